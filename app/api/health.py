@@ -1,0 +1,46 @@
+"""Probes and metrics: ``/livez``, ``/readyz``, ``/metrics``."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.feeds import timestamp
+from app.core.encoding import compact
+from app.gateway import Gateway
+
+
+class Health:
+    """The endpoints."""
+
+    def __init__(self, gateway: Gateway, registry: CollectorRegistry) -> None:
+        self._gateway = gateway
+        self._registry = registry
+        # etcd was in reach once: from then on its absence is the feeds' matter (they say "stale"), not a reason for all
+        # replicas to leave the Service at once.
+        self._was_ready = False
+
+    async def livez(self, _request: Request) -> Response:
+        """The process answers. Touches neither etcd nor feeds."""
+        return _plain({"status": "ok"}, 200)
+
+    async def readyz(self, _request: Request) -> Response:
+        """Ready once etcd has been in reach, until draining; names the endpoint and why when it is not."""
+        condition = self._gateway.upstream.condition
+        self._was_ready = self._was_ready or condition.state == "ready"
+        draining = self._gateway.registry.draining
+        ready = self._was_ready and not draining
+        etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": timestamp(condition.since)}
+        if condition.reason:
+            etcd["reason"] = condition.reason
+        body = {"status": "ok" if ready else "draining" if draining else "waiting for etcd", "etcd": etcd}
+        return _plain(body, 200 if ready else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _plain(body: object, status: int) -> Response:
+    return Response(compact(body) + "\n", status, {"Cache-Control": "no-store"}, media_type="application/json")

@@ -1,0 +1,65 @@
+"""Errors as RFC 9457 problems: ``{"type","title","status","code","detail","parameter"?}``. Never a stack trace."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.core.encoding import compact
+from app.core.errors import GatewayError, MethodNotAllowedError, NotFoundError, TransientError, UnauthorizedError
+
+log = logging.getLogger("gateway.http")
+
+
+def problem(error: GatewayError, *, retry_after: float | None = None) -> Response:
+    """The answer for *error*; ``Retry-After`` in seconds for what is transient."""
+    body: dict[str, Any] = {
+        "type": f"urn:etcd-watch-gateway:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "detail": error.detail,
+    }
+    if error.parameter is not None:
+        body["parameter"] = error.parameter
+    headers = {"Cache-Control": "no-store", **error.headers}
+    if isinstance(error, TransientError):
+        headers["Retry-After"] = str(math.ceil(retry_after if retry_after is not None else 1.0))
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(compact(body), error.status, headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the app answered as a problem."""
+
+    async def gateway_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, GatewayError), "registered for it"
+        return problem(error)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for it"
+        if error.status_code == MethodNotAllowedError.status:
+            answer = problem(MethodNotAllowedError(f"{request.method} is not for this path, GET is"))
+            answer.headers["Allow"] = "GET"
+            return answer
+        return problem(NotFoundError(f"nothing is at {request.url.path[:128]!r}", code="no-such-path"))
+
+    async def validation_error(_request: Request, _error: Exception) -> Response:
+        # No endpoint declares parameters to FastAPI (they are bytes), so this is never the client's fault.
+        return problem(GatewayError("the request could not be understood"))
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("unexpected error", exc_info=error, extra={"path": request.url.path})
+        return problem(GatewayError("an error of ours, which is in our log"))
+
+    app.add_exception_handler(GatewayError, gateway_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,28 @@
+"""Small facts of a request that more than one endpoint needs."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from starlette.requests import Request
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def address_of(request: Request) -> str:
+    """``host:port`` of the client, or of whom the proxy in front names (uvicorn's proxy headers)."""
+    client = request.client
+    return f"{client.host}:{client.port}" if client is not None else "unknown"
+
+
+def request_id_of(request: Request) -> str:
+    """``X-Request-Id`` as a proxy set it, if it is harmless; otherwise one of ours."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def query_of(request: Request) -> bytes:
+    """The raw query."""
+    raw: bytes = request.scope["query_string"]
+    return raw

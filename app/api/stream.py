@@ -1,0 +1,395 @@
+"""The stream response: one subscriber's reader, written to one ASGI connection.
+
+``EventSourceResponse`` gives the class, its headers and its place in FastAPI; its ``__call__`` (four tasks, a ping, a
+cleanup that depends on a generator having started: sse-starlette #156) is replaced. The lease is one ``async with``
+around the whole response, so every way out releases: close, reset, a client gone before the first byte, a send that
+is stuck, an error of ours, shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.problems import problem
+from app.api.tally import Tally
+from app.core.cursor import Cursor, Shape
+from app.core.errors import TransientError
+from app.core.frames import control, greeting
+from app.core.reader import Phase, Reader, Wants
+from app.ports import Clock, Draw, Etcd
+from app.watch.registry import Registry
+from app.watch.subscriber import Subscriber
+
+log = logging.getLogger("gateway.stream")
+
+# Bytes asked of a reader at a time. A subscriber that does not read holds about this, and uvicorn's 64 KiB, in the
+# process, and twice GATEWAY_SEND_BUFFER in the kernel.
+WRITE_SIZE = 64 * 1024
+# Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
+RETRY_MS = (1000, 5000)
+# Refused EventSources that are held open at a time; beyond, they are closed at once.
+MAX_HELD = 1000
+# What ends a stream that we did not close by a `close` event.
+GONE, STUCK, FAILED = "client", "send-timeout", "error"
+
+EXTENSION = "etcd_watch_gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A watch request, understood."""
+
+    shape: Shape
+    form: str
+    cursor: Cursor | None
+    snapshot: bool
+    holdable: bool  # an EventSource: a transient refusal must be a 200
+    address: str
+    user_agent: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """Of ``app.settings.Settings``, what streams need."""
+
+    instance: str
+    heartbeat: float
+    send_timeout: float
+    sync_timeout: float
+    stale_after: float
+    max_age: float
+
+
+class Streams:
+    """What all streams of the process share."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        etcd: Etcd,
+        epoch_of: Callable[[int, Shape], str],
+        settings: StreamSettings,
+        *,
+        clock: Clock,
+        draw: Draw,
+    ) -> None:
+        self.registry = registry
+        self.etcd = etcd
+        self.epoch_of = epoch_of
+        self.settings = settings
+        self.clock = clock
+        self.draw = draw
+        self.tally = Tally()
+        self.held: set[asyncio.Event] = set()
+
+    def retry_ms(self) -> int:
+        """When a client is to come back."""
+        low, high = RETRY_MS
+        return low + int((high - low) * self.draw())
+
+    def drain(self) -> None:
+        """End the refused that are held open; the registry ends the others."""
+        for event in self.held:
+            event.set()
+
+
+class _NoContent:
+    """``EventSourceResponse`` wants content; ours is written by ``__call__``."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        raise NotImplementedError("never iterated: StreamResponse replaces __call__")
+
+
+class StreamResponse(EventSourceResponse):
+    """See the module."""
+
+    def __init__(self, streams: Streams, asked: Asked) -> None:
+        super().__init__(
+            _NoContent(),
+            media_type="text/event-stream" if asked.form == "sse" else "application/x-ndjson",
+            headers={
+                "Cache-Control": "no-store, no-transform",
+                "Vary": "Last-Event-ID, Accept, Origin",
+                "X-Gateway-Instance": streams.settings.instance,
+                "X-Request-Id": asked.request_id,
+            },
+            ping=0,
+        )
+        self._streams = streams
+        self._asked = asked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it, to its end."""
+        asked = self._asked
+        connection = Connection(scope, receive, send, self._streams.settings.send_timeout)
+        try:
+            async with (
+                connection,
+                self._streams.registry.subscribe(
+                    asked.shape.range,
+                    address=asked.address,
+                    user_agent=asked.user_agent,
+                    request_id=asked.request_id,
+                    has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
+                ) as subscriber,
+            ):
+                await Delivery(self._streams, asked, subscriber, connection).run(self.status_code, self.raw_headers)
+        except TransientError as error:
+            # Only ``subscribe`` raises it, before anything was sent or held.
+            await self._refuse(error, scope, receive, send)
+
+    async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
+        streams = self._streams
+        streams.tally.refused[error.code] += 1
+        retry_ms = streams.retry_ms()
+        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code})
+        if not self._asked.holdable:
+            await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
+            return
+        async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
+            await connection.start(self.status_code, self.raw_headers)
+            await connection.send(greeting(self._asked.form, streams.settings.instance, retry_ms))
+            if len(streams.held) < MAX_HELD:
+                await self._hold(connection, retry_ms / 1000)
+            if not connection.gone:
+                close = control(self._asked.form, "close", {"reason": error.close_reason, "retry_ms": retry_ms})
+                await connection.send(close, more=False)
+
+    async def _hold(self, connection: Connection, seconds: float) -> None:
+        """An EventSource that is refused at once comes back at once: keep it busy until it may."""
+        over = asyncio.Event()
+        self._streams.held.add(over)
+        connection.on_gone = over.set
+        try:
+            async with asyncio.timeout(seconds):
+                await over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._streams.held.discard(over)
+
+
+class StuckError(Exception):
+    """A send took longer than ``GATEWAY_SEND_TIMEOUT``: the connection was aborted."""
+
+
+class Connection:
+    """One ASGI response being sent, and the one task that listens for the client's going."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
+        self._abort: Callable[[], None] | None = scope.get("extensions", {}).get(EXTENSION, {}).get("abort")
+        self._receive = receive
+        self._send = send
+        self._send_timeout = send_timeout
+        self._listener: asyncio.Task[None] | None = None
+        self.gone = False
+        self.on_gone: Callable[[], None] = lambda: None
+
+    async def __aenter__(self) -> Connection:
+        self._listener = asyncio.create_task(self._listen(), name="stream-disconnect")
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        assert self._listener is not None, "entered"
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self.on_gone()
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        await self._guarded({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, data: bytes, *, more: bool = True) -> None:
+        """Send bytes. Raises StuckError when that takes too long; the connection is aborted then."""
+        await self._guarded({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _guarded(self, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await self._send(message)
+        except TimeoutError:
+            if self._abort is not None:
+                self._abort()
+                await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is
+            raise StuckError from None
+
+
+class Delivery:
+    """One subscriber being served: reads its reader, writes its connection, keeps its clock."""
+
+    def __init__(self, streams: Streams, asked: Asked, subscriber: Subscriber, connection: Connection) -> None:
+        settings = streams.settings
+        self._streams = streams
+        self._asked = asked
+        self._subscriber = subscriber
+        self._feed = subscriber.feed
+        self._connection = connection
+        self._reader = subscriber.reader = Reader(
+            self._feed.core,
+            asked.shape,
+            streams.epoch_of,
+            form=asked.form,
+            cursor=asked.cursor,
+            snapshot=asked.snapshot,
+            heartbeat=settings.heartbeat,
+        )
+        now = streams.clock()
+        self._started = now
+        self._next_beat = now + settings.heartbeat
+        age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
+        self._deadline = now + age
+        self._helper: asyncio.Task[None] | None = None
+        self._helps = Wants.NOTHING
+        connection.on_gone = lambda: subscriber.close(GONE)
+
+    async def run(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Serve until the stream ends, in whatever way; logs and counts that end."""
+        self._streams.tally.opened += 1
+        reason = FAILED
+        try:
+            await self._connection.start(status, headers)
+            await self._write(self._reader.greet(self._streams.settings.instance, self._streams.retry_ms()))
+            reason = await self._follow()
+            if reason != GONE:
+                await self._write(self._last_words(reason), more=False)
+        except StuckError:
+            reason = STUCK
+        except asyncio.CancelledError:
+            reason = "shutdown" if self._streams.registry.draining else "cancelled"
+            raise
+        finally:
+            self._stop_helping()
+            self._note_end(reason)
+
+    async def _follow(self) -> str:
+        """Write what there is, wait for more; the reason to end."""
+        reader, subscriber = self._reader, self._subscriber
+        while True:
+            reason = self._reason_to_end()
+            if reason is not None:
+                return reason
+            data = reader.read(WRITE_SIZE)
+            if reader.phase is not Phase.SNAPSHOT:
+                data += reader.tell_staleness(self._stale_since())
+            now = self._streams.clock()
+            if now >= self._next_beat:
+                data += reader.beat(stale=self._feed.stale_since is not None)
+                self._next_beat = now + self._streams.settings.heartbeat
+            if data:
+                await self._write(data)
+            elif not self._help():
+                await subscriber.bell.wait(min(self._next_beat, self._deadline) - now)
+
+    def _reason_to_end(self) -> str | None:
+        if self._subscriber.closing is not None:
+            return self._subscriber.closing
+        now = self._streams.clock()
+        if now >= self._deadline:
+            return "max-age"
+        waiting = self._reader.phase is Phase.WAITING and self._feed.core.view is None
+        if waiting and now - self._started > self._streams.settings.stale_after:
+            # Another replica may have a view; here there is none, and no word of when there will be.
+            return "unavailable"
+        return None
+
+    def _stale_since(self) -> str | None:
+        since = self._feed.stale_since
+        return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def _last_words(self, reason: str) -> bytes:
+        return self._reader.close(reason, self._streams.retry_ms(), stale=self._feed.stale_since is not None)
+
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        if data or not more:
+            await self._connection.send(data, more=more)
+            self._subscriber.bytes += len(data)
+            self._streams.tally.bytes += len(data)
+
+    # --- what a waiting reader needs ----------------------------------------------------------------------------------
+
+    def _help(self) -> bool:
+        """Get a waiting reader what it wants; True when it is to be asked again at once."""
+        wants = self._reader.wants
+        if wants is Wants.HISTORY:
+            asked = self._reader.asked
+            assert asked is not None, "only a cursor can want history"
+            if not self._feed.want_history(asked):
+                self._reader.refuse_history()
+            return True
+        if wants is not self._helps:
+            self._stop_helping()
+            self._helps = wants
+            if wants is Wants.LINEARIZABLE:
+                self._helper = asyncio.create_task(self._read_linearizable(), name="stream-linearizable")
+            elif wants is Wants.CATCH_UP:
+                self._helper = asyncio.create_task(self._await_catch_up(), name="stream-catch-up")
+        return False
+
+    def _stop_helping(self) -> None:
+        if self._helper is not None:
+            self._helper.cancel()
+            self._helper = None
+        self._helps = Wants.NOTHING
+
+    async def _read_linearizable(self) -> None:
+        while True:
+            try:
+                revision = await self._feed.linearizable_revision()
+            except Exception as error:  # etcd is away: the feed's own state says so, here we only try again
+                log.debug("no linearizable revision", extra={"reason": str(error)})
+                await asyncio.sleep(1)
+                continue
+            self._reader.give_linearizable(revision)
+            self._subscriber.bell.ring()
+            return
+
+    async def _await_catch_up(self) -> None:
+        """Give the feed time to prove that it got to the cursor; then read the state afresh."""
+        asked = self._reader.asked
+        assert asked is not None, "only a cursor can be ahead"
+        self._feed.await_catch_up(1)
+        try:
+            while True:
+                await asyncio.sleep(self._streams.settings.sync_timeout)
+                snapshot = await self._feed.fresh_snapshot(asked)
+                if snapshot is not None:
+                    self._reader.give_snapshot(snapshot)
+                    self._subscriber.bell.ring()
+                    return
+        finally:
+            self._feed.await_catch_up(-1)
+
+    # --- its end ------------------------------------------------------------------------------------------------------
+
+    def _note_end(self, reason: str) -> None:
+        tally, reader = self._streams.tally, self._reader
+        tally.closed[reason] += 1
+        tally.deliveries += reader.delivered
+        tally.resets.update(reader.resets)
+        log.info(
+            "stream end",
+            extra={
+                "range": str(self._asked.shape.range),
+                "reason": reason,
+                "seconds": round(self._streams.clock() - self._started, 3),
+                "bytes": self._subscriber.bytes,
+                "events": reader.delivered,
+                "revision": reader.revision,
+                "address": self._asked.address,
+                "request_id": self._asked.request_id,
+            },
+        )

@@ -1,0 +1,56 @@
+"""``GET /v1/watch``: get-and-watch, as Server-Sent Events or NDJSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.requests import address_of, query_of, request_id_of
+from app.api.stream import Asked, StreamResponse
+from app.core.accept import format_of, names_event_stream
+from app.core.cursor import Cursor, Shape, parse_cursor
+from app.core.query import parse_choice, parse_flag, parse_query, parse_range
+from app.gateway import Gateway
+
+_KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "last_event_id", "format"})
+
+
+def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
+    """``Last-Event-ID`` beats ``last_event_id``; what is present counts, even empty or unreadable."""
+    if header is not None:
+        return parse_cursor(header)
+    if "last_event_id" in query:
+        return parse_cursor(query["last_event_id"].decode("utf-8", "replace"))
+    return None
+
+
+class Watch:
+    """The endpoint."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def get(self, request: Request) -> Response:
+        """Answer one request; what is permanent is refused here, what is transient by the stream itself."""
+        access = self._gateway.access
+        access.check_token(request)
+        query = parse_query(query_of(request), _KNOWN)
+        watched = parse_range(query)
+        encoding = parse_choice(query, "encoding", ("auto", "base64")) or "auto"
+        snapshot = parse_flag(query, "snapshot", default=True)
+        accept = request.headers.get("accept", "")
+        form = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
+        access.check_range(watched)
+        asked = Asked(
+            Shape(watched, encoding=encoding),
+            form,
+            cursor_of(request.headers.get("last-event-id"), query),
+            snapshot,
+            holdable=names_event_stream(accept),
+            address=address_of(request),
+            user_agent=request.headers.get("user-agent", "")[:256],
+            request_id=request_id_of(request),
+        )
+        return StreamResponse(self._gateway.streams, asked)

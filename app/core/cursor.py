@@ -1,0 +1,74 @@
+"""The cursor ``<epoch>-<revision>``: where a mirror stands, readable by every replica.
+
+The epoch's derivation is frozen within v1 of the wire contract: change it and every client resets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+
+from app.core.keys import KeyRange
+
+_FORM = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a request decides which mirror it builds (not its mode or format)."""
+
+    range: KeyRange
+    encoding: str = "auto"
+    keys_only: bool = False
+    count_only: bool = False
+
+
+def derive_epoch(cluster_id: int, gateway_epoch: str, shape: Shape) -> str:
+    """Eight hex digits that change with the cluster, ``GATEWAY_EPOCH`` and the shape of the request."""
+    canonical = json.dumps(
+        [
+            "v1",
+            f"{cluster_id:016x}",
+            gateway_epoch,
+            [[shape.range.kind, shape.range.name.hex()]],
+            {"encoding": shape.encoding, "keys_only": shape.keys_only, "count_only": shape.count_only},
+        ],
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return sha256(canonical.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A cursor as a client brought it. ``epoch`` None means that it could not be read."""
+
+    epoch: str | None
+    revision: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.revision}"
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says "I hold nothing"."""
+        return self.epoch is not None and self.revision == 0
+
+
+NOTHING = Cursor("", 0)
+UNREADABLE = Cursor(None, 0)
+
+
+def parse_cursor(text: str) -> Cursor:
+    """Read what a client sent; never raises: an empty text holds nothing, an unreadable one is ``UNREADABLE``.
+
+    Revisions are int64 at etcd; a larger one cannot be of ours.
+    """
+    if not text:
+        return NOTHING
+    match = _FORM.fullmatch(text)
+    if match is None or int(match[2]) >= 1 << 63:
+        return UNREADABLE
+    return Cursor(match[1], int(match[2]))

@@ -1,0 +1,141 @@
+"""Everything that can go wrong in words that a client may see.
+
+GatewayError
+├── BadRequestError            400, the parameter is named
+├── UnauthorizedError          401
+├── ForbiddenError             403
+├── NotFoundError              404
+├── MethodNotAllowedError      405
+├── PageExpiredError           410
+├── TransientError             held open as a short stream for an EventSource, otherwise 429 or 503 with Retry-After
+│   ├── OverCapacityError      429
+│   ├── DrainingError          503
+│   └── UnavailableError       503, etcd is out of reach
+├── TooLargeError              503, the range does not fit the memory it may have
+└── EtcdRefusedError           502, etcd answers, and says no
+
+CompactedError and FutureRevisionError are for callers inside: no client sees them as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """Carries what becomes an RFC 9457 problem: ``status``, a machine word ``code``, a ``title``, and its detail."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    code: str = "internal"
+
+    def __init__(self, detail: str, *, code: str | None = None, parameter: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.parameter = parameter
+        self.headers: Mapping[str, str] = {}  # more for the answer
+        if code is not None:
+            self.code = code
+
+
+class BadRequestError(GatewayError):
+    """The request is wrong, and will be whenever it is sent again."""
+
+    status = 400
+    title = "Bad request"
+    code = "invalid-parameter"
+
+
+class UnauthorizedError(GatewayError):
+    """No token, or not the right one."""
+
+    status = 401
+    title = "Unauthorized"
+    code = "unauthorized"
+
+
+class ForbiddenError(GatewayError):
+    """The range lies outside of what may be read."""
+
+    status = 403
+    title = "Forbidden"
+    code = "forbidden"
+
+
+class NotFoundError(GatewayError):
+    """No such key, or no such path."""
+
+    status = 404
+    title = "Not found"
+    code = "not-found"
+
+
+class MethodNotAllowedError(GatewayError):
+    """The path knows other methods."""
+
+    status = 405
+    title = "Method not allowed"
+    code = "method-not-allowed"
+
+
+class PageExpiredError(GatewayError):
+    """The revision that the pages are pinned to is compacted: start over."""
+
+    status = 410
+    title = "Page expired"
+    code = "page-expired"
+
+
+class TransientError(GatewayError):
+    """Not now; ``retry_after`` in seconds says when to come again."""
+
+    status = 503
+    title = "Service unavailable"
+    close_reason: ClassVar[str] = "unavailable"
+
+
+class OverCapacityError(TransientError):
+    """A cap is reached; ``code`` says which."""
+
+    status = 429
+    title = "Over capacity"
+    code = "over-capacity"
+    close_reason = "overloaded"
+
+
+class DrainingError(TransientError):
+    """This instance is about to stop."""
+
+    code = "draining"
+    close_reason = "drain"
+
+
+class UnavailableError(TransientError):
+    """etcd is out of reach, and there is no view to serve from."""
+
+    code = "etcd-unavailable"
+
+
+class TooLargeError(GatewayError):
+    """The range does not fit ``GATEWAY_MAX_FEED_BYTES``, or one answer does not fit a message."""
+
+    status = 503
+    title = "Too large"
+    code = "too-large"
+
+
+class EtcdRefusedError(GatewayError):
+    """etcd answers, and refuses."""
+
+    status = 502
+    title = "etcd refused"
+    code = "etcd-refused"
+
+
+class CompactedError(Exception):
+    """The revision asked for is compacted."""
+
+
+class FutureRevisionError(Exception):
+    """The revision asked for has not happened (here)."""

@@ -1,0 +1,565 @@
+"""The life of one watched range, as a state machine over its view and its log.
+
+Must live here: every decision about when a feed's history is complete, continues, or must start anew. Must not: tasks,
+timers, gRPC; the shell (``app.watch.feed``) executes the returned commands and feeds the outcomes back.
+
+Theory of operation
+    *Fresh start.* The watch is opened "from now" first, then the snapshot is taken at R; what the watch said up to R
+    is dropped. Such a watch was never behind, so no compaction can eat an event before it is sent (a watch opened at
+    R+1 *after* the snapshot can lose a delete exactly at a compaction revision: etcd #18089, seen on 3.4.23, 3.5.1).
+
+    *Start with a cursor.* The snapshot is taken first, then one watch opens ``reach_back`` revisions before it: what
+    it says up to R becomes the log's history, what comes after is live. All is held until the history is complete
+    (an event, or trusted progress, at R or above) and a count-only Range just below its start still answers.
+
+    *After a break.* An anchor is a revision whose events we know. The watch restarts *at* it and must bring it again
+    as we know it: that proves the same history with nothing lost. Without one (compacted, or more than ``reach_back``
+    revisions ago: etcd would have to scan them all), it restarts at C+1, C = the log's tip, is held until complete,
+    and is accepted only if a Range at revision C still answers.
+
+    Anything else ends in a fresh start and a new log generation, which every reader notices by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from app.core.events import Batch, Event
+from app.core.feedwords import (
+    AwaitProof,
+    CloseWatch,
+    Commands,
+    EndProof,
+    FeedInput,
+    OpenWatch,
+    Probe,
+    Probed,
+    Reason,
+    Restored,
+    Retry,
+    RetryDue,
+    SnapshotFailed,
+    SnapshotTaken,
+    Start,
+    Stop,
+    SyncTimeout,
+    TakeSnapshot,
+    WantHistory,
+)
+from app.core.log import Bounds, Log
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.view import View
+
+# One etcd catch-up response covers up to 1,000 revisions (etcd watchBatchMaxRevs): a start further back than that
+# takes several rounds, so it goes to the catch-up stream, where it holds up nobody's live events.
+CATCH_UP_REVISIONS = 1000
+# A joiner with an old cursor may make a live feed re-read history; not more often than this (seconds).
+DEEPEN_INTERVAL = 10.0
+
+
+class State(Enum):
+    """Where a feed is in its life."""
+
+    IDLE = "idle"
+    OPENING = "opening"
+    SNAPSHOTTING = "snapshotting"
+    REACHING = "reaching"
+    CATCHING_UP = "catching-up"
+    CONFIRMING = "confirming"
+    LIVE = "live"
+    START_RETRY = "start-retry"
+    WATCH_RETRY = "watch-retry"
+    CLOSED = "closed"
+
+
+class InvalidTransitionError(Exception):
+    """An input that its state does not know: nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A revision whose events we know, to be seen again after a break.
+
+    ``exact``: *events* are all of them. Otherwise they are those that a snapshot still held, and what lies between
+    ``revision`` and ``settled`` (the snapshot's revision) is known as state only.
+    """
+
+    revision: int
+    events: Sequence[Event]
+    exact: bool
+    settled: int
+
+    def matches(self, batch: Batch) -> bool:
+        """Whether *batch* is this revision as we know it."""
+        if batch.revision != self.revision:
+            return False
+        if self.exact:
+            return batch.events == self.events
+        return all(event in batch.events for event in self.events)
+
+
+class Plan(Enum):
+    """How a watch that starts in the past proves itself."""
+
+    BACKFILL = "backfill"
+    OVERLAP = "overlap"
+    PROBE = "probe"
+
+
+@dataclass(slots=True)
+class CatchUp:
+    """A watch under way that started in the past."""
+
+    plan: Plan
+    start: int
+    floor: int  # nothing above it may be compacted while we read
+    target: int  # complete when everything up to it was said
+    catch_up: bool
+    created: bool = False
+
+
+class FeedCore:
+    """See the module. ``handle`` is the only way in; ``log``, ``view`` and ``state`` are for readers to look at."""
+
+    def __init__(self, bounds: Bounds, reach_back: int) -> None:
+        self._bounds = bounds
+        self._reach_back = reach_back
+        self.state = State.IDLE
+        self.log = Log(bounds)
+        self.view: View | None = None
+        self.cluster_id = 0
+        # Why the log's generation began: what a reader of an older one is told.
+        self.reason: Reason = "initial"
+        self._next_reason: Reason = "initial"
+        # The view's history may not continue: nobody new is given it.
+        self.doubted = False
+        self._reach = False
+        self._anchor: Anchor | None = None
+        self._settled = 0  # the snapshot's revision: up to it a watch may repeat what the snapshot holds
+        self._catch_up: CatchUp | None = None
+        self._held: list[Batch] = []
+        self._held_bytes = 0
+        self._attempt = 0
+        self._move_at = 0
+        self._deepened_at = float("-inf")
+        self._compacted = 0  # the greatest compaction revision that etcd has told us of
+        self.events_in = 0
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a joiner may be given what the view holds."""
+        return self.view is not None and not self.doubted
+
+    @property
+    def bytes(self) -> int:
+        """Memory it is counted with: view, log, and what is held back."""
+        return (self.view.bytes if self.view is not None else 0) + self.log.bytes + self._held_bytes
+
+    def promises_history(self, revision: int) -> bool:
+        """Whether a reader at *revision*, below the log's floor, may still be served when the catch-up is done."""
+        pending = self._catch_up
+        if pending is not None and pending.plan is Plan.BACKFILL:
+            return revision >= pending.floor
+        return False
+
+    def may_deepen(self, revision: int, now: float, *, trusted: bool) -> bool:
+        """Whether ``WantHistory`` for a cursor at *revision* is worth it: reachable, provable, and not too often."""
+        return (
+            self.state is State.LIVE
+            and trusted
+            and revision >= self.log.tip - self._reach_back
+            and now - self._deepened_at >= DEEPEN_INTERVAL
+        )
+
+    def why_no_history(self, revision: int) -> Reason:
+        """Why a cursor below the log's floor is not resumed.
+
+        What ended the history that it knows of; or etcd has compacted that; or it is out of reach.
+        """
+        if self.reason != "initial" and revision < self._settled:
+            return self.reason
+        return "compacted" if revision < self._compacted else "lagged"
+
+    def handle(self, given: FeedInput, now: float) -> Commands:
+        """Take one input; returns what is to be done, in order.
+
+        Raises:
+            InvalidTransitionError: the state does not know this input; nothing was changed.
+        """
+        before = self.state
+        entry = TABLE.get((before, type(given)))
+        if entry is None:
+            msg = f"{type(given).__name__} in state {before.value}"
+            raise InvalidTransitionError(msg)
+        commands = entry.action(self, given, now)
+        if before is State.CATCHING_UP and self.state is not State.CATCHING_UP:
+            commands = (EndProof(), *commands)
+        return commands
+
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    def _start(self, given: Start, _now: float) -> Commands:
+        self._reach = given.reach
+        return self._begin()
+
+    def _begin(self) -> Commands:
+        """A fresh start; with a cursor waiting and nothing yet to show, the snapshot comes first."""
+        self._catch_up = None
+        self._release_held()
+        if self._reach and self.view is None:
+            self.state = State.REACHING
+            return (TakeSnapshot(),)
+        self.state = State.OPENING
+        return (OpenWatch(0),)
+
+    def _start_anew(self, reason: Reason) -> Commands:
+        self.doubted = True
+        self._next_reason = reason
+        self._attempt = 0
+        return (CloseWatch(), *self._begin())
+
+    def _want_history_at_start(self, _given: FeedInput, _now: float) -> Commands:
+        self._reach = self.view is None
+        return ()
+
+    def _ignore(self, _given: FeedInput, _now: float) -> Commands:
+        return ()
+
+    def _opened(self, _given: FeedInput, _now: float) -> Commands:
+        self.state = State.SNAPSHOTTING
+        return (TakeSnapshot(),)
+
+    def _retry_start(self, _given: FeedInput, _now: float) -> Commands:
+        self._release_held()
+        self.state = State.START_RETRY
+        self._attempt += 1
+        return (CloseWatch(), Retry(self._attempt - 1))
+
+    def _retry_due_to_start(self, _given: FeedInput, _now: float) -> Commands:
+        return self._begin()
+
+    def _hold_for_snapshot(self, given: Batches, now: float) -> Commands:
+        if not self._hold(given.batches):
+            return self._retry_start(given, now)
+        return ()
+
+    def _snapshot_behind_watch(self, given: SnapshotTaken, now: float) -> Commands:
+        self._install(given)
+        if self._reach:
+            self._release_held()
+            return (CloseWatch(), *self._backfill(now))
+        self._become_live()
+        for batch in self._take_held():
+            if batch.revision > self.log.tip:
+                self._publish(batch, now)
+        return ()
+
+    def _snapshot_before_watch(self, given: SnapshotTaken, now: float) -> Commands:
+        self._install(given)
+        return self._backfill(now)
+
+    def _install(self, given: SnapshotTaken) -> None:
+        snapshot = given.snapshot
+        self.view = View(snapshot)
+        self.log.restart(snapshot.revision)
+        if self.cluster_id not in (0, given.cluster_id):
+            self._next_reason = "restored"
+        self.cluster_id = given.cluster_id
+        self.reason = self._next_reason
+        self.doubted = False
+        self._settled = snapshot.revision
+        newest = max((item.mod_revision for item in snapshot.items), default=0)
+        self._anchor = (
+            Anchor(newest, [i for i in snapshot.items if i.mod_revision == newest], False, snapshot.revision)
+            if newest
+            else None
+        )
+
+    # --- catching up -------------------------------------------------------------------------------------------------
+
+    def _backfill(self, now: float) -> Commands:
+        """Read the history below the log's floor again, on the feed's one watch."""
+        self._reach = False
+        self._deepened_at = now
+        start = max(1, self.log.tip - self._reach_back)
+        return self._open(Plan.BACKFILL, start, start - 1, self.log.tip)
+
+    def _resume(self) -> Commands:
+        """Go on after a break: at the anchor if etcd need not scan too far for it, otherwise behind the tip."""
+        anchor = self._anchor
+        if anchor is not None and self.log.tip - anchor.revision <= self._reach_back:
+            return self._open(Plan.OVERLAP, anchor.revision, anchor.revision - 1, anchor.revision)
+        return self._resume_behind_tip()
+
+    def _resume_behind_tip(self) -> Commands:
+        return self._open(Plan.PROBE, self.log.tip + 1, self.log.tip, self.log.tip)
+
+    def _open(self, plan: Plan, start: int, floor: int, target: int) -> Commands:
+        self._release_held()
+        far = self.log.tip - start >= CATCH_UP_REVISIONS
+        self._catch_up = CatchUp(plan, start, floor, target, far)
+        self._move_at = 0
+        self.state = State.CATCHING_UP
+        return (OpenWatch(start, far),)
+
+    def _pending(self) -> CatchUp:
+        assert self._catch_up is not None, "only in CATCHING_UP and CONFIRMING"
+        return self._catch_up
+
+    def _caught_created(self, given: Created, _now: float) -> Commands:
+        pending = self._pending()
+        pending.created = True
+        pending.target = max(pending.target, given.revision)
+        if pending.plan is Plan.PROBE and given.revision < pending.start:
+            # Nothing lies between: this watch was never behind.
+            return self._confirm()
+        return (AwaitProof(),)
+
+    def _caught_batches(self, given: Batches, now: float) -> Commands:
+        pending = self._pending()
+        if pending.plan is Plan.OVERLAP:
+            return self._check_overlap(given.batches, now)
+        if not self._hold(given.batches):
+            return self._start_anew("lagged")
+        if given.batches[-1].revision >= pending.target:
+            return self._confirm()
+        return ()
+
+    def _check_overlap(self, found: Sequence[Batch], now: float) -> Commands:
+        anchor, pending = self._anchor, self._pending()
+        assert anchor is not None, "an overlap has an anchor"
+        if not anchor.matches(found[0]):
+            return self._start_anew("restored")
+        after = [batch for batch in found[1:] if batch.revision > anchor.settled]
+        if after and after[0].revision <= self.log.tip:
+            # Progress had said that nothing is there: another history.
+            return self._start_anew("restored")
+        self._become_live()
+        self._move_at = pending.target if pending.catch_up else 0
+        return self._publish_all(after, now)
+
+    def _caught_progress(self, given: Progress, _now: float) -> Commands:
+        pending = self._pending()
+        if not given.trusted or not pending.created or given.revision < pending.target:
+            return ()
+        if pending.plan is Plan.OVERLAP:
+            # The anchor would have come before: it is compacted away, or never was.
+            return self._resume_behind_tip()
+        return self._confirm()
+
+    def _caught_compacted(self, given: Compacted, _now: float) -> Commands:
+        pending = self._pending()
+        self._compacted = given.revision
+        if given.revision > self.log.tip:
+            return self._start_anew("compacted")
+        if pending.plan is Plan.OVERLAP:
+            return self._resume_behind_tip()
+        if pending.plan is Plan.BACKFILL:
+            return self._open(Plan.BACKFILL, given.revision + 1, given.revision, self.log.tip)
+        return self._start_anew("compacted")
+
+    def _sync_timeout(self, _given: FeedInput, _now: float) -> Commands:
+        return self._start_anew("unproven")
+
+    def _confirm(self) -> Commands:
+        self.state = State.CONFIRMING
+        return (Probe(max(1, self._pending().floor)),)
+
+    def _hold_for_probe(self, given: Batches, _now: float) -> Commands:
+        return () if self._hold(given.batches) else self._start_anew("lagged")
+
+    def _probed(self, given: Probed, now: float) -> Commands:
+        pending = self._pending()
+        if given.outcome == "compacted":
+            return self._start_anew("compacted")
+        if given.outcome == "future":
+            return self._start_anew("restored")
+        if given.outcome == "failed":
+            return self._retry_watch(given, now)
+        held = self._take_held()
+        if pending.plan is Plan.BACKFILL:
+            history = [batch for batch in held if batch.revision <= self.log.floor]
+            self.log.prepend(history, min(pending.floor, self.log.floor), now)
+        tip = self.log.tip
+        self._become_live()
+        self._move_at = pending.target if pending.catch_up else 0
+        return self._publish_all([batch for batch in held if batch.revision > tip], now)
+
+    # --- live --------------------------------------------------------------------------------------------------------
+
+    def _become_live(self) -> None:
+        self.state = State.LIVE
+        self._catch_up = None
+        self._attempt = 0
+        self._move_at = 0
+
+    def _live_batches(self, given: Batches, now: float) -> Commands:
+        return self._publish_all(given.batches, now)
+
+    def _publish_all(self, found: Sequence[Batch], now: float) -> Commands:
+        for batch in found:
+            if batch.revision > self.log.tip:
+                self._publish(batch, now)
+            elif batch.revision > self._settled:
+                # A watch never goes back, but for what the snapshot covers: this is not our history.
+                return self._start_anew("restored")
+        return self._move_when_caught_up()
+
+    def _publish(self, batch: Batch, now: float) -> None:
+        assert self.view is not None, "published before a snapshot"
+        self.log.append(batch, now)
+        self.view.apply(batch)
+        self._anchor = Anchor(batch.revision, batch.events, True, batch.revision)
+        self.events_in += len(batch.events)
+
+    def _live_progress(self, given: Progress, _now: float) -> Commands:
+        if given.trusted:
+            self.log.advance(given.revision)
+        return self._move_when_caught_up()
+
+    def _move_when_caught_up(self) -> Commands:
+        """From the catch-up stream to a live one, as after a break."""
+        if self._move_at and self.log.tip >= self._move_at:
+            return self._resume()
+        return ()
+
+    def _deepen(self, _given: FeedInput, now: float) -> Commands:
+        return self._backfill(now)
+
+    def _live_compacted(self, given: Compacted, _now: float) -> Commands:
+        """A slow watch that compaction overtook."""
+        if given.revision > self.log.tip:
+            return self._start_anew("compacted")
+        return self._resume_behind_tip()
+
+    def _retry_watch(self, _given: FeedInput, _now: float) -> Commands:
+        self._release_held()
+        self.state = State.WATCH_RETRY
+        self._attempt += 1
+        return (CloseWatch(), Retry(self._attempt - 1))
+
+    def _retry_due_to_watch(self, _given: FeedInput, _now: float) -> Commands:
+        pending = self._catch_up
+        if pending is not None and pending.plan is Plan.BACKFILL:
+            return self._open(Plan.BACKFILL, pending.start, pending.floor, self.log.tip)
+        return self._resume()
+
+    def _restored(self, _given: FeedInput, _now: float) -> Commands:
+        return self._start_anew("restored")
+
+    def _stop(self, _given: FeedInput, _now: float) -> Commands:
+        self._release_held()
+        self.state = State.CLOSED
+        return (CloseWatch(),)
+
+    # --- what is held back until it is proven ------------------------------------------------------------------------
+
+    def _hold(self, found: Sequence[Batch]) -> bool:
+        """Keep batches aside. Says False when what must not be lost no longer fits; history just loses its old end."""
+        self._held.extend(found)
+        self._held_bytes += sum(batch.size for batch in found)
+        pending, limit = self._catch_up, self._bounds.bytes
+        drop = 0
+        while self._held_bytes > limit and pending is not None and pending.plan is Plan.BACKFILL:
+            oldest = self._held[drop]
+            if oldest.revision > self.log.tip:
+                break
+            pending.floor = oldest.revision
+            self._held_bytes -= oldest.size
+            drop += 1
+        del self._held[:drop]
+        # One revision may be larger than the bound; two that together are must not both be.
+        return self._held_bytes <= limit or len(self._held) == 1
+
+    def _take_held(self) -> list[Batch]:
+        held = self._held
+        self._release_held()
+        return held
+
+    def _release_held(self) -> None:
+        self._held, self._held_bytes = [], 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a state makes of an input, and where that may lead. The tests hold the actions to it; the docs draw it."""
+
+    action: Callable[..., Commands]
+    leads_to: tuple[State, ...]
+
+
+def _entry(action: Callable[..., Commands], *leads_to: State) -> Entry:
+    return Entry(action, leads_to)
+
+
+_F, _S = FeedCore, State
+_FRESH = (_S.OPENING, _S.REACHING)
+
+TABLE: dict[tuple[State, type], Entry] = {
+    (_S.IDLE, Start): _entry(_F._start, *_FRESH),
+    (_S.IDLE, Stop): _entry(_F._stop, _S.CLOSED),
+    # A fresh watch first, then the snapshot.
+    (_S.OPENING, Created): _entry(_F._opened, _S.SNAPSHOTTING),
+    (_S.OPENING, Refused): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.OPENING, Compacted): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.OPENING, Lost): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.OPENING, Progress): _entry(_F._ignore, _S.OPENING),
+    (_S.OPENING, WantHistory): _entry(_F._want_history_at_start, _S.OPENING),
+    (_S.OPENING, Restored): _entry(_F._ignore, _S.OPENING),
+    (_S.OPENING, Stop): _entry(_F._stop, _S.CLOSED),
+    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.CATCHING_UP),
+    (_S.SNAPSHOTTING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.SNAPSHOTTING, Batches): _entry(_F._hold_for_snapshot, _S.SNAPSHOTTING, _S.START_RETRY),
+    (_S.SNAPSHOTTING, Progress): _entry(_F._ignore, _S.SNAPSHOTTING),
+    (_S.SNAPSHOTTING, Compacted): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.SNAPSHOTTING, Refused): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.SNAPSHOTTING, Lost): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.SNAPSHOTTING, WantHistory): _entry(_F._want_history_at_start, _S.SNAPSHOTTING),
+    (_S.SNAPSHOTTING, Restored): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.SNAPSHOTTING, Stop): _entry(_F._stop, _S.CLOSED),
+    (_S.START_RETRY, RetryDue): _entry(_F._retry_due_to_start, *_FRESH),
+    (_S.START_RETRY, WantHistory): _entry(_F._want_history_at_start, _S.START_RETRY),
+    (_S.START_RETRY, Restored): _entry(_F._ignore, _S.START_RETRY),
+    (_S.START_RETRY, Stop): _entry(_F._stop, _S.CLOSED),
+    # A cursor is waiting: the snapshot first, then a watch that begins before it.
+    (_S.REACHING, SnapshotTaken): _entry(_F._snapshot_before_watch, _S.CATCHING_UP),
+    (_S.REACHING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
+    (_S.REACHING, WantHistory): _entry(_F._ignore, _S.REACHING),
+    (_S.REACHING, Restored): _entry(_F._ignore, _S.REACHING),
+    (_S.REACHING, Stop): _entry(_F._stop, _S.CLOSED),
+    # A watch that started in the past proves itself.
+    (_S.CATCHING_UP, Created): _entry(_F._caught_created, _S.CATCHING_UP, _S.CONFIRMING),
+    (_S.CATCHING_UP, Batches): _entry(_F._caught_batches, _S.CATCHING_UP, _S.CONFIRMING, _S.LIVE, _S.OPENING),
+    (_S.CATCHING_UP, Progress): _entry(_F._caught_progress, _S.CATCHING_UP, _S.CONFIRMING),
+    (_S.CATCHING_UP, Compacted): _entry(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
+    (_S.CATCHING_UP, SyncTimeout): _entry(_F._sync_timeout, _S.OPENING),
+    (_S.CATCHING_UP, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.CATCHING_UP, Lost): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.CATCHING_UP, WantHistory): _entry(_F._ignore, _S.CATCHING_UP),
+    (_S.CATCHING_UP, Restored): _entry(_F._restored, _S.OPENING),
+    (_S.CATCHING_UP, Stop): _entry(_F._stop, _S.CLOSED),
+    (_S.CONFIRMING, Probed): _entry(_F._probed, _S.LIVE, _S.CATCHING_UP, _S.OPENING, _S.WATCH_RETRY),
+    (_S.CONFIRMING, Batches): _entry(_F._hold_for_probe, _S.CONFIRMING, _S.OPENING),
+    (_S.CONFIRMING, Progress): _entry(_F._ignore, _S.CONFIRMING),
+    (_S.CONFIRMING, Compacted): _entry(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
+    (_S.CONFIRMING, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.CONFIRMING, Lost): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.CONFIRMING, WantHistory): _entry(_F._ignore, _S.CONFIRMING),
+    (_S.CONFIRMING, Restored): _entry(_F._restored, _S.OPENING),
+    (_S.CONFIRMING, Stop): _entry(_F._stop, _S.CLOSED),
+    # Live, and what may end that.
+    (_S.LIVE, Batches): _entry(_F._live_batches, _S.LIVE, _S.OPENING, _S.CATCHING_UP),
+    (_S.LIVE, Progress): _entry(_F._live_progress, _S.LIVE, _S.CATCHING_UP),
+    (_S.LIVE, Compacted): _entry(_F._live_compacted, _S.CATCHING_UP, _S.OPENING),
+    (_S.LIVE, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.LIVE, Lost): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.LIVE, WantHistory): _entry(_F._deepen, _S.CATCHING_UP),
+    (_S.LIVE, Restored): _entry(_F._restored, _S.OPENING),
+    (_S.LIVE, Stop): _entry(_F._stop, _S.CLOSED),
+    (_S.WATCH_RETRY, RetryDue): _entry(_F._retry_due_to_watch, _S.CATCHING_UP),
+    (_S.WATCH_RETRY, WantHistory): _entry(_F._ignore, _S.WATCH_RETRY),
+    (_S.WATCH_RETRY, Restored): _entry(_F._restored, _S.OPENING),
+    (_S.WATCH_RETRY, Stop): _entry(_F._stop, _S.CLOSED),
+}

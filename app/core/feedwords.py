@@ -1,0 +1,125 @@
+"""What goes into a feed's state machine, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from app.core.events import Snapshot
+from app.core.multiplex import WatchInput
+
+Reason = Literal["initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"]
+
+
+# Inputs beside those of the watch itself.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Somebody wants this feed. *reach*: somebody with a cursor does."""
+
+    reach: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WantHistory:
+    """A joiner's cursor lies below the log's floor."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """All pages of the Range, at one revision."""
+
+    snapshot: Snapshot
+    cluster_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFailed:
+    """The Range failed for good; the shell has logged why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a count-only Range at the asked revision said."""
+
+    outcome: Literal["ok", "compacted", "future", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDue:
+    """The wait of a ``Retry`` is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncTimeout:
+    """``GATEWAY_SYNC_TIMEOUT`` has passed since the watch was created, without proof."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The cluster's history is another one: a new cluster id, or a linearizable revision that fell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Nobody wants this feed any more."""
+
+
+FeedInput = (
+    Start
+    | WantHistory
+    | SnapshotTaken
+    | SnapshotFailed
+    | Probed
+    | RetryDue
+    | SyncTimeout
+    | Restored
+    | Stop
+    | WatchInput
+)
+
+
+# Commands.
+@dataclass(frozen=True, slots=True)
+class OpenWatch:
+    """Open a watch at *start* (0: from now); any other of this feed is closed before."""
+
+    start: int
+    catch_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CloseWatch:
+    """Close the watch; nothing of it is to be fed back any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Read the whole range at one linearizable revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask whether *revision* is still readable."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Wait, by the backoff of *attempt*, then say ``RetryDue``."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitProof:
+    """Ask for progress until ``EndProof``, and say ``SyncTimeout`` if that takes too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndProof:
+    """The proof came, or is no longer wanted."""
+
+
+Command = OpenWatch | CloseWatch | TakeSnapshot | Probe | Retry | AwaitProof | EndProof
+Commands = tuple[Command, ...]

@@ -1,0 +1,57 @@
+"""Key ranges: what a subscriber asks for, and what etcd is asked for.
+
+Must live here: the arithmetic of prefixes. Must not: anything that knows of HTTP parameters or of protobuf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote
+
+Kind = Literal["prefix", "key"]
+
+# Everything that may stand in a query as it is, so that a range's name can be pasted behind `?`.
+_SAFE = "/:@!$'()*,;-._~="
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    r"""The first key behind all keys that start with *prefix*, as etcd's ``range_end``.
+
+    Trailing 0xff bytes carry; an empty prefix, or one of 0xff only, has no end: ``b"\0"`` is etcd's word for that
+    (FIELD-NOTES pitfall 29; etcd ``clientv3.GetPrefixRangeEnd``).
+    """
+    stem = prefix.rstrip(b"\xff")
+    if not stem:
+        return b"\0"
+    return stem[:-1] + bytes([stem[-1] + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """One watched range: a single key, or all keys that start with a prefix."""
+
+    kind: Kind
+    name: bytes
+
+    @property
+    def start(self) -> bytes:
+        r"""The ``key`` of etcd's requests; the empty prefix starts at ``b"\0"``, the smallest key there is."""
+        return self.name or b"\0"
+
+    @property
+    def end(self) -> bytes:
+        """The ``range_end`` of etcd's requests; empty for a single key."""
+        return prefix_end(self.name) if self.kind == "prefix" else b""
+
+    def contains(self, key: bytes) -> bool:
+        """Whether *key* lies in the range."""
+        return key.startswith(self.name) if self.kind == "prefix" else key == self.name
+
+    def within(self, prefix: bytes) -> bool:
+        """Whether every key of the range starts with *prefix*: the test of an allow-list."""
+        return self.name.startswith(prefix)
+
+    def __str__(self) -> str:
+        """The range as it stands in a query: ``prefix=/svc/``, bytes that are not plain text percent-encoded."""
+        return f"{self.kind}={quote(self.name, safe=_SAFE)}"

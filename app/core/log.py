@@ -1,0 +1,140 @@
+"""The log of a feed: the last revisions of its range, one batch a revision.
+
+Readers are positions in it, (generation, revision); nothing here grows with their number. Bounded by batches, bytes
+and age, never evicting part of a revision, and always keeping the newest batch: a single revision larger than the bound
+still reaches everyone who keeps up.
+
+Theory of operation
+    ``floor``  every event of the range with a revision above it, up to ``tip``, is in the log;
+    ``tip``    how far the log is known to be complete (the last batch, or further by trusted progress);
+    a new ``generation`` means that the history before is not known to continue: all its readers start anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.core.events import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a log may hold; whichever is reached first evicts."""
+
+    batches: int = 4096
+    bytes: int = 16 * 1024 * 1024
+    age: float = 600.0  # seconds
+
+
+class Log:
+    """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
+
+    __slots__ = ("_batches", "_bounds", "_revisions", "bytes", "floor", "generation", "tip")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._batches: list[Batch] = []
+        self._revisions: list[int] = []
+        self.generation = 0
+        self.floor = 0
+        self.tip = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def last(self) -> Batch | None:
+        """The newest batch it holds."""
+        return self._batches[-1] if self._batches else None
+
+    def restart(self, revision: int) -> None:
+        """Begin a new generation at the snapshot of *revision*."""
+        self.generation += 1
+        self._batches, self._revisions, self.bytes = [], [], 0
+        self.floor = self.tip = revision
+
+    def append(self, batch: Batch, now: float) -> None:
+        """Take in the next complete revision.
+
+        Raises:
+            ValueError: it is not above the tip; then nothing is changed.
+        """
+        if batch.revision <= self.tip:
+            msg = f"batch {batch.revision} is not above the tip {self.tip}"
+            raise ValueError(msg)
+        batch.at = now
+        self._batches.append(batch)
+        self._revisions.append(batch.revision)
+        self.bytes += batch.size
+        self.tip = batch.revision
+        self.trim(now)
+
+    def advance(self, revision: int) -> bool:
+        """Move the tip by trusted progress; never back. Says whether it moved."""
+        if revision <= self.tip:
+            return False
+        self.tip = revision
+        return True
+
+    def prepend(self, older: Sequence[Batch], floor: int, now: float) -> None:
+        """Add proven history below the floor: all batches of (*floor*, ``self.floor``], in order.
+
+        What does not fit the bounds is cut at its old end.
+        """
+        kept = [batch for batch in older if floor < batch.revision <= self.floor]
+        for batch in kept:
+            batch.at = now
+        self._batches[:0] = kept
+        self._revisions[:0] = [batch.revision for batch in kept]
+        self.bytes += sum(batch.size for batch in kept)
+        self.floor = floor
+        self.trim(now)
+
+    def trim(self, now: float) -> None:
+        """Evict what is over a bound, oldest first; the newest batch stays but for its age."""
+        bounds, count, drop, size = self._bounds, len(self._batches), 0, self.bytes
+        while count - drop > 1 and (count - drop > bounds.batches or size > bounds.bytes):
+            size -= self._batches[drop].size
+            drop += 1
+        while drop < count and now - self._batches[drop].at > bounds.age:
+            drop += 1
+        self._evict(drop)
+
+    def shed(self, size: int) -> int:
+        """Give back at least *size* bytes if that can be, oldest first, keeping the newest batch; bytes given back."""
+        drop, given = 0, 0
+        while given < size and drop < len(self._batches) - 1:
+            given += self._batches[drop].size
+            drop += 1
+        self._evict(drop)
+        return given
+
+    def _evict(self, drop: int) -> None:
+        if drop:
+            self.floor = self._revisions[drop - 1]
+            self.bytes -= sum(batch.size for batch in self._batches[:drop])
+            del self._batches[:drop]
+            del self._revisions[:drop]
+
+    def covers(self, revision: int) -> bool:
+        """Whether a reader at *revision* finds all that it lacks here."""
+        return revision >= self.floor
+
+    def after(self, revision: int, size: int) -> Sequence[Batch]:
+        """The batches above *revision*, up to about *size* bytes of them but at least one; empty when there is none.
+
+        Only to be asked for revisions that the log ``covers``.
+        """
+        start = bisect_right(self._revisions, revision)
+        stop = start
+        while stop < len(self._batches) and (stop == start or size > 0):
+            size -= self._batches[stop].size
+            stop += 1
+        return self._batches[start:stop]
+
+    def behind(self, revision: int) -> int:
+        """How many revisions of this range a reader at *revision* has still to read."""
+        return len(self._revisions) - bisect_right(self._revisions, revision)

@@ -1,0 +1,206 @@
+"""One etcd watch stream carrying many watches: ids, complete responses, refusals, cancels.
+
+Must live here: everything the Watch RPC's protocol asks of a client. Must not: gRPC, protobuf, or what a feed makes of
+it.
+
+Theory of operation
+    Watch ids are ours, from 1, never reused on a stream: an answer is never taken for another watch's. Fragments are
+    joined per watch; a response broken off is dropped whole with its stream. A refused create arrives as ``created``
+    *and* ``canceled``, under the id asked for (3.5.1) or -1 (newer): then it belongs to the oldest unanswered create.
+    Each watch that was created gets exactly one cancel from us, also after etcd cancelled it: a watcher cancelled by
+    compaction stays counted at etcd until then (measured on 3.4.23 and 3.5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from app.core.events import Batch, Event, batches
+from app.core.keys import KeyRange
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One WatchResponse, in the core's words."""
+
+    watch_id: int
+    revision: int = 0
+    created: bool = False
+    canceled: bool = False
+    compact_revision: int = 0
+    cancel_reason: str = ""
+    fragment: bool = False
+    events: Sequence[Event] = ()
+
+
+# What a watch says to its feed.
+@dataclass(frozen=True, slots=True)
+class Created:
+    """etcd holds the watch; *revision* is its store's at about that time (events up to it may still follow)."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Complete revisions, in order."""
+
+    batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Everything up to *revision* has been said, if it is *trusted*; otherwise only that the stream is alive."""
+
+    revision: int
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """etcd cancelled the watch: what it asked for is compacted up to *revision*."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """etcd refused the watch, or ended it for a reason of its own."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The stream that carried the watch is gone."""
+
+    reason: str
+
+
+WatchInput = Created | Batches | Progress | Compacted | Refused | Lost
+Sink = Callable[[WatchInput], None]
+
+
+# What is to be sent.
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """Open a watch. ``start`` 0 means from now on."""
+
+    watch_id: int
+    range: KeyRange
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Close a watch."""
+
+    watch_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressRequest:
+    """Ask how far the stream is."""
+
+
+Request = CreateRequest | CancelRequest | ProgressRequest
+
+
+@dataclass(slots=True)
+class _Watch:
+    sink: Sink
+    created: bool = False
+    ended: bool = False  # etcd cancelled it; only our cancel is missing
+    pending: list[Event] = field(default_factory=list)
+
+
+class Multiplexer:
+    """See the module. ``receive`` gives each sink what is its, in order."""
+
+    def __init__(self) -> None:
+        self._watches: dict[int, _Watch] = {}
+        self._unanswered: list[int] = []
+        self._next_id = 1
+
+    def __len__(self) -> int:
+        """Watches that etcd holds for us on this stream, as far as we can know."""
+        return len(self._watches)
+
+    def create(self, watched: KeyRange, start: int, sink: Sink) -> CreateRequest:
+        """A new watch; its answers go to *sink* until ``cancel``."""
+        watch_id = self._next_id
+        self._next_id += 1
+        self._watches[watch_id] = _Watch(sink)
+        self._unanswered.append(watch_id)
+        return CreateRequest(watch_id, watched, start)
+
+    def cancel(self, watch_id: int) -> CancelRequest | None:
+        """Let a watch go: its sink hears nothing more. None when there is nothing left to cancel at etcd."""
+        if self._watches.pop(watch_id, None) is None:
+            return None
+        return CancelRequest(watch_id)
+
+    def receive(self, message: Message, *, progress_trusted: bool) -> None:
+        """Hand one response to the watches that it concerns."""
+        if message.created:
+            self._receive_created(message)
+        elif message.watch_id == -1:
+            self._receive_progress_of_all(message, trusted=progress_trusted)
+        else:
+            watch = self._watches.get(message.watch_id)
+            if watch is not None and not watch.ended:
+                self._receive_for(watch, message)
+
+    def lose(self, reason: str) -> None:
+        """The stream is gone, and with it all that was not complete."""
+        watches, self._watches, self._unanswered = self._watches, {}, []
+        for watch in watches.values():
+            if not watch.ended:
+                watch.sink(Lost(reason))
+
+    def _receive_created(self, message: Message) -> None:
+        watch_id = message.watch_id
+        if watch_id not in self._unanswered:
+            if not message.canceled or not self._unanswered:
+                return
+            watch_id = self._unanswered[0]
+        self._unanswered.remove(watch_id)
+        if message.canceled and not message.compact_revision:
+            # Refused: etcd holds nothing, so there is nothing to cancel.
+            watch = self._watches.pop(watch_id, None)
+            if watch is not None:
+                watch.sink(Refused(message.cancel_reason))
+            return
+        watch = self._watches.get(watch_id)
+        if watch is not None:
+            watch.created = True
+            watch.sink(Created(message.revision))
+            if message.canceled and not watch.ended:
+                self._receive_for(watch, message)
+
+    def _receive_progress_of_all(self, message: Message, *, trusted: bool) -> None:
+        if message.canceled or message.events:
+            return
+        for watch in list(self._watches.values()):
+            if watch.created and not watch.ended:
+                watch.sink(Progress(message.revision, trusted))
+
+    def _receive_for(self, watch: _Watch, message: Message) -> None:
+        if message.canceled:
+            # What is pending was broken off by the cancel: dropped whole.
+            watch.ended = True
+            watch.pending.clear()
+            watch.sink(
+                Compacted(message.compact_revision) if message.compact_revision else Refused(message.cancel_reason)
+            )
+            return
+        watch.pending.extend(message.events)
+        if message.fragment:
+            return
+        if watch.pending:
+            events, watch.pending = watch.pending, []
+            watch.sink(Batches(tuple(batches(events))))
+        elif message.revision:
+            # progress_notify: carries the watch's own id, and none was ever seen to overtake an event.
+            watch.sink(Progress(message.revision, trusted=True))

@@ -1,0 +1,268 @@
+"""One subscriber's way through a feed: what it is sent next, and where it stands.
+
+Must live here: when a subscriber resumes, waits, or is reset; which blocks it gets, and that no id ever runs ahead of
+it. Must not: sockets, tasks, timers (``app.api.stream``).
+
+Theory of operation
+    A reader is a position, (log generation, revision), never a queue. ``read`` returns bytes to send, or ``b""`` for
+    "nothing yet": the shell then waits to be woken. A position below the log's floor, or in an older generation,
+    becomes a ``reset`` and a fresh snapshot in the same stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from app.core.cursor import Cursor, Shape
+from app.core.events import KeyValue, Snapshot
+from app.core.feed import FeedCore
+from app.core.feedwords import Reason
+from app.core.frames import batch_frame, comment, control, greeting, snapshot_frame
+
+# Items of a snapshot that are encoded in one go: about 2 ms of the loop's time when none was encoded before.
+SNAPSHOT_SLICE = 1024
+
+
+class Phase(Enum):
+    """What a reader is doing."""
+
+    WAITING = "waiting"  # for the feed, or for a judgement of its cursor
+    SNAPSHOT = "snapshot"  # being sent the state
+    FOLLOWING = "following"  # being sent the log
+
+
+class Wants(Enum):
+    """What a waiting reader needs from its shell."""
+
+    NOTHING = "nothing"
+    LINEARIZABLE = "linearizable"  # a linearizable revision read after it came: its cursor is ahead of the feed
+    CATCH_UP = "catch-up"  # the feed to reach its cursor; a fresh snapshot if that can't be proven in time
+    HISTORY = "history"  # the feed to reach back, if it can
+
+
+class Reader:
+    """See the module.
+
+    Args:
+        feed: what it follows.
+        shape: of the request; its epoch is derived by *epoch_of*.
+        cursor: what the client brought; None when it brought nothing.
+        snapshot: False for ``snapshot=0``: only changes are wanted, a reset brings no state.
+    """
+
+    def __init__(
+        self,
+        feed: FeedCore,
+        shape: Shape,
+        epoch_of: Callable[[int, Shape], str],
+        *,
+        form: str,
+        cursor: Cursor | None,
+        snapshot: bool,
+        heartbeat: float,
+    ) -> None:
+        self._feed = feed
+        self._shape = shape
+        self._epoch_of = epoch_of
+        self._form = form
+        self._asked = cursor
+        self._with_state = snapshot
+        self._heartbeat = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
+        self.phase = Phase.WAITING
+        self.wants = Wants.NOTHING
+        self._refused_history = False
+        self._linearizable: int | None = None
+        self._offered: Snapshot | None = None
+        self._generation = -1
+        self.revision = 0
+        self._items: Sequence[KeyValue] = ()
+        self._sent_items = 0
+        self._synced = False
+        self._epoch = ""
+        self._told_stale = False
+        self.resets: list[Reason] = []  # drained by the shell, for its metrics
+        self.delivered = 0
+
+    @property
+    def asked(self) -> int | None:
+        """The revision of the cursor it came with, while it waits for that to be judged."""
+        return self._asked.revision if self._asked is not None else None
+
+    @property
+    def synced(self) -> bool:
+        """Whether its mirror is exact at ``revision`` and follows."""
+        return self._synced
+
+    @property
+    def behind(self) -> int:
+        """Revisions of its range that it has still to be sent."""
+        return self._feed.log.behind(self.revision) if self.phase is Phase.FOLLOWING else 0
+
+    # --- what the shell tells it -------------------------------------------------------------------------------------
+
+    def give_linearizable(self, revision: int) -> None:
+        """The answer to ``Wants.LINEARIZABLE``."""
+        self._linearizable = revision
+
+    def give_snapshot(self, snapshot: Snapshot) -> None:
+        """A snapshot at or above its cursor, when the feed could not prove in time that it got there."""
+        self._offered = snapshot
+
+    def refuse_history(self) -> None:
+        """The feed does not reach back for it."""
+        self._refused_history = True
+
+    # --- what it sends -----------------------------------------------------------------------------------------------
+
+    def greet(self, instance: str, retry_ms: int) -> bytes:
+        """The stream's first bytes."""
+        return greeting(self._form, instance, retry_ms)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes for the subscriber, about *size* at the most but whole revisions; empty: nothing yet.
+
+        The caller must send what it gets: the position has moved.
+        """
+        if self.phase is Phase.WAITING:
+            return self._join(size)
+        if self._generation != self._feed.log.generation and self._feed.joinable:
+            return self._begin_snapshot(self._feed.reason, size)
+        if self.phase is Phase.SNAPSHOT:
+            return self._next_items(size)
+        return self._follow(size)
+
+    def beat(self, *, stale: bool) -> bytes:
+        """What says "alive": a bookmark at the reader's own position, or a comment where no id may stand."""
+        if not self._synced:
+            return comment(self._form, "waiting")
+        members: dict[str, object] = {"revision": self.revision, "state": "stale" if stale else "live"}
+        return control(self._form, "bookmark", members, self._cursor())
+
+    def tell_staleness(self, since: str | None) -> bytes:
+        """A ``status`` if the subscriber does not know yet. *since*: RFC 3339, None while live."""
+        if (since is not None) == self._told_stale:
+            return b""
+        self._told_stale = since is not None
+        members: dict[str, object] = {"state": "live" if since is None else "stale"}
+        if since is not None:
+            members["since"] = since
+        members["ranges"] = [str(self._shape.range)]
+        return control(self._form, "status", members)
+
+    def close(self, reason: str, retry_ms: int, *, stale: bool) -> bytes:
+        """The last bytes of a stream that we end: where it stands, then why, and when to come back."""
+        last = self.beat(stale=stale) if self._synced else b""
+        return last + control(self._form, "close", {"reason": reason, "retry_ms": retry_ms})
+
+    # --- joining -----------------------------------------------------------------------------------------------------
+
+    def _join(self, size: int) -> bytes:
+        feed, asked = self._feed, self._asked
+        self.wants = Wants.NOTHING
+        if not feed.joinable:
+            return b""
+        self._epoch = self._epoch_of(feed.cluster_id, self._shape)
+        if asked is None or asked.empty:
+            return self._begin_snapshot("initial", size)
+        if asked.epoch != self._epoch:
+            return self._begin_snapshot("cursor-lost", size)
+        if asked.revision > feed.log.tip:
+            return self._judge_ahead(asked.revision, size)
+        if feed.log.covers(asked.revision):
+            self._resume(asked.revision)
+            return self._follow(size)
+        return self._judge_behind(asked.revision, size)
+
+    def _judge_ahead(self, revision: int, size: int) -> bytes:
+        """A cursor ahead of this replica: lag, a quiet prefix, or a history that is no more (or never was)."""
+        if self._linearizable is None:
+            self.wants = Wants.LINEARIZABLE
+        elif revision > self._linearizable:
+            return self._begin_snapshot("restored", size)
+        elif self._offered is not None:
+            offered, self._offered = self._offered, None
+            return self._begin_snapshot("unproven", size, offered)
+        else:
+            self.wants = Wants.CATCH_UP
+        return b""
+
+    def _judge_behind(self, revision: int, size: int) -> bytes:
+        if self._feed.promises_history(revision):
+            return b""
+        if not self._refused_history:
+            self.wants = Wants.HISTORY
+            return b""
+        return self._begin_snapshot(self._feed.why_no_history(revision), size)
+
+    def _resume(self, revision: int) -> None:
+        self.phase = Phase.FOLLOWING
+        self._generation = self._feed.log.generation
+        self.revision = revision
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def _begin_snapshot(self, reason: Reason, size: int, snapshot: Snapshot | None = None) -> bytes:
+        """``reset``, with the first items of a snapshot that is in memory: never one without the other."""
+        feed = self._feed
+        assert feed.view is not None, "a snapshot is only begun on a feed that has a view"
+        if snapshot is None:
+            snapshot = feed.view.snapshot(feed.log.tip)
+        self._epoch = self._epoch_of(feed.cluster_id, self._shape)
+        self._generation = feed.log.generation
+        self._items = snapshot.items if self._with_state else ()
+        self._sent_items = 0
+        self.revision = snapshot.revision
+        self.phase = Phase.SNAPSHOT
+        self._synced = False
+        self.wants = Wants.NOTHING
+        if not self._with_state and reason == "initial":
+            # Nothing was lost and no state is wanted.
+            return self._next_items(size)
+        self.resets.append(reason)
+        members: dict[str, object] = {"reason": reason, "ranges": [str(self._shape.range)]}
+        return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items(size)
+
+    def _next_items(self, size: int) -> bytes:
+        chunk: list[KeyValue] = []
+        for item in self._items[self._sent_items : self._sent_items + SNAPSHOT_SLICE]:
+            chunk.append(item)
+            size -= item.size
+            if size <= 0:
+                break
+        self._sent_items += len(chunk)
+        self.delivered += len(chunk)
+        data = snapshot_frame(chunk, self._form, self._shape.encoding)
+        if self._sent_items < len(self._items):
+            return data
+        self._items = ()
+        self.phase = Phase.FOLLOWING
+        return data + self._say_synced()
+
+    # --- following ---------------------------------------------------------------------------------------------------
+
+    def _follow(self, size: int) -> bytes:
+        log = self._feed.log
+        if self._generation != log.generation:
+            return b""
+        if not log.covers(self.revision):
+            return self._begin_snapshot("lagged", size)
+        found = log.after(self.revision, size)
+        if not found:
+            # All is sent: the position goes as far as the log is known to be complete.
+            self.revision = max(self.revision, log.tip)
+            return b"" if self._synced else self._say_synced()
+        self.revision = found[-1].revision
+        form, encoding, epoch = self._form, self._shape.encoding, self._epoch
+        self.delivered += sum(len(batch.events) for batch in found)
+        if len(found) == 1:
+            return batch_frame(found[0], form, encoding, epoch)
+        return b"".join([batch_frame(batch, form, encoding, epoch) for batch in found])
+
+    def _say_synced(self) -> bytes:
+        self._synced = True
+        members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
+        return control(self._form, "synced", members, self._cursor())
+
+    def _cursor(self) -> str:
+        return f"{self._epoch}-{self.revision}"

@@ -1,0 +1,1 @@
+"""The upstream: etcd over gRPC. It decides nothing about feeds; what it hears it hands on in the core's words."""

@@ -1,0 +1,79 @@
+"""Protobuf to the core's values and back, gRPC's errors to ours; pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aetcd import rpc
+
+from app.core.errors import (
+    CompactedError,
+    EtcdRefusedError,
+    FutureRevisionError,
+    TooLargeError,
+    UnavailableError,
+)
+from app.core.events import Delete, Event, KeyValue
+from app.core.multiplex import CancelRequest, CreateRequest, Message, Request
+
+
+def key_value(kv: Any) -> KeyValue:
+    """mvccpb.KeyValue."""
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def event(ev: Any) -> Event:
+    """mvccpb.Event: type 0 is PUT, 1 is DELETE."""
+    kv = ev.kv
+    if ev.type:
+        return Delete(kv.key, kv.mod_revision)
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def message(response: Any) -> Message:
+    """etcdserverpb.WatchResponse."""
+    return Message(
+        watch_id=response.watch_id,
+        revision=response.header.revision,
+        created=response.created,
+        canceled=response.canceled,
+        compact_revision=response.compact_revision,
+        cancel_reason=response.cancel_reason,
+        fragment=response.fragment,
+        events=[event(ev) for ev in response.events],
+    )
+
+
+def watch_request(request: Request) -> Any:
+    """etcdserverpb.WatchRequest: never prev_kv (it costs etcd a Range per event), always fragments and progress."""
+    if isinstance(request, CreateRequest):
+        return rpc.WatchRequest(
+            create_request=rpc.WatchCreateRequest(
+                key=request.range.start,
+                range_end=request.range.end,
+                start_revision=request.start,
+                progress_notify=True,
+                fragment=True,
+                watch_id=request.watch_id,
+            )
+        )
+    if isinstance(request, CancelRequest):
+        return rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=request.watch_id))
+    return rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+
+
+def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
+    """What a failed call means to us."""
+    code, details = error.code(), error.details() or ""
+    if code is rpc.StatusCode.OUT_OF_RANGE:
+        return CompactedError(details) if "compacted" in details else FutureRevisionError(details)
+    if code is rpc.StatusCode.RESOURCE_EXHAUSTED and not details.startswith("etcdserver:"):
+        return TooLargeError(f"etcd's answer does not fit a message: {details}")
+    if code in (
+        rpc.StatusCode.PERMISSION_DENIED,
+        rpc.StatusCode.UNAUTHENTICATED,
+        rpc.StatusCode.INVALID_ARGUMENT,
+        rpc.StatusCode.FAILED_PRECONDITION,
+    ):
+        return EtcdRefusedError(f"{endpoint}: {details}")
+    return UnavailableError(f"{endpoint}: {code.name.lower()}: {details}")

@@ -1,0 +1,61 @@
+"""The small fixed number of watch streams that all watches of a connection share.
+
+Live watches go to live streams, a new one only when the others are well filled; watches that start far in the past go
+to the catch-up stream, so that history does not hold up live events (etcd gives a stream one 128-slot channel and one
+HTTP/2 window: FIELD-NOTES pitfall 19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from app.core.keys import KeyRange
+from app.core.multiplex import Sink
+from app.etcd.stream import WatchStream
+
+LIVE_STREAMS = 3
+MAX_STREAMS = LIVE_STREAMS + 1  # and one for catching up
+# Watches on a live stream before the next one is opened.
+FILL = 256
+
+
+class Lanes:
+    """The streams of one connection."""
+
+    def __init__(self, open_stream: Callable[[Callable[[WatchStream], None]], WatchStream]) -> None:
+        self._open_stream = open_stream
+        self._live: list[WatchStream] = []
+        self._catch_up: WatchStream | None = None
+
+    @property
+    def streams(self) -> list[WatchStream]:
+        """Those that are open."""
+        return self._live if self._catch_up is None else [*self._live, self._catch_up]
+
+    def create(self, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> tuple[WatchStream, int]:
+        """Open a watch on the stream where it belongs; that stream, and the watch's id there."""
+        stream = self._catch_up_stream() if catch_up else self._live_stream()
+        return stream, stream.create(watched, start, sink)
+
+    def close(self, error: BaseException | None) -> None:
+        """End all streams."""
+        for stream in list(self.streams):
+            stream.close(error)
+
+    def _catch_up_stream(self) -> WatchStream:
+        if self._catch_up is None:
+            self._catch_up = self._open_stream(self._forget)
+        return self._catch_up
+
+    def _live_stream(self) -> WatchStream:
+        emptiest = min(self._live, key=len, default=None)
+        if emptiest is None or (len(emptiest) >= FILL and len(self._live) < LIVE_STREAMS):
+            emptiest = self._open_stream(self._forget)
+            self._live.append(emptiest)
+        return emptiest
+
+    def _forget(self, stream: WatchStream) -> None:
+        if stream is self._catch_up:
+            self._catch_up = None
+        elif stream in self._live:
+            self._live.remove(stream)

@@ -1,0 +1,192 @@
+"""Ranges: single reads, pages of one revision, snapshots, probes; shared where that stays linearizable, and capped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from aetcd import rpc
+
+from app.core.errors import CompactedError, FutureRevisionError, OverCapacityError, TooLargeError
+from app.core.events import KeyValue, Snapshot
+from app.core.keys import KeyRange
+from app.etcd.convert import key_value, range_error
+from app.etcd.link import Link
+from app.etcd.shared import SharedReads
+from app.ports import Clock
+
+T = TypeVar("T")
+
+# Seconds for one Range; without quorum a linearizable one would block for ever (FIELD-NOTES pitfall 34).
+RANGE_TIMEOUT = 5.0
+# A Range has no byte limit at etcd: pages start small and grow towards this many bytes.
+PAGE_BYTES = 2 * 1024 * 1024
+FIRST_PAGE = 256
+MAX_PAGE = 10_000
+# Seconds between two shared reads of the current revision.
+REVISION_INTERVAL = 1.0
+# Requests waiting for a Range beyond those in flight, per Range that may be: more are refused at once.
+QUEUE_PER_RANGE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Some items of a range at one revision. ``more``: there are others behind the last."""
+
+    revision: int
+    items: list[KeyValue]
+    count: int
+    more: bool
+    cluster_id: int
+
+
+class Reads:
+    """See the module.
+
+    Args:
+        link: waits for a usable connection or raises UnavailableError.
+        known: the highest (revision, raft term) heard of.
+        note: sees the header of every answer, with what was known when it was asked for.
+        max_ranges: Ranges in flight.
+    """
+
+    def __init__(
+        self,
+        link: Callable[[], Awaitable[Link]],
+        known: Callable[[], tuple[int, int]],
+        note: Callable[[tuple[int, int], Any], None],
+        *,
+        max_ranges: int,
+        clock: Clock,
+    ) -> None:
+        self._link = link
+        self._note = note
+        self._known = known
+        self._max_ranges = max_ranges
+        self._slots = asyncio.Semaphore(max_ranges)
+        self._queued = 0
+        self._clock = clock
+        self._shared = SharedReads()
+        self._revision_at = float("-inf")
+        self.ranges_total = 0
+
+    async def aclose(self) -> None:
+        """Cancel what is under way."""
+        await self._shared.aclose()
+
+    async def shared(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
+        """*read*, together with whoever asks for the same *key*."""
+        return await self._shared.run(key, read)
+
+    async def listing(self, watched: KeyRange, *, limit: int, keys_only: bool, start: bytes, revision: int) -> Listing:
+        """Up to *limit* items from key *start* (empty: the first), at *revision* (0: now).
+
+        Raises:
+            CompactedError, FutureRevisionError, UnavailableError, EtcdRefusedError, TooLargeError, OverCapacityError.
+        """
+        items: list[KeyValue] = []
+        size = 0
+        async for page in self._pages(watched, limit=limit, keys_only=keys_only, start=start, revision=revision):
+            items += page.items
+            size += sum(item.size for item in page.items)
+            if not page.more or len(items) >= limit or size >= 8 * PAGE_BYTES:
+                return Listing(page.revision, items, page.count, page.more, page.cluster_id)
+        raise AssertionError("pages end with one that has no more")  # pragma: no cover
+
+    async def count(self, watched: KeyRange) -> Listing:
+        """How many keys there are now."""
+        response = await self._range(rpc.RangeRequest(key=watched.start, range_end=watched.end, count_only=True))
+        return Listing(response.header.revision, [], response.count, False, response.header.cluster_id)
+
+    async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+        """The whole range at one linearizable revision; *budget* may raise to stop. Raises as ``listing``."""
+        items: list[KeyValue] = []
+        async for page in self._pages(watched, limit=None, keys_only=False, start=b"", revision=0):
+            items += page.items
+            budget(sum(item.size for item in page.items))
+            if not page.more:
+                return Snapshot(page.revision, items), page.cluster_id
+        raise AssertionError("pages end with one that has no more")  # pragma: no cover
+
+    async def _pages(
+        self, watched: KeyRange, *, limit: int | None, keys_only: bool, start: bytes, revision: int
+    ) -> AsyncIterator[Listing]:
+        """Pages at one revision; the later ones' own headers name the current revision, not theirs (pitfall 6)."""
+        size, pinned, got = FIRST_PAGE, revision, 0
+        key = start or watched.start
+        while True:
+            ask = size if limit is None else min(size, limit - got)
+            request = rpc.RangeRequest(key=key, range_end=watched.end, limit=ask, revision=pinned, keys_only=keys_only)
+            try:
+                response = await self._range(request)
+            except TooLargeError:
+                if size == 1:
+                    raise
+                size = max(1, size // 8)
+                continue
+            pinned = pinned or response.header.revision
+            items = [key_value(kv) for kv in response.kvs]
+            got += len(items)
+            yield Listing(pinned, items, response.count, response.more, response.header.cluster_id)
+            if not response.more or (limit is not None and got >= limit):
+                return
+            key = items[-1].key + b"\0"
+            page_bytes = sum(item.size for item in items)
+            size = max(1, min(MAX_PAGE, size * 4, size * PAGE_BYTES // page_bytes))
+
+    async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
+        """Whether *revision* is still readable; asked once for all who ask it, whatever their range.
+
+        *watched* only names a key that may be read: the answer is the store's. Costs no keys.
+        """
+
+        async def read() -> Literal["ok", "compacted", "future"]:
+            try:
+                await self._range(rpc.RangeRequest(key=watched.start, count_only=True, revision=revision))
+            except CompactedError:
+                return "compacted"
+            except FutureRevisionError:
+                return "future"
+            return "ok"
+
+        return await self._shared.run(("probe", revision), read)
+
+    async def revision(self, watched: KeyRange) -> int:
+        """A linearizable revision read begun after this call, shared, at most one a second."""
+
+        async def read() -> int:
+            wait = self._revision_at + REVISION_INTERVAL - self._clock()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            self._revision_at = self._clock()
+            response = await self._range(rpc.RangeRequest(key=watched.start, count_only=True))
+            return int(response.header.revision)
+
+        return await self._shared.run("revision", read)
+
+    async def _range(self, request: Any) -> Any:
+        if self._queued >= self._max_ranges * QUEUE_PER_RANGE:
+            msg = f"{self._queued} reads wait already for the {self._max_ranges} Ranges that may be in flight"
+            raise OverCapacityError(msg, code="too-many-ranges")
+        self._queued += 1
+        try:
+            async with self._slots:
+                link = await self._link()
+                return await self._call(link, request)
+        finally:
+            self._queued -= 1
+
+    async def _call(self, link: Link, request: Any) -> Any:
+        self.ranges_total += 1
+        known = self._known()
+        try:
+            response = await link.kv.Range(request, timeout=RANGE_TIMEOUT)
+        except rpc.AioRpcError as error:
+            if error.code() is rpc.StatusCode.UNAVAILABLE:
+                # A mere timeout is left to the health check: it may be this one Range's.
+                link.fail(error.details() or "unavailable")
+            raise range_error(link.endpoint, error) from None
+        self._note(known, response.header)
+        return response

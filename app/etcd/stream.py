@@ -1,0 +1,154 @@
+"""One watch stream: a gRPC call, and the tasks that read it, write it, and ask it for progress."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from aetcd import rpc
+from grpc.aio import EOF
+
+from app.core.keys import KeyRange
+from app.core.multiplex import Multiplexer, ProgressRequest, Request, Sink
+from app.etcd.convert import message, watch_request
+from app.ports import Clock
+
+log = logging.getLogger("gateway.etcd")
+
+# etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
+URGENT = 0.1
+
+# A member without leader ends the stream instead of keeping it silent (FIELD-NOTES pitfall 20).
+METADATA = (("hasleader", "true"),)
+
+
+class WatchStream:
+    """See the module. Lives until its last watch is let go, or until the call breaks; then ``on_end`` is called once.
+
+    Args:
+        open_call: opens the Watch RPC.
+        proof_interval: seconds between progress requests, which prove that the stream lives.
+        on_response: sees every response's header (cluster id, revision) before its watches do.
+        on_end: called with the failure, or None when we closed it.
+    """
+
+    def __init__(
+        self,
+        open_call: Callable[[], Any],
+        *,
+        proof_interval: float,
+        progress_trusted: Callable[[], bool],
+        on_response: Callable[[Any], None],
+        on_end: Callable[[WatchStream, BaseException | None], None],
+        clock: Clock,
+    ) -> None:
+        self._mux = Multiplexer()
+        self._call = open_call()
+        self._outgoing: deque[Request] = deque()
+        self._wake_writer = asyncio.Event()
+        self._wake_asker = asyncio.Event()
+        self._urgent: set[int] = set()
+        self._proof_interval = proof_interval
+        self._progress_trusted = progress_trusted
+        self._on_response = on_response
+        self._on_end = on_end
+        self._clock = clock
+        self.last_response = clock()
+        self.closed = False
+        self.tasks = [
+            asyncio.create_task(self._run(self._read()), name="watch-stream-read"),
+            asyncio.create_task(self._run(self._write()), name="watch-stream-write"),
+            asyncio.create_task(self._run(self._ask()), name="watch-stream-ask"),
+        ]
+
+    def __len__(self) -> int:
+        """Watches on it."""
+        return len(self._mux)
+
+    def create(self, watched: KeyRange, start: int, sink: Sink) -> int:
+        """Open a watch; its id."""
+        request = self._mux.create(watched, start, sink)
+        self._send(request)
+        return request.watch_id
+
+    def cancel(self, watch_id: int) -> None:
+        """Let a watch go, and with the last one the stream: cancelling the call frees everything at etcd."""
+        request = self._mux.cancel(watch_id)
+        self._urgent.discard(watch_id)
+        if request is None or self.closed:
+            return
+        if len(self._mux):
+            self._send(request)
+        else:
+            self.close()
+
+    def await_proof(self, watch_id: int, *, wanted: bool) -> None:
+        """Ask for progress often while any watch waits for it."""
+        if wanted:
+            self._urgent.add(watch_id)
+            self._wake_asker.set()
+        else:
+            self._urgent.discard(watch_id)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the call (half-closing would free nothing at etcd); its watches hear ``Lost`` when it broke."""
+        if self.closed:
+            return
+        self.closed = True
+        self._call.cancel()
+        for task in self.tasks:
+            task.cancel()
+        self._on_end(self, error)
+        self._mux.lose(str(error) if error is not None else "closed")
+
+    def _send(self, request: Request) -> None:
+        self._outgoing.append(request)
+        self._wake_writer.set()
+
+    async def _run(self, work: Any) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            # A cancelled call says the same as a cancelled task: if we did not close it, it broke.
+            if not self.closed:
+                self.close(ConnectionError("the call was cancelled"))
+            raise
+        except Exception as error:  # whatever ended it, its watches must hear of it
+            if not isinstance(error, (rpc.AioRpcError, ConnectionError)):
+                log.exception("watch stream failed")
+            self.close(error)
+
+    async def _read(self) -> None:
+        read, trusted = self._call.read, self._progress_trusted
+        while True:
+            response = await read()
+            if response is EOF:
+                msg = "etcd ended the stream"
+                raise ConnectionError(msg)
+            self.last_response = self._clock()
+            self._on_response(response.header)
+            self._mux.receive(message(response), progress_trusted=trusted())
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake_writer.wait()
+            self._wake_writer.clear()
+            while self._outgoing:
+                await self._call.write(watch_request(self._outgoing.popleft()))
+
+    async def _ask(self) -> None:
+        """Progress requests: proof that the stream lives, and how quiet ranges keep up with compaction."""
+        while True:
+            self._wake_asker.clear()
+            try:
+                async with asyncio.timeout(URGENT if self._urgent else self._proof_interval):
+                    await self._wake_asker.wait()
+            except TimeoutError:
+                pass
+            if len(self._mux):
+                self._send(ProgressRequest())
+            if self._urgent:
+                await asyncio.sleep(URGENT)

@@ -1,0 +1,95 @@
+"""The gateway as one object: everything that lives as long as the process does, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+
+from app import __version__
+from app.api.access import Access
+from app.api.stream import Streams, StreamSettings
+from app.core.cursor import Shape, derive_epoch
+from app.core.log import Bounds
+from app.etcd.upstream import Upstream
+from app.ports import Clock, Draw
+from app.settings import Settings
+from app.watch.registry import Limits, Registry
+
+
+class Gateway:
+    """Made inside a running event loop; ``running`` is its life."""
+
+    def __init__(self, settings: Settings, *, clock: Clock = time.monotonic, draw: Draw = random.random) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.version = __version__
+        self.instance = settings.instance or socket.gethostname()
+        self.access = Access(settings.allowed, settings.token())
+        self.upstream = Upstream(
+            settings.etcd,
+            stale_after=settings.stale_after,
+            max_ranges=settings.max_ranges,
+            clock=clock,
+            draw=draw,
+        )
+        self.registry = Registry(
+            self.upstream,
+            Limits(
+                subscribers=settings.max_subscribers,
+                feeds=settings.max_feeds,
+                feed_bytes=settings.max_feed_bytes,
+                linger=settings.linger,
+                log=Bounds(settings.log_batches, settings.log_bytes, settings.log_age),
+                reach_back=settings.reach_back,
+                sync_timeout=settings.sync_timeout,
+                stale_after=settings.stale_after,
+            ),
+            clock=clock,
+            draw=draw,
+        )
+        self.upstream.on_restored(self.registry.restored)
+        self.streams = Streams(
+            self.registry,
+            self.upstream,
+            self.epoch_of,
+            StreamSettings(
+                instance=self.instance,
+                heartbeat=settings.heartbeat,
+                send_timeout=settings.send_timeout,
+                sync_timeout=settings.sync_timeout,
+                stale_after=settings.stale_after,
+                max_age=settings.max_age,
+            ),
+            clock=clock,
+            draw=draw,
+        )
+
+    def epoch_of(self, cluster_id: int, shape: Shape) -> str:
+        """The epoch of cursors for *shape*."""
+        return derive_epoch(cluster_id, self.settings.epoch, shape)
+
+    def drain(self) -> None:
+        """Let nobody in any more and ask every stream to end."""
+        self.registry.drain()
+        self.streams.drain()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Connected to etcd; afterwards nothing is left, at etcd or here."""
+        tasks = [
+            asyncio.create_task(self.upstream.run(), name="upstream"),
+            asyncio.create_task(self.registry.run(), name="registry"),
+        ]
+        try:
+            yield
+        finally:
+            self.drain()
+            await self.registry.aclose()
+            await self.upstream.aclose()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

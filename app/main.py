@@ -1,0 +1,128 @@
+"""The ASGI apps: what clients talk to, and, on a port of its own if asked for, what operators talk to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import __version__
+from app.api import openapi, problems
+from app.api.feeds import Feeds
+from app.api.health import Health
+from app.api.kv import Kv
+from app.api.watch import Watch
+from app.gateway import Gateway
+from app.metrics import NAMESPACE, make_instrumentator, make_registry
+from app.settings import Settings, load
+
+REVISION_HEADER = b"x-etcd-revision"
+
+
+def create_app(settings: Settings | None = None, *, gateway: Gateway | None = None) -> FastAPI:
+    """The client's app. Without *gateway* it makes one of *settings* (or the environment's) for its own lifespan."""
+    holder = gateway or Gateway(settings or load({}))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if gateway is not None:
+            yield
+            return
+        async with holder.running():
+            yield
+
+    app = _new_app(lifespan)
+    registry = make_registry(holder)
+    make_instrumentator(registry).instrument(app, metric_namespace=NAMESPACE)
+    app.include_router(_client_routes(holder))
+    if holder.settings.admin_port is None:
+        app.include_router(_admin_routes(holder, Health(holder, registry)))
+    else:
+        app.state.admin = create_admin_app(holder, Health(holder, registry))
+    app.state.gateway = holder
+    if holder.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(holder.settings.cors_origins),
+            allow_methods=["GET"],
+            allow_headers=["Authorization", "Cache-Control", "Last-Event-ID"],
+            expose_headers=["X-Etcd-Revision", "X-Gateway-Instance", "X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(RevisionHeader, gateway=holder)
+    return app
+
+
+def create_admin_app(gateway: Gateway, health: Health) -> FastAPI:
+    """The operator's app, for ``GATEWAY_ADMIN_PORT``."""
+    app = _new_app(None)
+    app.include_router(_admin_routes(gateway, health))
+    app.add_middleware(RevisionHeader, gateway=gateway)
+    return app
+
+
+def _new_app(lifespan: Any) -> FastAPI:
+    app = FastAPI(
+        title="etcd-watch-gateway",
+        version=__version__,
+        description="Follow etcd keys over HTTP, on shared and released watches.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    problems.install(app)
+    return app
+
+
+def _client_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+    page = (files("app.api") / "page.html").read_text()
+
+    async def index(_request: Request) -> Response:
+        """A page that follows a prefix."""
+        return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
+
+    router.add_api_route("/v1/kv", Kv(gateway).get, response_model=None, **openapi.KV)
+    router.add_api_route("/v1/watch", Watch(gateway).get, response_model=None, **openapi.WATCH)
+    router.add_api_route("/", index, response_model=None, include_in_schema=False)
+    return router
+
+
+def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
+    router = APIRouter()
+    router.add_api_route("/v1/feeds", Feeds(gateway).get, response_model=None, **openapi.FEEDS)
+    router.add_api_route("/livez", health.livez, response_model=None, summary="Liveness")
+    router.add_api_route("/readyz", health.readyz, response_model=None, summary="Readiness")
+    router.add_api_route("/metrics", health.metrics, response_model=None, summary="Prometheus metrics")
+    return router
+
+
+class RevisionHeader:
+    """``X-Etcd-Revision`` on every answer but streams: its own revision where it has one, else the highest known."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._upstream = gateway.upstream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything through, the head of an answer with the header."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_revision(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                names = {name for name, _value in headers}
+                streams = any(name == b"x-gateway-instance" for name in names)
+                if not streams and REVISION_HEADER not in names and self._upstream.highest_revision:
+                    headers.append((REVISION_HEADER, str(self._upstream.highest_revision).encode()))
+                    message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_with_revision)

@@ -1,0 +1,131 @@
+"""Metrics: ``etcd_watch_gateway_*`` in etcd's words, read from the live objects at scrape time, so that nothing is
+counted twice and nothing costs per event. No label comes from a request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_fastapi_instrumentator import Instrumentator
+
+from app.core.feed import State
+from app.etcd.lanes import MAX_STREAMS
+from app.gateway import Gateway
+
+NAMESPACE = "etcd_watch_gateway"
+
+# Label values that are always there, so that an alert's rate() has a zero to start from.
+RESET_REASONS = ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
+CLOSE_REASONS = ("client", "drain", "max-age", "unavailable", "too-large", "send-timeout", "error", "shutdown")
+REFUSAL_REASONS = ("too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable")
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"{NAMESPACE}_{name}", text, value=value)
+
+
+def _by_reason(name: str, text: str, counts: Counter[str], always: tuple[str, ...]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=["reason"])
+    for reason in dict.fromkeys((*always, *counts)):
+        family.add_metric([reason], counts[reason])
+    return family
+
+
+class GatewayCollector(Collector):
+    """Reads a gateway when somebody scrapes."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        yield from self._of_feeds()
+        yield from self._of_streams()
+        yield from self._of_etcd()
+
+    def _of_feeds(self) -> Iterator[Metric]:
+        registry = self._gateway.registry
+        feeds = registry.feeds()
+        states = GaugeMetricFamily(f"{NAMESPACE}_feeds", "Feeds (distinct ranges) by state.", labels=["state"])
+        counts = Counter(feed.state for feed in feeds)
+        for state in State:
+            if state not in (State.IDLE, State.CLOSED):
+                states.add_metric([state.value], counts[state])
+        yield states
+        yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(map(registry.lingering, feeds)))
+        yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(f.stale_since is not None for f in feeds))
+        yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", registry.bytes)
+        yield _gauge("keys", "Keys in the views of all feeds.", sum(len(f.core.view or ()) for f in feeds))
+        yield _gauge(
+            "staleness_seconds",
+            "Seconds since etcd last proved a feed current; the worst feed.",
+            max((feed.staleness() for feed in feeds), default=0.0),
+        )
+        yield _counter("feeds_started", "Feeds started.", registry.feeds_started)
+        yield _counter(
+            "events",
+            "Events received from etcd and published by feeds.",
+            registry.events_of_ended + sum(feed.core.events_in for feed in feeds),
+        )
+
+    def _of_streams(self) -> Iterator[Metric]:
+        registry, tally = self._gateway.registry, self._gateway.streams.tally
+        subscribers = registry.subscribers()
+        following = [s.reader for s in subscribers if s.reader is not None]
+        yield _gauge("subscribers", "Streams being served.", len(registry))
+        yield _gauge(
+            "lag_revisions",
+            "Revisions of its range that the slowest subscriber has still to be sent.",
+            max((subscriber.behind for subscriber in subscribers), default=0),
+        )
+        yield _counter("streams_opened", "Streams opened.", tally.opened)
+        yield _counter(
+            "deliveries",
+            "Events and snapshot items written to subscribers.",
+            tally.deliveries + sum(reader.delivered for reader in following),
+        )
+        yield _counter("sent_bytes", "Bytes written to subscribers.", tally.bytes)
+        resets = tally.resets + Counter(reason for reader in following for reason in reader.resets)
+        yield _by_reason("resets", "Resets sent.", resets, RESET_REASONS)
+        yield _by_reason("streams_closed", "Streams ended.", tally.closed, CLOSE_REASONS)
+        yield _by_reason("refusals", "Streams refused.", tally.refused, REFUSAL_REASONS)
+
+    def _of_etcd(self) -> Iterator[Metric]:
+        upstream = self._gateway.upstream
+        condition = upstream.condition
+        yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", upstream.watchers)
+        yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", len(upstream.streams))
+        yield _gauge("etcd_watch_streams_max", "Watch streams that we may hold at etcd.", MAX_STREAMS)
+        yield _gauge("etcd_up", "Whether etcd is in reach.", condition.state == "ready")
+        yield _gauge("etcd_revision", "Highest etcd revision heard of.", upstream.highest_revision)
+        yield _counter("etcd_reconnects", "Connections to etcd lost.", upstream.reconnects)
+        yield _counter("etcd_ranges", "Ranges sent to etcd.", upstream.reads.ranges_total)
+        build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
+        build.add_metric([self._gateway.version, condition.version], 1)
+        yield build
+
+
+def make_registry(gateway: Gateway) -> CollectorRegistry:
+    """A registry of its own (tests and `dev` run more than one gateway in a process)."""
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(gateway))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def make_instrumentator(registry: CollectorRegistry) -> Instrumentator:
+    """HTTP metrics of everything but the streams, whose length says nothing about latency."""
+    return Instrumentator(excluded_handlers=["^/v1/watch$"], registry=registry, should_group_status_codes=False)

@@ -1,0 +1,70 @@
+"""What the feeds need of the world outside: an etcd, a clock, chance. The real ones are ``app.etcd`` and asyncio's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from app.core.events import Snapshot
+from app.core.keys import KeyRange
+from app.core.multiplex import Sink
+
+Clock = Callable[[], float]  # monotonic seconds
+Draw = Callable[[], float]  # uniform in [0, 1)
+
+
+class Watch(Protocol):
+    """One watch at etcd, open or waiting for a connection."""
+
+    def cancel(self) -> None:
+        """Let it go: its sink hears nothing more. Synchronous and idempotent."""
+
+    def await_proof(self, wanted: bool) -> None:
+        """Ask for progress often, or no longer."""
+
+    @property
+    def proof_at(self) -> float | None:
+        """When etcd last said anything on its stream (monotonic seconds); None before it was created."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How the upstream is, for ``/readyz``, ``/v1/feeds`` and the metrics."""
+
+    endpoint: str
+    version: str
+    state: Literal["connecting", "ready", "down"]
+    since: float  # wall-clock seconds
+    reason: str
+
+
+class Etcd(Protocol):
+    """The upstream as feeds see it."""
+
+    @property
+    def cluster_id(self) -> int:
+        """Of the cluster last heard of; 0 before."""
+
+    @property
+    def progress_trusted(self) -> bool:
+        """Whether on-demand progress of the member we talk to may be believed."""
+
+    @property
+    def condition(self) -> Condition:
+        """How it is."""
+
+    def watch(self, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> Watch:
+        """Open a watch; while there is no connection it waits for one."""
+
+    async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+        """The whole range at one linearizable revision, and the cluster's id.
+
+        *budget* is called with the bytes of each page and may raise to stop.
+        """
+
+    async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
+        """Whether *revision* is still readable; *watched* names a key that may be read."""
+
+    async def revision(self, watched: KeyRange) -> int:
+        """A linearizable revision read begun after this call; shared, at most one a second."""

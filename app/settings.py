@@ -1,0 +1,216 @@
+"""Settings: every flag of ``serve`` and its environment twin, validated once at start.
+
+Durations are seconds, ``30``, ``30s``, ``500ms``, ``5m`` or ``1h``; sizes are bytes, ``65536``, ``64KiB``, ``16MiB``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "GATEWAY_"
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
+_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        msg = f"{value!r} is no duration: write seconds, or 500ms, 30s, 5m, 1h"
+        raise ValueError(msg)
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        msg = f"{value!r} is no size: write bytes, or 64KiB, 16MiB, 1GiB"
+        raise ValueError(msg)
+    return int(match[1]) * _SCALES[match[2]]
+
+
+def _items(value: Any) -> Any:
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Size = Annotated[int, BeforeValidator(_bytes)]
+Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
+
+
+class SettingsError(Exception):
+    """What is wrong with the settings, one line each, naming flag and variable."""
+
+
+class Settings(BaseSettings):
+    """What ``serve`` runs with. Read once, never changed."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="/metrics, /v1/feeds and the probes move to this port"
+    )
+    allow_prefixes: Items | None = Field(
+        None, description="prefixes that may be read, comma-separated, percent-encoded; '' is all"
+    )
+    token_file: Path | None = Field(None, description="file with the bearer token that /v1 asks for")
+    cors_origins: Items = Field((), description="origins that browsers may read from, comma-separated")
+    max_subscribers: int = Field(20_000, ge=1, description="streams at a time")
+    max_feeds: int = Field(1_000, ge=1, description="distinct ranges at a time; lingering ones go first")
+    max_feed_bytes: Size = Field(256 << 20, ge=1, description="memory of all feeds' views and logs together")
+    max_ranges: int = Field(32, ge=1, description="Ranges in flight at etcd")
+    linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber")
+    log_batches: int = Field(4096, ge=1, description="revisions that a feed's log keeps")
+    log_bytes: Size = Field(16 << 20, ge=1, description="bytes that a feed's log keeps")
+    log_age: Seconds = Field(600.0, gt=0, description="how long a feed's log keeps a revision")
+    reach_back: int = Field(10_000, ge=0, description="revisions of history that a cursor may need from etcd")
+    heartbeat: Seconds = Field(15.0, gt=0, description="time between signs of life on a stream")
+    stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
+    sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resume to prove itself")
+    send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck subscriber is cut off")
+    send_buffer: Size = Field(64 << 10, ge=4096, description="kernel send buffer per connection")
+    max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
+    drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait for streams to end at shutdown")
+    epoch: str = Field("", max_length=64, description="change after restoring a backup of etcd")
+    instance: str = Field("", max_length=128, description="name of this instance; by default the host's")
+    log_format: Literal["auto", "human", "json"] = Field("auto", description="auto: human on a terminal, else JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags beat the environment; no other source is read."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return init_settings, env_settings
+
+    @field_validator("etcd")
+    @classmethod
+    def _check_endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(value):
+            msg = "at least one endpoint, and none empty"
+            raise ValueError(msg)
+        return tuple(_endpoint(text) for text in value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin for origin in value if origin)
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
+                msg = f"{origin!r} is no origin: write it like https://app.example"
+                raise ValueError(msg)
+        return origins
+
+    @model_validator(mode="after")
+    def _check_fence(self) -> Settings:
+        if self.allow_prefixes is None and not is_loopback(self.host):
+            msg = (
+                f"{self.host} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes) must say which "
+                "prefixes may be read; '' means all, on purpose"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def allowed(self) -> tuple[bytes, ...]:
+        """The prefixes that may be read, as bytes; ``(b"",)`` is all."""
+        return tuple(unquote_to_bytes(item) for item in self.allow_prefixes or ("",))
+
+    def token(self) -> SecretStr | None:
+        """The bearer token. Raises SettingsError when its file cannot be read or is empty."""
+        if self.token_file is None:
+            return None
+        try:
+            text = self.token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"GATEWAY_TOKEN_FILE (--token-file): cannot read {self.token_file}: {error}"
+            raise SettingsError(msg) from None
+        if not text:
+            msg = f"GATEWAY_TOKEN_FILE (--token-file): {self.token_file} is empty"
+            raise SettingsError(msg)
+        return SecretStr(text)
+
+
+def _endpoint(text: str) -> str:
+    url = text if "://" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        msg = f"{text!r}: TLS to etcd is not supported yet"
+        raise ValueError(msg)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
+        msg = f"{text!r} is no endpoint: write it like http://127.0.0.1:2379"
+        raise ValueError(msg)
+    return f"http://{parts.netloc}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load(flags: Mapping[str, Any]) -> Settings:
+    """The settings of *flags* (name to value) over those of the environment.
+
+    Raises:
+        SettingsError: with one line per setting that is wrong.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        lines = [_explain(dict(item)) for item in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    text = str(item["msg"]).removeprefix("Value error, ")
+    if not item["loc"]:
+        return text
+    name = str(item["loc"][0])
+    value = item["input"]
+    line = f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {text}, got {value!r}"
+    if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value):
+        line += (
+            "; that looks like a Kubernetes service link (a Service named 'gateway' beside this pod): set "
+            "enableServiceLinks: false, or name the Service otherwise"
+        )
+    return line
+
+
+def unknown_variables(environment: Iterable[str] = os.environ) -> list[str]:
+    """Variables that begin like ours and are none: a misspelling, or a Kubernetes service link."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)

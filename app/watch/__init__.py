@@ -1,0 +1,1 @@
+"""Feeds and their registry, running: tasks, timers and reference counts around the pure core."""

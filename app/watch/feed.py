@@ -1,0 +1,348 @@
+"""A feed, running: executes the commands of its core and feeds the outcomes back. It decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from app.core.backoff import Backoff
+from app.core.errors import CompactedError, FutureRevisionError, GatewayError, TooLargeError
+from app.core.events import Snapshot
+from app.core.feed import FeedCore, State
+from app.core.feedwords import (
+    AwaitProof,
+    CloseWatch,
+    Command,
+    EndProof,
+    FeedInput,
+    OpenWatch,
+    Probe,
+    Probed,
+    Restored,
+    Retry,
+    RetryDue,
+    SnapshotFailed,
+    SnapshotTaken,
+    Start,
+    Stop,
+    SyncTimeout,
+    TakeSnapshot,
+    WantHistory,
+)
+from app.core.keys import KeyRange
+from app.core.log import Bounds
+from app.core.multiplex import Refused, WatchInput
+from app.ports import Clock, Draw, Etcd, Watch
+from app.watch.notifier import Notifier
+
+log = logging.getLogger("gateway.feed")
+
+
+class Budget(Protocol):
+    """The memory that all feeds share."""
+
+    def afford(self, feed: Feed, extra: int) -> bool:
+        """Whether *feed* may grow by *extra* bytes; makes room where that can be."""
+
+    def account(self, change: int) -> None:
+        """A feed holds *change* bytes more than it said last."""
+
+    def failed(self, feed: Feed) -> None:
+        """*feed* has ended by itself: nobody is to join it any more."""
+
+
+class Feed:
+    """One watched range. Created started; ``stop`` is synchronous, and after it nothing of it is left."""
+
+    def __init__(
+        self,
+        watched: KeyRange,
+        etcd: Etcd,
+        *,
+        bounds: Bounds,
+        reach_back: int,
+        sync_timeout: float,
+        stale_after: float,
+        budget: Budget,
+        clock: Clock,
+        draw: Draw,
+        reach: bool,
+    ) -> None:
+        self.range = watched
+        self.core = FeedCore(bounds, reach_back)
+        self.notifier = Notifier()
+        self.started = time.time()
+        # What ended it: its subscribers are told and leave.
+        self.failure: TooLargeError | None = None
+        # Why it is not live, for /v1/feeds and for those who wait.
+        self.trouble = ""
+        self._etcd = etcd
+        self._sync_timeout = sync_timeout
+        self._stale_after = stale_after
+        self._budget = budget
+        self._clock = clock
+        self._draw = draw
+        self._backoff = Backoff()
+        self._watch: Watch | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[type, asyncio.TimerHandle] = {}
+        self._refresh: asyncio.Task[Snapshot] | None = None
+        self._refreshed: tuple[int, Snapshot] | None = None
+        self._proof_pending = False
+        self._readers_ahead = 0
+        self._counted = 0
+        self._proof_at = clock()
+        self._stale_since: float | None = None
+        self.handle(Start(reach))
+
+    @property
+    def state(self) -> State:
+        """Where its core is."""
+        return self.core.state
+
+    @property
+    def stale_since(self) -> float | None:
+        """Since when (wall clock, seconds) etcd has proven nothing; None while live."""
+        return self._stale_since
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def handle(self, given: FeedInput) -> None:
+        """Give the core one input, do what it says, wake the readers."""
+        core = self.core
+        before = core.state
+        for command in core.handle(given, self._clock()):
+            self._execute(command)
+        if core.state is State.LIVE:
+            self._note_proof()
+            if before is not State.LIVE:
+                self.trouble = ""
+                log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self._keys()})
+        self._account()
+        self.notifier.notify()
+
+    def want_history(self, revision: int) -> bool:
+        """A joiner's cursor lies below the log's floor: reach back for it if that can be, and say whether."""
+        core = self.core
+        if core.state is State.CLOSED:
+            return False
+        if core.view is None:
+            self.handle(WantHistory())
+            return True
+        if core.may_deepen(revision, self._clock(), trusted=self._etcd.progress_trusted):
+            self.handle(WantHistory())
+        return core.promises_history(revision)
+
+    def restored(self) -> None:
+        """The cluster's history is another one."""
+        if self.core.state not in (State.IDLE, State.CLOSED):
+            self.handle(Restored())
+
+    def stop(self) -> None:
+        """End it: the watch is cancelled, tasks and timers with it. Idempotent."""
+        if self.core.state is State.CLOSED:
+            return
+        self.handle(Stop())
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for task in [*self._tasks, *([self._refresh] if self._refresh is not None else [])]:
+            task.cancel()
+        self._refreshed = None
+        self._account()
+
+    def shed(self, size: int) -> int:
+        """Give back about *size* bytes of the log; bytes given back."""
+        given = self.core.log.shed(size)
+        self._account()
+        return given
+
+    def _account(self) -> None:
+        held = 0 if self.core.state is State.CLOSED else self.core.bytes
+        self._budget.account(held - self._counted)
+        self._counted = held
+
+    async def join(self) -> None:
+        """Wait until the tasks of a stopped feed have ended."""
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *([self._refresh] if self._refresh is not None else [])]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _from_watch(self, given: WatchInput) -> None:
+        if isinstance(given, Refused):
+            self.trouble = given.reason or "etcd ended the watch"
+            log.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
+        self.handle(given)
+        if not self._budget.afford(self, 0):
+            self._fail_too_large()
+
+    def _fail_too_large(self) -> None:
+        self.failure = TooLargeError(f"{self.range} does not fit the memory that all feeds may hold together")
+        log.warning("feed too large", extra={"range": str(self.range), "bytes": self.core.bytes})
+        self.stop()
+        self._budget.failed(self)
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case OpenWatch(start, catch_up):
+                self._close_watch()
+                self._watch = self._etcd.watch(self.range, start, self._from_watch, catch_up=catch_up)
+            case CloseWatch():
+                self._close_watch()
+            case TakeSnapshot():
+                self._spawn(self._take_snapshot())
+            case Probe(revision):
+                self._spawn(self._probe(revision))
+            case Retry(attempt):
+                delay = self._backoff.delay(attempt, self._draw())
+                self._set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
+            case AwaitProof():
+                self._proof_pending = True
+                self._ask_for_proof()
+                self._set_timer(SyncTimeout, self._sync_timeout, self._sync_timed_out)
+            case EndProof():
+                self._proof_pending = False
+                self._ask_for_proof()
+                self._cancel_timer(SyncTimeout)
+
+    def _close_watch(self) -> None:
+        """And cancel what was asked for its sake: the answer means nothing any more."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        for task in self._tasks:
+            task.cancel()
+        self._cancel_timer(RetryDue)
+
+    def _set_timer(self, kind: type, delay: float, callback: Callable[[], None]) -> None:
+        self._cancel_timer(kind)
+        self._timers[kind] = asyncio.get_running_loop().call_later(delay, callback)
+
+    def _cancel_timer(self, kind: type) -> None:
+        timer = self._timers.pop(kind, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"feed {self.range}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _sync_timed_out(self) -> None:
+        log.warning("resume not proven in time", extra={"range": str(self.range)})
+        self.handle(SyncTimeout())
+
+    async def _take_snapshot(self) -> None:
+        taken = 0
+
+        def budget(size: int) -> None:
+            nonlocal taken
+            taken += size
+            if not self._budget.afford(self, taken):
+                raise TooLargeError("over the budget")
+
+        try:
+            snapshot, cluster_id = await self._etcd.snapshot(self.range, budget)
+        except TooLargeError:
+            self._fail_too_large()
+        except (GatewayError, CompactedError, FutureRevisionError) as error:
+            self._note_trouble("snapshot failed", error)
+            self.handle(SnapshotFailed())
+        else:
+            self.handle(SnapshotTaken(snapshot, cluster_id))
+
+    async def _probe(self, revision: int) -> None:
+        try:
+            outcome = await self._etcd.probe(self.range, revision)
+        except GatewayError as error:
+            self._note_trouble("probe failed", error)
+            self.handle(Probed("failed"))
+        else:
+            self.handle(Probed(outcome))
+
+    def _note_trouble(self, what: str, error: Exception) -> None:
+        text = str(error)
+        if text != self.trouble:
+            log.warning(what, extra={"range": str(self.range), "reason": text})
+        self.trouble = text
+
+    # --- proof and staleness -----------------------------------------------------------------------------------------
+
+    def await_catch_up(self, change: int) -> None:
+        """A reader is ahead of the feed (+1), or is so no longer (-1): ask for progress often while any is."""
+        self._readers_ahead += change
+        self._ask_for_proof()
+
+    def _ask_for_proof(self) -> None:
+        if self._watch is not None:
+            self._watch.await_proof(self._proof_pending or self._readers_ahead > 0)
+
+    def _note_proof(self) -> None:
+        proof = self._watch.proof_at if self._watch is not None else None
+        if proof is not None:
+            self._proof_at = max(self._proof_at, proof)
+
+    def staleness(self) -> float:
+        """Seconds since etcd last proved that what we say is current."""
+        if self.core.state is State.LIVE:
+            self._note_proof()
+        return self._clock() - self._proof_at
+
+    def check_staleness(self) -> None:
+        """Once a second, by the registry: turn stale or live, and let the log forget what is too old."""
+        self.core.log.trim(self._clock())
+        self._account()
+        age = self.staleness()
+        if (age > self._stale_after) != (self._stale_since is not None):
+            self._stale_since = time.time() - age if self._stale_since is None else None
+            state = "live" if self._stale_since is None else "stale"
+            log.warning("feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
+            self.notifier.notify()
+
+    # --- for readers ahead of the feed -------------------------------------------------------------------------------
+
+    async def linearizable_revision(self) -> int:
+        """A linearizable revision read begun after this call; shared by all who wait for one."""
+        return await self._etcd.revision(self.range)
+
+    async def fresh_snapshot(self, at_least: int) -> Snapshot | None:
+        """A snapshot at or above *at_least* that the feed's own history has not reached (or could not prove to have).
+
+        One Range for all who need it. None when it can't be had, or the log's generation changed meanwhile.
+        """
+        if self._refreshed is not None:
+            generation, snapshot = self._refreshed
+            if generation == self.core.log.generation and snapshot.revision >= at_least:
+                return snapshot
+        generation = self.core.log.generation
+        if self._refresh is None:
+            self._refresh = asyncio.create_task(self._read_refresh(), name=f"feed refresh {self.range}")
+            self._refresh.add_done_callback(self._refresh_done)
+        try:
+            snapshot = await asyncio.shield(self._refresh)
+        except (GatewayError, CompactedError, FutureRevisionError):
+            return None
+        if generation != self.core.log.generation or snapshot.revision < at_least:
+            return None
+        self._refreshed = (generation, snapshot)
+        return snapshot
+
+    async def _read_refresh(self) -> Snapshot:
+        snapshot, _cluster = await self._etcd.snapshot(self.range, self._budget_refresh)
+        return snapshot
+
+    def _budget_refresh(self, size: int) -> None:
+        if not self._budget.afford(self, size):
+            raise TooLargeError("over the budget")
+
+    def _refresh_done(self, task: asyncio.Task[Snapshot]) -> None:
+        self._refresh = None
+        if not task.cancelled():
+            task.exception()  # retrieved: whoever waited for it may have left
+
+    def _keys(self) -> int:
+        return len(self.core.view) if self.core.view is not None else 0

@@ -1,0 +1,257 @@
+"""The registry: one feed per distinct range, shared by reference count, ended after a linger.
+
+``subscribe`` is the only way in, and its ``async with`` the only way out: release is synchronous and happens once, on
+whatever way the body ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
+from app.core.keys import KeyRange
+from app.core.log import Bounds
+from app.core.refcounts import Acquired, RefCounts
+from app.ports import Clock, Draw, Etcd
+from app.watch.feed import Feed
+from app.watch.subscriber import Subscriber
+
+log = logging.getLogger("gateway.feed")
+
+# Seconds between looks at staleness and at the age of logs.
+TICK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the registry may hold; all from the settings of the same names."""
+
+    subscribers: int
+    feeds: int
+    feed_bytes: int
+    linger: float
+    log: Bounds
+    reach_back: int
+    sync_timeout: float
+    stale_after: float
+
+
+class Registry:
+    """See the module."""
+
+    def __init__(self, etcd: Etcd, limits: Limits, *, clock: Clock, draw: Draw) -> None:
+        self._etcd = etcd
+        self.limits = limits
+        self._clock = clock
+        self._draw = draw
+        self._counts: RefCounts[KeyRange] = RefCounts()
+        self._feeds: dict[KeyRange, Feed] = {}
+        self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
+        self._linger_timers: dict[KeyRange, asyncio.TimerHandle] = {}
+        self._ending: set[Feed] = set()
+        self._total = 0
+        self.bytes = 0  # what all feeds hold
+        self.draining = False
+        self.feeds_started = 0
+        self.events_of_ended = 0
+
+    # --- subscribing -------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def subscribe(
+        self, watched: KeyRange, *, address: str, user_agent: str, request_id: str, has_cursor: bool
+    ) -> AsyncIterator[Subscriber]:
+        """Hold the feed of *watched*, starting it if need be.
+
+        Raises:
+            DrainingError, OverCapacityError, UnavailableError: before anything is held.
+        """
+        feed = self._acquire(watched, has_cursor=has_cursor)
+        subscriber = Subscriber(feed, address, user_agent, request_id, self._clock())
+        self._subscribers[feed][subscriber] = None
+        self._total += 1
+        try:
+            yield subscriber
+        finally:
+            self._release(feed, subscriber)
+
+    def _acquire(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
+        if self.draining:
+            raise DrainingError("this instance is about to stop")
+        if self._total >= self.limits.subscribers:
+            raise OverCapacityError(
+                f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.subscribers}",
+                code="too-many-subscribers",
+            )
+        if watched not in self._counts:
+            self._make_room()
+        condition = self._etcd.condition
+        feed = self._feeds.get(watched)
+        if condition.state == "down" and (feed is None or feed.core.view is None):
+            raise UnavailableError(f"{condition.endpoint}: {condition.reason}")
+        acquired = self._counts.acquire(watched)
+        if acquired is Acquired.REVIVED:
+            self._linger_timers.pop(watched).cancel()
+        if acquired is not Acquired.STARTED:
+            return self._feeds[watched]
+        return self._start(watched, has_cursor=has_cursor)
+
+    def _make_room(self) -> None:
+        if len(self._counts) < self.limits.feeds:
+            return
+        oldest = self._counts.oldest_lingering()
+        if oldest is None:
+            raise OverCapacityError(
+                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.feeds}",
+                code="too-many-feeds",
+            )
+        self._expire(oldest)
+
+    def _start(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
+        limits = self.limits
+        feed = Feed(
+            watched,
+            self._etcd,
+            bounds=limits.log,
+            reach_back=limits.reach_back,
+            sync_timeout=limits.sync_timeout,
+            stale_after=limits.stale_after,
+            budget=self,
+            clock=self._clock,
+            draw=self._draw,
+            reach=has_cursor,
+        )
+        self._feeds[watched] = feed
+        self._subscribers[feed] = {}
+        self.feeds_started += 1
+        log.info("feed start", extra={"range": str(watched)})
+        return feed
+
+    def _release(self, feed: Feed, subscriber: Subscriber) -> None:
+        """Synchronous and, by its one caller, once per subscriber."""
+        self._total -= 1
+        members = self._subscribers.get(feed)
+        if members is None or subscriber not in members:
+            return  # the feed failed, and took all its leases with it
+        del members[subscriber]
+        watched = feed.range
+        if self._counts.release(watched):
+            if self.draining or not self.limits.linger:
+                self._expire(watched)
+            else:
+                loop = asyncio.get_running_loop()
+                self._linger_timers[watched] = loop.call_later(self.limits.linger, self._expire, watched)
+
+    def _expire(self, watched: KeyRange) -> None:
+        timer = self._linger_timers.pop(watched, None)
+        if timer is not None:
+            timer.cancel()
+        if self._counts.expire(watched):
+            self._end(self._feeds[watched], "idle")
+
+    def _end(self, feed: Feed, reason: str) -> None:
+        del self._feeds[feed.range]
+        del self._subscribers[feed]
+        self.events_of_ended += feed.core.events_in
+        feed.stop()
+        self._ending.add(feed)
+        log.info("feed stop", extra={"range": str(feed.range), "reason": reason})
+
+    # --- memory (``app.watch.feed.Budget``) --------------------------------------------------------------------------
+
+    def account(self, change: int) -> None:
+        """See ``Budget``; ``bytes`` is the sum."""
+        self.bytes += change
+
+    def afford(self, feed: Feed, extra: int) -> bool:
+        """Lingering feeds go first, then the logs give up history; what then does not fit may not grow."""
+        while self._over(extra) > 0:
+            oldest = self._counts.oldest_lingering()
+            if oldest is None or self._feeds[oldest] is feed:
+                break
+            self._expire(oldest)
+        if self._over(extra) > 0:
+            for other in sorted(self._feeds.values(), key=lambda held: -held.core.log.bytes):
+                if other.shed(self._over(extra)) == 0 or self._over(extra) <= 0:
+                    break
+        return self._over(extra) <= 0
+
+    def _over(self, extra: int) -> int:
+        return self.bytes + extra - self.limits.feed_bytes
+
+    def failed(self, feed: Feed) -> None:
+        """A feed that ended by itself."""
+        if self._feeds.get(feed.range) is not feed:
+            return
+        timer = self._linger_timers.pop(feed.range, None)
+        if timer is not None:
+            timer.cancel()
+        self._counts.drop(feed.range)
+        subscribers = list(self._subscribers[feed])
+        self._end(feed, "too-large")
+        for subscriber in subscribers:
+            subscriber.close(TooLargeError.code)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look after staleness and age, for as long as the registry is used."""
+        while True:
+            await asyncio.sleep(TICK)
+            for feed in list(self._feeds.values()):
+                feed.check_staleness()
+            await self._join_ended()
+
+    def restored(self) -> None:
+        """The cluster's history is another one: every feed starts anew."""
+        for feed in list(self._feeds.values()):
+            feed.restored()
+
+    def drain(self) -> None:
+        """Let nobody in any more, and ask all subscribers to leave."""
+        self.draining = True
+        for subscriber in self.subscribers():
+            subscriber.close(DrainingError.close_reason)
+        for watched in list(self._linger_timers):
+            self._expire(watched)
+
+    async def aclose(self) -> None:
+        """End every feed, whoever holds it."""
+        self.drain()
+        for feed in list(self._feeds.values()):
+            self._counts.drop(feed.range)
+            self._end(feed, "shutdown")
+        await self._join_ended()
+
+    async def _join_ended(self) -> None:
+        ended, self._ending = self._ending, set()
+        for feed in ended:
+            await feed.join()
+
+    # --- looking at it -----------------------------------------------------------------------------------------------
+
+    def feeds(self) -> list[Feed]:
+        """The live feeds."""
+        return list(self._feeds.values())
+
+    def feed(self, watched: KeyRange) -> Feed | None:
+        """The live feed of a range."""
+        return self._feeds.get(watched)
+
+    def subscribers(self, feed: Feed | None = None) -> list[Subscriber]:
+        """All subscribers, or those of a feed."""
+        if feed is not None:
+            return list(self._subscribers.get(feed, ()))
+        return [subscriber for members in self._subscribers.values() for subscriber in members]
+
+    def lingering(self, feed: Feed) -> bool:
+        """Whether nobody holds it."""
+        return self._counts.count(feed.range) == 0
+
+    def __len__(self) -> int:
+        """Subscribers, those that are leaving included."""
+        return self._total
