@@ -93,8 +93,12 @@ async def _work(command: str, settings: Settings) -> None:
             __version__,
             extra={"listen": f"{settings.host}:{settings.port}", "etcd": ",".join(settings.etcd)},
         )
-        await serve(settings)
+        await serve(settings, on_ready=_say_listening)
     else:
         from app.dev import dev
 
         await dev(settings)
+
+
+def _say_listening(ports: list[int]) -> None:
+    log.info("listening", extra=dict(zip(("port", "admin_port"), ports, strict=False)))

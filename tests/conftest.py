@@ -1,0 +1,32 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.gateway import GatewayProcess, gateway
+
+
+@pytest.fixture(name="etcd")
+async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
+    """An etcd of the test's own."""
+    async with EmbeddedEtcd() as etcd:
+        yield etcd
+
+
+@pytest.fixture(name="kv")
+async def _kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
+    """Plain access to it."""
+    async with etcd_client(etcd.endpoint) as client:
+        yield client
+
+
+@pytest.fixture(name="server")
+async def _server(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
+    """A gateway in front of it, with quick settings."""
+    async with gateway(etcd.endpoint) as running:
+        yield running

@@ -1,0 +1,213 @@
+"""The wire contract of /v1/watch, as a client sees it, on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess
+from tests.support.streams import watch
+
+pytestmark = pytest.mark.etcd
+
+
+async def test_snapshot_then_live(server: GatewayProcess, kv: EtcdClient) -> None:
+    """Reset with revision 0, the items, synced, then what happens."""
+    await kv.put("/svc/a", "1")
+    last = await kv.put("/svc/b", "2")
+
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        reset, *items, synced = await stream.until("synced")
+        await kv.put("/svc/c", "3")
+        (live,) = await stream.changes(1)
+
+    assert reset.data == {"type": "reset", "reason": "initial", "ranges": ["prefix=/svc/"]}
+    epoch = (reset.id or "").removesuffix("-0")
+    assert len(epoch) == 8
+    assert [(item.type, item.data["key"], item.data["value"], item.id) for item in items] == [
+        ("put", "/svc/a", "1", None),
+        ("put", "/svc/b", "2", None),
+    ]
+    assert synced.data == {"type": "synced", "revision": last, "heartbeat": 1}
+    assert synced.id == f"{epoch}-{last}"
+    assert live.data == {
+        "type": "put",
+        "key": "/svc/c",
+        "value": "3",
+        "create_revision": last + 1,
+        "mod_revision": last + 1,
+        "version": 1,
+    }
+    assert live.id == f"{epoch}-{last + 1}"
+    assert 1000 <= (stream.retry or 0) <= 5000
+    assert stream.comments[0].startswith("connected ")
+
+
+async def test_transaction_is_one_revision(server: GatewayProcess, kv: EtcdClient) -> None:
+    """All but the last say more, only the last has the id; deletes carry key and revision."""
+    await kv.put("/svc/a", "1")
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+        revision = await kv.transact({"/svc/a": None, "/svc/b": "x", "/other": "y", "/svc/c": "z"})
+        events = await stream.changes(3)
+
+    assert [(e.type, e.data["key"], e.data.get("more"), e.id is not None) for e in events] == [
+        ("delete", "/svc/a", True, False),
+        ("put", "/svc/b", True, False),
+        ("put", "/svc/c", None, True),
+    ]
+    assert events[0].data == {"type": "delete", "key": "/svc/a", "mod_revision": revision, "more": True}
+
+
+async def test_resume_is_exact(server: GatewayProcess, kv: EtcdClient) -> None:
+    """A cursor brings what came after it, then synced, and no reset."""
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        synced = (await stream.until("synced"))[-1]
+        revisions = [await kv.put("/svc/a", str(n)) for n in range(5)]
+        await stream.changes(5)
+
+        async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": synced.id or ""}) as again:
+            events = await again.until("synced")
+
+    assert [event.data.get("mod_revision") for event in events[:-1]] == revisions
+    assert events[-1].data["revision"] >= revisions[-1]
+
+
+async def test_resume_in_a_new_process_needs_proof(server: GatewayProcess, kv: EtcdClient) -> None:
+    """A feed that starts with a cursor reaches back; a later event of the range proves the history complete."""
+    await kv.put("/svc/a", "0")
+    async with httpx.AsyncClient(base_url=server.base) as client:
+        answer = (await client.get("/v1/kv", params={"prefix": "/svc/"})).json()
+    revisions = [await kv.put("/svc/a", str(n)) for n in range(5)]
+
+    async with await watch(server.base, f"prefix=/svc/&last_event_id={answer['cursor']}") as stream:
+        events = await stream.until("synced")
+
+    assert [event.data.get("mod_revision") for event in events[:-1]] == revisions
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [("", "initial"), ("nonsense", "cursor-lost"), ("00000000-5", "cursor-lost"), ("zzzz \u00e9", "cursor-lost")],
+)
+async def test_unusable_cursors_reset(server: GatewayProcess, cursor: str, reason: str) -> None:
+    """A header that is present counts, even empty or unreadable: a reset, never a 4xx."""
+    async with await watch(server.base, "prefix=/svc/&last_event_id=00000000-1", {"Last-Event-ID": cursor}) as stream:
+        (reset, synced) = await stream.until("synced")
+
+    assert reset.data["reason"] == reason
+    assert synced.type == "synced"
+
+
+async def test_cursor_ahead_is_judged(server: GatewayProcess, kv: EtcdClient) -> None:
+    """A forged cursor far ahead is above a linearizable read: reset, restored."""
+    await kv.put("/svc/a", "1")
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        epoch = ((await stream.until("synced"))[-1].id or "").partition("-")[0]
+    async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": f"{epoch}-999999"}) as stream:
+        events = await stream.until("synced")
+
+    assert events[0].data["reason"] == "restored"
+    assert [event.data["key"] for event in events[1:-1]] == ["/svc/a"]
+
+
+async def test_without_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
+    """snapshot=0: synced at once, then only what happens."""
+    await kv.put("/svc/a", "1")
+    async with await watch(server.base, "prefix=/svc/&snapshot=0") as stream:
+        first = await stream.next_event()
+        await kv.put("/svc/b", "2")
+        (change,) = await stream.changes(1)
+
+    assert first is not None
+    assert first.type == "synced"
+    assert change.data["key"] == "/svc/b"
+
+
+async def test_ndjson_is_the_same_objects(server: GatewayProcess, kv: EtcdClient) -> None:
+    """By Accept or by parameter; the cursor stands where SSE has an id."""
+    await kv.put("/svc/a", "1")
+    async with (
+        await watch(server.base, "prefix=/svc/") as sse,
+        await watch(server.base, "prefix=/svc/", {"Accept": "application/x-ndjson"}) as by_accept,
+        await watch(server.base, "prefix=/svc/&format=ndjson") as by_parameter,
+    ):
+        await asyncio.gather(*(stream.until("synced") for stream in (sse, by_accept, by_parameter)))
+        await kv.transact({"/svc/a": "2", "/svc/b": "3"})
+        expected = await sse.changes(2)
+
+        assert await by_accept.changes(2) == expected
+        assert await by_parameter.changes(2) == expected
+    assert by_accept.headers["content-type"].startswith("application/x-ndjson")
+
+
+async def test_bytes_survive(server: GatewayProcess, kv: EtcdClient) -> None:
+    """Keys and values that are no text are base64 and say so; a key's identity is both."""
+    await kv.put(b"/b/\xff\x00\n", b"\x80\x81")
+    await kv.put(b"/b/L2IvAA==", "a\r\n\u2028b")
+    async with await watch(server.base, "prefix=/b/") as stream:
+        _reset, text, binary, _synced = await stream.until("synced")
+    async with await watch(server.base, "prefix=/b/%ff") as narrow:
+        narrow_events = await narrow.until("synced")
+    async with await watch(server.base, "prefix=/b/&encoding=base64") as forced:
+        _reset, first, _second, _synced = await forced.until("synced")
+
+    assert (text.data["key"], text.data["value"]) == ("/b/L2IvAA==", "a\r\n\u2028b")
+    assert "encoding" not in text.data
+    assert (binary.data["key"], binary.data["key_encoding"]) == ("L2Iv/wAK", "base64")
+    assert (binary.data["value"], binary.data["encoding"]) == ("gIE=", "base64")
+    assert [event.data.get("key") for event in narrow_events] == [None, "L2Iv/wAK", None]
+    assert (first.data["key"], first.data["key_encoding"]) == ("L2IvTDJJdkFBPT0=", "base64")
+
+
+async def test_bookmarks_are_the_heartbeat(server: GatewayProcess) -> None:
+    """A quiet stream still says that it lives, and where it stands."""
+    async with await watch(server.base, "prefix=/quiet/") as stream:
+        synced = (await stream.until("synced"))[-1]
+        bookmark = (await stream.until("bookmark"))[-1]
+
+    assert bookmark.data == {"type": "bookmark", "revision": synced.data["revision"], "state": "live"}
+    assert bookmark.id == synced.id
+
+
+async def test_single_key(server: GatewayProcess, kv: EtcdClient) -> None:
+    """key= follows that key and no other."""
+    await kv.put("/svc/a", "1")
+    await kv.put("/svc/ab", "2")
+    async with await watch(server.base, "key=/svc/a") as stream:
+        _reset, item, _synced = await stream.until("synced")
+        await kv.put("/svc/ab", "3")
+        await kv.put("/svc/a", "4")
+        (change,) = await stream.changes(1)
+
+    assert item.data["key"] == "/svc/a"
+    assert change.data["value"] == "4"
+
+
+async def test_headers(server: GatewayProcess) -> None:
+    """What proxies and caches must know."""
+    async with await watch(server.base, "prefix=/x/") as stream:
+        assert stream.headers["cache-control"] == "no-store, no-transform"
+        assert stream.headers["x-accel-buffering"] == "no"
+        assert stream.headers["vary"] == "Last-Event-ID, Accept, Origin"
+        assert stream.headers["x-gateway-instance"]
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert "x-etcd-revision" not in stream.headers
+
+
+async def test_a_hundred_thousand_keys(server: GatewayProcess, kv: EtcdClient) -> None:
+    """A large snapshot is complete, in pages of one revision, while the range changes under it."""
+    for start in range(0, 100_000, 125):
+        await kv.transact({f"/big/{n:06}": "x" * 20 for n in range(start, start + 125)})
+    async with await watch(server.base, "prefix=/big/") as stream:
+        await kv.put("/big/zzz", "late")
+        events = await stream.until("synced", timeout=60)
+        keys = {event.data["key"] for event in events[1:-1]}
+        if "/big/zzz" not in keys:
+            keys |= {event.data["key"] for event in await stream.changes(1)}
+
+    assert len(keys) == 100_001
+    assert len(events) - 2 in (100_000, 100_001)

@@ -1,0 +1,124 @@
+"""A gateway as its users have it: a process of its own, told by flags and environment, spoken to over sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+# Fast enough for tests, with the proportions of the defaults.
+QUICK = {
+    "GATEWAY_LINGER": "0.3s",
+    "GATEWAY_HEARTBEAT": "1s",
+    "GATEWAY_STALE_AFTER": "2s",
+    "GATEWAY_SYNC_TIMEOUT": "1s",
+}
+
+
+class GatewayProcess:
+    """``python -m app serve`` on a free port. ``lines`` is its log, as JSON objects."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.other: list[str] = []
+        self.port = 0
+        self.admin_port = 0
+        self._listening = asyncio.Event()
+        self._reader = asyncio.create_task(self._read())
+
+    @property
+    def base(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    async def listening(self) -> None:
+        """Wait until it listens; raises with its output when it ends instead."""
+        waiter = asyncio.create_task(self._listening.wait())
+        try:
+            await asyncio.wait({waiter, self._reader}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+            if not self._listening.is_set():
+                msg = f"the gateway did not start: {self.lines} {self.other}"
+                raise AssertionError(msg)
+        finally:
+            waiter.cancel()
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit status."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+        try:
+            async with asyncio.timeout(30):
+                status = await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+            raise
+        await self._reader
+        return status
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for raw in self.process.stderr:
+            text = raw.decode()
+            if not text.startswith("{"):
+                self.other.append(text)
+                continue
+            line = json.loads(text)
+            self.lines.append(line)
+            if line["message"] == "listening":
+                self.port, self.admin_port = line["port"], line.get("admin_port", 0)
+                self._listening.set()
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without any gateway settings of its own, plus *settings*."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    return inherited | dict(settings)
+
+
+async def start(*flags: str, settings: Mapping[str, str] | None = None) -> GatewayProcess:
+    """Start one; it may not be listening yet."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "app",
+        "serve",
+        "--log-format=json",
+        *flags,
+        env=environment(settings or {}),
+        stderr=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    return GatewayProcess(process)
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    etcd: str, *, settings: Mapping[str, str] | None = None, quick: bool = True
+) -> AsyncIterator[GatewayProcess]:
+    """A gateway in front of *etcd*, listening; stopped at the end, and held to have ended well and without errors."""
+    chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
+    running = await start(settings=chosen)
+    try:
+        await running.listening()
+        yield running
+    finally:
+        status = await running.stop()
+    assert status == 0, (status, running.lines[-5:], running.other)
+    assert running.other == []
+    errors = [line for line in running.lines if line["level"] == "error"]
+    assert errors == []

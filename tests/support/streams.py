@@ -1,0 +1,233 @@
+"""A strict client of the wire contract: SSE and NDJSON over a raw socket, so that nothing is read into the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its name, data, and the cursor that came with it."""
+
+    type: str
+    data: dict[str, Any]
+    id: str | None
+
+
+@dataclass
+class Stream:
+    """An open stream. ``async for`` or ``next_event`` give events; comments and ``retry:`` are kept aside."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    status: int
+    headers: dict[str, str]
+    comments: list[str] = field(default_factory=list)
+    retry: int | None = None
+    last_id: str | None = None
+    body: bytes = b""
+    _pending: bytes = b""
+    _ended: bool = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close as a client that is done: FIN."""
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+    def reset(self) -> None:
+        """Close as a client that crashed: RST."""
+        sock: socket.socket = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+    async def chunk(self) -> bytes:
+        """The next chunk of the body; empty at its proper end.
+
+        Raises:
+            asyncio.IncompleteReadError: the body was broken off.
+        """
+        if self._ended:
+            return b""
+        size = int((await self.reader.readuntil(b"\r\n")).strip(), 16)
+        data = await self.reader.readexactly(size + 2)
+        self._ended = size == 0
+        return data[:-2]
+
+    async def next_event(self, timeout: float = TIMEOUT) -> Event | None:
+        """The next event; None at the end of the stream."""
+        async with asyncio.timeout(timeout):
+            while True:
+                separator = b"\n\n" if "event-stream" in self.headers["content-type"] else b"\n"
+                block, found, rest = self._pending.partition(separator)
+                if found:
+                    self._pending = rest
+                    event = self._sse(block) if separator == b"\n\n" else self._ndjson(block)
+                    if event is not None:
+                        self.last_id = event.id if event.id is not None else self.last_id
+                        return event
+                    continue
+                data = await self.chunk()
+                if not data:
+                    assert self._pending == b"", "a stream ends with a whole block"
+                    return None
+                self._pending += data
+
+    def _sse(self, block: bytes) -> Event | None:
+        fields: dict[str, str] = {}
+        lines = block.decode().split("\n")
+        for line in lines:
+            name, _, value = line.partition(": ")
+            if not name:
+                self.comments.append(value)
+            elif name == "retry":
+                self.retry = int(value)
+            else:
+                assert name not in fields, f"{name} twice in {block!r}"
+                assert name in ("event", "data", "id"), block
+                fields[name] = value
+        if not fields:
+            return None
+        assert list(fields) == ["event", "data", "id"][: len(fields)], f"order of lines in {block!r}"
+        data = json.loads(fields["data"])
+        assert data["type"] == fields["event"]
+        return Event(fields["event"], data, fields.get("id"))
+
+    def _ndjson(self, line: bytes) -> Event | None:
+        if not line:
+            self.comments.append("")
+            return None
+        data = json.loads(line)
+        return Event(data["type"], data, data.pop("cursor", None))
+
+    async def until(self, *types: str, timeout: float = TIMEOUT) -> list[Event]:
+        """Events up to and including the first of one of *types*."""
+        found: list[Event] = []
+        while not found or found[-1].type not in types:
+            event = await self.next_event(timeout)
+            assert event is not None, f"the stream ended before {types}: {found}"
+            found.append(event)
+        return found
+
+    async def changes(self, count: int) -> list[Event]:
+        """The next *count* puts and deletes; other events between them are passed over."""
+        found: list[Event] = []
+        while len(found) < count:
+            event = await self.next_event()
+            assert event is not None, f"the stream ended after {found}"
+            if event.type in ("put", "delete"):
+                found.append(event)
+        return found
+
+
+async def request(
+    url: str, headers: dict[str, str] | None = None, *, receive_buffer: int | None = None, method: str = "GET"
+) -> Stream:
+    """Send one request over a connection of its own; for anything but a chunked answer the body is read."""
+    parts = urlsplit(url)
+    sock = socket.socket()
+    sock.setblocking(False)
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    assert parts.hostname is not None
+    await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 24)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+    async with asyncio.timeout(TIMEOUT):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    status = int(head[0].split()[1])
+    found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+    stream = Stream(reader, writer, status, found)
+    if "content-length" in found:
+        stream.body = await reader.readexactly(int(found["content-length"]))
+    return stream
+
+
+async def watch(base: str, query: str, headers: dict[str, str] | None = None, **options: Any) -> Stream:
+    """Open a stream that must be accepted."""
+    stream = await request(f"{base}/v1/watch?{query}", headers, **options)
+    assert stream.status == 200, (stream.status, stream.body)
+    return stream
+
+
+@dataclass
+class Mirror:
+    """What a client holds: the reference rules of the contract, checked as they are applied."""
+
+    state: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
+    revision: int = -1
+    synced: bool = False
+    resets: list[str] = field(default_factory=list)
+    changes: int = 0
+    _aside: dict[tuple[str, str | None], dict[str, Any]] | None = None
+    _transaction: list[Event] = field(default_factory=list)
+
+    def apply(self, event: Event) -> None:
+        """Take one event in; asserts order, and that a revision is whole."""
+        if event.type == "reset":
+            assert event.id is not None
+            assert event.id.endswith("-0")
+            self._aside, self._transaction, self.synced = {}, [], False
+            self.resets.append(event.data["reason"])
+        elif event.type in ("put", "delete"):
+            self._change(event)
+        elif event.type == "synced":
+            if self._aside is not None:
+                self.state, self._aside = self._aside, None
+            self.synced = True
+            self._stand(event)
+        elif event.type == "bookmark":
+            assert self.synced
+            self._stand(event)
+
+    def _stand(self, event: Event) -> None:
+        assert self._transaction == [], "no id inside a revision"
+        assert event.id is not None
+        assert event.id.endswith(f"-{event.data['revision']}")
+        self.revision = event.data["revision"]
+
+    def _change(self, event: Event) -> None:
+        key = (event.data["key"], event.data.get("key_encoding"))
+        if self._aside is not None:
+            assert event.id is None, "no id inside a snapshot"
+            assert event.type == "put"
+            assert key not in self._aside
+            self._aside[key] = event.data
+            return
+        revision = event.data["mod_revision"]
+        if self._transaction:
+            assert revision == self._transaction[0].data["mod_revision"], "a revision came in parts"
+        else:
+            assert revision > self.revision, f"{revision} after {self.revision}"
+        self._transaction.append(event)
+        self.changes += 1
+        if event.data.get("more"):
+            assert event.id is None
+            return
+        assert event.id is not None
+        assert event.id.endswith(f"-{revision}")
+        for change in self._transaction:
+            name = (change.data["key"], change.data.get("key_encoding"))
+            if change.type == "put":
+                self.state[name] = change.data
+            else:
+                self.state.pop(name, None)
+        self._transaction, self.revision = [], revision
