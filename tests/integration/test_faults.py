@@ -1,0 +1,212 @@
+"""Mirrors stay right, or say that they start anew, whatever happens to etcd; nothing is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from aetcd import rpc
+
+from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from tests.integration.test_release import held_at_etcd
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.gateway import gateway
+from tests.support.proxy import proxy
+from tests.support.streams import Mirror, Stream, watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+
+class Follower:
+    """A stream and the mirror that it feeds, read by a task of its own."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.mirror = Mirror()
+        self.states: list[str] = []
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        while (event := await self.stream.next_event(timeout=120)) is not None:
+            self.mirror.apply(event)
+            if event.type in ("status", "bookmark"):
+                self.states.append(event.data["state"])
+
+    async def close(self) -> None:
+        """Leave. Raises what the reading raised."""
+        self.task.cancel()
+        results = await asyncio.gather(self.task, return_exceptions=True)
+        await self.stream.close()
+        if not isinstance(results[0], asyncio.CancelledError) and results[0] is not None:
+            raise results[0]
+
+    def holds(self, state: dict[bytes, Any]) -> bool:
+        """Whether the mirror equals etcd."""
+        if self.task.done():
+            self.task.result()
+        found = {name[0].encode(): (data["value"], data["mod_revision"]) for name, data in self.mirror.state.items()}
+        return self.mirror.synced and found == {key: (kv.value.decode(), kv.mod_revision) for key, kv in state.items()}
+
+
+@asynccontextmanager
+async def follow(base: str, count: int, prefix: str = "/svc/") -> AsyncIterator[list[Follower]]:
+    """Followers of one prefix, each synced."""
+    followers = [Follower(await watch(base, f"prefix={prefix}")) for _ in range(count)]
+    try:
+        await eventually(lambda: _all(follower.mirror.synced for follower in followers))
+        yield followers
+    finally:
+        for follower in followers:
+            await follower.close()
+
+
+async def _all(conditions: Any) -> bool:
+    return all(conditions)
+
+
+async def all_hold(followers: list[Follower], kv: EtcdClient, prefix: str = "/svc/") -> bool:
+    """Whether every mirror equals etcd now."""
+    _revision, state = await kv.state(prefix)
+    return all(follower.holds(state) for follower in followers)
+
+
+async def write(kv: EtcdClient, rng: random.Random, count: int) -> int:
+    """Random puts, deletes and transactions under /svc/; the last revision."""
+    revision = 0
+    for n in range(count):
+        key = f"/svc/{rng.randrange(50)}"
+        way = rng.random()
+        if way < 0.6:
+            revision = await kv.put(key, str(n))
+        elif way < 0.8:
+            revision = await kv.delete(key)
+        else:
+            pairs = {f"/svc/{rng.randrange(50)}": rng.choice([None, str(n)]) for _ in range(4)}
+            revision = await kv.transact(pairs)
+    return revision
+
+
+@pytest.mark.slow
+async def test_five_hundred_mirrors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """1,000 puts, deletes and transactions at full speed: 500 mirrors equal etcd, which sees one watcher."""
+    async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
+        await write(kv, random.Random(1), 50)
+        followers = await stack.enter_async_context(follow(server.base, 500))
+        await write(kv, random.Random(2), 1000)
+        watchers, streams = await held_at_etcd(etcd)
+        await eventually(lambda: all_hold(followers, kv), timeout=60)
+
+        assert (watchers, streams) == (1, 1)
+        assert {tuple(follower.mirror.resets) for follower in followers} == {("initial",)}
+        assert len({follower.mirror.changes for follower in followers}) == 1
+
+
+async def test_etcd_killed_and_restarted_under_load(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """The feed resumes at its anchor: mirrors equal again, without a reset, one watcher."""
+    async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
+        followers = await stack.enter_async_context(follow(server.base, 10))
+        for turn in range(3):
+            await write(kv, random.Random(turn), 100)
+            await etcd.kill()
+            await etcd.restart()
+            await eventually(lambda: _put(kv))
+            await write(kv, random.Random(turn + 10), 100)
+            await eventually(lambda: all_hold(followers, kv))
+
+        assert await held_at_etcd(etcd) == (1, 1)
+        assert {tuple(follower.mirror.resets) for follower in followers} == {("initial",)}
+
+
+async def _put(kv: EtcdClient) -> bool:
+    try:
+        await kv.put("/svc/ping", "pong")
+    except rpc.AioRpcError:
+        return False
+    return True
+
+
+async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """What etcd forgot meanwhile can't be sent: reset, compacted, and the state."""
+    async with proxy(etcd.endpoint) as between, gateway(between.endpoint) as server, AsyncExitStack() as stack:
+        await write(kv, random.Random(1), 50)
+        followers = await stack.enter_async_context(follow(server.base, 5))
+        between.cut()
+        revision = await write(kv, random.Random(2), 100)
+        await kv.compact(revision)
+        between.heal()
+        await eventually(lambda: all_hold(followers, kv))
+        await write(kv, random.Random(3), 20)
+        await eventually(lambda: all_hold(followers, kv))
+
+        assert {tuple(follower.mirror.resets) for follower in followers} == {("initial", "compacted")}
+        assert await held_at_etcd(etcd) == (1, 1)
+
+
+async def test_cut_off_is_said(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Frozen (nothing comes, nothing closes): stale is said within the bound, and live again afterwards."""
+    async with proxy(etcd.endpoint) as between, gateway(between.endpoint) as server, AsyncExitStack() as stack:
+        (follower,) = await stack.enter_async_context(follow(server.base, 1))
+        between.freeze()
+        await eventually(lambda: _all(["stale" in follower.states]))
+        stale_at = len(follower.states)
+        await kv.put("/svc/a", "meanwhile")
+        between.heal()
+        await eventually(lambda: all_hold([follower], kv))
+        await eventually(lambda: _all(["live" in follower.states[stale_at:]]))
+
+        assert follower.mirror.resets == ["initial"]
+
+
+async def test_fail_over_to_another_member() -> None:
+    """Three members; the one we use dies: the feed goes on at another, nothing lost."""
+    async with EmbeddedCluster(3) as cluster:
+        endpoints = cluster.endpoints
+        async with etcd_client(endpoints[2]) as kv, gateway(",".join(endpoints)) as server, AsyncExitStack() as stack:
+            followers = await stack.enter_async_context(follow(server.base, 5))
+            await write(kv, random.Random(1), 50)
+            await cluster.members[0].kill()
+            await eventually(lambda: _put(kv))
+            await write(kv, random.Random(2), 50)
+            await eventually(lambda: all_hold(followers, kv))
+
+            assert {tuple(follower.mirror.resets) for follower in followers} == {("initial",)}
+
+
+async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A feed that never saw an event resumes at what its snapshot shows, while others' keys change all the time."""
+    await kv.put("/quiet/a", "1")
+    async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
+        followers = await stack.enter_async_context(follow(server.base, 3, "/quiet/"))
+        await write(kv, random.Random(1), 100)
+        await etcd.kill()
+        await etcd.restart()
+        await eventually(lambda: _put(kv))
+        await kv.put("/quiet/b", "2")
+        await eventually(lambda: all_hold(followers, kv, "/quiet/"))
+
+        assert {tuple(follower.mirror.resets) for follower in followers} == {("initial",)}
+
+
+async def test_revision_larger_than_a_fragment(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A lease's end deletes 3 MB of keys at one revision: it comes in fragments, and leaves as one revision."""
+    lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID
+    for start_at in range(0, 3000, 100):
+        operations = [
+            rpc.RequestOp(request_put=rpc.PutRequest(key=f"/svc/{n:01000}".encode(), value=b"v", lease=lease))
+            for n in range(start_at, start_at + 100)
+        ]
+        await kv.kv.Txn(rpc.TxnRequest(success=operations))
+    async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
+        (follower,) = await stack.enter_async_context(follow(server.base, 1))
+        assert len(follower.mirror.state) == 3000
+        await kv.lease.LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease))
+        await kv.transact({f"/svc/big{n}": str(n) * 30_000 for n in range(20)})
+        await eventually(lambda: all_hold([follower], kv))
+
+        assert follower.mirror.resets == ["initial"]
+        assert follower.mirror.changes == 3020

@@ -1,0 +1,237 @@
+"""A watch lives exactly as long as its subscribers: every way a stream can end releases, measured at etcd itself."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess, gateway, start
+from tests.support.metrics import etcd_metric
+from tests.support.streams import watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+WATCHERS = "etcd_debugging_mvcc_watcher_total"
+STREAMS = "etcd_debugging_mvcc_watch_stream_total"
+
+
+async def subscribers(server: GatewayProcess) -> int:
+    """As /v1/feeds counts them."""
+    async with httpx.AsyncClient(base_url=server.base) as client:
+        feeds = (await client.get("/v1/feeds")).json()["feeds"]
+    return sum(feed["subscribers"] for feed in feeds)
+
+
+async def held_at_etcd(etcd: EmbeddedEtcd) -> tuple[float, float]:
+    """Watchers and watch streams, by etcd's own count."""
+    return await etcd_metric(etcd.endpoint, WATCHERS), await etcd_metric(etcd.endpoint, STREAMS)
+
+
+async def ranges(etcd: EmbeddedEtcd) -> float:
+    """Ranges that etcd has answered."""
+    return await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Range", grpc_code="OK")
+
+
+async def all_released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
+    """Nobody is counted, nothing is held."""
+    return await subscribers(server) == 0 and await held_at_etcd(etcd) == (0, 0)
+
+
+async def test_close_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """A client that closes; the watch goes after the linger."""
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+        assert await held_at_etcd(etcd) == (1, 1)
+
+    await eventually(lambda: all_released(server, etcd))
+
+
+async def test_reset_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """A client that crashes (RST)."""
+    stream = await watch(server.base, "prefix=/svc/")
+    await stream.until("synced")
+    stream.reset()
+
+    await eventually(lambda: all_released(server, etcd))
+
+
+async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """Clients that send a request and vanish, in every phase of its being answered."""
+    for delay in [0.0, 0.0, 0.0005, 0.001, 0.002, 0.004] * 20:
+        _reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(delay)  # not to wait for something: the moment of going is what varies
+        writer.transport.abort()
+
+    await eventually(lambda: all_released(server, etcd))
+
+
+async def test_stuck_in_a_send(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A client that does not read is aborted after GATEWAY_SEND_TIMEOUT; another beside it misses nothing."""
+    async with gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "500ms"}) as server:
+        stuck = await watch(server.base, "prefix=/svc/", receive_buffer=4096)
+        async with await watch(server.base, "prefix=/svc/") as healthy:
+            await healthy.until("synced")
+            for _ in range(40):
+                await kv.put("/svc/a", "x" * 50_000)
+            changes = await healthy.changes(40)
+            await eventually(lambda: _is(subscribers(server), 1))
+
+            assert len(changes) == 40
+        await eventually(lambda: all_released(server, etcd))
+        ends = [line["reason"] for line in server.lines if line["message"] == "stream end"]
+        assert sorted(ends) == ["client", "send-timeout"]
+        await stuck.close()
+
+
+async def _is(found: Awaitable[object], expected: object) -> bool:
+    return await found == expected
+
+
+async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
+    """SIGTERM: each stream gets its position, a close, and its proper end; etcd holds nothing; exit status 0."""
+    async with gateway(etcd.endpoint) as server:
+        streams = [await watch(server.base, f"prefix=/svc/{n % 3}/") for n in range(30)]
+        for stream in streams:
+            await stream.until("synced")
+        assert (await held_at_etcd(etcd))[0] == 3
+
+        server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            bookmark, close = await stream.until("close")
+            assert bookmark.type == "bookmark"
+            assert close.data["reason"] == "drain"
+            assert 1000 <= close.data["retry_ms"] <= 5000
+            assert await stream.next_event() is None
+            await stream.close()
+        await server.process.wait()
+
+        await eventually(lambda: _is(held_at_etcd(etcd), (0, 0)))
+
+
+async def test_killed_gateway_leaves_nothing(etcd: EmbeddedEtcd) -> None:
+    """kill -9 closes the connections, and etcd frees what was on them."""
+    server = await start(settings={"GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint})
+    await server.listening()
+    stream = await watch(server.base, "prefix=/svc/")
+    await stream.until("synced")
+    await server.stop(signal.SIGKILL)
+
+    await eventually(lambda: _is(held_at_etcd(etcd), (0, 0)))
+    await stream.close()
+
+
+async def test_revived_during_linger(server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A join during the linger gets the same feed: one feed start in all, and no further Range at etcd."""
+    await kv.put("/svc/a", "1")
+    for _ in range(5):
+        async with await watch(server.base, "prefix=/svc/") as stream:
+            await stream.until("synced")
+    await eventually(lambda: all_released(server, etcd))
+
+    starts = [line for line in server.lines if line["message"] == "feed start"]
+    assert len(starts) == 1
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+    assert len([line for line in server.lines if line["message"] == "feed start"]) == 2
+
+
+async def test_concurrent_first_joins_start_one(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """A hundred at once: one feed, one watcher, one Range."""
+    before = await ranges(etcd)
+    streams = await asyncio.gather(*(watch(server.base, "prefix=/svc/") for _ in range(100)))
+    await asyncio.gather(*(stream.until("synced") for stream in streams))
+
+    assert await held_at_etcd(etcd) == (1, 1)
+    assert await ranges(etcd) - before == 1
+    await asyncio.gather(*(stream.close() for stream in streams))
+
+
+def descriptors(pid: int) -> int:
+    """Open file descriptors of a process (Linux)."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+async def few_descriptors(pid: int, at_most: int) -> bool:
+    """Whether they are no more than before; one is the connection of the asking itself."""
+    return descriptors(pid) <= at_most + 1
+
+
+@pytest.fixture(name="many")
+async def _many(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
+    settings = {"GATEWAY_LINGER": "1s", "GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_MAX_FEEDS": "6000"}
+    async with gateway(etcd.endpoint, settings=settings) as running:
+        yield running
+
+
+@pytest.mark.slow
+async def test_two_thousand_requests_one_watch(many: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """The outage, gone: 2,000 requests opened and ended in every way are never more than one watcher at etcd."""
+    await kv.put("/svc/a", "x" * 20_000)
+    async with await watch(many.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+    before = descriptors(many.pid)
+    worst = [0.0, 0.0]
+    done = asyncio.Event()
+
+    async def look() -> None:
+        while not done.is_set():
+            held = await held_at_etcd(etcd)
+            worst[:] = [max(pair) for pair in zip(worst, held, strict=True)]
+            await asyncio.sleep(0.02)
+
+    async def one(n: int) -> None:
+        way = n % 5
+        if way == 0:
+            _reader, writer = await asyncio.open_connection("127.0.0.1", many.port)
+            writer.write(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.transport.abort()
+            return
+        stream = await watch(many.base, "prefix=/svc/" + ("&format=ndjson" if way == 3 else ""), receive_buffer=16384)
+        if way == 4:  # leaves with what was sent unread
+            await stream.close()
+            return
+        await stream.until("synced")
+        if way == 1:
+            stream.reset()
+        else:
+            await stream.close()
+
+    looking = asyncio.create_task(look())
+    for start_at in range(0, 2000, 100):
+        await asyncio.gather(*(one(n) for n in range(start_at, start_at + 100)))
+    done.set()
+    await looking
+
+    assert worst[0] == 1
+    assert worst[1] == 1
+    await eventually(lambda: all_released(many, etcd))
+    await eventually(lambda: few_descriptors(many.pid, before))
+
+
+@pytest.mark.slow
+async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """5,000 distinct prefixes, one subscriber each, and all gone again, on the fixed number of streams."""
+    before = descriptors(many.pid)
+    streams = []
+    for start_at in range(0, 5000, 250):
+        opened = await asyncio.gather(
+            *(watch(many.base, f"prefix=/p/{n}/", receive_buffer=8192) for n in range(start_at, start_at + 250))
+        )
+        await asyncio.gather(*(stream.until("synced", timeout=60) for stream in opened))
+        streams += opened
+
+    watchers, watch_streams = await held_at_etcd(etcd)
+    assert watchers == 5000
+    assert watch_streams <= 4
+    await asyncio.gather(*(stream.close() for stream in streams))
+    await eventually(lambda: all_released(many, etcd), timeout=60)
+    await eventually(lambda: few_descriptors(many.pid, before))

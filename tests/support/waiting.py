@@ -1,0 +1,13 @@
+"""Waiting for what must become true, without guessing how long that takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], timeout: float = 30.0) -> None:
+    """Return once *holds* does; fail when it never does."""
+    async with asyncio.timeout(timeout):
+        while not await holds():  # noqa: ASYNC110 -- what is waited for is in other processes
+            await asyncio.sleep(0.05)
