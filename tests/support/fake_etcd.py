@@ -1,0 +1,829 @@
+"""A fake etcd: a real gRPC server over an in-memory store, which does what a real one can't be made to do on demand.
+
+``tests/contract`` runs the same test bodies against this and against real etcds: what it does by itself is what they
+do. What a test makes it do beyond that is a method or an attribute of ``FakeEtcd``.
+
+Three parts: ``Store`` (keys, revisions, history), ``WatchCall`` (one open Watch call with its watchers) and
+``FakeEtcd`` (the server, the controls, what was asked).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from aetcd import rpc
+
+# etcd's words, character by character: clients tell errors apart by them.
+COMPACTED = "etcdserver: mvcc: required revision has been compacted"
+FUTURE = "etcdserver: mvcc: required revision is a future revision"
+NO_LEADER = "etcdserver: no leader"
+NO_LEASE = "etcdserver: requested lease not found"
+LEASE_EXISTS = "etcdserver: lease already exists"
+EMPTY_KEY = "etcdserver: key is not provided"
+DUPLICATE_KEY = "etcdserver: duplicate key given in txn request"
+DUPLICATE_WATCH = "mvcc: duplicate watch ID provided on the WatchStream"
+EMPTY_RANGE = "mvcc: watcher range is empty"
+PERMISSION_DENIED = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+
+PUT, DELETE = 0, 1
+NOBODY = -1  # the watch id that belongs to no watch
+CATCH_UP_REVISIONS = 1000  # etcd's watchBatchMaxRevs
+FRAGMENT_BYTES = 2 * 1024 * 1024  # --max-request-bytes plus 512 KiB
+
+COMPARE: dict[int, Callable[[Any, Any], bool]] = {0: operator.eq, 1: operator.gt, 2: operator.lt, 3: operator.ne}
+TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
+
+
+class RefusedError(Exception):
+    """A request that etcd answers with a gRPC error."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+
+
+def within(key: bytes, start: bytes, end: bytes) -> bool:
+    """Whether *key* is in etcd's range: no end is one key, an end of one NUL is all from *start* on."""
+    if not end:
+        return key == start
+    return start <= key and (end == b"\0" or key < end)
+
+
+# --- The store ---------------------------------------------------------------------------------------------------
+
+
+class Store:
+    """Keys and values with all their past."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.compacted = -1
+        self.history: dict[int, list[Any]] = {}  # revision -> mvccpb.Event
+        self._past: dict[bytes, list[Any]] = {}  # key -> mvccpb.KeyValue, oldest first; version 0 is a tombstone
+        self._pending: list[Any] = []
+
+    def get(self, key: bytes, revision: int) -> Any | None:
+        """A key's value at a revision."""
+        for kv in reversed(self._past.get(key, ())):
+            if kv.mod_revision <= revision:
+                return kv if kv.version else None
+        return None
+
+    def range(self, start: bytes, end: bytes, revision: int) -> list[Any]:
+        """What a range held at a revision, by key."""
+        keys = [start] if not end else sorted(key for key in self._past if within(key, start, end))
+        return [kv for key in keys if (kv := self.get(key, revision)) is not None]
+
+    def check_readable(self, revision: int) -> None:
+        """Raise if a revision is gone or yet to come."""
+        if revision > self.revision:
+            raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, FUTURE)
+        if revision < self.compacted:
+            raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, COMPACTED)
+
+    @property
+    def now(self) -> int:
+        """The revision that a read sees, inside a transaction its own."""
+        return self.revision + bool(self._pending)
+
+    def put(self, key: bytes, value: bytes, lease: int = 0) -> Any:
+        """Part of the revision that ``commit`` will make."""
+        before = self.get(key, self.now)
+        revision = self.revision + 1
+        kv = rpc.KeyValue(
+            key=key,
+            value=value,
+            create_revision=before.create_revision if before else revision,
+            mod_revision=revision,
+            version=before.version + 1 if before else 1,
+            lease=lease,
+        )
+        self._record(PUT, kv)
+        return before
+
+    def delete(self, start: bytes, end: bytes = b"") -> list[Any]:
+        """Part of the revision that ``commit`` will make; what was there."""
+        gone = self.range(start, end, self.now)
+        for kv in gone:
+            self._record(DELETE, rpc.KeyValue(key=kv.key, mod_revision=self.revision + 1))
+        return gone
+
+    def commit(self) -> list[Any]:
+        """Make all since the last commit one revision; its events. Nothing done is no revision."""
+        events, self._pending = self._pending, []
+        if events:
+            self.revision += 1
+            self.history[self.revision] = events
+        return events
+
+    def compact(self, revision: int, *, lose_deletes: bool) -> None:
+        """Forget what nobody can read any more."""
+        if revision <= self.compacted:
+            raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, COMPACTED)
+        if revision > self.revision:
+            raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, FUTURE)
+        self.compacted = revision
+        if lose_deletes and revision in self.history:
+            self.history[revision] = [event for event in self.history[revision] if event.type == PUT]
+
+    def go_back(self, revision: int) -> None:
+        """Become what the store was at a revision, as after a restore."""
+        self.revision = revision
+        self.history = {at: events for at, events in self.history.items() if at <= revision}
+        past = {key: [kv for kv in kvs if kv.mod_revision <= revision] for key, kvs in self._past.items()}
+        self._past = {key: kvs for key, kvs in past.items() if kvs}
+
+    def _record(self, kind: int, kv: Any) -> None:
+        self._past.setdefault(kv.key, []).append(kv)
+        self._pending.append(rpc.Event(type=kind, kv=kv))
+
+
+# --- Watches -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Watcher:
+    """One watch, as etcd keeps it until it is cancelled or its call ends."""
+
+    watch_id: int
+    start: bytes
+    end: bytes
+    next: int  # the first revision that was not sent yet
+    fragment: bool
+    progress_notify: bool
+    filters: frozenset[int]
+    previous: bool
+    compacted: bool = False
+
+    @classmethod
+    def of(cls, request: Any, watch_id: int, revision: int) -> Watcher:
+        """What a create request asks for."""
+        return cls(
+            watch_id=watch_id,
+            start=request.key or b"\0",
+            end=request.range_end,
+            next=request.start_revision or revision + 1,
+            fragment=request.fragment,
+            progress_notify=request.progress_notify,
+            filters=frozenset(request.filters),
+            previous=request.prev_kv,
+        )
+
+    def wants(self, event: Any) -> bool:
+        """Whether it is to be told."""
+        return within(event.kv.key, self.start, self.end) and event.type not in self.filters
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Ends a call, in its place among the answers."""
+
+    code: grpc.StatusCode
+    details: str
+
+
+class WatchCall:
+    """One open Watch call. Answers go into a queue, which the call's task writes out."""
+
+    def __init__(self, etcd: FakeEtcd, metadata: dict[str, str]) -> None:
+        self.metadata = metadata
+        self.watchers: dict[int, Watcher] = {}
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._etcd = etcd
+        self._next_id = 0
+
+    def handle(self, request: Any) -> None:
+        """One message of the client."""
+        kind = request.WhichOneof("request_union")
+        if kind == "create_request":
+            self._create(request.create_request)
+        elif kind == "cancel_request":
+            self._cancel(request.cancel_request.watch_id)
+        elif kind == "progress_request":
+            self._progress()
+
+    def synced(self, watcher: Watcher) -> bool:
+        """Whether nothing is owed to it. To etcd, a watcher that compaction cancelled never is."""
+        return not watcher.compacted and watcher.next > self._etcd.store.revision
+
+    def catch_up(self, watcher: Watcher) -> bool:
+        """Send one response of what it is owed; whether there is more."""
+        store = self._etcd.store
+        if watcher.compacted or self._etcd.is_held(watcher) or self.synced(watcher):
+            return False
+        if watcher.next < store.compacted:
+            self._cancel_compacted(watcher)
+            return False
+        events = self._collect(watcher)
+        if events:
+            # As etcd does: the current revision, even if older events are still to come.
+            self._send(watcher, store.revision, events)
+        return not self.synced(watcher)
+
+    def live(self, watcher: Watcher, revision: int, events: Iterable[Any]) -> None:
+        """Send a revision to a watcher that has all before it."""
+        if watcher.compacted or watcher.next > revision:
+            return  # cancelled, or it starts in the future
+        watcher.next = revision + 1
+        wanted = [event for event in events if watcher.wants(event)]
+        if wanted:
+            self._send(watcher, revision, wanted)
+
+    def notify_progress(self) -> None:
+        """What the timer of ``progress_notify`` does."""
+        for watcher in self.watchers.values():
+            if watcher.progress_notify and self.synced(watcher):
+                self._answer(watch_id=watcher.watch_id)
+
+    def stop(self, code: grpc.StatusCode, details: str) -> None:
+        """End the call with an error, behind the answers that are there."""
+        self.answers.put_nowait(Break(code, details))
+
+    def _create(self, request: Any) -> None:
+        etcd = self._etcd
+        etcd.asked.creates.append(request)
+        refusal = etcd.refusals.pop(0) if etcd.refusals else None
+        if refusal is not None:
+            watch_id = request.watch_id if refusal.echo else NOBODY
+            self._answer(watch_id=watch_id, created=True, canceled=True, cancel_reason=refusal.reason)
+            return
+        trouble = self._unfit(request)
+        if trouble is not None:
+            self._answer(watch_id=NOBODY, created=True, canceled=True, cancel_reason=trouble)
+            return
+        watcher = Watcher.of(request, request.watch_id or self._free_id(), etcd.store.revision)
+        self.watchers[watcher.watch_id] = watcher
+        self._answer(watch_id=watcher.watch_id, created=True)
+        etcd.sync_soon()
+
+    def _unfit(self, request: Any) -> str | None:
+        if request.watch_id in self.watchers and request.watch_id:
+            return DUPLICATE_WATCH
+        if request.range_end not in (b"", b"\0") and request.key >= request.range_end:
+            return EMPTY_RANGE
+        return None
+
+    def _free_id(self) -> int:
+        while self._next_id in self.watchers:
+            self._next_id += 1
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _cancel(self, watch_id: int) -> None:
+        self._etcd.asked.cancels.append(watch_id)
+        if self.watchers.pop(watch_id, None) is not None:
+            self._answer(watch_id=watch_id, canceled=True)
+
+    def _progress(self) -> None:
+        etcd = self._etcd
+        etcd.asked.progress += 1
+        if etcd.mute_progress:
+            return
+        # A trusted version answers only when every watcher has all, and it needs one to answer at all.
+        ready = self.watchers and all(map(self.synced, self.watchers.values()))
+        if ready or not etcd.progress_trusted:
+            self._answer(watch_id=NOBODY)
+
+    def _cancel_compacted(self, watcher: Watcher) -> None:
+        watcher.compacted = True
+        self.answers.put_nowait(
+            rpc.WatchResponse(
+                header=self._etcd.header(0),
+                watch_id=watcher.watch_id,
+                canceled=True,
+                compact_revision=self._etcd.store.compacted,
+            )
+        )
+
+    def _collect(self, watcher: Watcher) -> list[Any]:
+        """The next revisions with events for this watcher, as many as one response holds."""
+        store, found, revisions = self._etcd.store, [], 0
+        while watcher.next <= store.revision and revisions < self._etcd.catch_up_revisions:
+            wanted = [event for event in store.history.get(watcher.next, ()) if watcher.wants(event)]
+            found.extend(wanted)
+            revisions += bool(wanted)
+            watcher.next += 1
+        return found
+
+    def _answer(self, **fields: Any) -> None:
+        self.answers.put_nowait(rpc.WatchResponse(header=self._etcd.header(), **fields))
+
+    def _send(self, watcher: Watcher, revision: int, events: Sequence[Any]) -> None:
+        if watcher.previous:
+            events = [self._with_previous(event) for event in events]
+        whole = rpc.WatchResponse(header=self._etcd.header(revision), watch_id=watcher.watch_id, events=events)
+        pieces = self._split(whole) if watcher.fragment else [whole]
+        for number, piece in enumerate(pieces):
+            piece.fragment = number < len(pieces) - 1
+        cut = self._etcd.cut_after
+        if cut is not None and len(pieces) > cut:
+            self._etcd.cut_after = None
+            pieces = pieces[:cut]
+        for piece in pieces:
+            self.answers.put_nowait(piece)
+        if cut is not None and self._etcd.cut_after is None:
+            self.stop(grpc.StatusCode.UNAVAILABLE, "cut between two fragments")
+
+    def _with_previous(self, event: Any) -> Any:
+        before = self._etcd.store.get(event.kv.key, event.kv.mod_revision - 1)
+        return rpc.Event(type=event.type, kv=event.kv, prev_kv=before)
+
+    def _split(self, whole: Any) -> list[Any]:
+        """As etcd's sendFragments: each piece stays below the limit, unless it is one event."""
+        limit = self._etcd.fragment_bytes
+        if whole.ByteSize() < limit or len(whole.events) < 2:
+            return [whole]
+        pieces: list[Any] = []
+        size = limit
+        for event in whole.events:
+            needed = event.ByteSize() + 4  # its tag and its length
+            if size + needed >= limit:
+                pieces.append(rpc.WatchResponse(header=whole.header, watch_id=whole.watch_id))
+                size = pieces[-1].ByteSize()
+            pieces[-1].events.append(event)
+            size += needed
+        return pieces
+
+
+# --- The server --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Asked:
+    """What clients asked, in order."""
+
+    ranges: list[Any] = field(default_factory=list)  # RangeRequest
+    creates: list[Any] = field(default_factory=list)  # WatchCreateRequest
+    cancels: list[int] = field(default_factory=list)  # watch ids
+    progress: int = 0
+    statuses: int = 0
+    streams: int = 0  # Watch calls opened in all
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a create is refused."""
+
+    reason: str
+    echo: bool  # 3.5.1 answers with the id that was asked for, newer ones with -1
+
+
+class FakeEtcd:
+    """``async with FakeEtcd() as etcd: ...etcd.endpoint``.
+
+    Attributes to set at any time: *version*, *cluster_id*, *catch_up_revisions* (of one response), *fragment_bytes*,
+    *cut_after* (the next response with more fragments is cut after that many, and its call broken), *mute_progress*,
+    *loses_deletes*.
+    """
+
+    def __init__(self, version: str = "3.5.16", port: int = 0) -> None:
+        self.version = version
+        self.cluster_id = 0xC1D0
+        self.member_id = 0x3E3B
+        self.raft_term = 2
+        self.catch_up_revisions = CATCH_UP_REVISIONS
+        self.fragment_bytes = FRAGMENT_BYTES
+        self.cut_after: int | None = None
+        self.mute_progress = False
+        self.loses_deletes: bool | None = None  # None: as the version does
+        self.store = Store()
+        self.asked = Asked()
+        self.refusals: list[Refusal] = []
+        self.calls: set[WatchCall] = set()
+        self.ranges_in_flight = 0
+        self._port = port
+        self._server: grpc.aio.Server | None = None
+        self._leases: dict[int, int] = {}  # id -> TTL
+        self._held: set[int] | None = None  # watch ids; empty: all
+        self._syncing: asyncio.Handle | None = None
+        self._leader = True
+        self._range_failures: list[Break] = []
+        self._ranges_open = asyncio.Event()
+        self._ranges_open.set()
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen; after a ``stop`` on the same port again, with the same data."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+        self._server.add_generic_rpc_handlers(tuple(self._handlers()))
+        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """As when the process dies: all calls break. Idempotent."""
+        self._ranges_open.set()
+        if self._syncing is not None:
+            self._syncing.cancel()
+            self._syncing = None
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(None)
+
+    @property
+    def endpoint(self) -> str:
+        """``http://127.0.0.1:port``."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def progress_trusted(self) -> bool:
+        """Whether on-demand progress waits for events, as since 3.4.25 and 3.5.8; older ones answer at once."""
+        return self._at_least((3, 4, 25), (3, 5, 8))
+
+    @property
+    def revision(self) -> int:
+        """Of the store."""
+        return self.store.revision
+
+    @property
+    def open_streams(self) -> int:
+        """Watch calls, as ``etcd_debugging_mvcc_watch_stream_total`` counts them."""
+        return len(self.calls)
+
+    @property
+    def open_watchers(self) -> int:
+        """As ``etcd_debugging_mvcc_watcher_total`` counts them: cancelled by compaction they stay until let go."""
+        return sum(len(call.watchers) for call in self.calls)
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 5) -> None:
+        """Wait until something that clients cause is so."""
+        async with asyncio.timeout(timeout):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    # --- Writing, without a client ---
+
+    def put(self, key: bytes, value: bytes = b"", lease: int = 0) -> int:
+        """One put; its revision."""
+        return self.txn([(key, value)], lease=lease)
+
+    def delete(self, key: bytes, range_end: bytes = b"") -> int:
+        """One delete; the revision."""
+        self.store.delete(key, range_end)
+        return self._commit()
+
+    def txn(self, writes: Iterable[tuple[bytes, bytes | None]], lease: int = 0) -> int:
+        """Puts, and deletes where the value is None, in one revision; which."""
+        for key, value in writes:
+            if value is None:
+                self.store.delete(key)
+            else:
+                self.store.put(key, value, lease)
+        return self._commit()
+
+    def compact(self, revision: int) -> None:
+        """Forget what is older than *revision*."""
+        fixed = self._at_least((3, 4, 34), (3, 5, 16))
+        self.store.compact(revision, lose_deletes=not fixed if self.loses_deletes is None else self.loses_deletes)
+        self.sync_soon()
+
+    def grant(self, lease: int, ttl: int = 60) -> int:
+        """A lease; it ends only by ``expire``."""
+        self._leases[lease] = ttl
+        return lease
+
+    def expire(self, lease: int) -> int:
+        """Delete all keys of a lease, in one revision; which."""
+        self._leases.pop(lease, None)
+        for kv in self.store.range(b"\0", b"\0", self.store.revision):
+            if kv.lease == lease:
+                self.store.delete(kv.key)
+        return self._commit()
+
+    # --- Making trouble ---
+
+    def break_streams(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "broken") -> None:
+        """End all Watch calls with an error, behind what was already sent."""
+        for call in self.calls:
+            call.stop(code, details)
+
+    def refuse_create(self, reason: str = PERMISSION_DENIED, *, echo: bool = True) -> None:
+        """Refuse the next create that is not refused yet: as 3.5.1 with its id, or as newer ones with -1."""
+        self.refusals.append(Refusal(reason, echo))
+
+    def hold(self, *watch_ids: int) -> None:
+        """Keep the events of these watches (none named: all) back until ``release``.
+
+        To etcd they are unsynced then: an untrusted version answers on-demand progress nevertheless, which so overtakes
+        events; a trusted one keeps silent.
+        """
+        self._held = set(watch_ids)
+
+    def release(self) -> None:
+        """Send what was held back."""
+        self._held = None
+        self.sync_soon()
+
+    def is_held(self, watcher: Watcher) -> bool:
+        """Whether its events wait for ``release``."""
+        return self._held is not None and (not self._held or watcher.watch_id in self._held)
+
+    def notify_progress(self) -> None:
+        """What etcd's timer does for watches with ``progress_notify``."""
+        for call in self.calls:
+            call.notify_progress()
+
+    def restore(self, revision: int) -> None:
+        """Come back from a backup of that revision, with the same ids: all calls break, the future is another one."""
+        self.store.go_back(revision)
+        self.raft_term += 1
+        self.break_streams()
+
+    def lose_leader(self) -> None:
+        """What needs a quorum fails; Watch calls that asked for a leader break."""
+        self._leader = False
+        for call in self.calls:
+            if call.metadata.get("hasleader") == "true":
+                call.stop(grpc.StatusCode.UNAVAILABLE, NO_LEADER)
+
+    def regain_leader(self) -> None:
+        """All is well again."""
+        self._leader = True
+
+    def hold_ranges(self) -> None:
+        """Answer no Range until ``release_ranges``."""
+        self._ranges_open.clear()
+
+    def release_ranges(self) -> None:
+        """Answer them; each sees the store as it is now."""
+        self._ranges_open.set()
+
+    def fail_ranges(
+        self, count: int = 1, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "failed"
+    ) -> None:
+        """Fail the next Ranges."""
+        self._range_failures.extend([Break(code, details)] * count)
+
+    # --- What the parts above use ---
+
+    def header(self, revision: int | None = None) -> Any:
+        """Of an answer."""
+        return rpc.ResponseHeader(
+            cluster_id=self.cluster_id,
+            member_id=self.member_id,
+            revision=self.store.revision if revision is None else revision,
+            raft_term=self.raft_term,
+        )
+
+    def sync_soon(self) -> None:
+        """Let watchers catch up, a response at a time, with other things happening in between, as in etcd."""
+        if self._syncing is None:
+            self._syncing = asyncio.get_running_loop().call_soon(self._sync)
+
+    def _sync(self) -> None:
+        self._syncing = None
+        more = [call.catch_up(watcher) for call in self.calls for watcher in call.watchers.values()]
+        if any(more):
+            self.sync_soon()
+
+    def _commit(self) -> int:
+        before = self.store.revision
+        events = self.store.commit()
+        for call in self.calls:
+            for watcher in call.watchers.values():
+                # Who is not synced gets it by catching up, behind what is older.
+                if watcher.next > before and events and not self.is_held(watcher):
+                    call.live(watcher, self.store.revision, events)
+        self.sync_soon()
+        return self.store.revision
+
+    def _at_least(self, *fixes: tuple[int, int, int]) -> bool:
+        """Whether the version has a fix that came with these patch releases."""
+        major, minor, patch = (int(part) for part in self.version.split("-")[0].split("."))
+        here = [fix for fix in fixes if fix[:2] == (major, minor)]
+        return (major, minor, patch) >= (here[0] if here else max(fixes))
+
+    def _tell(self) -> None:
+        self._changed.set()
+
+    # --- gRPC ---
+
+    def _handlers(self) -> Iterable[grpc.GenericRpcHandler]:
+        unary: dict[str, dict[str, tuple[Callable[[Any], Any], str]]] = {
+            "KV": {
+                "Range": (self._range, "Range"),
+                "Put": (self._put, "Put"),
+                "DeleteRange": (self._delete_range, "DeleteRange"),
+                "Txn": (self._txn, "Txn"),
+                "Compact": (self._compact, "Compaction"),
+            },
+            "Lease": {
+                "LeaseGrant": (self._lease_grant, "LeaseGrant"),
+                "LeaseRevoke": (self._lease_revoke, "LeaseRevoke"),
+            },
+            "Maintenance": {"Status": (self._status, "Status")},
+        }
+        for service, methods in unary.items():
+            table = {name: _unary(function, messages) for name, (function, messages) in methods.items()}
+            yield grpc.method_handlers_generic_handler(f"etcdserverpb.{service}", table)
+        watch = grpc.stream_stream_rpc_method_handler(
+            self._watch,
+            request_deserializer=rpc.WatchRequest.FromString,
+            response_serializer=rpc.WatchResponse.SerializeToString,
+        )
+        yield grpc.method_handlers_generic_handler("etcdserverpb.Watch", {"Watch": watch})
+
+    async def _range(self, request: Any) -> Any:
+        self.asked.ranges.append(request)
+        self.ranges_in_flight += 1
+        self._tell()
+        try:
+            await self._ranges_open.wait()
+        finally:
+            self.ranges_in_flight -= 1
+        if self._range_failures:
+            failure = self._range_failures.pop(0)
+            raise RefusedError(failure.code, failure.details)
+        if not request.serializable:
+            self._check_leader()
+        return self._read(request)
+
+    def _read(self, request: Any) -> Any:
+        if not request.key:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, EMPTY_KEY)
+        revision = request.revision if request.revision > 0 else self.store.now
+        if request.revision > 0:
+            self.store.check_readable(revision)
+        found = self.store.range(request.key, request.range_end, revision)
+        answer = rpc.RangeResponse(header=self.header(), count=len(found))
+        if not request.count_only:
+            kept = [kv for kv in found if _passes(kv, request)]
+            page = kept[: request.limit] if request.limit else kept
+            answer.more = len(page) < len(kept)
+            answer.kvs.extend(_without_value(kv) if request.keys_only else kv for kv in page)
+        return answer
+
+    async def _put(self, request: Any) -> Any:
+        self._check_leader()
+        answer = self._write_put(request)
+        self._commit()
+        answer.header.CopyFrom(self.header())
+        return answer
+
+    def _write_put(self, request: Any) -> Any:
+        if not request.key:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, EMPTY_KEY)
+        if request.lease and request.lease not in self._leases:
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, NO_LEASE)
+        before = self.store.put(request.key, request.value, request.lease)
+        return rpc.PutResponse(prev_kv=before if request.prev_kv else None)
+
+    async def _delete_range(self, request: Any) -> Any:
+        self._check_leader()
+        answer = self._write_delete(request)
+        self._commit()
+        answer.header.CopyFrom(self.header())
+        return answer
+
+    def _write_delete(self, request: Any) -> Any:
+        if not request.key:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, EMPTY_KEY)
+        gone = self.store.delete(request.key, request.range_end)
+        return rpc.DeleteRangeResponse(deleted=len(gone), prev_kvs=gone if request.prev_kv else [])
+
+    async def _txn(self, request: Any) -> Any:
+        self._check_leader()
+        for branch in (request.success, request.failure):
+            _check_distinct(branch)
+        succeeded = all(map(self._holds, request.compare))
+        responses = [self._operate(op) for op in (request.success if succeeded else request.failure)]
+        self._commit()
+        return rpc.TxnResponse(header=self.header(), succeeded=succeeded, responses=responses)
+
+    def _operate(self, op: Any) -> Any:
+        kind = op.WhichOneof("request")
+        if kind == "request_put":
+            return rpc.ResponseOp(response_put=self._write_put(op.request_put))
+        if kind == "request_delete_range":
+            return rpc.ResponseOp(response_delete_range=self._write_delete(op.request_delete_range))
+        if kind == "request_range":
+            return rpc.ResponseOp(response_range=self._read(op.request_range))
+        raise RefusedError(grpc.StatusCode.UNIMPLEMENTED, "the fake has no nested transactions")
+
+    def _holds(self, compare: Any) -> bool:
+        found = self.store.range(compare.key, compare.range_end, self.store.revision)
+        if not found and TARGETS[compare.target] == "value":
+            return False  # as etcd: an absent key has no value to compare
+        absent = rpc.KeyValue()
+        return all(_compare(compare, kv) for kv in found or [absent])
+
+    async def _compact(self, request: Any) -> Any:
+        self._check_leader()
+        self.compact(request.revision)
+        return rpc.CompactionResponse(header=self.header())
+
+    async def _lease_grant(self, request: Any) -> Any:
+        lease = request.ID or max(self._leases, default=0x1EA5E) + 1
+        if lease in self._leases:
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, LEASE_EXISTS)
+        return rpc.LeaseGrantResponse(header=self.header(), ID=self.grant(lease, request.TTL), TTL=request.TTL)
+
+    async def _lease_revoke(self, request: Any) -> Any:
+        if request.ID not in self._leases:
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, NO_LEASE)
+        self.expire(request.ID)
+        return rpc.LeaseRevokeResponse(header=self.header())
+
+    async def _status(self, _request: Any) -> Any:
+        self.asked.statuses += 1
+        self._tell()
+        leader = self.member_id if self._leader else 0
+        return rpc.StatusResponse(header=self.header(), version=self.version, leader=leader, raftTerm=self.raft_term)
+
+    def _check_leader(self) -> None:
+        if not self._leader:
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, NO_LEADER)
+
+    async def _watch(self, requests: AsyncIterator[Any], context: Any) -> None:
+        call = WatchCall(self, {str(key): str(value) for key, value in context.invocation_metadata()})
+        self.calls.add(call)
+        self.asked.streams += 1
+        if not self._leader and call.metadata.get("hasleader") == "true":
+            call.stop(grpc.StatusCode.UNAVAILABLE, NO_LEADER)
+        reading = asyncio.create_task(self._listen(call, requests))
+        self._tell()
+        try:
+            await self._speak(call, context)
+        finally:
+            self.calls.discard(call)
+            reading.cancel()
+            self._tell()
+
+    async def _listen(self, call: WatchCall, requests: AsyncIterator[Any]) -> None:
+        try:
+            async for request in requests:
+                call.handle(request)
+                self._tell()
+            # A half-close, which to etcd means nothing: the call goes on.
+        except Exception as error:
+            call.stop(grpc.StatusCode.INTERNAL, repr(error))  # a mistake of the fake must not look like silence
+
+    async def _speak(self, call: WatchCall, context: Any) -> None:
+        while True:
+            answer = await call.answers.get()
+            if isinstance(answer, Break):
+                await context.abort(answer.code, answer.details)
+            await context.write(answer)
+
+
+def _unary(function: Callable[[Any], Any], messages: str) -> grpc.RpcMethodHandler[Any, Any]:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await function(request)
+        except RefusedError as refused:
+            await context.abort(refused.code, refused.details)
+
+    return grpc.unary_unary_rpc_method_handler(
+        call,
+        request_deserializer=getattr(rpc, f"{messages}Request").FromString,
+        response_serializer=getattr(rpc, f"{messages}Response").SerializeToString,
+    )
+
+
+def _passes(kv: Any, request: Any) -> bool:
+    """The filters of a Range, which its count ignores."""
+    return bool(
+        kv.mod_revision >= request.min_mod_revision
+        and (not request.max_mod_revision or kv.mod_revision <= request.max_mod_revision)
+        and kv.create_revision >= request.min_create_revision
+        and (not request.max_create_revision or kv.create_revision <= request.max_create_revision)
+    )
+
+
+def _without_value(kv: Any) -> Any:
+    bare = rpc.KeyValue()
+    bare.CopyFrom(kv)
+    bare.value = b""
+    return bare
+
+
+def _check_distinct(operations: Iterable[Any]) -> None:
+    """Two writes of one key in one transaction are refused."""
+    written: set[bytes] = set()
+    for op in operations:
+        if op.WhichOneof("request") != "request_put":
+            continue
+        if op.request_put.key in written:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, DUPLICATE_KEY)
+        written.add(op.request_put.key)
+
+
+def _compare(compare: Any, kv: Any) -> bool:
+    target = TARGETS[compare.target]
+    return COMPARE[compare.result](getattr(kv, target), getattr(compare, target))
