@@ -28,8 +28,9 @@ def progress_is_trusted(version: Version) -> bool:
 def known_to_lose_events(version: Version) -> bool:
     """Whether this version can drop an event by itself.
 
-    A delete exactly at a compaction revision is lost for a watch that starts there (etcd #18089, #19179; fixed in
-    3.4.36 and 3.5.18). The gateway proves its resumes against that; other clients may not.
+    A delete exactly at a compaction revision is lost for a watch that starts there (etcd #18089: seen on 3.4.23 and
+    3.5.1, not on 3.5.16), or after a restart (#19179; fixed in 3.4.36 and 3.5.18, hence the bound). The gateway proves
+    its own resumes against that; other clients may not.
     """
     if version == UNKNOWN:
         return False

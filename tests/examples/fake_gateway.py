@@ -1,0 +1,239 @@
+"""A gateway whose streams a test writes by hand: the wire contract with every cut in the place where it hurts.
+
+Must live here: bytes of the contract, SSE and NDJSON, over plain HTTP/1.1. Must not: any logic of the real gateway,
+which it would then share the mistakes of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+PAGE = ROOT / "app" / "api" / "page.html"
+EPOCH = "3f9ac17b"
+# Long enough for a busy machine: it only ever passes when a test fails.
+DEADLINE = 20.0
+
+
+def cursor(revision: int) -> str:
+    """A cursor of this gateway's only epoch."""
+    return f"{EPOCH}-{revision}"
+
+
+def content_security_policy(page: str) -> str:
+    """A policy under which nothing runs but what the page itself brings."""
+    hashes = {
+        tag: " ".join(
+            f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+            for text in re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
+        )
+        for tag in ("script", "style")
+    }
+    return (
+        f"default-src 'none'; connect-src 'self'; img-src data:; script-src {hashes['script']}; "
+        f"style-src {hashes['style']}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+@dataclass
+class Stream:
+    """One watch that a client opened; the test writes what it gets."""
+
+    query: dict[str, str]
+    headers: dict[str, str]
+    at: float
+    _writer: asyncio.StreamWriter
+
+    @property
+    def form(self) -> str:
+        """``sse`` or ``ndjson``."""
+        return self.query.get("format", "sse")
+
+    @property
+    def cursor(self) -> str | None:
+        """What the client wants to resume from: the header beats the query."""
+        return self.headers.get("last-event-id", self.query.get("last_event_id"))
+
+    async def raw(self, data: bytes) -> None:
+        """Bytes as they are, as one chunk."""
+        self._writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+        await self._writer.drain()
+
+    async def open(self, retry_ms: int = 20) -> None:
+        """The head, and the first bytes."""
+        kind = "text/event-stream" if self.form == "sse" else "application/x-ndjson"
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        self._writer.write(head.encode())
+        await self.raw(f"retry: {retry_ms}\n: connected fake\n\n".encode() if self.form == "sse" else b"\n")
+
+    def encoded(self, kind: str, at: int | None = None, **members: object) -> bytes:
+        """One event; *at*: the revision of its cursor, if it carries one."""
+        data = {"type": kind, **members}
+        if self.form == "ndjson":
+            return (
+                json.dumps(data if at is None else {**data, "cursor": cursor(at)}, ensure_ascii=False) + "\n"
+            ).encode()
+        tail = "" if at is None else f"id: {cursor(at)}\n"
+        return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n{tail}\n".encode()
+
+    async def event(self, kind: str, at: int | None = None, **members: object) -> None:
+        """Send one."""
+        await self.raw(self.encoded(kind, at, **members))
+
+    async def reset(self, reason: str = "initial") -> None:
+        """State follows."""
+        await self.event("reset", 0, reason=reason, ranges=["prefix=/svc/"])
+
+    async def item(self, key: str, value: str, revision: int, **members: object) -> None:
+        """A key of a snapshot."""
+        await self.event("put", key=key, value=value, create_revision=1, mod_revision=revision, version=1, **members)
+
+    async def put(self, key: str, value: str, revision: int, *, more: bool = False, **members: object) -> None:
+        """A live put: with ``more``, or with the cursor."""
+        rest = {"more": True} if more else {}
+        at = None if more else revision
+        fields = {"create_revision": 1, "mod_revision": revision, "version": 2, **members, **rest}
+        await self.event("put", at, key=key, value=value, **fields)
+
+    async def delete(self, key: str, revision: int, *, more: bool = False, **members: object) -> None:
+        """A live delete."""
+        rest = {"more": True} if more else {}
+        await self.event("delete", None if more else revision, key=key, mod_revision=revision, **members, **rest)
+
+    async def synced(self, revision: int, heartbeat: float = 15) -> None:
+        """The mirror is exact."""
+        await self.event("synced", revision, revision=revision, heartbeat=heartbeat)
+
+    async def bookmark(self, revision: int, state: str = "live") -> None:
+        """This far."""
+        await self.event("bookmark", revision, revision=revision, state=state)
+
+    async def snapshot(self, revision: int, heartbeat: float = 15, **values: str) -> None:
+        """A whole snapshot of ``/svc/<name>``, all of it written at *revision*."""
+        await self.reset()
+        for name, value in values.items():
+            await self.item(f"/svc/{name}", value, revision)
+        await self.synced(revision, heartbeat)
+
+    async def cut(self) -> None:
+        """Break the connection where it is: what was written arrives, the end of the body never does."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def end(self) -> None:
+        """End the body properly."""
+        self._writer.write(b"0\r\n\r\n")
+        await self.cut()
+
+    async def gone(self) -> None:
+        """Wait until the client has closed."""
+        async with asyncio.timeout(DEADLINE):
+            while not self._writer.transport.is_closing():
+                await asyncio.sleep(0.005)
+
+
+class FakeGateway:
+    """Serves the page, the examples, and the watches that a test plays.
+
+    ``problem``: what every request of ``/v1`` is refused with, when set.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.problem: dict[str, Any] | None = None
+        self.refused: list[str] = []
+        self._streams: asyncio.Queue[Stream] = asyncio.Queue()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def stream(self, *, opened: bool = True) -> Stream:
+        """The next watch that a client asks for."""
+        async with asyncio.timeout(DEADLINE):
+            stream = await self._streams.get()
+        if opened:
+            await stream.open()
+        return stream
+
+    @property
+    def waiting(self) -> int:
+        """Watches asked for and not taken by ``stream``."""
+        return self._streams.qsize()
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self._writers.add(writer)
+        try:
+            while await self._request(reader, writer):
+                pass
+            # A watch: its going is told by the end of what the client sends.
+            await reader.read()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; False when the connection became a watch."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        target, *lines = head.split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        address = urlsplit(target.split(" ")[1])
+        query = {name: values[0] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
+        if address.path.startswith("/v1/") and self.problem is not None:
+            self.refused.append(address.path)
+            self._answer(writer, int(self.problem["status"]), "application/problem+json", json.dumps(self.problem))
+        elif address.path == "/v1/watch":
+            self._streams.put_nowait(Stream(query, headers, asyncio.get_running_loop().time(), writer))
+            return False
+        elif address.path == "/v1/kv":
+            self._answer(writer, 200, "application/json", '{"revision":1,"cursor":"","kvs":[],"count":0}')
+        elif address.path == "/":
+            page = PAGE.read_text()
+            self._answer(writer, 200, "text/html; charset=utf-8", page, content_security_policy(page))
+        elif address.path == "/blank":
+            self._answer(writer, 200, "text/html", "<!doctype html><link rel=icon href='data:,'>")
+        elif (file := EXAMPLES / address.path.removeprefix("/examples/")).is_file():
+            self._answer(writer, 200, "text/javascript", file.read_text())
+        else:
+            self._answer(writer, 404, "text/plain", "no such path")
+        return True
+
+    def _answer(self, writer: asyncio.StreamWriter, status: int, kind: str, text: str, policy: str = "") -> None:
+        body = text.encode()
+        head = f"HTTP/1.1 {status} -\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        if policy:
+            head += f"Content-Security-Policy: {policy}\r\n"
+        writer.write(f"{head}\r\n".encode() + body)
+
+    def close(self) -> None:
+        """End what is still open."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def fake_gateway() -> AsyncIterator[FakeGateway]:
+    """A running one, on a port of its own."""
+    fake = FakeGateway()
+    server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
+    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield fake
+    finally:
+        server.close()
+        fake.close()
+        await server.wait_closed()

@@ -1,0 +1,608 @@
+"""The reference clients: right after every kind of break, and back with the right cursor.
+
+One body per case, run by ``mirror.py`` and by ``mirror.js`` in Chromium: the contract is one, so its clients agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright
+
+from tests.examples.fake_gateway import DEADLINE, EXAMPLES, FakeGateway, Stream, cursor, fake_gateway
+
+if TYPE_CHECKING:
+    from mirror import Item, Mirror
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+# One browser serves the module, so its tests share a loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@dataclass
+class View:
+    """What a client shows at one moment; keys that came as base64 are marked."""
+
+    state: str
+    revision: int
+    cursor: str
+    items: dict[str, str]
+    reason: str = field(compare=False, default="")
+
+
+class Client(Protocol):
+    """A mirror of either kind."""
+
+    async def start(self, url: str, prefix: str) -> None:
+        """Follow."""
+
+    async def views(self) -> list[View]:
+        """Everything it has shown, in order."""
+
+    async def changes(self) -> list[tuple[str, str]]:
+        """Everything it was told to have changed: (type, key)."""
+
+    async def stop(self) -> None:
+        """Follow no more."""
+
+
+def load_mirror() -> ModuleType:
+    """``docs/examples/mirror.py``, which is in no package."""
+    spec = importlib.util.spec_from_file_location("mirror", EXAMPLES / "mirror.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def named(key: str, encoding: str) -> str:
+    """A key as views show it."""
+    return key if encoding == "text" else f"{encoding}:{key}"
+
+
+class PythonClient:
+    """``mirror.py`` as a library."""
+
+    def __init__(self) -> None:
+        self._views: list[View] = []
+        self._changes: list[tuple[str, str]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, url: str, prefix: str) -> None:
+        """Follow."""
+
+        def onchange(mirror: Mirror, changes: list[Item]) -> None:
+            items = {named(*identity): item["value"] for identity, item in mirror.items.items()}
+            self._views.append(View(mirror.state, mirror.revision, mirror.cursor, items, mirror.reason))
+            self._changes += [(change["type"], change["key"]) for change in changes]
+
+        mirror: Mirror = load_mirror().Mirror(url, prefix, onchange=onchange)
+        self._task = asyncio.create_task(mirror.run())
+
+    async def views(self) -> list[View]:
+        """Everything it has shown."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+        return self._views
+
+    async def changes(self) -> list[tuple[str, str]]:
+        """Everything it was told."""
+        return self._changes
+
+    async def stop(self) -> None:
+        """Follow no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+
+START = """async ([url, prefix]) => {
+    const { Mirror } = await import(url + '/examples/mirror.js');
+    window.views = []; window.changes = [];
+    window.mirror = new Mirror(url, prefix, { onchange: (mirror, changes) => {
+        const items = [...mirror.items.values()].map((i) => [i.key, i.key_encoding ?? 'text', i.value]);
+        views.push([mirror.state, mirror.revision, mirror.cursor, items, mirror.reason]);
+        window.changes.push(...changes.map((change) => [change.type, change.key]));
+    } });
+}"""
+
+
+class BrowserClient:
+    """``mirror.js`` in Chromium."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+
+    async def start(self, url: str, prefix: str) -> None:
+        """Follow."""
+        await self._page.goto(f"{url}/blank")
+        await self._page.evaluate(START, [url, prefix])
+
+    async def views(self) -> list[View]:
+        """Everything it has shown."""
+        return [
+            View(state, revision, at, {named(key, encoding): value for key, encoding, value in items}, reason)
+            for state, revision, at, items, reason in await self._page.evaluate("window.views")
+        ]
+
+    async def changes(self) -> list[tuple[str, str]]:
+        """Everything it was told."""
+        return [(kind, key) for kind, key in await self._page.evaluate("window.changes")]
+
+    async def stop(self) -> None:
+        """Follow no more."""
+        await self._page.evaluate("mirror.close()")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", name="browser")
+async def _browser() -> AsyncIterator[Browser]:
+    """One Chromium."""
+    if not CHROMIUM.exists():
+        message = f"NOT RUN: chromium is not at {CHROMIUM} (apt-get install -y --no-install-recommends chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="page")
+async def _page(browser: Browser) -> AsyncIterator[Page]:
+    """A tab of its own; whatever it complains of fails the test, but for what the network does to it."""
+    complaints: list[str] = []
+    context = await browser.new_context()
+    page = await context.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    yield page
+    await context.close()
+
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="gateway")
+async def _gateway() -> AsyncIterator[FakeGateway]:
+    """A gateway that the test plays."""
+    async with fake_gateway() as fake:
+        yield fake
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="client", params=["python", "browser"])
+async def _client(request: pytest.FixtureRequest, gateway: FakeGateway) -> AsyncIterator[Client]:
+    """A client that follows ``/svc/``, asked for its first stream."""
+    client: Client = PythonClient() if request.param == "python" else BrowserClient(request.getfixturevalue("page"))
+    await client.start(gateway.url, "/svc/")
+    yield client
+    await client.stop()
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]]) -> None:
+    """Wait for it; at the deadline say what there is instead."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not await condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(await what()) from None
+
+
+async def shows(client: Client, state: str, at: int, items: dict[str, str], *, at_cursor: int | None = None) -> None:
+    """Wait until the client shows just this; its cursor is the revision's unless said otherwise."""
+    expected = View(state, at, cursor(at if at_cursor is None else at_cursor), items)
+
+    async def last() -> list[View]:
+        return (await client.views())[-3:]
+
+    async def seen() -> bool:
+        return (await last())[-1:] == [expected]
+
+    await until(seen, last)
+
+
+async def turns(client: Client, state: str) -> View:
+    """Wait until the client's state is this."""
+
+    async def seen() -> bool:
+        views = await client.views()
+        return bool(views) and views[-1].state == state
+
+    await until(seen, client.views)
+    return (await client.views())[-1]
+
+
+async def synced_client(client: Client, gateway: FakeGateway, heartbeat: float = 15) -> Stream:
+    """A client that is live at 10 with two keys."""
+    stream = await gateway.stream()
+    await stream.snapshot(10, heartbeat, a="1", b="2")
+    await shows(client, "live", 10, {"/svc/a": "1", "/svc/b": "2"})
+    return stream
+
+
+async def test_asks_for_its_prefix_with_no_cursor(client: Client, gateway: FakeGateway) -> None:
+    """The first request holds nothing back and nothing more."""
+    stream = await gateway.stream()
+    await stream.snapshot(1)
+    await turns(client, "live")
+
+    assert (stream.query["prefix"], stream.cursor) == ("/svc/", None)
+
+
+async def test_shows_nothing_of_a_snapshot_before_synced(client: Client, gateway: FakeGateway) -> None:
+    """The first state appears at once and whole."""
+    await synced_client(client, gateway)
+
+    shown = [view.items for view in await client.views() if view.items]
+    assert shown == [{"/svc/a": "1", "/svc/b": "2"}]
+    assert {view.state for view in (await client.views())[:-1]} == {"connecting"}
+
+
+async def test_applies_live_events(client: Client, gateway: FakeGateway) -> None:
+    """Put, overwrite, delete; each moves revision and cursor."""
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/c", "3", 11)
+    await stream.put("/svc/a", "one", 12)
+    await stream.delete("/svc/b", 15)
+
+    await shows(client, "live", 15, {"/svc/a": "one", "/svc/c": "3"})
+    assert await client.changes() == [
+        ("put", "/svc/a"),
+        ("put", "/svc/b"),
+        ("put", "/svc/c"),
+        ("put", "/svc/a"),
+        ("delete", "/svc/b"),
+    ]
+
+
+async def test_commits_a_transaction_at_once(client: Client, gateway: FakeGateway) -> None:
+    """Three events of one revision are never seen one by one."""
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "x", 13, more=True)
+    await stream.delete("/svc/b", 13, more=True)
+    await stream.put("/svc/c", "x", 13)
+
+    await shows(client, "live", 13, {"/svc/a": "x", "/svc/c": "x"})
+    shown = [view.items for view in await client.views() if view.items]
+    assert shown == [{"/svc/a": "1", "/svc/b": "2"}, {"/svc/a": "x", "/svc/c": "x"}]
+
+
+async def test_tells_keys_apart_by_their_encoding(client: Client, gateway: FakeGateway) -> None:
+    """A key of the bytes ff ff and one that is the text "//8=" are two."""
+    stream = await gateway.stream()
+    await stream.reset()
+    await stream.item("//8=", "text", 3)
+    await stream.item("//8=", "bytes", 4, key_encoding="base64")
+    await stream.synced(5)
+    await shows(client, "live", 5, {"//8=": "text", "base64://8=": "bytes"})
+
+    await stream.delete("//8=", 6, key_encoding="base64")
+    await shows(client, "live", 6, {"//8=": "text"})
+
+
+async def test_takes_characters_that_some_readers_end_lines_at(client: Client, gateway: FakeGateway) -> None:
+    """JSON leaves U+2028, U+2029 and U+0085 as they are; none of them ends a line."""
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "1\u2028\u2029\x85\n\r2", 11)
+
+    await shows(client, "live", 11, {"/svc/a": "1\u2028\u2029\x85\n\r2", "/svc/b": "2"})
+
+
+async def test_takes_events_in_any_pieces(client: Client, gateway: FakeGateway) -> None:
+    """Chunks are no lines: an event may come byte by byte, also inside a character."""
+    stream = await synced_client(client, gateway)
+    data = stream.encoded("put", 11, key="/svc/a", value="é", create_revision=1, mod_revision=11, version=2)
+    for byte in data:
+        await stream.raw(bytes([byte]))
+
+    await shows(client, "live", 11, {"/svc/a": "é", "/svc/b": "2"})
+
+
+async def test_comes_back_with_its_cursor(client: Client, gateway: FakeGateway) -> None:
+    """Cut while it is quiet: resumes, replays, and is live only after `synced`."""
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "one", 11)
+    await stream.bookmark(14)
+    await shows(client, "live", 14, {"/svc/a": "one", "/svc/b": "2"})
+    await stream.cut()
+    await shows(client, "stale", 14, {"/svc/a": "one", "/svc/b": "2"})
+
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(14)
+    await stream.put("/svc/c", "3", 16)
+    await shows(client, "stale", 16, {"/svc/a": "one", "/svc/b": "2", "/svc/c": "3"})
+    await stream.synced(17)
+    await shows(client, "live", 17, {"/svc/a": "one", "/svc/b": "2", "/svc/c": "3"})
+
+
+async def test_cut_inside_the_first_snapshot(client: Client, gateway: FakeGateway) -> None:
+    """It holds nothing, and says so."""
+    stream = await gateway.stream()
+    await stream.reset()
+    await stream.item("/svc/a", "old", 9)
+    await stream.cut()
+
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(0)
+    await stream.snapshot(20, b="2")
+    await shows(client, "live", 20, {"/svc/b": "2"})
+    assert [view.items for view in await client.views() if view.items] == [{"/svc/b": "2"}]
+
+
+async def test_cut_inside_a_later_snapshot(client: Client, gateway: FakeGateway) -> None:
+    """The old mirror stays, stale; what came of the new one is dropped, and never resumed over."""
+    stream = await synced_client(client, gateway)
+    await stream.reset("lagged")
+    await stream.item("/svc/z", "half", 30)
+    await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"}, at_cursor=0)
+    await stream.cut()
+
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(0)
+    await stream.snapshot(40, b="2", c="3")
+    await shows(client, "live", 40, {"/svc/b": "2", "/svc/c": "3"})
+    assert not any("/svc/z" in view.items for view in await client.views())
+
+
+async def test_cut_inside_a_transaction(client: Client, gateway: FakeGateway) -> None:
+    """The half is dropped, and comes again whole from the cursor before it."""
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "half", 11, more=True)
+    await stream.delete("/svc/b", 11, more=True)
+    await stream.cut()
+    await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"})
+
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(10)
+    await stream.put("/svc/a", "whole", 11, more=True)
+    await stream.delete("/svc/b", 11)
+    await stream.synced(11)
+    await shows(client, "live", 11, {"/svc/a": "whole"})
+    assert not any(view.items.get("/svc/a") == "half" for view in await client.views())
+
+
+async def test_half_a_transaction_does_not_outlive_a_reset(client: Client, gateway: FakeGateway) -> None:
+    """What waits for its last event is dropped by a reset as by a break."""
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "half", 11, more=True)
+    await stream.snapshot(12, b="2")
+    await stream.put("/svc/c", "3", 13)
+
+    await shows(client, "live", 13, {"/svc/b": "2", "/svc/c": "3"})
+
+
+async def test_cut_inside_an_event(client: Client, gateway: FakeGateway) -> None:
+    """An unfinished block or line is nothing, its id neither."""
+    stream = await synced_client(client, gateway)
+    whole = stream.encoded("put", 11, key="/svc/a", value="half", create_revision=1, mod_revision=11, version=2)
+    await stream.raw(whole[:-1])
+    await stream.cut()
+    await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"})
+
+    assert (await gateway.stream(opened=False)).cursor == cursor(10)
+
+
+async def test_reset_in_the_middle(client: Client, gateway: FakeGateway) -> None:
+    """The old state is shown as stale until the swap; what differs is told, deletes first, and nothing else."""
+    stream = await synced_client(client, gateway)
+    before = len(await client.changes())
+    await stream.reset("compacted")
+    await stream.item("/svc/c", "3", 21)
+    await stream.item("/svc/b", "2", 10)
+    await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"}, at_cursor=0)
+    await stream.synced(22)
+
+    await shows(client, "live", 22, {"/svc/b": "2", "/svc/c": "3"})
+    assert (await client.changes())[before:] == [("delete", "/svc/a"), ("put", "/svc/c")]
+
+
+async def test_a_value_that_differs_at_the_same_revision_is_told(client: Client, gateway: FakeGateway) -> None:
+    """After a restore another history may have the same revisions."""
+    stream = await synced_client(client, gateway)
+    before = len(await client.changes())
+    await stream.reset("restored")
+    await stream.item("/svc/a", "other", 10)
+    await stream.item("/svc/b", "2", 10)
+    await stream.synced(10)
+
+    await shows(client, "live", 10, {"/svc/a": "other", "/svc/b": "2"})
+    assert (await client.changes())[before:] == [("put", "/svc/a")]
+
+
+async def test_close_with_a_time_to_come_back(client: Client, gateway: FakeGateway) -> None:
+    """It waits as long as it was told, and comes back from the last bookmark."""
+    stream = await synced_client(client, gateway)
+    await stream.bookmark(12)
+    closed = asyncio.get_running_loop().time()
+    await stream.event("close", reason="drain", retry_ms=400)
+    view = await turns(client, "stale")
+    assert view.reason == "drain"
+    await stream.end()
+
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(12)
+    assert stream.at - closed >= 0.39
+    await stream.synced(12)
+    await shows(client, "live", 12, {"/svc/a": "1", "/svc/b": "2"})
+
+
+async def test_refused_for_the_moment(client: Client, gateway: FakeGateway) -> None:
+    """Over capacity: a stream that holds only a `close`."""
+    stream = await gateway.stream()
+    await stream.event("close", reason="overloaded", retry_ms=50)
+    await stream.end()
+    assert (await turns(client, "connecting")).reason == "overloaded"
+
+    await synced_client(client, gateway)
+
+
+async def test_silence_of_three_heartbeats(client: Client, gateway: FakeGateway) -> None:
+    """A connection that says nothing is stale, is closed, and another one opened with the cursor."""
+    stream = await synced_client(client, gateway, heartbeat=0.2)
+    heard = asyncio.get_running_loop().time()
+    view = await turns(client, "stale")
+    assert view == View("stale", 10, cursor(10), {"/svc/a": "1", "/svc/b": "2"})
+    assert view.reason == "silent"
+    await stream.gone()
+
+    again = await gateway.stream()
+    assert again.cursor == cursor(10)
+    assert again.at - heard >= 0.5
+    await again.synced(10)
+    await turns(client, "live")
+
+
+async def test_bookmarks_keep_it_open(client: Client, gateway: FakeGateway) -> None:
+    """With one every heartbeat it stays live far beyond three of them."""
+    stream = await synced_client(client, gateway, heartbeat=0.3)
+    loop = asyncio.get_running_loop()
+    started, revision = loop.time(), 10
+    while loop.time() - started < 1.5:
+        revision += 1
+        await stream.bookmark(revision)
+        await asyncio.sleep(0.1)  # the gateway's own pace, not a wait for anything
+
+    await shows(client, "live", revision, {"/svc/a": "1", "/svc/b": "2"})
+    assert gateway.waiting == 0
+
+
+async def test_says_when_etcd_is_away(client: Client, gateway: FakeGateway) -> None:
+    """Stale by `status`, still by a bookmark, live again by `status`."""
+    stream = await synced_client(client, gateway)
+    away = {"state": "stale", "since": "2026-01-01T00:00:00Z", "ranges": ["prefix=/svc/"]}
+    await stream.event("status", **away)
+    await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"})
+    await stream.bookmark(11, "stale")
+    await shows(client, "stale", 11, {"/svc/a": "1", "/svc/b": "2"})
+    await stream.event("status", state="live", ranges=["prefix=/svc/"])
+    await shows(client, "live", 11, {"/svc/a": "1", "/svc/b": "2"})
+
+
+async def test_a_reset_does_not_hide_that_etcd_is_away(client: Client, gateway: FakeGateway) -> None:
+    """A stream says `stale` once; a snapshot out of the gateway's memory does not take it back."""
+    stream = await synced_client(client, gateway)
+    await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
+    await stream.snapshot(12, b="2")
+    await shows(client, "stale", 12, {"/svc/b": "2"})
+    await stream.bookmark(12, "live")
+    await shows(client, "live", 12, {"/svc/b": "2"})
+
+
+async def test_status_before_the_first_state(client: Client, gateway: FakeGateway) -> None:
+    """A gateway that has no view yet: not live, nothing shown; and a new stream starts with a clean slate."""
+    stream = await gateway.stream()
+    await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
+    assert (await turns(client, "connecting")).reason == "etcd is out of reach"
+    await stream.cut()
+
+    await synced_client(client, gateway)
+
+
+async def test_comes_back_after_a_refusal(client: Client, gateway: FakeGateway) -> None:
+    """A browser gives up on a non-200 for good; the mirror does not."""
+    stream = await synced_client(client, gateway)
+    gateway.problem = {"type": "x", "title": "Forbidden", "status": 403, "code": "forbidden", "detail": "not yours"}
+    await stream.cut()
+
+    async def refused() -> bool:
+        return bool(gateway.refused)
+
+    await until(refused, client.views)
+    gateway.problem = None
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(10)
+    await stream.synced(10)
+    await shows(client, "live", 10, {"/svc/a": "1", "/svc/b": "2"})
+
+
+async def test_stops_when_told(client: Client, gateway: FakeGateway) -> None:
+    """The connection is closed, and no other opened."""
+    stream = await synced_client(client, gateway)
+    await client.stop()
+
+    await stream.gone()
+    assert gateway.waiting == 0
+
+
+async def test_python_client_says_why_it_was_refused(gateway: FakeGateway) -> None:
+    """The problem's text, and not a stack trace."""
+    gateway.problem = {"type": "x", "title": "Forbidden", "status": 403, "code": "forbidden", "detail": "not yours"}
+    client = PythonClient()
+    await client.start(gateway.url, "/svc/")
+
+    assert "not yours" in (await turns(client, "connecting")).reason
+    await client.stop()
+
+
+async def test_python_client_asks_for_a_prefix_of_any_bytes(gateway: FakeGateway) -> None:
+    """Bytes that are not text go percent-encoded."""
+    mirror: Mirror = load_mirror().Mirror(gateway.url, b"/\xff&'")
+    task = asyncio.create_task(mirror.run())
+    stream = await gateway.stream()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert stream.query["prefix"] == b"/\xff&'".decode("utf-8", "replace")
+
+
+async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
+    """Prints changes as JSON lines, and every turn of its state."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, EXAMPLES / "mirror.py", gateway.url, "/svc/", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        stream = await gateway.stream()
+        await stream.snapshot(10, a="1")
+        await stream.delete("/svc/a", 11)
+        async with asyncio.timeout(DEADLINE):
+            lines = [(await process.stdout.readline()).decode().rstrip() for _ in range(4)]
+    finally:
+        process.terminate()
+        await process.wait()
+
+    assert lines[0] == "# connecting reset: initial: 0 keys at revision 0"
+    assert json.loads(lines[1])["value"] == "1"
+    assert lines[2] == "# live: 1 keys at revision 10"
+    assert json.loads(lines[3]) == {"type": "delete", "key": "/svc/a", "mod_revision": 11}
+
+
+async def test_browser_client_reopens_by_query_what_it_would_resume_by_header(page: Page, gateway: FakeGateway) -> None:
+    """EventSource's own reconnect says the cursor in the header, a new EventSource in the query."""
+    client = BrowserClient(page)
+    await client.start(gateway.url, "/svc/")
+    stream = await synced_client(client, gateway)
+    await stream.cut()
+    stream = await gateway.stream()
+    assert stream.headers["last-event-id"] == cursor(10)
+    await stream.event("close", reason="max-age", retry_ms=10)
+    stream = await gateway.stream()
+    assert "last-event-id" not in stream.headers
+    assert stream.query["last_event_id"] == cursor(10)
+    await stream.synced(11)
+    await shows(client, "live", 11, {"/svc/a": "1", "/svc/b": "2"})
+    await client.stop()

@@ -1,0 +1,41 @@
+"""Every test here runs on each etcd that this machine has; the slow ones, about the gateway itself, on the first."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.support.versions import Candidate, real_etcds
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
+    """Keep one variant of each slow test."""
+    first = real_etcds()[0].version if real_etcds() else ""
+    dropped = [
+        item
+        for item in items
+        if item.get_closest_marker("slow")
+        and hasattr(item, "callspec")
+        and isinstance(candidate := item.callspec.params.get("etcd"), Candidate)
+        and candidate.version != first
+    ]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.fixture(name="etcd", params=real_etcds(), ids=lambda candidate: candidate.version)
+async def _etcd(request: pytest.FixtureRequest) -> AsyncIterator[EmbeddedEtcd]:
+    """An etcd of the test's own, of each version."""
+    async with EmbeddedEtcd(folder=request.param.folder) as etcd:
+        yield etcd
+
+
+@pytest.fixture(name="version")
+def _version(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """The version of ``etcd``."""
+    candidate: Candidate = request.node.callspec.params["etcd"]
+    return tuple(int(part) for part in candidate.version.split("."))

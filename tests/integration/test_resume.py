@@ -1,0 +1,146 @@
+"""Cursors: any replica, any age that etcd still knows; otherwise a reset that says why."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from app.core.versions import progress_is_trusted
+from app.embedded import EmbeddedEtcd
+from tests.integration.test_release import held_at_etcd, ranges
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import gateway
+from tests.support.streams import Event, watch
+
+pytestmark = pytest.mark.etcd
+
+
+async def cursor_now(base: str, prefix: str = "/svc/") -> str:
+    """The cursor of a REST answer."""
+    async with httpx.AsyncClient(base_url=base) as client:
+        return str((await client.get("/v1/kv", params={"prefix": prefix})).json()["cursor"])
+
+
+async def test_fresh_process_resumes_after_a_delete(
+    etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
+) -> None:
+    """The last thing that happened in the range is a delete, then others' keys changed: only progress proves it."""
+    await kv.put("/svc/a", "1")
+    async with gateway(etcd.endpoint) as server:
+        cursor = await cursor_now(server.base)
+        await kv.put("/svc/b", "2")
+        deleted = await kv.delete("/svc/a")
+        for n in range(10):
+            await kv.put("/other", str(n))
+        async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) as stream:
+            events = await stream.until("synced")
+
+    if progress_is_trusted(version):
+        assert [event.data.get("key") for event in events] == ["/svc/b", "/svc/a", None]
+        assert events[1].data == {"type": "delete", "key": "/svc/a", "mod_revision": deleted}
+    else:
+        assert [event.data.get("reason") for event in events if event.type == "reset"] == ["unproven"]
+        assert [event.data["key"] for event in events if event.type == "put"] == ["/svc/b"]
+
+
+async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
+    """Others' keys moved etcd on; the feed of a quiet prefix has not heard: it must get there, or say reset."""
+    await kv.put("/svc/a", "1")
+    async with gateway(etcd.endpoint) as server, await watch(server.base, "prefix=/svc/") as first:
+        await first.until("synced")
+        last = 0
+        for n in range(10):
+            last = await kv.put("/other", str(n))
+        cursor = await cursor_now(server.base)
+        async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) as stream:
+            events = await stream.until("synced")
+
+        assert int(cursor.partition("-")[2]) == last
+        assert events[-1].data["revision"] >= last
+        if progress_is_trusted(version):
+            assert [event.type for event in events] == ["synced"]
+        else:
+            assert [event.data.get("reason") for event in events[:1]] == ["unproven"]
+        assert await held_at_etcd(etcd) == (1, 1)
+
+
+async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
+    """Below the log's floor: where progress can be trusted the one watch reaches back, elsewhere it is a reset."""
+    await kv.put("/svc/a", "0")
+    async with gateway(etcd.endpoint) as server:
+        cursor = await cursor_now(server.base)
+        revisions = [await kv.put("/svc/a", str(n)) for n in range(20)]
+        async with await watch(server.base, "prefix=/svc/") as live:
+            await live.until("synced")
+            async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) as stream:
+                events = await stream.until("synced")
+            revisions.append(await kv.put("/svc/a", "last"))
+            (seen_live,) = await live.changes(1)
+
+        assert seen_live.data["mod_revision"] == revisions[-1]
+        if progress_is_trusted(version):
+            assert [event.data.get("mod_revision") for event in events[:-1]] == revisions[:-1]
+        else:
+            assert events[0].data["reason"] == "lagged"
+        assert await held_at_etcd(etcd) == (1, 1)
+
+
+async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """200 cursors of various age come to a fresh process: one Range, one watch, no reset."""
+    await kv.put("/svc/a", "0")
+    async with gateway(etcd.endpoint) as first:
+        epoch = (await cursor_now(first.base)).partition("-")[0]
+    revisions = [await kv.put("/svc/a", str(n)) for n in range(50)]
+    async with gateway(etcd.endpoint) as server:
+        before = await ranges(etcd)
+        cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(200)]
+        streams = await asyncio.gather(
+            *(watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) for cursor in cursors)
+        )
+        found = await asyncio.gather(*(stream.until("synced") for stream in streams))
+
+        for n, events in enumerate(found):
+            assert [event.data.get("mod_revision") for event in events[:-1]] == revisions[n % 50 + 1 :]
+        # The snapshot's Range, and the count-only probe that proves that nothing was compacted meanwhile.
+        assert await ranges(etcd) - before <= 2
+        assert await held_at_etcd(etcd) == (1, 1)
+        await asyncio.gather(*(stream.close() for stream in streams))
+
+
+async def test_compacted_cursor(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """History that etcd has forgotten: reset, and the reason."""
+    await kv.put("/svc/a", "0")
+    async with gateway(etcd.endpoint) as server:
+        cursor = await cursor_now(server.base)
+        for n in range(10):
+            last = await kv.put("/svc/a", str(n))
+        await kv.compact(last)
+        async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) as stream:
+            events = await stream.until("synced")
+
+    assert [event.type for event in events] == ["reset", "put", "synced"]
+    assert events[0].data["reason"] == "compacted"
+    assert events[-1].data["revision"] >= last
+
+
+async def test_slow_reader_lags(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Beyond the log: reset, lagged, and the state, in the same stream; the others are not touched."""
+    settings = {"GATEWAY_LOG_BATCHES": "5", "GATEWAY_SEND_TIMEOUT": "20s"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        slow = await watch(server.base, "prefix=/svc/", receive_buffer=4096)
+        async with await watch(server.base, "prefix=/svc/") as quick:
+            await quick.until("synced")
+            for n in range(60):
+                await kv.put("/svc/a", str(n) * 20_000)
+                await quick.changes(1)
+            last = await kv.put("/svc/a", "end")
+            events: list[Event] = []
+            while not events or events[-1].data.get("mod_revision") != last:
+                event = await slow.next_event()
+                assert event is not None
+                events.append(event)
+        await slow.close()
+
+    assert [event.data["reason"] for event in events if event.type == "reset"][1:] == ["lagged"]

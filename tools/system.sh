@@ -1,0 +1,28 @@
+#!/bin/sh
+# What the tests need from the system. As root on Debian it is installed; elsewhere nothing is changed: what is missing
+# is written to .cache/not-run, and `make test` ends with it. usage: tools/system.sh [image]
+set -eu
+
+# package:command
+DEBIAN_PACKAGES="chromium:chromium curl:curl jq:jq nodejs:node"
+[ "${1:-}" != image ] || DEBIAN_PACKAGES="buildah:buildah debootstrap:debootstrap runc:runc"
+
+mkdir -p .cache
+: > .cache/not-run
+
+missing=""
+for pair in $DEBIAN_PACKAGES; do
+    command -v "${pair#*:}" >/dev/null 2>&1 || missing="$missing ${pair%%:*}"
+done
+[ -n "$missing" ] || exit 0
+
+if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
+    echo "installing$missing"
+    apt-get update -qq
+    # shellcheck disable=SC2086  # a list
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+    for package in $missing; do
+        echo "NOT RUN: what needs $package, which is not installed" | tee -a .cache/not-run
+    done
+fi

@@ -1,0 +1,81 @@
+"""Runs pytest with the etcds that can be had, and ends with what was not run.
+
+Usage: ``python tools/tests.py [pytest arguments]``, from the top of the checkout; ``make test`` does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+CACHE = Path(".cache")
+ETCDS = Path("tests/support/etcds.py")
+MARK = "NOT RUN:"
+
+
+def cores() -> int:
+    """The cores that this process may use: a container's quota counts, not the host's number."""
+    if sys.platform == "linux":
+        number = len(os.sched_getaffinity(0))
+        try:
+            quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+            number = min(number, max(1, int(quota) // int(period)))
+        except (OSError, ValueError):
+            pass
+        return number
+    return os.cpu_count() or 1
+
+
+def other_etcds() -> tuple[str, list[str]]:
+    """``ETCD_BIN_DIRS`` for the tests, and which etcds could not be had."""
+    given = os.environ.get("ETCD_BIN_DIRS", "")
+    if given or not ETCDS.exists():
+        return given, []
+    done = subprocess.run(  # noqa: S603  # our own script
+        [sys.executable, str(ETCDS), str(CACHE / "etcd")], check=False, capture_output=True, text=True
+    )
+    sys.stderr.write(done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.startswith(MARK)]
+    if done.returncode:
+        lines.append(f"{MARK} etcds beside the embedded one: {ETCDS} failed with {done.returncode}")
+        return "", lines
+    return done.stdout.strip(), lines
+
+
+def skipped(report: Path) -> Iterator[str]:
+    """The reasons of the tests that skipped themselves as NOT RUN."""
+    if not report.exists():
+        return
+    for element in ET.parse(report).getroot().iter("skipped"):  # noqa: S314  # written by pytest a moment ago
+        reason = element.get("message", "")
+        if reason.startswith(MARK):
+            yield reason
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests; the exit status is pytest's."""
+    CACHE.mkdir(exist_ok=True)
+    report = CACHE / "tests.xml"
+    report.unlink(missing_ok=True)
+    folders, not_run = other_etcds()
+    # More workers than this only fight for the disk: each one starts its own etcds.
+    workers = min(8, cores())
+    status = subprocess.run(  # noqa: S603  # our own interpreter
+        [sys.executable, "-m", "pytest", "-n", str(workers), "--dist", "loadgroup", f"--junitxml={report}",
+         "--ignore=tests/test_image.py", *arguments],
+        check=False, env={**os.environ, "ETCD_BIN_DIRS": folders},
+    ).returncode  # fmt: skip
+    system = CACHE / "not-run"
+    if system.exists():
+        not_run += system.read_text(encoding="utf-8").splitlines()
+    for line in dict.fromkeys([*not_run, *skipped(report)]):
+        sys.stdout.write(f"{line}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
