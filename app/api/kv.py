@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -9,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.requests import query_of
 from app.core.cursor import Shape
-from app.core.encoding import item_body, list_body
+from app.core.encoding import item_body, list_body, list_items
 from app.core.errors import (
     BadRequestError,
     CompactedError,
@@ -17,12 +19,14 @@ from app.core.errors import (
     NotFoundError,
     PageExpiredError,
 )
+from app.core.events import KeyValue
 from app.core.page import Page, parse_page
 from app.core.query import parse_choice, parse_flag, parse_number, parse_query, parse_range
 from app.gateway import Gateway
 
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
+ENCODE_SLICE = 1024
 _KNOWN = frozenset({"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding"})
 _PREFIX_ONLY = ("limit", "page", "keys_only", "count_only")
 
@@ -112,19 +116,10 @@ class Kv:
             body = item_body(listing.revision, cursor, listing.items[0], shape.encoding) if listing.items else None
             return Answer(listing.revision, body)
         following = Page(epoch, listing.revision, listing.items[-1].key + b"\0").token() if listing.more else None
+        kvs = await _encode(listing.items, shape)
         # etcd counts from where the page starts; the contract's count is of the whole prefix.
-        return Answer(
-            listing.revision,
-            list_body(
-                listing.revision,
-                cursor,
-                listing.items,
-                await self._count_of_all(asked, listing.count),
-                following,
-                shape.encoding,
-                keys_only=shape.keys_only,
-            ),
-        )
+        count = await self._count_of_all(asked, listing.count)
+        return Answer(listing.revision, list_body(listing.revision, cursor, kvs, count, following))
 
     async def _count_of_all(self, asked: Asked, count: int) -> int:
         """``count`` of the first page is of all keys; a later one has to ask at the pages' revision."""
@@ -141,3 +136,13 @@ class Kv:
             raise PageExpiredError(
                 "these pages are of another cluster or another request: start over", parameter="page"
             )
+
+
+async def _encode(items: Sequence[KeyValue], shape: Shape) -> str:
+    """In slices: 100,000 items at once would hold up every stream for about 0.2 s."""
+    parts = []
+    for start in range(0, len(items), ENCODE_SLICE):
+        part = items[start : start + ENCODE_SLICE]
+        parts.append(list_items(part, shape.encoding, keys_only=shape.keys_only))
+        await asyncio.sleep(0)
+    return ",".join(parts)

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.problems import problem
 from app.api.tally import Tally
 from app.core.cursor import Cursor, Shape
-from app.core.errors import TransientError
+from app.core.errors import GatewayError, TransientError
 from app.core.frames import control, greeting
 from app.core.reader import Phase, Reader, Wants
 from app.ports import Clock, Draw, Etcd
@@ -300,11 +300,15 @@ class Delivery:
         now = self._streams.clock()
         if now >= self._deadline:
             return "max-age"
-        waiting = self._reader.phase is Phase.WAITING and self._feed.core.view is None
-        if waiting and now - self._started > self._streams.settings.stale_after:
-            # Another replica may have a view; here there is none, and no word of when there will be.
+        if now - self._started > self._streams.settings.stale_after and self._hopeless():
             return "unavailable"
         return None
+
+    def _hopeless(self) -> bool:
+        """Nothing to show, and no word of when there will be: another replica may have a view."""
+        if self._reader.phase is not Phase.WAITING or self._feed.core.view is not None:
+            return False
+        return bool(self._feed.trouble) or self._streams.etcd.condition.state != "ready"
 
     def _stale_since(self) -> str | None:
         since = self._feed.stale_since
@@ -346,16 +350,20 @@ class Delivery:
         self._helps = Wants.NOTHING
 
     async def _read_linearizable(self) -> None:
-        while True:
-            try:
-                revision = await self._feed.linearizable_revision()
-            except Exception as error:  # etcd is away: the feed's own state says so, here we only try again
-                log.debug("no linearizable revision", extra={"reason": str(error)})
-                await asyncio.sleep(1)
-                continue
-            self._reader.give_linearizable(revision)
-            self._subscriber.bell.ring()
-            return
+        self._feed.await_catch_up(1)  # progress may get the feed there before the answer does
+        try:
+            while True:
+                try:
+                    revision = await self._feed.linearizable_revision()
+                except GatewayError as error:  # etcd is away: the feed's own state says so, here we only try again
+                    log.debug("no linearizable revision", extra={"reason": error.detail})
+                    await asyncio.sleep(1)
+                    continue
+                self._reader.give_linearizable(revision)
+                self._subscriber.bell.ring()
+                return
+        finally:
+            self._feed.await_catch_up(-1)
 
     async def _await_catch_up(self) -> None:
         """Give the feed time to prove that it got to the cursor; then read the state afresh."""

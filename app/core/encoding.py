@@ -54,18 +54,13 @@ def event_body(event: Event, encoding: str) -> bytes:
     return body
 
 
-def list_body(
-    revision: int,
-    cursor: str,
-    items: Sequence[KeyValue],
-    count: int,
-    next_page: str | None,
-    encoding: str,
-    *,
-    keys_only: bool,
-) -> bytes:
-    """A REST list as JSON."""
-    kvs = ",".join(f"{{{item_fields(item, encoding, keys_only=keys_only)}}}" for item in items)
+def list_items(items: Sequence[KeyValue], encoding: str, *, keys_only: bool) -> str:
+    """Items of a REST list, with commas between them."""
+    return ",".join([f"{{{item_fields(item, encoding, keys_only=keys_only)}}}" for item in items])
+
+
+def list_body(revision: int, cursor: str, kvs: str, count: int, next_page: str | None) -> bytes:
+    """A REST list as JSON; *kvs* is of ``list_items``."""
     page = f',"next_page":"{next_page}"' if next_page else ""
     return f'{{"revision":{revision},"cursor":"{cursor}","kvs":[{kvs}],"count":{count}{page}}}\n'.encode()
 

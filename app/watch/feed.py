@@ -91,6 +91,7 @@ class Feed:
         self._timers: dict[type, asyncio.TimerHandle] = {}
         self._refresh: asyncio.Task[Snapshot] | None = None
         self._refreshed: tuple[int, Snapshot] | None = None
+        self._refreshed_at = 0.0
         self._proof_pending = False
         self._readers_ahead = 0
         self._counted = 0
@@ -296,6 +297,8 @@ class Feed:
         """Once a second, by the registry: turn stale or live, and let the log forget what is too old."""
         self.core.log.trim(self._clock())
         self._account()
+        if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
+            self._refreshed = None  # whoever waited for it has it by now
         age = self.staleness()
         if (age > self._stale_after) != (self._stale_since is not None):
             self._stale_since = time.time() - age if self._stale_since is None else None
@@ -328,7 +331,7 @@ class Feed:
             return None
         if generation != self.core.log.generation or snapshot.revision < at_least:
             return None
-        self._refreshed = (generation, snapshot)
+        self._refreshed, self._refreshed_at = (generation, snapshot), self._clock()
         return snapshot
 
     async def _read_refresh(self) -> Snapshot:
