@@ -40,11 +40,11 @@ class Client:
     """One ASGI request."""
 
     def __init__(self, gateway: Gateway, send: Send) -> None:
-        self._app: Any = create_app(gateway=gateway)
         self._send = send
         self.leaves = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
-        self.task = asyncio.create_task(self._app(self._scope(), self._receive, self._record))
+        app: Any = create_app(gateway=gateway)
+        self.task = asyncio.create_task(app(self._scope(), self._receive, self._record))
 
     @staticmethod
     def _scope() -> dict[str, Any]:
