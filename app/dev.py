@@ -31,12 +31,11 @@ async def dev(settings: Settings) -> None:
         SettingsError: there is no etcd to embed, or the gateway can't start.
     """
     try:
-        async with EmbeddedEtcd() as etcd:
-            async with _sample(etcd.endpoint):
-                await serve(
-                    settings.model_copy(update={"etcd": (etcd.endpoint,)}),
-                    on_ready=lambda ports: _say(settings, ports, etcd.endpoint),
-                )
+        async with EmbeddedEtcd() as etcd, _sample(etcd.endpoint):
+            await serve(
+                settings.model_copy(update={"etcd": (etcd.endpoint,)}),
+                on_ready=lambda ports: _say(settings, ports, etcd.endpoint),
+            )
     except EmbeddedError as error:
         raise SettingsError(str(error)) from None
 

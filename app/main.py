@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
@@ -18,6 +15,7 @@ from app.api import openapi, problems
 from app.api.feeds import Feeds
 from app.api.health import Health
 from app.api.kv import Kv
+from app.api.page import Page
 from app.api.watch import Watch
 from app.gateway import Gateway
 from app.metrics import NAMESPACE, make_instrumentator, make_registry
@@ -74,6 +72,7 @@ def _new_app(lifespan: Any) -> FastAPI:
         description="Follow etcd keys over HTTP, on shared and released watches.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that a proxy in front gave us
     )
     problems.install(app)
     return app
@@ -81,15 +80,9 @@ def _new_app(lifespan: Any) -> FastAPI:
 
 def _client_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
-    page = (files("app.api") / "page.html").read_text()
-
-    async def index(_request: Request) -> Response:
-        """A page that follows a prefix."""
-        return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
-
     router.add_api_route("/v1/kv", Kv(gateway).get, response_model=None, **openapi.KV)
     router.add_api_route("/v1/watch", Watch(gateway).get, response_model=None, **openapi.WATCH)
-    router.add_api_route("/", index, response_model=None, include_in_schema=False)
+    router.add_api_route("/", Page().get, response_model=None, include_in_schema=False)
     return router
 
 

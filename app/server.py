@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -45,8 +46,13 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+BACKLOG = 4096
+
+
 def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
     """A listening socket whose connections inherit a bounded send buffer (4 MiB each by default on Linux).
+
+    It listens at once: two sockets may be bound to one port as long as neither listens.
 
     Raises:
         SettingsError: the address can't be had; names the setting.
@@ -57,8 +63,11 @@ def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         sock.bind((host.strip("[]"), port))
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            setting = "GATEWAY_HOST (--host)"
         msg = f"{setting}: cannot listen on {host}:{port}: {error.strerror or error}"
         raise SettingsError(msg) from None
     return sock
@@ -75,7 +84,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # One process is one registry; uvicorn would take a number from WEB_CONCURRENCY.
         workers=1,
         server_header=False,
-        backlog=4096,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
 

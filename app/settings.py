@@ -21,6 +21,7 @@ PREFIX = "GATEWAY_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_PASSWORD = re.compile(r"//[^/]*@")
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -90,7 +91,9 @@ class Settings(BaseSettings):
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
     drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait for streams to end at shutdown")
     epoch: str = Field("", max_length=64, description="change after restoring a backup of etcd")
-    instance: str = Field("", max_length=128, description="name of this instance; by default the host's")
+    instance: str = Field(
+        "", max_length=128, pattern=r"^[!-~]*$", description="name of this instance; by default the host's"
+    )
     log_format: Literal["auto", "human", "json"] = Field("auto", description="auto: human on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
 
@@ -126,6 +129,14 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return origins
 
+    @field_validator("allow_prefixes")
+    @classmethod
+    def _check_prefixes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(value) > 1 and not all(value):
+            msg = "an empty prefix beside others would allow everything: remove a comma, or write '' alone for all"
+            raise ValueError(msg)
+        return value
+
     @model_validator(mode="after")
     def _check_fence(self) -> Settings:
         if self.allow_prefixes is None and not is_loopback(self.host):
@@ -159,6 +170,9 @@ class Settings(BaseSettings):
 def _endpoint(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
     parts = urlsplit(url)
+    if "@" in parts.netloc:
+        msg = "user and password do not go into an endpoint"
+        raise ValueError(msg)
     if parts.scheme == "https":
         msg = f"{text!r}: TLS to etcd is not supported yet"
         raise ValueError(msg)
@@ -201,7 +215,9 @@ def _explain(item: Mapping[str, Any]) -> str:
         return text
     name = str(item["loc"][0])
     value = item["input"]
-    line = f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {text}, got {value!r}"
+    line = f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {text}"
+    if repr(value) not in text:
+        line += f", got {_PASSWORD.sub('//***@', repr(value))}"
     if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value):
         line += (
             "; that looks like a Kubernetes service link (a Service named 'gateway' beside this pod): set "

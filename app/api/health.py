@@ -17,9 +17,6 @@ class Health:
     def __init__(self, gateway: Gateway, registry: CollectorRegistry) -> None:
         self._gateway = gateway
         self._registry = registry
-        # etcd was in reach once: from then on its absence is the feeds' matter (they say "stale"), not a reason for all
-        # replicas to leave the Service at once.
-        self._was_ready = False
 
     async def livez(self, _request: Request) -> Response:
         """The process answers. Touches neither etcd nor feeds."""
@@ -28,9 +25,10 @@ class Health:
     async def readyz(self, _request: Request) -> Response:
         """Ready once etcd has been in reach, until draining; names the endpoint and why when it is not."""
         condition = self._gateway.upstream.condition
-        self._was_ready = self._was_ready or condition.state == "ready"
         draining = self._gateway.registry.draining
-        ready = self._was_ready and not draining
+        # etcd was in reach once (asked by us or not): from then on its absence is the feeds' matter (they say "stale"),
+        # not a reason for all replicas to leave the Service at once.
+        ready = self._gateway.upstream.cluster_id != 0 and not draining
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": timestamp(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason

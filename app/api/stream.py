@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.problems import problem
 from app.api.tally import Tally
 from app.core.cursor import Cursor, Shape
-from app.core.errors import GatewayError, TransientError
+from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
 from app.core.reader import Phase, Reader, Wants
 from app.ports import Clock, Draw, Etcd
@@ -35,6 +35,8 @@ log = logging.getLogger("gateway.stream")
 WRITE_SIZE = 64 * 1024
 # Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
 RETRY_MS = (1000, 5000)
+# What does not fit will hardly fit in five seconds, and every try costs etcd a Range of the whole prefix.
+TOO_LARGE_PATIENCE = 10
 # Refused EventSources that are held open at a time; beyond, they are closed at once.
 MAX_HELD = 1000
 # What ends a stream that we did not close by a `close` event.
@@ -91,10 +93,11 @@ class Streams:
         self.tally = Tally()
         self.held: set[asyncio.Event] = set()
 
-    def retry_ms(self) -> int:
-        """When a client is to come back."""
+    def retry_ms(self, reason: str = "") -> int:
+        """When a client is to come back, after a close for *reason*."""
         low, high = RETRY_MS
-        return low + int((high - low) * self.draw())
+        patience = TOO_LARGE_PATIENCE if reason == TooLargeError.code else 1
+        return patience * (low + int((high - low) * self.draw()))
 
     def drain(self) -> None:
         """End the refused that are held open; the registry ends the others."""
@@ -315,7 +318,7 @@ class Delivery:
         return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _last_words(self, reason: str) -> bytes:
-        return self._reader.close(reason, self._streams.retry_ms(), stale=self._feed.stale_since is not None)
+        return self._reader.close(reason, self._streams.retry_ms(reason), stale=self._feed.stale_since is not None)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         if data or not more:

@@ -2,6 +2,7 @@
 
 GatewayError
 ├── BadRequestError            400, the parameter is named
+│   └── HeadTooLargeError      431
 ├── UnauthorizedError          401
 ├── ForbiddenError             403
 ├── NotFoundError              404
@@ -45,6 +46,14 @@ class BadRequestError(GatewayError):
     status = 400
     title = "Bad request"
     code = "invalid-parameter"
+
+
+class HeadTooLargeError(BadRequestError):
+    """The request's line and headers are larger than any that makes sense here."""
+
+    status = 431
+    title = "Request head too large"
+    code = "head-too-large"
 
 
 class UnauthorizedError(GatewayError):

@@ -6,6 +6,7 @@ space, as every form-encoding client writes it; a literal plus is ``%2B``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from urllib.parse import unquote_to_bytes
 
@@ -14,6 +15,7 @@ from app.core.keys import KeyRange
 
 # etcd itself takes keys up to its request limit (1.5 MiB); in a URL that is no key any more.
 MAX_KEY_BYTES = 4096
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 
 
@@ -21,7 +23,7 @@ def parse_query(raw: bytes, known: Set[str]) -> dict[str, bytes]:
     """Parameter names to percent-decoded values.
 
     Raises:
-        BadRequestError: a parameter is unknown, or stands twice.
+        BadRequestError: a parameter is unknown, stands twice, or has a broken percent-escape.
     """
     found: dict[str, bytes] = {}
     for part in raw.split(b"&"):
@@ -40,6 +42,11 @@ def parse_query(raw: bytes, known: Set[str]) -> dict[str, bytes]:
             if name in ("key", "prefix"):
                 detail += "; several ranges on one stream are not supported yet"
             raise BadRequestError(detail, code="repeated-parameter", parameter=name)
+        if _BROKEN_ESCAPE.search(value):
+            # Taken as it is, "100%25" and "100%" would be the same key, and a typo another key.
+            raise BadRequestError(
+                f"{name!r} has a '%' without two hex digits behind it; a percent sign is '%25'", parameter=name
+            )
         found[name] = unquote_to_bytes(value.replace(b"+", b" "))
     return found
 

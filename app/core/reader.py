@@ -261,6 +261,7 @@ class Reader:
 
     def _say_synced(self) -> bytes:
         self._synced = True
+        self._told_stale = False  # "synced" says live: if that is not so, a status follows at once
         members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
         return control(self._form, "synced", members, self._cursor())
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from aetcd import rpc
 
-from app.core.errors import CompactedError, FutureRevisionError, OverCapacityError, TooLargeError
+from app.core.errors import CompactedError, FutureRevisionError, OverCapacityError, TooLargeError, UnavailableError
 from app.core.events import KeyValue, Snapshot
 from app.core.keys import KeyRange
 from app.etcd.convert import key_value, range_error
@@ -188,5 +188,11 @@ class Reads:
                 # A mere timeout is left to the health check: it may be this one Range's.
                 link.fail(error.details() or "unavailable")
             raise range_error(link.endpoint, error) from None
+        except asyncio.CancelledError:
+            # A link that is given up closes its channel, and that cancels its calls: not us.
+            task = asyncio.current_task()
+            if not link.failed.done() or task is None or task.cancelling():
+                raise
+            raise UnavailableError(f"{link.endpoint}: {link.failed.result()}") from None
         self._note(known, response.header)
         return response

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
-from base64 import b64encode
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from app.api.page import content_security_policy
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -31,21 +30,6 @@ def cursor(revision: int) -> str:
     return f"{EPOCH}-{revision}"
 
 
-def content_security_policy(page: str) -> str:
-    """A policy under which nothing runs but what the page itself brings."""
-    hashes = {
-        tag: " ".join(
-            f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-            for text in re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
-        )
-        for tag in ("script", "style")
-    }
-    return (
-        f"default-src 'none'; connect-src 'self'; img-src data:; script-src {hashes['script']}; "
-        f"style-src {hashes['style']}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
 @dataclass
 class Stream:
     """One watch that a client opened; the test writes what it gets."""
@@ -54,6 +38,7 @@ class Stream:
     headers: dict[str, str]
     at: float
     _writer: asyncio.StreamWriter
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def form(self) -> str:
@@ -97,21 +82,25 @@ class Stream:
         """State follows."""
         await self.event("reset", 0, reason=reason, ranges=["prefix=/svc/"])
 
-    async def item(self, key: str, value: str, revision: int, **members: object) -> None:
+    async def item(self, key: str, value: str, revision: int, *, key_encoding: str | None = None) -> None:
         """A key of a snapshot."""
-        await self.event("put", key=key, value=value, create_revision=1, mod_revision=revision, version=1, **members)
+        await self.event("put", **_put(key, value, revision), **_marked(key_encoding))
 
-    async def put(self, key: str, value: str, revision: int, *, more: bool = False, **members: object) -> None:
+    async def put(self, key: str, value: str, revision: int, *, more: bool = False, **members: str) -> None:
         """A live put: with ``more``, or with the cursor."""
-        rest = {"more": True} if more else {}
-        at = None if more else revision
-        fields = {"create_revision": 1, "mod_revision": revision, "version": 2, **members, **rest}
-        await self.event("put", at, key=key, value=value, **fields)
+        fields = {**_put(key, value, revision), **members}
+        if more:
+            await self.event("put", **fields, more=True)
+        else:
+            await self.event("put", revision, **fields)
 
-    async def delete(self, key: str, revision: int, *, more: bool = False, **members: object) -> None:
+    async def delete(self, key: str, revision: int, *, more: bool = False, key_encoding: str | None = None) -> None:
         """A live delete."""
-        rest = {"more": True} if more else {}
-        await self.event("delete", None if more else revision, key=key, mod_revision=revision, **members, **rest)
+        fields = {"key": key, "mod_revision": revision, **_marked(key_encoding)}
+        if more:
+            await self.event("delete", **fields, more=True)
+        else:
+            await self.event("delete", revision, **fields)
 
     async def synced(self, revision: int, heartbeat: float = 15) -> None:
         """The mirror is exact."""
@@ -142,8 +131,15 @@ class Stream:
     async def gone(self) -> None:
         """Wait until the client has closed."""
         async with asyncio.timeout(DEADLINE):
-            while not self._writer.transport.is_closing():
-                await asyncio.sleep(0.005)
+            await self.closed.wait()
+
+
+def _put(key: str, value: str, revision: int) -> dict[str, Any]:
+    return {"key": key, "value": value, "create_revision": 1, "mod_revision": revision, "version": 1}
+
+
+def _marked(key_encoding: str | None) -> dict[str, Any]:
+    return {} if key_encoding is None else {"key_encoding": key_encoding}
 
 
 class FakeGateway:
@@ -159,9 +155,9 @@ class FakeGateway:
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def stream(self, *, opened: bool = True) -> Stream:
-        """The next watch that a client asks for."""
-        async with asyncio.timeout(DEADLINE):
+    async def stream(self, *, opened: bool = True, within: float = DEADLINE) -> Stream:
+        """The next watch that a client asks for; TimeoutError if there is none."""
+        async with asyncio.timeout(within):
             stream = await self._streams.get()
         if opened:
             await stream.open()
@@ -176,18 +172,19 @@ class FakeGateway:
         """Serve one connection."""
         self._writers.add(writer)
         try:
-            while await self._request(reader, writer):
+            while (stream := await self._request(reader, writer)) is None:
                 pass
-            # A watch: its going is told by the end of what the client sends.
-            await reader.read()
+            self._streams.put_nowait(stream)
+            await reader.read()  # ends when the client closes
+            stream.closed.set()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             self._writers.discard(writer)
             writer.close()
 
-    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; False when the connection became a watch."""
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream | None:
+        """Answer one request; a watch is for the test to answer."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         target, *lines = head.split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -197,8 +194,7 @@ class FakeGateway:
             self.refused.append(address.path)
             self._answer(writer, int(self.problem["status"]), "application/problem+json", json.dumps(self.problem))
         elif address.path == "/v1/watch":
-            self._streams.put_nowait(Stream(query, headers, asyncio.get_running_loop().time(), writer))
-            return False
+            return Stream(query, headers, asyncio.get_running_loop().time(), writer)
         elif address.path == "/v1/kv":
             self._answer(writer, 200, "application/json", '{"revision":1,"cursor":"","kvs":[],"count":0}')
         elif address.path == "/":
@@ -210,7 +206,7 @@ class FakeGateway:
             self._answer(writer, 200, "text/javascript", file.read_text())
         else:
             self._answer(writer, 404, "text/plain", "no such path")
-        return True
+        return None
 
     def _answer(self, writer: asyncio.StreamWriter, status: int, kind: str, text: str, policy: str = "") -> None:
         body = text.encode()

@@ -10,18 +10,21 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.examples.fake_gateway import DEADLINE, EXAMPLES, FakeGateway, Stream, cursor, fake_gateway
+from tests.examples.fake_gateway import DEADLINE, EXAMPLES, PAGE, FakeGateway, Stream, cursor, fake_gateway
 
 if TYPE_CHECKING:
     from mirror import Item, Mirror
@@ -104,7 +107,7 @@ class PythonClient:
 
     async def views(self) -> list[View]:
         """Everything it has shown."""
-        if self._task is not None and self._task.done():
+        if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
         return self._views
 
@@ -161,7 +164,7 @@ class BrowserClient:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", name="browser")
 async def _browser() -> AsyncIterator[Browser]:
     """One Chromium."""
-    if not CHROMIUM.exists():
+    if not await asyncio.to_thread(CHROMIUM.exists):
         message = f"NOT RUN: chromium is not at {CHROMIUM} (apt-get install -y --no-install-recommends chromium)"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
@@ -193,20 +196,25 @@ async def _gateway() -> AsyncIterator[FakeGateway]:
         yield fake
 
 
-@pytest_asyncio.fixture(loop_scope="module", name="client", params=["python", "browser"])
-async def _client(request: pytest.FixtureRequest, gateway: FakeGateway) -> AsyncIterator[Client]:
-    """A client that follows ``/svc/``, asked for its first stream."""
-    client: Client = PythonClient() if request.param == "python" else BrowserClient(request.getfixturevalue("page"))
-    await client.start(gateway.url, "/svc/")
-    yield client
-    await client.stop()
+@pytest.fixture(name="idle", params=["python", "browser"])
+def _idle(request: pytest.FixtureRequest) -> Client:
+    """A client of each kind that has not started."""
+    return PythonClient() if request.param == "python" else BrowserClient(request.getfixturevalue("page"))
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="client")
+async def _client(idle: Client, gateway: FakeGateway) -> AsyncIterator[Client]:
+    """A client that follows ``/svc/``, and has asked for its first stream."""
+    await idle.start(gateway.url, "/svc/")
+    yield idle
+    await idle.stop()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]]) -> None:
     """Wait for it; at the deadline say what there is instead."""
     try:
         async with asyncio.timeout(DEADLINE):
-            while not await condition():
+            while not await condition():  # noqa: ASYNC110 - what changes is in another process
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(await what()) from None
@@ -371,6 +379,7 @@ async def test_cut_inside_a_later_snapshot(client: Client, gateway: FakeGateway)
 async def test_cut_inside_a_transaction(client: Client, gateway: FakeGateway) -> None:
     """The half is dropped, and comes again whole from the cursor before it."""
     stream = await synced_client(client, gateway)
+    before = len(await client.changes())
     await stream.put("/svc/a", "half", 11, more=True)
     await stream.delete("/svc/b", 11, more=True)
     await stream.cut()
@@ -382,6 +391,7 @@ async def test_cut_inside_a_transaction(client: Client, gateway: FakeGateway) ->
     await stream.delete("/svc/b", 11)
     await stream.synced(11)
     await shows(client, "live", 11, {"/svc/a": "whole"})
+    assert (await client.changes())[before:] == [("put", "/svc/a"), ("delete", "/svc/b")]
     assert not any(view.items.get("/svc/a") == "half" for view in await client.views())
 
 
@@ -478,10 +488,10 @@ async def test_silence_of_three_heartbeats(client: Client, gateway: FakeGateway)
 
 async def test_bookmarks_keep_it_open(client: Client, gateway: FakeGateway) -> None:
     """With one every heartbeat it stays live far beyond three of them."""
-    stream = await synced_client(client, gateway, heartbeat=0.3)
+    stream = await synced_client(client, gateway, heartbeat=0.5)
     loop = asyncio.get_running_loop()
     started, revision = loop.time(), 10
-    while loop.time() - started < 1.5:
+    while loop.time() - started < 2:
         revision += 1
         await stream.bookmark(revision)
         await asyncio.sleep(0.1)  # the gateway's own pace, not a wait for anything
@@ -493,8 +503,7 @@ async def test_bookmarks_keep_it_open(client: Client, gateway: FakeGateway) -> N
 async def test_says_when_etcd_is_away(client: Client, gateway: FakeGateway) -> None:
     """Stale by `status`, still by a bookmark, live again by `status`."""
     stream = await synced_client(client, gateway)
-    away = {"state": "stale", "since": "2026-01-01T00:00:00Z", "ranges": ["prefix=/svc/"]}
-    await stream.event("status", **away)
+    await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
     await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"})
     await stream.bookmark(11, "stale")
     await shows(client, "stale", 11, {"/svc/a": "1", "/svc/b": "2"})
@@ -540,12 +549,14 @@ async def test_comes_back_after_a_refusal(client: Client, gateway: FakeGateway) 
 
 
 async def test_stops_when_told(client: Client, gateway: FakeGateway) -> None:
-    """The connection is closed, and no other opened."""
-    stream = await synced_client(client, gateway)
+    """The connection is closed, and no other opened, also when three heartbeats have passed."""
+    stream = await synced_client(client, gateway, heartbeat=0.2)
     await client.stop()
-
     await stream.gone()
-    assert gateway.waiting == 0
+
+    with pytest.raises(TimeoutError):
+        await gateway.stream(within=1)
+    assert (await client.views())[-1].state == "live", "nothing has been noticed since"
 
 
 async def test_python_client_says_why_it_was_refused(gateway: FakeGateway) -> None:
@@ -606,3 +617,186 @@ async def test_browser_client_reopens_by_query_what_it_would_resume_by_header(pa
     await stream.synced(11)
     await shows(client, "live", 11, {"/svc/a": "1", "/svc/b": "2"})
     await client.stop()
+
+
+# --- the page at / --------------------------------------------------------------------------------------------------
+
+
+async def open_page(page: Page, gateway: FakeGateway, where: str = "#prefix=/svc/") -> Stream:
+    """The page, and the stream it asks for."""
+    await page.goto(f"{gateway.url}/{where}")
+    return await gateway.stream()
+
+
+async def rows(page: Page) -> list[list[str]]:
+    """The table as text."""
+    found: list[list[str]] = await page.evaluate(
+        "[...document.querySelectorAll('tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    return found
+
+
+async def table_is(page: Page, expected: list[list[str]]) -> None:
+    """Wait until the table shows just this."""
+
+    async def seen() -> bool:
+        return await rows(page) == expected
+
+    await until(seen, lambda: rows(page))
+
+
+async def test_page_carries_the_reference_client_word_for_word() -> None:
+    """One client, in two places that cannot drift."""
+    client = (EXAMPLES / "mirror.js").read_text()
+    client = client[client.index("// Keys that are not UTF-8") :].replace("export ", "")
+
+    assert client in PAGE.read_text()
+
+
+async def test_page_follows_a_prefix(page: Page, gateway: FakeGateway) -> None:
+    """Rows in order of their keys, the count, the revision, and the state, as they change."""
+    stream = await open_page(page, gateway)
+    await expect(page.locator("#state")).to_have_text("connecting")
+    await stream.snapshot(10, b="2", a="1")
+    await expect(page.locator("#state")).to_have_text("live")
+    await table_is(page, [["/svc/a", "1", "10"], ["/svc/b", "2", "10"]])
+    await stream.put("/svc/ab", "new", 11)
+    await stream.delete("/svc/a", 12, more=True)
+    await stream.put("/svc/b", "3", 12)
+    await table_is(page, [["/svc/ab", "new", "11"], ["/svc/b", "3", "12"]])
+    await expect(page.locator("#count")).to_have_text("2 keys")
+    await expect(page.locator("#revision")).to_have_text("revision 12")
+    await stream.bookmark(40)
+    await expect(page.locator("#revision")).to_have_text("revision 40")
+    await stream.cut()
+    await expect(page.locator("#state")).to_have_text(re.compile("^stale since .*: disconnected$"))
+
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(40)
+    await stream.synced(41)
+    await expect(page.locator("#state")).to_have_text("live")
+
+
+async def test_page_flashes_what_changed(page: Page, gateway: FakeGateway) -> None:
+    """The row that changed and no other; none at the first fill."""
+    stream = await open_page(page, gateway)
+    await stream.snapshot(10, a="1", b="2")
+    await table_is(page, [["/svc/a", "1", "10"], ["/svc/b", "2", "10"]])
+    flashing = "[...document.querySelectorAll('tbody tr')].map((row) => row.getAnimations().length)"
+    assert await page.evaluate(flashing) == [0, 0]
+
+    await stream.put("/svc/b", "3", 11)
+    await table_is(page, [["/svc/a", "1", "10"], ["/svc/b", "3", "11"]])
+    assert await page.evaluate(flashing) == [0, 1]
+
+
+async def test_page_shows_values_as_text(page: Page, gateway: FakeGateway) -> None:
+    """Whoever writes to etcd does not write to the page."""
+    evil = "<img src=x onerror='document.title=1'><script>document.title=2</script>"
+    stream = await open_page(page, gateway)
+    await stream.reset()
+    await stream.item(f"/svc/{evil}", evil, 3)
+    await stream.synced(5)
+
+    await table_is(page, [[f"/svc/{evil}", evil, "3"]])
+    assert await page.locator("tbody img, tbody script").count() == 0
+
+
+async def test_page_marks_base64(page: Page, gateway: FakeGateway) -> None:
+    """A key and a value that are no text are shown as what they are."""
+    stream = await open_page(page, gateway)
+    await stream.put("//8=", "AAE=", 3, key_encoding="base64", encoding="base64")
+    await stream.put("/svc/a", "AAE=", 4)
+
+    await table_is(page, [["//8=", "AAE=", "3"], ["/svc/a", "AAE=", "4"]])
+    marked = "[...document.querySelectorAll('[data-base64]')].map((cell) => cell.textContent)"
+    assert await page.evaluate(marked) == ["//8=", "AAE="]
+
+
+@pytest.mark.parametrize("prefix", ["/svc/", "", 'it\'s $(x) `y` "z" & ; [1-2] {a,b} é%20+\n!!', "--help"])
+async def test_page_says_the_same_in_curl(page: Page, gateway: FakeGateway, prefix: str) -> None:
+    """What a shell makes of the line is one URL, which asks for this prefix, also behind a path of a proxy's."""
+    stream = await open_page(page, gateway, f"#prefix={quote(prefix, safe='')}")
+    assert stream.query["prefix"] == prefix
+
+    command, option, url = shlex.split(await page.locator("#curl").inner_text())
+    assert (command, option) == ("curl", "-N")
+    assert not set("[]{}") & set(url), "curl would take them for a pattern"
+    assert url.startswith(f"{gateway.url}/v1/watch?prefix=")
+    assert parse_qs(urlsplit(url).query, keep_blank_values=True) == {"prefix": [prefix]}
+
+
+async def test_page_asks_for_what_is_typed(page: Page, gateway: FakeGateway) -> None:
+    """Nothing is watched before; then the address can be shared, and going back goes back."""
+    await page.goto(gateway.url)
+    await expect(page.locator("#more")).to_have_text("Name a prefix to follow its keys.")
+    assert gateway.waiting == 0
+    await page.fill("#prefix", "/svc/")
+    await page.press("#prefix", "Enter")
+    first = await gateway.stream()
+    assert first.query["prefix"] == "/svc/"
+    assert page.url == f"{gateway.url}/#prefix=/svc/"
+
+    await page.fill("#prefix", "/a b+c/")
+    await page.click("button")
+    await first.gone()
+    second = await gateway.stream()
+    assert second.query["prefix"] == "/a b+c/"
+    await page.go_back()
+    assert (await gateway.stream()).query["prefix"] == "/svc/"
+    await expect(page.locator("#prefix")).to_have_value("/svc/")
+
+
+async def test_page_takes_its_prefix_from_the_query(page: Page, gateway: FakeGateway) -> None:
+    """?prefix= is a link too, for those who cannot write a fragment."""
+    assert (await open_page(page, gateway, "?prefix=%2Fsvc%2F")).query["prefix"] == "/svc/"
+
+
+async def test_page_shows_a_problem(page: Page, gateway: FakeGateway) -> None:
+    """EventSource tells no reason; the page does, until it is over."""
+    detail = "prefix=/svc/ lies outside of the prefixes that may be read here"
+    gateway.problem = {"type": "x", "title": "Forbidden", "status": 403, "code": "forbidden", "detail": detail}
+    await page.goto(f"{gateway.url}/#prefix=/svc/")
+    await expect(page.locator("#problem")).to_have_text(f"403 Forbidden: {detail}")
+    await expect(page.locator("#state")).to_have_text("connecting: refused")
+    assert gateway.refused[:2] == ["/v1/watch", "/v1/kv"]
+
+    gateway.problem = None
+    stream = await gateway.stream()
+    await stream.snapshot(10, a="1")
+    await expect(page.locator("#problem")).to_be_hidden()
+    await expect(page.locator("#state")).to_have_text("live")
+
+
+async def test_page_caps_its_rows(page: Page, gateway: FakeGateway) -> None:
+    """The first thousand by key are shown, and that there are more; a key that goes makes room for the next."""
+    stream = await open_page(page, gateway)
+    await stream.reset()
+    names = [f"/svc/{number:06}" for number in range(100_000)]
+    for start in range(0, len(names), 1000):
+        part = [
+            stream.encoded("put", key=name, value="v", create_revision=1, mod_revision=2, version=1)
+            for name in names[start : start + 1000]
+        ]
+        await stream.raw(b"".join(part))
+    await stream.synced(9)
+    await expect(page.locator("#more")).to_have_text("The first 1,000 of 100,000 keys are shown.", timeout=30_000)
+    await table_is(page, [[name, "v", "2"] for name in names[:1000]])
+
+    await stream.delete("/svc/000500", 10)
+    await stream.put("/svc/0000", "first", 11)
+    await stream.put("/svc/zzz", "unseen", 12)
+    await expect(page.locator("#revision")).to_have_text("revision 12")
+    shown = await rows(page)
+    assert [row[0] for row in shown] == sorted([*names[:1000], "/svc/0000"], key=str)[:501] + names[501:1000]
+    await expect(page.locator("#count")).to_have_text("100,001 keys")
+
+
+async def test_page_fits_a_phone(page: Page, gateway: FakeGateway) -> None:
+    """Nothing is wider than the screen, whatever a key looks like."""
+    await page.set_viewport_size({"width": 360, "height": 700})
+    stream = await open_page(page, gateway)
+    await stream.put("/svc/" + "x" * 300, "y" * 9000, 10)
+    await expect(page.locator("#count")).to_have_text("1 key")
+
+    assert await page.evaluate("document.documentElement.scrollWidth") == 360
