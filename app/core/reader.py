@@ -80,7 +80,7 @@ class Reader:
         self._sent_items = 0
         self._synced = False
         self._epoch = ""
-        self._told_stale = False
+        self._told_stale: bool | None = False
         self.resets: list[Reason] = []  # drained by the shell, for its metrics
         self.delivered = 0
 
@@ -261,7 +261,8 @@ class Reader:
 
     def _say_synced(self) -> bytes:
         self._synced = True
-        self._told_stale = False  # "synced" says live: if that is not so, a status follows at once
+        if self._told_stale:
+            self._told_stale = None  # "synced" says live: whether that is so must be said anew
         members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
         return control(self._form, "synced", members, self._cursor())
 
