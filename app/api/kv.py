@@ -94,6 +94,7 @@ class Kv:
         shape, page, reads = asked.shape, asked.page, self._reads
         if shape.count_only:
             listing = await reads.count(shape.range)
+            count = listing.count
         else:
             self._check_epoch(page, shape)
             try:
@@ -104,6 +105,8 @@ class Kv:
                     start=page.start if page is not None else b"",
                     revision=page.revision if page is not None else 0,
                 )
+                # etcd counts from where the page starts; the contract's count is of the whole prefix.
+                count = await self._count_of_all(asked, listing.count)
             except CompactedError:
                 raise PageExpiredError(
                     "the revision of these pages is compacted: start over", parameter="page"
@@ -117,8 +120,6 @@ class Kv:
             return Answer(listing.revision, body)
         following = Page(epoch, listing.revision, listing.items[-1].key + b"\0").token() if listing.more else None
         kvs = await _encode(listing.items, shape)
-        # etcd counts from where the page starts; the contract's count is of the whole prefix.
-        count = await self._count_of_all(asked, listing.count)
         return Answer(listing.revision, list_body(listing.revision, cursor, kvs, count, following))
 
     async def _count_of_all(self, asked: Asked, count: int) -> int:

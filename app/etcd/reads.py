@@ -88,11 +88,13 @@ class Reads:
         """
         items: list[KeyValue] = []
         size = 0
+        count: int | None = None
         async for page in self._pages(watched, limit=limit, keys_only=keys_only, start=start, revision=revision):
+            count = page.count if count is None else count  # the later ones count from where they start
             items += page.items
             size += sum(item.size for item in page.items)
             if not page.more or len(items) >= limit or size >= 8 * PAGE_BYTES:
-                return Listing(page.revision, items, page.count, page.more, page.cluster_id)
+                return Listing(page.revision, items, count, page.more, page.cluster_id)
         raise AssertionError("pages end with one that has no more")  # pragma: no cover
 
     async def count(self, watched: KeyRange) -> Listing:
