@@ -1,0 +1,353 @@
+"""The documentation says what the code does: names, defaults, codes, reasons, pictures, and commands that are run."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import httpx
+import pytest
+from pydantic_core import PydanticUndefined
+
+from app.core import errors
+from app.core.feed import State
+from app.core.feedwords import FeedInput, Reason
+from app.metrics import CLOSE_REASONS, NAMESPACE, REFUSAL_REASONS, RESET_REASONS
+from app.settings import PREFIX, Settings, load
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess
+from tools import draw_states
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+APP = ROOT / "app"
+PLACE = "http://127.0.0.1:8080"
+
+
+def read(name: str) -> str:
+    """A document of docs/."""
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def section(name: str, heading: str) -> str:
+    """What stands under a heading of a document, up to the next of the same level or above."""
+    lines = read(name).splitlines()
+    start = lines.index(heading) + 1
+    level = len(heading) - len(heading.lstrip("#"))
+    for end in range(start, len(lines)):
+        if re.match(rf"#{{1,{level}}} ", lines[end]):
+            return "\n".join(lines[start:end])
+    return "\n".join(lines[start:])
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all table rows whose first cell is one word of code."""
+    found = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("| `") and re.fullmatch(r"`[^`]+`", cells[0]):
+            found.append([cells[0].strip("`"), *cells[1:]])
+    return found
+
+
+def keys(text: str) -> list[str]:
+    """The first cells."""
+    return [row[0] for row in rows(text)]
+
+
+def nodes() -> Iterator[ast.AST]:
+    """Everything in app/, parsed."""
+    for path in sorted(APP.rglob("*.py")):
+        yield from ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+
+
+# --- problems ---------------------------------------------------------------------------------------------------------
+
+
+def emitted() -> dict[str, tuple[int, bool]]:
+    """Every problem code that app/ makes an error with: its status, and whether it is transient."""
+    found: dict[str, tuple[int, bool]] = {}
+    for node in nodes():
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        kind = getattr(errors, node.func.id, None)
+        if not isinstance(kind, type) or not issubclass(kind, errors.GatewayError):
+            continue
+        given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        code = ast.literal_eval(given[0]) if given else kind.code
+        found[code] = (kind.status, issubclass(kind, errors.TransientError))
+    return found
+
+
+def test_problems_are_those_that_the_code_makes() -> None:
+    known = emitted()
+    assert len(known) > 10
+    documented = {row[0]: row for row in rows(read("problems.md"))}
+    assert set(documented) == set(known)
+    assert {code: int(row[1]) for code, row in documented.items()} == {code: known[code][0] for code in known}
+    assert all(row[2] and row[3] for row in documented.values())
+
+
+def test_transient_problems_stand_apart() -> None:
+    transient = {code for code, (_status, passes) in emitted().items() if passes}
+    assert set(keys(section("problems.md", "## Not now"))) == transient | {"too-large"}
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def meant(name: str, text: str) -> Any:
+    """What the default in a table's cell means, read as the setting itself would be."""
+    field = Settings.model_fields[name]
+    match text:
+        case "none":
+            return None if NoneType in get_args(field.annotation) else ()
+        case "empty":
+            return ""
+        case _:
+            return getattr(load({name: text.strip("`")}), name)
+
+
+def test_every_setting_is_documented_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"{PREFIX}{name.upper()}", raising=False)
+    table = rows(section("configuration.md", "## Settings"))
+    names = [row[0].removeprefix(PREFIX).lower() for row in table]
+    assert sorted(names) == sorted(Settings.model_fields)
+    for name, (_variable, default, text) in zip(names, table, strict=True):
+        actual = Settings.model_fields[name].default
+        assert actual is not PydanticUndefined
+        assert meant(name, default) == actual, name
+        assert text
+
+
+def test_settings_that_are_spoken_of_exist() -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for path in DOCS.glob("*.md"):
+        named = set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b(?!_?\*)", path.read_text(encoding="utf-8")))
+        assert named <= known, path.name
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def ours(name: str) -> bool:
+    """Not those of the instrumentator."""
+    return name.startswith(f"{NAMESPACE}_") and not name.startswith(f"{NAMESPACE}_http_")
+
+
+async def test_metrics_are_those_of_a_scrape(server: GatewayProcess) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        scraped = (await client.get(f"{server.base}/metrics")).text
+    labels: dict[str, set[str]] = {}
+    for line in scraped.splitlines():
+        sample = re.match(r"([a-z_]+)(?:\{(.*)\})? ", line)
+        if sample is not None and ours(sample[1]):
+            labels.setdefault(sample[1], set()).update(re.findall(r'(\w+)="', sample[2] or ""))
+    types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", scraped, re.MULTILINE))
+    documented = [row for row in rows(read("metrics.md")) if ours(row[0]) and len(row) == 3 and "," not in row[0]]
+    tables = {row[0]: row[1] for row in documented if row[1].partition(",")[0] in ("gauge", "counter")}
+    assert set(tables) == set(labels)
+    for name, kind in tables.items():
+        assert kind.partition(",")[0] == types[name], name
+        assert set(re.findall(r"`(\w+)`", kind)) == labels[name], name
+    # Also those in prose and in alerts.
+    mentioned = {name for name in re.findall(rf"{NAMESPACE}_[a-z_]+\b", read("metrics.md")) if ours(name)}
+    assert mentioned == set(labels)
+
+
+def test_alerts_are_rules_over_known_labels() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", read("metrics.md"), re.DOTALL)
+    rules = re.findall(r"^ {6}- alert: (\w+)\n {8}expr: (.+)$", block, re.MULTILINE)
+    assert len(dict(rules)) == len(rules) == block.count("alert:") > 5
+    reasons = {*RESET_REASONS, *CLOSE_REASONS, *REFUSAL_REASONS}
+    for _name, expression in rules:
+        assert expression.count("(") == expression.count(")")
+        for matched in re.findall(r'reason=~?"([^"]+)"', expression):
+            assert set(matched.split("|")) <= reasons, expression
+
+
+# --- the wire contract ------------------------------------------------------------------------------------------------
+
+
+def close_reasons() -> set[str]:
+    """Every reason that app/ can write into a ``close``."""
+    calls = {node.func.id for node in nodes() if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    found = set()
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.TransientError) and name in calls:
+            found.add(kind.close_reason)
+    for node in nodes():
+        match node:
+            # What the registry tells its subscribers.
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="subscriber"), attr="close"), args=[argument]):
+                match argument:
+                    case ast.Constant(value=str(reason)):
+                        found.add(reason)
+                    case ast.Attribute(value=ast.Name(id=name), attr=attribute):
+                        found.add(getattr(getattr(errors, name), attribute))
+                    case ast.Name(id="GONE"):
+                        pass  # the client's own going: nobody is there to be told
+                    case _:
+                        raise AssertionError(ast.dump(argument))
+            # What a stream decides by itself.
+            case ast.FunctionDef(name="_reason_to_end"):
+                found |= {
+                    part.value.value
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Return)
+                    and isinstance(part.value, ast.Constant)
+                    and isinstance(part.value.value, str)
+                }
+    return found
+
+
+def test_reasons_are_those_of_the_code() -> None:
+    assert set(keys(section("wire-contract.md", "## Reset reasons"))) == set(get_args(Reason)) == set(RESET_REASONS)
+    assert len(close_reasons()) >= 5
+    assert set(keys(section("wire-contract.md", "## Close reasons"))) == close_reasons()
+
+
+def test_every_event_has_a_section() -> None:
+    kinds = {"put", "delete"}  # made by encoding.event_body
+    for node in nodes():
+        match node:
+            case ast.Call(func=ast.Name(id="control"), args=[_form, ast.Constant(value=str(kind)), *_rest]):
+                kinds.add(kind)
+    assert kinds == {"put", "delete", "reset", "synced", "bookmark", "status", "close"}
+    assert {f"### `{kind}`" for kind in kinds} <= set(read("wire-contract.md").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("module", "heading"), [("kv", "### `/v1/kv`"), ("watch", "### `/v1/watch`")], ids=["kv", "watch"]
+)
+def test_every_parameter_is_documented(module: str, heading: str) -> None:
+    tree = ast.parse((APP / "api" / f"{module}.py").read_text(encoding="utf-8"))
+    (known,) = (
+        ast.literal_eval(node.value.args[0])
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == "_KNOWN"
+        and isinstance(node.value, ast.Call)
+    )
+    table = "\n".join(line for line in section("wire-contract.md", heading).splitlines() if line.startswith("| "))
+    first = "\n".join(line.split("|")[1] for line in table.splitlines())
+    assert set(re.findall(r"`([a-z_]+)`", first)) == known
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_diagram_is_drawn_from_the_table() -> None:
+    text = read("architecture.md")
+    assert draw_states.drawn(text) == text, "python -m tools.draw_states"
+
+
+def test_every_state_and_input_is_explained() -> None:
+    text = section("architecture.md", "## The life of a feed").partition(draw_states.END)[2]
+    assert keys(text) == [state.value for state in State]
+    missing = [kind.__name__ for kind in get_args(FeedInput) if f"`{kind.__name__}`" not in text]
+    assert missing == []
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as forges make them."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere() -> None:
+    checked = 0
+    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("http://", "https://")):
+                continue
+            file, _, anchor = target.partition("#")
+            led = path.parent / file if file else path
+            assert led.exists(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors(led), f"{path.name}: {target}"
+            checked += 1
+    assert checked > 20
+
+
+# --- the quick start, run ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A block of shell, and what its output must hold."""
+
+    shell: str
+    expected: str
+
+
+# A fence that is to be run stands behind `<!-- run: what its output must hold -->`.
+COMMANDS = [
+    Command(shell, expected)
+    for expected, shell in re.findall(r"<!-- run: ([^\n]+) -->\n```sh\n(.*?)```", read("quickstart.md"), re.DOTALL)
+]
+SERVICES = [f"/svc/{service}/{zone}" for service in ("api", "billing", "search", "mail") for zone in "abc"]
+
+
+@pytest.fixture(name="sample")
+async def _sample(kv: EtcdClient) -> AsyncIterator[None]:
+    """What ``dev`` shows, but quicker: the same keys, and five changes a second, some of two keys."""
+
+    def value(key: str, load: int) -> str:
+        zone = "abc".index(key[-1]) + 1
+        return f'{{"address":"10.0.0.{zone}:8080","load":{load}}}'
+
+    async def change() -> None:
+        turn = 0
+        while True:
+            await asyncio.sleep(0.2)
+            turn += 1
+            pair = SERVICES[turn % len(SERVICES)], SERVICES[(turn + 1) % len(SERVICES)]
+            await kv.transact({key: value(key, turn) for key in pair[: 1 + turn % 2]})
+
+    for key in SERVICES:
+        await kv.put(key, value(key, 0))
+    task = asyncio.create_task(change())
+    yield
+    assert not task.done(), task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_the_quick_start_has_commands_to_run() -> None:
+    assert len(COMMANDS) == read("quickstart.md").count("<!-- run:") >= 10
+
+
+@pytest.mark.usefixtures("sample")
+async def test_the_quick_start_works(server: GatewayProcess) -> None:
+    for tool in ("curl", "jq"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"NOT RUN: the commands of the quick start: {tool} is not installed")
+    for command in COMMANDS:
+        assert PLACE in command.shell
+        shell = command.shell.replace(PLACE, server.base)
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-euc", shell, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(30):
+                out, _err = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == 0, (shell, out, _err)
+        assert command.expected in out.decode(), (shell, out, _err)
