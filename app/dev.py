@@ -15,6 +15,7 @@ import grpc
 from aetcd import rpc
 
 from app.embedded import EmbeddedError, EmbeddedEtcd
+from app.etcd.link import OPTIONS
 from app.server import serve
 from app.settings import Settings, SettingsError
 
@@ -67,7 +68,7 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
 @contextlib.asynccontextmanager
 async def _sample(endpoint: str) -> AsyncIterator[None]:
     """A small registry of services under ``/svc/``, in which something changes every second."""
-    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://")) as channel:
+    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://"), options=OPTIONS) as channel:
         kv = rpc.KVStub(channel)
         for service, zone in itertools.product(SERVICES, ZONES):
             await kv.Put(_put(service, zone, 0))

@@ -18,7 +18,7 @@ from app.api.kv import Kv
 from app.api.page import Page
 from app.api.watch import Watch
 from app.gateway import Gateway
-from app.metrics import NAMESPACE, make_instrumentator, make_registry
+from app.metrics import make_instrumentator, make_registry
 from app.settings import Settings, load
 
 REVISION_HEADER = b"x-etcd-revision"
@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
 
     app = _new_app(lifespan)
     registry = make_registry(holder)
-    make_instrumentator(registry).instrument(app, metric_namespace=NAMESPACE)
+    make_instrumentator(registry).instrument(app)
     app.include_router(_client_routes(holder))
     if holder.settings.admin_port is None:
         app.include_router(_admin_routes(holder, Health(holder, registry)))

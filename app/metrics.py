@@ -14,6 +14,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_fastapi_instrumentator import metrics as http
 
 from app.core.feed import State
 from app.etcd.lanes import MAX_STREAMS
@@ -23,8 +24,10 @@ NAMESPACE = "etcd_watch_gateway"
 
 # Label values that are always there, so that an alert's rate() has a zero to start from.
 RESET_REASONS = ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
-CLOSE_REASONS = ("client", "drain", "max-age", "unavailable", "too-large", "send-timeout", "error", "shutdown")
-REFUSAL_REASONS = ("too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable")
+CLOSE_REASONS = (
+    "client", "drain", "max-age", "unavailable", "too-large", "send-timeout", "error", "shutdown", "cancelled",
+)  # fmt: skip
+REFUSAL_REASONS = ("too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable", "too-large")
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -127,5 +130,15 @@ def make_registry(gateway: Gateway) -> CollectorRegistry:
 
 
 def make_instrumentator(registry: CollectorRegistry) -> Instrumentator:
-    """HTTP metrics of everything but the streams, whose length says nothing about latency."""
-    return Instrumentator(excluded_handlers=["^/v1/watch$"], registry=registry, should_group_status_codes=False)
+    """HTTP metrics of everything but the streams, whose length says nothing about latency.
+
+    By handler and status only: a method is the client's word.
+    """
+    instrumentator = Instrumentator(
+        excluded_handlers=["^/v1/watch$"], registry=registry, should_group_status_codes=False
+    )
+    for make in (http.requests, http.latency):
+        measure = make(should_include_method=False, metric_namespace=NAMESPACE, registry=registry)
+        assert measure is not None, "registered once per registry"
+        instrumentator.add(measure)
+    return instrumentator

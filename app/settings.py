@@ -49,6 +49,10 @@ def _items(value: Any) -> Any:
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
+def _nothing(value: Any) -> Any:
+    return None if value == "" else value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Size = Annotated[int, BeforeValidator(_bytes)]
 Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
@@ -66,7 +70,7 @@ class Settings(BaseSettings):
     etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    admin_port: int | None = Field(
+    admin_port: Annotated[int | None, BeforeValidator(_nothing)] = Field(
         None, ge=0, le=65535, description="/metrics, /v1/feeds and the probes move to this port"
     )
     allow_prefixes: Items | None = Field(

@@ -10,6 +10,7 @@ def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query
 
 
 _TEXT = {"type": "string"}
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100_000, "default": 10_000}
 _FLAG = {"type": "integer", "enum": [0, 1]}
 _PREFIX = _parameter(
     "prefix", "All keys that start with these percent-decoded bytes; present and empty: all keys.", _TEXT
@@ -54,7 +55,7 @@ KV: dict[str, Any] = {
         "parameters": [
             _KEY,
             _PREFIX,
-            _parameter("limit", "Items a page.", {"type": "integer", "minimum": 1, "default": 10_000}),
+            _parameter("limit", "Items a page.", _LIMIT),
             _parameter("page", "`next_page` of the page before.", _TEXT),
             _parameter("keys_only", "Leave the values out.", _FLAG),
             _parameter("count_only", "Only count.", _FLAG),

@@ -35,8 +35,6 @@ log = logging.getLogger("gateway.stream")
 WRITE_SIZE = 64 * 1024
 # Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
 RETRY_MS = (1000, 5000)
-# What does not fit will hardly fit in five seconds, and every try costs etcd a Range of the whole prefix.
-TOO_LARGE_PATIENCE = 10
 # Refused EventSources that are held open at a time; beyond, they are closed at once.
 MAX_HELD = 1000
 # What ends a stream that we did not close by a `close` event.
@@ -93,10 +91,9 @@ class Streams:
         self.tally = Tally()
         self.held: set[asyncio.Event] = set()
 
-    def retry_ms(self, reason: str = "") -> int:
-        """When a client is to come back, after a close for *reason*."""
+    def retry_ms(self, patience: int = 1) -> int:
+        """When a client is to come back."""
         low, high = RETRY_MS
-        patience = TOO_LARGE_PATIENCE if reason == TooLargeError.code else 1
         return patience * (low + int((high - low) * self.draw()))
 
     def drain(self) -> None:
@@ -153,7 +150,7 @@ class StreamResponse(EventSourceResponse):
     async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._streams
         streams.tally.refused[error.code] += 1
-        retry_ms = streams.retry_ms()
+        retry_ms = streams.retry_ms(error.patience)
         log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code})
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
@@ -161,7 +158,7 @@ class StreamResponse(EventSourceResponse):
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
             await connection.send(greeting(self._asked.form, streams.settings.instance, retry_ms))
-            if len(streams.held) < MAX_HELD:
+            if len(streams.held) < MAX_HELD and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
                 close = control(self._asked.form, "close", {"reason": error.close_reason, "retry_ms": retry_ms})
@@ -318,7 +315,8 @@ class Delivery:
         return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _last_words(self, reason: str) -> bytes:
-        return self._reader.close(reason, self._streams.retry_ms(reason), stale=self._feed.stale_since is not None)
+        patience = TooLargeError.patience if reason == TooLargeError.close_reason else 1
+        return self._reader.close(reason, self._streams.retry_ms(patience), stale=self._feed.stale_since is not None)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         if data or not more:

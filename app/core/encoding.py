@@ -1,4 +1,4 @@
-"""Events and items as the JSON objects of the wire contract, each encoded once per encoding and kept with its event.
+"""Events and items as the JSON objects of the wire contract. Whoever keeps the bytes counts them: view and log do.
 
 ``json.encoder.encode_basestring`` is the C scanner of the standard library; with it a put costs a third of a
 ``json.dumps`` of the same dict, and the text is the same (``tests/core/test_encoding.py``).
@@ -48,16 +48,11 @@ def item_fields(item: KeyValue, encoding: str, *, keys_only: bool = False) -> st
 
 
 def event_body(event: Event, encoding: str) -> bytes:
-    """An event's JSON object without its closing brace (``more`` or a cursor may follow), encoded once."""
-    body = event.bodies.get(encoding)
-    if body is None:
-        if isinstance(event, Delete):
-            key = _text("key", event.key, encoding, "key_encoding")
-            text = f'{{"type":"delete",{key},"mod_revision":{event.mod_revision}'
-        else:
-            text = f'{{"type":"put",{item_fields(event, encoding)}'
-        body = event.bodies[encoding] = text.encode()
-    return body
+    """An event's JSON object without its closing brace: ``more`` or a cursor may follow."""
+    if isinstance(event, Delete):
+        key = _text("key", event.key, encoding, "key_encoding")
+        return f'{{"type":"delete",{key},"mod_revision":{event.mod_revision}'.encode()
+    return f'{{"type":"put",{item_fields(event, encoding)}'.encode()
 
 
 def list_items(items: Sequence[KeyValue], encoding: str, *, keys_only: bool) -> str:

@@ -11,8 +11,8 @@ GatewayError
 ├── TransientError             held open as a short stream for an EventSource, otherwise 429 or 503 with Retry-After
 │   ├── OverCapacityError      429
 │   ├── DrainingError          503
-│   └── UnavailableError       503, etcd is out of reach
-├── TooLargeError              503, the range does not fit the memory it may have
+│   ├── UnavailableError       503, etcd is out of reach
+│   └── TooLargeError          503, the range does not fit the memory it may have
 └── EtcdRefusedError           502, etcd answers, and says no
 
 CompactedError and FutureRevisionError are for callers inside: no client sees them as such.
@@ -102,6 +102,8 @@ class TransientError(GatewayError):
     status = 503
     title = "Service unavailable"
     close_reason: ClassVar[str] = "unavailable"
+    # How many times longer than usual a client is to wait.
+    patience: ClassVar[int] = 1
 
 
 class OverCapacityError(TransientError):
@@ -126,12 +128,16 @@ class UnavailableError(TransientError):
     code = "etcd-unavailable"
 
 
-class TooLargeError(GatewayError):
-    """The range does not fit ``GATEWAY_MAX_FEED_BYTES``, or one answer does not fit a message."""
+class TooLargeError(TransientError):
+    """The range does not fit ``GATEWAY_MAX_FEED_BYTES``, or one answer does not fit a message.
 
-    status = 503
+    It will hardly fit in five seconds, and every try costs etcd a Range of the whole prefix: hence the patience.
+    """
+
     title = "Too large"
     code = "too-large"
+    close_reason = "too-large"
+    patience = 10
 
 
 class EtcdRefusedError(GatewayError):

@@ -16,11 +16,10 @@ ITEM_OVERHEAD: Final = 256
 class KeyValue:
     """A key's value at one revision, which is also the put that wrote it.
 
-    Shared between the view, the log and all snapshots, and never changed after construction, but for the memo of its
-    JSON body per encoding (``encoding.put_body``), which makes "encoded once" true for every reader of it.
+    Shared between the view, the log and all snapshots; never changed after construction.
     """
 
-    __slots__ = ("bodies", "create_revision", "key", "lease", "mod_revision", "value", "version")
+    __slots__ = ("create_revision", "key", "lease", "mod_revision", "value", "version")
 
     def __init__(
         self, key: bytes, value: bytes, create_revision: int, mod_revision: int, version: int, lease: int = 0
@@ -31,7 +30,6 @@ class KeyValue:
         self.mod_revision = mod_revision
         self.version = version
         self.lease = lease
-        self.bodies: dict[str, bytes] = {}
 
     def _fields(self) -> tuple[object, ...]:
         return (self.key, self.value, self.create_revision, self.mod_revision, self.version, self.lease)
@@ -52,14 +50,13 @@ class KeyValue:
 
 
 class Delete:
-    """The removal of a key; etcd sends the key and the revision and nothing else (FIELD-NOTES pitfall 26)."""
+    """The removal of a key; etcd sends the key and the revision and nothing else."""
 
-    __slots__ = ("bodies", "key", "mod_revision")
+    __slots__ = ("key", "mod_revision")
 
     def __init__(self, key: bytes, mod_revision: int) -> None:
         self.key = key
         self.mod_revision = mod_revision
-        self.bodies: dict[str, bytes] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Delete) and (self.key, self.mod_revision) == (other.key, other.mod_revision)
@@ -90,7 +87,7 @@ class Batch:
         self.size = sum(event.size for event in self.events)
         # When the log took it in, in the log's own clock (seconds).
         self.at = 0.0
-        # Bytes on the wire per (format, encoding, epoch): encoded once, whoever reads it (``frames.batch_frame``).
+        # Bytes on the wire per (format, encoding, epoch): encoded once, whoever reads it (``Log.frame``).
         self.frames: dict[tuple[str, str, str], bytes] = {}
 
     def same_as(self, other: Batch) -> bool:

@@ -302,7 +302,7 @@ class FeedCore:
         self._catch_up = CatchUp(plan, start, floor, target, far)
         self._move_at = 0
         self.state = State.CATCHING_UP
-        return (OpenWatch(start, far),)
+        return (EndProof(), OpenWatch(start, far))
 
     def _pending(self) -> CatchUp:
         assert self._catch_up is not None, "only in CATCHING_UP and CONFIRMING"

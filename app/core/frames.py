@@ -1,7 +1,7 @@
 """The blocks of a stream: SSE and NDJSON made of the same JSON objects.
 
 ``id:`` is the last line of its SSE block (a block cut before its end loses event and id together); in NDJSON the
-same cursor is the member ``"cursor"``. A batch becomes bytes once per (format, encoding, epoch).
+same cursor is the member ``"cursor"``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from app.core.encoding import compact, event_body
-from app.core.events import Batch, Delete, KeyValue
+from app.core.events import Batch, Delete
 
 Format = Literal["sse", "ndjson"]
 
@@ -38,14 +38,6 @@ def greeting(form: str, instance: str, retry_ms: int) -> bytes:
 
 def batch_frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
     """One revision: all events but the last say ``more``, only the last carries the cursor."""
-    memo = (form, encoding, epoch)
-    frame = batch.frames.get(memo)
-    if frame is None:
-        frame = batch.frames[memo] = _encode(batch, form, encoding, epoch)
-    return frame
-
-
-def _encode(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
     cursor = f"{epoch}-{batch.revision}".encode()
     parts: list[bytes] = []
     final = len(batch.events) - 1
@@ -62,11 +54,10 @@ def _encode(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
     return b"".join(parts)
 
 
-def snapshot_frame(items: Sequence[KeyValue], form: str, encoding: str) -> bytes:
-    """Some items of a snapshot: they look like live puts and carry no cursor."""
-    if not items:
+def snapshot_frame(bodies: Sequence[bytes], form: str) -> bytes:
+    """Some items of a snapshot, by their bodies: they look like live puts and carry no cursor."""
+    if not bodies:
         return b""
-    bodies = [event_body(item, encoding) for item in items]
     if form == "sse":
         return b"event: put\ndata: " + b"}\n\nevent: put\ndata: ".join(bodies) + b"}\n\n"
     return b"}\n".join(bodies) + b"}\n"

@@ -19,7 +19,7 @@ def prefix_end(prefix: bytes) -> bytes:
     r"""The first key behind all keys that start with *prefix*, as etcd's ``range_end``.
 
     Trailing 0xff bytes carry; an empty prefix, or one of 0xff only, has no end: ``b"\0"`` is etcd's word for that
-    (FIELD-NOTES pitfall 29; etcd ``clientv3.GetPrefixRangeEnd``).
+    (etcd ``clientv3.GetPrefixRangeEnd``).
     """
     stem = prefix.rstrip(b"\xff")
     if not stem:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.core.events import Batch
+from app.core.frames import batch_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,16 @@ class Log:
             self.bytes -= sum(batch.size for batch in self._batches[:drop])
             del self._batches[:drop]
             del self._revisions[:drop]
+
+    def frame(self, batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
+        """A batch of this log as bytes: encoded once, and counted for as long as the log holds it."""
+        memo = (form, encoding, epoch)
+        frame = batch.frames.get(memo)
+        if frame is None:
+            frame = batch.frames[memo] = batch_frame(batch, form, encoding, epoch)
+            batch.size += len(frame)
+            self.bytes += len(frame)
+        return frame
 
     def covers(self, revision: int) -> bool:
         """Whether a reader at *revision* finds all that it lacks here."""

@@ -18,7 +18,7 @@ from app.core.cursor import Cursor, Shape
 from app.core.events import KeyValue, Snapshot
 from app.core.feed import FeedCore
 from app.core.feedwords import Reason
-from app.core.frames import batch_frame, comment, control, greeting, snapshot_frame
+from app.core.frames import comment, control, greeting, snapshot_frame
 
 # Items of a snapshot that are encoded in one go: about 2 ms of the loop's time when none was encoded before.
 SNAPSHOT_SLICE = 1024
@@ -232,7 +232,9 @@ class Reader:
                 break
         self._sent_items += len(chunk)
         self.delivered += len(chunk)
-        data = snapshot_frame(chunk, self._form, self._shape.encoding)
+        view, encoding = self._feed.view, self._shape.encoding
+        assert view is not None, "a snapshot is only sent of a feed that has a view"
+        data = snapshot_frame([view.body(item, encoding) for item in chunk], self._form)
         if self._sent_items < len(self._items):
             return data
         self._items = ()
@@ -256,8 +258,8 @@ class Reader:
         form, encoding, epoch = self._form, self._shape.encoding, self._epoch
         self.delivered += sum(len(batch.events) for batch in found)
         if len(found) == 1:
-            return batch_frame(found[0], form, encoding, epoch)
-        return b"".join([batch_frame(batch, form, encoding, epoch) for batch in found])
+            return log.frame(found[0], form, encoding, epoch)
+        return b"".join([log.frame(batch, form, encoding, epoch) for batch in found])
 
     def _say_synced(self) -> bytes:
         self._synced = True

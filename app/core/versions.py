@@ -18,7 +18,7 @@ def progress_is_trusted(version: Version) -> bool:
     """Whether an on-demand progress answer (watch id -1) covers all that came before it.
 
     Before 3.4.25 and 3.5.8 it overtakes events: 17-20 % of live events came after an answer that covered them
-    (etcd #15220; measured on 3.4.23 and 3.5.1, FIELD-NOTES).
+    (etcd #15220; measured on 3.4.23 and 3.5.1).
     """
     if version < (3, 5, 0):
         return version >= (3, 4, 25)

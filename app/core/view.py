@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from app.core.encoding import event_body
 from app.core.events import Batch, KeyValue, Snapshot
 
 
 class View:
-    """Latest value per key at ``revision``, and the bytes that it holds."""
+    """Latest value per key at ``revision``, and the bytes that it holds: items, and what was encoded of them."""
 
-    __slots__ = ("_items", "_snapshot", "bytes", "revision")
+    __slots__ = ("_bodies", "_items", "_snapshot", "bytes", "revision")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._items: dict[bytes, KeyValue] = {item.key: item for item in snapshot.items}
+        self._bodies: dict[str, dict[bytes, bytes]] = {}
         self._snapshot: Snapshot | None = snapshot
         self.revision = snapshot.revision
         self.bytes = snapshot.size
@@ -26,6 +28,8 @@ class View:
             old = items.get(event.key)
             if old is not None:
                 self.bytes -= old.size
+                for bodies in self._bodies.values():
+                    self.bytes -= len(bodies.pop(event.key, b""))
             if isinstance(event, KeyValue):
                 items[event.key] = event
                 self.bytes += event.size
@@ -44,3 +48,15 @@ class View:
             items = list(self._items.values()) if self._snapshot is None else self._snapshot.items
             self._snapshot = Snapshot(revision, items)
         return self._snapshot
+
+    def body(self, item: KeyValue, encoding: str) -> bytes:
+        """An item's JSON object without its closing brace; encoded once, as long as it is the key's latest."""
+        bodies = self._bodies.setdefault(encoding, {})
+        body = bodies.get(item.key)
+        current = self._items.get(item.key) is item
+        if body is None or not current:
+            body = event_body(item, encoding)
+            if current:
+                bodies[item.key] = body
+                self.bytes += len(body)
+        return body

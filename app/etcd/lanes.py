@@ -2,7 +2,7 @@
 
 Live watches go to live streams, a new one only when the others are well filled; watches that start far in the past go
 to the catch-up stream, so that history does not hold up live events (etcd gives a stream one 128-slot channel and one
-HTTP/2 window: FIELD-NOTES pitfall 19).
+HTTP/2 window: etcd #17529).
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ MAX_MESSAGE = 512 * 1024 * 1024
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # An http_proxy in the environment is for the web, not for etcd.
+    ("grpc.enable_http_proxy", 0),
     # A pool of its own: otherwise channels to the same address share one connection.
     ("grpc.use_local_subchannel_pool", 1),
     # etcd allows a ping every 5 s (--grpc-keepalive-min-time); idle connections are not pinged.

@@ -19,7 +19,7 @@ from app.ports import Clock
 
 T = TypeVar("T")
 
-# Seconds for one Range; without quorum a linearizable one would block for ever (FIELD-NOTES pitfall 34).
+# Seconds for one Range; without quorum a linearizable one would block for ever.
 RANGE_TIMEOUT = 5.0
 # A Range has no byte limit at etcd: pages start small and grow towards this many bytes.
 PAGE_BYTES = 2 * 1024 * 1024

@@ -21,7 +21,7 @@ log = logging.getLogger("gateway.etcd")
 # etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
 URGENT = 0.1
 
-# A member without leader ends the stream instead of keeping it silent (FIELD-NOTES pitfall 20).
+# A member without leader ends the stream instead of keeping it silent (etcd #8980).
 METADATA = (("hasleader", "true"),)
 
 

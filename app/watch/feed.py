@@ -302,8 +302,8 @@ class Feed:
         age = self.staleness()
         if (age > self._stale_after) != (self._stale_since is not None):
             self._stale_since = time.time() - age if self._stale_since is None else None
-            state = "live" if self._stale_since is None else "stale"
-            log.warning("feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
+            state, level = ("live", logging.INFO) if self._stale_since is None else ("stale", logging.WARNING)
+            log.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
             self.notifier.notify()
 
     # --- for readers ahead of the feed -------------------------------------------------------------------------------

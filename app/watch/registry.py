@@ -24,6 +24,8 @@ log = logging.getLogger("gateway.feed")
 
 # Seconds between looks at staleness and at the age of logs.
 TICK = 1.0
+# Seconds before a range that was too large is read again: every try costs etcd a Range of all of it.
+TOO_LARGE_PAUSE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Registry:
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._linger_timers: dict[KeyRange, asyncio.TimerHandle] = {}
         self._ending: set[Feed] = set()
+        self._too_large: dict[KeyRange, float] = {}  # until when they are not tried again
         self._total = 0
         self.bytes = 0  # what all feeds hold
         self.draining = False
@@ -89,6 +92,8 @@ class Registry:
             )
         if watched not in self._counts:
             self._make_room()
+        if self._clock() < self._too_large.get(watched, 0.0):
+            raise TooLargeError(f"{watched} did not fit the memory that all feeds may hold together")
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
         if condition.state == "down" and (feed is None or feed.core.view is None):
@@ -191,10 +196,11 @@ class Registry:
         if timer is not None:
             timer.cancel()
         self._counts.drop(feed.range)
+        self._too_large[feed.range] = self._clock() + TOO_LARGE_PAUSE
         subscribers = list(self._subscribers[feed])
         self._end(feed, "too-large")
         for subscriber in subscribers:
-            subscriber.close(TooLargeError.code)
+            subscriber.close(TooLargeError.close_reason)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -204,6 +210,8 @@ class Registry:
             await asyncio.sleep(TICK)
             for feed in list(self._feeds.values()):
                 feed.check_staleness()
+            now = self._clock()
+            self._too_large = {watched: until for watched, until in self._too_large.items() if until > now}
             await self._join_ended()
 
     def restored(self) -> None:

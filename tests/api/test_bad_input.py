@@ -1,0 +1,348 @@
+"""Whatever is wrong with a request, the answer is a problem that says what, and never an error of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from app.api import kv, watch
+from app.core.query import MAX_KEY_BYTES
+from app.embedded import EmbeddedEtcd
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.streams import watch as open_stream
+
+pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
+
+REQUIRED = {"type", "title", "status", "code", "detail"}
+KV, WATCH, FEEDS = "/v1/kv", "/v1/watch", "/v1/feeds"
+RANGED = (KV, WATCH, FEEDS)
+PATHS = (*RANGED, "/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, its body read."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def problem(self) -> dict[str, Any]:
+        """Its problem; asserts that it is one, as RFC 9457 and our contract have it."""
+        assert self.headers["content-type"] == "application/problem+json", self
+        found: dict[str, Any] = json.loads(self.body)
+        assert REQUIRED <= set(found) <= REQUIRED | {"parameter"}, found
+        assert found["status"] == self.status
+        assert found["type"].endswith(f":{found['code']}")
+        assert all(found[name] for name in REQUIRED)
+        assert b"Traceback" not in self.body
+        return found
+
+
+class Line:
+    """One connection, over which bytes go as they are."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def send(self, raw: bytes) -> None:
+        """Send bytes, on a new connection if there is none."""
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
+        self._writer.write(raw)
+        await self._writer.drain()
+
+    async def receive(self, *, body: bool = True) -> Answer:
+        """The next answer; *body* False for those to HEAD."""
+        assert self._reader is not None
+        async with asyncio.timeout(10):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+            sized = body and "content-length" in headers
+            content = await self._reader.readexactly(int(headers["content-length"])) if sized else b""
+        if headers.get("connection") == "close" or "content-length" not in headers:
+            await self.close()
+        return Answer(int(head[0].split()[1]), headers, content)
+
+    async def ask(self, target: bytes | str, method: str = "GET", headers: str = "") -> Answer:
+        """One request, and its answer."""
+        where = target.encode() if isinstance(target, str) else target
+        await self.send(b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method.encode(), where, headers.encode()))
+        return await self.receive(body=method != "HEAD")
+
+    async def close(self) -> None:
+        """Also done when the other side is about to."""
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+        self._reader = self._writer = None
+
+
+@pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
+async def _server() -> AsyncIterator[GatewayProcess]:
+    """One gateway for all: nothing here changes it."""
+    async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(name="line", scope="module", loop_scope="module")
+async def _line(server: GatewayProcess) -> AsyncIterator[Line]:
+    line = Line(server.port)
+    yield line
+    await line.close()
+
+
+TOO_HIGH = urlsafe_b64encode(b"a-99999999999999999999-/a/b").decode()
+LONG = "a" * (MAX_KEY_BYTES + 1)
+
+
+@pytest.mark.parametrize("path", RANGED)
+@pytest.mark.parametrize(
+    ("query", "code", "parameter"),
+    [
+        ("prefix=/a/&bogus=1", "unknown-parameter", "bogus"),
+        ("prefix=/a/&Prefix=/b/", "unknown-parameter", "Prefix"),
+        ("prefix=/a/&=1", "unknown-parameter", ""),
+        ("prefix=/a/&%ff=1", "unknown-parameter", "\\xff"),
+        ("prefix=/a/&%00=1", "unknown-parameter", "\0"),
+        ("prefix=/a/&" + "n" * 1000 + "=1", "unknown-parameter", "n" * 64),
+        ("prefix=/a/;key=x&;=", "unknown-parameter", ";"),
+        ("prefix=/a/&prefix=/a/", "repeated-parameter", "prefix"),
+        ("prefix=/a/&%70refix=/b/", "repeated-parameter", "prefix"),
+        ("key=a&key=b", "repeated-parameter", "key"),
+        ("key=a&prefix=a", "conflicting-parameters", "key"),
+        ("key=", "invalid-parameter", "key"),
+        ("key", "invalid-parameter", "key"),
+        ("key=" + LONG, "too-long", "key"),
+        ("prefix=" + LONG, "too-long", "prefix"),
+        ("prefix=" + "%ff" * (MAX_KEY_BYTES + 1), "too-long", "prefix"),
+        ("prefix=%zz", "invalid-parameter", "prefix"),
+        ("prefix=100%", "invalid-parameter", "prefix"),
+        ("key=%4", "invalid-parameter", "key"),
+        ("key=%%41", "invalid-parameter", "key"),
+    ],
+)
+async def test_range_parameters(line: Line, path: str, query: str, code: str, parameter: str) -> None:
+    """Every endpoint with a range refuses a wrong one, and names the parameter."""
+    answer = await line.ask(f"{path}?{query}")
+    found = answer.problem()
+
+    assert (answer.status, found["code"], found["parameter"]) == (400, code, parameter)
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "parameter"),
+    [
+        (KV, "missing-parameter", "prefix"),
+        (WATCH, "missing-parameter", "prefix"),
+        (f"{KV}?limit=1", "missing-parameter", "prefix"),
+        *[
+            (f"{KV}?prefix=&limit={value}", "invalid-parameter", "limit")
+            for value in ("", "0", "-1", "1.5", "1e3", "x", "%C2%B2", "100001", "9" * 30, "0x10", "+1", "1%00")
+        ],
+        *[
+            (f"{KV}?prefix=&{name}={value}", "invalid-parameter", name)
+            for name in ("keys_only", "count_only")
+            for value in ("", "2", "yes", "%ff", "on", "01")
+        ],
+        *[(f"{WATCH}?prefix=&snapshot={value}", "invalid-parameter", "snapshot") for value in ("", "2", "no", "%00")],
+        *[
+            (f"{path}?prefix=&encoding={value}", "invalid-parameter", "encoding")
+            for path in (KV, WATCH)
+            for value in ("", "hex", "BASE64", "%ff")
+        ],
+        *[(f"{WATCH}?prefix=&format={value}", "invalid-parameter", "format") for value in ("", "json", "SSE", "%ff")],
+        *[
+            (f"{KV}?prefix=/a/&page={value}", "invalid-parameter", "page")
+            for value in ("", "x", "%ff", "!!!!", "a" * 5000, "YWItLTUtYQ", "YS0tLQ", "YS01LQ", TOO_HIGH)
+        ],
+        (f"{KV}?key=a&page=x", "conflicting-parameters", "page"),
+        (f"{KV}?key=a&limit=1", "conflicting-parameters", "limit"),
+        (f"{KV}?key=a&keys_only=1", "conflicting-parameters", "keys_only"),
+        (f"{KV}?key=a&count_only=0", "conflicting-parameters", "count_only"),
+        (f"{KV}?prefix=/a/&snapshot=0", "unknown-parameter", "snapshot"),
+        (f"{WATCH}?prefix=/a/&limit=5", "unknown-parameter", "limit"),
+        (f"{WATCH}?prefix=/a/&last_event_id=a&last_event_id=b", "repeated-parameter", "last_event_id"),
+        (f"{FEEDS}?encoding=auto", "unknown-parameter", "encoding"),
+    ],
+)  # fmt: skip
+async def test_other_parameters(line: Line, target: str, code: str, parameter: str) -> None:
+    """A value that makes no sense, or a parameter that goes with something else."""
+    answer = await line.ask(target)
+    found = answer.problem()
+
+    assert (answer.status, found["code"], found["parameter"]) == (400, code, parameter)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "&", "&&prefix=&", "prefix", "prefix=", "prefix=%00", "prefix=%ff%FF", "prefix=%25", "prefix=a=b"]
+)
+async def test_odd_but_right(line: Line, query: str) -> None:
+    """Empty parts, a name without "=", and any byte are fine."""
+    answer = await line.ask(f"{FEEDS}?{query}")
+
+    assert answer.status == 200
+    assert json.loads(answer.body)["feeds"] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "PROPFIND"])
+async def test_methods(line: Line, path: str, method: str) -> None:
+    """GET is all there is: 405 with Allow, a HEAD's without a body, an OPTIONS without Origin too."""
+    answer = await line.ask(f"{path}?prefix=/a/", method)
+
+    if method == "HEAD" and path in ("/docs", "/openapi.json"):  # FastAPI's own pages know it
+        assert answer.status == 200
+        return
+    assert answer.status == 405
+    assert answer.headers["allow"] == "GET"
+    assert answer.headers["content-type"] == "application/problem+json"
+    if method != "HEAD":
+        found = answer.problem()
+        assert found["code"] == "method-not-allowed"
+        assert method in found["detail"]
+
+
+@pytest.mark.parametrize("path", [KV, WATCH, "/nothing"])
+async def test_a_body_that_nobody_asked_for(line: Line, path: str) -> None:
+    """It is passed over; the connection goes on with the next request."""
+    await line.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" % path.encode() + b"x" * 300_000)
+    (await line.receive()).problem()
+    answer = await line.ask("/livez")
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1", "/v1/", "/v2/kv", "/v1/kv/", "/v1/watch/", "/livez/", "//", "/%zz", "/%ff%fe", "/v1%2fkv%00",
+     "/../etc/passwd", "/v1/kv/" + "a" * 4000, "/redoc", "/favicon.ico"],
+)  # fmt: skip
+async def test_unknown_paths(line: Line, path: str) -> None:
+    """Another slash is another path: a redirect would lose proxies their prefix, and name a host that is not ours."""
+    answer = await line.ask(f"{path}?prefix=/a/")
+
+    assert answer.status == 404
+    assert answer.problem()["code"] == "no-such-path"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS to a plain port
+        b"GET /v1/kv?prefix=\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/kv?prefix=a b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"BREW /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nHost x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/9.9\r\n\r\n",
+    ],
+)
+async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
+    """What the parser refuses is answered by a problem too, and the connection is closed."""
+    line = Line(server.port)
+    await line.send(raw)
+    answer = await line.receive()
+
+    assert (answer.status, answer.problem()["code"]) == (400, "malformed-request")
+    assert answer.headers["connection"] == "close"
+
+
+async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
+    """The stream is cut: an answer inside of it would be taken for its data."""
+    async with await open_stream(server.base, "prefix=/a/") as stream:
+        await stream.until("synced")
+        stream.writer.write(b"RUBBISH\r\n\r\n")
+        rest = await stream.reader.read()
+
+    assert b"HTTP/1.1" not in rest
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET /v1/kv?prefix=" + b"%41" * 20_000 + b" HTTP/1.1\r\n\r\n", id="a long query"),
+        pytest.param(b"GET /v1/kv?" + b"a=1&" * 10_000 + b" HTTP/1.1\r\n\r\n", id="many parameters"),
+        pytest.param(b"GET /v1/kv?" + b"&" * 60_000 + b"x HTTP/1.1\r\n\r\n", id="nothing but separators"),
+        pytest.param(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n", id="a long path"),
+        pytest.param(b"GET /v1/kv?prefix=" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", id="more than the parser takes"),
+    ],
+)
+async def test_huge_queries(server: GatewayProcess, head: bytes) -> None:
+    """They are refused; what the answer quotes of them is short."""
+    line = Line(server.port)
+    await line.send(head)
+    answer = await line.receive()
+    answer.problem()
+    await line.close()
+
+    assert answer.status in (400, 404, 431)
+    assert len(answer.body) < 1000
+
+
+@pytest.mark.parametrize("start", [b"GET /v1/kv?prefix=&", b"GET /v1/kv?prefix= HTTP/1.1\r\nCookie: ", b"\r\n"])
+async def test_a_head_without_end_is_bounded(server: GatewayProcess, start: bytes) -> None:
+    """A request that never ends does not fill the memory: it is cut off."""
+    line = Line(server.port)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        await line.send(start)
+        while sent < 16 << 20:
+            await line.send((start if start == b"\r\n" else b"xy") * 8192)
+            sent += 16384
+    await line.close()
+
+    assert sent < 16 << 20
+
+
+NAMES = st.sampled_from(sorted({*kv._KNOWN, *watch._KNOWN, "bogus", "%70refix", "%ff", ""}))
+TEXTS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=30)
+BYTES = st.binary(max_size=20).map(lambda data: "".join(f"%{byte:02x}" for byte in data))
+VALUES = st.one_of(TEXTS, BYTES, st.sampled_from(["0", "1", "auto", "base64", "ndjson", "sse", "/a/", "YS05LS9hLw"]))
+QUERIES = st.one_of(TEXTS, st.lists(st.tuples(NAMES, VALUES), max_size=5).map(lambda p: "&".join(map("=".join, p))))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from([KV, FEEDS]), query=QUERIES)
+@example(path=KV, query="prefix=/a/&page=YS05LS9hLw")
+async def test_fuzzed_queries(line: Line, path: str, query: str) -> None:
+    """An answer or a problem of the client's making, whatever the query, all over one connection."""
+    answer = await line.ask(f"{path}?{query}")
+
+    if answer.status == 200:
+        assert json.loads(answer.body)
+    elif answer.status == 404:
+        assert answer.problem()["code"] == "key-not-found"
+    else:
+        assert answer.status in (400, 410)
+        assert answer.problem()["parameter"] is not None
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(query=QUERIES, last_event_id=st.one_of(st.none(), TEXTS))
+async def test_fuzzed_watches(server: GatewayProcess, query: str, last_event_id: str | None) -> None:
+    """A stream or a problem; a cursor in the header is never a reason for one."""
+    line = Line(server.port)
+    answer = await line.ask(f"{WATCH}?{query}", headers=f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else "")
+    await line.close()
+
+    if answer.status == 200:
+        assert answer.headers["x-gateway-instance"]
+    else:
+        assert answer.status == 400
+        assert answer.problem()["parameter"] is not None

@@ -1,0 +1,304 @@
+"""Settings: what is accepted, what is refused and how clearly, and that each of them is used."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import app
+from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any setting of whoever runs the tests."""
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def refused(**flags: Any) -> list[str]:
+    """The lines that *flags* are refused with."""
+    with pytest.raises(SettingsError) as caught:
+        load(flags)
+    return str(caught.value).splitlines()
+
+
+def test_defaults() -> None:
+    """Those of the design: on a loopback address, everything may be read."""
+    settings = load({})
+
+    assert settings.etcd == ("http://127.0.0.1:2379",)
+    assert (settings.host, settings.port, settings.admin_port) == ("127.0.0.1", 8080, None)
+    assert settings.allowed == (b"",)
+    assert settings.token() is None
+    assert settings.cors_origins == ()
+    assert (settings.max_subscribers, settings.max_feeds, settings.max_ranges) == (20_000, 1_000, 32)
+    assert settings.max_feed_bytes == 256 * 1024 * 1024
+    assert (settings.linger, settings.heartbeat, settings.stale_after, settings.sync_timeout) == (30, 15, 10, 5)
+    assert (settings.log_batches, settings.log_bytes, settings.log_age) == (4096, 16 * 1024 * 1024, 600)
+    assert (settings.reach_back, settings.send_timeout, settings.send_buffer) == (10_000, 30, 64 * 1024)
+    assert (settings.max_age, settings.epoch) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30), ("30s", 30), ("0.5", 0.5), ("500ms", 0.5), ("5m", 300), ("1h", 3600), (" 2 s ", 2), ("1.5m", 90)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """Seconds, with or without a unit."""
+    assert load({"linger": text}).linger == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "1d", "1 2", "1e3", "inf", "nan", "30S", "1h30m", "0x10", "1,5", "½"])
+def test_no_durations(text: str) -> None:
+    """Refused with what would be one."""
+    (line,) = refused(linger=text)
+
+    assert line == f"GATEWAY_LINGER (--linger): {text!r} is no duration: write seconds, or 500ms, 30s, 5m, 1h"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("65536", 65536), ("64KiB", 65536), ("16MiB", 16 << 20), ("1GiB", 1 << 30), ("4096 B", 4096)]
+)
+def test_sizes(text: str, size: int) -> None:
+    """Bytes, with or without a unit."""
+    assert load({"send_buffer": text}).send_buffer == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "64K", "64KB", "64kib", "1.5MiB", "-1", "1TiB"])
+def test_no_sizes(text: str) -> None:
+    """A kilobyte that might be one or the other is none."""
+    (line,) = refused(send_buffer=text)
+
+    assert line == f"GATEWAY_SEND_BUFFER (--send-buffer): {text!r} is no size: write bytes, or 64KiB, 16MiB, 1GiB"
+
+
+FREE_TEXT = {"host", "epoch", "token_file"}  # whatever stands there is taken, and judged when it is used
+BAD = {"instance": "two words", "allow_prefixes": "/svc/,"}
+
+
+@pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - FREE_TEXT))
+@pytest.mark.parametrize("source", ["flag", "environment"])
+def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its variable, its flag, and what it is."""
+    value = BAD.get(name, "rubbish!")
+    if source == "environment":
+        monkeypatch.setenv(f"{PREFIX}{name.upper()}", value)
+    (line,) = refused(**({name: value} if source == "flag" else {}))
+
+    assert line.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): ")
+    assert repr(value) in line
+    assert line.count(value) == 1
+    assert "pydantic" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("admin_port", "70000"),
+        ("max_subscribers", "0"),
+        ("max_feeds", "0"),
+        ("max_feed_bytes", "0"),
+        ("max_ranges", "0"),
+        ("log_batches", "0"),
+        ("log_age", "0"),
+        ("reach_back", "-1"),
+        ("heartbeat", "0"),
+        ("stale_after", "0s"),
+        ("sync_timeout", "0ms"),
+        ("send_timeout", "0"),
+        ("send_buffer", "4095"),
+        ("instance", "x" * 129),
+        ("epoch", "x" * 65),
+    ],
+)
+def test_bounds(name: str, value: str) -> None:
+    """What would make no sense is refused at the start."""
+    (line,) = refused(**{name: value})
+
+    assert line.startswith(f"{PREFIX}{name.upper()} ")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    """A line for each: nobody wants to find them one restart at a time."""
+    lines = refused(port="x", linger="y", log_level="loud")
+
+    assert [line.partition(" ")[0] for line in lines] == ["GATEWAY_PORT", "GATEWAY_LINGER", "GATEWAY_LOG_LEVEL"]
+
+
+def test_kubernetes_service_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service named "gateway" sets GATEWAY_PORT in every pod beside it: the message knows."""
+    monkeypatch.setenv("GATEWAY_PORT", "tcp://10.96.0.1:8080")
+    (line,) = refused()
+
+    assert "'tcp://10.96.0.1:8080'" in line
+    assert "Kubernetes service link" in line
+    assert "enableServiceLinks: false" in line
+
+
+def test_unknown_variables() -> None:
+    """Misspelt ones and service links are reported; known ones and others' are not."""
+    names = [
+        "GATEWAY_LINGR",
+        "GATEWAY_SERVICE_HOST",
+        "gateway_foo",
+        "GATEWAY_LINGER",
+        "gateway_port",
+        "PATH",
+        "XGATEWAY_A",
+    ]
+
+    assert unknown_variables(names) == ["GATEWAY_LINGR", "GATEWAY_SERVICE_HOST", "gateway_foo"]
+
+
+def test_flags_beat_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself."""
+    monkeypatch.setenv("GATEWAY_LINGER", "1s")
+    monkeypatch.setenv("GATEWAY_PORT", "81")
+    settings = load({"linger": "2s"})
+
+    assert (settings.linger, settings.port) == (2, 81)
+
+
+def test_nothing_else_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No .env of the folder that the process happens to be in."""
+    (tmp_path / ".env").write_text("GATEWAY_PORT=99\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert load({}).port == 8080
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        ("127.0.0.1:2379", ("http://127.0.0.1:2379",)),
+        ("http://a:1, http://b:2,c:3", ("http://a:1", "http://b:2", "http://c:3")),
+        ("http://[::1]:2379/", ("http://[::1]:2379",)),
+    ],
+)
+def test_endpoints(text: str, endpoints: tuple[str, ...]) -> None:
+    """A list; http:// may be left out."""
+    assert load({"etcd": text}).etcd == endpoints
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a:1,", ",", "a", "http://a", "ftp://a:1", "http://a:x", "http://a:99999", "http://a:1/path", "http://:1"],
+)
+def test_no_endpoints(text: str) -> None:
+    """One that is none of a list is enough."""
+    (line,) = refused(etcd=text)
+
+    assert line.startswith("GATEWAY_ETCD (--etcd): ")
+
+
+def test_tls_is_said_to_be_missing() -> None:
+    """Not tried in plain text."""
+    (line,) = refused(etcd="https://a:2379")
+
+    assert "TLS to etcd is not supported yet" in line
+
+
+def test_no_password_in_an_endpoint() -> None:
+    """It would stand in every log line; the message does not repeat it either."""
+    (line,) = refused(etcd="http://root:hunter2@a:2379")
+
+    assert "user and password" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_refuses_to_be_open_by_accident(host: str) -> None:
+    """On any address that is not loopback somebody has to say what may be read; '' is all, on purpose."""
+    (line,) = refused(host=host)
+
+    assert "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
+    assert load({"host": host, "allow_prefixes": ""}).allowed == (b"",)
+    assert load({"host": host, "allow_prefixes": "/svc/"}).allowed == (b"/svc/",)
+
+
+def test_empty_variable_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment can say '' too."""
+    monkeypatch.setenv("GATEWAY_ALLOW_PREFIXES", "")
+
+    assert load({"host": "0.0.0.0"}).allowed == (b"",)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]"])
+def test_loopback(host: str) -> None:
+    """Only this machine gets there."""
+    assert is_loopback(host)
+    assert load({"host": host}).allowed == (b"",)
+
+
+def test_allow_prefixes() -> None:
+    """Comma-separated, percent-encoded: bytes."""
+    assert load({"allow_prefixes": "/a/, /b%2C/ ,%ff"}).allowed == (b"/a/", b"/b,/", b"\xff")
+
+
+@pytest.mark.parametrize("text", ["/a/,", ",/a/", "/a/,,/b/", ",", " , /a/"])
+def test_a_comma_too_many_does_not_allow_everything(text: str) -> None:
+    """The empty prefix is all keys: it must stand alone."""
+    (line,) = refused(allow_prefixes=text)
+
+    assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): an empty prefix beside others")
+
+
+def test_cors_origins() -> None:
+    """A list; an empty one is none."""
+    assert load({"cors_origins": "https://a.example, http://b:3000"}).cors_origins == (
+        "https://a.example",
+        "http://b:3000",
+    )
+    assert load({"cors_origins": "*"}).cors_origins == ("*",)
+    assert load({"cors_origins": ""}).cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["a.example", "https://a.example/", "https://a.example/app", "ws://a", "null", "https://"]
+)
+def test_no_origins(text: str) -> None:
+    """A browser would never send it, so it would silently not work."""
+    (line,) = refused(cors_origins=text)
+
+    assert "is no origin: write it like https://app.example" in line
+
+
+def test_token(tmp_path: Path) -> None:
+    """The file's content without the line end of its editor; never shown."""
+    path = tmp_path / "token"
+    path.write_text("  s3cret\n")
+    settings = load({"token_file": str(path)})
+    token = settings.token()
+
+    assert token is not None
+    assert token.get_secret_value() == "s3cret"
+    assert "s3cret" not in f"{settings!r} {token!r} {token}"
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+def test_no_token(tmp_path: Path, content: bytes | None) -> None:
+    """Absent, empty, or no text: open by accident is not an option."""
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=re.escape("GATEWAY_TOKEN_FILE (--token-file): ")) as caught:
+        load({"token_file": str(path)}).token()
+
+    assert str(path) in str(caught.value)
+
+
+def test_every_setting_is_read() -> None:
+    """One that nothing reads would be a promise not kept."""
+    sources = [path.read_text() for path in Path(app.__file__).parent.rglob("*.py") if path.name != "settings.py"]
+    text = "\n".join(sources)
+    through_methods = {"allow_prefixes": "settings.allowed", "token_file": "settings.token()"}
+    unread = [name for name in Settings.model_fields if through_methods.get(name, f"settings.{name}") not in text]
+
+    assert unread == []
