@@ -50,8 +50,8 @@ class Budget(Protocol):
     def account(self, change: int) -> None:
         """A feed holds *change* bytes more than it said last."""
 
-    def failed(self, feed: Feed) -> None:
-        """*feed* has ended by itself: nobody is to join it any more."""
+    def failed(self, feed: Feed, reason: str) -> None:
+        """*feed* has ended by itself: nobody is to join it any more, and its subscribers are closed for *reason*."""
 
 
 class Feed:
@@ -75,8 +75,6 @@ class Feed:
         self.core = FeedCore(bounds, reach_back)
         self.notifier = Notifier()
         self.started = time.time()
-        # What ended it: its subscribers are told and leave.
-        self.failure: TooLargeError | None = None
         # Why it is not live, for /v1/feeds and for those who wait.
         self.trouble = ""
         self._etcd = etcd
@@ -112,7 +110,17 @@ class Feed:
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def handle(self, given: FeedInput) -> None:
-        """Give the core one input, do what it says, wake the readers."""
+        """Give the core one input, do what it says, wake the readers.
+
+        An error of ours ends this feed, with a word to its subscribers, and not the stream that others share with it.
+        """
+        try:
+            self._step(given)
+        except Exception:
+            log.exception("feed failed", extra={"range": str(self.range), "state": self.core.state.value})
+            self._fail("unavailable")
+
+    def _step(self, given: FeedInput) -> None:
         core = self.core
         before = core.state
         for command in core.handle(given, self._clock()):
@@ -146,7 +154,7 @@ class Feed:
         """End it: the watch is cancelled, tasks and timers with it. Idempotent."""
         if self.core.state is State.CLOSED:
             return
-        self.handle(Stop())
+        self._step(Stop())
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -180,10 +188,12 @@ class Feed:
             self._fail_too_large()
 
     def _fail_too_large(self) -> None:
-        self.failure = TooLargeError(f"{self.range} does not fit the memory that all feeds may hold together")
         log.warning("feed too large", extra={"range": str(self.range), "bytes": self.core.bytes})
+        self._fail(TooLargeError.close_reason)
+
+    def _fail(self, reason: str) -> None:
         self.stop()
-        self._budget.failed(self)
+        self._budget.failed(self, reason)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 

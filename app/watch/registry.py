@@ -188,7 +188,7 @@ class Registry:
     def _over(self, extra: int) -> int:
         return self.bytes + extra - self.limits.feed_bytes
 
-    def failed(self, feed: Feed) -> None:
+    def failed(self, feed: Feed, reason: str) -> None:
         """A feed that ended by itself."""
         if self._feeds.get(feed.range) is not feed:
             return
@@ -196,11 +196,12 @@ class Registry:
         if timer is not None:
             timer.cancel()
         self._counts.drop(feed.range)
-        self._too_large[feed.range] = self._clock() + TOO_LARGE_PAUSE
+        if reason == TooLargeError.close_reason:
+            self._too_large[feed.range] = self._clock() + TOO_LARGE_PAUSE
         subscribers = list(self._subscribers[feed])
-        self._end(feed, "too-large")
+        self._end(feed, reason)
         for subscriber in subscribers:
-            subscriber.close(TooLargeError.close_reason)
+            subscriber.close(reason)
 
     # --- running -----------------------------------------------------------------------------------------------------
 

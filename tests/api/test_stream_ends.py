@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from app.core.feed import FeedCore, InvalidTransitionError
+from app.core.feedwords import Commands, FeedInput, Stop
+from app.core.keys import KeyRange
 from app.core.reader import Reader
 from app.gateway import Gateway
 from app.main import create_app
@@ -39,15 +42,15 @@ async def _gateway(fake: FakeEtcd) -> AsyncIterator[Gateway]:
 class Client:
     """One ASGI request."""
 
-    def __init__(self, gateway: Gateway, send: Send) -> None:
+    def __init__(self, gateway: Gateway, send: Send, query: bytes = b"prefix=/svc/") -> None:
         self._send = send
         self.leaves = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         app: Any = create_app(gateway=gateway)
-        self.task = asyncio.create_task(app(self._scope(), self._receive, self._record))
+        self.task = asyncio.create_task(app(self._scope(query), self._receive, self._record))
 
     @staticmethod
-    def _scope() -> dict[str, Any]:
+    def _scope(query: bytes) -> dict[str, Any]:
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -56,7 +59,7 @@ class Client:
             "scheme": "http",
             "path": "/v1/watch",
             "raw_path": b"/v1/watch",
-            "query_string": b"prefix=/svc/",
+            "query_string": query,
             "root_path": "",
             "headers": [(b"host", b"test")],
             "client": ("127.0.0.1", 1),
@@ -234,4 +237,36 @@ async def test_compaction_cancel_is_answered(gateway: Gateway, fake: FakeEtcd) -
     assert fake.open_watchers == 1
     client.leaves.set()
     await client.task
+    await released(gateway, fake)
+
+
+async def test_a_feed_that_fails_takes_no_other_with_it(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in one feed's state machine closes its streams; its neighbour on the same watch stream goes on."""
+    fake.put(b"/other/a", b"1")
+    failing, healthy = Client(gateway, swallow), Client(gateway, swallow, b"prefix=/other/")
+    await synced(failing)
+    await synced(healthy)
+    feed = gateway.registry.feed(KeyRange("prefix", b"/svc/"))
+    assert feed is not None
+
+    def fail(core: FeedCore, given: FeedInput, now: float) -> Commands:
+        if core is feed.core and not isinstance(given, Stop):
+            raise InvalidTransitionError("seeded")
+        return handle(core, given, now)
+
+    handle = FeedCore.handle
+    monkeypatch.setattr(FeedCore, "handle", fail)
+    fake.put(b"/svc/a", b"2")
+    await failing.task
+    fake.put(b"/other/a", b"2")
+
+    async def seen() -> bool:
+        return '"value":"2"' in healthy.text
+
+    await eventually(seen)
+    assert '"reason":"unavailable"' in failing.text
+    healthy.leaves.set()
+    await healthy.task
     await released(gateway, fake)
