@@ -187,9 +187,8 @@ async def test_open_on_purpose() -> None:
 
 def processes() -> list[tuple[int, int, str]]:
     """Id, parent and command of everything that runs; zombies have no command of interest."""
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
-    ).stdout
+    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,command="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.split(None, 2) for line in listing.splitlines())
     return [(int(parts[0]), int(parts[1]), parts[2] if len(parts) > 2 else "") for parts in found]
 

@@ -187,7 +187,10 @@ def close_reasons() -> set[str]:
     for node in nodes():
         match node:
             # What the registry tells its subscribers.
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="subscriber"), attr="close"), args=[argument]):
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="subscriber"), attr="close") | ast.Attribute(attr="_fail"),
+                args=[argument],
+            ):
                 match argument:
                     case ast.Constant(value=str(reason)):
                         found.add(reason)
@@ -195,6 +198,8 @@ def close_reasons() -> set[str]:
                         found.add(getattr(getattr(errors, name), attribute))
                     case ast.Name(id="GONE"):
                         pass  # the client's own going: nobody is there to be told
+                    case ast.Name(id="reason"):
+                        pass  # what `_fail` was given
                     case _:
                         raise AssertionError(ast.dump(argument))
             # What a stream decides by itself.

@@ -120,6 +120,11 @@ async def test_outside(fenced: GatewayProcess, query: str) -> None:
 
 async def test_nothing_starts_for_the_refused(etcd: EmbeddedEtcd) -> None:
     """No feed, no watcher and no Range at etcd for what may not be read."""
+
+    async def no_watcher() -> bool:
+        return await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 0
+
+    await eventually(no_watcher)  # those of the tests before linger
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_ALLOW_PREFIXES": "/svc/", "GATEWAY_LINGER": "60s"}) as server,
         httpx.AsyncClient(base_url=server.base) as http,
@@ -129,12 +134,11 @@ async def test_nothing_starts_for_the_refused(etcd: EmbeddedEtcd) -> None:
             assert (await http.get(f"/v1/kv?{query}")).status_code == 403
         text = (await http.get("/metrics")).text
         feeds = (await http.get("/v1/feeds")).json()["feeds"]
-        watchers = await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total")
+        assert await no_watcher()
 
     assert feeds == []
     assert "etcd_watch_gateway_feeds_started_total 0.0" in text
     assert "etcd_watch_gateway_etcd_ranges_total 0.0" in text
-    assert watchers == 0
 
 
 async def test_a_page_does_not_lead_outside(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
