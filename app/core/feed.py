@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from app.core.events import Batch, Event
+from app.core.events import Batch, Delete, Event
 from app.core.feedwords import (
     AwaitProof,
     CloseWatch,
@@ -298,7 +298,9 @@ class FeedCore:
 
     def _open(self, plan: Plan, start: int, floor: int, target: int) -> Commands:
         self._release_held()
-        far = self.log.tip - start >= CATCH_UP_REVISIONS
+        # Between an anchor and the tip the range has no other event, however many revisions lie there.
+        # (Taken for far, it would end on the catch-up stream and be moved from there, to the same anchor, for ever.)
+        far = plan is Plan.BACKFILL and self.log.tip - start >= CATCH_UP_REVISIONS
         self._catch_up = CatchUp(plan, start, floor, target, far)
         self._move_at = 0
         self.state = State.CATCHING_UP
@@ -328,7 +330,7 @@ class FeedCore:
         return ()
 
     def _check_overlap(self, found: Sequence[Batch], now: float) -> Commands:
-        anchor, pending = self._anchor, self._pending()
+        anchor = self._anchor
         assert anchor is not None, "an overlap has an anchor"
         if not anchor.matches(found[0]):
             return self._start_anew("restored")
@@ -337,7 +339,6 @@ class FeedCore:
             # Progress had said that nothing is there: another history.
             return self._start_anew("restored")
         self._become_live()
-        self._move_at = pending.target if pending.catch_up else 0
         return self._publish_all(after, now)
 
     def _caught_progress(self, given: Progress, _now: float) -> Commands:
@@ -345,9 +346,17 @@ class FeedCore:
         if not given.trusted or not pending.created or given.revision < pending.target:
             return ()
         if pending.plan is Plan.OVERLAP:
-            # The anchor would have come before: it is compacted away, or never was.
-            return self._resume_behind_tip()
+            return self._start_anew(self._why_no_anchor())
         return self._confirm()
+
+    def _why_no_anchor(self) -> Reason:
+        """The anchor would have come before: it never was, or it is a delete that a compaction exactly there took.
+
+        A compaction exactly there keeps puts, so that a put that does not come tells of another history.
+        """
+        assert self._anchor is not None, "an overlap has an anchor"
+        deleted = all(isinstance(event, Delete) for event in self._anchor.events)
+        return "unproven" if deleted else "restored"
 
     def _caught_compacted(self, given: Compacted, _now: float) -> Commands:
         pending = self._pending()
@@ -378,6 +387,8 @@ class FeedCore:
             return self._start_anew("restored")
         if given.outcome == "failed":
             return self._retry_watch(given, now)
+        if pending.plan is Plan.BACKFILL and self._lacks_anchor(pending.floor):
+            return self._start_anew("restored")
         held = self._take_held()
         if pending.plan is Plan.BACKFILL:
             history = [batch for batch in held if batch.revision <= self.log.floor]
@@ -386,6 +397,11 @@ class FeedCore:
         self._become_live()
         self._move_at = pending.target if pending.catch_up else 0
         return self._publish_all([batch for batch in held if batch.revision > tip], now)
+
+    def _lacks_anchor(self, floor: int) -> bool:
+        """Whether the history read again above *floor* is another one: it does not bring the anchor as we know it."""
+        anchor = self._anchor
+        return anchor is not None and anchor.revision > floor and not any(anchor.matches(batch) for batch in self._held)
 
     # --- live --------------------------------------------------------------------------------------------------------
 
@@ -440,10 +456,11 @@ class FeedCore:
         self._attempt += 1
         return (CloseWatch(), Retry(self._attempt - 1))
 
-    def _retry_due_to_watch(self, _given: FeedInput, _now: float) -> Commands:
+    def _retry_due_to_watch(self, _given: FeedInput, now: float) -> Commands:
         pending = self._catch_up
         if pending is not None and pending.plan is Plan.BACKFILL:
-            return self._open(Plan.BACKFILL, pending.start, pending.floor, self.log.tip)
+            # From its first start again: what was compacted before the break says nothing about what answers now.
+            return self._backfill(now)
         return self._resume()
 
     def _restored(self, _given: FeedInput, _now: float) -> Commands:
@@ -527,12 +544,12 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.REACHING, SnapshotTaken): _entry(_F._snapshot_before_watch, _S.CATCHING_UP),
     (_S.REACHING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
     (_S.REACHING, WantHistory): _entry(_F._ignore, _S.REACHING),
-    (_S.REACHING, Restored): _entry(_F._ignore, _S.REACHING),
+    (_S.REACHING, Restored): _entry(_F._retry_start, _S.START_RETRY),  # pages of both histories may be under way
     (_S.REACHING, Stop): _entry(_F._stop, _S.CLOSED),
     # A watch that started in the past proves itself.
     (_S.CATCHING_UP, Created): _entry(_F._caught_created, _S.CATCHING_UP, _S.CONFIRMING),
     (_S.CATCHING_UP, Batches): _entry(_F._caught_batches, _S.CATCHING_UP, _S.CONFIRMING, _S.LIVE, _S.OPENING),
-    (_S.CATCHING_UP, Progress): _entry(_F._caught_progress, _S.CATCHING_UP, _S.CONFIRMING),
+    (_S.CATCHING_UP, Progress): _entry(_F._caught_progress, _S.CATCHING_UP, _S.CONFIRMING, _S.OPENING),
     (_S.CATCHING_UP, Compacted): _entry(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.CATCHING_UP, SyncTimeout): _entry(_F._sync_timeout, _S.OPENING),
     (_S.CATCHING_UP, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
