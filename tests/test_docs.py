@@ -353,6 +353,6 @@ async def test_the_quick_start_works(server: GatewayProcess) -> None:
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                await process.communicate()
         assert process.returncode == 0, (shell, out, _err)
         assert command.expected in out.decode(), (shell, out, _err)

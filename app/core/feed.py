@@ -118,6 +118,7 @@ class CatchUp:
     target: int  # complete when everything up to it was said
     catch_up: bool
     created: bool = False
+    anchored: bool = False  # the anchor came as we know it
 
 
 class FeedCore:
@@ -323,6 +324,8 @@ class FeedCore:
         pending = self._pending()
         if pending.plan is Plan.OVERLAP:
             return self._check_overlap(given.batches, now)
+        anchor = self._anchor
+        pending.anchored |= anchor is not None and any(anchor.matches(batch) for batch in given.batches)
         if not self._hold(given.batches):
             return self._start_anew("lagged")
         if given.batches[-1].revision >= pending.target:
@@ -387,7 +390,7 @@ class FeedCore:
             return self._start_anew("restored")
         if given.outcome == "failed":
             return self._retry_watch(given, now)
-        if pending.plan is Plan.BACKFILL and self._lacks_anchor(pending.floor):
+        if self._lacks_anchor(pending):
             return self._start_anew("restored")
         held = self._take_held()
         if pending.plan is Plan.BACKFILL:
@@ -398,10 +401,9 @@ class FeedCore:
         self._move_at = pending.target if pending.catch_up else 0
         return self._publish_all([batch for batch in held if batch.revision > tip], now)
 
-    def _lacks_anchor(self, floor: int) -> bool:
-        """Whether the history read again above *floor* is another one: it does not bring the anchor as we know it."""
-        anchor = self._anchor
-        return anchor is not None and anchor.revision > floor and not any(anchor.matches(batch) for batch in self._held)
+    def _lacks_anchor(self, pending: CatchUp) -> bool:
+        """Whether the history that was read again is another one: the anchor lies in it, and did not come."""
+        return self._anchor is not None and self._anchor.revision >= pending.start and not pending.anchored
 
     # --- live --------------------------------------------------------------------------------------------------------
 

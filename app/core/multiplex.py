@@ -154,9 +154,11 @@ class Multiplexer:
 
     def lose(self, reason: str) -> None:
         """The stream is gone, and with it all that was not complete."""
-        watches, self._watches, self._unanswered = self._watches, {}, []
-        for watch in watches.values():
-            if not watch.ended:
+        self._unanswered.clear()
+        for watch_id in list(self._watches):
+            # A sink may let others go meanwhile, here and below.
+            watch = self._watches.pop(watch_id, None)
+            if watch is not None and not watch.ended:
                 watch.sink(Lost(reason))
 
     def _receive_created(self, message: Message) -> None:
@@ -176,14 +178,14 @@ class Multiplexer:
         if watch is not None:
             watch.created = True
             watch.sink(Created(message.revision))
-            if message.canceled and not watch.ended:
+            if message.canceled and watch_id in self._watches:
                 self._receive_for(watch, message)
 
     def _receive_progress_of_all(self, message: Message, *, trusted: bool) -> None:
         if message.canceled or message.events:
             return
-        for watch in list(self._watches.values()):
-            if watch.created and not watch.ended:
+        for watch_id, watch in list(self._watches.items()):
+            if watch.created and not watch.ended and watch_id in self._watches:
                 watch.sink(Progress(message.revision, trusted))
 
     def _receive_for(self, watch: _Watch, message: Message) -> None:

@@ -594,7 +594,7 @@ async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
             lines = [(await process.stdout.readline()).decode().rstrip() for _ in range(4)]
     finally:
         process.terminate()
-        await process.wait()
+        await process.communicate()
 
     assert lines[0] == "# connecting reset: initial: 0 keys at revision 0"
     assert json.loads(lines[1])["value"] == "1"

@@ -1,0 +1,1 @@
+"""The pure half, tested purely: no event loop, no etcd, no sleeps."""

@@ -1,0 +1,180 @@
+"""A simulated etcd for the tests of the feed: all of its history, and everything unkind that the real ones do.
+
+Must live here: what etcd does, as measured (FIELD-NOTES): compaction, the loss of a delete exactly at it, members that
+lag, answers that overtake events. Must not: what a feed ought to make of that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.multiplex import Batches, Compacted, Created, Progress, WatchInput
+
+PREFIX = b"/a/"
+KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/z")  # the last one is not in the range
+
+
+class History:
+    """Every revision of one etcd. Revision 1 is the empty store."""
+
+    def __init__(self, revisions: Sequence[tuple[Event, ...]] = ()) -> None:
+        self.revisions = list(revisions)
+
+    @property
+    def current(self) -> int:
+        """The newest revision."""
+        return 1 + len(self.revisions)
+
+    def at(self, revision: int) -> tuple[Event, ...]:
+        """The events of one revision that lie in the range."""
+        if not 2 <= revision <= self.current:
+            return ()
+        return tuple(event for event in self.revisions[revision - 2] if event.key.startswith(PREFIX))
+
+    def between(self, after: int, upto: int) -> list[tuple[int, tuple[Event, ...]]]:
+        """The range's events of (*after*, *upto*], a pair for each revision that has some."""
+        found = [(revision, self.at(revision)) for revision in range(max(2, after + 1), upto + 1)]
+        return [(revision, events) for revision, events in found if events]
+
+    def state(self, revision: int, *, everything: bool = False) -> dict[bytes, KeyValue]:
+        """The range's keys and values at *revision*; with *everything*, all keys'."""
+        found: dict[bytes, KeyValue] = {}
+        for events in self.revisions[: max(0, revision - 1)]:
+            for event in events:
+                if isinstance(event, KeyValue):
+                    found[event.key] = event
+                else:
+                    found.pop(event.key, None)
+        return found if everything else {key: item for key, item in found.items() if key.startswith(PREFIX)}
+
+    def commit(self, operations: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """One transaction: puts, and deletes (of value None). One that changes nothing makes no revision."""
+        state = self.state(self.current, everything=True)
+        revision = self.current + 1
+        events: list[Event] = []
+        for key, value in dict(operations).items():
+            old = state.get(key)
+            if value is not None:
+                created, version = (old.create_revision, old.version + 1) if old is not None else (revision, 1)
+                events.append(KeyValue(key, value, created, revision, version))
+            elif old is not None:
+                events.append(Delete(key, revision))
+        if events:
+            self.revisions.append(tuple(events))
+
+
+class Store:
+    """A cluster: a history, its compactions, and what its version does well or badly."""
+
+    def __init__(self, *, progress_trusted: bool, loses_deletes: bool, batch_revisions: int) -> None:
+        self.history = History()
+        self.cluster_id = 1
+        self.progress_trusted = progress_trusted
+        self.loses_deletes = loses_deletes
+        self.batch_revisions = batch_revisions  # etcd's watchBatchMaxRevs
+        self._compactions: list[tuple[int, int]] = []  # (current revision then, compacted up to)
+        self._written = 0
+
+    def write(self, operations: Sequence[tuple[int, bool]]) -> None:
+        """A transaction of (number of a key, whether it is put); no value is ever written twice."""
+        self._written += 1
+        value = b"%d" % self._written
+        self.history.commit([(KEYS[number], value if is_put else None) for number, is_put in operations])
+
+    def compact(self, revision: int) -> None:
+        """Compact at *revision*, if that can be."""
+        if self.compacted() < revision <= self.history.current:
+            self._compactions.append((self.history.current, revision))
+
+    def compacted(self, member: int | None = None) -> int:
+        """The compaction revision; that of a member that has only got to *member*."""
+        return max((c for at, c in self._compactions if member is None or at <= member), default=0)
+
+    def restore(self, revision: int, *, keep_cluster: bool) -> None:
+        """Begin another history from a backup of *revision*."""
+        self.history = History(self.history.revisions[: revision - 1])
+        self._compactions = [(at, c) for at, c in self._compactions if at <= revision]
+        self.cluster_id += not keep_cluster
+
+
+class SimulatedWatch:
+    """One watch at one member. What it says waits in ``queue`` until the test delivers it."""
+
+    def __init__(self, store: Store, start: int) -> None:
+        self._store = store
+        self.start = start
+        self.history: History | None = None  # None: waits for a connection
+        self.queue: deque[WatchInput] = deque()
+        self.member = 0
+        self.created_sent = self.created_given = False
+        self.ended = False  # etcd says no more
+        self.lost = False  # its stream is gone, and nobody has noticed yet
+        self.synced = False
+        self.asked = False  # for progress, by a test that goes on in peace
+        self._next = 0
+        self._first_round = True
+
+    @property
+    def open(self) -> bool:
+        """Whether etcd holds it."""
+        return self.history is not None and not self.ended and not self.lost
+
+    def register(self, lag: int) -> None:
+        """etcd takes it on, at a member that is *lag* revisions behind."""
+        self.history = self._store.history
+        self.member = max(1, self.history.current - lag)
+        self._next = self.start or self.member + 1
+        self.synced = self._next > self.member
+
+    def send_created(self) -> None:
+        """The answer; its revision is read after the registration, so events up to it may still follow."""
+        self.created_sent = True
+        self.queue.appendleft(Created(self.member))
+
+    def apply(self, count: int) -> None:
+        """The member catches up; a synced watch says at once what that brings."""
+        assert self.history is not None, "registered"
+        for _ in range(count):
+            if self.member >= self.history.current:
+                return
+            self.member += 1
+            if self.synced and self.member >= self._next:
+                self._next = self.member + 1
+                events = self.history.at(self.member)
+                if events:
+                    self.queue.append(Batches((Batch(self.member, events),)))
+
+    def sync(self) -> None:
+        """One round of etcd's syncWatchers, for a watch that is behind."""
+        assert self.history is not None, "registered"
+        compacted = self._store.compacted(self.member)
+        if self._next < compacted:
+            self.ended = True
+            self.queue.append(Compacted(compacted))
+            return
+        found: list[Batch] = []
+        for revision, events in self.history.between(self._next - 1, self.member):
+            if len(found) == self._store.batch_revisions:
+                self._next = revision
+                break
+            if revision == compacted and self._first_round and self._store.loses_deletes:
+                events = tuple(event for event in events if isinstance(event, KeyValue))
+            if events:
+                found.append(Batch(revision, events))
+        else:
+            self._next = self.member + 1
+            self.synced = True
+        self._first_round = False
+        if found:
+            self.queue.append(Batches(tuple(found)))
+
+    def fall_behind(self) -> None:
+        """Its reader is slow: etcd will serve it from its history again."""
+        self.synced = False
+        self._first_round = False
+
+    def say_progress(self) -> None:
+        """What may be trusted: behind all events that it covers."""
+        self.queue.append(Progress(self.member, trusted=True))

@@ -1,0 +1,55 @@
+"""``app.core.errors``: each error has words for a client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from app.core import errors
+from app.core.errors import GatewayError, TransientError
+
+
+def kinds(base: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
+    """All kinds of error below *base*."""
+    for kind in base.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize("kind", [*kinds(), GatewayError], ids=lambda kind: kind.__name__)
+def test_every_error_is_a_problem(kind: type[GatewayError]) -> None:
+    """Status, machine word, title, documentation, and a detail that is also its text."""
+    error = kind("what is wrong")
+    assert 400 <= error.status < 600
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", error.code)
+    assert error.title
+    assert kind.__doc__
+    assert (str(error), error.detail, error.parameter, dict(error.headers)) == (
+        "what is wrong",
+        "what is wrong",
+        None,
+        {},
+    )
+
+
+@pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
+def test_the_tree_on_top_is_the_tree_below(kind: type[GatewayError]) -> None:
+    """The drawing in the module's docstring names every kind."""
+    assert errors.__doc__ is not None
+    assert f"─ {kind.__name__} " in errors.__doc__
+
+
+@pytest.mark.parametrize("kind", list(kinds(TransientError)), ids=lambda kind: kind.__name__)
+def test_what_is_transient_closes_a_held_stream_with_a_word_of_the_contract(kind: type[TransientError]) -> None:
+    """An EventSource is told one of the reasons that the wire contract lists."""
+    words = ("drain", "max-age", "unavailable", "overloaded", "too-slow", "too-large", "revoked")
+    assert kind.close_reason in words
+
+
+def test_a_code_of_its_own_stays_with_its_error() -> None:
+    """A code given to one error does not change its class."""
+    error = errors.OverCapacityError("full", code="too-many-feeds", parameter="prefix")
+    assert (error.code, error.parameter) == ("too-many-feeds", "prefix")
+    assert errors.OverCapacityError("full").code == "over-capacity"

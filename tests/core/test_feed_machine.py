@@ -1,0 +1,684 @@
+"""``FeedCore`` against a simulated etcd: whatever happens, a reader sees exactly what happened there, or is reset."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import app.core.feed as feed_module
+from app.core.events import Event, KeyValue, Snapshot
+from app.core.feed import TABLE, FeedCore, State
+from app.core.feedwords import (
+    AwaitProof,
+    CloseWatch,
+    Command,
+    EndProof,
+    FeedInput,
+    OpenWatch,
+    Probe,
+    Probed,
+    Restored,
+    Retry,
+    RetryDue,
+    SnapshotFailed,
+    SnapshotTaken,
+    Start,
+    Stop,
+    SyncTimeout,
+    TakeSnapshot,
+    WantHistory,
+)
+from app.core.log import Bounds
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from tests.core.etcd_model import History, SimulatedWatch, Store
+
+REACH_BACK = 8
+# etcd's 1,000 revisions a round, and the feed's knowledge of it, small enough to be met.
+BATCH_REVISIONS = 4
+BOUNDS = Bounds(batches=5, bytes=2600, age=50.0)
+
+EXAMPLES = int(os.environ.get("FEED_EXAMPLES", "150"))
+STARTING = (State.IDLE, State.OPENING, State.SNAPSHOTTING, State.REACHING, State.START_RETRY)
+
+
+class Reader:
+    """A naive reader: a generation, a revision, a dict; notes every event that it was given."""
+
+    def __init__(self, core: FeedCore, revision: int, state: dict[bytes, KeyValue]) -> None:
+        self.core = core
+        self.generation = core.log.generation
+        self.joined = self.revision = revision
+        self.state = state
+        self.seen: list[tuple[int, tuple[Event, ...]]] = []
+
+    def read(self, size: int) -> bool:
+        """Take what there is, about *size* bytes; False when it must join anew."""
+        log = self.core.log
+        if self.generation != log.generation or not log.covers(self.revision):
+            return False
+        found = log.after(self.revision, size)
+        for batch in found:
+            assert batch.revision > self.revision, "in order, none twice"
+            self.revision = batch.revision
+            self.seen.append((batch.revision, batch.events))
+            for event in batch.events:
+                if isinstance(event, KeyValue):
+                    self.state[event.key] = event
+                else:
+                    self.state.pop(event.key, None)
+        if not found:
+            self.revision = max(self.revision, log.tip)
+        return True
+
+
+class FeedMachine(RuleBasedStateMachine):
+    """Executes the core's commands as ``app.watch.feed`` does, against a ``Store`` that hypothesis tricks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = FeedCore(BOUNDS, REACH_BACK)
+        self.store = Store(progress_trusted=True, loses_deletes=False, batch_revisions=BATCH_REVISIONS)
+        self.now = 0.0
+        self.watch: SimulatedWatch | None = None
+        self.snapshot: Literal["none", "asked", "half", "ready"] = "none"
+        self.page: tuple[History, int, list[KeyValue]] | None = None
+        self.taken: SnapshotTaken | None = None
+        self.probe: int | None = None
+        self.probed: Probed | None = None
+        self.retry = False
+        self.sync_timer = False
+        self.highest = 1  # the highest revision that this process has heard of
+        self.known_cluster = 0
+        self.heard: History | None = None  # the history that a restore was last noticed of
+        # What the feed's present log generation tells of; None before the first.
+        self.lineage: History | None = None
+        self.taken_from: History | None = None
+        self.generation = 0
+        self.settled = 0
+        # The one thing that cannot be known: a restore that nobody saw, behind an anchor that proves nothing.
+        self.excused = False
+        self.readers: list[Reader] = []
+
+    # --- the shell ---------------------------------------------------------------------------------------------------
+
+    def handle(self, given: FeedInput) -> None:
+        """As ``Feed.handle``; and hold every step to the table."""
+        core, watch = self.core, self.watch
+        before, tip, floor = core.state, core.log.tip, core.log.floor
+        commands = core.handle(given, self.now)
+        assert core.state in TABLE[before, type(given)].leads_to
+        if core.log.generation != self.generation:
+            assert isinstance(given, SnapshotTaken)
+            self.generation, self.lineage, self.excused = core.log.generation, self.taken_from, False
+            self.settled = given.snapshot.revision
+        elif watch is not None and watch.history not in (None, self.lineage):
+            went_on = core.state is State.LIVE and before is not State.LIVE
+            if self.lineage is not None and (went_on or (tip, floor) != (core.log.tip, core.log.floor)):
+                self.judge_continuation(watch.history, tip)
+        for command in commands:
+            self.execute(command)
+
+    def judge_continuation(self, history: History | None, tip: int) -> None:
+        """The feed goes on with *history* in a generation that began in another one: was that provably right?"""
+        lineage = self.lineage
+        assert history is not None
+        assert lineage is not None
+        if self.excused or (history.current >= tip and history.between(1, tip) == lineage.between(1, tip)):
+            self.lineage = history
+            return
+        published = [(r, events) for r, events in lineage.between(self.settled, tip)]
+        state = lineage.state(self.settled)
+        if published:
+            revision, events = published[-1]
+            same = history.at(revision) == events
+        else:
+            revision = max((item.mod_revision for item in state.values()), default=0)
+            events = tuple(item for item in state.values() if item.mod_revision == revision)
+            same = set(events) <= set(history.at(revision))
+        gone = all(not isinstance(event, KeyValue) for event in events) and self.store.loses_deletes
+        compacted = self.store.compacted()
+        assert (
+            not revision
+            or tip - revision > REACH_BACK
+            or revision < compacted
+            or (revision == compacted and gone)
+            or same
+        ), "a change of history was silently continued"
+        self.excused = True
+
+    def execute(self, command: Command) -> None:
+        """As ``Feed._execute``."""
+        match command:
+            case OpenWatch(start, _):
+                self.close_watch()
+                self.watch = SimulatedWatch(self.store, start)
+            case CloseWatch():
+                self.close_watch()
+            case TakeSnapshot():
+                assert self.snapshot == "none"
+                self.snapshot = "asked"
+            case Probe(revision):
+                assert self.probe is None
+                assert self.probed is None
+                assert revision >= 1
+                self.probe = revision
+            case Retry(attempt):
+                assert attempt >= 0
+                self.retry = True
+            case AwaitProof():
+                assert self.core.state is State.CATCHING_UP
+                self.sync_timer = True
+            case EndProof():
+                self.sync_timer = False
+
+    def close_watch(self) -> None:
+        """The watch, and everything asked for its sake."""
+        self.watch = None
+        self.snapshot, self.page, self.taken = "none", None, None
+        self.probe = self.probed = None
+        self.retry = False
+
+    # --- what responses tell the process -----------------------------------------------------------------------------
+
+    def note(self, revision: int) -> None:
+        """As ``Upstream._note``: the header of any response."""
+        self.highest = max(self.highest, revision)
+        known, self.known_cluster = self.known_cluster, self.store.cluster_id
+        if known not in (0, self.store.cluster_id):
+            self.highest = revision
+            self.say_restored()
+
+    def note_linearizable(self) -> None:
+        """As ``Upstream._note_linearizable``."""
+        revision, highest = self.store.history.current, self.highest
+        self.note(revision)
+        if revision < highest and self.highest == highest:
+            self.highest = revision
+            self.say_restored()
+
+    def say_restored(self) -> None:
+        """As ``Feed.restored``."""
+        self.heard = self.store.history
+        if self.core.state not in (State.IDLE, State.CLOSED):
+            self.handle(Restored())
+
+    # --- fixtures ----------------------------------------------------------------------------------------------------
+
+    @initialize(
+        trusted=st.booleans(),
+        loses=st.booleans(),
+        reach=st.booleans(),
+        writes=st.integers(0, 12),
+        compacted=st.integers(0, 12),
+    )
+    def begin(self, trusted: bool, loses: bool, reach: bool, writes: int, compacted: int) -> None:
+        """An etcd of some version, with some history, and somebody who wants the feed."""
+        self.store.progress_trusted = trusted
+        self.store.loses_deletes = loses
+        for index in range(writes):
+            self.store.write([(index % 4, index % 5 != 3)])
+        self.store.compact(compacted)
+        self.handle(Start(reach))
+
+    # --- etcd --------------------------------------------------------------------------------------------------------
+
+    @rule(operations=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=3))
+    def write(self, operations: list[tuple[int, bool]]) -> None:
+        """Somebody writes."""
+        self.store.write(operations)
+
+    @rule(operations=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
+    def write_much(self, operations: list[tuple[int, bool]]) -> None:
+        """Somebody writes, one revision each."""
+        for operation in operations:
+            self.store.write([operation])
+
+    @rule(back=st.integers(0, 6))
+    def compact(self, back: int) -> None:
+        """Somebody compacts, mostly near the end."""
+        self.store.compact(self.store.history.current - back)
+
+    @rule()
+    def compact_at_anchor(self) -> None:
+        """Somebody compacts exactly at the last revision that the feed knows."""
+        last = self.core.log.last
+        if last is not None:
+            self.store.compact(last.revision)
+
+    @rule()
+    def compact_at_tip(self) -> None:
+        """Somebody compacts just behind the feed's tip: where a resume starts."""
+        self.store.compact(self.core.log.tip + 1)
+
+    @rule(
+        back=st.integers(0, 12),
+        operations=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=14),
+        keep_cluster=st.sampled_from([True, True, False]),
+    )
+    def restore(self, back: int, operations: list[tuple[int, bool]], keep_cluster: bool) -> None:
+        """etcd is restored from a backup, and may have passed its old revision before we hear of it."""
+        self.store.restore(max(1, self.store.history.current - back), keep_cluster=keep_cluster)
+        for operation in operations:
+            self.store.write([operation])
+        if self.watch is not None and self.watch.history is not None:
+            self.watch.lost = True
+            self.watch.queue.clear()
+        if self.taken is not None or self.probed is not None:
+            self.fail_read()  # an answer under way was lost with the connection
+
+    # --- the watch ---------------------------------------------------------------------------------------------------
+
+    def has(self, **wanted: Any) -> bool:
+        """Whether there is a watch like that."""
+        return self.watch is not None and all(getattr(self.watch, name) == value for name, value in wanted.items())
+
+    @property
+    def held(self) -> SimulatedWatch:
+        """The watch, which there is."""
+        assert self.watch is not None
+        return self.watch
+
+    @precondition(lambda self: self.has(history=None))
+    @rule(lag=st.integers(0, 4))
+    def register(self, lag: int) -> None:
+        """etcd takes the watch on."""
+        self.held.register(lag)
+
+    @precondition(lambda self: self.has(open=True, created_sent=False))
+    @rule()
+    def send_created(self) -> None:
+        """etcd says so."""
+        self.held.send_created()
+
+    @precondition(lambda self: self.has(open=True))
+    @rule(count=st.integers(1, 6))
+    def apply(self, count: int) -> None:
+        """The member catches up."""
+        self.held.apply(count)
+
+    @precondition(lambda self: self.has(open=True, synced=False))
+    @rule()
+    def sync(self) -> None:
+        """The member serves the watch from history."""
+        self.held.sync()
+
+    @precondition(lambda self: self.has(open=True, synced=True, created_given=True))
+    @rule()
+    def fall_behind(self) -> None:
+        """The watch was too slow."""
+        self.held.fall_behind()
+
+    @precondition(lambda self: self.has(created_sent=True, lost=False) and len(self.held.queue) > 0)
+    @rule()
+    def deliver(self) -> None:
+        """The next response arrives."""
+        watch = self.held
+        given = watch.queue.popleft()
+        match given:
+            case Created(revision):
+                watch.created_given = True
+                self.note(revision)
+            case Batches(found):
+                self.note(found[-1].revision)
+            case Progress(revision):
+                self.note(revision)
+            case Compacted():
+                self.note(0)
+        if self.watch is watch:
+            self.handle(given)
+
+    @precondition(lambda self: self.has(open=True, synced=True, created_sent=True))
+    @rule()
+    def say_progress(self) -> None:
+        """A progress answer in its place."""
+        self.held.say_progress()
+
+    @precondition(lambda self: self.has(open=True, created_given=True) and not self.store.progress_trusted)
+    @rule()
+    def overtaking_progress(self) -> None:
+        """An on-demand answer of an old member, which overtakes the events that it covers."""
+        history = self.held.history
+        assert history is not None
+        self.note(history.current)
+        self.handle(Progress(history.current, trusted=False))
+
+    @precondition(lambda self: self.watch is not None and self.held.history is not None)
+    @rule()
+    def lose(self) -> None:
+        """The stream breaks; what was under way on it is gone."""
+        self.held.ended = True
+        self.handle(Lost("broken"))
+
+    @precondition(lambda self: self.has(open=True, created_given=False))
+    @rule()
+    def refuse(self) -> None:
+        """etcd refuses the watch."""
+        self.held.ended = True
+        self.handle(Refused("permission denied"))
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.snapshot == "asked")
+    @rule()
+    def read_first_page(self) -> None:
+        """The first half of a snapshot, which pins its revision."""
+        self.note_linearizable()
+        if self.snapshot == "asked":
+            history = self.store.history
+            items = sorted(history.state(history.current).values(), key=lambda item: item.key)
+            self.page = (history, history.current, items[:1])
+            self.snapshot = "half"
+
+    @precondition(lambda self: self.snapshot == "half")
+    @rule()
+    def read_last_page(self) -> None:
+        """The rest of it, at that revision."""
+        assert self.page is not None
+        self.note_linearizable()
+        if self.snapshot != "half":
+            return
+        history, revision, items = self.page
+        present = self.store.history
+        unheard = history is not present and self.heard is not present
+        if unheard or not self.store.compacted() <= revision <= present.current:
+            self.fail_read()  # pages of two histories, and no sign of it, are not for the core to know
+            return
+        known = {item.key for item in items}
+        rest = [item for item in present.state(revision).values() if item.key not in known]
+        self.taken = SnapshotTaken(Snapshot(revision, [*rest, *items]), self.store.cluster_id)
+        self.taken_from = history
+        self.snapshot = "ready"
+
+    @precondition(lambda self: self.taken is not None)
+    @rule()
+    def give_snapshot(self) -> None:
+        """It arrives."""
+        taken, self.taken, self.snapshot = self.taken, None, "none"
+        assert taken is not None
+        self.handle(taken)
+
+    @precondition(lambda self: self.probe is not None)
+    @rule()
+    def answer_probe(self) -> None:
+        """etcd answers a probe."""
+        self.note_linearizable()
+        revision, self.probe = self.probe, None
+        if revision is None:
+            return
+        if revision < self.store.compacted():
+            self.probed = Probed("compacted")
+        else:
+            self.probed = Probed("future" if revision > self.store.history.current else "ok")
+
+    @precondition(lambda self: self.probed is not None)
+    @rule()
+    def give_probe(self) -> None:
+        """The answer arrives."""
+        probed, self.probed = self.probed, None
+        assert probed is not None
+        self.handle(probed)
+
+    @precondition(lambda self: self.snapshot != "none" or self.probe is not None or self.probed is not None)
+    @rule()
+    def fail_read(self) -> None:
+        """A read fails."""
+        probing = self.snapshot == "none"
+        self.snapshot, self.page, self.taken = "none", None, None
+        self.probe = self.probed = None
+        self.handle(Probed("failed") if probing else SnapshotFailed())
+
+    @rule()
+    def read_elsewhere(self) -> None:
+        """Another feed of this process reads: that may tell of a restore."""
+        self.note_linearizable()
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.retry)
+    @rule()
+    def retry_due(self) -> None:
+        """The wait is over."""
+        self.retry = False
+        self.handle(RetryDue())
+
+    @precondition(lambda self: self.sync_timer)
+    @rule()
+    def time_out(self) -> None:
+        """There was no proof in time."""
+        self.sync_timer = False
+        self.handle(SyncTimeout())
+
+    @rule(seconds=st.sampled_from([1.0, 11.0, 60.0]))
+    def pass_time(self, seconds: float) -> None:
+        """Time passes, and the registry's tick trims the log."""
+        self.now += seconds
+        self.core.log.trim(self.now)
+
+    @rule(size=st.integers(1, 1500))
+    def shed(self, size: int) -> None:
+        """Memory is short."""
+        self.core.log.shed(size)
+
+    # --- readers -----------------------------------------------------------------------------------------------------
+
+    @rule(back=st.integers(0, 14))
+    def want_history(self, back: int) -> None:
+        """A joiner with an old cursor: as ``Feed.want_history``."""
+        core = self.core
+        revision = max(0, core.log.floor - back)
+        if core.view is None:
+            if core.state is not State.IDLE:
+                self.handle(WantHistory())
+        elif core.may_deepen(revision, self.now, trusted=self.store.progress_trusted):
+            assert core.state is State.LIVE
+            self.handle(WantHistory())
+
+    @precondition(lambda self: self.core.joinable)
+    @rule()
+    def join(self) -> None:
+        """A reader without cursor."""
+        self.readers.append(self.fresh_reader())
+
+    @precondition(lambda self: self.core.joinable and self.core.log.tip > self.core.log.floor)
+    @rule(data=st.data())
+    def join_with_cursor(self, data: st.DataObject) -> None:
+        """A reader whose mirror is exact at some revision that the log covers."""
+        revision = data.draw(st.integers(self.core.log.floor, self.core.log.tip))
+        assert self.lineage is not None
+        self.readers.append(Reader(self.core, revision, dict(self.lineage.state(revision))))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data(), size=st.integers(1, 2000))
+    def read(self, data: st.DataObject, size: int) -> None:
+        """A reader reads on, or is reset."""
+        index = data.draw(st.integers(0, len(self.readers) - 1))
+        if not self.readers[index].read(size) and self.core.joinable:
+            self.readers[index] = self.fresh_reader()
+
+    def fresh_reader(self) -> Reader:
+        """One that is sent the state."""
+        view = self.core.view
+        assert view is not None
+        snapshot = view.snapshot(self.core.log.tip)
+        return Reader(self.core, snapshot.revision, {item.key: item for item in snapshot.items})
+
+    # --- all goes well for a while -----------------------------------------------------------------------------------
+
+    @rule(steps=st.integers(1, 14))
+    def go_on(self, steps: int) -> None:
+        """Nothing goes wrong for some steps."""
+        for _ in range(steps):
+            if not self.step():
+                return
+
+    def step(self) -> bool:
+        """The next thing that a healthy etcd would do; False when there is none."""
+        watch = self.watch
+        if watch is not None and watch.lost:
+            self.lose()
+        elif self.retry:
+            self.retry_due()
+        elif self.snapshot == "asked":
+            self.read_first_page()
+        elif self.snapshot == "half":
+            self.read_last_page()
+        elif self.snapshot == "ready":
+            self.give_snapshot()
+        elif self.probe is not None:
+            self.answer_probe()
+        elif self.probed is not None:
+            self.give_probe()
+        elif watch is not None:
+            return self.step_of(watch)
+        return True
+
+    def step_of(self, watch: SimulatedWatch) -> bool:
+        """The next thing that a healthy etcd would do for a watch."""
+        if watch.history is None:
+            watch.register(0)
+        elif not watch.created_sent:
+            watch.send_created()
+        elif watch.queue:
+            self.deliver()
+        elif watch.ended:
+            return False
+        elif watch.member < watch.history.current:
+            watch.apply(100)
+        elif not watch.synced:
+            watch.sync()
+        elif self.core.state is State.CATCHING_UP:
+            if self.store.progress_trusted and not watch.asked:
+                watch.asked = True
+                watch.say_progress()
+            else:
+                self.time_out()
+        else:
+            return False
+        return True
+
+    # --- what must hold ----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def waits_for_something(self) -> None:
+        """No state waits for what cannot come."""
+        match self.core.state:
+            case State.OPENING | State.CATCHING_UP | State.LIVE:
+                assert self.watch is not None
+            case State.SNAPSHOTTING:
+                assert self.watch is not None
+                assert self.snapshot != "none"
+            case State.REACHING:
+                assert self.snapshot != "none"
+            case State.CONFIRMING:
+                assert self.watch is not None
+                assert self.probe is not None or self.probed is not None
+            case State.START_RETRY | State.WATCH_RETRY:
+                assert self.watch is None
+                assert self.retry
+        assert not self.sync_timer or self.core.state is State.CATCHING_UP
+
+    @invariant()
+    def doubt_keeps_joiners_away(self) -> None:
+        """A feed that starts anew gives its old view to nobody."""
+        if self.core.state in STARTING:
+            assert not self.core.joinable
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        """Log and held batches keep to the bounds, but for one revision that is larger by itself."""
+        core = self.core
+        assert len(core.log) <= BOUNDS.batches
+        assert core.log.bytes <= BOUNDS.bytes or len(core.log) == 1
+        assert core._held_bytes == sum(batch.size for batch in core._held)
+        assert core._held_bytes <= BOUNDS.bytes or len(core._held) == 1
+        assert core.bytes == core.log.bytes + core._held_bytes + (core.view.bytes if core.view is not None else 0)
+
+    @invariant()
+    def view_is_exact(self) -> None:
+        """The view is etcd's state at its revision, and still is at the log's tip."""
+        view, lineage = self.core.view, self.lineage
+        if view is None or lineage is None or self.excused:
+            return
+        items = {item.key: item for item in view.snapshot(self.core.log.tip).items}
+        assert items == lineage.state(view.revision)
+        assert self.core.log.tip <= lineage.current
+        assert items == lineage.state(self.core.log.tip)
+        assert view.bytes == sum(item.size for item in items.values())
+
+    @invariant()
+    def log_is_exact(self) -> None:
+        """The log holds exactly the range's events between its floor and its tip."""
+        log, lineage = self.core.log, self.lineage
+        if lineage is None or self.excused:
+            return
+        found = [(batch.revision, batch.events) for batch in log.after(log.floor, 1 << 30)]
+        assert found == lineage.between(log.floor, log.tip)
+
+    @invariant()
+    def readers_are_exact(self) -> None:
+        """Whoever followed within one generation has seen each event of the range once, in order, and mirrors it."""
+        if self.lineage is None or self.excused:
+            return
+        for reader in self.readers:
+            if reader.generation == self.generation:
+                assert reader.seen == self.lineage.between(reader.joined, reader.revision)
+                assert reader.state == self.lineage.state(reader.revision)
+
+    def teardown(self) -> None:
+        """Left in peace, the feed gets to where etcd is; stopped, nothing of it is left."""
+        if self.core.state is State.IDLE:
+            return
+        for _ in range(300):
+            if not self.step():
+                break
+            self.check()
+        assert self.core.state is State.LIVE
+        assert self.core.joinable
+        assert self.core.view is not None
+        if not self.excused:
+            items = {item.key: item for item in self.core.view.snapshot(self.core.log.tip).items}
+            assert items == self.store.history.state(self.store.history.current)
+        self.handle(Stop())
+        assert self.watch is None
+        assert self.core._held_bytes == 0
+        assert self.core.state.name == "CLOSED"  # by name: mypy still believes the LIVE above
+
+    def check(self) -> None:
+        """All invariants."""
+        self.waits_for_something()
+        self.doubt_keeps_joiners_away()
+        self.memory_is_bounded()
+        self.view_is_exact()
+        self.log_is_exact()
+
+
+@pytest.fixture(name="_small_rounds")
+def _small_rounds_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts as far back is as small as the model's histories."""
+    monkeypatch.setattr(feed_module, "CATCH_UP_REVISIONS", BATCH_REVISIONS)
+
+
+@pytest.mark.usefixtures("_small_rounds")
+def test_readers_see_what_happened_or_are_reset() -> None:
+    """Through everything that an etcd can do, in any order, the feed is exact or begins a new generation."""
+    run_state_machine_as_test(
+        FeedMachine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )

@@ -1,0 +1,226 @@
+"""``app.core.log`` against a naive list."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from app.core.events import Batch, Delete
+from app.core.log import Bounds, Log
+
+EVERYTHING = 1 << 40
+
+
+def batch(revision: int, events: int = 1, key: int = 8) -> Batch:
+    """A batch of so many deletes of keys so long."""
+    return Batch(revision, [Delete(b"%d" % index + b"k" * key, revision) for index in range(events)])
+
+
+class LogMachine(RuleBasedStateMachine):
+    """``history`` is everything that ever happened, a list; the log must be its suffix above the floor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[Batch] = []
+        self.entered: dict[int, float] = {}
+        self.now = 0.0
+        self.generation = 0
+        self.readers: list[tuple[int, int, list[Batch]]] = []  # joined at, now at, seen
+
+    @initialize(
+        batches=st.integers(1, 6), size=st.integers(1, 4000), age=st.sampled_from([5.0, 50.0]), at=st.integers(0, 9)
+    )
+    def begin(self, batches: int, size: int, age: float, at: int) -> None:
+        """A log with some bounds, at some snapshot."""
+        self.bounds = Bounds(batches=batches, bytes=size, age=age)
+        self.log = Log(self.bounds)
+        assert self.log.last is None
+        self.restart(at)
+
+    @rule(revision=st.integers(0, 50))
+    def restart(self, revision: int) -> None:
+        """A new generation: nothing of the old one is left."""
+        self.log.restart(revision)
+        self.generation += 1
+        self.history, self.entered, self.readers = [], {}, []
+        self.first = self.log.floor
+        assert (len(self.log), self.log.bytes, self.log.floor, self.log.tip) == (0, 0, revision, revision)
+        assert self.log.generation == self.generation
+
+    @rule(gap=st.integers(1, 4), events=st.integers(1, 4), key=st.sampled_from([1, 300, 5000]))
+    def append(self, gap: int, events: int, key: int) -> None:
+        """The next revision."""
+        new = batch(self.log.tip + gap, events, key)
+        self.log.append(new, self.now)
+        self.history.append(new)
+        self.entered[new.revision] = self.now
+        # Whatever its size: who keeps up gets it.
+        assert self.log.last is new
+        assert self.log.tip == new.revision
+
+    @rule(back=st.integers(0, 5))
+    def append_what_is_no_news(self, back: int) -> None:
+        """A revision at or below the tip is refused, and nothing is changed."""
+        before = (len(self.log), self.log.bytes, self.log.floor, self.log.tip)
+        with pytest.raises(ValueError, match="not above the tip"):
+            self.log.append(batch(self.log.tip - back), self.now)
+        assert before == (len(self.log), self.log.bytes, self.log.floor, self.log.tip)
+
+    @rule(by=st.integers(-5, 5))
+    def advance(self, by: int) -> None:
+        """Progress moves the tip, never back."""
+        tip = self.log.tip
+        assert self.log.advance(tip + by) == (by > 0)
+        assert self.log.tip == max(tip, tip + by)
+
+    @rule(below=st.integers(0, 8), revisions=st.sets(st.integers(1, 60), max_size=6))
+    def prepend(self, below: int, revisions: set[int]) -> None:
+        """Proven history below the floor; what lies outside of the proof is left out."""
+        floor = max(0, self.log.floor - below)
+        if self.history and floor < self.first and self.log.floor > self.first:
+            floor = self.log.floor  # in the model, what was once evicted comes back as it was
+        older = [batch(revision) for revision in sorted(revisions)]
+        known = {item.revision for item in self.history}
+        if floor < self.first:
+            self.history[:0] = [item for item in older if floor < item.revision <= self.first]
+        else:
+            older = [item for item in self.history if floor < item.revision <= self.log.floor]
+        for item in older:
+            if floor < item.revision <= self.log.floor:
+                self.entered[item.revision] = self.now
+        assert known <= {item.revision for item in self.history}
+        self.log.prepend(older, floor, self.now)
+        self.first = min(self.first, floor)
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 60.0]))
+    def trim(self, seconds: float) -> None:
+        """Time passes; what is too old goes, unless something younger stands before it."""
+        self.now += seconds
+        before = self.kept()
+        self.log.trim(self.now)
+        gone = len(before) - len(self.log)
+        assert all(self.now - self.entered[item.revision] > self.bounds.age for item in before[:gone])
+        if gone < len(before):
+            assert self.now - self.entered[before[gone].revision] <= self.bounds.age
+
+    @rule(size=st.integers(0, 6000))
+    def shed(self, size: int) -> None:
+        """Memory is short: oldest first, the newest stays, and no more than is asked for."""
+        before, held = self.kept(), self.log.bytes
+        given_back = self.log.shed(size)
+        assert given_back == held - self.log.bytes
+        gone = before[: len(before) - len(self.log)]
+        assert given_back == sum(item.size for item in gone)
+        if gone:
+            assert given_back - gone[-1].size < size
+        if given_back < size:
+            assert len(self.log) <= 1
+        if before:
+            assert self.log.last is before[-1]
+
+    @rule()
+    def join(self) -> None:
+        """Somebody begins to read at the tip."""
+        self.readers.append((self.log.tip, self.log.tip, []))
+
+    @rule(data=st.data(), size=st.integers(0, 4000))
+    def read(self, data: st.DataObject, size: int) -> None:
+        """A reader reads on: whole revisions, in order, at least one if there is one, about as much as it asked for."""
+        if not self.readers:
+            return
+        index = data.draw(st.integers(0, len(self.readers) - 1))
+        joined, revision, seen = self.readers[index]
+        if not self.log.covers(revision):
+            assert revision < self.log.floor
+            del self.readers[index]
+            return
+        found = list(self.log.after(revision, size))
+        missing = [item for item in self.history if item.revision > revision]
+        assert found == missing[: len(found)]
+        assert self.log.behind(revision) == len(missing)
+        if missing:
+            assert found
+            assert sum(item.size for item in found[:-1]) < max(size, 1)
+            assert len(found) == len(missing) or sum(item.size for item in found) >= size
+            revision = found[-1].revision
+        self.readers[index] = (joined, revision, seen + found)
+        assert seen + found == [item for item in self.history if joined < item.revision <= revision]
+
+    def kept(self) -> list[Batch]:
+        """What the log holds."""
+        return list(self.log.after(self.log.floor, EVERYTHING))
+
+    @invariant()
+    def holds_the_suffix(self) -> None:
+        """Every covered revision finds exactly what came after it: whole batches, the very same objects."""
+        if not hasattr(self, "log"):
+            return
+        log = self.log
+        assert log.floor <= log.tip
+        for revision in range(log.floor, log.tip + 2):
+            found = log.after(revision, EVERYTHING)
+            wanted = [item for item in self.history if item.revision > revision]
+            assert len(found) == len(wanted)
+            assert all(one is other for one, other in zip(found, wanted, strict=True))
+            assert log.behind(revision) == len(wanted)
+        assert not log.covers(log.floor - 1)
+
+    @invariant()
+    def keeps_to_its_bounds(self) -> None:
+        """By number and bytes, but for a single batch that is larger than the bound."""
+        if not hasattr(self, "log"):
+            return
+        assert len(self.log) <= self.bounds.batches
+        assert self.log.bytes <= self.bounds.bytes or len(self.log) == 1
+        assert self.log.bytes == sum(item.size for item in self.kept())
+        last = self.log.last
+        assert last is (self.kept()[-1] if len(self.log) else None)
+
+
+TestLog = LogMachine.TestCase
+TestLog.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_the_newest_batch_stays_whatever_its_size() -> None:
+    """A single revision larger than the bound reaches everyone who keeps up; the next one takes its place."""
+    log = Log(Bounds(batches=10, bytes=300, age=10.0))
+    log.restart(1)
+    log.append(batch(2, events=50), 0.0)
+    assert (len(log), log.floor) == (1, 1)
+    log.append(batch(3), 0.0)
+    assert (len(log), log.floor, log.tip) == (1, 2, 3)
+
+
+def test_age_takes_the_newest_too() -> None:
+    """A quiet log forgets; its readers at the tip lose nothing by it."""
+    log = Log(Bounds(age=10.0))
+    log.restart(1)
+    log.append(batch(5), 0.0)
+    log.trim(10.0)
+    assert len(log) == 1
+    log.trim(10.1)
+    assert (len(log), log.bytes, log.floor, log.tip, log.last) == (0, 0, 5, 5, None)
+    assert log.covers(5)
+    assert not log.covers(4)
+
+
+@given(size=st.integers(-5, 0))
+def test_a_reader_without_room_still_gets_a_revision(size: int) -> None:
+    """At least one batch, so that a reader never stands still."""
+    log = Log(Bounds())
+    log.restart(0)
+    log.append(batch(1), 0.0)
+    log.append(batch(2), 0.0)
+    assert [item.revision for item in log.after(0, size)] == [1]
+
+
+def test_history_that_does_not_fit_loses_its_old_end() -> None:
+    """What is prepended is cut where the bounds are reached, and the floor says so."""
+    log = Log(Bounds(batches=3))
+    log.restart(10)
+    log.append(batch(11), 0.0)
+    log.prepend([batch(3), batch(5), batch(7), batch(9), batch(12)], 2, 0.0)
+    assert [item.revision for item in log.after(log.floor, EVERYTHING)] == [7, 9, 11]
+    assert (log.floor, log.covers(5), log.covers(4)) == (5, True, False)

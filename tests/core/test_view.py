@@ -1,0 +1,89 @@
+"""``app.core.view`` against a naive dict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
+from app.core.view import View
+
+changes = st.lists(
+    st.dictionaries(
+        st.sampled_from([b"a", b"bb", b"c", b"d"]), st.one_of(st.none(), st.binary(max_size=9)), min_size=1
+    ),
+    max_size=12,
+)
+
+
+def batch(revision: int, change: dict[bytes, bytes | None]) -> Batch:
+    """One revision of puts, and of deletes where the value is None (of keys that may not be there, too)."""
+    events: list[Event] = [
+        Delete(key, revision) if value is None else KeyValue(key, value, revision, revision, 1)
+        for key, value in change.items()
+    ]
+    return Batch(revision, events)
+
+
+@given(changes, changes)
+def test_a_view_is_the_state_that_its_history_makes(
+    before: Sequence[dict[bytes, bytes | None]], after: Sequence[dict[bytes, bytes | None]]
+) -> None:
+    """Folding batches over a snapshot gives what a dict gives; the bytes are those of what is there."""
+    state: dict[bytes, KeyValue] = {}
+
+    def fold(revision: int, change: dict[bytes, bytes | None]) -> Batch:
+        made = batch(revision, change)
+        for event in made.events:
+            if isinstance(event, KeyValue):
+                state[event.key] = event
+            else:
+                state.pop(event.key, None)
+        return made
+
+    for revision, change in enumerate(before, start=2):
+        fold(revision, change)
+    base = 1 + len(before)
+    view = View(Snapshot(base, list(state.values())))
+    given_out: list[tuple[Snapshot, list[KeyValue]]] = []
+    for revision, change in enumerate(after, start=base + 1):
+        snapshot = view.snapshot(view.revision)
+        given_out.append((snapshot, list(snapshot.items)))
+        view.apply(fold(revision, change))
+        assert view.revision == revision
+        assert {item.key: item for item in view.snapshot(revision).items} == state
+        assert len(view) == len(state)
+        assert view.bytes == sum(item.size for item in state.values()) == view.snapshot(revision).size
+    # Nobody's snapshot changed under their hands.
+    assert all(list(snapshot.items) == items for snapshot, items in given_out)
+
+
+def test_one_snapshot_is_shared_until_the_next_batch() -> None:
+    """However many join, the items are listed once; the first of all is the one that etcd sent."""
+    first = Snapshot(5, [KeyValue(b"a", b"1", 2, 2, 1)])
+    view = View(first)
+    assert view.snapshot(5) is first
+    view.apply(batch(7, {b"b": b"2"}))
+    second = view.snapshot(7)
+    assert second is not first
+    assert view.snapshot(7) is second
+    assert [item.key for item in second.items] == [b"a", b"b"]
+
+
+def test_progress_moves_a_snapshot_without_copying_its_items() -> None:
+    """The tip went on, the state did not: another revision, the same list."""
+    view = View(Snapshot(5, [KeyValue(b"a", b"1", 2, 2, 1)]))
+    moved = view.snapshot(9)
+    assert moved.revision == 9
+    assert moved.items is view.snapshot(5).items
+    assert view.revision == 5
+
+
+def test_the_items_are_the_history_s_own() -> None:
+    """View, log and snapshot hold the same objects: that is what makes "encoded once" true."""
+    item = KeyValue(b"a", b"1", 2, 2, 1)
+    view = View(Snapshot(1, []))
+    view.apply(Batch(2, [item]))
+    assert view.snapshot(2).items[0] is item
