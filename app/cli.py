@@ -94,6 +94,7 @@ async def _work(command: str, settings: Settings) -> None:
             extra={"listen": f"{settings.host}:{settings.port}", "etcd": ",".join(settings.etcd)},
         )
         await serve(settings, on_ready=_say_listening)
+        log.info("stopped")
     else:
         from app.dev import dev
 

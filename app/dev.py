@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
+import shlex
 import sys
 from collections.abc import AsyncIterator
 
@@ -18,6 +20,8 @@ from app.embedded import EmbeddedError, EmbeddedEtcd
 from app.etcd.link import OPTIONS
 from app.server import serve
 from app.settings import Settings, SettingsError
+
+log = logging.getLogger("gateway.dev")
 
 # Seconds between two changes of the sample.
 PACE = 1.0
@@ -31,6 +35,8 @@ async def dev(settings: Settings) -> None:
     Raises:
         SettingsError: there is no etcd to embed, or the gateway can't start.
     """
+    if "etcd" in settings.model_fields_set:
+        log.warning("dev starts an etcd of its own", extra={"ignored": ",".join(settings.etcd)})
     try:
         async with EmbeddedEtcd() as etcd, _sample(etcd.endpoint):
             await serve(
@@ -45,6 +51,12 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = f"http://{host}:{ports[0]}"
     admin = f"http://{host}:{ports[-1]}"
+    # The shell reads the file: a token is not for a terminal's scrollback.
+    token = (
+        ""
+        if settings.token_file is None
+        else f"""-H "Authorization: Bearer $(cat {shlex.quote(str(settings.token_file))})" """
+    )
     sys.stdout.write(
         f"""
   etcd-watch-gateway is up, in front of an embedded etcd at {endpoint}
@@ -54,9 +66,9 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
   watches     {admin}/v1/feeds
   metrics     {admin}/metrics
 
-  follow      curl -N '{base}/v1/watch?prefix=/svc/'
-  as NDJSON   curl -sN '{base}/v1/watch?prefix=/svc/&format=ndjson'
-  read        curl -s '{base}/v1/kv?prefix=/svc/'
+  follow      curl -N {token}'{base}/v1/watch?prefix=/svc/'
+  as NDJSON   curl -sN {token}'{base}/v1/watch?prefix=/svc/&format=ndjson'
+  read        curl -s {token}'{base}/v1/kv?prefix=/svc/'
 
   Ctrl-C stops all of it.
 

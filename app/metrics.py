@@ -27,7 +27,10 @@ RESET_REASONS = ("initial", "lagged", "compacted", "cursor-lost", "restored", "u
 CLOSE_REASONS = (
     "client", "drain", "max-age", "unavailable", "too-large", "send-timeout", "error", "shutdown", "cancelled",
 )  # fmt: skip
-REFUSAL_REASONS = ("too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable", "too-large")
+REFUSAL_REASONS = (
+    "too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable", "too-large", "unauthorized", "forbidden",
+    "invalid-parameter",
+)  # fmt: skip
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from app.api.protocol import GatewayProtocol
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import Settings, SettingsError
+
+log = logging.getLogger("gateway")
 
 # sse-starlette hooks uvicorn's signal handler at import; we end our streams ourselves, before uvicorn waits for them.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped there
@@ -124,6 +127,7 @@ def _signals(servers: list[GatewayServer]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        log.info("stopping" if not servers[0].should_exit else "stopping at once")
         for server in servers:
             server.force_exit = server.should_exit
             server.should_exit = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -320,6 +321,25 @@ async def test_dev(tmp_path: Path, number: int) -> None:
         assert last.data["reason"] == "drain"
         assert status == 0
         assert await running.nothing_left()
+
+
+@pytest.mark.etcd
+async def test_dev_with_a_token(tmp_path: Path) -> None:
+    """What it prints works as printed, and keeps the token out of the terminal's scrollback."""
+    token = tmp_path / "a token"
+    token.write_text("s3cret\n")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    async with dev(scratch, "--token-file", str(token)) as running:
+        await running.ready()
+        command = re.search("curl -s .*", running.text)
+        assert command is not None
+        shell = await asyncio.create_subprocess_shell(command[0], stdout=asyncio.subprocess.PIPE)
+        out, _ = await shell.communicate()
+        await running.signal(signal.SIGTERM)
+
+    assert json.loads(out)["count"] >= 10
+    assert "s3cret" not in running.text
 
 
 @pytest.mark.etcd

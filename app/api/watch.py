@@ -11,6 +11,7 @@ from app.api.requests import address_of, query_of, request_id_of
 from app.api.stream import Asked, StreamResponse
 from app.core.accept import format_of, names_event_stream
 from app.core.cursor import Cursor, Shape, parse_cursor
+from app.core.errors import GatewayError
 from app.core.query import parse_choice, parse_flag, parse_query, parse_range
 from app.gateway import Gateway
 
@@ -34,6 +35,13 @@ class Watch:
 
     async def get(self, request: Request) -> Response:
         """Answer one request; what is permanent is refused here, what is transient by the stream itself."""
+        try:
+            return StreamResponse(self._gateway.streams, self._understand(request))
+        except GatewayError as error:
+            self._gateway.streams.tally.refused[error.code] += 1
+            raise
+
+    def _understand(self, request: Request) -> Asked:
         access = self._gateway.access
         access.check_token(request)
         query = parse_query(query_of(request), _KNOWN)
@@ -43,7 +51,7 @@ class Watch:
         accept = request.headers.get("accept", "")
         form = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
         access.check_range(watched)
-        asked = Asked(
+        return Asked(
             Shape(watched, encoding=encoding),
             form,
             cursor_of(request.headers.get("last-event-id"), query),
@@ -53,4 +61,3 @@ class Watch:
             user_agent=request.headers.get("user-agent", "")[:256],
             request_id=request_id_of(request),
         )
-        return StreamResponse(self._gateway.streams, asked)

@@ -416,6 +416,19 @@ async def test_cap_of_feed_bytes(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> Non
     assert 'etcd_watch_gateway_refusals_total{reason="too-large"} 1.0' in metrics
 
 
+async def test_refusals_are_counted(etcd: EmbeddedEtcd, token_file: Path) -> None:
+    """By their code: also those that are for good."""
+    settings = {"GATEWAY_TOKEN_FILE": str(token_file), "GATEWAY_ALLOW_PREFIXES": "/svc/"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        await ask(server, "/v1/watch?prefix=/svc/")
+        await ask(server, "/v1/watch?prefix=/other/", bearer())
+        await ask(server, "/v1/watch?prefix=/svc/&color=red", bearer())
+        metrics = (await ask(server, "/metrics")).body.decode()
+
+    for reason in ("unauthorized", "forbidden", "unknown-parameter"):
+        assert f'etcd_watch_gateway_refusals_total{{reason="{reason}"}} 1.0' in metrics
+
+
 async def test_etcd_absent() -> None:
     """No view and no etcd: 503, or a stream that is held open, for what comes back by itself."""
     async with gateway(NOWHERE) as server, httpx.AsyncClient(base_url=server.base) as http:
