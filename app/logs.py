@@ -60,4 +60,5 @@ def install(form: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("gateway").setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Its warnings are about what clients send ("Unsupported upgrade request."), and clients are told themselves.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.answer import Answers, SlicedResponse
 from app.api.requests import query_of
 from app.core.cursor import Shape
 from app.core.encoding import item_body, list_body, list_items
@@ -76,19 +77,22 @@ class Kv:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._reads = gateway.upstream.reads
+        settings = gateway.settings
+        self._answers = Answers(limit=settings.max_feed_bytes, send_timeout=settings.send_timeout)
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
         self._gateway.access.check_token(request)
         asked = parse(query_of(request))
         self._gateway.access.check_range(asked.shape.range)
+        self._answers.check()
         answer = await self._reads.shared(("kv", asked), lambda: self._read(asked))
         headers = {"X-Etcd-Revision": str(answer.revision), "Cache-Control": "no-store"}
         if answer.body is None:
             missing = NotFoundError(f"no {asked.shape.range} at revision {answer.revision}", code="key-not-found")
             missing.headers = headers
             raise missing
-        return Response(answer.body, headers=headers, media_type="application/json")
+        return SlicedResponse(self._answers, answer.body, headers, "application/json")
 
     async def _read(self, asked: Asked) -> Answer:
         shape, page, reads = asked.shape, asked.page, self._reads

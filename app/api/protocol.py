@@ -3,6 +3,9 @@
 - ``scope["extensions"]["etcd_watch_gateway"]["abort"]``: ASGI has no word for "this connection is stuck, drop it".
   Closing would wait for ever for a peer that does not read. On another server the extension is absent and the stream
   ends by an exception instead.
+- Nothing is taken in behind a stream: uvicorn would queue a pipelined request, stop reading, and so not notice that
+  the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
+- A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
 - What is no HTTP is answered by a problem, as everything else is; never inside an answer that is under way.
 - The head of a request is bounded.
 """
@@ -22,22 +25,35 @@ from app.core.errors import BadRequestError, HeadTooLargeError
 MAX_HEAD = 64 * 1024
 
 
+# What answers with a stream.
+STREAMS = "/v1/watch"
+
+
 class GatewayProtocol(HttpToolsProtocol):
     """Named in the server's configuration (``http=``)."""
 
     _head_complete = False
     _head_bytes = 0
+    _deaf = False  # what comes is thrown away
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it keeps of a head that does not end is counted."""
-        if self.transport.is_closing():
+        if self._deaf or self.transport.is_closing():
             return
         super().data_received(data)
         if self._head_complete:
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD:
-            self._refuse(HeadTooLargeError(f"a request's line and headers may have {MAX_HEAD} bytes"))
+            self._refuse_head()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client is done speaking. True keeps the connection until the answer is out."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.scope["path"] == STREAMS:
+            return None
+        cycle.keep_alive = False
+        return True
 
     def on_message_begin(self) -> None:
         """A request begins: its scope is made here."""
@@ -48,8 +64,32 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head has ended."""
+        if self._deaf:
+            return
         self._head_complete = True
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
+            self._refuse_head()
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and cycle.scope["path"] == STREAMS:
+            cycle.keep_alive = False
+            self._deaf = True
+            return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Part of a body that nobody asked for."""
+        if not self._deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has ended."""
+        if not self._deaf:
+            super().on_message_complete()
+
+    def _refuse_head(self) -> None:
+        self._deaf = True
+        self._refuse(HeadTooLargeError(f"a request's line and headers may have {MAX_HEAD} bytes"))
 
     def send_400_response(self, msg: str) -> None:
         """The parser's refusal."""

@@ -259,21 +259,26 @@ class Feed:
         try:
             snapshot, cluster_id = await self._etcd.snapshot(self.range, budget)
         except TooLargeError:
-            self._fail_too_large()
+            if _wanted():
+                self._fail_too_large()
         except (GatewayError, CompactedError, FutureRevisionError) as error:
-            self._note_trouble("snapshot failed", error)
-            self.handle(SnapshotFailed())
+            if _wanted():
+                self._note_trouble("snapshot failed", error)
+                self.handle(SnapshotFailed())
         else:
-            self.handle(SnapshotTaken(snapshot, cluster_id))
+            if _wanted():
+                self.handle(SnapshotTaken(snapshot, cluster_id))
 
     async def _probe(self, revision: int) -> None:
         try:
             outcome = await self._etcd.probe(self.range, revision)
         except GatewayError as error:
-            self._note_trouble("probe failed", error)
-            self.handle(Probed("failed"))
+            if _wanted():
+                self._note_trouble("probe failed", error)
+                self.handle(Probed("failed"))
         else:
-            self.handle(Probed(outcome))
+            if _wanted():
+                self.handle(Probed(outcome))
 
     def _note_trouble(self, what: str, error: Exception) -> None:
         text = str(error)
@@ -359,3 +364,13 @@ class Feed:
 
     def _keys(self) -> int:
         return len(self.core.view) if self.core.view is not None else 0
+
+
+def _wanted() -> bool:
+    """Whether this task was not cancelled meanwhile.
+
+    An answer can be what gets its own task cancelled (a restore is noticed by its header): no await follows at which
+    that would be felt, and the answer is no longer one that the core waits for.
+    """
+    task = asyncio.current_task()
+    return task is None or not task.cancelling()

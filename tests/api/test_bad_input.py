@@ -263,6 +263,37 @@ async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
     assert answer.headers["connection"] == "close"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 66_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 66_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=["headers", "target"],
+)
+async def test_a_head_over_its_limit(server: GatewayProcess, head: bytes) -> None:
+    """Also one that comes whole, in one write."""
+    line = Line(server.port)
+    await line.send(head)
+    answer = await line.receive()
+
+    assert (answer.status, answer.problem()["code"]) == (431, "head-too-large")
+
+
+@pytest.mark.parametrize("target", ["/v1/kv?prefix=/a/", "/livez", "/v1/kv?prefix=/a/&x"])
+async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayProcess, target: str) -> None:
+    """Half-closed: `printf … | nc -N`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write_eof()
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert b"\r\n\r\n" in answer
+
+
 async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
     """The stream is cut: an answer inside of it would be taken for its data."""
     async with await open_stream(server.base, "prefix=/a/") as stream:

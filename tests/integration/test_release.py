@@ -74,6 +74,53 @@ async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: Embedded
     await eventually(lambda: all_released(server, etcd))
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["in one write", "later"])
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+async def test_a_request_behind_a_stream_does_not_hide_that_its_client_goes(
+    server: GatewayProcess, etcd: EmbeddedEtcd, later: bool, reset: bool
+) -> None:
+    """uvicorn would queue it, stop reading, and hold the watch until its own writes fail (45 s were seen)."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    first, second = (
+        b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target for target in (b"/v1/watch?prefix=/svc/", b"/livez")
+    )
+    writer.write(first if later else first + second)
+    await reader.readuntil(b"event: synced")
+    if later:
+        writer.write(second)
+        await asyncio.sleep(0.05)
+    if reset:
+        writer.transport.abort()
+    writer.close()
+
+    async def ended() -> bool:
+        return [line["reason"] for line in server.lines if line["message"] == "stream end"] == ["client"]
+
+    # Well before the next heartbeat but one would find out by itself.
+    await eventually(ended, timeout=5)
+    await eventually(lambda: all_released(server, etcd))
+
+
+async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Or memory would belong to whoever asks and does not read; the others are refused meanwhile, not the streams."""
+    for number in range(20):
+        await kv.put(f"/big/{number}", "x" * 300_000)
+    settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_MAX_FEED_BYTES": "5MiB"}
+    async with gateway(etcd.endpoint, settings=settings) as server, httpx.AsyncClient(base_url=server.base) as client:
+        _reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=4096)
+        writer.write(b"GET /v1/kv?prefix=/big/ HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        async def status(expected: int) -> bool:
+            answer = await client.get("/v1/kv?key=/big/0")
+            return answer.status_code == expected
+
+        await eventually(lambda: status(429))
+        await eventually(lambda: status(200))
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await _reader.readexactly(6_000_000)
+        writer.close()
+
+
 async def test_stuck_in_a_send(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A client that does not read is aborted after GATEWAY_SEND_TIMEOUT; another beside it misses nothing."""
     async with gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "500ms"}) as server:
