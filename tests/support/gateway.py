@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 # Fast enough for tests, with the proportions of the defaults.
@@ -88,14 +88,16 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return inherited | dict(settings)
 
 
-async def start(*flags: str, settings: Mapping[str, str] | None = None) -> GatewayProcess:
-    """Start one; it may not be listening yet."""
+async def start(
+    *flags: str, settings: Mapping[str, str] | None = None, program: Sequence[str] = ("app",)
+) -> GatewayProcess:
+    """Start one; it may not be listening yet. *program* is the module to run, and what it needs before ``serve``."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-W",
         "error",
         "-m",
-        "app",
+        *program,
         "serve",
         "--log-format=json",
         *flags,

@@ -9,17 +9,24 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards to one address. ``cut`` refuses and breaks connections, ``freeze`` lets them hang (a black hole)."""
+    """Forwards to one address.
+
+    ``cut`` refuses and breaks connections, ``freeze`` lets them hang (a black hole), ``half_close`` ends what the
+    client says (its other half stays open), and ``delay`` seconds pass before anything is passed on.
+    """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._upstreams: set[asyncio.StreamWriter] = set()
+        self._ended: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
+        self.delay = 0.0
         self.connections = 0
 
     @property
@@ -38,9 +45,17 @@ class Proxy:
         """Pass nothing on, and close nothing."""
         self._flowing.clear()
 
+    def half_close(self) -> None:
+        """Tell the target, on every open connection, that the client is done speaking."""
+        for writer in self._upstreams - self._ended:
+            if not writer.is_closing():
+                self._ended.add(writer)
+                writer.write_eof()
+
     def heal(self) -> None:
         """Work again."""
         self._refusing = False
+        self.delay = 0.0
         self._flowing.set()
 
     async def start(self) -> None:
@@ -68,6 +83,7 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, upstream_writer}
+        self._upstreams.add(upstream_writer)
         for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
             task = asyncio.create_task(self._pump(source, sink))
             self._tasks.add(task)
@@ -76,13 +92,18 @@ class Proxy:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             while data := await source.read(65536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
                 await self._flowing.wait()
+                if sink in self._ended:
+                    continue
                 sink.write(data)
                 await sink.drain()
         except ConnectionError:
             pass
         finally:
-            self._writers.discard(sink)
+            for group in (self._writers, self._upstreams, self._ended):
+                group.discard(sink)
             sink.transport.abort()
 
 

@@ -1,0 +1,134 @@
+"""A subscriber at random: comes, stalls, goes, comes back elsewhere with its last id; a judge sees what it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from urllib.parse import quote
+
+from tests.consistency.history import Chronicle, Watched
+from tests.consistency.judge import Judge, ViolationError
+from tests.consistency.writer import PREFIXES
+from tests.support.streams import Stream, request
+
+STAY = 6.0  # seconds, on average
+SILENT = 4.0  # longer than three heartbeats of the torture's gateways
+
+
+def watched_of(rng: random.Random) -> Watched:
+    """A range to follow: mostly a prefix that others follow too."""
+    draw = rng.random()
+    if draw < 0.1:
+        return Watched("prefix", b"")
+    if draw < 0.2:
+        return Watched("key", rng.choice(PREFIXES) + b"k1")
+    return Watched("prefix", rng.choice(PREFIXES))
+
+
+class Follower:
+    """Goes on for ever; ``violation`` is what its judge found."""
+
+    def __init__(self, number: int, seed: str, bases: Sequence[str], chronicle: Chronicle, bound: float) -> None:
+        self._rng = random.Random(seed)
+        self._bases = bases
+        self.name = f"follower {number}"
+        self.judge = Judge(watched_of(self._rng), chronicle, bound)
+        self._query = f"{self.judge.watched.kind}={quote(self.judge.watched.name, safe='')}"
+        if self._rng.random() < 0.2:
+            self._query += "&encoding=base64"
+        self.reading = False
+        self.streams = 0
+        self.violation: AssertionError | None = None
+
+    async def run(self) -> None:
+        """Until it is cancelled, or has seen what cannot be."""
+        try:
+            while True:
+                with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                    await self._stay(self._rng.expovariate(1 / STAY))
+                self.reading = False
+                self.judge.end()
+                await asyncio.sleep(self._rng.random() * 0.3)
+        except AssertionError as violation:  # the judge's, or the strict client's own
+            self.violation = violation
+
+    async def finish(self, revision: int) -> None:
+        """Follow until the mirror is exact at *revision* or later."""
+        done = False
+        while not done and self.violation is None:
+            try:
+                with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                    done = await self._stay(60, lambda: self.judge.live_since is not None and self._stands(revision))
+                self.judge.end()
+                await asyncio.sleep(0.1)
+            except AssertionError as violation:
+                self.violation = violation
+
+    def _stands(self, revision: int) -> bool:
+        return self.judge.stand is not None and self.judge.stand >= revision
+
+    async def _stay(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
+        rng = self._rng
+        base = rng.choice(self._bases)
+        if rng.random() < 0.05 or self.judge.beyond_promises():
+            self.judge.forget()
+            if rng.random() < 0.5:
+                await self._read_state(base)
+        url, headers = f"{base}/v1/watch?{self._query}", {}
+        if rng.random() < 0.5:
+            headers["Accept"] = "application/x-ndjson"
+        if self.judge.cursor is not None:
+            if rng.random() < 0.5:
+                headers["Last-Event-ID"] = self.judge.cursor
+            else:
+                url += f"&last_event_id={self.judge.cursor}"
+        stream = await request(url, headers)
+        if stream.status != 200:
+            await stream.close()
+            return False
+        try:
+            return await self._read(stream, base, seconds, enough)
+        finally:
+            if rng.random() < 0.5:
+                stream.reset()
+            await stream.close()
+
+    async def _read(self, stream: Stream, base: str, seconds: float, enough: Callable[[], bool]) -> bool:
+        rng, judge = self._rng, self.judge
+        leave = time.monotonic() + seconds
+        # Cut after a few events: within a snapshot, within a transaction.
+        events = rng.randrange(1, 60) if rng.random() < 0.3 and seconds < 60 else None
+        judge.connect(f"{self.name} at {base}", time.monotonic())
+        self.streams += 1
+        self.reading = True
+        while time.monotonic() < leave and events != 0:
+            event = await stream.next_event(SILENT)
+            if event is None:
+                return enough()
+            judge.receive(event, time.monotonic())
+            if enough():
+                return True
+            events = events - 1 if events is not None else None
+            if seconds < 60 and rng.random() < 0.002:
+                self.reading = False
+                await asyncio.sleep(rng.expovariate(0.5))
+                self.reading = True
+                judge.heard(time.monotonic())
+        return enough()
+
+    async def _read_state(self, base: str) -> None:
+        history = self.judge.chronicle.now
+        known = history.tip
+        answer = await request(f"{base}/v1/kv?{self._query}", {"Connection": "close"})
+        await answer.close()
+        if answer.status != 200:
+            return
+        body = json.loads(answer.body)
+        if body["revision"] < known and not history.ended and history is self.judge.chronicle.now:
+            raise ViolationError(f"a read at {body['revision']} was begun when etcd was at {known}: not linearizable")
+        items = body["kvs"] if "kvs" in body else [body["kv"]]
+        self.judge.adopt(body["cursor"], body["revision"], items, time.monotonic())

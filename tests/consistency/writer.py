@@ -1,0 +1,90 @@
+"""Writes at random: puts, deletes, transactions of several keys, leases that expire, keys that come again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from aetcd import rpc
+
+# Prefixes that contain one another, are no text, or end in the byte that carries.
+PREFIXES = (b"/a/", b"/a/b/", b"/bin/\xff", b"/nl/\n\x00/", b"/z")
+KEYS = 24
+PAUSE = 0.01  # seconds, on average
+TIMEOUT = 2.0
+
+
+def key_of(rng: random.Random) -> bytes:
+    """One of a few keys, so that they are deleted and come again; some no text, some that look like base64."""
+    return rng.choice(PREFIXES) + rng.choice((b"k%d", b"%d=", b"L3g%d", b"\xfe%d")) % rng.randrange(KEYS // 4)
+
+
+def value_of(rng: random.Random) -> bytes:
+    """Mostly small; some no text; some large enough that a catch-up comes in fragments."""
+    draw = rng.random()
+    if draw < 0.03:
+        return rng.randbytes(30_000)
+    if draw < 0.1:
+        return rng.randbytes(12)
+    return f"v{rng.randrange(10**6)}\n\u2028".encode()
+
+
+class Writer:
+    """One client of etcd that never stops."""
+
+    def __init__(self, endpoints: Sequence[str], seed: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
+        self._endpoints = [endpoint.partition("://")[2] for endpoint in endpoints]
+        self._metadata = tuple(metadata)
+        self._rng = random.Random(seed)
+        self.running = asyncio.Event()
+        self.running.set()
+        self.written = 0
+
+    async def run(self) -> None:
+        """Until it is cancelled; an etcd that does not answer is tried again, at another member."""
+        while True:
+            endpoint = self._rng.choice(self._endpoints)
+            async with grpc.aio.insecure_channel(endpoint, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+                kv, lease = rpc.KVStub(channel), rpc.LeaseStub(channel)
+                with contextlib.suppress(rpc.AioRpcError):
+                    while True:
+                        await self.running.wait()
+                        await self._write(kv, lease)
+                        self.written += 1
+                        await asyncio.sleep(self._rng.expovariate(1 / PAUSE))
+            await asyncio.sleep(0.1)
+
+    async def _write(self, kv: Any, lease: Any) -> None:
+        rng, draw = self._rng, self._rng.random()
+        options = {"timeout": TIMEOUT, "metadata": self._metadata}
+        if draw < 0.5:
+            await kv.Put(rpc.PutRequest(key=key_of(rng), value=value_of(rng)), **options)
+        elif draw < 0.7:
+            await kv.DeleteRange(rpc.DeleteRangeRequest(key=key_of(rng)), **options)
+        elif draw < 0.72:
+            prefix = rng.choice(PREFIXES)
+            end = prefix.rstrip(b"\xff")
+            await kv.DeleteRange(
+                rpc.DeleteRangeRequest(key=prefix, range_end=end[:-1] + bytes([end[-1] + 1])), **options
+            )
+        elif draw < 0.74:
+            granted = await lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=1), **options)
+            operations = [_put(key, b"leased", granted.ID) for key in {key_of(rng) for _ in range(6)}]
+            await kv.Txn(rpc.TxnRequest(success=operations), **options)
+        else:
+            keys = sorted({key_of(rng) for _ in range(rng.choice((2, 3, 5, 20)))})
+            rng.shuffle(keys)
+            operations = [_delete(key) if rng.random() < 0.3 else _put(key, value_of(rng), 0) for key in keys]
+            await kv.Txn(rpc.TxnRequest(success=operations), **options)
+
+
+def _put(key: bytes, value: bytes, lease: int) -> Any:
+    return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
+
+
+def _delete(key: bytes) -> Any:
+    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
