@@ -340,6 +340,12 @@ class EmbeddedEtcd:
         await self._wait_gone()
         self._end()
 
+    async def terminate(self) -> None:
+        """SIGTERM: it closes its data well, which stays. Returns when the process is gone."""
+        self._signal(signal.SIGTERM)
+        await self._wait_gone()
+        self._end()
+
     def sigstop(self) -> None:
         """Freeze it: its connections stay open and mute."""
         self._signal(signal.SIGSTOP)

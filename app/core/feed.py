@@ -262,10 +262,11 @@ class FeedCore:
         return self._backfill(now)
 
     def _install(self, given: SnapshotTaken) -> None:
-        snapshot = given.snapshot
+        snapshot, tip = given.snapshot, self.log.tip
         self.view = View(snapshot)
         self.log.restart(snapshot.revision)
-        if self.cluster_id not in (0, given.cluster_id):
+        if self.cluster_id not in (0, given.cluster_id) or snapshot.revision < tip:
+            # A snapshot is linearizable: etcd was restored, whatever made us take it.
             self._next_reason = "restored"
         self.cluster_id = given.cluster_id
         self.reason = self._next_reason

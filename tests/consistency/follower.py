@@ -78,6 +78,7 @@ class Follower:
             self.judge.forget()
             if rng.random() < 0.5:
                 await self._read_state(base)
+        history = self.judge.chronicle.now
         url, headers = f"{base}/v1/watch?{self._query}", {}
         if rng.random() < 0.5:
             headers["Accept"] = "application/x-ndjson"
@@ -87,7 +88,8 @@ class Follower:
             else:
                 url += f"&last_event_id={self.judge.cursor}"
         stream = await request(url, headers)
-        if stream.status != 200:
+        if stream.status != 200 or history is not self.judge.chronicle.now:
+            # Restored between the request and its answer: for its cursor the same holds as for one that was away.
             await stream.close()
             return False
         try:

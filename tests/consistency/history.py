@@ -122,7 +122,7 @@ class Chronicle:
 
     def __init__(self) -> None:
         self.histories = [History(0)]
-        self.restored_at = 0.0
+        self.restored_at = float("-inf")
 
     @property
     def now(self) -> History:

@@ -29,6 +29,8 @@ SILENT = 3
 REMEMBERED = 40
 # Revisions that writers do not make while a gateway judges a cursor.
 FAR_AHEAD = 1000
+# Seconds after a restore in which a reset may go back for whatever reason was noticed first.
+RECENT = 30.0
 
 
 class ViolationError(AssertionError):
@@ -162,7 +164,8 @@ class Judge:
         self._require(self._pending == [], "a reset inside a revision")
         self._require(reason == "initial" or self._asked or self.stand is not None, "a reset of nothing, not initial")
         self._require(reason != "initial" or not self.cursor or self.cursor.endswith("-0"), "a lost cursor is initial")
-        self._not_below = self.stand if reason in FORWARD and self.stand is not None else 0
+        forward = reason in FORWARD and self._heard - self.chronicle.restored_at > RECENT
+        self._not_below = self.stand if forward and self.stand is not None else 0
         self._building, self._synced, self.stand, self.live_since = {}, False, None, None
         self._epoch = str(event.id).partition("-")[0]
         self.resets.append(reason)
@@ -254,6 +257,9 @@ class Judge:
             open_ = {h.number for h in known if h.tip < claim.revision and not h.ended}
             if open_ and not final:
                 return  # it may be a claim about the history that etcd is in, which has not got there
+            if not true and claim.after is not None:
+                found = [h for h in self.chronicle.histories if self._same_state(h, claim.after)]
+                true = {h.number for h in found if _holds(claim, self.watched, h)}
             if not true:
                 self._fail(f"no history knows this: {claim}\n{self._explain(claim)}")
             self._candidates = true
@@ -266,6 +272,14 @@ class Judge:
             if parent is not None and parent.number in self._candidates and stand <= history.forked_at:
                 self._candidates.add(history.number)
 
+    def _same_state(self, history: History, stand: int) -> bool:
+        """Whether a mirror that is exact at *stand* is exact in *history* too: nothing else counts for it."""
+        if history.tip < stand:
+            return False
+        state = history.state(self.watched, stand)
+        known = (self.chronicle.histories[number] for number in self._candidates)
+        return any(other.state(self.watched, stand) == state for other in known)
+
     def check_live(self, now: float) -> None:
         """Whether what says that it is live is so. To be called now and then, while the subscriber reads."""
         if self.live_since is None or self.stand is None or now - self._heard > SILENT * self._heartbeat:
@@ -275,7 +289,7 @@ class Judge:
         since = missing[0] if missing is not None else now
         if not self._claims:
             self._add_forks(self.stand)
-            if history.number not in self._candidates:
+            if history.number not in self._candidates and not self._same_state(history, self.stand):
                 missing, since = None, self.chronicle.restored_at
         lag = now - max(since, self.live_since)
         self.lags = max(self.lags, lag)

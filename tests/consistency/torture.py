@@ -25,6 +25,7 @@ from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
 from tests.consistency.writer import PREFIXES, Writer
 from tests.support.etcd import etcd_client
+from tests.support.versions import version_of
 
 # Seconds that a mirror may say `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), and what a machine with
 # two cores needs to run three members, two gateways and everybody else.
@@ -101,7 +102,8 @@ async def torture(
             Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, BOUND)
             for number in range(followers)
         ]
-        nemesis = Nemesis(seed, cluster, replicas, busy, oracle, log=log, kinds=kinds, pause=pause)
+        gently = version_of(folder) in ("3.5.0", "3.5.1", "3.5.2")
+        nemesis = Nemesis(seed, cluster, replicas, busy, oracle, log=log, kinds=kinds, pause=pause, gently=gently)
         try:
             async with _tasks([*(writer.run() for writer in busy), *(follower.run() for follower in crowd)]) as tasks:
                 async with _tasks([nemesis.run()]) as (playing,):

