@@ -3,13 +3,14 @@
 PORT ?= 8080
 PYTHON ?=
 ARGS ?=
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.project
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint types helm image bench leak lock clean help install FORCE
+.PHONY: run test lint types helm image bench leak torture lock clean help install FORCE
 
 # A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
 ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -60,6 +61,10 @@ bench: $(INSTALLED)  ## every measurement in benchmarks/ except the leak
 
 leak: $(INSTALLED)  ## the outage reproduced with the naive shape, and gone with the gateway
 	$(BIN)/python -m benchmarks.leak $(ARGS)
+
+torture: $(INSTALLED)  ## every stream judged against etcd's history under faults; MINUTES=10 on each etcd, ARGS='--seed 7'
+	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tests/support/etcds.py .cache/etcd)}" \
+		$(BIN)/python -m tests.consistency.torture --minutes $(MINUTES) $(ARGS)
 
 lock:  ## write the locks anew; UPGRADE=1 takes the newest versions
 	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh tools/lock.sh

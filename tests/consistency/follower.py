@@ -40,6 +40,10 @@ class Follower:
         self._query = f"{self.judge.watched.kind}={quote(self.judge.watched.name, safe='')}"
         if self._rng.random() < 0.2:
             self._query += "&encoding=base64"
+        # Some hold hardly anything on their way: when they stall, they fall behind at the gateway itself.
+        self._narrow = self._rng.random() < 0.3
+        self.request = self._query  # what decides a cursor's epoch
+        self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = 0
         self.violation: AssertionError | None = None
@@ -78,6 +82,9 @@ class Follower:
             self.judge.forget()
             if rng.random() < 0.5:
                 await self._read_state(base)
+        others = [follower for follower in self.others if follower.request != self.request and follower.judge.cursor]
+        if rng.random() < 0.03 and others:
+            self.judge.bring(str(rng.choice(others).judge.cursor))
         history = self.judge.chronicle.now
         url, headers = f"{base}/v1/watch?{self._query}", {}
         if rng.random() < 0.5:
@@ -87,7 +94,7 @@ class Follower:
                 headers["Last-Event-ID"] = self.judge.cursor
             else:
                 url += f"&last_event_id={self.judge.cursor}"
-        stream = await request(url, headers)
+        stream = await request(url, headers, receive_buffer=4096 if self._narrow else None)
         if stream.status != 200 or history is not self.judge.chronicle.now:
             # Restored between the request and its answer: for its cursor the same holds as for one that was away.
             await stream.close()

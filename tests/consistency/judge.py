@@ -1,7 +1,7 @@
-"""Judges what one subscriber saw, over all its streams, against etcd's history. Pure: events and times in, a verdict out.
+"""Judges what one subscriber saw, over all its streams, against etcd's history. Pure: events in, a verdict out.
 
-Held against every stream: order; nothing missing between ``synced`` and ``reset``; nothing twice; no revision divided, by
-a resume neither; snapshots and the state at ``synced`` equal to etcd's at that very revision; ids only where the
+Held against every stream: order; nothing missing between ``synced`` and ``reset``; nothing twice; no revision divided,
+by a resume neither; snapshots and the state at ``synced`` equal to etcd's at that very revision; ids only where the
 contract has them, and never ahead; a ``reset`` not older than what it replaces; ``live`` only while that is true.
 
 Every event either moves the *stand* (the revision at which the mirror is exact) or it doesn't. A move says something
@@ -94,7 +94,7 @@ class Judge:
 
     def connect(self, name: str, now: float) -> None:
         """A new stream was accepted, asked for with ``cursor``. What the last one left unfinished is gone."""
-        self._note(f"-- {name}, cursor {self.cursor}")
+        self._note(f"-- {name}, cursor {self.cursor}, stand {self.stand}")
         self._building, self._pending, self._synced, self._closed = None, [], False, False
         self._asked = bool(self.cursor)
         if self.cursor is None or self.cursor.endswith("-0"):
@@ -107,6 +107,11 @@ class Judge:
         """The subscriber lost its mirror and cursor."""
         self._note("-- forgets everything")
         self.cursor = self.stand = None
+
+    def bring(self, cursor: str) -> None:
+        """The subscriber brings the cursor of another request: it can only be told to start anew."""
+        self._note(f"-- brings {cursor}, which is not of this request")
+        self.cursor, self.stand = cursor, None
 
     def adopt(self, cursor: str, revision: int, items: list[dict[str, Any]], now: float) -> None:
         """It begins with what a REST answer told."""

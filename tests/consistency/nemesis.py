@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from app.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.consistency.history import History
 from tests.consistency.oracle import OPTIONS, Oracle
 from tests.consistency.replica import Replica
@@ -59,6 +59,7 @@ class Nemesis:
         kinds: Sequence[str] | None = None,
         pause: float = 0.6,
         gently: bool = False,
+        upgrade_to: Path | None = None,
     ) -> None:
         self._seed = seed
         self._cluster = cluster
@@ -70,6 +71,7 @@ class Nemesis:
         self._members = asyncio.Lock()  # members are not restored while they are killed
         self._kinds = kinds
         self._gently = gently
+        self._upgrade_to = find_etcd(upgrade_to) if upgrade_to is not None else None
         self._folder = tempfile.TemporaryDirectory(prefix="etcd-backups-")
         self._backup: _Backup | None = None
         self._numbers = itertools.count()
@@ -86,6 +88,7 @@ class Nemesis:
                 "freeze a member": self._freeze_member,
                 "freeze the leader": self._freeze_leader,
                 "freeze all members": self._freeze_all,
+                **({"upgrade a member": self._upgrade} if self._upgrade_to is not None else {}),
                 "restore, lower": self._restore_lower,
                 "restore, passed": self._restore_passed,
             },
@@ -183,6 +186,17 @@ class Nemesis:
             for member in members:
                 member.sigcont()
 
+    async def _upgrade(self, rng: random.Random) -> None:
+        """One member after the other, as it is done: stopped well, and started as the newer etcd on its data."""
+        async with self._members:
+            old = [member for member in self._cluster.members if member.binary != self._upgrade_to]
+            if old and self._upgrade_to is not None:
+                member = rng.choice(old)
+                await member.terminate()
+                member.binary = self._upgrade_to
+                await member.restart()
+                self._gently = self._gently and len(old) > 1
+
     async def _leader(self, rng: random.Random) -> EmbeddedEtcd:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(3):
@@ -191,7 +205,7 @@ class Nemesis:
 
     # --- another history ----------------------------------------------------------------------------------------------
 
-    async def _restore_lower(self, rng: random.Random) -> None:
+    async def _restore_lower(self, _rng: random.Random) -> None:
         """From a snapshot of some seconds ago: the revision falls, and the gateways see that it does."""
         async with self._members:
             backup, self._backup = self._backup, await self._save()  # for the next time

@@ -89,4 +89,3 @@ class Replica:
     def signal(self, number: int) -> None:
         """Send it a signal, and do not wait."""
         self.process.process.send_signal(number)
-

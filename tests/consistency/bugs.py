@@ -1,0 +1,217 @@
+"""Known bugs, to be put into a gateway: a checker that does not catch them checks nothing.
+
+Usage: ``python -m tests.consistency.bugs cursor-off-by-one serve …`` runs a gateway that has it. Each replaces one
+thing of the product in that process; nothing of the product knows of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from app import cli
+from app.core import feed, frames, log, reader
+from app.core.cursor import Cursor
+from app.core.encoding import event_body
+from app.core.events import Batch, Delete
+from app.core.feed import FeedCore
+from app.core.feedwords import CloseWatch, OpenWatch
+from app.core.multiplex import Created, Multiplexer
+from app.core.reader import Phase, Reader
+from app.etcd import link
+
+
+def _replace(owner: object, name: str, new: object) -> None:
+    setattr(owner, name, new)
+
+
+def resume_at_header() -> None:
+    """A catch-up response's ``header.revision`` is the store's, not how far the watch has said (pitfall 1)."""
+    heard = [0]
+    receive = Multiplexer._receive_for
+
+    def receive_and_note(self: Multiplexer, watch: Any, message: Any) -> None:
+        if message.events:
+            heard[0] = max(heard[0], message.revision)
+        receive(self, watch, message)
+
+    def resume(self: FeedCore) -> Any:
+        self.log.advance(heard[0])
+        self._anchor = None
+        return _live_from(self, self.log.tip + 1)
+
+    _replace(Multiplexer, "_receive_for", receive_and_note)
+    _replace(FeedCore, "_resume", resume)
+
+
+def restart_at_compact_revision() -> None:
+    """Whatever lies between the feed's tip and the compaction is gone, and nobody is told (pitfall 11)."""
+    start_anew = FeedCore._start_anew
+
+    def begin(self: FeedCore, reason: Any) -> Any:
+        if reason != "compacted":
+            return start_anew(self, reason)
+        self.log.advance(self._compacted - 1)
+        self._anchor = None
+        return _live_from(self, self._compacted)
+
+    _replace(FeedCore, "_start_anew", begin)
+
+
+def _live_from(core: FeedCore, start: int) -> Any:
+    """Live on a watch that proved nothing."""
+    feed.TABLE[feed.State.LIVE, Created] = feed.Entry(FeedCore._ignore, (feed.State.LIVE,))
+    core._become_live()
+    return (CloseWatch(), OpenWatch(start))
+
+
+def cursor_off_by_one() -> None:
+    """A resume begins behind the first event that the client lacks."""
+    resume = Reader._resume
+    _replace(Reader, "_resume", lambda self, revision: resume(self, revision + 1))
+
+
+def deletes_lost_after_reconnect() -> None:
+    """What happened while the watch was away is taken from the state, which shows no deletes."""
+    check = FeedCore._check_overlap
+
+    def without_deletes(self: FeedCore, found: Sequence[Batch], now: float) -> Any:
+        kept = [batch for batch in found[1:] if not any(isinstance(event, Delete) for event in batch.events)]
+        return check(self, [found[0], *kept], now)
+
+    _replace(FeedCore, "_check_overlap", without_deletes)
+
+
+def synced_too_early() -> None:
+    """``synced`` after the first slice of a snapshot."""
+    begin = Reader._next_items
+
+    def first_only(self: Reader, size: int) -> bytes:
+        self._items = self._items[: self._sent_items + 10]
+        return begin(self, size)
+
+    _replace(Reader, "_next_items", first_only)
+
+
+def id_on_every_event() -> None:
+    """A client cut inside a transaction resumes behind it, and lacks the rest (pitfall 5)."""
+
+    def frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
+        cursor = f"{epoch}-{batch.revision}".encode()
+        parts = []
+        for event in batch.events:
+            body = event_body(event, encoding)
+            if form == "ndjson":
+                parts.append(body + b',"cursor":"' + cursor + b'"}\n')
+            else:
+                kind = b"delete" if isinstance(event, Delete) else b"put"
+                parts.append(b"event: " + kind + b"\ndata: " + body + b"}\nid: " + cursor + b"\n\n")
+        return b"".join(parts)
+
+    _replace(log, "batch_frame", frame)
+
+
+def id_ahead_of_its_subscriber() -> None:
+    """A bookmark of the feed's position, for all: who is behind skips what lies between when it comes back."""
+    beat = Reader.beat
+
+    def broadcast(self: Reader, *, stale: bool) -> bytes:
+        position, self.revision = self.revision, self._feed.log.tip
+        try:
+            return beat(self, stale=stale)
+        finally:
+            self.revision = position
+
+    _replace(Reader, "beat", broadcast)
+
+
+def untrusted_progress() -> None:
+    """On-demand progress of old servers overtakes events (etcd #15220)."""
+    _replace(link, "progress_is_trusted", lambda _version: True)
+
+    def publish_all(self: FeedCore, found: Sequence[Batch], now: float) -> Any:
+        # Without the guard that would notice: what is overtaken is taken for known.
+        for batch in found:
+            if batch.revision > self.log.tip:
+                self._publish(batch, now)
+        return self._move_when_caught_up()
+
+    _replace(FeedCore, "_publish_all", publish_all)
+
+
+def cursor_of_another_request() -> None:
+    """The epoch of a cursor is not looked at."""
+    join = Reader._join
+
+    def join_anyhow(self: Reader, size: int) -> bytes:
+        if self._asked is not None and self._asked.epoch and self._feed.joinable:
+            epoch = self._epoch_of(self._feed.cluster_id, self._shape)
+            self._asked = Cursor(epoch, self._asked.revision)
+        return join(self, size)
+
+    _replace(Reader, "_join", join_anyhow)
+
+
+def restore_not_noticed() -> None:
+    """No overlap, nobody who compares revisions or terms: a watch simply goes on at its next revision."""
+    _replace(FeedCore, "_restored", FeedCore._ignore)
+    for key, entry in list(feed.TABLE.items()):
+        if entry.action.__name__ == "_restored":
+            feed.TABLE[key] = feed.Entry(FeedCore._ignore, (key[0],))
+    _replace(FeedCore, "_resume", lambda self: _live_from(self, self.log.tip + 1))
+
+
+def cursor_kept_through_a_reset() -> None:
+    """A client cut inside a snapshot resumes, over a mirror that it has just emptied."""
+    begin, control = Reader._begin_snapshot, frames.control
+
+    def begin_keeping(self: Reader, *args: Any, **options: Any) -> bytes:
+        kept = self._cursor() if self.revision else None
+
+        def without(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
+            return control(form, kind, members, kept or cursor if kind == "reset" else cursor)
+
+        _replace(reader, "control", without)
+        try:
+            return begin(self, *args, **options)
+        finally:
+            _replace(reader, "control", control)
+
+    _replace(Reader, "_begin_snapshot", begin_keeping)
+
+
+def reader_survives_generation() -> None:
+    """A position in the old log is taken for one in the new."""
+    read = Reader.read
+
+    def read_on(self: Reader, size: int) -> bytes:
+        if self.phase is Phase.FOLLOWING and self._feed.joinable:
+            self._generation = self._feed.log.generation
+        return read(self, size)
+
+    _replace(Reader, "read", read_on)
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        resume_at_header,
+        restart_at_compact_revision,
+        cursor_off_by_one,
+        deletes_lost_after_reconnect,
+        synced_too_early,
+        id_on_every_event,
+        id_ahead_of_its_subscriber,
+        untrusted_progress,
+        cursor_of_another_request,
+        restore_not_noticed,
+        cursor_kept_through_a_reset,
+        reader_survives_generation,
+    )
+}
+
+
+if __name__ == "__main__":
+    BUGS[sys.argv[1]]()
+    sys.exit(cli.main(sys.argv[2:]))

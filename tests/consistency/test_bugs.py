@@ -1,0 +1,38 @@
+"""The checker finds the bugs that mirrors are known to die of: each is put into a gateway, and must be seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.consistency.bugs import BUGS
+from tests.consistency.torture import torture
+
+# Enough for each to be seen several times over; a run ends at the first violation.
+SECONDS = 60
+# What provokes it. Not here: anything, or the followers' own coming and going.
+FAULTS = {
+    "resume-at-header": ["cut", "cut all", "black hole"],
+    "restart-at-compact-revision": ["cut all", "compact all", "compact", "black hole"],
+    "deletes-lost-after-reconnect": ["cut", "cut all"],
+    "untrusted-progress": ["cut", "kill a gateway"],
+    "restore-not-noticed": ["restore, lower", "restore, passed"],
+    "reader-survives-generation": ["restore, lower", "restore, passed"],
+}
+
+
+@pytest.mark.etcd
+@pytest.mark.slow
+@pytest.mark.xdist_group("torture")
+@pytest.mark.parametrize("bug", sorted(BUGS))
+async def test_a_known_bug_is_caught(bug: str) -> None:
+    """On etcd 3.5.1, whose on-demand progress overtakes events."""
+    report = await torture(
+        "bug",
+        SECONDS,
+        program=("tests.consistency.bugs", bug),
+        kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
+        followers=40,
+        log=print,
+    )
+
+    assert any("follower" in violation for violation in report.violations), f"{bug} was not seen: {report}"

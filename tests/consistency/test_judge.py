@@ -1,0 +1,184 @@
+"""The judge itself: what it lets pass, and each thing that it must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.consistency.history import Change, Chronicle, Watched
+from tests.consistency.judge import Judge, ViolationError
+from tests.support.streams import Event
+
+RANGE = Watched("prefix", b"/a/")
+E = "0123abcd"
+
+
+def a_put(key: str, revision: int, create: int, version: int, **more: Any) -> dict[str, Any]:
+    """A put as the wire tells it."""
+    return {
+        "type": "put", "key": key, "value": "v", "create_revision": create, "mod_revision": revision,
+        "version": version, **more,
+    }  # fmt: skip
+
+
+def event(data: dict[str, Any], revision: int | None = None) -> Event:
+    """With the cursor of *revision*."""
+    return Event(data["type"], data, None if revision is None else f"{E}-{revision}")
+
+
+def reset(reason: str = "initial") -> Event:
+    """The beginning of a state."""
+    return event({"type": "reset", "reason": reason, "ranges": []}, 0)
+
+
+def synced(revision: int) -> Event:
+    """The end of a state, or of a replay."""
+    return event({"type": "synced", "revision": revision, "heartbeat": 1}, revision)
+
+
+def bookmark(revision: int, state: str = "live") -> Event:
+    """A heartbeat."""
+    return event({"type": "bookmark", "revision": revision, "state": state}, revision)
+
+
+def delete(key: str, revision: int, **more: Any) -> dict[str, Any]:
+    """A delete as the wire tells it."""
+    return {"type": "delete", "key": key, "mod_revision": revision, **more}
+
+
+K, L = b"/a/k", b"/a/l"
+TRUTH: list[tuple[int, list[Change]]] = [
+    (2, [Change(K, 2, b"v", 2, 1)]),
+    (3, [Change(b"/other", 3, b"v", 3, 1)]),
+    (4, [Change(K, 4, b"v", 2, 2), Change(L, 4, b"v", 4, 1)]),
+    (5, [Change(L, 5)]),
+    (6, [Change(K, 6, b"v", 2, 3)]),
+]
+AT_2 = [reset(), event(a_put("/a/k", 2, 2, 1)), synced(2)]
+FOUR = [event(a_put("/a/k", 4, 2, 2, more=True)), event(a_put("/a/l", 4, 4, 1), 4)]
+FIVE = event(delete("/a/l", 5), 5)
+SIX = event(a_put("/a/k", 6, 2, 3), 6)
+
+
+@pytest.fixture(name="judge")
+def _judge() -> Judge:
+    chronicle = Chronicle()
+    for revision, changes in TRUTH:
+        chronicle.now.add(revision, changes, float(revision))
+    return Judge(RANGE, chronicle, bound=5.0)
+
+
+def see(judge: Judge, *events: Event, now: float = 10.0) -> None:
+    """One stream."""
+    judge.connect("a stream", now)
+    for one in events:
+        judge.receive(one, now)
+
+
+def test_the_truth_passes(judge: Judge) -> None:
+    """A state, changes, a transaction, a bookmark; and, resumed, the rest."""
+    see(judge, *AT_2, *FOUR, bookmark(4))
+    see(judge, FIVE, SIX, synced(6), bookmark(6))
+    judge.settle(final=True)
+
+    assert judge.stand == 6
+    assert judge.cursor == f"{E}-6"
+
+
+def test_a_cut_revision_comes_again(judge: Judge) -> None:
+    """What a stream leaves unfinished counts for nothing."""
+    see(judge, *AT_2, FOUR[0])
+    see(judge, *FOUR, synced(4))
+    judge.settle(final=True)
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        pytest.param([*AT_2, FIVE], "no history knows this", id="a lost revision"),
+        pytest.param([*AT_2, bookmark(4)], "no history knows this", id="a bookmark ahead of its subscriber"),
+        pytest.param([*AT_2, *FOUR, bookmark(7)], "no history knows this", id="a bookmark ahead of etcd"),
+        pytest.param([*AT_2, *FOUR, *FOUR], "came again", id="a revision twice"),
+        pytest.param([*AT_2, *FOUR, event(a_put("/a/k", 2, 2, 1), 2)], "came again", id="out of order"),
+        pytest.param([*AT_2, event(a_put("/a/k", 4, 2, 2), 4)], "no history knows this", id="half a revision"),
+        pytest.param([*AT_2, FOUR[0], SIX], "not completed", id="an unfinished revision"),
+        pytest.param([*AT_2, FOUR[0], bookmark(2)], "id inside a revision", id="a bookmark inside a revision"),
+        pytest.param(
+            [*AT_2, event(a_put("/a/k", 4, 2, 2, more=True), 4)], "id inside a revision", id="an id inside a revision"
+        ),
+        pytest.param([reset(), synced(2)], "no history knows this", id="synced too early"),
+        pytest.param([reset(), event(a_put("/a/k", 2, 2, 1), 2)], "id inside a snapshot", id="an id in a snapshot"),
+        pytest.param([reset(), *[AT_2[1]] * 2], "twice in a snapshot", id="a key twice in a snapshot"),
+        pytest.param([*AT_2, synced(2)], "synced twice", id="synced twice"),
+        pytest.param([synced(2)], "synced without a state", id="synced with nothing"),
+        pytest.param([*FOUR], "before any state", id="changes with nothing"),
+        pytest.param([*AT_2, *FOUR, reset("lagged"), AT_2[1], synced(2)], "a reset to before", id="a reset to before"),
+        pytest.param(
+            [event({"type": "reset", "reason": "initial", "ranges": []}, 2)], "carries revision 0", id="a reset's id"
+        ),
+        pytest.param([*AT_2, event(a_put("/other", 3, 3, 1), 3)], "another range", id="another range"),
+        pytest.param(
+            [*AT_2, event({"type": "close", "reason": "drain", "retry_ms": 1}), *FOUR], "after close", id="after close"
+        ),
+        pytest.param([*AT_2, event(a_put("/a/k", 4, 2, 9), 4)], "no history knows this", id="another version"),
+    ],
+)
+def test_what_must_not_be(judge: Judge, events: list[Event], why: str) -> None:
+    """Each of these is one way to a wrong mirror."""
+
+    def judged() -> None:
+        see(judge, *events)
+        judge.settle(final=True)
+
+    with pytest.raises(ViolationError, match=why):
+        judged()
+
+
+def test_a_resume_that_skips(judge: Judge) -> None:
+    """A cursor off by one."""
+    see(judge, *AT_2)
+    see(judge, FIVE)
+    with pytest.raises(ViolationError, match="no history knows this"):
+        judge.settle(final=True)
+
+
+def test_a_cursor_of_another_request(judge: Judge) -> None:
+    """It can only be told to start anew."""
+    judge.bring("ffffffff-4")
+    with pytest.raises(ViolationError, match="without a state"):
+        see(judge, event({"type": "synced", "revision": 6, "heartbeat": 1}, 6))
+
+
+def test_live_while_something_is_missing(judge: Judge) -> None:
+    """Up to its bound that is a matter of time; beyond, a lie. Stale or silent streams do not say that they are."""
+    see(judge, *AT_2, *FOUR, now=10.0)
+    judge.check_live(12.9)
+    for now in (11.0, 12.0, 13.0, 14.0, 15.0):
+        judge.receive(bookmark(4), now)
+    with pytest.raises(ViolationError, match="says live at 4"):
+        judge.check_live(15.1)
+    judge.receive(bookmark(4, "stale"), 16.0)
+    judge.check_live(16.1)
+
+
+def test_a_restore_that_nobody_noticed(judge: Judge) -> None:
+    """The new history has passed the mirror's stand, and its changes are told as if they were of the old one."""
+    see(judge, *AT_2, *FOUR, FIVE, SIX)
+    chronicle = judge.chronicle
+    chronicle.restore(chronicle.now, 3, at=20.0)
+    chronicle.now.add(7, [Change(K, 7, b"w", 2, 2)], 21.0)
+    judge.receive(event({**a_put("/a/k", 7, 2, 2), "value": "w"}, 7), 21.0)
+
+    with pytest.raises(ViolationError, match="no history knows this"):
+        judge.settle(final=True)
+
+
+def test_a_restore_that_changes_nothing_for_the_range(judge: Judge) -> None:
+    """What a mirror holds is the same in both histories: it may go on."""
+    see(judge, *AT_2)
+    chronicle = judge.chronicle
+    chronicle.restore(chronicle.now, 2, at=20.0)
+    chronicle.now.add(9, [Change(K, 9, b"v", 2, 2)], 21.0)
+    judge.receive(event(a_put("/a/k", 9, 2, 2), 9), 21.0)
+    judge.settle(final=True)

@@ -1,0 +1,35 @@
+"""A short run of the torture on every etcd that is there; ``make torture MINUTES=10`` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.core.versions import parse_version
+from tests.consistency.torture import torture
+from tests.support.versions import Candidate, real_etcds
+
+# Kept, so that a failure comes again; the long runs draw their own and print it.
+SEED = "7"
+SECONDS = 25
+
+
+@pytest.mark.etcd
+@pytest.mark.slow
+@pytest.mark.xdist_group("torture")  # two at a time would measure this machine
+@pytest.mark.parametrize("candidate", real_etcds(), ids=lambda candidate: candidate.version)
+async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
+    """Under every fault that we can make, every subscriber saw etcd's history, and nothing else."""
+    newest = max(real_etcds(), key=lambda other: parse_version(other.version))
+    report = await torture(
+        SEED,
+        SECONDS,
+        folder=candidate.folder,
+        upgrade_to=newest.folder if candidate is not newest else None,
+        followers=30,
+        bound=12,
+        log=print,
+    )
+
+    assert report.violations == [], str(report)
+    assert report.deliveries > 1_000
+    assert report.faults.total() > 10
