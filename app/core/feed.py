@@ -364,7 +364,7 @@ class FeedCore:
 
     def _caught_compacted(self, given: Compacted, _now: float) -> Commands:
         pending = self._pending()
-        self._compacted = given.revision
+        self._compacted = max(self._compacted, given.revision)
         if given.revision > self.log.tip:
             return self._start_anew("compacted")
         if pending.plan is Plan.OVERLAP:
@@ -449,6 +449,7 @@ class FeedCore:
 
     def _live_compacted(self, given: Compacted, _now: float) -> Commands:
         """A slow watch that compaction overtook."""
+        self._compacted = max(self._compacted, given.revision)
         if given.revision > self.log.tip:
             return self._start_anew("compacted")
         return self._resume_behind_tip()

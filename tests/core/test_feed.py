@@ -1,0 +1,640 @@
+"""``app.core.feed`` by named examples: what each state makes of each input, and how each plan proves itself.
+
+Random walks are in ``test_feed_machine``; here the table is a specification to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import pytest
+from hypothesis import given as given_by
+from hypothesis import strategies as st
+
+from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
+from app.core.feed import DEEPEN_INTERVAL, TABLE, FeedCore, InvalidTransitionError, State
+from app.core.feedwords import (
+    AwaitProof,
+    CloseWatch,
+    Command,
+    Commands,
+    EndProof,
+    FeedInput,
+    OpenWatch,
+    Probe,
+    Probed,
+    Reason,
+    Restored,
+    Retry,
+    RetryDue,
+    SnapshotFailed,
+    SnapshotTaken,
+    Start,
+    Stop,
+    SyncTimeout,
+    TakeSnapshot,
+    WantHistory,
+)
+from app.core.log import Bounds
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+
+BOUNDS = Bounds(batches=100, bytes=2000, age=600.0)
+REACH_BACK = 50
+EVERYTHING = 1 << 40
+
+
+def put(revision: int, key: bytes = b"a", value: bytes = b"v") -> KeyValue:
+    """A first put."""
+    return KeyValue(key, value, revision, revision, 1)
+
+
+def batches(*revisions: int) -> Batches:
+    """A put of ``a`` in each of *revisions*."""
+    return Batches(tuple(Batch(revision, [put(revision)]) for revision in revisions))
+
+
+def said(*events: Event) -> Batches:
+    """One revision, with these events."""
+    return Batches((Batch(events[0].mod_revision, events),))
+
+
+def heavy(*revisions: int) -> Batches:
+    """Revisions of which two do not fit the bounds."""
+    return Batches(tuple(Batch(revision, [put(revision, value=b"v" * 1200)]) for revision in revisions))
+
+
+def taken(revision: int, *items: KeyValue, cluster_id: int = 1) -> SnapshotTaken:
+    """A snapshot."""
+    return SnapshotTaken(Snapshot(revision, items), cluster_id)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Inputs that lead a new feed somewhere."""
+
+    inputs: tuple[FeedInput, ...]
+    reach_back: int = REACH_BACK
+
+    def then(self, *inputs: FeedInput) -> Path:
+        """Further on."""
+        return Path((*self.inputs, *inputs), self.reach_back)
+
+    def walk(self) -> FeedCore:
+        """A feed that has come that far."""
+        core = FeedCore(BOUNDS, self.reach_back)
+        for given in self.inputs:
+            core.handle(given, 0.0)
+        return core
+
+
+TAKEN = taken(100, put(90))
+SURE = Progress(100, trusted=True)
+
+IDLE = Path(())
+OPENING = IDLE.then(Start(reach=False))
+SNAPSHOTTING = OPENING.then(Created(99))
+START_RETRY = OPENING.then(Lost("gone"))
+LIVE = SNAPSHOTTING.then(TAKEN)
+WATCH_RETRY = LIVE.then(Lost("gone"))
+# The anchor is the snapshot's newest put, at 90.
+OVERLAP = WATCH_RETRY.then(RetryDue())
+# Quiet for longer than it may reach back: no anchor is near enough.
+QUIET = LIVE.then(Progress(141, trusted=True))
+PROBE = QUIET.then(Lost("gone"), RetryDue())
+CONFIRMING_PROBE = PROBE.then(Created(141))
+# Somebody with a cursor waits from the start.
+REACHING = IDLE.then(Start(reach=True))
+BACKFILL = REACHING.then(TAKEN)
+CONFIRMING = BACKFILL.then(Created(100), batches(90), SURE)
+# So far back that it goes over the catch-up stream.
+FAR = Path((Start(reach=True), taken(3000, put(2990))), 2000)
+FAR_CONFIRMING = FAR.then(Created(3000), batches(2990), Progress(3000, trusted=True))
+FAR_LIVE = FAR.then(Created(3005), batches(2990), Progress(3005, trusted=True), Probed("ok"))
+CLOSED = LIVE.then(Stop())
+
+ANEW = (CloseWatch(), OpenWatch(0))
+UNPROVEN_ANEW = (EndProof(), *ANEW)
+
+Case = tuple[Path, FeedInput, State, tuple[Command, ...]]
+S = State
+CASES: dict[str, Case] = {
+    # A fresh watch first, then the snapshot.
+    "nobody has a cursor: the watch first": (IDLE, Start(reach=False), S.OPENING, (OpenWatch(0),)),
+    "somebody has a cursor: the snapshot first": (IDLE, Start(reach=True), S.REACHING, (TakeSnapshot(),)),
+    "stopped before it began": (IDLE, Stop(), S.CLOSED, (CloseWatch(),)),
+    "the watch is open: now the snapshot": (OPENING, Created(99), S.SNAPSHOTTING, (TakeSnapshot(),)),
+    "refused": (OPENING, Refused("no"), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "compacted, though from now on": (OPENING, Compacted(5), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "lost before it opened": (OPENING, Lost("gone"), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
+    "a cursor comes while opening": (OPENING, WantHistory(), S.OPENING, ()),
+    "restored before the snapshot": (OPENING, Restored(), S.OPENING, ()),
+    "stopped while opening": (OPENING, Stop(), S.CLOSED, (CloseWatch(),)),
+    "the snapshot is there": (SNAPSHOTTING, TAKEN, S.LIVE, ()),
+    "the snapshot is there, and a cursor waits": (
+        SNAPSHOTTING.then(WantHistory()), TAKEN, S.CATCHING_UP, (CloseWatch(), EndProof(), OpenWatch(50))
+    ),
+    "no snapshot": (SNAPSHOTTING, SnapshotFailed(), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "events before the snapshot": (SNAPSHOTTING, batches(100, 101), S.SNAPSHOTTING, ()),
+    "more events before the snapshot than fit": (
+        SNAPSHOTTING.then(heavy(101)), heavy(102), S.START_RETRY, (CloseWatch(), Retry(0))
+    ),
+    "progress before the snapshot": (SNAPSHOTTING, SURE, S.SNAPSHOTTING, ()),
+    "compacted before the snapshot": (SNAPSHOTTING, Compacted(5), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "refused before the snapshot": (SNAPSHOTTING, Refused("no"), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "lost before the snapshot": (SNAPSHOTTING, Lost("gone"), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "a cursor comes before the snapshot": (SNAPSHOTTING, WantHistory(), S.SNAPSHOTTING, ()),
+    "restored while the snapshot is read": (SNAPSHOTTING, Restored(), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "stopped before the snapshot": (SNAPSHOTTING, Stop(), S.CLOSED, (CloseWatch(),)),
+    "again": (START_RETRY, RetryDue(), S.OPENING, (OpenWatch(0),)),
+    "again, and a cursor waits": (START_RETRY.then(WantHistory()), RetryDue(), S.REACHING, (TakeSnapshot(),)),
+    "a cursor comes meanwhile": (START_RETRY, WantHistory(), S.START_RETRY, ()),
+    "restored meanwhile": (START_RETRY, Restored(), S.START_RETRY, ()),
+    "stopped meanwhile": (START_RETRY, Stop(), S.CLOSED, (CloseWatch(),)),
+    # A cursor is waiting: the snapshot first, then a watch that begins before it.
+    "the snapshot to reach back from": (REACHING, TAKEN, S.CATCHING_UP, (EndProof(), OpenWatch(50))),
+    "no snapshot to reach back from": (REACHING, SnapshotFailed(), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "one more cursor": (REACHING, WantHistory(), S.REACHING, ()),
+    "restored under its pages": (REACHING, Restored(), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "stopped while reaching": (REACHING, Stop(), S.CLOSED, (CloseWatch(),)),
+    # A watch that started in the past proves itself.
+    "catching up: proof is wanted": (BACKFILL, Created(100), S.CATCHING_UP, (AwaitProof(),)),
+    "nothing lies between: no proof needed": (PROBE, Created(141), S.CONFIRMING, (EndProof(), Probe(141))),
+    "something may lie between": (PROBE, Created(142), S.CATCHING_UP, (AwaitProof(),)),
+    "history below its end": (BACKFILL.then(Created(100)), batches(60, 90), S.CATCHING_UP, ()),
+    "history with its end": (
+        BACKFILL.then(Created(100)), batches(90, 100), S.CONFIRMING, (EndProof(), Probe(49))
+    ),
+    "the anchor as we know it": (OVERLAP, said(put(90)), S.LIVE, (EndProof(),)),
+    "another anchor": (OVERLAP, said(put(90, value=b"x")), S.OPENING, UNPROVEN_ANEW),
+    "another revision than the anchor's": (OVERLAP, batches(91), S.OPENING, UNPROVEN_ANEW),
+    "progress to the end": (BACKFILL.then(Created(100)), SURE, S.CONFIRMING, (EndProof(), Probe(49))),
+    "progress before the end": (BACKFILL.then(Created(100)), Progress(99, trusted=True), S.CATCHING_UP, ()),
+    "progress of a version that overtakes": (
+        BACKFILL.then(Created(100)), Progress(100, trusted=False), S.CATCHING_UP, ()
+    ),
+    "progress before it was created": (BACKFILL, SURE, S.CATCHING_UP, ()),
+    "progress, and no anchor": (OVERLAP.then(Created(100)), SURE, S.OPENING, UNPROVEN_ANEW),
+    "history compacted": (BACKFILL, Compacted(60), S.CATCHING_UP, (EndProof(), OpenWatch(61))),
+    "the anchor compacted": (OVERLAP, Compacted(95), S.CATCHING_UP, (EndProof(), OpenWatch(101))),
+    "all compacted": (OVERLAP, Compacted(101), S.OPENING, UNPROVEN_ANEW),
+    "no proof in time": (OVERLAP, SyncTimeout(), S.OPENING, UNPROVEN_ANEW),
+    "catching up refused": (OVERLAP, Refused("no"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
+    "lost again": (OVERLAP, Lost("gone"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
+    "a cursor comes while catching up": (OVERLAP, WantHistory(), S.CATCHING_UP, ()),
+    "restored while catching up": (OVERLAP, Restored(), S.OPENING, UNPROVEN_ANEW),
+    "stopped while catching up": (OVERLAP, Stop(), S.CLOSED, (EndProof(), CloseWatch())),
+    # Complete; only: was nothing below compacted while it was read?
+    "proven": (CONFIRMING, Probed("ok"), S.LIVE, ()),
+    "proven on the catch-up stream: now to a live one": (
+        FAR_CONFIRMING, Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(2990))
+    ),
+    "compacted under it": (CONFIRMING, Probed("compacted"), S.OPENING, ANEW),
+    "a member that has not heard of its start": (CONFIRMING, Probed("future"), S.OPENING, ANEW),
+    "no answer": (CONFIRMING, Probed("failed"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "events meanwhile": (CONFIRMING, batches(101), S.CONFIRMING, ()),
+    "more events meanwhile than fit": (CONFIRMING_PROBE.then(heavy(142)), heavy(143), S.OPENING, ANEW),
+    "progress meanwhile": (CONFIRMING, SURE, S.CONFIRMING, ()),
+    "history compacted meanwhile": (CONFIRMING, Compacted(60), S.CATCHING_UP, (EndProof(), OpenWatch(61))),
+    "compacted behind a tip without anchor": (CONFIRMING_PROBE, Compacted(141), S.OPENING, ANEW),
+    "refused meanwhile": (CONFIRMING, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "lost meanwhile": (CONFIRMING, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "a cursor comes while confirming": (CONFIRMING, WantHistory(), S.CONFIRMING, ()),
+    "restored while confirming": (CONFIRMING, Restored(), S.OPENING, ANEW),
+    "stopped while confirming": (CONFIRMING, Stop(), S.CLOSED, (CloseWatch(),)),
+    # Live, and what may end that.
+    "news": (LIVE, batches(101, 103), S.LIVE, ()),
+    "what the snapshot holds": (LIVE, batches(95), S.LIVE, ()),
+    "what cannot be: behind the tip": (QUIET, batches(120), S.OPENING, ANEW),
+    "news on the catch-up stream: now to a live one": (
+        FAR_LIVE, batches(3005), S.CATCHING_UP, (EndProof(), OpenWatch(3005))
+    ),
+    "news on the catch-up stream, not yet all": (FAR_LIVE, batches(3004), S.LIVE, ()),
+    "progress": (LIVE, Progress(105, trusted=True), S.LIVE, ()),
+    "progress on the catch-up stream: now to a live one": (
+        FAR_LIVE, Progress(3005, trusted=True), S.CATCHING_UP, (EndProof(), OpenWatch(2990))
+    ),
+    "compaction overtook a slow watch": (LIVE, Compacted(100), S.CATCHING_UP, (EndProof(), OpenWatch(101))),
+    "compaction overtook us too": (LIVE, Compacted(101), S.OPENING, ANEW),
+    "refused while live": (LIVE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "lost": (LIVE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "a cursor below the log": (LIVE, WantHistory(), S.CATCHING_UP, (EndProof(), OpenWatch(50))),
+    "restored": (LIVE, Restored(), S.OPENING, ANEW),
+    "stopped": (LIVE, Stop(), S.CLOSED, (CloseWatch(),)),
+    "after a break: at the anchor": (WATCH_RETRY, RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90))),
+    "after a break: no anchor is near": (
+        QUIET.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142))
+    ),
+    "after a break: history was being read": (
+        BACKFILL.then(Compacted(60), Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(50))
+    ),
+    "a cursor comes after a break": (WATCH_RETRY, WantHistory(), S.WATCH_RETRY, ()),
+    "restored after a break": (WATCH_RETRY, Restored(), S.OPENING, ANEW),
+    "stopped after a break": (WATCH_RETRY, Stop(), S.CLOSED, (CloseWatch(),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_state_makes_of_an_input(name: str) -> None:
+    """Where it leads and what is to be done, in order."""
+    path, given, state, commands = CASES[name]
+    core = path.walk()
+    assert core.handle(given, 0.0) == commands
+    assert core.state is state
+
+
+def test_every_way_of_the_table_is_shown() -> None:
+    """No row that nothing reaches, and none that leads where the table does not say."""
+    shown = {(path.walk().state, type(given), state) for path, given, state, _ in CASES.values()}
+    promised = {(state, given, to) for (state, given), entry in TABLE.items() for to in entry.leads_to}
+    assert shown - promised == set()
+    assert promised - shown == set()
+
+
+PLACES = (
+    IDLE,
+    OPENING,
+    SNAPSHOTTING,
+    START_RETRY,
+    REACHING,
+    BACKFILL,
+    OVERLAP,
+    PROBE,
+    CONFIRMING,
+    LIVE,
+    WATCH_RETRY,
+    CLOSED,
+)
+INPUTS: tuple[FeedInput, ...] = (
+    Start(reach=True), WantHistory(), TAKEN, SnapshotFailed(), Probed("ok"), RetryDue(), SyncTimeout(), Restored(),
+    Stop(), Created(200), batches(200), Progress(200, trusted=True), Compacted(200), Refused("no"), Lost("gone"),
+)  # fmt: skip
+
+
+def portrait(core: FeedCore) -> list[object]:
+    """All that a feed knows."""
+    log = core.log
+    view = None if core.view is None else (core.view.revision, len(core.view), core.view.bytes)
+    return [dict(vars(core)), log.generation, log.floor, log.tip, len(log), log.bytes, view, list(core._held)]
+
+
+def test_what_a_state_does_not_know_changes_nothing() -> None:
+    """Every pair of state and input that the table lacks is refused by name, and leaves the feed as it was."""
+    assert {path.walk().state for path in PLACES} == set(State)
+    assert {type(given) for given in INPUTS} == set(get_args(FeedInput))
+    for path in PLACES:
+        for given in INPUTS:
+            core = path.walk()
+            if (core.state, type(given)) in TABLE:
+                continue
+            before = portrait(core)
+            with pytest.raises(InvalidTransitionError, match=f"{type(given).__name__} in state {core.state.value}"):
+                core.handle(given, 0.0)
+            assert portrait(core) == before
+
+
+def revisions(core: FeedCore) -> list[int]:
+    """The revisions in its log."""
+    return [batch.revision for batch in core.log.after(core.log.floor, EVERYTHING)]
+
+
+def state(core: FeedCore) -> dict[bytes, int]:
+    """The keys of its view, and the revisions that wrote them."""
+    assert core.view is not None
+    return {item.key: item.mod_revision for item in core.view.snapshot(core.log.tip).items}
+
+
+def send(core: FeedCore, *inputs: FeedInput) -> Commands:
+    """One after the other; the commands of the last."""
+    commands: Commands = ()
+    for given in inputs:
+        commands = core.handle(given, 0.0)
+    return commands
+
+
+def test_a_fresh_start_publishes_what_the_snapshot_lacks() -> None:
+    """What the watch said up to the snapshot is in it already; what it said after comes once."""
+    core = SNAPSHOTTING.then(batches(90, 100, 101), batches(103)).walk()
+    assert not core.joinable
+    send(core, TAKEN)
+    assert core.joinable
+    assert (revisions(core), core.log.floor, core.log.tip) == ([101, 103], 100, 103)
+    assert (state(core), core.events_in) == ({b"a": 103}, 2)
+
+
+def test_what_was_held_before_a_retry_is_forgotten() -> None:
+    """The next watch says it again, or the next snapshot holds it."""
+    core = SNAPSHOTTING.then(batches(101), Lost("gone")).walk()
+    assert core.bytes == 0
+    send(core, RetryDue(), Created(102), taken(102, put(102)))
+    assert (revisions(core), core.log.tip) == ([], 102)
+
+
+def test_only_trusted_progress_moves_the_tip() -> None:
+    """What may overtake events proves nothing; the view and the generation stay."""
+    core = LIVE.walk()
+    send(core, Progress(105, trusted=False))
+    assert core.log.tip == 100
+    send(core, Progress(105, trusted=True))
+    assert (core.log.tip, core.log.generation, revisions(core)) == (105, 1, [])
+
+
+# --- BACKFILL --------------------------------------------------------------------------------------------------------
+
+
+def test_history_is_read_again_below_the_floor() -> None:
+    """What lies up to the snapshot becomes the log's past, the rest is live; nobody is reset for it."""
+    core = BACKFILL.then(Created(101)).walk()
+    assert core.joinable
+    assert (core.promises_history(49), core.promises_history(48)) == (True, False)
+    send(core, batches(60, 90), batches(101))
+    assert revisions(core) == [], "not before it is proven"
+    send(core, Probed("ok"))
+    assert (revisions(core), core.log.floor, core.log.tip) == ([60, 90, 101], 49, 101)
+    assert (core.log.generation, state(core), core.events_in) == (1, {b"a": 101}, 1)
+    assert not core.promises_history(49)
+
+
+def test_history_is_complete_at_what_etcd_had_when_it_opened() -> None:
+    """The store was ahead of the snapshot: an end before that proves nothing."""
+    core = BACKFILL.then(Created(105)).walk()
+    assert send(core, batches(90, 100)) == ()
+    assert send(core, Progress(104, trusted=True)) == ()
+    assert send(core, Progress(105, trusted=True)) == (EndProof(), Probe(49))
+
+
+def test_history_begins_at_the_first_revision() -> None:
+    """A young etcd has nothing below: the probe asks for the first revision that there is."""
+    core = REACHING.then(taken(20, put(9))).walk()
+    assert send(core, Created(20), batches(9), Progress(20, trusted=True)) == (EndProof(), Probe(1))
+    send(core, Probed("ok"))
+    assert core.log.covers(0)
+
+
+def test_history_without_its_anchor_is_of_another_etcd() -> None:
+    """The snapshot's newest put did not come again."""
+    core = BACKFILL.then(Created(100), batches(60), SURE).walk()
+    assert send(core, Probed("ok")) == ANEW
+
+
+def test_history_above_its_anchor_needs_none() -> None:
+    """Compacted beyond the anchor, it cannot come again."""
+    core = BACKFILL.then(Compacted(92), Created(100), SURE).walk()
+    send(core, Probed("ok"))
+    assert (core.state, core.log.floor) == (State.LIVE, 92)
+
+
+def test_history_that_does_not_fit_loses_its_old_end() -> None:
+    """The bound holds while it is read, and the promise is taken back."""
+    core = BACKFILL.then(Created(100)).walk()
+    send(core, heavy(60), heavy(70), said(put(90)))
+    assert core._held_bytes <= BOUNDS.bytes
+    assert (core.promises_history(60), core.promises_history(59)) == (True, False)
+    assert send(core, SURE) == (EndProof(), Probe(60))
+    send(core, Probed("ok"))
+    assert (revisions(core), core.log.floor) == ([70, 90], 60)
+
+
+def test_news_are_not_lost_for_history() -> None:
+    """When what must come no longer fits, all starts anew; history alone never leads to that."""
+    core = BACKFILL.then(Created(103)).walk()
+    assert send(core, heavy(60), heavy(101)) == ()
+    assert send(core, heavy(102)) == UNPROVEN_ANEW
+
+
+def test_one_revision_larger_than_the_bound_is_held() -> None:
+    """It reaches everyone who keeps up, as in the log."""
+    giant = said(put(142, value=b"v" * 5000))
+    core = CONFIRMING_PROBE.walk()
+    assert send(core, giant) == ()
+    send(core, Probed("ok"))
+    assert revisions(core) == [142]
+
+
+def test_deepening_a_live_feed_keeps_its_readers() -> None:
+    """The tip stands still while history is read, then goes on; same generation, nothing twice."""
+    core = LIVE.then(batches(101)).walk()
+    send(core, WantHistory(), Created(102), batches(60, 90, 101, 102), Probed("ok"))
+    assert (core.state, core.log.generation, revisions(core)) == (State.LIVE, 1, [60, 90, 101, 102])
+    assert (core.log.floor, core.events_in) == (50, 2)
+
+
+# --- OVERLAP ---------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_break_it_goes_on_behind_the_anchor() -> None:
+    """The anchor comes again and is not published again; what was missed is."""
+    core = LIVE.then(batches(105), Lost("gone")).walk()
+    assert send(core, RetryDue()) == (EndProof(), OpenWatch(105))
+    send(core, Created(107), batches(105, 106, 107))
+    assert (core.state, revisions(core), core.events_in) == (State.LIVE, [105, 106, 107], 3)
+    assert core.log.generation == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "proven"),
+    [
+        ((put(105, b"a"), put(105, b"b")), True),
+        ((put(105, b"a"),), False),
+        ((put(105, b"b"), put(105, b"a")), False),
+        ((put(105, b"a"), put(105, b"b"), put(105, b"c")), False),
+        ((put(105, b"a"), put(105, b"b", b"x")), False),
+        ((put(105, b"a"), Delete(b"b", 105)), False),
+    ],
+)
+def test_an_anchor_that_was_seen_must_come_whole(found: Sequence[Event], proven: bool) -> None:
+    """Of a revision that we were sent we know every event."""
+    core = LIVE.then(said(put(105, b"a"), put(105, b"b")), Lost("gone"), RetryDue()).walk()
+    send(core, said(*found))
+    assert (core.state is State.LIVE) == proven
+
+
+def test_an_anchor_of_a_snapshot_may_bring_more() -> None:
+    """Of a revision in a snapshot we know the puts that were not overwritten or deleted since."""
+    core = OVERLAP.walk()
+    send(core, said(put(90), Delete(b"b", 90), put(90, b"c")))
+    assert (core.state, state(core)) == (State.LIVE, {b"a": 90})
+
+
+def test_what_the_snapshot_covers_is_not_published() -> None:
+    """Between its newest put and its revision a snapshot hides deletes: known as state, not as events."""
+    core = OVERLAP.walk()
+    send(core, Batches((*batches(90).batches, Batch(95, [Delete(b"b", 95)]), Batch(101, [put(101)]))))
+    assert (core.state, revisions(core)) == (State.LIVE, [101])
+
+
+def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
+    """Progress had said that nothing lies there."""
+    core = LIVE.then(Progress(120, trusted=True), Lost("gone"), RetryDue()).walk()
+    assert send(core, batches(90, 110)) == UNPROVEN_ANEW
+
+
+# --- PROBE -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_anchor_is_used_as_far_as_it_may_reach() -> None:
+    """One revision further, etcd would have to scan too many."""
+    core = LIVE.then(Progress(90 + REACH_BACK, trusted=True), Lost("gone")).walk()
+    assert send(core, RetryDue()) == (EndProof(), OpenWatch(90))
+
+
+def test_an_empty_range_has_no_anchor() -> None:
+    """Nothing to be seen again: it goes on behind the tip."""
+    core = SNAPSHOTTING.then(taken(100), Lost("gone")).walk()
+    assert send(core, RetryDue()) == (EndProof(), OpenWatch(101))
+
+
+def test_behind_the_tip_news_wait_for_the_probe() -> None:
+    """Held until the revision at the tip was read: then nothing was compacted between."""
+    core = PROBE.then(Created(144)).walk()
+    assert send(core, batches(143)) == ()
+    assert send(core, batches(144)) == (EndProof(), Probe(141))
+    send(core, batches(145))
+    assert revisions(core) == []
+    send(core, Probed("ok"))
+    assert (core.state, revisions(core), core.log.tip) == (State.LIVE, [143, 144, 145], 145)
+    assert core.log.generation == 1
+
+
+@pytest.mark.parametrize("outcome", ["compacted", "future", "failed"])
+def test_without_an_answer_nothing_held_is_published(outcome: Literal["compacted", "future", "failed"]) -> None:
+    """And its memory is given back."""
+    core = CONFIRMING_PROBE.then(batches(142)).walk()
+    before = core.bytes
+    send(core, Probed(outcome))
+    assert (revisions(core), core.log.tip) == ([], 141)
+    assert core.bytes < before
+
+
+# --- what readers are told -------------------------------------------------------------------------------------------
+
+DELETED = LIVE.then(said(Delete(b"a", 105)), Lost("gone"), RetryDue(), Created(105))
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "reason"),
+    [
+        (LIVE, Restored(), "restored"),
+        (LIVE, Compacted(101), "compacted"),
+        (QUIET, batches(120), "restored"),
+        (OVERLAP, SyncTimeout(), "unproven"),
+        (OVERLAP, said(put(90, value=b"x")), "restored"),
+        (OVERLAP, Compacted(101), "compacted"),
+        (PROBE, Compacted(141), "compacted"),
+        # A compaction exactly there keeps puts and takes deletes.
+        (OVERLAP.then(Created(100)), SURE, "restored"),
+        (DELETED, Progress(105, trusted=True), "unproven"),
+        (BACKFILL.then(Created(100), batches(60), SURE), Probed("ok"), "restored"),
+        (CONFIRMING_PROBE, Probed("compacted"), "compacted"),
+        (CONFIRMING_PROBE, Probed("future"), "restored"),
+        (CONFIRMING_PROBE.then(heavy(142)), heavy(143), "lagged"),
+        (PROBE.then(Created(150), heavy(142)), heavy(143), "lagged"),
+    ],
+)
+def test_why_a_generation_ended(path: Path, given: FeedInput, reason: Reason) -> None:
+    """The old view is given to nobody new, and the new one says why it is."""
+    core = path.walk()
+    assert (core.joinable, core.reason, core.log.generation) == (True, "initial", 1)
+    send(core, given)
+    assert not core.joinable
+    assert core.view is not None, "those who are there keep it until then"
+    assert core.log.generation == 1
+    send(core, Created(200), taken(200, put(200)))
+    assert (core.joinable, core.reason, core.log.generation) == (True, reason, 2)
+    assert (core.log.floor, core.log.tip, revisions(core), state(core)) == (200, 200, [], {b"a": 200})
+
+
+def test_another_cluster_is_another_history() -> None:
+    """Whatever ended the old one: its revisions mean nothing in the new one."""
+    core = OVERLAP.then(SyncTimeout(), Created(200), taken(200, put(200), cluster_id=2)).walk()
+    assert (core.reason, core.cluster_id) == ("restored", 2)
+
+
+@pytest.mark.parametrize(("revision", "reason"), [(99, "restored"), (100, "unproven")])
+def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: Reason) -> None:
+    """It is linearizable: where the feed had been, etcd had been too."""
+    core = OVERLAP.then(SyncTimeout(), Created(revision), taken(revision)).walk()
+    assert core.reason == reason
+
+
+def test_why_there_is_no_history() -> None:
+    """Out of reach, compacted for all we know, or of a history that ended."""
+    core = LIVE.walk()
+    assert core.why_no_history(60) == "lagged"
+    core = BACKFILL.then(Compacted(60)).walk()
+    assert [core.why_no_history(revision) for revision in (59, 60)] == ["compacted", "lagged"]
+    core = LIVE.then(Restored(), Created(200), taken(200)).walk()
+    assert [core.why_no_history(revision) for revision in (199, 200)] == ["restored", "lagged"]
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_history_is_not_read_for_everybody() -> None:
+    """Within reach, by a version whose progress can be trusted, on a live feed, and not too often."""
+    core = LIVE.walk()
+    assert core.may_deepen(50, 0.0, trusted=True)
+    assert not core.may_deepen(49, 0.0, trusted=True)
+    assert not core.may_deepen(50, 0.0, trusted=False)
+    assert not OVERLAP.walk().may_deepen(50, 0.0, trusted=True)
+    core.handle(WantHistory(), 7.0)
+    send(core, Created(100), batches(90), SURE, Probed("ok"))
+    assert core.state is State.LIVE
+    assert not core.may_deepen(50, 7.0 + DEEPEN_INTERVAL - 0.1, trusted=True)
+    assert core.may_deepen(50, 7.0 + DEEPEN_INTERVAL, trusted=True)
+
+
+def test_retries_are_counted_until_it_is_live() -> None:
+    """Opening a watch is no success yet: the wait grows until one proves itself, and begins anew after that."""
+    core = IDLE.walk()
+    waits: list[Commands] = []
+    send(core, Start(reach=False))
+    for _ in range(3):
+        waits.append(send(core, Created(99), SnapshotFailed()))
+        send(core, RetryDue())
+    send(core, Created(100), TAKEN)
+    for _ in range(2):
+        waits.append(send(core, Lost("gone"))[-2:])
+        send(core, RetryDue())
+    send(core, said(put(90)))
+    waits.append(send(core, Lost("gone")))
+    assert waits == [(CloseWatch(), Retry(attempt)) for attempt in (0, 1, 2, 0, 1, 0)]
+
+
+@pytest.mark.parametrize(("reach_back", "far"), [(999, False), (1000, True)])
+def test_a_long_way_back_goes_over_another_stream(reach_back: int, far: bool) -> None:
+    """More than one round of etcd's catching up would hold up everybody's live events."""
+    core = FeedCore(BOUNDS, reach_back)
+    commands = send(core, Start(reach=True), taken(3000, put(2990)))
+    assert commands == (EndProof(), OpenWatch(3000 - reach_back, far))
+
+
+sizes = st.lists(st.integers(0, 1500), max_size=12)
+
+
+@given_by(
+    path=st.sampled_from([SNAPSHOTTING, BACKFILL, PROBE, CONFIRMING, CONFIRMING_PROBE]),
+    first=st.sampled_from([60, 95, 300]),
+    sizes=sizes,
+)
+def test_what_is_held_back_is_bounded(path: Path, first: int, sizes: Sequence[int]) -> None:
+    """Whatever comes before the proof: at most the log's bound, or one revision; and it is counted."""
+    core = path.walk()
+    before, start = core.state, core.bytes - core._held_bytes
+    for revision, size in enumerate(sizes, first):
+        if core.state not in (before, State.CONFIRMING):
+            break
+        send(core, said(put(revision, value=b"v" * size)))
+        assert core._held_bytes == sum(batch.size for batch in core._held)
+        assert core._held_bytes <= BOUNDS.bytes or len(core._held) == 1
+        assert core.bytes == start + core._held_bytes
+
+
+def test_the_greatest_compaction_is_remembered() -> None:
+    """A member that lags says less, and a live watch is told of it too."""
+    core = BACKFILL.then(Compacted(60), Lost("gone"), RetryDue(), Compacted(55)).walk()
+    assert core.why_no_history(57) == "compacted"
+    core = LIVE.then(Compacted(95)).walk()
+    assert core.why_no_history(80) == "compacted"

@@ -1,0 +1,206 @@
+"""``app.core.frames`` read back as a client reads them: SSE by the letter of its specification, NDJSON by lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.encoding import event_body
+from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.frames import batch_frame, comment, control, greeting, snapshot_frame
+
+EPOCH = "16214fff"
+FORMS = ("sse", "ndjson")
+
+data = st.one_of(
+    st.text(st.sampled_from("a:\n\r\0 \x85\u2028\u2029\u00e9\ufeff"), max_size=6).map(str.encode), st.binary(max_size=6)
+)
+encodings = st.sampled_from(["auto", "base64"])
+revisions = st.integers(1, (1 << 63) - 1)
+items = st.builds(KeyValue, data, data, revisions, revisions, revisions, st.integers(0, 9))
+events: st.SearchStrategy[Event] = st.one_of(items, st.builds(Delete, data, revisions))
+batches = st.builds(Batch, revisions, st.lists(events, min_size=1, max_size=4))
+
+
+@dataclass
+class Dispatched:
+    """An event as an EventSource hands it to its page."""
+
+    kind: str
+    data: str
+    last_id: str
+
+
+class EventSource:
+    """Section 9.2.6 of the HTML standard, line by line."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.events: list[Dispatched] = []
+        self.last_id = ""
+        self.retry: int | None = None
+        self._kind, self._data, self._id = "", "", ""
+        # "Streams must be decoded using the UTF-8 decode algorithm", which drops one BOM.
+        text = stream.decode(errors="replace").removeprefix("\ufeff")
+        # A last line without its end is not yet a line.
+        for line in re.split("\r\n|\n|\r", text)[:-1]:
+            self._process(line)
+
+    def _process(self, line: str) -> None:
+        if not line:
+            self._dispatch()
+        elif not line.startswith(":"):
+            name, _, value = line.partition(":")
+            self._field(name, value.removeprefix(" "))
+
+    def _field(self, name: str, value: str) -> None:
+        if name == "event":
+            self._kind = value
+        elif name == "data":
+            self._data += value + "\n"
+        elif name == "id" and "\0" not in value:
+            self._id = value
+        elif name == "retry" and value.isascii() and value.isdigit():
+            self.retry = int(value)
+
+    def _dispatch(self) -> None:
+        self.last_id = self._id
+        if self._data:
+            self.events.append(Dispatched(self._kind or "message", self._data.removesuffix("\n"), self._id))
+        self._kind, self._data = "", ""
+
+
+def objects(stream: bytes, form: str) -> list[dict[str, Any]]:
+    """The JSON objects of a stream; an SSE event's id as the member "cursor" that NDJSON has."""
+    if form == "ndjson":
+        lines = stream.decode().splitlines()
+        return [json.loads(line) for line in lines if line]
+    found: list[dict[str, Any]] = []
+    last_id = ""
+    for event in EventSource(stream).events:
+        value = json.loads(event.data)
+        assert event.kind == value["type"], "the name of an event is its type"
+        if event.last_id != last_id:
+            last_id = value["cursor"] = event.last_id
+        found.append(value)
+    return found
+
+
+@given(batch=batches, encoding=encodings, form=st.sampled_from(FORMS))
+def test_a_revision_comes_back_as_it_went(batch: Batch, encoding: str, form: str) -> None:
+    """Every event in its order; all but the last say "more", the last alone carries the cursor."""
+    found = objects(batch_frame(batch, form, encoding, EPOCH), form)
+    wanted = [json.loads(event_body(event, encoding) + b"}") for event in batch.events]
+    for value in wanted[:-1]:
+        value["more"] = True
+    wanted[-1]["cursor"] = f"{EPOCH}-{batch.revision}"
+    assert found == wanted
+
+
+@given(before=batches, batch=batches, encoding=encodings, form=st.sampled_from(FORMS), cut=st.data())
+def test_a_revision_cut_short_leaves_the_old_cursor(
+    before: Batch, batch: Batch, encoding: str, form: str, cut: st.DataObject
+) -> None:
+    """Wherever a connection breaks: who comes back with the last id it saw has all events up to it."""
+    first = batch_frame(before, form, encoding, EPOCH)
+    second = batch_frame(batch, form, encoding, EPOCH)
+    at = cut.draw(st.integers(0, len(second)), label="cut after")
+    stream = first + second[:at]
+    if form == "sse":
+        source = EventSource(stream)
+        last_id, complete = source.last_id, len(source.events)
+    else:
+        lines = [json.loads(line) for line in stream.split(b"\n")[:-1]]
+        last_id, complete = [line["cursor"] for line in lines if "cursor" in line][-1], len(lines)
+    whole = complete == len(before.events) + len(batch.events)
+    assert whole == (at == len(second))
+    assert last_id == f"{EPOCH}-{(batch if whole else before).revision}"
+
+
+@given(batch=batches, encoding=encodings)
+def test_no_line_reader_tears_an_event_apart(batch: Batch, encoding: str) -> None:
+    """httpx and requests split lines as ``str.splitlines`` does: on more than SSE or NDJSON know of."""
+    for form in FORMS:
+        frame = batch_frame(batch, form, encoding, EPOCH)
+        assert frame.decode().splitlines() == frame.decode().removesuffix("\n").split("\n")
+
+
+@given(listed=st.lists(items, max_size=5), encoding=encodings, form=st.sampled_from(FORMS))
+def test_a_snapshot_is_puts_without_a_cursor(listed: list[KeyValue], encoding: str, form: str) -> None:
+    """They look like live ones, but no id among them: half a snapshot is nothing to resume from."""
+    bodies = [event_body(item, encoding) for item in listed]
+    frame = snapshot_frame(bodies, form)
+    assert objects(frame, form) == [json.loads(body + b"}") for body in bodies]
+    assert b"\nid:" not in frame
+    assert bool(frame) == bool(listed)
+
+
+@given(batch=batches, encoding=encodings, form=st.sampled_from(FORMS))
+def test_a_live_put_looks_like_one_of_the_snapshot(batch: Batch, encoding: str, form: str) -> None:
+    """A client needs one way to read a put, wherever it stands."""
+    puts = [event for event in batch.events if isinstance(event, KeyValue)]
+    from_snapshot = objects(snapshot_frame([event_body(put, encoding) for put in puts], form), form)
+    live = [value for value in objects(batch_frame(batch, form, encoding, EPOCH), form) if value["type"] == "put"]
+    for value in live:
+        value.pop("more", None)
+        value.pop("cursor", None)
+    assert live == from_snapshot
+
+
+members = st.dictionaries(st.sampled_from(["reason", "revision", "ranges"]), st.one_of(st.integers(), st.text("a/%é")))
+
+
+@given(kind=st.sampled_from(["reset", "synced", "close"]), members=members, form=st.sampled_from(FORMS))
+def test_a_control_event_comes_back_as_it_went(kind: str, members: dict[str, object], form: str) -> None:
+    """Its type, its members, and its cursor if it has one."""
+    assert objects(control(form, kind, members), form) == [{"type": kind, **members}]
+    cursor = f"{EPOCH}-5"
+    assert objects(control(form, kind, members, cursor), form) == [{"type": kind, **members, "cursor": cursor}]
+
+
+def test_a_control_event_does_not_change_what_it_is_given() -> None:
+    """The members are the caller's."""
+    given: dict[str, object] = {"revision": 5}
+    control("ndjson", "bookmark", given, f"{EPOCH}-5")
+    assert given == {"revision": 5}
+
+
+@pytest.mark.parametrize(
+    ("frame", "text"),
+    [
+        # The wire contract to the letter.
+        (control("sse", "reset", {"reason": "initial"}, "16214fff-0"),
+         'event: reset\ndata: {"type":"reset","reason":"initial"}\nid: 16214fff-0\n\n'),
+        (control("ndjson", "reset", {"reason": "initial"}, "16214fff-0"),
+         '{"type":"reset","reason":"initial","cursor":"16214fff-0"}\n'),
+        (control("sse", "close", {"reason": "drain"}), 'event: close\ndata: {"type":"close","reason":"drain"}\n\n'),
+        (comment("sse", "waiting"), ": waiting\n\n"),
+        (comment("ndjson", "waiting"), "\n"),
+        (greeting("sse", "gw-1", 3000), "retry: 3000\n: connected gw-1\n\n"),
+        (greeting("ndjson", "gw-1", 3000), ""),
+        (batch_frame(Batch(9, [Delete(b"a", 9), Delete(b"b", 9)]), "sse", "auto", EPOCH),
+         'event: delete\ndata: {"type":"delete","key":"a","mod_revision":9,"more":true}\n\n'
+         'event: delete\ndata: {"type":"delete","key":"b","mod_revision":9}\nid: 16214fff-9\n\n'),
+        (batch_frame(Batch(9, [Delete(b"a", 9), Delete(b"b", 9)]), "ndjson", "auto", EPOCH),
+         '{"type":"delete","key":"a","mod_revision":9,"more":true}\n'
+         '{"type":"delete","key":"b","mod_revision":9,"cursor":"16214fff-9"}\n'),
+    ],
+)  # fmt: skip
+def test_frames_to_the_letter(frame: bytes, text: str) -> None:
+    """As the docs show them; the id is the last line of its block."""
+    assert frame.decode() == text
+
+
+def test_signs_of_life_mean_nothing() -> None:
+    """A comment is no event and touches no id; the greeting only sets the time to come back."""
+    source = EventSource(
+        greeting("sse", "gw-1", 3000) + control("sse", "synced", {}, "e-5") + comment("sse", "waiting")
+    )
+    assert source.retry == 3000
+    assert [(event.kind, event.last_id) for event in source.events] == [("synced", "e-5")]
+    assert source.last_id == "e-5"

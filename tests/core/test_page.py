@@ -1,0 +1,86 @@
+"""``app.core.page``: the token of a next page."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.core.errors import BadRequestError
+from app.core.keys import KeyRange
+from app.core.page import Page, parse_page
+from app.core.query import parse_query
+
+EVERYTHING = KeyRange("prefix", b"")
+SERVICES = KeyRange("prefix", b"/svc/")
+
+epochs = st.text("0123456789abcdef", min_size=8, max_size=8)
+revisions = st.integers(1, (1 << 63) - 1)
+
+
+def token(text: bytes) -> bytes:
+    """What stands in a token, encoded as ours are."""
+    return urlsafe_b64encode(text).rstrip(b"=")
+
+
+@given(epoch=epochs, revision=revisions, start=st.binary(max_size=20))
+@example(epoch="16214fff", revision=1, start=b"-1-/svc/")
+@example(epoch="16214fff", revision=1, start=b"\xff\xfb\xef\n")
+def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -> None:
+    """Through a query, as it stands, for any bytes of a key."""
+    page = Page(epoch, revision, start)
+    text = page.token()
+    (found,) = parse_query(f"page={text}".encode(), {"page"}).values()
+    assert found == text.encode()
+    assert parse_page(found, EVERYTHING) == page
+
+
+@given(st.one_of(st.binary(max_size=40), st.binary(max_size=30).map(token)))
+@example(b"")
+@example(b"A")
+@example(b"\xff\xff")
+@example(token(b"\xff-1-/svc/a"))
+@example(token(b"16214fff-" + b"9" * 5000 + b"-/svc/a"))
+@example(token("16214fff-\u0661-/svc/a".encode()))
+def test_no_token_raises_anything_else(text: bytes) -> None:
+    """A client may bring anything: it is a page of this range, or a bad request that names the parameter."""
+    parameter, page = "page", None
+    try:
+        page = parse_page(text, SERVICES)
+    except BadRequestError as error:
+        parameter = str(error.parameter)
+    assert parameter == "page"
+    assert page is None or (SERVICES.contains(page.start) and 0 < page.revision < 1 << 63)
+
+
+@pytest.mark.parametrize("text", [b"", b"AAAA", token(b"16214fff-12"), token(b"16214fff-x-/svc/a"), token(b"16214fff")])
+def test_what_is_no_token(text: bytes) -> None:
+    """The answer says where tokens come from."""
+    with pytest.raises(BadRequestError, match="'page' is no token of ours: take it from 'next_page'"):
+        parse_page(text, SERVICES)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        Page("16214fff", 5, b"/secret"),
+        Page("16214fff", 5, b"/svc"),
+        Page("16214fff", 5, b""),
+        Page("16214fff", 0, b"/svc/a"),
+        Page("16214fff", 1 << 63, b"/svc/a"),
+    ],
+)
+def test_a_token_does_not_reach_out_of_its_range(page: Page) -> None:
+    """What a request may read is judged by its range: no token reads beside it, or at no revision of etcd."""
+    with pytest.raises(BadRequestError, match="'page' belongs to another range") as caught:
+        parse_page(page.token().encode(), SERVICES)
+    assert caught.value.parameter == "page"
+
+
+def test_the_bounds_of_a_revision_are_its_own() -> None:
+    """The first and the last revision that etcd can have are pages."""
+    for revision in (1, (1 << 63) - 1):
+        page = Page("16214fff", revision, b"/svc/")
+        assert parse_page(page.token().encode(), SERVICES) == page

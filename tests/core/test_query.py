@@ -1,0 +1,202 @@
+"""``app.core.query``: what is asked for, as bytes, and what is wrong with how it is asked."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.core.errors import BadRequestError
+from app.core.keys import KeyRange
+from app.core.query import (
+    MAX_KEY_BYTES,
+    parse_choice,
+    parse_flag,
+    parse_number,
+    parse_query,
+    parse_range,
+    text,
+)
+
+KNOWN = {"key", "prefix", "limit"}
+queries = st.dictionaries(st.sampled_from(sorted(KNOWN)), st.binary(max_size=12))
+
+
+@given(query=queries, plus=st.booleans())
+def test_a_query_comes_back_as_it_went(query: dict[str, bytes], plus: bool) -> None:
+    """Any bytes, escaped by either of the two customs: %20 and + are both a space."""
+    escape = quote_plus if plus else quote
+    raw = "&".join(f"{name}={escape(value)}" for name, value in query.items())
+    assert parse_query(raw.encode(), KNOWN) == query
+
+
+@given(raw=st.one_of(st.binary(max_size=30), st.text("key=%&+2Bprfixlmt", max_size=20).map(str.encode)))
+@example(b"%ff=1")
+@example(b"key=%u0041")
+@example(b"\xed\xa0\x80=1")
+def test_no_query_raises_anything_else(raw: bytes) -> None:
+    """A client may send anything: it is parameters, or a bad request whose text can be sent."""
+    refusal, found = None, None
+    try:
+        found = parse_query(raw, KNOWN)
+    except BadRequestError as error:
+        refusal = error
+    if refusal is not None:
+        assert refusal.detail.encode()
+        assert refusal.parameter is not None
+    else:
+        assert found is not None
+        assert set(found) <= KNOWN
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        (b"", {}),
+        (b"&&", {}),
+        (b"key=a&&limit=2&", {"key": b"a", "limit": b"2"}),
+        (b"prefix", {"prefix": b""}),
+        (b"prefix=", {"prefix": b""}),
+        (b"key=a=b", {"key": b"a=b"}),
+        (b"key=a+b%20c%2Bd", {"key": b"a b c+d"}),
+        (b"%6Bey=%2fa%FF", {"key": b"/a\xff"}),
+        (b"key=/a;b?c/\xc3\xa9", {"key": "/a;b?c/\u00e9".encode()}),
+        (b"key=100%25", {"key": b"100%"}),
+    ],
+)
+def test_what_a_query_says(raw: bytes, found: dict[str, bytes]) -> None:
+    """Parameter by parameter; only ``&`` and the first ``=`` part anything."""
+    assert parse_query(raw, KNOWN) == found
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "parameter", "detail"),
+    [
+        (b"perfix=/a", "unknown-parameter", "perfix", "unknown parameter 'perfix'; known are key, limit, prefix"),
+        (b"=1", "unknown-parameter", "", "unknown parameter ''"),
+        (b"Key=a", "unknown-parameter", "Key", "unknown parameter 'Key'"),
+        (b"key%=a", "unknown-parameter", "key%", "unknown parameter 'key%'"),
+        (b"%ff=1", "unknown-parameter", "\\xff", "unknown parameter"),
+        (b"x" * 99 + b"=1", "unknown-parameter", "x" * 64, "'" + "x" * 64 + "'"),
+        (b"limit=1&limit=1", "repeated-parameter", "limit", "'limit' stands more than once"),
+        (b"key=a&key=b", "repeated-parameter", "key", "several ranges on one stream are not supported yet"),
+        (b"prefix=a&%70refix=b", "repeated-parameter", "prefix", "several ranges"),
+        (b"key=100%", "invalid-parameter", "key", "a percent sign is '%25'"),
+        (b"key=%2", "invalid-parameter", "key", "without two hex digits"),
+        (b"key=%zz", "invalid-parameter", "key", "without two hex digits"),
+        (b"key=%+1", "invalid-parameter", "key", "without two hex digits"),
+    ],
+)
+def test_what_a_query_may_not_say(raw: bytes, code: str, parameter: str, detail: str) -> None:
+    """Each with its machine word, the parameter, and what to do about it."""
+    with pytest.raises(BadRequestError) as caught:
+        parse_query(raw, KNOWN)
+    assert (caught.value.code, caught.value.parameter) == (code, parameter)
+    assert detail in caught.value.detail
+
+
+def test_only_ranges_are_told_that_one_is_the_most() -> None:
+    """Nobody asks for several limits."""
+    with pytest.raises(BadRequestError) as caught:
+        parse_query(b"limit=1&limit=2", KNOWN)
+    assert "ranges" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("query", "watched"),
+    [
+        ({"key": b"/a"}, KeyRange("key", b"/a")),
+        ({"prefix": b"/a"}, KeyRange("prefix", b"/a")),
+        ({"prefix": b""}, KeyRange("prefix", b"")),
+        ({"key": b"k" * MAX_KEY_BYTES}, KeyRange("key", b"k" * MAX_KEY_BYTES)),
+        ({"prefix": b"k" * MAX_KEY_BYTES, "limit": b"1"}, KeyRange("prefix", b"k" * MAX_KEY_BYTES)),
+    ],
+)
+def test_a_range_is_a_key_or_a_prefix(query: dict[str, bytes], watched: KeyRange) -> None:
+    """The empty prefix is all keys, on purpose."""
+    assert parse_range(query) == watched
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "parameter"),
+    [
+        ({}, "missing-parameter", "prefix"),
+        ({"key": b"/a", "prefix": b"/a"}, "conflicting-parameters", "key"),
+        ({"key": b""}, "invalid-parameter", "key"),
+        ({"key": b"k" * (MAX_KEY_BYTES + 1)}, "too-long", "key"),
+        ({"prefix": b"k" * (MAX_KEY_BYTES + 1)}, "too-long", "prefix"),
+    ],
+)
+def test_no_range(query: dict[str, bytes], code: str, parameter: str) -> None:
+    """An empty key is not taken for all keys."""
+    with pytest.raises(BadRequestError) as caught:
+        parse_range(query)
+    assert (caught.value.code, caught.value.parameter) == (code, parameter)
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"), [(b"1", True), (b"true", True), (b"TRUE", True), (b"0", False), (b"false", False)]
+)
+def test_flags(value: bytes, flag: bool) -> None:
+    """Said, it counts whatever the default is."""
+    assert parse_flag({"f": value}, "f", default=True) is flag
+    assert parse_flag({"f": value}, "f", default=False) is flag
+
+
+def test_what_is_absent_is_the_default() -> None:
+    """Not said is not wrong."""
+    assert parse_flag({}, "f", default=True) is True
+    assert parse_flag({}, "f", default=False) is False
+    assert parse_number({}, "n", default=7, most=9) == 7
+    assert parse_choice({}, "c", ("a", "b")) is None
+
+
+@pytest.mark.parametrize("value", [b"", b"yes", b"2", b"01", b" 1", b"\xff"])
+def test_no_flags(value: bytes) -> None:
+    """Neither yes nor no is guessed."""
+    with pytest.raises(BadRequestError, match="'f' is 1 or 0, not ") as caught:
+        parse_flag({"f": value}, "f", default=True)
+    assert caught.value.parameter == "f"
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"), [(b"a", True), (b"b", True), (b"", False), (b"A", False), (b"\xff", False)]
+)
+def test_choices(value: bytes, valid: bool) -> None:
+    """One of the words, exactly, or the words are named."""
+    if valid:
+        assert parse_choice({"c": value}, "c", ("a", "b")) == value.decode()
+        return
+    with pytest.raises(BadRequestError, match="'c' is one of a, b, not ") as caught:
+        parse_choice({"c": value}, "c", ("a", "b"))
+    assert caught.value.parameter == "c"
+
+
+@given(number=st.integers(-10, 1100), most=st.integers(1, 1000))
+@example(number=0, most=1)
+def test_numbers(number: int, most: int) -> None:
+    """From 1 to the most, both included; nothing else."""
+    query = {"n": b"%d" % number}
+    if 1 <= number <= most:
+        assert parse_number(query, "n", default=5, most=most) == number
+        return
+    with pytest.raises(BadRequestError, match=f"'n' is a whole number from 1 to {most}, not ") as caught:
+        parse_number(query, "n", default=5, most=most)
+    assert caught.value.parameter == "n"
+
+
+@pytest.mark.parametrize("value", [b"", b"1.0", b" 1", b"1_0", b"+1", "\u0661".encode(), b"9" * 5000])
+def test_no_numbers(value: bytes) -> None:
+    """Not all that Python would take for an int."""
+    with pytest.raises(BadRequestError, match="whole number"):
+        parse_number({"n": value}, "n", default=5, most=1 << 62)
+
+
+@given(value=st.binary(max_size=64), more=st.binary(max_size=40))
+@example(value=b"\xff" * 64, more=b"\xff")
+def test_a_value_for_people_is_cut_and_can_be_sent(value: bytes, more: bytes) -> None:
+    """The first 64 bytes of it, the undecodable ones escaped."""
+    assert text(value.ljust(64, b"a") + more) == text(value.ljust(64, b"a"))
+    assert text(value).encode().decode() == value.decode(errors="backslashreplace")

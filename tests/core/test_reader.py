@@ -1,0 +1,619 @@
+"""``app.core.reader``: what one subscriber is sent, read back into the mirror that a client would hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.core.cursor import NOTHING, UNREADABLE, Cursor, Shape, parse_cursor
+from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
+from app.core.feed import FeedCore
+from app.core.feedwords import Probed, Restored, SnapshotTaken, Start, WantHistory
+from app.core.keys import KeyRange
+from app.core.log import Bounds
+from app.core.multiplex import Batches, Created, Progress
+from app.core.reader import SNAPSHOT_SLICE, Phase, Reader, Wants
+
+SHAPE = Shape(KeyRange("prefix", b"/a/"))
+EPOCH = "00000001"
+PLENTY = 1 << 40
+KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/a/\xff")
+
+
+def epoch_of(cluster_id: int, _shape: Shape) -> str:
+    """An epoch that shows its cluster."""
+    return f"{cluster_id:08x}"
+
+
+def put(revision: int, key: bytes = b"/a/1", value: bytes = b"v") -> KeyValue:
+    """A first put."""
+    return KeyValue(key, value, revision, revision, 1)
+
+
+def batches(*revisions: int) -> Batches:
+    """A put in each of *revisions*."""
+    return Batches(tuple(Batch(revision, [put(revision)]) for revision in revisions))
+
+
+def live(*items: KeyValue, revision: int = 100, bounds: Bounds | None = None) -> FeedCore:
+    """A live feed that began with a snapshot."""
+    core = FeedCore(bounds or Bounds(), reach_back=50)
+    core.handle(Start(reach=False), 0.0)
+    core.handle(Created(revision), 0.0)
+    core.handle(SnapshotTaken(Snapshot(revision, items), 1), 0.0)
+    return core
+
+
+def restore(core: FeedCore, *items: KeyValue, revision: int = 50, cluster_id: int = 2) -> None:
+    """Another history takes the place of the feed's."""
+    core.handle(Restored(), 0.0)
+    core.handle(Created(revision), 0.0)
+    core.handle(SnapshotTaken(Snapshot(revision, items), cluster_id), 0.0)
+
+
+def reader(
+    core: FeedCore,
+    cursor: Cursor | None = None,
+    *,
+    shape: Shape = SHAPE,
+    form: str = "ndjson",
+    snapshot: bool = True,
+    heartbeat: float = 15.0,
+) -> Reader:
+    """A reader as the stream makes it."""
+    return Reader(core, shape, epoch_of, form=form, cursor=cursor, snapshot=snapshot, heartbeat=heartbeat)
+
+
+def parse(stream: bytes, form: str = "ndjson") -> list[dict[str, Any]]:
+    """The JSON objects of whole blocks; an SSE block's id as the member "cursor" that NDJSON has."""
+    if form == "ndjson":
+        return [json.loads(line) for line in stream.splitlines() if line]
+    found = []
+    for block in stream.decode().removesuffix("\n\n").split("\n\n") if stream else []:
+        lines = [line.partition(": ") for line in block.split("\n") if not line.startswith(":")]
+        if lines:
+            fields = {name: value for name, _, value in lines}
+            found.append(json.loads(fields["data"]) | ({"cursor": fields["id"]} if "id" in fields else {}))
+    return found
+
+
+def words(stream: bytes) -> list[str]:
+    """NDJSON for short: ``put@5``, ``delete@5``, ``synced@5``, ``reset:lagged``."""
+    return [
+        f"reset:{item['reason']}"
+        if item["type"] == "reset"
+        else f"{item['type']}@{item.get('mod_revision', item.get('revision'))}"
+        for item in parse(stream)
+    ]
+
+
+class Mirror:
+    """A client: keys and the revisions that wrote them, and the last cursor it was given."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, int] = {}
+        self.cursor: Cursor | None = None
+        self.seen: list[tuple[str, str, int]] = []
+
+    def take(self, item: dict[str, Any]) -> None:
+        """One event."""
+        kind = item["type"]
+        if kind == "reset":
+            self.state = {}
+            assert item["cursor"].endswith("-0"), "until the state is whole, it holds nothing"
+        elif kind in ("put", "delete"):
+            self.seen.append((kind, item["key"], item["mod_revision"]))
+            if kind == "put":
+                self.state[item["key"]] = item["mod_revision"]
+            else:
+                self.state.pop(item["key"], None)
+        if "cursor" in item:
+            self.cursor = parse_cursor(item["cursor"])
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+change = st.dictionaries(st.sampled_from(KEYS), st.booleans(), min_size=1)
+sizes = st.sampled_from([0, 1, 300, 700, 2000, PLENTY])
+
+
+class ReaderMachine(RuleBasedStateMachine):
+    """One reader, one mirror, and all that may happen to the feed between two reads.
+
+    ``histories`` holds the state after each revision, per epoch: what a mirror must hold when it has that cursor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = 1
+        self.histories: dict[str, dict[int, dict[str, int]]] = {EPOCH: {}}
+        self.now: dict[bytes, KeyValue] = {}
+
+    @initialize(form=st.sampled_from(["sse", "ndjson"]), keys=st.sets(st.sampled_from(KEYS)))
+    def begin(self, form: str, keys: set[bytes]) -> None:
+        """A feed with a small log, and somebody who joins it."""
+        items = [put(90, key) for key in sorted(keys)]
+        self.core = live(*items, bounds=Bounds(batches=4, bytes=3000))
+        self.now = {item.key: item for item in items}
+        self.form, self.mirror = form, Mirror()
+        self.note()
+        self.reader = reader(self.core, form=form)
+
+    def shown(self) -> dict[str, int]:
+        """The state now, with keys as clients see them."""
+        return {("L2Ev/w==" if key == KEYS[3] else key.decode()): item.mod_revision for key, item in self.now.items()}
+
+    def note(self) -> None:
+        """What is true at the tip."""
+        self.histories[epoch_of(self.cluster, SHAPE)][self.core.log.tip] = self.shown()
+
+    @rule(change=change, gap=st.integers(1, 3))
+    def write(self, change: dict[bytes, bool], gap: int) -> None:
+        """A revision of puts and deletes."""
+        revision = self.core.log.tip + gap
+        events: list[Event] = []
+        for key, value in change.items():
+            if value:
+                self.now[key] = put(revision, key)
+                events.append(self.now[key])
+            elif self.now.pop(key, None) is not None:
+                events.append(Delete(key, revision))
+        if events:
+            before, tip = self.histories[epoch_of(self.cluster, SHAPE)], self.core.log.tip
+            before |= dict.fromkeys(range(tip, revision), before[tip])
+            self.core.handle(Batches((Batch(revision, events),)), 0.0)
+            self.note()
+
+    @rule(by=st.integers(1, 3))
+    def progress(self, by: int) -> None:
+        """Revisions that do not concern the range."""
+        for _ in range(by):
+            self.core.handle(Progress(self.core.log.tip + 1, trusted=True), 0.0)
+            self.note()
+
+    @rule(size=sizes)
+    def shed(self, size: int) -> None:
+        """Memory is short: who is behind may fall out of the log."""
+        self.core.log.shed(size)
+
+    @rule(back=st.integers(0, 20), same=st.booleans())
+    def restore(self, back: int, same: bool) -> None:
+        """Another history, of another cluster or (seen by its revisions) of the same with another epoch."""
+        self.cluster += 1
+        revision = max(1, self.core.log.tip - back)
+        self.now = {KEYS[0]: put(revision)} if same else {}
+        self.histories[epoch_of(self.cluster, SHAPE)] = {}
+        restore(self.core, *self.now.values(), revision=revision, cluster_id=self.cluster)
+        self.note()
+
+    @rule(size=sizes)
+    def read(self, size: int) -> None:
+        """Whatever it is sent, at every cursor the mirror is what was true then, and cursors only go on."""
+        for item in parse(self.reader.read(size), self.form):
+            before = self.mirror.cursor
+            self.mirror.take(item)
+            if "cursor" in item and item["type"] != "reset":
+                cursor = self.mirror.cursor
+                assert cursor is not None
+                assert cursor.epoch is not None
+                assert self.mirror.state == self.histories[cursor.epoch][cursor.revision]
+                assert before is not None
+                assert before.epoch == cursor.epoch
+                assert before.revision <= cursor.revision
+        if self.reader.synced:
+            assert self.mirror.cursor is not None
+            assert self.mirror.cursor.revision <= self.reader.revision
+
+    @rule()
+    def read_to_the_end(self) -> None:
+        """Who keeps up is where the feed is."""
+        for _ in range(100):
+            if not self.step():
+                break
+        assert self.mirror.state == self.shown()
+        assert (self.reader.synced, self.reader.phase) == (True, Phase.FOLLOWING)
+        assert (self.reader.revision, self.reader.behind) == (self.core.log.tip, 0)
+
+    def step(self) -> bool:
+        """Read on; False when there is nothing."""
+        cursor, revision = self.mirror.cursor, self.reader.revision
+        self.read(300)
+        return (cursor, revision) != (self.mirror.cursor, self.reader.revision) or self.reader.phase is Phase.SNAPSHOT
+
+    @precondition(lambda self: self.reader.synced)
+    @rule()
+    def beat(self) -> None:
+        """A bookmark is never ahead of what was sent: with its id, the mirror is whole."""
+        (bookmark,) = parse(self.reader.beat(stale=False), self.form)
+        self.mirror.take(bookmark)
+        cursor = self.mirror.cursor
+        assert cursor is not None
+        assert cursor.epoch is not None
+        assert self.mirror.state == self.histories[cursor.epoch][cursor.revision]
+
+    @rule()
+    def come_back(self) -> None:
+        """The connection broke between two blocks; the client comes back with the cursor that it has."""
+        if self.mirror.cursor is not None:
+            self.reader = reader(self.core, self.mirror.cursor, form=self.form)
+            self.reader.refuse_history()
+
+    @invariant()
+    def before_it_is_synced_it_has_no_cursor(self) -> None:
+        """A reset takes the cursor away until the state is whole."""
+        if hasattr(self, "reader") and self.reader.phase is Phase.SNAPSHOT:
+            assert self.mirror.cursor is not None
+            assert self.mirror.cursor.empty
+            assert not self.reader.synced
+
+
+TestReader = ReaderMachine.TestCase
+TestReader.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+@given(
+    keys=st.integers(0, 6),
+    news=st.integers(0, 6),
+    cursor=st.sampled_from([None, Cursor(EPOCH, 100), Cursor(EPOCH, 103)]),
+    form=st.sampled_from(["sse", "ndjson"]),
+    slices=st.lists(sizes, max_size=30),
+)
+def test_any_slices_make_the_same_stream(
+    keys: int, news: int, cursor: Cursor | None, form: str, slices: Sequence[int]
+) -> None:
+    """However much a socket takes at a time: the bytes are the same."""
+    core = live(*[put(90, b"/a/%d" % index) for index in range(keys)])
+    core.handle(Progress(103, trusted=True), 0.0)
+    for revision in range(104, 104 + news):
+        core.handle(Batches((Batch(revision, [put(revision), put(revision, b"/a/2")]),)), 0.0)
+
+    def read_all(sizes: Sequence[int]) -> tuple[bytes, int]:
+        one = reader(core, cursor, form=form)
+        sent = b"".join([one.read(size) for size in [*sizes, *[PLENTY] * 4]])
+        assert one.synced
+        return sent, one.delivered
+
+    assert read_all(slices) == read_all([])
+
+
+@given(revision=st.integers(95, 110))
+def test_a_resume_brings_exactly_what_came_after(revision: int) -> None:
+    """Wherever in the log a cursor stands, between revisions too."""
+    core = live()
+    news = [101, 103, 106]
+    core.handle(batches(*news), 0.0)
+    core.handle(Progress(108, trusted=True), 0.0)
+    one = reader(core, Cursor(EPOCH, revision))
+    one.refuse_history()
+    found = words(one.read(PLENTY) + one.read(PLENTY))
+    if revision < 100:
+        assert found == ["reset:lagged", "put@106", "synced@108"]
+    elif revision <= 108:
+        assert found == [f"put@{new}" for new in news if new > revision] + ["synced@108"]
+    else:
+        assert (found, one.wants) == ([], Wants.LINEARIZABLE)
+
+
+# --- joining ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_first_join() -> None:
+    """A reset that says so, the state, and that it is whole: to the letter."""
+    core = live(put(90), put(95, b"/a/2"))
+    one = reader(core)
+    assert (one.phase, one.asked) == (Phase.WAITING, None)
+    assert one.read(PLENTY).decode() == (
+        '{"type":"reset","reason":"initial","ranges":["prefix=/a/"],"cursor":"00000001-0"}\n'
+        '{"type":"put","key":"/a/1","value":"v","create_revision":90,"mod_revision":90,"version":1}\n'
+        '{"type":"put","key":"/a/2","value":"v","create_revision":95,"mod_revision":95,"version":1}\n'
+        '{"type":"synced","revision":100,"heartbeat":15,"cursor":"00000001-100"}\n'
+    )
+    assert (one.phase, one.synced, one.wants) == (Phase.FOLLOWING, True, Wants.NOTHING)
+    assert (one.resets, one.delivered, one.revision) == (["initial"], 2, 100)
+    assert one.read(PLENTY) == b""
+
+
+def test_then_changes() -> None:
+    """Each revision once; the position follows."""
+    core = live()
+    one = reader(core)
+    one.read(PLENTY)
+    core.handle(batches(101, 103), 0.0)
+    assert one.behind == 2
+    assert words(one.read(1)) == ["put@101"]
+    assert (one.revision, one.behind) == (101, 1)
+    assert words(one.read(PLENTY)) == ["put@103"]
+    assert one.read(PLENTY) == b""
+    assert (one.revision, one.behind, one.delivered) == (103, 0, 2)
+
+
+def test_a_quiet_range_moves_the_position() -> None:
+    """Nothing is sent, but the next bookmark stands where the feed is known to be complete."""
+    core = live()
+    one = reader(core)
+    one.read(PLENTY)
+    core.handle(Progress(150, trusted=True), 0.0)
+    assert parse(one.beat(stale=False))[0]["cursor"] == "00000001-100"
+    assert one.read(PLENTY) == b""
+    assert parse(one.beat(stale=False))[0]["cursor"] == "00000001-150"
+
+
+def test_it_waits_for_a_feed_that_has_nothing() -> None:
+    """Neither state nor reset before the snapshot is there."""
+    core = FeedCore(Bounds(), 50)
+    one = reader(core)
+    assert (one.read(PLENTY), one.phase, one.wants) == (b"", Phase.WAITING, Wants.NOTHING)
+    core.handle(Start(reach=False), 0.0)
+    core.handle(Created(100), 0.0)
+    assert one.read(PLENTY) == b""
+    core.handle(SnapshotTaken(Snapshot(100, []), 1), 0.0)
+    assert words(one.read(PLENTY)) == ["reset:initial", "synced@100"]
+
+
+@pytest.mark.parametrize("cursor", [None, Cursor(EPOCH, 103)])
+def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
+    """Who is there stays; who comes waits for the new history, and with a cursor of the old one is reset."""
+    core = live(put(90))
+    core.handle(batches(103), 0.0)
+    there = reader(core)
+    there.read(PLENTY)
+    core.handle(Restored(), 0.0)
+    comes = reader(core, cursor)
+    assert (there.read(PLENTY), comes.read(PLENTY)) == (b"", b"")
+    assert (there.phase, comes.phase) == (Phase.FOLLOWING, Phase.WAITING)
+    core.handle(Created(50), 0.0)
+    core.handle(SnapshotTaken(Snapshot(50, [put(40)]), 2), 0.0)
+    assert words(there.read(PLENTY)) == ["reset:restored", "put@40", "synced@50"]
+    assert words(comes.read(PLENTY)) == ["reset:cursor-lost" if cursor else "reset:initial", "put@40", "synced@50"]
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        (NOTHING, "initial"),
+        (Cursor(EPOCH, 0), "initial"),
+        (Cursor("ffffffff", 0), "initial"),
+        (UNREADABLE, "cursor-lost"),
+        (Cursor("ffffffff", 100), "cursor-lost"),
+    ],
+)
+def test_a_cursor_that_is_none_of_ours(cursor: Cursor, reason: str) -> None:
+    """Who holds nothing loses nothing; who held something else is told that it is lost."""
+    one = reader(live(), cursor)
+    assert words(one.read(PLENTY)) == [f"reset:{reason}", "synced@100"]
+    assert one.resets == [reason]
+
+
+def test_a_resume_has_no_reset() -> None:
+    """What was missed, then "synced" when all of it is said."""
+    core = live(put(90))
+    core.handle(batches(101, 103), 0.0)
+    one = reader(core, Cursor(EPOCH, 101))
+    assert one.asked == 101
+    assert words(one.read(PLENTY)) == ["put@103"]
+    assert not one.synced
+    assert words(one.read(PLENTY)) == ["synced@103"]
+    assert (one.synced, one.resets, one.delivered) == (True, [], 1)
+
+
+def test_a_cursor_ahead_that_the_feed_reaches() -> None:
+    """etcd has been there: the feed lags, and when it has caught up the reader goes on."""
+    core = live()
+    one = reader(core, Cursor(EPOCH, 105))
+    assert (one.read(PLENTY), one.wants) == (b"", Wants.LINEARIZABLE)
+    one.give_linearizable(105)
+    assert (one.read(PLENTY), one.wants) == (b"", Wants.CATCH_UP)
+    core.handle(batches(105), 0.0)
+    assert words(one.read(PLENTY)) == ["synced@105"]
+    assert (one.wants, one.resets) == (Wants.NOTHING, [])
+
+
+def test_a_cursor_ahead_of_etcd_is_of_another_history() -> None:
+    """No revision so high was ever linearizable: a backup was restored."""
+    one = reader(live(put(90)), Cursor(EPOCH, 105))
+    one.read(PLENTY)
+    one.give_linearizable(104)
+    assert words(one.read(PLENTY)) == ["reset:restored", "put@90", "synced@100"]
+
+
+def test_a_cursor_ahead_that_cannot_be_proven() -> None:
+    """A snapshot that is as new takes its place; what the feed says later of the time before is not said again."""
+    core = live(put(90))
+    one = reader(core, Cursor(EPOCH, 105))
+    one.read(PLENTY)
+    one.give_linearizable(107)
+    one.give_snapshot(Snapshot(106, [put(104, b"/a/2")]))
+    assert words(one.read(PLENTY)) == ["reset:unproven", "put@104", "synced@106"]
+    assert (one.read(PLENTY), one.revision) == (b"", 106), "though the feed is behind it"
+    core.handle(batches(104, 106), 0.0)
+    assert (one.read(PLENTY), one.revision) == (b"", 106)
+    core.handle(batches(107), 0.0)
+    assert words(one.read(PLENTY)) == ["put@107"]
+
+
+def test_a_cursor_below_the_log_asks_for_history() -> None:
+    """Refused, it is reset with the reason."""
+    core = live()
+    one = reader(core, Cursor(EPOCH, 99))
+    assert (one.read(PLENTY), one.wants) == (b"", Wants.HISTORY)
+    one.refuse_history()
+    assert words(one.read(PLENTY)) == ["reset:lagged", "synced@100"]
+    assert one.wants is Wants.NOTHING
+
+
+def test_a_cursor_below_the_log_waits_for_promised_history() -> None:
+    """While the feed reaches back for it, nothing more is wanted; then it resumes."""
+    core = live(put(90))
+    one = reader(core, Cursor(EPOCH, 80))
+    one.read(PLENTY)
+    core.handle(WantHistory(), 0.0)
+    one.refuse_history()
+    assert (one.read(PLENTY), one.wants) == (b"", Wants.NOTHING)
+    core.handle(Created(100), 0.0)
+    core.handle(batches(70, 90), 0.0)
+    core.handle(Progress(100, trusted=True), 0.0)
+    core.handle(Probed("ok"), 0.0)
+    assert words(one.read(PLENTY) + one.read(PLENTY)) == ["put@90", "synced@100"]
+    assert one.resets == []
+
+
+# --- resets ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_lags_is_reset_in_the_same_stream() -> None:
+    """What it lacked is no longer there: the state instead, and on it goes."""
+    core = live(bounds=Bounds(batches=2))
+    one = reader(core)
+    one.read(PLENTY)
+    core.handle(batches(101, 102), 0.0)
+    assert words(one.read(1)) == ["put@101"]
+    core.handle(batches(103, 104), 0.0)
+    assert words(one.read(PLENTY)) == ["reset:lagged", "put@104", "synced@104"]
+    core.handle(batches(105), 0.0)
+    assert words(one.read(PLENTY)) == ["put@105"]
+    assert one.resets == ["initial", "lagged"]
+
+
+def test_the_last_revision_that_is_covered_does_not_lag() -> None:
+    """At the floor nothing is missing."""
+    core = live(bounds=Bounds(batches=2))
+    one = reader(core)
+    one.read(PLENTY)
+    core.handle(batches(101), 0.0)
+    one.read(PLENTY)
+    core.handle(batches(102, 103), 0.0)
+    assert words(one.read(PLENTY)) == ["put@102", "put@103"]
+
+
+def test_another_history_resets_who_follows_and_who_is_being_sent_the_state() -> None:
+    """Half a state of the old one is dropped; its epoch is the new one's."""
+    core = live(put(90), put(90, b"/a/2"))
+    follows, begins = reader(core), reader(core)
+    follows.read(PLENTY)
+    assert words(begins.read(1)) == ["reset:initial", "put@90"]
+    assert begins.phase is Phase.SNAPSHOT
+    restore(core, put(40, b"/a/3"))
+    for one in (follows, begins):
+        assert parse(one.read(PLENTY))[0]["cursor"] == "00000002-0"
+        assert (one.revision, one.synced, one.resets) == (50, True, ["initial", "restored"])
+
+
+def test_what_happens_during_a_snapshot_comes_after_it() -> None:
+    """The state is of one revision, whatever the feed does while it is sent."""
+    core = live(put(90), put(90, b"/a/2"))
+    one = reader(core)
+    found = words(one.read(1))
+    core.handle(Batches((Batch(101, [Delete(b"/a/2", 101), put(101)]),)), 0.0)
+    for _ in range(3):
+        found += words(one.read(1))
+    assert found == ["reset:initial", "put@90", "put@90", "synced@100", "delete@101", "put@101"]
+
+
+def test_a_slice_of_a_snapshot_is_bounded_by_its_number_too() -> None:
+    """Many small keys are not encoded in one go."""
+    core = live(*[put(90, b"/a/%d" % index) for index in range(SNAPSHOT_SLICE + 1)])
+    one = reader(core)
+    assert len(parse(one.read(PLENTY))) == 1 + SNAPSHOT_SLICE
+    assert (one.phase, one.delivered) == (Phase.SNAPSHOT, SNAPSHOT_SLICE)
+    assert words(one.read(PLENTY)) == ["put@90", "synced@100"]
+
+
+def test_without_state_only_changes() -> None:
+    """``snapshot=0``: the first join is no reset; a later one says that something was lost, and brings nothing."""
+    core = live(put(90), bounds=Bounds(batches=1))
+    one = reader(core, snapshot=False)
+    assert words(one.read(PLENTY)) == ["synced@100"]
+    core.handle(batches(101), 0.0)
+    assert words(one.read(PLENTY)) == ["put@101"]
+    core.handle(batches(102, 103), 0.0)
+    assert words(one.read(PLENTY)) == ["reset:lagged", "synced@103"]
+    assert one.resets == ["lagged"]
+
+
+# --- beside the history ----------------------------------------------------------------------------------------------
+
+
+def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
+    """Before, and again while a reset is under way, no id may stand: a comment."""
+    core = live(put(90), put(90, b"/a/2"), bounds=Bounds(batches=1))
+    one = reader(core, form="sse")
+    assert one.beat(stale=False) == b": waiting\n\n"
+    one.read(1)
+    assert one.beat(stale=False) == b": waiting\n\n"
+    one.read(PLENTY)
+    for stale, word in ((False, "live"), (True, "stale")):
+        assert one.beat(stale=stale).decode() == (
+            f'event: bookmark\ndata: {{"type":"bookmark","revision":100,"state":"{word}"}}\nid: 00000001-100\n\n'
+        )
+    core.handle(batches(101, 102), 0.0)
+    assert parse(one.beat(stale=False), "sse")[0]["cursor"] == "00000001-100", "not ahead of what was sent"
+    one.read(1)
+    assert one.phase is Phase.SNAPSHOT
+    assert one.beat(stale=False) == b": waiting\n\n"
+    assert reader(core).beat(stale=False) == b"\n"
+
+
+def test_staleness_is_told_once() -> None:
+    """Live is what everybody assumes at first."""
+    one = reader(live())
+    one.read(PLENTY)
+    assert one.tell_staleness(None) == b""
+    (stale,) = parse(one.tell_staleness("2026-01-01T00:00:00Z"))
+    assert stale == {"type": "status", "state": "stale", "since": "2026-01-01T00:00:00Z", "ranges": ["prefix=/a/"]}
+    assert one.tell_staleness("2026-01-01T00:00:00Z") == b""
+    assert parse(one.tell_staleness(None)) == [{"type": "status", "state": "live", "ranges": ["prefix=/a/"]}]
+    assert one.tell_staleness(None) == b""
+
+
+@pytest.mark.parametrize("since", [None, "2026-01-01T00:00:00Z"])
+def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
+    """ "synced" says that all is well: if it is not so, or is so again, that is said once more."""
+    core = live(bounds=Bounds(batches=1))
+    one = reader(core)
+    one.read(PLENTY)
+    assert one.tell_staleness("2026-01-01T00:00:00Z")
+    core.handle(batches(101, 102), 0.0)
+    one.read(PLENTY)
+    assert parse(one.tell_staleness(since))[0]["state"] == ("stale" if since else "live")
+    assert one.tell_staleness(since) == b""
+
+
+def test_the_last_words() -> None:
+    """Where it stands, if that is somewhere; why it ends; when to come back."""
+    one = reader(live())
+    close = {"type": "close", "reason": "drain", "retry_ms": 500}
+    assert parse(one.close("drain", 500, stale=False)) == [close]
+    one.read(PLENTY)
+    bookmark = {"type": "bookmark", "revision": 100, "state": "stale", "cursor": "00000001-100"}
+    assert parse(one.close("drain", 500, stale=True)) == [bookmark, close]
+
+
+def test_the_first_words() -> None:
+    """The greeting of its form."""
+    assert reader(live(), form="sse").greet("gw-1", 3000) == b"retry: 3000\n: connected gw-1\n\n"
+    assert reader(live()).greet("gw-1", 3000) == b""
+
+
+@pytest.mark.parametrize(("heartbeat", "text"), [(15.0, '"heartbeat":15,'), (0.5, '"heartbeat":0.5,')])
+def test_a_heartbeat_in_whole_seconds_is_a_whole_number(heartbeat: float, text: str) -> None:
+    """As the docs write it."""
+    assert text in reader(live(), heartbeat=heartbeat).read(PLENTY).decode()
+
+
+def test_everybody_is_sent_the_same_bytes() -> None:
+    """Encoded once, however many read; another encoding has its own."""
+    core = live()
+    one, other = reader(core), reader(core)
+    base64 = reader(core, shape=Shape(SHAPE.range, "base64"))
+    for each in (one, other, base64):
+        each.read(PLENTY)
+    core.handle(batches(101), 0.0)
+    found = one.read(PLENTY)
+    assert other.read(PLENTY) is found
+    assert parse(base64.read(PLENTY))[0]["key_encoding"] == "base64"

@@ -1,0 +1,113 @@
+"""``app.core.refcounts`` against a Counter and a list."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.core.refcounts import Acquired, RefCounts, Statistics
+
+KEYS = ("a", "b", "c", "d")
+keys = st.sampled_from(KEYS)
+
+
+class CountsMachine(RuleBasedStateMachine):
+    """``held`` counts the leases, ``lingering`` lists who lingers, in order; ``feeds`` is what a shell would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: RefCounts[str] = RefCounts()
+        self.held: Counter[str] = Counter()
+        self.lingering: list[str] = []
+        self.feeds: set[str] = set()
+
+    @rule(key=keys)
+    def acquire(self, key: str) -> None:
+        """Only the first lease of a key without a feed starts one; one that lingers is taken back."""
+        found = self.counts.acquire(key)
+        assert (found is Acquired.STARTED) == (key not in self.feeds)
+        assert (found is Acquired.REVIVED) == (key in self.lingering)
+        assert (found is Acquired.JOINED) == (self.held[key] > 0)
+        self.held[key] += 1
+        self.feeds.add(key)
+        if key in self.lingering:
+            self.lingering.remove(key)
+
+    @precondition(lambda self: self.held.total())
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """The last lease of a key lets it linger, no earlier one does."""
+        key = data.draw(st.sampled_from(sorted(self.held.elements())))
+        self.held[key] -= 1
+        assert self.counts.release(key) == (self.held[key] == 0)
+        if not self.held[key]:
+            self.lingering.append(key)
+
+    @rule(key=keys)
+    def release_what_nobody_holds(self, key: str) -> None:
+        """One release too many is refused, and nothing is changed (the invariants see to that)."""
+        if not self.held[key]:
+            with pytest.raises(KeyError):
+                self.counts.release(key)
+
+    @rule(key=keys)
+    def expire(self, key: str) -> None:
+        """A timer ends a feed once, and only while nobody holds it."""
+        assert self.counts.expire(key) == (key in self.lingering)
+        if key in self.lingering:
+            self.lingering.remove(key)
+            self.feeds.remove(key)
+
+    @rule(key=keys)
+    def drop(self, key: str) -> None:
+        """A feed that failed is gone with all its leases."""
+        assert self.counts.drop(key) == self.held[key]
+        self.feeds.discard(key)
+        self.held[key] = 0
+        if key in self.lingering:
+            self.lingering.remove(key)
+
+    @invariant()
+    def counts_as_the_model(self) -> None:
+        """Every question about every key is answered as the model answers it."""
+        for key in KEYS:
+            assert self.counts.count(key) == self.held[key]
+            assert (key in self.counts) == (key in self.feeds)
+        assert len(self.counts) == len(self.feeds)
+        assert self.counts.oldest_lingering() == (self.lingering[0] if self.lingering else None)
+        holders = sum(1 for count in self.held.values() if count)
+        assert self.counts.statistics() == Statistics(holders, len(self.lingering), self.held.total())
+
+
+TestCounts = CountsMachine.TestCase
+TestCounts.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_the_life_of_a_range() -> None:
+    """Started, joined, left, lingering, revived, left again, expired: each step says what is to be done."""
+    counts: RefCounts[str] = RefCounts()
+    assert counts.acquire("a") is Acquired.STARTED
+    assert counts.acquire("a") is Acquired.JOINED
+    assert counts.release("a") is False
+    assert counts.release("a") is True
+    assert counts.acquire("a") is Acquired.REVIVED
+    assert counts.expire("a") is False
+    assert counts.release("a") is True
+    assert counts.expire("a") is True
+    assert counts.acquire("a") is Acquired.STARTED
+
+
+def test_who_was_revived_lingers_anew() -> None:
+    """A range that somebody came back to is the last to go, not the first."""
+    counts: RefCounts[str] = RefCounts()
+    for key in ("a", "b"):
+        counts.acquire(key)
+        counts.release(key)
+    assert counts.oldest_lingering() == "a"
+    counts.acquire("a")
+    counts.release("a")
+    assert counts.oldest_lingering() == "b"
