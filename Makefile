@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.project
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint types helm image bench leak torture lock clean help install FORCE
+.PHONY: run test lint types helm image bench leak torture soak lock clean help install FORCE
 
 # A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
 ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -65,6 +65,9 @@ leak: $(INSTALLED)  ## the outage reproduced with the naive shape, and gone with
 torture: $(INSTALLED)  ## every stream judged against etcd's history under faults; MINUTES=10 on each etcd, ARGS='--seed 7'
 	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tests/support/etcds.py .cache/etcd)}" \
 		$(BIN)/python -m tests.consistency.torture --minutes $(MINUTES) $(ARGS)
+
+soak: $(INSTALLED)  ## churn for MINUTES=30: memory, tasks, descriptors and what etcd holds stay flat
+	@$(BIN)/python -m tests.soak.soak --minutes $(if $(filter file,$(origin MINUTES)),30,$(MINUTES)) $(ARGS)
 
 lock:  ## write the locks anew; UPGRADE=1 takes the newest versions
 	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh tools/lock.sh

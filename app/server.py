@@ -44,9 +44,23 @@ class GatewayServer(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn once it is to stop, before it waits for connections to end."""
+        """Called by uvicorn once it is to stop, before it waits for connections to end.
+
+        Who does not take its last bytes in time is cut off: uvicorn itself would cancel the request, which is an error
+        in the log, and leave the connection open, over which the loop cannot be closed (exit status 1 was seen).
+        """
         self._gateway.drain()
-        await super().shutdown(sockets)
+        overdue = asyncio.get_running_loop().call_later(self._gateway.settings.drain_timeout, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            overdue.cancel()
+            self._cut_off()
+            await asyncio.sleep(0)  # in which the connections hear of it
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 BACKLOG = 4096
@@ -88,7 +102,8 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         workers=1,
         server_header=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        # Ours comes before: see GatewayServer.shutdown.
+        timeout_graceful_shutdown=round(settings.drain_timeout) + 5,
     )
 
 

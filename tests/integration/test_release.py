@@ -164,6 +164,28 @@ async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
         await eventually(lambda: _is(held_at_etcd(etcd), (0, 0)))
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_shutdown_with_a_client_that_does_not_read(etcd: EmbeddedEtcd, kv: EtcdClient, signals: int) -> None:
+    """It is cut off when the drain is over, or at the second signal: exit status 0, and no error in the log."""
+    settings = {"GATEWAY_SEND_TIMEOUT": "60s", "GATEWAY_DRAIN_TIMEOUT": "1s" if signals == 1 else "60s"}
+    for number in range(30):
+        await kv.put(f"/svc/{number}", "x" * 50_000)
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        stuck = await watch(server.base, "prefix=/svc/", receive_buffer=4096)
+        _reader, reads = await asyncio.open_connection("127.0.0.1", server.port, limit=4096)
+        reads.write(b"GET /v1/kv?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: _is(subscribers(server), 1))
+        await asyncio.sleep(0.1)  # until both are stuck, which nothing tells
+        for _ in range(signals):
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+        await server.process.wait()
+
+    await stuck.close()
+    reads.close()
+    await eventually(lambda: _is(held_at_etcd(etcd), (0, 0)))
+
+
 async def test_killed_gateway_leaves_nothing(etcd: EmbeddedEtcd) -> None:
     """kill -9 closes the connections, and etcd frees what was on them."""
     server = await start(settings={"GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint})

@@ -1,0 +1,213 @@
+"""Churn, then quiet, again and again; what the gateway holds in the quiet must not grow. ``make soak MINUTES=30``.
+
+In each round subscribers of many prefixes come and go in every way, while something writes and the connection to etcd
+breaks now and then. Then all are gone, and the gateway has to hold nothing: no feed, no watcher and no watch stream at
+etcd, as many tasks and descriptors as in the round before. Memory is judged by its slope over all rounds (Theil-Sen:
+the median of the slopes between any two), in bytes per stream that was served: what leaks, leaks per stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+
+from app.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.metrics import etcd_metric
+from tests.support.proxy import Proxy, proxy
+from tests.support.streams import request
+from tests.support.waiting import eventually
+
+CHURN = 4.0  # seconds of each round
+CLIENTS = 40
+PREFIXES = 500
+# Rounds before counting: the allocator, the interpreter and gRPC take what they keep.
+WARM_UP = 3
+SETTINGS = {"GATEWAY_LINGER": "0.2s", "GATEWAY_MAX_AGE": "2s", "GATEWAY_LOG_BATCHES": "100"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a process holds in the quiet."""
+
+    streams: int  # served so far
+    rss: int  # bytes
+    descriptors: int
+    threads: int
+    tasks: int
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def slope(self) -> float:
+        """Bytes of memory per stream served."""
+        points = [(sample.streams, sample.rss) for sample in self.samples]
+        slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(points, 2) if b[0] > a[0]]
+        return statistics.median(slopes)
+
+    def grown(self) -> list[str]:
+        """What else is more at the end than it was: names and numbers."""
+        half = len(self.samples) // 2
+        found = []
+        for name in ("descriptors", "threads", "tasks"):
+            early, late = (
+                [getattr(sample, name) for sample in part] for part in (self.samples[:half], self.samples[half:])
+            )
+            if statistics.median(late) > statistics.median(early):
+                found.append(f"{name}: {early} then {late}")
+        return found
+
+    def __str__(self) -> str:
+        first, last = self.samples[0], self.samples[-1]
+        return (
+            f"grpcio {version('grpcio')}, {last.streams} streams in {len(self.samples)} rounds: memory "
+            f"{first.rss / 2**20:.1f} to {last.rss / 2**20:.1f} MiB, slope {self.slope:.1f} bytes per stream; "
+            f"descriptors {first.descriptors} to {last.descriptors}, threads {first.threads} to {last.threads}, "
+            f"tasks {first.tasks} to {last.tasks}; at etcd nothing is left in any round; grown: {self.grown() or 'no'}"
+        )
+
+
+async def soak(seed: str, seconds: float, *, log: Callable[[str], None] = lambda _text: None) -> Report:
+    """Run it.
+
+    Raises:
+        TimeoutError: something was not released in a quiet.
+    """
+    rng, report, end = random.Random(seed), Report(), time.monotonic() + seconds
+    async with (
+        EmbeddedEtcd() as etcd,
+        etcd_client(etcd.endpoint) as kv,
+        proxy(etcd.endpoint) as between,
+        gateway(between.endpoint, settings=SETTINGS) as server,
+    ):
+        for number in itertools.count():
+            await _churn(rng, server, between, kv)
+            await eventually(lambda: _released(server, etcd))
+            sample = await _sample(server)
+            log(f"round {number}: {sample}")
+            if number >= WARM_UP:
+                report.samples.append(sample)
+            if time.monotonic() > end and len(report.samples) >= 4:
+                break
+    return report
+
+
+async def _churn(rng: random.Random, server: GatewayProcess, between: Proxy, kv: EtcdClient) -> None:
+    end = time.monotonic() + CHURN
+    clients = [_client(random.Random(rng.random()), server.base, end) for _ in range(CLIENTS)]
+    await asyncio.gather(*clients, _writer(random.Random(rng.random()), kv, end), _breaker(rng, between, end))
+    between.heal()
+
+
+async def _client(rng: random.Random, base: str, end: float) -> None:
+    """Comes and goes: to the end of a stream, after some events, before the first byte; with a cursor, or just reads."""
+    cursor = ""
+    while time.monotonic() < end:
+        query = f"prefix=/svc/{rng.randrange(PREFIXES)}/" if rng.random() < 0.5 else "prefix=/svc/"
+        if rng.random() < 0.2:
+            cursor = ""
+        if cursor:
+            query += f"&last_event_id={cursor}"
+        path = "kv" if rng.random() < 0.1 and not cursor else "watch"
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+            if rng.random() < 0.1:
+                await _vanish(base, query)
+                continue
+            accept = {"Accept": rng.choice(["text/event-stream", "application/x-ndjson"])}
+            stream = await request(f"{base}/v1/{path}?{query}", accept)
+            try:
+                for _ in range(rng.choice((0, 2, 10, 200)) if stream.status == 200 and path == "watch" else 0):
+                    event = await stream.next_event(5)
+                    if event is None:
+                        break
+                    cursor = event.id or cursor
+            finally:
+                if rng.random() < 0.3:
+                    stream.reset()
+                await stream.close()
+
+
+async def _vanish(base: str, query: str) -> None:
+    _reader, writer = await asyncio.open_connection("127.0.0.1", int(base.rpartition(":")[2]))
+    writer.write(f"GET /v1/watch?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.transport.abort()
+
+
+async def _writer(rng: random.Random, kv: EtcdClient, end: float) -> None:
+    while time.monotonic() < end:
+        key = f"/svc/{rng.randrange(PREFIXES)}/k"
+        await (kv.delete(key) if rng.random() < 0.2 else kv.put(key, "v" * rng.choice((10, 1000))))
+        await asyncio.sleep(0.005)
+
+
+async def _breaker(rng: random.Random, between: Proxy, end: float) -> None:
+    """New channels, again and again: what leaks per connection shows too."""
+    while time.monotonic() < end:
+        await asyncio.sleep(rng.uniform(0.5, 1.5))
+        between.cut()
+        await asyncio.sleep(0.1)
+        between.heal()
+
+
+async def _released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
+    async with httpx.AsyncClient(base_url=server.base, trust_env=False) as client:
+        feeds = (await client.get("/v1/feeds")).json()["feeds"]
+        ready = (await client.get("/readyz")).status_code == httpx.codes.OK
+    held = [
+        await etcd_metric(etcd.endpoint, f"etcd_debugging_mvcc_{name}_total") for name in ("watcher", "watch_stream")
+    ]
+    return ready and not feeds and held == [0, 0]
+
+
+async def _sample(server: GatewayProcess) -> Sample:
+    async with httpx.AsyncClient(base_url=server.base, trust_env=False) as client:
+        text = (await client.get("/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    folder = Path(f"/proc/{server.pid}")
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return Sample(
+        streams=int(float(values["etcd_watch_gateway_streams_opened_total"])),
+        rss=int(status["VmRSS"].split()[0]) * 1024,
+        descriptors=int(float(values["process_open_fds"])),
+        threads=int(status["Threads"]),
+        tasks=int(float(values["etcd_watch_gateway_tasks"])),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit status 1 when anything grew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
+    parser.add_argument("--most", type=float, default=100.0, help="bytes per stream that may be noise")
+    parser.add_argument("--json", action="store_true", help="print the samples too")
+    chosen = parser.parse_args(arguments)
+    print(f"seed {chosen.seed}")
+    report = asyncio.run(soak(chosen.seed, chosen.minutes * 60, log=lambda text: print(text, flush=True)))
+    if chosen.json:
+        print(json.dumps([[s.streams, s.rss, s.descriptors, s.threads, s.tasks] for s in report.samples]))
+    print(report)
+    return 1 if report.grown() or report.slope > chosen.most else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
