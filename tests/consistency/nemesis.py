@@ -210,7 +210,7 @@ class Nemesis:
         async with self._members:
             backup, self._backup = self._backup, await self._save()  # for the next time
             if backup is not None:
-                await self._restore(backup)
+                await self._restore(backup, heal=True)
 
     async def _restore_passed(self, rng: random.Random) -> None:
         """The same, but the gateways are cut off until the new history has passed all cursors again."""
@@ -219,9 +219,7 @@ class Nemesis:
             try:
                 backup = await self._save()
                 await asyncio.sleep(rng.random())
-                for proxy in proxies:
-                    proxy.cut()
-                tip = await self._restore(backup)
+                tip = await self._restore(backup, heal=False)
                 await self._oracle.reach(tip + 20)
             finally:
                 for proxy in proxies:
@@ -233,17 +231,23 @@ class Nemesis:
         status = await _etcdctl(self._cluster.members[0], "snapshot", "status", str(file), "-w", "json")
         return _Backup(file, self._oracle.chronicle.now, json.loads(status)["revision"])
 
-    async def _restore(self, backup: _Backup) -> int:
-        """Returns the revision that the old history ended with."""
+    async def _restore(self, backup: _Backup, *, heal: bool) -> int:
+        """Returns the revision that the old history ended with. Without *heal* the gateways stay cut off."""
         members = self._cluster.members
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             for writer in self._writers:
                 writer.running.clear()
+            # Nobody is to see of the old history what the oracle does not: a write under way, a lease that ends.
+            proxies = [proxy for replica in self._replicas for proxy in replica.proxies]
+            for proxy in proxies:
+                proxy.cut()
             await self._oracle.reach(await _revision(members[0]))
             self._oracle.pause()
             tip = self._oracle.chronicle.now.tip
             for member in members:
                 await member.kill()
+            for proxy in proxies if heal else ():
+                proxy.heal()
             initial = ",".join(f"{member.place.name}={member.place.peer_url}" for member in members)
             for number, member in enumerate(members):
                 restored = Path(folder) / str(number)
@@ -271,8 +275,9 @@ class Nemesis:
 
     async def _between(self, rng: random.Random, proxies: Sequence[Proxy]) -> None:
         await asyncio.sleep(rng.expovariate(0.5))
-        for proxy in proxies:
-            proxy.heal()
+        async with self._members:  # a restore needs its gateways cut off
+            for proxy in proxies:
+                proxy.heal()
 
     async def _cut(self, rng: random.Random) -> None:
         chosen = self._proxies(rng)

@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aetcd import rpc
+
 from app.core.versions import parse_version
 from app.embedded import EmbeddedCluster
 from tests.consistency.follower import Follower
-from tests.consistency.nemesis import Nemesis, _revision
+from tests.consistency.nemesis import Nemesis, _channel, _revision
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
 from tests.consistency.writer import PREFIXES, Writer
@@ -137,6 +139,7 @@ async def torture(
                 await _finish(cluster, oracle, crowd, log)
         finally:
             _sum_up(report, nemesis, oracle, crowd)
+        report.violations += await _disagreements(cluster)
     _note_troubles(report, replicas)
     return report
 
@@ -195,6 +198,20 @@ async def _finish(
     await oracle.reach(await _revision(cluster.members[0]))
     for follower in crowd:
         _check(follower, final=True)
+
+
+async def _disagreements(cluster: EmbeddedCluster) -> list[str]:
+    """Where etcd's own members tell different histories: then it is not the gateway that lies."""
+    states: list[dict[bytes, tuple[int, bytes]]] = []
+    revisions = [await _revision(member) for member in cluster.members]
+    for member in cluster.members:
+        async with _channel(member) as channel:
+            request = rpc.RangeRequest(key=b"\0", range_end=b"\0", serializable=True, revision=min(revisions))
+            answer = await rpc.KVStub(channel).Range(request, timeout=5)
+        states.append({kv.key: (kv.mod_revision, kv.value[:20]) for kv in answer.kvs})
+    keys = {key for state in states for key in state if any(other.get(key) != state[key] for other in states)}
+    told = [f"{key!r}: {[state.get(key) for state in states]}" for key in sorted(keys)[:3]]
+    return [f"etcd's members disagree at revision {min(revisions)} about {len(keys)} keys: {told}"] if keys else []
 
 
 def _sum_up(report: Report, nemesis: Nemesis, oracle: Oracle, crowd: Sequence[Follower]) -> None:

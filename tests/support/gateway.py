@@ -121,6 +121,6 @@ async def gateway(
     finally:
         status = await running.stop()
     assert status == 0, (status, running.lines[-5:], running.other)
-    assert running.other == []
+    assert running.other == [], running.other
     errors = [line for line in running.lines if line["level"] == "error"]
-    assert errors == []
+    assert errors == [], errors

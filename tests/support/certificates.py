@@ -1,0 +1,51 @@
+"""Certificates for tests, made by the ``openssl`` program: a CA, and what it signs."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+def openssl(*arguments: str | Path) -> None:
+    """Run it; what it says is in the error."""
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its key."""
+
+    cert: Path
+    key: Path
+
+
+class Ca:
+    """A certificate authority in a folder of its own. Another *name* is another CA."""
+
+    def __init__(self, folder: Path, name: str = "tests") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.cert, self._key = folder / f"{name}.crt", folder / f"{name}.key"
+        openssl("req", "-x509", *EC, "-keyout", self._key, "-out", self.cert, "-days", "1", "-subj", f"/CN={name} CA")
+
+    def sign(self, name: str, *, names: str = "DNS:localhost,IP:127.0.0.1,IP:::1") -> Pair:
+        """A certificate for *name*, which is the user for etcd, and for servers called *names*."""
+        pair = Pair(self._folder / f"{name}-signed.crt", self._folder / f"{name}-signed.key")
+        openssl(
+            *("req", "-x509", *EC, "-keyout", pair.key, "-out", pair.cert, "-days", "1", "-subj", f"/CN={name}"),
+            *("-CA", self.cert, "-CAkey", self._key, "-addext", f"subjectAltName={names}"),
+            *("-addext", "extendedKeyUsage=serverAuth,clientAuth", "-addext", "basicConstraints=critical,CA:FALSE"),
+        )
+        return pair
+
+
+def jwt_keys(folder: Path) -> tuple[Path, Path]:
+    """An RSA key for etcd's tokens: public, private."""
+    public, private = folder / "jwt.pub", folder / "jwt.key"
+    openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", private)
+    openssl("pkey", "-in", private, "-pubout", "-out", public)
+    return public, private

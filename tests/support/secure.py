@@ -1,0 +1,179 @@
+"""An etcd with TLS and users beside its plain port, which stays for the truth: health, metrics, and root's changes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from aetcd import rpc
+
+from app import embedded
+from app.embedded import EmbeddedEtcd
+from tests.support.certificates import Ca
+from tests.support.etcd import EtcdClient
+
+ROOT = "root"
+# The default of 10 costs a tenth of a second for each login.
+CHEAP = "--bcrypt-cost=4"
+
+
+class SecureEtcd(EmbeddedEtcd):
+    """Listens on ``tls_endpoint`` too when it has *pki*, a folder with ca.crt, server.crt and server.key.
+
+    *client_auth*: clients must show a certificate there. ``users`` says that auth is enabled, so that a restart is not
+    waited for with a read.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path | None = None,
+        pki: Path | None = None,
+        client_auth: bool = False,
+        args: Sequence[str] = (),
+    ) -> None:
+        super().__init__(folder=folder, args=(CHEAP, *args))
+        self.pki = pki
+        self.client_auth = client_auth
+        self.users = False
+        self._tls_port = 0
+
+    @property
+    def tls_endpoint(self) -> str:
+        """By name: ``https://localhost:port``."""
+        return f"https://localhost:{self._tls_port}"
+
+    def install(self, ca: Ca) -> None:
+        """Give it certificates of *ca*; etcd reads them for each new connection, but its CA only when it starts."""
+        assert self.pki is not None
+        self.pki.mkdir(parents=True, exist_ok=True)
+        server = ca.sign("etcd")
+        for source, name in ((ca.cert, "ca.crt"), (server.cert, "server.crt"), (server.key, "server.key")):
+            shutil.copy(source, self.pki / name)
+
+    def _flags(self) -> list[str]:
+        flags = super()._flags()
+        if self.pki is None:
+            return flags
+        if not self._tls_port:
+            (self._tls_port,) = embedded._free_ports(1)
+        plain = self.place.client_url
+        return [
+            *flags,
+            f"--listen-client-urls={plain},https://127.0.0.1:{self._tls_port}",
+            f"--advertise-client-urls={plain}",
+            f"--cert-file={self.pki / 'server.crt'}",
+            f"--key-file={self.pki / 'server.key'}",
+            *([f"--trusted-ca-file={self.pki / 'ca.crt'}", "--client-cert-auth"] if self.client_auth else []),
+        ]
+
+    async def wait_healthy(self) -> None:
+        """Until it answers and has a leader: with users a plain read is refused."""
+        if not self.users:
+            await super().wait_healthy()
+            return
+        deadline = time.monotonic() + embedded.START_TIMEOUT
+        async with plain_channel(self) as channel:
+            while not await _leads(channel):
+                assert self.running, self.log_file.read_text()[-2000:]
+                assert time.monotonic() < deadline
+                await asyncio.sleep(embedded.POLL)
+
+
+async def _leads(channel: grpc.aio.Channel) -> bool:
+    try:
+        status = await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=1, wait_for_ready=True)
+    except rpc.AioRpcError:
+        return False
+    return bool(status.leader)
+
+
+def plain_channel(etcd: EmbeddedEtcd, *interceptors: Any) -> grpc.aio.Channel:
+    """To its plain port."""
+    target = etcd.endpoint.removeprefix("http://")
+    return grpc.aio.insecure_channel(target, embedded.LOOPBACK_OPTIONS, interceptors=interceptors)
+
+
+class LoginFirst(grpc.aio.UnaryUnaryClientInterceptor):
+    """Logs in anew before every call, so that no token of the tests' own ever expires."""
+
+    def __init__(self, channel: grpc.aio.Channel, user: str, password: str) -> None:
+        self._auth = rpc.AuthStub(channel)
+        self._request = rpc.AuthenticateRequest(name=user, password=password)
+
+    async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        """Add the token."""
+        token = (await self._auth.Authenticate(self._request)).token
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), ("token", token))
+        return await continuation(details._replace(metadata=metadata), request)
+
+
+class Admin(EtcdClient):
+    """root's hands: keys, and users with one role of their own name each."""
+
+    def __init__(self, channel: Any, plain: Any) -> None:
+        super().__init__(channel)
+        self._auth = rpc.AuthStub(channel)
+        self._plain = plain
+
+    async def token(self, user: str, password: str) -> str:
+        """A token of anybody."""
+        answer = await rpc.AuthStub(self._plain).Authenticate(rpc.AuthenticateRequest(name=user, password=password))
+        return str(answer.token)
+
+    async def takes(self, token: str) -> bool:
+        """Whether etcd takes it (and then it lives on)."""
+        try:
+            await rpc.KVStub(self._plain).Range(rpc.RangeRequest(key=b"/svc/"), metadata=(("token", token),))
+        except rpc.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                raise
+            return False
+        return True
+
+    async def add_user(self, name: str, password: str = "", *prefixes: str) -> None:
+        """A user who may read *prefixes*; without a password a certificate must name it."""
+        options = rpc.UserAddOptions(no_password=not password)
+        await self._auth.UserAdd(rpc.AuthUserAddRequest(name=name, password=password, options=options))
+        await self._auth.RoleAdd(rpc.AuthRoleAddRequest(name=name))
+        await self._auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user=name, role=name))
+        for prefix in prefixes:
+            await self.grant(name, prefix)
+
+    async def grant(self, role: str, prefix: str) -> None:
+        """Let it read *prefix*."""
+        start, end = _range(prefix)
+        permission = rpc.Permission(permType=rpc.Permission.READ, key=start, range_end=end)
+        await self._auth.RoleGrantPermission(rpc.AuthRoleGrantPermissionRequest(name=role, perm=permission))
+
+    async def revoke(self, role: str, prefix: str) -> None:
+        """And no longer."""
+        start, end = _range(prefix)
+        await self._auth.RoleRevokePermission(rpc.AuthRoleRevokePermissionRequest(role=role, key=start, range_end=end))
+
+    async def change_password(self, user: str, password: str) -> None:
+        """Its tokens are no longer taken."""
+        await self._auth.UserChangePassword(rpc.AuthUserChangePasswordRequest(name=user, password=password))
+
+
+def _range(prefix: str) -> tuple[bytes, bytes]:
+    start = prefix.encode()
+    return start, start[:-1] + bytes([start[-1] + 1])
+
+
+@asynccontextmanager
+async def administered(etcd: SecureEtcd) -> AsyncIterator[Admin]:
+    """Enable auth, and be root."""
+    async with plain_channel(etcd) as channel:
+        root = Admin(channel, channel)
+        await root.add_user(ROOT, ROOT)
+        await rpc.AuthStub(channel).AuthEnable(rpc.AuthEnableRequest())
+        etcd.users = True
+        async with plain_channel(etcd, LoginFirst(channel, ROOT, ROOT)) as trusted:
+            yield Admin(trusted, channel)
