@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 import time
@@ -14,10 +15,35 @@ from app.api.access import Access
 from app.api.stream import Streams, StreamSettings
 from app.core.cursor import Shape, derive_epoch
 from app.core.log import Bounds
+from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
 from app.ports import Clock, Draw
-from app.settings import Settings
+from app.settings import Settings, SettingsError, is_loopback
 from app.watch.registry import Limits, Registry
+
+log = logging.getLogger("gateway")
+
+
+def _credentials(settings: Settings) -> Credentials:
+    """Who we are to etcd; the files are read once here, so that a mistake is found at the start.
+
+    Raises:
+        SettingsError: a file cannot be used.
+    """
+    if settings.etcd_user and not settings.etcd_is_tls and not all(map(is_loopback, settings.etcd_hosts)):
+        log.warning("the password for etcd is sent in plain text", extra={"etcd": ",".join(settings.etcd)})
+    credentials = Credentials(
+        cacert=settings.etcd_cacert,
+        cert=settings.etcd_cert,
+        key=settings.etcd_key,
+        user=settings.etcd_user,
+        password_file=settings.etcd_password_file,
+    )
+    try:
+        credentials.check(tls=settings.etcd_is_tls)
+    except CredentialsError as error:
+        raise SettingsError(str(error)) from None
+    return credentials
 
 
 class Gateway:
@@ -31,6 +57,7 @@ class Gateway:
         self.access = Access(settings.allowed, settings.token())
         self.upstream = Upstream(
             settings.etcd,
+            _credentials(settings),
             stale_after=settings.stale_after,
             max_ranges=settings.max_ranges,
             clock=clock,
@@ -63,6 +90,7 @@ class Gateway:
                 sync_timeout=settings.sync_timeout,
                 stale_after=settings.stale_after,
                 max_age=settings.max_age,
+                min_rate=settings.min_rate,
             ),
             clock=clock,
             draw=draw,

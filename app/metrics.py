@@ -4,6 +4,7 @@ counted twice and nothing costs per event. No label comes from a request.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
@@ -25,7 +26,8 @@ NAMESPACE = "etcd_watch_gateway"
 # Label values that are always there, so that an alert's rate() has a zero to start from.
 RESET_REASONS = ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
 CLOSE_REASONS = (
-    "client", "drain", "max-age", "unavailable", "too-large", "send-timeout", "error", "shutdown", "cancelled",
+    "client", "drain", "max-age", "unavailable", "too-large", "too-slow", "revoked", "send-timeout", "error",
+    "shutdown", "cancelled",
 )  # fmt: skip
 REFUSAL_REASONS = (
     "too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable", "too-large", "unauthorized", "forbidden",
@@ -117,6 +119,7 @@ class GatewayCollector(Collector):
         yield _gauge("etcd_revision", "Highest etcd revision heard of.", upstream.highest_revision)
         yield _counter("etcd_reconnects", "Connections to etcd lost.", upstream.reconnects)
         yield _counter("etcd_ranges", "Ranges sent to etcd.", upstream.reads.ranges_total)
+        yield _gauge("tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
         build.add_metric([self._gateway.version, condition.version], 1)
         yield build

@@ -55,6 +55,7 @@ def _nothing(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Size = Annotated[int, BeforeValidator(_bytes)]
+File = Annotated[Path | None, BeforeValidator(_nothing)]
 Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
 
 
@@ -68,6 +69,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
+    etcd_cacert: File = Field(None, description="PEM file of the CAs that sign etcd's certificates; else the system's")
+    etcd_cert: File = Field(None, description="PEM file of the certificate that the gateway shows to etcd")
+    etcd_key: File = Field(None, description="PEM file of its private key, not encrypted")
+    etcd_user: str = Field("", description="etcd's user that the gateway is")
+    etcd_password_file: File = Field(None, description="file with that user's password")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     admin_port: Annotated[int | None, BeforeValidator(_nothing)] = Field(
@@ -91,6 +97,7 @@ class Settings(BaseSettings):
     stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
     sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resume to prove itself")
     send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck subscriber is cut off")
+    min_rate: Size = Field(16 << 10, ge=0, description="bytes a second that a state must be taken at; 0 is off")
     send_buffer: Size = Field(64 << 10, ge=4096, description="kernel send buffer per connection")
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
     drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait for streams to end at shutdown")
@@ -120,7 +127,11 @@ class Settings(BaseSettings):
         if not value or not all(value):
             msg = "at least one endpoint, and none empty"
             raise ValueError(msg)
-        return tuple(_endpoint(text) for text in value)
+        endpoints = tuple(_endpoint(text) for text in value)
+        if len({endpoint.partition("://")[0] for endpoint in endpoints}) > 1:
+            msg = "http:// and https:// endpoints together: a fail-over would send in plain text what was secret before"
+            raise ValueError(msg)
+        return endpoints
 
     @field_validator("cors_origins")
     @classmethod
@@ -151,6 +162,39 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Settings:
+        lines = [
+            f"{_named(name)}: {why}"
+            for name, why in (
+                ("etcd_cert", "needs GATEWAY_ETCD_KEY (--etcd-key)" if not self.etcd_key else ""),
+                ("etcd_key", "needs GATEWAY_ETCD_CERT (--etcd-cert)" if not self.etcd_cert else ""),
+                ("etcd_user", _wrong_with_user(self.etcd_user, self.etcd_password_file)),
+                ("etcd_password_file", "needs GATEWAY_ETCD_USER (--etcd-user)" if not self.etcd_user else ""),
+            )
+            if getattr(self, name) and why
+        ]
+        if not self.etcd_is_tls:
+            # Somebody believes that this connection is secret, or that etcd knows us by the certificate.
+            lines += [
+                f"{_named(name)}: needs https:// endpoints in GATEWAY_ETCD (--etcd)"
+                for name in ("etcd_cacert", "etcd_cert", "etcd_key")
+                if getattr(self, name)
+            ]
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
+
+    @property
+    def etcd_is_tls(self) -> bool:
+        """Whether the endpoints are https://: all are, or none."""
+        return self.etcd[0].startswith("https://")
+
+    @property
+    def etcd_hosts(self) -> tuple[str, ...]:
+        """The endpoints' hosts."""
+        return tuple(urlsplit(endpoint).hostname or "" for endpoint in self.etcd)
+
     @property
     def allowed(self) -> tuple[bytes, ...]:
         """The prefixes that may be read, as bytes; ``(b"",)`` is all."""
@@ -171,23 +215,31 @@ class Settings(BaseSettings):
         return SecretStr(text)
 
 
+def _named(name: str) -> str:
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})"
+
+
+def _wrong_with_user(user: str, password_file: Path | None) -> str:
+    if ":" in user:
+        # What etcdctl takes; the value is not repeated.
+        return "the password does not go behind the name, but into the file of GATEWAY_ETCD_PASSWORD_FILE"
+    return "" if password_file else "needs GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"
+
+
 def _endpoint(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
     parts = urlsplit(url)
     if "@" in parts.netloc:
-        msg = "user and password do not go into an endpoint"
-        raise ValueError(msg)
-    if parts.scheme == "https":
-        msg = f"{text!r}: TLS to etcd is not supported yet"
+        msg = "user and password do not go into an endpoint: GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE have them"
         raise ValueError(msg)
     try:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
+    if parts.scheme not in ("http", "https") or not parts.hostname or port is None or parts.path not in ("", "/"):
         msg = f"{text!r} is no endpoint: write it like http://127.0.0.1:2379"
         raise ValueError(msg)
-    return f"http://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def is_loopback(host: str) -> bool:
@@ -219,7 +271,7 @@ def _explain(item: Mapping[str, Any]) -> str:
         return text
     name = str(item["loc"][0])
     value = item["input"]
-    line = f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {text}"
+    line = f"{_named(name)}: {text}"
     if repr(value) not in text:
         line += f", got {_PASSWORD.sub('//***@', repr(value))}"
     if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value):

@@ -65,7 +65,8 @@ def container(deployment: Manifest) -> Manifest:
 
 
 def environment(deployment: Manifest) -> dict[str, str]:
-    return {item["name"]: item["value"] for item in container(deployment)["env"]}
+    """What the process sees; what a Secret holds is not known here."""
+    return {item["name"]: item.get("value", "of-a-secret") for item in container(deployment)["env"]}
 
 
 def notes(*arguments: str) -> str:
@@ -170,8 +171,14 @@ def test_schema_has_every_value() -> None:
         "allowPrefixes=/svc/",
         "allowPrefixes[0]=/a\\,/b",
         "etcd.endpoints={}",
-        "etcd.endpoints={https://etcd:2379}",
         "etcd.endpoints={etcd}",
+        "etcd.endpoints={https://a:1,http://b:1}",
+        "etcd.endpoints={https://a:1,b:1}",
+        "etcd.tls.nope=1",
+        "etcd.tls.existingSecret=etcd-client",
+        "etcd.tls.clientCertificate=true",
+        "etcd.tls.clientCertificate=sure",
+        "etcd.auth.nope=1",
         "settings.linger=soon",
         "settings.sendBuffer=64KB",
         "settings.logLevel=loud",
@@ -241,6 +248,54 @@ def test_admin_port(tool: Path) -> None:
     assert [port["name"] for port in found["Service"]["spec"]["ports"]] == ["http"]
 
 
+def test_secrets_for_etcd(tool: Path) -> None:
+    """Each file that a variable names is mounted from a Secret, as a folder that changes with it; else none is."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Deployment"]
+    volumes = {volume["name"]: volume["secret"] for volume in found["spec"]["template"]["spec"]["volumes"]}
+    files = {
+        f"{mount['mountPath']}/{item['path']}": (volumes[mount["name"]]["secretName"], item["key"])
+        for mount in container(found)["volumeMounts"]
+        for item in volumes[mount["name"]]["items"]
+    }
+    named = {name: value for name, value in environment(found).items() if value.startswith("/etc/")}
+
+    assert {name: files[value] for name, value in named.items()} == {
+        "GATEWAY_TOKEN_FILE": ("gateway-token", "bearer"),
+        "GATEWAY_ETCD_CACERT": ("etcd-client", "ca.crt"),
+        "GATEWAY_ETCD_CERT": ("etcd-client", "tls.crt"),
+        "GATEWAY_ETCD_KEY": ("etcd-client", "tls.key"),
+        "GATEWAY_ETCD_PASSWORD_FILE": ("etcd-user", "password"),
+    }
+    assert len(files) == len(named)
+    (user,) = (item for item in container(found)["env"] if item["name"] == "GATEWAY_ETCD_USER")
+    assert user["valueFrom"] == {"secretKeyRef": {"name": "etcd-user", "key": "username"}}
+    assert not any("subPath" in mount or not mount["readOnly"] for mount in container(found)["volumeMounts"])
+    plain = manifests(template(tool, *CHOICE))["Deployment"]
+    assert "volumes" not in plain["spec"]["template"]["spec"]
+    assert not any(name.startswith("GATEWAY_ETCD_") for name in environment(plain))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ("etcd.tls.existingSecret=a", {"GATEWAY_ETCD_CACERT"}),
+        (
+            "etcd.tls.existingSecret=a,etcd.tls.clientCertificate=true",
+            {"GATEWAY_ETCD_CACERT", "GATEWAY_ETCD_CERT", "GATEWAY_ETCD_KEY"},
+        ),
+        ("etcd.auth.existingSecret=a", {"GATEWAY_ETCD_USER", "GATEWAY_ETCD_PASSWORD_FILE"}),
+    ],
+    ids=["ca", "certificate", "user"],
+)
+def test_one_secret_alone(tool: Path, settings: str, names: set[str]) -> None:
+    """Each goes without the others."""
+    endpoints = "etcd.endpoints={https://a:1}"
+    found = manifests(template(tool, *CHOICE, "--set", endpoints, "--set", settings))["Deployment"]
+
+    assert {name for name in environment(found) if name.startswith("GATEWAY_ETCD_")} == names
+    assert len(found["spec"]["template"]["spec"]["volumes"]) == len(container(found)["volumeMounts"]) == 1
+
+
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_environment_is_understood(tool: Path, values: Path) -> None:
     """Each variable is a setting of the gateway, and the gateway takes its value."""
@@ -263,6 +318,7 @@ def test_every_setting_has_a_value() -> None:
     from app.settings import Settings
 
     elsewhere = {"etcd", "host", "port", "admin_port", "allow_prefixes", "token_file", "cors_origins", "epoch"}
+    elsewhere |= {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # etcd.tls, etcd.auth
     own = {"drain_timeout", "instance"}  # set by drainTimeoutSeconds; the pod's name
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = {re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name) for name in values["settings"]}

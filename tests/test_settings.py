@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -78,10 +79,11 @@ def test_no_sizes(text: str) -> None:
 
 
 FREE_TEXT = {"host", "epoch", "token_file"}  # whatever stands there is taken, and judged when it is used
+TOGETHER = {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # judged with each other, below
 BAD = {"instance": "two words", "allow_prefixes": "/svc/,"}
 
 
-@pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - FREE_TEXT))
+@pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - FREE_TEXT - TOGETHER))
 @pytest.mark.parametrize("source", ["flag", "environment"])
 def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its variable, its flag, and what it is."""
@@ -198,11 +200,52 @@ def test_no_endpoints(text: str) -> None:
     assert line.startswith("GATEWAY_ETCD (--etcd): ")
 
 
-def test_tls_is_said_to_be_missing() -> None:
-    """Not tried in plain text."""
-    (line,) = refused(etcd="https://a:2379")
+def test_tls_endpoints() -> None:
+    """All or none: a fail-over must not change what the network sees."""
+    assert load({"etcd": "https://a:2379,https://b:2379"}).etcd == ("https://a:2379", "https://b:2379")
+    (line,) = refused(etcd="https://a:2379,b:2379")
 
-    assert "TLS to etcd is not supported yet" in line
+    assert "http:// and https:// endpoints together" in line
+
+
+TLS = {"etcd": "https://a:1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({**TLS, "etcd_cert": "/a"}, ["GATEWAY_ETCD_CERT"]),
+        ({**TLS, "etcd_key": "/a"}, ["GATEWAY_ETCD_KEY"]),
+        ({"etcd_cacert": "/a"}, ["GATEWAY_ETCD_CACERT"]),
+        ({"etcd_cert": "/a", "etcd_key": "/b"}, ["GATEWAY_ETCD_CERT", "GATEWAY_ETCD_KEY"]),
+        ({"etcd_user": "a"}, ["GATEWAY_ETCD_USER"]),
+        ({"etcd_password_file": "/a"}, ["GATEWAY_ETCD_PASSWORD_FILE"]),
+        ({"etcd_user": "a", "etcd_password_file": ""}, ["GATEWAY_ETCD_USER"]),
+    ],
+)
+def test_half_of_the_credentials(flags: dict[str, str], names: list[str]) -> None:
+    """What would be used for nothing is a mistake that somebody relies on."""
+    assert [line.partition(" ")[0] for line in refused(**flags)] == names
+
+
+def test_credentials() -> None:
+    """All of them, or none; the files are read later, by who uses them."""
+    settings = load({**TLS, "etcd_cacert": "/a", "etcd_cert": "/b", "etcd_key": "/c", "etcd_user": "d"} | PASSWORD)
+
+    assert (settings.etcd_cacert, settings.etcd_user) == (Path("/a"), "d")
+    assert load(PASSWORD | {"etcd_user": "d"}).etcd == ("http://127.0.0.1:2379",)
+    assert load({"etcd_cacert": "", "etcd_password_file": ""}).etcd_cacert is None
+
+
+PASSWORD = {"etcd_password_file": "/e"}
+
+
+def test_no_password_behind_the_user() -> None:
+    """etcdctl takes it so; here it would stand in a process list. The message does not repeat it."""
+    (line,) = refused(etcd_user="root:hunter2", **PASSWORD)
+
+    assert line.startswith("GATEWAY_ETCD_USER (--etcd-user): ")
+    assert "hunter2" not in line
 
 
 def test_no_password_in_an_endpoint() -> None:
@@ -294,11 +337,32 @@ def test_no_token(tmp_path: Path, content: bytes | None) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_every_setting_is_read() -> None:
-    """One that nothing reads would be a promise not kept."""
-    sources = [path.read_text() for path in Path(app.__file__).parent.rglob("*.py") if path.name != "settings.py"]
-    text = "\n".join(sources)
-    through_methods = {"allow_prefixes": "settings.allowed", "token_file": "settings.token()"}
-    unread = [name for name in Settings.model_fields if through_methods.get(name, f"settings.{name}") not in text]
+def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
+    """The attributes that are read of anything called one of *owners*: ``settings.port``, ``gateway.settings.port``."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and (
+            (isinstance(node.value, ast.Name) and node.value.id in owners)
+            or (isinstance(node.value, ast.Attribute) and node.value.attr in owners)
+        )
+    }
 
-    assert unread == []
+
+def knows_settings(tree: ast.AST) -> bool:
+    """Whether a module's "settings" are these: it imports them, or the gateway that has them."""
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return bool(names & {"app.settings", "app.gateway"})
+
+
+def test_every_setting_is_read() -> None:
+    """One that nothing reads would be a promise not kept; the methods of ``Settings`` count if they are called."""
+    own = Path(app.__file__).with_name("settings.py")
+    trees = [ast.parse(path.read_text()) for path in own.parent.rglob("*.py") if path != own]
+    read = set().union(*(attributes_of(tree, "settings") for tree in trees if knows_settings(tree)))
+    methods = [node for node in ast.walk(ast.parse(own.read_text())) if isinstance(node, ast.FunctionDef)]
+    through = set().union(*(attributes_of(method, "self") for method in methods if method.name in read))
+
+    assert sorted(set(Settings.model_fields) - read - through) == []

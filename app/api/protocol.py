@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 protocol, with what it lacks for us.
 
-- ``scope["extensions"]["etcd_watch_gateway"]["abort"]``: ASGI has no word for "this connection is stuck, drop it".
+- ``scope["extensions"]["etcd_watch_gateway"]["transport"]``: ASGI has no word for "this connection is stuck, drop it".
   Closing would wait for ever for a peer that does not read. On another server the extension is absent and the stream
   ends by an exception instead.
 - Nothing is taken in behind a stream: uvicorn would queue a pipelined request, stop reading, and so not notice that
@@ -59,7 +59,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """A request begins: its scope is made here."""
         super().on_message_begin()
         self._head_complete, self._head_bytes = False, 0
-        extensions = {EXTENSION: {"abort": self.transport.abort}}
+        extensions = {EXTENSION: {"transport": self.transport}}
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
     def on_headers_complete(self) -> None:

@@ -9,7 +9,12 @@ is stuck, an error of ours, shutdown.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import socket
+import struct
+import sys
+import termios
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +28,7 @@ from app.api.tally import Tally
 from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
+from app.core.pace import Grudge, Pace, Patience
 from app.core.reader import Phase, Reader, Wants
 from app.ports import Clock, Draw, Etcd
 from app.watch.registry import Registry
@@ -30,13 +36,17 @@ from app.watch.subscriber import Subscriber
 
 log = logging.getLogger("gateway.stream")
 
-# Bytes asked of a reader at a time. A subscriber that does not read holds about this, and uvicorn's 64 KiB, in the
-# process, and twice GATEWAY_SEND_BUFFER in the kernel.
+# Bytes asked of a reader, and given to the server, at a time. A subscriber that does not read holds about twice this
+# in the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
 WRITE_SIZE = 64 * 1024
 # Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
 RETRY_MS = (1000, 5000)
 # Refused EventSources that are held open at a time; beyond, they are closed at once.
 MAX_HELD = 1000
+# A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
+LOOKS = 4
+# Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
+FIRST_LOOK, LAST_LOOK = 0.005, 0.25
 # What ends a stream that we did not close by a `close` event.
 GONE, STUCK, FAILED = "client", "send-timeout", "error"
 
@@ -67,6 +77,7 @@ class StreamSettings:
     sync_timeout: float
     stale_after: float
     max_age: float
+    min_rate: int
 
 
 class Streams:
@@ -89,6 +100,7 @@ class Streams:
         self.clock = clock
         self.draw = draw
         self.tally = Tally()
+        self.grudge = Grudge()
         self.held: set[asyncio.Event] = set()
 
     def retry_ms(self, patience: int = 1) -> int:
@@ -132,17 +144,18 @@ class StreamResponse(EventSourceResponse):
         asked = self._asked
         connection = Connection(scope, receive, send, self._streams.settings.send_timeout)
         try:
-            async with (
-                connection,
-                self._streams.registry.subscribe(
+            async with connection:
+                async with self._streams.registry.subscribe(
                     asked.shape.range,
                     address=asked.address,
                     user_agent=asked.user_agent,
                     request_id=asked.request_id,
                     has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
-                ) as subscriber,
-            ):
-                await Delivery(self._streams, asked, subscriber, connection).run(self.status_code, self.raw_headers)
+                ) as subscriber:
+                    delivery = Delivery(self._streams, asked, subscriber, connection)
+                    await delivery.run(self.status_code, self.raw_headers)
+                # Released: whether and when the client takes the rest concerns its connection only.
+                await connection.finish()
         except TransientError as error:
             # Only ``subscribe`` raises it, before anything was sent or held.
             await self._refuse(error, scope, receive, send)
@@ -178,19 +191,69 @@ class StreamResponse(EventSourceResponse):
             self._streams.held.discard(over)
 
 
+class Line:
+    """What ASGI has no word for: what of our bytes the client has not taken, and to drop it together with them.
+
+    On a server without our extension nothing is known, and a stuck stream ends by its return.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self._transport: asyncio.Transport | None = scope.get("extensions", {}).get(EXTENSION, {}).get("transport")
+        if self._transport is not None:
+            # The next write waits until the kernel has all of the one before. By default it would wait for 64 KiB only,
+            # and one who does not read hold two writes here; what the kernel has keeps the line busy meanwhile.
+            self._transport.set_write_buffer_limits(high=0)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that the client's kernel has not taken, as far as this system can tell.
+
+        The kernel asks for more only when a third of its buffer is free: without a look into it, a client of
+        1 KiB a second would seem stuck for 40 s.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return 0
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is None or sys.platform != "linux":
+            return self.buffered
+        (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+        return self.buffered + int(queued)
+
+    def abort(self) -> None:
+        """Drop the connection, by RST.
+
+        Without the lingering of no time it would be closed: the kernel keeps what the client does not take (83 KB each
+        were seen) and tries to get rid of it for minutes.
+        """
+        transport = self._transport
+        if transport is None:
+            return
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+
 class StuckError(Exception):
-    """A send took longer than ``GATEWAY_SEND_TIMEOUT``: the connection was aborted."""
+    """A client took nothing for ``GATEWAY_SEND_TIMEOUT``: the connection was aborted."""
 
 
 class Connection:
     """One ASGI response being sent, and the one task that listens for the client's going."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
-        self._abort: Callable[[], None] | None = scope.get("extensions", {}).get(EXTENSION, {}).get("abort")
+        self._line = Line(scope)
         self._receive = receive
         self._send = send
         self._send_timeout = send_timeout
         self._listener: asyncio.Task[None] | None = None
+        self._aborted = False
         self.gone = False
         self.on_gone: Callable[[], None] = lambda: None
 
@@ -213,19 +276,50 @@ class Connection:
         """Send the head."""
         await self._guarded({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def send(self, data: bytes, *, more: bool = True) -> None:
-        """Send bytes. Raises StuckError when that takes too long; the connection is aborted then."""
+    async def send(self, data: bytes | memoryview, *, more: bool = True) -> None:
+        """Send bytes. Raises StuckError when they are not taken in time; the connection is aborted then."""
         await self._guarded({"type": "http.response.body", "body": data, "more_body": more})
 
+    async def finish(self) -> None:
+        """End a response of unknown length, whose last words are sent, when they are taken, or when that is hopeless.
+
+        A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
+        """
+        patience = Patience(self._send_timeout, self._line.untaken)
+        pause = FIRST_LOOK
+        while self._line.untaken and not self.ended:
+            await asyncio.sleep(pause)
+            if patience.ends(self._line.untaken, pause):
+                await self._cut_off()
+            pause = min(2 * pause, LAST_LOOK)
+        if not self.ended:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self.gone or self._aborted
+
     async def _guarded(self, message: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._send_timeout):
-                await self._send(message)
-        except TimeoutError:
-            if self._abort is not None:
-                self._abort()
-                await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is
-            raise StuckError from None
+        untaken = self._line.untaken if self._line.buffered else 0
+        patience: Patience | None = None
+        pause = self._send_timeout / LOOKS
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._send(message)
+                return
+            except TimeoutError:
+                # The server waits before it writes: nothing of the message was written, and it may be sent again.
+                patience = patience or Patience(self._send_timeout, untaken)
+                if patience.ends(self._line.untaken, pause):
+                    await self._cut_off()
+                    raise StuckError from None
+
+    async def _cut_off(self) -> None:
+        self._aborted = True
+        self._line.abort()
+        await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is
 
 
 class Delivery:
@@ -246,6 +340,7 @@ class Delivery:
             cursor=asked.cursor,
             snapshot=asked.snapshot,
             heartbeat=settings.heartbeat,
+            pace=Pace(settings.send_timeout, settings.min_rate),
         )
         now = streams.clock()
         self._started = now
@@ -265,9 +360,11 @@ class Delivery:
             await self._write(self._reader.greet(self._streams.settings.instance, self._streams.retry_ms()))
             reason = await self._follow()
             if reason != GONE:
-                await self._write(self._last_words(reason), more=False)
+                await self._write(self._last_words(reason))
         except StuckError:
             reason = STUCK
+            if self._reader.pace.behind_a_reset:
+                self._bear_grudge()  # it can't be told, but the next time counts
         except asyncio.CancelledError:
             reason = "shutdown" if self._streams.registry.draining else "cancelled"
             raise
@@ -291,13 +388,15 @@ class Delivery:
                 self._next_beat = now + self._streams.settings.heartbeat
             if data:
                 await self._write(data)
-            elif not self._help():
+            elif not reader.too_slow and not self._help():
                 await subscriber.bell.wait(min(self._next_beat, self._deadline) - now)
 
     def _reason_to_end(self) -> str | None:
         if self._subscriber.closing is not None:
             return self._subscriber.closing
         now = self._streams.clock()
+        if self._reader.too_slow:
+            return "too-slow"
         if now >= self._deadline:
             return "max-age"
         if now - self._started > self._streams.settings.stale_after and self._hopeless():
@@ -315,14 +414,27 @@ class Delivery:
         return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _last_words(self, reason: str) -> bytes:
-        patience = TooLargeError.patience if reason == TooLargeError.close_reason else 1
-        return self._reader.close(reason, self._streams.retry_ms(patience), stale=self._feed.stale_since is not None)
+        if reason == "too-slow":
+            retry_ms = self._bear_grudge()
+        else:
+            retry_ms = self._streams.retry_ms(TooLargeError.patience if reason == TooLargeError.close_reason else 1)
+        return self._reader.close(reason, retry_ms, stale=self._feed.stale_since is not None)
 
-    async def _write(self, data: bytes, *, more: bool = True) -> None:
-        if data or not more:
-            await self._connection.send(data, more=more)
-            self._subscriber.bytes += len(data)
-            self._streams.tally.bytes += len(data)
+    def _bear_grudge(self) -> int:
+        host = self._asked.address.rpartition(":")[0]
+        who = (host, self._asked.shape.range)
+        return self._streams.grudge.bear(who, self._streams.clock(), self._streams.draw())
+
+    async def _write(self, data: bytes) -> None:
+        # The server copies what it is given: in slices, a large revision is copied no further than it is taken.
+        whole = memoryview(data)
+        for start in range(0, len(data), WRITE_SIZE):
+            part = whole[start : start + WRITE_SIZE]
+            before = self._streams.clock()
+            await self._connection.send(part)
+            self._reader.pace.wrote(len(part), self._streams.clock() - before)
+            self._subscriber.bytes += len(part)
+            self._streams.tally.bytes += len(part)
 
     # --- what a waiting reader needs ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ GatewayError
 │   ├── UnavailableError       503, etcd is out of reach
 │   └── TooLargeError          503, the range does not fit the memory it may have
 └── EtcdRefusedError           502, etcd answers, and says no
+    └── DeniedError            502, its roles do not let us read that
 
 CompactedError and FutureRevisionError are for callers inside: no client sees them as such.
 """
@@ -146,6 +147,10 @@ class EtcdRefusedError(GatewayError):
     status = 502
     title = "etcd refused"
     code = "etcd-refused"
+
+
+class DeniedError(EtcdRefusedError):
+    """etcd's roles do not let the gateway read that."""
 
 
 class CompactedError(Exception):

@@ -66,9 +66,10 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """etcd refused the watch, or ended it for a reason of its own."""
+    """etcd refused the watch, or ended it for a reason of its own. *denied*: its roles are the reason, for certain."""
 
     reason: str
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

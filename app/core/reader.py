@@ -6,7 +6,8 @@ it. Must not: sockets, tasks, timers (``app.api.stream``).
 Theory of operation
     A reader is a position, (log generation, revision), never a queue. ``read`` returns bytes to send, or ``b""`` for
     "nothing yet": the shell then waits to be woken. A position below the log's floor, or in an older generation,
-    becomes a ``reset`` and a fresh snapshot in the same stream.
+    becomes a ``reset`` and a fresh snapshot in the same stream, until its ``Pace`` says that this leads nowhere: then
+    ``read`` has nothing more for it, and ``too_slow`` says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from app.core.events import KeyValue, Snapshot
 from app.core.feed import FeedCore
 from app.core.feedwords import Reason
 from app.core.frames import comment, control, greeting, snapshot_frame
+from app.core.pace import Pace
 
 # Items of a snapshot that are encoded in one go: about 2 ms of the loop's time when none was encoded before.
 SNAPSHOT_SLICE = 1024
@@ -49,6 +51,7 @@ class Reader:
         shape: of the request; its epoch is derived by *epoch_of*.
         cursor: what the client brought; None when it brought nothing.
         snapshot: False for ``snapshot=0``: only changes are wanted, a reset brings no state.
+        pace: how slow it may be; told by the shell how long writes take.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class Reader:
         cursor: Cursor | None,
         snapshot: bool,
         heartbeat: float,
+        pace: Pace | None = None,
     ) -> None:
+        self.pace = pace if pace is not None else Pace()
         self._feed = feed
         self._shape = shape
         self._epoch_of = epoch_of
@@ -93,6 +98,11 @@ class Reader:
     def synced(self) -> bool:
         """Whether its mirror is exact at ``revision`` and follows."""
         return self._synced
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether it is to be closed for that; ``read`` may have nothing more for it."""
+        return self.pace.too_slow
 
     @property
     def behind(self) -> int:
@@ -153,7 +163,11 @@ class Reader:
     def close(self, reason: str, retry_ms: int, *, stale: bool) -> bytes:
         """The last bytes of a stream that we end: where it stands, then why, and when to come back."""
         last = self.beat(stale=stale) if self._synced else b""
-        return last + control(self._form, "close", {"reason": reason, "retry_ms": retry_ms})
+        close = control(self._form, "close", {"reason": reason, "retry_ms": retry_ms})
+        if self._form == "sse":
+            # A browser that reconnects by itself waits for what the last ``retry:`` said; it does not look into data.
+            close = close[:-1] + f"retry: {retry_ms}\n\n".encode()
+        return last + close
 
     # --- joining -----------------------------------------------------------------------------------------------------
 
@@ -214,6 +228,7 @@ class Reader:
         self._sent_items = 0
         self.revision = snapshot.revision
         self.phase = Phase.SNAPSHOT
+        self.pace.begin_snapshot()
         self._synced = False
         self.wants = Wants.NOTHING
         if not self._with_state and reason == "initial":
@@ -239,6 +254,7 @@ class Reader:
             return data
         self._items = ()
         self.phase = Phase.FOLLOWING
+        self.pace.end_snapshot()
         return data + self._say_synced()
 
     # --- following ---------------------------------------------------------------------------------------------------
@@ -248,13 +264,21 @@ class Reader:
         if self._generation != log.generation:
             return b""
         if not log.covers(self.revision):
-            return self._begin_snapshot("lagged", size)
+            if not self.pace.too_slow:
+                self.pace.lag()
+            return b"" if self.pace.too_slow else self._begin_snapshot("lagged", size)
         found = log.after(self.revision, size)
         if not found:
             # All is sent: the position goes as far as the log is known to be complete.
             self.revision = max(self.revision, log.tip)
+            self.pace.catch_up()
             return b"" if self._synced else self._say_synced()
+        if len(found) > 1 and found[-1].size > size:
+            # It goes alone, next: joined with others it would be a copy of this reader's own, however large it is.
+            found = found[:-1]
         self.revision = found[-1].revision
+        if self.revision == log.tip:
+            self.pace.catch_up()
         form, encoding, epoch = self._form, self._shape.encoding, self._epoch
         self.delivered += sum(len(batch.events) for batch in found)
         if len(found) == 1:

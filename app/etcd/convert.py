@@ -8,6 +8,7 @@ from aetcd import rpc
 
 from app.core.errors import (
     CompactedError,
+    DeniedError,
     EtcdRefusedError,
     FutureRevisionError,
     TooLargeError,
@@ -15,6 +16,7 @@ from app.core.errors import (
 )
 from app.core.events import Delete, Event, KeyValue
 from app.core.multiplex import CancelRequest, CreateRequest, Message, Request
+from app.etcd.trouble import explain
 
 
 def key_value(kv: Any) -> KeyValue:
@@ -69,11 +71,12 @@ def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
         return CompactedError(details) if "compacted" in details else FutureRevisionError(details)
     if code is rpc.StatusCode.RESOURCE_EXHAUSTED and not details.startswith("etcdserver:"):
         return TooLargeError(f"etcd's answer does not fit a message: {details}")
+    if code is rpc.StatusCode.PERMISSION_DENIED:
+        return DeniedError(f"{endpoint}: {details}")
     if code in (
-        rpc.StatusCode.PERMISSION_DENIED,
         rpc.StatusCode.UNAUTHENTICATED,
         rpc.StatusCode.INVALID_ARGUMENT,
         rpc.StatusCode.FAILED_PRECONDITION,
     ):
         return EtcdRefusedError(f"{endpoint}: {details}")
-    return UnavailableError(f"{endpoint}: {code.name.lower()}: {details}")
+    return UnavailableError(f"{endpoint}: {explain(endpoint, error)}")

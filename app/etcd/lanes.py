@@ -20,10 +20,18 @@ FILL = 256
 
 
 class Lanes:
-    """The streams of one connection."""
+    """The streams of one connection.
 
-    def __init__(self, open_stream: Callable[[Callable[[WatchStream], None]], WatchStream]) -> None:
+    Args:
+        open_stream: is given what to call when the stream has ended.
+        token: what a stream that is opened now would carry; creates on one with another may be refused.
+    """
+
+    def __init__(
+        self, open_stream: Callable[[Callable[[WatchStream], None]], WatchStream], token: Callable[[], str]
+    ) -> None:
         self._open_stream = open_stream
+        self._token = token
         self._live: list[WatchStream] = []
         self._catch_up: WatchStream | None = None
 
@@ -48,11 +56,13 @@ class Lanes:
         return self._catch_up
 
     def _live_stream(self) -> WatchStream:
-        emptiest = min(self._live, key=len, default=None)
-        if emptiest is None or (len(emptiest) >= FILL and len(self._live) < LIVE_STREAMS):
-            emptiest = self._open_stream(self._forget)
-            self._live.append(emptiest)
-        return emptiest
+        token = self._token()
+        fresh = min((stream for stream in self._live if stream.token == token), key=len, default=None)
+        if len(self._live) < LIVE_STREAMS and (fresh is None or len(fresh) >= FILL):
+            fresh = self._open_stream(self._forget)
+            self._live.append(fresh)
+        # With an older token, and no room for another stream: etcd may still take it, and otherwise it is retired.
+        return fresh or min(self._live, key=len)
 
     def _forget(self, stream: WatchStream) -> None:
         if stream is self._catch_up:

@@ -1,22 +1,26 @@
-"""A connection to one etcd endpoint: its channels, its health, its watch streams.
+"""A connection to one etcd endpoint: its channels, its login, its health, its watch streams.
 
 Watches and reads have a connection each: a big Range would starve the watches on a shared one (etcd #15402). A link
-never recovers: what fails is closed, and the upstream makes the next one, to the next endpoint.
+never recovers: what fails is closed, and the upstream makes the next one, to the next endpoint. So a channel that
+reconnects by itself with credentials that are no longer good ends its link, and the next one reads the files again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 from aetcd import rpc
 
 from app.core.versions import UNKNOWN, Version, parse_version, progress_is_trusted
+from app.etcd.credentials import Credentials
 from app.etcd.lanes import Lanes
-from app.etcd.stream import METADATA, WatchStream
+from app.etcd.login import Login, LoginError
+from app.etcd.stream import METADATA, RetiredError, WatchStream
+from app.etcd.trouble import explain
 from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
@@ -37,62 +41,140 @@ OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     # Our own backoff decides when to try again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # In truth the time for one attempt to connect, TLS included: with 100 ms, an etcd 80 ms away was out of reach.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 
 class Link:
-    """See the module. ``failed`` is set, once, with the reason."""
+    """See the module. ``failed`` is set, once, with the reason.
+
+    Raises:
+        CredentialsError: a file cannot be used.
+    """
 
     def __init__(
         self,
         endpoint: str,
+        credentials: Credentials,
         *,
         proof_interval: float,
         on_header: Callable[[Any], None],
         clock: Clock,
     ) -> None:
         self.endpoint = endpoint
-        target = endpoint.removeprefix("http://")
-        self._kv_channel = grpc.aio.insecure_channel(target, options=OPTIONS)
-        self._watch_channel = grpc.aio.insecure_channel(target, options=OPTIONS)
-        self.kv = rpc.KVStub(self._kv_channel)
+        self._kv_channel, self._watch_channel = _channels(endpoint, credentials)
+        self._kv = rpc.KVStub(self._kv_channel)
         self._maintenance = rpc.MaintenanceStub(self._kv_channel)
+        self._cluster = rpc.ClusterStub(self._kv_channel)
         self._watch = rpc.WatchStub(self._watch_channel)
+        self.login = Login(rpc.AuthStub(self._kv_channel).Authenticate, credentials, clock=clock)
         self._proof_interval = proof_interval
         self._on_header = on_header
         self._clock = clock
         self._streams: set[WatchStream] = set()
-        self.lanes = Lanes(self._open_stream)
+        self.lanes = Lanes(self._open_stream, lambda: self.login.token)
+        # Of the last health check: who answered. None when nothing that we may ask names it.
+        self.header: Any = None
         self.version_text = ""
         self.version: Version = UNKNOWN
+        self.applied = 0  # of its raft log; 0 while it does not say
+        self._watch_member = 0
+        self._may_not_ask = False
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
     def progress_trusted(self) -> bool:
-        """Of the member that we talk to, by the version it said last."""
-        return progress_is_trusted(self.version)
+        """Whether on-demand progress may be believed, as far as we know now."""
+        return self._trusts(self._watch_member or self._member)
+
+    @property
+    def _member(self) -> int:
+        return int(self.header.member_id) if self.header is not None else 0
+
+    def _trusts(self, member: int) -> bool:
+        """By the version that *our* member said: behind one name or Service there may be others, of other versions."""
+        return member == self._member and progress_is_trusted(self.version)
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    async def range(self, request: Any, timeout: float) -> Any:
+        """KV's Range. Raises rpc.AioRpcError, and LoginError when our token is not taken and there is no other."""
+        response = await self._ask(self._kv.Range, request, timeout)
+        self.login.used()
+        return response
+
+    async def _ask(self, call: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
+        """A call with our token, and once more with another one when that is not taken."""
+        token = self.login.token
+        try:
+            return await call(request, timeout=timeout, metadata=self.login.metadata)
+        except rpc.AioRpcError as error:
+            if not self.login.is_stale(error):
+                raise
+        await self.login.renew(token)
+        return await call(request, timeout=timeout, metadata=self.login.metadata)
 
     async def check(self, timeout: float) -> str | None:
-        """Ask the member how it is; what is wrong with it, or None."""
+        """Ask the member how it is, and log in there; what is wrong with it, or None."""
         try:
-            status = await self._maintenance.Status(rpc.StatusRequest(), timeout=timeout)
+            trouble = await self._check(timeout)
+            if trouble is None:
+                await self.login.ensure()
         except rpc.AioRpcError as error:
-            return f"{error.code().name.lower()}: {error.details()}"
+            if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"deadline_exceeded: no answer within {timeout:g} s"
+            return explain(self.endpoint, error)
+        except LoginError as error:
+            return str(error)
+        self.header = self.header or self.login.header
+        return trouble
+
+    async def _check(self, timeout: float) -> str | None:
+        try:
+            status = await self._ask(self._maintenance.Status, rpc.StatusRequest(), timeout)
+        except rpc.AioRpcError as error:
+            if error.code() is not rpc.StatusCode.PERMISSION_DENIED:
+                raise
+            return await self._check_as_a_stranger(timeout)
+        self.header = status.header
         if not status.leader:
             return "the member has no leader"
         if status.isLearner:
             return "the member is a learner, which serves no watches"
+        self.applied = status.raftAppliedIndex
         self.version_text = status.version
         self.version = parse_version(status.version)
-        self._on_header(status.header)
         return None
 
-    def fail(self, reason: str) -> None:
+    async def _check_as_a_stranger(self, timeout: float) -> str | None:
+        """From 3.5.28 on (and in 3.6 until it was mended) only root may ask for the status: etcd #21663.
+
+        Then its version stays unknown, which means that its progress is not believed. That it has no leader is noticed
+        by the watches (``hasleader``) and by reads.
+        """
+        if not self._may_not_ask:
+            self._may_not_ask = True
+            log.warning("etcd does not tell its version to our user", extra={"endpoint": self.endpoint})
+        try:
+            found = await self._ask(self._cluster.MemberList, rpc.MemberListRequest(), timeout)
+        except rpc.AioRpcError as error:
+            if error.code() is not rpc.StatusCode.PERMISSION_DENIED:
+                raise
+            return None
+        self.header = found.header
+        us = found.header.member_id
+        if any(member.isLearner for member in found.members if us == member.ID):
+            return "the member is a learner, which serves no watches"
+        return None
+
+    # --- failing ------------------------------------------------------------------------------------------------------
+
+    def fail(self, why: str) -> None:
         """Give this link up."""
         if not self.failed.done():
-            self.failed.set_result(reason)
+            self.failed.set_result(why)
 
     def silent_streams(self, limit: float) -> bool:
         """Whether a stream has not said anything for *limit* seconds, progress requests notwithstanding."""
@@ -106,18 +188,25 @@ class Link:
                 self._stream_broke(error)
 
         stream = WatchStream(
-            lambda: self._watch.Watch(metadata=METADATA),
+            lambda: self._watch.Watch(metadata=METADATA + self.login.metadata),
+            token=self.login.token,
             proof_interval=self._proof_interval,
-            progress_trusted=lambda: self.progress_trusted,
-            on_response=self._on_header,
+            progress_trusted=self._trusts,
+            on_response=self._heard_on_a_stream,
             on_end=ended,
             clock=self._clock,
         )
         self._streams = {other for other in self._streams if not other.closed} | {stream}
         return stream
 
+    def _heard_on_a_stream(self, header: Any) -> None:
+        self._watch_member = header.member_id or self._watch_member
+        self._on_header(header)
+
     def _stream_broke(self, error: BaseException) -> None:
         """A stream that breaks for the sake of what is on it is its own trouble; otherwise the member is."""
+        if isinstance(error, RetiredError):
+            return
         if isinstance(error, rpc.AioRpcError) and error.code() in (
             rpc.StatusCode.RESOURCE_EXHAUSTED,
             rpc.StatusCode.PERMISSION_DENIED,
@@ -125,14 +214,26 @@ class Link:
         ):
             log.warning("watch stream ended", extra={"endpoint": self.endpoint, "reason": error.details()})
             return
-        reason = error.details() if isinstance(error, rpc.AioRpcError) else str(error)
-        self.fail(f"watch stream: {reason}")
+        why = error.details() if isinstance(error, rpc.AioRpcError) else str(error)
+        self.fail(f"watch stream: {why}")
 
-    async def aclose(self, reason: str) -> None:
+    async def aclose(self, why: str) -> None:
         """End everything on it; the watches hear ``Lost``."""
-        self.fail(reason)
+        self.fail(why)
         tasks = [task for stream in self._streams for task in stream.tasks]
-        self.lanes.close(ConnectionError(reason))
+        self.lanes.close(ConnectionError(why))
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._watch_channel.close()
         await self._kv_channel.close()
+
+
+def _channels(endpoint: str, credentials: Credentials) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
+    """One for reads, one for watches."""
+    scheme, _, target = endpoint.partition("://")
+    if scheme == "https":
+        tls = credentials.channel()
+        return (
+            grpc.aio.secure_channel(target, tls, options=OPTIONS),
+            grpc.aio.secure_channel(target, tls, options=OPTIONS),
+        )
+    return grpc.aio.insecure_channel(target, options=OPTIONS), grpc.aio.insecure_channel(target, options=OPTIONS)

@@ -9,11 +9,20 @@ from typing import Any, Literal, TypeVar
 
 from aetcd import rpc
 
-from app.core.errors import CompactedError, FutureRevisionError, OverCapacityError, TooLargeError, UnavailableError
+from app.core.errors import (
+    CompactedError,
+    DeniedError,
+    FutureRevisionError,
+    OverCapacityError,
+    TooLargeError,
+    UnavailableError,
+)
 from app.core.events import KeyValue, Snapshot
 from app.core.keys import KeyRange
+from app.etcd.cluster import ForeignClusterError
 from app.etcd.convert import key_value, range_error
 from app.etcd.link import Link
+from app.etcd.login import LoginError
 from app.etcd.shared import SharedReads
 from app.ports import Clock
 
@@ -25,6 +34,8 @@ RANGE_TIMEOUT = 5.0
 PAGE_BYTES = 2 * 1024 * 1024
 FIRST_PAGE = 256
 MAX_PAGE = 10_000
+# No etcd gets there: a million writes a second take 146,000 years.
+FUTURE = 1 << 62
 # Seconds between two shared reads of the current revision.
 REVISION_INTERVAL = 1.0
 # Requests waiting for a Range beyond those in flight, per Range that may be: more are refused at once.
@@ -153,7 +164,29 @@ class Reads:
                 return "future"
             return "ok"
 
-        return await self._shared.run(("probe", revision), read)
+        return await self._of_the_store(("probe", revision), watched, read)
+
+    async def permitted(self, watched: KeyRange, *, serializable: bool = False) -> bool:
+        """Whether etcd's roles let us read the whole range. Raises GatewayError when there is no answer.
+
+        Asked at a revision that is yet to come: roles are looked at first, and then nothing is read (a count, with
+        whatever limit, would walk all of the range).
+        """
+        request = rpc.RangeRequest(
+            key=watched.start,
+            range_end=watched.end,
+            revision=FUTURE,
+            count_only=True,
+            limit=1,
+            serializable=serializable,
+        )
+        try:
+            await self._range(request)
+        except DeniedError:
+            return False
+        except FutureRevisionError:
+            pass
+        return True
 
     async def revision(self, watched: KeyRange) -> int:
         """A linearizable revision read begun after this call, shared, at most one a second."""
@@ -166,7 +199,14 @@ class Reads:
             response = await self._range(rpc.RangeRequest(key=watched.start, count_only=True))
             return int(response.header.revision)
 
-        return await self._shared.run("revision", read)
+        return await self._of_the_store("revision", watched, read)
+
+    async def _of_the_store(self, key: Hashable, watched: KeyRange, read: Callable[[], Awaitable[T]]) -> T:
+        """Shared by all ranges; when the one whose key was asked for is denied, only with those of the same range."""
+        try:
+            return await self._shared.run(key, read)
+        except DeniedError:
+            return await self._shared.run((key, watched), read)
 
     async def _range(self, request: Any) -> Any:
         if self._queued >= self._max_ranges * QUEUE_PER_RANGE:
@@ -184,7 +224,10 @@ class Reads:
         self.ranges_total += 1
         known = self._known()
         try:
-            response = await link.kv.Range(request, timeout=RANGE_TIMEOUT)
+            response = await link.range(request, RANGE_TIMEOUT)
+        except LoginError as error:
+            link.fail(str(error))
+            raise UnavailableError(f"{link.endpoint}: {error}") from None
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
                 # A mere timeout is left to the health check: it may be this one Range's.
@@ -196,5 +239,10 @@ class Reads:
             if not link.failed.done() or task is None or task.cancelling():
                 raise
             raise UnavailableError(f"{link.endpoint}: {link.failed.result()}") from None
-        self._note(known, response.header)
+        try:
+            # One member's own word may be behind the cluster's: that is no restore.
+            self._note((0, 0) if request.serializable else known, response.header)
+        except ForeignClusterError as error:
+            link.fail(str(error))
+            raise UnavailableError(f"{link.endpoint}: {error}") from None
         return response

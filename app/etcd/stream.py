@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aetcd import rpc
@@ -25,12 +25,18 @@ URGENT = 0.1
 METADATA = (("hasleader", "true"),)
 
 
+class RetiredError(Exception):
+    """A stream was given up for what it was opened with; the connection is as good as before."""
+
+
 class WatchStream:
     """See the module. Lives until its last watch is let go, or until the call breaks; then ``on_end`` is called once.
 
     Args:
         open_call: opens the Watch RPC.
+        token: what it was opened with, and is known by at etcd for ever.
         proof_interval: seconds between progress requests, which prove that the stream lives.
+        progress_trusted: whether the member of that id may be believed.
         on_response: sees every response's header (cluster id, revision) before its watches do.
         on_end: called with the failure, or None when we closed it.
     """
@@ -39,14 +45,16 @@ class WatchStream:
         self,
         open_call: Callable[[], Any],
         *,
+        token: str,
         proof_interval: float,
-        progress_trusted: Callable[[], bool],
+        progress_trusted: Callable[[int], bool],
         on_response: Callable[[Any], None],
         on_end: Callable[[WatchStream, BaseException | None], None],
         clock: Clock,
     ) -> None:
         self._mux = Multiplexer()
         self._call = open_call()
+        self.token = token
         self._outgoing: deque[Request] = deque()
         self._wake_writer = asyncio.Event()
         self._wake_asker = asyncio.Event()
@@ -59,9 +67,9 @@ class WatchStream:
         self.last_response = clock()
         self.closed = False
         self.tasks = [
-            asyncio.create_task(self._run(self._read()), name="watch-stream-read"),
-            asyncio.create_task(self._run(self._write()), name="watch-stream-write"),
-            asyncio.create_task(self._run(self._ask()), name="watch-stream-ask"),
+            asyncio.create_task(self._run(self._read), name="watch-stream-read"),
+            asyncio.create_task(self._run(self._write), name="watch-stream-write"),
+            asyncio.create_task(self._run(self._ask), name="watch-stream-ask"),
         ]
 
     def __len__(self) -> int:
@@ -78,12 +86,12 @@ class WatchStream:
         """Let a watch go, and with the last one the stream: cancelling the call frees everything at etcd."""
         request = self._mux.cancel(watch_id)
         self._urgent.discard(watch_id)
-        if request is None or self.closed:
+        if self.closed:
             return
-        if len(self._mux):
+        if not len(self._mux):
+            self.close()  # also when its only watch was refused: there is nothing to cancel then
+        elif request is not None:
             self._send(request)
-        else:
-            self.close()
 
     def await_proof(self, watch_id: int, *, wanted: bool) -> None:
         """Ask for progress often while any watch waits for it."""
@@ -104,18 +112,24 @@ class WatchStream:
         self._on_end(self, error)
         self._mux.lose(str(error) if error is not None else "closed")
 
+    def retire(self, reason: str) -> None:
+        """End it for its own sake: its watches hear ``Lost``, the link lives on."""
+        self.close(RetiredError(reason))
+
     def _send(self, request: Request) -> None:
         self._outgoing.append(request)
         self._wake_writer.set()
 
-    async def _run(self, work: Any) -> None:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()  # made here: a task that is cancelled before it starts would leave it unawaited
         except asyncio.CancelledError:
             # A cancelled call says the same as a cancelled task: if we did not close it, it broke.
             if not self.closed:
                 self.close(ConnectionError("the call was cancelled"))
             raise
+        except asyncio.InvalidStateError:
+            pass  # "RPC already finished": the reader of the same call hears why
         except Exception as error:  # whatever ended it, its watches must hear of it
             if not isinstance(error, (rpc.AioRpcError, ConnectionError)):
                 log.exception("watch stream failed")
@@ -130,7 +144,7 @@ class WatchStream:
                 raise ConnectionError(msg)
             self.last_response = self._clock()
             self._on_response(response.header)
-            self._mux.receive(message(response), progress_trusted=trusted())
+            self._mux.receive(message(response), progress_trusted=trusted(response.header.member_id))
 
     async def _write(self) -> None:
         while True:

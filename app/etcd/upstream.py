@@ -1,7 +1,7 @@
 """etcd as the feeds see it: one link at a time, over several endpoints, made again whenever it fails.
 
-Every response of both channels passes ``_note``: another cluster id, or a linearizable revision or raft term below the
-highest that was known when it was asked for, mean that the history is another one, and every feed is told.
+Every response of both channels passes ``Cluster.note``; where etcd knows us by a name (a user, a client certificate),
+refused creates are judged by the ``Arbiter``, and open watches are audited.
 """
 
 from __future__ import annotations
@@ -10,23 +10,37 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
+
+from aetcd import rpc
 
 from app.core.backoff import Backoff
 from app.core.errors import UnavailableError
 from app.core.events import Snapshot
 from app.core.keys import KeyRange
-from app.core.multiplex import Sink, WatchInput
+from app.core.multiplex import Created, Refused, Sink, WatchInput
 from app.core.versions import known_to_lose_events
+from app.etcd.arbiter import Arbiter
+from app.etcd.auditor import Auditor
+from app.etcd.cluster import Cluster, ForeignClusterError
+from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.link import Link
+from app.etcd.login import LoginError
 from app.etcd.reads import Reads
 from app.etcd.stream import WatchStream
+from app.etcd.trouble import explain
 from app.ports import Clock, Condition, Draw
 
 log = logging.getLogger("gateway.etcd")
 
 # A read waits this long (seconds) for a connection that is just being made, before it says that etcd is away.
 CONNECT_PATIENCE = 2.0
+# Another cluster takes the place of ours when ours was not to be had for so many times GATEWAY_STALE_AFTER (a minute by
+# default): a rolling restart is over by then.
+CLUSTER_PATIENCE = 6
+
+
+ANONYMOUS = Credentials()
 
 
 class UpstreamWatch:
@@ -40,18 +54,40 @@ class UpstreamWatch:
         self.catch_up = catch_up
         self.stream: WatchStream | None = None
         self.watch_id = 0
+        self.permitted_at: float | None = None  # see ``app.etcd.auditor``
         self._heard = False
         self._wants_proof = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return self.sink is not None
 
     def receive(self, given: WatchInput) -> None:
         """From the stream."""
         self._heard = True
+        if isinstance(given, Created):
+            self.permitted_at = self._upstream.clock()
+        elif isinstance(given, Refused) and self.permitted_at is None and self._upstream.judge(self, given):
+            return
+        self.tell(given)
+
+    def tell(self, given: WatchInput) -> None:
+        """Say it to whom it belongs."""
         if self.sink is not None:
             self.sink(given)
+
+    def revoke(self, reason: str) -> None:
+        """It may not be any more: cancelled at etcd, and said."""
+        sink = self.sink
+        self.cancel()
+        if sink is not None:
+            sink(Refused(reason, denied=True))
 
     def cancel(self) -> None:
         """See ``app.ports.Watch``."""
         self.sink = None
+        self.permitted_at = None
         self._upstream.forget(self)
         if self.stream is not None:
             self.stream.cancel(self.watch_id)
@@ -82,12 +118,14 @@ class Upstream:
 
     Args:
         endpoints: like ``http://127.0.0.1:2379``, tried in turn.
+        credentials: who we are there.
         stale_after: seconds; a quarter of it paces health checks and progress requests.
     """
 
     def __init__(
         self,
         endpoints: Sequence[str],
+        credentials: Credentials = ANONYMOUS,
         *,
         stale_after: float,
         max_ranges: int,
@@ -96,27 +134,29 @@ class Upstream:
         backoff: Backoff | None = None,
     ) -> None:
         self._endpoints = list(endpoints)
+        self._credentials = credentials
         self._stale_after = stale_after
         self._proof_interval = min(2.5, stale_after / 4)
-        self._clock = clock
+        self.clock = clock
         self._draw = draw
         self._backoff = backoff or Backoff()
         self._link: Link | None = None
         self._ready = asyncio.Event()
+        self._watches: dict[UpstreamWatch, None] = {}  # those that somebody wants
         self._pending: dict[UpstreamWatch, None] = {}
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
-        self._restored: list[Callable[[], None]] = []
-        self._highest = 0
-        self._term = 0
-        self.cluster_id = 0
+        self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
+        self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
         self.reads = Reads(
             self._usable_link,
-            lambda: (self._highest, self._term),
-            self._note_linearizable,
+            lambda: (self._cluster.revision, self._cluster.term),
+            self._cluster.note_linearizable,
             max_ranges=max_ranges,
             clock=clock,
         )
+        self._arbiter = Arbiter(self.reads.permitted, lambda: self._link.login.token if self._link is not None else "")
+        self._auditor = Auditor(lambda: self._watches, self.reads.permitted, interval=stale_after, clock=clock)
 
     # --- what feeds use ----------------------------------------------------------------------------------------------
 
@@ -126,6 +166,11 @@ class Upstream:
         return self._condition
 
     @property
+    def cluster_id(self) -> int:
+        """See ``app.ports.Etcd``."""
+        return self._cluster.id
+
+    @property
     def progress_trusted(self) -> bool:
         """See ``app.ports.Etcd``."""
         return self._link is not None and self._link.progress_trusted
@@ -133,7 +178,7 @@ class Upstream:
     @property
     def highest_revision(self) -> int:
         """The highest revision that this process has heard of, in this history."""
-        return self._highest
+        return self._cluster.revision
 
     @property
     def streams(self) -> list[WatchStream]:
@@ -147,11 +192,12 @@ class Upstream:
 
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Have *callback* called whenever the history turns out to be another one."""
-        self._restored.append(callback)
+        self._cluster.on_restored(callback)
 
     def watch(self, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> UpstreamWatch:
         """See ``app.ports.Etcd``."""
         watch = UpstreamWatch(self, watched, start, sink, catch_up=catch_up)
+        self._watches[watch] = None
         if self._ready.is_set():
             self._open(watch)
         else:
@@ -171,40 +217,71 @@ class Upstream:
         return await self.reads.revision(watched)
 
     def forget(self, watch: UpstreamWatch) -> None:
-        """A watch that waits for a link is not wanted any more."""
+        """A watch is not wanted any more."""
+        self._watches.pop(watch, None)
         self._pending.pop(watch, None)
+
+    def judge(self, watch: UpstreamWatch, refused: Refused) -> bool:
+        """Find out why a create was refused, and tell the watch; False where there is nothing to find out."""
+        if self._credentials.named:
+            self._arbiter.judge(watch, refused)
+        return self._credentials.named
 
     # --- the life of links -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Keep a link: make it, watch its health, make the next one, to the next endpoint."""
-        index, failures = 0, 0
-        while True:
-            endpoint = self._endpoints[index % len(self._endpoints)]
-            link = Link(endpoint, proof_interval=self._proof_interval, on_header=self._note, clock=self._clock)
-            try:
-                reason = await link.check(self._patience())
-                if reason is None:
-                    await self._serve(link)
-                    reason, failures = link.failed.result(), 0
-                self._say_down(endpoint, reason)
-            finally:
-                self._ready.clear()
-                self._link = None
-                await link.aclose("gateway is stopping")
-            index += 1
-            failures += 1
-            # Every endpoint is tried before the waits grow.
-            await asyncio.sleep(self._backoff.delay(failures // len(self._endpoints), self._draw()))
+        async with asyncio.TaskGroup() as group:
+            if self._credentials.named:
+                group.create_task(self._auditor.run(), name="auditor")
+            index, failures = 0, 0
+            while True:
+                endpoint = self._endpoints[index % len(self._endpoints)]
+                index += 1
+                failures = 1 if await self._use(endpoint, failures) else failures + 1
+                # Every endpoint is tried before the waits grow.
+                await asyncio.sleep(self._backoff.delay(failures // len(self._endpoints), self._draw()))
+
+    async def _use(self, endpoint: str, failures: int) -> bool:
+        """Make a link and use it until it fails; whether it was of use. *failures*: tries since one was."""
+        try:
+            link = Link(
+                endpoint,
+                self._credentials,
+                proof_interval=self._proof_interval,
+                on_header=self._cluster.note,
+                clock=self.clock,
+            )
+        except CredentialsError as error:
+            self._say_down(endpoint, str(error))
+            return False
+        try:
+            reason = await link.check(self._patience())
+            if reason is None:
+                reason = self._cluster.judge(link.header, tried_all=failures >= len(self._endpoints))
+            if reason is None and self._cluster.applied:
+                reason = await self._compare(link)
+            served = reason is None
+            if reason is None:
+                await self._serve(link)
+                reason = link.failed.result()
+            self._say_down(endpoint, reason)
+            return served
+        finally:
+            self._ready.clear()
+            self._link = None
+            await link.aclose("gateway is stopping")
 
     async def aclose(self) -> None:
         """End the reads under way."""
+        await self._arbiter.aclose()
         await self.reads.aclose()
 
     async def _serve(self, link: Link) -> None:
         """Use a good link until it fails."""
         self._link = link
         self._ready.set()
+        self._cluster.note_applied(link.applied)
         self._say_ready(link)
         pending, self._pending = self._pending, {}
         for watch in pending:
@@ -214,11 +291,44 @@ class Upstream:
             if link.failed.done():
                 break
             reason = await link.check(self._patience())
-            if reason is not None:
+            self._cluster.note_applied(link.applied)
+            if reason is not None or (reason := self._foreign(link)) is not None:
                 link.fail(reason)
             elif link.silent_streams(3 * self._stale_after):
                 link.fail("a watch stream is silent")
         self.reconnects += 1
+
+    async def _compare(self, link: Link) -> str | None:
+        """Whether the history goes on, before any watch does; why the link can't be used, if it can't.
+
+        It costs a Range and a Status per connection, however many feeds there are.
+        """
+        cluster, patience = self._cluster, self._patience()
+        known, applied = (cluster.revision, cluster.term), cluster.applied
+        try:
+            answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), patience)
+            cluster.note_linearizable(known, answer.header)
+        except LoginError as error:
+            return str(error)
+        except rpc.AioRpcError as error:
+            # A key that we may not read is refused only behind the same barrier.
+            if error.code() is not rpc.StatusCode.PERMISSION_DENIED:
+                return explain(link.endpoint, error)
+        except ForeignClusterError as error:
+            return str(error)
+        reason = await link.check(patience)
+        if reason is None:
+            cluster.judge_applied(applied, link.applied, link.header)
+        return reason
+
+    def _foreign(self, link: Link) -> str | None:
+        """Whether a channel that reconnected by itself has found another cluster behind the same endpoint."""
+        try:
+            if link.header is not None:
+                self._cluster.note(link.header)
+        except ForeignClusterError as error:
+            return str(error)
+        return None
 
     def _patience(self) -> float:
         return max(0.5, min(2.0, self._stale_after / 4))
@@ -238,37 +348,10 @@ class Upstream:
             raise UnavailableError(f"{self._condition.endpoint}: {self._condition.reason}")
         return self._link
 
-    # --- what responses tell -----------------------------------------------------------------------------------------
-
-    def _note(self, header: Any) -> None:
-        """The header of any response."""
-        self._highest = max(self._highest, header.revision)
-        cluster = header.cluster_id
-        if cluster == self.cluster_id or not cluster:
-            return
-        known, self.cluster_id = self.cluster_id, cluster
-        if known:
-            log.warning("another cluster answers", extra={"was": f"{known:x}", "is": f"{cluster:x}"})
-            self._highest = header.revision
-            self._another_history()
-
-    def _note_linearizable(self, before: tuple[int, int], header: Any) -> None:
-        """A linearizable answer, and the highest (revision, term) that was known when it was asked for.
-
-        Neither can have fallen since, unless etcd was restored.
-        """
-        self._note(header)
-        if header.revision < before[0] or header.raft_term < before[1]:
-            log.warning("etcd went back: it was restored", extra={"revision": header.revision, "was": before[0]})
-            self._highest, self._term = header.revision, header.raft_term
-            self._another_history()
-        self._term = max(self._term, header.raft_term)
-
-    def _another_history(self) -> None:
-        for callback in self._restored:
-            callback()
+    # --- saying it ----------------------------------------------------------------------------------------------------
 
     def _say_ready(self, link: Link) -> None:
+        self._troubles.pop(link.endpoint, None)
         self._condition = Condition(link.endpoint, link.version_text, "ready", time.time(), "")
         log.info("etcd is ready", extra={"endpoint": link.endpoint, "version": link.version_text})
         if known_to_lose_events(link.version):
@@ -279,7 +362,9 @@ class Upstream:
             )
 
     def _say_down(self, endpoint: str, reason: str) -> None:
-        since = self._condition.since if self._condition.state == "down" else time.time()
-        if self._condition.state != "down" or self._condition.reason != reason:
+        if self._troubles.get(endpoint) != reason:
             log.warning("etcd is out of reach", extra={"endpoint": endpoint, "reason": reason})
-        self._condition = Condition(endpoint, self._condition.version, "down", since, reason)
+        self._troubles[endpoint] = reason
+        since = self._condition.since if self._condition.state == "down" else time.time()
+        others = [f"{other}: {why}" for other, why in self._troubles.items() if other != endpoint]
+        self._condition = Condition(endpoint, self._condition.version, "down", since, "; ".join([reason, *others]))

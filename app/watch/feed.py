@@ -183,6 +183,10 @@ class Feed:
         if isinstance(given, Refused):
             self.trouble = given.reason or "etcd ended the watch"
             log.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
+            if given.denied and self.core.view is not None:
+                # What was shown may not be seen any more: neither by who holds it, nor by who comes.
+                self._fail("revoked")
+                return
         self.handle(given)
         if not self._budget.afford(self, 0):
             self._fail_too_large()

@@ -24,7 +24,7 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
         SEED,
         SECONDS,
         folder=candidate.folder,
-        upgrade_to=newest.folder if candidate is not newest else None,
+        upgrade_to=newest.folder if candidate.version != newest.version else None,
         followers=30,
         bound=12,
         log=print,

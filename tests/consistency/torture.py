@@ -259,7 +259,7 @@ def main() -> int:
                 chosen.seed,
                 chosen.minutes * 60,
                 folder=candidate.folder,
-                upgrade_to=newest.folder if candidate is not newest else None,
+                upgrade_to=newest.folder if candidate.version != newest.version else None,
                 followers=chosen.followers,
                 program=chosen.program,
                 kinds=chosen.kinds,

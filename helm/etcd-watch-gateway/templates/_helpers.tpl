@@ -30,6 +30,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not .Values.allowPrefixes -}}
 {{- fail "allowPrefixes is required: the prefixes of etcd that everyone who reaches the Service may read, like --set 'allowPrefixes={/svc/}'; [\"\"] in a values file is every key, on purpose" -}}
 {{- end -}}
+{{- $https := 0 -}}
+{{- range .Values.etcd.endpoints -}}{{- if hasPrefix "https://" . -}}{{- $https = add1 $https -}}{{- end -}}{{- end -}}
+{{- if and $https (ne (int $https) (len .Values.etcd.endpoints)) -}}
+{{- fail "etcd.endpoints must be all https:// or all http://" -}}
+{{- end -}}
+{{- if and .Values.etcd.tls.existingSecret (not $https) -}}
+{{- fail "etcd.tls.existingSecret needs https:// endpoints" -}}
+{{- end -}}
+{{- if and .Values.etcd.tls.clientCertificate (not .Values.etcd.tls.existingSecret) -}}
+{{- fail "etcd.tls.clientCertificate needs etcd.tls.existingSecret, which holds it" -}}
+{{- end -}}
 {{- if eq (int .Values.adminPort) 8080 -}}
 {{- fail "adminPort must not be 8080, the port that the gateway serves on" -}}
 {{- end -}}

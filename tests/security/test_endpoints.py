@@ -1,0 +1,203 @@
+"""Endpoints that are not what they should be: mute, elsewhere, without a leader, learners; and how they are named."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from aetcd import rpc
+
+from app.embedded import EmbeddedCluster, Place, choose_places
+from tests.integration.test_faults import all_hold, follow
+from tests.security.conftest import says, values
+from tests.support.etcd import etcd_client
+from tests.support.gateway import gateway
+from tests.support.proxy import proxy
+from tests.support.secure import SecureEtcd, plain_channel
+from tests.support.versions import Candidate
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+FAST = {"GATEWAY_STALE_AFTER": "500ms"}  # another cluster is believed after six times that
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[str]:
+    """An endpoint that takes connections and never says a word."""
+    taken: list[asyncio.StreamWriter] = []
+
+    async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in taken:
+            writer.transport.abort()
+
+
+def by_name(etcd: SecureEtcd) -> str:
+    """Its endpoint with a name, which is an IPv4 address, or an IPv6 address where nobody listens as well."""
+    return f"http://localhost:{urlsplit(etcd.endpoint).port}"
+
+
+async def test_names(etcd: SecureEtcd) -> None:
+    """Names are looked up, those that are unknown are said, and the next endpoint is taken."""
+    endpoints = f"http://no-such-host.invalid:2379,{by_name(etcd)}"
+    async with gateway(endpoints) as server:
+        await eventually(lambda: says(server, "ready"))
+        assert (await values(server))[0] == 200
+        first = next(line for line in server.lines if line["message"] == "etcd is out of reach")
+
+    assert first["endpoint"] == "http://no-such-host.invalid:2379"
+    assert "no-such-host.invalid" in first["reason"]
+
+
+async def test_ipv6(candidate: Candidate) -> None:
+    """An address in brackets."""
+
+    class Six(SecureEtcd):
+        def _flags(self) -> list[str]:
+            urls = f"{self.place.client_url},http://[::1]:{self.place.client_port}"
+            return [*super()._flags(), f"--listen-client-urls={urls}"]
+
+    async with Six(folder=candidate.folder) as etcd, gateway(f"http://[::1]:{etcd.place.client_port}") as server:
+        assert (await values(server))[0] == 200
+
+
+async def test_a_black_hole(etcd: SecureEtcd) -> None:
+    """Does not hold us up for longer than a health check, alone it is said to be mute."""
+    async with black_hole() as mute:
+        async with gateway(f"{mute},{etcd.endpoint}") as server:
+            await eventually(lambda: says(server, "ready"), timeout=5)
+            assert (await values(server))[0] == 200
+        async with gateway(mute) as server:
+            await eventually(lambda: says(server, "down", "no answer within"))
+
+
+async def test_far_away(etcd: SecureEtcd) -> None:
+    """A round trip of 160 ms is slow, and no more than that."""
+    async with proxy(etcd.endpoint) as between:
+        between.delay = 0.08
+        async with gateway(between.endpoint, settings={"GATEWAY_STALE_AFTER": "10s"}) as server:
+            await eventually(lambda: says(server, "ready"))
+            assert (await values(server))[0] == 200
+
+
+@asynccontextmanager
+async def two_clusters(candidate: Candidate) -> AsyncIterator[tuple[SecureEtcd, SecureEtcd]]:
+    """Ours, and another one; each says which it is at /svc/a."""
+    async with SecureEtcd(folder=candidate.folder) as ours, SecureEtcd(folder=candidate.folder) as foreign:
+        for etcd, name in ((ours, "ours"), (foreign, "foreign")):
+            async with etcd_client(etcd.endpoint) as kv:
+                await kv.put("/svc/a", name)
+        yield ours, foreign
+
+
+async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
+    """It is skipped, with the reason; what it holds is never shown, however often ours is cut."""
+    async with (
+        two_clusters(candidate) as (ours, foreign),
+        proxy(ours.endpoint) as between,
+        gateway(f"{between.endpoint},{foreign.endpoint}") as server,
+        follow(server.base, 1) as (follower,),
+        etcd_client(ours.endpoint) as kv,
+    ):
+        for turn in range(3):
+            between.cut()
+            await eventually(lambda: says(server, "down", foreign.endpoint, "it is of another cluster"))
+            assert (await values(server))[0] == 503
+            between.heal()
+            await eventually(lambda: says(server, "ready"))
+            await kv.put("/svc/b", str(turn))
+            await eventually(lambda: all_hold([follower], kv))
+            assert (await values(server))[1] == {"/svc/a": "ours", "/svc/b": str(turn)}
+
+        assert follower.mirror.resets == ["initial"]
+        said = [line for line in server.lines if "another cluster" in line.get("reason", "")]
+        assert {line["endpoint"] for line in said} == {foreign.endpoint}
+        assert len(said) <= 3  # once for each time, and not for each try
+
+
+async def test_another_cluster_for_good(candidate: Candidate) -> None:
+    """Ours is gone: after a while the other one takes its place, and everybody is told."""
+    async with (
+        two_clusters(candidate) as (ours, foreign),
+        gateway(f"{ours.endpoint},{foreign.endpoint}", settings=FAST) as server,
+        follow(server.base, 1) as (follower,),
+        etcd_client(foreign.endpoint) as kv,
+    ):
+        await ours.kill()
+        await eventually(lambda: says(server, "down", "it is of another cluster"))
+        await eventually(lambda: says(server, "ready"))
+        await eventually(lambda: all_hold([follower], kv))
+
+        assert follower.mirror.resets == ["initial", "restored"]
+        assert [line["level"] for line in server.lines if "taken the place" in line["message"]] == ["warning"]
+
+        # Back again, it is the foreign one now: nothing goes to and fro.
+        await ours.restart()
+        await kv.put("/svc/a", "still foreign")
+        await eventually(lambda: all_hold([follower], kv))
+        assert follower.mirror.resets == ["initial", "restored"]
+
+
+async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> None:
+    """A cluster that was made anew at its old address: stale first, then the state of the new one."""
+    async with (
+        two_clusters(candidate) as (ours, foreign),
+        proxy(ours.endpoint) as between,
+        gateway(between.endpoint, settings=FAST) as server,
+        follow(server.base, 1) as (follower,),
+        etcd_client(foreign.endpoint) as kv,
+    ):
+        between.cut()
+        between._target = ("127.0.0.1", foreign.place.client_port)
+        between.heal()
+        await eventually(lambda: says(server, "down", "it is of another cluster"))
+        await eventually(lambda: all_hold([follower], kv))
+
+        assert follower.mirror.resets == ["initial", "restored"]
+        assert "stale" in follower.states
+
+
+async def test_a_member_without_leader(candidate: Candidate) -> None:
+    """It answers, and knows nothing new: another is taken; alone it is said."""
+    async with EmbeddedCluster(3, folder=candidate.folder) as cluster:
+        one, two, three = cluster.members
+        await two.kill()
+        await three.kill()
+        async with gateway(one.endpoint) as server:
+            await eventually(lambda: says(server, "down", "no leader"))
+            await two.restart(wait=False)
+            await eventually(lambda: says(server, "ready"))
+
+
+async def test_a_learner(candidate: Candidate) -> None:
+    """It serves no watches: another is taken; alone it is said."""
+    async with SecureEtcd(folder=candidate.folder) as etcd, _learner_of(etcd, candidate) as learner:
+        async with gateway(learner.endpoint) as server:
+            await eventually(lambda: says(server, "down", "learner"))
+        async with gateway(f"{learner.endpoint},{etcd.endpoint}") as server:
+            await eventually(lambda: says(server, "ready"))
+            assert (await values(server))[0] == 200
+
+
+@asynccontextmanager
+async def _learner_of(etcd: SecureEtcd, candidate: Candidate) -> AsyncIterator[SecureEtcd]:
+    (free,) = choose_places(1)
+    place = Place(free.name, etcd.place.token, free.client_port, free.peer_port)
+    async with plain_channel(etcd) as channel:
+        await rpc.ClusterStub(channel).MemberAdd(rpc.MemberAddRequest(peerURLs=[place.peer_url], isLearner=True))
+    learner = SecureEtcd(folder=candidate.folder, args=["--initial-cluster-state=existing"])
+    await learner.launch(place, f"{etcd.place.name}={etcd.place.peer_url},{place.name}={place.peer_url}")
+    try:
+        yield learner
+    finally:
+        await learner.stop()

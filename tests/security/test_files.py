@@ -1,0 +1,177 @@
+"""The files of TLS and passwords: what is refused at the start, and in which words."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from app.etcd.credentials import Credentials, CredentialsError
+from app.etcd.login import life_of
+from app.etcd.trouble import explain
+from tests.support.certificates import Ca, Pair, openssl
+from tests.support.gateway import start
+
+
+@pytest.fixture(name="ca", scope="module")
+def _ca(tmp_path_factory: pytest.TempPathFactory) -> Ca:
+    """Some CA."""
+    return Ca(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(name="pair", scope="module")
+def _pair(ca: Ca) -> Pair:
+    """Somebody's certificate."""
+    return ca.sign("somebody")
+
+
+def refused(credentials: Credentials, *, tls: bool = True) -> list[str]:
+    """The lines that they are refused with."""
+    with pytest.raises(CredentialsError) as caught:
+        credentials.check(tls=tls)
+    return str(caught.value).splitlines()
+
+
+def test_good_files(ca: Ca, pair: Pair, tmp_path: Path) -> None:
+    """Nothing to say; the name that etcd may know us by is a user's or a certificate's."""
+    password = tmp_path / "password"
+    password.write_text(" p w \n")
+    everything = Credentials(ca.cert, pair.cert, pair.key, "user", password)
+    everything.check(tls=True)
+
+    assert everything.password() == "p w"
+    assert everything.named
+    assert Credentials(cert=pair.cert, key=pair.key).named
+    assert not Credentials(cacert=ca.cert).named
+    Credentials().check(tls=False)
+
+
+def test_missing_and_unreadable(ca: Ca, pair: Pair, tmp_path: Path) -> None:
+    """Each with its setting and file; what they hold is not repeated."""
+    gone, text = tmp_path / "gone", tmp_path / "text"
+    text.write_text("no PEM, but a s3cret\n")
+
+    assert refused(Credentials(cacert=gone)) == [
+        f"GATEWAY_ETCD_CACERT (--etcd-cacert): cannot read {gone}: No such file or directory"
+    ]
+    assert refused(Credentials(cacert=text)) == [
+        f"GATEWAY_ETCD_CACERT (--etcd-cacert): {text} holds no certificate in PEM"
+    ]
+    for cert, key, said in (
+        (gone, pair.key, f"GATEWAY_ETCD_CERT (--etcd-cert): cannot read {gone}: No such file or directory"),
+        (text, pair.key, f"GATEWAY_ETCD_CERT (--etcd-cert): {text} holds no certificate in PEM"),
+        (pair.cert, gone, f"GATEWAY_ETCD_KEY (--etcd-key): cannot read {gone}: No such file or directory"),
+        (pair.cert, text, f"GATEWAY_ETCD_KEY (--etcd-key): {text} holds no private key in PEM"),
+        (pair.cert, tmp_path, f"GATEWAY_ETCD_KEY (--etcd-key): cannot read {tmp_path}: Is a directory"),
+    ):
+        assert refused(Credentials(ca.cert, cert, key)) == [said]
+
+
+def test_a_key_of_another_certificate(ca: Ca, pair: Pair) -> None:
+    """Said here, and not by a handshake later."""
+    other = ca.sign("other")
+
+    assert refused(Credentials(ca.cert, pair.cert, other.key)) == [
+        f"GATEWAY_ETCD_KEY (--etcd-key): {other.key} is not the key of {pair.cert}"
+    ]
+
+
+def test_an_encrypted_key(ca: Ca, pair: Pair, tmp_path: Path) -> None:
+    """Nobody is asked for a passphrase on a terminal."""
+    locked = tmp_path / "locked.key"
+    openssl("pkey", "-in", pair.key, "-aes256", "-passout", "pass:s3cret", "-out", locked)
+
+    (line,) = refused(Credentials(ca.cert, pair.cert, locked))
+    assert line.startswith(f"GATEWAY_ETCD_KEY (--etcd-key): {locked} is encrypted")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "is no text")])
+def test_no_password(tmp_path: Path, content: bytes, said: str) -> None:
+    """An empty password is a file that somebody forgot to fill."""
+    path = tmp_path / "password"
+    path.write_bytes(content)
+
+    assert refused(Credentials(user="user", password_file=path), tls=False) == [
+        f"GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file): {path} {said}"
+    ]
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    """A line for each."""
+    lines = refused(Credentials(cacert=tmp_path / "a", user="user", password_file=tmp_path / "b"))
+
+    assert [line.partition(" ")[0] for line in lines] == ["GATEWAY_ETCD_CACERT", "GATEWAY_ETCD_PASSWORD_FILE"]
+
+
+def test_a_system_without_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then somebody has to say whom to trust; a folder of OpenSSL's is as good as a file."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    (line,) = refused(Credentials())
+    assert line == "GATEWAY_ETCD_CACERT (--etcd-cacert): not set, and this system has no root certificates"
+
+    (tmp_path / "0a1b2c3d.0").write_bytes(Ca(tmp_path / "ca").cert.read_bytes())
+    Credentials().check(tls=True)
+
+
+async def test_serve_does_not_start(tmp_path: Path) -> None:
+    """Exit status 2, and the line."""
+    flags = ("--etcd=https://127.0.0.1:1", f"--etcd-cacert={tmp_path / 'gone'}", "--port=0")
+    running = await start(*flags)
+
+    assert await running.process.wait() == 2
+    await running._reader
+    assert "GATEWAY_ETCD_CACERT (--etcd-cacert): cannot read" in "".join(running.other)
+
+
+def token(claims: Any) -> str:
+    """A JWT that says *claims*."""
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJSUzI1NiJ9.{body}.c2ln"
+
+
+@pytest.mark.parametrize(
+    ("text", "life"),
+    [
+        (token({"username": "a", "revision": 3, "exp": 1300}), 300),
+        (token({"iat": 5000, "exp": 5060}), 60),  # its clock is not ours
+        (token({"exp": 900}), None),  # expired by our clock: it is not to be believed
+        (token({"exp": "soon"}), None),
+        (token({"revision": 3}), None),
+        (token([]), None),
+        (token(None), None),
+        ("vZbXHRwcgWpBnAbi.28", None),  # etcd's simple ones
+        ("a.b.c", None),
+        ("a.!!!.c", None),
+        ("", None),
+    ],
+)
+def test_the_life_of_a_token(text: str, life: float | None) -> None:
+    """By its claims."""
+    assert life_of(text, now=1000) == life
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "details", "hint"),
+    [
+        ("https://a:1", "failed to connect to all addresses; last error: CERTIFICATE_VERIFY_FAILED", "not of a CA"),
+        ("https://a:1", "failed to connect to all addresses; last error: TSI_DATA_CORRUPTED", "or wants one"),
+        ("https://a:1", "failed to connect to all addresses; last error: Handshake read failed", "an http:// end"),
+        ("http://a:1", "failed to connect to all addresses; last error: Socket closed", "an https:// end"),
+        ("http://a:1", "failed to connect to all addresses; last error: Connection refused", None),
+        ("http://a:1", "Socket closed", None),  # it was connected: it is restarting
+    ],
+)
+def test_hints(endpoint: str, details: str, hint: str | None) -> None:
+    """What gRPC says, and what that means, where it means one thing only."""
+    error: Any = SimpleNamespace(code=lambda: grpc.StatusCode.UNAVAILABLE, details=lambda: details)
+    said = explain(endpoint, error)
+
+    assert f"unavailable: {details}" in said
+    assert (hint is None) == (said == f"unavailable: {details}")
+    assert hint is None or hint in said

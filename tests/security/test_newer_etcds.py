@@ -1,0 +1,76 @@
+"""What etcds do that this machine has not, by a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+import pytest
+from aetcd import rpc
+
+from app.etcd.credentials import Credentials
+from app.etcd.link import Link
+from tests.integration.test_faults import follow
+from tests.security.conftest import says, values
+from tests.support.fake_etcd import FakeEtcd, RefusedError, _unary
+from tests.support.gateway import gateway
+from tests.support.waiting import eventually
+
+
+class Discreet(FakeEtcd):
+    """From 3.5.28 on only root may ask for the status (etcd #21663); *shy*: as 3.5.28, for the members too."""
+
+    shy = False
+    learner = False
+
+    def _handlers(self) -> Iterable[grpc.GenericRpcHandler]:
+        yield from super()._handlers()
+        table = {"MemberList": _unary(self._member_list, "MemberList")}
+        yield grpc.method_handlers_generic_handler("etcdserverpb.Cluster", table)
+
+    async def _status(self, _request: Any) -> Any:
+        raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+
+    async def _member_list(self, _request: Any) -> Any:
+        if self.shy:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+        us = rpc.Member(ID=self.member_id, isLearner=self.learner)
+        return rpc.MemberListResponse(header=self.header(), members=[us, rpc.Member(ID=1, isLearner=True)])
+
+
+@pytest.mark.parametrize("shy", [False, True])
+async def test_a_member_that_hides_its_status(shy: bool) -> None:
+    """Its version is unknown, so its progress is not believed; all else works, and it is said once."""
+    async with Discreet("3.5.28") as etcd, gateway(etcd.endpoint) as server:
+        etcd.shy = shy
+        etcd.put(b"/svc/a", b"1")
+        async with follow(server.base, 1) as (follower,):
+            assert await values(server) == (200, {"/svc/a": "1"})
+            assert await says(server, "ready")
+            assert follower.mirror.resets == ["initial"]
+    said = [line for line in server.lines if line["message"].startswith("etcd does not tell its version")]
+    assert len(said) == 1
+
+
+async def test_a_learner_that_hides_its_status() -> None:
+    """The list of members knows."""
+    async with Discreet("3.6.0") as etcd:
+        etcd.learner = True
+        async with gateway(etcd.endpoint) as server:
+            await eventually(lambda: says(server, "down", "learner"))
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
+    """Behind one name reads may go to a member of 3.5.16 and watches to one of 3.5.1: its progress overtakes events."""
+    async with FakeEtcd("3.5.16") as etcd:
+        link = Link(etcd.endpoint, Credentials(), proof_interval=1, on_header=lambda _header: None, clock=lambda: 0.0)
+        assert await link.check(2) is None
+        assert link.progress_trusted
+        heard = etcd.header()
+        heard.member_id += not same
+        link._heard_on_a_stream(heard)
+
+        assert link.progress_trusted is same
+        await link.aclose("done")

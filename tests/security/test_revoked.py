@@ -1,0 +1,188 @@
+"""Permissions that are taken away, given, and never were: who is told, and who is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, ClassVar
+
+import grpc
+import pytest
+from aetcd import rpc
+
+from app.core.errors import DeniedError
+from app.core.keys import KeyRange
+from app.etcd.reads import Reads
+from tests.integration.test_faults import all_hold, follow
+from tests.integration.test_release import held_at_etcd
+from tests.security.conftest import USER, values
+from tests.security.test_tls import client_files
+from tests.support.certificates import Ca
+from tests.support.gateway import gateway
+from tests.support.metrics import etcd_metric
+from tests.support.secure import Admin, SecureEtcd, administered
+from tests.support.streams import watch
+from tests.support.versions import Candidate
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+Settings = dict[str, str]
+
+
+async def holds_nothing(etcd: SecureEtcd) -> bool:
+    """Whether etcd has no watch and no stream of ours."""
+    return await held_at_etcd(etcd) == (0, 0)
+
+
+async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
+    """`close`, `revoked`, and nothing is left at etcd; who comes again waits; given again, it works again."""
+    await root.grant(USER, "/other/")
+    async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1, "/other/") as (other,):
+        streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]
+        for stream in streams:
+            await stream.until("synced")
+        await root.revoke(USER, "/svc/")
+        for stream in streams:
+            assert (await stream.until("close"))[-1].data["reason"] == "revoked"
+            assert await stream.next_event() is None
+            await stream.close()
+        assert await held_at_etcd(etcd) == (1, 1)
+        assert (await values(server))[0] == 502
+
+        async with await watch(server.base, "prefix=/svc/") as stream:
+            waiting = asyncio.create_task(stream.until("synced", "close"))
+            await root.grant(USER, "/svc/")
+            assert (await waiting)[-1].type == "synced"
+            await root.put("/svc/a", "1")
+            assert (await stream.changes(1))[0].data["value"] == "1"
+
+        assert other.mirror.resets == ["initial"]
+        assert "stale" not in other.states
+    await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
+    """Nobody follows it; whoever comes must not be given what it still holds."""
+    async with gateway(etcd.endpoint, settings={**login, "GATEWAY_LINGER": "60s"}) as server:
+        async with await watch(server.base, "prefix=/svc/") as stream:
+            await stream.until("synced")
+        assert await held_at_etcd(etcd) == (1, 1)
+        await root.revoke(USER, "/svc/")
+
+        await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_a_user_is_locked_out_while_etcd_is_away(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
+    """What is refused when the watch resumes ends the stream as well."""
+    async with gateway(etcd.endpoint, settings=login) as server:
+        async with await watch(server.base, "prefix=/svc/") as stream:
+            await stream.until("synced")
+            await root.revoke(USER, "/svc/")
+            await etcd.restart()
+
+            assert (await stream.until("close"))[-1].data["reason"] == "revoked"
+        await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
+    """It is tried again and again, on the stream of the others: they see nothing of it, and the streams stay few."""
+    async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1) as (follower,):
+        denied = [await watch(server.base, f"prefix=/denied/{n}/") for n in range(10)]
+        for stream in denied:
+            (close,) = await stream.until("close")
+            assert close.data["reason"] == "unavailable"
+            assert (await held_at_etcd(etcd))[1] <= 1
+            await stream.close()
+        await root.put("/svc/a", "1")
+        await eventually(lambda: all_hold([follower], root))
+
+        assert follower.mirror.resets == ["initial"]
+        assert "stale" not in follower.states
+        assert [line for line in server.lines if line["message"] == "watch stream retired"] == []
+        # One for the follower, and none was opened in vain.
+        opened = await etcd_metric(etcd.endpoint, "grpc_server_started_total", grpc_method="Watch")
+        assert opened == 1
+    await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_only_denied(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
+    """A refused watch alone on its stream leaves no stream behind."""
+    del root
+    async with gateway(etcd.endpoint, settings=login) as server:
+        async with await watch(server.base, "prefix=/denied/") as stream:
+            await stream.until("close")
+        await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_audits_read_nothing(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
+    """They are asked at a revision to come, so that etcd looks at roles only; it does not complain in its log."""
+    async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1):
+        await root.put("/svc/a", "1")
+        before = await audits(etcd)
+        await eventually(lambda: more_audits(etcd, before + 2))
+
+        assert server.lines
+    said = etcd.log_file.read_text()
+    assert "future revision" not in said
+    assert "request took too long" not in said
+
+
+async def audits(etcd: SecureEtcd) -> float:
+    """Ranges that ended so."""
+    return await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Range", grpc_code="OutOfRange")
+
+
+async def more_audits(etcd: SecureEtcd, count: float) -> bool:
+    """Whether there were so many."""
+    return await audits(etcd) >= count
+
+
+async def test_the_name_in_a_certificate(candidate: Candidate, tmp_path: Path) -> None:
+    """Without a password: the certificate's name is the user, whose roles may change just the same."""
+    ca = Ca(tmp_path / "ca")
+    etcd = SecureEtcd(folder=candidate.folder, pki=tmp_path / "pki", client_auth=True)
+    etcd.install(ca)
+    async with etcd, administered(etcd) as root:
+        # 3.4 knows no user without a password; this one is never used.
+        await root.add_user(USER, "unused", "/svc/")
+        async with (
+            gateway(etcd.tls_endpoint, settings=client_files(tmp_path / "client", ca, USER)) as server,
+            await watch(server.base, "prefix=/svc/") as stream,
+        ):
+            await root.put("/svc/a", "1")
+            await stream.until("synced")
+            assert await values(server) == (200, {"/svc/a": "1"})
+            assert (await values(server, "/other/"))[0] == 502
+
+            await root.revoke(USER, "/svc/")
+            assert (await stream.until("close"))[-1].data["reason"] == "revoked"
+        await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_a_denied_range_does_not_speak_for_others() -> None:
+    """What the store is asked once for all ranges is asked with one key; where that is denied, each asks for itself."""
+
+    class OneIsDenied:
+        endpoint = "http://a:1"
+        asked: ClassVar[list[bytes]] = []
+
+        async def range(self, request: Any, _timeout: float) -> Any:
+            self.asked.append(request.key)
+            await asyncio.sleep(0)
+            if request.key == b"/denied":
+                none = grpc.aio.Metadata()
+                raise rpc.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, none, none, "etcdserver: permission denied")
+            return rpc.RangeResponse(header=rpc.ResponseHeader(revision=7))
+
+    async def link() -> Any:
+        return OneIsDenied()
+
+    reads = Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=lambda: 0.0)
+    denied, allowed = KeyRange("key", b"/denied"), KeyRange("key", b"/allowed")
+    answers = await asyncio.gather(reads.probe(denied, 5), reads.probe(allowed, 5), return_exceptions=True)
+
+    assert isinstance(answers[0], DeniedError)
+    assert answers[1] == "ok"
+    assert OneIsDenied.asked.count(b"/allowed") == 1
+    await reads.aclose()

@@ -1,0 +1,137 @@
+"""TLS to etcd: whom we take for etcd, who we are to it, and files that change while we run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_faults import all_hold, follow
+from tests.security.conftest import says, values
+from tests.support.certificates import Ca
+from tests.support.etcd import etcd_client
+from tests.support.gateway import gateway
+from tests.support.secure import SecureEtcd
+from tests.support.streams import watch
+from tests.support.versions import Candidate
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+
+@pytest.fixture(name="ca")
+def _ca(tmp_path: Path) -> Ca:
+    """Whom etcd's certificate is from."""
+    return Ca(tmp_path / "ca")
+
+
+@pytest.fixture(name="etcd")
+async def _etcd(candidate: Candidate, tmp_path: Path, ca: Ca) -> AsyncIterator[SecureEtcd]:
+    """Whoever comes may read."""
+    etcd = SecureEtcd(folder=candidate.folder, pki=tmp_path / "pki")
+    etcd.install(ca)
+    async with etcd:
+        yield etcd
+
+
+@pytest.fixture(name="strict")
+async def _strict(candidate: Candidate, tmp_path: Path, ca: Ca) -> AsyncIterator[SecureEtcd]:
+    """Asks clients for a certificate."""
+    etcd = SecureEtcd(folder=candidate.folder, pki=tmp_path / "pki", client_auth=True)
+    etcd.install(ca)
+    async with etcd:
+        yield etcd
+
+
+def client_files(folder: Path, ca: Ca, name: str = "gateway") -> dict[str, str]:
+    """The settings for a certificate of *ca*; the files are put where they may be there already."""
+    folder.mkdir(exist_ok=True)
+    pair = ca.sign(name)
+    for source, file in ((ca.cert, "ca.crt"), (pair.cert, "tls.crt"), (pair.key, "tls.key")):
+        shutil.copy(source, folder / file)
+    return {
+        "GATEWAY_ETCD_CACERT": str(folder / "ca.crt"),
+        "GATEWAY_ETCD_CERT": str(folder / "tls.crt"),
+        "GATEWAY_ETCD_KEY": str(folder / "tls.key"),
+    }
+
+
+async def test_reads_and_watches(etcd: SecureEtcd, ca: Ca) -> None:
+    """All of it over TLS, to a name and to an address."""
+    endpoints = (etcd.tls_endpoint, etcd.tls_endpoint.replace("localhost", "127.0.0.1"))
+    for endpoint in endpoints:
+        async with (
+            etcd_client(etcd.endpoint) as kv,
+            gateway(endpoint, settings={"GATEWAY_ETCD_CACERT": str(ca.cert)}) as server,
+            await watch(server.base, "prefix=/svc/") as stream,
+        ):
+            await stream.until("synced")
+            await kv.put("/svc/a", "2")
+            (change,) = await stream.changes(1)
+
+            assert change.data["value"] == "2"
+            assert await values(server) == (200, {"/svc/a": "2"})
+
+
+async def test_the_systems_roots(etcd: SecureEtcd, ca: Ca) -> None:
+    """Without a CA file the system's are trusted: those that OpenSSL would find."""
+    async with gateway(etcd.tls_endpoint, settings={"SSL_CERT_FILE": str(ca.cert)}) as server:
+        await eventually(lambda: says(server, "ready"))
+
+
+async def test_a_certificate_of_somebody_else(etcd: SecureEtcd, tmp_path: Path) -> None:
+    """Not taken for etcd, and said; with the right file there, the next connection is."""
+    other = tmp_path / "ca.crt"
+    shutil.copy(Ca(tmp_path, "other").cert, other)
+    async with gateway(etcd.tls_endpoint, settings={"GATEWAY_ETCD_CACERT": str(other)}) as server:
+        await eventually(lambda: says(server, "down", "GATEWAY_ETCD_CACERT", "unable to get local issuer"))
+
+        shutil.copy(tmp_path / "ca" / "tests.crt", other)
+        await eventually(lambda: says(server, "ready"))
+
+
+async def test_a_certificate_for_another_name(etcd: SecureEtcd, ca: Ca) -> None:
+    """Signed by the right CA, for a server that is called otherwise."""
+    assert etcd.pki is not None
+    wrong = ca.sign("wrong", names="DNS:etcd.example")
+    shutil.copy(wrong.cert, etcd.pki / "server.crt")
+    shutil.copy(wrong.key, etcd.pki / "server.key")
+    async with gateway(etcd.tls_endpoint, settings={"GATEWAY_ETCD_CACERT": str(ca.cert)}) as server:
+        await eventually(lambda: says(server, "down", "for other names"))
+
+
+async def test_client_certificate(strict: SecureEtcd, ca: Ca, tmp_path: Path) -> None:
+    """With one we are let in; without, and with one of another CA, not, and /readyz says that it is down."""
+    files = client_files(tmp_path / "client", ca)
+    async with gateway(strict.tls_endpoint, settings=files) as server:
+        assert (await values(server))[0] == 200
+
+    stranger = client_files(tmp_path / "stranger", Ca(tmp_path, "other"))
+    for settings in ({}, {name: stranger[name] for name in ("GATEWAY_ETCD_CERT", "GATEWAY_ETCD_KEY")}):
+        async with gateway(strict.tls_endpoint, settings={"GATEWAY_ETCD_CACERT": str(ca.cert), **settings}) as server:
+            await eventually(lambda server=server: says(server, "down", "GATEWAY_ETCD_CERT"))  # type: ignore[misc]
+
+
+async def test_everything_is_renewed(strict: SecureEtcd, ca: Ca, tmp_path: Path) -> None:
+    """Another CA, another server certificate, another client certificate: no restart of ours, no reset."""
+    files = client_files(tmp_path / "client", ca)
+    async with (
+        etcd_client(strict.endpoint) as kv,
+        gateway(strict.tls_endpoint, settings=files) as server,
+        follow(server.base, 1) as (follower,),
+    ):
+        renewed = Ca(tmp_path / "renewed", "renewed")
+        strict.install(renewed)
+        await strict.restart()
+        await eventually(lambda: says(server, "down"))
+        # Caught while it is being written: one more connection that fails, and no more than that.
+        shutil.copy(__file__, files["GATEWAY_ETCD_CACERT"])
+        await eventually(lambda: says(server, "down", "GATEWAY_ETCD_CACERT", "holds no certificate in PEM"))
+        client_files(tmp_path / "client", renewed)
+        await kv.put("/svc/a", "renewed")
+        await eventually(lambda: all_hold([follower], kv))
+
+        assert await says(server, "ready")
+        assert follower.mirror.resets == ["initial"]

@@ -1,0 +1,63 @@
+"""Clients that read as slowly as they are told to, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from tests.support.streams import Event, Stream, watch
+
+# Bytes: what the kernel then takes on behalf of a client that reads nothing is a few KiB.
+RECEIVE_BUFFER = 4096
+
+
+async def slow(base: str, query: str, rate: float, headers: dict[str, str] | None = None) -> Stream:
+    """A strict client that reads *rate* bytes a second: being slow is what is tested, hence the sleeping."""
+    stream = await stuck(base, query, headers)
+    clock = asyncio.get_running_loop().time
+    started, taken = clock(), 0
+    read = stream.reader.readexactly
+
+    async def readexactly(size: int) -> bytes:
+        nonlocal taken
+        parts: list[bytes] = []
+        while size > 0:
+            parts.append(await read(min(size, RECEIVE_BUFFER)))
+            size -= len(parts[-1])
+            taken += len(parts[-1])
+            await asyncio.sleep(max(0.0, started + taken / rate - clock()))
+        return b"".join(parts)
+
+    stream.reader.readexactly = readexactly  # type: ignore[method-assign, assignment]
+    return stream
+
+
+async def stuck(base: str, query: str, headers: dict[str, str] | None = None) -> Stream:
+    """A strict client that reads nothing but the head, until it is asked to."""
+    return await watch(base, query, headers, receive_buffer=RECEIVE_BUFFER)
+
+
+@contextlib.asynccontextmanager
+async def closing(*streams: Stream) -> AsyncIterator[None]:
+    """Leave, however it ends: by RST, for what is unread does not matter."""
+    try:
+        yield
+    finally:
+        for stream in streams:
+            with contextlib.suppress(OSError):  # closed, or aborted by the gateway
+                stream.reset()
+
+
+async def to_the_end(stream: Stream, timeout: float = 60.0) -> list[Event]:
+    """All events until the gateway ends the stream."""
+    found: list[Event] = []
+    async with asyncio.timeout(timeout):
+        while (event := await stream.next_event(timeout)) is not None:
+            found.append(event)
+    return found
+
+
+def resets(events: list[Event]) -> list[str]:
+    """The reasons of the resets among them."""
+    return [event.data["reason"] for event in events if event.type == "reset"]

@@ -1,0 +1,114 @@
+"""Hundreds that are stuck: the others do not feel it, and the memory of each is what docs/sizing.md says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+import app
+from app.embedded import EmbeddedEtcd
+from tests.slow.clients import closing, stuck
+from tests.slow.kernel import resident, sockets, tcp_memory
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.streams import Stream, watch
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.etcd, pytest.mark.slow]
+
+STUCK = 300
+HEALTHY = 20
+KIB = 1024
+SEND_BUFFER = 64 * KIB
+SIZING = Path(app.__file__).parent.parent / "docs" / "sizing.md"
+
+
+def documented(what: str) -> int:
+    """Bytes: the number in docs/sizing.md's row about *what*."""
+    found = re.search(rf"^\| {re.escape(what)} \| ([0-9]+) KiB \|", SIZING.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None, what
+    return int(found[1]) * KIB
+
+
+async def round_of_puts(kv: EtcdClient, healthy: Sequence[Stream], size: int) -> float:
+    """Seconds until 40 puts have come to all who read."""
+    start = time.perf_counter()
+    reading = [asyncio.create_task(stream.changes(40)) for stream in healthy]
+    for _ in range(40):
+        await kv.put("/svc/a", "y" * size)
+    await asyncio.gather(*reading)
+    return time.perf_counter() - start
+
+
+async def crowd(server: GatewayProcess) -> list[Stream]:
+    """Those who are stuck, joined."""
+    return [
+        stream
+        for _ in range(0, STUCK, 50)
+        for stream in await asyncio.gather(*(stuck(server.base, "prefix=/svc/") for _ in range(50)))
+    ]
+
+
+async def subscribers(server: GatewayProcess) -> int:
+    """As /v1/feeds counts them."""
+    async with httpx.AsyncClient(base_url=server.base) as client:
+        return sum(feed["subscribers"] for feed in (await client.get("/v1/feeds")).json()["feeds"])
+
+
+@pytest.mark.parametrize("state", [False, True], ids=["in changes", "in the state"])
+async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
+    etcd: EmbeddedEtcd, kv: EtcdClient, state: bool
+) -> None:
+    """Compared within one run, once their buffers are full; and a second crowd takes the place of the first."""
+    for n in range(100 if state else 1):
+        await kv.put(f"/svc/state/{n}", "x" * 10_000)
+    settings = {"GATEWAY_SEND_TIMEOUT": "300s", "GATEWAY_LOG_BYTES": "8MiB", "GATEWAY_SEND_BUFFER": f"{SEND_BUFFER}"}
+    async with gateway(etcd.endpoint, settings=settings, quick=False) as server:
+        healthy = [await watch(server.base, "prefix=/svc/") for _ in range(HEALTHY)]
+        for stream in healthy:
+            await stream.until("synced")
+        for _ in range(12):  # the log is full
+            await round_of_puts(kv, healthy, 10_000)
+        alone = [await round_of_puts(kv, healthy, 10_000) for _ in range(5)]
+        process, kernel = resident(server.pid), tcp_memory()
+        grown: list[float] = []
+        for _ in range(2):
+            clients = await crowd(server)
+            async with closing(*clients, *(healthy if len(grown) else ())):
+
+                async def all_stuck() -> bool:
+                    await round_of_puts(kv, healthy, 10_000)
+                    full = [held for held in sockets(server.port) if held.unsent > SEND_BUFFER / 2]
+                    return len(full) == STUCK
+
+                await eventually(all_stuck, timeout=60)
+                for _ in range(5):
+                    await round_of_puts(kv, healthy, 10_000)
+                crowded = [await round_of_puts(kv, healthy, 10_000) for _ in range(5)]
+                grown.append((resident(server.pid) - process) / STUCK)
+                held_by_kernel = (tcp_memory() - kernel) / STUCK
+                unsent = max(held.unsent for held in sockets(server.port))
+                assert await subscribers(server) == STUCK + HEALTHY
+            expected = 0 if len(grown) == 2 else HEALTHY
+
+            async def gone(expected: int = expected) -> bool:
+                return await subscribers(server) == expected
+
+            await eventually(gone)
+
+    print(f"alone {statistics.median(alone):.3f} s, crowded {statistics.median(crowded):.3f} s")  # noqa: T201
+    print(f"each: process {[round(size / KIB) for size in grown]} KiB, kernel {held_by_kernel / KIB:.0f} KiB")  # noqa: T201
+    assert statistics.median(crowded) < 2 * statistics.median(alone) + 0.1
+    assert max(grown) <= documented("the process, stuck")
+    assert unsent <= 2 * SEND_BUFFER
+    # Of all of the machine, so that others may be in it: a megabyte or two, and the clients' own 4 KiB.
+    assert held_by_kernel <= 2 * SEND_BUFFER + 24 * KIB
+    # The memory of the first crowd is used again by the second.
+    assert grown[1] <= grown[0] * 1.25

@@ -1,0 +1,74 @@
+"""The minimum rate: who sustains it always gets to ``synced``; who does not is told so, and to stay away for longer."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.slow.clients import closing, resets, slow, to_the_end
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import gateway
+
+pytestmark = [pytest.mark.etcd, pytest.mark.slow]
+
+KIB = 1024
+
+
+@pytest.fixture(name="state")
+async def _state(kv: EtcdClient) -> None:
+    for n in range(50):
+        await kv.put(f"/svc/{n}", "x" * 12_000)
+
+
+@pytest.mark.usefixtures("state")
+async def test_who_sustains_it_is_synced(etcd: EmbeddedEtcd) -> None:
+    """However long that takes: here ten times GATEWAY_SEND_TIMEOUT."""
+    settings = {"GATEWAY_SEND_TIMEOUT": "500ms", "GATEWAY_MIN_RATE": "80KiB"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        client = await slow(server.base, "prefix=/svc/", 110 * KIB)
+        async with closing(client):
+            events = await client.until("synced")
+
+    assert resets(events) == ["initial"]
+    assert len(events) == 52
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("form", ["sse", "ndjson"])
+async def test_who_does_not_is_told_with_growing_patience(etcd: EmbeddedEtcd, form: str) -> None:
+    """One snapshot begun each time, and twice the wait; a browser is told in its own word, too."""
+    settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_MIN_RATE": "1MiB"}
+    waits = []
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        for _ in range(3):
+            client = await slow(server.base, f"prefix=/svc/&format={form}", 60 * KIB)
+            async with closing(client):
+                events = await to_the_end(client)
+            assert [event.type for event in events if event.type != "put"] == ["reset", "close"]
+            assert events[-1].data["reason"] == "too-slow"
+            waits.append(events[-1].data["retry_ms"])
+            assert client.retry == (waits[-1] if form == "sse" else None)
+        # Another range is another matter.
+        other = await slow(server.base, f"prefix=/svc&format={form}", 60 * KIB)
+        async with closing(other):
+            waits.append((await to_the_end(other))[-1].data["retry_ms"])
+        async with httpx.AsyncClient(base_url=server.base) as scraper:
+            metrics = (await scraper.get("/metrics")).text
+
+    first, second, third, elsewhere = waits
+    assert 3_750 <= first <= 5_000 < 7_500 <= second <= 10_000 < 15_000 <= third <= 20_000
+    assert 3_750 <= elsewhere <= 5_000
+    assert 'etcd_watch_gateway_streams_closed_total{reason="too-slow"} 4.0' in metrics.splitlines()
+
+
+@pytest.mark.usefixtures("state")
+async def test_slow_is_not_stuck(etcd: EmbeddedEtcd) -> None:
+    """One write of it takes several times GATEWAY_SEND_TIMEOUT; with the rule switched off it gets all the same."""
+    settings = {"GATEWAY_SEND_TIMEOUT": "500ms", "GATEWAY_MIN_RATE": "0"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        client = await slow(server.base, "prefix=/svc/", 40 * KIB)
+        async with closing(client):
+            events = await client.until("synced", timeout=60)
+
+    assert resets(events) == ["initial"]

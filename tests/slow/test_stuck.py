@@ -1,0 +1,120 @@
+"""Sockets that are not read at all: what they may hold, how long, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.slow.clients import closing, stuck
+from tests.slow.kernel import sockets
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.metrics import etcd_metric
+from tests.support.streams import watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+
+@pytest.fixture(name="state")
+async def _state(kv: EtcdClient) -> None:
+    """More than all buffers together hold."""
+    for n in range(40):
+        await kv.put(f"/svc/{n}", "x" * 20_000)
+
+
+@pytest.fixture(name="quick")
+async def _quick(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
+    async with gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "1s"}) as running:
+        yield running
+
+
+def ends(server: GatewayProcess) -> list[str]:
+    """Why streams ended."""
+    return [line["reason"] for line in server.lines if line["message"] == "stream end"]
+
+
+async def nothing_is_left(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
+    """No subscriber, no watcher at etcd, and no socket of the port in any state: an orphan would hold its buffer."""
+    async with httpx.AsyncClient(base_url=server.base) as client:
+        feeds = (await client.get("/v1/feeds", headers={"Connection": "close"})).json()["feeds"]
+    watchers = await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total")
+    return (sum(feed["subscribers"] for feed in feeds), watchers, sockets(server.port)) == (0, 0, [])
+
+
+@pytest.mark.usefixtures("state")
+async def test_a_stuck_socket_is_reset_and_nothing_stays(quick: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """By RST: a close would leave 80 KB in the kernel, in FIN-WAIT-1, for minutes."""
+    client = await stuck(quick.base, "prefix=/svc/")
+    async with closing(client):
+        await eventually(lambda: nothing_is_left(quick, etcd), timeout=10)
+        assert ends(quick) == ["send-timeout"]
+        with pytest.raises(ConnectionResetError):
+            await client.until("synced")
+
+
+async def test_last_words_that_are_not_taken_do_not_stay(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A stream that fits the kernel's buffers is over for us, not for the kernel: it has to be taken as well."""
+    for n in range(3):
+        await kv.put(f"/svc/{n}", "x" * 20_000)
+    settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_MAX_AGE": "1s"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        client = await stuck(server.base, "prefix=/svc/")
+        async with closing(client):
+            await eventually(lambda: nothing_is_left(server, etcd), timeout=10)
+            assert ends(server) == ["max-age"]
+            with pytest.raises(ConnectionResetError):
+                await client.until("close")
+
+
+async def test_last_words_are_waited_for(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Who reads them late gets them, whole, with a proper end."""
+    for n in range(3):
+        await kv.put(f"/svc/{n}", "x" * 20_000)
+    settings = {"GATEWAY_SEND_TIMEOUT": "20s", "GATEWAY_MAX_AGE": "200ms"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        client = await stuck(server.base, "prefix=/svc/")
+        async with closing(client):
+
+            async def ended() -> bool:
+                return ends(server) == ["max-age"]
+
+            await eventually(ended)
+            assert (await client.until("close"))[-1].data["reason"] == "max-age"
+            assert await client.next_event() is None
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("kib", [16, 64])
+async def test_the_kernels_buffer_is_bounded(etcd: EmbeddedEtcd, kib: int) -> None:
+    """Set on the listening socket, inherited by each connection; without it, Linux takes up to 4 MiB for each."""
+    settings = {"GATEWAY_SEND_BUFFER": f"{kib}KiB"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        client = await stuck(server.base, "prefix=/svc/")
+        async with closing(client):
+
+            async def full() -> bool:
+                return max((held.unsent for held in sockets(server.port)), default=0) > kib * 1024 / 2
+
+            await eventually(full)
+            await asyncio.sleep(0.2)  # whatever more it would take
+            (held,) = (found for found in sockets(server.port) if found.unsent)
+            assert held.unsent <= 2 * kib * 1024
+
+
+@pytest.mark.usefixtures("state")
+async def test_others_get_everything_meanwhile(quick: GatewayProcess, kv: EtcdClient) -> None:
+    """Beside ten that are stuck, and while they are cut off, a reader misses nothing and is never reset."""
+    clients = [await stuck(quick.base, "prefix=/svc/") for _ in range(10)]
+    async with closing(*clients), await watch(quick.base, "prefix=/svc/") as healthy:
+        await healthy.until("synced")
+        revisions = []
+        while len(ends(quick)) < 10:
+            revisions.append(await kv.put("/svc/0", "y"))
+            (change,) = await healthy.changes(1)
+            assert change.data["mod_revision"] == revisions[-1]
+    assert ends(quick).count("send-timeout") == 10
