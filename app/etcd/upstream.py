@@ -19,7 +19,7 @@ from app.core.errors import UnavailableError
 from app.core.events import Snapshot
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Refused, Sink, WatchInput
-from app.core.versions import known_to_lose_events
+from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.arbiter import Arbiter
 from app.etcd.auditor import Auditor
 from app.etcd.cluster import Cluster, ForeignClusterError
@@ -358,6 +358,11 @@ class Upstream:
             log.warning(
                 "this etcd version can lose a delete at a compaction; the gateway guards its own watches against it, "
                 "but upgrade to 3.5.18 or later (3.4.36 on the 3.4 line)",
+                extra={"endpoint": link.endpoint, "version": link.version_text},
+            )
+        if known_to_diverge(link.version):
+            log.warning(
+                "a crash can make a member of this etcd version differ from the others: upgrade",
                 extra={"endpoint": link.endpoint, "version": link.version_text},
             )
 

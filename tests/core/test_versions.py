@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.versions import UNKNOWN, Version, known_to_lose_events, parse_version, progress_is_trusted
+from app.core.versions import (
+    UNKNOWN,
+    Version,
+    known_to_diverge,
+    known_to_lose_events,
+    parse_version,
+    progress_is_trusted,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,15 @@ def test_versions_are_read(text: str, version: Version) -> None:
 def test_no_version_raises(text: str) -> None:
     """An etcd may call itself anything."""
     parse_version(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "diverges"),
+    [("3.4.23", False), ("3.5.0", True), ("3.5.2", True), ("3.5.3", False), ("3.6.0", False), ("unreadable", False)],
+)
+def test_members_that_differ_after_a_crash(text: str, diverges: bool) -> None:
+    """etcd 3.5.0 to 3.5.2."""
+    assert known_to_diverge(parse_version(text)) == diverges
 
 
 @pytest.mark.parametrize(
