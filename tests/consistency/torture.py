@@ -23,6 +23,7 @@ from aetcd import rpc
 
 from app.core.versions import parse_version
 from app.embedded import EmbeddedCluster
+from tests.consistency.client import Client
 from tests.consistency.follower import Follower
 from tests.consistency.nemesis import Nemesis, _channel, _revision
 from tests.consistency.oracle import Oracle
@@ -45,6 +46,7 @@ class Report:
     deliveries: int = 0
     revisions: int = 0
     streams: int = 0
+    mirrors: int = 0  # times that a mirror.py said it was live, and was looked at
     worst_lag: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
@@ -54,7 +56,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, {self.revisions} revisions, "
-            f"longest `live` behind etcd {self.worst_lag:.1f} s",
+            f"longest `live` behind etcd {self.worst_lag:.1f} s, mirror.py exact {self.mirrors} times",
             f"faults ({self.faults.total()}): " + _table(self.faults),
             "resets: " + _table(self.resets),
             "closes: " + _table(self.closes),
@@ -113,6 +115,10 @@ async def torture(
         gently = version_of(folder) in ("3.5.0", "3.5.1", "3.5.2")
         for follower in crowd:
             follower.others = crowd
+        clients = [
+            Client(number, replicas[number % 2].base, prefix, oracle.chronicle)
+            for number, prefix in enumerate(("/a/", "/z", "/a/b/"))
+        ]
         nemesis = Nemesis(
             seed,
             cluster,
@@ -126,19 +132,21 @@ async def torture(
             upgrade_to=upgrade_to,
         )
         try:
-            async with _tasks([*(writer.run() for writer in busy), *(other.run() for other in crowd)]) as tasks:
+            runs = [*(writer.run() for writer in busy), *(client.run() for client in clients)]
+            async with _tasks([*runs, *(follower.run() for follower in crowd)]) as tasks:
+                necessary = tasks[: len(runs)]
                 async with _tasks([nemesis.run()]) as (playing,):
-                    await _watch_over(seconds, crowd, [*tasks[:writers], playing])
+                    await _watch_over(seconds, crowd, clients, [*necessary, playing])
                     log("healing")
                     nemesis.stopping.set()
                     async with asyncio.timeout(60):
                         await playing
                 await nemesis.heal()
-                await _watch_over(5, crowd, tasks[:writers])
-            if not any(follower.violation for follower in crowd):
+                await _watch_over(5, crowd, clients, necessary)
+            if not _violated(crowd, clients):
                 await _finish(cluster, oracle, crowd, log)
         finally:
-            _sum_up(report, nemesis, oracle, crowd)
+            _sum_up(report, nemesis, oracle, crowd, clients)
         report.violations += await _disagreements(cluster)
     _note_troubles(report, replicas)
     return report
@@ -155,7 +163,9 @@ async def _tasks(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterat
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch_over(seconds: float, crowd: Sequence[Follower], tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _watch_over(
+    seconds: float, crowd: Sequence[Follower], clients: Sequence[Client], tasks: Sequence[asyncio.Task[None]]
+) -> None:
     """Settle what was claimed, as history gets known; end early at a violation."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -165,8 +175,14 @@ async def _watch_over(seconds: float, crowd: Sequence[Follower], tasks: Sequence
                 task.result()  # neither the writers nor the nemesis end by themselves
         for follower in crowd:
             _check(follower)
-        if any(follower.violation for follower in crowd):
+        for client in clients:
+            client.settle()
+        if _violated(crowd, clients):
             return
+
+
+def _violated(crowd: Sequence[Follower], clients: Sequence[Client]) -> bool:
+    return any(follower.violation for follower in crowd) or any(client.violation for client in clients)
 
 
 def _check(follower: Follower, *, final: bool = False) -> None:
@@ -214,8 +230,12 @@ async def _disagreements(cluster: EmbeddedCluster) -> list[str]:
     return [f"etcd's members disagree at revision {min(revisions)} about {len(keys)} keys: {told}"] if keys else []
 
 
-def _sum_up(report: Report, nemesis: Nemesis, oracle: Oracle, crowd: Sequence[Follower]) -> None:
+def _sum_up(
+    report: Report, nemesis: Nemesis, oracle: Oracle, crowd: Sequence[Follower], clients: Sequence[Client]
+) -> None:
     report.faults = nemesis.counts
+    report.mirrors = sum(client.checked for client in clients)
+    report.violations += [f"{client.name}: {client.violation}" for client in clients if client.violation is not None]
     report.revisions = sum(h.tip - h.forked_at for h in oracle.chronicle.histories)
     for follower in crowd:
         judge = follower.judge
