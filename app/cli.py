@@ -44,9 +44,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="etcd-watch-gateway", description="Follow etcd keys over HTTP.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_settings(commands.add_parser("serve", help="run the gateway in front of an etcd"))
-    dev = commands.add_parser("dev", help="run the gateway with an embedded etcd and sample data")
-    _add_settings(dev, without=("etcd",))
+    # A flag that is none must not be taken for the beginning of another.
+    _add_settings(commands.add_parser("serve", help="run the gateway in front of an etcd", allow_abbrev=False))
+    dev = commands.add_parser("dev", help="run the gateway with an embedded etcd and sample data", allow_abbrev=False)
+    _add_settings(dev, without=[name for name in Settings.model_fields if name.startswith("etcd")])
     return parser
 
 

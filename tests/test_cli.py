@@ -267,7 +267,7 @@ class Dev:
     async def signal(self, number: int) -> int:
         """As Ctrl-C is sent, to the whole group; the exit status."""
         os.killpg(self.process.pid, number)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode
