@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     allow_prefixes: Items | None = Field(
         None, description="prefixes that may be read, comma-separated, percent-encoded; '' is all"
     )
-    token_file: Path | None = Field(None, description="file with the bearer token that /v1 asks for")
+    token_file: File = Field(None, description="file with the bearer token that /v1 asks for")
     cors_origins: Items = Field((), description="origins that browsers may read from, comma-separated")
     max_subscribers: int = Field(20_000, ge=1, description="streams at a time")
     max_feeds: int = Field(1_000, ge=1, description="distinct ranges at a time; lingering ones go first")
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resume to prove itself")
     send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck subscriber is cut off")
     min_rate: Size = Field(16 << 10, ge=0, description="bytes a second that a state must be taken at; 0 is off")
-    send_buffer: Size = Field(64 << 10, ge=4096, description="kernel send buffer per connection")
+    send_buffer: Size = Field(64 << 10, ge=4096, le=1 << 30, description="kernel send buffer per connection")
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
     drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait for streams to end at shutdown")
     epoch: str = Field("", max_length=64, description="change after restoring a backup of etcd")
@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         if value is not None and len(value) > 1 and not all(value):
             msg = "an empty prefix beside others would allow everything: remove a comma, or write '' alone for all"
             raise ValueError(msg)
+        for item in value or ():
+            # Bytes of the environment that are no UTF-8 arrive as surrogates.
+            if re.search("%(?![0-9a-fA-F]{2})|[\ud800-\udfff]", item):
+                msg = f"{item!r} is not percent-encoded: write it as it stands in a query, like /svc/%ff"
+                raise ValueError(msg)
         return value
 
     @model_validator(mode="after")
@@ -236,7 +241,14 @@ def _endpoint(text: str) -> str:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port is None or parts.path not in ("", "/"):
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or port is None
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+    ):
         msg = f"{text!r} is no endpoint: write it like http://127.0.0.1:2379"
         raise ValueError(msg)
     return f"{parts.scheme}://{parts.netloc}"

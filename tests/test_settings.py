@@ -116,6 +116,12 @@ def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.Mo
         ("sync_timeout", "0ms"),
         ("send_timeout", "0"),
         ("send_buffer", "4095"),
+        ("send_buffer", "4096GiB"),
+        ("allow_prefixes", "/a/%zz"),
+        ("allow_prefixes", "/a/%f"),
+        ("allow_prefixes", "/a/\udcff"),
+        ("etcd", "http://127.0.0.1:2379/?a"),
+        ("etcd", "http://127.0.0.1:2379#a"),
         ("instance", "x" * 129),
         ("epoch", "x" * 65),
     ],
@@ -125,6 +131,12 @@ def test_bounds(name: str, value: str) -> None:
     (line,) = refused(**{name: value})
 
     assert line.startswith(f"{PREFIX}{name.upper()} ")
+
+
+@pytest.mark.parametrize("name", ["token_file", "admin_port", "etcd_cacert"])
+def test_empty_is_none(name: str) -> None:
+    """As charts and compose files write what is not used."""
+    assert getattr(load({name: ""}), name) is None
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
