@@ -161,13 +161,18 @@ class Nemesis:
 
     async def _kill(self, members: Sequence[EmbeddedEtcd], rng: random.Random) -> None:
         async with self._members:
-            for member in members:
-                await (member.terminate() if self._gently else member.kill())
+            await asyncio.gather(*(self._end(member) for member in members))
             await asyncio.sleep(rng.expovariate(1))
             for member in members:
                 await member.restart(wait=False)
             for member in members:
                 await member.wait_healthy()
+
+    async def _end(self, member: EmbeddedEtcd) -> None:
+        if self._gently:
+            with contextlib.suppress(TimeoutError):  # without a quorum it may wait for one; it writes nothing then
+                await member.terminate()
+        await member.kill()
 
     async def _freeze_member(self, rng: random.Random) -> None:
         await self._freeze([rng.choice(self._cluster.members)], rng)
