@@ -146,6 +146,8 @@ class FeedCore:
         self._move_at = 0
         self._deepened_at = float("-inf")
         self._compacted = 0  # the greatest compaction revision that etcd has told us of
+        # How many histories it has known to end: a cursor that came before the last did is of an ended one.
+        self.restores = 0
         self.events_in = 0
 
     @property
@@ -194,6 +196,8 @@ class FeedCore:
         if entry is None:
             msg = f"{type(given).__name__} in state {before.value}"
             raise InvalidTransitionError(msg)
+        if isinstance(given, Restored):
+            self.restores += 1
         commands = entry.action(self, given, now)
         if before is State.CATCHING_UP and self.state is not State.CATCHING_UP:
             commands = (EndProof(), *commands)
@@ -216,6 +220,8 @@ class FeedCore:
         return (OpenWatch(0),)
 
     def _start_anew(self, reason: Reason) -> Commands:
+        if reason == "restored":
+            self.restores += 1
         self.doubted = True
         self._next_reason = reason
         self._attempt = 0
@@ -270,6 +276,8 @@ class FeedCore:
             self._next_reason = "restored"
         self.cluster_id = given.cluster_id
         self.reason = self._next_reason
+        # Once more: who came while the new history was being read came with a cursor of the old one.
+        self.restores += self.reason == "restored"
         self.doubted = False
         self._settled = snapshot.revision
         newest = max((item.mod_revision for item in snapshot.items), default=0)

@@ -72,6 +72,7 @@ class Reader:
         self._epoch_of = epoch_of
         self._form = form
         self._asked = cursor
+        self._restores = feed.restores
         self._with_state = snapshot
         self._heartbeat = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
         self.phase = Phase.WAITING
@@ -181,6 +182,9 @@ class Reader:
             return self._begin_snapshot("initial", size)
         if asked.epoch != self._epoch:
             return self._begin_snapshot("cursor-lost", size)
+        if feed.restores != self._restores:
+            # It came before the restore was noticed, and its revision may be another one in this history.
+            return self._begin_snapshot("restored", size)
         if asked.revision > feed.log.tip:
             return self._judge_ahead(asked.revision, size)
         if feed.log.covers(asked.revision):

@@ -373,6 +373,22 @@ def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
     assert words(comes.read(PLENTY)) == ["reset:cursor-lost" if cursor else "reset:initial", "put@40", "synced@50"]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_cursor_that_waited_through_a_restore(before: bool) -> None:
+    """With the same token the cluster's id stays: its revision would be taken for one of the new history."""
+    core = live(put(90))
+    if not before:
+        core.handle(Restored(), 0.0)
+    waits = reader(core, Cursor(EPOCH, 105))
+    assert waits.read(PLENTY) == b""
+    if before:
+        core.handle(Restored(), 0.0)
+    core.handle(Created(110), 0.0)
+    core.handle(SnapshotTaken(Snapshot(110, [put(95)]), 1), 0.0)
+    assert words(waits.read(PLENTY)) == ["reset:restored", "put@95", "synced@110"]
+    assert words(reader(core, Cursor(EPOCH, 110)).read(PLENTY)) == ["synced@110"]
+
+
 @pytest.mark.parametrize(
     ("cursor", "reason"),
     [

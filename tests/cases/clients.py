@@ -1,0 +1,137 @@
+"""A client as the contract wants it: one strict mirror and its cursor, over any number of streams and replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import httpx
+
+from app.embedded import EmbeddedEtcd
+from tests.consistency.history import Change
+from tests.consistency.judge import change_of
+from tests.integration.test_release import held_at_etcd
+from tests.support.etcd import EtcdClient
+from tests.support.streams import Event, Mirror, Stream, watch
+from tests.support.waiting import eventually
+
+
+class Client:
+    """Reads in the background what ``join`` opened; what came is in ``events``, those of the open stream only."""
+
+    def __init__(self, query: str = "prefix=/svc/") -> None:
+        self.query = query
+        self.mirror = Mirror()
+        self.cursor: str | None = None
+        self.events: list[Event] = []
+        self.stream: Stream | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def join(self, base: str) -> None:
+        """Go on, here, from where it stands."""
+        self.mirror = carried_on(self.mirror)
+        self.events = []
+        headers = {} if self.cursor is None else {"Last-Event-ID": self.cursor}
+        self.stream = await watch(base, self.query, headers)
+        self._reading = asyncio.create_task(self._read(self.stream), name=f"client of {self.query}")
+
+    async def adopt(self, base: str) -> None:
+        """Begin with what REST tells instead of with a snapshot in a stream."""
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
+            body = (await http.get(f"/v1/kv?{self.query.partition('&')[0]}")).json()
+        state = {(item["key"], item.get("key_encoding")): {"type": "put", **item} for item in body["kvs"]}
+        self.mirror, self.cursor = Mirror(state, body["revision"]), body["cursor"]
+
+    async def _read(self, stream: Stream) -> None:
+        while (event := await stream.next_event(timeout=120)) is not None:
+            self.mirror.apply(event)
+            self.events.append(event)
+            self.cursor = event.id if event.id is not None else self.cursor
+
+    async def leave(self, *, crash: bool = False) -> None:
+        """Close the stream, or break it. Raises what reading it raised."""
+        if self._reading is None or self.stream is None:
+            return
+        reading, self._reading = self._reading, None
+        reading.cancel()
+        (result,) = await asyncio.gather(reading, return_exceptions=True)
+        if crash:
+            self.stream.reset()
+        await self.stream.close()
+        if result is not None and not isinstance(result, asyncio.CancelledError):
+            raise result
+
+    @property
+    def resets(self) -> list[str]:
+        """Reasons, over all its streams."""
+        return self.mirror.resets
+
+    @property
+    def beats(self) -> int:
+        """Signs of life that are no event: what a stream says while it waits."""
+        return len(self.stream.comments) - 1 if self.stream is not None else 0
+
+    def holds(self, items: Iterable[Any]) -> bool:
+        """Whether its mirror is synced and equals these items of etcd (mvccpb.KeyValue), in all their fields."""
+        if self._reading is not None and self._reading.done():
+            self._reading.result()
+        expected = sorted(
+            (Change(kv.key, kv.mod_revision, kv.value, kv.create_revision, kv.version, kv.lease) for kv in items),
+            key=lambda change: change.key,
+        )
+        return self.mirror.synced and contents(self.mirror) == expected
+
+
+def carried_on(mirror: Mirror) -> Mirror:
+    """What is left of a mirror when its stream is cut: what was not complete is dropped."""
+    return Mirror(mirror.state, mirror.revision, resets=mirror.resets, changes=mirror.changes)
+
+
+def contents(mirror: Mirror) -> list[Change]:
+    """What it holds, as bytes."""
+    return sorted((change_of(data) for data in mirror.state.values()), key=lambda change: change.key)
+
+
+@contextlib.asynccontextmanager
+async def joined(base: str, query: str = "prefix=/svc/", count: int = 1) -> AsyncIterator[list[Client]]:
+    """Clients of one range, synced; they leave at the end."""
+    clients = [Client(query) for _ in range(count)]
+    try:
+        for client in clients:
+            await client.join(base)
+        await eventually(lambda: true(all(client.mirror.synced for client in clients)))
+        yield clients
+    finally:
+        for client in clients:
+            await client.leave()
+
+
+async def true(found: bool) -> bool:
+    """For ``eventually``."""
+    return found
+
+
+async def exact(clients: Iterable[Client], kv: EtcdClient, prefix: bytes = b"/svc/") -> None:
+    """Return once every mirror equals etcd."""
+
+    async def equal() -> bool:
+        # All keys, and our own idea of a prefix: not the arithmetic that is tested.
+        _revision, state = await kv.state(b"")
+        wanted = [item for key, item in state.items() if key.startswith(prefix)]
+        return all(client.holds(wanted) for client in clients)
+
+    await eventually(equal)
+
+
+async def is_held(etcd: EmbeddedEtcd, watchers: int) -> bool:
+    """Whether etcd counts that many watchers, on as few streams as can be."""
+    return await held_at_etcd(etcd) == (watchers, min(watchers, 1))
+
+
+async def feed_of(base: str, query: str = "prefix=/svc/") -> dict[str, Any]:
+    """What /v1/feeds says of a range; empty when there is no such feed."""
+    async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
+        feeds = (await http.get(f"/v1/feeds?{query}")).json()["feeds"]
+    return feeds[0] if feeds else {}

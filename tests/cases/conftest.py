@@ -1,0 +1,7 @@
+"""As tests/integration: every test with ``etcd`` runs on each etcd that this machine has, slow ones on the first."""
+
+from __future__ import annotations
+
+from tests.integration.conftest import _etcd, _version, pytest_collection_modifyitems
+
+__all__ = ["_etcd", "_version", "pytest_collection_modifyitems"]

@@ -1,0 +1,148 @@
+"""A feed's first and last moments: who comes or goes in the midst of them, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.core.keys import KeyRange
+from app.core.refcounts import RefCounts
+from app.embedded import EmbeddedEtcd
+from app.gateway import Gateway
+from app.settings import load
+from app.watch.feed import Feed
+from tests.api.test_stream_ends import OURS, released
+from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
+from tests.cases.valve import valve
+from tests.integration.test_release import all_released, ranges
+from tests.support.etcd import EtcdClient
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.gateway import gateway
+from tests.support.proxy import proxy
+from tests.support.waiting import eventually
+
+SVC = KeyRange("prefix", b"/svc/")
+
+
+@pytest.mark.etcd
+async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A naive feed reads on for nobody: the pages that are left, then a watch that nobody will ever release."""
+    for start in range(0, 3000, 100):
+        await kv.transact({f"/svc/{n:04}": "x" * 500 for n in range(start, start + 100)})
+    settings = {"GATEWAY_STALE_AFTER": "10s", "GATEWAY_LINGER": "0s"}
+    async with valve(etcd.endpoint) as between, gateway(between.endpoint, settings=settings) as server:
+        client = Client()
+        between.arm(400_000, "freeze")
+        await client.join(server.base)
+        async with asyncio.timeout(20):
+            await between.shut.wait()
+        asked = await ranges(etcd)
+        await client.leave(crash=True)
+
+        async def forgotten() -> bool:
+            return await feed_of(server.base) == {}
+
+        await eventually(forgotten)
+        between.heal()
+        await eventually(lambda: all_released(server, etcd))
+        # Somebody new starts anew, and gets all of it.
+        async with joined(server.base, "prefix=/svc/29") as (other,):
+            assert len(other.mirror.state) == 100
+            assert await ranges(etcd) - asked <= 1
+        await eventually(lambda: all_released(server, etcd))
+
+
+@pytest.fixture(name="fake")
+async def _fake() -> AsyncIterator[FakeEtcd]:
+    async with FakeEtcd() as fake:
+        fake.put(b"/svc/a", b"1")
+        yield fake
+
+
+class Lease:
+    """A subscription, taken and given back synchronously: at a moment that the test chooses."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._held = gateway.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=False)
+        with pytest.raises(StopIteration) as done:
+            self._held.__aenter__().__await__().__next__()
+        self.feed: Feed = done.value.value.feed
+
+    def release(self) -> None:
+        """Give it back."""
+        with pytest.raises(StopIteration):
+            self._held.__aexit__(None, None, None).__await__().__next__()
+
+
+@pytest.mark.parametrize("first", ["join", "end"])
+async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str) -> None:
+    """A naive timer that has fired ends the feed under the one who has just joined, or leaves two for one range."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0.05}))
+    async with gateway.running():
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            before = Lease(gateway)
+            await eventually(lambda feed=before.feed: true(feed.core.joinable))  # type: ignore[misc]
+            before.release()
+            timer = gateway.registry._linger_timers[SVC]
+            turn: list[str] = []
+            taken: list[Lease] = []
+
+            def join(turn: list[str] = turn, taken: list[Lease] = taken) -> None:
+                turn.append("join")
+                taken.append(Lease(gateway))
+                loop.call_soon(turn.append, "next turn")
+
+            loop.call_at(timer.when() + (-1e-9 if first == "join" else 1e-9), join)
+            loop.call_at(timer.when(), turn.append, "end")
+            await eventually(lambda turn=turn: true("next turn" in turn))  # type: ignore[misc]
+            assert turn.index("next turn") == 2, "both were due in the same turn"
+            (lease,) = taken
+            assert (lease.feed is before.feed) == (first == "join")
+            # Whichever it is, it is the one that lives, is followed and told.
+            assert gateway.registry.feeds() == [lease.feed]
+            revision = fake.put(b"/svc/a", b"2")
+            await eventually(lambda feed=lease.feed, at=revision: true(feed.core.log.tip >= at))  # type: ignore[misc]
+            assert lease.feed.core.view is not None
+            await eventually(lambda: true((fake.open_watchers, fake.open_streams) == (1, 1)))
+            lease.release()
+            await released(gateway, fake)
+            counts: RefCounts[KeyRange] = gateway.registry._counts
+            assert (len(counts), gateway.registry._linger_timers, gateway.registry._subscribers) == (0, {}, {})
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith(OURS)] == []
+
+
+@pytest.mark.etcd
+async def test_a_lingering_feed_that_turned_stale_is_joined(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A naive cache serves what it holds as if it were live, or never wakes up again once somebody joins it."""
+    await kv.put("/svc/a", "1")
+    settings = {"GATEWAY_LINGER": "60s", "GATEWAY_STALE_AFTER": "500ms"}
+    async with proxy(etcd.endpoint) as between, gateway(between.endpoint, settings=settings) as server:
+        async with joined(server.base):
+            pass
+        between.cut()
+        await kv.transact({"/svc/a": None, "/svc/b": "2"})
+
+        async def stale() -> bool:
+            return (await feed_of(server.base)).get("state") == "stale"
+
+        await eventually(stale)
+        client = Client()
+        await client.join(server.base)
+        try:
+            await eventually(lambda: true(any(event.type == "status" for event in client.events)))
+            told = [event.data.get("state") for event in client.events if event.type in ("synced", "status")]
+            assert told == [None, "stale"], "it is told at once that what it was given may be old"
+            assert [key for key, _ in client.mirror.state] == ["/svc/a"]
+            between.heal()
+            await exact([client], kv)
+            await eventually(lambda: true(client.events[-1].data.get("state") == "live"))
+            await eventually(lambda: is_held(etcd, 1))
+        finally:
+            await client.leave()
+        assert client.resets == ["initial"]
+        assert len([line for line in server.lines if line["message"] == "feed start"]) == 1
+        assert await feed_of(server.base)
+    await eventually(lambda: is_held(etcd, 0))
