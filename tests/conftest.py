@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,10 @@ import pytest
 from app.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
+
+# A shell's background job ignores Ctrl-C, and so would all that it starts: `make test &` must test the same.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(name="etcd")

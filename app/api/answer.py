@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.stream import Connection, StuckError
+from app.api.connection import Connection, StuckError
 from app.core.errors import OverCapacityError
 
 # Bytes handed to the server at a time.

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.api.line import EXTENSION
 from app.api.problems import problem
-from app.api.stream import EXTENSION
 from app.core.errors import BadRequestError, HeadTooLargeError
 
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,

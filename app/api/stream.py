@@ -9,26 +9,21 @@ is stuck, an error of ours, shutdown.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import socket
-import struct
-import sys
-import termios
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from app.api.connection import Connection, StuckError
 from app.api.problems import problem
 from app.api.tally import Tally
 from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
-from app.core.pace import Grudge, Pace, Patience
+from app.core.pace import Grudge, Pace
 from app.core.reader import Phase, Reader, Wants
 from app.ports import Clock, Draw, Etcd
 from app.watch.registry import Registry
@@ -43,14 +38,8 @@ WRITE_SIZE = 64 * 1024
 RETRY_MS = (1000, 5000)
 # Refused EventSources that are held open at a time; beyond, they are closed at once.
 MAX_HELD = 1000
-# A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
-LOOKS = 4
-# Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
-FIRST_LOOK, LAST_LOOK = 0.005, 0.25
 # What ends a stream that we did not close by a `close` event.
 GONE, STUCK, FAILED = "client", "send-timeout", "error"
-
-EXTENSION = "etcd_watch_gateway"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,137 +178,6 @@ class StreamResponse(EventSourceResponse):
             pass
         finally:
             self._streams.held.discard(over)
-
-
-class Line:
-    """What ASGI has no word for: what of our bytes the client has not taken, and to drop it together with them.
-
-    On a server without our extension nothing is known, and a stuck stream ends by its return.
-    """
-
-    def __init__(self, scope: Scope) -> None:
-        self._transport: asyncio.Transport | None = scope.get("extensions", {}).get(EXTENSION, {}).get("transport")
-        if self._transport is not None:
-            # The next write waits until the kernel has all of the one before. By default it would wait for 64 KiB only,
-            # and one who does not read hold two writes here; what the kernel has keeps the line busy meanwhile.
-            self._transport.set_write_buffer_limits(high=0)
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that the kernel has not taken."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
-    @property
-    def untaken(self) -> int:
-        """Bytes that the client's kernel has not taken, as far as this system can tell.
-
-        The kernel asks for more only when a third of its buffer is free: without a look into it, a client of
-        1 KiB a second would seem stuck for 40 s.
-        """
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return 0
-        sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock is None or sys.platform != "linux":
-            return self.buffered
-        (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-        return self.buffered + int(queued)
-
-    def abort(self) -> None:
-        """Drop the connection, by RST.
-
-        Without the lingering of no time it would be closed: the kernel keeps what the client does not take (83 KB each
-        were seen) and tries to get rid of it for minutes.
-        """
-        transport = self._transport
-        if transport is None:
-            return
-        sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock is not None and sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-
-
-class StuckError(Exception):
-    """A client took nothing for ``GATEWAY_SEND_TIMEOUT``: the connection was aborted."""
-
-
-class Connection:
-    """One ASGI response being sent, and the one task that listens for the client's going."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
-        self._line = Line(scope)
-        self._receive = receive
-        self._send = send
-        self._send_timeout = send_timeout
-        self._listener: asyncio.Task[None] | None = None
-        self._aborted = False
-        self.gone = False
-        self.on_gone: Callable[[], None] = lambda: None
-
-    async def __aenter__(self) -> Connection:
-        self._listener = asyncio.create_task(self._listen(), name="stream-disconnect")
-        return self
-
-    async def __aexit__(self, *_exc_info: object) -> None:
-        assert self._listener is not None, "entered"
-        self._listener.cancel()
-        await asyncio.gather(self._listener, return_exceptions=True)
-
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        self.on_gone()
-
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the head."""
-        await self._guarded({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def send(self, data: bytes | memoryview, *, more: bool = True) -> None:
-        """Send bytes. Raises StuckError when they are not taken in time; the connection is aborted then."""
-        await self._guarded({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def finish(self) -> None:
-        """End a response of unknown length, whose last words are sent, when they are taken, or when that is hopeless.
-
-        A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
-        """
-        patience = Patience(self._send_timeout, self._line.untaken)
-        pause = FIRST_LOOK
-        while self._line.untaken and not self.ended:
-            await asyncio.sleep(pause)
-            if patience.ends(self._line.untaken, pause):
-                await self._cut_off()
-            pause = min(2 * pause, LAST_LOOK)
-        if not self.ended:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more can be sent."""
-        return self.gone or self._aborted
-
-    async def _guarded(self, message: dict[str, Any]) -> None:
-        untaken = self._line.untaken if self._line.buffered else 0
-        patience: Patience | None = None
-        pause = self._send_timeout / LOOKS
-        while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._send(message)
-                return
-            except TimeoutError:
-                # The server waits before it writes: nothing of the message was written, and it may be sent again.
-                patience = patience or Patience(self._send_timeout, untaken)
-                if patience.ends(self._line.untaken, pause):
-                    await self._cut_off()
-                    raise StuckError from None
-
-    async def _cut_off(self) -> None:
-        self._aborted = True
-        self._line.abort()
-        await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is
 
 
 class Delivery:

@@ -109,8 +109,9 @@ async def test_list(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
     assert (body["revision"], body["count"]) == (last, 3)
 
 
-async def test_nothing_there(http: httpx.AsyncClient) -> None:
+async def test_nothing_there(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
     """An empty list is an answer; an empty prefix means all keys."""
+    await etcd_kv.put("/something", "1")
     empty = await read(http, "prefix=/nothing/here/")
     everything = await read(http, "prefix=")
 

@@ -88,14 +88,14 @@ async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, ver
 
 
 async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """200 cursors of various age come to a fresh process: one Range, one watch, no reset."""
+    """1,000 cursors of various age come to a fresh process: one Range, one watch, no reset."""
     await kv.put("/svc/a", "0")
     async with gateway(etcd.endpoint) as first:
         epoch = (await cursor_now(first.base)).partition("-")[0]
     revisions = [await kv.put("/svc/a", str(n)) for n in range(50)]
     async with gateway(etcd.endpoint) as server:
         before = await ranges(etcd)
-        cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(200)]
+        cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(1000)]
         streams = await asyncio.gather(
             *(watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) for cursor in cursors)
         )

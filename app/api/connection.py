@@ -1,0 +1,99 @@
+"""One ASGI response being sent to a client that may go, or not read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from app.api.line import Line
+from app.core.pace import Patience
+
+# A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
+LOOKS = 4
+# Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
+FIRST_LOOK, LAST_LOOK = 0.005, 0.25
+
+
+class StuckError(Exception):
+    """A client took nothing for ``GATEWAY_SEND_TIMEOUT``: the connection was aborted."""
+
+
+class Connection:
+    """One ASGI response being sent, and the one task that listens for the client's going."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
+        self._line = Line(scope)
+        self._receive = receive
+        self._send = send
+        self._send_timeout = send_timeout
+        self._listener: asyncio.Task[None] | None = None
+        self._aborted = False
+        self.gone = False
+        self.on_gone: Callable[[], None] = lambda: None
+
+    async def __aenter__(self) -> Connection:
+        self._listener = asyncio.create_task(self._listen(), name="stream-disconnect")
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        assert self._listener is not None, "entered"
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self.on_gone()
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        await self._guarded({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, data: bytes | memoryview, *, more: bool = True) -> None:
+        """Send bytes. Raises StuckError when they are not taken in time; the connection is aborted then."""
+        await self._guarded({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def finish(self) -> None:
+        """End a response of unknown length, whose last words are sent, when they are taken, or when that is hopeless.
+
+        A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
+        """
+        patience = Patience(self._send_timeout, self._line.untaken)
+        pause = FIRST_LOOK
+        while self._line.untaken and not self.ended:
+            await asyncio.sleep(pause)
+            if patience.ends(self._line.untaken, pause):
+                await self._cut_off()
+            pause = min(2 * pause, LAST_LOOK)
+        if not self.ended:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self.gone or self._aborted
+
+    async def _guarded(self, message: dict[str, Any]) -> None:
+        untaken = self._line.untaken if self._line.buffered else 0
+        patience: Patience | None = None
+        pause = self._send_timeout / LOOKS
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._send(message)
+                return
+            except TimeoutError:
+                # The server waits before it writes: nothing of the message was written, and it may be sent again.
+                patience = patience or Patience(self._send_timeout, untaken)
+                if patience.ends(self._line.untaken, pause):
+                    await self._cut_off()
+                    raise StuckError from None
+
+    async def _cut_off(self) -> None:
+        self._aborted = True
+        self._line.abort()
+        await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is
