@@ -82,7 +82,9 @@ class Follower:
             self.judge.forget()
             if rng.random() < 0.5:
                 await self._read_state(base)
-        others = [follower for follower in self.others if follower.request != self.request and follower.judge.cursor]
+        # Of those that stand somewhere: who has just brought another's cursor may hold our own.
+        standing = [follower for follower in self.others if follower.judge.stand is not None]
+        others = [follower for follower in standing if follower.request != self.request]
         if rng.random() < 0.03 and others:
             self.judge.bring(str(rng.choice(others).judge.cursor))
         history = self.judge.chronicle.now
