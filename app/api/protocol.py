@@ -47,7 +47,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD:
             self._refuse_head()
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's says None, asyncio's bool or None
         """The client is done speaking. True keeps the connection until the answer is out."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.scope["path"] == STREAMS:

@@ -134,9 +134,8 @@ class Nemesis:
 
     async def heal(self) -> None:
         """Undo what may be left of everything."""
-        for replica in self._replicas:
-            for proxy in replica.proxies:
-                proxy.heal()
+        for proxy in self._all_proxies():
+            proxy.heal()
         for member in self._cluster.members:
             if member.running:
                 member.sigcont()
@@ -220,7 +219,7 @@ class Nemesis:
     async def _restore_passed(self, rng: random.Random) -> None:
         """The same, but the gateways are cut off until the new history has passed all cursors again."""
         async with self._members:
-            proxies = [proxy for replica in self._replicas for proxy in replica.proxies]
+            proxies = self._all_proxies()
             try:
                 backup = await self._save()
                 await asyncio.sleep(rng.random())
@@ -243,7 +242,7 @@ class Nemesis:
             for writer in self._writers:
                 writer.running.clear()
             # Nobody is to see of the old history what the oracle does not: a write under way, a lease that ends.
-            proxies = [proxy for replica in self._replicas for proxy in replica.proxies]
+            proxies = self._all_proxies()
             for proxy in proxies:
                 proxy.cut()
             await self._oracle.reach(await _revision(members[0]))
@@ -274,6 +273,9 @@ class Nemesis:
 
     # --- the network --------------------------------------------------------------------------------------------------
 
+    def _all_proxies(self) -> list[Proxy]:
+        return [proxy for replica in self._replicas for proxy in replica.proxies]
+
     def _proxies(self, rng: random.Random) -> list[Proxy]:
         proxies = rng.choice(self._replicas).proxies
         return proxies if rng.random() < 0.3 else [rng.choice(proxies)]
@@ -291,7 +293,7 @@ class Nemesis:
         await self._between(rng, chosen)
 
     async def _cut_all(self, rng: random.Random) -> None:
-        chosen = [proxy for replica in self._replicas for proxy in replica.proxies]
+        chosen = self._all_proxies()
         for proxy in chosen:
             proxy.cut()
         await self._between(rng, chosen)
