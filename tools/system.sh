@@ -4,7 +4,7 @@
 set -eu
 
 # package:command
-DEBIAN_PACKAGES="chromium:chromium curl:curl jq:jq openssl:openssl"
+DEBIAN_PACKAGES="chromium:chromium curl:curl iproute2:ss jq:jq openssl:openssl"
 [ "${1:-}" != image ] || DEBIAN_PACKAGES="buildah:buildah debootstrap:debootstrap runc:runc"
 
 mkdir -p .cache
