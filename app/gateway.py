@@ -91,6 +91,7 @@ class Gateway:
                 stale_after=settings.stale_after,
                 max_age=settings.max_age,
                 min_rate=settings.min_rate,
+                sink=settings.sink,
             ),
             clock=clock,
             draw=draw,

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http
 
+from app.api.sink import SINKS
 from app.core.feed import State
 from app.etcd.lanes import MAX_STREAMS
 from app.gateway import Gateway
@@ -92,6 +93,10 @@ class GatewayCollector(Collector):
         subscribers = registry.subscribers()
         following = [s.reader for s in subscribers if s.reader is not None]
         yield _gauge("subscribers", "Streams being served.", len(registry))
+        sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
+        for name in SINKS:
+            sinks.add_metric([name], tally.serving[name])
+        yield sinks
         yield _gauge(
             "lag_revisions",
             "Revisions of its range that the slowest subscriber has still to be sent.",

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck subscriber is cut off")
     min_rate: Size = Field(16 << 10, ge=0, description="bytes a second that a state must be taken at; 0 is off")
     send_buffer: Size = Field(64 << 10, ge=4096, le=1 << 30, description="kernel send buffer per connection")
+    sink: Literal["auto", "portable", "fast"] = Field(
+        "auto", description="way of streams to clients; portable: by ASGI only; fast: warns where it can't be had"
+    )
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
     drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait for streams to end at shutdown")
     epoch: str = Field("", max_length=64, description="change after restoring a backup of etcd")

@@ -211,6 +211,8 @@ def close_reasons() -> set[str]:
                     and isinstance(part.value, ast.Constant)
                     and isinstance(part.value.value, str)
                 }
+            case ast.Assign(targets=[ast.Attribute(attr="closing")], value=ast.Constant(value=str(reason))):
+                found.add(reason)
     return found
 
 

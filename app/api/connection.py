@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from app.api.line import Line
+from app.api.line import Line, nothing
 from app.core.pace import Patience
 
 # A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
@@ -22,30 +22,39 @@ class StuckError(Exception):
 
 
 class Connection:
-    """One ASGI response being sent, and the one task that listens for the client's going."""
+    """One ASGI response being sent, and who hears of the client's going: inside ``async with``, by ``on_gone``."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
-        self._line = Line(scope)
+        self.line = Line.of(scope)
+        self.send_timeout = send_timeout
         self._receive = receive
         self._send = send
-        self._send_timeout = send_timeout
         self._listener: asyncio.Task[None] | None = None
         self._aborted = False
         self.gone = False
-        self.on_gone: Callable[[], None] = lambda: None
+        self.on_gone: Callable[[], None] = nothing
 
     async def __aenter__(self) -> Connection:
-        self._listener = asyncio.create_task(self._listen(), name="stream-disconnect")
+        if self.line.transport is None:
+            self._listener = asyncio.create_task(self._listen(), name="stream-disconnect")
+        else:
+            self.line.on_lost = self._lose
+            if self.line.lost:
+                self._lose()
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
-        assert self._listener is not None, "entered"
-        self._listener.cancel()
-        await asyncio.gather(self._listener, return_exceptions=True)
+        self.line.leave()
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._lose()
+
+    def _lose(self) -> None:
         self.gone = True
         self.on_gone()
 
@@ -62,12 +71,12 @@ class Connection:
 
         A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
         """
-        patience = Patience(self._send_timeout, self._line.untaken)
+        patience = Patience(self.send_timeout, self.line.untaken)
         pause = FIRST_LOOK
-        while self._line.untaken and not self.ended:
+        while self.line.untaken and not self.ended:
             await asyncio.sleep(pause)
-            if patience.ends(self._line.untaken, pause):
-                await self._cut_off()
+            if patience.ends(self.line.untaken, pause):
+                await self.cut_off()
             pause = min(2 * pause, LAST_LOOK)
         if not self.ended:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -78,9 +87,9 @@ class Connection:
         return self.gone or self._aborted
 
     async def _guarded(self, message: dict[str, Any]) -> None:
-        untaken = self._line.untaken if self._line.buffered else 0
+        untaken = self.line.untaken if self.line.buffered else 0
         patience: Patience | None = None
-        pause = self._send_timeout / LOOKS
+        pause = self.send_timeout / LOOKS
         while True:
             try:
                 async with asyncio.timeout(pause):
@@ -88,12 +97,13 @@ class Connection:
                 return
             except TimeoutError:
                 # The server waits before it writes: nothing of the message was written, and it may be sent again.
-                patience = patience or Patience(self._send_timeout, untaken)
-                if patience.ends(self._line.untaken, pause):
-                    await self._cut_off()
+                patience = patience or Patience(self.send_timeout, untaken)
+                if patience.ends(self.line.untaken, pause):
+                    await self.cut_off()
                     raise StuckError from None
 
-    async def _cut_off(self) -> None:
+    async def cut_off(self) -> None:
+        """Drop the connection, with what is written and not taken."""
         self._aborted = True
-        self._line.abort()
+        self.line.abort()
         await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is

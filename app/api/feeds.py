@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.requests import query_of
+from app.api.sink import SINKS
 from app.core.encoding import compact
 from app.core.query import parse_query, parse_range
 from app.gateway import Gateway
@@ -50,6 +51,7 @@ class Feeds:
             "instance": gateway.instance,
             "version": gateway.version,
             "epoch": gateway.settings.epoch,
+            "sinks": {name: gateway.streams.tally.serving[name] for name in SINKS},
             "etcd": etcd,
             "feeds": [self._feed(feed, detailed=bool(query)) for feed in feeds],
         }

@@ -1,4 +1,6 @@
-"""A connection below ASGI: what of our bytes its client has not taken, and how it is dropped together with them."""
+"""A connection below ASGI: whether it takes more, what of our bytes its client has not taken, and how it is dropped
+together with them.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +10,69 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Callable
 
 from starlette.types import Scope
 
-# Where ``GatewayProtocol`` puts its transport in the scope's extensions.
+# Where ``GatewayProtocol`` puts its line in the scope's extensions.
 EXTENSION = "etcd_watch_gateway"
 
 
-class Line:
-    """What ASGI has no word for: what of our bytes the client has not taken, and to drop it together with them.
+def nothing() -> None:
+    """Nobody wants to hear of it."""
 
-    On a server without our extension nothing is known, and a stuck stream ends by its return.
+
+class Line:
+    """What ASGI has no word for, of one connection; the protocol keeps ``ready`` and calls back.
+
+    Without a transport, on a server that does not offer our extension, nothing is known, and a stuck stream ends by its
+    return.
     """
 
-    def __init__(self, scope: Scope) -> None:
-        self._transport: asyncio.Transport | None = scope.get("extensions", {}).get(EXTENSION, {}).get("transport")
-        if self._transport is not None:
-            # The next write waits until the kernel has all of the one before. By default it would wait for 64 KiB only,
-            # and one who does not read hold two writes here; what the kernel has keeps the line busy meanwhile.
-            self._transport.set_write_buffer_limits(high=0)
+    __slots__ = ("lost", "on_lost", "on_ready", "ready", "transport")
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self.transport = transport
+        self.ready = True  # the kernel has taken all that was written, and the connection is there
+        self.lost = False
+        self.on_ready: Callable[[], None] = nothing
+        self.on_lost: Callable[[], None] = nothing
+
+    @classmethod
+    def of(cls, scope: Scope) -> Line:
+        """The line of a request, claimed: its next write waits until the kernel has all of the one before.
+
+        By default it would wait for 64 KiB only, and one who does not read hold two writes here; what the kernel has
+        keeps the line busy meanwhile.
+        """
+        line: Line = scope.get("extensions", {}).get(EXTENSION, {}).get("line") or cls(None)
+        if line.transport is not None:
+            line.transport.set_write_buffer_limits(high=0)
+        return line
+
+    def pause(self) -> None:
+        """The kernel has not taken all."""
+        self.ready = False
+
+    def resume(self) -> None:
+        """Now it has."""
+        if not self.lost:
+            self.ready = True
+            self.on_ready()
+
+    def lose(self) -> None:
+        """The connection is no more."""
+        self.ready, self.lost = False, True
+        self.on_lost()
+
+    def leave(self) -> None:
+        """Nobody listens any more."""
+        self.on_ready = self.on_lost = nothing
 
     @property
     def buffered(self) -> int:
         """Bytes that the kernel has not taken."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     @property
     def untaken(self) -> int:
@@ -40,7 +81,7 @@ class Line:
         The kernel asks for more only when a third of its buffer is free: without a look into it, a client of
         1 KiB a second would seem stuck for 40 s.
         """
-        transport = self._transport
+        transport = self.transport
         if transport is None or transport.is_closing():
             return 0
         sock: socket.socket | None = transport.get_extra_info("socket")
@@ -55,7 +96,7 @@ class Line:
         Without the lingering of no time it would be closed: the kernel keeps what the client does not take (83 KB each
         were seen) and tries to get rid of it for minutes.
         """
-        transport = self._transport
+        transport = self.transport
         if transport is None:
             return
         sock: socket.socket | None = transport.get_extra_info("socket")

@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol, with what it lacks for us.
 
-- ``scope["extensions"]["etcd_watch_gateway"]["transport"]``: ASGI has no word for "this connection is stuck, drop it".
-  Closing would wait for ever for a peer that does not read. On another server the extension is absent and the stream
-  ends by an exception instead.
+- ``scope["extensions"]["etcd_watch_gateway"]["line"]``: ASGI has no word for "this connection is stuck, drop it", nor
+  for "write these bytes of the body now, if the kernel takes them" (``app.api.sink``). On another server the extension
+  is absent, and all goes by ASGI.
 - Nothing is taken in behind a stream: uvicorn would queue a pipelined request, stop reading, and so not notice that
   the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
 - A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.api.line import EXTENSION
+from app.api.line import EXTENSION, Line
 from app.api.problems import problem
 from app.core.errors import BadRequestError, HeadTooLargeError
 
@@ -34,7 +35,28 @@ class GatewayProtocol(HttpToolsProtocol):
 
     _head_complete = False
     _head_bytes = 0
+    _line: Line
     _deaf = False  # what comes is thrown away
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """A client has come."""
+        super().connection_made(transport)
+        self._line = Line(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone, or was sent away."""
+        super().connection_lost(exc)
+        self._line.lose()
+
+    def pause_writing(self) -> None:
+        """The kernel has not taken all."""
+        super().pause_writing()
+        self._line.pause()
+
+    def resume_writing(self) -> None:
+        """Now it has."""
+        super().resume_writing()
+        self._line.resume()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it keeps of a head that does not end is counted."""
@@ -59,7 +81,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """A request begins: its scope is made here."""
         super().on_message_begin()
         self._head_complete, self._head_bytes = False, 0
-        extensions = {EXTENSION: {"transport": self.transport}}
+        extensions = {EXTENSION: {"line": self._line}}
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
     def on_headers_complete(self) -> None:

@@ -17,9 +17,11 @@ from datetime import UTC, datetime
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.connection import Connection, StuckError
+from app.api.connection import LOOKS, Connection, StuckError
 from app.api.problems import problem
+from app.api.sink import Choice, Chunks, Sink, make_sink
 from app.api.tally import Tally
+from app.api.wheel import Wheel
 from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
@@ -34,10 +36,14 @@ log = logging.getLogger("gateway.stream")
 # Bytes asked of a reader, and given to the server, at a time. A subscriber that does not read holds about twice this
 # in the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
 WRITE_SIZE = 64 * 1024
+# Bytes written to one subscriber in one turn of the loop: a state of 100 MB is not to hold up the others.
+STEP_SIZE = 4 * WRITE_SIZE
 # Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
 RETRY_MS = (1000, 5000)
 # Refused EventSources that are held open at a time; beyond, they are closed at once.
 MAX_HELD = 1000
+# Seconds between looks at whether a reader waits in vain.
+WAITING_LOOK = 0.25
 # What ends a stream that we did not close by a `close` event.
 GONE, STUCK, FAILED = "client", "send-timeout", "error"
 
@@ -67,6 +73,7 @@ class StreamSettings:
     stale_after: float
     max_age: float
     min_rate: int
+    sink: Choice
 
 
 class Streams:
@@ -89,6 +96,8 @@ class Streams:
         self.clock = clock
         self.draw = draw
         self.tally = Tally()
+        self.chunks = Chunks()
+        self.wheel = Wheel(clock)
         self.grudge = Grudge()
         self.held: set[asyncio.Event] = set()
 
@@ -130,19 +139,20 @@ class StreamResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it, to its end."""
-        asked = self._asked
-        connection = Connection(scope, receive, send, self._streams.settings.send_timeout)
+        asked, streams = self._asked, self._streams
+        connection = Connection(scope, receive, send, streams.settings.send_timeout)
         try:
             async with connection:
-                async with self._streams.registry.subscribe(
+                async with streams.registry.subscribe(
                     asked.shape.range,
                     address=asked.address,
                     user_agent=asked.user_agent,
                     request_id=asked.request_id,
                     has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
                 ) as subscriber:
-                    delivery = Delivery(self._streams, asked, subscriber, connection)
-                    await delivery.run(self.status_code, self.raw_headers)
+                    sink = make_sink(streams.settings.sink, connection, streams.chunks)
+                    delivery = Delivery(streams, asked, subscriber, sink)
+                    await delivery.run(connection, self.status_code, self.raw_headers)
                 # Released: whether and when the client takes the rest concerns its connection only.
                 await connection.finish()
         except TransientError as error:
@@ -181,15 +191,19 @@ class StreamResponse(EventSourceResponse):
 
 
 class Delivery:
-    """One subscriber being served: reads its reader, writes its connection, keeps its clock."""
+    """One subscriber being served: reads its reader, writes its sink, keeps its clock.
 
-    def __init__(self, streams: Streams, asked: Asked, subscriber: Subscriber, connection: Connection) -> None:
+    Nothing here waits. ``step`` is called when there may be something to read (by the feed), when the sink takes more,
+    and when its time has come (by the wheel).
+    """
+
+    def __init__(self, streams: Streams, asked: Asked, subscriber: Subscriber, sink: Sink) -> None:
         settings = streams.settings
         self._streams = streams
         self._asked = asked
         self._subscriber = subscriber
         self._feed = subscriber.feed
-        self._connection = connection
+        self._sink = sink
         self._reader = subscriber.reader = Reader(
             self._feed.core,
             asked.shape,
@@ -201,60 +215,171 @@ class Delivery:
             pace=Pace(settings.send_timeout, settings.min_rate),
         )
         now = streams.clock()
+        self.seat = 0
         self._started = now
         self._next_beat = now + settings.heartbeat
         age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
         self._deadline = now + age
+        self._beat_due = False
+        self._rest: memoryview | None = None  # of a large write
+        self._written = 0  # bytes of the write that the sink has not taken, and since when
+        self._since = 0.0
+        self._said_why = False
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._helper: asyncio.Task[None] | None = None
         self._helps = Wants.NOTHING
-        connection.on_gone = lambda: subscriber.close(GONE)
 
-    async def run(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def run(self, connection: Connection, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Serve until the stream ends, in whatever way; logs and counts that end."""
-        self._streams.tally.opened += 1
+        streams, subscriber = self._streams, self._subscriber
+        streams.tally.opened += 1
+        streams.tally.serving[self._sink.name] += 1
         reason = FAILED
         try:
-            await self._connection.start(status, headers)
-            await self._write(self._reader.greet(self._streams.settings.instance, self._streams.retry_ms()))
-            reason = await self._follow()
-            if reason != GONE:
-                await self._write(self._last_words(reason))
+            connection.on_gone = self._gone
+            await connection.start(status, headers)
+            subscriber.on_close = self.step
+            self._feed.notifier.add(self.step)
+            self._rest = memoryview(self._reader.greet(streams.settings.instance, streams.retry_ms()))
+            self._set_alarm(streams.clock())
+            if connection.gone:
+                self._gone()
+            await self._sink.serve(self._over, self._go_on)
+            reason = subscriber.closing or FAILED
         except StuckError:
             reason = STUCK
             if self._reader.pace.behind_a_reset:
                 self._bear_grudge()  # it can't be told, but the next time counts
         except asyncio.CancelledError:
-            reason = "shutdown" if self._streams.registry.draining else "cancelled"
+            reason = "shutdown" if streams.registry.draining else "cancelled"
             raise
         finally:
+            if not self._over.cancel() and not self._over.cancelled():
+                self._over.exception()  # heard of, if this was cancelled meanwhile
+            subscriber.on_close = None
+            self._feed.notifier.discard(self.step)
+            streams.wheel.unset(self)
             self._stop_helping()
+            streams.tally.serving[self._sink.name] -= 1
             self._note_end(reason)
 
-    async def _follow(self) -> str:
-        """Write what there is, wait for more; the reason to end."""
-        reader, subscriber = self._reader, self._subscriber
-        while True:
-            reason = self._reason_to_end()
-            if reason is not None:
-                return reason
-            data = reader.read(WRITE_SIZE)
-            if reader.phase is not Phase.SNAPSHOT:
-                data += reader.tell_staleness(self._stale_since())
-            now = self._streams.clock()
-            if now >= self._next_beat:
-                data += reader.beat(stale=self._feed.stale_since is not None)
-                self._next_beat = now + self._streams.settings.heartbeat
-            if data:
-                await self._write(data)
-            elif not reader.too_slow and not self._help():
-                await subscriber.bell.wait(min(self._next_beat, self._deadline) - now)
+    # --- what happens -------------------------------------------------------------------------------------------------
 
-    def _reason_to_end(self) -> str | None:
-        if self._subscriber.closing is not None:
-            return self._subscriber.closing
-        now = self._streams.clock()
-        if self._reader.too_slow:
-            return "too-slow"
+    def step(self) -> None:
+        """Write what there is, as far as the sink takes it. An error of ours ends this stream, and not the caller."""
+        try:
+            self._step()
+        except Exception as error:  # raised again where the response waits
+            self._end(error)
+
+    def tick(self, now: float) -> None:
+        """See ``Rider``."""
+        if self._over.done():
+            return
+        try:
+            if now >= self._next_beat:
+                self._beat_due = True
+                self._next_beat = now + self._streams.settings.heartbeat
+            if not self._sink.ready and self._sink.stuck():
+                self._end(StuckError())
+                return
+            if self._subscriber.closing is None:
+                self._subscriber.closing = self._reason_to_end(now)
+            self._step()
+        except Exception as error:  # as in ``step``
+            self._end(error)
+        self._set_alarm(now)
+
+    def _go_on(self) -> None:
+        """The sink takes more."""
+        if self._written:
+            self._reader.pace.wrote(self._written, self._streams.clock() - self._since)
+            self._written = 0
+        self.step()
+
+    def _gone(self) -> None:
+        """The client is; nothing can be said any more."""
+        self._subscriber.closing = self._subscriber.closing or GONE
+        self._end()
+
+    def _end(self, error: Exception | None = None) -> None:
+        if self._over.done():
+            return
+        if error is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(error)
+
+    def _set_alarm(self, now: float) -> None:
+        if self._over.done():
+            return
+        when = self._next_beat if self._subscriber.closing is not None else min(self._next_beat, self._deadline)
+        if not self._sink.ready:
+            when = min(when, now + self._streams.settings.send_timeout / LOOKS)
+        if self._reader.phase is Phase.WAITING:
+            when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
+        self._streams.wheel.set(self, when)
+
+    # --- what is written ----------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        sink, reader, subscriber = self._sink, self._reader, self._subscriber
+        enough = subscriber.bytes + STEP_SIZE
+        while sink.ready and not self._over.done():
+            if subscriber.bytes >= enough:
+                asyncio.get_running_loop().call_soon(self.step)
+                return
+            if self._rest is not None:
+                self._write_slice()
+            elif self._said_why:
+                self._end()
+            elif subscriber.closing is not None:
+                self._said_why = True
+                self._write(self._last_words(subscriber.closing))
+            elif reader.phase is Phase.SNAPSHOT and reader.too_slow:
+                subscriber.closing = "too-slow"
+            else:
+                data = reader.read(WRITE_SIZE)
+                if reader.told_stale is not (self._feed.stale_since is not None) and reader.phase is not Phase.SNAPSHOT:
+                    data += reader.tell_staleness(self._stale_since())
+                if self._beat_due:
+                    self._beat_due = False
+                    data += reader.beat(stale=self._feed.stale_since is not None)
+                if data:
+                    self._write(data)
+                    if reader.at_tip and reader.told_stale is False and self._rest is None:
+                        return
+                elif reader.too_slow:
+                    subscriber.closing = "too-slow"
+                elif not self._help():
+                    return
+
+    def _write(self, data: bytes) -> None:
+        if len(data) > WRITE_SIZE:
+            # The server copies what it is given: in slices, a large revision is copied no further than it is taken.
+            self._rest = memoryview(data)
+        else:
+            self._put(data)
+
+    def _write_slice(self) -> None:
+        rest = self._rest
+        assert rest is not None, "there is some"
+        self._rest = rest[WRITE_SIZE:] if len(rest) > WRITE_SIZE else None
+        if rest:
+            self._put(rest[:WRITE_SIZE])
+
+    def _put(self, data: bytes | memoryview) -> None:
+        size = len(data)
+        self._sink.write(data)
+        self._subscriber.bytes += size
+        self._streams.tally.bytes += size
+        if not self._sink.ready:
+            self._written, self._since = size, self._streams.clock()
+            self._set_alarm(self._since)
+        elif self._reader.phase is Phase.SNAPSHOT:
+            self._reader.pace.wrote(size, 0.0)
+
+    def _reason_to_end(self, now: float) -> str | None:
         if now >= self._deadline:
             return "max-age"
         if now - self._started > self._streams.settings.stale_after and self._hopeless():
@@ -282,17 +407,6 @@ class Delivery:
         host = self._asked.address.rpartition(":")[0]
         who = (host, self._asked.shape.range)
         return self._streams.grudge.bear(who, self._streams.clock(), self._streams.draw())
-
-    async def _write(self, data: bytes) -> None:
-        # The server copies what it is given: in slices, a large revision is copied no further than it is taken.
-        whole = memoryview(data)
-        for start in range(0, len(data), WRITE_SIZE):
-            part = whole[start : start + WRITE_SIZE]
-            before = self._streams.clock()
-            await self._connection.send(part)
-            self._reader.pace.wrote(len(part), self._streams.clock() - before)
-            self._subscriber.bytes += len(part)
-            self._streams.tally.bytes += len(part)
 
     # --- what a waiting reader needs ----------------------------------------------------------------------------------
 
@@ -331,7 +445,7 @@ class Delivery:
                     await asyncio.sleep(1)
                     continue
                 self._reader.give_linearizable(revision)
-                self._subscriber.bell.ring()
+                self.step()
                 return
         finally:
             self._feed.await_catch_up(-1)
@@ -347,7 +461,7 @@ class Delivery:
                 snapshot = await self._feed.fresh_snapshot(asked)
                 if snapshot is not None:
                     self._reader.give_snapshot(snapshot)
-                    self._subscriber.bell.ring()
+                    self.step()
                     return
         finally:
             self._feed.await_catch_up(-1)

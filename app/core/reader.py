@@ -86,7 +86,7 @@ class Reader:
         self._sent_items = 0
         self._synced = False
         self._epoch = ""
-        self._told_stale: bool | None = False
+        self.told_stale: bool | None = False  # None: it must be said
         self.resets: list[Reason] = []  # drained by the shell, for its metrics
         self.delivered = 0
 
@@ -104,6 +104,12 @@ class Reader:
     def too_slow(self) -> bool:
         """Whether it is to be closed for that; ``read`` may have nothing more for it."""
         return self.pace.too_slow
+
+    @property
+    def at_tip(self) -> bool:
+        """Whether ``read`` has nothing more for now; False does not say that it has."""
+        log = self._feed.log
+        return self._synced and self.revision >= log.tip and self._generation == log.generation
 
     @property
     def behind(self) -> int:
@@ -152,9 +158,9 @@ class Reader:
 
     def tell_staleness(self, since: str | None) -> bytes:
         """A ``status`` if the subscriber does not know yet. *since*: RFC 3339, None while live."""
-        if (since is not None) == self._told_stale:
+        if (since is not None) == self.told_stale:
             return b""
-        self._told_stale = since is not None
+        self.told_stale = since is not None
         members: dict[str, object] = {"state": "live" if since is None else "stale"}
         if since is not None:
             members["since"] = since
@@ -291,8 +297,8 @@ class Reader:
 
     def _say_synced(self) -> bytes:
         self._synced = True
-        if self._told_stale:
-            self._told_stale = None  # "synced" says live: whether that is so must be said anew
+        if self.told_stale:
+            self.told_stale = None  # "synced" says live: whether that is so must be said anew
         members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
         return control(self._form, "synced", members, self._cursor())
 

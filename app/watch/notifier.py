@@ -1,57 +1,81 @@
-"""Waking readers: whoever waits is woken by the next ``notify``; one that reads meanwhile misses nothing."""
+"""Waking readers: one pass over all that listen, however many batches came since the last.
+
+A pass costs about a send a reader (5 to 10 us), and while it runs nothing is received. So passes leave the loop as long
+to itself as they took: what arrives meanwhile leaves in one write a reader. After a quiet time the next pass is at the
+end of the loop's turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+# Callbacks of a pass in one turn of the loop: about 4 ms, in which nobody else is served.
+SLICE = 500
+# Seconds that a pass waits at the most, however long the one before took.
+MAX_PAUSE = 0.05
 
 
 class Notifier:
-    """Callbacks of those who wait now, each called once: O(1) to wait, O(waiting) to notify."""
+    """Callbacks of all that listen, each called in every pass: O(1) to come, to go, and to notify."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("_began", "_listening", "_next", "_pending", "_rest", "_spent")
 
     def __init__(self) -> None:
-        self._waiting: dict[Callable[[], None], None] = {}
+        self._listening: dict[Callable[[], None], None] = {}
+        self._pending = False  # a pass is to begin
+        self._rest: Iterator[Callable[[], None]] | None = None  # of the pass under way
+        self._began = 0.0
+        self._spent = 0.0  # seconds in callbacks, of the pass under way
+        self._next = 0.0  # when the next pass may begin
 
     def add(self, wake: Callable[[], None]) -> None:
-        """Have *wake* called at the next ``notify``."""
-        self._waiting[wake] = None
+        """Have *wake* called in every pass from now on, until it is discarded."""
+        self._listening[wake] = None
 
     def discard(self, wake: Callable[[], None]) -> None:
-        """It does not wait any more."""
-        self._waiting.pop(wake, None)
+        """It listens no more; the pass under way may still call it."""
+        self._listening.pop(wake, None)
 
     def notify(self) -> None:
-        """Wake all who wait."""
-        waiting, self._waiting = self._waiting, {}
-        for wake in waiting:
-            wake()
+        """Have a pass begin soon: there is something to read."""
+        if self._pending or not self._listening:
+            return
+        self._pending = True
+        if self._rest is None:
+            self._schedule()
 
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = self._next - loop.time()
+        if pause <= 0:
+            loop.call_soon(self._begin)
+        else:
+            loop.call_later(pause, self._begin)
 
-class Bell:
-    """One reader's place to wait: rung by a notifier, or when its time is up."""
+    def _begin(self) -> None:
+        self._pending = False
+        self._rest = iter(tuple(self._listening))
+        self._spent = 0.0
+        self._go_on()
 
-    __slots__ = ("_future", "_loop", "_notifier")
-
-    def __init__(self, notifier: Notifier) -> None:
-        self._notifier = notifier
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[None] | None = None
-
-    def ring(self) -> None:
-        """End the wait."""
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self, timeout: float) -> None:
-        """Until it rings, at most *timeout* seconds. Nothing that happens before the first await is missed."""
-        self._future = self._loop.create_future()
-        self._notifier.add(self.ring)
-        timer = self._loop.call_later(max(timeout, 0.0), self.ring)
+    def _go_on(self) -> None:
+        assert self._rest is not None, "a pass is under way"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        called = 0
         try:
-            await self._future
+            for wake in islice(self._rest, SLICE):
+                called += 1
+                wake()
         finally:
-            timer.cancel()
-            self._notifier.discard(self.ring)
-            self._future = None
+            now = loop.time()
+            self._spent += now - began
+            if called == SLICE:
+                loop.call_soon(self._go_on)
+            else:
+                self._rest = None
+                self._next = now + min(self._spent, MAX_PAUSE)
+                if self._pending:
+                    self._schedule()

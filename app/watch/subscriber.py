@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from app.watch.notifier import Bell
 
 if TYPE_CHECKING:
     from app.core.reader import Reader
@@ -14,21 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """A lease on a feed, who holds it, and the bell that wakes it."""
+    """A lease on a feed, and who holds it."""
 
     feed: Feed
     address: str
     user_agent: str
     request_id: str
     since: float  # monotonic seconds
-    bell: Bell = field(init=False)
     reader: Reader | None = None
-    # Why the registry wants it to end: a reason of the wire contract's ``close``.
+    # Why it is wanted to end: a reason of the wire contract's ``close``, or of how a connection ended.
     closing: str | None = None
+    # Called once, when ``closing`` is set.
+    on_close: Callable[[], None] | None = None
     bytes: int = 0
-
-    def __post_init__(self) -> None:
-        self.bell = Bell(self.feed.notifier)
 
     @property
     def behind(self) -> int:
@@ -40,7 +37,8 @@ class Subscriber:
         return now - self.since
 
     def close(self, reason: str) -> None:
-        """Ask it to end; it is woken, says why, and leaves by itself."""
+        """Ask it to end; it says why, and leaves by itself."""
         if self.closing is None:
             self.closing = reason
-        self.bell.ring()
+            if self.on_close is not None:
+                self.on_close()

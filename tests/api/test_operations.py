@@ -158,7 +158,7 @@ async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
 
         await eventually(lingers)
 
-    assert list(empty) == ["instance", "version", "epoch", "etcd", "feeds"]
+    assert list(empty) == ["instance", "version", "epoch", "sinks", "etcd", "feeds"]
     assert (empty["instance"], empty["version"], empty["epoch"]) == ("gw-7f9c", __version__, "e1")
     assert empty["feeds"] == []
     assert INSTANT.fullmatch(every["etcd"].pop("since"))

@@ -18,15 +18,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 from aetcd import rpc
 
 from app.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.consistency.history import History
-from tests.consistency.oracle import OPTIONS, Oracle
+from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
+from tests.consistency.root import ROOT, Root, channel_to
 from tests.consistency.writer import Writer
 from tests.support.proxy import Proxy
 
@@ -38,6 +37,8 @@ class _Backup:
     file: Path
     history: History
     revision: int
+    password: str
+    binary: Path
 
 
 class Nemesis:
@@ -54,6 +55,7 @@ class Nemesis:
         replicas: Sequence[Replica],
         writers: Sequence[Writer],
         oracle: Oracle,
+        root: Root,
         *,
         log: Callable[[str], None],
         kinds: Sequence[str] | None = None,
@@ -66,6 +68,7 @@ class Nemesis:
         self._replicas = replicas
         self._writers = writers
         self._oracle = oracle
+        self._root = root
         self._log = log
         self._pause = pause
         self._members = asyncio.Lock()  # members are not restored while they are killed
@@ -109,6 +112,7 @@ class Nemesis:
                 "kill a gateway": self._kill_gateway,
                 "stop a gateway": self._stop_gateway,
                 "freeze a gateway": self._freeze_gateway,
+                "rotate the password": self._rotate,
             },
         ]
 
@@ -186,7 +190,7 @@ class Nemesis:
         async with self._members:
             for member in members:
                 member.sigstop()
-            await asyncio.sleep(rng.uniform(0.2, 6))
+            await asyncio.sleep(rng.uniform(0.2, 4))
             for member in members:
                 member.sigcont()
 
@@ -199,7 +203,6 @@ class Nemesis:
                 await member.terminate()
                 member.binary = self._upgrade_to
                 await member.restart()
-                self._gently = self._gently and len(old) > 1
 
     async def _leader(self, rng: random.Random) -> EmbeddedEtcd:
         with contextlib.suppress(TimeoutError):
@@ -233,7 +236,13 @@ class Nemesis:
         file = Path(self._folder.name) / f"backup {next(self._numbers)}"
         await _etcdctl(self._cluster.members[0], "snapshot", "save", str(file))
         status = await _etcdctl(self._cluster.members[0], "snapshot", "status", str(file), "-w", "json")
-        return _Backup(file, self._oracle.chronicle.now, json.loads(status)["revision"])
+        return _Backup(
+            file,
+            self._oracle.chronicle.now,
+            json.loads(status)["revision"],
+            self._root.password,
+            self._cluster.members[0].binary,
+        )
 
     async def _restore(self, backup: _Backup, *, heal: bool) -> int:
         """Returns the revision that the old history ended with. Without *heal* the gateways stay cut off."""
@@ -245,11 +254,16 @@ class Nemesis:
             proxies = self._all_proxies()
             for proxy in proxies:
                 proxy.cut()
-            await self._oracle.reach(await _revision(members[0]))
+            await self._oracle.reach(await self._root.revision(members[0]))
             self._oracle.pause()
             tip = self._oracle.chronicle.now.tip
             for member in members:
                 await member.kill()
+            # The password is the one of then again, and so is the etcd: it can be upgraded once more.
+            self._root.password = backup.password
+            self._root.write()
+            for member in members:
+                member.binary = backup.binary
             for proxy in proxies if heal else ():
                 proxy.heal()
             initial = ",".join(f"{member.place.name}={member.place.peer_url}" for member in members)
@@ -281,7 +295,7 @@ class Nemesis:
         return proxies if rng.random() < 0.3 else [rng.choice(proxies)]
 
     async def _between(self, rng: random.Random, proxies: Sequence[Proxy]) -> None:
-        await asyncio.sleep(rng.expovariate(0.5))
+        await asyncio.sleep(rng.expovariate(1))
         async with self._members:  # a restore needs its gateways cut off
             for proxy in proxies:
                 proxy.heal()
@@ -330,13 +344,16 @@ class Nemesis:
         if revision < 1 or self._members.locked():
             return
         with contextlib.suppress(rpc.AioRpcError):
-            async with _channel(rng.choice(self._cluster.members)) as channel:
-                await rpc.KVStub(channel).Compact(rpc.CompactionRequest(revision=revision), timeout=2)
+            async with channel_to(rng.choice(self._cluster.members)) as channel:
+                metadata = await self._root.login(channel)
+                request = rpc.CompactionRequest(revision=revision)
+                await rpc.KVStub(channel).Compact(request, timeout=2, metadata=metadata)
 
     async def _defragment(self, rng: random.Random) -> None:
         with contextlib.suppress(rpc.AioRpcError):
-            async with _channel(rng.choice(self._cluster.members)) as channel:
-                await rpc.MaintenanceStub(channel).Defragment(rpc.DefragmentRequest(), timeout=5)
+            async with channel_to(rng.choice(self._cluster.members)) as channel:
+                metadata = await self._root.login(channel)
+                await rpc.MaintenanceStub(channel).Defragment(rpc.DefragmentRequest(), timeout=5, metadata=metadata)
 
     # --- gateways -----------------------------------------------------------------------------------------------------
 
@@ -353,28 +370,27 @@ class Nemesis:
         await replica.start()
         await asyncio.sleep(4 * self._pause)  # a gateway that is always killed shows little
 
+    async def _rotate(self, rng: random.Random) -> None:
+        """etcd takes another password, and the gateways read it a while later, or before."""
+        async with self._members:
+            password = f"password {next(self._numbers)}"
+            if rng.random() < 0.5:
+                self._root.write(password)
+                await asyncio.sleep(rng.random())
+            await self._root.change_password(rng.choice(self._cluster.members), password)
+            await asyncio.sleep(rng.random())
+            self._root.write()
+
     async def _freeze_gateway(self, rng: random.Random) -> None:
         replica = rng.choice(self._replicas)
         replica.signal(signal.SIGSTOP)
-        await asyncio.sleep(rng.uniform(0.2, 6))
+        await asyncio.sleep(rng.uniform(0.2, 4))
         replica.signal(signal.SIGCONT)
-
-
-def _channel(member: EmbeddedEtcd) -> Any:
-    return grpc.aio.insecure_channel(f"127.0.0.1:{member.place.client_port}", options=OPTIONS)
-
-
-async def _revision(member: EmbeddedEtcd) -> int:
-    async with _channel(member) as channel:
-        request = rpc.RangeRequest(key=b"\0", count_only=True)
-        with contextlib.suppress(rpc.AioRpcError):
-            return int((await rpc.KVStub(channel).Range(request, timeout=2)).header.revision)
-    return 0
 
 
 async def _etcdctl(member: EmbeddedEtcd, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        member.binary.parent / "etcdctl", *arguments, f"--endpoints=http://127.0.0.1:{member.place.client_port}",
+        member.binary.parent / "etcdctl", *arguments, f"--user={ROOT}:{ROOT}", f"--endpoints=http://127.0.0.1:{member.place.client_port}",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip

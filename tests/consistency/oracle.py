@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -21,14 +21,16 @@ from tests.consistency.history import Change, Chronicle, History
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
 # Writers never pause so long: a member that says nothing is frozen, cut off or gone.
 SILENCE = 1.0
+# Gets what a call over a channel carries.
+Login = Callable[[Any], Awaitable[tuple[tuple[str, str], ...]]]
 
 
 class Oracle:
     """Follows everything, from member to member, into a ``Chronicle``."""
 
-    def __init__(self, endpoints: Sequence[str], metadata: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, endpoints: Sequence[str], login: Login) -> None:
         self._endpoints = [endpoint.partition("://")[2] for endpoint in endpoints]
-        self._metadata = (("hasleader", "true"), *metadata)
+        self._login = login
         self._turn = itertools.count()
         self._paused = False
         self._task: asyncio.Task[None] | None = None
@@ -76,7 +78,8 @@ class Oracle:
             return
         history = self.chronicle.now
         request = rpc.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=history.tip + 1)
-        call = rpc.WatchStub(channel).Watch(metadata=self._metadata)
+        metadata = (("hasleader", "true"), *await self._login(channel))
+        call = rpc.WatchStub(channel).Watch(metadata=metadata)
         try:
             async with asyncio.timeout(SILENCE):
                 await call.write(rpc.WatchRequest(create_request=request))

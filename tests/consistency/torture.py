@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -25,11 +26,12 @@ from app.core.versions import parse_version
 from app.embedded import EmbeddedCluster
 from tests.consistency.client import Client
 from tests.consistency.follower import Follower
-from tests.consistency.nemesis import Nemesis, _channel, _revision
+from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
+from tests.consistency.root import Root, channel_to
 from tests.consistency.writer import PREFIXES, Writer
-from tests.support.etcd import etcd_client
+from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
 
 # Seconds that a mirror may say `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), and what a machine with
@@ -81,7 +83,7 @@ async def torture(
     writers: int = 4,
     program: Sequence[str] = ("app",),
     kinds: Sequence[str] | None = None,
-    pause: float = 0.6,
+    pause: float = 0.4,
     log: Callable[[str], None] = lambda _text: None,
 ) -> Report:
     """Run it. Ends early at the first violation.
@@ -96,18 +98,30 @@ async def torture(
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(EmbeddedCluster(3, folder=folder))
-        oracle = Oracle(cluster.endpoints)
-        # The second keeps a log so short that whoever stalls falls behind it, and re-balances all the time.
+        cluster = await stack.enter_async_context(EmbeddedCluster(3, folder=folder, args=[CHEAP]))
+        root = Root(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="credentials-"))) / "password")
+        await root.enable(cluster.members[0])
+        oracle = Oracle(cluster.endpoints, root.login)
+        # The second keeps a log so short that whoever stalls falls behind it, re-balances all the time, and has the
+        # other sink.
         replicas = [
-            Replica("one", {}, program),
-            Replica("two", {"GATEWAY_LOG_BATCHES": "50", "GATEWAY_MAX_AGE": "15s"}, program),
+            Replica("one", {**root.settings}, program),
+            Replica(
+                "two",
+                {
+                    **root.settings,
+                    "GATEWAY_LOG_BATCHES": "50",
+                    "GATEWAY_MAX_AGE": "15s",
+                    "GATEWAY_SINK": "portable",
+                },
+                program,
+            ),
         ]
         for replica in replicas:
             await replica.connect(cluster.endpoints)
             await stack.enter_async_context(replica)
         await stack.enter_async_context(oracle.running())
-        busy = [Writer(cluster.endpoints, f"{seed} writer {number}") for number in range(writers)]
+        busy = [Writer(cluster.endpoints, f"{seed} writer {number}", root.login) for number in range(writers)]
         crowd = [
             Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, bound)
             for number in range(followers)
@@ -125,6 +139,7 @@ async def torture(
             replicas,
             busy,
             oracle,
+            root,
             log=log,
             kinds=kinds,
             pause=pause,
@@ -144,10 +159,10 @@ async def torture(
                 await nemesis.heal()
                 await _watch_over(5, crowd, clients, necessary)
             if not _violated(crowd, clients):
-                await _finish(cluster, oracle, crowd, log)
+                await _finish(cluster, oracle, root, crowd, log)
         finally:
             _sum_up(report, nemesis, oracle, crowd, clients)
-        report.violations += await _disagreements(cluster)
+        report.violations += await _disagreements(cluster, root)
     _note_troubles(report, replicas)
     return report
 
@@ -197,12 +212,15 @@ def _check(follower: Follower, *, final: bool = False) -> None:
 
 
 async def _finish(
-    cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Follower], log: Callable[[str], None]
+    cluster: EmbeddedCluster, oracle: Oracle, root: Root, crowd: Sequence[Follower], log: Callable[[str], None]
 ) -> None:
     """Everybody gets to where etcd is, and every claim is settled."""
-    async with etcd_client(cluster.endpoints[0]) as kv:
-        # One in every range: without trusted progress a quiet range stands where its last change was.
-        ends = {prefix + b"k1": await kv.put(prefix + b"k1", b"the end") for prefix in PREFIXES}
+    async with channel_to(cluster.members[0]) as channel:
+        kv, metadata = rpc.KVStub(channel), await root.login(channel)
+        ends = {}
+        for prefix in PREFIXES:  # in every range: without trusted progress a quiet one stands where its last change was
+            request = rpc.PutRequest(key=prefix + b"k1", value=b"the end")
+            ends[request.key] = (await kv.Put(request, metadata=metadata)).header.revision
     await oracle.reach(max(ends.values()))
     log("everybody gets there")
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -211,19 +229,20 @@ async def _finish(
                 contains = follower.judge.watched.contains
                 last = max(revision for key, revision in ends.items() if contains(key))
                 group.create_task(follower.finish(last))
-    await oracle.reach(await _revision(cluster.members[0]))
+    await oracle.reach(await root.revision(cluster.members[0]))
     for follower in crowd:
         _check(follower, final=True)
 
 
-async def _disagreements(cluster: EmbeddedCluster) -> list[str]:
+async def _disagreements(cluster: EmbeddedCluster, root: Root) -> list[str]:
     """Where etcd's own members tell different histories: then it is not the gateway that lies."""
     states: list[dict[bytes, tuple[int, bytes]]] = []
-    revisions = [await _revision(member) for member in cluster.members]
+    revisions = [await root.revision(member) for member in cluster.members]
     for member in cluster.members:
-        async with _channel(member) as channel:
+        async with channel_to(member) as channel:
+            metadata = await root.login(channel)
             request = rpc.RangeRequest(key=b"\0", range_end=b"\0", serializable=True, revision=min(revisions))
-            answer = await rpc.KVStub(channel).Range(request, timeout=5)
+            answer = await rpc.KVStub(channel).Range(request, timeout=5, metadata=metadata)
         states.append({kv.key: (kv.mod_revision, kv.value[:20]) for kv in answer.kvs})
     keys = {key for state in states for key in state if any(other.get(key) != state[key] for other in states)}
     told = [f"{key!r}: {[state.get(key) for state in states]}" for key in sorted(keys)[:3]]

@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from tests.consistency.oracle import Login
+
 # Prefixes that contain one another, are no text, or end in the byte that carries.
 PREFIXES = (b"/a/", b"/a/b/", b"/bin/\xff", b"/nl/\n\x00/", b"/z")
 KEYS = 24
@@ -36,9 +38,10 @@ def value_of(rng: random.Random) -> bytes:
 class Writer:
     """One client of etcd that never stops."""
 
-    def __init__(self, endpoints: Sequence[str], seed: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, endpoints: Sequence[str], seed: str, login: Login) -> None:
         self._endpoints = [endpoint.partition("://")[2] for endpoint in endpoints]
-        self._metadata = tuple(metadata)
+        self._login = login
+        self._metadata: tuple[tuple[str, str], ...] = ()
         self._rng = random.Random(seed)
         self.running = asyncio.Event()
         self.running.set()
@@ -51,6 +54,7 @@ class Writer:
             async with grpc.aio.insecure_channel(endpoint, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
                 kv, lease = rpc.KVStub(channel), rpc.LeaseStub(channel)
                 with contextlib.suppress(rpc.AioRpcError):
+                    self._metadata = await self._login(channel)
                     while True:
                         await self.running.wait()
                         await self._write(kv, lease)
