@@ -117,6 +117,7 @@ class Gateway:
             yield
         finally:
             self.drain()
+            await self.streams.aclose()
             await self.registry.aclose()
             await self.upstream.aclose()
             for task in tasks:

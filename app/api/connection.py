@@ -13,8 +13,6 @@ from app.core.pace import Patience
 
 # A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
 LOOKS = 4
-# Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
-FIRST_LOOK, LAST_LOOK = 0.005, 0.25
 
 
 class StuckError(Exception):
@@ -67,18 +65,9 @@ class Connection:
         await self._guarded({"type": "http.response.body", "body": data, "more_body": more})
 
     async def finish(self) -> None:
-        """End a response of unknown length, whose last words are sent, when they are taken, or when that is hopeless.
-
-        A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
-        """
-        patience = Patience(self.send_timeout, self.line.untaken)
-        pause = FIRST_LOOK
-        while self.line.untaken and not self.ended:
-            await asyncio.sleep(pause)
-            if patience.ends(self.line.untaken, pause):
-                await self.cut_off()
-            pause = min(2 * pause, LAST_LOOK)
-        if not self.ended:
+        """End a response of unknown length when its last words are taken, or when that is hopeless."""
+        await self.line.until_taken(self.send_timeout)
+        if not (self.ended or self.line.lost):
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @property

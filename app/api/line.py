@@ -14,6 +14,10 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
+from app.core.pace import Patience
+
+# Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
+FIRST_LOOK, LAST_LOOK = 0.005, 0.25
 # Where ``GatewayProtocol`` puts its line in the scope's extensions.
 EXTENSION = "etcd_watch_gateway"
 
@@ -29,10 +33,11 @@ class Line:
     return.
     """
 
-    __slots__ = ("lost", "on_lost", "on_ready", "ready", "transport")
+    __slots__ = ("lost", "on_lost", "on_ready", "ready", "take_over", "transport")
 
-    def __init__(self, transport: asyncio.Transport | None) -> None:
+    def __init__(self, transport: asyncio.Transport | None, take_over: Callable[[], None] = nothing) -> None:
         self.transport = transport
+        self.take_over = take_over  # the server is to forget the request, and leave the rest of the body to us
         self.ready = True  # the kernel has taken all that was written, and the connection is there
         self.lost = False
         self.on_ready: Callable[[], None] = nothing
@@ -68,6 +73,21 @@ class Line:
     def leave(self) -> None:
         """Nobody listens any more."""
         self.on_ready = self.on_lost = nothing
+
+    async def until_taken(self, send_timeout: float) -> None:
+        """Until the client's kernel has all, or the connection is gone; dropped when nothing is taken for so long.
+
+        A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
+        """
+        patience = Patience(send_timeout, self.untaken)
+        pause = FIRST_LOOK
+        while self.untaken and not self.lost:
+            await asyncio.sleep(pause)
+            if patience.ends(self.untaken, pause):
+                self.abort()
+                await asyncio.sleep(0)  # lets the server notice
+                return
+            pause = min(2 * pause, LAST_LOOK)
 
     @property
     def buffered(self) -> int:

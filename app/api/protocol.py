@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -26,6 +27,8 @@ from app.core.errors import BadRequestError, HeadTooLargeError
 MAX_HEAD = 64 * 1024
 
 
+# uvicorn keeps a deque of 624 bytes for each connection.
+_NO_PIPELINE: deque[Any] = deque(maxlen=0)
 # What answers with a stream.
 STREAMS = "/v1/watch"
 
@@ -36,26 +39,44 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_complete = False
     _head_bytes = 0
     _line: Line
+    _taken = False  # by a stream
     _deaf = False  # what comes is thrown away
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client has come."""
         super().connection_made(transport)
-        self._line = Line(transport)
+        self._line = Line(transport, self._take_over)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone, or was sent away."""
         super().connection_lost(exc)
         self._line.lose()
 
+    def _take_over(self) -> None:
+        """The rest of this answer is the stream's own, and nothing of its request is kept: it is 20 KiB a subscriber.
+
+        uvicorn is told what it knows of a client that has gone: that the application may return without an end.
+        """
+        self._taken = self._deaf = True
+        self.cycle.disconnected = True
+        self.cycle = self.scope = self.headers = self.parser = self.flow = None  # type: ignore[assignment]
+        self.pipeline = _NO_PIPELINE
+
+    def shutdown(self) -> None:
+        """The server stops: an answer under way ends first; a stream is ended by the gateway."""
+        if not self._taken:
+            super().shutdown()
+
     def pause_writing(self) -> None:
         """The kernel has not taken all."""
-        super().pause_writing()
+        if not self._taken:
+            super().pause_writing()
         self._line.pause()
 
     def resume_writing(self) -> None:
         """Now it has."""
-        super().resume_writing()
+        if not self._taken:
+            super().resume_writing()
         self._line.resume()
 
     def data_received(self, data: bytes) -> None:
@@ -72,7 +93,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's says None, asyncio's bool or None
         """The client is done speaking. True keeps the connection until the answer is out."""
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.scope["path"] == STREAMS:
+        if self._taken or cycle is None or cycle.response_complete or cycle.scope["path"] == STREAMS:
             return None
         cycle.keep_alive = False
         return True

@@ -9,17 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Literal, Protocol
 
-from app.api.connection import LOOKS, Connection, StuckError
-from app.api.line import EXTENSION
+from app.api.connection import LOOKS, Connection
+from app.api.line import EXTENSION, Line
 from app.core.pace import Patience
 
 log = logging.getLogger("gateway.stream")
 
 Choice = Literal["auto", "portable", "fast"]
 SINKS = ("fast", "portable")
+# What ends a stream that we did not close by a `close` event: its client left, or took nothing.
+GONE, STUCK = "client", "send-timeout"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Source(Protocol):
+    """Whose bytes a sink takes."""
+
+    ended: bool
+
+    def go_on(self) -> None:
+        """The sink takes a write again."""
+
+    def end(self, reason: str, error: Exception | None = None) -> None:
+        """Nothing more is written, for that reason; ends the sink, too."""
 
 
 class Sink(Protocol):
@@ -29,16 +43,16 @@ class Sink(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a write is taken now; ``on_ready`` of ``serve`` is called when it is again."""
+        """Whether a write is taken now; ``go_on`` is called when it is again."""
 
     def write(self, data: bytes | memoryview) -> None:
         """Take some bytes of the body, when ready."""
 
     def stuck(self) -> bool:
-        """Asked every ``look`` seconds while not ready: whether the client is given up."""
+        """Asked LOOKS times in a send time-out while not ready: whether the client is given up."""
 
-    async def serve(self, over: asyncio.Future[None], on_ready: Callable[[], None]) -> None:
-        """Write until *over* is done. Raises what it was given, and StuckError."""
+    def end(self, reason: str, error: Exception | None) -> None:
+        """Called once: what is written is all. By an *error* of ours the body is broken off."""
 
 
 class Chunks:
@@ -59,18 +73,22 @@ class Chunks:
 
 
 class FastSink:
-    """See the module."""
+    """See the module. The connection is taken over from ASGI: nothing of the request is left but this and its source.
+
+    Every way out comes here by ``Line.on_lost``, which asyncio promises once for each connection, if not before.
+    """
 
     name = "fast"
-    __slots__ = ("_chunks", "_connection", "_line", "_look", "_patience", "_transport")
+    __slots__ = ("_chunks", "_finishing", "_line", "_patience", "_send_timeout", "_source", "_transport")
 
-    def __init__(self, connection: Connection, chunks: Chunks) -> None:
-        assert connection.line.transport is not None, "only with our extension"
-        self._connection = connection
-        self._line = connection.line
-        self._transport = connection.line.transport
+    def __init__(self, line: Line, chunks: Chunks, send_timeout: float, finishing: set[asyncio.Task[None]]) -> None:
+        assert line.transport is not None, "only with our extension"
+        self._line = line
+        self._transport = line.transport
         self._chunks = chunks
-        self._look = connection.send_timeout / LOOKS
+        self._send_timeout = send_timeout
+        self._finishing = finishing
+        self._source: Source | None = None
         self._patience: Patience | None = None
 
     @property
@@ -78,37 +96,60 @@ class FastSink:
         """See ``Sink``."""
         return self._line.ready
 
+    def take_over(self, source: Source) -> None:
+        """The head is written by ASGI: what follows is *source*'s."""
+        self._source = source
+        self._line.take_over()
+        self._line.on_ready, self._line.on_lost = source.go_on, self._lost
+        if self._line.lost:
+            self._lost()
+        elif self._line.ready:
+            source.go_on()
+
+    def _lost(self) -> None:
+        if self._source is not None:
+            self._source.end(GONE)
+
     def write(self, data: bytes | memoryview) -> None:
         """See ``Sink``. What the kernel does not take at once, the transport keeps."""
         self._transport.write(self._chunks.of(data))
         if not self._line.ready:
-            self._patience = Patience(self._connection.send_timeout, self._line.untaken)
+            self._patience = Patience(self._send_timeout, self._line.untaken)
 
     def stuck(self) -> bool:
         """See ``Sink``."""
-        return self._patience is not None and self._patience.ends(self._line.untaken, self._look)
+        return self._patience is not None and self._patience.ends(self._line.untaken, self._send_timeout / LOOKS)
 
-    async def serve(self, over: asyncio.Future[None], on_ready: Callable[[], None]) -> None:
-        """See ``Sink``: others do the writing."""
-        self._line.on_ready = on_ready
-        if self._line.ready:
-            on_ready()
-        try:
-            await over
-        except StuckError:
-            await self._connection.cut_off()
-            raise
+    def end(self, reason: str, error: Exception | None) -> None:
+        """See ``Sink``."""
+        self._line.leave()
+        self._source = None
+        if error is not None:
+            log.error("stream failed", exc_info=error)
+        if error is not None or reason == STUCK:
+            self._line.abort()
+        elif not self._line.lost:
+            task = asyncio.get_running_loop().create_task(self._finish(), name="stream-finish")
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self) -> None:
+        await self._line.until_taken(self._send_timeout)
+        if not self._line.lost:
+            self._transport.write(LAST_CHUNK)
+            self._transport.close()
 
 
 class PortableSink:
     """See the module."""
 
     name = "portable"
-    __slots__ = ("_connection", "_pending", "_wake")
+    __slots__ = ("_connection", "_error", "_pending", "_wake")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._pending: bytes | memoryview | None = None
+        self._error: Exception | None = None
         self._wake = asyncio.Event()
 
     @property
@@ -125,25 +166,40 @@ class PortableSink:
         """See ``Sink``: here ``Connection.send`` itself gives up."""
         return False
 
-    async def serve(self, over: asyncio.Future[None], on_ready: Callable[[], None]) -> None:
+    def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
-        over.add_done_callback(lambda _over: self._wake.set())
-        on_ready()
-        while not over.done():
+        del reason
+        self._error = error
+        self._wake.set()
+
+    async def serve(self, source: Source) -> None:
+        """Write until *source* has ended. Raises its error, and StuckError."""
+        self._connection.on_gone = lambda: source.end(GONE)
+        if self._connection.gone:
+            source.end(GONE)
+        else:
+            source.go_on()
+        while not source.ended:
             if self._pending is None:
                 self._wake.clear()
                 await self._wake.wait()
             else:
                 await self._connection.send(self._pending)
                 self._pending = None
-                on_ready()
-        await over
+                source.go_on()
+        if self._error is not None:
+            raise self._error
 
 
-def make_sink(choice: Choice, connection: Connection, chunks: Chunks) -> FastSink | PortableSink:
-    """The fast one where the server offers our extension and *choice* does not forbid it."""
+def make_sink(
+    choice: Choice, connection: Connection, chunks: Chunks, finishing: set[asyncio.Task[None]]
+) -> FastSink | PortableSink:
+    """The fast one where the server offers our extension and *choice* does not forbid it.
+
+    *finishing* keeps what is left of streams that have ended.
+    """
     if choice != "portable" and connection.line.transport is not None:
-        return FastSink(connection, chunks)
+        return FastSink(connection.line, chunks, connection.send_timeout, finishing)
     if choice == "fast":
         log.warning("GATEWAY_SINK=fast can't be had: the server does not offer %s", EXTENSION)
     return PortableSink(connection)

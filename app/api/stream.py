@@ -9,8 +9,9 @@ is stuck, an error of ours, shutdown.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.connection import LOOKS, Connection, StuckError
 from app.api.problems import problem
-from app.api.sink import Choice, Chunks, Sink, make_sink
+from app.api.sink import STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
 from app.api.tally import Tally
 from app.api.wheel import Wheel
 from app.core.cursor import Cursor, Shape
@@ -28,8 +29,7 @@ from app.core.frames import control, greeting
 from app.core.pace import Grudge, Pace
 from app.core.reader import Phase, Reader, Wants
 from app.ports import Clock, Draw, Etcd
-from app.watch.registry import Registry
-from app.watch.subscriber import Subscriber
+from app.watch.registry import Lease, Registry
 
 log = logging.getLogger("gateway.stream")
 
@@ -44,8 +44,8 @@ RETRY_MS = (1000, 5000)
 MAX_HELD = 1000
 # Seconds between looks at whether a reader waits in vain.
 WAITING_LOOK = 0.25
-# What ends a stream that we did not close by a `close` event.
-GONE, STUCK, FAILED = "client", "send-timeout", "error"
+# What ends a stream by a defect of ours.
+FAILED = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,7 @@ class Streams:
         self.wheel = Wheel(clock)
         self.grudge = Grudge()
         self.held: set[asyncio.Event] = set()
+        self.finishing: set[asyncio.Task[None]] = set()  # what is left of streams that have ended
 
     def retry_ms(self, patience: int = 1) -> int:
         """When a client is to come back."""
@@ -110,6 +111,10 @@ class Streams:
         """End the refused that are held open; the registry ends the others."""
         for event in self.held:
             event.set()
+
+    async def aclose(self) -> None:
+        """Wait for what is left of streams that have ended: their connections are gone by now."""
+        await asyncio.gather(*self.finishing)
 
 
 class _NoContent:
@@ -138,26 +143,36 @@ class StreamResponse(EventSourceResponse):
         self._asked = asked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it, to its end."""
+        """Serve it: to its end, or until it needs ASGI no more."""
         asked, streams = self._asked, self._streams
+        try:
+            lease = streams.registry.subscribe(
+                asked.shape.range,
+                address=asked.address,
+                user_agent=asked.user_agent,
+                request_id=asked.request_id,
+                has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
+            )
+        except TransientError as error:
+            await self._refuse(error, scope, receive, send)
+            return
         connection = Connection(scope, receive, send, streams.settings.send_timeout)
         try:
+            sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
+            delivery = Delivery(streams, asked, lease, sink)
+        except BaseException:
+            lease.release()
+            raise
+        with ending(delivery):
             async with connection:
-                async with streams.registry.subscribe(
-                    asked.shape.range,
-                    address=asked.address,
-                    user_agent=asked.user_agent,
-                    request_id=asked.request_id,
-                    has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
-                ) as subscriber:
-                    sink = make_sink(streams.settings.sink, connection, streams.chunks)
-                    delivery = Delivery(streams, asked, subscriber, sink)
-                    await delivery.run(connection, self.status_code, self.raw_headers)
-                # Released: whether and when the client takes the rest concerns its connection only.
-                await connection.finish()
-        except TransientError as error:
-            # Only ``subscribe`` raises it, before anything was sent or held.
-            await self._refuse(error, scope, receive, send)
+                await connection.start(self.status_code, self.raw_headers)
+                if isinstance(sink, PortableSink):
+                    delivery.begin()
+                    await sink.serve(delivery)
+                    await connection.finish()
+            if isinstance(sink, FastSink):
+                delivery.begin()
+                sink.take_over(delivery)
 
     async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._streams
@@ -190,17 +205,39 @@ class StreamResponse(EventSourceResponse):
             self._streams.held.discard(over)
 
 
-class Delivery:
-    """One subscriber being served: reads its reader, writes its sink, keeps its clock.
+@contextlib.contextmanager
+def ending(delivery: Delivery) -> Iterator[None]:
+    """Around what serves *delivery*: whatever breaks it off ends it."""
+    try:
+        yield
+    except StuckError:
+        delivery.end(STUCK)
+    except asyncio.CancelledError:
+        delivery.cancelled()
+        raise
+    except BaseException:
+        delivery.end(FAILED)
+        raise
 
-    Nothing here waits. ``step`` is called when there may be something to read (by the feed), when the sink takes more,
-    and when its time has come (by the wheel).
+
+class Delivery:
+    """One subscriber being served: reads its reader, writes its sink, keeps its clock, and lets go at its end.
+
+    Nothing here waits. ``step`` is called when there may be something to read (by the feed), ``go_on`` when the sink
+    takes more, ``tick`` when its time has come (by the wheel). ``end`` is the one way out: synchronous, and once.
     """
 
-    def __init__(self, streams: Streams, asked: Asked, subscriber: Subscriber, sink: Sink) -> None:
+    __slots__ = (
+        "_asked", "_beat_due", "_deadline", "_feed", "_helper", "_helps", "_lease", "_next_beat", "_reader", "_rest",
+        "_said_why", "_since", "_sink", "_started", "_streams", "_subscriber", "_written", "ended", "seat",
+    )  # fmt: skip
+
+    def __init__(self, streams: Streams, asked: Asked, lease: Lease, sink: Sink) -> None:
         settings = streams.settings
+        subscriber = lease.subscriber
         self._streams = streams
         self._asked = asked
+        self._lease = lease
         self._subscriber = subscriber
         self._feed = subscriber.feed
         self._sink = sink
@@ -215,6 +252,7 @@ class Delivery:
             pace=Pace(settings.send_timeout, settings.min_rate),
         )
         now = streams.clock()
+        self.ended = False
         self.seat = 0
         self._started = now
         self._next_beat = now + settings.heartbeat
@@ -225,43 +263,38 @@ class Delivery:
         self._written = 0  # bytes of the write that the sink has not taken, and since when
         self._since = 0.0
         self._said_why = False
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._helper: asyncio.Task[None] | None = None
         self._helps = Wants.NOTHING
-
-    async def run(self, connection: Connection, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Serve until the stream ends, in whatever way; logs and counts that end."""
-        streams, subscriber = self._streams, self._subscriber
         streams.tally.opened += 1
-        streams.tally.serving[self._sink.name] += 1
-        reason = FAILED
-        try:
-            connection.on_gone = self._gone
-            await connection.start(status, headers)
-            subscriber.on_close = self.step
-            self._feed.notifier.add(self.step)
-            self._rest = memoryview(self._reader.greet(streams.settings.instance, streams.retry_ms()))
-            self._set_alarm(streams.clock())
-            if connection.gone:
-                self._gone()
-            await self._sink.serve(self._over, self._go_on)
-            reason = subscriber.closing or FAILED
-        except StuckError:
-            reason = STUCK
-            if self._reader.pace.behind_a_reset:
-                self._bear_grudge()  # it can't be told, but the next time counts
-        except asyncio.CancelledError:
-            reason = "shutdown" if streams.registry.draining else "cancelled"
-            raise
-        finally:
-            if not self._over.cancel() and not self._over.cancelled():
-                self._over.exception()  # heard of, if this was cancelled meanwhile
-            subscriber.on_close = None
-            self._feed.notifier.discard(self.step)
-            streams.wheel.unset(self)
-            self._stop_helping()
-            streams.tally.serving[self._sink.name] -= 1
-            self._note_end(reason)
+        streams.tally.serving[sink.name] += 1
+
+    def begin(self) -> None:
+        """The head is sent: hear of everything from now on."""
+        streams = self._streams
+        self._subscriber.on_close = self.step
+        self._feed.notifier.add(self.step)
+        self._rest = memoryview(self._reader.greet(streams.settings.instance, streams.retry_ms()))
+        self._set_alarm(streams.clock())
+
+    def end(self, reason: str, error: Exception | None = None) -> None:
+        """The stream has ended: nothing is held any more. Logs and counts why; what ended it first is why."""
+        if self.ended:
+            return
+        self.ended = True
+        if reason == STUCK and self._reader.pace.behind_a_reset:
+            self._bear_grudge()  # it can't be told, but the next time counts
+        self._subscriber.on_close = None
+        self._feed.notifier.discard(self.step)
+        self._streams.wheel.unset(self)
+        self._stop_helping()
+        self._streams.tally.serving[self._sink.name] -= 1
+        self._note_end(reason)
+        self._lease.release()
+        self._sink.end(reason, error)
+
+    def cancelled(self) -> None:
+        """The server ended the request."""
+        self.end("shutdown" if self._streams.registry.draining else "cancelled")
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -269,49 +302,33 @@ class Delivery:
         """Write what there is, as far as the sink takes it. An error of ours ends this stream, and not the caller."""
         try:
             self._step()
-        except Exception as error:  # raised again where the response waits
-            self._end(error)
+        except Exception as error:
+            self.end(FAILED, error)
 
     def tick(self, now: float) -> None:
         """See ``Rider``."""
-        if self._over.done():
+        if self.ended:
             return
-        try:
-            if now >= self._next_beat:
-                self._beat_due = True
-                self._next_beat = now + self._streams.settings.heartbeat
-            if not self._sink.ready and self._sink.stuck():
-                self._end(StuckError())
-                return
-            if self._subscriber.closing is None:
-                self._subscriber.closing = self._reason_to_end(now)
-            self._step()
-        except Exception as error:  # as in ``step``
-            self._end(error)
+        if now >= self._next_beat:
+            self._beat_due = True
+            self._next_beat = now + self._streams.settings.heartbeat
+        if not self._sink.ready and self._sink.stuck():
+            self.end(STUCK)
+            return
+        if self._subscriber.closing is None:
+            self._subscriber.closing = self._reason_to_end(now)
+        self.step()
         self._set_alarm(now)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """The sink takes more."""
         if self._written:
             self._reader.pace.wrote(self._written, self._streams.clock() - self._since)
             self._written = 0
         self.step()
 
-    def _gone(self) -> None:
-        """The client is; nothing can be said any more."""
-        self._subscriber.closing = self._subscriber.closing or GONE
-        self._end()
-
-    def _end(self, error: Exception | None = None) -> None:
-        if self._over.done():
-            return
-        if error is None:
-            self._over.set_result(None)
-        else:
-            self._over.set_exception(error)
-
     def _set_alarm(self, now: float) -> None:
-        if self._over.done():
+        if self.ended:
             return
         when = self._next_beat if self._subscriber.closing is not None else min(self._next_beat, self._deadline)
         if not self._sink.ready:
@@ -325,14 +342,14 @@ class Delivery:
     def _step(self) -> None:
         sink, reader, subscriber = self._sink, self._reader, self._subscriber
         enough = subscriber.bytes + STEP_SIZE
-        while sink.ready and not self._over.done():
+        while sink.ready and not self.ended:
             if subscriber.bytes >= enough:
                 asyncio.get_running_loop().call_soon(self.step)
                 return
             if self._rest is not None:
                 self._write_slice()
             elif self._said_why:
-                self._end()
+                self.end(subscriber.closing or FAILED)
             elif subscriber.closing is not None:
                 self._said_why = True
                 self._write(self._last_words(subscriber.closing))

@@ -113,8 +113,12 @@ class Link:
         except rpc.AioRpcError as error:
             if not self.login.is_stale(error):
                 raise
-        await self.login.renew(token)
-        return await call(request, timeout=timeout, metadata=self.login.metadata)
+        try:
+            await self.login.renew(token)
+            return await call(request, timeout=timeout, metadata=self.login.metadata)
+        except grpc.aio.UsageError:
+            # The channel was closed while another token was had: a password that changed ends links, too.
+            raise LoginError("the connection was given up") from None
 
     async def check(self, timeout: float) -> str | None:
         """Ask the member how it is, and log in there; what is wrong with it, or None."""

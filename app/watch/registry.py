@@ -1,15 +1,13 @@
 """The registry: one feed per distinct range, shared by reference count, ended after a linger.
 
-``subscribe`` is the only way in, and its ``async with`` the only way out: release is synchronous and happens once, on
-whatever way the body ends.
+``subscribe`` is the only way in, and its lease the only way out: release is synchronous and happens once, on whatever
+way the stream ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
@@ -42,6 +40,29 @@ class Limits:
     stale_after: float
 
 
+class Lease:
+    """One subscriber's hold on a feed: a context manager, or ``release`` from wherever the stream ends."""
+
+    __slots__ = ("_held", "_registry", "subscriber")
+
+    def __init__(self, registry: Registry, subscriber: Subscriber) -> None:
+        self._registry = registry
+        self._held = True
+        self.subscriber = subscriber
+
+    def __enter__(self) -> Subscriber:
+        return self.subscriber
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go; synchronous, and as often as one likes."""
+        if self._held:
+            self._held = False
+            self._registry.release(self.subscriber)
+
+
 class Registry:
     """See the module."""
 
@@ -64,11 +85,10 @@ class Registry:
 
     # --- subscribing -------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def subscribe(
+    def subscribe(
         self, watched: KeyRange, *, address: str, user_agent: str, request_id: str, has_cursor: bool
-    ) -> AsyncIterator[Subscriber]:
-        """Hold the feed of *watched*, starting it if need be.
+    ) -> Lease:
+        """Hold the feed of *watched*, starting it if need be, until the lease is released.
 
         Raises:
             DrainingError, OverCapacityError, UnavailableError: before anything is held.
@@ -77,10 +97,7 @@ class Registry:
         subscriber = Subscriber(feed, address, user_agent, request_id, self._clock())
         self._subscribers[feed][subscriber] = None
         self._total += 1
-        try:
-            yield subscriber
-        finally:
-            self._release(feed, subscriber)
+        return Lease(self, subscriber)
 
     def _acquire(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
         if self.draining:
@@ -136,9 +153,10 @@ class Registry:
         log.info("feed start", extra={"range": str(watched)})
         return feed
 
-    def _release(self, feed: Feed, subscriber: Subscriber) -> None:
-        """Synchronous and, by its one caller, once per subscriber."""
+    def release(self, subscriber: Subscriber) -> None:
+        """Synchronous and, by its one caller, the lease, once per subscriber."""
         self._total -= 1
+        feed = subscriber.feed
         members = self._subscribers.get(feed)
         if members is None or subscriber not in members:
             return  # the feed failed, and took all its leases with it

@@ -12,7 +12,7 @@ from app.core.refcounts import RefCounts
 from app.embedded import EmbeddedEtcd
 from app.gateway import Gateway
 from app.settings import load
-from app.watch.feed import Feed
+from app.watch.registry import Lease
 from tests.api.test_stream_ends import OURS, released
 from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
@@ -61,19 +61,9 @@ async def _fake() -> AsyncIterator[FakeEtcd]:
         yield fake
 
 
-class Lease:
-    """A subscription, taken and given back synchronously: at a moment that the test chooses."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._held = gateway.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=False)
-        with pytest.raises(StopIteration) as done:
-            self._held.__aenter__().__await__().__next__()
-        self.feed: Feed = done.value.value.feed
-
-    def release(self) -> None:
-        """Give it back."""
-        with pytest.raises(StopIteration):
-            self._held.__aexit__(None, None, None).__await__().__next__()
+def hold(gateway: Gateway) -> Lease:
+    """A subscription, taken and given back at a moment that the test chooses."""
+    return gateway.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=False)
 
 
 @pytest.mark.parametrize("first", ["join", "end"])
@@ -83,8 +73,8 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
     async with gateway.running():
         loop = asyncio.get_running_loop()
         for _ in range(5):
-            before = Lease(gateway)
-            await eventually(lambda feed=before.feed: true(feed.core.joinable))  # type: ignore[misc]
+            before = hold(gateway)
+            await eventually(lambda feed=before.subscriber.feed: true(feed.core.joinable))  # type: ignore[misc]
             before.release()
             timer = gateway.registry._linger_timers[SVC]
             turn: list[str] = []
@@ -92,7 +82,7 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
 
             def join(turn: list[str] = turn, taken: list[Lease] = taken) -> None:
                 turn.append("join")
-                taken.append(Lease(gateway))
+                taken.append(hold(gateway))
                 loop.call_soon(turn.append, "next turn")
 
             loop.call_at(timer.when() + (-1e-9 if first == "join" else 1e-9), join)
@@ -100,12 +90,13 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             await eventually(lambda turn=turn: true("next turn" in turn))  # type: ignore[misc]
             assert turn.index("next turn") == 2, "both were due in the same turn"
             (lease,) = taken
-            assert (lease.feed is before.feed) == (first == "join")
+            assert (lease.subscriber.feed is before.subscriber.feed) == (first == "join")
             # Whichever it is, it is the one that lives, is followed and told.
-            assert gateway.registry.feeds() == [lease.feed]
+            assert gateway.registry.feeds() == [lease.subscriber.feed]
             revision = fake.put(b"/svc/a", b"2")
-            await eventually(lambda feed=lease.feed, at=revision: true(feed.core.log.tip >= at))  # type: ignore[misc]
-            assert lease.feed.core.view is not None
+            feed = lease.subscriber.feed
+            await eventually(lambda feed=feed, at=revision: true(feed.core.log.tip >= at))  # type: ignore[misc]
+            assert feed.core.view is not None
             await eventually(lambda: true((fake.open_watchers, fake.open_streams) == (1, 1)))
             lease.release()
             await released(gateway, fake)

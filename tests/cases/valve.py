@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Literal
 
@@ -16,45 +17,35 @@ class Valve(Proxy):
     def __init__(self, target: str) -> None:
         super().__init__(target)
         self._allowance: int | None = None
+        self._passed: Counter[asyncio.StreamWriter] = Counter()
         self._then: Literal["cut", "freeze"] = "cut"
         self.shut = asyncio.Event()
 
     def arm(self, allowance: int, then: Literal["cut", "freeze"]) -> None:
         """Let *allowance* more bytes through on each connection, and then act, once."""
         self._allowance, self._then = allowance, then
+        self._passed.clear()
         self.shut.clear()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        if sink in self._upstreams:
-            await super()._pump(source, sink)
-            return
-        passed, armed = 0, self._allowance
-        try:
-            while data := await source.read(16384):
-                await self._flowing.wait()
-                if self._allowance is None or armed != self._allowance:
-                    passed, armed = 0, self._allowance
-                if self._allowance is not None and passed + len(data) >= self._allowance:
-                    data, rest = data[: self._allowance - passed], data[self._allowance - passed :]
-                    sink.write(data)
-                    await sink.drain()
-                    self._allowance = None
-                    if self._then == "cut":
-                        self.cut()
-                    else:
-                        self.freeze()
-                    self.shut.set()
-                    await self._flowing.wait()
-                    data = rest
-                passed += len(data)
-                sink.write(data)
-                await sink.drain()
-        except ConnectionError:
-            pass
-        finally:
-            for group in (self._writers, self._upstreams, self._ended):
-                group.discard(sink)
-            sink.transport.abort()
+    async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
+        """Up to the allowance, and the rest once it flows again."""
+        if answer and self._allowance is not None:
+            room = self._allowance - self._passed[sink]
+            self._passed[sink] += len(data)
+            if len(data) >= room:
+                self._allowance = None
+                await super().pass_on(data[:room], sink, answer=answer)
+                self._act()
+                data = data[room:]
+                await self.flow()
+        await super().pass_on(data, sink, answer=answer)
+
+    def _act(self) -> None:
+        if self._then == "cut":
+            self.cut()
+        else:
+            self.freeze()
+        self.shut.set()
 
 
 @contextlib.asynccontextmanager

@@ -50,6 +50,7 @@ class Proxy:
         for writer in self._upstreams - self._ended:
             if not writer.is_closing():
                 self._ended.add(writer)
+                with contextlib.suppress(OSError):  # reset by the other side, and not noticed yet
                 writer.write_eof()
 
     def heal(self) -> None:
@@ -57,6 +58,16 @@ class Proxy:
         self._refusing = False
         self.delay = 0.0
         self._flowing.set()
+
+    async def flow(self) -> None:
+        """Wait until it is not frozen."""
+        await self._flowing.wait()
+
+    async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
+        """Give *sink* what came from the other side; *answer*: what the target said. Here a proxy may do otherwise."""
+        del answer
+        sink.write(data)
+        await sink.drain()
 
     async def start(self) -> None:
         """Listen."""
@@ -94,11 +105,10 @@ class Proxy:
             while data := await source.read(65536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                await self._flowing.wait()
+                await self.flow()
                 if sink in self._ended:
                     continue
-                sink.write(data)
-                await sink.drain()
+                await self.pass_on(data, sink, answer=sink not in self._upstreams)
         except ConnectionError:
             pass
         finally:
