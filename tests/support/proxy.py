@@ -51,7 +51,7 @@ class Proxy:
             if not writer.is_closing():
                 self._ended.add(writer)
                 with contextlib.suppress(OSError):  # reset by the other side, and not noticed yet
-                writer.write_eof()
+                    writer.write_eof()
 
     def heal(self) -> None:
         """Work again."""
