@@ -1,9 +1,9 @@
 """The stream response: one subscriber's reader, written to one ASGI connection.
 
 ``EventSourceResponse`` gives the class, its headers and its place in FastAPI; its ``__call__`` (four tasks, a ping, a
-cleanup that depends on a generator having started: sse-starlette #156) is replaced. The lease is one ``async with``
-around the whole response, so every way out releases: close, reset, a client gone before the first byte, a send that
-is stuck, an error of ours, shutdown.
+cleanup that depends on a generator having started: sse-starlette #156) is replaced. The lease is the ``Delivery``'s,
+and every way out is its ``end``: close, reset, a client gone before the first byte, a send that is stuck, an error of
+ours, shutdown.
 """
 
 from __future__ import annotations
