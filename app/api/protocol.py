@@ -121,8 +121,8 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Part of a body that nobody asked for."""
-        if not self._deaf:
+        """Part of a body that nobody asked for: behind 64 KiB of it uvicorn would read no more, nor hear of the end."""
+        if not self._deaf and self.cycle.scope["path"] != STREAMS:
             super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -89,3 +90,25 @@ async def test_who_stalls_holds_up_nobody_and_catches_up(served: tuple[str, Gate
 
         await eventually(behind)
         assert [change.data["mod_revision"] for change in await slow.changes(300)] == wanted
+
+
+async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None:
+    """A GET may have a body, of any size; nobody reads it, and when its client goes the stream ends."""
+    _name, server = served
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /v1/watch?prefix=/body/ HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n")
+    writer.write(b"x" * 300_000)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    async with httpx.AsyncClient(base_url=server.base) as http:
+
+        async def streams() -> int:
+            return sum((await http.get("/v1/feeds")).json()["sinks"].values())
+
+        assert await streams() == 1
+        writer.close()
+        await writer.wait_closed()
+
+        async def gone() -> bool:
+            return await streams() == 0
+
+        await eventually(gone)
