@@ -174,11 +174,12 @@ class Place:
 def choose_places(count: int) -> list[Place]:
     """Places for the members of one cluster. Their ports are free now, not reserved."""
     token = uuid.uuid4().hex
-    ports = iter(_free_ports(2 * count))
+    ports = iter(free_ports(2 * count))
     return [Place(f"m{number}-{token}", token, next(ports), next(ports)) for number in range(count)]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has now, and that no outgoing connection is given. They are not reserved."""
     ports: list[int] = []
     with contextlib.ExitStack() as held:  # held together, so that no port comes twice
         # Not the seeded generator: tests seed it, and would all choose the same ports at once.
@@ -529,13 +530,18 @@ async def _trouble(channel: grpc.aio.Channel, name: str) -> str | None:
         if not status.leader:
             return "it has no leader"
         members = await rpc.ClusterStub(channel).MemberList(rpc.MemberListRequest(), timeout=1)
-        # Linearizable, so it needs a quorum.
-        await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"\0", count_only=True), timeout=1)
+        await _ask_quorum(channel)
     except rpc.AioRpcError as error:
-        if "user name is empty" not in (error.details() or ""):
-            return f"{error.code().name}: {error.details()}"
-        # It has users, and nothing more to say to nobody: it answers, and has a leader.
-        return None
+        return f"{error.code().name}: {error.details()}"
     names = [member.name for member in members.members if status.header.member_id == member.ID]
     # Another etcd may have been quicker on this port; ours then ends by itself, and other ports are tried.
     return None if names == [name] else f"the etcd that answers calls itself {names}"
+
+
+async def _ask_quorum(channel: grpc.aio.Channel) -> None:
+    """By a linearizable read. With authentication enabled it is refused, but not before the quorum was asked."""
+    try:
+        await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"\0", count_only=True), timeout=1)
+    except rpc.AioRpcError as error:
+        if "user name is empty" not in (error.details() or ""):
+            raise

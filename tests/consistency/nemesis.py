@@ -1,4 +1,4 @@
-"""Does what goes wrong, at random, from a seed: to the members, the network, the stored history, the gateways.
+"""Does what goes wrong, at random, from a seed: to members, network, stored history, gateways, and their password.
 
 Each kind of trouble has a *hand* of its own, so that troubles meet. Everything is undone after a while: what is checked
 is not that a gateway works while nothing can, but that it never lies, and gets well.
@@ -22,14 +22,15 @@ from pathlib import Path
 from aetcd import rpc
 
 from app.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
+from tests.consistency.access import PATIENCE, Access, Password
 from tests.consistency.history import History
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
-from tests.consistency.root import ROOT, Root, channel_to
 from tests.consistency.writer import Writer
 from tests.support.proxy import Proxy
 
-Fault = Callable[[random.Random], Awaitable[None]]
+# False says that there was nothing to do.
+Fault = Callable[[random.Random], Awaitable[bool | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,16 @@ class _Backup:
     file: Path
     history: History
     revision: int
-    password: str
-    binary: Path
+    binary: Path  # that made it, and that a restore goes back to
+    password: str  # of the gateways, at the time
 
 
 class Nemesis:
     """All hands. ``counts`` says what was done how often; *log* hears of each.
 
-    *gently* ends members by SIGTERM: a crash of etcd 3.5.0 to 3.5.2 can make a member apply an entry twice, and from
-    then on members differ (etcd #13766; seen here on 3.5.1 within a minute, as events with a revision one too high).
+    *gently* ends members by SIGTERM, until all are upgraded: a crash of etcd 3.5.0 to 3.5.2 can make a member apply an
+    entry twice, and from then on members differ (etcd #13766; seen here on 3.5.1 within a minute, as events with a
+    revision one too high). *password* is None where etcd knows no users.
     """
 
     def __init__(
@@ -55,11 +57,12 @@ class Nemesis:
         replicas: Sequence[Replica],
         writers: Sequence[Writer],
         oracle: Oracle,
-        root: Root,
+        access: Access,
+        password: Password | None,
         *,
         log: Callable[[str], None],
         kinds: Sequence[str] | None = None,
-        pause: float = 0.6,
+        pause: float = 0.4,
         gently: bool = False,
         upgrade_to: Path | None = None,
     ) -> None:
@@ -68,30 +71,38 @@ class Nemesis:
         self._replicas = replicas
         self._writers = writers
         self._oracle = oracle
-        self._root = root
+        self._access = access
+        self._password = password
         self._log = log
         self._pause = pause
         self._members = asyncio.Lock()  # members are not restored while they are killed
+        self._proxied = asyncio.Lock()  # gateways are not let through while members are restored
         self._kinds = kinds
-        self._gently = gently
+        self._oldest = cluster.members[0].binary
+        self._fragile = self._oldest if gently else None
         self._upgrade_to = find_etcd(upgrade_to) if upgrade_to is not None else None
         self._folder = tempfile.TemporaryDirectory(prefix="etcd-backups-")
-        self._backup: _Backup | None = None
+        self._backup: _Backup | None = None  # the last one
+        self._old_backup: _Backup | None = None  # the last one of the etcd that we began with
         self._numbers = itertools.count()
         self.stopping = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
     def hands(self) -> list[Mapping[str, Fault]]:
-        """Faults that exclude one another stand in one hand."""
+        """Those of one hand come one after the other: that each kind comes often, none has many that take long."""
         return [
             {
                 "kill a member": self._kill_member,
                 "kill the leader": self._kill_leader,
                 "kill all members": self._kill_all,
+                **({"upgrade a member": self._upgrade} if self._upgrade_to is not None else {}),
+            },
+            {
                 "freeze a member": self._freeze_member,
                 "freeze the leader": self._freeze_leader,
                 "freeze all members": self._freeze_all,
-                **({"upgrade a member": self._upgrade} if self._upgrade_to is not None else {}),
+            },
+            {
                 "restore, lower": self._restore_lower,
                 "restore, passed": self._restore_passed,
             },
@@ -112,8 +123,13 @@ class Nemesis:
                 "kill a gateway": self._kill_gateway,
                 "stop a gateway": self._stop_gateway,
                 "freeze a gateway": self._freeze_gateway,
-                "rotate the password": self._rotate,
             },
+            {
+                "change the password, then the file": self._change_password,
+                "change the file, then the password": self._change_file,
+            }
+            if self._password is not None
+            else {},
         ]
 
     async def run(self) -> None:
@@ -133,13 +149,16 @@ class Nemesis:
                 return
             kind = min(rng.sample(list(hand), min(2, len(hand))), key=lambda name: self.counts[name])
             self._log(kind)
-            await hand[kind](rng)
-            self.counts[kind] += 1
+            if await hand[kind](rng) is not False:
+                self.counts[kind] += 1
+
+    async def _rest(self) -> None:
+        """Let things get well, and the other hands have their turn: whoever is always hit shows little."""
+        await asyncio.sleep(3 * self._pause)
 
     async def heal(self) -> None:
         """Undo what may be left of everything."""
-        for proxy in self._all_proxies():
-            proxy.heal()
+        self._heal_proxies()
         for member in self._cluster.members:
             if member.running:
                 member.sigcont()
@@ -165,14 +184,12 @@ class Nemesis:
     async def _kill(self, members: Sequence[EmbeddedEtcd], rng: random.Random) -> None:
         async with self._members:
             await asyncio.gather(*(self._end(member) for member in members))
-            await asyncio.sleep(rng.expovariate(1))
+            await asyncio.sleep(rng.expovariate(2))
             for member in members:
                 await member.restart(wait=False)
-            for member in members:
-                await member.wait_healthy()
 
     async def _end(self, member: EmbeddedEtcd) -> None:
-        if self._gently:
+        if member.binary == self._fragile:
             with contextlib.suppress(TimeoutError):  # without a quorum it may wait for one; it writes nothing then
                 await member.terminate()
         await member.kill()
@@ -187,22 +204,25 @@ class Nemesis:
         await self._freeze(self._cluster.members, rng)
 
     async def _freeze(self, members: Sequence[EmbeddedEtcd], rng: random.Random) -> None:
-        async with self._members:
-            for member in members:
-                member.sigstop()
-            await asyncio.sleep(rng.uniform(0.2, 4))
-            for member in members:
-                member.sigcont()
+        for member in members:
+            member.sigstop()
+        await asyncio.sleep(_a_while(rng))
+        for member in members:
+            member.sigcont()
+        await self._rest()
 
-    async def _upgrade(self, rng: random.Random) -> None:
+    async def _upgrade(self, rng: random.Random) -> bool:
         """One member after the other, as it is done: stopped well, and started as the newer etcd on its data."""
         async with self._members:
             old = [member for member in self._cluster.members if member.binary != self._upgrade_to]
-            if old and self._upgrade_to is not None:
-                member = rng.choice(old)
+            if not old or self._upgrade_to is None:
+                return False
+            member = rng.choice(old)
+            with contextlib.suppress(TimeoutError):  # frozen, or without a quorum
                 await member.terminate()
-                member.binary = self._upgrade_to
-                await member.restart()
+            member.binary = self._upgrade_to
+            await member.restart()
+        return True
 
     async def _leader(self, rng: random.Random) -> EmbeddedEtcd:
         with contextlib.suppress(TimeoutError):
@@ -212,91 +232,120 @@ class Nemesis:
 
     # --- another history ----------------------------------------------------------------------------------------------
 
-    async def _restore_lower(self, _rng: random.Random) -> None:
+    async def _restore_lower(self, _rng: random.Random) -> bool:
         """From a snapshot of some seconds ago: the revision falls, and the gateways see that it does."""
         async with self._members:
-            backup, self._backup = self._backup, await self._save()  # for the next time
-            if backup is not None:
-                await self._restore(backup, heal=True)
+            upgraded = all(member.binary != self._oldest for member in self._cluster.members)
+            backup = self._old_backup if upgraded else self._backup
+            self._backup = await self._save()  # for the next time
+            if backup is None:
+                return False
+            async with self._proxied:
+                await self._end_history()
+                self._heal_proxies()
+            await self._begin_history(backup)
+        await self._rest()
+        return True
 
     async def _restore_passed(self, rng: random.Random) -> None:
         """The same, but the gateways are cut off until the new history has passed all cursors again."""
         async with self._members:
-            proxies = self._all_proxies()
-            try:
-                backup = await self._save()
-                await asyncio.sleep(rng.random())
-                tip = await self._restore(backup, heal=False)
-                await self._oracle.reach(tip + 20)
-            finally:
-                for proxy in proxies:
-                    proxy.heal()
+            backup = await self._save()
+            await asyncio.sleep(rng.random())
+            async with self._proxied:
+                try:
+                    tip = await self._end_history()
+                    await self._begin_history(backup)
+                    await self._oracle.reach(tip + 20)
+                finally:
+                    self._heal_proxies()
+        await self._rest()
 
     async def _save(self) -> _Backup:
+        self._drop_backups()
         file = Path(self._folder.name) / f"backup {next(self._numbers)}"
-        await _etcdctl(self._cluster.members[0], "snapshot", "save", str(file))
-        status = await _etcdctl(self._cluster.members[0], "snapshot", "status", str(file), "-w", "json")
-        return _Backup(
-            file,
-            self._oracle.chronicle.now,
-            json.loads(status)["revision"],
-            self._root.password,
-            self._cluster.members[0].binary,
-        )
+        member = self._cluster.members[0]
+        async with asyncio.timeout(PATIENCE):
+            while not await self._save_to(file, member):
+                pass
+        status = await _etcdctl(member, "snapshot", "status", str(file), "-w", "json")
+        password = self._password.now if self._password is not None else ""
+        made = _Backup(file, self._oracle.chronicle.now, json.loads(status)["revision"], member.binary, password)
+        if made.binary == self._oldest:
+            self._old_backup = made
+        return made
 
-    async def _restore(self, backup: _Backup, *, heal: bool) -> int:
-        """Returns the revision that the old history ended with. Without *heal* the gateways stay cut off."""
+    def _drop_backups(self) -> None:
+        """Those that nobody goes back to any more: a run makes hundreds."""
+        kept = {backup.file for backup in (self._backup, self._old_backup) if backup is not None}
+        for file in set(Path(self._folder.name).glob("backup *")) - kept:
+            file.unlink()
+
+    async def _save_to(self, file: Path, member: EmbeddedEtcd) -> bool:
+        """Whether it could: a login wants a leader."""
+        try:
+            await _etcdctl(member, "snapshot", "save", str(file), *self._access.flags)
+        except EtcdctlError:
+            return False
+        return True
+
+    async def _end_history(self) -> int:
+        """All members are dead, and all gateways cut off; returns the revision that it ended with."""
+        for writer in self._writers:
+            writer.running.clear()
+        # Nobody is to see of the old history what the oracle does not: a write under way, a lease that ends.
+        for proxy in self._all_proxies():
+            proxy.cut()
+        await self._oracle.reach(await self._access.revision(self._cluster.endpoints[0]))
+        self._oracle.pause()
+        for member in self._cluster.members:
+            await member.kill()
+        return self._oracle.chronicle.now.tip
+
+    async def _begin_history(self, backup: _Backup) -> None:
         members = self._cluster.members
+        if self._password is not None:
+            self._password.restore(backup.password)
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            for writer in self._writers:
-                writer.running.clear()
-            # Nobody is to see of the old history what the oracle does not: a write under way, a lease that ends.
-            proxies = self._all_proxies()
-            for proxy in proxies:
-                proxy.cut()
-            await self._oracle.reach(await self._root.revision(members[0]))
-            self._oracle.pause()
-            tip = self._oracle.chronicle.now.tip
-            for member in members:
-                await member.kill()
-            # The password is the one of then again, and so is the etcd: it can be upgraded once more.
-            self._root.password = backup.password
-            self._root.write()
-            for member in members:
-                member.binary = backup.binary
-            for proxy in proxies if heal else ():
-                proxy.heal()
-            initial = ",".join(f"{member.place.name}={member.place.peer_url}" for member in members)
-            for number, member in enumerate(members):
-                restored = Path(folder) / str(number)
-                await _etcdctl(
-                    *(member, "snapshot", "restore", str(backup.file), f"--name={member.place.name}"),
-                    *(f"--initial-cluster={initial}", f"--initial-cluster-token={member.place.token}"),
-                    *(f"--initial-advertise-peer-urls={member.place.peer_url}", f"--data-dir={restored}"),
-                )
+            restored = [Path(folder) / member.place.name for member in members]
+            await asyncio.gather(*map(self._unpack, [backup] * len(members), members, restored))
+            for member, data in zip(members, restored, strict=True):
                 shutil.rmtree(member.data_dir)
-                shutil.move(restored, member.data_dir)
-            for member in members:
-                await member.restart(wait=False)
-            self._oracle.resume(backup.history, backup.revision)
-            for member in members:
-                await member.wait_healthy()
-            for writer in self._writers:
-                writer.running.set()
-        return tip
+                shutil.move(data, member.data_dir)
+        for member in members:
+            await member.restart(wait=False)
+        self._oracle.resume(backup.history, backup.revision)
+        for member in members:
+            await member.wait_healthy()
+        for writer in self._writers:
+            writer.running.set()
+
+    async def _unpack(self, backup: _Backup, member: EmbeddedEtcd, folder: Path) -> None:
+        member.binary = backup.binary
+        place = member.place
+        initial = ",".join(f"{other.place.name}={other.place.peer_url}" for other in self._cluster.members)
+        await _etcdctl(
+            *(member, "snapshot", "restore", str(backup.file), f"--name={place.name}", f"--data-dir={folder}"),
+            *(f"--initial-cluster={initial}", f"--initial-cluster-token={place.token}"),
+            f"--initial-advertise-peer-urls={place.peer_url}",
+        )
 
     # --- the network --------------------------------------------------------------------------------------------------
 
     def _all_proxies(self) -> list[Proxy]:
         return [proxy for replica in self._replicas for proxy in replica.proxies]
 
+    def _heal_proxies(self) -> None:
+        for proxy in self._all_proxies():
+            proxy.heal()
+
     def _proxies(self, rng: random.Random) -> list[Proxy]:
         proxies = rng.choice(self._replicas).proxies
         return proxies if rng.random() < 0.3 else [rng.choice(proxies)]
 
     async def _between(self, rng: random.Random, proxies: Sequence[Proxy]) -> None:
-        await asyncio.sleep(rng.expovariate(1))
-        async with self._members:  # a restore needs its gateways cut off
+        await asyncio.sleep(_a_while(rng))
+        async with self._proxied:  # a restore needs its gateways cut off
             for proxy in proxies:
                 proxy.heal()
 
@@ -330,29 +379,32 @@ class Nemesis:
 
     # --- the stored history -------------------------------------------------------------------------------------------
 
-    async def _compact(self, rng: random.Random) -> None:
-        await self._compact_to(self._oracle.chronicle.now.tip - rng.choice((1, 10, 100, 1000)), rng)
+    async def _compact(self, rng: random.Random) -> bool:
+        return await self._compact_to(self._oracle.chronicle.now.tip - rng.choice((1, 10, 100, 1000)), rng)
 
-    async def _compact_all(self, rng: random.Random) -> None:
-        await self._compact_to(self._oracle.chronicle.now.tip, rng)
+    async def _compact_all(self, rng: random.Random) -> bool:
+        return await self._compact_to(self._oracle.chronicle.now.tip, rng)
 
-    async def _compact_at_delete(self, rng: random.Random) -> None:
+    async def _compact_at_delete(self, rng: random.Random) -> bool:
         deletes = self._oracle.chronicle.now.last_deletes()
-        await self._compact_to(rng.choice(deletes) if deletes else 0, rng)
+        return await self._compact_to(rng.choice(deletes) if deletes else 0, rng)
 
-    async def _compact_to(self, revision: int, rng: random.Random) -> None:
-        if revision < 1 or self._members.locked():
-            return
+    async def _compact_to(self, revision: int, rng: random.Random) -> bool:
+        history = self._oracle.chronicle.now
+        if revision < 1:
+            return False
         with contextlib.suppress(rpc.AioRpcError):
-            async with channel_to(rng.choice(self._cluster.members)) as channel:
-                metadata = await self._root.login(channel)
+            async with self._access.channel(rng.choice(self._cluster.endpoints)) as (channel, metadata):
+                if self._oracle.paused or self._oracle.chronicle.now is not history:
+                    return False  # restored meanwhile: the revision may be one that the oracle does not have yet
                 request = rpc.CompactionRequest(revision=revision)
                 await rpc.KVStub(channel).Compact(request, timeout=2, metadata=metadata)
+                return True
+        return False
 
     async def _defragment(self, rng: random.Random) -> None:
         with contextlib.suppress(rpc.AioRpcError):
-            async with channel_to(rng.choice(self._cluster.members)) as channel:
-                metadata = await self._root.login(channel)
+            async with self._access.channel(rng.choice(self._cluster.endpoints)) as (channel, metadata):
                 await rpc.MaintenanceStub(channel).Defragment(rpc.DefragmentRequest(), timeout=5, metadata=metadata)
 
     # --- gateways -----------------------------------------------------------------------------------------------------
@@ -368,32 +420,54 @@ class Nemesis:
         await replica.stop(number)
         await asyncio.sleep(rng.random())
         await replica.start()
-        await asyncio.sleep(4 * self._pause)  # a gateway that is always killed shows little
-
-    async def _rotate(self, rng: random.Random) -> None:
-        """etcd takes another password, and the gateways read it a while later, or before."""
-        async with self._members:
-            password = f"password {next(self._numbers)}"
-            if rng.random() < 0.5:
-                self._root.write(password)
-                await asyncio.sleep(rng.random())
-            await self._root.change_password(rng.choice(self._cluster.members), password)
-            await asyncio.sleep(rng.random())
-            self._root.write()
+        await self._rest()
 
     async def _freeze_gateway(self, rng: random.Random) -> None:
         replica = rng.choice(self._replicas)
         replica.signal(signal.SIGSTOP)
-        await asyncio.sleep(rng.uniform(0.2, 4))
+        await asyncio.sleep(_a_while(rng))
         replica.signal(signal.SIGCONT)
+
+    # --- the password -------------------------------------------------------------------------------------------------
+
+    async def _change_password(self, rng: random.Random) -> None:
+        """What the gateways know is wrong for a while."""
+        await self._rotate(rng, file_first=False)
+
+    async def _change_file(self, rng: random.Random) -> None:
+        """What the gateways are told is wrong for a while, though they may need it only later."""
+        await self._rotate(rng, file_first=True)
+
+    async def _rotate(self, rng: random.Random, *, file_first: bool) -> None:
+        password, new = self._password, f"password {next(self._numbers)}"
+        assert password is not None
+        if file_first:
+            password.write(new)
+            await asyncio.sleep(rng.expovariate(2))
+        async with self._members:
+            await password.change(self._access, rng.choice(self._cluster.endpoints), new)
+        if not file_first:
+            await asyncio.sleep(rng.expovariate(2))
+        password.write(password.now)  # a restore may have brought another one meanwhile
+        await self._rest()
+
+
+class EtcdctlError(Exception):
+    """It failed; with what it said."""
+
+
+def _a_while(rng: random.Random) -> float:
+    """Seconds: mostly about one; up to 6, which is longer than gateways wait before they give a member up."""
+    return min(6.0, 0.2 + rng.expovariate(1))
 
 
 async def _etcdctl(member: EmbeddedEtcd, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        member.binary.parent / "etcdctl", *arguments, f"--user={ROOT}:{ROOT}", f"--endpoints=http://127.0.0.1:{member.place.client_port}",
+        member.binary.parent / "etcdctl", *arguments, f"--endpoints=http://127.0.0.1:{member.place.client_port}",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     out, error = await process.communicate()
-    assert process.returncode == 0, error.decode()
+    if process.returncode != 0:
+        raise EtcdctlError(error.decode())
     return out.decode()

@@ -10,29 +10,27 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 from aetcd import rpc
 
+from tests.consistency.access import Access, Metadata
 from tests.consistency.history import Change, Chronicle, History
 
-OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
 # Writers never pause so long: a member that says nothing is frozen, cut off or gone.
 SILENCE = 1.0
-# Gets what a call over a channel carries.
-Login = Callable[[Any], Awaitable[tuple[tuple[str, str], ...]]]
 
 
 class Oracle:
     """Follows everything, from member to member, into a ``Chronicle``."""
 
-    def __init__(self, endpoints: Sequence[str], login: Login) -> None:
-        self._endpoints = [endpoint.partition("://")[2] for endpoint in endpoints]
-        self._login = login
+    def __init__(self, endpoints: Sequence[str], access: Access) -> None:
+        self._endpoints = endpoints
+        self._access = access
         self._turn = itertools.count()
-        self._paused = False
+        self.paused = False
         self._task: asyncio.Task[None] | None = None
         self.chronicle = Chronicle()
 
@@ -49,12 +47,12 @@ class Oracle:
 
     def pause(self) -> None:
         """etcd is being restored: what comes now belongs to no history yet."""
-        self._paused = True
+        self.paused = True
 
     def resume(self, history: History, restored_to: int) -> None:
         """It runs again, from a snapshot of *history* at *restored_to*."""
         self.chronicle.restore(history, restored_to, time.monotonic())
-        self._paused = False
+        self.paused = False
 
     async def reach(self, revision: int) -> None:
         """Wait until it knows everything up to *revision*."""
@@ -68,25 +66,24 @@ class Oracle:
     async def _run(self) -> None:
         while True:
             endpoint = self._endpoints[next(self._turn) % len(self._endpoints)]
-            async with grpc.aio.insecure_channel(endpoint, options=OPTIONS) as channel:
-                with contextlib.suppress(TimeoutError, rpc.AioRpcError, ConnectionError):
-                    await self._follow(channel)
+            with contextlib.suppress(TimeoutError, rpc.AioRpcError, ConnectionError):
+                async with self._access.channel(endpoint) as (channel, metadata):
+                    await self._follow(channel, metadata)
             await asyncio.sleep(0.05)
 
-    async def _follow(self, channel: Any) -> None:
-        if self._paused:
+    async def _follow(self, channel: Any, metadata: Metadata) -> None:
+        if self.paused:
             return
         history = self.chronicle.now
         request = rpc.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=history.tip + 1)
-        metadata = (("hasleader", "true"), *await self._login(channel))
-        call = rpc.WatchStub(channel).Watch(metadata=metadata)
+        call = rpc.WatchStub(channel).Watch(metadata=(("hasleader", "true"), *metadata))
         try:
             async with asyncio.timeout(SILENCE):
                 await call.write(rpc.WatchRequest(create_request=request))
             while True:
                 async with asyncio.timeout(SILENCE):
                     response = await call.read()
-                if response is grpc.aio.EOF or self._paused or history.ended:
+                if response is grpc.aio.EOF or self.paused or history.ended:
                     return
                 assert not response.compact_revision, "the nemesis compacted ahead of the oracle"
                 if response.canceled:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from app.embedded import _free_ports
+from app.embedded import free_ports
 from tests.support.gateway import GatewayProcess, start
 from tests.support.proxy import Proxy
 
@@ -34,7 +34,7 @@ class Replica:
         self.troubles: list[dict[str, Any]] = []
         self.words: list[str] = []
         self._program = program
-        self._port = _free_ports(1)[0]
+        self._port = free_ports(1)[0]
         self._settings = {**SETTINGS, **settings, "GATEWAY_PORT": str(self._port), "GATEWAY_INSTANCE": name}
         self._process: GatewayProcess | None = None
 

@@ -25,6 +25,7 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
         SECONDS,
         folder=candidate.folder,
         upgrade_to=newest.folder if candidate.version != newest.version else None,
+        auth=candidate.version == newest.version,
         followers=30,
         bound=12,
         log=print,

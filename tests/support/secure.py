@@ -64,7 +64,7 @@ class SecureEtcd(EmbeddedEtcd):
         if self.pki is None:
             return flags
         if not self._tls_port:
-            (self._tls_port,) = embedded._free_ports(1)
+            (self._tls_port,) = embedded.free_ports(1)
         plain = self.place.client_url
         return [
             *flags,

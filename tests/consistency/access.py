@@ -1,0 +1,112 @@
+"""How the tests' own tools speak with etcd, and what the gateways show it: a password that changes.
+
+A tool logs in anew with every channel, and makes another channel after every error: no token has to be renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from aetcd import rpc
+
+from app.embedded import EmbeddedCluster
+from tests.support.secure import ROOT, Admin
+
+OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+GATEWAY = "gateway"
+TIMEOUT = 2.0
+# Seconds for what has to be done while the members are well; one that was thawed just now may want a new leader.
+PATIENCE = 30.0
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """As *user*, whose password is its name; as nobody without one."""
+
+    user: str = ""
+
+    @contextlib.asynccontextmanager
+    async def channel(self, endpoint: str) -> AsyncIterator[tuple[Any, Metadata]]:
+        """One to *endpoint*, and what each call on it has to carry. Raises rpc.AioRpcError."""
+        target = endpoint.partition("://")[2]
+        async with grpc.aio.insecure_channel(target, options=OPTIONS) as channel:
+            yield channel, await self._login(channel)
+
+    async def _login(self, channel: Any) -> Metadata:
+        if not self.user:
+            return ()
+        request = rpc.AuthenticateRequest(name=self.user, password=self.user)
+        return (("token", (await rpc.AuthStub(channel).Authenticate(request, timeout=TIMEOUT)).token),)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """For etcdctl."""
+        return (f"--user={self.user}:{self.user}",) if self.user else ()
+
+    async def revision(self, endpoint: str) -> int:
+        """Where etcd is now; asked until it answers."""
+        request = rpc.RangeRequest(key=b"\0", count_only=True)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with contextlib.suppress(rpc.AioRpcError):
+                    async with self.channel(endpoint) as (channel, metadata):
+                        answer = await rpc.KVStub(channel).Range(request, timeout=TIMEOUT, metadata=metadata)
+                        return int(answer.header.revision)
+                await asyncio.sleep(0.1)
+
+
+class Password:
+    """The gateways' at etcd: ``now`` is what etcd takes, and *file* what they read."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.now = "the first"
+        self.write(self.now)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Of a gateway."""
+        return {"GATEWAY_ETCD_USER": GATEWAY, "GATEWAY_ETCD_PASSWORD_FILE": str(self._file)}
+
+    def write(self, password: str) -> None:
+        """Into the file: the old one or the new one is read, and nothing between."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{password}\n")
+        fresh.replace(self._file)
+
+    def restore(self, password: str) -> None:
+        """etcd was restored from a backup that had this one."""
+        self.now = password
+        self.write(password)
+
+    async def change(self, access: Access, endpoint: str, password: str) -> None:
+        """At etcd; asked until it is done."""
+        request = rpc.AuthUserChangePasswordRequest(name=GATEWAY, password=password)
+        async with asyncio.timeout(PATIENCE):
+            while self.now != password:
+                with contextlib.suppress(rpc.AioRpcError):
+                    async with access.channel(endpoint) as (channel, metadata):
+                        await rpc.AuthStub(channel).UserChangePassword(request, timeout=TIMEOUT, metadata=metadata)
+                        self.now = password
+                        return
+                await asyncio.sleep(0.1)
+
+
+async def enable_auth(cluster: EmbeddedCluster, password: Password) -> Access:
+    """From now on only root may do everything, and the gateways read everything; returns root's access."""
+    async with Access().channel(cluster.endpoints[0]) as (channel, _nothing):
+        admin, auth = Admin(channel, channel), rpc.AuthStub(channel)
+        await admin.add_user(ROOT, ROOT)
+        await admin.add_user(GATEWAY, password.now)
+        everything = rpc.Permission(permType=rpc.Permission.READ, key=b"\0", range_end=b"\0")
+        await auth.RoleGrantPermission(rpc.AuthRoleGrantPermissionRequest(name=GATEWAY, perm=everything))
+        await auth.AuthEnable(rpc.AuthEnableRequest())
+    return Access(ROOT)
