@@ -69,10 +69,11 @@ async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: Emb
             for _ in range(5):
                 for n in range(40):
                     last = await kv.put(f"/svc/{n % 3}", str(n) * 10_000)
-                await up_to(client, last, mirror)
+                # Twice is possible: the first snapshot may have begun while the puts went on, and ended behind the log.
+                assert resets(await up_to(client, last, mirror)) in (["lagged"], ["lagged", "lagged"])
             _revision, truth = await kv.state("/svc/")
 
-    assert mirror.resets == ["initial", *["lagged"] * 5]
+    assert mirror.resets[0] == "initial"
     assert {key: item["value"] for (key, _), item in mirror.state.items()} == {
         key.decode(): kv.value.decode() for key, kv in truth.items()
     }
