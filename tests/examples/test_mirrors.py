@@ -352,6 +352,8 @@ async def test_cut_inside_the_first_snapshot(client: Client, gateway: FakeGatewa
     stream = await gateway.stream()
     await stream.reset()
     await stream.item("/svc/a", "old", 9)
+    # Seen first: Chromium may drop what came right before a break (seen once in 1,800 tests on a busy machine).
+    await shows(client, "connecting", 0, {})
     await stream.cut()
 
     stream = await gateway.stream()
