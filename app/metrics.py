@@ -108,7 +108,8 @@ class GatewayCollector(Collector):
             "Events and snapshot items written to subscribers.",
             tally.deliveries + sum(reader.delivered for reader in following),
         )
-        yield _counter("sent_bytes", "Bytes written to subscribers.", tally.bytes)
+        sent = tally.bytes + sum(subscriber.bytes for subscriber in subscribers)
+        yield _counter("sent_bytes", "Bytes written to subscribers.", sent)
         resets = tally.resets + Counter(reason for reader in following for reason in reader.resets)
         yield _by_reason("resets", "Resets sent.", resets, RESET_REASONS)
         yield _by_reason("streams_closed", "Streams ended.", tally.closed, CLOSE_REASONS)

@@ -45,8 +45,8 @@ class Sink(Protocol):
     def ready(self) -> bool:
         """Whether a write is taken now; ``go_on`` is called when it is again."""
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Take some bytes of the body, when ready."""
+    def write(self, data: bytes | memoryview) -> bool:
+        """Take some bytes of the body, when ready; whether it takes more at once."""
 
     def stuck(self) -> bool:
         """Asked LOOKS times in a send time-out while not ready: whether the client is given up."""
@@ -110,11 +110,13 @@ class FastSink:
         if self._source is not None:
             self._source.end(GONE)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> bool:
         """See ``Sink``. What the kernel does not take at once, the transport keeps."""
         self._transport.write(self._chunks.of(data))
-        if not self._line.ready:
-            self._patience = Patience(self._send_timeout, self._line.untaken)
+        if self._line.ready:
+            return True
+        self._patience = Patience(self._send_timeout, self._line.untaken)
+        return False
 
     def stuck(self) -> bool:
         """See ``Sink``."""
@@ -157,10 +159,11 @@ class PortableSink:
         """See ``Sink``."""
         return self._pending is None
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> bool:
         """See ``Sink``."""
         self._pending = data
         self._wake.set()
+        return False
 
     def stuck(self) -> bool:
         """See ``Sink``: here ``Connection.send`` itself gives up."""

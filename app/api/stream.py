@@ -27,7 +27,7 @@ from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
 from app.core.pace import Grudge, Pace
-from app.core.reader import Phase, Reader, Wants
+from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
 from app.ports import Clock, Draw, Etcd
 from app.watch.registry import Lease, Registry
 
@@ -273,7 +273,8 @@ class Delivery:
         streams = self._streams
         self._subscriber.on_close = self.step
         self._feed.notifier.add(self.step)
-        self._rest = memoryview(self._reader.greet(streams.settings.instance, streams.retry_ms()))
+        greeting = self._reader.greet(streams.settings.instance, streams.retry_ms())
+        self._rest = memoryview(greeting) if greeting else None
         self._set_alarm(streams.clock())
 
     def end(self, reason: str, error: Exception | None = None) -> None:
@@ -333,7 +334,7 @@ class Delivery:
         when = self._next_beat if self._subscriber.closing is not None else min(self._next_beat, self._deadline)
         if not self._sink.ready:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)
-        if self._reader.phase is Phase.WAITING:
+        if self._reader.phase is WAITING:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
         self._streams.wheel.set(self, when)
 
@@ -342,58 +343,64 @@ class Delivery:
     def _step(self) -> None:
         sink, reader, subscriber = self._sink, self._reader, self._subscriber
         enough = subscriber.bytes + STEP_SIZE
+        data: bytes | memoryview
         while sink.ready and not self.ended:
+            if self._rest is not None:
+                data = self._slice()
+            elif subscriber.closing is not None:
+                if self._said_why:
+                    self.end(subscriber.closing)
+                    return
+                self._said_why = True
+                data = self._last_words(subscriber.closing)
+            elif reader.phase is SNAPSHOT and reader.too_slow:
+                subscriber.closing = "too-slow"
+                continue
+            else:
+                said = reader.read(WRITE_SIZE)
+                if self._beat_due or reader.told_stale is not (self._feed.stale_since is not None):
+                    said += self._aside()
+                if not said:
+                    if reader.too_slow:
+                        subscriber.closing = "too-slow"
+                    elif not self._help():
+                        return
+                    continue
+                data = said
+            if len(data) > WRITE_SIZE:
+                # The server copies what it is given: in slices, a large one is copied no further than it is taken.
+                self._rest = memoryview(data)
+                continue
+            self._put(data)
+            # Of 5,000 that are told of one event, nearly all are done here: one read, one write.
+            if reader.at_tip and self._rest is None and subscriber.closing is None:
+                return
             if subscriber.bytes >= enough:
                 asyncio.get_running_loop().call_soon(self.step)
                 return
-            if self._rest is not None:
-                self._write_slice()
-            elif self._said_why:
-                self.end(subscriber.closing or FAILED)
-            elif subscriber.closing is not None:
-                self._said_why = True
-                self._write(self._last_words(subscriber.closing))
-            elif reader.phase is Phase.SNAPSHOT and reader.too_slow:
-                subscriber.closing = "too-slow"
-            else:
-                data = reader.read(WRITE_SIZE)
-                if reader.told_stale is not (self._feed.stale_since is not None) and reader.phase is not Phase.SNAPSHOT:
-                    data += reader.tell_staleness(self._stale_since())
-                if self._beat_due:
-                    self._beat_due = False
-                    data += reader.beat(stale=self._feed.stale_since is not None)
-                if data:
-                    self._write(data)
-                    if reader.at_tip and reader.told_stale is False and self._rest is None:
-                        return
-                elif reader.too_slow:
-                    subscriber.closing = "too-slow"
-                elif not self._help():
-                    return
 
-    def _write(self, data: bytes) -> None:
-        if len(data) > WRITE_SIZE:
-            # The server copies what it is given: in slices, a large revision is copied no further than it is taken.
-            self._rest = memoryview(data)
-        else:
-            self._put(data)
+    def _aside(self) -> bytes:
+        """What is said beside the feed: whether etcd is there, and that we are."""
+        reader, stale = self._reader, self._feed.stale_since is not None
+        said = b"" if reader.phase is SNAPSHOT else reader.tell_staleness(self._stale_since())
+        if self._beat_due:
+            self._beat_due = False
+            said += reader.beat(stale=stale)
+        return said
 
-    def _write_slice(self) -> None:
+    def _slice(self) -> memoryview:
         rest = self._rest
         assert rest is not None, "there is some"
         self._rest = rest[WRITE_SIZE:] if len(rest) > WRITE_SIZE else None
-        if rest:
-            self._put(rest[:WRITE_SIZE])
+        return rest[:WRITE_SIZE]
 
     def _put(self, data: bytes | memoryview) -> None:
         size = len(data)
-        self._sink.write(data)
         self._subscriber.bytes += size
-        self._streams.tally.bytes += size
-        if not self._sink.ready:
+        if not self._sink.write(data):
             self._written, self._since = size, self._streams.clock()
             self._set_alarm(self._since)
-        elif self._reader.phase is Phase.SNAPSHOT:
+        elif self._reader.phase is SNAPSHOT:
             self._reader.pace.wrote(size, 0.0)
 
     def _reason_to_end(self, now: float) -> str | None:
@@ -405,7 +412,7 @@ class Delivery:
 
     def _hopeless(self) -> bool:
         """Nothing to show, and no word of when there will be: another replica may have a view."""
-        if self._reader.phase is not Phase.WAITING or self._feed.core.view is not None:
+        if self._reader.phase is not WAITING or self._feed.core.view is not None:
             return False
         return bool(self._feed.trouble) or self._streams.etcd.condition.state != "ready"
 
@@ -489,6 +496,7 @@ class Delivery:
         tally, reader = self._streams.tally, self._reader
         tally.closed[reason] += 1
         tally.deliveries += reader.delivered
+        tally.bytes += self._subscriber.bytes
         tally.resets.update(reader.resets)
         log.info(
             "stream end",

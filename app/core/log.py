@@ -19,6 +19,21 @@ from dataclasses import dataclass
 from app.core.events import Batch
 from app.core.frames import batch_frame
 
+# How a reader is told of a batch: format, encoding, epoch.
+Wording = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a reader is sent in one go: it stood at *start*, and stands at *end* then."""
+
+    start: int
+    size: int  # asked for
+    wording: Wording
+    end: int
+    data: bytes
+    events: int
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -32,7 +47,7 @@ class Bounds:
 class Log:
     """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
 
-    __slots__ = ("_batches", "_bounds", "_revisions", "bytes", "floor", "generation", "tip")
+    __slots__ = ("_batches", "_bounds", "_passage", "_revisions", "bytes", "floor", "generation", "tip")
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -42,6 +57,8 @@ class Log:
         self.floor = 0
         self.tip = 0
         self.bytes = 0
+        # The last that was asked for, as long as it is the answer: those who keep up all ask for the same.
+        self._passage: Passage | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -55,6 +72,7 @@ class Log:
         """Begin a new generation at the snapshot of *revision*."""
         self.generation += 1
         self._batches, self._revisions, self.bytes = [], [], 0
+        self._passage = None
         self.floor = self.tip = revision
 
     def append(self, batch: Batch, now: float) -> None:
@@ -67,6 +85,7 @@ class Log:
             msg = f"batch {batch.revision} is not above the tip {self.tip}"
             raise ValueError(msg)
         batch.at = now
+        self._passage = None
         self._batches.append(batch)
         self._revisions.append(batch.revision)
         self.bytes += batch.size
@@ -88,6 +107,7 @@ class Log:
         kept = [batch for batch in older if floor < batch.revision <= self.floor]
         for batch in kept:
             batch.at = now
+        self._passage = None
         self._batches[:0] = kept
         self._revisions[:0] = [batch.revision for batch in kept]
         self.bytes += sum(batch.size for batch in kept)
@@ -115,17 +135,39 @@ class Log:
 
     def _evict(self, drop: int) -> None:
         if drop:
+            self._passage = None
             self.floor = self._revisions[drop - 1]
             self.bytes -= sum(batch.size for batch in self._batches[:drop])
             del self._batches[:drop]
             del self._revisions[:drop]
 
-    def frame(self, batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
+    def passage(self, revision: int, size: int, wording: Wording) -> Passage | None:
+        """What a reader at *revision* is sent next: about *size* bytes at the most, but whole revisions and at least
+        one; None when there is none.
+
+        Only to be asked for revisions that the log ``covers``.
+        """
+        last = self._passage
+        if last is None or last.start != revision or last.size != size or last.wording != wording:
+            last = self._passage = self._make_passage(revision, size, wording)
+        return last
+
+    def _make_passage(self, revision: int, size: int, wording: Wording) -> Passage | None:
+        found = self.after(revision, size)
+        if not found:
+            return None
+        if len(found) > 1 and found[-1].size > size:
+            # It goes alone, next: joined with others it would be copied for each reader, however large it is.
+            found = found[:-1]
+        frames = [self._frame(batch, wording) for batch in found]
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        return Passage(revision, size, wording, found[-1].revision, data, sum(len(batch.events) for batch in found))
+
+    def _frame(self, batch: Batch, wording: Wording) -> bytes:
         """A batch of this log as bytes: encoded once, and counted for as long as the log holds it."""
-        memo = (form, encoding, epoch)
-        frame = batch.frames.get(memo)
+        frame = batch.frames.get(wording)
         if frame is None:
-            frame = batch.frames[memo] = batch_frame(batch, form, encoding, epoch)
+            frame = batch.frames[wording] = batch_frame(batch, *wording)
             batch.size += len(frame)
             self.bytes += len(frame)
         return frame

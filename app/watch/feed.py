@@ -94,18 +94,13 @@ class Feed:
         self._readers_ahead = 0
         self._counted = 0
         self._proof_at = clock()
-        self._stale_since: float | None = None
+        self.stale_since: float | None = None  # wall clock, seconds: etcd has proven nothing since; None while live
         self.handle(Start(reach))
 
     @property
     def state(self) -> State:
         """Where its core is."""
         return self.core.state
-
-    @property
-    def stale_since(self) -> float | None:
-        """Since when (wall clock, seconds) etcd has proven nothing; None while live."""
-        return self._stale_since
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -319,9 +314,9 @@ class Feed:
         if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
             self._refreshed = None  # whoever waited for it has it by now
         age = self.staleness()
-        if (age > self._stale_after) != (self._stale_since is not None):
-            self._stale_since = time.time() - age if self._stale_since is None else None
-            state, level = ("live", logging.INFO) if self._stale_since is None else ("stale", logging.WARNING)
+        if (age > self._stale_after) != (self.stale_since is not None):
+            self.stale_since = time.time() - age if self.stale_since is None else None
+            state, level = ("live", logging.INFO) if self.stale_since is None else ("stale", logging.WARNING)
             log.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
             self.notifier.notify()
 
