@@ -52,12 +52,9 @@ image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian;
 	@sh tools/system.sh image
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_image.py $(ARGS)
 
-bench: $(INSTALLED)  ## every measurement in benchmarks/ except the leak
-	@for script in benchmarks/*.py; do \
-		name=$$(basename "$$script" .py); \
-		case "$$name" in _*|leak|naive) continue;; esac; \
-		echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" $(ARGS) || exit 1; \
-	done
+bench: $(INSTALLED)  ## beside Nchan, Pushpin, the naive app and etcd's gateway: writes docs/benchmarks.md (30 minutes)
+	@sh tools/system.sh
+	$(BIN)/python -m benchmarks $(ARGS)
 
 leak: $(INSTALLED)  ## the outage reproduced with the naive shape, and gone with the gateway
 	$(BIN)/python -m benchmarks.leak $(ARGS)

@@ -3,8 +3,12 @@
 # is written to .cache/not-run, and `make test` ends with it. usage: tools/system.sh [image]
 set -eu
 
-# package:command
+# package:command, or a file of it
 DEBIAN_PACKAGES="chromium:chromium curl:curl iproute2:ss jq:jq openssl:openssl"
+# The load generator of the benchmarks, and two of the peers that they measure.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES gcc:cc libc6-dev:/usr/include/stdlib.h"
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES nginx:nginx libnginx-mod-nchan:/usr/lib/nginx/modules/ngx_nchan_module.so"
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
 [ "${1:-}" != image ] || DEBIAN_PACKAGES="buildah:buildah debootstrap:debootstrap runc:runc"
 
 mkdir -p .cache
@@ -12,7 +16,7 @@ mkdir -p .cache
 
 missing=""
 for pair in $DEBIAN_PACKAGES; do
-    command -v "${pair#*:}" >/dev/null 2>&1 || missing="$missing ${pair%%:*}"
+    command -v "${pair#*:}" >/dev/null 2>&1 || [ -e "${pair#*:}" ] || missing="$missing ${pair%%:*}"
 done
 [ -n "$missing" ] || exit 0
 

@@ -1,0 +1,74 @@
+"""Everything, side by side: ``python -m benchmarks [--rounds 5] [--only single,burst] [--small] [--report FOLDER]``.
+
+In every round each side is measured once, in a drawn order, so that what disturbs the machine disturbs all alike. The
+figures are kept in ``.cache/bench.json``; ``docs/benchmarks.md`` and its plots are made of them, if nothing was left
+out. Exit status 1 when a goal is not reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+from pathlib import Path
+
+from benchmarks import suite
+from benchmarks.load import build, raise_limit
+from benchmarks.measure import Figures
+from benchmarks.peers.hubs import missing
+from benchmarks.report import goals_table, write_report
+
+KEPT = Path(".cache/bench.json")
+
+
+async def run(chosen: list[suite.Comparison], rounds: int) -> dict[str, dict[str, list[Figures]]]:
+    """Every side of every comparison, once a round."""
+    found: dict[str, dict[str, list[Figures]]] = {
+        comparison.name: {side: [] for side in comparison.sides} for comparison in chosen
+    }
+    for number in range(1, rounds + 1):
+        print(f"round {number} of {rounds}", flush=True)
+        for comparison in chosen:
+            sides = list(comparison.sides)
+            random.shuffle(sides)
+            for side in sides:
+                figures = await comparison.sides[side]()
+                found[comparison.name][side].append(figures)
+                shown = ", ".join(f"{name} {value:,.1f}" for name, value in figures.items())
+                print(f"  {comparison.name:8} {side:40} {shown}", flush=True)
+    return found
+
+
+def main() -> int:
+    """Measure, keep, report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="comparisons, with commas between; no report is written then")
+    parser.add_argument("--small", action="store_true", help="shows that all works; its figures mean nothing")
+    parser.add_argument("--report", type=Path, default=Path("docs"), help="the folder that the report goes to")
+    given = parser.parse_args()
+    if lacking := missing():
+        print(f"missing: {' '.join(lacking)} (Debian: apt-get install {' '.join(lacking)})", file=sys.stderr)
+        return 2
+    size = suite.SMALL if given.small else suite.FULL
+    every = suite.comparisons(size)
+    chosen = [one for one in every if not given.only or one.name in given.only.split(",")]
+    if not chosen:
+        parser.error(f"--only: there are {', '.join(one.name for one in every)}")
+    raise_limit()
+    build()
+    found = asyncio.run(run(chosen, given.rounds))
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(json.dumps(found))
+    if len(chosen) < len(every):
+        return 0
+    goals = suite.goals(found, size)
+    write_report(given.report, chosen, found, goals, given.rounds)
+    print(goals_table(goals))
+    return 0 if given.small or all(goal.reached for goal in goals) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

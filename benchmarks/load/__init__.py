@@ -1,0 +1,104 @@
+"""Many readers of one stream, in C: see ``load.c`` for what they check and say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import resource
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import Peer
+
+SOURCE = Path(__file__).parent / "load.c"
+BINARY = Path(".cache/load")
+
+
+class DeliveryError(Exception):
+    """Something did not arrive, or not in order: there is no figure then."""
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """When one event came to the clients: CLOCK_MONOTONIC, in seconds."""
+
+    first: float
+    median: float
+    p99: float
+    last: float
+
+
+def build() -> Path:
+    """Compile it if its source is newer; the binary."""
+    if not BINARY.exists() or BINARY.stat().st_mtime < SOURCE.stat().st_mtime:
+        BINARY.parent.mkdir(exist_ok=True)
+        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(BINARY), str(SOURCE)], check=True)
+    return BINARY
+
+
+def raise_limit() -> None:
+    """As many descriptors as this process may have; children inherit it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Load:
+    """A running load generator."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def expect(self, first: int, count: int) -> None:
+        """From now on, every client has to get the numbers from *first* on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"expect {first} {count}\n".encode())
+        await self._said("expecting")
+
+    async def served(self, number: int) -> None:
+        """Until every client has it. Raises DeliveryError."""
+        while await self._said("served") != number:
+            pass
+
+    async def arrivals(self) -> list[Arrivals]:
+        """Until everything expected has come to everybody. Raises DeliveryError."""
+        return [Arrivals(*(at / 1e9 for at in row)) for row in await self._said("rows")]
+
+    async def ready(self) -> None:
+        """Until every client is."""
+        await self._said("ready")
+
+    async def _said(self, word: str) -> Any:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(300):
+            while line := await self._process.stdout.readline():
+                said = json.loads(line)
+                if "lost" in said or said.get("wrong"):
+                    raise DeliveryError(said)
+                if word in said:
+                    return said[word]
+        raise DeliveryError("the load generator ended")
+
+
+@contextlib.asynccontextmanager
+async def load(peer: Peer, clients: int, *, bytes_per_second: int = 0) -> AsyncIterator[Load]:
+    """*clients* readers of *peer*, ready; slow ones if *bytes_per_second* is given, which nothing is checked of."""
+    slow = [str(bytes_per_second)] if bytes_per_second else []
+    process = await asyncio.create_subprocess_exec(
+        *(str(build().absolute()), str(peer.port), str(clients), peer.ready, peer.mark, *slow),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 28,  # a burst's rows come in one line
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(f"{len(peer.request)}\n".encode() + peer.request)
+        running = Load(process)
+        await running.ready()
+        yield running
+    finally:
+        process.kill()
+        await process.communicate()

@@ -1,0 +1,178 @@
+"""What is measured, on whom, and what must be reached: the plan of ``make bench``, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+from benchmarks import measure
+from benchmarks.measure import Figures
+from benchmarks.peers import etcd, hubs
+
+GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON = (
+    "gateway",
+    "gateway, portable sink",
+    "Nchan 1.3.6 (C)",
+    "Pushpin 1.36 (Rust, C++)",
+    "naive: FastAPI, a queue each",
+    "etcd's JSON gateway",
+)
+PEERS: Mapping[str, measure.Start] = {
+    GATEWAY: etcd.gateway,
+    PORTABLE: etcd.gateway_portable,
+    NCHAN: hubs.nchan,
+    PUSHPIN: hubs.pushpin,
+    NAIVE: etcd.naive,
+    JSON: etcd.json_gateway,
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sides that are measured in turn, in every round."""
+
+    name: str
+    title: str
+    why: str
+    sides: Mapping[str, Callable[[], Awaitable[Figures]]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; ``SMALL`` shows that the suite works, and its figures mean nothing."""
+
+    many: int = 5000
+    events: int = 20
+    burst_to: int = 1000
+    burst: int = 2000
+    followers: int = 100
+    puts: int = 20_000
+    growth: Sequence[int] = (1000, 5000, 10_000, 15_000)
+    slow: int = 100
+
+
+FULL = Size()
+SMALL = Size(many=50, events=3, burst_to=20, burst=50, followers=5, puts=200, growth=(20, 40), slow=5)
+
+
+def comparisons(size: Size) -> list[Comparison]:
+    """Everything, in the order of the report."""
+    many, events = size.many, size.events
+    return [
+        Comparison(
+            "single",
+            f"One event at a time, {many:,} subscribers",
+            "The next event is published 0.1 s after the last subscriber has the one before. Memory is that of the "
+            "process before the first event, over what it was without subscribers.",
+            {name: partial(measure.fan_out, start, many, events) for name, start in PEERS.items()},
+        ),
+        Comparison(
+            "burst",
+            f"A burst of {size.burst:,} events, {size.burst_to:,} subscribers",
+            "As fast as the publisher can; those who would take minutes get 100 or 200 events.",
+            {name: partial(measure.burst, start, size.burst_to, size.burst) for name, start in PEERS.items()},
+        ),
+        Comparison(
+            "ingest",
+            f"As many puts as etcd takes ({size.puts:,}), {size.followers} subscribers",
+            "The writer is a process of its own, with 100 puts on the way.",
+            {
+                "etcd alone": partial(measure.ingest, 0, size.puts),
+                GATEWAY: partial(measure.ingest, size.followers, size.puts),
+            },
+        ),
+        Comparison(
+            "latency",
+            f"From a put to {size.burst_to:,} subscribers",
+            "One event at a time; the direct watch is a gRPC client of etcd, in the same run.",
+            {
+                GATEWAY: partial(measure.end_to_end, size.burst_to, events),
+                NCHAN: partial(measure.fan_out, PEERS[NCHAN], size.burst_to, events),
+            },
+        ),
+        Comparison(
+            "etcd",
+            "What etcd spends",
+            "One event at a time; what etcd uses for the put itself is in all of them.",
+            {
+                "gateway, 1 subscriber": partial(measure.at_etcd, "gateway", 1, events),
+                f"gateway, {many:,} subscribers": partial(measure.at_etcd, "gateway", many, events),
+                f"etcd's JSON gateway, {many:,} subscribers": partial(measure.at_etcd, "json", many, events),
+            },
+        ),
+        Comparison(
+            "growth",
+            "More and more subscribers on one process",
+            "One event at a time.",
+            {f"{n:,} subscribers": partial(measure.fan_out, PEERS[GATEWAY], n, events) for n in size.growth},
+        ),
+        Comparison(
+            "slow",
+            f"{size.slow} subscribers that read at 1 KiB a second, beside {many:,} fast ones",
+            "One event at a time, after a burst of 1,000 that puts the slow ones minutes behind.",
+            {
+                "without": partial(measure.beside_slow_ones, PEERS[GATEWAY], many, events, 0),
+                "with": partial(measure.beside_slow_ones, PEERS[GATEWAY], many, events, size.slow),
+            },
+        ),
+    ]
+
+
+Rounds = Mapping[str, Mapping[str, Sequence[Figures]]]
+"""comparison -> side -> a round each."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio that must be reached. *most*: at the most so much, else at least."""
+
+    what: str
+    bound: float
+    value: float
+    most: bool = True
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is."""
+        return self.value <= self.bound if self.most else self.value >= self.bound
+
+
+def goals(rounds: Rounds, size: Size) -> list[Goal]:
+    """The ratios of medians, within this run."""
+
+    def of(comparison: str, side: str, figure: str) -> float:
+        return median(figures[figure] for figures in rounds[comparison][side])
+
+    def ratio(comparison: str, side: str, other: str, figure: str) -> float:
+        return of(comparison, side, figure) / of(comparison, other, figure)
+
+    cpu, last, memory, rate = (
+        "CPU a delivery (us)",
+        "last served after (ms)",
+        "memory a subscriber (KiB)",
+        "deliveries a second",
+    )
+    least, most = (f"{n:,} subscribers" for n in (size.growth[0], size.growth[-1]))
+    one, many = "gateway, 1 subscriber", f"gateway, {size.many:,} subscribers"
+    direct = of("latency", GATEWAY, "put to a direct watch (ms)")
+    bound_of_last = 2 * direct + 1.1 * of("latency", NCHAN, last)
+    return [
+        Goal("one event at a time: CPU a delivery, to Nchan", 1.1, ratio("single", GATEWAY, NCHAN, cpu)),
+        Goal("one event at a time: the last served, to Nchan", 1.1, ratio("single", GATEWAY, NCHAN, last)),
+        Goal("burst: deliveries a second, to Nchan", 3, ratio("burst", GATEWAY, NCHAN, rate), most=False),
+        Goal("burst: deliveries a second, to naive", 10, ratio("burst", GATEWAY, NAIVE, rate), most=False),
+        Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
+        Goal("memory of an idle subscriber, to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
+        Goal("all delivered so long after the last put, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),
+        Goal("put to the first, to a direct watch", 2, of("latency", GATEWAY, "put to the first (ms)") / direct),
+        Goal(
+            "put to the last, to twice a direct watch and 1.1 times Nchan's fan-out",
+            1,
+            of("latency", GATEWAY, "put to the last (ms)") / bound_of_last,
+        ),
+        Goal(f"etcd's CPU, {size.many:,} subscribers to one", 1.2, ratio("etcd", many, one, "CPU an event (ms)")),
+        Goal(f"CPU a delivery, {most} to {least}", 1.3, ratio("growth", most, least, cpu)),
+        Goal("p99 of the fast, with slow ones to without", 1.2, ratio("slow", "with", "without", "p99 (ms)")),
+    ]

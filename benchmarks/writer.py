@@ -1,0 +1,24 @@
+"""Puts as fast as etcd takes them: ``python -m benchmarks.writer ENDPOINT COUNT``. Prints when the first was sent and
+the last was acknowledged, CLOCK_MONOTONIC in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from benchmarks.peers.etcd import burst_of_puts
+from tests.support.etcd import etcd_client
+
+
+async def main(endpoint: str, count: int) -> None:
+    """See the module."""
+    async with etcd_client(endpoint) as kv:
+        begun = time.monotonic()
+        await burst_of_puts(kv, count)
+        print(begun, time.monotonic())
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,44 @@
+"""That the benchmarks run: everything once, too small for its figures to mean anything."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import DeliveryError, load
+from benchmarks.peers.etcd import gateway
+from benchmarks.peers.hubs import missing
+from benchmarks.suite import SMALL, comparisons
+
+
+@pytest.mark.etcd
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing()), reason=f"not installed: {' '.join(missing())}")
+async def test_everything_is_measured_and_reported(tmp_path: Path) -> None:
+    """Every side of every comparison, with every delivery checked, and a page with a plot each."""
+    command = [sys.executable, "-m", "benchmarks", "--small", "--rounds=1", f"--report={tmp_path}"]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+
+    assert process.returncode == 0, output.decode()
+    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    for comparison in comparisons(SMALL):
+        assert f"\n## {comparison.title}\n" in page
+        assert (tmp_path / "benchmarks" / f"{comparison.name}.svg").stat().st_size > 1000
+        for side in comparison.sides:
+            assert f"\n| {side} |" in page
+
+
+@pytest.mark.etcd
+async def test_what_did_not_arrive_is_no_figure() -> None:
+    """The load generator notices an event that it does not expect: a gap, or one twice, looks the same to it."""
+    async with gateway() as peer, load(peer, 5) as readers:
+        await readers.expect(await peer.next_number() + 1, 2)
+        await peer.publish()
+        with pytest.raises(DeliveryError, match="came after"):
+            await readers.arrivals()
