@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from app.core.events import Snapshot
+from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
 
@@ -54,8 +55,8 @@ class Etcd(Protocol):
     def condition(self) -> Condition:
         """How it is."""
 
-    def watch(self, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> Watch:
-        """Open a watch; while there is no connection it waits for one."""
+    def watch(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> Watch:
+        """Open a watch; while there is no connection, or no stream for it, it waits for one."""
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
         """The whole range at one linearizable revision, and the cluster's id.

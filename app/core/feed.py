@@ -17,6 +17,11 @@ Theory of operation
     revisions ago: etcd would have to scan them all), it restarts at C+1, C = the log's tip, is held until complete,
     and is accepted only if a Range at revision C still answers.
 
+    *A message over the limit* breaks its stream, and does not say whose it was. So every watch that was on it goes on
+    with a stream to itself; one whose own stream breaks so again is the cause. What lies between is then not asked for
+    a third time: of history it is done without, of news it is a fresh start. The others have proven themselves by then,
+    and go back to a shared stream.
+
     Anything else ends in a fresh start and a new log generation, which every reader notices by itself.
 """
 
@@ -33,6 +38,7 @@ from app.core.feedwords import (
     Commands,
     EndProof,
     FeedInput,
+    Lane,
     OpenWatch,
     Probe,
     Probed,
@@ -116,7 +122,7 @@ class CatchUp:
     start: int
     floor: int  # nothing above it may be compacted while we read
     target: int  # complete when everything up to it was said
-    catch_up: bool
+    lane: Lane
     created: bool = False
     anchored: bool = False  # the anchor came as we know it
 
@@ -143,7 +149,10 @@ class FeedCore:
         self._held: list[Batch] = []
         self._held_bytes = 0
         self._attempt = 0
-        self._move_at = 0
+        self._move_at = 0  # when the watch has said so much, it goes to a live stream; 0: it is on one
+        self._suspect = False  # a message over the limit may have been ours: a stream of its own, until it is clear
+        self._oversized = False  # it was: the next snapshot stands for it
+        self._unreadable = 0  # history that starts below it does not fit messages
         self._deepened_at = float("-inf")
         self._compacted = 0  # the greatest compaction revision that etcd has told us of
         # How many histories it has known to end: a cursor that came before the last did is of an ended one.
@@ -172,7 +181,7 @@ class FeedCore:
         return (
             self.state is State.LIVE
             and trusted
-            and revision >= self.log.tip - self._reach_back
+            and revision >= max(self.log.tip - self._reach_back, self._unreadable)
             and now - self._deepened_at >= DEEPEN_INTERVAL
         )
 
@@ -212,6 +221,7 @@ class FeedCore:
     def _begin(self) -> Commands:
         """A fresh start; with a cursor waiting and nothing yet to show, the snapshot comes first."""
         self._catch_up = None
+        self._suspect = False  # a watch from now on asks for nothing that was too large
         self._release_held()
         if self._reach and self.view is None:
             self.state = State.REACHING
@@ -280,12 +290,15 @@ class FeedCore:
         self.restores += self.reason == "restored"
         self.doubted = False
         self._settled = snapshot.revision
+        if self._oversized or self.reason == "restored":
+            self._unreadable = snapshot.revision if self._oversized else 0
         newest = max((item.mod_revision for item in snapshot.items), default=0)
         self._anchor = (
             Anchor(newest, [i for i in snapshot.items if i.mod_revision == newest], False, snapshot.revision)
-            if newest
+            if newest and not self._oversized  # it may be the very revision that does not fit
             else None
         )
+        self._oversized = False
 
     # --- catching up -------------------------------------------------------------------------------------------------
 
@@ -293,7 +306,7 @@ class FeedCore:
         """Read the history below the log's floor again, on the feed's one watch."""
         self._reach = False
         self._deepened_at = now
-        start = max(1, self.log.tip - self._reach_back)
+        start = max(1, self.log.tip - self._reach_back, self._unreadable + 1)
         return self._open(Plan.BACKFILL, start, start - 1, self.log.tip)
 
     def _resume(self) -> Commands:
@@ -311,10 +324,11 @@ class FeedCore:
         # Between an anchor and the tip the range has no other event, however many revisions lie there.
         # (Taken for far, it would end on the catch-up stream and be moved from there, to the same anchor, for ever.)
         far = plan is Plan.BACKFILL and self.log.tip - start >= CATCH_UP_REVISIONS
-        self._catch_up = CatchUp(plan, start, floor, target, far)
+        lane: Lane = "alone" if self._suspect else "catch-up" if far else "live"
+        self._catch_up = CatchUp(plan, start, floor, target, lane)
         self._move_at = 0
         self.state = State.CATCHING_UP
-        return (EndProof(), OpenWatch(start, far))
+        return (EndProof(), OpenWatch(start, lane))
 
     def _pending(self) -> CatchUp:
         assert self._catch_up is not None, "only in CATCHING_UP and CONFIRMING"
@@ -407,7 +421,6 @@ class FeedCore:
             self.log.prepend(history, min(pending.floor, self.log.floor), now)
         tip = self.log.tip
         self._become_live()
-        self._move_at = pending.target if pending.catch_up else 0
         return self._publish_all([batch for batch in held if batch.revision > tip], now)
 
     def _lacks_anchor(self, pending: CatchUp) -> bool:
@@ -417,10 +430,10 @@ class FeedCore:
     # --- live --------------------------------------------------------------------------------------------------------
 
     def _become_live(self) -> None:
+        pending, self._catch_up = self._catch_up, None
         self.state = State.LIVE
-        self._catch_up = None
         self._attempt = 0
-        self._move_at = 0
+        self._move_at = pending.target if pending is not None and pending.lane != "live" else 0
 
     def _live_batches(self, given: Batches, now: float) -> Commands:
         return self._publish_all(given.batches, now)
@@ -444,11 +457,13 @@ class FeedCore:
     def _live_progress(self, given: Progress, _now: float) -> Commands:
         if given.trusted:
             self.log.advance(given.revision)
-        return self._move_when_caught_up()
+        # Said too early it proves nothing, but then the move costs more, and nothing is lost.
+        return self._move_when_caught_up(given.revision)
 
-    def _move_when_caught_up(self) -> Commands:
-        """From the catch-up stream to a live one, as after a break."""
-        if self._move_at and self.log.tip >= self._move_at:
+    def _move_when_caught_up(self, said: int = 0) -> Commands:
+        """From the catch-up stream, or one to itself, to a live one, as after a break."""
+        if self._move_at and max(self.log.tip, said) >= self._move_at:
+            self._suspect = False
             return self._resume()
         return ()
 
@@ -467,6 +482,19 @@ class FeedCore:
         self.state = State.WATCH_RETRY
         self._attempt += 1
         return (CloseWatch(), Retry(self._attempt - 1))
+
+    def _lost(self, given: Lost, now: float) -> Commands:
+        if not given.too_large or not self._suspect:
+            self._suspect |= given.too_large
+            return self._retry_watch(given, now)
+        # It was alone on its stream.
+        pending = self._catch_up
+        if pending is not None and pending.plan is Plan.BACKFILL:
+            # Those who wait for history are reset; the others are not, unless news do not fit either.
+            self._unreadable, self._catch_up = self.log.tip, None
+            return self._retry_watch(given, now)
+        self._oversized = True
+        return self._start_anew("lagged")
 
     def _retry_due_to_watch(self, _given: FeedInput, now: float) -> Commands:
         pending = self._catch_up
@@ -565,7 +593,7 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.CATCHING_UP, Compacted): _entry(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.CATCHING_UP, SyncTimeout): _entry(_F._sync_timeout, _S.OPENING),
     (_S.CATCHING_UP, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
-    (_S.CATCHING_UP, Lost): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.CATCHING_UP, Lost): _entry(_F._lost, _S.WATCH_RETRY, _S.OPENING),
     (_S.CATCHING_UP, WantHistory): _entry(_F._ignore, _S.CATCHING_UP),
     (_S.CATCHING_UP, Restored): _entry(_F._restored, _S.OPENING),
     (_S.CATCHING_UP, Stop): _entry(_F._stop, _S.CLOSED),
@@ -574,7 +602,7 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.CONFIRMING, Progress): _entry(_F._ignore, _S.CONFIRMING),
     (_S.CONFIRMING, Compacted): _entry(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.CONFIRMING, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
-    (_S.CONFIRMING, Lost): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.CONFIRMING, Lost): _entry(_F._lost, _S.WATCH_RETRY, _S.OPENING),
     (_S.CONFIRMING, WantHistory): _entry(_F._ignore, _S.CONFIRMING),
     (_S.CONFIRMING, Restored): _entry(_F._restored, _S.OPENING),
     (_S.CONFIRMING, Stop): _entry(_F._stop, _S.CLOSED),
@@ -583,7 +611,7 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.LIVE, Progress): _entry(_F._live_progress, _S.LIVE, _S.CATCHING_UP),
     (_S.LIVE, Compacted): _entry(_F._live_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.LIVE, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
-    (_S.LIVE, Lost): _entry(_F._retry_watch, _S.WATCH_RETRY),
+    (_S.LIVE, Lost): _entry(_F._lost, _S.WATCH_RETRY, _S.OPENING),
     (_S.LIVE, WantHistory): _entry(_F._deepen, _S.CATCHING_UP),
     (_S.LIVE, Restored): _entry(_F._restored, _S.OPENING),
     (_S.LIVE, Stop): _entry(_F._stop, _S.CLOSED),

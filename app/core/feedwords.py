@@ -9,6 +9,8 @@ from app.core.events import Snapshot
 from app.core.multiplex import WatchInput
 
 Reason = Literal["initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"]
+# Which stream a watch goes to: one of those that live ones share, the one for histories, or one that it has to itself.
+Lane = Literal["live", "catch-up", "alone"]
 
 
 # Inputs beside those of the watch itself.
@@ -84,7 +86,7 @@ class OpenWatch:
     """Open a watch at *start* (0: from now); any other of this feed is closed before."""
 
     start: int
-    catch_up: bool = False
+    lane: Lane = "live"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,9 +74,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The stream that carried the watch is gone."""
+    """The stream that carried the watch is gone. *too_large*: by a message over the limit, of one of its watches."""
 
     reason: str
+    too_large: bool = False
 
 
 WatchInput = Created | Batches | Progress | Compacted | Refused | Lost
@@ -153,14 +154,14 @@ class Multiplexer:
             if watch is not None and not watch.ended:
                 self._receive_for(watch, message)
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, *, too_large: bool = False) -> None:
         """The stream is gone, and with it all that was not complete."""
         self._unanswered.clear()
         for watch_id in list(self._watches):
             # A sink may let others go meanwhile, here and below.
             watch = self._watches.pop(watch_id, None)
             if watch is not None and not watch.ended:
-                watch.sink(Lost(reason))
+                watch.sink(Lost(reason, too_large))
 
     def _receive_created(self, message: Message) -> None:
         watch_id = message.watch_id

@@ -64,12 +64,25 @@ def watch_request(request: Request) -> Any:
     return rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
 
 
+def is_too_large(error: BaseException | None) -> bool:
+    """Whether a message was over the limit, ours or the sender's.
+
+    By its words, since etcd and proxies say RESOURCE_EXHAUSTED for other things too: "CLIENT: Received message larger
+    than max (102947 vs. 65536)" (grpcio 1.85.1), "trying to send message larger than max" (etcd's own gRPC, 2 GiB).
+    """
+    return (
+        isinstance(error, rpc.AioRpcError)
+        and error.code() is rpc.StatusCode.RESOURCE_EXHAUSTED
+        and "larger than max" in (error.details() or "")
+    )
+
+
 def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
     """What a failed call means to us."""
     code, details = error.code(), error.details() or ""
     if code is rpc.StatusCode.OUT_OF_RANGE:
         return CompactedError(details) if "compacted" in details else FutureRevisionError(details)
-    if code is rpc.StatusCode.RESOURCE_EXHAUSTED and not details.startswith("etcdserver:"):
+    if is_too_large(error):
         return TooLargeError(f"etcd's answer does not fit a message: {details}")
     if code is rpc.StatusCode.PERMISSION_DENIED:
         return DeniedError(f"{endpoint}: {details}")

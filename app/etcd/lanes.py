@@ -2,19 +2,22 @@
 
 Live watches go to live streams, a new one only when the others are well filled; watches that start far in the past go
 to the catch-up stream, so that history does not hold up live events (etcd gives a stream one 128-slot channel and one
-HTTP/2 window: etcd #17529).
+HTTP/2 window: etcd #17529). A watch that may break its stream has one to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
 from app.etcd.stream import WatchStream
 
 LIVE_STREAMS = 3
-MAX_STREAMS = LIVE_STREAMS + 1  # and one for catching up
+# A message over the limit makes suspects of some hundred watches at the most, and each is clear in 0.1 to 0.3 s.
+ALONE_STREAMS = 8
+MAX_STREAMS = LIVE_STREAMS + 1 + ALONE_STREAMS  # one is for catching up
 # Watches on a live stream before the next one is opened.
 FILL = 256
 
@@ -25,24 +28,39 @@ class Lanes:
     Args:
         open_stream: is given what to call when the stream has ended.
         token: what a stream that is opened now would carry; creates on one with another may be refused.
+        on_room: called when a watch can have a stream to itself again.
     """
 
     def __init__(
-        self, open_stream: Callable[[Callable[[WatchStream], None]], WatchStream], token: Callable[[], str]
+        self,
+        open_stream: Callable[[Callable[[WatchStream], None]], WatchStream],
+        token: Callable[[], str],
+        on_room: Callable[[], None],
     ) -> None:
         self._open_stream = open_stream
         self._token = token
+        self._on_room = on_room
         self._live: list[WatchStream] = []
         self._catch_up: WatchStream | None = None
+        self._alone: list[WatchStream] = []
 
     @property
     def streams(self) -> list[WatchStream]:
         """Those that are open."""
-        return self._live if self._catch_up is None else [*self._live, self._catch_up]
+        return [*self._live, *self._alone, *([] if self._catch_up is None else [self._catch_up])]
 
-    def create(self, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> tuple[WatchStream, int]:
-        """Open a watch on the stream where it belongs; that stream, and the watch's id there."""
-        stream = self._catch_up_stream() if catch_up else self._live_stream()
+    def create(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> tuple[WatchStream, int] | None:
+        """Open a watch on the stream where it belongs; that stream, and the watch's id there. None: not before room."""
+        match lane:
+            case "live":
+                stream = self._live_stream()
+            case "catch-up":
+                stream = self._catch_up_stream()
+            case "alone":
+                if len(self._alone) >= ALONE_STREAMS:
+                    return None
+                stream = self._open_stream(self._forget)
+                self._alone.append(stream)
         return stream, stream.create(watched, start, sink)
 
     def close(self, error: BaseException | None) -> None:
@@ -69,3 +87,6 @@ class Lanes:
             self._catch_up = None
         elif stream in self._live:
             self._live.remove(stream)
+        elif stream in self._alone:
+            self._alone.remove(stream)
+            self._on_room()

@@ -25,8 +25,9 @@ from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
 
-# One message holds at most a revision's events of a fragment (2 MiB by default) or a page of a Range, which halves its
-# limit when this does not fit; values up to etcd's --max-request-bytes of tens of MiB still pass.
+# One message holds a fragment (2 MiB by default, or one event), a page of a Range, which asks for fewer keys when it does
+# not fit, or what etcd does not divide: up to 1,000 revisions that waited for the answer to a create. Values up to
+# etcd's --max-request-bytes of tens of MiB still pass. A watch that does not is ``FeedCore``'s to judge.
 MAX_MESSAGE = 512 * 1024 * 1024
 
 OPTIONS = (
@@ -61,6 +62,7 @@ class Link:
         *,
         proof_interval: float,
         on_header: Callable[[Any], None],
+        on_room: Callable[[], None],
         clock: Clock,
     ) -> None:
         self.endpoint = endpoint
@@ -74,7 +76,7 @@ class Link:
         self._on_header = on_header
         self._clock = clock
         self._streams: set[WatchStream] = set()
-        self.lanes = Lanes(self._open_stream, lambda: self.login.token)
+        self.lanes = Lanes(self._open_stream, lambda: self.login.token, on_room)
         # Of the last health check: who answered. None when nothing that we may ask names it.
         self.header: Any = None
         self.version_text = ""

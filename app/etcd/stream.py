@@ -13,7 +13,7 @@ from grpc.aio import EOF
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Multiplexer, ProgressRequest, Request, Sink
-from app.etcd.convert import message, watch_request
+from app.etcd.convert import is_too_large, message, watch_request
 from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
@@ -110,7 +110,7 @@ class WatchStream:
         for task in self.tasks:
             task.cancel()
         self._on_end(self, error)
-        self._mux.lose(str(error) if error is not None else "closed")
+        self._mux.lose(str(error) if error is not None else "closed", too_large=is_too_large(error))
 
     def retire(self, reason: str) -> None:
         """End it for its own sake: its watches hear ``Lost``, the link lives on."""

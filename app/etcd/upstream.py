@@ -17,6 +17,7 @@ from aetcd import rpc
 from app.core.backoff import Backoff
 from app.core.errors import UnavailableError
 from app.core.events import Snapshot
+from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Refused, Sink, WatchInput
 from app.core.versions import known_to_diverge, known_to_lose_events
@@ -44,19 +45,20 @@ ANONYMOUS = Credentials()
 
 
 class UpstreamWatch:
-    """A watch that is open on a stream, or waits for a link."""
+    """A watch that is open on a stream, or waits for a link, or for a stream to itself."""
 
-    def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> None:
+    def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> None:
         self._upstream = upstream
         self.range = watched
         self.start = start
         self.sink: Sink | None = sink
-        self.catch_up = catch_up
+        self.lane: Lane = lane
         self.stream: WatchStream | None = None
         self.watch_id = 0
         self.permitted_at: float | None = None  # see ``app.etcd.auditor``
         self._heard = False
-        self._wants_proof = False
+        # A stream to itself is wanted back as soon as progress says that the watch has caught up.
+        self._wants_proof = self._is_alone = lane == "alone"
 
     @property
     def wanted(self) -> bool:
@@ -94,6 +96,7 @@ class UpstreamWatch:
 
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
+        wanted = wanted or self._is_alone
         if wanted != self._wants_proof:
             self._wants_proof = wanted
             if self.stream is not None:
@@ -194,9 +197,9 @@ class Upstream:
         """Have *callback* called whenever the history turns out to be another one."""
         self._cluster.on_restored(callback)
 
-    def watch(self, watched: KeyRange, start: int, sink: Sink, *, catch_up: bool) -> UpstreamWatch:
+    def watch(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> UpstreamWatch:
         """See ``app.ports.Etcd``."""
-        watch = UpstreamWatch(self, watched, start, sink, catch_up=catch_up)
+        watch = UpstreamWatch(self, watched, start, sink, lane=lane)
         self._watches[watch] = None
         if self._ready.is_set():
             self._open(watch)
@@ -250,6 +253,7 @@ class Upstream:
                 self._credentials,
                 proof_interval=self._proof_interval,
                 on_header=self._cluster.note,
+                on_room=self._open_pending,
                 clock=self.clock,
             )
         except CredentialsError as error:
@@ -283,9 +287,7 @@ class Upstream:
         self._ready.set()
         self._cluster.note_applied(link.applied)
         self._say_ready(link)
-        pending, self._pending = self._pending, {}
-        for watch in pending:
-            self._open(watch)
+        self._open_pending()
         while not link.failed.done():
             await asyncio.wait([link.failed], timeout=self._proof_interval)
             if link.failed.done():
@@ -335,7 +337,17 @@ class Upstream:
 
     def _open(self, watch: UpstreamWatch) -> None:
         assert self._link is not None, "watches open on a ready link"
-        watch.open(*self._link.lanes.create(watch.range, watch.start, watch.receive, catch_up=watch.catch_up))
+        opened = self._link.lanes.create(watch.range, watch.start, watch.receive, lane=watch.lane)
+        if opened is None:
+            self._pending[watch] = None
+        else:
+            watch.open(*opened)
+
+    def _open_pending(self) -> None:
+        if self._ready.is_set():
+            pending, self._pending = self._pending, {}
+            for watch in pending:
+                self._open(watch)
 
     async def _usable_link(self) -> Link:
         if self._link is None or self._link.failed.done():

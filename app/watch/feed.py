@@ -34,7 +34,7 @@ from app.core.feedwords import (
 )
 from app.core.keys import KeyRange
 from app.core.log import Bounds
-from app.core.multiplex import Refused, WatchInput
+from app.core.multiplex import Lost, Refused, WatchInput
 from app.ports import Clock, Draw, Etcd, Watch
 from app.watch.notifier import Notifier
 
@@ -183,6 +183,8 @@ class Feed:
                 self._fail("revoked")
                 return
         self.handle(given)
+        if isinstance(given, Lost) and given.too_large and self.core.state is State.OPENING:
+            log.warning("what was missed is too large for a watch", extra={"range": str(self.range)})
         if not self._budget.afford(self, 0):
             self._fail_too_large()
 
@@ -198,9 +200,9 @@ class Feed:
 
     def _execute(self, command: Command) -> None:
         match command:
-            case OpenWatch(start, catch_up):
+            case OpenWatch(start, lane):
                 self._close_watch()
-                self._watch = self._etcd.watch(self.range, start, self._from_watch, catch_up=catch_up)
+                self._watch = self._etcd.watch(self.range, start, self._from_watch, lane=lane)
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():

@@ -1,21 +1,37 @@
-"""An answer that is larger than a message may be."""
+"""An answer that is larger than a message may be: the watch goes on without it, and so do its neighbours."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 import pytest
 
+from app.core.feedwords import Lane
+from app.core.keys import KeyRange
+from app.core.multiplex import Sink
+from app.embedded import EmbeddedEtcd
 from app.etcd import link
+from app.etcd.lanes import ALONE_STREAMS, MAX_STREAMS, Lanes
+from app.etcd.stream import WatchStream
 from app.gateway import Gateway
 from app.settings import load
 from tests.api.test_stream_ends import Client, released, swallow, synced
 from tests.cases.clients import true
+from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd
+from tests.support.proxy import proxy
 from tests.support.streams import Event, Mirror
 from tests.support.waiting import eventually
 
 LIMIT = 64 * 1024
+KEYS = 100
+LARGE = "x" * 1000  # so many keys of it are one and a half messages
+MOST_CREATES = 9
 
 
 def mirror_of(client: Client) -> Mirror:
@@ -34,32 +50,182 @@ def values(client: Client) -> dict[str, str]:
     return {key: data["value"] for (key, _), data in mirror.state.items()} if mirror.synced else {}
 
 
-@pytest.fixture(autouse=True)
-def _small_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+async def state(kv: EtcdClient, prefix: str) -> dict[str, str]:
+    """etcd's. (A client of its own, with gRPC's limit of 4 MiB.)"""
+    _revision, found = await kv.state(prefix)
+    return {key.decode(): item.value.decode() for key, item in found.items()}
+
+
+async def exact(kv: EtcdClient, clients: dict[str, Client]) -> None:
+    """Return once the mirror of each prefix equals etcd."""
+
+    async def equal() -> bool:
+        return all([values(client) == await state(kv, prefix) for prefix, client in clients.items()])
+
+    await eventually(equal)
+
+
+@contextlib.asynccontextmanager
+async def following(endpoint: str, prefixes: list[str]) -> AsyncIterator[tuple[Gateway, dict[str, Client]]]:
+    """A gateway in this process, and a synced client of each prefix."""
+    gateway = Gateway(load({"etcd": endpoint, "linger": 0, "stale_after": 2, "heartbeat": 0.5, "sync_timeout": 1}))
+    async with gateway.running():
+        clients = {prefix: Client(gateway, swallow, f"prefix={prefix}".encode()) for prefix in prefixes}
+        for client in clients.values():
+            await synced(client)
+        yield gateway, clients
+        for client in clients.values():
+            await gone(client)
+
+
+async def gone(client: Client) -> None:
+    """It leaves."""
+    client.leaves.set()
+    await client.task
+
+
+@pytest.fixture(name="_small_messages", autouse=True)
+def _small_messages_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [(name, value) for name, value in link.OPTIONS if name != "grpc.max_receive_message_length"]
     monkeypatch.setattr(link, "OPTIONS", (*kept, ("grpc.max_receive_message_length", LIMIT)))
 
 
+@dataclass
+class Watched:
+    """What was asked of etcd: how often each prefix was watched, and the most streams at a time."""
+
+    creates: Counter[str] = field(default_factory=Counter)
+    streams: int = 0
+
+
+@pytest.fixture(name="watched")
+def _watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    watched = Watched()
+    create = Lanes.create
+
+    def noting(self: Lanes, asked: KeyRange, start: int, sink: Sink, *, lane: Lane) -> tuple[WatchStream, int] | None:
+        opened = create(self, asked, start, sink, lane=lane)
+        watched.creates[asked.start.decode()] += opened is not None
+        watched.streams = max(watched.streams, len(self.streams))
+        return opened
+
+    monkeypatch.setattr(Lanes, "create", noting)
+    return watched
+
+
+def large(turn: int) -> dict[str, str | None]:
+    """A transaction that does not fit a message."""
+    return {f"/svc/{n:03}": f"{turn}{LARGE}" for n in range(KEYS)}
+
+
+@pytest.mark.etcd
+async def test_large_transactions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
+    """A naive client asks for the same history for ever, and breaks the stream that it shares each time."""
+    await kv.transact({"/svc/a": "1", "/live/a": "1"})
+    async with (
+        proxy(etcd.endpoint) as between,
+        following(between.endpoint, ["/svc/", "/live/"]) as (gateway, clients),
+    ):
+        between.cut()
+        for turn in range(3):
+            await kv.transact(large(turn) | {"/live/a": f"{turn}", f"/live/{turn}": "x"})
+            await kv.transact({f"/svc/{n:03}": None for n in range(turn, KEYS, 7)})
+        between.heal()
+        await exact(kv, clients)
+        await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+
+        assert mirror_of(clients["/svc/"]).resets == ["initial", "lagged"]
+        assert (mirror_of(clients["/live/"]).resets, mirror_of(clients["/live/"]).changes) == (["initial"], 6)
+        assert max(watched.creates.values()) <= MOST_CREATES
+
+        # And it is a watch like any other again.
+        before = watched.creates.copy()
+        await kv.transact({"/svc/a": "2", "/live/a": "2"})
+        await exact(kv, clients)
+        assert watched.creates == before
+
+
+@pytest.mark.etcd
+async def test_large_transactions_while_live(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
+    """What is lost live is too large again when it is caught up with: only a snapshot ends that."""
+    await kv.transact({"/svc/a": "1", "/live/a": "1"})
+    async with following(etcd.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
+        for turn in range(3):
+            await kv.transact(large(turn) | {"/live/a": f"{turn}"})
+            await kv.put("/svc/a", f"{turn}")
+            await exact(kv, clients)
+            # Between the turns all are where they were: what breaks next is the shared stream.
+            await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+
+        assert mirror_of(clients["/svc/"]).resets == ["initial", *["lagged"] * 3]
+        assert (mirror_of(clients["/live/"]).resets, mirror_of(clients["/live/"]).changes) == (["initial"], 3)
+        assert max(watched.creates.values()) <= MOST_CREATES + 1
+
+
+@pytest.mark.etcd
+async def test_history_that_does_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
+    """A cursor from before it asks for it again and again: whoever brings one is reset, and nobody else."""
+    await kv.transact({"/svc/a": "1", "/live/a": "1"})
+    async with following(etcd.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
+        first = clients.pop("/svc/")
+        old = re.findall("^id: (.*)$", first.text, re.MULTILINE)[-1]
+        first.leaves.set()
+        await first.task
+        await eventually(lambda: true(len(gateway.registry.feeds()) == 1))
+        await kv.transact(large(0))
+        await kv.transact({"/svc/a": "2", "/live/a": "2"})
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(3):
+                back = Client(gateway, swallow, f"prefix=/svc/&last_event_id={old}".encode())
+                stack.push_async_callback(gone, back)
+                await synced(back)
+                clients[f"/svc/#{number}"] = back
+                await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+            await kv.transact({"/svc/a": "3", "/live/a": "3"})
+            for prefix, client in clients.items():
+                await exact(kv, {prefix.partition("#")[0]: client})
+
+            assert [mirror_of(client).resets for client in clients.values()] == [["initial"], *[["lagged"]] * 3]
+            assert mirror_of(clients.pop("/live/")).changes == 2
+        assert max(watched.creates.values()) <= MOST_CREATES
+
+
+@pytest.mark.etcd
+async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
+    """More than may have a stream to themselves at a time: all get their turn, and the bound holds."""
+    neighbours = [f"/live/{n:02}/" for n in range(5 * ALONE_STREAMS)]
+    await kv.transact({f"{prefix}a": "1" for prefix in ["/svc/", *neighbours]})
+    async with (
+        proxy(etcd.endpoint) as between,
+        following(between.endpoint, ["/svc/", *neighbours]) as (gateway, clients),
+    ):
+        between.cut()
+        await kv.transact(large(0))
+        await kv.transact({f"{prefix}a": "2" for prefix in neighbours})
+        between.heal()
+        await exact(kv, clients)
+        await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+
+        assert mirror_of(clients.pop("/svc/")).resets == ["initial", "lagged"]
+        for client in clients.values():
+            assert (mirror_of(client).resets, mirror_of(client).changes) == (["initial"], 1)
+        assert ALONE_STREAMS <= watched.streams <= MAX_STREAMS
+        assert max(watched.creates.values()) <= MOST_CREATES
+
+
 async def test_a_revision_over_the_message_limit() -> None:
-    """A naive client breaks the stream for all who share it, and goes on saying "live" to the one it failed."""
-    async with FakeEtcd() as fake:
+    """As above on the fake, which is heard to the end: every watcher and every stream is let go."""
+    async with FakeEtcd() as fake, etcd_client(fake.endpoint) as kv:
         fake.fragment_bytes = 1 << 30  # an etcd that does not divide
         fake.txn([(b"/svc/a", b"1"), (b"/live/a", b"1")])
-        gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "stale_after": 1, "heartbeat": 0.5}))
-        async with gateway.running():
-            client, neighbour = Client(gateway, swallow), Client(gateway, swallow, b"prefix=/live/")
-            await synced(client)
-            await synced(neighbour)
-            fake.txn([(b"/svc/%03d" % n, b"x" * 1000) for n in range(100)])
+        async with following(fake.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
+            fake.txn([(b"/svc/%03d" % n, LARGE.encode()) for n in range(KEYS)])
             for n in range(5):
                 fake.put(b"/live/a", b"%d" % n)
-                await eventually(lambda n=n: true(values(neighbour) == {"/live/a": str(n)}))  # type: ignore[misc]
-            # Either it has all of it by now, by another way, or it is told that it has not.
-            await eventually(lambda: true(len(values(client)) == 101 or '"state":"stale"' in client.text))
-            assert len(values(client)) in (1, 101)
-            assert mirror_of(neighbour).resets == ["initial"]
-            assert mirror_of(neighbour).changes == 5
-            for one in (client, neighbour):
-                one.leaves.set()
-                await one.task
-            await released(gateway, fake)
+                await exact(kv, {"/live/": clients["/live/"]})
+            await exact(kv, clients)
+            assert mirror_of(clients["/svc/"]).resets == ["initial", "lagged"]
+            assert (mirror_of(clients["/live/"]).resets, mirror_of(clients["/live/"]).changes) == (["initial"], 5)
+            await fake.until(lambda: (fake.open_watchers, fake.open_streams) == (2, 1))
+            assert len(fake.asked.creates) <= 2 * 4
+        await released(gateway, fake)

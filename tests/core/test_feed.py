@@ -22,6 +22,7 @@ from app.core.feedwords import (
     Commands,
     EndProof,
     FeedInput,
+    Lane,
     OpenWatch,
     Probe,
     Probed,
@@ -112,6 +113,12 @@ CONFIRMING = BACKFILL.then(Created(100), batches(90), SURE)
 FAR = Path((Start(reach=True), taken(3000, put(2990))), 2000)
 FAR_CONFIRMING = FAR.then(Created(3000), batches(2990), Progress(3000, trusted=True))
 FAR_LIVE = FAR.then(Created(3005), batches(2990), Progress(3005, trusted=True), Probed("ok"))
+# A message over the limit broke a stream: was it ours?
+TOO_LARGE = Lost("too large", too_large=True)
+ALONE = LIVE.then(TOO_LARGE, RetryDue())
+ALONE_LIVE = ALONE.then(Created(105), batches(90))
+ALONE_CONFIRMING = PROBE.then(TOO_LARGE, RetryDue(), Created(141))
+ALONE_BACKFILL = BACKFILL.then(TOO_LARGE, RetryDue())
 CLOSED = LIVE.then(Stop())
 
 ANEW = (CloseWatch(), OpenWatch(0))
@@ -229,6 +236,41 @@ CASES: dict[str, Case] = {
     ),
     "after a break: history was being read": (
         BACKFILL.then(Compacted(60), Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(50))
+    ),
+    # A message over the limit: each watch of its stream goes on alone, and then it is known whose it was.
+    "too large while live": (LIVE, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "too large while catching up": (OVERLAP, TOO_LARGE, S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
+    "too large while confirming": (CONFIRMING, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "too large before the snapshot": (SNAPSHOTTING, TOO_LARGE, S.START_RETRY, (CloseWatch(), Retry(0))),
+    "on alone, at the anchor": (
+        LIVE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
+    ),
+    "on alone, without anchor": (
+        PROBE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142, "alone"))
+    ),
+    "on alone, from far back": (
+        FAR.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(1000, "alone"))
+    ),
+    "lost for another reason, and still a suspect": (
+        ALONE.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
+    ),
+    "alone, and the anchor came: there may be more": (ALONE.then(Created(105)), batches(90), S.LIVE, (EndProof(),)),
+    "alone, and that was all: back": (
+        ALONE.then(Created(100)), batches(90), S.CATCHING_UP, (EndProof(), OpenWatch(90))
+    ),
+    "alone, with all news: back": (ALONE_LIVE, batches(105), S.CATCHING_UP, (EndProof(), OpenWatch(105))),
+    "alone, and no more news: back": (
+        ALONE_LIVE, Progress(105, trusted=False), S.CATCHING_UP, (EndProof(), OpenWatch(90))
+    ),
+    "it was ours": (ALONE, TOO_LARGE, S.OPENING, UNPROVEN_ANEW),
+    "it was ours, behind others": (ALONE_LIVE, TOO_LARGE, S.OPENING, ANEW),
+    "it was ours, without anchor": (ALONE_CONFIRMING, TOO_LARGE, S.OPENING, ANEW),
+    "it was our history": (ALONE_BACKFILL, TOO_LARGE, S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
+    "without that history": (
+        ALONE_BACKFILL.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
+    ),
+    "our history, and our news": (
+        ALONE_BACKFILL.then(TOO_LARGE, RetryDue()), TOO_LARGE, S.OPENING, UNPROVEN_ANEW
     ),
     "a cursor comes after a break": (WATCH_RETRY, WantHistory(), S.WATCH_RETRY, ()),
     "restored after a break": (WATCH_RETRY, Restored(), S.OPENING, ANEW),
@@ -531,6 +573,7 @@ DELETED = LIVE.then(said(Delete(b"a", 105)), Lost("gone"), RetryDue(), Created(1
         (CONFIRMING_PROBE, Probed("future"), "restored"),
         (CONFIRMING_PROBE.then(heavy(142)), heavy(143), "lagged"),
         (PROBE.then(Created(150), heavy(142)), heavy(143), "lagged"),
+        (ALONE, TOO_LARGE, "lagged"),
     ],
 )
 def test_why_a_generation_ended(path: Path, given: FeedInput, reason: Reason) -> None:
@@ -569,6 +612,52 @@ def test_why_there_is_no_history() -> None:
     assert [core.why_no_history(revision) for revision in (199, 200)] == ["restored", "lagged"]
 
 
+# --- a message over the limit ----------------------------------------------------------------------------------------
+
+AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
+
+
+def test_what_was_too_large_is_not_asked_for_again() -> None:
+    """It may be the snapshot's newest revision: no anchor until there are news, and no history from before."""
+    core = AFTER_IT.walk()
+    assert not core.may_deepen(199, 60.0, trusted=True)
+    assert core.may_deepen(200, 60.0, trusted=True)
+    assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(201))
+    send(core, Created(200), Probed("ok"), batches(205))
+    assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(205))
+    send(core, Created(205), batches(205))
+    assert send(core, WantHistory()) == (EndProof(), OpenWatch(201))
+
+
+def test_history_that_is_too_large_is_done_without() -> None:
+    """Who waits for it is not to wait any longer; nobody else is reset; later history is in reach again."""
+    core = ALONE_BACKFILL.walk()
+    assert core.promises_history(60)
+    send(core, TOO_LARGE)
+    assert not core.promises_history(60)
+    assert core.why_no_history(60) == "lagged"
+    send(core, RetryDue(), Created(100), batches(90), Created(100), batches(90))
+    assert (core.state, core.log.generation) == (State.LIVE, 1)
+    assert not core.may_deepen(99, 60.0, trusted=True)
+    send(core, batches(*range(101, 130)))
+    assert core.may_deepen(100, 60.0, trusted=True)
+
+
+def test_another_history_may_fit() -> None:
+    """What was too large was in the one before the restore."""
+    core = AFTER_IT.then(Restored(), Created(150), taken(150, put(149))).walk()
+    assert core.reason == "restored"
+    assert core.may_deepen(100, 60.0, trusted=True)
+    assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(149))
+
+
+def test_a_fresh_start_is_above_suspicion() -> None:
+    """Whatever made it necessary: a watch from now on goes to a shared stream, and stays there."""
+    core = ALONE.then(SyncTimeout(), Created(200), taken(200, put(200)), Lost("gone")).walk()
+    assert send(core, RetryDue()) == (EndProof(), OpenWatch(200))
+    assert send(core, TOO_LARGE) == (EndProof(), CloseWatch(), Retry(1))
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
@@ -603,12 +692,12 @@ def test_retries_are_counted_until_it_is_live() -> None:
     assert waits == [(CloseWatch(), Retry(attempt)) for attempt in (0, 1, 2, 0, 1, 0)]
 
 
-@pytest.mark.parametrize(("reach_back", "far"), [(999, False), (1000, True)])
-def test_a_long_way_back_goes_over_another_stream(reach_back: int, far: bool) -> None:
+@pytest.mark.parametrize(("reach_back", "lane"), [(999, "live"), (1000, "catch-up")])
+def test_a_long_way_back_goes_over_another_stream(reach_back: int, lane: Lane) -> None:
     """More than one round of etcd's catching up would hold up everybody's live events."""
     core = FeedCore(BOUNDS, reach_back)
     commands = send(core, Start(reach=True), taken(3000, put(2990)))
-    assert commands == (EndProof(), OpenWatch(3000 - reach_back, far))
+    assert commands == (EndProof(), OpenWatch(3000 - reach_back, lane))
 
 
 sizes = st.lists(st.integers(0, 1500), max_size=12)

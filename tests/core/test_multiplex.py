@@ -206,15 +206,15 @@ class StreamMachine(RuleBasedStateMachine):
         if not self.unanswered:
             self.say(Message(watch_id, 3, created=True, canceled=True))
 
-    @rule()
-    def lose(self) -> None:
+    @rule(too_large=st.booleans())
+    def lose(self, too_large: bool) -> None:
         """The stream breaks: each watch hears so once, unless etcd ended it before; nothing unfinished is heard."""
         for served in self.watches:
             ended = served.cancelled_by_etcd or (served.answered and not served.created)
             if not ended:
-                self.expect(served, Lost("broken"))
+                self.expect(served, Lost("broken", too_large))
             served.let_go = True
-        self.mux.lose("broken")
+        self.mux.lose("broken", too_large=too_large)
         self.watches = [one for one in self.watches if not self.compare(one)]
         self.unanswered = []
         assert len(self.mux) == 0

@@ -20,7 +20,14 @@ pytestmark = pytest.mark.etcd
 async def test_a_closed_channel_is_no_defect(etcd: SecureEtcd, root: Admin, password_file: Path) -> None:
     """Found by the torture, as a 500: the password had changed, which ended the link under the renewal."""
     credentials = Credentials(user=USER, password_file=password_file)
-    link = Link(etcd.endpoint, credentials, proof_interval=1, on_header=lambda _header: None, clock=lambda: 0.0)
+    link = Link(
+        etcd.endpoint,
+        credentials,
+        proof_interval=1,
+        on_header=lambda _header: None,
+        on_room=lambda: None,
+        clock=lambda: 0.0,
+    )
     assert await link.check(5) is None
     await root.change_password(USER, "another")
     renew = link.login.renew

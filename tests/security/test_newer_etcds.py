@@ -65,7 +65,14 @@ async def test_a_learner_that_hides_its_status() -> None:
 async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
     """Behind one name reads may go to a member of 3.5.16 and watches to one of 3.5.1: its progress overtakes events."""
     async with FakeEtcd("3.5.16") as etcd:
-        link = Link(etcd.endpoint, Credentials(), proof_interval=1, on_header=lambda _header: None, clock=lambda: 0.0)
+        link = Link(
+            etcd.endpoint,
+            Credentials(),
+            proof_interval=1,
+            on_header=lambda _header: None,
+            on_room=lambda: None,
+            clock=lambda: 0.0,
+        )
         assert await link.check(2) is None
         assert link.progress_trusted
         heard = etcd.header()
