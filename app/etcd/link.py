@@ -25,7 +25,7 @@ from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
 
-# One message holds a fragment (2 MiB by default, or one event), a page of a Range, which asks for fewer keys when it does
+# One message holds a fragment (2 MiB by default, or one event), a page of a Range, which asks for fewer keys if it does
 # not fit, or what etcd does not divide: up to 1,000 revisions that waited for the answer to a create. Values up to
 # etcd's --max-request-bytes of tens of MiB still pass. A watch that does not is ``FeedCore``'s to judge.
 MAX_MESSAGE = 512 * 1024 * 1024
