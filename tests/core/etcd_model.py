@@ -1,7 +1,7 @@
 """A simulated etcd for the tests of the feed: all of its history, and everything unkind that the real ones do.
 
 Must live here: what etcd does, as measured (FIELD-NOTES): compaction, the loss of a delete exactly at it, members that
-lag, answers that overtake events. Must not: what a feed ought to make of that.
+lag, answers that overtake events, messages over the limit. Must not: what a feed ought to make of that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.multiplex import Batches, Compacted, Created, Progress, WatchInput
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, WatchInput
 
 PREFIX = b"/a/"
 KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/z")  # the last one is not in the range
@@ -74,6 +74,7 @@ class Store:
         self.progress_trusted = progress_trusted
         self.loses_deletes = loses_deletes
         self.batch_revisions = batch_revisions  # etcd's watchBatchMaxRevs
+        self.message_events: int | None = None  # so many fit a message
         self._compactions: list[tuple[int, int]] = []  # (current revision then, compacted up to)
         self._written = 0
 
@@ -144,7 +145,9 @@ class SimulatedWatch:
                 self._next = self.member + 1
                 events = self.history.at(self.member)
                 if events:
-                    self.queue.append(Batches((Batch(self.member, events),)))
+                    self._say([Batch(self.member, events)])
+                if self.ended:
+                    return
 
     def sync(self) -> None:
         """One round of etcd's syncWatchers, for a watch that is behind."""
@@ -168,6 +171,14 @@ class SimulatedWatch:
             self.synced = True
         self._first_round = False
         if found:
+            self._say(found)
+
+    def _say(self, found: Sequence[Batch]) -> None:
+        limit = self._store.message_events
+        if limit is not None and sum(len(batch.events) for batch in found) > limit:
+            self.ended = True
+            self.queue.append(Lost("too large", too_large=True))
+        else:
             self.queue.append(Batches(tuple(found)))
 
     def fall_behind(self) -> None:

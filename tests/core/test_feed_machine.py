@@ -26,6 +26,7 @@ from app.core.feedwords import (
     Command,
     EndProof,
     FeedInput,
+    Lane,
     OpenWatch,
     Probe,
     Probed,
@@ -92,6 +93,9 @@ class FeedMachine(RuleBasedStateMachine):
         self.store = Store(progress_trusted=True, loses_deletes=False, batch_revisions=BATCH_REVISIONS)
         self.now = 0.0
         self.watch: SimulatedWatch | None = None
+        self.lane: Lane = "live"
+        self.in_vain = 0  # streams that our own messages broke since the feed was last live or had a snapshot
+        self.unanchored = False  # the generation began because something was too large: perhaps its newest revision
         self.snapshot: Literal["none", "asked", "half", "ready"] = "none"
         self.page: tuple[History, int, list[KeyValue]] | None = None
         self.taken: SnapshotTaken | None = None
@@ -117,8 +121,16 @@ class FeedMachine(RuleBasedStateMachine):
         """As ``Feed.handle``; and hold every step to the table."""
         core, watch = self.core, self.watch
         before, tip, floor = core.state, core.log.tip, core.log.floor
+        oversized = core._oversized
         commands = core.handle(given, self.now)
         assert core.state in TABLE[before, type(given)].leads_to
+        if isinstance(given, Lost) and core.state is State.OPENING:
+            assert given.too_large, "only what was too large"
+            assert self.lane == "alone", "and certainly ours is not asked for again"
+        if core.state is State.LIVE or isinstance(given, SnapshotTaken):
+            self.in_vain = 0
+        if isinstance(given, SnapshotTaken):
+            self.unanchored = oversized
         if core.log.generation != self.generation:
             assert isinstance(given, SnapshotTaken)
             self.generation, self.lineage, self.excused = core.log.generation, self.taken_from, False
@@ -153,6 +165,7 @@ class FeedMachine(RuleBasedStateMachine):
             not revision
             or tip - revision > REACH_BACK
             or revision < compacted
+            or (self.unanchored and not published)
             or (revision == compacted and gone)
             or same
         ), "a change of history was silently continued"
@@ -161,8 +174,9 @@ class FeedMachine(RuleBasedStateMachine):
     def execute(self, command: Command) -> None:
         """As ``Feed._execute``."""
         match command:
-            case OpenWatch(start, _):
+            case OpenWatch(start, lane):
                 self.close_watch()
+                self.lane = lane
                 self.watch = SimulatedWatch(self.store, start)
             case CloseWatch():
                 self.close_watch()
@@ -222,9 +236,11 @@ class FeedMachine(RuleBasedStateMachine):
         reach=st.booleans(),
         writes=st.integers(0, 12),
         compacted=st.integers(0, 12),
+        fit=st.sampled_from([None, None, 2, 3, 5]),
     )
-    def begin(self, trusted: bool, loses: bool, reach: bool, writes: int, compacted: int) -> None:
+    def begin(self, trusted: bool, loses: bool, reach: bool, writes: int, compacted: int, fit: int | None) -> None:
         """An etcd of some version, with some history, and somebody who wants the feed."""
+        self.store.message_events = fit
         self.store.progress_trusted = trusted
         self.store.loses_deletes = loses
         for index in range(writes):
@@ -336,6 +352,8 @@ class FeedMachine(RuleBasedStateMachine):
                 self.note(revision)
             case Compacted():
                 self.note(0)
+            case Lost():
+                self.in_vain += self.core.state in (State.CATCHING_UP, State.CONFIRMING)
         if self.watch is watch:
             self.handle(given)
 
@@ -360,6 +378,13 @@ class FeedMachine(RuleBasedStateMachine):
         """The stream breaks; what was under way on it is gone."""
         self.held.ended = True
         self.handle(Lost("broken"))
+
+    @precondition(lambda self: self.watch is not None and self.held.history is not None and self.lane != "alone")
+    @rule()
+    def lose_for_a_neighbour(self) -> None:
+        """What was too large for the stream was for another watch on it."""
+        self.held.ended = True
+        self.handle(Lost("too large", too_large=True))
 
     @precondition(lambda self: self.has(open=True, created_given=False))
     @rule()
@@ -558,12 +583,11 @@ class FeedMachine(RuleBasedStateMachine):
             watch.apply(100)
         elif not watch.synced:
             watch.sync()
+        elif not watch.asked and (self.core.state is State.LIVE or self.store.progress_trusted):
+            watch.asked = True
+            watch.say_progress()
         elif self.core.state is State.CATCHING_UP:
-            if self.store.progress_trusted and not watch.asked:
-                watch.asked = True
-                watch.say_progress()
-            else:
-                self.time_out()
+            self.time_out()
         else:
             return False
         return True
@@ -588,6 +612,11 @@ class FeedMachine(RuleBasedStateMachine):
                 assert self.watch is None
                 assert self.retry
         assert not self.sync_timer or self.core.state is State.CATCHING_UP
+
+    @invariant()
+    def what_is_too_large_is_given_up(self) -> None:
+        """On a shared stream, alone, and once more if it was done without history: then there is a snapshot."""
+        assert self.in_vain <= 3
 
     @invariant()
     def doubt_keeps_joiners_away(self) -> None:
@@ -645,6 +674,7 @@ class FeedMachine(RuleBasedStateMachine):
                 break
             self.check()
         assert self.core.state is State.LIVE
+        assert self.lane == "live"
         assert self.core.joinable
         assert self.core.view is not None
         if not self.excused:
@@ -658,6 +688,7 @@ class FeedMachine(RuleBasedStateMachine):
     def check(self) -> None:
         """All invariants."""
         self.waits_for_something()
+        self.what_is_too_large_is_given_up()
         self.doubt_keeps_joiners_away()
         self.memory_is_bounded()
         self.view_is_exact()
