@@ -160,6 +160,16 @@ class FeedCore:
         self.events_in = 0
 
     @property
+    def spare(self) -> int:
+        """Bytes that ``shed`` can give back."""
+        return self.log.bytes + (self.view.encoded if self.view is not None else 0)
+
+    def shed(self, size: int) -> int:
+        """Give back about *size* bytes: what can be encoded again goes first, then history; bytes given back."""
+        given = self.view.shed() if self.view is not None else 0
+        return given if given >= size else given + self.log.shed(size - given)
+
+    @property
     def joinable(self) -> bool:
         """Whether a joiner may be given what the view holds."""
         return self.view is not None and not self.doubted

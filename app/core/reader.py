@@ -12,18 +12,15 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 
 from app.core.cursor import Cursor, Shape
-from app.core.events import KeyValue, Snapshot
+from app.core.events import Snapshot
 from app.core.feed import FeedCore
 from app.core.feedwords import Reason
-from app.core.frames import comment, control, greeting, snapshot_frame
+from app.core.frames import comment, control, greeting
 from app.core.pace import Pace
-
-# Items of a snapshot that are encoded in one go: about 2 ms of the loop's time when none was encoded before.
-SNAPSHOT_SLICE = 1024
 
 
 class Phase(Enum):
@@ -59,8 +56,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_asked", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat", "_items", "_lagged",
-        "_linearizable", "_offered", "_refused_history", "_restores", "_sent_items", "_shape", "_synced",
+        "_asked", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat", "_lagged",
+        "_linearizable", "_offered", "_refused_history", "_restores", "_sent_items", "_shape", "_snapshot", "_synced",
         "_with_state", "_wording", "delivered", "pace", "phase", "resets", "revision", "told_stale", "wants",
     )  # fmt: skip
 
@@ -92,7 +89,7 @@ class Reader:
         self._offered: Snapshot | None = None
         self._generation = -1
         self.revision = 0
-        self._items: Sequence[KeyValue] = ()
+        self._snapshot: Snapshot | None = None  # being sent
         self._sent_items = 0
         self._synced = False
         self._lagged = False
@@ -252,7 +249,7 @@ class Reader:
             snapshot = feed.view.snapshot(feed.log.tip)
         self._take_epoch()
         self._generation = feed.log.generation
-        self._items = snapshot.items if self._with_state else ()
+        self._snapshot = snapshot if self._with_state else None
         self._sent_items = 0
         self.revision = snapshot.revision
         self.phase = SNAPSHOT
@@ -267,20 +264,16 @@ class Reader:
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items(size)
 
     def _next_items(self, size: int) -> bytes:
-        chunk: list[KeyValue] = []
-        for item in self._items[self._sent_items : self._sent_items + SNAPSHOT_SLICE]:
-            chunk.append(item)
-            size -= item.size
-            if size <= 0:
-                break
-        self._sent_items += len(chunk)
-        self.delivered += len(chunk)
-        view, encoding = self._feed.view, self._shape.encoding
-        assert view is not None, "a snapshot is only sent of a feed that has a view"
-        data = snapshot_frame([view.body(item, encoding) for item in chunk], self._form)
-        if self._sent_items < len(self._items):
-            return data
-        self._items = ()
+        data, snapshot, view = b"", self._snapshot, self._feed.view
+        if snapshot is not None:
+            assert view is not None, "a snapshot is only sent of a feed that has a view"
+            portion = view.portion(snapshot, self._sent_items, size, self._form, self._shape.encoding)
+            self._sent_items += portion.items
+            self.delivered += portion.items
+            data = portion.data
+            if self._sent_items < len(snapshot.items):
+                return data
+            self._snapshot = None
         self.phase = FOLLOWING
         self.pace.end_snapshot()
         return data + self._say_synced()

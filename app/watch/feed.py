@@ -159,8 +159,8 @@ class Feed:
         self._account()
 
     def shed(self, size: int) -> int:
-        """Give back about *size* bytes of the log; bytes given back."""
-        given = self.core.log.shed(size)
+        """Give back about *size* bytes, of what is encoded or of the log; bytes given back."""
+        given = self.core.shed(size)
         self._account()
         return given
 

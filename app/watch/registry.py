@@ -191,14 +191,14 @@ class Registry:
         self.bytes += change
 
     def afford(self, feed: Feed, extra: int) -> bool:
-        """Lingering feeds go first, then the logs give up history; what then does not fit may not grow."""
+        """Lingering feeds go first, then what is encoded, and history; what then does not fit may not grow."""
         while self._over(extra) > 0:
             oldest = self._counts.oldest_lingering()
             if oldest is None or self._feeds[oldest] is feed:
                 break
             self._expire(oldest)
         if self._over(extra) > 0:
-            for other in sorted(self._feeds.values(), key=lambda held: -held.core.log.bytes):
+            for other in sorted(self._feeds.values(), key=lambda held: -held.core.spare):
                 if other.shed(self._over(extra)) == 0 or self._over(extra) <= 0:
                     break
         return self._over(extra) <= 0

@@ -14,7 +14,7 @@ from app import cli
 from app.core import feed, frames, log, reader
 from app.core.cursor import Cursor
 from app.core.encoding import event_body
-from app.core.events import Batch, Delete
+from app.core.events import Batch, Delete, Snapshot
 from app.core.feed import FeedCore
 from app.core.feedwords import CloseWatch, OpenWatch
 from app.core.multiplex import Created, Multiplexer
@@ -88,7 +88,8 @@ def synced_too_early() -> None:
     begin = Reader._next_items
 
     def first_only(self: Reader, size: int) -> bytes:
-        self._items = self._items[: self._sent_items + 10]
+        if self._snapshot is not None:
+            self._snapshot = Snapshot(self._snapshot.revision, self._snapshot.items[: self._sent_items + 10])
         return begin(self, size)
 
     _replace(Reader, "_next_items", first_only)

@@ -18,7 +18,8 @@ from app.core.feedwords import Probed, Restored, SnapshotTaken, Start, WantHisto
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress
-from app.core.reader import SNAPSHOT_SLICE, Phase, Reader, Wants
+from app.core.reader import Phase, Reader, Wants
+from app.core.view import MAX_ITEMS
 
 SHAPE = Shape(KeyRange("prefix", b"/a/"))
 EPOCH = "00000001"
@@ -533,10 +534,10 @@ def test_what_happens_during_a_snapshot_comes_after_it() -> None:
 
 def test_a_slice_of_a_snapshot_is_bounded_by_its_number_too() -> None:
     """Many small keys are not encoded in one go."""
-    core = live(*[put(90, b"/a/%d" % index) for index in range(SNAPSHOT_SLICE + 1)])
+    core = live(*[put(90, b"/a/%d" % index) for index in range(MAX_ITEMS + 1)])
     one = reader(core)
-    assert len(parse(one.read(PLENTY))) == 1 + SNAPSHOT_SLICE
-    assert (one.phase, one.delivered) == (Phase.SNAPSHOT, SNAPSHOT_SLICE)
+    assert len(parse(one.read(PLENTY))) == 1 + MAX_ITEMS
+    assert (one.phase, one.delivered) == (Phase.SNAPSHOT, MAX_ITEMS)
     assert words(one.read(PLENTY)) == ["put@90", "synced@100"]
 
 

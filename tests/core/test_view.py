@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.encoding import event_body
 from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
+from app.core.frames import snapshot_frame
 from app.core.view import View
 
 changes = st.lists(
@@ -87,3 +89,61 @@ def test_the_items_are_the_history_s_own() -> None:
     view = View(Snapshot(1, []))
     view.apply(Batch(2, [item]))
     assert view.snapshot(2).items[0] is item
+
+
+def in_portions(view: View, snapshot: Snapshot, size: int, form: str = "sse") -> list[bytes]:
+    """A reader's way through a snapshot."""
+    found: list[bytes] = []
+    start = 0
+    while start < len(snapshot.items):
+        portion = view.portion(snapshot, start, size, form, "auto")
+        assert portion.items > 0
+        found.append(portion.data)
+        start += portion.items
+    return found
+
+
+@given(
+    st.lists(st.binary(max_size=50), min_size=1, max_size=60),
+    st.integers(1, 500),
+    st.sampled_from(["sse", "ndjson"]),
+    st.booleans(),
+)
+def test_portions_are_the_snapshot_in_pieces(values: list[bytes], size: int, form: str, changed: bool) -> None:
+    """Every item once and in order, of the newest snapshot or of one that the view has left behind."""
+    items = [KeyValue(b"%d" % index, value, 1, 1, 1) for index, value in enumerate(values)]
+    view = View(Snapshot(1, items))
+    snapshot = view.snapshot(1)
+    whole = snapshot_frame([event_body(item, "auto") for item in items], form)
+    assert b"".join(in_portions(view, snapshot, size, form)) == whole
+    if changed:
+        view.apply(batch(2, {b"0": b"new", b"1": None}))
+    assert b"".join(in_portions(view, snapshot, size, form)) == whole
+
+
+def test_portions_of_the_newest_snapshot_are_shared_and_counted() -> None:
+    """One object for all that come before the next batch; behind it, nothing is left of them."""
+    items = [KeyValue(b"%d" % index, b"x" * 100, 1, 1, 1) for index in range(40)]
+    bodies = sum(len(event_body(item, "auto")) for item in items)
+    view = View(Snapshot(1, items))
+    size = view.bytes
+    first = in_portions(view, view.snapshot(1), 1000)
+    assert (view.bytes, view.encoded) == (size + view.encoded, bodies + sum(map(len, first)))
+    second = in_portions(view, view.snapshot(3), 1000)
+    assert all(again is before for again, before in zip(second, first, strict=True))
+    assert view.encoded == bodies + sum(map(len, first))  # a herd of any size costs no more
+
+    view.apply(batch(4, {b"new": None}))
+    assert (view.bytes, view.encoded) == (size + bodies, bodies)
+
+
+def test_what_is_encoded_can_be_done_without() -> None:
+    """Given back, and made again when asked for."""
+    items = [KeyValue(b"a", b"x" * 100, 1, 1, 1)]
+    view = View(Snapshot(1, items))
+    size = view.bytes
+    before = in_portions(view, view.snapshot(1), 1000)
+    encoded = view.encoded
+    assert (view.shed(), view.encoded, view.bytes, view.shed()) == (encoded, 0, size, 0)
+    assert in_portions(view, view.snapshot(1), 1000) == before
+    assert view.encoded == encoded
