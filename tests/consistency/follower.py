@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
-from tests.consistency.history import Chronicle, Watched
+from tests.consistency.history import Chronicle, History, Watched
 from tests.consistency.judge import Judge, ViolationError
 from tests.consistency.writer import PREFIXES
 from tests.support.streams import Stream, request
@@ -102,13 +102,15 @@ class Follower:
             await stream.close()
             return False
         try:
-            return await self._read(stream, base, seconds, enough)
+            return await self._read(stream, base, history, seconds, enough)
         finally:
             if rng.random() < 0.5:
                 stream.reset()
             await stream.close()
 
-    async def _read(self, stream: Stream, base: str, seconds: float, enough: Callable[[], bool]) -> bool:
+    async def _read(
+        self, stream: Stream, base: str, history: History, seconds: float, enough: Callable[[], bool]
+    ) -> bool:
         rng, judge = self._rng, self.judge
         leave = time.monotonic() + seconds
         # Cut after a few events: within a snapshot, within a transaction.
@@ -120,6 +122,10 @@ class Follower:
             event = await stream.next_event(SILENT)
             if event is None:
                 return enough()
+            if not judge.told and history is not judge.chronicle.now:
+                # Restored while it was waiting for the first word. A gateway that was started after the old history's
+                # last sign of life knows nothing of it, and takes the cursor for one of the new history.
+                return False
             judge.receive(event, time.monotonic())
             if enough():
                 return True

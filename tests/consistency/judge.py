@@ -84,6 +84,7 @@ class Judge:
     _claims: deque[Claim] = field(default_factory=deque)
     _building: dict[bytes, Change] | None = None
     _pending: list[Change] = field(default_factory=list)
+    told: bool = False  # this stream has said something of the state
     _synced: bool = False
     _closed: bool = False
     _asked: bool = False
@@ -97,6 +98,7 @@ class Judge:
         """A new stream was accepted, asked for with ``cursor``. What the last one left unfinished is gone."""
         self._note(f"-- {name}, cursor {self.cursor}, stand {self.stand}")
         self._building, self._pending, self._synced, self._closed = None, [], False, False
+        self.told = False
         self._asked = bool(self.cursor)
         if self.cursor is None or self.cursor.endswith("-0"):
             self.stand = None
@@ -127,6 +129,7 @@ class Judge:
         self._note(f"{event.type} {event.data} id={event.id}")
         self._require(not self._closed, "an event after close")
         self._heard = now
+        self.told |= event.type not in ("status", "close")
         match event.type:
             case "reset":
                 self._reset(event)
