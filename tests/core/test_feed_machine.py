@@ -94,7 +94,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.watch: SimulatedWatch | None = None
         self.lane: Lane = "live"
-        self.in_vain = 0  # streams that our own messages broke since the feed was last live or had a snapshot
+        self.in_vain = 0  # streams that our own messages broke, one after the other, while catching up
         self.unanchored = False  # the generation began because something was too large: perhaps its newest revision
         self.snapshot: Literal["none", "asked", "half", "ready"] = "none"
         self.page: tuple[History, int, list[KeyValue]] | None = None
@@ -176,6 +176,8 @@ class FeedMachine(RuleBasedStateMachine):
         match command:
             case OpenWatch(start, lane):
                 self.close_watch()
+                if (self.lane, lane) == ("alone", "live"):
+                    self.in_vain = 0  # cleared, or begun anew
                 self.lane = lane
                 self.watch = SimulatedWatch(self.store, start)
             case CloseWatch():
@@ -583,11 +585,14 @@ class FeedMachine(RuleBasedStateMachine):
             watch.apply(100)
         elif not watch.synced:
             watch.sync()
-        elif not watch.asked and (self.core.state is State.LIVE or self.store.progress_trusted):
-            watch.asked = True
-            watch.say_progress()
         elif self.core.state is State.CATCHING_UP:
-            self.time_out()
+            if self.store.progress_trusted and not watch.asked:
+                watch.asked = True
+                watch.say_progress()
+            else:
+                self.time_out()
+        elif self.core.state is State.LIVE and self.lane != "live":
+            watch.say_progress()
         else:
             return False
         return True
