@@ -12,6 +12,7 @@ GatewayError
 │   ├── OverCapacityError      429
 │   ├── DrainingError          503
 │   ├── UnavailableError       503, etcd is out of reach
+│   │   └── TooSlowError       503, one answer of it took too long
 │   └── TooLargeError          503, the range does not fit the memory it may have
 └── EtcdRefusedError           502, etcd answers, and says no
     └── DeniedError            502, its roles do not let us read that
@@ -127,6 +128,10 @@ class UnavailableError(TransientError):
     """etcd is out of reach, and there is no view to serve from."""
 
     code = "etcd-unavailable"
+
+
+class TooSlowError(UnavailableError):
+    """One answer took longer than it may: perhaps for its size."""
 
 
 class TooLargeError(TransientError):

@@ -12,6 +12,7 @@ from app.core.errors import (
     EtcdRefusedError,
     FutureRevisionError,
     TooLargeError,
+    TooSlowError,
     UnavailableError,
 )
 from app.core.events import Delete, Event, KeyValue
@@ -84,6 +85,8 @@ def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
         return CompactedError(details) if "compacted" in details else FutureRevisionError(details)
     if is_too_large(error):
         return TooLargeError(f"etcd's answer does not fit a message: {details}")
+    if code is rpc.StatusCode.DEADLINE_EXCEEDED:
+        return TooSlowError(f"{endpoint}: {explain(endpoint, error)}")
     if code is rpc.StatusCode.PERMISSION_DENIED:
         return DeniedError(f"{endpoint}: {details}")
     if code in (

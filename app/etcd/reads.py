@@ -15,6 +15,7 @@ from app.core.errors import (
     FutureRevisionError,
     OverCapacityError,
     TooLargeError,
+    TooSlowError,
     UnavailableError,
 )
 from app.core.events import KeyValue, Snapshot
@@ -30,7 +31,9 @@ T = TypeVar("T")
 
 # Seconds for one Range; without quorum a linearizable one would block for ever.
 RANGE_TIMEOUT = 5.0
-# A Range has no byte limit at etcd: pages start small and grow towards this many bytes.
+# A Range has no byte limit at etcd: pages start small and grow towards this many bytes. What is behind them may be
+# larger: 3,000 small keys and 700 of 1 MB made a third page of 4,096 keys and 700 MB, which no RANGE_TIMEOUT was long
+# enough for. So a page that does not fit a message, or does not come in time, is asked for again with fewer keys.
 PAGE_BYTES = 2 * 1024 * 1024
 FIRST_PAGE = 256
 MAX_PAGE = 10_000
@@ -127,17 +130,17 @@ class Reads:
         self, watched: KeyRange, *, limit: int | None, keys_only: bool, start: bytes, revision: int
     ) -> AsyncIterator[Listing]:
         """Pages at one revision; the later ones' own headers name the current revision, not theirs (pitfall 6)."""
-        size, pinned, got = FIRST_PAGE, revision, 0
+        size, pinned, got = FIRST_PAGE if watched.end else 1, revision, 0
         key = start or watched.start
         while True:
             ask = size if limit is None else min(size, limit - got)
             request = rpc.RangeRequest(key=key, range_end=watched.end, limit=ask, revision=pinned, keys_only=keys_only)
             try:
                 response = await self._range(request)
-            except TooLargeError:
-                if size == 1:
+            except (TooLargeError, TooSlowError):
+                if ask == 1:
                     raise
-                size = max(1, size // 8)
+                size = max(1, ask // 8)
                 continue
             pinned = pinned or response.header.revision
             items = [key_value(kv) for kv in response.kvs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -15,7 +16,7 @@ from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
 from app.embedded import EmbeddedEtcd
-from app.etcd import link
+from app.etcd import link, reads
 from app.etcd.lanes import ALONE_STREAMS, MAX_STREAMS, Lanes
 from app.etcd.stream import WatchStream
 from app.gateway import Gateway
@@ -24,7 +25,7 @@ from tests.api.test_stream_ends import Client, released, swallow, synced
 from tests.cases.clients import true
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.proxy import proxy
+from tests.support.proxy import Proxy, proxy
 from tests.support.streams import Event, Mirror
 from tests.support.waiting import eventually
 
@@ -211,6 +212,49 @@ async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watc
             assert (mirror_of(client).resets, mirror_of(client).changes) == (["initial"], 1)
         assert ALONE_STREAMS <= watched.streams <= MAX_STREAMS
         assert max(watched.creates.values()) <= MOST_CREATES
+
+
+@pytest.mark.etcd
+async def test_pages_that_do_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Pages have grown over small keys when the large ones come: a naive reader fails there, whenever it tries."""
+    for start in range(0, 3000, 100):
+        await kv.transact({f"/svc/a{n:04}": "1" for n in range(start, start + 100)})
+    for start in range(0, 150, 50):
+        await kv.transact({f"/svc/b{n:04}": LARGE * 20 for n in range(start, start + 50)})
+    async with following(etcd.endpoint, ["/svc/"]) as (_gateway, clients):
+        await exact(kv, clients)
+        assert mirror_of(clients["/svc/"]).resets == ["initial"]
+
+
+class Narrow(Proxy):
+    """Passes answers on at so many bytes a second."""
+
+    rate = 4_000_000
+
+    async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
+        """In its own time."""
+        if answer:
+            await asyncio.sleep(len(data) / self.rate)
+        await super().pass_on(data, sink, answer=answer)
+
+
+@pytest.mark.etcd
+async def test_pages_that_do_not_come_in_time(
+    etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that takes longer than a Range may would take as long when it is asked for again."""
+    kept = [(name, value) for name, value in link.OPTIONS if name != "grpc.max_receive_message_length"]
+    monkeypatch.setattr(link, "OPTIONS", (*kept, ("grpc.max_receive_message_length", link.MAX_MESSAGE)))
+    monkeypatch.setattr(reads, "RANGE_TIMEOUT", 0.4)
+    for start in range(0, 256, 64):
+        await kv.transact({f"/svc/{n:04}": LARGE * 12 for n in range(start, start + 64)})
+    between = Narrow(etcd.endpoint)
+    await between.start()
+    try:
+        async with following(between.endpoint, ["/svc/"]) as (_gateway, clients):
+            await exact(kv, clients)
+    finally:
+        await between.stop()
 
 
 async def test_a_revision_over_the_message_limit() -> None:
