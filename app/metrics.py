@@ -20,6 +20,7 @@ from prometheus_fastapi_instrumentator import metrics as http
 from app.api.sink import SINKS
 from app.core.feed import State
 from app.etcd.lanes import MAX_STREAMS
+from app.etcd.stream import READER
 from app.gateway import Gateway
 
 NAMESPACE = "etcd_watch_gateway"
@@ -74,7 +75,9 @@ class GatewayCollector(Collector):
         yield states
         yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(map(registry.lingering, feeds)))
         yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(f.stale_since is not None for f in feeds))
+        yield _gauge("feeds_max", "Feeds that there may be.", registry.limits.feeds)
         yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", registry.bytes)
+        yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", registry.limits.feed_bytes)
         yield _gauge("keys", "Keys in the views of all feeds.", sum(len(f.core.view or ()) for f in feeds))
         yield _gauge(
             "staleness_seconds",
@@ -93,6 +96,7 @@ class GatewayCollector(Collector):
         subscribers = registry.subscribers()
         following = [s.reader for s in subscribers if s.reader is not None]
         yield _gauge("subscribers", "Streams being served.", len(registry))
+        yield _gauge("subscribers_max", "Streams that may be served.", registry.limits.subscribers)
         sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
         for name in SINKS:
             sinks.add_metric([name], tally.serving[name])
@@ -118,14 +122,18 @@ class GatewayCollector(Collector):
     def _of_etcd(self) -> Iterator[Metric]:
         upstream = self._gateway.upstream
         condition = upstream.condition
+        tasks = asyncio.all_tasks()
         yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", upstream.watchers)
-        yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", len(upstream.streams))
+        # Not by the lanes' own books, which never have more than the maximum: a call that they forgot and nobody
+        # cancelled is the outage, and its reader runs.
+        open_streams = sum(task.get_name() == READER for task in tasks)
+        yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", open_streams)
         yield _gauge("etcd_watch_streams_max", "Watch streams that we may hold at etcd.", MAX_STREAMS)
         yield _gauge("etcd_up", "Whether etcd is in reach.", condition.state == "ready")
         yield _gauge("etcd_revision", "Highest etcd revision heard of.", upstream.highest_revision)
         yield _counter("etcd_reconnects", "Connections to etcd lost.", upstream.reconnects)
         yield _counter("etcd_ranges", "Ranges sent to etcd.", upstream.reads.ranges_total)
-        yield _gauge("tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
+        yield _gauge("tasks", "Tasks of the event loop.", len(tasks))
         build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
         build.add_metric([self._gateway.version, condition.version], 1)
         yield build

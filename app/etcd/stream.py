@@ -21,6 +21,9 @@ log = logging.getLogger("gateway.etcd")
 # etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
 URGENT = 0.1
 
+# The name of the task that reads a stream: it runs for as long as the call does, and the metrics count it.
+READER = "watch-stream-read"
+
 # A member without leader ends the stream instead of keeping it silent (etcd #8980).
 METADATA = (("hasleader", "true"),)
 
@@ -67,7 +70,7 @@ class WatchStream:
         self.last_response = clock()
         self.closed = False
         self.tasks = [
-            asyncio.create_task(self._run(self._read), name="watch-stream-read"),
+            asyncio.create_task(self._run(self._read), name=READER),
             asyncio.create_task(self._run(self._write), name="watch-stream-write"),
             asyncio.create_task(self._run(self._ask), name="watch-stream-ask"),
         ]
