@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from pydantic import BaseModel
 
 from tests.support import helm
+from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template
 
-TOP = Path(__file__).parent.parent
-CHART = TOP / "helm" / "etcd-watch-gateway"
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 # The oldest that Chart.yaml allows, one in the middle, the newest that kubernetes-validate 1.37.0 has.
 KUBERNETES = ("1.25", "1.31", "1.37")
-CHOICE = ("--set", "allowPrefixes={/svc/}")
-
-Manifest = dict[str, Any]
+# Kinds of the Prometheus operator.
+OPERATOR: dict[str, type[BaseModel]] = {"ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}
 
 
 @pytest.fixture(name="tool", params=sorted(helm.WHEELS), ids="helm{}".format)
@@ -31,31 +29,10 @@ def _tool(request: pytest.FixtureRequest) -> Path:
     return get_helm(request.param)
 
 
-def get_helm(major: int) -> Path:
-    try:
-        return helm.ensure(major)
-    except helm.NotToBeHadError as error:
-        pytest.skip(f"NOT RUN: {error}")
-
-
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=TOP)
-
-
-def template(tool: Path, *arguments: str) -> str:
-    done = run(tool, "template", "demo", CHART, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def refusal(tool: Path, *arguments: str) -> str:
     done = run(tool, "template", "demo", CHART, *arguments)
     assert done.returncode != 0, done.stdout
     return done.stderr
-
-
-def manifests(text: str) -> dict[str, Manifest]:
-    return {document["kind"]: document for document in yaml.safe_load_all(text) if document}
 
 
 def container(deployment: Manifest) -> Manifest:
@@ -97,7 +74,9 @@ def test_manifests(tool: Path, values: Path, kubernetes: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     # A kind without a schema is a warning with status 0, so the passes are counted.
     said = done.stdout + done.stderr
-    assert said.count(" passed for resource ") == len(manifests(text)) == 2, said
+    known = set(manifests(text)) - set(OPERATOR)
+    assert said.count(" passed for resource ") == len(known), said
+    assert known == {"Deployment", "Service"} | ({"ConfigMap"} if values.stem == "full-values" else set())
 
 
 def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
@@ -107,6 +86,66 @@ def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
 
     assert done.returncode != 0
     assert "minReadySecond" in done.stdout + done.stderr
+
+
+def vanished(given: object, kept: object, path: str = "") -> Iterator[str]:
+    """Paths of what is in *given* and not in *kept*."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for name, inner in given.items():
+            if name in kept:
+                yield from vanished(inner, kept[name], f"{path}.{name}")
+            else:
+                yield f"{path}.{name}"
+    elif isinstance(given, list) and isinstance(kept, list):
+        for number, (inner, other) in enumerate(zip(given, kept, strict=True)):
+            yield from vanished(inner, other, f"{path}[{number}]")
+
+
+def unknown_fields(manifest: Manifest) -> list[str]:
+    """Fields that the operator's kind does not have: its models take them without a word, and drop them."""
+    model = OPERATOR[manifest["kind"]].model_validate(manifest)
+    return list(vanished(manifest, model.model_dump(by_alias=True, mode="json", exclude_unset=True)))
+
+
+@pytest.mark.parametrize("admin_port", [0, 9090])
+@pytest.mark.parametrize("kind", OPERATOR)
+def test_kinds_of_the_operator(tool: Path, kind: str, admin_port: int) -> None:
+    """The Prometheus operator's own kinds know every field; they are there only when they are asked for."""
+    values = str(CHART / "ci" / "full-values.yaml")
+    manifest = manifests(template(tool, "-f", values, "--set", f"adminPort={admin_port}"))[kind]
+
+    assert unknown_fields(manifest) == []
+    assert manifest["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    assert set(manifests(template(tool, *CHOICE))) == {"Deployment", "Service"}
+
+
+def test_the_check_of_kinds_bites(tool: Path) -> None:
+    """It would see a misspelling, also deep inside, and a value of the wrong type."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
+    monitor, rules = found["ServiceMonitor"], found["PrometheusRule"]
+    monitor["spec"]["endpoints"][0]["intervall"] = "30s"
+    rules["spec"]["groups"][0]["rules"][1]["annotation"] = {}
+
+    assert unknown_fields(monitor) == [".spec.endpoints[0].intervall"]
+    assert unknown_fields(rules) == [".spec.groups[0].rules[1].annotation"]
+    monitor["spec"]["endpoints"] = "http"
+    with pytest.raises(ValueError, match="endpoints"):
+        unknown_fields(monitor)
+
+
+@pytest.mark.parametrize(("admin_port", "where"), [(0, {"port": "http"}), (9090, {"targetPort": "admin"})])
+def test_monitor_finds_the_metrics(tool: Path, admin_port: int, where: dict[str, str]) -> None:
+    """It selects the Service, and names a port that the Service, or behind it the pod, has."""
+    chosen = f"serviceMonitor.enabled=true,adminPort={admin_port}"
+    found = manifests(template(tool, *CHOICE, "--set", chosen))
+    spec = found["ServiceMonitor"]["spec"]
+
+    assert spec["selector"]["matchLabels"].items() <= found["Service"]["metadata"]["labels"].items()
+    assert spec["endpoints"] == [{**where, "path": "/metrics", "interval": "30s"}]
+    ports = {port["name"] for port in found["Service"]["spec"]["ports"]}
+    pods = {port["name"] for port in container(found["Deployment"])["ports"]}
+    assert where.get("port", "http") in ports
+    assert where.get("targetPort", "http") in pods
 
 
 def test_required_choice(tool: Path) -> None:
@@ -150,8 +189,11 @@ def test_schema_has_every_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
     assert set(schema) - {"global"} == set(values)
-    for name in ("image", "etcd", "token", "settings", "service"):
+    closed = ("image", "etcd", "token", "settings", "service", "serviceMonitor", "prometheusRule", "dashboard")
+    for name in closed:
         assert set(schema[name]["properties"]) == set(values[name])
+    thresholds = schema["prometheusRule"]["properties"]["thresholds"]["properties"]
+    assert set(thresholds) == set(values["prometheusRule"]["thresholds"])
 
 
 @pytest.mark.parametrize(
@@ -179,6 +221,18 @@ def test_schema_has_every_value() -> None:
         "etcd.tls.clientCertificate=true",
         "etcd.tls.clientCertificate=sure",
         "etcd.auth.nope=1",
+        "etcd.shared=perhaps",
+        "serviceMonitor.nope=1",
+        "serviceMonitor.interval=30",
+        "prometheusRule.nope=1",
+        "prometheusRule.selector={job=a}",
+        "prometheusRule.etcdSelector=job=etcd",
+        "prometheusRule.runbookUrl=a#b",
+        "prometheusRule.thresholds.nope=1",
+        "prometheusRule.thresholds.brokenFor=soon",
+        "prometheusRule.thresholds.nearCap=80",
+        "prometheusRule.thresholds.resets=0",
+        "dashboard.nope=1",
         "settings.linger=soon",
         "settings.sendBuffer=64KB",
         "settings.logLevel=loud",

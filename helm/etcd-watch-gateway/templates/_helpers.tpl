@@ -59,3 +59,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "gateway.example" -}}
 {{- first .Values.allowPrefixes | replace "'" "%27" | replace "&" "%26" | replace "#" "%23" | replace "+" "%2B" | replace " " "%20" -}}
 {{- end -}}
+
+{{- /* Matchers of this release's series; service and namespace are what the operator writes for a ServiceMonitor. */ -}}
+{{- define "gateway.series" -}}
+{{- .Values.prometheusRule.selector | default (printf "namespace=%q,service=%q" .Release.Namespace (include "gateway.name" .)) -}}
+{{- end -}}
+
+{{- /* The annotation that leads to an alert's entry; headings of the runbook are the names. Given a list: the root, the name. */ -}}
+{{- define "gateway.runbook" -}}
+{{- with (index . 0).Values.prometheusRule.runbookUrl -}}
+runbook_url: {{ printf "%s#%s" . (lower (index $ 1)) | quote }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,46 @@
+"""The chart, rendered."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import helm
+
+TOP = Path(__file__).parents[2]
+CHART = TOP / "helm" / "etcd-watch-gateway"
+CHOICE = ("--set", "allowPrefixes={/svc/}")
+
+Manifest = dict[str, Any]
+
+
+def get_helm(major: int) -> Path:
+    """That Helm; without it the test is skipped, and said to be."""
+    try:
+        return helm.ensure(major)
+    except helm.NotToBeHadError as error:
+        pytest.skip(f"NOT RUN: {error}")
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command, run at the top of the checkout."""
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=TOP)
+
+
+def template(tool: Path, *arguments: str) -> str:
+    """What `helm template` writes for a release named demo."""
+    done = run(tool, "template", "demo", CHART, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def manifests(text: str) -> dict[str, Manifest]:
+    """By kind; the chart has one of each."""
+    documents = [document for document in yaml.safe_load_all(text) if document]
+    found = {document["kind"]: document for document in documents}
+    assert len(found) == len(documents)
+    return found
