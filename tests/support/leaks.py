@@ -1,0 +1,61 @@
+"""Leaks, to be put into a gateway: an alert that does not fire on one alerts nobody.
+
+Usage: ``python -m tests.support.leaks watches serve …`` runs a gateway that has it. Each replaces one thing of the
+product in that process; nothing of the product knows of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from app import cli
+from app.core.refcounts import RefCounts
+from app.etcd.stream import WatchStream
+from app.etcd.upstream import UpstreamWatch
+from app.watch.registry import Lease
+
+
+def _replace(owner: object, name: str, new: object) -> None:
+    setattr(owner, name, new)
+
+
+def watches() -> None:
+    """A feed ends, and its watch is not cancelled."""
+
+    def forget(self: UpstreamWatch) -> None:
+        self.sink = None
+        self._upstream.forget(self)
+
+    _replace(UpstreamWatch, "cancel", forget)
+
+
+def streams() -> None:
+    """The last watch of a stream is let go; the stream is forgotten, and its call is not cancelled."""
+    close = WatchStream.close
+
+    def forget(self: WatchStream, error: BaseException | None = None) -> None:
+        if error is not None:
+            close(self, error)
+        else:
+            self._on_end(self, None)
+
+    _replace(WatchStream, "close", forget)
+
+
+def leases() -> None:
+    """A stream ends, and its subscriber is not released: the outage's second half."""
+    _replace(Lease, "release", lambda _self: None)
+
+
+def lingers() -> None:
+    """A feed lingers, and its linger does not end it."""
+    _replace(RefCounts, "expire", lambda _self, _key: False)
+
+
+LEAKS: dict[str, Callable[[], None]] = {function.__name__: function for function in (watches, streams, leases, lingers)}
+
+
+if __name__ == "__main__":
+    LEAKS[sys.argv[1]]()
+    sys.exit(cli.main(sys.argv[2:]))

@@ -1,0 +1,509 @@
+"""The chart's alerts: each fires on what it is for and on nothing else, by promtool; and each is in the runbook."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.metrics import CLOSE_REASONS, NAMESPACE, REFUSAL_REASONS, RESET_REASONS
+from tests.support.chart import CHART, CHOICE, TOP, get_helm, manifests, template
+from tests.support.prometheus import promtool
+
+Rule = dict[str, Any]
+
+ON = (*CHOICE, "--set", "prometheusRule.enabled=true")
+EVERYTHING = ("-f", str(CHART / "ci" / "full-values.yaml"))
+
+
+@cache
+def rendered(*arguments: str) -> dict[str, Any]:
+    """The PrometheusRule's spec: a file of rules as Prometheus reads it."""
+    spec = manifests(template(get_helm(4), *arguments))["PrometheusRule"]["spec"]
+    assert isinstance(spec, dict)
+    return spec
+
+
+def alerts(*arguments: str) -> dict[str, Rule]:
+    """The rules by name."""
+    rules = [rule for group in rendered(*(arguments or ON))["groups"] for rule in group["rules"]]
+    found = {rule["alert"]: rule for rule in rules}
+    assert len(found) == len(rules)
+    return found
+
+
+# --- a world, by the minute -------------------------------------------------------------------------------------------
+
+# A value, or what it is at a minute; None where the series is not there.
+Shape = float | Callable[[float], float | None]
+World = dict[str, Shape]
+
+# Something begins here; all is well before.
+START = 30.0
+END = 100.0
+
+
+def at(shape: Shape, minute: float) -> float | None:
+    return shape(minute) if callable(shape) else shape
+
+
+def later(before: Shape, after: Callable[[float], float | None], start: float = START) -> Shape:
+    """*before*, and from *start* on what *after* says of the minutes since."""
+    return lambda minute: at(before, minute) if minute < start else after(minute - start)
+
+
+def labelled(name: str, **labels: str) -> str:
+    """``name{a="b"}`` with more labels."""
+    bare, _, inner = name.rstrip("}").partition("{")
+    pairs = [f'{key}="{value}"' for key, value in labels.items()]
+    return f"{bare}{{{','.join([inner, *pairs] if inner else pairs)}}}"
+
+
+def pod(name: str, **changed: Shape) -> World:
+    """A gateway that follows 10 ranges for 100 subscribers; *changed* by metric, ``resets_total__lagged`` by reason."""
+    shapes: World = {
+        "subscribers": 100,
+        "subscribers_max": 20_000,
+        'streams{sink="fast"}': 100,
+        'streams{sink="portable"}': 0,
+        "streams_opened_total": lambda minute: 1000 + 4 * minute,
+        'feeds{state="live"}': 10,
+        'feeds{state="opening"}': 0,
+        'feeds{state="watch-retry"}': 0,
+        "feeds_lingering": 1,
+        "feeds_stale": 0,
+        "feeds_max": 1000,
+        "feed_bytes": 1 << 20,
+        "feed_bytes_max": 1 << 28,
+        "etcd_watchers": 10,
+        "etcd_watch_streams": 1,
+        "etcd_watch_streams_max": 4,
+        "etcd_up": 1,
+        **{f'resets_total{{reason="{reason}"}}': 0 for reason in RESET_REASONS},
+        'resets_total{reason="initial"}': lambda minute: 1000 + 3 * minute,
+        **{f'refusals_total{{reason="{reason}"}}': 0 for reason in REFUSAL_REASONS},
+        **{f'streams_closed_total{{reason="{reason}"}}': 0 for reason in CLOSE_REASONS},
+    }
+    labels = {"feeds": "state", "streams": "sink"}
+    for key, shape in changed.items():
+        metric, _, label = key.partition("__")
+        full = f'{metric}{{{labels.get(metric, "reason")}="{label.replace("_", "-")}"}}' if label else metric
+        assert full in shapes
+        shapes[full] = shape
+    where = {"namespace": "default", "service": "demo-etcd-watch-gateway", "pod": name, "instance": f"{name}:8080"}
+    return {labelled(f"{NAMESPACE}_{metric}", **where): shape for metric, shape in shapes.items()}
+
+
+def member(number: int, watchers: Shape, streams: Shape) -> World:
+    """What a member of etcd counts."""
+    where = {"job": "etcd", "instance": f"etcd-{number}:2379"}
+    return {
+        labelled("etcd_debugging_mvcc_watcher_total", **where): watchers,
+        labelled("etcd_debugging_mvcc_watch_stream_total", **where): streams,
+    }
+
+
+def world(a: Mapping[str, Shape] | None = None, etcd: World | None = None) -> World:
+    """Two gateways and an etcd of three members, the first with a foreign client; *a* is changed in gateway a."""
+    foreign = member(0, 15, 4) if etcd is None else etcd
+    return {**pod("a", **(a or {})), **pod("b"), **foreign, **member(1, 10, 1), **member(2, 0, 0)}
+
+
+def notation(shape: Shape) -> str:
+    """As promtool reads it, every half minute; a series that goes is marked, as by a scrape that finds nothing."""
+    written: list[str] = []
+    for half in range(int(2 * END) + 1):
+        value = at(shape, half / 2)
+        if value is None:
+            written.append("stale" if written and written[-1] not in ("stale", "_") else "_")
+        else:
+            written.append(f"{value:g}" if value < 1e6 else f"{value:.0f}")
+    return " ".join(written)
+
+
+def check(folder: Path, given: World, expected: Mapping[float, set[tuple[str, str]]], *arguments: str) -> None:
+    """That at each minute exactly those fire: (name, severity); at END, those that ever did."""
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rendered(*(arguments or ON))), encoding="utf-8")
+    firing = 'ALERTS{alertstate="firing"}'
+    test = {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "30s",
+        "tests": [
+            {
+                "interval": "30s",
+                "input_series": [{"series": name, "values": notation(shape)} for name, shape in given.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count by (alertname, severity) (count_over_time({firing}[{END:.0f}m]))"
+                        if minute == END
+                        else f"count by (alertname, severity) ({firing})",
+                        "eval_time": f"{60 * minute:.0f}s",
+                        "exp_samples": [
+                            {"labels": f'{{alertname="{name}",severity="{severity}"}}', "value": 1}
+                            for name, severity in sorted(names)
+                        ],
+                    }
+                    for minute, names in expected.items()
+                ],
+            }
+        ],
+    }
+    (folder / "test.yaml").write_text(yaml.safe_dump(test), encoding="utf-8")
+    done = promtool("test", "rules", folder / "test.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def minutes(duration: str) -> float:
+    """Of a ``for:``."""
+    match = re.fullmatch(r"(\d+)([smh])", duration)
+    assert match is not None
+    return int(match[1]) * {"s": 1 / 60, "m": 1, "h": 60}[match[2]]
+
+
+# --- each fires -------------------------------------------------------------------------------------------------------
+
+# What is wrong from START on, and the minutes after which it must be known.
+SEEDS: dict[str, tuple[World, float]] = {
+    "GatewayWatchersAboveFeeds": (world({"etcd_watchers": later(10, lambda _: 12)}), 6),
+    "GatewayWatchStreamsAboveMax": (world({"etcd_watch_streams": later(1, lambda _: 5)}), 6),
+    "GatewaySubscribersWithoutStream": (world({"subscribers": later(100, lambda _: 101)}), 6),
+    "GatewayFeedsGrow": (
+        world(
+            {"feeds__live": later(10, lambda since: 10 + since), "etcd_watchers": later(10, lambda since: 10 + since)},
+            member(0, later(15, lambda since: 15 + since), 4),
+        ),
+        30,
+    ),
+    "GatewayFeedsStale": (world({"feeds_stale": later(0, lambda _: 1)}), 6),
+    "GatewayResetsLoop": (world({"resets_total__unproven": later(0, lambda since: 100 * since)}), 15),
+    "EtcdWatchStreamsGrow": (world(etcd=member(0, 15, later(4, lambda since: 4 + 2 * since))), 31),
+    "EtcdWatchersGrow": (world(etcd=member(0, later(15, lambda since: 15 + 20 * since), 4)), 31),
+    "GatewaySubscribersNearCap": (
+        world({"subscribers": later(100, lambda _: 16_500), "streams__fast": later(100, lambda _: 16_500)}),
+        16,
+    ),
+    "GatewayFeedsNearCap": (
+        world(
+            {
+                "feeds__live": later(10, lambda _: 900),
+                "feeds_lingering": later(1, lambda _: 50),
+                "subscribers": later(100, lambda _: 1000),
+                "streams__fast": later(100, lambda _: 1000),
+            }
+        ),
+        16,
+    ),
+    "GatewayFeedBytesNearCap": (world({"feed_bytes": later(1 << 20, lambda _: 0.9 * (1 << 28))}), 16),
+    "GatewayRefuses": (world({"refusals_total__too_many_feeds": later(0, lambda since: 1 + since)}), 7),
+    "GatewayResets": (world({"resets_total__lagged": later(0, lambda since: 10 * since)}), 26),
+    "GatewayStreamErrors": (world({"streams_closed_total__error": later(0, lambda _: 1)}), 1),
+    "GatewayWithoutEtcd": (world({"etcd_up": later(1, lambda _: 0)}), 6),
+    "GatewayMetricsMissing": (
+        {
+            name: later(shape, lambda _: None) if name.startswith(NAMESPACE) else shape
+            for name, shape in world().items()
+        },
+        11,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_fires(name: str, tmp_path: Path) -> None:
+    """It fires on what it is for, alone, in time, and not before its ``for:`` is over."""
+    given, soon = SEEDS[name]
+    rule = alerts()[name]
+    waits = minutes(rule.get("for", "0s"))
+    fires = {(name, rule["labels"]["severity"])}
+
+    check(tmp_path, given, {START - 0.5: set(), START + max(waits - 1, -1): set(), START + soon: fires})
+
+
+def test_every_alert_is_seeded() -> None:
+    assert set(SEEDS) == set(alerts())
+
+
+def test_etcd_of_our_own(tmp_path: Path) -> None:
+    """Where only gateways use etcd, what nobody of them knows of is a page."""
+    arguments = (*ON, "--set", "etcd.shared=false")
+
+    for name in ("EtcdWatchStreamsGrow", "EtcdWatchersGrow"):
+        given, soon = SEEDS[name]
+        check(tmp_path, given, {START - 0.5: set(), START + soon: {(name, "page")}}, *arguments)
+    assert {name for name, rule in alerts(*arguments).items() if rule != alerts()[name]} == {
+        "EtcdWatchStreamsGrow",
+        "EtcdWatchersGrow",
+    }
+
+
+# --- and is quiet -----------------------------------------------------------------------------------------------------
+
+
+def born(start: float, shape: Shape) -> Shape:
+    """A series that begins."""
+    return lambda minute: None if minute < start else at(shape, minute - start)
+
+
+def gone(end: float, shape: Shape) -> Shape:
+    """A series that ends."""
+    return lambda minute: None if minute >= end else at(shape, minute)
+
+
+def rollout() -> World:
+    """Pods c and d for a and b, one at a time; the clients of who goes come to those that stay. Counters begin anew."""
+    crowd: dict[str, Shape] = {}
+    for metric in ("subscribers", "streams__fast", "streams_opened_total", "resets_total__compacted"):
+        crowd[metric] = lambda minute: min(100.0, 50 * minute)
+    moving: Shape = later(100, lambda _: 150)
+    staying: dict[str, Shape] = {"subscribers": moving, "streams__fast": moving}
+    ours = lambda minute: 20.0 if not 30 <= minute < 33 else 30.0  # noqa: E731  # in one line with its one use
+    return {
+        **{name: gone(31, shape) for name, shape in pod("a").items()},
+        **{name: gone(33, shape) for name, shape in pod("b", **staying).items()},
+        **{name: born(30, shape) for name, shape in pod("c", **crowd).items()},
+        **{name: born(32, shape) for name, shape in pod("d", **crowd).items()},
+        **member(0, lambda minute: ours(minute) + 5, lambda minute: ours(minute) / 10 + 3),
+        **member(1, 0, 0),
+    }
+
+
+def killed_container() -> World:
+    """The container of a dies: the same pod, without its counts, and everybody comes back at once."""
+    fresh = pod(
+        "a",
+        subscribers=lambda since: 0 if since < 0.5 else 100,
+        streams__fast=lambda since: 0 if since < 0.5 else 100,
+        streams_opened_total=lambda since: 0 if since < 0.5 else 100 + 4 * since,
+        resets_total__initial=lambda since: 0 if since < 0.5 else 50 + 3 * since,
+        resets_total__unproven=lambda since: 0 if since < 0.5 else 50,
+    )
+    before = pod("a")
+    return {
+        **world(),
+        **{
+            name: lambda minute, old=before[name], new=fresh[name]: (
+                at(old, minute) if minute < 30 else None if minute < 31 else at(new, minute - 31)
+            )
+            for name in fresh
+        },
+    }
+
+
+def etcd_restarts() -> World:
+    """Its members restart one after the other, two minutes each; each time everybody is reset."""
+
+    def down(minute: float) -> bool:
+        return any(start <= minute < start + 2 for start in (30, 35, 40))
+
+    changed: dict[str, Shape] = {
+        "etcd_up": lambda minute: 0 if down(minute) else 1,
+        "feeds_stale": lambda minute: 10 if down(minute) else 0,
+        "feeds__live": lambda minute: 0 if down(minute) else 10,
+        "feeds__watch_retry": lambda minute: 10 if down(minute) else 0,
+        "etcd_watchers": lambda minute: 0 if down(minute) else 10,
+        "etcd_watch_streams": lambda minute: 0 if down(minute) else 1,
+        "resets_total__unproven": lambda minute: 100 * sum(minute >= start + 2 for start in (30, 35, 40)),
+    }
+    etcd: World = {}
+    for number, start in enumerate((30, 35, 40)):
+        for name, shape in member(number, 10, 2).items():
+            etcd[name] = lambda minute, start=start, shape=shape: None if start <= minute < start + 2 else shape
+    return {**pod("a", **changed), **pod("b", **changed), **etcd}
+
+
+def foreign_client() -> World:
+    """It comes with 2,000 watchers on 50 streams, restarts, comes again, and opens and closes one all the time."""
+
+    def present(minute: float) -> int:
+        return int(30 <= minute < 50 or minute >= 55)
+
+    return world(
+        etcd=member(
+            0,
+            lambda minute: 15 + 2000 * present(minute) + (2 * minute) % 2,
+            lambda minute: 4 + 50 * present(minute) + (2 * minute) % 2,
+        )
+    )
+
+
+def more_clients() -> World:
+    """A morning: seventy times the subscribers within an hour, and they follow seventy times the ranges."""
+    people: Shape = later(100, lambda since: min(7000, 100 + 120 * since))
+    ranges: Shape = later(10, lambda since: min(700, 10 + 12 * since))
+    return world(
+        {
+            "subscribers": people,
+            "streams__fast": people,
+            "streams_opened_total": later(lambda minute: 4 * minute, lambda since: 120 + 150 * since),
+            "feeds__live": ranges,
+            "etcd_watchers": ranges,
+        },
+        member(0, lambda minute: 5 + (at(ranges, minute) or 0), 4),
+    )
+
+
+def passers_by() -> World:
+    """Ever more clients that follow a range of their own for a moment: what grows are the feeds that linger (30 s)."""
+    a_second = 1 / 6  # more, each minute
+    feeds: Shape = later(10, lambda since: 10 + 30 * a_second * since)
+    return world(
+        {
+            "streams_opened_total": later(1000, lambda since: 1000 + 60 * a_second * since**2 / 2),
+            "feeds__live": feeds,
+            "feeds_lingering": later(1, lambda since: 1 + 30 * a_second * since),
+            "etcd_watchers": feeds,
+        },
+        member(0, lambda minute: 5 + (at(feeds, minute) or 0), 4),
+    )
+
+
+QUIET: dict[str, Callable[[], World]] = {
+    "all is well": world,
+    "rollout": rollout,
+    "killed container": killed_container,
+    "etcd restarts": etcd_restarts,
+    "etcd restored": lambda: world({"resets_total__restored": later(0, lambda _: 100)}),
+    "foreign client": foreign_client,
+    "more clients": more_clients,
+    "passers-by": passers_by,
+    "other ranges": lambda: world({"feeds__live": later(10, lambda _: 80), "etcd_watchers": later(10, lambda _: 80)}),
+    "clients leave": lambda: world(
+        {
+            "subscribers": later(100, lambda since: max(0, 100 - 5 * since)),
+            "streams__fast": later(100, lambda since: max(0, 100 - 5 * since)),
+        }
+    ),
+    "a scrape between": lambda: world({"etcd_watchers": lambda minute: 11 if minute % 4 < 2 else 10}),
+    "scrapes fail": lambda: {
+        name: (lambda minute, shape=shape: None if 30 <= minute < 34 else at(shape, minute))
+        for name, shape in world().items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str, tmp_path: Path) -> None:
+    """Nothing fires at any time, also where etcd is said to be ours alone."""
+    for shared in ("true", "false"):
+        check(tmp_path, QUIET[name](), {END: set()}, *ON, "--set", f"etcd.shared={shared}")
+
+
+def test_a_client_cannot_page(tmp_path: Path) -> None:
+    """One that comes every second with the same old cursor, and one that is always too slow: a warning."""
+    mad = world(
+        {
+            "streams_opened_total": later(1000, lambda since: 1000 + 60 * since),
+            "resets_total__compacted": later(0, lambda since: 60 * since),
+            "resets_total__lagged": later(0, lambda since: 300 * since),
+        }
+    )
+
+    check(tmp_path, mad, {END: {("GatewayResets", "warning")}})
+
+
+# --- the rules themselves ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [ON, EVERYTHING], ids=["default", "full"])
+def test_rules(values: tuple[str, ...], tmp_path: Path) -> None:
+    """promtool takes them; each says how bad it is, what there is, what to do, and where to read on."""
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rendered(*values)), encoding="utf-8")
+    done = promtool("check", "rules", tmp_path / "rules.yaml")
+    base = "docs/runbook.md" if values is ON else "https://wiki.example/etcd-watch-gateway/runbook"
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SUCCESS: {len(alerts(*values))} rules found" in done.stdout
+    for name, rule in alerts(*values).items():
+        assert rule["labels"]["severity"] in ("page", "warning")
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+        assert all(rule["annotations"].values())
+        assert rule["annotations"]["runbook_url"] == f"{base}#{name.lower()}"
+
+
+def test_no_runbook() -> None:
+    """An empty base leaves the annotation out, and nothing else."""
+    bare = alerts(*ON, "--set", "prometheusRule.runbookUrl=")
+
+    for name, rule in alerts().items():
+        annotations = {key: text for key, text in rule["annotations"].items() if key != "runbook_url"}
+        assert bare[name] == {**rule, "annotations": annotations}
+
+
+def test_pages_are_ours() -> None:
+    """Nobody is woken for what another client of etcd, or one of the gateway's, can do alone."""
+    assert {name for name, rule in alerts().items() if rule["labels"]["severity"] == "page"} == {
+        "GatewayWatchersAboveFeeds",
+        "GatewayWatchStreamsAboveMax",
+        "GatewaySubscribersWithoutStream",
+        "GatewayFeedsGrow",
+        "GatewayFeedsStale",
+        "GatewayResetsLoop",
+    }
+
+
+def test_matchers() -> None:
+    """Every series of ours is selected as this release's, or as the values say; etcd's as they say."""
+
+    def selectors(*arguments: str) -> dict[bool, set[str]]:
+        text = " ".join(rule["expr"] for rule in alerts(*arguments).values())
+        found: dict[bool, set[str]] = {True: set(), False: set()}
+        for metric, inner in re.findall(r"((?:etcd_debugging|etcd_watch_gateway)_\w+)\{([^}]*)\}", text):
+            found[metric.startswith(NAMESPACE)].add(re.sub(r",?reason!?=~?\"[^\"]*\"", "", inner))
+        assert len(re.findall(r"\betcd_(?:debugging|watch_gateway)_\w+(?!\w|\{)", text)) == 0
+        return found
+
+    assert selectors(*ON) == {True: {'namespace="default",service="demo-etcd-watch-gateway"'}, False: {""}}
+    assert selectors(*EVERYTHING) == {
+        True: {'job="gateway",cluster=~"a|b"', 'job=~"gateway.*"'},
+        False: {'job="etcd"'},
+    }
+
+
+def test_what_is_left_out() -> None:
+    """Without etcd's metrics its alerts could not fire; without replicas there is nothing to miss."""
+    etcd = {"EtcdWatchStreamsGrow", "EtcdWatchersGrow"}
+
+    assert set(alerts()) - set(alerts(*ON, "--set", "prometheusRule.etcdMetrics=false")) == etcd
+    assert set(alerts()) - set(alerts(*ON, "--set", "replicas=0")) == {"GatewayMetricsMissing"}
+
+
+def documented() -> set[str]:
+    """The metrics of docs/metrics.md, which a test holds against a scrape."""
+    text = (TOP / "docs" / "metrics.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `(\w+)` \| (?:gauge|counter)", text, re.MULTILINE))
+
+
+def test_metrics_and_reasons_exist() -> None:
+    """A rule over a name that nobody exports would be quiet for ever."""
+    text = " ".join(rule["expr"] for rule in alerts().values())
+    named = set(re.findall(rf"\b{NAMESPACE}_\w+", text))
+
+    assert len(named) > 10
+    assert named <= documented()
+    assert {name.partition("{")[0] for name in world() if name.startswith(NAMESPACE)} <= documented()
+    reasons = {*RESET_REASONS, *CLOSE_REASONS, *REFUSAL_REASONS}
+    for matched in re.findall(r'reason!?=~?"([^"]+)"', text):
+        assert set(matched.split("|")) <= reasons
+
+
+# --- the runbook ------------------------------------------------------------------------------------------------------
+
+
+def test_runbook() -> None:
+    """Every alert has an entry and every entry an alert; each says what it means, where to look and what to do."""
+    text = (TOP / "docs" / "runbook.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+
+    assert sorted(name for name, _ in entries) == sorted(alerts())
+    for name, entry in entries:
+        assert re.findall(r"^\*\*(\w+)\*\*", entry, re.MULTILINE) == ["Means", "Look", "Do"], name
+    pages = text[text.index("## Pages") : text.index("## Warnings")]
+    severities = {name: rule["labels"]["severity"] for name, rule in alerts().items()}
+    assert {name for name in severities if f"### {name}\n" in pages} == {
+        name for name, severity in severities.items() if severity == "page"
+    }
