@@ -22,10 +22,14 @@ done
 
 if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
     echo "installing$missing"
-    case "$missing" in
-    # The tests run their own: without this, systemd would start one on port 9090 of every address.
-    *prometheus*) [ ! -d /run/systemd/system ] || systemctl --quiet mask prometheus.service ;;
-    esac
+    for package in $missing; do
+        case "$package" in
+        # The tests run their own: without this, systemd would start one on a port of every address.
+        nginx | prometheus | pushpin | zurl)
+            [ ! -d /run/systemd/system ] || systemctl --quiet mask "$package.service"
+            ;;
+        esac
+    done
     apt-get update -qq
     # shellcheck disable=SC2086  # a list
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
