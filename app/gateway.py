@@ -74,6 +74,8 @@ class Gateway:
                 reach_back=settings.reach_back,
                 sync_timeout=settings.sync_timeout,
                 stale_after=settings.stale_after,
+                drain_window=settings.drain_window,
+                drain_pace=settings.drain_pace,
             ),
             clock=clock,
             draw=draw,
@@ -101,10 +103,15 @@ class Gateway:
         """The epoch of cursors for *shape*."""
         return derive_epoch(cluster_id, self.settings.epoch, shape)
 
-    def drain(self) -> None:
-        """Let nobody in any more and ask every stream to end."""
-        self.registry.drain()
+    def drain(self) -> float:
+        """Let nobody in any more and ask every stream to end, one after the other; the seconds until all are asked."""
         self.streams.drain()
+        return self.registry.drain()
+
+    def hurry(self) -> None:
+        """Ask all streams to end, now."""
+        self.drain()
+        self.registry.send_all_away()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

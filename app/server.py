@@ -49,8 +49,8 @@ class GatewayServer(uvicorn.Server):
         Who does not take its last bytes in time is cut off: uvicorn itself would cancel the request, which is an error
         in the log, and leave the connection open, over which the loop cannot be closed (exit status 1 was seen).
         """
-        self._gateway.drain()
-        overdue = asyncio.get_running_loop().call_later(self._gateway.settings.drain_timeout, self._cut_off)
+        seconds = self._gateway.drain() + self._gateway.settings.drain_timeout
+        overdue = asyncio.get_running_loop().call_later(seconds, self._cut_off)
         try:
             await super().shutdown(sockets)
         finally:
@@ -64,6 +64,8 @@ class GatewayServer(uvicorn.Server):
 
 
 BACKLOG = 4096
+# Seconds between the second signal and the end.
+HURRY = 1.0
 
 
 def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
@@ -103,7 +105,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         # Ours comes before: see GatewayServer.shutdown.
-        timeout_graceful_shutdown=round(settings.drain_timeout) + 5,
+        timeout_graceful_shutdown=round(settings.drain_window + settings.drain_timeout) + 5,
     )
 
 
@@ -124,7 +126,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[list[int]], None] | N
             listening.append((app.state.admin, admin))
         servers = [GatewayServer(_config(served, settings), gateway) for served, _sock in listening]
         async with gateway.running():
-            with _signals(servers):
+            with _signals(servers, gateway):
                 tasks = [
                     asyncio.create_task(server.serve(sockets=[sock]))
                     for server, (_app, sock) in zip(servers, listening, strict=True)
@@ -133,19 +135,35 @@ async def serve(settings: Settings, *, on_ready: Callable[[list[int]], None] | N
                     for server in servers:
                         await server.listening.wait()
                     on_ready([sock.getsockname()[1] for _app, sock in listening])
+                # The admin port goes last: a drain is when somebody looks at it.
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for server in servers:
+                    server.should_exit = True
                 await asyncio.gather(*tasks)
 
 
 @contextlib.contextmanager
-def _signals(servers: list[GatewayServer]) -> Iterator[None]:
-    """SIGINT and SIGTERM stop all servers in order; a second one does not wait for anything."""
+def _signals(servers: list[GatewayServer], gateway: Gateway) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the first server, which ends the others. A second one closes all streams at once, and
+    cuts off in HURRY who does not take that; a third one does not wait at all.
+    """
     loop = asyncio.get_running_loop()
+    received = 0
+
+    def force() -> None:
+        for server in servers:
+            server.force_exit = True
 
     def stop() -> None:
-        log.info("stopping" if not servers[0].should_exit else "stopping at once")
-        for server in servers:
-            server.force_exit = server.should_exit
-            server.should_exit = True
+        nonlocal received
+        received += 1
+        log.info("stopping" if received == 1 else "stopping at once")
+        servers[0].should_exit = True
+        if received == 2:
+            gateway.hurry()
+            loop.call_later(HURRY, force)
+        elif received > 2:
+            force()
 
     handled = (signal.SIGINT, signal.SIGTERM)
     for number in handled:

@@ -103,7 +103,9 @@ class Settings(BaseSettings):
         "auto", description="way of streams to clients; portable: by ASGI only; fast: warns where it can't be had"
     )
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
-    drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait for streams to end at shutdown")
+    drain_window: Seconds = Field(30.0, ge=0, description="time over which streams are closed at shutdown")
+    drain_pace: int = Field(100, ge=1, description="streams closed in a second, unless the window is too short")
+    drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait behind that for streams to end")
     epoch: str = Field("", max_length=64, description="change after restoring a backup of etcd")
     instance: str = Field(
         "", max_length=128, pattern=r"^[!-~]*$", description="name of this instance; by default the host's"

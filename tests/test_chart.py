@@ -239,6 +239,7 @@ def test_schema_has_every_value() -> None:
         "adminPort=70000",
         "adminPort=8080",
         "preStopSeconds=25",
+        "drainWindowSeconds=50",
         "drainTimeoutSeconds=30",
     ],
 )
@@ -275,7 +276,8 @@ def test_drain_fits(tool: Path, values: Path) -> None:
 
     assert sleep == "sleep"
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace > int(seconds) + int(environment(deployment)["GATEWAY_DRAIN_TIMEOUT"])
+    told = environment(deployment)
+    assert grace > int(seconds) + int(told["GATEWAY_DRAIN_WINDOW"]) + int(told["GATEWAY_DRAIN_TIMEOUT"])
 
 
 def test_service_finds_the_pods(tool: Path) -> None:
@@ -373,7 +375,7 @@ def test_every_setting_has_a_value() -> None:
 
     elsewhere = {"etcd", "host", "port", "admin_port", "allow_prefixes", "token_file", "cors_origins", "epoch"}
     elsewhere |= {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # etcd.tls, etcd.auth
-    own = {"drain_timeout", "instance"}  # set by drainTimeoutSeconds; the pod's name
+    own = {"drain_window", "drain_timeout", "instance"}  # drainWindowSeconds, drainTimeoutSeconds; the pod's name
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = {re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name) for name in values["settings"]}
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
+from app.core.drain import Drain
 from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
 from app.core.keys import KeyRange
 from app.core.log import Bounds
@@ -24,6 +25,8 @@ log = logging.getLogger("gateway.feed")
 TICK = 1.0
 # Seconds before a range that was too large is read again: every try costs etcd a Range of all of it.
 TOO_LARGE_PAUSE = 30.0
+# Seconds between the groups of streams that are sent away at a drain.
+DRAIN_TICK = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Limits:
     reach_back: int
     sync_timeout: float
     stale_after: float
+    drain_window: float
+    drain_pace: float
 
 
 class Lease:
@@ -80,6 +85,7 @@ class Registry:
         self._total = 0
         self.bytes = 0  # what all feeds hold
         self.draining = False
+        self._drained_at = 0.0
         self.feeds_started = 0
         self.events_of_ended = 0
 
@@ -238,17 +244,37 @@ class Registry:
         for feed in list(self._feeds.values()):
             feed.restored()
 
-    def drain(self) -> None:
-        """Let nobody in any more, and ask all subscribers to leave."""
-        self.draining = True
+    def drain(self) -> float:
+        """Let nobody in any more, and ask the subscribers to leave, one after the other; the seconds until all are."""
+        if not self.draining:
+            self.draining = True
+            for watched in list(self._linger_timers):
+                self._expire(watched)
+            # In a drawn order: those who follow one range come to the others over the whole time.
+            leaving = sorted(self.subscribers(), key=lambda _: self._draw())
+            drain = Drain(len(leaving), window=self.limits.drain_window, pace=self.limits.drain_pace)
+            self._drained_at = self._clock() + drain.seconds
+            self._send_away(leaving, drain, self._clock())
+        return max(0.0, self._drained_at - self._clock())
+
+    def _send_away(self, leaving: list[Subscriber], drain: Drain, since: float) -> None:
+        stay = drain.count - drain.due(self._clock() - since)
+        going = leaving[stay:]
+        del leaving[stay:]
+        for subscriber in going:
+            subscriber.close(DrainingError.close_reason)
+        if leaving:
+            asyncio.get_running_loop().call_later(DRAIN_TICK, self._send_away, leaving, drain, since)
+
+    def send_all_away(self) -> None:
+        """Those whose turn has not come, too."""
         for subscriber in self.subscribers():
             subscriber.close(DrainingError.close_reason)
-        for watched in list(self._linger_timers):
-            self._expire(watched)
 
     async def aclose(self) -> None:
         """End every feed, whoever holds it."""
         self.drain()
+        self.send_all_away()
         for feed in list(self._feeds.values()):
             self._counts.drop(feed.range)
             self._end(feed, "shutdown")

@@ -164,6 +164,46 @@ async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
         await eventually(lambda: _is(held_at_etcd(etcd), (0, 0)))
 
 
+async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Who waits for its turn is served as before; each comes to a proper end, nowhere earlier than where it stands."""
+    settings = {"GATEWAY_DRAIN_WINDOW": "60s", "GATEWAY_DRAIN_PACE": "10"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        streams = [await watch(server.base, "prefix=/svc/") for _ in range(30)]
+        for stream in streams:
+            await stream.until("synced")
+        server.process.send_signal(signal.SIGTERM)
+        closings = [asyncio.create_task(stream.until("close")) for stream in streams]
+        await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
+        revision = await kv.put("/svc/late", "1")
+        told = 0
+        for stream, closing in zip(streams, closings, strict=True):
+            *_before, bookmark, close = await closing
+            assert (bookmark.type, close.data["reason"]) == ("bookmark", "drain")
+            told += bookmark.data["revision"] >= revision
+            await stream.close()
+        assert await server.process.wait() == 0
+
+    # The first went at once; of 29 whose turn came within 3 s, the put, some ms later, was too late for a few.
+    assert 15 <= told <= 29
+
+
+async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
+    """Without waiting for anybody's turn, and still with a word to each."""
+    settings = {"GATEWAY_DRAIN_WINDOW": "1h", "GATEWAY_DRAIN_PACE": "1"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        streams = [await watch(server.base, "prefix=/svc/") for _ in range(200)]
+        for stream in streams:
+            await stream.until("synced")
+        server.process.send_signal(signal.SIGTERM)
+        await streams[0].until("bookmark")  # a heartbeat: it has been heard of
+        server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            _bookmark, close = (await stream.until("close"))[-2:]
+            assert close.data["reason"] == "drain"
+            await stream.close()
+        assert await server.process.wait() == 0
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_shutdown_with_a_client_that_does_not_read(etcd: EmbeddedEtcd, kv: EtcdClient, signals: int) -> None:
     """It is cut off when the drain is over, or at the second signal: exit status 0, and no error in the log."""

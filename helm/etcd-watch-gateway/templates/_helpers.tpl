@@ -44,9 +44,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if eq (int .Values.adminPort) 8080 -}}
 {{- fail "adminPort must not be 8080, the port that the gateway serves on" -}}
 {{- end -}}
-{{- $needed := add .Values.preStopSeconds .Values.drainTimeoutSeconds -}}
+{{- $needed := add .Values.preStopSeconds .Values.drainWindowSeconds .Values.drainTimeoutSeconds -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $needed) -}}
-{{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSeconds + drainTimeoutSeconds (%d), or streams are cut while they are being closed" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
+{{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSeconds + drainWindowSeconds + drainTimeoutSeconds (%d), or streams are cut while they are being closed" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
 {{- end -}}
 {{- end -}}
 

@@ -1,0 +1,39 @@
+"""``app.core.drain``: everybody in time, nobody in a storm."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.drain import Drain
+
+counts = st.integers(0, 20_000)
+windows = st.floats(0, 100)
+paces = st.floats(1, 1000)
+
+
+@given(counts, windows, paces)
+def test_all_are_gone_at_the_end_and_the_end_is_within_the_window(count: int, window: float, pace: float) -> None:
+    """However many there are."""
+    drain = Drain(count, window=window, pace=pace)
+    assert drain.seconds <= window
+    assert drain.due(drain.seconds) == count
+
+
+@given(counts, windows, paces, st.lists(st.floats(0, 1), min_size=2).map(sorted))
+def test_they_go_evenly(count: int, window: float, pace: float, moments: list[float]) -> None:
+    """Between two moments no more than their share, and never fewer than before."""
+    drain = Drain(count, window=window, pace=pace)
+    at = [moment * drain.seconds for moment in moments]
+    due = [drain.due(moment) for moment in at]
+    assert due == sorted(due)
+    if count <= window * pace:
+        for before, after, start, end in zip(due, due[1:], at, at[1:], strict=False):
+            assert after - before <= pace * (end - start) + 1.001
+
+
+def test_a_few_go_at_once() -> None:
+    """Nobody waits 30 seconds for one stream."""
+    assert Drain(1, window=30, pace=100).seconds == 0.01
+    assert Drain(0, window=30, pace=100).due(0) == 0
+    assert Drain(6000, window=30, pace=100).seconds == 30
