@@ -18,6 +18,8 @@ from app.core.pace import Patience
 
 # Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25
+# Of Linux's struct tcp_info: tcpi_retransmits, the third byte, and tcpi_last_ack_recv, the 13th of its 32-bit words.
+TCP_INFO = struct.Struct("=2xB5x48xI")
 # Where ``GatewayProtocol`` puts its line in the scope's extensions.
 EXTENSION = "etcd_watch_gateway"
 
@@ -101,14 +103,35 @@ class Line:
         The kernel asks for more only when a third of its buffer is free: without a look into it, a client of
         1 KiB a second would seem stuck for 40 s.
         """
-        transport = self.transport
-        if transport is None or transport.is_closing():
+        sock = self._socket()
+        if sock is None:
             return 0
-        sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock is None or sys.platform != "linux":
+        if sys.platform != "linux":
             return self.buffered
         (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
         return self.buffered + int(queued)
+
+    @property
+    def unheard(self) -> float:
+        """Seconds for which the client's system acknowledged nothing, though something is sent to it again and again.
+
+        Of one that vanished (asleep, or behind a NAT that forgot it) a send tells nothing: heartbeats fit the kernel's
+        buffer for hours, and it gives up after 15 minutes (tcp_retries2). One that is there and does not read
+        acknowledges, and is none of this.
+        """
+        sock = self._socket()
+        if sock is None or sys.platform != "linux":
+            return 0.0
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+        retransmits, milliseconds = TCP_INFO.unpack(info)
+        return milliseconds / 1000 if retransmits else 0.0
+
+    def _socket(self) -> socket.socket | None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return None
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        return sock
 
     def abort(self) -> None:
         """Drop the connection, by RST.

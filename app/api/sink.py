@@ -51,6 +51,10 @@ class Sink(Protocol):
     def stuck(self) -> bool:
         """Asked LOOKS times in a send time-out while not ready: whether the client is given up."""
 
+    @property
+    def unheard(self) -> float:
+        """See ``Line.unheard``."""
+
     def end(self, reason: str, error: Exception | None) -> None:
         """Called once: what is written is all. By an *error* of ours the body is broken off."""
 
@@ -122,6 +126,11 @@ class FastSink:
         """See ``Sink``."""
         return self._patience is not None and self._patience.ends(self._line.untaken, self._send_timeout / LOOKS)
 
+    @property
+    def unheard(self) -> float:
+        """See ``Sink``."""
+        return self._line.unheard
+
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
         self._line.leave()
@@ -168,6 +177,11 @@ class PortableSink:
     def stuck(self) -> bool:
         """See ``Sink``: here ``Connection.send`` itself gives up."""
         return False
+
+    @property
+    def unheard(self) -> float:
+        """See ``Sink``."""
+        return self._connection.line.unheard
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""

@@ -313,6 +313,9 @@ class Delivery:
         if now >= self._next_beat:
             self._beat_due = True
             self._next_beat = now + self._streams.settings.heartbeat
+            if self._sink.unheard > self._streams.settings.send_timeout:
+                self.end(STUCK)
+                return
         if not self._sink.ready and self._sink.stuck():
             self.end(STUCK)
             return

@@ -89,10 +89,16 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 async def start(
-    *flags: str, settings: Mapping[str, str] | None = None, program: Sequence[str] = ("app",)
+    *flags: str,
+    settings: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("app",),
+    before: Sequence[str] = (),
 ) -> GatewayProcess:
-    """Start one; it may not be listening yet. *program* is the module to run, and what it needs before ``serve``."""
+    """Start one; it may not be listening yet. *program* is the module to run, and what it needs before ``serve``;
+    *before*: what runs it.
+    """
     process = await asyncio.create_subprocess_exec(
+        *before,
         sys.executable,
         "-W",
         "error",

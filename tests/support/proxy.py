@@ -15,7 +15,8 @@ class Proxy:
     client says (its other half stays open), and ``delay`` seconds pass before anything is passed on.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, host: str = "127.0.0.1") -> None:
+        self._host = host
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
         self._server: asyncio.Server | None = None
@@ -33,7 +34,7 @@ class Proxy:
     def endpoint(self) -> str:
         """Where it listens."""
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
         """Break what is open, refuse what comes."""
@@ -71,7 +72,7 @@ class Proxy:
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self._host, 0)
 
     async def stop(self) -> None:
         """Close everything."""

@@ -1,0 +1,95 @@
+"""Packets that are lost without a word: between the gateway and etcd, and between it and a client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.integration.test_release import held_at_etcd
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import QUICK, GatewayProcess, start
+from tests.support.namespace import Cable, namespace
+from tests.support.proxy import Proxy
+from tests.support.streams import watch
+from tests.support.waiting import eventually
+
+pytestmark = [
+    pytest.mark.etcd,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux" or os.geteuid() != 0 or not all(map(shutil.which, ("ip", "iptables"))),
+        reason="needs root, iproute2 and iptables",
+    ),
+]
+
+
+@contextlib.asynccontextmanager
+async def on_another_host(
+    etcd: EmbeddedEtcd, **settings: str
+) -> AsyncIterator[tuple[GatewayProcess, str, Cable, Cable]]:
+    """A gateway there, its URL, its cable to etcd, and its cable to clients."""
+    async with namespace(2) as other:
+        to_etcd, to_clients = other.cables
+        relay = Proxy(etcd.endpoint, to_etcd.here)
+        await relay.start()
+        chosen = {"GATEWAY_HOST": "0.0.0.0", "GATEWAY_PORT": "0", "GATEWAY_ALLOW_PREFIXES": ""}
+        running = await start(
+            settings={**QUICK, **chosen, "GATEWAY_ETCD": relay.endpoint, **settings}, before=other.before
+        )
+        try:
+            await running.listening()
+            yield running, f"http://{to_clients.there}:{running.port}", to_etcd, to_clients
+        finally:
+            assert await running.stop() == 0, running.lines[-5:]
+            await relay.stop()
+
+
+async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Subscribers are told that it is stale, and then everything that they have missed, without a reset."""
+    async with on_another_host(etcd) as (_running, url, to_etcd, _), await watch(url, "prefix=/svc/") as stream:
+        await stream.until("synced")
+        await kv.put("/svc/a", "before")
+        await stream.changes(1)
+        await to_etcd.drop()
+        status = (await stream.until("status"))[-1]
+        assert status.data["state"] == "stale"
+        for n in range(20):
+            await kv.put("/svc/a", str(n))
+        await to_etcd.heal()
+        seen = await stream.until("status")
+        while seen[-1].data["state"] != "live":
+            seen += await stream.until("status")
+        changes = [event for event in seen if event.type == "put"]
+        changes += await stream.changes(20 - len(changes)) if len(changes) < 20 else []
+
+    assert [event.data["value"] for event in changes] == [str(n) for n in range(20)]
+    assert not [event for event in seen if event.type == "reset"]
+
+
+@pytest.mark.parametrize("sink", ["fast", "portable"])
+async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -> None:
+    """A client that has vanished is let go, with nothing to send but heartbeats: its watch, too."""
+    settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_SINK": sink}
+    async with on_another_host(etcd, **settings) as (running, url, _, to_clients):
+        stream = await watch(url, "prefix=/svc/")
+        await stream.until("bookmark")
+        assert await held_at_etcd(etcd) == (1, 1)
+        await to_clients.drop()
+
+        async def released() -> bool:
+            return await held_at_etcd(etcd) == (0, 0)
+
+        # The kernel itself would give up after 15 minutes.
+        await eventually(released, timeout=60)
+        ends = [line["reason"] for line in running.lines if line["message"] == "stream end"]
+        assert ends == ["send-timeout"]
+        await to_clients.heal()
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(stream.close(), 5)
