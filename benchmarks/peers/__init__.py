@@ -30,7 +30,7 @@ class Peer:
     request: bytes
     """What a subscriber sends."""
     ready: str
-    """What has come to a subscriber that is there."""
+    """What has come to a subscriber that is there; empty: the head of its response."""
     mark: str
     """What stands before the number of an event. Numbers follow each other."""
     next_number: Callable[[], Awaitable[int]]

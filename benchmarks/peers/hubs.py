@@ -165,7 +165,7 @@ async def nchan() -> AsyncIterator[Peer]:
                 pid=process.pid,
                 port=port,
                 request=get("/sub"),
-                ready="\r\n\r\n",
+                ready="",
                 mark='"mod_revision":',
                 next_number=publisher.next_number,
                 publish=publisher.publish,

@@ -165,6 +165,9 @@ class FeedMachine(RuleBasedStateMachine):
             not revision
             or tip - revision > REACH_BACK
             or revision < compacted
+            # Told of a compaction by one history, the feed restarts behind it; restored since to a second one that
+            # was not compacted so far, by nobody seen: both may be right, and nothing is promised (two restores).
+            or revision <= self.core._compacted
             or (self.unanchored and not published)
             or (revision == compacted and gone)
             or same
