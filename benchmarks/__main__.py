@@ -60,10 +60,11 @@ def main() -> int:
     raise_limit()
     build()
     found = asyncio.run(run(chosen, given.rounds))
-    if given.only and KEPT.exists():
-        found = json.loads(KEPT.read_text()) | found
-    KEPT.parent.mkdir(exist_ok=True)
-    KEPT.write_text(json.dumps(found))
+    kept = KEPT.with_stem("bench-small") if given.small else KEPT
+    if given.only and kept.exists():
+        found = json.loads(kept.read_text()) | found
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(found))
     if any(one.name not in found for one in every):
         return 0
     goals = suite.goals(found, size)
