@@ -206,6 +206,10 @@ class Mirror:
             assert self.synced
             self._stand(event)
 
+    def interrupt(self) -> None:
+        """The stream has ended: what was not finished is dropped."""
+        self._aside, self._transaction, self.synced = None, [], False
+
     def _stand(self, event: Event) -> None:
         assert self._transaction == [], "no id inside a revision"
         assert event.id is not None

@@ -1,0 +1,381 @@
+"""The gateway behind a real nginx: what docs/operations.md says of it, and what nginx does where we said nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import re
+import shutil
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from app.embedded import EmbeddedEtcd
+from tests.examples.test_mirrors import ARGUMENTS, CHROMIUM
+from tests.integration.test_release import all_released, held_at_etcd, subscribers
+from tests.support.certificates import Ca
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.nginx import nginx, recipe
+from tests.support.proxy import proxy
+from tests.support.returning import ReturningClient, returning
+from tests.support.streams import Stream, watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+# What somebody has who never heard of streams: nginx speaks HTTP/1.0 to the gateway, and buffers by default.
+PLAIN = "server { listen 80; location / { proxy_pass http://gateway-0:8080; %s } }"
+IGNORING = PLAIN % "proxy_ignore_headers X-Accel-Buffering;"
+KEEPALIVE = """
+upstream gateways { server gateway-0:8080; keepalive 4; }
+server {
+    listen 80;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    location / { proxy_pass http://gateways; }
+}
+"""
+
+
+@pytest.fixture(name="etcd")
+async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
+    """One version does: what nginx makes of a stream has nothing to do with etcd's."""
+    async with EmbeddedEtcd() as etcd:
+        yield etcd
+
+
+async def event_by_event(stream: Stream, kv: EtcdClient, count: int = 5) -> None:
+    """Each change arrives before the next is made."""
+    for number in range(count):
+        revision = await kv.put("/svc/a", str(number))
+        (change,) = await stream.changes(1)
+        assert change.data["mod_revision"] == revision
+
+
+@pytest.mark.parametrize("config", [PLAIN % "", KEEPALIVE, IGNORING], ids=["HTTP/1.0", "HTTP/1.1", "header ignored"])
+async def test_events_arrive_one_by_one(
+    server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str
+) -> None:
+    """Without a word about buffering in nginx's configuration; and a client that leaves, FIN or RST, releases.
+
+    Also with X-Accel-Buffering ignored: nginx passes on what is chunked as it comes, by HTTP/1.0 too. It held events
+    back, to the end, where an upstream's body ended with its connection.
+    """
+    async with nginx(tmp_path / "nginx", [server.base], config) as front:
+        async with await watch(front.base, "prefix=/svc/") as stream:
+            await stream.until("synced")
+            await event_by_event(stream, kv)
+            assert "x-accel-buffering" not in stream.headers  # it was for nginx, and nginx has understood it
+            assert stream.headers["cache-control"] == "no-store, no-transform"
+            assert await held_at_etcd(etcd) == (1, 1)
+        await eventually(lambda: all_released(server, etcd))
+
+        crashing = await watch(front.base, "prefix=/svc/")
+        await crashing.until("synced")
+        assert await subscribers(server) == 1
+        crashing.reset()
+        await eventually(lambda: all_released(server, etcd))
+
+
+@pytest.mark.parametrize("config", [PLAIN % "", IGNORING], ids=["as it is", "header ignored"])
+async def test_the_header_lets_the_gateway_see_who_is_stuck(
+    etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str
+) -> None:
+    """What it is for: with it, a client that takes nothing is cut off as if nginx were not there. With the header
+    ignored, nginx takes in its stead what it does not, to a file of up to 1 GiB, and no bound of the gateway's holds.
+    """
+    config = config.replace("listen 80", "listen 80 sndbuf=16k")
+    async with (
+        gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "500ms"}) as server,
+        nginx(tmp_path / "nginx", [server.base], config) as front,
+        await watch(front.base, "prefix=/svc/", receive_buffer=4096) as stuck,
+        await watch(server.base, "prefix=/svc/") as healthy,
+    ):
+        await healthy.until("synced")
+        for _ in range(100):
+            await kv.put("/svc/a", "x" * 50_000)
+        assert len(await healthy.changes(100)) == 100
+        if "ignore" not in config:
+            await eventually(lambda: _is(server, 1))
+            stuck.reset()
+            assert [line["reason"] for line in server.lines if line["message"] == "stream end"] == ["send-timeout"]
+            return
+        for _ in range(3):  # six times GATEWAY_SEND_TIMEOUT
+            await healthy.until("bookmark")
+        assert await subscribers(server) == 2
+        assert "buffered to a temporary file" in front.errors
+
+
+async def _is(server: GatewayProcess, count: int) -> bool:
+    return await subscribers(server) == count
+
+
+async def test_keepalive_spares_connections(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
+    """Reads, and then a stream, on one connection; a stream's connection is not used again."""
+    await kv.put("/svc/a", "1")
+    async with (
+        proxy(server.base) as between,
+        nginx(tmp_path / "nginx", [between.endpoint], KEEPALIVE) as front,
+        httpx.AsyncClient(base_url=front.base, trust_env=False) as client,
+    ):
+        for _ in range(5):
+            assert (await client.get("/v1/kv?prefix=/svc/")).json()["count"] == 1
+        assert between.connections == 1
+        async with await watch(front.base, "prefix=/svc/") as stream:
+            await stream.until("synced")
+            assert between.connections == 1
+            assert (await client.get("/v1/kv?prefix=/svc/")).status_code == 200
+            assert between.connections == 2
+        await eventually(lambda: _is(server, 0))
+
+
+async def test_a_read_timeout_below_the_heartbeat_cuts(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
+    """Quiet streams are cut again and again; who comes back with the cursor loses nothing. Above it, none is cut."""
+    settings = {"GATEWAY_HEARTBEAT": "1s", "GATEWAY_LINGER": "10s"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        short, long = PLAIN % "proxy_read_timeout 300ms;", PLAIN % "proxy_read_timeout 2s;"
+        async with nginx(tmp_path / "nginx", [server.base], short) as front:
+            async with returning(front.base, "prefix=/svc/", 1) as (client,):
+                written = []
+                for cuts in range(1, 4):
+                    await eventually(functools.partial(_cut, client, cuts))
+                    written.append(await kv.put("/svc/a", str(cuts)))
+                await eventually(lambda: _holds(client, written[-1]))
+
+                assert client.mirror.resets == ["initial"]
+                assert client.revisions == written
+            assert "upstream timed out" in front.errors
+        async with nginx(tmp_path / "longer", [server.base], long) as front:
+            async with await watch(front.base, "prefix=/svc/") as stream:
+                await stream.until("synced")
+                for _ in range(3):  # for longer than the timeout
+                    await stream.until("bookmark")
+            assert "upstream timed out" not in front.errors
+
+
+async def _cut(client: ReturningClient, least: int) -> bool:
+    return client.cuts >= least
+
+
+async def _holds(client: ReturningClient, revision: int) -> bool:
+    return client.holds(revision)
+
+
+async def test_a_reload_cuts_and_loses_nothing(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
+    """Old workers end with ``worker_shutdown_timeout``, and their streams with them: ingress-nginx does that often."""
+    async with (
+        nginx(tmp_path / "nginx", [server.base], PLAIN % "", main="worker_shutdown_timeout 100ms;") as front,
+        returning(front.base, "prefix=/svc/", 5) as clients,
+    ):
+        written = [await kv.put("/svc/a", "before")]
+        await eventually(lambda: _all_hold(clients, written[-1]))
+        # Who joined behind the put has it in the state.
+        before = [list(client.revisions) for client in clients]
+        front.reload()
+        await eventually(lambda: _all_cut(clients))
+        written = [await kv.put("/svc/a", str(number)) for number in range(5)]
+        await eventually(lambda: _all_hold(clients, written[-1]))
+
+        assert [client.revisions for client in clients] == [[*had, *written] for had in before]
+        assert {tuple(client.mirror.resets) for client in clients} == {("initial",)}
+
+
+async def _all_hold(clients: Sequence[ReturningClient], revision: int) -> bool:
+    return all(client.holds(revision) for client in clients)
+
+
+async def _all_cut(clients: Sequence[ReturningClient]) -> bool:
+    return all(client.cuts >= 1 for client in clients)
+
+
+async def test_gzip_by_default_leaves_streams_alone(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
+    """``gzip on`` is for text/html unless told otherwise."""
+    async with (
+        nginx(tmp_path / "nginx", [server.base], "gzip on; gzip_proxied any;" + PLAIN % "") as front,
+        await watch(front.base, "prefix=/svc/", {"Accept-Encoding": "gzip"}) as stream,
+    ):
+        assert "content-encoding" not in stream.headers
+        await stream.until("synced")
+        await event_by_event(stream, kv)
+
+
+async def test_gzip_of_streams_holds_nothing_back(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
+    """Told to, nginx compresses streams whatever ``no-transform`` says, and flushes with every write."""
+    told = "gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream;"
+    async with (
+        nginx(tmp_path / "nginx", [server.base], told + PLAIN % "") as front,
+        await watch(front.base, "prefix=/svc/", {"Accept-Encoding": "gzip"}) as stream,
+    ):
+        assert stream.headers["content-encoding"] == "gzip"
+        inflate = zlib.decompressobj(wbits=31)
+        text = b""
+
+        async def until(word: bytes) -> None:
+            nonlocal text
+            async with asyncio.timeout(20):
+                while word not in text:
+                    text += inflate.decompress(await stream.chunk())
+
+        await until(b"event: synced")
+        for number in range(5):
+            revision = await kv.put("/svc/a", str(number))
+            await until(b'"mod_revision":%d' % revision)
+
+
+# --- the recipes ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def browser_page() -> AsyncIterator[Page]:
+    """A tab of Chromium's; any certificate will do."""
+    if not await asyncio.to_thread(CHROMIUM.exists):
+        pytest.skip(f"NOT RUN: a browser through nginx: chromium is not at {CHROMIUM}")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        context = await browser.new_context(ignore_https_errors=True)
+        yield await context.new_page()
+        await browser.close()
+
+
+async def test_the_page_through_nginx(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
+    """Our own page, a change, in Chromium."""
+    async with (
+        nginx(tmp_path / "nginx", [server.base, server.base], recipe("streams")) as front,
+        browser_page() as page,
+    ):
+        await page.goto(f"{front.base}/#prefix=/svc/")
+        await expect(page.locator("#state")).to_have_text("live")
+        revision = await kv.put("/svc/a", "1")
+        await expect(page.locator("#revision")).to_have_text(f"revision {revision}")
+
+
+async def finds(page: Page, expression: str) -> bool:
+    """What a tab makes of it; Playwright's own waiting is forbidden by our page's Content-Security-Policy."""
+    return bool(await page.evaluate(expression))
+
+
+FOLLOW = """(path) => {
+    window.seen = [];
+    window.source = new EventSource(path);
+    for (const type of ['reset', 'synced', 'put'])
+        source.addEventListener(type, (event) => seen.push(`${type} ${event.lastEventId.split('-')[1]}`));
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False], ids=["as in the recipe", "without @later"])
+async def test_an_event_source_outlives_an_outage(
+    etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, kept: bool
+) -> None:
+    """No gateway at all for a while: nginx' own 502 ends an EventSource for good; the recipe's 200 does not."""
+    config = recipe("streams")
+    if not kept:
+        config = config.replace("error_page 502 503 504 = @later;", "")
+    async with contextlib.AsyncExitStack() as stack:
+        page = await stack.enter_async_context(browser_page())
+        async with gateway(etcd.endpoint) as server:
+            port = server.port
+            bases = [server.base, server.base]
+            front = await stack.enter_async_context(nginx(tmp_path / "nginx", bases, config))
+            await page.goto(front.base)
+            await page.evaluate(FOLLOW, "/v1/watch?prefix=/svc/")
+            await eventually(lambda: finds(page, "seen.some((line) => line.startsWith('synced'))"))
+        missed = await kv.put("/svc/a", "1")
+        if not kept:
+            await eventually(lambda: finds(page, "source.readyState === EventSource.CLOSED"))
+            return
+
+        async def told_to_come_back() -> bool:
+            return '"GET /v1/watch?prefix=/svc/ HTTP/1.1" 200 13 ' in front.requests
+
+        await eventually(told_to_come_back)
+        async with httpx.AsyncClient(base_url=front.base, trust_env=False) as client:
+            assert (await client.get("/v1/watch?prefix=/svc/")).status_code == 503
+        await stack.enter_async_context(gateway(etcd.endpoint, settings={"GATEWAY_PORT": str(port)}))
+        await eventually(lambda: finds(page, f"seen.includes('put {missed}')"))
+        seen = await page.evaluate("seen")
+
+    assert [line for line in seen if line.startswith("reset")] == ["reset 0"]
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2.0"])
+async def test_streams_of_a_browser(server: GatewayProcess, tmp_path: Path, version: str) -> None:
+    """Six over HTTP/1.1, and the seventh waits; over HTTP/2 all ten are served, on one connection."""
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    pair = Ca(tmp_path / "ca").sign("nginx")
+    shutil.copy(pair.cert, folder / "tls.crt")
+    shutil.copy(pair.key, folder / "tls.key")
+    config = recipe("streams").replace("listen 80;", recipe("http2"))
+    served = {"HTTP/1.1": 6, "HTTP/2.0": 10}[version]
+    async with nginx(folder, [server.base, server.base], config) as front:
+        async with browser_page() as page:
+            await page.goto(front.base if version == "HTTP/1.1" else front.tls_base)
+            await page.evaluate("""() => {
+                window.synced = 0;
+                window.sources = [...Array(10).keys()].map((n) => new EventSource(`/v1/watch?prefix=/svc/${n}/`));
+                window.beats = [...Array(10).keys()].map(() => 0);
+                sources.forEach((source, n) => {
+                    source.addEventListener('synced', () => synced += 1);
+                    source.addEventListener('bookmark', () => beats[n] += 1);
+                });
+            }""")
+            # Those that are served have had time for two heartbeats: those that wait, wait.
+            await eventually(lambda: finds(page, f"beats.filter((n) => n >= 2).length === {served}"))
+            assert await page.evaluate("synced") == served
+            assert await subscribers(server) == served
+
+        async def logged() -> bool:
+            return front.requests.count(f'{version}" 200') >= served
+
+        await eventually(logged)
+
+
+def by_prefix(config: str) -> str:
+    """The recipe with its upstream replaced by that which hashes."""
+    return re.sub(r"upstream gateways \{.*?\n\}\n", recipe("hash"), config, flags=re.DOTALL)
+
+
+async def test_hash_sends_a_prefix_to_one_gateway(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+    """Then etcd has one watch of it, and not one of each gateway; a gateway that goes leaves its own to the other."""
+    prefixes = [f"/svc/{number}/" for number in range(20)]
+    async with contextlib.AsyncExitStack() as stack:
+        ones = [
+            await stack.enter_async_context(gateway(etcd.endpoint, settings={"GATEWAY_INSTANCE": f"gw-{number}"}))
+            for number in range(2)
+        ]
+        bases = [one.base for one in ones]
+        front = await stack.enter_async_context(nginx(tmp_path / "nginx", bases, by_prefix(recipe("streams"))))
+        turn = await stack.enter_async_context(nginx(tmp_path / "turn", bases, recipe("streams")))
+        served: dict[str, set[str]] = {}
+        for prefix in prefixes:
+            for _ in range(3):
+                stream = await stack.enter_async_context(await watch(front.base, f"prefix={prefix}"))
+                await stream.until("synced")
+                served.setdefault(prefix, set()).add(stream.headers["x-gateway-instance"])
+
+        assert all(len(instances) == 1 for instances in served.values())
+        assert set.union(*served.values()) == {"gw-0", "gw-1"}
+        assert (await held_at_etcd(etcd))[0] == len(prefixes)
+        # In turn, as without the recipe, both come to watch each prefix.
+        for prefix in prefixes:
+            for _ in range(2):
+                stream = await stack.enter_async_context(await watch(turn.base, f"prefix={prefix}"))
+                await stream.until("synced")
+        assert (await held_at_etcd(etcd))[0] == 2 * len(prefixes)
+
+        going = next(prefix for prefix in prefixes if served[prefix] == {"gw-0"})
+        ones[0].process.terminate()
+        await eventually(lambda: served_by(front.base, going, "gw-1"))
+
+
+async def served_by(base: str, prefix: str, instance: str) -> bool:
+    """Whether a stream of *prefix* comes from there."""
+    async with await watch(base, f"prefix={prefix}", {"Accept": "text/event-stream"}) as stream:
+        return stream.headers["x-gateway-instance"] == instance

@@ -1,0 +1,91 @@
+"""A client that comes back: with its cursor, to whatever answers at the same address, as the contract asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from tests.support.streams import Mirror, watch
+
+# Seconds before it comes back from a cut; after a `close` it is as many as that says.
+AFTER_A_CUT = 0.05
+# A heartbeat is 15 s by default; three missed ones are a dead stream.
+SILENCE = 45.0
+
+
+class ReturningClient:
+    """Follows *query* at *base* until it is closed; what it is told must be right (``Mirror``), and is counted."""
+
+    def __init__(self, base: str, query: str) -> None:
+        self.mirror = Mirror()
+        self.cursor: str | None = None
+        # The instance that served each of its streams, and when that stream's head came.
+        self.visits: list[tuple[str, float]] = []
+        self.closes: list[str] = []
+        self.cuts = 0
+        # The revisions that came as changes.
+        self.revisions: list[int] = []
+        self._base = base
+        self._query = query
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def at(self) -> str:
+        """Who serves it, or did last."""
+        return self.visits[-1][0] if self.visits else ""
+
+    def holds(self, revision: int) -> bool:
+        """Whether it has got so far; raises what has ended it."""
+        if self._task.done():
+            self._task.result()
+        return self.mirror.synced and self.mirror.revision >= revision
+
+    async def close(self) -> None:
+        """Leave. Raises what has ended it before."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause = await self._visit()
+            except (asyncio.IncompleteReadError, ConnectionError):
+                self.cuts += 1
+                pause = AFTER_A_CUT
+            self.mirror.interrupt()
+            await asyncio.sleep(pause)
+
+    async def _visit(self) -> float:
+        headers = {"Accept": "text/event-stream"}
+        if self.cursor is not None:
+            headers["Last-Event-ID"] = self.cursor
+        async with await watch(self._base, self._query, headers) as stream:
+            self.visits.append((stream.headers["x-gateway-instance"], time.monotonic()))
+            pause = AFTER_A_CUT
+            while (event := await stream.next_event(SILENCE)) is not None:
+                self.cursor = stream.last_id or self.cursor
+                if event.type == "close":
+                    self.closes.append(event.data["reason"])
+                    pause = event.data["retry_ms"] / 1000
+                    continue
+                before = self.mirror.revision
+                self.mirror.apply(event)
+                if event.type in ("put", "delete") and self.mirror.revision != before:
+                    self.revisions.append(self.mirror.revision)
+            return pause
+
+
+@contextlib.asynccontextmanager
+async def returning(base: str, query: str, count: int) -> AsyncIterator[Sequence[ReturningClient]]:
+    """*count* of them, all at once."""
+    clients = [ReturningClient(base, query) for _ in range(count)]
+    try:
+        yield clients
+    finally:
+        results = await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
+    for result in results:
+        if result is not None:
+            raise result
