@@ -83,9 +83,9 @@ async def test_events_arrive_one_by_one(
         await eventually(lambda: all_released(server, etcd))
 
 
-@pytest.mark.parametrize("config", [PLAIN % "", IGNORING], ids=["as it is", "header ignored"])
+@pytest.mark.parametrize(("config", "seen"), [(PLAIN % "", True), (IGNORING, False)], ids=["obeyed", "ignored"])
 async def test_the_header_lets_the_gateway_see_who_is_stuck(
-    etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str
+    etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str, seen: bool
 ) -> None:
     """What it is for: with it, a client that takes nothing is cut off as if nginx were not there. With the header
     ignored, nginx takes in its stead what it does not, to a file of up to 1 GiB, and no bound of the gateway's holds.
@@ -101,7 +101,7 @@ async def test_the_header_lets_the_gateway_see_who_is_stuck(
         for _ in range(100):
             await kv.put("/svc/a", "x" * 50_000)
         assert len(await healthy.changes(100)) == 100
-        if "ignore" not in config:
+        if seen:
             await eventually(lambda: _is(server, 1))
             stuck.reset()
             assert [line["reason"] for line in server.lines if line["message"] == "stream end"] == ["send-timeout"]
@@ -302,6 +302,25 @@ async def test_an_event_source_outlives_an_outage(
         seen = await page.evaluate("seen")
 
     assert [line for line in seen if line.startswith("reset")] == ["reset 0"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["as in the recipe", "without max_fails=0"])
+async def test_gateways_that_are_back_are_used(etcd: EmbeddedEtcd, tmp_path: Path, kept: bool) -> None:
+    """By default nginx asks none for 10 s after each refused a connection, and answers 502 though they are there."""
+    config = recipe("streams")
+    if not kept:
+        config = config.replace(" max_fails=0", "")
+    async with contextlib.AsyncExitStack() as stack:
+        async with gateway(etcd.endpoint) as server:
+            port, bases = server.port, [server.base, server.base]
+        front = await stack.enter_async_context(nginx(tmp_path / "nginx", bases, config))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=front.base, trust_env=False))
+        assert (await client.get("/readyz")).status_code == 502
+        await stack.enter_async_context(gateway(etcd.endpoint, settings={"GATEWAY_PORT": str(port)}))
+        status = (await client.get("/livez")).status_code
+
+        assert status == (200 if kept else 502)
+        assert ("no live upstreams" in front.errors) is not kept
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2.0"])
