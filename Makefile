@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.project
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint types helm image bench leak torture soak lock clean help install FORCE
+.PHONY: run test lint types helm chart image bench leak torture soak lock clean help install FORCE
 
 # A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
 ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -47,6 +47,9 @@ types: $(INSTALLED)  ## mypy, strict
 
 helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTES (and the Dockerfile's lint)
 	$(BIN)/python -m pytest tests/test_chart.py $(ARGS)
+
+chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from their sources
+	$(BIN)/python tools/chart.py
 
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian; a few minutes; not part of `test`)
 	@sh tools/system.sh image

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,14 +16,21 @@ import yaml
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from pydantic import BaseModel
 
-from tests.support import helm
+from app.embedded import EmbeddedEtcd
+from app.settings import Settings
+from tests.support import gateway_api, helm
 from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template
+from tests.support.gateway import gateway
+from tools import chart
 
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 # The oldest that Chart.yaml allows, one in the middle, the newest that kubernetes-validate 1.37.0 has.
 KUBERNETES = ("1.25", "1.31", "1.37")
 # Kinds of the Prometheus operator.
 OPERATOR: dict[str, type[BaseModel]] = {"ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}
+# What is always there, and what `helm test` adds.
+ALWAYS = {"Deployment", "Service", "PodDisruptionBudget", "Pod"}
+ON_DEMAND = {"ConfigMap", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy"}
 
 
 @pytest.fixture(name="tool", params=sorted(helm.WHEELS), ids="helm{}".format)
@@ -74,9 +83,9 @@ def test_manifests(tool: Path, values: Path, kubernetes: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     # A kind without a schema is a warning with status 0, so the passes are counted.
     said = done.stdout + done.stderr
-    known = set(manifests(text)) - set(OPERATOR)
+    known = set(manifests(text)) - set(OPERATOR) - {"HTTPRoute"}
     assert said.count(" passed for resource ") == len(known), said
-    assert known == {"Deployment", "Service"} | ({"ConfigMap"} if values.stem == "full-values" else set())
+    assert known == ALWAYS | (ON_DEMAND if values.stem == "full-values" else set())
 
 
 def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_kinds_of_the_operator(tool: Path, kind: str, admin_port: int) -> None:
 
     assert unknown_fields(manifest) == []
     assert manifest["metadata"]["labels"]["release"] == "kube-prometheus-stack"
-    assert set(manifests(template(tool, *CHOICE))) == {"Deployment", "Service"}
+    assert set(manifests(template(tool, *CHOICE))) == ALWAYS
 
 
 def test_the_check_of_kinds_bites(tool: Path) -> None:
@@ -160,10 +169,14 @@ def test_required_choice(tool: Path) -> None:
 
 def objects(schema: Manifest, path: str = "") -> Iterator[tuple[str, Manifest]]:
     """Every object schema, with its path."""
-    if schema.get("type") == "object":
+    if "object" in (schema.get("type"), *schema.get("type", [])):
         yield path, schema
     for name, inner in schema.get("properties", {}).items():
         yield from objects(inner, f"{path}.{name}")
+    for name, inner in schema.get("$defs", {}).items():
+        yield from objects(inner, name)
+    for inner in schema.get("anyOf", []):
+        yield from objects(inner, path)
     if "items" in schema:
         yield from objects(schema["items"], f"{path}[]")
 
@@ -171,29 +184,36 @@ def objects(schema: Manifest, path: str = "") -> Iterator[tuple[str, Manifest]]:
 def test_schema_is_closed() -> None:
     """No object of ours takes names that nobody reads; what is open belongs to Kubernetes or to the installer."""
     schema = json.loads((CHART / "values.schema.json").read_text())
-    nested = {**schema, "properties": {**schema["properties"], **schema["definitions"]}}
-    opened = {path for path, found in objects(nested) if found.get("additionalProperties") is not False}
+    opened = {path for path, found in objects(schema) if found.get("additionalProperties") is not False}
 
     assert opened == {
-        ".texts",
-        ".global",
-        ".affinity.nodeAffinity",
-        ".affinity.podAffinity",
-        ".affinity.podAntiAffinity",
-    }
+        ".global", ".nodeSelector", ".podAnnotations", ".podLabels",
+        "Affinity.nodeAffinity", "Affinity.podAffinity", "Affinity.podAntiAffinity",
+        "Dashboard.annotations", "Dashboard.labels", "HttpRoute.annotations", "Ingress.annotations",
+        "PrometheusRule.labels", "Selector.matchLabels", "Service.annotations", "ServiceMonitor.labels",
+    }  # fmt: skip
 
 
-def test_schema_has_every_value() -> None:
-    """Each value is in the schema, and each name of the schema has its default in values.yaml."""
-    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
+def test_generated_files_are_current() -> None:
+    """`make chart` would write the schema and the README as they are; so no value is without its type."""
+    text = (CHART / "README.md").read_text()
 
-    assert set(schema) - {"global"} == set(values)
-    closed = ("image", "etcd", "token", "settings", "service", "serviceMonitor", "prometheusRule", "dashboard")
-    for name in closed:
-        assert set(schema[name]["properties"]) == set(values[name])
-    thresholds = schema["prometheusRule"]["properties"]["thresholds"]["properties"]
-    assert set(thresholds) == set(values["prometheusRule"]["thresholds"])
+    assert chart.schema() == (CHART / "values.schema.json").read_text()
+    assert chart.readme(text) == text
+    chart.root().model_validate(yaml.safe_load((CHART / "values.yaml").read_text()))
+    with pytest.raises(ValueError, match="nope"):
+        chart.root().model_validate({**yaml.safe_load((CHART / "values.yaml").read_text()), "nope": 1})
+
+
+def test_readme_has_every_value() -> None:
+    """Each value of values.yaml has its line, with its default."""
+    text = (CHART / "README.md").read_text()
+
+    assert "| `etcd.tls.clientCertificate` | `false` | Show etcd" in text
+    assert "| `replicas` | `3` | Two survive" in text
+    assert "| `settings.linger` | `null` | how long a feed stays" in text
+    for name in yaml.safe_load((CHART / "values.yaml").read_text()):
+        assert f"`{name}" in text or f"**{name}**" in text
 
 
 @pytest.mark.parametrize(
@@ -233,6 +253,24 @@ def test_schema_has_every_value() -> None:
         "prometheusRule.thresholds.nearCap=80",
         "prometheusRule.thresholds.resets=0",
         "dashboard.nope=1",
+        "ingress.nope=1",
+        "ingress.enabled=true",
+        "ingress.hosts[0]=https://a",
+        "ingress.hosts={a/b}",
+        "httpRoute.nope=1",
+        "httpRoute.enabled=true",
+        "httpRoute.parentRefs[0].nam=a",
+        "networkPolicy.nope=1",
+        "networkPolicy.clients[0].namespaceSelectr.a=b",
+        "networkPolicy.clients[0].podSelector.matchLabel.a=b",
+        "networkPolicy.etcd[0].ipBlock.cdr=10.0.0.0/8",
+        "autoscaling.nope=1",
+        "autoscaling.cpu=lots",
+        "autoscaling.minReplicas=0",
+        "podDisruptionBudget.nope=1",
+        "podDisruptionBudget.maxUnavailable=0",
+        "trustedProxies=10.0.0.0/8",
+        "settings.drainPace=0",
         "settings.linger=soon",
         "settings.sendBuffer=64KB",
         "settings.logLevel=loud",
@@ -290,6 +328,202 @@ def test_service_finds_the_pods(tool: Path) -> None:
     assert found["Deployment"]["spec"]["selector"]["matchLabels"] == found["Service"]["spec"]["selector"]
     assert port["targetPort"] in {item["name"] for item in container(found["Deployment"])["ports"]}
     assert found["Deployment"]["spec"]["replicas"] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [
+        ("replicas=1", False),
+        ("replicas=2", True),
+        ("podDisruptionBudget.enabled=false", False),
+        ("replicas=1,autoscaling.enabled=true", True),
+        ("autoscaling.enabled=true,autoscaling.minReplicas=1", False),
+    ],
+)
+def test_disruption_budget(tool: Path, settings: str, there: bool) -> None:
+    """It would keep the node of a single replica from being drained, so that one has none."""
+    found = manifests(template(tool, *CHOICE, "--set", settings))
+
+    assert ("PodDisruptionBudget" in found) == there
+    if there:
+        spec = found["PodDisruptionBudget"]["spec"]
+        assert spec["maxUnavailable"] == 1
+        assert spec["selector"] == found["Deployment"]["spec"]["selector"]
+
+
+@pytest.mark.parametrize(("kubernetes", "said"), [("1.25", None), ("1.27", "AlwaysAllow")])
+def test_eviction_of_what_is_not_ready(tool: Path, kubernetes: str, said: str | None) -> None:
+    """Where Kubernetes has the field by default, a pod that is not ready keeps no node."""
+    found = manifests(template(tool, *CHOICE, "--kube-version", kubernetes))
+
+    assert found["PodDisruptionBudget"]["spec"].get("unhealthyPodEvictionPolicy") == said
+
+
+def test_autoscaling(tool: Path) -> None:
+    """The autoscaler scales the Deployment, which then has no number of its own to fight with."""
+    found = manifests(template(tool, *CHOICE, "--set", "autoscaling.enabled=true"))
+    spec = found["HorizontalPodAutoscaler"]["spec"]
+    target = {key: found["Deployment"][key] for key in ("apiVersion", "kind")}
+
+    assert spec["scaleTargetRef"] == {**target, "name": found["Deployment"]["metadata"]["name"]}
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 10)
+    assert spec["metrics"][0]["resource"]["target"] == {"type": "AverageValue", "averageValue": "700m"}
+    assert "replicas" not in found["Deployment"]["spec"]
+    assert "minReplicas (11)" in refusal(tool, *CHOICE, "--set", "autoscaling.enabled=true,autoscaling.minReplicas=11")
+
+
+def test_ingress(tool: Path) -> None:
+    """Two paths, exactly; for each host, over the Service's port; with what a stream needs of ingress-nginx."""
+    found = manifests(template(tool, *CHOICE, "--set", "ingress.enabled=true,ingress.hosts={a.example,b.example}"))
+    ingress, service = found["Ingress"], found["Service"]
+
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == ["a.example", "b.example"]
+    for rule in ingress["spec"]["rules"]:
+        assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [
+            ("/v1/kv", "Exact"),
+            ("/v1/watch", "Exact"),
+        ]
+        for path in rule["http"]["paths"]:
+            backend = path["backend"]["service"]
+            assert backend["name"] == service["metadata"]["name"]
+            assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    notes = ingress["metadata"]["annotations"]
+    assert (
+        int(notes["nginx.ingress.kubernetes.io/proxy-read-timeout"]) >= 4 * Settings.model_fields["heartbeat"].default
+    )
+    assert notes["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    assert "tls" not in ingress["spec"]
+    assert "ingressClassName" not in ingress["spec"]
+
+
+def test_ingress_over_tls(tool: Path) -> None:
+    """The certificate is for all hosts; an annotation that is null is gone."""
+    ingress = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Ingress"]
+    names = {name.rpartition("/")[2] for name in ingress["metadata"]["annotations"]}
+
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["spec"]["tls"] == [{"secretName": "gateway-tls", "hosts": ["gateway.example", "*.other.example"]}]
+    assert names == {"proxy-read-timeout", "proxy-send-timeout", "proxy-next-upstream"}
+
+
+def test_http_route(tool: Path) -> None:
+    """The same two paths, and no end to a stream."""
+    values = str(CHART / "ci" / "full-values.yaml")
+    found = manifests(template(tool, "-f", values))
+    route = gateway_api.HTTPRoute.model_validate(found["HTTPRoute"])
+
+    paths = {match.path.value: rule for rule in route.spec.rules for match in rule.matches}
+    assert {match.path.type for rule in route.spec.rules for match in rule.matches} == {"Exact"}
+    assert set(paths) == {"/v1/kv", "/v1/watch"}
+    assert paths["/v1/watch"].timeouts == gateway_api.Timeouts(request="0s")
+    assert paths["/v1/kv"].timeouts is None
+    (port,) = found["Service"]["spec"]["ports"]
+    for rule in route.spec.rules:
+        assert rule.backendRefs == [
+            gateway_api.BackendRef(name=found["Service"]["metadata"]["name"], port=port["port"])
+        ]
+    assert route.spec.parentRefs == [gateway_api.ParentRef(name="public", namespace="gateways", sectionName="https")]
+
+    found["HTTPRoute"]["spec"]["rules"][0]["timeouts"]["reqest"] = "0s"
+    with pytest.raises(ValueError, match="reqest"):
+        gateway_api.HTTPRoute.model_validate(found["HTTPRoute"])
+
+
+def test_network_policy(tool: Path) -> None:
+    """Clients to the public port, Prometheus to the admin port, the gateway to DNS and etcd; nothing else."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
+    spec = found["NetworkPolicy"]["spec"]
+    clients, metrics = spec["ingress"]
+    names, etcd = spec["egress"]
+
+    assert spec["podSelector"] == found["Deployment"]["spec"]["selector"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert clients["ports"] == [{"port": "http", "protocol": "TCP"}]
+    tester = {"podSelector": {"matchLabels": clients["from"][-1]["podSelector"]["matchLabels"]}}
+    assert tester["podSelector"]["matchLabels"].items() <= found["Pod"]["metadata"]["labels"].items()
+    assert len(clients["from"]) == 3
+    assert metrics == {
+        "ports": [{"port": "admin", "protocol": "TCP"}],
+        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    }
+    assert {"port", "protocol"} == set(names["ports"][0])
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert etcd == {
+        "ports": [{"port": 2379, "protocol": "TCP"}],
+        "to": [{"podSelector": {"matchLabels": {"app": "etcd"}}}],
+    }
+    assert {"http", "admin"} <= {port["name"] for port in container(found["Deployment"])["ports"]}
+
+
+def test_network_policy_without_peers(tool: Path) -> None:
+    """By itself: everyone to the public port, nobody to the admin port, and out to the ports of all endpoints."""
+    endpoints = "etcd.endpoints={http://a:2379,http://b:2379,http://c:4001}"
+    found = manifests(template(tool, *CHOICE, "--set", "networkPolicy.enabled=true", "--set", endpoints))
+    spec = found["NetworkPolicy"]["spec"]
+
+    assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    assert [port["port"] for port in spec["egress"][1]["ports"]] == [2379, 4001]
+    assert "to" not in spec["egress"][1]
+
+
+def test_network_policy_without_admin_port(tool: Path) -> None:
+    """Then Prometheus comes to the public port, also where clients are named."""
+    values = str(CHART / "ci" / "full-values.yaml")
+    (only,) = manifests(template(tool, "-f", values, "--set", "adminPort=0"))["NetworkPolicy"]["spec"]["ingress"]
+
+    assert only["ports"] == [{"port": "http", "protocol": "TCP"}]
+    assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}} in only["from"]
+    assert len(only["from"]) == 4
+
+
+def test_the_test_pod_gets_no_clients(tool: Path) -> None:
+    """`helm test` adds a pod that is hardened as the others are, and that the Service does not send clients to."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
+    pod, deployment = found["Pod"], found["Deployment"]["spec"]["template"]["spec"]
+
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert not found["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["securityContext"] == deployment["securityContext"]
+    assert pod["spec"]["tolerations"] == deployment["tolerations"]
+    assert pod["spec"]["imagePullSecrets"] == deployment["imagePullSecrets"]
+    (only,) = pod["spec"]["containers"]
+    assert only["securityContext"] == deployment["containers"][0]["securityContext"]
+    assert only["image"] == deployment["containers"][0]["image"]
+    assert environment({"spec": {"template": pod}})["GATEWAY_URL"] == "http://demo-etcd-watch-gateway:8081"
+
+
+def follow(tool: Path, url: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """What the pod of `helm test` runs, run here, with the gateway at *url*."""
+    pod = manifests(template(tool, *CHOICE, *arguments))["Pod"]
+    (only,) = pod["spec"]["containers"]
+    told = {item["name"]: item["value"] for item in only["env"] if "value" in item}
+    (script,) = only["args"]
+    assert only["command"] == ["python3", "-c"]
+    return subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60,
+        env={**told, "GATEWAY_URL": url, **more},
+    )  # fmt: skip
+
+
+@pytest.mark.etcd
+async def test_what_helm_test_runs(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+    """It passes in front of a gateway, and fails with the gateway's own words where it may not read."""
+    tool = get_helm(4)
+    (tmp_path / "token").write_text("secret")
+    settings = {"GATEWAY_ALLOW_PREFIXES": "/svc/", "GATEWAY_TOKEN_FILE": str(tmp_path / "token")}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        good = await asyncio.to_thread(follow, tool, server.base, GATEWAY_TOKEN="secret")
+        unknown = await asyncio.to_thread(follow, tool, server.base)
+        elsewhere = ("--set", "allowPrefixes={/no/}")
+        refused = await asyncio.to_thread(follow, tool, server.base, *elsewhere, GATEWAY_TOKEN="secret")
+    away = await asyncio.to_thread(follow, tool, server.base)
+
+    assert good.returncode == 0, good.stderr
+    assert re.fullmatch(r"read at revision \d+, 0 keys\nsynced at revision \d+\n", good.stdout)
+    for failed, word in ((unknown, "unauthorized"), (refused, "forbidden"), (away, server.base)):
+        assert failed.returncode == 1
+        assert word in failed.stderr
+        assert "Traceback" not in failed.stderr
 
 
 def test_admin_port(tool: Path) -> None:
@@ -355,10 +589,11 @@ def test_one_secret_alone(tool: Path, settings: str, names: set[str]) -> None:
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_environment_is_understood(tool: Path, values: Path) -> None:
     """Each variable is a setting of the gateway, and the gateway takes its value."""
-    from app.settings import Settings
-
     deployment = manifests(template(tool, "-f", str(values)))["Deployment"]
-    fields = {name.removeprefix("GATEWAY_").lower(): value for name, value in environment(deployment).items()}
+    told = environment(deployment)
+    # uvicorn's own.
+    assert told.pop("FORWARDED_ALLOW_IPS", "") == ("10.0.0.0/8,192.0.2.1" if values.stem == "full-values" else "")
+    fields = {name.removeprefix("GATEWAY_").lower(): value for name, value in told.items()}
 
     assert set(fields) <= set(Settings.model_fields)
     taken = Settings.model_validate(fields)
@@ -371,15 +606,13 @@ def test_environment_is_understood(tool: Path, values: Path) -> None:
 
 def test_every_setting_has_a_value() -> None:
     """What the gateway can be told, the chart can tell it."""
-    from app.settings import Settings
-
-    elsewhere = {"etcd", "host", "port", "admin_port", "allow_prefixes", "token_file", "cors_origins", "epoch"}
-    elsewhere |= {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # etcd.tls, etcd.auth
-    own = {"drain_window", "drain_timeout", "instance"}  # drainWindowSeconds, drainTimeoutSeconds; the pod's name
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = {re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name) for name in values["settings"]}
+    deployment = manifests(template(get_helm(4), "-f", str(CHART / "ci" / "full-values.yaml")))["Deployment"]
+    told = {name.removeprefix("GATEWAY_").lower() for name in environment(deployment)}
 
-    assert named == set(Settings.model_fields) - elsewhere - own
+    assert named == set(Settings.model_fields) - chart.ELSEWHERE
+    assert set(Settings.model_fields) - told == {"instance"}  # the pod's name, which is the host's
 
 
 def test_notes() -> None:
@@ -390,8 +623,10 @@ def test_notes() -> None:
     assert "curl -N 'http://127.0.0.1:8080/v1/watch?prefix=/svc/'" in text
     assert "No image is published" in text
     assert "No token is asked for" in text
-    assert "same port" in text
+    assert "port-forward deployment/demo-etcd-watch-gateway 8081:8081" in text
+    assert "helm test demo --namespace here" in text
     assert "Every key" not in text
+    assert "outside" not in text
     assert "{{" not in text
 
 
@@ -405,14 +640,17 @@ def test_notes_follow_the_values() -> None:
     assert """{{ index .data "bearer" | base64decode }}""" in text
     assert "port-forward deployment/demo-etcd-watch-gateway 9090:9090" in text
     assert "same port" not in text
+    assert "same port" in notes(*CHOICE, "--set", "adminPort=0")
+    assert "  https://gateway.example/v1/watch?prefix=/svc/\n  https://*.other.example/v1/watch?prefix=/svc/\n" in text
+    assert "2 to 6 replicas" in text
     assert "without a token: allowPrefixes has an empty prefix" in notes("--set-json", 'allowPrefixes=[""]')
 
 
 def test_version() -> None:
     """The image's default tag is the version of the package."""
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
 
-    assert chart["appVersion"] == tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+    assert about["appVersion"] == tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_dockerfile() -> None:

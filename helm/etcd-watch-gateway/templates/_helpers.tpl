@@ -16,13 +16,57 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "gateway.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ include "gateway.chart" . }}
+{{- end -}}
+
+{{- define "gateway.chart" -}}
+{{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "gateway.image" -}}
 {{- with .Values.image -}}
 {{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ with .digest }}@{{ . }}{{ end }}
 {{- end -}}
+{{- end -}}
+
+{{- define "gateway.podSecurity" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  # Lets that group read the mounted Secrets.
+  fsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "gateway.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* Where pods may run. */ -}}
+{{- define "gateway.placement" -}}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{- /* What the schema cannot say: a choice that must be made, and numbers that must fit each other. */ -}}
@@ -44,6 +88,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if eq (int .Values.adminPort) 8080 -}}
 {{- fail "adminPort must not be 8080, the port that the gateway serves on" -}}
 {{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.hosts is required with ingress.enabled: without a host the Ingress would take /v1/kv and /v1/watch of every name" -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs is required with httpRoute.enabled: without a gateway nobody takes the route" -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
+{{- fail (printf "autoscaling.minReplicas (%d) must not be above autoscaling.maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
 {{- $needed := add .Values.preStopSeconds .Values.drainWindowSeconds .Values.drainTimeoutSeconds -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $needed) -}}
 {{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSeconds + drainWindowSeconds + drainTimeoutSeconds (%d), or streams are cut while they are being closed" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
@@ -58,6 +113,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* The first allowed prefix as it goes into a URL inside single quotes; it is percent-encoded already, mostly. */ -}}
 {{- define "gateway.example" -}}
 {{- first .Values.allowPrefixes | replace "'" "%27" | replace "&" "%26" | replace "#" "%23" | replace "+" "%2B" | replace " " "%20" -}}
+{{- end -}}
+
+{{- /* The ports of etcd.endpoints, each once. */ -}}
+{{- define "gateway.etcdPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.etcd.endpoints -}}{{- $ports = append $ports (splitList ":" . | last | int) -}}{{- end -}}
+{{- toJson (uniq $ports) -}}
+{{- end -}}
+
+{{- /* The pod of `helm test`: not the gateway's selector, or the Service would send clients to it. */ -}}
+{{- define "gateway.tester" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- /* Matchers of this release's series; service and namespace are what the operator writes for a ServiceMonitor. */ -}}

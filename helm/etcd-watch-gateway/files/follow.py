@@ -1,0 +1,35 @@
+"""What `helm test` runs, in the gateway's image: a read, and a stream from its cursor until it is synced."""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+
+SECONDS = 30  # without a byte
+
+
+def ask(path: str) -> dict[str, object]:
+    """The answer, or the first `synced` of a stream."""
+    request = urllib.request.Request(os.environ["GATEWAY_URL"] + path)
+    if token := os.environ.get("GATEWAY_TOKEN"):
+        request.add_header("Authorization", "Bearer " + token)
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        for line in answer:
+            event: dict[str, object] = json.loads(line)
+            if event.get("type") == "close":
+                break
+            if event.get("type", "synced") == "synced":
+                return event
+    sys.exit(f"{path}: closed before it was synced: {event}")
+
+
+try:
+    read = ask("/v1/kv?limit=1&prefix=" + os.environ["GATEWAY_PREFIX"])
+    print(f"read at revision {read['revision']}, {read['count']} keys")
+    synced = ask(f"/v1/watch?format=ndjson&prefix={os.environ['GATEWAY_PREFIX']}&last_event_id={read['cursor']}")
+    print(f"synced at revision {synced['revision']}")
+except urllib.error.HTTPError as error:
+    sys.exit(f"{error}: {error.read().decode(errors='replace')}")
+except OSError as error:
+    sys.exit(f"{os.environ['GATEWAY_URL']}: {error}")

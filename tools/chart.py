@@ -1,0 +1,344 @@
+"""Writes what the chart says about its values: values.schema.json from the types below, README.md's table from the
+comments of values.yaml.
+
+Usage: ``python tools/chart.py``; ``make chart`` does. A test fails when they are not as
+this would write them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from app.settings import Seconds, Settings, Size
+
+CHART = Path(__file__).parents[1] / "helm" / "etcd-watch-gateway"
+BEGIN, END = "<!-- values: written by `make chart` -->\n", "<!-- end of values -->\n"
+
+Texts: TypeAlias = dict[str, str]
+Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
+Name: TypeAlias = Annotated[str, Field(min_length=1)]
+# As the gateway's settings are written.
+Duration: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)?$")]
+Amount: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(B|KiB|MiB|GiB)?$")]
+# As Prometheus writes durations and, without the braces, selectors.
+Period: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$")]
+_MATCHER = r'[a-zA-Z_][a-zA-Z0-9_]*(=|!=|=~|!~)"[^"]*"'
+Matchers: TypeAlias = Annotated[str, Field(pattern=rf"^({_MATCHER}(,{_MATCHER})*)?$")]
+# As Kubernetes writes amounts of CPU and memory.
+Quantity: TypeAlias = (
+    Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi)?$")]
+)
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Host: TypeAlias = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+
+
+class Values(BaseModel):
+    """A part of the values: no name but those below, and each must be there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Image(Values):
+    repository: Name
+    tag: str
+    digest: Annotated[str, Field(pattern="^(sha256:[0-9a-f]{64})?$")]
+    pullPolicy: Literal["Always", "IfNotPresent", "Never"]  # noqa: N815  # names of values.yaml, here and below
+    pullSecrets: list[Name]  # noqa: N815
+
+
+class Autoscaling(Values):
+    enabled: bool
+    minReplicas: Annotated[int, Field(ge=1)]  # noqa: N815
+    maxReplicas: Annotated[int, Field(ge=1)]  # noqa: N815
+    cpu: Quantity
+
+
+class PodDisruptionBudget(Values):
+    enabled: bool
+    maxUnavailable: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern="^[1-9][0-9]?%$")]  # noqa: N815
+
+
+class EtcdTls(Values):
+    existingSecret: str  # noqa: N815
+    clientCertificate: bool  # noqa: N815
+
+
+class EtcdAuth(Values):
+    existingSecret: str  # noqa: N815
+
+
+class Etcd(Values):
+    endpoints: Annotated[list[Annotated[str, Field(pattern=r"^(https?://)?[^,\s/]+:[0-9]+$")]], Field(min_length=1)]
+    tls: EtcdTls
+    auth: EtcdAuth
+    shared: bool
+
+
+class Token(Values):
+    existingSecret: str  # noqa: N815
+    key: Name
+
+
+class Service(Values):
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"]
+    port: Port
+    annotations: Texts
+
+
+class Ingress(Values):
+    enabled: bool
+    className: str  # noqa: N815
+    hosts: list[Host]
+    tlsSecret: str  # noqa: N815
+    annotations: dict[str, str | None]  # null takes one of the chart's own away
+
+
+class ParentRef(Values):
+    name: Name
+    namespace: Name | None = None
+    sectionName: Name | None = None  # noqa: N815
+    port: Port | None = None
+    group: str | None = None
+    kind: Name | None = None
+
+
+class HttpRoute(Values):
+    enabled: bool
+    parentRefs: list[ParentRef]  # noqa: N815
+    hostnames: list[Host]
+    annotations: Texts
+
+
+class Expression(Values):
+    key: Name
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[str] | None = None
+
+
+class Selector(Values):
+    matchLabels: Texts | None = None  # noqa: N815
+    matchExpressions: list[Expression] | None = None  # noqa: N815
+
+
+IpBlock = create_model("IpBlock", __base__=Values, cidr=(Name, ...), **{"except": (list[Name] | None, None)})  # type: ignore[call-overload]  # a keyword of Python is a name there
+
+
+class Peer(Values):
+    podSelector: Selector | None = None  # noqa: N815
+    namespaceSelector: Selector | None = None  # noqa: N815
+    ipBlock: IpBlock | None = None  # type: ignore[valid-type]  # noqa: N815  # made two lines above
+
+
+class NetworkPolicy(Values):
+    enabled: bool
+    clients: list[Peer]
+    metrics: list[Peer]
+    etcd: list[Peer]
+
+
+class Amounts(Values):
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+
+
+class Resources(Values):
+    requests: Amounts | None = None
+    limits: Amounts | None = None
+
+
+class Toleration(Values):
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] | None = None
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: int | None = None  # noqa: N815
+
+
+class Affinity(Values):
+    """Kubernetes itself checks what is inside."""
+
+    nodeAffinity: dict[str, Any] | None = None  # noqa: N815
+    podAffinity: dict[str, Any] | None = None  # noqa: N815
+    podAntiAffinity: dict[str, Any] | None = None  # noqa: N815
+
+
+class ServiceMonitor(Values):
+    enabled: bool
+    labels: Texts
+    interval: Period
+
+
+class Thresholds(Values):
+    brokenFor: Period  # noqa: N815
+    feedGrowth: Positive  # noqa: N815
+    staleFor: Period  # noqa: N815
+    resetsPerSubscriber: Positive  # noqa: N815
+    resets: Positive
+    foreignStreams: Positive  # noqa: N815
+    foreignWatchers: Positive  # noqa: N815
+    nearCap: Annotated[float, Field(gt=0, le=1)]  # noqa: N815
+
+
+class PrometheusRule(Values):
+    enabled: bool
+    labels: Texts
+    runbookUrl: Annotated[str, Field(pattern=r"^[^\s#]*$")]  # noqa: N815
+    selector: Matchers
+    etcdMetrics: bool  # noqa: N815
+    etcdSelector: Matchers  # noqa: N815
+    etcdGatewaySelector: Matchers  # noqa: N815
+    thresholds: Thresholds
+
+
+class Dashboard(Values):
+    enabled: bool
+    labels: Texts
+    annotations: Texts
+
+
+# Settings of the gateway that are values of another name, or of none: the pod's name is the instance.
+ELSEWHERE = frozenset({
+    "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
+    "allow_prefixes", "token_file", "cors_origins", "epoch", "drain_window", "drain_timeout", "instance",
+})  # fmt: skip
+_SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
+
+
+def camel(name: str) -> str:
+    """A setting's name as the chart writes it."""
+    return re.sub("_(.)", lambda match: match[1].upper(), name)
+
+
+def _kind(name: str) -> Any:
+    field = Settings.model_fields[name]
+    bounds = [item for item in field.metadata if item not in (_SECONDS, _SIZE)]
+    if _SECONDS in field.metadata:
+        return Annotated[int, *bounds] | Duration | None
+    if _SIZE in field.metadata:
+        return Annotated[int, *bounds] | Amount | None
+    return (Annotated[field.annotation, *bounds] if bounds else field.annotation) | None  # type: ignore[operator]
+
+
+def root() -> type[Values]:
+    """The type of values.yaml as a whole."""
+    settings = {camel(name): (_kind(name), None) for name in Settings.model_fields if name not in ELSEWHERE}
+    kinds: dict[str, Any] = {
+        "allowPrefixes": list[Annotated[str, Field(pattern=r"^[^,\s]*$")]],
+        "image": Image,
+        "replicas": Annotated[int, Field(ge=0)],
+        "autoscaling": Autoscaling,
+        "podDisruptionBudget": PodDisruptionBudget,
+        "etcd": Etcd,
+        "token": Token,
+        "corsOrigins": list[Annotated[str, Field(pattern=r"^(\*|https?://[^,\s/]+)$")]],
+        "epoch": Annotated[str, Field(max_length=64)],
+        "adminPort": Annotated[int, Field(ge=0, le=65535)],
+        "trustedProxies": list[Annotated[str, Field(pattern=r"^[^,\s]+$")]],
+        "settings": create_model("Settings", __base__=Values, **settings),  # type: ignore[call-overload]
+        **dict.fromkeys(
+            ("preStopSeconds", "drainWindowSeconds", "drainTimeoutSeconds", "terminationGracePeriodSeconds"),
+            Annotated[int, Field(ge=0)],
+        ),
+        "service": Service,
+        "ingress": Ingress,
+        "httpRoute": HttpRoute,
+        "networkPolicy": NetworkPolicy,
+        "resources": Resources,
+        "podAnnotations": Texts,
+        "podLabels": Texts,
+        "priorityClassName": str,
+        "nodeSelector": Texts,
+        "tolerations": list[Toleration],
+        "affinity": Affinity,
+        "serviceMonitor": ServiceMonitor,
+        "prometheusRule": PrometheusRule,
+        "dashboard": Dashboard,
+    }
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
+    # What a parent chart shares with its subcharts; not read here, and not in values.yaml.
+    fields["global"] = (dict[str, Any] | None, None)
+    return create_model("Whole", __base__=Values, **fields)
+
+
+def _plain(node: Any) -> Any:
+    """The schema without titles and defaults, and `null` as a type among others: Helm's messages are short then."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kept: dict[str, Any] = {}
+    for name, inner in node.items():
+        if name in ("properties", "$defs"):
+            kept[name] = {key: _plain(value) for key, value in inner.items()}
+        elif name not in ("title", "default", "description"):
+            kept[name] = _plain(inner)
+    choices = kept.get("anyOf", [])
+    if len(choices) == 2 and choices[1] == {"type": "null"} and isinstance(choices[0].get("type"), str):
+        del kept["anyOf"]
+        kept |= choices[0] | {"type": [choices[0]["type"], "null"]}
+        if "enum" in kept:
+            kept["enum"] = [*kept["enum"], None]
+    return kept
+
+
+def schema() -> str:
+    """values.schema.json."""
+    written = _plain(root().model_json_schema())
+    first = {"$schema": "http://json-schema.org/draft-07/schema#"}  # the one that Helm 3 and 4 both read
+    return json.dumps(first | written, indent=2, ensure_ascii=False) + "\n"
+
+
+def _comment(lines: list[str], line: int, column: int) -> str:
+    """The comment right above a *line* (from 0), of the same indentation."""
+    found: list[str] = []
+    mark = " " * column + "# "
+    while line and lines[line - 1].startswith(mark):
+        line -= 1
+        found.insert(0, lines[line].removeprefix(mark).strip())
+    return " ".join(found)
+
+
+# Settings say themselves what they are.
+_SAID = {f"settings.{camel(name)}": field.description or "" for name, field in Settings.model_fields.items()}
+
+
+def _rows(node: yaml.MappingNode, lines: list[str], path: str) -> Iterator[str]:
+    for key, value in node.value:
+        name = f"{path}{key.value}"
+        comment = _comment(lines, key.start_mark.line, key.start_mark.column) or _SAID.get(name, "")
+        is_part = isinstance(value, yaml.MappingNode) and value.value
+        if is_part and not name.endswith(("annotations", "labels")):
+            if comment:
+                yield f"| **{name}** | | {comment} |"
+            yield from _rows(value, lines, f"{name}.")
+        else:
+            default = "as in values.yaml" if is_part else f"`{json.dumps(yaml.safe_load(yaml.serialize(value)))}`"
+            yield f"| `{name}` | {default} | {comment} |".replace("  ", " ")
+
+
+def readme(old: str) -> str:
+    """README.md, with the table between its marks written anew from values.yaml."""
+    text = (CHART / "values.yaml").read_text(encoding="utf-8")
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(node, yaml.MappingNode)
+    table = "\n".join(["| value | default | |", "|---|---|---|", *_rows(node, text.splitlines(), "")])
+    before, _, rest = old.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    """Write both."""
+    (CHART / "values.schema.json").write_text(schema(), encoding="utf-8")
+    path = CHART / "README.md"
+    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
