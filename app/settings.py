@@ -25,7 +25,8 @@ _PASSWORD = re.compile(r"//[^/]*@")
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
-def _seconds(value: Any) -> Any:
+def seconds(value: Any) -> Any:
+    """A duration as it is written, in seconds; what is no text is left as it is. Raises ValueError."""
     if not isinstance(value, str):
         return value
     match = _DURATION.fullmatch(value.strip())
@@ -53,7 +54,7 @@ def _nothing(value: Any) -> Any:
     return None if value == "" else value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+Seconds = Annotated[float, BeforeValidator(seconds)]
 Size = Annotated[int, BeforeValidator(_bytes)]
 File = Annotated[Path | None, BeforeValidator(_nothing)]
 Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]

@@ -158,8 +158,9 @@ async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
 
         await eventually(lingers)
 
-    assert list(empty) == ["instance", "version", "epoch", "sinks", "etcd", "feeds"]
+    assert list(empty) == ["instance", "version", "epoch", "linger", "sinks", "etcd", "feeds"]
     assert (empty["instance"], empty["version"], empty["epoch"]) == ("gw-7f9c", __version__, "e1")
+    assert empty["linger"] == 60
     assert empty["feeds"] == []
     assert INSTANT.fullmatch(every["etcd"].pop("since"))
     assert every["etcd"] == {"endpoint": etcd.endpoint, "version": "3.5.1", "state": "ready"}

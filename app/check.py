@@ -1,0 +1,494 @@
+"""``etcd-watch-gateway check``: opens and aborts streams at a gateway that runs, reads what it and etcd count meanwhile,
+and says whether every watch came back. What that proves is decided by ``app.core.verdict``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import __version__
+from app.core.keys import KeyRange
+from app.core.verdict import (
+    GRACE,
+    Checked,
+    Gateway,
+    Held,
+    Outcome,
+    Round,
+    Sample,
+    Verdict,
+    judge,
+    needs_control,
+    returned,
+)
+from app.metrics import NAMESPACE
+
+# Seconds between two looks; a look is three requests.
+PAUSE = 0.5
+# Seconds for one request.
+REQUEST_TIMEOUT = 10.0
+# Streams that are being opened at a time.
+AT_A_TIME = 100
+AGENT = f"etcd-watch-gateway-check/{__version__}"
+WATCHERS = "etcd_debugging_mvcc_watcher_total"
+STREAMS = "etcd_debugging_mvcc_watch_stream_total"
+WORDS = {Outcome.BACK: "all back", Outcome.LEAK: "LEAK", Outcome.UNKNOWN: "cannot tell"}
+
+
+class UnreachableError(Exception):
+    """What could not be reached, or did not answer as it must, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command's flags. URLs are without a slash at the end."""
+
+    prefix: bytes
+    url: str
+    admin_url: str
+    etcd_metrics: tuple[str, ...]  # none: what the gateway names
+    token: str
+    streams: int
+    rounds: int
+    timeout: float
+
+
+class Going(Enum):
+    """The ways that a client goes, in turn."""
+
+    CLOSE = "closed"
+    RESET = "reset"
+    HALF_CLOSE = "half-closed"
+    UNREAD = "gone before the first byte"
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+def _split(url: str) -> SplitResult:
+    parts = urlsplit(url)
+    try:
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        port_fits = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
+        raise UnreachableError(f"{url!r} is no URL: write it like http://127.0.0.1:8080")
+    return parts
+
+
+def _explained(status: int, body: bytes) -> str:
+    """A refusal: a problem's own words, or the beginning of the body."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        problem = json.loads(body)
+        return f"{status} {problem['code']}: {problem['detail']}"
+    return f"{status} {body[:200].decode('utf-8', 'replace').strip()}".strip()
+
+
+def _get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> bytes:
+    """The body of a 200. Raises UnreachableError for all else."""
+    parts = _split(url)
+    assert parts.hostname is not None
+    connection = (
+        http.client.HTTPConnection(parts.hostname, parts.port, timeout=REQUEST_TIMEOUT)
+        if tls is None
+        else http.client.HTTPSConnection(parts.hostname, parts.port, timeout=REQUEST_TIMEOUT, context=tls)
+    )
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", parts._replace(scheme="", netloc="").geturl() or "/", headers=headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"{url}: {_why(error)}") from None
+    if answer.status != http.client.OK:
+        raise UnreachableError(f"{url}: {_explained(answer.status, body)}")
+    return body
+
+
+def _why(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _metrics(url: str, body: bytes) -> dict[str, float]:
+    """Values by name, summed over labels."""
+    found: dict[str, float] = {}
+    try:
+        for family in text_string_to_metric_families(body.decode()):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    except ValueError as error:
+        raise UnreachableError(f"{url}: no metrics: {error}") from None
+    return found
+
+
+def _value(url: str, metrics: dict[str, float], name: str) -> int:
+    try:
+        return int(metrics[name])
+    except KeyError:
+        raise UnreachableError(f"{url}: there is no {name}") from None
+
+
+# --- a stream ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stream:
+    """One client of ours: ``open``, then ``go``."""
+
+    url: str
+    headers: dict[str, str]
+    going: Going
+    tls: ssl.SSLContext | None
+    address: str = ""
+    _reader: asyncio.StreamReader = field(init=False)
+    _writer: asyncio.StreamWriter | None = field(init=False, default=None)
+
+    async def open(self) -> None:
+        """Come, and wait for ``synced``; who is gone before the first byte goes here.
+
+        Raises:
+            UnreachableError: it can't be had.
+        """
+        parts = _split(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            self._reader, self._writer = await asyncio.open_connection(parts.hostname, port, ssl=self.tls)
+            name = self._writer.get_extra_info("sockname")
+            self.address = f"{name[0]}:{name[1]}"
+            target = parts._replace(scheme="", netloc="").geturl()
+            lines = [f"GET {target} HTTP/1.1", f"Host: {parts.netloc}"]
+            lines += [f"{name}: {value}" for name, value in self.headers.items()]
+            self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            if self.going is Going.UNREAD:
+                self.abort()
+            else:
+                await self._synced()
+        except (OSError, ValueError, EOFError, asyncio.LimitOverrunError) as error:
+            raise UnreachableError(f"{self.url}: {_why(error)}") from None
+
+    async def _synced(self) -> None:
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+        status = int(head[0].split()[1])
+        headers = dict(line.split(": ", 1) for line in head[1:] if ": " in line)
+        if status != http.client.OK:
+            body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+            raise UnreachableError(f"{self.url}: {_explained(status, body)}")
+        chunked = headers.get("transfer-encoding") == "chunked"
+        rest = b""
+        while True:
+            if chunked:
+                data = await self._reader.readexactly(int(await self._reader.readline(), 16) + 2)
+                data = data[:-2]
+            else:
+                data = await self._reader.read(1 << 16)
+            if not data:
+                raise EOFError("the stream ended before it was synced")
+            *lines, rest = (rest + data).split(b"\n")
+            for event in map(json.loads, filter(None, map(bytes.strip, lines))):
+                if event["type"] == "synced":
+                    return
+                if event["type"] == "close":
+                    raise EOFError(f"the stream was closed: {event['reason']}")
+
+    async def go(self) -> None:
+        """Leave, in its way."""
+        writer = self._writer
+        if writer is None or writer.transport.is_closing():
+            return
+        with contextlib.suppress(OSError, TimeoutError):
+            if self.going is Going.RESET:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.abort()
+                return
+            if self.going is Going.HALF_CLOSE and writer.can_write_eof():
+                writer.write_eof()
+                async with asyncio.timeout(GRACE):
+                    await self._reader.read(-1)  # until the gateway takes it for goodbye
+            writer.close()
+            async with asyncio.timeout(GRACE):
+                await writer.wait_closed()
+
+    def abort(self) -> None:
+        """Leave at once."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+class Check:
+    """One run of the command."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._range = str(KeyRange("prefix", options.prefix))
+        self._run = secrets.token_hex(4)  # by which we know our own streams among the subscribers
+        self._authorization = {"Authorization": f"Bearer {options.token}"} if options.token else {}
+        self._etcd_metrics = options.etcd_metrics
+        self._tls: ssl.SSLContext | None = None
+        self._linger = 0.0
+        self._opened = -1
+        self._quiet_since = 0.0
+        self._numbers = 0
+
+    async def run(self) -> Verdict:
+        """Do it, and say what is seen on standard output.
+
+        Raises:
+            UnreachableError: something is out of reach.
+        """
+        options = self._options
+        before = await self._settled(None)
+        _say(
+            f"{self._range} at {options.url}, etcd by {', '.join(self._etcd_metrics)}; the gateway lingers "
+            f"{self._linger:g} s",
+            "",
+            HEADINGS,
+            _row("before", before),
+        )
+        if options.timeout <= self._linger + GRACE:
+            raise UnreachableError(
+                f"--timeout is {options.timeout:g} s, and the gateway keeps a feed for {self._linger:g} s: it must be more "
+                f"than {self._linger + GRACE:g} s"
+            )
+        rounds: list[Round] = []
+        began = time.monotonic()
+        if not before.checked.feeds:
+            for number in range(1, options.rounds + 1):
+                rounds.append(await self._round(number, before))
+                if rounds[-1].after.checked.feeds or rounds[-1].open.checked.others:
+                    break
+        control: list[Sample] = []
+        if needs_control(before, rounds):
+            control = await self._control(time.monotonic() - began)
+        return judge(before, rounds, control)
+
+    async def _round(self, number: int, before: Sample) -> Round:
+        options = self._options
+        streams = [self._stream(list(Going)[index % len(Going)]) for index in range(options.streams)]
+        held = [stream for stream in streams if stream.going is not Going.UNREAD]
+        try:
+            await self._open(streams)
+            now_open = await self._listed(len(held))
+            direct = self._addresses <= {stream.address for stream in streams}
+            _say(_row(f"round {number}, open", now_open))
+            await asyncio.gather(*(stream.go() for stream in streams))
+        finally:
+            for stream in streams:
+                stream.abort()
+        self._opened = -1  # from here on it is quiet
+        after = await self._settled(before)
+        _say(_row(f"round {number}, gone", after))
+        return Round(len(held), now_open, after, direct)
+
+    def _stream(self, going: Going) -> Stream:
+        self._numbers += 1
+        headers = {
+            **self._authorization,
+            "Accept": "application/x-ndjson",
+            "User-Agent": AGENT,
+            "X-Request-Id": f"{self._run}-{self._numbers}",
+        }
+        url = f"{self._options.url}/v1/watch?{self._range}&format=ndjson"
+        return Stream(url, headers, going, self._context(url))
+
+    async def _open(self, streams: Sequence[Stream]) -> None:
+        places = asyncio.Semaphore(AT_A_TIME)
+
+        async def opened(stream: Stream) -> None:
+            async with places:
+                await stream.open()
+
+        try:
+            async with asyncio.timeout(self._options.timeout):
+                results = await asyncio.gather(*map(opened, streams), return_exceptions=True)
+        except TimeoutError:
+            raise UnreachableError(f"{streams[0].url}: not synced in {self._options.timeout:g} s") from None
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _listed(self, held: int) -> Sample:
+        """When the gateway counts all that are open, and has noticed who went; or cannot any more."""
+        deadline = time.monotonic() + GRACE
+        while True:
+            sample = await self._sample()
+            if sample.checked.ours == held or time.monotonic() > deadline:
+                return sample
+            await asyncio.sleep(PAUSE)
+
+    async def _settled(self, before: Sample | None) -> Sample:
+        """When the range has no feed any more and all is as *before*, twice (a watch of somebody else that comes and
+        goes would make it look so for a moment); or when that is no more to be expected.
+        """
+        deadline = time.monotonic() + self._options.timeout
+        last: Sample | None = None
+        released = 0.0
+        while True:
+            sample = await self._sample()
+            now = time.monotonic()
+            if sample.checked.feeds:
+                released = 0.0
+                if sample.checked.others or sample.checked.stuck or now > deadline:
+                    return sample
+            else:
+                released = released or now
+                if last is not None and returned(last, sample) and returned(before or sample, sample):
+                    return sample
+                if now > released + GRACE:
+                    return sample
+            last = sample
+            await asyncio.sleep(PAUSE)
+
+    async def _control(self, seconds: float) -> list[Sample]:
+        """Samples of a time without streams."""
+        _say(f"etcd's counts moved in step with the rounds: looking at them without streams for {seconds:.0f} s")
+        until = time.monotonic() + seconds
+        samples = []
+        while time.monotonic() < until:
+            samples.append(await self._sample())
+            await asyncio.sleep(PAUSE)
+        _say(_row("without streams", samples[-1]))
+        return samples
+
+    async def _sample(self) -> Sample:
+        """All counts, now."""
+        feeds_url = f"{self._options.admin_url}/v1/feeds?{self._range}"
+        metrics_url = f"{self._options.admin_url}/metrics"
+        feeds = await self._fetch(feeds_url)
+        counted = _metrics(metrics_url, await self._fetch(metrics_url))
+
+        def value(name: str) -> int:
+            return _value(metrics_url, counted, f"{NAMESPACE}_{name}")
+
+        described = _described(feeds_url, feeds)
+        self._linger = float(described["linger"])
+        self._etcd_metrics = self._etcd_metrics or (f"{described['etcd']['endpoint']}/metrics",)
+        members = [
+            _metrics(url, body)
+            for url, body in zip(
+                self._etcd_metrics, await asyncio.gather(*map(self._fetch, self._etcd_metrics)), strict=True
+            )
+        ]
+        etcd = Held(
+            *(
+                sum(_value(url, member, name) for url, member in zip(self._etcd_metrics, members, strict=True))
+                for name in (WATCHERS, STREAMS)
+            )
+        )
+        # Not on every platform; where it is absent, the instance must do.
+        start = counted.get("process_start_time_seconds")
+        gateway = Gateway(
+            process=described["instance"] + (f" since {start:.2f}" if start else ""),
+            reconnects=value("etcd_reconnects_total"),
+            opened=value("streams_opened_total"),
+            feeds=value("feeds"),
+            held=Held(value("etcd_watchers"), value("etcd_watch_streams")),
+            subscribers=value("subscribers"),
+            served=value("streams"),
+        )
+        return Sample(gateway, self._checked(described["feeds"], gateway.opened), etcd)
+
+    def _checked(self, feeds: Sequence[dict[str, Any]], opened: int) -> Checked:
+        subscribers = [each for feed in feeds for each in feed["subscriber_list"]]
+        ours = [each for each in subscribers if each["request_id"].startswith(f"{self._run}-")]
+        self._addresses = {each["address"] for each in ours}
+        others = len(subscribers) - len(ours)
+        if others or opened != self._opened:
+            self._opened, self._quiet_since = opened, time.monotonic()
+        return Checked(len(feeds), len(ours), others, time.monotonic() - self._quiet_since, self._linger)
+
+    def _context(self, url: str) -> ssl.SSLContext | None:
+        if not url.startswith("https://"):
+            return None
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    async def _fetch(self, url: str) -> bytes:
+        # The token is for the gateway alone.
+        own = url.startswith(self._options.admin_url)
+        headers = {"User-Agent": AGENT, **(self._authorization if own else {})}
+        return await asyncio.to_thread(_get, url, headers, self._context(url))
+
+
+def _described(url: str, body: bytes) -> dict[str, Any]:
+    """``/v1/feeds``."""
+    try:
+        described = json.loads(body)
+        described["linger"], described["instance"], described["etcd"]["endpoint"], described["feeds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreachableError(f"{url}: this is not what a gateway of this version says: {error!r}") from None
+    return dict(described)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+HEADINGS = (
+    f"{'':18}  {'etcd:':>8}  {'watch':>7}  {'gateway:':>8}  {'watch':>7}  {'':>5}  {'':>11}  {'range:':>6}\n"
+    f"{'':18}  {'watchers':>8}  {'streams':>7}  {'watchers':>8}  {'streams':>7}  {'feeds':>5}  {'subscribers':>11}  "
+    f"{'feeds':>6}  {'ours':>5}  {'others':>6}"
+)
+
+
+def _row(name: str, sample: Sample) -> str:
+    gateway, checked, etcd = sample.gateway, sample.checked, sample.etcd
+    return (
+        f"{name:18}  {etcd.watchers:8}  {etcd.streams:7}  {gateway.held.watchers:8}  {gateway.held.streams:7}  "
+        f"{gateway.feeds:5}  {gateway.subscribers:11}  {checked.feeds:6}  {checked.ours:5}  {checked.others:6}"
+    )
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+async def check(options: Options) -> int:
+    """Run it; the exit status: 0 all back, 1 a leak, 2 cannot tell."""
+    try:
+        verdict = await Check(options).run()
+    except UnreachableError as error:
+        verdict = Verdict(Outcome.UNKNOWN, (str(error),))
+    _say("", f"{WORDS[verdict.outcome]}: {'; '.join(verdict.reasons)}")
+    return verdict.outcome.value
+
+
+def options_of(flags: dict[str, Any]) -> Options:
+    """The options of the command line. Raises UnreachableError when the token cannot be read."""
+    url = flags["url"].rstrip("/")
+    token_file: Path | None = flags["token_file"]
+    try:
+        token = token_file.read_text().strip() if token_file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreachableError(f"--token-file: cannot read {token_file}: {error}") from None
+    return Options(
+        prefix=os.fsencode(flags["prefix"]),
+        url=url,
+        admin_url=(flags["admin_url"] or url).rstrip("/"),
+        etcd_metrics=tuple(part.strip() for each in flags["etcd_metrics"] for part in each.split(",") if part.strip()),
+        token=token,
+        streams=flags["streams"],
+        rounds=flags["rounds"],
+        timeout=flags["timeout"],
+    )
