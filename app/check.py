@@ -1,5 +1,5 @@
-"""``etcd-watch-gateway check``: opens and aborts streams at a gateway that runs, reads what it and etcd count meanwhile,
-and says whether every watch came back. What that proves is decided by ``app.core.verdict``.
+"""``etcd-watch-gateway check``: opens and aborts streams at a running gateway, reads what it and etcd count meanwhile,
+and says whether every watch came back. What the counts prove is decided by ``app.core.verdict``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ssl
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -26,19 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
 from app.core.keys import KeyRange
-from app.core.verdict import (
-    GRACE,
-    Checked,
-    Gateway,
-    Held,
-    Outcome,
-    Round,
-    Sample,
-    Verdict,
-    judge,
-    needs_control,
-    returned,
-)
+from app.core.verdict import GRACE, Checked, Gateway, Held, Outcome, Round, Sample, Verdict, judge, returned
 from app.metrics import NAMESPACE
 
 # Seconds between two looks; a look is three requests.
@@ -250,46 +239,57 @@ class Check:
         self._opened = -1
         self._quiet_since = 0.0
         self._numbers = 0
+        self._addresses: set[str] = set()  # of our streams, as the gateway sees them
 
     async def run(self) -> Verdict:
         """Do it, and say what is seen on standard output.
 
         Raises:
-            UnreachableError: something is out of reach.
+            UnreachableError: something is out of reach, and what was seen before proves no leak.
         """
         options = self._options
-        before = await self._settled(None)
+        before = (await self._settled(None))[-1]
+        unread = sum(going is Going.UNREAD for going in self._goings())
         _say(
-            f"{self._range} at {options.url}, etcd by {', '.join(self._etcd_metrics)}; the gateway lingers "
+            f"{self._range} at {options.url}, etcd by {', '.join(self._etcd_metrics)}",
+            f"{options.streams} streams a round, {unread} of them gone before their first byte; the gateway lingers "
             f"{self._linger:g} s",
             "",
-            HEADINGS,
+            *HEADINGS,
             _row("before", before),
         )
         if options.timeout <= self._linger + GRACE:
             raise UnreachableError(
-                f"--timeout is {options.timeout:g} s, and the gateway keeps a feed for {self._linger:g} s: it must be more "
-                f"than {self._linger + GRACE:g} s"
+                f"--timeout is {options.timeout:g} s, but the gateway keeps a feed for {self._linger:g} s: it must be "
+                f"more than {self._linger + GRACE:g} s"
             )
         rounds: list[Round] = []
         began = time.monotonic()
-        if not before.checked.feeds:
-            for number in range(1, options.rounds + 1):
-                rounds.append(await self._round(number, before))
-                if rounds[-1].after.checked.feeds or rounds[-1].open.checked.others:
-                    break
-        control: list[Sample] = []
-        if needs_control(before, rounds):
-            control = await self._control(time.monotonic() - began)
-        return judge(before, rounds, control)
+        verdict = judge(before, rounds)
+        if before.checked.feeds:
+            return verdict
+        try:
+            while len(rounds) < options.rounds:
+                rounds.append(await self._round(len(rounds) + 1, before))
+                verdict = judge(before, rounds)
+                if verdict.outcome is not Outcome.BACK and not verdict.suspicious:
+                    return verdict
+            if verdict.suspicious and len(rounds) > 1:
+                return judge(before, rounds, await self._control(time.monotonic() - began))
+        except UnreachableError:
+            # With a leak it may be the gateway itself that gives up: one that forgets a watch stream hears nothing on
+            # it, and takes etcd for dead.
+            verdict = judge(before, rounds)
+            if verdict.outcome is not Outcome.LEAK:
+                raise
+        return verdict
 
     async def _round(self, number: int, before: Sample) -> Round:
-        options = self._options
-        streams = [self._stream(list(Going)[index % len(Going)]) for index in range(options.streams)]
-        held = [stream for stream in streams if stream.going is not Going.UNREAD]
+        streams = [self._stream(going) for going in self._goings()]
+        held = sum(stream.going is not Going.UNREAD for stream in streams)
         try:
             await self._open(streams)
-            now_open = await self._listed(len(held))
+            now_open = await self._listed(held)
             direct = self._addresses <= {stream.address for stream in streams}
             _say(_row(f"round {number}, open", now_open))
             await asyncio.gather(*(stream.go() for stream in streams))
@@ -297,9 +297,13 @@ class Check:
             for stream in streams:
                 stream.abort()
         self._opened = -1  # from here on it is quiet
-        after = await self._settled(before)
-        _say(_row(f"round {number}, gone", after))
-        return Round(len(held), now_open, after, direct)
+        looks = await self._settled(before)
+        _say(_row(f"round {number}, gone", looks[-1]))
+        return Round(held, now_open, looks, direct)
+
+    def _goings(self) -> list[Going]:
+        ways = list(Going)
+        return [ways[index % len(ways)] for index in range(self._options.streams)]
 
     def _stream(self, going: Going) -> Stream:
         self._numbers += 1
@@ -337,27 +341,27 @@ class Check:
                 return sample
             await asyncio.sleep(PAUSE)
 
-    async def _settled(self, before: Sample | None) -> Sample:
-        """When the range has no feed any more and all is as *before*, twice (a watch of somebody else that comes and
-        goes would make it look so for a moment); or when that is no more to be expected.
+    async def _settled(self, before: Sample | None) -> tuple[Sample, ...]:
+        """Look until the range has no feed and all is as *before*, twice (a watch of somebody else that comes and goes
+        would make it look so for a moment), or until that is no more to be expected. See ``Round.looks``.
         """
-        deadline = time.monotonic() + self._options.timeout
-        last: Sample | None = None
-        released = 0.0
+        now = time.monotonic()
+        kept_until, back_until = now + self._options.timeout, now + GRACE
+        looks: deque[Sample] = deque(maxlen=round(GRACE / PAUSE))
         while True:
             sample = await self._sample()
             now = time.monotonic()
+            if looks and looks[-1].checked.feeds and not sample.checked.feeds:
+                looks.clear()
+            looks.append(sample)
             if sample.checked.feeds:
-                released = 0.0
-                if sample.checked.others or sample.checked.stuck or now > deadline:
-                    return sample
+                back_until = now + GRACE
+                done = sample.checked.others or sample.checked.stuck or now > kept_until
             else:
-                released = released or now
-                if last is not None and returned(last, sample) and returned(before or sample, sample):
-                    return sample
-                if now > released + GRACE:
-                    return sample
-            last = sample
+                twice = len(looks) > 1 and all(returned(before or looks[-2], look) for look in (looks[-2], sample))
+                done = twice or now > back_until
+            if done:
+                return tuple(looks)
             await asyncio.sleep(PAUSE)
 
     async def _control(self, seconds: float) -> list[Sample]:
@@ -445,17 +449,16 @@ def _described(url: str, body: bytes) -> dict[str, Any]:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 HEADINGS = (
-    f"{'':18}  {'etcd:':>8}  {'watch':>7}  {'gateway:':>8}  {'watch':>7}  {'':>5}  {'':>11}  {'range:':>6}\n"
-    f"{'':18}  {'watchers':>8}  {'streams':>7}  {'watchers':>8}  {'streams':>7}  {'feeds':>5}  {'subscribers':>11}  "
-    f"{'feeds':>6}  {'ours':>5}  {'others':>6}"
+    "                     etcd's           the gateway's                         the range's",
+    "                     watchers streams watchers streams feeds subscribers feeds    ours  others",
 )
 
 
 def _row(name: str, sample: Sample) -> str:
     gateway, checked, etcd = sample.gateway, sample.checked, sample.etcd
     return (
-        f"{name:18}  {etcd.watchers:8}  {etcd.streams:7}  {gateway.held.watchers:8}  {gateway.held.streams:7}  "
-        f"{gateway.feeds:5}  {gateway.subscribers:11}  {checked.feeds:6}  {checked.ours:5}  {checked.others:6}"
+        f"{name:20} {etcd.watchers:8} {etcd.streams:7} {gateway.held.watchers:8} {gateway.held.streams:7} "
+        f"{gateway.feeds:5} {gateway.subscribers:11} {checked.feeds:5} {checked.ours:7} {checked.others:7}"
     )
 
 

@@ -1,23 +1,24 @@
-"""Whether every watch came back: concluded from what a gateway and etcd counted before, during and after some streams.
+"""Whether every watch came back: concluded from what a gateway and etcd count before, during and after some streams.
 
 Must live here: what may be concluded, and from what. Must not: how counts are read, and when.
 
-Two kinds of evidence. The gateway's own word: more watchers than feeds, or a feed that outlives its linger, is a leak
-whoever was there meanwhile. And etcd's counts less the gateway's own: that *foreign* share stays what it is, as long as
-no other client of etcd does anything and etcd sees every watch come and go that the gateway says it opens and closes.
-If it moves, others may have done that. Only what moves in step with the rounds, and not when there are none, is ours.
+There are two kinds of evidence. The gateway's own word: more watchers than feeds, or a feed that outlives its linger,
+is a leak, whoever was there meanwhile. And what etcd counts beyond what the gateway says it holds: that *foreign* share
+stays as it is while no other client of etcd does anything, and etcd sees each watch come and go of which the gateway
+says so. If it moves, others may have done that; only what moves in step with the rounds, and not without them, is ours.
 
-All is back only where everything adds up in every sample, so that no leak can hide; all else is unknown.
+All is back only where everything adds up. What this cannot see: a leak that the gateway does not know of, while another
+client of etcd lets go exactly as much in each round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-# Seconds that a gateway has for what it does at once: to notice that a client has gone, to end a feed whose linger is
-# over, to have its watch cancelled. It takes milliseconds; a machine under load may need some seconds.
+# Seconds for what a gateway does at once: notice that a client has gone, end a feed whose linger is over, cancel its
+# watch. It takes milliseconds; on a busy machine some seconds were seen.
 GRACE = 10.0
 
 
@@ -46,12 +47,15 @@ class Held:
         return f"{counted(self.watchers, 'watcher')} and {counted(self.streams, 'watch stream')}"
 
 
+NOTHING = Held(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """What a gateway says of itself, at one moment."""
 
     process: str  # another one has other counts
-    reconnects: int  # connections to etcd that were lost; each makes all watches again
+    reconnects: int  # connections to etcd that were lost; behind each all watches are made again
     opened: int  # streams, ever
     feeds: int
     held: Held
@@ -71,11 +75,10 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the gateway says of the range that is checked.
+    """What the gateway says of the range that is checked. Times are in seconds.
 
-    Args:
-        quiet: seconds for which nobody has followed it, or opened any stream at this gateway, as far as we know; those
-            that we have closed don't count.
+    ``quiet`` is how long nobody has come, as far as we know: we have closed our streams, no other is there, and no
+    stream was opened at this gateway.
     """
 
     feeds: int  # one or none
@@ -86,10 +89,9 @@ class Checked:
 
     @property
     def stuck(self) -> bool:
-        """Whether it stays, though it should have gone."""
-        if not self.feeds or self.others:
-            return False
-        return self.quiet > GRACE + (0.0 if self.ours else self.linger)
+        """Whether it is still there, though it should have gone."""
+        due = GRACE if self.ours else self.linger + GRACE
+        return self.feeds > 0 and not self.others and self.quiet > due
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +104,46 @@ class Sample:
 
     @property
     def foreign(self) -> Held:
-        """What etcd holds that is not the gateway's."""
+        """What etcd holds beyond what the gateway says."""
         return self.etcd - self.gateway.held
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """*streams* were open at ``open``; all have gone, and there was time to release them, at ``after``.
+    """Streams that came and went.
 
     Args:
-        direct: nothing stands between us and the gateway that could have kept their connections.
+        streams: open at ``open``.
+        looks: what was seen since the range had no feed any more, for GRACE unless all was back before; or, if it kept
+            its feed, what was seen last. At least one.
+        direct: nothing stands between us and the gateway that could keep a connection which we have closed.
     """
 
     streams: int
     open: Sample
-    after: Sample
+    looks: tuple[Sample, ...]
     direct: bool
+
+    @property
+    def after(self) -> Sample:
+        """How it ended."""
+        return self.looks[-1]
+
+    def always(self, holds: Callable[[Gateway], bool]) -> bool:
+        """Whether it held at every look: counts may be out of step for a moment, while others come and go."""
+        return len(self.looks) > 1 and all(holds(sample.gateway) for sample in self.looks)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome, and sentences that say why."""
+    """The outcome, and sentences that say why.
+
+    ``suspicious``: etcd's counts are those of a leak; more rounds, and a look at them without streams, can tell.
+    """
 
     outcome: Outcome
     reasons: tuple[str, ...]
+    suspicious: bool = False
 
 
 def counted(number: int, noun: str) -> str:
@@ -133,196 +151,170 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def returned(before: Sample, now: Sample) -> bool:
+    """Whether all is as it was, but for what others have at the gateway."""
+    return now.foreign == before.foreign and not list(_not_back(before, now))
+
+
 def judge(before: Sample, rounds: Sequence[Round], control: Sequence[Sample] = ()) -> Verdict:
-    """Conclude from all there is; *control* are samples from a time as long as the rounds took, without streams."""
-    samples = [before, *(sample for each in rounds for sample in (each.open, each.after)), *control]
-    if broken := tuple(_broken(before, samples)):
-        return Verdict(Outcome.UNKNOWN, broken)
+    """Conclude from all there is; *control* was seen without streams, for as long as the rounds took."""
+    seen = [sample for each in rounds for sample in (each.open, *each.looks)]
+    processes = dict.fromkeys(sample.gateway.process for sample in (before, *seen, *control))
+    if len(processes) > 1:
+        text = f"the counts are of {len(processes)} processes ({', '.join(processes)}): the gateway was restarted, or "
+        return Verdict(Outcome.UNKNOWN, (f"{text}several stand behind one address; check each by itself",))
     if leaks := tuple(_leaks(before, rounds)):
         return Verdict(Outcome.LEAK, leaks)
-    if doubts := tuple(_doubts(before, rounds)):
+    if doubts := tuple(_doubts(before, rounds, [*seen, *control])):
         return Verdict(Outcome.UNKNOWN, doubts)
-    if all(sample.foreign == before.foreign for sample in samples):
-        return Verdict(Outcome.BACK, (_balance(before, rounds),))
-    return _foreign(before, rounds, control)
+    if any(
+        sample.foreign != before.foreign
+        for sample in (*(each.open for each in rounds), *(each.after for each in rounds))
+    ):
+        return _moved(before, rounds, control)
+    return Verdict(Outcome.BACK, (_balance(rounds),))
 
 
-def returned(before: Sample, now: Sample) -> bool:
-    """Whether all is as it was."""
-    return not tuple(_not_back(before, now)) and now.foreign == before.foreign
-
-
-def needs_control(before: Sample, rounds: Sequence[Round]) -> bool:
-    """Whether only a look at etcd without streams can tell a leak from what others do."""
-    if tuple(_broken(before, [s for each in rounds for s in (each.open, each.after)])):
-        return False
+def _balance(rounds: Sequence[Round]) -> str:
+    after = rounds[-1].after
+    times = "once" if len(rounds) == 1 else f"{len(rounds)} times"
     return (
-        not tuple(_leaks(before, rounds))
-        and not tuple(_doubts(before, rounds))
-        and _in_step(before, rounds) is not None
+        f"{times} {counted(rounds[-1].streams, 'open stream')} cost etcd one watcher, and it came back; etcd counts "
+        f"{after.etcd}, of which the gateway holds {after.gateway.held.watchers} and {after.gateway.held.streams}"
     )
 
 
-def _broken(before: Sample, samples: Sequence[Sample]) -> Iterator[str]:
-    """Why the samples are not of one thing."""
-    processes = list(dict.fromkeys(sample.gateway.process for sample in (before, *samples)))
-    if len(processes) > 1:
-        yield (
-            f"the counts are of {len(processes)} processes ({', '.join(processes)}): the gateway was restarted, or "
-            "several stand behind one address; check each by itself"
-        )
-    elif any(sample.gateway.reconnects != before.gateway.reconnects for sample in samples):
-        yield "the gateway lost a connection to etcd meanwhile, and made its watches again"
+# --- the gateway's word -----------------------------------------------------------------------------------------------
 
 
 def _leaks(before: Sample, rounds: Sequence[Round]) -> Iterator[str]:
-    """What the gateway's own words prove."""
+    """What proves a leak by itself."""
     for sample, direct in ((before, False), *((each.after, each.direct) for each in rounds)):
         checked = sample.checked
         if checked.stuck and (direct or not checked.ours):
-            what = f"{counted(checked.ours, 'subscriber')} whose connection is closed" if checked.ours else "nobody"
-            yield (
-                f"the range still has its feed, for {what}, after {checked.quiet:.0f} s "
-                f"(the gateway lingers {checked.linger:g} s)"
-            )
+            whom = f"{counted(checked.ours, 'subscriber')} whose connection is closed" if checked.ours else "nobody"
+            yield f"the range still has a feed, for {whom}, {checked.quiet:.0f} s after the last stream was closed"
             break
-    # What is there for a moment, while others come and go, is not there after each of the rounds.
-    after = [each.after.gateway for each in rounds]
-    if not after:
-        return
-    last = after[-1]
-    if all(gateway.excess > 0 for gateway in after):
-        yield f"the gateway holds {counted(last.held.watchers, 'watcher')} at etcd for {counted(last.feeds, 'feed')}"
-    elif all(each.open.gateway.excess > 0 for each in rounds):
-        shown = rounds[-1].open.gateway
+    for number, each in enumerate(rounds, 1):
+        last, shown = each.after.gateway, each.open
+        found = []
+        if each.always(lambda gateway: gateway.excess > 0):
+            found.append(f"{counted(last.held.watchers, 'watcher')} at etcd for {counted(last.feeds, 'feed')}")
+        if each.always(lambda gateway: gateway.held.streams > 0 and not gateway.feeds):
+            found.append(f"{counted(last.held.streams, 'watch stream')} at etcd without a feed")
+        if each.always(lambda gateway: gateway.unserved > 0):
+            found.append(f"{counted(last.subscribers, 'subscriber')}, of whom it serves {last.served}")
+        if found:
+            yield f"after round {number} the gateway had {', and '.join(found)}"
+            return
+        if shown.checked.feeds > 1:
+            yield f"watches are not shared: {counted(each.streams, 'stream')} had {shown.checked.feeds} feeds"
+            return
+    if rounds and all(each.open.gateway.excess > 0 for each in rounds):
+        held, feeds = rounds[-1].open.gateway.held, rounds[-1].open.gateway.feeds
         yield (
-            "watches are not shared: while the streams were open the gateway held "
-            f"{counted(shown.held.watchers, 'watcher')} at etcd for {counted(shown.feeds, 'feed')}"
+            f"watches are not shared: with {counted(rounds[-1].streams, 'stream')} open the gateway held "
+            f"{counted(held.watchers, 'watcher')} at etcd for {counted(feeds, 'feed')}"
         )
-    if all(each.open.checked.feeds > 1 for each in rounds):
-        yield f"watches are not shared: the range had {rounds[-1].open.checked.feeds} feeds"
-    if all(gateway.held.streams > 0 and not gateway.feeds for gateway in after):
-        yield f"the gateway holds {counted(last.held.streams, 'watch stream')} at etcd and has no feed"
-    if all(gateway.unserved > 0 for gateway in after):
-        yield f"the gateway counts {counted(last.subscribers, 'subscriber')} and serves {last.served}"
 
 
-def _doubts(before: Sample, rounds: Sequence[Round]) -> Iterator[str]:
-    """What does not add up at the gateway; with one of them a leak could hide, or somebody else be taken for one."""
-    others = max(
-        [before.checked.others, *(max(each.open.checked.others, each.after.checked.others) for each in rounds)]
-    )
+def _doubts(before: Sample, rounds: Sequence[Round], seen: Sequence[Sample]) -> Iterator[str]:
+    """What does not add up at the gateway: a leak could hide in it, or somebody else be taken for one."""
+    others = max(sample.checked.others for sample in (before, *seen))
     if others:
-        yield f"{counted(others, 'other subscriber')} on the range: check one that nobody follows"
+        yield f"somebody else follows the range ({counted(others, 'subscriber')}): check one that nobody follows"
         return
+    if any(sample.gateway.reconnects != before.gateway.reconnects for sample in seen):
+        yield "the gateway lost its connection to etcd meanwhile, and made its watches again"
     if before.checked.feeds:
-        yield "the range had a feed before, and kept it"
-    if not rounds:
+        yield f"the range had a feed before the first stream: {_keeps(before.checked)}"
+    elif not rounds:
         yield "no round was completed"
     for number, each in enumerate(rounds, 1):
-        checked = each.open.checked
+        checked, shown = each.open.checked, each.open.gateway
         if checked.feeds != 1 or checked.ours != each.streams:
             yield (
-                f"round {number}: the gateway whose counts were read had {checked.ours} of the "
-                f"{counted(each.streams, 'open stream')}: do several stand behind one address?"
+                f"round {number}: of {counted(each.streams, 'open stream')} the gateway whose counts were read has "
+                f"{checked.ours}, in {counted(checked.feeds, 'feed')}; do several stand behind one address?"
             )
-        elif each.open.gateway.excess != before.gateway.excess:
-            yield (
-                f"round {number}, open: the gateway held {counted(each.open.gateway.held.watchers, 'watcher')} for "
-                f"{counted(each.open.gateway.feeds, 'feed')}, before {before.gateway.held.watchers} for "
-                f"{before.gateway.feeds}"
-            )
+        elif shown.excess != before.gateway.excess:
+            yield f"round {number}, open: {_uneven(before.gateway, shown)}"
         for text in _not_back(before, each.after):
             yield f"round {number}: {text}"
 
 
 def _not_back(before: Sample, now: Sample) -> Iterator[str]:
-    """What the gateway has after a round that it did not have before. Feeds and subscribers of others may change."""
-    then, gateway = before.gateway, now.gateway
-    if now.checked.ours:
+    """What is not at the gateway as it was. Feeds and subscribers may have come and gone with others."""
+    then, gateway, checked = before.gateway, now.gateway, now.checked
+    if checked.ours:
         yield (
-            f"{counted(now.checked.ours, 'closed stream')} still served: something between us and the gateway keeps "
-            "the connections; ask the process directly"
+            f"the gateway still serves {counted(checked.ours, 'stream')} of ours; something between us and it keeps "
+            "connections that we have closed: ask the process directly"
         )
-    elif now.checked.feeds:
-        yield (
-            f"the range still has a feed, which may linger {now.checked.linger:g} s: the last time that a stream was "
-            f"opened at the gateway is {now.checked.quiet:.0f} s ago"
-        )
+    elif checked.feeds:
+        yield f"the range still has a feed: {_keeps(checked)}"
     if gateway.excess != then.excess:
-        yield (
-            f"the gateway holds {counted(gateway.held.watchers, 'watcher')} for {counted(gateway.feeds, 'feed')}, "
-            f"before {then.held.watchers} for {then.feeds}"
-        )
+        yield _uneven(then, gateway)
     if gateway.held.streams != then.held.streams:
         yield f"the gateway holds {counted(gateway.held.streams, 'watch stream')}, before {then.held.streams}"
     if gateway.unserved != then.unserved:
         yield (
-            f"the gateway counts {counted(gateway.subscribers, 'subscriber')} and serves {gateway.served}, "
-            f"before {then.subscribers} and {then.served}"
+            f"the gateway counts {counted(gateway.subscribers, 'subscriber')} and serves {gateway.served}, before "
+            f"{then.subscribers} and {then.served}"
         )
 
 
-def _steps(before: Sample, rounds: Sequence[Round]) -> list[tuple[Held, Held]]:
-    """Of each round: by how much the foreign share moved as the streams came, and as they went."""
-    found = []
-    last = before.foreign
-    for each in rounds:
-        found.append((each.open.foreign - last, each.after.foreign - each.open.foreign))
-        last = each.after.foreign
-    return found
+def _keeps(checked: Checked) -> str:
+    return f"it lingers {checked.linger:g} s, and others may have come to it until {checked.quiet:.0f} s ago"
 
 
-def _in_step(before: Sample, rounds: Sequence[Round]) -> tuple[Held, Held] | None:
-    """The step that etcd's counts make in every round, if it is the same and one that a leak would make: what comes
-    with the streams beyond what the gateway says, and does not go with them.
+def _uneven(then: Gateway, now: Gateway) -> str:
+    return (
+        f"the gateway holds {counted(now.held.watchers, 'watcher')} for {counted(now.feeds, 'feed')}, before "
+        f"{then.held.watchers} for {then.feeds}; others may have come and gone"
+    )
+
+
+# --- etcd's counts ----------------------------------------------------------------------------------------------------
+
+
+def _step(before: Sample, rounds: Sequence[Round]) -> tuple[Held, Held] | None:
+    """By how much the foreign share moved as the streams came, and as they went; if that is the same in each round, and
+    what a leak does: something came with them, or did not go with them.
     """
-    steps = _steps(before, rounds)
-    if len(steps) < 2 or len(set(steps)) > 1:
+    starts = [before, *(each.after for each in rounds[:-1])]
+    steps = {
+        (each.open.foreign - start.foreign, each.after.foreign - each.open.foreign)
+        for start, each in zip(starts, rounds, strict=True)
+    }
+    if len(steps) != 1:
         return None
-    came, went = steps[0]
-    stayed = came + went
-    rises = min(came.watchers, came.streams, stayed.watchers, stayed.streams) >= 0
-    return steps[0] if rises and steps[0] != (Held(0, 0), Held(0, 0)) else None
+    (step,) = steps
+    came, stayed = step[0], step[0] + step[1]
+    leaks = min(came.watchers, came.streams, stayed.watchers, stayed.streams) >= 0
+    return step if leaks else None
 
 
-def _foreign(before: Sample, rounds: Sequence[Round], control: Sequence[Sample]) -> Verdict:
-    """etcd's counts moved by more than the gateway's."""
-    samples = [before, *(sample for each in rounds for sample in (each.open, each.after)), *control]
-    step = _in_step(before, rounds)
-    if step is not None and control and all(sample.foreign == rounds[-1].after.foreign for sample in control):
-        came, went = step
-        text = (
-            f"each of the {len(rounds)} rounds left {came + went} at etcd that the gateway does not know of"
-            if came + went != Held(0, 0)
-            else f"watches are not shared: each round had {came} more at etcd than the gateway says"
-        )
-        return Verdict(Outcome.LEAK, (f"{text}, and nothing moved for as long without streams",))
-    if any(min(sample.foreign.watchers, sample.foreign.streams) < 0 for sample in samples) or all(
+def _moved(before: Sample, rounds: Sequence[Round], control: Sequence[Sample]) -> Verdict:
+    """The foreign share did not stay what it was."""
+    seen = [before, *(sample for each in rounds for sample in (each.open, *each.looks)), *control]
+    shown = rounds[0].open
+    if any(min(sample.foreign.watchers, sample.foreign.streams) < 0 for sample in seen) or all(
         each.open.etcd == before.etcd for each in rounds
     ):
-        shown = rounds[0].open
-        return Verdict(
-            Outcome.UNKNOWN,
-            (
-                f"etcd counted {shown.etcd} while the gateway said that it holds {shown.gateway.held}: the metrics are "
-                "not those of the member that serves it; name all members with --etcd-metrics",
-            ),
+        text = f"etcd counted {shown.etcd} while the gateway held {shown.gateway.held}: these are not, or not all, the "
+        return Verdict(Outcome.UNKNOWN, (f"{text}members that may serve it; name them all with --etcd-metrics",))
+    step = _step(before, rounds)
+    quiet = bool(control) and all(sample.foreign == rounds[-1].after.foreign for sample in control)
+    if step is not None and len(rounds) > 1 and quiet:
+        came, stayed = step[0], step[0] + step[1]
+        text = (
+            f"watches are not shared: in each of {len(rounds)} rounds etcd counted {came} more than the gateway"
+            if stayed == NOTHING
+            else f"each of {len(rounds)} rounds left {stayed} at etcd that the gateway does not count"
         )
-    watchers = [sample.foreign.watchers for sample in samples]
-    streams = [sample.foreign.streams for sample in samples]
-    return Verdict(
-        Outcome.UNKNOWN,
-        (
-            "other clients of etcd moved its counts: beside the gateway's it held "
-            f"{min(watchers)} to {max(watchers)} watchers and {min(streams)} to {max(streams)} watch streams",
-        ),
-    )
-
-
-def _balance(before: Sample, rounds: Sequence[Round]) -> str:
-    opened = max(each.open.gateway.held.watchers - before.gateway.held.watchers for each in rounds)
-    return (
-        f"in {counted(len(rounds), 'round')} of {counted(rounds[-1].streams, 'open stream')} "
-        f"{counted(opened, 'watcher')} came and went, and etcd holds {rounds[-1].after.etcd}, as before"
-    )
+        return Verdict(Outcome.LEAK, (f"{text}; without streams nothing moved for as long",))
+    watchers, streams = [[getattr(s.foreign, name) for s in seen] for name in ("watchers", "streams")]
+    text = f"beside the gateway's, etcd counted {min(watchers)} to {max(watchers)} watchers and {min(streams)} to "
+    text += f"{max(streams)} watch streams: other clients of etcd came or went"
+    return Verdict(Outcome.UNKNOWN, (text,), suspicious=step is not None and not control)
