@@ -117,12 +117,13 @@ def _why(error: BaseException) -> str:
 
 
 def _metrics(url: str, body: bytes) -> dict[str, float]:
-    """Values by name, summed over labels."""
+    """Values by name, summed over labels, and by name and label values: ``feeds live``."""
     found: dict[str, float] = {}
     try:
         for family in text_string_to_metric_families(body.decode()):
             for sample in family.samples:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+                for name in {sample.name, " ".join((sample.name, *sample.labels.values()))}:
+                    found[name] = found.get(name, 0.0) + sample.value
     except ValueError as error:
         raise UnreachableError(f"{url}: no metrics: {error}") from None
     return found
@@ -333,11 +334,11 @@ class Check:
                 raise result
 
     async def _listed(self, held: int) -> Sample:
-        """When the gateway counts all that are open, and has noticed who went; or cannot any more."""
+        """When the gateway has a feed for all that are open, and has noticed who went; or when it should have."""
         deadline = time.monotonic() + GRACE
         while True:
             sample = await self._sample()
-            if sample.checked.ours == held or time.monotonic() > deadline:
+            if (sample.checked.ours == held and sample.gateway.even) or time.monotonic() > deadline:
                 return sample
             await asyncio.sleep(PAUSE)
 
@@ -407,6 +408,7 @@ class Check:
             reconnects=value("etcd_reconnects_total"),
             opened=value("streams_opened_total"),
             feeds=value("feeds"),
+            live=value("feeds live"),
             held=Held(value("etcd_watchers"), value("etcd_watch_streams")),
             subscribers=value("subscribers"),
             served=value("streams"),

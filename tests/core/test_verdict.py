@@ -1,0 +1,308 @@
+"""``app.core.verdict`` against a world that is known: what leaks in it, and what others do meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from app.core.verdict import GRACE, Checked, Gateway, Held, Outcome, Round, Sample, Verdict, judge, returned
+
+LINGER = 30.0
+NOTHING = Held(0, 0)
+# What the gateway's own words show, and what only etcd shows. ``proxied``: what stands between keeps the connections.
+KNOWN = ("watches", "streams", "leases", "lingers", "unshared")
+UNKNOWN = ("unseen watches", "unseen streams", "unseen unshared")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What others do before a look."""
+
+    foreign: Held = NOTHING  # at etcd
+    feeds: int = 0  # on other ranges of the gateway; each has a subscriber
+    waiting: int = 0  # of these, more that have no watch at the moment
+    starting: int = 0  # more subscribers that have no connection yet
+    on_range: int = 0
+    reconnects: int = 0
+    restarts: int = 0
+
+
+QUIET = Noise()
+
+
+@dataclass
+class World:
+    """A gateway and an etcd. *leak* is what each round leaves."""
+
+    leak: str = ""
+    foreign: Held = NOTHING
+    feeds: int = 0
+    waiting: int = 0
+    starting: int = 0
+    on_range: int = 0
+    reconnects: int = 0
+    restarts: int = 0
+    opened: int = 0
+    lost: Held = NOTHING
+    unseen: Held = NOTHING
+    kept: int = 0  # subscribers of ours that are not released
+    lingers: bool = False
+    seen: list[Sample] = field(default_factory=list)
+
+    def hear(self, noise: Noise) -> None:
+        """Others act."""
+        self.foreign = self.foreign + noise.foreign
+        self.feeds += noise.feeds
+        self.waiting, self.starting = min(noise.waiting, self.feeds), noise.starting
+        self.on_range += noise.on_range
+        self.reconnects += noise.reconnects
+        self.restarts += noise.restarts
+
+    def look(self, ours: int, noise: Noise = QUIET, quiet: float = 0.0) -> Sample:
+        """What can be seen, with that many of our streams open."""
+        self.hear(noise)
+        subscribers = ours + self.kept
+        on_range = int(bool(subscribers or self.lingers or self.on_range))
+        feeds = self.feeds + on_range
+        unshared = ours - 1 if self.leak == "unshared" and ours else 0
+        held = Held(feeds - self.waiting + unshared, int(feeds > 0)) + self.lost
+        beyond = Held(ours - 1, 0) if self.leak == "unseen unshared" and ours else NOTHING
+        served = self.feeds + ours + self.on_range
+        gateway = Gateway(
+            process=f"gw since {self.restarts}",
+            reconnects=self.reconnects,
+            opened=self.opened,
+            feeds=feeds,
+            live=feeds - self.waiting,
+            held=held,
+            subscribers=served + self.kept + self.starting,
+            served=served,
+        )
+        checked = Checked(on_range, subscribers, self.on_range, quiet, LINGER)
+        sample = Sample(gateway, checked, self.foreign + held + self.unseen + beyond)
+        self.seen.append(sample)
+        return sample
+
+    def round(self, streams: int, *noises: Noise, direct: bool = True) -> Round:
+        """Streams come and go; the noises are before ``open``, and before each look behind it."""
+        self.opened += streams
+        during = self.look(streams, noises[0])
+        match self.leak:
+            case "watches":
+                self.lost += Held(1, 0)
+            case "streams":
+                self.lost += Held(0, 1)
+            case "unseen watches":
+                self.unseen += Held(1, 0)
+            case "unseen streams":
+                self.unseen += Held(0, 1)
+            case "leases":
+                self.kept = streams
+            case "lingers":
+                self.lingers = True
+        quiet = LINGER + GRACE + 1
+        return Round(streams, during, tuple(self.look(0, noise, quiet) for noise in noises[1:]), direct)
+
+
+small = st.integers(-2, 2)
+noises = st.builds(
+    Noise,
+    foreign=st.builds(Held, small, small),
+    feeds=st.integers(0, 2),
+    waiting=st.integers(0, 2),
+    starting=st.integers(0, 2),
+    on_range=st.sampled_from([0, 0, 0, 1]),
+    reconnects=st.sampled_from([0, 0, 0, 1]),
+    restarts=st.sampled_from([0, 0, 0, 1]),
+)
+# Of one round: before its streams, and before two looks behind them.
+scripts = st.lists(st.tuples(noises, noises, noises), min_size=1, max_size=4)
+worlds = st.builds(World, foreign=st.builds(Held, st.integers(0, 9), st.integers(0, 9)), feeds=st.integers(0, 3))
+streams = st.integers(1, 100)
+
+
+def play(world: World, number: int, script: list[tuple[Noise, Noise, Noise]]) -> tuple[Sample, list[Round]]:
+    """All rounds of a script."""
+    return world.look(0), [world.round(number, *each) for each in script]
+
+
+def still(rounds: int) -> list[tuple[Noise, Noise, Noise]]:
+    """A script in which nobody does anything."""
+    return [(QUIET, QUIET, QUIET)] * rounds
+
+
+def said(verdict: Verdict) -> str:
+    return "; ".join(verdict.reasons)
+
+
+# --- nobody else ------------------------------------------------------------------------------------------------------
+
+
+@given(world=worlds, number=streams, rounds=st.integers(1, 4))
+def test_without_a_leak_and_without_others_all_is_back(world: World, number: int, rounds: int) -> None:
+    """Whatever etcd and the gateway held before."""
+    before, done = play(world, number, still(rounds))
+    verdict = judge(before, done)
+
+    assert verdict.outcome is Outcome.BACK
+    assert str(world.foreign + done[-1].after.gateway.held) in said(verdict)
+    assert returned(before, done[-1].after)
+
+
+@given(world=worlds, number=st.integers(2, 100), rounds=st.integers(2, 4), leak=st.sampled_from(KNOWN))
+def test_a_leak_that_the_gateway_counts(world: World, number: int, rounds: int, leak: str) -> None:
+    """It is told by the gateway alone; a lost stream only where no other feed may have wanted it."""
+    world.leak = leak
+    assume(leak != "streams" or not world.feeds)
+    before, done = play(world, number, still(rounds))
+    words = {
+        "watches": "watcher",
+        "streams": "watch stream",
+        "leases": "whose connection is closed",
+        "lingers": "for nobody",
+        "unshared": "not shared",
+    }
+    verdict = judge(before, done)
+
+    assert verdict.outcome is Outcome.LEAK
+    assert words[leak] in said(verdict)
+
+
+@given(world=worlds, number=st.integers(2, 100), rounds=st.integers(1, 4), leak=st.sampled_from(UNKNOWN), late=noises)
+def test_a_leak_that_only_etcd_counts(world: World, number: int, rounds: int, leak: str, late: Noise) -> None:
+    """It is a suspicion, until etcd's counts were seen to stand still without streams; of one round it stays one."""
+    world.leak = leak
+    before, done = play(world, number, still(rounds))
+    quiet = [world.look(0), world.look(0)]
+    verdict = judge(before, done, quiet)
+
+    assert judge(before, done).outcome is Outcome.UNKNOWN
+    assert judge(before, done).suspicious
+    assert verdict.outcome is (Outcome.LEAK if rounds > 1 else Outcome.UNKNOWN)
+    assert "1 watch" in said(verdict) or "not shared" in said(verdict) or rounds == 1
+    assume(late.foreign != NOTHING)
+    moved = judge(before, done, [*quiet, world.look(0, Noise(foreign=late.foreign))])
+    assert moved.outcome is Outcome.UNKNOWN
+    assert not moved.suspicious
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+@given(world=worlds, number=streams, script=scripts, control=st.none() | st.lists(noises, min_size=1))
+def test_what_others_do_is_never_a_leak(
+    world: World, number: int, script: list[tuple[Noise, Noise, Noise]], control: list[Noise] | None
+) -> None:
+    """But for what looks, in each round and only in them, exactly like one."""
+    before, done = play(world, number, script)
+    looks = [world.look(0, noise) for noise in control or ()]
+    assume(not looks or any(look.foreign != done[-1].after.foreign for look in looks))
+
+    assert judge(before, done, looks).outcome is not Outcome.LEAK
+
+
+@given(world=worlds, number=st.integers(2, 100), script=scripts, leak=st.sampled_from(KNOWN + UNKNOWN))
+def test_nothing_that_others_do_hides_a_leak(
+    world: World, number: int, script: list[tuple[Noise, Noise, Noise]], leak: str
+) -> None:
+    """But for who lets go, at every look, exactly what was left at etcd."""
+    world.leak = leak
+    before, done = play(world, number, script)
+    if leak in UNKNOWN:
+        assume(any(sample.foreign != before.foreign for each in done for sample in (each.open, each.after)))
+    if leak == "streams":
+        # One of those that the gateway has for others may have ended.
+        assume(any(each.after.gateway.held.streams != before.gateway.held.streams for each in done))
+
+    assert judge(before, done).outcome is not Outcome.BACK
+
+
+@given(world=worlds, script=scripts)
+def test_a_restart_is_never_judged(world: World, script: list[tuple[Noise, Noise, Noise]]) -> None:
+    """Nor are several gateways behind one address."""
+    before, done = play(world, 4, script)
+    assume(world.restarts)
+    verdict = judge(before, done)
+
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "restarted" in said(verdict)
+
+
+# --- one by one -------------------------------------------------------------------------------------------------------
+
+
+def plain(**changed: int) -> tuple[Sample, Round]:
+    """A round in which all is well; *changed* in what is said of the range while it is open."""
+    world = World()
+    before, (done,) = play(world, 4, still(1))
+    return before, replace(done, open=replace(done.open, checked=replace(done.open.checked, **changed)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"others": 1}, "somebody else follows the range (1 subscriber)"),
+        ({"ours": 2}, "of 4 open streams the gateway whose counts were read has 2"),
+        ({"feeds": 0, "ours": 0}, "has 0, in 0 feeds"),
+        ({"feeds": 2}, "has 4, in 2 feeds"),
+    ],
+)
+def test_not_one_feed_for_ours_alone(changed: dict[str, int], reason: str) -> None:
+    """While they are open, the range has one feed, and no subscriber but ours."""
+    before, done = plain(**changed)
+    verdict = judge(before, [done])
+
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert reason in said(verdict)
+
+
+def test_connections_that_something_between_may_keep() -> None:
+    """A proxy that has not let go is no leak of the gateway's."""
+    world = World(leak="leases")
+    before = world.look(0)
+    done = world.round(4, QUIET, QUIET, QUIET)
+    served = [replace(look, gateway=replace(look.gateway, served=look.gateway.subscribers)) for look in done.looks]
+    behind = replace(done, looks=tuple(served), direct=False)
+    verdict = judge(before, [behind])
+
+    assert judge(before, [replace(behind, direct=True)]).outcome is Outcome.LEAK
+    assert "4 subscribers, of whom it serves 0" in said(judge(before, [replace(done, direct=False)]))
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "ask the process directly" in said(verdict)
+
+
+@pytest.mark.parametrize(("quiet", "outcome"), [(LINGER + GRACE, Outcome.UNKNOWN), (LINGER + GRACE + 1, Outcome.LEAK)])
+def test_a_feed_before_the_first_stream(quiet: float, outcome: Outcome) -> None:
+    """It may linger, as long as it may."""
+    world = World(lingers=True)
+
+    assert judge(world.look(0, quiet=quiet), []).outcome is outcome
+
+
+def test_metrics_of_another_member() -> None:
+    """They stand still while the gateway's watch comes and goes."""
+    before, done = plain()
+    other = replace(done, open=replace(done.open, etcd=before.etcd))
+    verdict = judge(before, [other])
+
+    assert (verdict.outcome, verdict.suspicious) == (Outcome.UNKNOWN, False)
+    assert "name them all with --etcd-metrics" in said(verdict)
+
+
+def test_a_moment_proves_nothing() -> None:
+    """Counts are out of step while others come and go: a leak is what every look shows, and more than one."""
+    world = World(leak="watches")
+    before = world.look(0)
+    done = world.round(4, QUIET, QUIET, QUIET)
+
+    assert judge(before, [done]).outcome is Outcome.LEAK
+    assert judge(before, [replace(done, looks=done.looks[:1])]).outcome is Outcome.UNKNOWN
+    assert judge(before, [replace(done, looks=(before, *done.looks))]).outcome is Outcome.UNKNOWN
+
+
+def test_nothing_was_done() -> None:
+    """Nothing is known."""
+    assert judge(World().look(0), []).outcome is Outcome.UNKNOWN
