@@ -380,7 +380,12 @@ class Check:
         """All counts, now."""
         feeds_url = f"{self._options.admin_url}/v1/feeds?{self._range}"
         metrics_url = f"{self._options.admin_url}/metrics"
-        feeds = await self._fetch(feeds_url)
+        try:
+            feeds = await self._fetch(feeds_url)
+        except UnreachableError as error:
+            if "no-such-path" not in str(error):
+                raise
+            raise UnreachableError(f"{error}; where GATEWAY_ADMIN_PORT is set, --admin-url must name it") from None
         counted = _metrics(metrics_url, await self._fetch(metrics_url))
 
         def value(name: str) -> int:

@@ -1,0 +1,330 @@
+"""``etcd-watch-gateway check``, as it is typed, at real gateways and etcds: its exit status, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from aetcd import rpc
+
+from app.cli import main
+from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from tests.support.certificates import Ca
+from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, start
+from tests.support.leaks import LEAKS
+from tests.support.streams import watch
+
+pytestmark = pytest.mark.etcd
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+async def check(
+    *flags: str | bytes,
+    prefix: str | bytes = "/svc/",
+    settings: dict[str, str] | None = None,
+    on_line: Callable[[str], None] = lambda _line: None,
+) -> tuple[int, str]:
+    """Run it to its end; exit status and output. *on_line* is told each line as it comes."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "app", "check", "--prefix", prefix, *flags),
+        env=environment(settings or {}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    lines = []
+    try:
+        async with asyncio.timeout(120):
+            assert process.stdout is not None
+            async for line in process.stdout:
+                lines.append(line.decode())
+                on_line(lines[-1])
+            return await process.wait(), "".join(lines)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def rows(output: str) -> dict[str, list[int]]:
+    """The table."""
+    found = re.findall(r"^(before|round \d, (?:open|gone)) +([\d ]+)$", output, re.MULTILINE)
+    return {name: [int(number) for number in numbers.split()] for name, numbers in found}
+
+
+def verdict(output: str) -> str:
+    """The last line."""
+    return output.splitlines()[-1]
+
+
+# --- 0: all back ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_healthy_gateway(server: GatewayProcess) -> None:
+    """100 streams cost one watcher and one stream at etcd, three times, and nothing stays."""
+    status, output = await check("--url", server.base)
+
+    assert status == 0, output
+    assert rows(output) == {
+        "before": [0] * 9,
+        **{f"round {number}, open": [1, 1, 1, 1, 1, 75, 1, 75, 0] for number in (1, 2, 3)},
+        **{f"round {number}, gone": [0] * 9 for number in (1, 2, 3)},
+    }
+    assert verdict(output).startswith("all back: 3 times 75 open streams cost etcd one watcher, and it came back;")
+
+
+async def test_beside_others(etcd: EmbeddedEtcd) -> None:
+    """Other ranges are followed, and others watch at etcd; a prefix is bytes; URLs may end with a slash."""
+    settings = {"GATEWAY_LINGER": "0", "GATEWAY_ALLOW_PREFIXES": "/svc/,/a+%25%26%c3%bc%ff/"}
+    async with (
+        gateway(etcd.endpoint, settings=settings) as server,
+        await watch(server.base, "prefix=/svc/") as other,
+        grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel,
+    ):
+        await other.until("synced")
+        call = rpc.WatchStub(channel).Watch()
+        await call.write(rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"/elsewhere")))
+        await call.read()
+        flags = ("--url", f"{server.base}/", "--streams", "1", "--rounds", "1", "--etcd-metrics")
+        status, output = await check(*flags, f"{etcd.endpoint}/metrics", prefix="/a+%&ü".encode() + b"\xff/x")
+        call.cancel()
+
+    assert status == 0, output
+    assert output.startswith("prefix=/a%2B%25%26%C3%BC%FF/x at ")
+    assert rows(output) == {
+        "before": [2, 2, 1, 1, 1, 1, 0, 0, 0],
+        "round 1, open": [3, 2, 2, 1, 2, 2, 1, 1, 0],
+        "round 1, gone": [2, 2, 1, 1, 1, 1, 0, 0, 0],
+    }
+    assert verdict(output) == (
+        "all back: once 1 open stream cost etcd one watcher, and it came back; etcd counts 2 watchers and "
+        "2 watch streams, of which the gateway holds 1 and 1"
+    )
+
+
+async def test_with_a_token_and_an_admin_port(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+    """Both must be told; without either it cannot tell, and says what is missing."""
+    token = tmp_path / "token"
+    token.write_text("top-secret\n")
+    settings = {"GATEWAY_TOKEN_FILE": str(token), "GATEWAY_ADMIN_PORT": "0"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        admin = f"http://127.0.0.1:{server.admin_port}"
+        flags = ("--url", server.base, "--streams", "8", "--rounds", "2")
+        status, output = await check(*flags, "--admin-url", admin, "--token-file", str(token))
+        no_token = await check(*flags, "--admin-url", admin)
+        no_admin = await check(*flags, "--token-file", str(token))
+
+    assert status == 0, output
+    assert verdict(output).startswith("all back: 2 times 6 open streams")
+    assert "top-secret" not in output
+    assert no_token[0] == no_admin[0] == 2
+    assert "401 unauthorized: send the header" in verdict(no_token[1])
+    assert f"{server.base}/v1/feeds?prefix=/svc/: 404 no-such-path" in verdict(no_admin[1])
+    assert "--admin-url" in verdict(no_admin[1])
+
+
+async def test_several_members() -> None:
+    """Watches are counted by the member that serves them: all are asked, or the one that the gateway names."""
+    async with EmbeddedCluster(3) as cluster, gateway(",".join(cluster.endpoints)) as server:
+        metrics = [f"{endpoint}/metrics" for endpoint in cluster.endpoints]
+        flags = ("--url", server.base, "--streams", "8", "--rounds", "2")
+        named = await check(*flags)
+        (serving,) = re.findall(r"etcd by (\S+)", named[1])
+        every = await check(*flags, "--etcd-metrics", ",".join(metrics[:2]), "--etcd-metrics", metrics[2])
+        wrong = await check(*flags, "--etcd-metrics", next(url for url in metrics if url != serving))
+
+    assert named[0] == 0, named[1]
+    assert every[0] == 0, every[1]
+    assert rows(every[1])["round 2, open"][:2] == [1, 1]
+    assert wrong[0] == 2, wrong[1]
+    assert "name them all with --etcd-metrics" in verdict(wrong[1])
+
+
+@contextlib.asynccontextmanager
+async def tls_in_front(port: int, folder: Path) -> AsyncIterator[tuple[str, Path]]:
+    """A proxy that ends TLS; its URL, and the CA to trust."""
+    authority = Ca(folder)
+    pair = authority.sign("proxy")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.cert, pair.key)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, behind_writer), pump(behind_reader, writer))
+
+    server = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", authority.cert
+
+
+async def test_with_tls(server: GatewayProcess, tmp_path: Path) -> None:
+    """The certificate is verified against the system's CAs."""
+    async with tls_in_front(server.port, tmp_path) as (url, ca):
+        flags = ("--url", url, "--streams", "8", "--rounds", "1")
+        status, output = await check(*flags, settings={"SSL_CERT_FILE": str(ca)})
+        refused = await check(*flags)
+
+    assert status == 0, output
+    assert refused[0] == 2
+    assert "certificate verify failed" in verdict(refused[1])
+
+
+# --- 1: a leak --------------------------------------------------------------------------------------------------------
+
+FOUND = {
+    "watches": "LEAK: after round 1 the gateway had 1 watcher at etcd for 0 feeds",
+    "streams": "LEAK: after round 1 the gateway had 1 watch stream at etcd without a feed",
+    "leases": "LEAK: the range still has a feed, for 8 subscribers whose connection is closed, 1",
+    "lingers": "LEAK: the range still has a feed, for nobody, 1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leak", LEAKS)
+async def test_a_leak_is_found(etcd: EmbeddedEtcd, leak: str) -> None:
+    """Each that can be put into a gateway, by what it shows."""
+    settings = {**QUICK, "GATEWAY_STALE_AFTER": "10s", "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
+    leaky = await start(settings=settings, program=("tests.support.leaks", leak))
+    try:
+        await leaky.listening()
+        status, output = await check("--url", leaky.base, "--streams", "8")
+    finally:
+        await leaky.stop(signal.SIGKILL)
+
+    assert status == 1, output
+    assert verdict(output).startswith(FOUND[leak])
+    assert "round 2, open" not in output
+
+
+# --- 2: cannot tell ---------------------------------------------------------------------------------------------------
+
+
+async def test_out_of_reach(server: GatewayProcess) -> None:
+    """The gateway, then etcd's metrics: named, with the reason."""
+    no_gateway = await check("--url", NOWHERE)
+    no_etcd = await check("--url", server.base, "--etcd-metrics", f"{NOWHERE}/metrics")
+    no_metrics = await check("--url", server.base, "--etcd-metrics", f"{server.base}/metrics")
+    no_url = await check("--url", "127.0.0.1:8080")
+
+    assert [no_gateway[0], no_etcd[0], no_metrics[0], no_url[0]] == [2, 2, 2, 2]
+    assert re.search(rf"cannot tell: {NOWHERE}/v1/feeds\?prefix=/svc/: .*Connection refused", verdict(no_gateway[1]))
+    assert re.search(rf"cannot tell: {NOWHERE}/metrics: .*Connection refused", verdict(no_etcd[1]))
+    assert "there is no etcd_debugging_mvcc_watcher_total" in verdict(no_metrics[1])
+    assert "is no URL: write it like http://127.0.0.1:8080" in verdict(no_url[1])
+
+
+async def test_a_prefix_that_is_not_allowed(etcd: EmbeddedEtcd) -> None:
+    """The problem's own words."""
+    async with gateway(etcd.endpoint, settings={"GATEWAY_ALLOW_PREFIXES": "/svc/"}) as server:
+        status, output = await check("--url", server.base, prefix="/other/")
+
+    assert status == 2
+    assert "403 forbidden: prefix=/other/ lies outside of the prefixes that may be read here" in verdict(output)
+
+
+async def test_streams_that_are_refused(etcd: EmbeddedEtcd) -> None:
+    """More than the gateway serves; those that were open are gone again."""
+    async with gateway(etcd.endpoint, settings={"GATEWAY_MAX_SUBSCRIBERS": "4"}) as server:
+        refused = await check("--url", server.base, "--streams", "16")
+        few = await check("--url", server.base, "--streams", "2", "--rounds", "1")
+
+    assert refused[0] == 2
+    assert "429 too-many-subscribers: 4 subscribers" in verdict(refused[1])
+    assert few[0] == 0, few[1]
+
+
+async def test_somebody_else_on_the_range(server: GatewayProcess) -> None:
+    """Theirs is the watch, too: nothing is opened."""
+    async with await watch(server.base, "prefix=/svc/") as other:
+        await other.until("synced")
+        status, output = await check("--url", server.base)
+
+    assert status == 2
+    assert verdict(output) == (
+        "cannot tell: somebody else follows the range (1 subscriber): check one that nobody follows"
+    )
+    assert list(rows(output)) == ["before"]
+
+
+@pytest.mark.slow
+async def test_another_client_of_etcd(etcd: EmbeddedEtcd, server: GatewayProcess) -> None:
+    """That opens a watch for each of ours, as a leak would; and goes on when we have stopped."""
+    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+        call = rpc.WatchStub(channel).Watch()
+        tasks = set()
+
+        def follow(line: str) -> None:
+            if " open " in line or "without streams" in line:
+                create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"/elsewhere"))
+                tasks.add(asyncio.create_task(call.write(create)))
+
+        status, output = await check("--url", server.base, "--streams", "8", "--rounds", "2", on_line=follow)
+        await asyncio.gather(*tasks)
+        call.cancel()
+
+    assert status == 2, output
+    assert "other clients of etcd came or went" in verdict(output)
+
+
+@pytest.mark.slow
+async def test_several_gateways_behind_one_address(etcd: EmbeddedEtcd) -> None:
+    """Streams at one, counts of the other."""
+    async with gateway(etcd.endpoint) as one, gateway(etcd.endpoint) as other:
+        status, output = await check("--url", one.base, "--admin-url", other.base, "--streams", "8")
+
+    assert status == 2, output
+    assert "of 6 open streams the gateway whose counts were read has 0" in verdict(output)
+
+
+async def test_less_time_than_the_gateway_takes(etcd: EmbeddedEtcd) -> None:
+    """Said before a stream is opened."""
+    async with gateway(etcd.endpoint, settings={"GATEWAY_LINGER": "5m"}) as server:
+        status, output = await check("--url", server.base)
+
+    assert status == 2
+    assert "--timeout is 120 s, but the gateway keeps a feed for 300 s: it must be more than 310 s" in verdict(output)
+    assert list(rows(output)) == ["before"]
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "the following arguments are required: --prefix"),
+        (["--prefix", "/", "--streams", "0"], "argument --streams: invalid"),
+        (["--prefix", "/", "--timeout", "soon"], "argument --timeout: invalid seconds value: 'soon'"),
+        (["--prefix", "/", "--linger", "1"], "unrecognized arguments: --linger 1"),
+    ],
+)
+def test_wrong_usage(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2, and what is wrong."""
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *flags])
+
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that cannot be read."""
+    status = main(["check", "--prefix", "/", "--token-file", str(tmp_path)])
+
+    assert status == 2
+    assert f"--token-file: cannot read {tmp_path}" in capsys.readouterr().err
