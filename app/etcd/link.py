@@ -183,9 +183,12 @@ class Link:
             self.failed.set_result(why)
 
     def silent_streams(self, limit: float) -> bool:
-        """Whether a stream has not said anything for *limit* seconds, progress requests notwithstanding."""
+        """Whether an open stream has not said anything for *limit* seconds, progress requests notwithstanding.
+
+        Not one that we closed: the connection was given up 30 s after the last watch of any stream had gone.
+        """
         now = self._clock()
-        return any(now - stream.last_response > limit for stream in self._streams)
+        return any(now - stream.last_response > limit for stream in self._streams if not stream.closed)
 
     def _open_stream(self, forget: Callable[[WatchStream], None]) -> WatchStream:
         def ended(stream: WatchStream, error: BaseException | None) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.core.keys import KeyRange
 from app.embedded import EmbeddedEtcd
+from app.etcd.credentials import Credentials
+from app.etcd.link import Link
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
 from tests.support.metrics import etcd_metric
@@ -344,3 +347,27 @@ async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) 
     await asyncio.gather(*(stream.close() for stream in streams))
     await eventually(lambda: all_released(many, etcd), timeout=60)
     await eventually(lambda: few_descriptors(many.pid, before))
+
+
+async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None:
+    """Else the connection, and every watch on it, is given up a while after any stream has done its work."""
+    now = 0.0
+    link = Link(
+        etcd.endpoint,
+        Credentials(),
+        proof_interval=60,
+        on_header=lambda _header: None,
+        on_room=lambda: None,
+        clock=lambda: now,
+    )
+    created = asyncio.Event()
+    opened = link.lanes.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: created.set(), lane="live")
+    assert opened is not None
+    stream, watch_id = opened
+    await created.wait()
+
+    now = 31.0
+    assert link.silent_streams(30)
+    stream.cancel(watch_id)
+    assert not link.silent_streams(30)
+    await link.aclose("done")
