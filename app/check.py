@@ -28,8 +28,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import __version__
 from app.core.keys import KeyRange
 from app.core.verdict import GRACE, Checked, Gateway, Held, Outcome, Round, Sample, Verdict, judge, returned
-from app.metrics import NAMESPACE
 
+# As in ``app.metrics``, which would bring gRPC and FastAPI into a pod that has to bear this process, too.
+NAMESPACE = "etcd_watch_gateway"
 # Seconds between two looks; a look is three requests.
 PAUSE = 0.5
 # Seconds for one request.

@@ -17,6 +17,7 @@ from aetcd import rpc
 
 from app.cli import main
 from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
 from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, start
 from tests.support.leaks import LEAKS
@@ -79,6 +80,16 @@ async def test_a_healthy_gateway(server: GatewayProcess) -> None:
         **{f"round {number}, gone": [0] * 9 for number in (1, 2, 3)},
     }
     assert verdict(output).startswith("all back: 3 times 75 open streams cost etcd one watcher, and it came back;")
+
+
+async def test_the_documented_command(server: GatewayProcess) -> None:
+    """docs/operations.md has it."""
+    program, command, *flags = commands("check").replace("http://127.0.0.1:8080", server.base).split()
+    prefix = flags[flags.index("--prefix") + 1]
+    status, output = await check(*flags, "--rounds", "1", prefix=prefix)
+
+    assert (program, command) == ("etcd-watch-gateway", "check")
+    assert status == 0, output
 
 
 async def test_beside_others(etcd: EmbeddedEtcd) -> None:

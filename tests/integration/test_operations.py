@@ -37,6 +37,7 @@ def test_what_is_not_run_says_so() -> None:
         "nginx: streams",
         "nginx: http2",
         "nginx: hash",
+        "commands: check",
         "commands: user",
         "commands: auth",
         "commands: everything",
