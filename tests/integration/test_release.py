@@ -332,6 +332,8 @@ async def test_two_thousand_requests_one_watch(many: GatewayProcess, etcd: Embed
 @pytest.mark.slow
 async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) -> None:
     """5,000 distinct prefixes, one subscriber each, and all gone again, on the fixed number of streams."""
+    async with await watch(many.base, "prefix=/p/") as stream:
+        await stream.until("synced")  # from here on both connections to etcd are there
     before = descriptors(many.pid)
     streams = []
     for start_at in range(0, 5000, 250):
