@@ -51,9 +51,9 @@ helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTE
 chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from their sources
 	$(BIN)/python tools/chart.py
 
-image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian; a few minutes; not part of `test`)
-	@sh tools/system.sh image
-	TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_image.py $(ARGS)
+image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
+	@sh tools/system.sh
+	$(BIN)/python -m pytest tests/test_image.py $(ARGS)
 
 bench: $(INSTALLED)  ## beside Nchan, Pushpin, the naive app and etcd's gateway: writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need from the system. As root on Debian it is installed; elsewhere nothing is changed: what is missing
-# is written to .cache/not-run, and `make test` ends with it. usage: tools/system.sh [image]
+# is written to .cache/not-run, and `make test` ends with it.
 set -eu
 
 # package:command, or a file of it
@@ -9,7 +9,8 @@ DEBIAN_PACKAGES="chromium:chromium curl:curl iproute2:ss iptables:iptables jq:jq
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES gcc:cc libc6-dev:/usr/include/stdlib.h"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES nginx:nginx libnginx-mod-nchan:/usr/lib/nginx/modules/ngx_nchan_module.so"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
-[ "${1:-}" != image ] || DEBIAN_PACKAGES="buildah:buildah debootstrap:debootstrap runc:runc"
+# The image is built and run without a container engine.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah debootstrap:debootstrap runc:runc"
 
 mkdir -p .cache
 : > .cache/not-run
