@@ -22,6 +22,9 @@ Theory of operation
     a third time: of history it is done without, of news it is a fresh start. The others have proven themselves by then,
     and go back to a shared stream.
 
+    *All the while*, what comes must be what comes next: a key that was not there has version 1, one that was has the
+    next. Two restores in one break can make all else look as before, and lost puts and deletes show by nothing else.
+
     Anything else ends in a fresh start and a new log generation, which every reader notices by itself.
 """
 
@@ -277,11 +280,9 @@ class FeedCore:
         if self._reach:
             self._release_held()
             return (CloseWatch(), *self._backfill(now))
+        held, tip = self._take_held(), self.log.tip
         self._become_live()
-        for batch in self._take_held():
-            if batch.revision > self.log.tip:
-                self._publish(batch, now)
-        return ()
+        return self._publish_all([batch for batch in held if batch.revision > tip], now)
 
     def _snapshot_before_watch(self, given: SnapshotTaken, now: float) -> Commands:
         self._install(given)
@@ -449,18 +450,20 @@ class FeedCore:
         return self._publish_all(given.batches, now)
 
     def _publish_all(self, found: Sequence[Batch], now: float) -> Commands:
+        assert self.view is not None, "published before a snapshot"
         for batch in found:
             if batch.revision > self.log.tip:
-                self._publish(batch, now)
+                if not self.view.follows(batch):
+                    return self._start_anew("restored")
+                self._publish(batch, self.view, now)
             elif batch.revision > self._settled:
                 # A watch never goes back, but for what the snapshot covers: this is not our history.
                 return self._start_anew("restored")
         return self._move_when_caught_up()
 
-    def _publish(self, batch: Batch, now: float) -> None:
-        assert self.view is not None, "published before a snapshot"
+    def _publish(self, batch: Batch, view: View, now: float) -> None:
         self.log.append(batch, now)
-        self.view.apply(batch)
+        view.apply(batch)
         self._anchor = Anchor(batch.revision, batch.events, True, batch.revision)
         self.events_in += len(batch.events)
 
@@ -576,7 +579,7 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.OPENING, WantHistory): _entry(_F._want_history_at_start, _S.OPENING),
     (_S.OPENING, Restored): _entry(_F._ignore, _S.OPENING),
     (_S.OPENING, Stop): _entry(_F._stop, _S.CLOSED),
-    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.CATCHING_UP),
+    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.CATCHING_UP, _S.OPENING),
     (_S.SNAPSHOTTING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Batches): _entry(_F._hold_for_snapshot, _S.SNAPSHOTTING, _S.START_RETRY),
     (_S.SNAPSHOTTING, Progress): _entry(_F._ignore, _S.SNAPSHOTTING),

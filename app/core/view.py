@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.core.encoding import event_body
-from app.core.events import Batch, KeyValue, Snapshot
+from app.core.events import Batch, Delete, KeyValue, Snapshot
 from app.core.frames import snapshot_frame
 
 # Items that are encoded in one go: about 2 ms of the loop's time when none was encoded before.
@@ -40,6 +40,25 @@ class View:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def follows(self, batch: Batch) -> bool:
+        """Whether *batch* can be what came next in this history.
+
+        etcd counts the puts of a key since it was created (``version``) and writes each key once in a revision (API
+        reference, ``KeyValue`` and ``Txn``). So a revision of another history, or one before which something is
+        missing, gives itself away by the keys that it shares with what we hold.
+        """
+        for event in batch.events:
+            old = self._items.get(event.key)
+            if isinstance(event, Delete):
+                if old is None:
+                    return False
+            elif old is None:
+                if event.version != 1:
+                    return False
+            elif event.version != old.version + 1 or event.create_revision != old.create_revision:
+                return False
+        return True
 
     def apply(self, batch: Batch) -> None:
         """Fold one complete revision in."""

@@ -19,6 +19,7 @@ from app.core.feed import FeedCore
 from app.core.feedwords import CloseWatch, OpenWatch
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
+from app.core.view import View
 from app.etcd import link
 
 
@@ -26,8 +27,14 @@ def _replace(owner: object, name: str, new: object) -> None:
     setattr(owner, name, new)
 
 
+def _unguarded() -> None:
+    """Without the guard that notices by a key's version that something is missing: it is the last of several."""
+    _replace(View, "follows", lambda _self, _batch: True)
+
+
 def resume_at_header() -> None:
     """A catch-up response's ``header.revision`` is the store's, not how far the watch has said (pitfall 1)."""
+    _unguarded()
     heard = [0]
     receive = Multiplexer._receive_for
 
@@ -47,6 +54,7 @@ def resume_at_header() -> None:
 
 def restart_at_compact_revision() -> None:
     """Whatever lies between the feed's tip and the compaction is gone, and nobody is told (pitfall 11)."""
+    _unguarded()
     start_anew = FeedCore._start_anew
 
     def begin(self: FeedCore, reason: Any) -> Any:
@@ -74,6 +82,7 @@ def cursor_off_by_one() -> None:
 
 def deletes_lost_after_reconnect() -> None:
     """What happened while the watch was away is taken from the state, which shows no deletes."""
+    _unguarded()
     check = FeedCore._check_overlap
 
     def without_deletes(self: FeedCore, found: Sequence[Batch], now: float) -> Any:
@@ -132,10 +141,11 @@ def untrusted_progress() -> None:
     _replace(link, "progress_is_trusted", lambda _version: True)
 
     def publish_all(self: FeedCore, found: Sequence[Batch], now: float) -> Any:
-        # Without the guard that would notice: what is overtaken is taken for known.
+        # Without the guards that would notice: what is overtaken is taken for known.
+        assert self.view is not None
         for batch in found:
             if batch.revision > self.log.tip:
-                self._publish(batch, now)
+                self._publish(batch, self.view, now)
         return self._move_when_caught_up()
 
     _replace(FeedCore, "_publish_all", publish_all)
@@ -156,6 +166,7 @@ def cursor_of_another_request() -> None:
 
 def restore_not_noticed() -> None:
     """No overlap, nobody who compares revisions or terms: a watch simply goes on at its next revision."""
+    _unguarded()
     _replace(FeedCore, "_restored", FeedCore._ignore)
     for key, entry in list(feed.TABLE.items()):
         if entry.action.__name__ == "_restored":

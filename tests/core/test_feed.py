@@ -46,13 +46,13 @@ REACH_BACK = 50
 EVERYTHING = 1 << 40
 
 
-def put(revision: int, key: bytes = b"a", value: bytes = b"v") -> KeyValue:
-    """A first put."""
-    return KeyValue(key, value, revision, revision, 1)
+def put(revision: int, key: bytes = b"", value: bytes = b"v") -> KeyValue:
+    """A first put: of a key that no other revision has, unless it is told which."""
+    return KeyValue(key or b"%d" % revision, value, revision, revision, 1)
 
 
 def batches(*revisions: int) -> Batches:
-    """A put of ``a`` in each of *revisions*."""
+    """A first put in each of *revisions*."""
     return Batches(tuple(Batch(revision, [put(revision)]) for revision in revisions))
 
 
@@ -140,6 +140,9 @@ CASES: dict[str, Case] = {
     "restored before the snapshot": (OPENING, Restored(), S.OPENING, ()),
     "stopped while opening": (OPENING, Stop(), S.CLOSED, (CloseWatch(),)),
     "the snapshot is there": (SNAPSHOTTING, TAKEN, S.LIVE, ()),
+    "what came behind the snapshot does not follow from it": (
+        SNAPSHOTTING.then(said(put(101, b"90"))), TAKEN, S.OPENING, ANEW
+    ),
     "the snapshot is there, and a cursor waits": (
         SNAPSHOTTING.then(WantHistory()), TAKEN, S.CATCHING_UP, (CloseWatch(), EndProof(), OpenWatch(50))
     ),
@@ -363,7 +366,7 @@ def test_a_fresh_start_publishes_what_the_snapshot_lacks() -> None:
     send(core, TAKEN)
     assert core.joinable
     assert (revisions(core), core.log.floor, core.log.tip) == ([101, 103], 100, 103)
-    assert (state(core), core.events_in) == ({b"a": 103}, 2)
+    assert (state(core), core.events_in) == ({b"90": 90, b"101": 101, b"103": 103}, 2)
 
 
 def test_what_was_held_before_a_retry_is_forgotten() -> None:
@@ -395,7 +398,7 @@ def test_history_is_read_again_below_the_floor() -> None:
     assert revisions(core) == [], "not before it is proven"
     send(core, Probed("ok"))
     assert (revisions(core), core.log.floor, core.log.tip) == ([60, 90, 101], 49, 101)
-    assert (core.log.generation, state(core), core.events_in) == (1, {b"a": 101}, 1)
+    assert (core.log.generation, state(core), core.events_in) == (1, {b"90": 90, b"101": 101}, 1)
     assert not core.promises_history(49)
 
 
@@ -497,7 +500,7 @@ def test_an_anchor_of_a_snapshot_may_bring_more() -> None:
     """Of a revision in a snapshot we know the puts that were not overwritten or deleted since."""
     core = OVERLAP.walk()
     send(core, said(put(90), Delete(b"b", 90), put(90, b"c")))
-    assert (core.state, state(core)) == (State.LIVE, {b"a": 90})
+    assert (core.state, state(core)) == (State.LIVE, {b"90": 90})
 
 
 def test_what_the_snapshot_covers_is_not_published() -> None:
@@ -511,6 +514,27 @@ def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
     """Progress had said that nothing lies there."""
     core = LIVE.then(Progress(120, trusted=True), Lost("gone"), RetryDue()).walk()
     assert send(core, batches(90, 110)) == UNPROVEN_ANEW
+
+
+# --- what comes next --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "before"),
+    [(LIVE, ()), (OVERLAP, (said(put(90)),)), (CONFIRMING_PROBE, ()), (CONFIRMING, ())],
+    ids=["live", "after a break", "behind the tip", "behind history"],
+)
+def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[FeedInput]) -> None:
+    """A key's version has jumped: something is missing, or the history is another one. What came before it stays."""
+    core = path.then(*before).walk()
+    first, second = KeyValue(b"90", b"w", 90, 151, 2), KeyValue(b"90", b"w", 90, 152, 4)
+    commands = send(core, Batches((Batch(151, [first]), Batch(152, [second]))))
+    if core.state is State.CONFIRMING:
+        commands = send(core, Probed("ok"))
+    assert commands[-len(ANEW) :] == ANEW
+    assert (revisions(core)[-1], core.doubted) == (151, True)
+    send(core, Created(200), taken(200, put(200)))
+    assert (core.reason, core.log.generation) == ("restored", 2)
 
 
 # --- PROBE -----------------------------------------------------------------------------------------------------------
@@ -552,7 +576,7 @@ def test_without_an_answer_nothing_held_is_published(outcome: Literal["compacted
 
 # --- what readers are told -------------------------------------------------------------------------------------------
 
-DELETED = LIVE.then(said(Delete(b"a", 105)), Lost("gone"), RetryDue(), Created(105))
+DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(105))
 
 
 @pytest.mark.parametrize(
@@ -586,7 +610,7 @@ def test_why_a_generation_ended(path: Path, given: FeedInput, reason: Reason) ->
     assert core.log.generation == 1
     send(core, Created(200), taken(200, put(200)))
     assert (core.joinable, core.reason, core.log.generation) == (True, reason, 2)
-    assert (core.log.floor, core.log.tip, revisions(core), state(core)) == (200, 200, [], {b"a": 200})
+    assert (core.log.floor, core.log.tip, revisions(core), state(core)) == (200, 200, [], {b"200": 200})
 
 
 def test_another_cluster_is_another_history() -> None:

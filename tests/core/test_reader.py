@@ -42,6 +42,21 @@ def batches(*revisions: int) -> Batches:
     return Batches(tuple(Batch(revision, [put(revision)]) for revision in revisions))
 
 
+def put_next(core: FeedCore, revision: int, key: bytes = b"/a/1") -> KeyValue:
+    """What etcd says of a put there, by what the feed knows of the key."""
+    assert core.view is not None
+    for old in core.view.snapshot(core.log.tip).items:
+        if old.key == key:
+            return KeyValue(key, b"v", old.create_revision, revision, old.version + 1)
+    return put(revision, key)
+
+
+def say(core: FeedCore, *revisions: int) -> None:
+    """A put in each of *revisions*."""
+    for revision in revisions:
+        core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 0.0)
+
+
 def live(*items: KeyValue, revision: int = 100, bounds: Bounds | None = None) -> FeedCore:
     """A live feed that began with a snapshot."""
     core = FeedCore(bounds or Bounds(), reach_back=50)
@@ -161,7 +176,7 @@ class ReaderMachine(RuleBasedStateMachine):
         events: list[Event] = []
         for key, value in change.items():
             if value:
-                self.now[key] = put(revision, key)
+                self.now[key] = put_next(self.core, revision, key)
                 events.append(self.now[key])
             elif self.now.pop(key, None) is not None:
                 events.append(Delete(key, revision))
@@ -272,7 +287,7 @@ def test_any_slices_make_the_same_stream(
     core = live(*[put(90, b"/a/%d" % index) for index in range(keys)])
     core.handle(Progress(103, trusted=True), 0.0)
     for revision in range(104, 104 + news):
-        core.handle(Batches((Batch(revision, [put(revision), put(revision, b"/a/2")]),)), 0.0)
+        core.handle(Batches((Batch(revision, [put_next(core, revision), put_next(core, revision, b"/a/2")]),)), 0.0)
 
     def read_all(sizes: Sequence[int]) -> tuple[bytes, int]:
         one = reader(core, cursor, form=form)
@@ -288,7 +303,7 @@ def test_a_resume_brings_exactly_what_came_after(revision: int) -> None:
     """Wherever in the log a cursor stands, between revisions too."""
     core = live()
     news = [101, 103, 106]
-    core.handle(batches(*news), 0.0)
+    say(core, *news)
     core.handle(Progress(108, trusted=True), 0.0)
     one = reader(core, Cursor(EPOCH, revision))
     one.refuse_history()
@@ -325,7 +340,7 @@ def test_then_changes() -> None:
     core = live()
     one = reader(core)
     one.read(PLENTY)
-    core.handle(batches(101, 103), 0.0)
+    say(core, 101, 103)
     assert one.behind == 2
     assert words(one.read(1)) == ["put@101"]
     assert (one.revision, one.behind) == (101, 1)
@@ -361,7 +376,7 @@ def test_it_waits_for_a_feed_that_has_nothing() -> None:
 def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
     """Who is there stays; who comes waits for the new history, and with a cursor of the old one is reset."""
     core = live(put(90))
-    core.handle(batches(103), 0.0)
+    say(core, 103)
     there = reader(core)
     there.read(PLENTY)
     core.handle(Restored(), 0.0)
@@ -410,7 +425,7 @@ def test_a_cursor_that_is_none_of_ours(cursor: Cursor, reason: str) -> None:
 def test_a_resume_has_no_reset() -> None:
     """What was missed, then "synced" when all of it is said."""
     core = live(put(90))
-    core.handle(batches(101, 103), 0.0)
+    say(core, 101, 103)
     one = reader(core, Cursor(EPOCH, 101))
     assert one.asked == 101
     assert words(one.read(PLENTY)) == ["put@103"]
@@ -426,7 +441,7 @@ def test_a_cursor_ahead_that_the_feed_reaches() -> None:
     assert (one.read(PLENTY), one.wants) == (b"", Wants.LINEARIZABLE)
     one.give_linearizable(105)
     assert (one.read(PLENTY), one.wants) == (b"", Wants.CATCH_UP)
-    core.handle(batches(105), 0.0)
+    say(core, 105)
     assert words(one.read(PLENTY)) == ["synced@105"]
     assert (one.wants, one.resets) == (Wants.NOTHING, [])
 
@@ -448,9 +463,9 @@ def test_a_cursor_ahead_that_cannot_be_proven() -> None:
     one.give_snapshot(Snapshot(106, [put(104, b"/a/2")]))
     assert words(one.read(PLENTY)) == ["reset:unproven", "put@104", "synced@106"]
     assert (one.read(PLENTY), one.revision) == (b"", 106), "though the feed is behind it"
-    core.handle(batches(104, 106), 0.0)
+    say(core, 104, 106)
     assert (one.read(PLENTY), one.revision) == (b"", 106)
-    core.handle(batches(107), 0.0)
+    say(core, 107)
     assert words(one.read(PLENTY)) == ["put@107"]
 
 
@@ -488,11 +503,11 @@ def test_who_lags_is_reset_in_the_same_stream() -> None:
     core = live(bounds=Bounds(batches=2))
     one = reader(core)
     one.read(PLENTY)
-    core.handle(batches(101, 102), 0.0)
+    say(core, 101, 102)
     assert words(one.read(1)) == ["put@101"]
-    core.handle(batches(103, 104), 0.0)
+    say(core, 103, 104)
     assert words(one.read(PLENTY)) == ["reset:lagged", "put@104", "synced@104"]
-    core.handle(batches(105), 0.0)
+    say(core, 105)
     assert words(one.read(PLENTY)) == ["put@105"]
     assert one.resets == ["initial", "lagged"]
 
@@ -502,9 +517,9 @@ def test_the_last_revision_that_is_covered_does_not_lag() -> None:
     core = live(bounds=Bounds(batches=2))
     one = reader(core)
     one.read(PLENTY)
-    core.handle(batches(101), 0.0)
+    say(core, 101)
     one.read(PLENTY)
-    core.handle(batches(102, 103), 0.0)
+    say(core, 102, 103)
     assert words(one.read(PLENTY)) == ["put@102", "put@103"]
 
 
@@ -526,7 +541,7 @@ def test_what_happens_during_a_snapshot_comes_after_it() -> None:
     core = live(put(90), put(90, b"/a/2"))
     one = reader(core)
     found = words(one.read(1))
-    core.handle(Batches((Batch(101, [Delete(b"/a/2", 101), put(101)]),)), 0.0)
+    core.handle(Batches((Batch(101, [Delete(b"/a/2", 101), put_next(core, 101)]),)), 0.0)
     for _ in range(3):
         found += words(one.read(1))
     assert found == ["reset:initial", "put@90", "put@90", "synced@100", "delete@101", "put@101"]
@@ -546,9 +561,9 @@ def test_without_state_only_changes() -> None:
     core = live(put(90), bounds=Bounds(batches=1))
     one = reader(core, snapshot=False)
     assert words(one.read(PLENTY)) == ["synced@100"]
-    core.handle(batches(101), 0.0)
+    say(core, 101)
     assert words(one.read(PLENTY)) == ["put@101"]
-    core.handle(batches(102, 103), 0.0)
+    say(core, 102, 103)
     assert words(one.read(PLENTY)) == ["reset:lagged", "synced@103"]
     assert one.resets == ["lagged"]
 
@@ -568,7 +583,7 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
         assert one.beat(stale=stale).decode() == (
             f'event: bookmark\ndata: {{"type":"bookmark","revision":100,"state":"{word}"}}\nid: 00000001-100\n\n'
         )
-    core.handle(batches(101, 102), 0.0)
+    say(core, 101, 102)
     assert parse(one.beat(stale=False), "sse")[0]["cursor"] == "00000001-100", "not ahead of what was sent"
     one.read(1)
     assert one.phase is Phase.SNAPSHOT
@@ -595,7 +610,7 @@ def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
     one = reader(core)
     one.read(PLENTY)
     assert one.tell_staleness("2026-01-01T00:00:00Z")
-    core.handle(batches(101, 102), 0.0)
+    say(core, 101, 102)
     one.read(PLENTY)
     assert parse(one.tell_staleness(since))[0]["state"] == ("stale" if since else "live")
     assert one.tell_staleness(since) == b""
@@ -630,7 +645,7 @@ def test_everybody_is_sent_the_same_bytes() -> None:
     base64 = reader(core, shape=Shape(SHAPE.range, "base64"))
     for each in (one, other, base64):
         each.read(PLENTY)
-    core.handle(batches(101), 0.0)
+    say(core, 101)
     found = one.read(PLENTY)
     assert other.read(PLENTY) is found
     assert parse(base64.read(PLENTY))[0]["key_encoding"] == "base64"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from app.core.encoding import event_body
 from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
 from app.core.frames import snapshot_frame
 from app.core.view import View
+from tests.core.etcd_model import History
 
 changes = st.lists(
     st.dictionaries(
@@ -60,6 +62,49 @@ def test_a_view_is_the_state_that_its_history_makes(
         assert view.bytes == sum(item.size for item in state.values()) == view.snapshot(revision).size
     # Nobody's snapshot changed under their hands.
     assert all(list(snapshot.items) == items for snapshot, items in given_out)
+
+
+KEYS = st.sampled_from([b"/a/1", b"/a/2", b"/b"])
+HISTORIES = st.lists(
+    st.lists(st.tuples(KEYS, st.one_of(st.none(), st.binary(max_size=3))), min_size=1, max_size=3), max_size=12
+)
+
+
+@given(HISTORIES, st.integers(0, 12))
+def test_every_revision_follows_from_the_one_before(
+    operations: Sequence[Sequence[tuple[bytes, bytes | None]]], begun: int
+) -> None:
+    """Wherever in a history the view began: what has come to it in order is never doubted."""
+    history = History()
+    for transaction in operations:
+        history.commit(transaction)
+    base = min(1 + begun, history.current)
+    view = View(Snapshot(base, list(history.state(base).values())))
+    for revision, events in history.between(base, history.current):
+        made = Batch(revision, events)
+        assert view.follows(made)
+        view.apply(made)
+
+
+@pytest.mark.parametrize(
+    ("event", "follows"),
+    [
+        (KeyValue(b"a", b"", 2, 9, 5), True),
+        (KeyValue(b"a", b"", 2, 9, 4), False),  # put already
+        (KeyValue(b"a", b"", 2, 9, 6), False),  # a put is missing
+        (KeyValue(b"a", b"", 9, 9, 1), False),  # a delete is missing
+        (KeyValue(b"a", b"", 3, 9, 5), False),  # deleted, and put as often again
+        (Delete(b"a", 9), True),
+        (KeyValue(b"b", b"", 9, 9, 1), True),
+        (KeyValue(b"b", b"", 8, 9, 2), False),  # its first put is missing
+        (Delete(b"b", 9), False),
+    ],
+)
+def test_what_follows(event: Event, follows: bool) -> None:
+    """By the key's own count, which etcd begins anew when it is created."""
+    view = View(Snapshot(8, [KeyValue(b"a", b"", 2, 7, 4)]))
+    assert view.follows(Batch(9, [KeyValue(b"c", b"", 9, 9, 1), event])) is follows
+    assert (view.revision, len(view)) == (8, 1), "only asked"
 
 
 def test_one_snapshot_is_shared_until_the_next_batch() -> None:
