@@ -7,7 +7,7 @@
   the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
 - A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
 - What is no HTTP is answered by a problem, as everything else is; never inside an answer that is under way.
-- The head of a request is bounded.
+- The head of a request is bounded, in bytes and in time: uvicorn waits for ever for the end of one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.line import EXTENSION, Line
 from app.api.problems import problem
-from app.core.errors import BadRequestError, HeadTooLargeError
+from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
 # percent-encoded, is 12 KiB.
 MAX_HEAD = 64 * 1024
+# Seconds for it, from the connection or from its first byte; as nginx (client_header_timeout).
+HEAD_TIMEOUT = 60.0
 
 
 # uvicorn keeps a deque of 624 bytes for each connection.
@@ -38,6 +40,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     _head_complete = False
     _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
     _line: Line
     _taken = False  # by a stream
     _deaf = False  # what comes is thrown away
@@ -46,11 +49,30 @@ class GatewayProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         self._line = Line(transport, self._take_over)
+        self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone, or was sent away."""
         super().connection_lost(exc)
+        self._head_ended()
         self._line.lose()
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._head_is_late)
+
+    def _head_ended(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._deaf = True
+        if not self._head_bytes:
+            # A browser's, opened ahead of need: it would take an answer for that to what it asks next.
+            self.transport.close()
+            return
+        self._refuse(HeadTimeoutError(f"a request's line and headers must end within {HEAD_TIMEOUT:g} s"))
 
     def _take_over(self) -> None:
         """The rest of this answer is the stream's own, and nothing of its request is kept: it is 20 KiB a subscriber.
@@ -102,6 +124,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """A request begins: its scope is made here."""
         super().on_message_begin()
         self._head_complete, self._head_bytes = False, 0
+        self._await_head()
         extensions = {EXTENSION: {"line": self._line}}
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
@@ -109,6 +132,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """The head has ended."""
         if self._deaf:
             return
+        self._head_ended()
         self._head_complete = True
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
             self._refuse_head()

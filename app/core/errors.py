@@ -2,6 +2,7 @@
 
 GatewayError
 ├── BadRequestError            400, the parameter is named
+│   ├── HeadTimeoutError       408
 │   └── HeadTooLargeError      431
 ├── UnauthorizedError          401
 ├── ForbiddenError             403
@@ -48,6 +49,14 @@ class BadRequestError(GatewayError):
     status = 400
     title = "Bad request"
     code = "invalid-parameter"
+
+
+class HeadTimeoutError(BadRequestError):
+    """The request's line and headers did not end in time."""
+
+    status = 408
+    title = "Request head took too long"
+    code = "head-timeout"
 
 
 class HeadTooLargeError(BadRequestError):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from app.api import kv, watch
 from app.core.query import MAX_KEY_BYTES
 from app.embedded import EmbeddedEtcd
-from tests.support.gateway import GatewayProcess, gateway
+from tests.support.gateway import QUICK, GatewayProcess, gateway, start
 from tests.support.streams import watch as open_stream
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
@@ -75,6 +75,14 @@ class Line:
         if headers.get("connection") == "close" or "content-length" not in headers:
             await self.close()
         return Answer(int(head[0].split()[1]), headers, content)
+
+    async def rest(self) -> bytes:
+        """All that comes until the other side closes."""
+        assert self._reader is not None
+        async with asyncio.timeout(10):
+            found = await self._reader.read()
+        await self.close()
+        return found
 
     async def ask(self, target: bytes | str, method: str = "GET", headers: str = "") -> Answer:
         """One request, and its answer."""
@@ -376,3 +384,45 @@ async def test_fuzzed_watches(server: GatewayProcess, query: str, last_event_id:
     else:
         assert answer.status == 400
         assert answer.problem()["parameter"] is not None
+
+
+@pytest_asyncio.fixture(name="hasty", scope="module", loop_scope="module")
+async def _hasty() -> AsyncIterator[GatewayProcess]:
+    """One that waits 0.2 s for the head of a request, where the product waits a minute."""
+    async with EmbeddedEtcd() as etcd:
+        chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
+        running = await start(settings=chosen, program=("tests.support.hasty",))
+        try:
+            await running.listening()
+            yield running
+        finally:
+            assert await running.stop() == 0, running.other
+
+
+@pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
+async def test_a_head_that_does_not_end(hasty: GatewayProcess, before: str) -> None:
+    """Whoever opens connections and says half a request would keep them for ever."""
+    line = Line(hasty.port)
+    if before:
+        await line.send(before.encode())
+        assert (await line.receive()).status == 200
+    await line.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+    answer = await line.receive()
+
+    assert (answer.status, answer.problem()["code"]) == (408, "head-timeout")
+    assert answer.headers["connection"] == "close"
+
+
+async def test_a_connection_that_says_nothing(hasty: GatewayProcess) -> None:
+    """It is closed without a word, which a browser would take for the answer to what it asks next."""
+    line = Line(hasty.port)
+    await line.send(b"")
+    assert await line.rest() == b""
+
+
+async def test_an_answer_may_take_longer_than_a_head(hasty: GatewayProcess) -> None:
+    """The time is the head's: a stream outlives it."""
+    async with await open_stream(hasty.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+        for _ in range(2):
+            await stream.until("bookmark")
