@@ -91,6 +91,16 @@ class Stream:
         return answer
 
 
+def transaction(*requests: Any) -> Any:
+    """Of puts, deletes and transactions."""
+    fields = {
+        rpc.PutRequest: "request_put",
+        rpc.DeleteRangeRequest: "request_delete_range",
+        rpc.TxnRequest: "request_txn",
+    }
+    return rpc.TxnRequest(success=[rpc.RequestOp(**{fields[type(request)]: request}) for request in requests])
+
+
 class Etcd:
     """One etcd, fake or real, to the tests."""
 
@@ -138,14 +148,8 @@ class Etcd:
         return int(answer.header.revision)
 
     async def txn(self, *requests: Any) -> int:
-        """Puts and deletes as one; the revision."""
-        operations = [
-            rpc.RequestOp(request_put=request)
-            if isinstance(request, rpc.PutRequest)
-            else rpc.RequestOp(request_delete_range=request)
-            for request in requests
-        ]
-        answer = await self.kv.Txn(rpc.TxnRequest(success=operations), timeout=DEADLINE)
+        """Puts, deletes and transactions as one; the revision."""
+        answer = await self.kv.Txn(transaction(*requests), timeout=DEADLINE)
         return int(answer.header.revision)
 
     async def range(self, key: bytes, **fields: Any) -> Any:

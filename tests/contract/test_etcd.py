@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aetcd import rpc
 
-from tests.contract.conftest import FRAGMENT_BYTES, Etcd, Stream
+from tests.contract.conftest import FRAGMENT_BYTES, Etcd, Stream, transaction
 
 PUT, DELETE = 0, 1
 
@@ -139,6 +139,25 @@ async def test_events_of_a_transaction_come_in_one_response(etcd: Etcd, prefix: 
 
     assert len(answer.events) == 5
     assert {event.kv.mod_revision for event in answer.events} == {revision}
+
+
+async def test_a_revision_may_write_a_key_twice(etcd: Etcd, prefix: bytes) -> None:
+    """By a delete behind a put, if both are nested, or a put behind a delete of all from this key on."""
+    stream = etcd.stream()
+    await stream.created(prefix)
+    await etcd.put(prefix)
+    await stream.read()
+
+    gone = await etcd.txn(transaction(put(prefix)), transaction(rpc.DeleteRangeRequest(key=prefix)))
+    assert told((await stream.read_whole()).events) == [(PUT, prefix, gone), (DELETE, prefix, gone)]
+
+    begins = await etcd.put(prefix)
+    assert told((await stream.read()).events) == [(PUT, prefix, begins)]
+
+    anew = await etcd.txn(rpc.DeleteRangeRequest(key=prefix, range_end=b"\0"), put(prefix))
+    deleted, there = (await stream.read_whole()).events
+    assert told([deleted, there]) == [(DELETE, prefix, anew), (PUT, prefix, anew)]
+    assert (there.kv.create_revision, there.kv.version) == (anew, 1), "counted from its new beginning"
 
 
 async def test_a_delete_carries_key_and_mod_revision_only(etcd: Etcd, prefix: bytes) -> None:

@@ -50,15 +50,18 @@ class History:
         return found if everything else {key: item for key, item in found.items() if key.startswith(PREFIX)}
 
     def commit(self, operations: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """One transaction: puts, and deletes (of value None). One that changes nothing makes no revision."""
+        """One transaction: puts, and deletes (of value None), also of the same key (``tests/contract`` has how). One
+        that changes nothing makes no revision.
+        """
         state = self.state(self.current, everything=True)
         revision = self.current + 1
         events: list[Event] = []
-        for key, value in dict(operations).items():
-            old = state.get(key)
+        for key, value in operations:
+            old = state.pop(key, None)
             if value is not None:
                 created, version = (old.create_revision, old.version + 1) if old is not None else (revision, 1)
-                events.append(KeyValue(key, value, created, revision, version))
+                state[key] = KeyValue(key, value, created, revision, version)
+                events.append(state[key])
             elif old is not None:
                 events.append(Delete(key, revision))
         if events:

@@ -107,6 +107,21 @@ def test_what_follows(event: Event, follows: bool) -> None:
     assert (view.revision, len(view)) == (8, 1), "only asked"
 
 
+@pytest.mark.parametrize(
+    ("events", "follows"),
+    [
+        ([Delete(b"a", 9), KeyValue(b"a", b"", 9, 9, 1)], True),
+        ([Delete(b"a", 9), KeyValue(b"a", b"", 2, 9, 5)], False),  # it was deleted
+        ([KeyValue(b"a", b"", 2, 9, 5), Delete(b"a", 9)], True),
+        ([KeyValue(b"b", b"", 9, 9, 1), Delete(b"b", 9)], True),
+        ([KeyValue(b"a", b"", 2, 9, 5), Delete(b"a", 9), Delete(b"a", 9)], False),
+    ],
+)
+def test_what_follows_of_one_key(events: Sequence[Event], follows: bool) -> None:
+    """A revision may write a key more than once (``tests/contract``)."""
+    assert View(Snapshot(8, [KeyValue(b"a", b"", 2, 7, 4)])).follows(Batch(9, events)) is follows
+
+
 def test_one_snapshot_is_shared_until_the_next_batch() -> None:
     """However many join, the items are listed once; the first of all is the one that etcd sent."""
     first = Snapshot(5, [KeyValue(b"a", b"1", 2, 2, 1)])

@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 import pytest
+from aetcd import rpc
 
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess
@@ -185,6 +186,30 @@ async def test_single_key(server: GatewayProcess, kv: EtcdClient) -> None:
 
     assert item.data["key"] == "/svc/a"
     assert change.data["value"] == "4"
+
+
+async def test_a_key_written_twice_in_a_revision(server: GatewayProcess, kv: EtcdClient) -> None:
+    """All is told, and it is no sign of another history."""
+    await kv.put("/svc/a", "1")
+    put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"/svc/a", value=b"2"))
+    delete = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=b"/svc/a"))
+    delete_on = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=b"/svc/a", range_end=b"\0"))
+    nested = [rpc.RequestOp(request_txn=rpc.TxnRequest(success=[operation])) for operation in (put, delete)]
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+        await kv.kv.Txn(rpc.TxnRequest(success=nested))
+        await kv.put("/svc/a", "1")
+        await kv.kv.Txn(rpc.TxnRequest(success=[delete_on, put]))
+        await kv.put("/svc/a", "3")
+        changes = await stream.changes(6)
+
+    told = [(change.data["type"], change.data.get("version"), change.data.get("more", False)) for change in changes]
+    assert told == [
+        *[("put", 2, True), ("delete", None, False)],
+        ("put", 1, False),
+        *[("delete", None, True), ("put", 1, False)],
+        ("put", 2, False),
+    ]
 
 
 async def test_headers(server: GatewayProcess) -> None:

@@ -701,10 +701,13 @@ class FakeEtcd:
         self._check_leader()
         for branch in (request.success, request.failure):
             _check_distinct(branch)
-        succeeded = all(map(self._holds, request.compare))
-        responses = [self._operate(op) for op in (request.success if succeeded else request.failure)]
+        succeeded, responses = self._decide(request)
         self._commit()
         return rpc.TxnResponse(header=self.header(), succeeded=succeeded, responses=responses)
+
+    def _decide(self, request: Any) -> tuple[bool, list[Any]]:
+        succeeded = all(map(self._holds, request.compare))
+        return succeeded, [self._operate(op) for op in (request.success if succeeded else request.failure)]
 
     def _operate(self, op: Any) -> Any:
         kind = op.WhichOneof("request")
@@ -714,7 +717,9 @@ class FakeEtcd:
             return rpc.ResponseOp(response_delete_range=self._write_delete(op.request_delete_range))
         if kind == "request_range":
             return rpc.ResponseOp(response_range=self._read(op.request_range))
-        raise RefusedError(grpc.StatusCode.UNIMPLEMENTED, "the fake has no nested transactions")
+        # Inside another one etcd does not refuse a second write of a key.
+        succeeded, responses = self._decide(op.request_txn)
+        return rpc.ResponseOp(response_txn=rpc.TxnResponse(succeeded=succeeded, responses=responses))
 
     def _holds(self, compare: Any) -> bool:
         found = self.store.range(compare.key, compare.range_end, self.store.revision)
@@ -814,7 +819,7 @@ def _without_value(kv: Any) -> Any:
 
 
 def _check_distinct(operations: Iterable[Any]) -> None:
-    """Two writes of one key in one transaction are refused."""
+    """Two puts of one key in one transaction are refused."""
     written: set[bytes] = set()
     for op in operations:
         if op.WhichOneof("request") != "request_put":
