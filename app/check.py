@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import __version__
 from app.core.keys import KeyRange
 from app.core.verdict import GRACE, Checked, Gateway, Held, Outcome, Round, Sample, Verdict, judge, returned
+from app.settings import read_token
 
 # As in ``app.metrics``, which would bring gRPC and FastAPI into a pod that has to bear this process, too.
 NAMESPACE = "etcd_watch_gateway"
@@ -74,14 +75,14 @@ class Going(Enum):
 
 
 def _split(url: str) -> SplitResult:
-    parts = urlsplit(url)
     try:
-        port_fits = parts.port is None or parts.port > 0
+        parts = urlsplit(url)
+        if url.isascii() and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            parts.hostname.encode("idna")  # as the name is looked up: a label may be too long, or empty
+            return parts
     except ValueError:
-        port_fits = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
-        raise UnreachableError(f"{url!r} is no URL: write it like http://127.0.0.1:8080")
-    return parts
+        pass
+    raise UnreachableError(f"{url!r} is no URL: write it like http://127.0.0.1:8080")
 
 
 def _explained(status: int, body: bytes) -> str:
@@ -106,7 +107,7 @@ def _get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> bytes
             connection.request("GET", parts._replace(scheme="", netloc="").geturl() or "/", headers=headers)
             answer = connection.getresponse()
             body = answer.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise UnreachableError(f"{url}: {_why(error)}") from None
     if answer.status != http.client.OK:
         raise UnreachableError(f"{url}: {_explained(answer.status, body)}")
@@ -135,6 +136,8 @@ def _value(url: str, metrics: dict[str, float], name: str) -> int:
         return int(metrics[name])
     except KeyError:
         raise UnreachableError(f"{url}: there is no {name}") from None
+    except (ValueError, OverflowError):
+        raise UnreachableError(f"{url}: {name} is {metrics[name]}") from None
 
 
 # --- a stream ---------------------------------------------------------------------------------------------------------
@@ -177,7 +180,10 @@ class Stream:
 
     async def _synced(self) -> None:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        status = int(head[0].split()[1])
+        version, _, rest_of_line = head[0].partition(" ")
+        if not version.startswith("http/1."):
+            raise ValueError(f"no HTTP/1.1, but {head[0]!r}")
+        status = int(rest_of_line.partition(" ")[0])
         headers = dict(line.split(": ", 1) for line in head[1:] if ": " in line)
         if status != http.client.OK:
             body = await self._reader.readexactly(int(headers.get("content-length", "0")))
@@ -234,7 +240,9 @@ class Check:
         self._options = options
         self._range = str(KeyRange("prefix", options.prefix))
         self._run = secrets.token_hex(4)  # by which we know our own streams among the subscribers
-        self._authorization = {"Authorization": f"Bearer {options.token}"} if options.token else {}
+        # For the gateway alone, not for etcd. As bytes it is UTF-8, which headers are written as if they were Latin-1.
+        token = options.token.encode().decode("latin-1")
+        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
         self._etcd_metrics = options.etcd_metrics
         self._tls: ssl.SSLContext | None = None
         self._linger = 0.0
@@ -382,12 +390,12 @@ class Check:
         feeds_url = f"{self._options.admin_url}/v1/feeds?{self._range}"
         metrics_url = f"{self._options.admin_url}/metrics"
         try:
-            feeds = await self._fetch(feeds_url)
+            feeds = await self._fetch(feeds_url, self._authorization)
         except UnreachableError as error:
             if "no-such-path" not in str(error):
                 raise
             raise UnreachableError(f"{error}; where GATEWAY_ADMIN_PORT is set, --admin-url must name it") from None
-        counted = _metrics(metrics_url, await self._fetch(metrics_url))
+        counted = _metrics(metrics_url, await self._fetch(metrics_url, self._authorization))
 
         def value(name: str) -> int:
             return _value(metrics_url, counted, f"{NAMESPACE}_{name}")
@@ -437,11 +445,8 @@ class Check:
             self._tls = ssl.create_default_context()
         return self._tls
 
-    async def _fetch(self, url: str) -> bytes:
-        # The token is for the gateway alone.
-        own = url.startswith(self._options.admin_url)
-        headers = {"User-Agent": AGENT, **(self._authorization if own else {})}
-        return await asyncio.to_thread(_get, url, headers, self._context(url))
+    async def _fetch(self, url: str, headers: dict[str, str] | None = None) -> bytes:
+        return await asyncio.to_thread(_get, url, {"User-Agent": AGENT, **(headers or {})}, self._context(url))
 
 
 def _described(url: str, body: bytes) -> dict[str, Any]:
@@ -476,7 +481,11 @@ def _say(*lines: str) -> None:
 
 
 async def check(options: Options) -> int:
-    """Run it; the exit status: 0 all back, 1 a leak, 2 cannot tell."""
+    """Run it; the exit status: 0 all back, 1 a leak, 2 cannot tell.
+
+    Raises:
+        OSError: nobody reads what is said.
+    """
     try:
         verdict = await Check(options).run()
     except UnreachableError as error:
@@ -486,19 +495,15 @@ async def check(options: Options) -> int:
 
 
 def options_of(flags: dict[str, Any]) -> Options:
-    """The options of the command line. Raises UnreachableError when the token cannot be read."""
+    """The options of the command line. Raises SettingsError when the token cannot be read."""
     url = flags["url"].rstrip("/")
     token_file: Path | None = flags["token_file"]
-    try:
-        token = token_file.read_text().strip() if token_file else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreachableError(f"--token-file: cannot read {token_file}: {error}") from None
     return Options(
         prefix=os.fsencode(flags["prefix"]),
         url=url,
         admin_url=(flags["admin_url"] or url).rstrip("/"),
         etcd_metrics=tuple(part.strip() for each in flags["etcd_metrics"] for part in each.split(",") if part.strip()),
-        token=token,
+        token=read_token(token_file, "--token-file").get_secret_value() if token_file else "",
         streams=flags["streams"],
         rounds=flags["rounds"],
         timeout=flags["timeout"],

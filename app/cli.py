@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,17 +135,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(flags: dict[str, Any]) -> int:
-    from app.check import UnreachableError, check, options_of
+    from app.check import check, options_of
 
     try:
         options = options_of(flags)
-    except UnreachableError as error:
+    except SettingsError as error:
         sys.stderr.write(f"etcd-watch-gateway: {error}\n")
         return 2
     try:
         return run(lambda: check(options))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Nobody reads on; or Python would fail once more when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except Exception:  # whatever it is, its status would be 1, which says that there is a leak
+        traceback.print_exc()
+        return 2
 
 
 async def _work(command: str, settings: Settings) -> None:

@@ -212,18 +212,21 @@ class Settings(BaseSettings):
         return tuple(unquote_to_bytes(item) for item in self.allow_prefixes or ("",))
 
     def token(self) -> SecretStr | None:
-        """The bearer token. Raises SettingsError when its file cannot be read or is empty."""
-        if self.token_file is None:
-            return None
-        try:
-            text = self.token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"GATEWAY_TOKEN_FILE (--token-file): cannot read {self.token_file}: {error}"
-            raise SettingsError(msg) from None
-        if not text:
-            msg = f"GATEWAY_TOKEN_FILE (--token-file): {self.token_file} is empty"
-            raise SettingsError(msg)
-        return SecretStr(text)
+        """The bearer token. Raises SettingsError when its file holds none."""
+        return None if self.token_file is None else read_token(self.token_file, _named("token_file"))
+
+
+def read_token(path: Path, named: str) -> SecretStr:
+    """The bearer token in a file. Raises SettingsError, with *named* in front, when there is none that can be sent."""
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{named}: cannot read {path}: {error}") from None
+    if not text:
+        raise SettingsError(f"{named}: {path} is empty")
+    if not text.isprintable():
+        raise SettingsError(f"{named}: {path} has a line break or another character that no header can have")
+    return SecretStr(text)
 
 
 def _named(name: str) -> str:

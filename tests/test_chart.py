@@ -624,6 +624,7 @@ def test_notes() -> None:
     assert "No image is published" in text
     assert "No token is asked for" in text
     assert "port-forward deployment/demo-etcd-watch-gateway 8081:8081" in text
+    assert "curl http://127.0.0.1:8081/v1/feeds" in text
     assert "helm test demo --namespace here" in text
     assert "Every key" not in text
     assert "outside" not in text
@@ -636,7 +637,7 @@ def test_notes_follow_the_values() -> None:
 
     assert "No image is published" not in text
     assert "No token" not in text
-    assert 'Authorization: Bearer $TOKEN" ' in text
+    assert text.count("curl ") == text.count('-H "Authorization: Bearer $TOKEN" ') == 2
     assert """{{ index .data "bearer" | base64decode }}""" in text
     assert "port-forward deployment/demo-etcd-watch-gateway 9090:9090" in text
     assert "same port" not in text

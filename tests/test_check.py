@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -237,6 +238,93 @@ async def test_out_of_reach(server: GatewayProcess) -> None:
     assert re.search(rf"cannot tell: {NOWHERE}/metrics: .*Connection refused", verdict(no_etcd[1]))
     assert "there is no etcd_debugging_mvcc_watcher_total" in verdict(no_metrics[1])
     assert "is no URL: write it like http://127.0.0.1:8080" in verdict(no_url[1])
+
+
+@contextlib.asynccontextmanager
+async def counting_nothing(metrics: bytes = b"") -> AsyncIterator[tuple[int, list[str]]]:
+    """What is no etcd, but answers with *metrics*; its port, and the heads of the requests that came."""
+    heads = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(metrics), metrics))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], heads
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a..b", f"http://{'a' * 64}.example", "http://127.0.0.1/caf\xe9", "http://127.0.0.1:0", "http://[::1"],
+    ids=["empty-label", "long-label", "not-ascii", "port-0", "bracket"],
+)
+def test_what_is_no_url(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no leak, either."""
+    assert main(["check", "--prefix", "/svc/", "--url", url]) == 2
+    assert "is no URL: write it like http://127.0.0.1:8080" in capsys.readouterr().out
+
+
+async def test_counts_that_are_no_numbers(server: GatewayProcess) -> None:
+    """Named, with what they are."""
+    async with counting_nothing(b"etcd_debugging_mvcc_watcher_total NaN\n") as (port, _):
+        status, output = await check("--url", server.base, "--etcd-metrics", f"http://127.0.0.1:{port}/metrics")
+
+    assert status == 2
+    assert verdict(output).endswith("/metrics: etcd_debugging_mvcc_watcher_total is nan")
+
+
+async def test_a_gateway_that_is_none() -> None:
+    """It answers, with nothing that a gateway says."""
+    async with counting_nothing() as (port, _):
+        status, output = await check("--url", f"http://127.0.0.1:{port}")
+
+    assert status == 2
+    assert "this is not what a gateway of this version says" in verdict(output)
+
+
+async def test_the_token_is_for_the_gateway_alone(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+    """Also where etcd's URL begins with the gateway's, but for a digit of the port."""
+    token = tmp_path / "token"
+    token.write_text("top-secret\n")
+    while True:
+        async with counting_nothing() as (port, heads):
+            try:
+                socket.create_server(("127.0.0.1", port // 10)).close()
+            except OSError:
+                continue
+            settings = {"GATEWAY_TOKEN_FILE": str(token), "GATEWAY_PORT": str(port // 10)}
+            async with gateway(etcd.endpoint, settings=settings) as server:
+                flags = ("--url", server.base, "--etcd-metrics", f"{server.base}{port % 10}/metrics")
+                status, output = await check(*flags, "--token-file", str(token))
+            break
+
+    assert status == 2
+    assert "there is no etcd_debugging_mvcc_watcher_total" in verdict(output)
+    assert heads
+    assert "authorization" not in "".join(heads).lower()
+
+
+async def test_nobody_reads(server: GatewayProcess) -> None:
+    """As of ``check … | head -1``: it is no leak."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "app", "check", "--prefix", "/svc/", "--url", server.base),
+        env=environment({}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    process.stdout._transport.close()  # type: ignore[union-attr]  # asyncio has no public way to leave
+    assert process.stderr is not None
+    async with asyncio.timeout(120):
+        said = await process.stderr.read()
+        assert (await process.wait(), said) == (2, b"")
+
+
+def test_what_nobody_expected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of ours is no leak of the gateway."""
+    monkeypatch.setattr("app.check.Check.run", lambda _self: 1 / 0)
+    assert main(["check", "--prefix", "/svc/"]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 async def test_a_prefix_that_is_not_allowed(etcd: EmbeddedEtcd) -> None:

@@ -337,9 +337,9 @@ def test_token(tmp_path: Path) -> None:
     assert "s3cret" not in f"{settings!r} {token!r} {token}"
 
 
-@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"one\ntwo\n"])
 def test_no_token(tmp_path: Path, content: bytes | None) -> None:
-    """Absent, empty, or no text: open by accident is not an option."""
+    """Absent, empty, no text, or nothing that a header can have: open by accident is not an option."""
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)
