@@ -7,7 +7,8 @@
   the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
 - A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
 - What is no HTTP is answered by a problem, as everything else is; never inside an answer that is under way.
-- The head of a request is bounded, in bytes and in time: uvicorn waits for ever for the end of one.
+- The head of a request is bounded, in bytes and in time: uvicorn waits for ever for the end of one, and for a request
+  behind any byte that is none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
 # percent-encoded, is 12 KiB.
 MAX_HEAD = 64 * 1024
-# Seconds for it, from the connection or from its first byte; as nginx (client_header_timeout).
+# Seconds for it, from the first byte behind the last answer, or from the connection; as nginx (client_header_timeout).
 HEAD_TIMEOUT = 60.0
 
 
@@ -67,12 +68,18 @@ class GatewayProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._answering():
+            return  # what has begun behind an answer waits for its end; then uvicorn's own timer runs
         self._deaf = True
-        if not self._head_bytes:
+        if self._head_complete or not self._head_bytes:
             # A browser's, opened ahead of need: it would take an answer for that to what it asks next.
             self.transport.close()
             return
         self._refuse(HeadTimeoutError(f"a request's line and headers must end within {HEAD_TIMEOUT:g} s"))
+
+    def _answering(self) -> bool:
+        return self._taken or (self.cycle is not None and not self.cycle.response_complete)
 
     def _take_over(self) -> None:
         """The rest of this answer is the stream's own, and nothing of its request is kept: it is 20 KiB a subscriber.
@@ -80,6 +87,7 @@ class GatewayProtocol(HttpToolsProtocol):
         uvicorn is told what it knows of a client that has gone: that the application may return without an end.
         """
         self._taken = self._deaf = True
+        self._head_ended()
         self.cycle.disconnected = True
         self.cycle = self.scope = self.headers = self.parser = self.flow = None  # type: ignore[assignment]
         self.pipeline = _NO_PIPELINE
@@ -106,6 +114,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._deaf or self.transport.is_closing():
             return
         super().data_received(data)
+        if not self._answering() and self.timeout_keep_alive_task is None:
+            self._await_head()  # also for a line end, or the rest of a body: they stopped uvicorn's timer
         if self._head_complete:
             return
         self._head_bytes += len(data)
@@ -130,10 +140,10 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head has ended."""
+        self._head_complete = True
+        self._head_ended()
         if self._deaf:
             return
-        self._head_ended()
-        self._head_complete = True
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
             self._refuse_head()
             return
@@ -165,7 +175,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _refuse(self, error: BadRequestError) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._answering():
             answer = problem(error)
             headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
             head = b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -76,6 +76,12 @@ class Line:
             await self.close()
         return Answer(int(head[0].split()[1]), headers, content)
 
+    async def until(self, mark: bytes) -> bytes:
+        """All that comes until *mark*."""
+        assert self._reader is not None
+        async with asyncio.timeout(10):
+            return await self._reader.readuntil(mark)
+
     async def rest(self) -> bytes:
         """All that comes until the other side closes."""
         assert self._reader is not None
@@ -386,11 +392,11 @@ async def test_fuzzed_watches(server: GatewayProcess, query: str, last_event_id:
         assert answer.problem()["parameter"] is not None
 
 
-@pytest_asyncio.fixture(name="hasty", scope="module", loop_scope="module")
-async def _hasty() -> AsyncIterator[GatewayProcess]:
+@pytest_asyncio.fixture(name="hasty", scope="module", loop_scope="module", params=["fast", "portable"])
+async def _hasty(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
     """One that waits 0.2 s for the head of a request, where the product waits a minute."""
     async with EmbeddedEtcd() as etcd:
-        chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
+        chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, "GATEWAY_SINK": request.param}
         running = await start(settings=chosen, program=("tests.support.hasty",))
         try:
             await running.listening()
@@ -418,6 +424,37 @@ async def test_a_connection_that_says_nothing(hasty: GatewayProcess) -> None:
     line = Line(hasty.port)
     await line.send(b"")
     assert await line.rest() == b""
+
+
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "behind"),
+    [(GET + b"\r\n", b"\r\n"), (GET + b"Content-Length: 9\r\n\r\n", b"1")],
+    ids=["line-end", "body"],
+)
+async def test_a_byte_behind_an_answer(hasty: GatewayProcess, request_: bytes, behind: bytes) -> None:
+    """It stops uvicorn's own timer, and is no request."""
+    line = Line(hasty.port)
+    await line.send(request_)
+    assert (await line.receive()).status == 200
+    await line.send(behind)
+    assert await line.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "behind", [GET, GET + b"\r\n", (GET + b"\r\n") * 2, GET + b"\r\n" + GET], ids=["half", "one", "two", "one-and-half"]
+)
+async def test_requests_behind_that_of_a_stream(hasty: GatewayProcess, behind: bytes) -> None:
+    """The time is the head's: a stream outlives it, and nothing is said within it."""
+    line = Line(hasty.port)
+    await line.send(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
+    said = [await line.until(b"event: bookmark") for _ in range(3)]
+    await line.close()
+
+    assert said[0].startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"".join(said).count(b"HTTP/1.1") == 1
 
 
 async def test_an_answer_may_take_longer_than_a_head(hasty: GatewayProcess) -> None:
