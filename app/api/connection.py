@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from app.api.line import Line, nothing
+from app.api.line import HTTP_1_0, Line, nothing
 from app.core.pace import Patience
 
 # A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
@@ -24,6 +24,7 @@ class Connection:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
         self.line = Line.of(scope)
+        self.chunked = scope["http_version"] != HTTP_1_0  # what is written below ASGI
         self.send_timeout = send_timeout
         self._receive = receive
         self._send = send

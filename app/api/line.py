@@ -22,6 +22,8 @@ FIRST_LOOK, LAST_LOOK = 0.005, 0.25
 TCP_INFO = struct.Struct("=2xB5x48xI")
 # Where ``GatewayProtocol`` puts its line in the scope's extensions.
 EXTENSION = "etcd_watch_gateway"
+# The version, as ASGI has it, whose bodies are not chunked.
+HTTP_1_0 = "1.0"
 
 
 def nothing() -> None:

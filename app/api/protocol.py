@@ -7,6 +7,7 @@
   the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
 - A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
 - What is no HTTP is answered by a problem, as everything else is; never inside an answer that is under way.
+- Who speaks HTTP/1.0 gets no chunks, which it does not know (RFC 9112, section 6.1): uvicorn sends them to everybody.
 - The head of a request is bounded, in bytes and in time: uvicorn waits for ever for the end of one, and for a request
   behind any byte that is none.
 """
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.line import EXTENSION, Line
+from app.api.line import EXTENSION, HTTP_1_0, Line
 from app.api.problems import problem
 from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 
@@ -34,6 +37,24 @@ HEAD_TIMEOUT = 60.0
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
 # What answers with a stream.
 STREAMS = "/v1/watch"
+
+
+async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """*app* for HTTP/1.0: an answer that does not say its length ends with its connection."""
+    cycle: RequestResponseCycle = cast("Any", send).__self__
+    sized = True
+
+    async def send_unchunked(message: Message) -> None:
+        nonlocal sized
+        if message["type"] == "http.response.start":
+            sized = any(name.lower() == b"content-length" for name, _ in message["headers"])
+            if not sized:
+                cycle.chunked_encoding = False
+        elif message["type"] == "http.response.body" and not sized:
+            cycle.expected_content_length = len(message["body"])  # uvicorn compares with what was not said
+        await send(message)
+
+    await app(scope, receive, send_unchunked)
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -152,6 +173,8 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
             self._deaf = True
             return
+        app = self.config.loaded_app
+        self.app = partial(unchunked, app) if self.parser.get_http_version() == HTTP_1_0 else app
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

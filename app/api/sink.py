@@ -21,7 +21,6 @@ Choice = Literal["auto", "portable", "fast"]
 SINKS = ("fast", "portable")
 # What ends a stream that we did not close by a `close` event: its client left, or took nothing.
 GONE, STUCK = "client", "send-timeout"
-LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Source(Protocol):
@@ -63,6 +62,7 @@ class Chunks:
     """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1); what is sent to many in a row is framed once."""
 
     __slots__ = ("_data", "_framed")
+    last = b"0\r\n\r\n"
 
     def __init__(self) -> None:
         self._data: bytes | memoryview = b""
@@ -76,6 +76,17 @@ class Chunks:
         return self._framed
 
 
+class Unframed:
+    """As it is: what HTTP/1.0 has instead of chunks."""
+
+    __slots__ = ()
+    last = b""
+
+    def of(self, data: bytes | memoryview) -> bytes | memoryview:
+        """*data*."""
+        return data
+
+
 class FastSink:
     """See the module. The connection is taken over from ASGI: nothing of the request is left but this and its source.
 
@@ -83,13 +94,15 @@ class FastSink:
     """
 
     name = "fast"
-    __slots__ = ("_chunks", "_finishing", "_line", "_patience", "_send_timeout", "_source", "_transport")
+    __slots__ = ("_finishing", "_framing", "_line", "_patience", "_send_timeout", "_source", "_transport")
 
-    def __init__(self, line: Line, chunks: Chunks, send_timeout: float, finishing: set[asyncio.Task[None]]) -> None:
+    def __init__(
+        self, line: Line, framing: Chunks | Unframed, send_timeout: float, finishing: set[asyncio.Task[None]]
+    ) -> None:
         assert line.transport is not None, "only with our extension"
         self._line = line
         self._transport = line.transport
-        self._chunks = chunks
+        self._framing = framing
         self._send_timeout = send_timeout
         self._finishing = finishing
         self._source: Source | None = None
@@ -116,7 +129,7 @@ class FastSink:
 
     def write(self, data: bytes | memoryview) -> bool:
         """See ``Sink``. What the kernel does not take at once, the transport keeps."""
-        self._transport.write(self._chunks.of(data))
+        self._transport.write(self._framing.of(data))
         if self._line.ready:
             return True
         self._patience = Patience(self._send_timeout, self._line.untaken)
@@ -147,7 +160,7 @@ class FastSink:
     async def _finish(self) -> None:
         await self._line.until_taken(self._send_timeout)
         if not self._line.lost:
-            self._transport.write(LAST_CHUNK)
+            self._transport.write(self._framing.last)
             self._transport.close()
 
 
@@ -216,7 +229,8 @@ def make_sink(
     *finishing* keeps what is left of streams that have ended.
     """
     if choice != "portable" and connection.line.transport is not None:
-        return FastSink(connection.line, chunks, connection.send_timeout, finishing)
+        framing = chunks if connection.chunked else Unframed()
+        return FastSink(connection.line, framing, connection.send_timeout, finishing)
     if choice == "fast":
         log.warning("GATEWAY_SINK=fast can't be had: the server does not offer %s", EXTENSION)
     return PortableSink(connection)

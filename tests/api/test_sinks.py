@@ -13,7 +13,7 @@ from tests.slow.clients import stuck
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
-from tests.support.streams import watch
+from tests.support.streams import request, watch
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
@@ -72,6 +72,31 @@ async def test_a_stream_that_we_end_is_whole(served: tuple[str, GatewayProcess],
         while await stream.chunk():
             pass
         assert await stream.reader.read() == b""
+    assert await server.process.wait() == 0
+
+
+async def test_http_1_0_has_no_chunks(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
+    """A body of unknown length ends with its connection (RFC 9112, section 6.1); all else says its length."""
+    _name, server = served
+    for n in range(40):
+        await kv.put(f"/bare/{n:03}", "x" * 10_000)
+    for path in ("/v1/kv?prefix=/bare/", "/livez", "/v1/watch?bogus=1"):
+        async with await request(server.base + path, version="HTTP/1.0") as answer:
+            assert "transfer-encoding" not in answer.headers
+            assert answer.body
+    for headers in ({"Accept": "text/event-stream"}, {"Accept": "application/x-ndjson"}):
+        async with await watch(server.base, "prefix=/bare/", headers, version="HTTP/1.0") as left:
+            await left.until("synced")
+    async with await watch(server.base, "prefix=/bare/", version="HTTP/1.0") as stream:
+        assert "transfer-encoding" not in stream.headers
+        assert stream.headers["connection"] == "close"
+        await stream.until("synced")
+        wanted = [await kv.put("/bare/a", f"{n}") for n in range(100)]
+        assert [change.data["mod_revision"] for change in await stream.changes(100)] == wanted
+        await stream.until("bookmark")
+        server.process.terminate()
+        await stream.until("close")
+        assert await stream.next_event() is None
     assert await server.process.wait() == 0
 
 

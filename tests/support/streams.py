@@ -64,6 +64,10 @@ class Stream:
         """
         if self._ended:
             return b""
+        if "transfer-encoding" not in self.headers:
+            data = await self.reader.read(1 << 16)
+            self._ended = not data
+            return data
         size = int((await self.reader.readuntil(b"\r\n")).strip(), 16)
         data = await self.reader.readexactly(size + 2)
         self._ended = size == 0
@@ -137,9 +141,14 @@ class Stream:
 
 
 async def request(
-    url: str, headers: dict[str, str] | None = None, *, receive_buffer: int | None = None, method: str = "GET"
+    url: str,
+    headers: dict[str, str] | None = None,
+    *,
+    receive_buffer: int | None = None,
+    method: str = "GET",
+    version: str = "HTTP/1.1",
 ) -> Stream:
-    """Send one request over a connection of its own; for anything but a chunked answer the body is read."""
+    """Send one request over a connection of its own; a body of known length is read."""
     parts = urlsplit(url)
     sock = socket.socket()
     sock.setblocking(False)
@@ -153,7 +162,7 @@ async def request(
         raise
     reader, writer = await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 24)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}"]
+    lines = [f"{method} {target} {version}", f"Host: {parts.netloc}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
     try:
