@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_
 GATEWAY = "gateway"
 TIMEOUT = 2.0
 # Seconds for what has to be done while the members are well; one that was thawed just now may want a new leader.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -87,11 +88,11 @@ class Password:
         self.now = password
         self.write(password)
 
-    async def change(self, access: Access, endpoint: str, password: str) -> None:
-        """At etcd; asked until it is done."""
+    async def change(self, access: Access, endpoints: Sequence[str], password: str) -> None:
+        """At etcd; its members are asked in turn until it is done."""
         request = rpc.AuthUserChangePasswordRequest(name=GATEWAY, password=password)
         async with asyncio.timeout(PATIENCE):
-            while self.now != password:
+            for endpoint in itertools.cycle(endpoints):
                 with contextlib.suppress(rpc.AioRpcError):
                     async with access.channel(endpoint) as (channel, metadata):
                         await rpc.AuthStub(channel).UserChangePassword(request, timeout=TIMEOUT, metadata=metadata)

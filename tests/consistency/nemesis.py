@@ -445,7 +445,8 @@ class Nemesis:
             password.write(new)
             await asyncio.sleep(rng.expovariate(2))
         async with self._members:
-            await password.change(self._access, rng.choice(self._cluster.endpoints), new)
+            endpoints = self._cluster.endpoints
+            await password.change(self._access, rng.sample(endpoints, len(endpoints)), new)
         if not file_first:
             await asyncio.sleep(rng.expovariate(2))
         password.write(password.now)  # a restore may have brought another one meanwhile
