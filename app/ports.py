@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from app.core.events import Snapshot
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
+from app.core.snapshot import Snapshot
 
 Clock = Callable[[], float]  # monotonic seconds
 Draw = Callable[[], float]  # uniform in [0, 1)

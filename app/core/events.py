@@ -115,18 +115,3 @@ def batches(events: Iterable[Event]) -> Iterator[Batch]:
         group.append(event)
     if group:
         yield Batch(group[0].mod_revision, group)
-
-
-class Snapshot:
-    """All keys of a range at one revision, in no promised order; immutable and shared by all that join near it."""
-
-    __slots__ = ("items", "revision")
-
-    def __init__(self, revision: int, items: Sequence[KeyValue]) -> None:
-        self.revision = revision
-        self.items = items
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory its items are counted with."""
-        return sum(item.size for item in self.items)

@@ -303,9 +303,10 @@ class FeedCore:
         self._settled = snapshot.revision
         if self._oversized or self.reason == "restored":
             self._unreadable = snapshot.revision if self._oversized else 0
-        newest = max((item.mod_revision for item in snapshot.items), default=0)
+        items = snapshot.items
+        newest = max((item.mod_revision for item in items), default=0)
         self._anchor = (
-            Anchor(newest, [i for i in snapshot.items if i.mod_revision == newest], False, snapshot.revision)
+            Anchor(newest, [item for item in items if item.mod_revision == newest], False, snapshot.revision)
             if newest and not self._oversized  # it may be the very revision that does not fit
             else None
         )

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from enum import Enum
 
 from app.core.cursor import Cursor, Shape
-from app.core.events import Snapshot
 from app.core.feed import FeedCore
 from app.core.feedwords import Reason
 from app.core.frames import comment, control, greeting
 from app.core.pace import Pace
+from app.core.snapshot import Snapshot
 
 
 class Phase(Enum):
@@ -57,7 +57,7 @@ class Reader:
 
     __slots__ = (
         "_asked", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat", "_lagged",
-        "_linearizable", "_offered", "_refused_history", "_restores", "_sent_items", "_shape", "_snapshot", "_synced",
+        "_linearizable", "_offered", "_refused_history", "_restores", "_sent_blocks", "_shape", "_snapshot", "_synced",
         "_with_state", "_wording", "delivered", "pace", "phase", "resets", "revision", "told_stale", "wants",
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ class Reader:
         self._generation = -1
         self.revision = 0
         self._snapshot: Snapshot | None = None  # being sent
-        self._sent_items = 0
+        self._sent_blocks = 0
         self._synced = False
         self._lagged = False
         self._epoch = ""
@@ -154,9 +154,9 @@ class Reader:
         if phase is WAITING:
             return self._join(size)
         if self._generation != self._feed.log.generation and self._feed.joinable:
-            return self._begin_snapshot(self._feed.reason, size)
+            return self._begin_snapshot(self._feed.reason)
         if phase is SNAPSHOT:
-            return self._next_items(size)
+            return self._next_items()
         return self._follow(size)
 
     def beat(self, *, stale: bool) -> bytes:
@@ -195,44 +195,44 @@ class Reader:
             return b""
         self._take_epoch()
         if asked is None or asked.empty:
-            return self._begin_snapshot("initial", size)
+            return self._begin_snapshot("initial")
         if asked.epoch != self._epoch:
-            return self._begin_snapshot("cursor-lost", size)
+            return self._begin_snapshot("cursor-lost")
         if feed.restores != self._restores:
             # It came before the restore was noticed, and its revision may be another one in this history.
-            return self._begin_snapshot("restored", size)
+            return self._begin_snapshot("restored")
         if asked.revision > feed.log.tip:
-            return self._judge_ahead(asked.revision, size)
+            return self._judge_ahead(asked.revision)
         if feed.log.covers(asked.revision):
             self._resume(asked.revision)
             return self._follow(size)
-        return self._judge_behind(asked.revision, size)
+        return self._judge_behind(asked.revision)
 
     def _take_epoch(self) -> None:
         """That of the cluster as it is now."""
         self._epoch = self._epoch_of(self._feed.cluster_id, self._shape)
         self._wording = (self._form, self._shape.encoding, self._epoch)
 
-    def _judge_ahead(self, revision: int, size: int) -> bytes:
+    def _judge_ahead(self, revision: int) -> bytes:
         """A cursor ahead of this replica: lag, a quiet prefix, or a history that is no more (or never was)."""
         if self._linearizable is None:
             self.wants = Wants.LINEARIZABLE
         elif revision > self._linearizable:
-            return self._begin_snapshot("restored", size)
+            return self._begin_snapshot("restored")
         elif self._offered is not None:
             offered, self._offered = self._offered, None
-            return self._begin_snapshot("unproven", size, offered)
+            return self._begin_snapshot("unproven", offered)
         else:
             self.wants = Wants.CATCH_UP
         return b""
 
-    def _judge_behind(self, revision: int, size: int) -> bytes:
+    def _judge_behind(self, revision: int) -> bytes:
         if self._feed.promises_history(revision):
             return b""
         if not self._refused_history:
             self.wants = Wants.HISTORY
             return b""
-        return self._begin_snapshot(self._feed.why_no_history(revision), size)
+        return self._begin_snapshot(self._feed.why_no_history(revision))
 
     def _resume(self, revision: int) -> None:
         self.phase = FOLLOWING
@@ -241,7 +241,7 @@ class Reader:
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    def _begin_snapshot(self, reason: Reason, size: int, snapshot: Snapshot | None = None) -> bytes:
+    def _begin_snapshot(self, reason: Reason, snapshot: Snapshot | None = None) -> bytes:
         """``reset``, with the first items of a snapshot that is in memory: never one without the other."""
         feed = self._feed
         assert feed.view is not None, "a snapshot is only begun on a feed that has a view"
@@ -250,7 +250,7 @@ class Reader:
         self._take_epoch()
         self._generation = feed.log.generation
         self._snapshot = snapshot if self._with_state else None
-        self._sent_items = 0
+        self._sent_blocks = 0
         self.revision = snapshot.revision
         self.phase = SNAPSHOT
         self.pace.begin_snapshot()
@@ -258,20 +258,21 @@ class Reader:
         self.wants = Wants.NOTHING
         if not self._with_state and reason == "initial":
             # Nothing was lost and no state is wanted.
-            return self._next_items(size)
+            return self._next_items()
         self.resets.append(reason)
         members: dict[str, object] = {"reason": reason, "ranges": [str(self._shape.range)]}
-        return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items(size)
+        return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
-    def _next_items(self, size: int) -> bytes:
+    def _next_items(self) -> bytes:
         data, snapshot, view = b"", self._snapshot, self._feed.view
         if snapshot is not None:
             assert view is not None, "a snapshot is only sent of a feed that has a view"
-            portion = view.portion(snapshot, self._sent_items, size, self._form, self._shape.encoding)
-            self._sent_items += portion.items
-            self.delivered += portion.items
-            data = portion.data
-            if self._sent_items < len(snapshot.items):
+            if snapshot.blocks:
+                block = snapshot.blocks[self._sent_blocks]
+                data = view.frame(block, self._form, self._shape.encoding)
+                self._sent_blocks += 1
+                self.delivered += len(block.items)
+            if self._sent_blocks < len(snapshot.blocks):
                 return data
             self._snapshot = None
         self.phase = FOLLOWING
@@ -288,7 +289,7 @@ class Reader:
             if not self.pace.too_slow:
                 self._lagged = True
                 self.pace.lag()
-            return b"" if self.pace.too_slow else self._begin_snapshot("lagged", size)
+            return b"" if self.pace.too_slow else self._begin_snapshot("lagged")
         passage = log.passage(self.revision, size, self._wording)
         if passage is None:
             # All is sent: the position goes as far as the log is known to be complete.

@@ -18,8 +18,9 @@ from app.core.errors import (
     TooSlowError,
     UnavailableError,
 )
-from app.core.events import KeyValue, Snapshot
+from app.core.events import KeyValue
 from app.core.keys import KeyRange
+from app.core.snapshot import Snapshot
 from app.etcd.cluster import ForeignClusterError
 from app.etcd.convert import key_value, range_error
 from app.etcd.link import Link
@@ -123,7 +124,7 @@ class Reads:
             items += page.items
             budget(sum(item.size for item in page.items))
             if not page.more:
-                return Snapshot(page.revision, items), page.cluster_id
+                return Snapshot.of(page.revision, items), page.cluster_id
         raise AssertionError("pages end with one that has no more")  # pragma: no cover
 
     async def _pages(

@@ -16,10 +16,10 @@ from aetcd import rpc
 
 from app.core.backoff import Backoff
 from app.core.errors import UnavailableError
-from app.core.events import Snapshot
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Refused, Sink, WatchInput
+from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.arbiter import Arbiter
 from app.etcd.auditor import Auditor

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from app.core.backoff import Backoff
 from app.core.errors import CompactedError, FutureRevisionError, GatewayError, TooLargeError
-from app.core.events import Snapshot
 from app.core.feed import FeedCore, State
 from app.core.feedwords import (
     AwaitProof,
@@ -35,6 +34,7 @@ from app.core.feedwords import (
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Lost, Refused, WatchInput
+from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch
 from app.watch.notifier import Notifier
 

@@ -14,11 +14,12 @@ from app import cli
 from app.core import feed, frames, log, reader
 from app.core.cursor import Cursor
 from app.core.encoding import event_body
-from app.core.events import Batch, Delete, Snapshot
+from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
 from app.core.feedwords import CloseWatch, OpenWatch
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
+from app.core.snapshot import Snapshot
 from app.core.view import View
 from app.etcd import link
 
@@ -96,10 +97,10 @@ def synced_too_early() -> None:
     """``synced`` after the first slice of a snapshot."""
     begin = Reader._next_items
 
-    def first_only(self: Reader, size: int) -> bytes:
+    def first_only(self: Reader) -> bytes:
         if self._snapshot is not None:
-            self._snapshot = Snapshot(self._snapshot.revision, self._snapshot.items[: self._sent_items + 10])
-        return begin(self, size)
+            self._snapshot = Snapshot.of(self._snapshot.revision, self._snapshot.items[:10])
+        return begin(self)
 
     _replace(Reader, "_next_items", first_only)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given as given_by
 from hypothesis import strategies as st
 
-from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
+from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import DEEPEN_INTERVAL, TABLE, FeedCore, InvalidTransitionError, State
 from app.core.feedwords import (
     AwaitProof,
@@ -40,6 +40,7 @@ from app.core.feedwords import (
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.snapshot import Snapshot
 
 BOUNDS = Bounds(batches=100, bytes=2000, age=600.0)
 REACH_BACK = 50
@@ -68,7 +69,7 @@ def heavy(*revisions: int) -> Batches:
 
 def taken(revision: int, *items: KeyValue, cluster_id: int = 1) -> SnapshotTaken:
     """A snapshot."""
-    return SnapshotTaken(Snapshot(revision, items), cluster_id)
+    return SnapshotTaken(Snapshot.of(revision, items), cluster_id)
 
 
 @dataclass(frozen=True)

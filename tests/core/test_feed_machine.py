@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 import app.core.feed as feed_module
-from app.core.events import Event, KeyValue, Snapshot
+from app.core.events import Event, KeyValue
 from app.core.feed import TABLE, FeedCore, State
 from app.core.feedwords import (
     AwaitProof,
@@ -43,6 +43,7 @@ from app.core.feedwords import (
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.snapshot import Snapshot
 from tests.core.etcd_model import History, SimulatedWatch, Store
 
 REACH_BACK = 8
@@ -427,7 +428,7 @@ class FeedMachine(RuleBasedStateMachine):
             return
         known = {item.key for item in items}
         rest = [item for item in present.state(revision).values() if item.key not in known]
-        self.taken = SnapshotTaken(Snapshot(revision, [*rest, *items]), self.store.cluster_id)
+        self.taken = SnapshotTaken(Snapshot.of(revision, [*rest, *items], block_bytes=1), self.store.cluster_id)
         self.taken_from = history
         self.snapshot = "ready"
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.encoding import event_body
-from app.core.events import Batch, Delete, Event, KeyValue, Snapshot
+from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.frames import snapshot_frame
+from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Snapshot, blocks_of
 from app.core.view import View
 from tests.core.etcd_model import History
 
@@ -50,7 +52,7 @@ def test_a_view_is_the_state_that_its_history_makes(
     for revision, change in enumerate(before, start=2):
         fold(revision, change)
     base = 1 + len(before)
-    view = View(Snapshot(base, list(state.values())))
+    view = View(Snapshot.of(base, list(state.values())))
     given_out: list[tuple[Snapshot, list[KeyValue]]] = []
     for revision, change in enumerate(after, start=base + 1):
         snapshot = view.snapshot(view.revision)
@@ -79,7 +81,7 @@ def test_every_revision_follows_from_the_one_before(
     for transaction in operations:
         history.commit(transaction)
     base = min(1 + begun, history.current)
-    view = View(Snapshot(base, list(history.state(base).values())))
+    view = View(Snapshot.of(base, list(history.state(base).values())))
     for revision, events in history.between(base, history.current):
         made = Batch(revision, events)
         assert view.follows(made)
@@ -102,7 +104,7 @@ def test_every_revision_follows_from_the_one_before(
 )
 def test_what_follows(event: Event, follows: bool) -> None:
     """By the key's own count, which etcd begins anew when it is created."""
-    view = View(Snapshot(8, [KeyValue(b"a", b"", 2, 7, 4)]))
+    view = View(Snapshot.of(8, [KeyValue(b"a", b"", 2, 7, 4)]))
     assert view.follows(Batch(9, [KeyValue(b"c", b"", 9, 9, 1), event])) is follows
     assert (view.revision, len(view)) == (8, 1), "only asked"
 
@@ -119,12 +121,12 @@ def test_what_follows(event: Event, follows: bool) -> None:
 )
 def test_what_follows_of_one_key(events: Sequence[Event], follows: bool) -> None:
     """A revision may write a key more than once (``tests/contract``)."""
-    assert View(Snapshot(8, [KeyValue(b"a", b"", 2, 7, 4)])).follows(Batch(9, events)) is follows
+    assert View(Snapshot.of(8, [KeyValue(b"a", b"", 2, 7, 4)])).follows(Batch(9, events)) is follows
 
 
 def test_one_snapshot_is_shared_until_the_next_batch() -> None:
     """However many join, the items are listed once; the first of all is the one that etcd sent."""
-    first = Snapshot(5, [KeyValue(b"a", b"1", 2, 2, 1)])
+    first = Snapshot.of(5, [KeyValue(b"a", b"1", 2, 2, 1)])
     view = View(first)
     assert view.snapshot(5) is first
     view.apply(batch(7, {b"b": b"2"}))
@@ -134,76 +136,146 @@ def test_one_snapshot_is_shared_until_the_next_batch() -> None:
     assert [item.key for item in second.items] == [b"a", b"b"]
 
 
-def test_progress_moves_a_snapshot_without_copying_its_items() -> None:
-    """The tip went on, the state did not: another revision, the same list."""
-    view = View(Snapshot(5, [KeyValue(b"a", b"1", 2, 2, 1)]))
+def test_progress_moves_a_snapshot_without_copying_it() -> None:
+    """The tip went on, the state did not: another revision, the same blocks."""
+    view = View(Snapshot.of(5, [KeyValue(b"a", b"1", 2, 2, 1)]))
     moved = view.snapshot(9)
     assert moved.revision == 9
-    assert moved.items is view.snapshot(5).items
+    assert moved.blocks is view.snapshot(5).blocks
     assert view.revision == 5
 
 
 def test_the_items_are_the_history_s_own() -> None:
     """View, log and snapshot hold the same objects: that is what makes "encoded once" true."""
     item = KeyValue(b"a", b"1", 2, 2, 1)
-    view = View(Snapshot(1, []))
+    view = View(Snapshot.of(1, []))
     view.apply(Batch(2, [item]))
     assert view.snapshot(2).items[0] is item
 
 
-def in_portions(view: View, snapshot: Snapshot, size: int, form: str = "sse") -> list[bytes]:
-    """A reader's way through a snapshot."""
-    found: list[bytes] = []
-    start = 0
-    while start < len(snapshot.items):
-        portion = view.portion(snapshot, start, size, form, "auto")
-        assert portion.items > 0
-        found.append(portion.data)
-        start += portion.items
-    return found
+def frames(view: View, snapshot: Snapshot, form: str = "sse") -> list[bytes]:
+    """What a reader is sent of a snapshot."""
+    return [view.frame(block, form, "auto") for block in snapshot.blocks]
 
 
-@given(
-    st.lists(st.binary(max_size=50), min_size=1, max_size=60),
-    st.integers(1, 500),
-    st.sampled_from(["sse", "ndjson"]),
-    st.booleans(),
+def whole(items: Sequence[KeyValue], form: str = "sse") -> bytes:
+    """The same, made at once."""
+    return snapshot_frame([event_body(item, "auto") for item in items], form)
+
+
+@given(st.lists(st.integers(0, 3 * MAX_BYTES // 2), max_size=12), st.integers(0, 2 * MAX_ITEMS + 1))
+@example([], 0)
+@example([MAX_BYTES], MAX_ITEMS)
+def test_blocks_are_the_items_by_key(sizes: list[int], small: int) -> None:
+    """In rows that are neither long nor large, but where one item is."""
+    items = [KeyValue(b"l%03d" % index, b"x" * size, 1, 1, 1) for index, size in enumerate(sizes)]
+    items += [KeyValue(b"%05d" % index, b"", 1, 1, 1) for index in range(small)]
+    blocks = blocks_of(reversed(items), MAX_BYTES)
+    assert [item for block in blocks for item in block.items] == sorted(items, key=lambda item: item.key)
+    for block in blocks:
+        assert block.size == sum(item.size for item in block.items)
+        assert 0 < len(block.items) <= MAX_ITEMS
+        assert block.size <= MAX_BYTES or len(block.items) == 1
+    for one, other in pairwise(blocks):
+        full = len(one.items) == MAX_ITEMS or one.size + other.items[0].size > MAX_BYTES
+        assert full, "and not more of them than that takes"
+
+
+# Enough keys, and large enough, for parts of five items or 1,000 bytes to be divided and put together.
+MANY = st.lists(
+    st.dictionaries(
+        st.integers(0, 40).map(b"%02d".__mod__),
+        st.one_of(st.none(), st.sampled_from([b"", b"x" * 100, b"x" * 500, b"x" * 1500])),
+        min_size=1,
+        max_size=20,
+    ),
+    max_size=8,
 )
-def test_portions_are_the_snapshot_in_pieces(values: list[bytes], size: int, form: str, changed: bool) -> None:
-    """Every item once and in order, of the newest snapshot or of one that the view has left behind."""
-    items = [KeyValue(b"%d" % index, value, 1, 1, 1) for index, value in enumerate(values)]
-    view = View(Snapshot(1, items))
-    snapshot = view.snapshot(1)
-    whole = snapshot_frame([event_body(item, "auto") for item in items], form)
-    assert b"".join(in_portions(view, snapshot, size, form)) == whole
-    if changed:
-        view.apply(batch(2, {b"0": b"new", b"1": None}))
-    assert b"".join(in_portions(view, snapshot, size, form)) == whole
 
 
-def test_portions_of_the_newest_snapshot_are_shared_and_counted() -> None:
-    """One object for all that come before the next batch; behind it, nothing is left of them."""
-    items = [KeyValue(b"%d" % index, b"x" * 100, 1, 1, 1) for index in range(40)]
-    bodies = sum(len(event_body(item, "auto")) for item in items)
-    view = View(Snapshot(1, items))
-    size = view.bytes
-    first = in_portions(view, view.snapshot(1), 1000)
-    assert (view.bytes, view.encoded) == (size + view.encoded, bodies + sum(map(len, first)))
-    second = in_portions(view, view.snapshot(3), 1000)
-    assert all(again is before for again, before in zip(second, first, strict=True))
-    assert view.encoded == bodies + sum(map(len, first))  # a herd of any size costs no more
+@given(MANY, st.sampled_from(["sse", "ndjson"]))
+def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form: str) -> None:
+    """All that holds for a few keys; and the snapshots that were given out stay what they were."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.core.view.MAX_BYTES", 1000)
+        for module in ("view", "snapshot"):
+            patch.setattr(f"app.core.{module}.MAX_ITEMS", 5)
+        state: dict[bytes, KeyValue] = {}
+        view = View(Snapshot.of(1, []))
+        given_out: list[tuple[Snapshot, list[KeyValue]]] = []
+        for revision, change in enumerate(history, start=2):
+            made = batch(revision, change)
+            for event in made.events:
+                if isinstance(event, KeyValue):
+                    state[event.key] = event
+                else:
+                    state.pop(event.key, None)
+            view.apply(made)
+            snapshot = view.snapshot(revision)
+            items = [state[key] for key in sorted(state)]
+            assert snapshot.items == items
+            assert all(mine is own for mine, own in zip(snapshot.items, items, strict=True)), "not copies"
+            given_out.append((snapshot, items))
+            for given, of in given_out[-2:]:
+                assert b"".join(frames(view, given, form)) == whole(of, form)
+            for block in snapshot.blocks:
+                assert 0 < len(block.items) <= 5
+                assert block.size <= 1000 or len(block.items) == 1
+            bodies = sum(len(event_body(item, "auto")) for item in items)
+            assert view.encoded == bodies + len(whole(items, form)), "what was left behind is not counted"
+            assert view.bytes == sum(item.size for item in items) + view.encoded
+            assert len(view) == len(items)
+        for given, of in given_out:
+            assert given.items == of
+        given_back = view.encoded
+        assert (view.shed(), view.encoded) == (given_back, 0)
+        items = [state[key] for key in sorted(state)]
+        assert b"".join(frames(view, view.snapshot(view.revision), form)) == whole(items, form)
 
-    view.apply(batch(4, {b"new": None}))
-    assert (view.bytes, view.encoded) == (size + bodies, bodies)
+
+def test_what_nothing_was_written_to_is_shared() -> None:
+    """A put makes one block anew, and one frame."""
+    items = [KeyValue(b"%05d" % index, b"x" * 100, 1, 1, 1) for index in range(2000)]
+    view = View(Snapshot.of(1, items))
+    before = view.snapshot(1)
+    first = frames(view, before)
+    view.apply(batch(2, {b"00000": b"new"}))
+    after = view.snapshot(2)
+    assert len(before.blocks) > 3
+    assert [one is other for one, other in zip(before.blocks, after.blocks, strict=True)].count(False) == 1
+    again = frames(view, after)
+    assert [one is other for one, other in zip(first, again, strict=True)].count(False) == 1
+    assert all(one is other for one, other in zip(frames(view, after), again, strict=True))
 
 
-def test_what_is_encoded_can_be_done_without() -> None:
-    """Given back, and made again when asked for."""
-    items = [KeyValue(b"a", b"x" * 100, 1, 1, 1)]
-    view = View(Snapshot(1, items))
-    size = view.bytes
-    before = in_portions(view, view.snapshot(1), 1000)
-    encoded = view.encoded
-    assert (view.shed(), view.encoded, view.bytes, view.shed()) == (encoded, 0, size, 0)
-    assert in_portions(view, view.snapshot(1), 1000) == before
-    assert view.encoded == encoded
+def test_many_new_keys_are_divided_before_somebody_joins() -> None:
+    """Or who did would wait until all of them are put in order."""
+    view = View(Snapshot.of(1, []))
+    for number in range(10):
+        view.apply(batch(2 + number, {b"%05d" % (1000 * key + number): b"" for key in range(MAX_ITEMS)}))
+    assert max(map(len, view._parts)) <= 2 * MAX_ITEMS
+    assert len(view.snapshot(11).items) == 10 * MAX_ITEMS
+
+
+def test_blocks_do_not_stay_small() -> None:
+    """Of parts of which nearly all was deleted."""
+    items = [KeyValue(b"%05d" % index, b"x" * 100, 1, 1, 1) for index in range(20_000)]
+    view = View(Snapshot.of(1, items))
+    assert len(view.snapshot(1).blocks) > 50
+    view.apply(batch(2, {item.key: None for index, item in enumerate(items) if index % 1000}))
+    assert len(view.snapshot(2).blocks) == 1
+    view.apply(batch(3, {item.key: None for item in items[::1000]}))
+    assert view.snapshot(3).blocks == []
+    view.apply(batch(4, {b"": b"first"}))
+    assert [item.key for item in view.snapshot(4).items] == [b""]
+
+
+def test_a_block_of_another_view_is_not_its_own() -> None:
+    """Of a feed's history before: the key is the same, and what it is encoded as is not."""
+    old = View(Snapshot.of(9, [KeyValue(b"a", b"old", 1, 1, 1)]))
+    new = View(Snapshot.of(2, [KeyValue(b"a", b"new", 1, 1, 1)]))
+    (before,) = frames(old, old.snapshot(9))
+    (now,) = frames(new, new.snapshot(2))
+    encoded = new.encoded
+    assert frames(new, old.snapshot(9)) == [before] != [now]
+    assert new.encoded == encoded
