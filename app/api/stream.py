@@ -139,6 +139,8 @@ class StreamResponse(EventSourceResponse):
             },
             ping=0,
         )
+        # `keep-alive`: HTTP/2 forbids it, and beside the server's `close` (HTTP/1.0, or as asked) it says the contrary.
+        del self.headers["connection"]
         self._streams = streams
         self._asked = asked
 

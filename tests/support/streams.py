@@ -170,6 +170,7 @@ async def request(
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             status = int(head[0].split()[1])
             found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+            assert len(found) == sum(map(bool, head[1:])), f"a header comes twice: {head}"
             stream = Stream(reader, writer, status, found)
             if "content-length" in found:
                 stream.body = await reader.readexactly(int(found["content-length"]))
