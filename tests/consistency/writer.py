@@ -75,9 +75,8 @@ class Writer:
             granted = await lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=1), **options)
             operations = [_put(key, b"leased", granted.ID) for key in {key_of(rng) for _ in range(6)}]
             await kv.Txn(rpc.TxnRequest(success=operations), **options)
-        elif draw < 0.77:
-            operations = _put_and_deleted(key_of(rng)) if draw < 0.76 else _deleted_and_put(key_of(rng), value_of(rng))
-            await kv.Txn(rpc.TxnRequest(success=operations), **options)
+        elif draw < 0.76:
+            await kv.Txn(rpc.TxnRequest(success=_put_and_deleted(key_of(rng))), **options)
         else:
             keys = sorted({key_of(rng) for _ in range(rng.choice((2, 3, 5, 20)))})
             rng.shuffle(keys)
@@ -89,15 +88,13 @@ def _put(key: bytes, value: bytes, lease: int) -> Any:
     return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
 
 
-def _delete(key: bytes, range_end: bytes = b"") -> Any:
-    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key, range_end=range_end))
+def _delete(key: bytes) -> Any:
+    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
 
 
 def _put_and_deleted(key: bytes) -> list[Any]:
-    """One key twice in a revision: etcd looks for that between what is nested and what is not, but not within."""
+    """One key twice in a revision: etcd looks for that between what is nested and what is not, but not within.
+
+    Not a delete and a put behind it: compacted at that revision, 3.5.16 loses the key without a word (etcd #22376).
+    """
     return [rpc.RequestOp(request_txn=rpc.TxnRequest(success=[one])) for one in (_put(key, b"", 0), _delete(key))]
-
-
-def _deleted_and_put(key: bytes, value: bytes) -> list[Any]:
-    """The other way to do so: the key, and all behind it, are deleted."""
-    return [_delete(key, b"\0"), _put(key, value, 0)]
