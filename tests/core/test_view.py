@@ -33,31 +33,32 @@ def batch(revision: int, change: dict[bytes, bytes | None]) -> Batch:
     return Batch(revision, events)
 
 
+def folded(state: dict[bytes, KeyValue], revision: int, change: dict[bytes, bytes | None]) -> Batch:
+    """*change* as a batch, and in *state*."""
+    made = batch(revision, change)
+    for event in made.events:
+        if isinstance(event, KeyValue):
+            state[event.key] = event
+        else:
+            state.pop(event.key, None)
+    return made
+
+
 @given(changes, changes)
 def test_a_view_is_the_state_that_its_history_makes(
     before: Sequence[dict[bytes, bytes | None]], after: Sequence[dict[bytes, bytes | None]]
 ) -> None:
     """Folding batches over a snapshot gives what a dict gives; the bytes are those of what is there."""
     state: dict[bytes, KeyValue] = {}
-
-    def fold(revision: int, change: dict[bytes, bytes | None]) -> Batch:
-        made = batch(revision, change)
-        for event in made.events:
-            if isinstance(event, KeyValue):
-                state[event.key] = event
-            else:
-                state.pop(event.key, None)
-        return made
-
     for revision, change in enumerate(before, start=2):
-        fold(revision, change)
+        folded(state, revision, change)
     base = 1 + len(before)
     view = View(Snapshot.of(base, list(state.values())))
     given_out: list[tuple[Snapshot, list[KeyValue]]] = []
     for revision, change in enumerate(after, start=base + 1):
         snapshot = view.snapshot(view.revision)
         given_out.append((snapshot, list(snapshot.items)))
-        view.apply(fold(revision, change))
+        view.apply(folded(state, revision, change))
         assert view.revision == revision
         assert {item.key: item for item in view.snapshot(revision).items} == state
         assert len(view) == len(state)
@@ -204,13 +205,7 @@ def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form
         view = View(Snapshot.of(1, []))
         given_out: list[tuple[Snapshot, list[KeyValue]]] = []
         for revision, change in enumerate(history, start=2):
-            made = batch(revision, change)
-            for event in made.events:
-                if isinstance(event, KeyValue):
-                    state[event.key] = event
-                else:
-                    state.pop(event.key, None)
-            view.apply(made)
+            view.apply(folded(state, revision, change))
             snapshot = view.snapshot(revision)
             items = [state[key] for key in sorted(state)]
             assert snapshot.items == items
