@@ -266,7 +266,7 @@ def anchors(path: Path) -> set[str]:
 
 def test_links_lead_somewhere() -> None:
     checked = 0
-    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+    for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
             if target.startswith(("http://", "https://")):
@@ -277,6 +277,20 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors(led), f"{path.name}: {target}"
             checked += 1
     assert checked > 20
+
+
+def test_the_index_of_decisions_is_complete() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    for path in sorted((DOCS / "decisions").glob("0*.md")):
+        head, _, status, *_rest = path.read_text(encoding="utf-8").split("\n")
+        number, _, title = head.removeprefix("# ").partition(". ")
+        date, _, state = status.strip("*").partition(", ")
+        assert f"| [{number}]({path.name}) | {title} | {date} | {state} |" in index.split("\n"), path.name
+
+
+def test_the_index_of_the_docs_is_complete() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)", read("README.md")))
+    assert {path.name for path in DOCS.glob("*.md")} - {"README.md"} <= linked
 
 
 # --- the quick start, run ---------------------------------------------------------------------------------------------
