@@ -1,33 +1,67 @@
-// The reference client of etcd-watch-gateway for browsers: an exact mirror of one prefix, by EventSource.
+// The reference client of etcd-watch-gateway for browsers: an exact mirror of one prefix, by EventSource. An ES module:
+// name it mirror.mjs where there is no package.json with "type": "module".
 //
 //   const mirror = new Mirror('http://127.0.0.1:8080', '/svc/', { onchange: (mirror, changes) => … });
 //   mirror.items     Map of identity(item) -> item, exact at mirror.revision, never between two revisions
-//   mirror.state     'connecting' (no items yet) | 'live' | 'stale' (exact at mirror.revision, unproven now; see .reason)
+//   mirror.state     'connecting' (no items yet) | 'live' | 'stale' (exact at mirror.revision, unproven now)
+//   mirror.reason    why it is not live
 //   changes          the puts and deletes since the last call, also over a reset; empty when only the state moved
+//   mirror.close()   follow no more
 //
-// EventSource sends no headers of yours: for a bearer token, give the option EventSource an implementation that does.
+// EventSource tells no status: a refusal, final or not, is the reason 'refused', and is tried again. fetch() of the same
+// range at v1/kv says more; the gateway's page does so. EventSource sends no headers of yours: for a bearer token, and in
+// Node, give the option EventSource an implementation that does, like the one of the npm package eventsource.
 
 // Keys that are not UTF-8 come as base64, so a key's identity is its text and its encoding.
 export const identity = ({ key, key_encoding = 'text' }) => `${key_encoding}:${key}`;
 
+// The members without which an event cannot be applied. An event that failed half-way would leave the mirror wrong.
+const MEMBERS = {
+  reset: { reason: 'string' }, put: { key: 'string', mod_revision: 'number' },
+  delete: { key: 'string', mod_revision: 'number' }, synced: { revision: 'number', heartbeat: 'number' },
+  bookmark: { revision: 'number', state: 'string' }, status: { state: 'string' },
+  close: { reason: 'string', retry_ms: 'number' },
+};
+const parse = (type, data) => {
+  try {
+    const event = JSON.parse(data);
+    if (Object.entries(MEMBERS[type]).every(([name, kind]) => typeof event[name] === kind)) return event;
+  } catch { /* not JSON, or null */ }
+  return null;
+};
+
+const LONGEST_WAIT = 300_000; // ms; the gateway never asks for more, and setTimeout takes more than 2^31 for 0
+
 export class Mirror {
   items = new Map(); revision = 0; cursor = '';
   state = 'connecting'; reason = ''; since = new Date(); failures = 0;
-  #url; #EventSource; #onchange; #source; #timer; #heard; #heartbeat = 15;
+  #url; #EventSource; #onchange; #source = null; #timer; #heard; #heartbeat = 15;
   #next = null; // the state that follows a `reset`, built aside until `synced`
   #pending = []; // the events of a revision whose last one has not come
-  #synced = false; #etcdAway = null; // of this stream
+  #synced = false; #why = ''; // #why: what the last stream ended with, or a reset
+  #doubt = null; // why the gateway itself calls this stream stale: { reason, since }
 
   constructor(base, prefix, { onchange = () => {}, EventSource = globalThis.EventSource } = {}) {
-    this.#url = new URL('v1/watch', base);
+    if (typeof EventSource !== 'function')
+      throw new TypeError('There is no EventSource here, as in Node: give one, like import { EventSource } from "eventsource"; '
+        + 'new Mirror(base, prefix, { EventSource })');
+    this.#url = new URL(base, globalThis.location?.href);
+    this.#url.pathname = this.#url.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
+    [this.#url.search, this.#url.hash] = ['', ''];
     this.#url.searchParams.set('prefix', prefix);
     this.#EventSource = EventSource;
     this.#onchange = onchange;
     this.#open();
   }
 
-  close() {
-    this.#source.close();
+  close() { // whoever calls this knows: onchange is not called
+    this.#stop();
+    this.#forget('closed');
+  }
+
+  #stop() {
+    this.#source?.close();
+    this.#source = null;
     clearTimeout(this.#timer);
   }
 
@@ -35,10 +69,18 @@ export class Mirror {
     // Its own reconnects send the header Last-Event-ID, which beats the query; a new EventSource can only use the query.
     if (this.cursor) this.#url.searchParams.set('last_event_id', this.cursor);
     const source = (this.#source = new this.#EventSource(this.#url.href));
-    for (const type of ['reset', 'put', 'delete', 'synced', 'bookmark', 'status', 'close'])
-      source.addEventListener(type, (event) => this.#take(type, JSON.parse(event.data), event.lastEventId));
-    // CLOSED (2): it gave up for good. Otherwise it reconnects by itself; what it left unfinished will come again.
-    source.onerror = () => (source.readyState === 2 ? this.#reopen('refused') : this.#drop('disconnected'));
+    for (const type of Object.keys(MEMBERS))
+      source.addEventListener(type, ({ data, lastEventId }) => {
+        if (source !== this.#source) return; // some implementations go on with what they have read
+        const event = parse(type, data);
+        if (event) this.#take(type, event, lastEventId);
+        else this.#reopen(`not an event of the gateway: ${type} ${String(data).slice(0, 200)}`);
+      });
+    source.onerror = () => {
+      if (source !== this.#source) return;
+      // CLOSED (2): it gave up for good. Otherwise it reconnects by itself; what it left unfinished will come again.
+      if (source.readyState === 2) this.#reopen('refused'); else this.#drop('disconnected');
+    };
     this.#heard = performance.now();
     this.#listen();
   }
@@ -46,25 +88,31 @@ export class Mirror {
   #listen() { // nothing for 3 heartbeats: the connection is dead, whatever it says
     clearTimeout(this.#timer);
     const left = () => this.#heard + 3000 * this.#heartbeat - performance.now();
-    this.#timer = setTimeout(() => (left() > 0 ? this.#listen() : this.#reopen('silent')), left());
+    this.#timer = setTimeout(() => (left() > 0 ? this.#listen() : this.#reopen('silent')), Math.min(left(), LONGEST_WAIT));
   }
 
-  #reopen(reason, delay = Math.min(30_000, 2000 * 2 ** this.failures++) * (0.1 + 0.9 * Math.random())) {
-    this.close();
-    this.#timer = setTimeout(() => this.#open(), delay);
+  #reopen(reason, delay = 0) {
+    if (!(delay > 0)) delay = Math.min(30_000, 2000 * 2 ** this.failures++) * (0.1 + 0.9 * Math.random());
+    this.#stop();
+    this.#timer = setTimeout(() => this.#open(), Math.min(delay, LONGEST_WAIT));
     this.#drop(reason);
   }
 
-  #drop(reason, next = null, etcdAway = null) {
-    [this.#next, this.#pending, this.#synced, this.#etcdAway] = [next, [], false, etcdAway];
-    this.#tell([], reason);
+  #forget(why, next = null, doubt = null) { // what a stream leaves unfinished is worth nothing: it comes again, whole
+    [this.#next, this.#pending, this.#synced, this.#doubt] = [next, [], false, doubt];
+    this.#setState(why);
+  }
+
+  #drop(why, next, doubt) {
+    this.#forget(why, next, doubt);
+    this.#onchange(this, []);
   }
 
   #take(type, { more, ...event }, id) {
     this.#heard = performance.now();
     if (id) this.cursor = id; // an event without an id repeats the one before it
     if (type === 'reset') {
-      this.#drop(`reset: ${event.reason}`, new Map(), this.#etcdAway);
+      this.#drop(`reset: ${event.reason}`, new Map(), this.#doubt);
     } else if (type === 'put' || type === 'delete') {
       if (this.#next) return this.#next.set(identity(event), event);
       this.#pending.push(event);
@@ -73,9 +121,15 @@ export class Mirror {
       [this.revision, this.#heartbeat, this.#synced, this.failures] = [event.revision, event.heartbeat, true, 0];
       this.#listen();
       this.#tell(this.#next ? this.#swap() : []);
-    } else if (type === 'bookmark' || type === 'status') {
-      this.revision = event.revision ?? this.revision;
-      this.#etcdAway = event.state === 'stale' ? new Date(event.since ?? this.#etcdAway ?? Date.now()) : null;
+    } else if (type === 'bookmark') {
+      this.revision = event.revision;
+      // Stale with no word of etcd before: it is this stream that is behind.
+      const behind = { reason: 'behind the gateway', since: new Date() };
+      this.#doubt = event.state === 'stale' ? this.#doubt ?? behind : null;
+      this.#tell([]);
+    } else if (type === 'status') {
+      const away = { reason: 'etcd is out of reach', since: new Date(event.since ?? Date.now()) };
+      this.#doubt = event.state === 'stale' ? away : null;
       this.#tell([]);
     } else this.#reopen(event.reason, event.retry_ms);
   }
@@ -98,11 +152,16 @@ export class Mirror {
     return gone.concat([...now].filter(([id, item]) => !same(old.get(id), item)).map(([, item]) => item));
   }
 
-  #tell(changes, reason = this.reason) {
-    const state = this.#synced && !this.#etcdAway ? 'live' : this.revision ? 'stale' : 'connecting';
-    if (state !== this.state) this.since = this.#etcdAway ?? new Date();
+  #setState(why) {
+    const state = this.#synced && !this.#doubt ? 'live' : this.revision ? 'stale' : 'connecting';
+    if (state !== this.state) this.since = this.#doubt?.since ?? new Date();
     this.state = state;
-    this.reason = state === 'live' ? '' : this.#etcdAway ? 'etcd is out of reach' : reason;
+    this.#why = state === 'live' ? '' : why;
+    this.reason = state === 'live' ? '' : this.#doubt?.reason ?? why;
+  }
+
+  #tell(changes) {
+    this.#setState(this.#why);
     this.#onchange(this, changes);
   }
 }

@@ -1,25 +1,53 @@
-"""The reference client of etcd-watch-gateway in Python: an exact mirror of one prefix. Needs httpx and nothing else.
+"""The reference client of etcd-watch-gateway in Python: an exact mirror of one prefix.
+
+Needs Python 3.11 or newer, and httpx (pip install httpx).
 
 python mirror.py http://127.0.0.1:8080 /svc/              # prints what changes
 
 mirror = Mirror("http://127.0.0.1:8080", "/svc/", onchange=lambda mirror, changes: ...)
-following = asyncio.create_task(mirror.run())             # until it is cancelled
+following = asyncio.create_task(mirror.run())             # until it is cancelled, or fails: keep it, and look at it
 """
 
 from __future__ import annotations
 
+import sys
+
+# For asyncio.timeout. No syntax below is newer than Python 3.8, so that an older one gets as far as this line.
+if sys.version_info < (3, 11):  # noqa: UP036 - whoever copies this file may have any Python
+    raise ImportError(f"mirror.py needs Python 3.11 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}")
+
 import asyncio
 import contextlib
 import json
+import os
 import random
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Literal, NoReturn
 from urllib.parse import quote
 
 import httpx
 
 Item = dict[str, Any]
+
+MEDIA_TYPE = "application/x-ndjson"
+LONGEST_WAIT = 300.0  # seconds; the gateway never asks for more
+
+
+class RefusedError(Exception):
+    """The gateway says no, and would say it again: ``problem`` is its RFC 9457 problem."""
+
+    def __init__(self, status: int, problem: Item) -> None:
+        self.status, self.problem = status, problem
+        self.code, self.detail = str(problem["code"]), str(problem.get("detail", ""))
+        super().__init__(f"HTTP {status} {self.code}: {self.detail}")
+
+
+class _StreamEnd(Exception):  # noqa: N818 - a stream's end is no error: the mirror comes back
+    """Why a stream ended, and how many seconds the gateway asked to wait."""
+
+    def __init__(self, reason: str, wait: float = 0) -> None:
+        super().__init__(reason)
+        self.reason, self.wait = reason, wait
 
 
 def identity(item: Item) -> tuple[str, str]:
@@ -27,10 +55,71 @@ def identity(item: Item) -> tuple[str, str]:
     return item["key"], item.get("key_encoding", "text")
 
 
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1e15  # no more than a clock can be asked to wait for
+
+
+def _revision(value: object) -> bool:
+    return isinstance(value, int)
+
+
+# The members without which an event cannot be applied. Types of event that are not here are ignored.
+_MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
+    "reset": {"reason": _text},
+    "put": {"key": _text, "mod_revision": _revision},
+    "delete": {"key": _text, "mod_revision": _revision},
+    "synced": {"revision": _revision, "heartbeat": _number},
+    "bookmark": {"revision": _revision, "state": _text},
+    "status": {"state": _text},
+    "close": {"reason": _text, "retry_ms": _number},
+}
+
+
+def parse(line: bytes | bytearray) -> Item:
+    """One event, complete: an event that failed while it is applied would leave the mirror wrong."""
+    try:
+        event: Item = json.loads(line)
+        members = _MEMBERS.get(event["type"], {})
+        optional = [event[name] for name in ("cursor", "key_encoding") if name in event]
+        if all(map(_text, optional)) and all(is_fit(event[name]) for name, is_fit in members.items()):
+            return event
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise _StreamEnd(f"not an event of the gateway: {line[:200].decode(errors='replace')}")
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
+    """What an answer that is not a stream means. Only a 4xx problem is final; a proxy's own answer may pass."""
+    status, body = response.status_code, b""
+    after = response.headers.get("retry-after", "")
+    wait = float(after) if after.isdecimal() else 0
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > 65_536:
+            break
+    if _media_type(response) == "application/problem+json":
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            refused = RefusedError(status, json.loads(body))
+            return refused if 400 <= status < 500 and status not in (408, 429) else _StreamEnd(str(refused), wait)
+    place = f" to {response.headers['location']}" if "location" in response.headers else ""
+    said = " ".join(body[:1000].decode(errors="replace").split())[:200]
+    kind = _media_type(response) or "without a content type"
+    return _StreamEnd(f"HTTP {status}{place}, {kind}, not the gateway's stream: {said}", wait)
+
+
 class Mirror:
     """``items`` is exact at ``revision``, never between two revisions; ``state`` tells whether that is now.
 
-    ``connecting``: no items yet. ``live``. ``stale``: exact at ``revision``, unproven now; ``reason`` says why.
+    ``connecting``: no items yet. ``live``. ``stale``: exact at ``revision``, unproven now. ``reason`` says why it is
+    not live: what the last stream ended with, or what ended ``run``.
     ``onchange`` gets the puts and deletes since its last call, also over a reset; none when only the state moved.
     """
 
@@ -52,72 +141,106 @@ class Mirror:
         self._headers = headers
         self._heartbeat = 15.0
         self._failures = 0
+        self._why = ""  # what the last stream ended with, or a reset
+        self._forget_stream()
+
+    def _forget_stream(self) -> None:
+        """What a stream leaves unfinished is worth nothing: it comes again, whole."""
         self._next: dict[tuple[str, str], Item] | None = None  # the state after a `reset`, built aside until `synced`
         self._pending: list[Item] = []  # the events of a revision whose last one has not come
-        self._synced = self._etcd_away = False  # of this stream
+        self._synced = False
+        self._doubt = ""  # why the gateway itself calls this stream stale
 
-    async def run(self) -> None:
-        """Follow the prefix for ever, one stream after the other."""
-        async with httpx.AsyncClient(headers=self._headers, timeout=httpx.Timeout(None)) as client:
-            while True:
-                wait: float | None = None
-                try:
-                    reason, wait = await self._follow(client)
-                except TimeoutError:
-                    reason = "silent"
-                except httpx.TransportError as error:
-                    reason = str(error) or type(error).__name__
-                # What a stream leaves unfinished is worth nothing: it comes again, whole.
-                self._next, self._pending, self._synced, self._etcd_away = None, [], False, False
-                self._tell([], reason)
-                if wait is None:
-                    wait = min(30, 2 ** (self._failures + 1)) * random.uniform(0.1, 1)  # noqa: S311 - jitter, no secret
-                    self._failures = min(self._failures + 1, 4)
-                await asyncio.sleep(wait)
+    async def run(self) -> NoReturn:
+        """Follow the prefix, one stream after the other, until cancelled.
 
-    async def _follow(self, client: httpx.AsyncClient) -> tuple[str, float | None]:
-        """Follow one stream to its end: why it ended, and how long the gateway asked to wait."""
-        url = f"{self._url}&last_event_id={self.cursor}" if self.cursor else self._url
-        now = asyncio.get_running_loop().time
-        rest = b""
-        # Nothing for 3 heartbeats: the connection is dead, whatever it says.
-        async with asyncio.timeout(3 * self._heartbeat) as silence, client.stream("GET", url) as response:
-            if response.status_code != httpx.codes.OK:
-                after = response.headers.get("retry-after", "")
-                problem = (await response.aread()).decode(errors="replace")[:500]  # RFC 9457, its `detail` says why
-                return f"HTTP {response.status_code} {problem}", float(after) if after.isdigit() else None
-            async for chunk in response.aiter_bytes():
-                # Not aiter_lines(): it also splits at U+2028 and the like, which JSON leaves as they are.
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in filter(None, lines):
-                    event = json.loads(line)
-                    if event["type"] == "close":
-                        return event["reason"], event["retry_ms"] / 1000
+        Raises:
+            RefusedError: the gateway will not serve this prefix.
+            Exception: whatever ``onchange`` raises, and what httpx does when the address or a header is impossible.
+        """
+        try:
+            async with httpx.AsyncClient(headers=self._headers, timeout=httpx.Timeout(None)) as client:
+                while True:
+                    wait = await self._follow(client)
+                    await asyncio.sleep(wait)
+        except RefusedError as error:
+            self._forget_stream()
+            self._tell([], str(error))
+            raise
+        except BaseException as error:
+            # From here on nobody feeds the mirror. Who cancelled it knows, and an `onchange` that failed is not
+            # called again.
+            self._forget_stream()
+            self._set_state(f"run() has ended: {error!r}")
+            raise
+
+    async def _follow(self, client: httpx.AsyncClient) -> float:
+        """Follow one stream to its end; the seconds until the next."""
+        try:
+            async with contextlib.aclosing(self._events(client)) as events:
+                async for event in events:
                     self._take(event)
-                silence.reschedule(now() + 3 * self._heartbeat)
-        return "disconnected", None
+        except _StreamEnd as end:
+            self._forget_stream()
+            self._tell([], end.reason)
+            if end.wait > 0:
+                return min(end.wait, LONGEST_WAIT)
+        self._failures = min(self._failures + 1, 5)
+        return random.uniform(0.1, 1) * min(30.0, 2.0**self._failures)  # noqa: S311 - jitter, no secret
+
+    async def _events(self, client: httpx.AsyncClient) -> AsyncGenerator[Item, None]:
+        """The events of one stream; then _StreamEnd. An error that `onchange` raises does not pass through here."""
+        url = f"{self._url}&last_event_id={quote(self.cursor)}" if self.cursor else self._url
+        now = asyncio.get_running_loop().time
+        rest = bytearray()
+        try:
+            # Nothing for 3 heartbeats: the connection is dead, whatever it says.
+            async with asyncio.timeout(3 * self._heartbeat) as silence, client.stream("GET", url) as response:
+                if response.status_code != httpx.codes.OK or _media_type(response) != MEDIA_TYPE:
+                    raise await _refusal(response)
+                async for chunk in response.aiter_bytes():
+                    rest += chunk
+                    if b"\n" in chunk:
+                        # Not aiter_lines(): it also splits at U+2028 and the like, which JSON leaves as they are.
+                        *lines, rest = rest.split(b"\n")
+                        for line in filter(None, lines):
+                            yield parse(line)
+                    silence.reschedule(now() + 3 * self._heartbeat)
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
+            raise  # our own mistake: an address or a header that cannot be sent
+        except TimeoutError:
+            raise _StreamEnd("silent") from None
+        except httpx.HTTPError as error:
+            raise _StreamEnd(str(error) or type(error).__name__) from None
+        raise _StreamEnd("disconnected")
 
     def _take(self, event: Item) -> None:
         self.cursor = event.pop("cursor", self.cursor)
         more = event.pop("more", False)
-        match event["type"]:
-            case "reset":
-                self._next, self._pending, self._synced = {}, [], False
-                self._tell([], f"reset: {event['reason']}")
-            case "put" | "delete" if self._next is not None:
-                self._next[identity(event)] = event
-            case "put" | "delete":
-                self._pending.append(event)
-                if not more:
-                    self._commit(event["mod_revision"])
-            case "synced":
-                self.revision, self._heartbeat = event["revision"], event["heartbeat"]
-                self._synced, self._failures = True, 0
-                self._tell(self._swap() if self._next is not None else [])
-            case "bookmark" | "status":
-                self.revision = event.get("revision", self.revision)
-                self._etcd_away = event["state"] == "stale"
-                self._tell([])
+        kind = event["type"]
+        if kind == "reset":
+            self._next, self._pending, self._synced = {}, [], False
+            self._tell([], f"reset: {event['reason']}")
+        elif kind in ("put", "delete") and self._next is not None:
+            self._next[identity(event)] = event
+        elif kind in ("put", "delete"):
+            self._pending.append(event)
+            if not more:
+                self._commit(event["mod_revision"])
+        elif kind == "synced":
+            self.revision, self._heartbeat = event["revision"], event["heartbeat"]
+            self._synced, self._failures = True, 0
+            self._tell(self._swap() if self._next is not None else [])
+        elif kind == "bookmark":
+            self.revision = event["revision"]
+            # Stale with no word of etcd before: it is this stream that is behind.
+            self._doubt = (self._doubt or "behind the gateway") if event["state"] == "stale" else ""
+            self._tell([])
+        elif kind == "status":
+            self._doubt = "etcd is out of reach" if event["state"] == "stale" else ""
+            self._tell([])
+        elif kind == "close":
+            raise _StreamEnd(event["reason"], event["retry_ms"] / 1000)
 
     def _commit(self, revision: int) -> None:
         changes, self._pending, self.revision = self._pending, [], revision
@@ -135,19 +258,21 @@ class Mirror:
         gone = [{**item, "type": "delete"} for key, item in old.items() if key not in new]
         return gone + [item for key, item in new.items() if old.get(key) != item]
 
-    def _tell(self, changes: list[Item], reason: str | None = None) -> None:
-        self.state = "stale" if self.revision else "connecting"
-        if self._etcd_away:
-            self.reason = "etcd is out of reach"
-        elif self._synced:
-            self.state, self.reason = "live", ""
-        elif reason is not None:
-            self.reason = reason
+    def _set_state(self, why: str | None = None) -> None:
+        live = self._synced and not self._doubt
+        self.state = "live" if live else "stale" if self.revision else "connecting"
+        self._why = "" if live else self._why if why is None else why
+        self.reason = "" if live else self._doubt or self._why
+
+    def _tell(self, changes: list[Item], why: str | None = None) -> None:
+        self._set_state(why)
         self._onchange(self, changes)
 
 
 def main() -> None:
     """Print what changes under a prefix, and each turn of the mirror's state."""
+    if len(sys.argv) != 3:
+        sys.exit("usage: python mirror.py URL PREFIX, like: python mirror.py http://127.0.0.1:8080 /svc/")
     said = ""
 
     def show(mirror: Mirror, changes: list[Item]) -> None:
@@ -160,8 +285,14 @@ def main() -> None:
         sys.stdout.writelines(f"{line}\n" for line in lines)
         sys.stdout.flush()
 
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         asyncio.run(Mirror(sys.argv[1], sys.argv[2], onchange=show).run())
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # `| head` has read enough; Python would fail again when it flushes the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (RefusedError, httpx.HTTPError, httpx.InvalidURL) as error:
+        sys.exit(f"mirror.py: {error}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ class Stream:
         return self.query.get("format", "sse")
 
     @property
+    def media_type(self) -> str:
+        """What such a stream is sent as."""
+        return "text/event-stream" if self.form == "sse" else "application/x-ndjson"
+
+    @property
     def cursor(self) -> str | None:
         """What the client wants to resume from: the header beats the query."""
         return self.headers.get("last-event-id", self.query.get("last_event_id"))
@@ -55,13 +60,17 @@ class Stream:
         self._writer.write(b"%x\r\n%s\r\n" % (len(data), data))
         await self._writer.drain()
 
+    async def answer(self, head: str, body: bytes = b"") -> None:
+        """An answer of somebody else's: the status line and headers, and all or a part of the body; then the end."""
+        self._writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
+        await self.cut()
+
     async def open(self, retry_ms: int = 20) -> None:
         """The head, and the first bytes."""
-        kind = "text/event-stream" if self.form == "sse" else "application/x-ndjson"
-        head = (
-            f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
-        self._writer.write(head.encode())
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {self.media_type}\r\nCache-Control: no-store\r\n"
+        self._writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         await self.raw(f"retry: {retry_ms}\n: connected fake\n\n".encode() if self.form == "sse" else b"\n")
 
     def encoded(self, kind: str, at: int | None = None, **members: object) -> bytes:
@@ -145,11 +154,12 @@ def _marked(key_encoding: str | None) -> dict[str, Any]:
 class FakeGateway:
     """Serves the page, the examples, and the watches that a test plays.
 
-    ``problem``: what every request of ``/v1`` is refused with, when set.
+    ``problem``: what every request of ``/v1`` is refused with, when set. ``path``: what a proxy would put in front.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str = "") -> None:
         self.url = ""
+        self.path = path
         self.problem: dict[str, Any] | None = None
         self.refused: list[str] = []
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
@@ -188,7 +198,7 @@ class FakeGateway:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         target, *lines = head.split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        address = urlsplit(target.split(" ")[1])
+        address = urlsplit(target.split(" ")[1].removeprefix(self.path))
         query = {name: values[0] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
         if address.path.startswith("/v1/") and self.problem is not None:
             self.refused.append(address.path)
@@ -222,11 +232,11 @@ class FakeGateway:
 
 
 @contextlib.asynccontextmanager
-async def fake_gateway() -> AsyncIterator[FakeGateway]:
-    """A running one, on a port of its own."""
-    fake = FakeGateway()
+async def fake_gateway(path: str = "") -> AsyncIterator[FakeGateway]:
+    """A running one, on a port of its own; *path*: what a proxy would serve it under."""
+    fake = FakeGateway(path)
     server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}"
     try:
         yield fake
     finally:

@@ -5,21 +5,26 @@ One body per case, run by ``mirror.py`` and by ``mirror.js`` in Chromium: the co
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import re
 import shlex
+import shutil
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
+import httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -55,6 +60,11 @@ class View:
     reason: str = field(compare=False, default="")
 
 
+def problem(status: int, code: str, detail: str) -> dict[str, Any]:
+    """What a gateway refuses with."""
+    return {"type": "x", "title": "No", "status": status, "code": code, "detail": detail}
+
+
 class Client(Protocol):
     """A mirror of either kind."""
 
@@ -64,6 +74,9 @@ class Client(Protocol):
     async def views(self) -> list[View]:
         """Everything it has shown, in order."""
 
+    async def state(self) -> str:
+        """Its state now, shown or not."""
+
     async def changes(self) -> list[tuple[str, str]]:
         """Everything it was told to have changed: (type, key)."""
 
@@ -72,12 +85,13 @@ class Client(Protocol):
 
 
 def load_mirror() -> ModuleType:
-    """``docs/examples/mirror.py``, which is in no package."""
+    """``docs/examples/mirror.py``, which is in no package; it draws the shortest delays."""
     spec = importlib.util.spec_from_file_location("mirror", EXAMPLES / "mirror.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.random = SimpleNamespace(uniform=lambda low, _high: low)  # type: ignore[attr-defined]  # a module's own name
     return module
 
 
@@ -93,6 +107,28 @@ class PythonClient:
         self._views: list[View] = []
         self._changes: list[tuple[str, str]] = []
         self._task: asyncio.Task[None] | None = None
+        self._mirror: Mirror | None = None
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """Its `run`."""
+        assert self._task is not None
+        return self._task
+
+    @property
+    def mirror(self) -> Mirror:
+        """The mirror itself."""
+        assert self._mirror is not None
+        return self._mirror
+
+    @property
+    def shown(self) -> list[View]:
+        """Everything it has shown, also when it has ended."""
+        return self._views
+
+    def run(self) -> None:
+        """Follow, from the start or again."""
+        self._task = asyncio.create_task(self.mirror.run())
 
     async def start(self, url: str, prefix: str) -> None:
         """Follow."""
@@ -102,14 +138,18 @@ class PythonClient:
             self._views.append(View(mirror.state, mirror.revision, mirror.cursor, items, mirror.reason))
             self._changes += [(change["type"], change["key"]) for change in changes]
 
-        mirror: Mirror = load_mirror().Mirror(url, prefix, onchange=onchange)
-        self._task = asyncio.create_task(mirror.run())
+        self._mirror = load_mirror().Mirror(url, prefix, onchange=onchange)
+        self.run()
 
     async def views(self) -> list[View]:
         """Everything it has shown."""
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
         return self._views
+
+    async def state(self) -> str:
+        """Its state now."""
+        return self.mirror.state
 
     async def changes(self) -> list[tuple[str, str]]:
         """Everything it was told."""
@@ -126,6 +166,7 @@ class PythonClient:
 START = """async ([url, prefix]) => {
     const { Mirror } = await import(url + '/examples/mirror.js');
     window.views = []; window.changes = [];
+    Math.random = () => 0; // the shortest delays
     window.mirror = new Mirror(url, prefix, { onchange: (mirror, changes) => {
         const items = [...mirror.items.values()].map((i) => [i.key, i.key_encoding ?? 'text', i.value]);
         views.push([mirror.state, mirror.revision, mirror.cursor, items, mirror.reason]);
@@ -151,6 +192,10 @@ class BrowserClient:
             View(state, revision, at, {named(key, encoding): value for key, encoding, value in items}, reason)
             for state, revision, at, items, reason in await self._page.evaluate("window.views")
         ]
+
+    async def state(self) -> str:
+        """Its state now."""
+        return str(await self._page.evaluate("mirror.state"))
 
     async def changes(self) -> list[tuple[str, str]]:
         """Everything it was told."""
@@ -186,7 +231,8 @@ async def _page(browser: Browser) -> AsyncIterator[Page]:
     yield page
     await context.close()
 
-    assert [text for text in complaints if "Failed to load resource" not in text] == []
+    network = ("Failed to load resource", "EventSource's response has a MIME type")
+    assert [text for text in complaints if not text.startswith(network)] == []
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="gateway")
@@ -509,8 +555,21 @@ async def test_says_when_etcd_is_away(client: Client, gateway: FakeGateway) -> N
     await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"})
     await stream.bookmark(11, "stale")
     await shows(client, "stale", 11, {"/svc/a": "1", "/svc/b": "2"})
+    assert (await client.views())[-1].reason == "etcd is out of reach"
     await stream.event("status", state="live", ranges=["prefix=/svc/"])
     await shows(client, "live", 11, {"/svc/a": "1", "/svc/b": "2"})
+
+
+async def test_says_when_its_own_stream_is_behind(client: Client, gateway: FakeGateway) -> None:
+    """A bookmark is about the reader: it may be stale with no `status` before it, and later live again."""
+    stream = await synced_client(client, gateway)
+    await stream.bookmark(11, "stale")
+    await shows(client, "stale", 11, {"/svc/a": "1", "/svc/b": "2"})
+    assert (await client.views())[-1].reason == "behind the gateway"
+    await stream.put("/svc/a", "one", 12)
+    await shows(client, "stale", 12, {"/svc/a": "one", "/svc/b": "2"})
+    await stream.bookmark(13)
+    await shows(client, "live", 13, {"/svc/a": "one", "/svc/b": "2"})
 
 
 async def test_a_reset_does_not_hide_that_etcd_is_away(client: Client, gateway: FakeGateway) -> None:
@@ -536,7 +595,7 @@ async def test_status_before_the_first_state(client: Client, gateway: FakeGatewa
 async def test_comes_back_after_a_refusal(client: Client, gateway: FakeGateway) -> None:
     """A browser gives up on a non-200 for good; the mirror does not."""
     stream = await synced_client(client, gateway)
-    gateway.problem = {"type": "x", "title": "Forbidden", "status": 403, "code": "forbidden", "detail": "not yours"}
+    gateway.problem = problem(503, "draining", "stopping")
     await stream.cut()
 
     async def refused() -> bool:
@@ -558,17 +617,400 @@ async def test_stops_when_told(client: Client, gateway: FakeGateway) -> None:
 
     with pytest.raises(TimeoutError):
         await gateway.stream(within=1)
-    assert (await client.views())[-1].state == "live", "nothing has been noticed since"
+    assert (await client.views())[-1].state == "live", "nobody is told what they did themselves"
+    assert await client.state() == "stale", "and yet nobody feeds it any more"
 
 
-async def test_python_client_says_why_it_was_refused(gateway: FakeGateway) -> None:
-    """The problem's text, and not a stack trace."""
-    gateway.problem = {"type": "x", "title": "Forbidden", "status": 403, "code": "forbidden", "detail": "not yours"}
+# --- answers that are not the gateway's -----------------------------------------------------------------------------
+
+
+def foreign(head: str, body: str = "", *, says: str, length: int | None = None) -> tuple[str, bytes, str]:
+    """An answer, and what `mirror.py` names it by. "TYPE" is the media type that the client asked for."""
+    data = body.encode()
+    return f"{head}\nContent-Length: {len(data) if length is None else length}", data, says
+
+
+LOGIN = "<html><title>Log in</title></html>"
+FOREIGN = {
+    "html": foreign("HTTP/1.1 200 OK\nContent-Type: text/html", LOGIN, says="text/html.*Log in"),
+    "json": foreign("HTTP/1.1 200 OK\nContent-Type: application/json", '{"a":1}', says='application/json.*"a":1'),
+    "text": foreign("HTTP/1.1 200 OK\nContent-Type: text/plain", "ok", says="text/plain.*ok"),
+    "untyped": foreign("HTTP/1.1 200 OK", LOGIN, says="HTTP 200, without a content type.*Log in"),
+    "empty": foreign("HTTP/1.1 200 OK\nContent-Type: TYPE", says="disconnected"),
+    "other-stream": foreign("HTTP/1.1 200 OK\nContent-Type: TYPE", '{"level":"info"}\n', says="info"),
+    "cut": foreign("HTTP/1.1 200 OK\nContent-Type: text/html", LOGIN, length=999, says="incomplete|closed"),
+    "cut-stream": foreign("HTTP/1.1 200 OK\nContent-Type: TYPE", "\n", length=999, says="incomplete|closed"),
+    "no-gzip": foreign("HTTP/1.1 200 OK\nContent-Type: TYPE\nContent-Encoding: gzip", "plain", says="header"),
+    "no-content": ("HTTP/1.1 204 No Content", b"", "HTTP 204"),
+    "partial": foreign("HTTP/1.1 206 Partial Content\nContent-Type: TYPE", "\n", says="HTTP 206"),
+    "login": foreign("HTTP/1.1 302 Found\nLocation: /blank", says="HTTP 302 to /blank"),
+    "elsewhere": foreign(
+        "HTTP/1.1 307 Temporary Redirect\nLocation: /v1/watch?prefix=/svc/", says="HTTP 307 to /v1/watch"
+    ),
+    "nowhere": foreign("HTTP/1.1 303 See Other", says="HTTP 303"),
+    "unauthorized": foreign("HTTP/1.1 401 Unauthorized\nContent-Type: text/html", LOGIN, says="HTTP 401.*Log in"),
+    "forbidden": foreign("HTTP/1.1 403 Forbidden\nContent-Type: text/html", LOGIN, says="HTTP 403.*Log in"),
+    "no-backend": foreign("HTTP/1.1 404 Not Found", "default backend - 404", says="HTTP 404.*default backend"),
+    "other-problem": foreign(
+        "HTTP/1.1 404 Not Found\nContent-Type: application/problem+json", '{"title":"No"}', says='HTTP 404.*"title"'
+    ),
+    "no-problem": foreign("HTTP/1.1 404 No\nContent-Type: application/problem+json", "oops", says="HTTP 404.*oops"),
+    "busy": foreign("HTTP/1.1 429 Too Many Requests\nRetry-After: 0", says="HTTP 429"),
+    "teapot": foreign("HTTP/1.1 418 I'm a teapot\nRetry-After: \xb2", says="HTTP 418"),
+    "bad-gateway": foreign("HTTP/1.1 502 Bad Gateway\nContent-Type: text/html", LOGIN, says="HTTP 502.*Log in"),
+    "unavailable": foreign("HTTP/1.1 503 Service Unavailable\nRetry-After: soon", "wait", says="HTTP 503.*wait"),
+    "no-http": ("SSH-2.0-OpenSSH_9.2", b"", "illegal|status"),
+    "nothing": ("", b"", "no response line"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_outlives_a_foreign_answer(client: Client, gateway: FakeGateway, name: str) -> None:
+    """Whoever else answers: the mirror keeps what it has, is not live, says what it saw, and comes back."""
+    head, body, says = FOREIGN[name]
+    stream = await synced_client(client, gateway)
+    await stream.cut()
+    stream = await gateway.stream(opened=False)
+    await stream.answer(head.replace("TYPE", stream.media_type), body)
+    stream = await gateway.stream()
+    last = (await client.views())[-1]
+    assert (last.state, last.items) == ("stale", {"/svc/a": "1", "/svc/b": "2"})
+    assert stream.cursor == cursor(10)
+    if isinstance(client, PythonClient):
+        assert re.search(says, last.reason, re.DOTALL), last.reason
+
+    await stream.put("/svc/a", "one", 11)
+    await stream.synced(11)
+    await shows(client, "live", 11, {"/svc/a": "one", "/svc/b": "2"})
+
+
+async def test_silence_from_the_first_byte(client: Client, gateway: FakeGateway) -> None:
+    """A connection that is taken and never answered is given up like one that falls silent."""
+    stream = await synced_client(client, gateway, heartbeat=0.2)
+    await stream.cut()
+    silent = await gateway.stream(opened=False)
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(10)
+    assert (await client.views())[-1].reason == "silent"
+    await silent.gone()
+    await stream.synced(11)
+    await shows(client, "live", 11, {"/svc/a": "1", "/svc/b": "2"})
+
+
+# Name and data of an event, and the cursor that it claims to be at.
+GARBLED = {
+    "text": ("put", "oops"),
+    "half": ("put", '{"type":"put","key":"/svc/a"'),
+    "nothing": ("put", "null"),
+    "list": ("delete", "[]"),
+    "word": ("status", '"ok"'),
+    "keyless": ("put", '{"type":"put","value":"x","mod_revision":11}'),
+    "key-of-another-type": ("delete", '{"type":"delete","key":7,"mod_revision":11}'),
+    "no-revision": ("put", '{"type":"put","key":"/svc/a","value":"x"}'),
+    "revision-as-text": ("delete", '{"type":"delete","key":"/svc/a","mod_revision":"11"}'),
+    "no-heartbeat": ("synced", '{"type":"synced","revision":11}'),
+    "no-state": ("bookmark", '{"type":"bookmark","revision":11}'),
+    "no-delay": ("close", '{"type":"close","reason":"drain"}'),
+    "no-reason": ("reset", '{"type":"reset"}'),
+    "deep": ("put", "[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+async def test_takes_nothing_of_a_garbled_event(client: Client, gateway: FakeGateway, name: str) -> None:
+    """It is not applied, not even its cursor; the mirror is not live, says so, and asks again from before."""
+    kind, data = GARBLED[name]
+    stream = await synced_client(client, gateway)
+    if stream.form == "sse":
+        await stream.raw(f"event: {kind}\ndata: {data}\nid: {cursor(11)}\n\n".encode())
+    else:
+        with_cursor = f'{data[:-1]},"cursor":"{cursor(11)}"}}' if data.endswith("}") else data
+        await stream.raw(f"{with_cursor}\n".encode())
+    await stream.gone()
+    assert await client.state() == "stale"
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(10)
+    assert "not an event of the gateway" in (await client.views())[-1].reason
+    await stream.delete("/svc/b", 11)
+    await stream.synced(11)
+    await shows(client, "live", 11, {"/svc/a": "1"})
+
+
+async def test_passes_over_events_and_members_that_it_does_not_know(client: Client, gateway: FakeGateway) -> None:
+    """v1 may grow: neither ends a stream, nor the transaction that it comes in."""
+    stream = await synced_client(client, gateway)
+    await stream.event("news", 11, about="weather")
+    await stream.put("/svc/a", "one", 12, more=True)
+    await stream.event("news", about=None)
+    await stream.put("/svc/b", "two", 12, colour="red")
+    await shows(client, "live", 12, {"/svc/a": "one", "/svc/b": "two"})
+
+
+async def test_takes_a_large_value(client: Client, gateway: FakeGateway) -> None:
+    """One event is one line, of any length, and comes in many pieces."""
+    stream = await synced_client(client, gateway)
+    value = "x" * (12 << 20)
+    await stream.put("/svc/a", value, 11)
+    await shows(client, "live", 11, {"/svc/a": value, "/svc/b": "2"})
+
+
+@pytest.mark.parametrize("delay", [0, -1, 3e9])
+async def test_odd_delays_of_a_close(client: Client, gateway: FakeGateway, delay: float) -> None:
+    """None, or a negative one: its own. One beyond what a timer takes: it waits, and does not come back at once."""
+    stream = await synced_client(client, gateway)
+    await stream.event("close", reason="drain", retry_ms=delay)
+    if delay > 0:
+        await stream.gone()
+        with pytest.raises(TimeoutError):
+            await gateway.stream(within=1)
+    else:
+        assert (await gateway.stream()).cursor == cursor(10)
+
+
+# --- mirror.py: what ends it ------------------------------------------------------------------------------------------
+
+
+async def ended(client: PythonClient) -> BaseException:
+    """What `run` raised."""
+    async with asyncio.timeout(DEADLINE):
+        (error,) = await asyncio.gather(client.task, return_exceptions=True)
+    assert isinstance(error, BaseException)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "unknown-parameter"),
+        (401, "unauthorized"),
+        (403, "forbidden"),
+        (404, "no-such-path"),
+        (431, "head-too-large"),
+    ],
+)
+@pytest.mark.parametrize("was_live", [True, False])
+async def test_python_client_ends_with_what_will_not_pass(
+    gateway: FakeGateway, status: int, code: str, *, was_live: bool
+) -> None:
+    """The problem is raised to whoever waits, and shown; nothing is asked again."""
+    client = PythonClient()
+    if was_live:
+        await client.start(gateway.url, "/svc/")
+        stream = await synced_client(client, gateway)
+        gateway.problem = problem(status, code, "not yours")
+        await stream.cut()
+    else:
+        gateway.problem = problem(status, code, "not yours")
+        await client.start(gateway.url, "/svc/")
+    error = await ended(client)
+
+    assert type(error).__name__ == "RefusedError"
+    assert str(error) == f"HTTP {status} {code}: not yours"
+    assert (error.status, error.code, error.detail) == (status, code, "not yours")  # type: ignore[attr-defined]
+    assert error.problem == gateway.problem  # type: ignore[attr-defined]
+    assert client.mirror.state == ("stale" if was_live else "connecting")
+    assert client.shown[-1].state == client.mirror.state
+    assert client.shown[-1].reason == str(error)
+    assert gateway.refused == ["/v1/watch"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(408, "head-timeout"), (429, "too-many-feeds"), (500, "internal"), (502, "etcd-refused"), (503, "draining")],
+)
+async def test_python_client_outlives_what_passes(gateway: FakeGateway, status: int, code: str) -> None:
+    """It says what it was told meanwhile."""
+    gateway.problem = problem(status, code, "not now")
     client = PythonClient()
     await client.start(gateway.url, "/svc/")
 
-    assert "not yours" in (await turns(client, "connecting")).reason
+    async def refused_twice() -> bool:
+        return len(gateway.refused) > 1
+
+    await until(refused_twice, client.views)
+    assert (await client.views())[-1].reason == f"HTTP {status} {code}: not now"
+    gateway.problem = None
+    await synced_client(client, gateway)
     await client.stop()
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [("7", 7.0), ("99999999999", 300.0), ("0", 0.2), ("soon", 0.2), ("\xb2", 0.2), ("-1", 0.2), ("", 0.2)],
+)
+async def test_python_client_waits_as_long_as_it_is_told(gateway: FakeGateway, after: str, expected: float) -> None:
+    """By Retry-After, up to five minutes; otherwise by its own delay, which is never none."""
+    mirror: Mirror = load_mirror().Mirror(gateway.url, "/svc/")
+
+    async def answer() -> None:
+        stream = await gateway.stream(opened=False)
+        await stream.answer(f"HTTP/1.1 429 Too Many Requests\nContent-Length: 0\nRetry-After: {after}")
+
+    async with httpx.AsyncClient() as http:
+        wait, _ = await asyncio.gather(mirror._follow(http), answer())
+
+    assert wait == pytest.approx(expected)
+
+
+class OnchangeError(Exception):
+    """No other code raises it."""
+
+
+ERRORS: list[BaseException] = [
+    OnchangeError("mine"),
+    ValueError("mine"),
+    KeyError("type"),
+    ConnectionResetError("mine"),
+    # What the mirror itself meets on a stream.
+    TimeoutError("mine"),
+    httpx.ReadTimeout("mine"),
+    httpx.RemoteProtocolError("mine"),
+    asyncio.CancelledError("mine"),
+    KeyboardInterrupt(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("at", ["live", "change", "bookmark", "stale"])
+async def test_python_client_is_not_live_when_onchange_raises(
+    gateway: FakeGateway, at: str, error: BaseException
+) -> None:
+    """Whatever it raises comes out of `run`, and nothing is taken for a fault of the connection."""
+    module = load_mirror()
+
+    def onchange(mirror: Mirror, _changes: list[Item]) -> None:
+        moment = {
+            "live": mirror.state == "live",
+            "change": mirror.revision == 11,
+            "bookmark": mirror.revision == 12,
+            "stale": mirror.state == "stale",
+        }
+        if moment[at]:
+            raise error
+
+    mirror: Mirror = module.Mirror(gateway.url, "/svc/", onchange=onchange)
+
+    async def run() -> BaseException:
+        try:
+            await mirror.run()
+        except BaseException as raised:
+            return raised
+
+    task = asyncio.create_task(run())
+    stream = await gateway.stream()
+    with contextlib.suppress(ConnectionError):
+        await stream.snapshot(10, a="1")
+        await stream.put("/svc/a", "2", 11)
+        await stream.bookmark(12)
+        if at == "stale":
+            await stream.cut()
+    async with asyncio.timeout(DEADLINE):
+        assert await task is error
+    await stream.gone()
+    assert mirror.state == "stale"
+    assert mirror.reason == f"run() has ended: {error!r}"
+    assert gateway.waiting == 0
+
+    # Whoever mends the cause may run it again: it goes on where it is.
+    seen = {"live": 10, "change": 11, "bookmark": 12, "stale": 12}[at]
+    assert (mirror.revision, mirror.cursor) == (seen, cursor(seen))
+
+
+async def test_python_client_runs_again(gateway: FakeGateway) -> None:
+    """After an end, from where it was: with nothing of the stream before."""
+    client = PythonClient()
+    await client.start(gateway.url, "/svc/")
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "half", 11, more=True)
+    await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
+    await turns(client, "stale")
+    await client.stop()
+    assert client.mirror.reason.startswith("run() has ended: CancelledError")
+
+    client.run()
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(10)
+    await stream.delete("/svc/b", 11)
+    await stream.synced(11)
+    await shows(client, "live", 11, {"/svc/a": "1"})
+    await client.stop()
+
+
+@pytest.mark.parametrize(
+    ("url", "headers", "says"),
+    [
+        ("127.0.0.1:8080", None, "http"),
+        ("ftp://127.0.0.1", None, "protocol"),
+        ("http://127.0.0.1:port", None, "port"),
+        (None, {"Authorization": "Bearer a\nb"}, "header"),
+    ],
+)
+async def test_python_client_ends_with_what_cannot_be_asked(
+    gateway: FakeGateway, url: str | None, headers: dict[str, str] | None, says: str
+) -> None:
+    """An address or a header that is none will not become one."""
+    mirror: Mirror = load_mirror().Mirror(url or gateway.url, "/svc/", headers=headers)
+    with pytest.raises((httpx.HTTPError, httpx.InvalidURL), match=says):
+        async with asyncio.timeout(DEADLINE):
+            await mirror.run()
+    assert (mirror.state, mirror.reason[:15]) == ("connecting", "run() has ended")
+
+
+async def command(*arguments: object) -> tuple[int | None, str, str]:
+    """`mirror.py` run to its end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, EXAMPLES / "mirror.py", *map(str, arguments), stdout=PIPE, stderr=PIPE
+    )
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_python_command_ends_with_a_line(gateway: FakeGateway) -> None:
+    """What is wrong, and no stack trace."""
+    gateway.problem = problem(403, "forbidden", "not yours")
+    status, out, err = await command(gateway.url, "/svc/")
+    assert (status, err) == (1, "mirror.py: HTTP 403 forbidden: not yours\n")
+    assert out == "# connecting HTTP 403 forbidden: not yours: 0 keys at revision 0\n"
+    status, _out, err = await command("127.0.0.1:8080", "/svc/")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "http://" in err
+    status, _out, err = await command(gateway.url)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("usage: ")
+
+
+async def test_python_command_in_a_pipe_that_is_read_no_more(gateway: FakeGateway) -> None:
+    """`| head -n 1` ends it, and nothing is said."""
+    shell = shlex.join([sys.executable, str(EXAMPLES / "mirror.py"), gateway.url, "/svc/"])
+    process = await asyncio.create_subprocess_shell(f"{shell} | head -n 1", stdout=PIPE, stderr=PIPE)
+    stream = await gateway.stream()
+    async with asyncio.timeout(DEADLINE):
+        for number in itertools.count():
+            with contextlib.suppress(ConnectionError):
+                await stream.reset(f"number {number}")
+            await asyncio.sleep(0.01)
+            if stream.closed.is_set():
+                break
+        out, err = await process.communicate()
+    assert (out.count(b"\n"), err) == (1, b"")
+
+
+def old_python(version: str) -> str:
+    """A program that runs `mirror.py` as an older Python would."""
+    return f"import sys, runpy; sys.version_info = {version}; runpy.run_path({str(EXAMPLES / 'mirror.py')!r})"
+
+
+@pytest.mark.parametrize("version", [(3, 8), (3, 10)])
+async def test_python_client_says_which_python_it_needs(version: tuple[int, int]) -> None:
+    """An older one understands it as far as the line that says so, before anything is imported that it has not."""
+    ast.parse((EXAMPLES / "mirror.py").read_text(), feature_version=version)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", old_python(f"{(*version, 0, 'final', 0)}"), stdout=PIPE, stderr=PIPE
+    )
+    _out, err = await process.communicate()
+    last = err.decode().splitlines()[-1]
+    assert last == f"ImportError: mirror.py needs Python 3.11 or newer; this is {version[0]}.{version[1]}"
 
 
 async def test_python_client_asks_for_a_prefix_of_any_bytes(gateway: FakeGateway) -> None:
@@ -602,6 +1044,94 @@ async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
     assert json.loads(lines[1])["value"] == "1"
     assert lines[2] == "# live: 1 keys at revision 10"
     assert json.loads(lines[3]) == {"type": "delete", "key": "/svc/a", "mod_revision": 11}
+
+
+# --- mirror.js --------------------------------------------------------------------------------------------------------
+
+
+async def test_browser_client_goes_on_when_onchange_throws(page: Page, gateway: FakeGateway) -> None:
+    """The browser reports it, and the mirror is fed as before: live is true."""
+    client = BrowserClient(page)
+    await page.goto(f"{gateway.url}/blank")
+    await page.evaluate("window.thrown = []; window.onerror = (said) => { if (said) thrown.push(said); return true; }")
+    await page.evaluate(START.replace("} });", "throw new Error('mine'); } });"), [gateway.url, "/svc/"])
+    stream = await synced_client(client, gateway)
+    await stream.put("/svc/a", "one", 11)
+    await shows(client, "live", 11, {"/svc/a": "one", "/svc/b": "2"})
+    await stream.cut()
+    stream = await gateway.stream()
+    assert stream.cursor == cursor(11)
+    assert await client.state() == "stale"
+    await stream.event("close", reason="drain", retry_ms=10)
+    await stream.gone()
+    stream = await gateway.stream()
+    await stream.synced(12)
+    await shows(client, "live", 12, {"/svc/a": "one", "/svc/b": "2"})
+    assert await page.evaluate("thrown") == ["Uncaught Error: mine"] * len(await client.views())
+    await client.stop()
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/?prefix=/x/#prefix=/y/"])
+@pytest.mark.parametrize("path", ["", "/gate/way", "//twice"])
+async def test_clients_find_a_gateway_under_a_path(page: Page, path: str, tail: str) -> None:
+    """With or without a slash behind it; a query and a fragment, as an address bar has them, are none of it."""
+    async with fake_gateway(path) as gateway:
+        await page.goto(gateway.url.removesuffix(path) + f"{path}/blank")
+        await page.evaluate(
+            """async ([url, base]) => { const { Mirror } = await import(url + '/examples/mirror.js');
+            window.mirror = new Mirror(base, '/svc/'); }""",
+            [gateway.url, gateway.url + tail],
+        )
+        assert (await gateway.stream()).query == {"prefix": "/svc/"}
+        await page.evaluate("mirror.close()")
+        if "?" not in tail:
+            client = PythonClient()
+            await client.start(gateway.url + tail, "/svc/")
+            assert (await gateway.stream()).query["prefix"] == "/svc/"
+            await client.stop()
+
+
+async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> None:
+    """Node has no EventSource: it says what to do; and with one it works, without `location` and the like."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("NOT RUN: node is not installed")
+    (tmp_path / "mirror.mjs").write_text((EXAMPLES / "mirror.js").read_text())
+    (tmp_path / "main.mjs").write_text("""
+        import { Mirror } from './mirror.mjs';
+        delete globalThis.EventSource; // newer ones may have it
+        try { new Mirror(process.argv[2], '/svc/'); } catch (error) { console.log(`${error.name}: ${error.message}`); }
+        class EventSource extends EventTarget {
+          readyState = 1;
+          constructor(url) { super(); console.log(url); EventSource.last = this; }
+          close() { this.readyState = 2; }
+          say(type, data, lastEventId) {
+            this.dispatchEvent(Object.assign(new Event(type), { data: JSON.stringify(data), lastEventId })); }
+        }
+        const mirror = new Mirror(process.argv[2], '/svc/', { EventSource });
+        const { last } = EventSource;
+        last.say('reset', { reason: 'initial' }, 'x-0');
+        last.say('put', { key: '/svc/a', value: '1', mod_revision: 1 }, 'x-0');
+        last.say('synced', { revision: 1, heartbeat: 15 }, 'x-1');
+        console.log(mirror.state, mirror.items.size);
+        last.say('close', { reason: 'drain', retry_ms: 1000 }, 'x-1');
+        last.say('put', { key: '/svc/b', value: '1', mod_revision: 2 }, 'x-2'); // read before the close, told after it
+        last.say('bookmark', { revision: 2, state: 'live' }, 'x-2');
+        console.log(mirror.state, mirror.reason, mirror.items.size, mirror.cursor);
+        mirror.close();
+        console.log(mirror.state, mirror.reason);
+    """)
+    process = await asyncio.create_subprocess_exec(
+        node, tmp_path / "main.mjs", f"{gateway.url}/gw", stdout=PIPE, stderr=PIPE
+    )
+    async with asyncio.timeout(DEADLINE):  # no timer is left that would keep it alive
+        out, err = await process.communicate()
+    assert err == b""
+    first, *rest = out.decode().splitlines()
+    assert first.startswith("TypeError: There is no EventSource here, as in Node: give one, like ")
+    assert rest == [
+        f"{gateway.url}/gw/v1/watch?prefix=%2Fsvc%2F", "live 1", "stale drain 1 x-1", "stale closed",
+    ]  # fmt: skip
 
 
 async def test_browser_client_reopens_by_query_what_it_would_resume_by_header(page: Page, gateway: FakeGateway) -> None:
