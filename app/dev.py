@@ -11,7 +11,7 @@ import itertools
 import logging
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import grpc
 from aetcd import rpc
@@ -38,7 +38,7 @@ async def dev(settings: Settings) -> None:
     if "etcd" in settings.model_fields_set:
         log.warning("dev starts an etcd of its own", extra={"ignored": ",".join(settings.etcd)})
     try:
-        async with EmbeddedEtcd() as etcd, _sample(etcd.endpoint):
+        async with EmbeddedEtcd() as etcd, sample(etcd.endpoint):
             await serve(
                 settings.model_copy(update={"etcd": (etcd.endpoint,)}),
                 on_ready=lambda ports: _say(settings, ports, etcd.endpoint),
@@ -48,7 +48,9 @@ async def dev(settings: Settings) -> None:
 
 
 def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    # A browser cannot open a wildcard address everywhere.
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
+    host = f"[{here.strip('[]')}]" if ":" in here else here
     base = f"http://{host}:{ports[0]}"
     admin = f"http://{host}:{ports[-1]}"
     # The shell reads the file: a token is not for a terminal's scrollback.
@@ -78,13 +80,13 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _sample(endpoint: str) -> AsyncIterator[None]:
-    """A small registry of services under ``/svc/``, in which something changes every second."""
+async def sample(endpoint: str, pace: float = PACE) -> AsyncIterator[None]:
+    """A small registry of services under ``/svc/``, in which something changes every *pace* seconds."""
     async with grpc.aio.insecure_channel(endpoint.removeprefix("http://"), options=OPTIONS) as channel:
         kv = rpc.KVStub(channel)
         for service, zone in itertools.product(SERVICES, ZONES):
-            await kv.Put(_put(service, zone, 0))
-        task = asyncio.create_task(_change(kv), name="sample")
+            await _write(kv, {_key(service, zone): _value(service, zone, 0)})
+        task = asyncio.create_task(_change(kv, pace), name="sample")
         try:
             yield
         finally:
@@ -92,25 +94,38 @@ async def _sample(endpoint: str) -> AsyncIterator[None]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _key(service: str, zone: str) -> bytes:
-    return f"/svc/{service}/{zone}".encode()
-
-
-def _put(service: str, zone: str, load: int) -> rpc.PutRequest:
-    address = f"10.0.{SERVICES.index(service)}.{ZONES.index(zone) + 1}:8080"
-    return rpc.PutRequest(key=_key(service, zone), value=f'{{"address":"{address}","load":{load}}}'.encode())
-
-
-async def _change(kv: rpc.KVStub) -> None:
-    """Puts, a delete and its return, and a transaction of two keys, in turn."""
+async def _change(kv: rpc.KVStub, pace: float) -> None:
     for turn in itertools.count(1):
-        await asyncio.sleep(PACE)
-        service, zone = SERVICES[turn % len(SERVICES)], ZONES[turn % len(ZONES)]
+        await asyncio.sleep(pace)
         with contextlib.suppress(rpc.AioRpcError):  # an etcd that is being stopped needs no sample
-            if turn % 7 == 0:
-                await kv.DeleteRange(rpc.DeleteRangeRequest(key=_key(service, zone)))
-            elif turn % 5 == 0:
-                pair = [rpc.RequestOp(request_put=_put(service, other, turn)) for other in ZONES[:2]]
-                await kv.Txn(rpc.TxnRequest(success=pair))
-            else:
-                await kv.Put(_put(service, zone, turn))
+            await _write(kv, change(turn))
+
+
+def change(turn: int) -> dict[str, str | None]:
+    """What a turn writes: a put, a transaction of two keys, or a delete (None). Only keys of the last zone ever go, so
+    that what the quick start reads is there whenever somebody types it.
+    """
+    service, zone = SERVICES[turn % len(SERVICES)], ZONES[turn % len(ZONES)]
+    if turn % 7 == 0:
+        return {_key(service, ZONES[-1]): None}
+    zones = ZONES[:2] if turn % 5 == 0 else (zone,)
+    return {_key(service, each): _value(service, each, turn) for each in zones}
+
+
+async def _write(kv: rpc.KVStub, changes: Mapping[str, str | None]) -> None:
+    operations = [
+        rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key.encode()))
+        if value is None
+        else rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value.encode()))
+        for key, value in changes.items()
+    ]
+    await kv.Txn(rpc.TxnRequest(success=operations))
+
+
+def _key(service: str, zone: str) -> str:
+    return f"/svc/{service}/{zone}"
+
+
+def _value(service: str, zone: str, load: int) -> str:
+    address = f"10.0.{SERVICES.index(service)}.{ZONES.index(zone) + 1}:8080"
+    return f'{{"address":"{address}","load":{load}}}'

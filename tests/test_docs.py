@@ -16,12 +16,13 @@ import httpx
 import pytest
 from pydantic_core import PydanticUndefined
 
+from app import dev
 from app.core import errors
 from app.core.feed import State
 from app.core.feedwords import FeedInput, Reason
+from app.embedded import EmbeddedEtcd
 from app.metrics import NAMESPACE, RESET_REASONS
 from app.settings import PREFIX, Settings, load
-from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess
 from tools import draw_states
 
@@ -309,32 +310,27 @@ COMMANDS = [
     Command(shell, expected)
     for expected, shell in re.findall(r"<!-- run: ([^\n]+) -->\n```sh\n(.*?)```", read("quickstart.md"), re.DOTALL)
 ]
-SERVICES = [f"/svc/{service}/{zone}" for service in ("api", "billing", "search", "mail") for zone in "abc"]
+# A key that a reader is told to type.
+KEYS = set(re.findall(r"[?&]key=(/svc/[^'&\s]+)", read("quickstart.md") + (ROOT / "README.md").read_text()))
 
 
 @pytest.fixture(name="sample")
-async def _sample(kv: EtcdClient) -> AsyncIterator[None]:
-    """What ``dev`` shows, but quicker: the same keys, and five changes a second, some of two keys."""
+async def _sample(etcd: EmbeddedEtcd) -> AsyncIterator[None]:
+    """What ``dev`` shows, but five changes a second."""
+    async with dev.sample(etcd.endpoint, 0.2):
+        yield
 
-    def value(key: str, load: int) -> str:
-        zone = "abc".index(key[-1]) + 1
-        return f'{{"address":"10.0.0.{zone}:8080","load":{load}}}'
 
-    async def change() -> None:
-        turn = 0
-        while True:
-            await asyncio.sleep(0.2)
-            turn += 1
-            pair = SERVICES[turn % len(SERVICES)], SERVICES[(turn + 1) % len(SERVICES)]
-            await kv.transact({key: value(key, turn) for key in pair[: 1 + turn % 2]})
-
-    for key in SERVICES:
-        await kv.put(key, value(key, 0))
-    task = asyncio.create_task(change())
-    yield
-    assert not task.done(), task
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+def test_the_sample_keeps_the_keys_of_the_quick_start() -> None:
+    """Whenever somebody types a command, its key is there; and yet keys go, and come back."""
+    turns = [dev.change(turn) for turn in range(1, 4 * 3 * 5 * 7 + 1)]  # then it begins again
+    gone = [key for changes in turns for key, value in changes.items() if value is None]
+    put = {key for changes in turns for key, value in changes.items() if value is not None}
+    assert KEYS
+    assert put - set(gone) >= KEYS
+    assert len(set(gone)) > 1
+    assert set(gone) < put
+    assert {len(changes) for changes in turns} == {1, 2}
 
 
 def test_the_quick_start_has_commands_to_run() -> None:
