@@ -82,7 +82,8 @@ def _client_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     router.add_api_route("/v1/kv", Kv(gateway).get, response_model=None, **openapi.KV)
     router.add_api_route("/v1/watch", Watch(gateway).get, response_model=None, **openapi.WATCH)
-    router.add_api_route("/", Page().get, response_model=None, include_in_schema=False)
+    page = Page(admin=gateway.settings.admin_port is None)
+    router.add_api_route("/", page.get, response_model=None, include_in_schema=False)
     return router
 
 

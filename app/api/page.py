@@ -27,10 +27,12 @@ def content_security_policy(page: str) -> str:
 
 
 class Page:
-    """The endpoint."""
+    """The endpoint. Without *admin* the page has no links to what has moved to ``GATEWAY_ADMIN_PORT``."""
 
-    def __init__(self) -> None:
-        self._text = (files("app.api") / "page.html").read_text()
+    def __init__(self, *, admin: bool) -> None:
+        self._text = (files("app.api") / "page.html").read_text(encoding="utf-8")
+        if not admin:
+            self._text = re.sub("<!-- admin -->.*?<!-- /admin -->", "", self._text, flags=re.DOTALL)
         self._headers = {
             "Cache-Control": "no-cache",
             "Content-Security-Policy": content_security_policy(self._text),

@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
@@ -27,23 +26,12 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from tests.examples.fake_gateway import DEADLINE, EXAMPLES, PAGE, FakeGateway, Stream, cursor, fake_gateway
 
 if TYPE_CHECKING:
     from mirror import Item, Mirror
-
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # One browser serves the module, so its tests share a loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -204,35 +192,6 @@ class BrowserClient:
     async def stop(self) -> None:
         """Follow no more."""
         await self._page.evaluate("mirror.close()")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", name="browser")
-async def _browser() -> AsyncIterator[Browser]:
-    """One Chromium."""
-    if not await asyncio.to_thread(CHROMIUM.exists):
-        message = f"NOT RUN: chromium is not at {CHROMIUM} (apt-get install -y --no-install-recommends chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module", name="page")
-async def _page(browser: Browser) -> AsyncIterator[Page]:
-    """A tab of its own; whatever it complains of fails the test, but for what the network does to it."""
-    complaints: list[str] = []
-    context = await browser.new_context()
-    page = await context.new_page()
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    yield page
-    await context.close()
-
-    network = ("Failed to load resource", "EventSource's response has a MIME type")
-    assert [text for text in complaints if not text.startswith(network)] == []
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="gateway")
