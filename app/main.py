@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
-from app.api import openapi, problems
+from app.api import docs, openapi, problems
 from app.api.feeds import Feeds
 from app.api.health import Health
 from app.api.kv import Kv
@@ -71,10 +71,13 @@ def _new_app(lifespan: Any) -> FastAPI:
         version=__version__,
         description="Follow etcd keys over HTTP, on shared and released watches.",
         lifespan=lifespan,
+        servers=[{"url": "."}],  # from where /openapi.json is: a proxy may serve the gateway under a path
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that a proxy in front gave us
     )
     problems.install(app)
+    docs.install(app)
     return app
 
 

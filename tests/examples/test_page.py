@@ -9,12 +9,16 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
+from app.embedded import free_ports
 from tests.support.gateway import environment
+from tests.support.nginx import nginx, recipe
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 # Only a hang reaches it.
@@ -119,3 +123,91 @@ async def test_links_of_the_page_with_an_admin_port(page: Page) -> None:
         for each in links:
             answer = await page.request.get(each)
             assert answer.status == 200, each
+
+
+# --- /docs ------------------------------------------------------------------------------------------------------------
+
+
+async def shows_the_api(page: Page, base: str) -> list[str]:
+    """Open ``/docs`` with no network but *base*; what it shows. Nothing is asked of anybody else."""
+    asked: list[str] = []
+
+    async def only_the_gateway(route: Route) -> None:
+        asked.append(route.request.url)
+        if route.request.url.startswith(base):
+            await route.continue_()
+        else:
+            await route.abort()
+
+    await page.route("**/*", only_the_gateway)
+    await page.goto(f"{base}docs")
+    await expect(page.locator(".opblock").first).to_be_visible()
+    assert all(url.startswith(base) for url in asked), asked
+    assert len(asked) >= 4
+    return list(await page.locator(".opblock-summary-path").all_inner_texts())
+
+
+async def can_try_it_out(page: Page, base: str) -> None:
+    """The form of ``/v1/kv`` asks this gateway, where it is."""
+    await page.locator(".opblock-summary", has_text="/v1/kv").click()
+    await page.click(".try-out__btn")
+    await page.fill("tr[data-param-name=prefix] input", "/svc/mail/")
+    await page.click(".execute")
+    await expect(page.locator(".request-url")).to_contain_text(f"{base}v1/kv?prefix=")
+    await expect(page.locator(".live-responses-table tbody td.response-col_status").first).to_contain_text("200")
+
+
+ADMIN = ["/v1/feeds", "/livez", "/readyz", "/metrics"]
+
+
+async def test_docs_with_no_network(page: Page, link: str) -> None:
+    """The whole API, by what the gateway brings itself."""
+    base = link.partition("?")[0]
+    assert await shows_the_api(page, base) == ["/v1/kv", "/v1/watch", *ADMIN]
+    await can_try_it_out(page, base)
+
+
+async def test_docs_of_the_admin_port(page: Page) -> None:
+    """Each port's are about that port."""
+    ports = free_ports(2)
+    async with dev(f"--port={ports[0]}", f"--admin-port={ports[1]}"):
+        assert await shows_the_api(page, f"http://127.0.0.1:{ports[1]}/") == ADMIN
+        await page.unroute_all()
+        assert await shows_the_api(page, f"http://127.0.0.1:{ports[0]}/") == ["/v1/kv", "/v1/watch"]
+
+
+async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> None:
+    """The recipe of docs/operations.md: the page, what it links to, what it follows, and /docs."""
+    gateway = link.partition("?")[0]
+    http = f"upstream gateways {{ server gateway-0:8080; }} server {{ listen 80; {recipe('path')} }}"
+    async with nginx(tmp_path / "nginx", [gateway], http) as proxy:
+        base = f"{proxy.base}/etcd/"
+        await page.goto(f"{base}?prefix=/svc/api/")
+        await expect(page.locator("#state")).to_have_text("live")
+        await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
+        await expect(page.locator("#curl")).to_have_text(f"curl -N '{base}v1/watch?prefix=/svc/api/'")
+        for each in await page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.href)"):
+            assert each.startswith(base)
+            assert (await page.request.get(each)).status == 200, each
+        await page.fill("#prefix", "/svc/")
+        await page.press("#prefix", "Enter")
+        await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
+        assert page.url == f"{base}#prefix=/svc/"
+
+        assert await shows_the_api(page, base) == ["/v1/kv", "/v1/watch", *ADMIN]
+        await can_try_it_out(page, base)
+
+
+async def test_files_of_docs(link: str) -> None:
+    """They come whole, are asked for anew only when they have changed, and are nobody else's."""
+    async with httpx.AsyncClient(base_url=link.partition("?")[0]) as http:
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+            first = await http.get(f"docs/{name}")
+            assert first.status_code == 200
+            assert len(first.content) == int(first.headers["content-length"]) > 100_000
+            again = await http.get(f"docs/{name}", headers={"If-None-Match": first.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+            changed = await http.get(f"docs/{name}", headers={"If-None-Match": '"other"'})
+            assert changed.content == first.content
+        for name in ("redoc.standalone.js", "../docs.py", "%2e%2e/docs.py"):
+            assert (await http.get(f"docs/{name}")).json()["code"] == "no-such-path"
