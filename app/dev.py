@@ -49,7 +49,7 @@ async def dev(settings: Settings) -> None:
 
 def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
     # A browser cannot open a wildcard address everywhere.
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
+    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
     host = f"[{here.strip('[]')}]" if ":" in here else here
     base = f"http://{host}:{ports[0]}"
     admin = f"http://{host}:{ports[-1]}"

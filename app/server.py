@@ -71,14 +71,20 @@ HURRY = 1.0
 def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
     """A listening socket whose connections inherit a bounded send buffer (4 MiB each by default on Linux).
 
-    It listens at once: two sockets may be bound to one port as long as neither listens.
+    It listens at once: two sockets may be bound to one port as long as neither listens. An empty *host* is every
+    address: of IPv6 and IPv4 where the kernel has both, else of IPv4.
 
     Raises:
         SettingsError: the address can't be had; names the setting.
     """
+    if not host and socket.has_dualstack_ipv6():
+        host = "::"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if family == socket.AF_INET6:
+            # "::" takes IPv4 too, whatever net.ipv6.bindv6only says.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         sock.bind((host.strip("[]"), port))

@@ -57,6 +57,13 @@ async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
     await app(scope, receive, send_unchunked)
 
 
+def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    """An IPv4 client of a socket that takes both families, by its own address: FORWARDED_ALLOW_IPS names it by that."""
+    if client is None or not client[0].startswith("::ffff:") or "." not in client[0]:
+        return client
+    return client[0].removeprefix("::ffff:"), client[1]
+
+
 class GatewayProtocol(HttpToolsProtocol):
     """Named in the server's configuration (``http=``)."""
 
@@ -70,6 +77,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client has come."""
         super().connection_made(transport)
+        self.client = unmapped(self.client)
         self._line = Line(transport, self._take_over)
         self._await_head()
 

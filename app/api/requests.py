@@ -13,7 +13,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 def address_of(request: Request) -> str:
     """``host:port`` of the client, or of whom the proxy in front names (uvicorn's proxy headers)."""
     client = request.client
-    return f"{client.host}:{client.port}" if client is not None else "unknown"
+    if client is None:
+        return "unknown"
+    host = f"[{client.host}]" if ":" in client.host else client.host
+    return f"{host}:{client.port}"
 
 
 def request_id_of(request: Request) -> str:

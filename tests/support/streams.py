@@ -150,7 +150,7 @@ async def request(
 ) -> Stream:
     """Send one request over a connection of its own; a body of known length is read."""
     parts = urlsplit(url)
-    sock = socket.socket()
+    sock = socket.socket(socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET)
     sock.setblocking(False)
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

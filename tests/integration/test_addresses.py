@@ -1,0 +1,69 @@
+"""Where the gateway listens, and by which address it knows its clients."""
+
+from __future__ import annotations
+
+import socket
+
+import httpx
+import pytest
+
+from app.api.protocol import unmapped
+from app.embedded import EmbeddedEtcd
+from app.server import bind
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.streams import watch
+
+DUAL = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="NOT RUN: no IPv6 here")
+
+
+async def address(server: GatewayProcess, host: str, forwarded: str = "") -> str:
+    """What /v1/feeds calls a client that comes to *host*, without its port."""
+    base = f"http://{host}:{server.port}"
+    headers = {"X-Forwarded-For": forwarded} if forwarded else {}
+    async with await watch(base, "prefix=/svc/", headers=headers) as stream:
+        await stream.until("synced")
+        async with httpx.AsyncClient(trust_env=False) as http:
+            feeds = (await http.get(f"{base}/v1/feeds?prefix=/svc/")).json()["feeds"]
+    (subscriber,) = feeds[0]["subscriber_list"]
+    return str(subscriber["address"]).rpartition(":")[0]
+
+
+@DUAL
+@pytest.mark.parametrize("host", ["", "::"])
+async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> None:
+    """As the chart asks for. A client by IPv4 is known, and believed as a proxy, by its IPv4 address."""
+    settings = {"GATEWAY_HOST": host, "GATEWAY_ALLOW_PREFIXES": "", "FORWARDED_ALLOW_IPS": "127.0.0.0/8"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        assert await address(server, "127.0.0.1") == "127.0.0.1"
+        assert await address(server, "127.0.0.1", "203.0.113.7") == "203.0.113.7"
+        assert await address(server, "[::1]") == "[::1]"
+        assert await address(server, "[::1]", "203.0.113.7") == "[::1]"
+
+
+@DUAL
+def test_both_families_whatever_the_system_prefers() -> None:
+    """net.ipv6.bindv6only is not asked."""
+    for host in ("", "::"):
+        with bind(host, 0, 65536, "GATEWAY_PORT") as sock:
+            assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+
+
+def test_every_address_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without it: those of IPv4."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with bind("", 0, 65536, "GATEWAY_PORT") as sock:
+        assert (sock.family, sock.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("::ffff:10.0.0.1", 1), ("10.0.0.1", 1)),
+        (("::ffff:a00:1", 1), ("::ffff:a00:1", 1)),
+        (("::1", 1), ("::1", 1)),
+        (("10.0.0.1", 1), ("10.0.0.1", 1)),
+        (None, None),
+    ],
+)
+def test_unmapped(given: tuple[str, int] | None, expected: tuple[str, int] | None) -> None:
+    assert unmapped(given) == expected
