@@ -272,6 +272,17 @@ def test_readme_has_every_value() -> None:
         "trustedProxies=10.0.0.0/8",
         "settings.drainPace=0",
         "settings.linger=soon",
+        "host=a b",
+        "host=http://a",
+        "extraEnv[0].value=a",
+        "extraEnv[0].name=A=B",
+        "extraEnv[0].nam=A",
+        "extraEnv={A}",
+        "extraEnvFrom[0].secretRef.nam=a",
+        "extraEnvFrom[0].secret=a",
+        "podSecurityContext.runAsUser=0",
+        "podSecurityContext.runAsNonRoot=false",
+        "podSecurityContext.fsGroup=nobody",
         "settings.sendBuffer=64KB",
         "settings.logLevel=loud",
         "adminPort=70000",
@@ -303,6 +314,84 @@ def test_hardened(tool: Path) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+# What OpenShift's restricted-v2 asks for: no id of the chart's own.
+IDS = ("runAsUser", "runAsGroup", "fsGroup")
+NO_IDS = tuple(f"--set=podSecurityContext.{name}=null" for name in IDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [NO_IDS, ("--set-json", "podSecurityContext=null"), ("-f", "FILE")], ids=["each", "whole", "file"]
+)
+def test_ids_of_the_cluster(tool: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """null takes the chart's ids away, from the pod of `helm test` too; what makes it restricted stays."""
+    file = tmp_path / "values.yaml"
+    file.write_text("podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n")
+    found = manifests(template(tool, *CHOICE, *(str(file) if each == "FILE" else each for each in arguments)))
+
+    for spec in (found["Deployment"]["spec"]["template"]["spec"], found["Pod"]["spec"]):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_ids_of_ones_own(tool: Path) -> None:
+    """Each by itself; a number that OpenShift gives stays a number, and the group 0 stays one."""
+    ids = "podSecurityContext.runAsUser=1000680000,podSecurityContext.runAsGroup=0,podSecurityContext.fsGroup=null"
+    pod = manifests(template(tool, *CHOICE, "--set", ids))["Deployment"]["spec"]["template"]["spec"]
+
+    assert {name: value for name, value in pod["securityContext"].items() if name in IDS} == {
+        "runAsUser": 1000680000,
+        "runAsGroup": 0,
+    }
+
+
+@pytest.mark.parametrize("host", ["", "::", "10.0.0.1"])
+def test_host(tool: Path, host: str) -> None:
+    """Both families, unless somebody says which."""
+    arguments = ("--set-string", f"host={host}") if host else ()
+    told = environment(manifests(template(tool, *CHOICE, *arguments))["Deployment"])
+
+    assert told["GATEWAY_HOST"] == host
+
+
+EXTRA = """
+extraEnv:
+  - {name: TZ, value: Europe/Berlin}
+  - {name: EMPTY, value: ""}
+  - {name: HTTPS_PROXY, valueFrom: {secretKeyRef: {name: proxy, key: url, optional: true}}}
+  - {name: GRPC_VERBOSITY, valueFrom: {configMapKeyRef: {name: grpc, key: verbosity}}}
+  - {name: GATEWAY_INSTANCE, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+  - {name: MEMORY_LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
+extraEnvFrom:
+  - {prefix: TRACE_, configMapRef: {name: trace, optional: true}}
+  - {secretRef: {name: more}}
+"""
+
+
+@pytest.mark.parametrize("kubernetes", KUBERNETES)
+def test_further_environment(tool: Path, tmp_path: Path, kubernetes: str) -> None:
+    """It comes behind the chart's own, as it was written, and Kubernetes knows all of it."""
+    (tmp_path / "values.yaml").write_text(EXTRA)
+    text = template(tool, *CHOICE, "-f", str(tmp_path / "values.yaml"), "--kube-version", kubernetes)
+    given = yaml.safe_load(EXTRA)
+    only = container(manifests(text)["Deployment"])
+    assert only["env"][-len(given["extraEnv"]) :] == given["extraEnv"]
+    assert only["env"][0]["name"] == "GATEWAY_HOST"
+    assert only["envFrom"] == given["extraEnvFrom"]
+    assert "envFrom" not in container(manifests(template(tool, *CHOICE))["Deployment"])
+
+    (tmp_path / "rendered.yaml").write_text(text, encoding="utf-8")
+    done = run(sys.executable, "-m", "kubernetes_validate", "--strict", "-k", kubernetes, tmp_path / "rendered.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_further_environment_says_nothing_twice(tool: Path, values: Path) -> None:
+    """Of two variables of a name Kubernetes takes the last, and loses one of them at the next upgrade."""
+    for name in environment(manifests(template(tool, "-f", str(values)))["Deployment"]):
+        assert f"extraEnv names {name}" in refusal(tool, "-f", str(values), "--set", f"extraEnv[0].name={name}")
+    twice = "extraEnv[0].name=TZ,extraEnv[1].name=TZ"
+    assert "extraEnv names TZ" in refusal(tool, "-f", str(values), "--set", twice)
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)

@@ -86,6 +86,53 @@ class Token(Values):
     key: Name
 
 
+class KeyRef(Values):
+    name: Name
+    key: Name
+    optional: bool | None = None
+
+
+class FieldRef(Values):
+    fieldPath: Name  # noqa: N815
+    apiVersion: Name | None = None  # noqa: N815
+
+
+class ResourceFieldRef(Values):
+    resource: Name
+    containerName: Name | None = None  # noqa: N815
+    divisor: Quantity | None = None
+
+
+class ValueFrom(Values):
+    secretKeyRef: KeyRef | None = None  # noqa: N815
+    configMapKeyRef: KeyRef | None = None  # noqa: N815
+    fieldRef: FieldRef | None = None  # noqa: N815
+    resourceFieldRef: ResourceFieldRef | None = None  # noqa: N815
+
+
+class EnvVar(Values):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+    value: str | None = None
+    valueFrom: ValueFrom | None = None  # noqa: N815
+
+
+class WholeRef(Values):
+    name: Name
+    optional: bool | None = None
+
+
+class EnvFrom(Values):
+    prefix: str | None = None
+    secretRef: WholeRef | None = None  # noqa: N815
+    configMapRef: WholeRef | None = None  # noqa: N815
+
+
+class PodSecurityContext(Values):
+    runAsUser: Annotated[int, Field(ge=1)] | None = None  # noqa: N815
+    runAsGroup: Annotated[int, Field(ge=0)] | None = None  # noqa: N815
+    fsGroup: Annotated[int, Field(ge=0)] | None = None  # noqa: N815
+
+
 class Service(Values):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"]
     port: Port
@@ -238,6 +285,7 @@ def root() -> type[Values]:
         "etcd": Etcd,
         "token": Token,
         "corsOrigins": list[Annotated[str, Field(pattern=r"^(\*|https?://[^,\s/]+)$")]],
+        "host": Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]*$")],
         "epoch": Annotated[str, Field(max_length=64)],
         "adminPort": Annotated[int, Field(ge=0, le=65535)],
         "trustedProxies": list[Annotated[str, Field(pattern=r"^[^,\s]+$")]],
@@ -246,6 +294,8 @@ def root() -> type[Values]:
             ("preStopSeconds", "drainWindowSeconds", "drainTimeoutSeconds", "terminationGracePeriodSeconds"),
             Annotated[int, Field(ge=0)],
         ),
+        "extraEnv": list[EnvVar],
+        "extraEnvFrom": list[EnvFrom],
         "service": Service,
         "ingress": Ingress,
         "httpRoute": HttpRoute,
@@ -263,6 +313,7 @@ def root() -> type[Values]:
     }
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
     # What a parent chart shares with its subcharts; not read here, and not in values.yaml.
+    fields["podSecurityContext"] = (PodSecurityContext | None, None)  # as a whole null, too
     fields["global"] = (dict[str, Any] | None, None)
     return create_model("Whole", __base__=Values, **fields)
 

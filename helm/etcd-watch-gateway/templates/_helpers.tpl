@@ -32,10 +32,11 @@ helm.sh/chart: {{ include "gateway.chart" . }}
 {{- define "gateway.podSecurity" -}}
 securityContext:
   runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  # Lets that group read the mounted Secrets.
-  fsGroup: 65532
+  {{- range $name, $value := .Values.podSecurityContext }}
+  {{- if not (kindIs "invalid" $value) }}
+  {{ $name }}: {{ int64 $value }}
+  {{- end }}
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- with .Values.image.pullSecrets }}
@@ -98,6 +99,14 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
 {{- fail (printf "autoscaling.minReplicas (%d) must not be above autoscaling.maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
+{{- end -}}
+{{- $named := list -}}
+{{- range fromYamlArray (include "gateway.env" .) -}}{{- $named = append $named .name -}}{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name $named -}}
+{{- fail (printf "extraEnv names %s, which the chart sets already, or twice: use the chart's value for it, as a pod must not have two of a name" .name) -}}
+{{- end -}}
+{{- $named = append $named .name -}}
 {{- end -}}
 {{- $needed := add .Values.preStopSeconds .Values.drainWindowSeconds .Values.drainTimeoutSeconds -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $needed) -}}

@@ -1,0 +1,62 @@
+{{- /* What the chart itself tells the gateway; extraEnv may name none of these again. */ -}}
+{{- define "gateway.env" -}}
+- name: GATEWAY_HOST
+  value: {{ .Values.host | quote }}
+- name: GATEWAY_PORT
+  value: "8080"
+{{- if gt (int .Values.adminPort) 0 }}
+- name: GATEWAY_ADMIN_PORT
+  value: {{ int .Values.adminPort | quote }}
+{{- end }}
+- name: GATEWAY_ETCD
+  value: {{ join "," .Values.etcd.endpoints | quote }}
+{{- with .Values.etcd.tls }}
+{{- if .existingSecret }}
+- name: GATEWAY_ETCD_CACERT
+  value: /etc/etcd-watch-gateway/etcd-tls/ca.crt
+{{- end }}
+{{- if .clientCertificate }}
+- name: GATEWAY_ETCD_CERT
+  value: /etc/etcd-watch-gateway/etcd-tls/tls.crt
+- name: GATEWAY_ETCD_KEY
+  value: /etc/etcd-watch-gateway/etcd-tls/tls.key
+{{- end }}
+{{- end }}
+{{- with .Values.etcd.auth.existingSecret }}
+- name: GATEWAY_ETCD_USER
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: username
+- name: GATEWAY_ETCD_PASSWORD_FILE
+  value: /etc/etcd-watch-gateway/etcd-auth/password
+{{- end }}
+- name: GATEWAY_ALLOW_PREFIXES
+  value: {{ join "," .Values.allowPrefixes | quote }}
+{{- if .Values.token.existingSecret }}
+- name: GATEWAY_TOKEN_FILE
+  value: /etc/etcd-watch-gateway/token/token
+{{- end }}
+{{- with .Values.trustedProxies }}
+- name: FORWARDED_ALLOW_IPS
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.corsOrigins }}
+- name: GATEWAY_CORS_ORIGINS
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.epoch }}
+- name: GATEWAY_EPOCH
+  value: {{ . | quote }}
+{{- end }}
+- name: GATEWAY_DRAIN_WINDOW
+  value: {{ int .Values.drainWindowSeconds | quote }}
+- name: GATEWAY_DRAIN_TIMEOUT
+  value: {{ int .Values.drainTimeoutSeconds | quote }}
+{{- range $name, $value := .Values.settings }}
+{{- if not (kindIs "invalid" $value) }}
+- name: GATEWAY_{{ snakecase $name | upper }}
+  value: {{ include "gateway.text" $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
