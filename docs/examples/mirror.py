@@ -79,7 +79,7 @@ _MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
 }
 
 
-def parse(line: bytes | bytearray) -> Item:
+def parse(line: bytearray) -> Item:
     """One event, complete: an event that failed while it is applied would leave the mirror wrong."""
     try:
         event: Item = json.loads(line)
@@ -176,20 +176,20 @@ class Mirror:
 
     async def _follow(self, client: httpx.AsyncClient) -> float:
         """Follow one stream to its end; the seconds until the next."""
-        try:
-            async with contextlib.aclosing(self._events(client)) as events:
-                async for event in events:
-                    self._take(event)
-        except _StreamEnd as end:
-            self._forget_stream()
-            self._tell([], end.reason)
-            if end.wait > 0:
-                return min(end.wait, LONGEST_WAIT)
+        async with contextlib.aclosing(self._lines(client)) as lines:
+            try:
+                async for line in lines:
+                    self._take(parse(line))
+            except _StreamEnd as end:  # stale before the connection is closed, which may take a while
+                self._forget_stream()
+                self._tell([], end.reason)
+                if end.wait > 0:
+                    return min(end.wait, LONGEST_WAIT)
         self._failures = min(self._failures + 1, 5)
         return random.uniform(0.1, 1) * min(30.0, 2.0**self._failures)  # noqa: S311 - jitter, no secret
 
-    async def _events(self, client: httpx.AsyncClient) -> AsyncGenerator[Item, None]:
-        """The events of one stream; then _StreamEnd. An error that `onchange` raises does not pass through here."""
+    async def _lines(self, client: httpx.AsyncClient) -> AsyncGenerator[bytearray, None]:
+        """The lines of one stream; then _StreamEnd. An error that `onchange` raises does not pass through here."""
         url = f"{self._url}&last_event_id={quote(self.cursor)}" if self.cursor else self._url
         now = asyncio.get_running_loop().time
         rest = bytearray()
@@ -204,7 +204,7 @@ class Mirror:
                         # Not aiter_lines(): it also splits at U+2028 and the like, which JSON leaves as they are.
                         *lines, rest = rest.split(b"\n")
                         for line in filter(None, lines):
-                            yield parse(line)
+                            yield line
                     silence.reschedule(now() + 3 * self._heartbeat)
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
             raise  # our own mistake: an address or a header that cannot be sent
