@@ -14,14 +14,20 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "GATEWAY_"
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
+# A longer one is a slip of the keyboard, and infinity would be one too.
+MAX_SECONDS = 10 * 365 * 24 * 3600
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
+_NUMBER = re.compile(r"\s*[0-9]+\s*")
 _PASSWORD = re.compile(r"//[^/]*@")
+# Bytes of the environment that are not UTF-8 arrive as surrogates.
+_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -46,18 +52,51 @@ def _bytes(value: Any) -> Any:
     return int(match[1]) * _SCALES[match[2]]
 
 
+def _number(value: Any) -> Any:
+    """Pydantic alone would also take ``8080.0``, ``8_080`` and ``+8080``."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
+        msg = f"{value!r} is not a number: write it in digits"
+        raise ValueError(msg)
+    return value
+
+
 def _items(value: Any) -> Any:
-    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    """The items of a list. A value that is only white space is neither a list nor the empty value."""
+    if not isinstance(value, str):
+        return value
+    if value and not value.strip():
+        msg = f"{value!r} is only white space: write '' for the empty value"
+        raise ValueError(msg)
+    # Not all that Unicode calls a space: those of other keyboards are part of an item, and refused there.
+    return [item.strip(" \t\r\n") for item in value.split(",")]
 
 
 def _nothing(value: Any) -> Any:
     return None if value == "" else value
 
 
-Seconds = Annotated[float, BeforeValidator(seconds)]
+def _text(value: Any) -> Any:
+    """Text that stands in headers, cursors, logs and requests to etcd. What is invisible there is a mistake."""
+    if not isinstance(value, str):
+        return value
+    if _NOT_TEXT.search(value):
+        msg = "a byte that is not UTF-8, or a control character"
+        raise ValueError(msg)
+    if value != value.strip():
+        msg = "white space at the beginning or at the end"
+        raise ValueError(msg)
+    if value.startswith(("'", '"')):
+        msg = "a quotation mark at the beginning, which a shell would have taken away: leave it out"
+        raise ValueError(msg)
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(le=MAX_SECONDS)]
 Size = Annotated[int, BeforeValidator(_bytes)]
+Number = Annotated[int, BeforeValidator(_number)]
+Text = Annotated[str, BeforeValidator(_text)]
 File = Annotated[Path | None, BeforeValidator(_nothing)]
-Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
+Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
 
 
 class SettingsError(Exception):
@@ -67,17 +106,19 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """What ``serve`` runs with. Read once, never changed."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    # enable_decoding: a list in the environment would be read as JSON, and '[]' as an empty list. A variable means what
+    # its flag means.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, enable_decoding=False)
 
     etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
     etcd_cacert: File = Field(None, description="PEM file of the CAs that sign etcd's certificates; else the system's")
     etcd_cert: File = Field(None, description="PEM file of the certificate that the gateway shows to etcd")
     etcd_key: File = Field(None, description="PEM file of its private key, not encrypted")
-    etcd_user: str = Field("", description="etcd's user that the gateway is")
+    etcd_user: Text = Field("", description="etcd's user that the gateway is")
     etcd_password_file: File = Field(None, description="file with that user's password")
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    admin_port: Annotated[int | None, BeforeValidator(_nothing)] = Field(
+    host: Text = Field("127.0.0.1", description="address to listen on")
+    port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    admin_port: Annotated[int | None, BeforeValidator(_number), BeforeValidator(_nothing)] = Field(
         None, ge=0, le=65535, description="/metrics, /v1/feeds and the probes move to this port"
     )
     allow_prefixes: Items | None = Field(
@@ -85,15 +126,15 @@ class Settings(BaseSettings):
     )
     token_file: File = Field(None, description="file with the bearer token that /v1 asks for")
     cors_origins: Items = Field((), description="origins that browsers may read from, comma-separated")
-    max_subscribers: int = Field(20_000, ge=1, description="streams at a time")
-    max_feeds: int = Field(1_000, ge=1, description="distinct ranges at a time; lingering ones go first")
+    max_subscribers: Number = Field(20_000, ge=1, description="streams at a time")
+    max_feeds: Number = Field(1_000, ge=1, description="distinct ranges at a time; lingering ones go first")
     max_feed_bytes: Size = Field(256 << 20, ge=1, description="memory of all feeds' views and logs together")
-    max_ranges: int = Field(32, ge=1, description="Ranges in flight at etcd")
+    max_ranges: Number = Field(32, ge=1, description="Ranges in flight at etcd")
     linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber")
-    log_batches: int = Field(4096, ge=1, description="revisions that a feed's log keeps")
+    log_batches: Number = Field(4096, ge=1, description="revisions that a feed's log keeps")
     log_bytes: Size = Field(16 << 20, ge=1, description="bytes that a feed's log keeps")
     log_age: Seconds = Field(600.0, gt=0, description="how long a feed's log keeps a revision")
-    reach_back: int = Field(10_000, ge=0, description="revisions of history that a cursor may need from etcd")
+    reach_back: Number = Field(10_000, ge=0, description="revisions of history that a cursor may need from etcd")
     heartbeat: Seconds = Field(15.0, gt=0, description="time between signs of life on a stream")
     stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
     sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resume to prove itself")
@@ -105,10 +146,10 @@ class Settings(BaseSettings):
     )
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
     drain_window: Seconds = Field(30.0, ge=0, description="time over which streams are closed at shutdown")
-    drain_pace: int = Field(100, ge=1, description="streams closed in a second, unless the window is too short")
+    drain_pace: Number = Field(100, ge=1, description="streams closed in a second, unless the window is too short")
     drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait behind that for streams to end")
-    epoch: str = Field("", max_length=64, description="change after restoring a backup of etcd")
-    instance: str = Field(
+    epoch: Text = Field("", max_length=64, description="change after restoring a backup of etcd")
+    instance: Text = Field(
         "", max_length=128, pattern=r"^[!-~]*$", description="name of this instance; by default the host's"
     )
     log_format: Literal["auto", "human", "json"] = Field("auto", description="auto: human on a terminal, else JSON")
@@ -142,25 +183,34 @@ class Settings(BaseSettings):
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        origins = tuple(origin for origin in value if origin)
-        for origin in origins:
-            parts = urlsplit(origin)
-            if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
-                msg = f"{origin!r} is no origin: write it like https://app.example"
+        if value == ("",):
+            return ()
+        if len(value) > 1 and not all(value):
+            msg = "an empty origin beside others: remove a comma"
+            raise ValueError(msg)
+        if len(value) > 1 and "*" in value:
+            msg = "'*' beside others would allow every origin: write it alone"
+            raise ValueError(msg)
+        for origin in value:
+            if origin != "*" and not _is_origin(origin):
+                msg = f"{origin!r} is no origin: write it like https://app.example, as browsers send it"
                 raise ValueError(msg)
-        return origins
+        return value
 
     @field_validator("allow_prefixes")
     @classmethod
     def _check_prefixes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and len(value) > 1 and not all(value):
+        if value is None:
+            return None
+        if not value:
+            msg = "an empty list: write '' for all"
+            raise ValueError(msg)
+        if len(value) > 1 and not all(value):
             msg = "an empty prefix beside others would allow everything: remove a comma, or write '' alone for all"
             raise ValueError(msg)
-        for item in value or ():
-            # Bytes of the environment that are no UTF-8 arrive as surrogates.
-            if re.search("%(?![0-9a-fA-F]{2})|[\ud800-\udfff]", item):
-                msg = f"{item!r} is not percent-encoded: write it as it stands in a query, like /svc/%ff"
-                raise ValueError(msg)
+        for item in value:
+            if why := _wrong_with_prefix(item):
+                raise ValueError(f"{item!r} {why}")
         return value
 
     @model_validator(mode="after")
@@ -209,7 +259,8 @@ class Settings(BaseSettings):
     @property
     def allowed(self) -> tuple[bytes, ...]:
         """The prefixes that may be read, as bytes; ``(b"",)`` is all."""
-        return tuple(unquote_to_bytes(item) for item in self.allow_prefixes or ("",))
+        items = ("",) if self.allow_prefixes is None else self.allow_prefixes
+        return tuple(map(unquote_to_bytes, items))
 
     def token(self) -> SecretStr | None:
         """The bearer token. Raises SettingsError when its file holds none."""
@@ -240,9 +291,48 @@ def _wrong_with_user(user: str, password_file: Path | None) -> str:
     return "" if password_file else "needs GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"
 
 
+# How JSON, YAML, Python, Go and JavaScript write that there is nothing; Helm's "<no value>" has a space.
+_NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>"})
+
+
+def _wrong_with_prefix(item: str) -> str:
+    """Why an item of the fence does not mean what it says; empty if it does."""
+    if re.search("%(?![0-9a-fA-F]{2})|[\ud800-\udfff]", item):
+        return "is not percent-encoded: write it as it stands in a query, like /svc/%ff"
+    if re.search(r"[\x00-\x20\x7f]|\s", item):
+        return "has white space or a control character: separate items by commas, and write a space as %20"
+    if item.endswith("*"):
+        return "ends with a star: a prefix needs none, and a key's '*' is %2A"
+    if item.startswith(("[", "{", '"', "'")) or item.lower() in _NOTHINGS:
+        encoded = f"%{ord(item[0]):X}{item[1:]}"
+        return f"is no prefix: write items between commas, and '' alone for all; if keys begin so, write {encoded!r}"
+    return ""
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser sends it so: an upper-case host, or the scheme's own port, would never match."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    if parts.scheme not in _PORTS or _HOST.fullmatch(host) is None:
+        return False
+    host = f"[{host}]" if ":" in host else host
+    return text == f"{parts.scheme}://{host}" + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
+
+
 def _endpoint(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
-    parts = urlsplit(url)
+    no_endpoint = f"{text!r} is no endpoint: write it like http://127.0.0.1:2379"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(no_endpoint) from None
     if "@" in parts.netloc:
         msg = "user and password do not go into an endpoint: GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE have them"
         raise ValueError(msg)
@@ -252,14 +342,13 @@ def _endpoint(text: str) -> str:
         port = None
     if (
         parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or port is None
+        or _HOST.fullmatch(parts.hostname or "") is None
+        or not port
         or parts.path not in ("", "/")
         or parts.query
         or parts.fragment
     ):
-        msg = f"{text!r} is no endpoint: write it like http://127.0.0.1:2379"
-        raise ValueError(msg)
+        raise ValueError(no_endpoint)
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -294,7 +383,8 @@ def _explain(item: Mapping[str, Any]) -> str:
     value = item["input"]
     line = f"{_named(name)}: {text}"
     if repr(value) not in text:
-        line += f", got {_PASSWORD.sub('//***@', repr(value))}"
+        shown = value.partition(":")[0] if name == "etcd_user" and isinstance(value, str) else value
+        line += f", got {_PASSWORD.sub('//***@', repr(shown))}"
     if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value):
         line += (
             "; that looks like a Kubernetes service link (a Service named 'gateway' beside this pod): set "

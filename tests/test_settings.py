@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import app
 from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
@@ -203,7 +204,21 @@ def test_endpoints(text: str, endpoints: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a:1,", ",", "a", "http://a", "ftp://a:1", "http://a:x", "http://a:99999", "http://a:1/path", "http://:1"],
+    [
+        *(
+            "",
+            "a:1,",
+            ",",
+            "a",
+            "http://a",
+            "ftp://a:1",
+            "http://a:x",
+            "http://a:99999",
+            "http://a:1/path",
+            "http://:1",
+        ),
+        *("[]", '["http://a:1"]', "http://a:0", "http://a b:1", "http://[a:1", '"http://a:1"', "a:1 b:2", "a:1;b:2"),
+    ],
 )
 def test_no_endpoints(text: str) -> None:
     """One that is none of a list is enough."""
@@ -305,6 +320,162 @@ def test_a_comma_too_many_does_not_allow_everything(text: str) -> None:
     assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): an empty prefix beside others")
 
 
+NOT_A_FENCE = [
+    # Rendered by templates: an empty list, a list of one, nothing, a quoted empty text.
+    *("[]", "[ ]", "{}", '[""]', '["/svc/"]', '["/svc/","/b/"]', "['/svc/']", "['']", '""', "''", '"/svc/"', "'/svc/'"),
+    *("null", "NULL", "None", "none", "nil", "~", "undefined", "<nil>", "<no value>", "<none>"),
+    *(" ", "  ", "\t", "\n", "\u00a0", "\u3000"),
+    # Lists that are separated otherwise, and what a shell or a proxy would take for "all below".
+    *("/a/ /b/", "/a/\n/b/", "/a/\u00a0", "/svc/*", "*", "/a/,[]", '/a/,"/b/"', "/a/,null"),
+]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("source", ["flag", "environment"])
+@pytest.mark.parametrize("text", NOT_A_FENCE)
+def test_what_is_no_fence(text: str, source: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, whoever renders it: it must neither open every key nor shut out what it names."""
+    if source == "environment":
+        monkeypatch.setenv("GATEWAY_ALLOW_PREFIXES", text)
+    (line,) = refused(host=host, **({"allow_prefixes": text} if source == "flag" else {}))
+
+    assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): ")
+
+
+@pytest.mark.parametrize("items", [(), [], (" ",), ("[]",)])
+def test_no_fence_from_a_program(items: Any) -> None:
+    """Settings that are made in Python are held to the same."""
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"allow_prefixes": items})
+
+    assert Settings.model_validate({"allow_prefixes": ("",)}).allowed == (b"",)
+
+
+def test_what_looks_wrong_may_be_meant() -> None:
+    """Percent-encoded, any key can be named."""
+    text = "%5B%5D,%6Eull,%22a%22,a%20b,%2A,null/,none-of-it,~user/,/a[0]"
+    meant = (b"[]", b"null", b'"a"', b"a b", b"*", b"null/", b"none-of-it", b"~user/", b"/a[0]")
+
+    assert load({"allow_prefixes": text}).allowed == meant
+
+
+ODD = [
+    *(
+        "",
+        " ",
+        "\t",
+        "\n",
+        "\u00a0",
+        ",",
+        ",,",
+        " , ",
+        "0",
+        "1",
+        "-1",
+        "+1",
+        "1.0",
+        "1_0",
+        "0x10",
+        "1e3",
+        "\u0663\u0660",
+    ),
+    *("8080", " 8080 ", "08080", "30s", " 30 s ", "64KiB", "1" * 400, "inf", "nan", "true", "false", "yes", "off"),
+    *("[]", "[1]", '["a"]', "{}", '""', "''", '"a"', "null", "none", "nil", "~", "<no value>", "*", "*,https://a.b"),
+    *(
+        "/svc/",
+        "/svc/,",
+        "/a/, /b/",
+        "a:1",
+        "a:1,b:2",
+        "a:1,",
+        "http://a:1",
+        "http://A:1",
+        "https://a.b:443",
+        "http://[a",
+    ),
+    *("localhost", "[::1]", " ::1", "info", "INFO", "auto", "json", "fast", "\udcff", "a\udcff", "a b"),
+]
+
+
+def outcome(flags: dict[str, Any], name: str) -> Any:
+    """What a setting comes to: its value, or the lines that refuse it."""
+    try:
+        return getattr(load(flags), name)
+    except SettingsError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_a_variable_means_what_its_flag_means(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every setting and every odd value: the same value, or refused by the same line."""
+    for text in ODD:
+        flag = outcome({name: text}, name)
+        monkeypatch.setenv(f"{PREFIX}{name.upper()}", text)
+        variable = outcome({}, name)
+        monkeypatch.delenv(f"{PREFIX}{name.upper()}")
+
+        assert variable == flag, text
+
+
+# What each kind of setting takes of ``ODD``: what a reader sees there. All else is refused.
+NUMBERS = {"0": 0, "1": 1, "8080": 8080, " 8080 ": 8080, "08080": 8080}
+DURATIONS = NUMBERS | {"1.0": 1, "30s": 30, " 30 s ": 30}
+SIZES = NUMBERS | {"64KiB": 65536, "1" * 400: int("1" * 400)}
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["reach_back"], NUMBERS | {"1" * 400: int("1" * 400)}),
+        (["port"], NUMBERS),
+        (["admin_port"], NUMBERS | {"": None}),
+        (["linger", "max_age", "drain_window", "drain_timeout"], DURATIONS),
+        (["min_rate"], SIZES),
+        (["cors_origins"], {"": (), "*": ("*",), "http://a:1": ("http://a:1",)}),
+        (
+            ["etcd"],
+            {
+                "a:1": ("http://a:1",),
+                "a:1,b:2": ("http://a:1", "http://b:2"),
+                "http://a:1": ("http://a:1",),
+                "http://A:1": ("http://A:1",),
+                "https://a.b:443": ("https://a.b:443",),
+            },
+        ),
+        (["log_level"], {"info": "info"}),
+        (["log_format"], {"auto": "auto", "json": "json"}),
+        (["sink"], {"auto": "auto", "fast": "fast"}),
+    ],
+)
+def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
+    """Each is what it says, or is refused by name."""
+    for name in names:
+        for text in ODD:
+            found = outcome({name: text}, name)
+            if text in taken:
+                assert found == taken[text], (name, text)
+            else:
+                assert isinstance(found, str), (name, text)
+                assert found.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): "), (name, text)
+
+
+@pytest.mark.parametrize("name", ["host", "epoch", "instance", "etcd_user"])
+@pytest.mark.parametrize("text", [" a", "a ", "\u00a0", "a\n", "a\x7f", "\udcff", '""', "'a'", '"a"'])
+def test_no_text(name: str, text: str) -> None:
+    """What is invisible in a log, or no UTF-8, or still quoted."""
+    (line, *_more) = refused(**{name: text, "allow_prefixes": "", "etcd_password_file": "/a" * (name == "etcd_user")})
+
+    assert line.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): ")
+
+
+def test_a_password_is_not_repeated_for_another_mistake() -> None:
+    """The user's value is bad in two ways at once."""
+    (line,) = refused(etcd_user="root:hunter2 ", **PASSWORD)
+
+    assert line.startswith("GATEWAY_ETCD_USER (--etcd-user): ")
+    assert "hunter2" not in line
+
+
 def test_cors_origins() -> None:
     """A list; an empty one is none."""
     assert load({"cors_origins": "https://a.example, http://b:3000"}).cors_origins == (
@@ -316,13 +487,36 @@ def test_cors_origins() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a.example", "https://a.example/", "https://a.example/app", "ws://a", "null", "https://"]
+    "text",
+    [
+        *(
+            "a.example",
+            "https://a.example/",
+            "https://a.example/app",
+            "ws://a",
+            "null",
+            "https://",
+            "[]",
+            '["https://a"]',
+        ),
+        # What no browser sends: upper case, the scheme's own port, a query, a user, a bad port.
+        *("https://A.example", "https://a.example:443", "http://a.example:80", "https://a.example?b", "https://u@a.b"),
+        *("https://a.example:x", "https://[a", "https://a b", "https://a#b"),
+    ],
 )
 def test_no_origins(text: str) -> None:
     """A browser would never send it, so it would silently not work."""
     (line,) = refused(cors_origins=text)
 
     assert "is no origin: write it like https://app.example" in line
+
+
+@pytest.mark.parametrize("text", ["https://a.example,", ",https://a.example", "*,https://a.example", " "])
+def test_no_list_of_origins(text: str) -> None:
+    """A comma too many; a star that says more than what stands beside it."""
+    (line,) = refused(cors_origins=text)
+
+    assert line.startswith("GATEWAY_CORS_ORIGINS (--cors-origins): ")
 
 
 def test_token(tmp_path: Path) -> None:
