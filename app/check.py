@@ -241,7 +241,7 @@ class Check:
         self._range = str(KeyRange("prefix", options.prefix))
         self._run = secrets.token_hex(4)  # by which we know our own streams among the subscribers
         # For the gateway alone, not for etcd. As bytes it is UTF-8, which headers are written as if they were Latin-1.
-        token = options.token.encode().decode("latin-1")
+        token = options.token.encode(errors="surrogateescape").decode("latin-1")
         self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
         self._etcd_metrics = options.etcd_metrics
         self._tls: ssl.SSLContext | None = None

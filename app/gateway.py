@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator
 from app import __version__
 from app.api.access import Access
 from app.api.stream import Streams, StreamSettings
+from app.api.token import Token
 from app.core.cursor import Shape, derive_epoch
 from app.core.log import Bounds
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
 from app.ports import Clock, Draw
-from app.settings import Settings, SettingsError, is_loopback
+from app.settings import Settings, SettingsError, is_loopback, named
 from app.watch.registry import Limits, Registry
 
 log = logging.getLogger("gateway")
@@ -54,7 +55,8 @@ class Gateway:
         self.clock = clock
         self.version = __version__
         self.instance = settings.instance or socket.gethostname()
-        self.access = Access(settings.allowed, settings.token())
+        token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
+        self.access = Access(settings.allowed, token)
         self.upstream = Upstream(
             settings.etcd,
             _credentials(settings),

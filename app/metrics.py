@@ -64,6 +64,7 @@ class GatewayCollector(Collector):
         yield from self._of_feeds()
         yield from self._of_streams()
         yield from self._of_etcd()
+        yield from self._of_process()
 
     def _of_feeds(self) -> Iterator[Metric]:
         registry = self._gateway.registry
@@ -140,6 +141,12 @@ class GatewayCollector(Collector):
         build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
         build.add_metric([self._gateway.version, condition.version], 1)
         yield build
+
+    def _of_process(self) -> Iterator[Metric]:
+        token = self._gateway.access.token
+        yield _gauge(
+            "token_unusable", "Whether the token's file cannot be used.", token is not None and not token.usable
+        )
 
 
 def make_registry(gateway: Gateway) -> CollectorRegistry:

@@ -226,7 +226,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_credentials(self) -> Settings:
         lines = [
-            f"{_named(name)}: {why}"
+            f"{named(name)}: {why}"
             for name, why in (
                 ("etcd_cert", "needs GATEWAY_ETCD_KEY (--etcd-key)" if not self.etcd_key else ""),
                 ("etcd_key", "needs GATEWAY_ETCD_CERT (--etcd-cert)" if not self.etcd_cert else ""),
@@ -238,7 +238,7 @@ class Settings(BaseSettings):
         if not self.etcd_is_tls:
             # Somebody believes that this connection is secret, or that etcd knows us by the certificate.
             lines += [
-                f"{_named(name)}: needs https:// endpoints in GATEWAY_ETCD (--etcd)"
+                f"{named(name)}: needs https:// endpoints in GATEWAY_ETCD (--etcd)"
                 for name in ("etcd_cacert", "etcd_cert", "etcd_key")
                 if getattr(self, name)
             ]
@@ -264,23 +264,49 @@ class Settings(BaseSettings):
 
     def token(self) -> SecretStr | None:
         """The bearer token. Raises SettingsError when its file holds none."""
-        return None if self.token_file is None else read_token(self.token_file, _named("token_file"))
+        return None if self.token_file is None else read_token(self.token_file, named("token_file"))
+
+
+# A larger file holds no token: a header may have 64 KiB in all.
+MAX_TOKEN = 16 * 1024
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def read_token(path: Path, named: str) -> SecretStr:
-    """The bearer token in a file. Raises SettingsError, with *named* in front, when there is none that can be sent."""
+    """The bearer token in a file. Raises SettingsError, with *named* in front, when there is none that can be sent.
+
+    Bytes that are not UTF-8 are surrogates in it (``surrogateescape``).
+    """
     try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{named}: cannot read {path}: {error}") from None
-    if not text:
+        data = _read(path, MAX_TOKEN + 1)
+    except OSError as error:
+        raise SettingsError(f"{named}: cannot read {path}: {error.strerror or error}") from None
+    if len(data) > MAX_TOKEN:
+        raise SettingsError(f"{named}: {path} has more than {MAX_TOKEN} bytes")
+    if data.startswith(_BYTE_ORDER_MARKS):
+        raise SettingsError(f"{named}: {path} begins with a byte order mark, which no client sends: save it without")
+    data = data.strip(b" \t\r\n\v\f")
+    if not data:
         raise SettingsError(f"{named}: {path} is empty")
-    if not text.isprintable():
+    if re.search(rb"[\x00-\x1f\x7f]", data):
         raise SettingsError(f"{named}: {path} has a line break or another character that no header can have")
-    return SecretStr(text)
+    return SecretStr(data.decode(errors="surrogateescape"))
 
 
-def _named(name: str) -> str:
+def _read(path: Path, most: int) -> bytes:
+    """The first *most* bytes of a file. A pipe that nobody writes to is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        data = b""
+        while len(data) < most and (part := os.read(descriptor, most - len(data))):
+            data += part
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def named(name: str) -> str:
+    """A setting as errors call it: its variable, and its flag."""
     return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
@@ -381,7 +407,7 @@ def _explain(item: Mapping[str, Any]) -> str:
         return text
     name = str(item["loc"][0])
     value = item["input"]
-    line = f"{_named(name)}: {text}"
+    line = f"{named(name)}: {text}"
     if repr(value) not in text:
         shown = value.partition(":")[0] if name == "etcd_user" and isinstance(value, str) else value
         line += f", got {_PASSWORD.sub('//***@', repr(shown))}"

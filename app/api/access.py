@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 
-from pydantic import SecretStr
 from starlette.requests import Request
 
+from app.api.token import Token
 from app.core.errors import ForbiddenError, UnauthorizedError
 from app.core.keys import KeyRange
 
@@ -15,17 +14,18 @@ from app.core.keys import KeyRange
 class Access:
     """The fence around ``/v1``. Checked before a feed starts."""
 
-    def __init__(self, allowed: Sequence[bytes], token: SecretStr | None) -> None:
+    def __init__(self, allowed: Sequence[bytes], token: Token | None) -> None:
         self._allowed = tuple(allowed)
-        self._token = token
+        self.token = token
 
     def check_token(self, request: Request) -> None:
         """Raises UnauthorizedError unless the request carries the token, if there is one."""
-        if self._token is None:
+        if self.token is None:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        expected = self._token.get_secret_value().encode()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), expected):
+        # Bytes, as they came; around the token HTTP knows spaces and tabs only, and 0xA0 is a part of it.
+        header = request.headers.get("authorization", "").encode("latin-1")
+        scheme, _, given = header.partition(b" ")
+        if scheme.lower() != b"bearer" or not self.token.matches(given.strip(b" \t")):
             raise UnauthorizedError("send the header 'Authorization: Bearer <token>' with this gateway's token")
 
     def check_range(self, watched: KeyRange) -> None:

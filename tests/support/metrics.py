@@ -1,4 +1,4 @@
-"""What a real etcd counts."""
+"""What a real etcd, and a gateway, count."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ async def etcd_metric(endpoint: str, name: str, **labels: str) -> float:
         for line in answer.text.splitlines()
         if line.startswith((f"{name} ", f"{name}{{")) and all(pair in line for pair in wanted)
     )
+
+
+async def gateway_metric(http: httpx.AsyncClient, name: str) -> float:
+    """One of the gateway's own metrics that have no labels."""
+    answer = await http.get("/metrics")
+    answer.raise_for_status()
+    (found,) = [line for line in answer.text.splitlines() if line.startswith(f"etcd_watch_gateway_{name} ")]
+    return float(found.rpartition(" ")[2])

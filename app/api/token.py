@@ -1,0 +1,71 @@
+"""The bearer token, in a file that may change while the process runs: a Secret is rotated, an operator edits it."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from pathlib import Path
+from typing import Literal
+
+from app.ports import Clock
+from app.settings import SettingsError, read_token
+
+log = logging.getLogger("gateway")
+
+# Seconds between looks into the file, while requests come: 30 us each, where a look for each request would be its most
+# expensive part.
+LOOK = 1.0
+
+Outcome = Literal["unchanged", "changed", "unusable"]
+
+
+class Token:
+    """What the file said when it last said something usable. Read at once; raises SettingsError if it can't be used."""
+
+    def __init__(self, path: Path, named: str, *, clock: Clock) -> None:
+        self._path = path
+        self._named = named
+        self._clock = clock
+        self._looked = clock()
+        self._bytes = self._read()
+        self._trouble = ""
+
+    def _read(self) -> bytes:
+        return read_token(self._path, self._named).get_secret_value().encode(errors="surrogateescape")
+
+    def matches(self, given: bytes) -> bool:
+        """Whether *given* is the token, in a time that does not depend on where they differ."""
+        self.refresh()
+        return hmac.compare_digest(given, self._bytes)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the file can be used as it is now; if not, the token of before goes on."""
+        self.refresh()
+        return not self._trouble
+
+    def refresh(self) -> None:
+        """Look, if the last look is some time ago."""
+        if self._clock() - self._looked >= LOOK:
+            self.look()
+
+    def look(self) -> Outcome:
+        """Read the file. Its content counts, not its date: two writes may share one, a swapped link has an old one."""
+        self._looked = self._clock()
+        try:
+            found = self._read()
+        except SettingsError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.warning(
+                    "the token's file cannot be used: the token of before goes on", extra={"reason": str(error)}
+                )
+            return "unusable"
+        if self._trouble:
+            self._trouble = ""
+            log.info("the token's file can be used again", extra={"file": str(self._path)})
+        if found == self._bytes:
+            return "unchanged"
+        self._bytes = found
+        log.info("the token has changed", extra={"file": str(self._path)})
+        return "changed"

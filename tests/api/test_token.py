@@ -1,0 +1,188 @@
+"""The token's file: what may stand in it, and that it is read anew when it changes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.api.token import LOOK, Token
+from app.settings import SettingsError
+from tests.support.gateway import gateway
+from tests.support.metrics import gateway_metric
+from tests.support.waiting import eventually
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+class Clock:
+    """Stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def token(file: Path, clock: Clock) -> Token:
+    """Of a file."""
+    return Token(file, "GATEWAY_TOKEN_FILE", clock=clock)
+
+
+def test_a_change_is_seen_after_a_second(tmp_path: Path) -> None:
+    """Not before: the file is not read for each request."""
+    file, clock = tmp_path / "token", Clock()
+    file.write_bytes(b"one\n")
+    found = token(file, clock)
+    file.write_bytes(b"two\n")
+
+    assert found.matches(b"one")
+    clock.now += LOOK
+    assert found.matches(b"two")
+    assert not found.matches(b"one")
+
+
+def test_dates_do_not_matter(tmp_path: Path) -> None:
+    """The same size, date and inode: it is the content that counts."""
+    file, clock = tmp_path / "token", Clock()
+    file.write_bytes(b"one")
+    found, before = token(file, clock), file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    clock.now += LOOK
+
+    assert found.matches(b"two")
+
+
+def test_a_link_that_is_swapped(tmp_path: Path) -> None:
+    """As Kubernetes replaces what a Secret holds: a link to a folder is renamed over the one before."""
+    clock = Clock()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "token").write_text(name)
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "token").symlink_to("..data/token")
+    found = token(tmp_path / "token", clock)
+    assert found.matches(b"one")
+    (tmp_path / "..new").symlink_to("two")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    clock.now += LOOK
+
+    assert found.matches(b"two")
+
+
+UNUSABLE = [b"", b" \n", b"a\nb", b"a\x00b", b"\xef\xbb\xbfabc", b"\xff\xfea", b"x" * 20_000]
+
+
+@pytest.mark.parametrize("content", [*UNUSABLE, None])
+def test_what_cannot_be_used_keeps_the_token(
+    tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither open nor shut for all: the token of before goes on, said once, until the file can be used again."""
+    file, clock = tmp_path / "token", Clock()
+    file.write_bytes(b"one")
+    found = token(file, clock)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with caplog.at_level(logging.INFO, "gateway"):
+        for _ in range(3):
+            clock.now += LOOK
+            assert found.matches(b"one")
+            assert not found.matches(content or b"")
+            assert not found.usable
+        file.write_bytes(b"two")
+        clock.now += LOOK
+        assert found.matches(b"two")
+        assert found.usable
+
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "the token's file cannot be used: the token of before goes on",
+        "the token's file can be used again",
+        "the token has changed",
+    ]
+    assert "two" not in caplog.text
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
+def test_what_cannot_be_used_at_the_start(tmp_path: Path, content: bytes) -> None:
+    """Refused, by name."""
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"^GATEWAY_TOKEN_FILE: .*token "):
+        token(file, Clock())
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody writes to it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="is empty"):
+        token(tmp_path / "pipe", Clock())
+    with pytest.raises(SettingsError, match="has more than"):
+        token(Path("/dev/zero"), Clock())
+
+
+@pytest.mark.parametrize(
+    ("content", "sent"),
+    [
+        (b"abc\xa0\n", b"abc\xa0"),
+        ("abc\u00e0\n".encode(), "abc\u00e0".encode()),  # ends with 0xA0 in UTF-8
+        ("abc\u00a0".encode(), "abc\u00a0".encode()),
+        (b"\xa0abc", b"\xa0abc"),
+        (b"abc\x85\n", b"abc\x85"),
+        (b"two words\r\n", b"two words"),
+    ],
+)
+async def test_every_byte_of_a_token_counts(tmp_path: Path, content: bytes, sent: bytes) -> None:
+    """Only the white space of ASCII around it does not; in particular 0xA0 is no space in HTTP."""
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    async with (
+        gateway(NOWHERE, settings={"GATEWAY_TOKEN_FILE": str(file)}) as server,
+        httpx.AsyncClient(base_url=server.base) as http,
+    ):
+
+        async def status(value: bytes) -> int:
+            return (await http.get("/v1/feeds", headers=[(b"Authorization", b"Bearer " + value)])).status_code
+
+        assert await status(sent) == 200
+        assert await status(b" " + sent) == 200
+        assert await status(sent[:-1]) == 401
+        assert await status(sent + b"\xa0") == 401
+        assert await status(b"\xa0" + sent) == 401
+
+
+async def test_a_token_is_rotated(tmp_path: Path) -> None:
+    """End to end, with no signal and no restart; the metric says when the file is of no use."""
+    file = tmp_path / "token"
+    file.write_bytes(b"one")
+    async with (
+        gateway(NOWHERE, settings={"GATEWAY_TOKEN_FILE": str(file)}) as server,
+        httpx.AsyncClient(base_url=server.base) as http,
+    ):
+
+        async def status(value: str) -> int:
+            return (await http.get("/v1/feeds", headers={"Authorization": f"Bearer {value}"})).status_code
+
+        async def rotated() -> bool:
+            return await status("two") == 200
+
+        assert (await status("one"), await status("two")) == (200, 401)
+        file.write_bytes(b"two")
+        await eventually(rotated)
+        assert await status("one") == 401
+        assert await gateway_metric(http, "token_unusable") == 0
+        file.unlink()
+
+        async def noticed() -> bool:
+            return await gateway_metric(http, "token_unusable") == 1
+
+        await eventually(noticed)
+        assert await status("two") == 200
+    assert not [line for line in server.lines if '"two"' in str(line)]
