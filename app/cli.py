@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 from app import __version__, logs
 from app.settings import PREFIX, Settings, SettingsError, load, seconds, unknown_variables
+from app.signals import SIGNALS, STOP
+from app.stdio import complain
 
 log = logging.getLogger("gateway")
 
@@ -118,20 +120,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load(flags)
         settings.token()
     except SettingsError as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(f"etcd-watch-gateway: {line}\n")
-        return 2
+        return _refuse(error)
     logs.install(settings.log_format, settings.log_level)
     for name in unknown_variables():
         log.warning("unknown setting in the environment, ignored", extra={"variable": name})
     try:
         run(lambda: _work(command, settings))
     except SettingsError as error:
-        sys.stderr.write(f"etcd-watch-gateway: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        logs.flush()
+        return _refuse(error)
+    finally:
+        SIGNALS.ignore()
+        logs.flush()
     return 0
+
+
+def _refuse(error: SettingsError) -> int:
+    for line in str(error).splitlines():
+        complain(line)
+    return 2
 
 
 def _check(flags: dict[str, Any]) -> int:
@@ -140,8 +147,7 @@ def _check(flags: dict[str, Any]) -> int:
     try:
         options = options_of(flags)
     except SettingsError as error:
-        sys.stderr.write(f"etcd-watch-gateway: {error}\n")
-        return 2
+        return _refuse(error)
     try:
         return run(lambda: check(options))
     except KeyboardInterrupt:
@@ -156,20 +162,42 @@ def _check(flags: dict[str, Any]) -> int:
 
 
 async def _work(command: str, settings: Settings) -> None:
-    if command == "serve":
-        from app.server import serve
+    """Run to the end. Whoever stops it while it starts has it end in order, too."""
+    task = asyncio.current_task()
+    assert task is not None, "run as one"
+    stopped = False
 
-        log.info(
-            "gateway %s",
-            __version__,
-            extra={"listen": f"{settings.host}:{settings.port}", "etcd": ",".join(settings.etcd)},
-        )
-        await serve(settings, on_ready=_say_listening)
-        log.info("stopped")
-    else:
-        from app.dev import dev
+    def told(number: int) -> None:
+        nonlocal stopped
+        # What SIGHUP reloads is about to be read. Only the first stop counts, for what follows it cleans up.
+        if not stopped and (number in STOP or command == "dev" or SIGNALS.terminal_gone):
+            stopped = True
+            task.cancel()
 
-        await dev(settings)
+    try:
+        with SIGNALS.heard_by(asyncio.get_running_loop(), told):
+            await (_serve(settings) if command == "serve" else _dev(settings))
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    log.info("stopped")
+
+
+async def _serve(settings: Settings) -> None:
+    from app.server import serve
+
+    log.info(
+        "gateway %s",
+        __version__,
+        extra={"listen": f"{settings.host}:{settings.port}", "etcd": ",".join(settings.etcd)},
+    )
+    await serve(settings, on_ready=_say_listening)
+
+
+async def _dev(settings: Settings) -> None:
+    from app.dev import dev
+
+    await dev(settings)
 
 
 def _say_listening(ports: list[int]) -> None:

@@ -20,6 +20,7 @@ from app.embedded import EmbeddedError, EmbeddedEtcd
 from app.etcd.link import OPTIONS
 from app.server import serve
 from app.settings import Settings, SettingsError
+from app.stdio import say
 
 log = logging.getLogger("gateway.dev")
 
@@ -42,6 +43,7 @@ async def dev(settings: Settings) -> None:
             await serve(
                 settings.model_copy(update={"etcd": (etcd.endpoint,)}),
                 on_ready=lambda ports: _say(settings, ports, etcd.endpoint),
+                reloads=False,
             )
     except EmbeddedError as error:
         raise SettingsError(str(error)) from None
@@ -59,7 +61,8 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
         if settings.token_file is None
         else f"""-H "Authorization: Bearer $(cat {shlex.quote(str(settings.token_file))})" """
     )
-    sys.stdout.write(
+    said = say(
+        sys.stdout,
         f"""
   etcd-watch-gateway is up, in front of an embedded etcd at {endpoint}
 
@@ -74,9 +77,10 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
 
   Ctrl-C stops all of it.
 
-"""
+""",
     )
-    sys.stdout.flush()
+    if not said:
+        log.warning("standard output takes nothing", extra={"page": f"{base}/?prefix=/svc/"})
 
 
 @contextlib.asynccontextmanager

@@ -372,7 +372,10 @@ class EmbeddedEtcd:
         self._end()
         self._remove_scratch()
         self._place, self._initial_cluster = place, initial_cluster
-        self._scratch = Path(tempfile.mkdtemp(prefix="etcd-watch-gateway-"))
+        try:
+            self._scratch = Path(tempfile.mkdtemp(prefix="etcd-watch-gateway-"))
+        except OSError as error:
+            raise EtcdFailedError(f"there is no folder for the data of etcd: {error.strerror or error}") from None
         await self._spawn()
 
     async def wait_healthy(self) -> None:

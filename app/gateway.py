@@ -57,9 +57,10 @@ class Gateway:
         self.instance = settings.instance or socket.gethostname()
         token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
         self.access = Access(settings.allowed, token)
+        self._credentials = _credentials(settings)
         self.upstream = Upstream(
             settings.etcd,
-            _credentials(settings),
+            self._credentials,
             stale_after=settings.stale_after,
             max_ranges=settings.max_ranges,
             clock=clock,
@@ -104,6 +105,22 @@ class Gateway:
     def epoch_of(self, cluster_id: int, shape: Shape) -> str:
         """The epoch of cursors for *shape*."""
         return derive_epoch(cluster_id, self.settings.epoch, shape)
+
+    def reload(self) -> None:
+        """Read again what may change while the process runs, and say what came of it.
+
+        The files for etcd are read for each connection; those that stand are good, so they are only looked at.
+        """
+        token = self.access.token.look() if self.access.token is not None else "not set"
+        log.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
+
+    def _look_at_credentials(self) -> str:
+        try:
+            self._credentials.check(tls=self.settings.etcd_is_tls)
+        except CredentialsError as error:
+            log.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
+            return "unusable"
+        return "read for each connection"
 
     def drain(self) -> float:
         """Let nobody in any more and ask every stream to end, one after the other; the seconds until all are asked."""

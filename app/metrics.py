@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http
 
+from app import logs
 from app.api.sink import SINKS
 from app.core.feed import State
 from app.etcd.lanes import MAX_STREAMS
@@ -144,6 +145,7 @@ class GatewayCollector(Collector):
 
     def _of_process(self) -> Iterator[Metric]:
         token = self._gateway.access.token
+        yield _counter("log_lines_dropped", "Lines of the log that nobody took.", logs.dropped())
         yield _gauge(
             "token_unusable", "Whether the token's file cannot be used.", token is not None and not token.usable
         )

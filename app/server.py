@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from app.api.protocol import GatewayProtocol
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import Settings, SettingsError
+from app.signals import SIGNALS
 
 log = logging.getLogger("gateway")
 
@@ -66,6 +68,8 @@ class GatewayServer(uvicorn.Server):
 BACKLOG = 4096
 # Seconds between the second signal and the end.
 HURRY = 1.0
+# Seconds after a SIGHUP in which the terminal may still go away: a shell that ends sends the signal first.
+HANGUP = 2.0
 
 
 def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
@@ -77,25 +81,39 @@ def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
     Raises:
         SettingsError: the address can't be had; names the setting.
     """
-    if not host and socket.has_dualstack_ipv6():
-        host = "::"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        family, address = _resolve(host, port)
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # no such name, or a kernel without IPv6
+        raise SettingsError(_cannot_listen("GATEWAY_HOST (--host)", host, port, error)) from None
     try:
         if family == socket.AF_INET6:
             # "::" takes IPv4 too, whatever net.ipv6.bindv6only says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        sock.bind((host.strip("[]"), port))
+        sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        if error.errno == errno.EADDRNOTAVAIL:
             setting = "GATEWAY_HOST (--host)"
-        msg = f"{setting}: cannot listen on {host}:{port}: {error.strerror or error}"
-        raise SettingsError(msg) from None
+        raise SettingsError(_cannot_listen(setting, host, port, error)) from None
     return sock
+
+
+def _cannot_listen(setting: str, host: str, port: int, error: OSError | UnicodeError) -> str:
+    return f"{setting}: cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+
+
+def _resolve(host: str, port: int) -> tuple[int, Any]:
+    """A host's family and address. IPv4 goes first, as it always did; empty is every address of both families."""
+    host = host.removeprefix("[").removesuffix("]")
+    if not host:
+        return (socket.AF_INET6, ("::", port)) if socket.has_dualstack_ipv6() else (socket.AF_INET, ("", port))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _type, _protocol, _name, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return family, address
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -115,8 +133,13 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[list[int]], None] | None = None) -> None:
+async def serve(
+    settings: Settings, *, on_ready: Callable[[list[int]], None] | None = None, reloads: bool = True
+) -> None:
     """Run until a signal says stop. *on_ready* is told the ports (main, admin) once they listen.
+
+    Args:
+        reloads: SIGHUP has the token's file read again; otherwise SIGHUP says stop, too.
 
     Raises:
         SettingsError: an address can't be listened on, or the token can't be read.
@@ -131,8 +154,9 @@ async def serve(settings: Settings, *, on_ready: Callable[[list[int]], None] | N
             sockets.callback(admin.close)
             listening.append((app.state.admin, admin))
         servers = [GatewayServer(_config(served, settings), gateway) for served, _sock in listening]
-        async with gateway.running():
-            with _signals(servers, gateway):
+        stop = Stop(servers, gateway, reloads=reloads)
+        with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
+            async with gateway.running():
                 tasks = [
                     asyncio.create_task(server.serve(sockets=[sock]))
                     for server, (_app, sock) in zip(servers, listening, strict=True)
@@ -148,34 +172,47 @@ async def serve(settings: Settings, *, on_ready: Callable[[list[int]], None] | N
                 await asyncio.gather(*tasks)
 
 
-@contextlib.contextmanager
-def _signals(servers: list[GatewayServer], gateway: Gateway) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the first server, which ends the others. A second one closes all streams at once, and
-    cuts off in HURRY who does not take that; a third one does not wait at all.
+class Stop:
+    """What signals do. SIGINT and SIGTERM stop the first server, which ends the others. A second one closes all streams
+    at once, and cuts off in HURRY who does not take that; a third one does not wait at all. SIGHUP reloads, or stops.
     """
-    loop = asyncio.get_running_loop()
-    received = 0
 
-    def force() -> None:
-        for server in servers:
+    def __init__(self, servers: list[GatewayServer], gateway: Gateway, *, reloads: bool) -> None:
+        self._servers = servers
+        self._gateway = gateway
+        self._reloads = reloads
+        self._received = 0
+        self._loop = asyncio.get_running_loop()
+
+    def told(self, number: int) -> None:
+        """A signal came."""
+        if number != signal.SIGHUP:
+            self._stop()
+        elif not self._received:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if not self._reloads or SIGNALS.terminal_gone:
+            self._stop()
+            return
+        self._gateway.reload()
+        self._loop.call_later(HANGUP, self._stop_without_terminal)
+
+    def _stop_without_terminal(self) -> None:
+        if SIGNALS.terminal_gone and not self._received:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._received += 1
+        if self._received <= 3:  # the log is no place for somebody's impatience
+            log.info("stopping" if self._received == 1 else "stopping at once")
+        self._servers[0].should_exit = True
+        if self._received == 2:
+            self._gateway.hurry()
+            self._loop.call_later(HURRY, self._force)
+        elif self._received > 2:
+            self._force()
+
+    def _force(self) -> None:
+        for server in self._servers:
             server.force_exit = True
-
-    def stop() -> None:
-        nonlocal received
-        received += 1
-        log.info("stopping" if received == 1 else "stopping at once")
-        servers[0].should_exit = True
-        if received == 2:
-            gateway.hurry()
-            loop.call_later(HURRY, force)
-        elif received > 2:
-            force()
-
-    handled = (signal.SIGINT, signal.SIGTERM)
-    for number in handled:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
