@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app import __version__, logs
+from app import __version__, descriptors, logs
 from app.settings import PREFIX, Settings, SettingsError, load, seconds, unknown_variables
 from app.signals import SIGNALS, STOP
 from app.stdio import complain
@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(flags)
         settings.token()
+        descriptors.raise_limit()
     except SettingsError as error:
         return _refuse(error)
     logs.install(settings.log_format, settings.log_level)

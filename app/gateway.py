@@ -9,13 +9,16 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
-from app import __version__
+from app import __version__, descriptors
 from app.api.access import Access
 from app.api.stream import Streams, StreamSettings
 from app.api.token import Token
+from app.core.capacity import Capacity
 from app.core.cursor import Shape, derive_epoch
 from app.core.log import Bounds
+from app.descriptors import RESERVE, SPARE
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
 from app.ports import Clock, Draw
@@ -57,6 +60,7 @@ class Gateway:
         self.instance = settings.instance or socket.gethostname()
         token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
         self.access = Access(settings.allowed, token)
+        self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
         self.upstream = Upstream(
             settings.etcd,
@@ -100,6 +104,7 @@ class Gateway:
             ),
             clock=clock,
             draw=draw,
+            capacity=self.capacity,
         )
 
     def epoch_of(self, cluster_id: int, shape: Shape) -> str:

@@ -34,8 +34,8 @@ CLOSE_REASONS = (
     "shutdown", "cancelled",
 )  # fmt: skip
 REFUSAL_REASONS = (
-    "too-many-subscribers", "too-many-feeds", "draining", "etcd-unavailable", "too-large", "unauthorized", "forbidden",
-    "invalid-parameter",
+    "too-many-subscribers", "too-many-feeds", "too-many-connections", "draining", "etcd-unavailable", "too-large",
+    "unauthorized", "forbidden", "invalid-parameter",
 )  # fmt: skip
 
 
@@ -145,6 +145,11 @@ class GatewayCollector(Collector):
 
     def _of_process(self) -> Iterator[Metric]:
         token = self._gateway.access.token
+        capacity = self._gateway.capacity
+        yield _gauge("connections", "Connections of clients.", capacity.connections)
+        yield _gauge("connections_busy", "Connections with a request or a stream.", capacity.busy)
+        yield _gauge("connections_max", "Connections that the limit of open files allows.", capacity.limit)
+        yield _counter("connections_evicted", "Idle connections closed at that limit.", capacity.evicted)
         yield _counter("log_lines_dropped", "Lines of the log that nobody took.", logs.dropped())
         yield _gauge(
             "token_unusable", "Whether the token's file cannot be used.", token is not None and not token.usable

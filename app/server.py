@@ -9,13 +9,15 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
-from app.api.protocol import GatewayProtocol
+from app import descriptors
+from app.api.protocol import Doors, GatewayProtocol
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import Settings, SettingsError
@@ -116,10 +118,12 @@ def _resolve(host: str, port: int) -> tuple[int, Any]:
     return family, address
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def make_config(app: FastAPI, settings: Settings, doors: Doors) -> uvicorn.Config:
+    """How uvicorn is to serve an app."""
     return uvicorn.Config(
         app,
-        http=GatewayProtocol,
+        http=cast("type[GatewayProtocol]", partial(GatewayProtocol, doors=doors)),
+        timeout_keep_alive=cast("int", settings.keep_alive),  # it is only added to the time
         ws="none",
         lifespan="off",
         log_config=None,
@@ -153,7 +157,8 @@ async def serve(
             admin = bind(settings.host, settings.admin_port, settings.send_buffer, "GATEWAY_ADMIN_PORT (--admin-port)")
             sockets.callback(admin.close)
             listening.append((app.state.admin, admin))
-        servers = [GatewayServer(_config(served, settings), gateway) for served, _sock in listening]
+        doors = Doors(gateway.capacity)
+        servers = [GatewayServer(make_config(served, settings, doors), gateway) for served, _sock in listening]
         stop = Stop(servers, gateway, reloads=reloads)
         with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
             async with gateway.running():
@@ -165,11 +170,24 @@ async def serve(
                     for server in servers:
                         await server.listening.wait()
                     on_ready([sock.getsockname()[1] for _app, sock in listening])
+                _compare_limits(settings)
                 # The admin port goes last: a drain is when somebody looks at it.
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for server in servers:
                     server.should_exit = True
                 await asyncio.gather(*tasks)
+
+
+def _compare_limits(settings: Settings) -> None:
+    if descriptors.streams() < settings.max_subscribers:
+        log.warning(
+            "the limit of open files allows fewer streams than GATEWAY_MAX_SUBSCRIBERS",
+            extra={
+                "open_files": descriptors.limit(),
+                "streams": descriptors.streams(),
+                "max_subscribers": settings.max_subscribers,
+            },
+        )
 
 
 class Stop:

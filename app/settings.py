@@ -144,6 +144,7 @@ class Settings(BaseSettings):
     sink: Literal["auto", "portable", "fast"] = Field(
         "auto", description="way of streams to clients; portable: by ASGI only; fast: warns where it can't be had"
     )
+    keep_alive: Seconds = Field(75.0, ge=0, description="how long a connection is kept for its next request; 0: not")
     max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
     drain_window: Seconds = Field(30.0, ge=0, description="time over which streams are closed at shutdown")
     drain_pace: Number = Field(100, ge=1, description="streams closed in a second, unless the window is too short")

@@ -85,6 +85,7 @@ class Kv:
         self._gateway.access.check_token(request)
         asked = parse(query_of(request))
         self._gateway.access.check_range(asked.shape.range)
+        self._gateway.capacity.check()
         self._answers.check()
         answer = await self._reads.shared(("kv", asked), lambda: self._read(asked))
         headers = {"X-Etcd-Revision": str(answer.revision), "Cache-Control": "no-store"}

@@ -114,6 +114,15 @@ class Line:
         return self.buffered + int(queued)
 
     @property
+    def unread(self) -> bool:
+        """Whether its client has sent what nobody has read yet."""
+        sock = self._socket()
+        if sock is None:
+            return False
+        (waiting,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+        return bool(waiting)
+
+    @property
     def unheard(self) -> float:
         """Seconds for which the client's system acknowledged nothing, though something is sent to it again and again.
 

@@ -10,11 +10,16 @@
 - Who speaks HTTP/1.0 gets no chunks, which it does not know (RFC 9112, section 6.1): uvicorn sends them to everybody.
 - The head of a request is bounded, in bytes and in time: uvicorn waits for ever for the end of one, and for a request
   behind any byte that is none.
+- The number of connections is bounded: where descriptors end, ``accept`` fails, for probes and for etcd too.
+- A connection is not closed over a request that is on its way: the client would be reset, and not know whether it was
+  served. Clients are told how long a connection is kept, so that they leave first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections import deque
 from functools import partial
 from typing import Any, cast
@@ -24,13 +29,20 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.line import EXTENSION, HTTP_1_0, Line
 from app.api.problems import problem
+from app.core.capacity import Capacity
 from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
+
+log = logging.getLogger("gateway.http")
 
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
 # percent-encoded, is 12 KiB.
 MAX_HEAD = 64 * 1024
 # Seconds for it, from the first byte behind the last answer, or from the connection; as nginx (client_header_timeout).
 HEAD_TIMEOUT = 60.0
+# Seconds for a request that was on its way when the server stopped.
+LAST_REQUEST = 1.0
+# Seconds between log lines about connections that give way.
+EVICTIONS = 60.0
 
 
 # uvicorn keeps a deque of 624 bytes for each connection.
@@ -64,6 +76,32 @@ def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
     return client[0].removeprefix("::ffff:"), client[1]
 
 
+class Doors:
+    """Lets connections in, for all servers of the process together, as far as there is room."""
+
+    def __init__(self, capacity: Capacity[GatewayProtocol]) -> None:
+        self.capacity = capacity
+        self._said = float("-inf")
+
+    def let_in(self, connection: GatewayProtocol) -> None:
+        """A new one; the one that has been idle longest gives way where there is no room."""
+        victim = self.capacity.arrive(connection)
+        if victim is None:
+            return
+        victim.give_way()
+        now = connection.loop.time()
+        if now - self._said >= EVICTIONS:
+            self._said = now
+            log.warning(
+                "at the limit of open files: idle connections are closed",
+                extra={
+                    "connections": self.capacity.connections,
+                    "busy": self.capacity.busy,
+                    "closed_so_far": self.capacity.evicted,
+                },
+            )
+
+
 class GatewayProtocol(HttpToolsProtocol):
     """Named in the server's configuration (``http=``)."""
 
@@ -73,6 +111,11 @@ class GatewayProtocol(HttpToolsProtocol):
     _line: Line
     _taken = False  # by a stream
     _deaf = False  # what comes is thrown away
+    _stopping = False  # the next answer is the last
+
+    def __init__(self, *args: Any, doors: Doors | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._doors = doors or Doors(Capacity(sys.maxsize, 0))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client has come."""
@@ -80,10 +123,17 @@ class GatewayProtocol(HttpToolsProtocol):
         self.client = unmapped(self.client)
         self._line = Line(transport, self._take_over)
         self._await_head()
+        self._doors.let_in(self)
+
+    def give_way(self) -> None:
+        """Another connection is let in instead of this one, which is idle."""
+        self._deaf = True
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone, or was sent away."""
         super().connection_lost(exc)
+        self._doors.capacity.leave(self)
         self._head_ended()
         self._line.lose()
 
@@ -122,9 +172,32 @@ class GatewayProtocol(HttpToolsProtocol):
         self.pipeline = _NO_PIPELINE
 
     def shutdown(self) -> None:
-        """The server stops: an answer under way ends first; a stream is ended by the gateway."""
-        if not self._taken:
+        """The server stops: an answer under way ends first, and so does a request; a stream is ended by the gateway."""
+        if self._taken:
+            return
+        self._stopping = True
+        if self._answering() or not self._line.unread:
             super().shutdown()
+        else:
+            self.loop.call_later(LAST_REQUEST, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if not self._answering():
+            self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for GATEWAY_KEEP_ALIVE. Timers run before sockets are read: something may have come just now."""
+        if not self._line.unread:
+            super().timeout_keep_alive_handler()
+
+    def on_response_complete(self) -> None:
+        """An answer is out. What is kept of its request is dropped with it: half of what an idle connection holds."""
+        super().on_response_complete()
+        if self._answering() or self.transport.is_closing():
+            return
+        self._doors.capacity.rest(self)
+        if not self.cycle.more_body:
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at the beginning
 
     def pause_writing(self) -> None:
         """The kernel has not taken all."""
@@ -184,6 +257,16 @@ class GatewayProtocol(HttpToolsProtocol):
         app = self.config.loaded_app
         self.app = partial(unchunked, app) if self.parser.get_http_version() == HTTP_1_0 else app
         super().on_headers_complete()
+        self._doors.capacity.occupy(self)
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        cycle = self.cycle
+        if self._stopping or not self.timeout_keep_alive:
+            cycle.keep_alive = False
+        elif cycle.keep_alive and self.timeout_keep_alive >= 1 and cycle.scope["path"] != STREAMS:
+            hint = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
+            cycle.default_headers = [*cycle.default_headers, hint]
 
     def on_body(self, body: bytes) -> None:
         """Part of a body that nobody asked for: behind 64 KiB of it uvicorn would read no more, nor hear of the end."""

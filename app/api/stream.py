@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
@@ -23,6 +24,7 @@ from app.api.problems import problem
 from app.api.sink import STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
 from app.api.tally import Tally
 from app.api.wheel import Wheel
+from app.core.capacity import Capacity
 from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
@@ -88,8 +90,10 @@ class Streams:
         *,
         clock: Clock,
         draw: Draw,
+        capacity: Capacity[Any],
     ) -> None:
         self.registry = registry
+        self.capacity = capacity
         self.etcd = etcd
         self.epoch_of = epoch_of
         self.settings = settings
@@ -148,6 +152,7 @@ class StreamResponse(EventSourceResponse):
         """Serve it: to its end, or until it needs ASGI no more."""
         asked, streams = self._asked, self._streams
         try:
+            streams.capacity.check()
             lease = streams.registry.subscribe(
                 asked.shape.range,
                 address=asked.address,
@@ -187,7 +192,7 @@ class StreamResponse(EventSourceResponse):
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
             await connection.send(greeting(self._asked.form, streams.settings.instance, retry_ms))
-            if len(streams.held) < MAX_HELD and not streams.registry.draining:
+            if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
                 close = control(self._asked.form, "close", {"reason": error.close_reason, "retry_ms": retry_ms})

@@ -1,0 +1,218 @@
+"""How long a connection is kept for its next request, and that no request on its way is lost to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import uvloop
+from uvicorn.server import ServerState
+
+from app.api.protocol import Doors, GatewayProtocol
+from app.core.capacity import Capacity
+from app.gateway import Gateway
+from app.main import create_app
+from app.server import make_config
+from app.settings import load
+from tests.support.gateway import gateway
+
+NOWHERE = "http://127.0.0.1:1"
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Asker:
+    """One connection, on which requests are sent one after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self) -> dict[str, str]:
+        """The headers of an answer, with its status."""
+        self.writer.write(REQUEST)
+        return await self.answer()
+
+    def push(self, data: bytes) -> None:
+        """Give it to the kernel at once, whatever the loop is doing."""
+        assert os.write(self.writer.get_extra_info("socket").fileno(), data) == len(data)
+
+    async def answer(self) -> dict[str, str]:
+        """To what was sent before."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+        await self.reader.readexactly(int(found["content-length"]))
+        return {"status": head[0].split()[1], **found}
+
+    async def closed(self) -> bool:
+        """Whether the server closes it, in order; waits for that."""
+        async with asyncio.timeout(30):
+            return await self.reader.read() == b""
+
+
+@contextlib.asynccontextmanager
+async def connection(port: int) -> AsyncIterator[Asker]:
+    """One to a gateway."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Asker(reader, writer)
+    finally:
+        writer.close()
+
+
+async def test_a_connection_is_kept() -> None:
+    """Longer than load balancers keep theirs (60 s), and clients are told, so that they leave first."""
+    async with gateway(NOWHERE) as server, connection(server.port) as one:
+        first, second = await one.ask(), await one.ask()
+
+    assert (first["status"], second["status"]) == ("200", "200")
+    assert first["keep-alive"] == "timeout=75"
+    assert "connection" not in first
+    assert load({}).keep_alive > 60
+
+
+async def test_it_ends_when_nothing_comes() -> None:
+    """Not before its time."""
+    async with (
+        gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "1s"}) as server,
+        connection(server.port) as one,
+    ):
+        answer = await one.ask()
+        since = time.monotonic()
+        assert await one.closed()
+        lasted = time.monotonic() - since
+
+    assert answer["keep-alive"] == "timeout=1"
+    assert lasted > 0.9
+
+
+async def test_not_at_all() -> None:
+    """0: the answer says that it is the last."""
+    async with gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "0"}) as server, connection(server.port) as one:
+        answer = await one.ask()
+        assert await one.closed()
+
+    assert answer["connection"] == "close"
+    assert "keep-alive" not in answer
+
+
+async def test_idle_connections_do_not_hold_up_the_end() -> None:
+    """They close at once, in order; nobody waits for their time."""
+    async with gateway(NOWHERE) as server, contextlib.AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(connection(server.port)) for _ in range(20)]
+        for one in idle[:10]:
+            await one.ask()
+        server.process.send_signal(signal.SIGTERM)
+        closed = [await one.closed() for one in idle]
+        status = await server.stop()
+
+    assert closed == [True] * 20
+    assert status == 0
+
+
+class Served:
+    """The protocol in this process, so that its moments can be chosen."""
+
+    def __init__(self, keep_alive: str) -> None:
+        settings = load({"etcd": NOWHERE, "keep_alive": keep_alive})
+        self.doors = Doors(Capacity(100, 10))
+        config = make_config(create_app(gateway=Gateway(settings)), settings, self.doors)
+        config.load()
+        self.state = ServerState()
+        make: Any = config.http_protocol_class
+        self._make = partial(make, config=config, server_state=self.state, app_state={})
+
+    async def __aenter__(self) -> Served:
+        self._server = await asyncio.get_running_loop().create_server(self._make, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        self._server.close()
+        for protocol in list(self.state.connections):
+            protocol.transport.abort()
+        await asyncio.sleep(0)
+
+    @property
+    def protocol(self) -> GatewayProtocol:
+        """Of the one connection."""
+        (found,) = self.state.connections
+        assert isinstance(found, GatewayProtocol)
+        return found
+
+
+def run(work: object) -> None:
+    """On the loop of production: its timers run before it reads again."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)  # type: ignore[arg-type]  # a coroutine
+
+
+def test_a_request_that_comes_when_the_time_is_over() -> None:
+    """The loop was busy when it came, and the timer is due before it is read: it is answered, not reset."""
+
+    async def work() -> None:
+        async with Served("0.2s") as served, connection(served.port) as one:
+            await one.ask()
+            loop = asyncio.get_running_loop()
+
+            def busy() -> None:
+                loop.remove_reader(waking)
+                one.push(REQUEST)
+                time.sleep(0.5)  # the timer is due now
+
+            waking, wake = socket.socketpair()
+            with waking, wake:
+                loop.add_reader(waking, busy)
+                wake.send(b"x")
+                assert (await one.answer())["status"] == "200"
+
+    run(work())
+
+
+def test_a_request_that_comes_when_the_server_stops() -> None:
+    """It is answered, and told that it was the last; one that is never completed is not waited for."""
+
+    async def work() -> None:
+        async with Served("60s") as served:
+            for request, answered in ((REQUEST, True), (REQUEST[:10], False)):
+                async with connection(served.port) as one:
+                    await one.ask()
+                    one.push(request)
+                    served.protocol.shutdown()
+                    if answered:
+                        assert (await one.answer())["connection"] == "close"
+                    assert await one.closed()
+
+    run(work())
+
+
+def test_connections_are_counted_through_their_life() -> None:
+    """Idle, busy and idle again, and gone: nothing of it stays."""
+
+    async def work() -> None:
+        async with Served("60s") as served:
+            capacity = served.doors.capacity
+            async with connection(served.port) as one:
+                for _ in range(3):
+                    await one.ask()
+                    assert (capacity.connections, capacity.busy) == (1, 0)
+                    assert served.protocol.cycle is None
+                one.writer.write(REQUEST * 3)  # one behind the other
+                for _ in range(3):
+                    await one.answer()
+                assert (capacity.connections, capacity.busy) == (1, 0)
+                one.writer.write(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+                assert (await one.answer())["status"] == "405"
+                one.writer.write(b"12345" + REQUEST)
+                assert (await one.answer())["status"] == "200"
+            async with asyncio.timeout(30):
+                while capacity.connections:  # noqa: ASYNC110  # the loop's own work
+                    await asyncio.sleep(0.01)
+
+    run(work())

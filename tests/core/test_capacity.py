@@ -1,0 +1,99 @@
+"""How many connections there may be, and which gives way."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from app.core.capacity import Capacity
+from app.core.errors import OverCapacityError
+
+
+def test_the_longest_idle_gives_way() -> None:
+    """Neither a busy one, nor one that has rested since."""
+    capacity: Capacity[str] = Capacity(3, 1)
+    assert [capacity.arrive(name) for name in "abc"] == [None, None, None]
+    capacity.occupy("a")
+    capacity.rest("a")
+    capacity.occupy("b")
+
+    assert capacity.arrive("d") == "c"
+    capacity.leave("c")
+    assert capacity.arrive("e") == "a"
+    capacity.leave("a")
+    assert (capacity.connections, capacity.busy, capacity.evicted) == (3, 1, 2)
+
+
+def test_when_all_are_busy_the_new_one_goes() -> None:
+    """There is nobody else."""
+    capacity: Capacity[str] = Capacity(2, 0)
+    for name in "ab":
+        capacity.arrive(name)
+        capacity.occupy(name)
+
+    assert capacity.arrive("c") == "c"
+
+
+def test_spare_ones_are_not_for_what_takes_long() -> None:
+    """The one that asks is busy itself."""
+    capacity: Capacity[int] = Capacity(5, 2)
+    for number in range(3):
+        capacity.arrive(number)
+        capacity.occupy(number)
+        capacity.check()
+    capacity.arrive(3)
+    capacity.check()
+    capacity.occupy(3)
+    with pytest.raises(
+        OverCapacityError, match="4 connections are in use, and the limit of open files allows 3"
+    ) as caught:
+        capacity.check()
+
+    assert (caught.value.status, caught.value.code) == (429, "too-many-connections")
+    capacity.leave(0)
+    capacity.check()
+
+
+class Crowd(RuleBasedStateMachine):
+    """Connections that come, ask, rest, and go in any order, and victims that go at once."""
+
+    there = Bundle("there")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capacity: Capacity[int] = Capacity(4, 2)
+        self.states: dict[int, bool] = {}  # busy
+        self.count = 0
+
+    @rule(target=there)
+    def arrive(self) -> int:
+        self.count += 1
+        self.states[self.count] = False
+        victim = self.capacity.arrive(self.count)
+        if victim is not None:
+            assert self.states.pop(victim) is False
+            self.capacity.leave(victim)
+        return self.count
+
+    @rule(connection=there, busy=st.booleans())
+    def change(self, connection: int, busy: bool) -> None:
+        if connection in self.states:
+            self.states[connection] = busy
+            (self.capacity.occupy if busy else self.capacity.rest)(connection)
+
+    @rule(connection=consumes(there))
+    def leave(self, connection: int) -> None:
+        if self.states.pop(connection, None) is not None:
+            self.capacity.leave(connection)
+
+    @invariant()
+    def counts(self) -> None:
+        assert self.capacity.connections == len(self.states) <= 4
+        assert self.capacity.busy == sum(self.states.values())
+        assert self.capacity.roomy == (self.capacity.busy <= 2)
+
+
+TestCrowd = Crowd.TestCase
+TestCrowd.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
