@@ -39,6 +39,8 @@ log = logging.getLogger("gateway.http")
 MAX_HEAD = 64 * 1024
 # Seconds for it, from the first byte behind the last answer, or from the connection; as nginx (client_header_timeout).
 HEAD_TIMEOUT = 60.0
+# Seconds by which clients are told less than the time that a connection is kept: a request takes a while to come.
+EARLIER = 1
 # Seconds for a request that was on its way when the server stopped.
 LAST_REQUEST = 1.0
 # Seconds between log lines about connections that give way.
@@ -264,8 +266,8 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._stopping or not self.timeout_keep_alive:
             cycle.keep_alive = False
-        elif cycle.keep_alive and self.timeout_keep_alive >= 1 and cycle.scope["path"] != STREAMS:
-            hint = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
+        elif cycle.keep_alive and self.timeout_keep_alive > EARLIER and cycle.scope["path"] != STREAMS:
+            hint = (b"keep-alive", b"timeout=%d" % (self.timeout_keep_alive - EARLIER))
             cycle.default_headers = [*cycle.default_headers, hint]
 
     def on_body(self, body: bytes) -> None:

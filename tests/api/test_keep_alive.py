@@ -72,7 +72,7 @@ async def test_a_connection_is_kept() -> None:
         first, second = await one.ask(), await one.ask()
 
     assert (first["status"], second["status"]) == ("200", "200")
-    assert first["keep-alive"] == "timeout=75"
+    assert first["keep-alive"] == "timeout=74"
     assert "connection" not in first
     assert load({}).keep_alive > 60
 
@@ -80,7 +80,7 @@ async def test_a_connection_is_kept() -> None:
 async def test_it_ends_when_nothing_comes() -> None:
     """Not before its time."""
     async with (
-        gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "1s"}) as server,
+        gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "2s"}) as server,
         connection(server.port) as one,
     ):
         answer = await one.ask()
@@ -89,7 +89,7 @@ async def test_it_ends_when_nothing_comes() -> None:
         lasted = time.monotonic() - since
 
     assert answer["keep-alive"] == "timeout=1"
-    assert lasted > 0.9
+    assert lasted > 1.9
 
 
 async def test_not_at_all() -> None:
