@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error)
     finally:
         SIGNALS.ignore()
-        logs.flush()
+        logs.finish()
     return 0
 
 

@@ -17,6 +17,8 @@ from logging.handlers import QueueHandler, QueueListener
 from os import write
 from typing import Any
 
+log = logging.getLogger("gateway")
+
 # Bytes of lines that wait to be written; some 5,000 lines.
 MAX_PENDING = 1 << 20
 # Seconds that the end of the process waits for them.
@@ -163,6 +165,18 @@ def flush(timeout: float = FLUSH_TIMEOUT) -> None:
         writer.flush(timeout)
 
 
+def finish() -> None:
+    """The process is about to end: what is logged from now on goes to standard error, as without ``install``."""
+    sys.unraisablehook = sys.__unraisablehook__
+    flush()
+
+
+def _log_unraisable(what: sys.UnraisableHookArgs) -> None:
+    about = what.err_msg or "exception ignored in"
+    error = what.exc_value
+    log.error("%s %r", about, what.object, exc_info=error)
+
+
 def install(form: str, level: str) -> None:
     """Have everything logged to standard error, uvicorn's lines included (but not its access log)."""
     human = form == "human" or (form == "auto" and sys.stderr.isatty())
@@ -175,8 +189,9 @@ def install(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [outlet]
     root.setLevel(logging.WARNING)
-    # Python's own way is to write them to standard error, at once.
+    # Python's own way is to write these to standard error, at once.
     logging.captureWarnings(capture=True)
+    sys.unraisablehook = _log_unraisable
     logging.getLogger("gateway").setLevel(level.upper())
     # Its warnings are about what clients send ("Unsupported upgrade request."), and clients are told themselves.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

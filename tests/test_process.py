@@ -339,6 +339,27 @@ async def test_a_log_that_does_not_block() -> None:
     assert lines[-1]["message"] == "stopped"
 
 
+def test_what_python_prints_by_itself_is_logged() -> None:
+    """Warnings, and errors that nobody can be told: as lines of the log, by the thread that may wait."""
+    program = """
+import warnings
+from app import logs
+logs.install("json", "info")
+warnings.warn("a warning")
+class Broken:
+    def __del__(self):
+        raise RuntimeError("nobody hears it")
+Broken()
+logs.finish()
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment({}), capture_output=True, check=True)
+    warned, failed = [json.loads(line) for line in done.stderr.splitlines()]
+
+    assert "a warning" in warned["message"]
+    assert failed["level"] == "error"
+    assert "RuntimeError: nobody hears it" in failed["exception"]
+
+
 # --- odd starts -------------------------------------------------------------------------------------------------------
 
 CLOSED = ["2>&-", "<&- >&- 2>&-", "<&- 2>/dev/null", ">&- 2>/dev/null", "2>/dev/full", ">/dev/full 2>/dev/full"]
