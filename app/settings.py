@@ -28,6 +28,8 @@ _PASSWORD = re.compile(r"//[^/]*@")
 # Bytes of the environment that are not UTF-8 arrive as surrogates.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
+# How JSON, YAML, Python, Go and JavaScript write that there is nothing, and Helm.
+_NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>", "<no value>", "[]", "{}"})
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -87,6 +89,9 @@ def _text(value: Any) -> Any:
         raise ValueError(msg)
     if value.startswith(("'", '"')):
         msg = "a quotation mark at the beginning, which a shell would have taken away: leave it out"
+        raise ValueError(msg)
+    if value.lower() in _NOTHINGS:
+        msg = "how templates write that there is nothing: leave it out"
         raise ValueError(msg)
     return value
 
@@ -316,10 +321,6 @@ def _wrong_with_user(user: str, password_file: Path | None) -> str:
         # What etcdctl takes; the value is not repeated.
         return "the password does not go behind the name, but into the file of GATEWAY_ETCD_PASSWORD_FILE"
     return "" if password_file else "needs GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"
-
-
-# How JSON, YAML, Python, Go and JavaScript write that there is nothing; Helm's "<no value>" has a space.
-_NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>"})
 
 
 def _wrong_with_prefix(item: str) -> str:

@@ -460,9 +460,11 @@ def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["host", "epoch", "instance", "etcd_user"])
-@pytest.mark.parametrize("text", [" a", "a ", "\u00a0", "a\n", "a\x7f", "\udcff", '""', "'a'", '"a"'])
+@pytest.mark.parametrize(
+    "text", [" a", "a ", "\u00a0", "a\n", "a\x7f", "\udcff", '""', "'a'", '"a"', "null", "None", "<no value>", "[]"]
+)
 def test_no_text(name: str, text: str) -> None:
-    """What is invisible in a log, or no UTF-8, or still quoted."""
+    """What is invisible in a log, or no UTF-8, or still quoted, or how a template writes nothing."""
     (line, *_more) = refused(**{name: text, "allow_prefixes": "", "etcd_password_file": "/a" * (name == "etcd_user")})
 
     assert line.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): ")
