@@ -2,6 +2,10 @@
 
 ``id:`` is the last line of its SSE block (a block cut before its end loses event and id together); in NDJSON the
 same cursor is the member ``"cursor"``.
+
+Every blank line of an SSE stream ends a block that has data. Common parsers (httpx-sse, @microsoft/fetch-event-source)
+make an event with empty data of any other blank line, and their users' ``JSON.parse`` throws. So comments and the
+greeting end with one line feed, and belong to the block of the next event.
 """
 
 from __future__ import annotations
@@ -27,13 +31,16 @@ def control(form: str, kind: str, members: dict[str, object], cursor: str | None
 
 
 def comment(form: str, text: str) -> bytes:
-    """Something that keeps a connection alive and means nothing: NDJSON has only the empty line for it."""
-    return f": {text}\n\n".encode() if form == "sse" else b"\n"
+    """Something that keeps a connection alive and means nothing: NDJSON has only the empty line for it.
+
+    To be written between two blocks only: it becomes the first line of the next one.
+    """
+    return f": {text}\n".encode() if form == "sse" else b"\n"
 
 
 def greeting(form: str, instance: str, retry_ms: int) -> bytes:
     """The first bytes of a stream. NDJSON has no word for them: its headers are its first bytes."""
-    return f"retry: {retry_ms}\n: connected {instance}\n\n".encode() if form == "sse" else b""
+    return f"retry: {retry_ms}\n: connected {instance}\n".encode() if form == "sse" else b""
 
 
 def batch_frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:

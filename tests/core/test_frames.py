@@ -69,9 +69,9 @@ class EventSource:
             self.retry = int(value)
 
     def _dispatch(self) -> None:
+        assert self._data, "a blank line behind no data: an event with empty data to common parsers"
         self.last_id = self._id
-        if self._data:
-            self.events.append(Dispatched(self._kind or "message", self._data.removesuffix("\n"), self._id))
+        self.events.append(Dispatched(self._kind or "message", self._data.removesuffix("\n"), self._id))
         self._kind, self._data = "", ""
 
 
@@ -179,9 +179,9 @@ def test_a_control_event_does_not_change_what_it_is_given() -> None:
         (control("ndjson", "reset", {"reason": "initial"}, "16214fff-0"),
          '{"type":"reset","reason":"initial","cursor":"16214fff-0"}\n'),
         (control("sse", "close", {"reason": "drain"}), 'event: close\ndata: {"type":"close","reason":"drain"}\n\n'),
-        (comment("sse", "waiting"), ": waiting\n\n"),
+        (comment("sse", "waiting"), ": waiting\n"),
         (comment("ndjson", "waiting"), "\n"),
-        (greeting("sse", "gw-1", 3000), "retry: 3000\n: connected gw-1\n\n"),
+        (greeting("sse", "gw-1", 3000), "retry: 3000\n: connected gw-1\n"),
         (greeting("ndjson", "gw-1", 3000), ""),
         (batch_frame(Batch(9, [Delete(b"a", 9), Delete(b"b", 9)]), "sse", "auto", EPOCH),
          'event: delete\ndata: {"type":"delete","key":"a","mod_revision":9,"more":true}\n\n'
@@ -198,9 +198,9 @@ def test_frames_to_the_letter(frame: bytes, text: str) -> None:
 
 def test_signs_of_life_mean_nothing() -> None:
     """A comment is no event and touches no id; the greeting only sets the time to come back."""
-    source = EventSource(
-        greeting("sse", "gw-1", 3000) + control("sse", "synced", {}, "e-5") + comment("sse", "waiting")
-    )
+    waiting = comment("sse", "waiting")
+    synced, bookmark = control("sse", "synced", {}, "e-5"), control("sse", "bookmark", {}, "e-6")
+    source = EventSource(greeting("sse", "gw-1", 3000) + waiting * 2 + synced + waiting * 2 + bookmark + waiting)
     assert source.retry == 3000
-    assert [(event.kind, event.last_id) for event in source.events] == [("synced", "e-5")]
-    assert source.last_id == "e-5"
+    assert [(event.kind, event.last_id) for event in source.events] == [("synced", "e-5"), ("bookmark", "e-6")]
+    assert source.last_id == "e-6"

@@ -567,9 +567,9 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
     """Before, and again while a reset is under way, no id may stand: a comment."""
     core = live(put(90), put(90, b"/a/2"), bounds=Bounds(batches=1))
     one = reader(core, form="sse")
-    assert one.beat(stale=False) == b": waiting\n\n"
+    assert one.beat(stale=False) == b": waiting\n"
     one.read(1)
-    assert one.beat(stale=False) == b": waiting\n\n"
+    assert one.beat(stale=False) == b": waiting\n"
     one.read(PLENTY)
     for stale, word in ((False, "live"), (True, "stale")):
         assert one.beat(stale=stale).decode() == (
@@ -579,7 +579,7 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
     assert parse(one.beat(stale=False), "sse")[0]["cursor"] == "00000001-100", "not ahead of what was sent"
     one.read(1)
     assert one.phase is Phase.SNAPSHOT
-    assert one.beat(stale=False) == b": waiting\n\n"
+    assert one.beat(stale=False) == b": waiting\n"
     assert reader(core).beat(stale=False) == b"\n"
 
 
@@ -620,7 +620,7 @@ def test_the_last_words() -> None:
 
 def test_the_first_words() -> None:
     """The greeting of its form."""
-    assert reader(live(), form="sse").greet("gw-1", 3000) == b"retry: 3000\n: connected gw-1\n\n"
+    assert reader(live(), form="sse").greet("gw-1", 3000) == b"retry: 3000\n: connected gw-1\n"
     assert reader(live()).greet("gw-1", 3000) == b""
 
 

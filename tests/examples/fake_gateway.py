@@ -71,7 +71,7 @@ class Stream:
         """The head, and the first bytes."""
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {self.media_type}\r\nCache-Control: no-store\r\n"
         self._writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-        await self.raw(f"retry: {retry_ms}\n: connected fake\n\n".encode() if self.form == "sse" else b"\n")
+        await self.raw(f"retry: {retry_ms}\n: connected fake\n".encode() if self.form == "sse" else b"\n")
 
     def encoded(self, kind: str, at: int | None = None, **members: object) -> bytes:
         """One event; *at*: the revision of its cursor, if it carries one."""

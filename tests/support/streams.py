@@ -36,6 +36,7 @@ class Stream:
     last_id: str | None = None
     body: bytes = b""
     _pending: bytes = b""
+    _fields: dict[str, str] = field(default_factory=dict)  # of the SSE block that has no end yet
     _ended: bool = False
 
     async def __aenter__(self) -> Self:
@@ -76,38 +77,41 @@ class Stream:
     async def next_event(self, timeout: float = TIMEOUT) -> Event | None:
         """The next event; None at the end of the stream."""
         async with asyncio.timeout(timeout):
+            sse = "event-stream" in self.headers["content-type"]
             while True:
-                separator = b"\n\n" if "event-stream" in self.headers["content-type"] else b"\n"
-                block, found, rest = self._pending.partition(separator)
+                line, found, rest = self._pending.partition(b"\n")
                 if found:
                     self._pending = rest
-                    event = self._sse(block) if separator == b"\n\n" else self._ndjson(block)
+                    event = self._sse(line.decode()) if sse else self._ndjson(line)
                     if event is not None:
                         self.last_id = event.id if event.id is not None else self.last_id
                         return event
                     continue
                 data = await self.chunk()
                 if not data:
-                    assert self._pending == b"", "a stream ends with a whole block"
+                    assert (self._pending, self._fields) == (b"", {}), "a stream ends with a whole block"
                     return None
                 self._pending += data
 
-    def _sse(self, block: bytes) -> Event | None:
-        fields: dict[str, str] = {}
-        lines = block.decode().split("\n")
-        for line in lines:
-            name, _, value = line.partition(": ")
+    def _sse(self, line: str) -> Event | None:
+        """One line of an SSE stream; an event when it is the blank one that ends a block."""
+        name, _, value = line.partition(": ")
+        fields = self._fields
+        if line:
             if not name:
+                assert not fields, f"a comment inside of the block {fields}"
                 self.comments.append(value)
             elif name == "retry":
                 self.retry = int(value)
             else:
-                assert name not in fields, f"{name} twice in {block!r}"
-                assert name in ("event", "data", "id"), block
+                assert name not in fields, f"{name} twice in {fields}"
+                assert name in ("event", "data", "id"), line
                 fields[name] = value
-        if not fields:
             return None
-        assert list(fields) == ["event", "data", "id"][: len(fields)], f"order of lines in {block!r}"
+        # httpx-sse and @microsoft/fetch-event-source make an event of every blank line.
+        assert fields.get("data"), f"a blank line behind no data is an event with empty data: {fields}"
+        assert list(fields) == ["event", "data", "id"][: len(fields)], f"order of lines in {fields}"
+        self._fields = {}
         data = json.loads(fields["data"])
         assert data["type"] == fields["event"]
         return Event(fields["event"], data, fields.get("id"))
