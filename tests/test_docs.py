@@ -237,7 +237,7 @@ def test_every_parameter_is_documented(module: str, heading: str) -> None:
     )
     table = "\n".join(line for line in section("wire-contract.md", heading).splitlines() if line.startswith("| "))
     first = "\n".join(line.split("|")[1] for line in table.splitlines())
-    assert set(re.findall(r"`([a-z_]+)`", first)) == known
+    assert set(re.findall(r"`([A-Za-z_]+)`", first)) == known
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

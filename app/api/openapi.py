@@ -79,7 +79,8 @@ WATCH: dict[str, Any] = {
             _ENCODING,
             _parameter("format", "Beats the Accept header.", {"type": "string", "enum": ["sse", "ndjson"]}),
             _parameter("last_event_id", "A cursor to resume at.", _TEXT),
-            _parameter("Last-Event-ID", "A cursor to resume at; beats last_event_id.", _TEXT, "header"),
+            _parameter("lastEventId", "The same, as EventSource polyfills name it; beats last_event_id.", _TEXT),
+            _parameter("Last-Event-ID", "The same; beats both.", _TEXT, "header"),
         ]
     },
     "responses": _responses(

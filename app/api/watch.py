@@ -15,15 +15,24 @@ from app.core.errors import GatewayError
 from app.core.query import parse_choice, parse_flag, parse_query, parse_range
 from app.gateway import Gateway
 
-_KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "last_event_id", "format"})
+# Newest first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not: when they
+# reconnect they append `lastEventId` to the URL that they were given, which may have `last_event_id`, and even an
+# older `lastEventId`.
+_APPENDED = "lastEventId"
+_CURSORS = (_APPENDED, "last_event_id")
+_KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "format", "last_event_id", "lastEventId"})
 
 
 def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
-    """``Last-Event-ID`` beats ``last_event_id``; what is present counts, even empty or unreadable."""
+    """``Last-Event-ID`` beats ``lastEventId``, which beats ``last_event_id``.
+
+    What is present counts, even empty or unreadable: a 400 would close an EventSource for good.
+    """
     if header is not None:
         return parse_cursor(header)
-    if "last_event_id" in query:
-        return parse_cursor(query["last_event_id"].decode("utf-8", "replace"))
+    for name in _CURSORS:
+        if name in query:
+            return parse_cursor(query[name].decode("utf-8", "replace"))
     return None
 
 
@@ -44,7 +53,7 @@ class Watch:
     def _understand(self, request: Request) -> Asked:
         access = self._gateway.access
         access.check_token(request)
-        query = parse_query(query_of(request), _KNOWN)
+        query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
         watched = parse_range(query)
         encoding = parse_choice(query, "encoding", ("auto", "base64")) or "auto"
         snapshot = parse_flag(query, "snapshot", default=True)

@@ -15,12 +15,22 @@ from app.core.keys import KeyRange
 
 # etcd itself takes keys up to its request limit (1.5 MiB); in a URL that is no key any more.
 MAX_KEY_BYTES = 4096
+# What clients append so that no cache answers them (jQuery's name for it): any value, any number of times.
+CACHE_BUSTER = "_"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 
 
-def parse_query(raw: bytes, known: Set[str]) -> dict[str, bytes]:
+def parse_query(
+    raw: bytes, known: Set[str], *, lenient: Set[str] = frozenset(), appended: Set[str] = frozenset()
+) -> dict[str, bytes]:
     """Parameter names to percent-decoded values.
+
+    Args:
+        raw: the query as it came.
+        known: the names that may be there; ``CACHE_BUSTER`` may always be there, and is not among what is returned.
+        lenient: those of them whose values are taken as they are, broken percent-escapes too.
+        appended: those of them that a library appends to a URL which may have one already: the last one counts.
 
     Raises:
         BadRequestError: a parameter is unknown, stands twice, or has a broken percent-escape.
@@ -31,18 +41,20 @@ def parse_query(raw: bytes, known: Set[str]) -> dict[str, bytes]:
             continue
         name_bytes, _, value = part.partition(b"=")
         name = unquote_to_bytes(name_bytes).decode("utf-8", "backslashreplace")
+        if name == CACHE_BUSTER:
+            continue
         if name not in known:
             raise BadRequestError(
                 f"unknown parameter {name[:64]!r}; known are {', '.join(sorted(known))}",
                 code="unknown-parameter",
                 parameter=name[:64],
             )
-        if name in found:
+        if name in found and name not in appended:
             detail = f"parameter {name!r} stands more than once"
             if name in ("key", "prefix"):
                 detail += "; several ranges on one stream are not supported yet"
             raise BadRequestError(detail, code="repeated-parameter", parameter=name)
-        if _BROKEN_ESCAPE.search(value):
+        if name not in lenient and _BROKEN_ESCAPE.search(value):
             # Taken as it is, "100%25" and "100%" would be the same key, and a typo another key.
             raise BadRequestError(
                 f"{name!r} has a '%' without two hex digits behind it; a percent sign is '%25'", parameter=name

@@ -190,6 +190,11 @@ async def test_range_parameters(line: Line, path: str, query: str, code: str, pa
         (f"{KV}?prefix=/a/&snapshot=0", "unknown-parameter", "snapshot"),
         (f"{WATCH}?prefix=/a/&limit=5", "unknown-parameter", "limit"),
         (f"{WATCH}?prefix=/a/&last_event_id=a&last_event_id=b", "repeated-parameter", "last_event_id"),
+        (f"{WATCH}?prefix=/a/&last_event_id=a&lastEventId=b&last_event_id=c", "repeated-parameter", "last_event_id"),
+        (f"{WATCH}?prefix=/a/&lasteventid=a", "unknown-parameter", "lasteventid"),
+        (f"{WATCH}?prefix=/a/&__=1", "unknown-parameter", "__"),
+        (f"{KV}?prefix=/a/&lastEventId=a", "unknown-parameter", "lastEventId"),
+        (f"{FEEDS}?prefix=/a/&lastEventId=a", "unknown-parameter", "lastEventId"),
         (f"{FEEDS}?encoding=auto", "unknown-parameter", "encoding"),
     ],
 )  # fmt: skip
@@ -210,6 +215,16 @@ async def test_odd_but_right(line: Line, query: str) -> None:
 
     assert answer.status == 200
     assert json.loads(answer.body)["feeds"] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("buster", ["_=1767225600000", "_", "_=", "_=1&_=2", "%5f=1", "_=%zz", "_=%ff&&_"])
+async def test_a_cache_buster_is_ignored(line: Line, path: str, buster: str) -> None:
+    """Clients append it against caches; it says nothing, wherever it is."""
+    for query in (f"prefix=/a/&{buster}", f"{buster}&prefix=/a/"):
+        answer = await line.ask(f"{path}?{query}")
+
+        assert answer.status == 200, answer
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -425,7 +425,16 @@ async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
     }
     assert parameters == {
         "/v1/kv": {"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding"},
-        "/v1/watch": {"key", "prefix", "snapshot", "encoding", "format", "last_event_id", "Last-Event-ID"},
+        "/v1/watch": {
+            "key",
+            "prefix",
+            "snapshot",
+            "encoding",
+            "format",
+            "last_event_id",
+            "lastEventId",
+            "Last-Event-ID",
+        },
         "/v1/feeds": {"key", "prefix"},
     }
     assert "422" not in json.dumps(spec)

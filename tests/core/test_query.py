@@ -32,6 +32,23 @@ def test_a_query_comes_back_as_it_went(query: dict[str, bytes], plus: bool) -> N
     assert parse_query(raw.encode(), KNOWN) == query
 
 
+@given(query=queries, busters=st.lists(st.binary(max_size=4).map(quote), max_size=3))
+def test_a_cache_buster_is_not_there(query: dict[str, bytes], busters: list[str]) -> None:
+    """Whatever its value is, however often it comes."""
+    raw = "&".join([*(f"_={value}" for value in busters), *(f"{name}={quote(value)}" for name, value in query.items())])
+    assert parse_query(raw.encode(), KNOWN) == query
+
+
+def test_what_libraries_append() -> None:
+    """The last one counts where that is said, and a broken escape is taken as it is; nowhere else."""
+    raw = b"limit=1&limit=%zz&limit=2%"
+    assert parse_query(raw, KNOWN, lenient={"limit"}, appended={"limit"}) == {"limit": b"2%"}
+    with pytest.raises(BadRequestError, match="more than once"):
+        parse_query(raw, KNOWN, lenient={"limit"})
+    with pytest.raises(BadRequestError, match="two hex digits"):
+        parse_query(raw, KNOWN, appended={"limit"})
+
+
 @given(raw=st.one_of(st.binary(max_size=30), st.text("key=%&+2Bprfixlmt", max_size=20).map(str.encode)))
 @example(b"%ff=1")
 @example(b"key=%u0041")

@@ -103,6 +103,48 @@ async def test_unusable_cursors_reset(server: GatewayProcess, cursor: str, reaso
     assert synced.type == "synced"
 
 
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [("", "initial"), ("nonsense", "cursor-lost"), ("00000000-5", "cursor-lost"), ("%zz", "cursor-lost"),
+     ("%", "cursor-lost"), ("%ff%00", "cursor-lost"), ("9" * 3000, "cursor-lost")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
+async def test_unusable_cursors_in_the_query_reset(server: GatewayProcess, name: str, cursor: str, reason: str) -> None:
+    """As the header's: a 4xx would close an EventSource for good."""
+    async with await watch(server.base, f"prefix=/svc/&{name}={cursor}") as stream:
+        (reset, synced) = await stream.until("synced")
+
+    assert reset.data["reason"] == reason
+    assert synced.type == "synced"
+
+
+async def test_the_newest_cursor_counts(server: GatewayProcess, kv: EtcdClient) -> None:
+    """The header, then what polyfills append, then what the URL had from the beginning.
+
+    The queries are those that event-source-polyfill 1.0.31 and reconnecting-eventsource 1.6.5 were seen to send when
+    they reconnect: the first drops an older ``lastEventId``, the second appends another.
+    """
+    async with await watch(server.base, "prefix=/svc/") as stream:
+        old = (await stream.until("synced"))[-1].id
+        for n in range(3):
+            await kv.put("/svc/a", str(n))
+        first, second, third = [change.id for change in await stream.changes(3)]
+        for query, header, missing in [
+            (f"prefix=/svc/&lastEventId={second}", None, [third]),
+            (f"prefix=%2Fsvc%2F&lastEventId={second}&_=1767225600000", None, [third]),
+            (f"prefix=/svc/&last_event_id={old}&lastEventId={second}", None, [third]),
+            (f"prefix=/svc/&lastEventId={second}&last_event_id={old}", None, [third]),
+            (f"prefix=/svc/&lastEventId={old}&lastEventId={first}", None, [second, third]),
+            (f"lastEventId=x&prefix=/svc/&lastEventId=&lastEventId={third}", None, []),
+            (f"prefix=/svc/&last_event_id={old}&lastEventId={first}", second, [third]),
+            (f"prefix=/svc/&lastEventId={third}", first, [second, third]),
+        ]:
+            headers = {"Last-Event-ID": header} if header else None
+            async with await watch(server.base, query, headers) as again:
+                events = await again.until("synced")
+            assert [event.id for event in events[:-1]] == missing, query
+
+
 async def test_cursor_ahead_is_judged(server: GatewayProcess, kv: EtcdClient) -> None:
     """A forged cursor far ahead is above a linearizable read: reset, restored."""
     await kv.put("/svc/a", "1")
