@@ -63,13 +63,17 @@ class Connection:
 
     async def send(self, data: bytes | memoryview, *, more: bool = True) -> None:
         """Send bytes. Raises StuckError when they are not taken in time; the connection is aborted then."""
-        await self._guarded({"type": "http.response.body", "body": data, "more_body": more})
+        # ASGI has bytes there, and not every server takes another kind of buffer.
+        await self._guarded({"type": "http.response.body", "body": bytes(data), "more_body": more})
 
     async def finish(self) -> None:
-        """End a response of unknown length when its last words are taken, or when that is hopeless."""
+        """End a response of unknown length when its last words are taken, or when that is hopeless.
+
+        Raises StuckError as ``send`` does: a server that tells nothing of its client may still wait for it here.
+        """
         await self.line.until_taken(self.send_timeout)
         if not (self.ended or self.line.lost):
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self.send(b"", more=False)
 
     @property
     def ended(self) -> bool:
@@ -77,20 +81,33 @@ class Connection:
         return self.gone or self._aborted
 
     async def _guarded(self, message: dict[str, Any]) -> None:
-        untaken = self.line.untaken if self.line.buffered else 0
-        patience: Patience | None = None
+        """Send one message, once. It is cancelled only when its client is given up: a server may have written it
+        before it waits (hypercorn does), so a message that is cancelled and sent again would be there twice.
+        """
+        loop = asyncio.get_running_loop()
+        patience = Patience(self.send_timeout, self.line.untaken if self.line.buffered else 0)
         pause = self.send_timeout / LOOKS
-        while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._send(message)
-                return
-            except TimeoutError:
-                # The server waits before it writes: nothing of the message was written, and it may be sent again.
-                patience = patience or Patience(self.send_timeout, untaken)
-                if patience.ends(self.line.untaken, pause):
-                    await self.cut_off()
-                    raise StuckError from None
+        deadline = asyncio.timeout(None)
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            if patience.ends(self.line.untaken, pause):
+                deadline.reschedule(loop.time())
+            else:
+                timer = loop.call_later(pause, look)
+
+        timer = loop.call_later(pause, look)
+        try:
+            async with deadline:
+                await self._send(message)
+        except TimeoutError:
+            if not deadline.expired():
+                raise  # the server's own
+            await self.cut_off()
+            raise StuckError from None
+        finally:
+            timer.cancel()
 
     async def cut_off(self) -> None:
         """Drop the connection, with what is written and not taken."""

@@ -2,7 +2,8 @@
 
 ``FastSink`` writes to the transport below ASGI, in the loop's turn in which there is something to write: what many are
 sent is framed once, and no task is woken for it. It needs our extension (``app.api.protocol``). ``PortableSink`` awaits
-ASGI's ``send`` in the response's own task, on any server.
+ASGI's ``send`` in the response's own task, on any server that speaks ASGI's lifespan. It sends each message once,
+whether the server writes before it waits or behind that. A server whose ``send`` does not wait hides a stuck client.
 """
 
 from __future__ import annotations
