@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
@@ -49,7 +51,7 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(holder.settings.cors_origins),
-            allow_methods=["GET"],
+            allow_methods=["GET", "HEAD"],
             allow_headers=["Authorization", "Cache-Control", "Last-Event-ID"],
             expose_headers=["X-Etcd-Revision", "X-Gateway-Instance", "X-Request-Id", "Retry-After"],
         )
@@ -81,21 +83,30 @@ def _new_app(lifespan: Any) -> FastAPI:
     return app
 
 
+def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any) -> None:
+    """By GET, and by HEAD, for which the server leaves the body out: haproxy's default check is a HEAD.
+
+    Two routes: one for both would be twice in the OpenAPI document under one operation id.
+    """
+    router.add_api_route(path, endpoint, response_model=None, **described)
+    router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
+
+
 def _client_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
-    router.add_api_route("/v1/kv", Kv(gateway).get, response_model=None, **openapi.KV)
-    router.add_api_route("/v1/watch", Watch(gateway).get, response_model=None, **openapi.WATCH)
+    _serve(router, "/v1/kv", Kv(gateway).get, **openapi.KV)
+    _serve(router, "/v1/watch", Watch(gateway).get, **openapi.WATCH)
     page = Page(admin=gateway.settings.admin_port is None)
-    router.add_api_route("/", page.get, response_model=None, include_in_schema=False)
+    _serve(router, "/", page.get, include_in_schema=False)
     return router
 
 
 def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     router = APIRouter()
-    router.add_api_route("/v1/feeds", Feeds(gateway).get, response_model=None, **openapi.FEEDS)
-    router.add_api_route("/livez", health.livez, response_model=None, summary="Liveness")
-    router.add_api_route("/readyz", health.readyz, response_model=None, summary="Readiness")
-    router.add_api_route("/metrics", health.metrics, response_model=None, summary="Prometheus metrics")
+    _serve(router, "/v1/feeds", Feeds(gateway).get, **openapi.FEEDS)
+    _serve(router, "/livez", health.livez, summary="Liveness")
+    _serve(router, "/readyz", health.readyz, summary="Readiness")
+    _serve(router, "/metrics", health.metrics, summary="Prometheus metrics")
     return router
 
 

@@ -46,8 +46,8 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for it"
         if error.status_code == MethodNotAllowedError.status:
-            answer = problem(MethodNotAllowedError(f"{request.method} is not for this path, GET is"))
-            answer.headers["Allow"] = "GET"
+            answer = problem(MethodNotAllowedError(f"{request.method} is not allowed here; use GET or HEAD"))
+            answer.headers["Allow"] = "GET, HEAD"
             return answer
         return problem(NotFoundError(f"nothing is at {request.url.path[:128]!r}", code="no-such-path"))
 

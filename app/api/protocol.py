@@ -49,7 +49,7 @@ EVICTIONS = 60.0
 
 # uvicorn keeps a deque of 624 bytes for each connection.
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
-# What answers with a stream.
+# What answers with a stream, to a GET.
 STREAMS = "/v1/watch"
 
 
@@ -162,6 +162,13 @@ class GatewayProtocol(HttpToolsProtocol):
     def _answering(self) -> bool:
         return self._taken or (self.cycle is not None and not self.cycle.response_complete)
 
+    def _streaming(self) -> bool:
+        """Whether the request under way asks for a stream: the answer to a HEAD, or to a POST, ends by itself."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(cycle.scope["path"] == STREAMS and cycle.scope["method"] == "GET")
+
     def _take_over(self) -> None:
         """The rest of this answer is the stream's own, and nothing of its request is kept: it is 20 KiB a subscriber.
 
@@ -229,7 +236,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's says None, asyncio's bool or None
         """The client is done speaking. True keeps the connection until the answer is out."""
         cycle = self.cycle
-        if self._taken or cycle is None or cycle.response_complete or cycle.scope["path"] == STREAMS:
+        if self._taken or cycle is None or cycle.response_complete or self._streaming():
             return None
         cycle.keep_alive = False
         return True
@@ -251,9 +258,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
             self._refuse_head()
             return
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and cycle.scope["path"] == STREAMS:
-            cycle.keep_alive = False
+        if self._streaming():
+            self.cycle.keep_alive = False
             self._deaf = True
             return
         app = self.config.loaded_app
@@ -272,7 +278,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Part of a body that nobody asked for: behind 64 KiB of it uvicorn would read no more, nor hear of the end."""
-        if not self._deaf and self.cycle.scope["path"] != STREAMS:
+        if not self._deaf and not self._streaming():
             super().on_body(body)
 
     def on_message_complete(self) -> None:

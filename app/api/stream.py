@@ -150,6 +150,9 @@ class StreamResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it: to its end, or until it needs ASGI no more."""
+        if scope["method"] == "HEAD":
+            await self._head(scope, receive, send)
+            return
         asked, streams = self._asked, self._streams
         try:
             streams.capacity.check()
@@ -180,6 +183,18 @@ class StreamResponse(EventSourceResponse):
             if isinstance(sink, FastSink):
                 delivery.begin()
                 sink.take_over(delivery)
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a GET would be answered by, without joining: a load balancer's check must cost etcd nothing."""
+        try:
+            self._streams.registry.check(self._asked.shape.range)
+        except TransientError as error:
+            if not self._asked.holdable:
+                retry_after = self._streams.retry_ms(error.patience) / 1000
+                await problem(error, retry_after=retry_after)(scope, receive, send)
+                return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._streams

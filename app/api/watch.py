@@ -47,7 +47,8 @@ class Watch:
         try:
             return StreamResponse(self._gateway.streams, self._understand(request))
         except GatewayError as error:
-            self._gateway.streams.tally.refused[error.code] += 1
+            if request.method == "GET":  # a HEAD asks for no stream
+                self._gateway.streams.tally.refused[error.code] += 1
             raise
 
     def _understand(self, request: Request) -> Asked:

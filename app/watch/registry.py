@@ -105,7 +105,12 @@ class Registry:
         self._total += 1
         return Lease(self, subscriber)
 
-    def _acquire(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
+    def check(self, watched: KeyRange) -> None:
+        """Whether ``subscribe`` would have it now; holds, starts and ends nothing.
+
+        Raises:
+            DrainingError, OverCapacityError, UnavailableError: it would not.
+        """
         if self.draining:
             raise DrainingError("this instance is about to stop")
         if self._total >= self.limits.subscribers:
@@ -113,14 +118,24 @@ class Registry:
                 f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.subscribers}",
                 code="too-many-subscribers",
             )
-        if watched not in self._counts:
-            self._make_room()
+        if watched not in self._counts and self._full and self._counts.oldest_lingering() is None:
+            raise OverCapacityError(
+                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.feeds}",
+                code="too-many-feeds",
+            )
         if self._clock() < self._too_large.get(watched, 0.0):
             raise TooLargeError(f"{watched} did not fit the memory that all feeds may hold together")
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
         if condition.state == "down" and (feed is None or feed.core.view is None):
             raise UnavailableError(f"{condition.endpoint}: {condition.reason}")
+
+    def _acquire(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
+        self.check(watched)
+        if watched not in self._counts and self._full:
+            oldest = self._counts.oldest_lingering()
+            assert oldest is not None, "checked"
+            self._expire(oldest)
         acquired = self._counts.acquire(watched)
         if acquired is Acquired.REVIVED:
             self._linger_timers.pop(watched).cancel()
@@ -128,16 +143,9 @@ class Registry:
             return self._feeds[watched]
         return self._start(watched, has_cursor=has_cursor)
 
-    def _make_room(self) -> None:
-        if len(self._counts) < self.limits.feeds:
-            return
-        oldest = self._counts.oldest_lingering()
-        if oldest is None:
-            raise OverCapacityError(
-                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.feeds}",
-                code="too-many-feeds",
-            )
-        self._expire(oldest)
+    @property
+    def _full(self) -> bool:
+        return len(self._counts) >= self.limits.feeds
 
     def _start(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
         limits = self.limits

@@ -248,7 +248,7 @@ async def test_preflight(fenced: GatewayProcess) -> None:
 
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
-    assert answer.headers["access-control-allow-methods"] == "GET"
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
     allowed = answer.headers["access-control-allow-headers"].lower()
     assert all(name in allowed for name in ("authorization", "last-event-id", "cache-control"))
     assert "Origin" in answer.headers["vary"]
@@ -451,7 +451,11 @@ async def test_draining() -> None:
         plain = await http.get("/v1/watch?prefix=/svc/")
         held = await http.get("/v1/watch?prefix=/svc/", headers=EVENT_SOURCE)
         ready = await http.get("/readyz")
+        head = await http.head("/v1/watch?prefix=/svc/")
+        held_head = await http.head("/v1/watch?prefix=/svc/", headers=EVENT_SOURCE)
 
+    assert (head.status_code, head.headers["retry-after"]) == (503, "1")
+    assert (held_head.status_code, held_head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     assert (plain.status_code, plain.json()["code"], plain.headers["retry-after"]) == (503, "draining", "1")
     assert (held.status_code, held.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     assert held.text.startswith("retry: 1000\n: connected ")

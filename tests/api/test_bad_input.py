@@ -19,6 +19,8 @@ from app.api import kv, watch
 from app.core.query import MAX_KEY_BYTES
 from app.embedded import EmbeddedEtcd
 from tests.support.gateway import QUICK, GatewayProcess, gateway, start
+from tests.support.metrics import etcd_metric
+from tests.support.streams import request
 from tests.support.streams import watch as open_stream
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
@@ -53,14 +55,14 @@ class Line:
     """One connection, over which bytes go as they are."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def send(self, raw: bytes) -> None:
         """Send bytes, on a new connection if there is none."""
         if self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         self._writer.write(raw)
         await self._writer.drain()
 
@@ -228,21 +230,68 @@ async def test_a_cache_buster_is_ignored(line: Line, path: str, buster: str) -> 
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
 async def test_methods(line: Line, path: str, method: str) -> None:
-    """GET is all there is: 405 with Allow, a HEAD's without a body, an OPTIONS without Origin too."""
+    """GET and HEAD are all there is: 405 with Allow, an OPTIONS without Origin too."""
     answer = await line.ask(f"{path}?prefix=/a/", method)
 
-    if method == "HEAD" and path in ("/docs", "/openapi.json"):  # FastAPI's own pages know it
-        assert answer.status == 200
-        return
     assert answer.status == 405
-    assert answer.headers["allow"] == "GET"
-    assert answer.headers["content-type"] == "application/problem+json"
-    if method != "HEAD":
-        found = answer.problem()
-        assert found["code"] == "method-not-allowed"
-        assert method in found["detail"]
+    assert answer.headers["allow"] == "GET, HEAD"
+    found = answer.problem()
+    assert found["code"] == "method-not-allowed"
+    assert method in found["detail"]
+
+
+# Those that change from one answer to the next.
+CHANGING = {"date", "x-request-id"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [*(f"{path}?prefix=/a/" for path in PATHS), f"{WATCH}?prefix=/a/&format=ndjson", f"{KV}?key=/none",
+     f"{KV}?prefix=/a/&count_only=1", f"{WATCH}?prefix=/a/&bogus=1", f"{WATCH}", f"{WATCH}?prefix=/a/&snapshot=2",
+     f"{KV}?prefix=%zz", "/nothing"],
+)  # fmt: skip
+async def test_head_is_get_without_a_body(line: Line, target: str) -> None:
+    """The same status and headers and nothing behind them; the next answer on the connection is the next request's."""
+    head = await line.ask(target, "HEAD")
+    assert (await line.ask("/livez")).body == b'{"status":"ok"}\n'
+    if target.startswith(WATCH) and head.status == 200:
+        async with await open_stream(f"http://127.0.0.1:{line.port}", target.partition("?")[2]) as stream:
+            wanted, status = dict(stream.headers), stream.status
+        assert wanted.pop("transfer-encoding") == "chunked"
+    else:
+        answer = await line.ask(target)
+        wanted, status = answer.headers, answer.status
+        assert "content-length" in wanted
+    varying = CHANGING | ({"content-length"} if target.startswith(("/metrics", FEEDS)) else set())
+    assert head.status == status
+    assert {name: value for name, value in head.headers.items() if name not in varying} == {
+        name: value for name, value in wanted.items() if name not in varying
+    }
+    assert set(head.headers) == set(wanted)
+
+
+async def test_a_head_of_a_stream_joins_nothing(server: GatewayProcess) -> None:
+    """No feed starts and no stream opens; nothing stays of the request. A client that is done speaking is answered."""
+    before = await counted(server.base)
+    for _ in range(20):
+        stream = await request(f"{server.base}/v1/watch?prefix=/head/", method="HEAD")
+        assert stream.status == 200
+        await stream.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"HEAD /v1/watch?prefix=/head/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write_eof()
+    async with asyncio.timeout(30):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    assert await counted(server.base) == before
+
+
+async def counted(base: str) -> list[float]:
+    """Feeds and streams since the beginning, and requests refused."""
+    names = ("feeds_started_total", "streams_opened_total", "subscribers", "refusals_total")
+    return [await etcd_metric(base, f"etcd_watch_gateway_{name}") for name in names]
 
 
 @pytest.mark.parametrize("path", [KV, WATCH, "/nothing"])

@@ -176,7 +176,7 @@ async def request(
             found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             assert len(found) == sum(map(bool, head[1:])), f"a header comes twice: {head}"
             stream = Stream(reader, writer, status, found)
-            if "content-length" in found:
+            if "content-length" in found and method != "HEAD":
                 stream.body = await reader.readexactly(int(found["content-length"]))
             return stream
     except BaseException:
