@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     app.state.gateway = holder
     if holder.settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=list(holder.settings.cors_origins),
             allow_methods=["GET", "HEAD"],
             allow_headers=["Authorization", "Cache-Control", "Last-Event-ID"],
@@ -108,6 +109,23 @@ def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     _serve(router, "/readyz", health.readyz, summary="Readiness")
     _serve(router, "/metrics", health.metrics, summary="Prometheus metrics")
     return router
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, which adds ``Origin`` to every ``Vary``, also to that of a stream, which has it already."""
+
+    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+        """Send one message of an answer; each word of its ``Vary`` once."""
+
+        async def send_once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                words = [word.strip() for value in headers.getlist("Vary") for word in value.split(",")]
+                if words:
+                    headers["Vary"] = ", ".join(dict.fromkeys(words))
+            await send(message)
+
+        await super().send(message, send_once, request_headers)
 
 
 class RevisionHeader:

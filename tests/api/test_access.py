@@ -260,7 +260,18 @@ async def test_vary_of_a_stream(fenced: GatewayProcess) -> None:
     """What its answer depends on."""
     answer = await ask(fenced, "/v1/watch?prefix=/svc/", {**bearer(), "Origin": "https://app.example"})
 
-    assert set(answer.headers["vary"].split(", ")) == {"Last-Event-ID", "Accept", "Origin"}
+    assert answer.headers["vary"] == "Last-Event-ID, Accept, Origin"
+
+
+@pytest.mark.parametrize("origin", [None, "https://app.example", "https://evil.example"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_no_header_says_anything_twice(fenced: GatewayProcess, origin: str | None, method: str) -> None:
+    """``Vary`` said "Origin" twice. ``request`` asserts it for every answer that it gets, in all tests."""
+    headers = {**bearer(), **({"Origin": origin} if origin else {})}
+    for path in ("/v1/kv", "/v1/watch", "/v1/feeds", "/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json"):
+        for query in ("prefix=/svc/", "prefix=/other/", "bogus=1"):
+            answer = await ask(fenced, f"{path}?{query}", headers, method)
+            assert "Origin" in answer.headers["vary"], path
 
 
 async def test_without_cors(etcd: EmbeddedEtcd) -> None:

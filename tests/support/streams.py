@@ -175,6 +175,9 @@ async def request(
             status = int(head[0].split()[1])
             found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             assert len(found) == sum(map(bool, head[1:])), f"a header comes twice: {head}"
+            for name, value in found.items():
+                words = [word.strip().lower() for word in value.split(",")]
+                assert len(words) == len(set(words)), f"a word comes twice in {name}: {value}"
             stream = Stream(reader, writer, status, found)
             if "content-length" in found and method != "HEAD":
                 stream.body = await reader.readexactly(int(found["content-length"]))
