@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import __version__
 from app.api import docs, openapi, problems
 from app.api.feeds import Feeds
+from app.api.gone import ClientGone
 from app.api.health import Health
 from app.api.kv import Kv
 from app.api.page import Page
@@ -81,6 +82,7 @@ def _new_app(lifespan: Any) -> FastAPI:
     )
     problems.install(app)
     docs.install(app)
+    app.add_middleware(ClientGone)  # inside of all others: the metrics count what it makes of an answer
     return app
 
 

@@ -47,15 +47,16 @@ class Line:
         self.on_ready: Callable[[], None] = nothing
         self.on_lost: Callable[[], None] = nothing
 
-    @classmethod
-    def of(cls, scope: Scope) -> Line:
+    @staticmethod
+    def of(scope: Scope) -> Line:
         """The line of a request, claimed: its next write waits until the kernel has all of the one before.
 
         By default it would wait for 64 KiB only, and one who does not read hold two writes here; what the kernel has
         keeps the line busy meanwhile.
         """
-        line: Line = scope.get("extensions", {}).get(EXTENSION, {}).get("line") or cls(None)
-        if line.transport is not None:
+        line = line_of(scope)
+        # uvloop raises for a connection that is no more: its client left while the answer was read.
+        if line.transport is not None and not line.transport.is_closing():
             line.transport.set_write_buffer_limits(high=0)
         return line
 
@@ -157,3 +158,9 @@ class Line:
         if sock is not None and sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
+
+
+def line_of(scope: Scope) -> Line:
+    """The line of a request, as it is; on a server that does not offer our extension one without a transport."""
+    line: Line | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("line")
+    return line if line is not None else Line(None)

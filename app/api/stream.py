@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.connection import LOOKS, Connection, StuckError
 from app.api.problems import problem
-from app.api.sink import STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
+from app.api.sink import GONE, STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
 from app.api.tally import Tally
 from app.api.wheel import Wheel
 from app.core.capacity import Capacity
@@ -173,7 +173,7 @@ class StreamResponse(EventSourceResponse):
         except BaseException:
             lease.release()
             raise
-        with ending(delivery):
+        with ending(delivery, connection):
             async with connection:
                 await connection.start(self.status_code, self.raw_headers)
                 if isinstance(sink, PortableSink):
@@ -228,8 +228,8 @@ class StreamResponse(EventSourceResponse):
 
 
 @contextlib.contextmanager
-def ending(delivery: Delivery) -> Iterator[None]:
-    """Around what serves *delivery*: whatever breaks it off ends it."""
+def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
+    """Around what serves *delivery*: whatever breaks it off ends it. A failure after its client has gone is none."""
     try:
         yield
     except StuckError:
@@ -238,7 +238,7 @@ def ending(delivery: Delivery) -> Iterator[None]:
         delivery.cancelled()
         raise
     except BaseException:
-        delivery.end(FAILED)
+        delivery.end(GONE if connection.gone or connection.line.lost else FAILED)
         raise
 
 
