@@ -1,5 +1,6 @@
 """Metrics: ``etcd_watch_gateway_*`` in etcd's words, read from the live objects at scrape time, so that nothing is
-counted twice and nothing costs per event. No label comes from a request.
+counted twice. A counter is a number that is only ever added to, never a sum over what is there: such a sum falls when a
+part of it goes. No label comes from a request.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -47,10 +48,10 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(f"{NAMESPACE}_{name}", text, value=value)
 
 
-def _by_reason(name: str, text: str, counts: Counter[str], always: tuple[str, ...]) -> CounterMetricFamily:
+def _by_reason(name: str, text: str, counts: Mapping[str, int], always: tuple[str, ...]) -> CounterMetricFamily:
     family = CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=["reason"])
     for reason in dict.fromkeys((*always, *counts)):
-        family.add_metric([reason], counts[reason])
+        family.add_metric([reason], counts.get(reason, 0))
     return family
 
 
@@ -91,13 +92,12 @@ class GatewayCollector(Collector):
         yield _counter(
             "events",
             "Events received from etcd and published by feeds.",
-            registry.events_of_ended + sum(feed.core.events_in for feed in feeds),
+            registry.events,
         )
 
     def _of_streams(self) -> Iterator[Metric]:
         registry, tally = self._gateway.registry, self._gateway.streams.tally
         subscribers = registry.subscribers()
-        following = [s.reader for s in subscribers if s.reader is not None]
         yield _gauge("subscribers", "Streams being served.", len(registry))
         yield _gauge("subscribers_max", "Streams that may be served.", registry.limits.subscribers)
         sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
@@ -113,12 +113,10 @@ class GatewayCollector(Collector):
         yield _counter(
             "deliveries",
             "Events and snapshot items written to subscribers.",
-            tally.deliveries + sum(reader.delivered for reader in following),
+            tally.handed.items,
         )
-        sent = tally.bytes + sum(subscriber.bytes for subscriber in subscribers)
-        yield _counter("sent_bytes", "Bytes written to subscribers.", sent)
-        resets = tally.resets + Counter(reason for reader in following for reason in reader.resets)
-        yield _by_reason("resets", "Resets sent.", resets, RESET_REASONS)
+        yield _counter("sent_bytes", "Bytes written to subscribers.", tally.bytes)
+        yield _by_reason("resets", "Resets sent.", tally.handed.resets, RESET_REASONS)
         yield _by_reason("streams_closed", "Streams ended.", tally.closed, CLOSE_REASONS)
         yield _by_reason("refusals", "Streams refused.", tally.refused, REFUSAL_REASONS)
 

@@ -272,6 +272,7 @@ class Delivery:
             snapshot=asked.snapshot,
             heartbeat=settings.heartbeat,
             pace=Pace(settings.send_timeout, settings.min_rate),
+            counts=streams.tally.handed,
         )
         now = streams.clock()
         self.ended = False
@@ -422,6 +423,7 @@ class Delivery:
     def _put(self, data: bytes | memoryview) -> None:
         size = len(data)
         self._subscriber.bytes += size
+        self._streams.tally.bytes += size
         if not self._sink.write(data):
             self._written, self._since = size, self._streams.clock()
             self._set_alarm(self._since)
@@ -518,11 +520,8 @@ class Delivery:
     # --- its end ------------------------------------------------------------------------------------------------------
 
     def _note_end(self, reason: str) -> None:
-        tally, reader = self._streams.tally, self._reader
-        tally.closed[reason] += 1
-        tally.deliveries += reader.delivered
-        tally.bytes += self._subscriber.bytes
-        tally.resets.update(reader.resets)
+        reader = self._reader
+        self._streams.tally.closed[reason] += 1
         log.info(
             "stream end",
             extra={

@@ -12,7 +12,9 @@ Theory of operation
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 
 from app.core.cursor import Cursor, Shape
@@ -44,6 +46,14 @@ class Wants(Enum):
     HISTORY = "history"  # the feed to reach back, if it can
 
 
+@dataclass(slots=True)
+class Counts:
+    """What all readers of a process were handed together: only ever added to, whatever becomes of a reader."""
+
+    items: int = 0  # events and snapshot items
+    resets: Counter[str] = field(default_factory=Counter)
+
+
 class Reader:
     """See the module.
 
@@ -53,12 +63,13 @@ class Reader:
         cursor: what the client brought; None when it brought nothing.
         snapshot: False for ``snapshot=0``: only changes are wanted, a reset brings no state.
         pace: how slow it may be; told by the shell how long writes take.
+        counts: where what it is handed is added.
     """
 
     __slots__ = (
-        "_asked", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat", "_lagged",
+        "_asked", "_counts", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat", "_lagged",
         "_linearizable", "_offered", "_refused_history", "_restores", "_sent_blocks", "_shape", "_snapshot", "_synced",
-        "_with_state", "_wording", "delivered", "pace", "phase", "resets", "revision", "told_stale", "wants",
+        "_with_state", "_wording", "delivered", "pace", "phase", "revision", "told_stale", "wants",
     )  # fmt: skip
 
     def __init__(
@@ -72,8 +83,10 @@ class Reader:
         snapshot: bool,
         heartbeat: float,
         pace: Pace | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.pace = pace if pace is not None else Pace()
+        self._counts = counts if counts is not None else Counts()
         self._feed = feed
         self._shape = shape
         self._epoch_of = epoch_of
@@ -96,7 +109,6 @@ class Reader:
         self._epoch = ""
         self._wording = (form, shape.encoding, "")
         self.told_stale: bool | None = False  # None: it must be said
-        self.resets: list[Reason] = []  # drained by the shell, for its metrics
         self.delivered = 0
 
     @property
@@ -259,7 +271,7 @@ class Reader:
         if not self._with_state and reason == "initial":
             # Nothing was lost and no state is wanted.
             return self._next_items()
-        self.resets.append(reason)
+        self._counts.resets[reason] += 1
         members: dict[str, object] = {"reason": reason, "ranges": [str(self._shape.range)]}
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
@@ -272,6 +284,7 @@ class Reader:
                 data = view.frame(block, self._form, self._shape.encoding)
                 self._sent_blocks += 1
                 self.delivered += len(block.items)
+                self._counts.items += len(block.items)
             if self._sent_blocks < len(snapshot.blocks):
                 return data
             self._snapshot = None
@@ -301,6 +314,7 @@ class Reader:
         if self._lagged and self.revision == log.tip:
             self._catch_up()
         self.delivered += passage.events
+        self._counts.items += passage.events
         return passage.data
 
     def _catch_up(self) -> None:

@@ -42,13 +42,16 @@ log = logging.getLogger("gateway.feed")
 
 
 class Budget(Protocol):
-    """The memory that all feeds share."""
+    """The memory that all feeds share, and what they count together."""
 
     def afford(self, feed: Feed, extra: int) -> bool:
         """Whether *feed* may grow by *extra* bytes; makes room where that can be."""
 
     def account(self, change: int) -> None:
         """A feed holds *change* bytes more than it said last."""
+
+    def published(self, events: int) -> None:
+        """A feed has published so many events more."""
 
     def failed(self, feed: Feed, reason: str) -> None:
         """*feed* has ended by itself: nobody is to join it any more, and its subscribers are closed for *reason*."""
@@ -92,7 +95,8 @@ class Feed:
         self._refreshed_at = 0.0
         self._proof_pending = False
         self._readers_ahead = 0
-        self._counted = 0
+        self._counted = 0  # bytes
+        self._published = 0  # events
         self._proof_at = clock()
         self.stale_since: float | None = None  # wall clock, seconds: etcd has proven nothing since; None while live
         self.handle(Start(reach))
@@ -126,6 +130,8 @@ class Feed:
                 self.trouble = ""
                 log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self._keys()})
         self._account()
+        self._budget.published(core.events_in - self._published)
+        self._published = core.events_in
         self.notifier.notify()
 
     def want_history(self, revision: int) -> bool:

@@ -87,7 +87,7 @@ class Registry:
         self.draining = False
         self._drained_at = 0.0
         self.feeds_started = 0
-        self.events_of_ended = 0
+        self.events = 0  # published by all feeds there were
 
     # --- subscribing -------------------------------------------------------------------------------------------------
 
@@ -193,16 +193,19 @@ class Registry:
     def _end(self, feed: Feed, reason: str) -> None:
         del self._feeds[feed.range]
         del self._subscribers[feed]
-        self.events_of_ended += feed.core.events_in
         feed.stop()
         self._ending.add(feed)
         log.info("feed stop", extra={"range": str(feed.range), "reason": reason})
 
-    # --- memory (``app.watch.feed.Budget``) --------------------------------------------------------------------------
+    # --- memory and counts (``app.watch.feed.Budget``) ---------------------------------------------------------------
 
     def account(self, change: int) -> None:
         """See ``Budget``; ``bytes`` is the sum."""
         self.bytes += change
+
+    def published(self, events: int) -> None:
+        """See ``Budget``."""
+        self.events += events
 
     def afford(self, feed: Feed, extra: int) -> bool:
         """Lingering feeds go first, then what is encoded, and history; what then does not fit may not grow."""

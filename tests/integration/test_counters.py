@@ -1,0 +1,83 @@
+"""Counters count: between two scrapes none goes back, whatever happens to feeds and to those who follow them."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.slow.clients import closing, stuck
+from tests.support.etcd import EtcdClient
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.streams import watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+# Of a counter or a histogram, in Prometheus' text format; `_created` is a time.
+ENDINGS = ("_total", "_count", "_sum", "_bucket")
+
+
+class Scrapes:
+    """Scrapes a gateway, and asserts that no series of a counter fell or went since the last time."""
+
+    def __init__(self, server: GatewayProcess) -> None:
+        self._server = server
+        self._last: dict[str, float] = {}
+
+    async def scrape(self) -> dict[str, float]:
+        """All series of counters now, by name and labels."""
+        async with httpx.AsyncClient(base_url=self._server.base, trust_env=False, timeout=30) as http:
+            text = (await http.get("/metrics")).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        found = {name: float(value) for name, _, value in lines if name.partition("{")[0].endswith(ENDINGS)}
+        fell = {
+            name: (before, found.get(name)) for name, before in self._last.items() if found.get(name, -1.0) < before
+        }
+        assert fell == {}, fell
+        self._last = found
+        return found
+
+    async def streams(self) -> int:
+        """Streams that have not ended."""
+        async with httpx.AsyncClient(base_url=self._server.base, trust_env=False, timeout=30) as http:
+            return sum((await http.get("/v1/feeds")).json()["sinks"].values())
+
+
+@pytest.mark.parametrize("sink", ["fast", "portable"])
+async def test_no_counter_falls(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -> None:
+    """Readers that are stuck were taken out of the sums when their feed failed, and put back when they ended."""
+    for n in range(40):
+        await kv.put(f"/svc/{n}", "x" * 20_000)
+    settings = {"GATEWAY_SINK": sink, "GATEWAY_MAX_FEED_BYTES": "2MiB"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        scrapes = Scrapes(server)
+        first = await scrapes.scrape()
+        readers = [await stuck(server.base, "prefix=/svc/") for _ in range(3)]
+        async with closing(*readers), await watch(server.base, "prefix=/svc/") as quick:
+            await quick.until("synced")
+            await kv.put("/svc/0", "y")
+            await quick.changes(1)
+            before = await scrapes.scrape()
+            for n in range(40):
+                await kv.put(f"/svc/more-{n}", "z" * 60_000)
+                await scrapes.scrape()
+            assert (await quick.until("close"))[-1].data["reason"] == "too-large"
+
+            await scrapes.scrape()  # the others are as stuck as before, and their feed is no more
+
+        async def ended() -> bool:
+            await scrapes.scrape()
+            return await scrapes.streams() == 0
+
+        await eventually(ended)
+        after = await scrapes.scrape()
+
+    name = "etcd_watch_gateway_"
+    assert first[f"{name}events_total"] == 0
+    assert before[f"{name}events_total"] == 1
+    assert before[f'{name}resets_total{{reason="initial"}}'] == 4
+    assert before[f"{name}sent_bytes_total"] > 3 * 8_000 + 800_000
+    assert before[f"{name}deliveries_total"] > 40
+    assert after[f'{name}streams_closed_total{{reason="too-large"}}'] >= 1
+    assert after[f"{name}events_total"] > before[f"{name}events_total"]
