@@ -12,7 +12,7 @@ import asyncio
 import logging
 from typing import Literal, Protocol
 
-from app.api.connection import LOOKS, Connection
+from app.api.connection import Connection
 from app.api.line import EXTENSION, Line
 from app.core.pace import Patience
 
@@ -48,12 +48,16 @@ class Sink(Protocol):
     def write(self, data: bytes | memoryview) -> bool:
         """Take some bytes of the body, when ready; whether it takes more at once."""
 
-    def stuck(self) -> bool:
-        """Asked LOOKS times in a send time-out while not ready: whether the client is given up."""
+    def stuck(self, seconds: float) -> bool:
+        """Asked now and then while not ready, *seconds* after the last time: whether the client is given up."""
 
     @property
     def unheard(self) -> float:
         """See ``Line.unheard``."""
+
+    @property
+    def untaken(self) -> int:
+        """See ``Line.untaken``."""
 
     def end(self, reason: str, error: Exception | None) -> None:
         """Called once: what is written is all. By an *error* of ours the body is broken off."""
@@ -136,14 +140,19 @@ class FastSink:
         self._patience = Patience(self._send_timeout, self._line.untaken)
         return False
 
-    def stuck(self) -> bool:
+    def stuck(self, seconds: float) -> bool:
         """See ``Sink``."""
-        return self._patience is not None and self._patience.ends(self._line.untaken, self._send_timeout / LOOKS)
+        return self._patience is not None and self._patience.ends(self._line.untaken, seconds)
 
     @property
     def unheard(self) -> float:
         """See ``Sink``."""
         return self._line.unheard
+
+    @property
+    def untaken(self) -> int:
+        """See ``Sink``."""
+        return self._line.untaken
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
@@ -188,14 +197,20 @@ class PortableSink:
         self._wake.set()
         return False
 
-    def stuck(self) -> bool:
+    def stuck(self, seconds: float) -> bool:
         """See ``Sink``: here ``Connection.send`` itself gives up."""
+        del seconds
         return False
 
     @property
     def unheard(self) -> float:
         """See ``Sink``."""
         return self._connection.line.unheard
+
+    @property
+    def untaken(self) -> int:
+        """See ``Sink``."""
+        return self._connection.line.untaken
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from app.core.capacity import Capacity
 from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError
 from app.core.frames import control, greeting
+from app.core.freshness import STEPS, Freshness
 from app.core.pace import Grudge, Pace
 from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
 from app.ports import Clock, Draw, Etcd
@@ -250,8 +252,9 @@ class Delivery:
     """
 
     __slots__ = (
-        "_asked", "_beat_due", "_deadline", "_feed", "_helper", "_helps", "_lease", "_next_beat", "_reader", "_rest",
-        "_said_why", "_since", "_sink", "_started", "_streams", "_subscriber", "_written", "ended", "seat",
+        "_aside_waits", "_asked", "_beat_due", "_deadline", "_feed", "_freshness", "_helper", "_helps", "_lease",
+        "_looked", "_next_beat", "_reader", "_rest", "_said_why", "_since", "_sink", "_started", "_streams",
+        "_subscriber", "_written", "ended", "seat",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, asked: Asked, lease: Lease, sink: Sink) -> None:
@@ -274,6 +277,7 @@ class Delivery:
             pace=Pace(settings.send_timeout, settings.min_rate),
             counts=streams.tally.handed,
         )
+        self._freshness = Freshness(settings.stale_after)
         now = streams.clock()
         self.ended = False
         self.seat = 0
@@ -282,9 +286,11 @@ class Delivery:
         age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
         self._deadline = now + age
         self._beat_due = False
+        self._aside_waits = False  # for the end of a large write
         self._rest: memoryview | None = None  # of a large write
         self._written = 0  # bytes of the write that the sink has not taken, and since when
         self._since = 0.0
+        self._looked = 0.0  # at whether that is taken
         self._said_why = False
         self._helper: asyncio.Task[None] | None = None
         self._helps = Wants.NOTHING
@@ -339,19 +345,25 @@ class Delivery:
             if self._sink.unheard > self._streams.settings.send_timeout:
                 self.end(STUCK)
                 return
-        if not self._sink.ready and self._sink.stuck():
-            self.end(STUCK)
-            return
+        if not self._sink.ready:
+            # By the clock: looks come with heartbeats, too, and each was taken for a quarter of GATEWAY_SEND_TIMEOUT.
+            seconds, self._looked = now - self._looked, now
+            if self._sink.stuck(seconds):
+                self.end(STUCK)
+                return
         if self._subscriber.closing is None:
             self._subscriber.closing = self._reason_to_end(now)
+        self._judge(now)
         self.step()
         self._set_alarm(now)
 
     def go_on(self) -> None:
         """The sink takes more."""
         if self._written:
-            self._reader.pace.wrote(self._written, self._streams.clock() - self._since)
+            now = self._streams.clock()
+            self._reader.pace.wrote(self._written, now - self._since)
             self._written = 0
+            self._judge(now)
         self.step()
 
     def _set_alarm(self, now: float) -> None:
@@ -360,6 +372,8 @@ class Delivery:
         when = self._next_beat if self._subscriber.closing is not None else min(self._next_beat, self._deadline)
         if not self._sink.ready:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)
+        if self._freshness.late:
+            when = min(when, now + self._streams.settings.stale_after / STEPS)
         if self._reader.phase is WAITING:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
         self._streams.wheel.set(self, when)
@@ -383,9 +397,16 @@ class Delivery:
                 subscriber.closing = "too-slow"
                 continue
             else:
-                said = reader.read(WRITE_SIZE)
-                if self._beat_due or reader.told_stale is not (self._feed.stale_since is not None):
-                    said += self._aside()
+                due = self._beat_due or reader.told_stale is not self._stale
+                # One who is behind is told before it is sent what it lacks; another when it is as far as it can be.
+                first = due and reader.behind > 0
+                said = self._aside() if first else b""
+                said += reader.read(WRITE_SIZE)
+                if due and not first:
+                    # Behind a large write it would be old when it is taken: it waits for the end of that.
+                    self._aside_waits = len(said) > WRITE_SIZE
+                    if not self._aside_waits:
+                        said += self._aside()
                 if not said:
                     if reader.too_slow:
                         subscriber.closing = "too-slow"
@@ -399,20 +420,36 @@ class Delivery:
                 continue
             self._put(data)
             # Of 5,000 that are told of one event, nearly all are done here: one read, one write.
-            if reader.at_tip and self._rest is None and subscriber.closing is None:
+            if reader.at_tip and self._rest is None and subscriber.closing is None and not self._aside_waits:
                 return
             if subscriber.bytes >= enough:
                 asyncio.get_running_loop().call_soon(self.step)
                 return
 
     def _aside(self) -> bytes:
-        """What is said beside the feed: whether etcd is there, and that we are."""
-        reader, stale = self._reader, self._feed.stale_since is not None
+        """What is said beside the feed: whether what the subscriber has is current, and that we are there."""
+        reader = self._reader
+        self._aside_waits = False
+        self._judge(self._streams.clock())
         said = b"" if reader.phase is SNAPSHOT else reader.tell_staleness(self._stale_since())
         if self._beat_due:
             self._beat_due = False
-            said += reader.beat(stale=stale)
+            said += reader.beat(stale=self._stale)
         return said
+
+    @property
+    def _stale(self) -> bool:
+        """Whether what the subscriber has may be old: etcd proves nothing, or it was not given what there is."""
+        return self._freshness.late or self._feed.stale_since is not None
+
+    def _judge(self, now: float) -> None:
+        """Whether the subscriber has been given what there is; while it has not, that is looked at more often."""
+        reader, freshness = self._reader, self._freshness
+        was_late = freshness.late
+        untaken = self._sink.untaken if reader.synced else 0
+        freshness.judge(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, untaken=untaken)
+        if freshness.late and not was_late:
+            self._set_alarm(now)
 
     def _slice(self) -> memoryview:
         rest = self._rest
@@ -422,11 +459,14 @@ class Delivery:
 
     def _put(self, data: bytes | memoryview) -> None:
         size = len(data)
+        now = self._streams.clock()
+        if now >= self._freshness.mark_due:
+            self._freshness.wrote(self._subscriber.bytes, now)
         self._subscriber.bytes += size
         self._streams.tally.bytes += size
         if not self._sink.write(data):
-            self._written, self._since = size, self._streams.clock()
-            self._set_alarm(self._since)
+            self._written, self._since, self._looked = size, now, now
+            self._set_alarm(now)
         elif self._reader.phase is SNAPSHOT:
             self._reader.pace.wrote(size, 0.0)
 
@@ -445,6 +485,10 @@ class Delivery:
 
     def _stale_since(self) -> str | None:
         since = self._feed.stale_since
+        if self._freshness.late:
+            # What it lacks may be older than all that is known of it; it had everything when it came.
+            behind = min(self._freshness.behind, self._streams.clock() - self._started)
+            since = min(since or float("inf"), time.time() - behind)
         return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _last_words(self, reason: str) -> bytes:
@@ -452,7 +496,8 @@ class Delivery:
             retry_ms = self._bear_grudge()
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.patience if reason == TooLargeError.close_reason else 1)
-        return self._reader.close(reason, retry_ms, stale=self._feed.stale_since is not None)
+        self._judge(self._streams.clock())
+        return self._reader.close(reason, retry_ms, stale=self._stale)
 
     def _bear_grudge(self) -> int:
         host = self._asked.address.rpartition(":")[0]

@@ -188,6 +188,16 @@ class Log:
             stop += 1
         return self._batches[start:stop]
 
+    def lacks_since(self, revision: int) -> float | None:
+        """When the oldest batch came that a reader at *revision* has still to read, in the log's clock; None: none.
+
+        Minus infinity when that batch is gone.
+        """
+        if revision < self.floor:
+            return float("-inf")
+        start = bisect_right(self._revisions, revision)
+        return self._batches[start].at if start < len(self._batches) else None
+
     def behind(self, revision: int) -> int:
         """How many revisions of this range a reader at *revision* has still to read."""
         return len(self._revisions) - bisect_right(self._revisions, revision)

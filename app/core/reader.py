@@ -137,6 +137,15 @@ class Reader:
         """Revisions of its range that it has still to be sent."""
         return self._feed.log.behind(self.revision) if self.phase is FOLLOWING else 0
 
+    @property
+    def lacks_since(self) -> float | None:
+        """When the oldest batch came that it has still to be sent, in the log's clock; None while there is none.
+
+        In an older generation there is none: it is reset.
+        """
+        log = self._feed.log
+        return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
+
     # --- what the shell tells it -------------------------------------------------------------------------------------
 
     def give_linearizable(self, revision: int) -> None:

@@ -588,6 +588,35 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
     assert reader(core).beat(stale=False) == b"\n"
 
 
+def lacks(one: Reader) -> float | None:
+    """For mypy, which takes a property for a constant."""
+    return one.lacks_since
+
+
+def test_what_it_lacks_has_come_at_some_time() -> None:
+    """From ``synced`` on; the log knows when each revision came."""
+    core = live(bounds=Bounds(batches=3))
+    one = reader(core)
+    assert lacks(one) is None
+    one.read(PLENTY)
+    assert lacks(one) is None
+    for second, revision in enumerate((101, 102, 103)):
+        core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 10.0 + second)
+    assert lacks(one) == 10.0
+    one.read(1)
+    assert (one.revision, lacks(one)) == (101, 11.0)
+    one.read(PLENTY)
+    assert lacks(one) is None
+    other = reader(core, Cursor(EPOCH, 101))
+    assert lacks(other) is None
+    other.read(1)
+    assert not other.synced
+    assert lacks(other) is None, "what a resume brings may be old, and is not said to be live"
+    for revision in range(104, 109):
+        core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 20.0)
+    assert lacks(one) == float("-inf"), "the log has it no more"
+
+
 def test_staleness_is_told_once() -> None:
     """Live is what everybody assumes at first."""
     one = reader(live())

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 
+import httpx
 import pytest
 
 from app.embedded import EmbeddedEtcd
 from tests.slow.clients import closing, resets, slow, stuck, to_the_end
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
-from tests.support.streams import Event, Mirror, Stream
+from tests.support.streams import Event, Mirror, Stream, watch
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -77,6 +81,56 @@ async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: Emb
     assert {key: item["value"] for (key, _), item in mirror.state.items()} == {
         key.decode(): kv.value.decode() for key, kv in truth.items()
     }
+
+
+@pytest.mark.parametrize("sink", ["fast", "portable"])
+@pytest.mark.parametrize("form", ["sse", "ndjson"])
+async def test_who_lacks_what_is_old_is_told_so(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str, form: str) -> None:
+    """Once stale, and live when it has been given what there is; beside it another is live all the time.
+
+    One that does not read has taken what its buffers hold; what it lacks then is older than GATEWAY_STALE_AFTER (2 s).
+    """
+    query = f"prefix=/svc/&format={form}"
+    async with gateway(etcd.endpoint, settings={"GATEWAY_SINK": sink, "GATEWAY_SEND_BUFFER": "16KiB"}) as server:
+        client = await stuck(server.base, query)
+        async with closing(client), await watch(server.base, query) as quick:
+            await quick.until("synced")
+            await client.until("synced")
+            started = time.time()
+            for n in range(60):
+                last = await kv.put(f"/svc/{n}", "x" * 20_000)
+
+            async def behind() -> bool:
+                async with httpx.AsyncClient(base_url=server.base, trust_env=False, timeout=30) as http:
+                    (feed,) = (await http.get("/v1/feeds")).json()["feeds"]
+                return bool(feed["lag"] > 0)
+
+            await eventually(behind)
+            await asyncio.sleep(3)  # in which what it lacks grows old
+            told = [event for event in await beyond(client, last) if event.type not in ("put", "delete")]
+            beside = await quick.changes(60)
+            beside += [(await quick.until("bookmark"))[-1] for _ in range(2)]
+
+    states = [(event.type, event.data["state"]) for event in told]
+    first, back = states.index(("status", "stale")), states.index(("status", "live"))
+    assert [state for kind, state in states if kind == "status"] == ["stale", "live"]
+    assert {state for _, state in states[first:back]} == {"stale"}
+    assert {state for _, state in states[back:]} == {"live"}
+    since = datetime.fromisoformat(told[first].data["since"]).timestamp()
+    assert started - 2 <= since <= time.time() - 1.5
+    assert {event.data.get("state", "live") for event in beside} == {"live"}
+
+
+async def beyond(stream: Stream, last: int) -> list[Event]:
+    """Events up to the second bookmark behind the change of revision *last*."""
+    found = await stream.changes(1)
+    while found[-1].data.get("mod_revision") != last:
+        event = await stream.next_event(60)
+        assert event is not None, found[-1:]
+        found.append(event)
+    for _ in range(2):
+        found += await stream.until("bookmark")
+    return found
 
 
 @contextlib.asynccontextmanager

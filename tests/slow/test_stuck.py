@@ -89,6 +89,19 @@ async def test_last_words_are_waited_for(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 
 
 @pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("sink", ["fast", "portable"])
+async def test_the_time_is_the_clocks(etcd: EmbeddedEtcd, sink: str) -> None:
+    """Heartbeats look at a write too, and each look was taken for a quarter of the time: it was cut off after four."""
+    settings = {"GATEWAY_SINK": sink, "GATEWAY_HEARTBEAT": "100ms"}
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        client = await stuck(server.base, "prefix=/svc/")
+        async with closing(client):
+            await asyncio.sleep(2)  # twenty heartbeats; GATEWAY_SEND_TIMEOUT is 30 s
+            assert ends(server) == []
+            assert len(await client.until("synced")) == 42
+
+
+@pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("kib", [16, 64])
 async def test_the_kernels_buffer_is_bounded(etcd: EmbeddedEtcd, kib: int) -> None:
     """Set on the listening socket, inherited by each connection; without it, Linux takes up to 4 MiB for each."""
