@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.encoding import event_body
@@ -100,6 +100,22 @@ def test_a_revision_comes_back_as_it_went(batch: Batch, encoding: str, form: str
         value["more"] = True
     wanted[-1]["cursor"] = f"{EPOCH}-{batch.revision}"
     assert found == wanted
+
+
+# Of a line beside its key and value: names, numbers of 19 digits, a lease, a cursor.
+BESIDE = 320
+
+
+@given(batch=batches, form=st.sampled_from(FORMS), kind=st.sampled_from(["auto", "base64"]))
+@example(Batch(1 << 62, [KeyValue(b"\x01" * 99, b"\0" * 999, 1 << 62, 1 << 62, 1 << 62, -1)]), "ndjson", "auto")
+@example(Batch(1 << 62, [KeyValue(b"\xff" * 99, b"\xff" * 999, 1 << 62, 1 << 62, 1 << 62, -1)]), "ndjson", "base64")
+@example(Batch(1 << 62, [KeyValue(b"\xc2\x85" * 99, b"\xe2\x80\xa8" * 999, 1 << 62, 1 << 62, 1 << 62)]), "sse", "auto")
+def test_a_line_is_not_longer_than_the_docs_say(batch: Batch, form: str, kind: str) -> None:
+    """Clients have to be told how much they must be able to take: aiohttp refuses lines above 512 KiB by default."""
+    longest = max(len(event.key) + len(getattr(event, "value", b"")) for event in batch.events)
+    bound = 6 * longest if kind == "auto" else -(-4 * longest // 3) + 8
+    for line in batch_frame(batch, form, kind, EPOCH).split(b"\n"):
+        assert len(line) <= bound + BESIDE
 
 
 @given(before=batches, batch=batches, encoding=encodings, form=st.sampled_from(FORMS), cut=st.data())
