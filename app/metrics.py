@@ -133,7 +133,7 @@ class GatewayCollector(Collector):
         yield _gauge("etcd_up", "Whether etcd is in reach.", condition.state == "ready")
         yield _gauge("etcd_revision", "Highest etcd revision heard of.", upstream.highest_revision)
         yield _counter("etcd_reconnects", "Connections to etcd lost.", upstream.reconnects)
-        yield _counter("etcd_ranges", "Ranges sent to etcd.", upstream.reads.ranges_total)
+        yield _counter("etcd_ranges", "Ranges sent to etcd.", upstream.ranges_total)
         yield _gauge("tasks", "Tasks of the event loop.", len(tasks))
         # What is held, without the allocator's part: of a few thousand streams resident memory says little.
         yield _gauge("allocated_blocks", "Memory blocks that Python has allocated.", sys.getallocatedblocks())

@@ -24,9 +24,11 @@ class Watch(Protocol):
     def await_proof(self, wanted: bool) -> None:
         """Ask for progress often, or no longer."""
 
-    @property
-    def proof_at(self) -> float | None:
-        """When etcd last said anything on its stream (monotonic seconds); None before it was created."""
+    def proven_at(self, reached: int) -> float | None:
+        """Nothing committed before this time (monotonic seconds) is missing; None while that is not known.
+
+        *reached*: everything up to this revision was said.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class Cluster:
         # The highest raft index that a member was heard to have applied.
         self.applied = 0
 
+    @property
+    def known(self) -> tuple[int, int]:
+        """The highest (revision, raft term) heard of."""
+        return self.revision, self.term
+
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Have *callback* called whenever the history turns out to be another one."""
         self._restored.append(callback)

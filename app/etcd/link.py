@@ -182,6 +182,11 @@ class Link:
         if not self.failed.done():
             self.failed.set_result(why)
 
+    def ask_for_progress(self) -> None:
+        """Have the watch streams say how far they are."""
+        for stream in self.lanes.streams:
+            stream.ask()
+
     def silent_streams(self, limit: float) -> bool:
         """Whether an open stream has not said anything for *limit* seconds, progress requests notwithstanding.
 

@@ -65,6 +65,7 @@ class Reads:
         known: the highest (revision, raft term) heard of.
         note: sees the header of every answer, with what was known when it was asked for.
         max_ranges: Ranges in flight.
+        on_slow: called when a Range was not answered in time.
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class Reads:
         *,
         max_ranges: int,
         clock: Clock,
+        on_slow: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._note = note
+        self._on_slow = on_slow
         self._known = known
         self._max_ranges = max_ranges
         self._slots = asyncio.Semaphore(max_ranges)
@@ -235,8 +238,9 @@ class Reads:
             raise UnavailableError(f"{link.endpoint}: {error}") from None
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
-                # A mere timeout is left to the health check: it may be this one Range's.
                 link.fail(error.details() or "unavailable")
+            elif error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
+                self._on_slow()  # it may be this one Range's fault, or the member's
             raise range_error(link.endpoint, error) from None
         except asyncio.CancelledError:
             # A link that is given up closes its channel, and that cancels its calls: not us.

@@ -68,6 +68,9 @@ class WatchStream:
         self._on_end = on_end
         self._clock = clock
         self.last_response = clock()
+        # How far the member has got, by the headers of its answers, and when the stream first said so.
+        self.revision = 0
+        self._moved_at = self.last_response
         self.closed = False
         self.tasks = [
             asyncio.create_task(self._run(self._read), name=READER),
@@ -103,6 +106,14 @@ class WatchStream:
             self._wake_asker.set()
         else:
             self._urgent.discard(watch_id)
+
+    def ask(self) -> None:
+        """Ask for progress now."""
+        self._wake_asker.set()
+
+    def stands_still(self, revision: int, since: float) -> bool:
+        """Whether it goes on answering, and yet has stayed below *revision* for all the time since *since*."""
+        return self.revision < revision and self._moved_at < since < self.last_response
 
     def close(self, error: BaseException | None = None) -> None:
         """End the call (half-closing would free nothing at etcd); its watches hear ``Lost`` when it broke."""
@@ -146,6 +157,8 @@ class WatchStream:
                 msg = "etcd ended the stream"
                 raise ConnectionError(msg)
             self.last_response = self._clock()
+            if response.header.revision > self.revision:
+                self.revision, self._moved_at = response.header.revision, self.last_response
             self._on_response(response.header)
             self._mux.receive(message(response), progress_trusted=trusted(response.header.member_id))
 

@@ -15,10 +15,11 @@ from typing import Literal
 from aetcd import rpc
 
 from app.core.backoff import Backoff
+from app.core.currentness import Currentness
 from app.core.errors import UnavailableError
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Refused, Sink, WatchInput
+from app.core.multiplex import Created, Progress, Refused, Sink, WatchInput
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.arbiter import Arbiter
@@ -27,6 +28,7 @@ from app.etcd.cluster import Cluster, ForeignClusterError
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.link import Link
 from app.etcd.login import LoginError
+from app.etcd.prover import CUT_OFF, Prover
 from app.etcd.reads import Reads
 from app.etcd.stream import WatchStream
 from app.etcd.trouble import explain
@@ -56,7 +58,8 @@ class UpstreamWatch:
         self.stream: WatchStream | None = None
         self.watch_id = 0
         self.permitted_at: float | None = None  # see ``app.etcd.auditor``
-        self._heard = False
+        # How far the member says it is, where its progress is not believed to cover all events.
+        self._said = 0
         # A stream to itself is wanted back as soon as progress says that the watch has caught up.
         self._wants_proof = self._is_alone = lane == "alone"
 
@@ -67,9 +70,11 @@ class UpstreamWatch:
 
     def receive(self, given: WatchInput) -> None:
         """From the stream."""
-        self._heard = True
         if isinstance(given, Created):
             self.permitted_at = self._upstream.clock()
+        elif isinstance(given, Progress):
+            if not self._upstream.progress_trusted:
+                self._said = max(self._said, given.revision)
         elif isinstance(given, Refused) and self.permitted_at is None and self._upstream.judge(self, given):
             return
         self.tell(given)
@@ -108,12 +113,12 @@ class UpstreamWatch:
         if self._wants_proof:
             stream.await_proof(watch_id, wanted=True)
 
-    @property
-    def proof_at(self) -> float | None:
-        """See ``app.ports.Watch``."""
-        if self.stream is None or self.stream.closed or not self._heard:
-            return None
-        return self.stream.last_response
+    def proven_at(self, reached: int) -> float | None:
+        """See ``app.ports.Watch``.
+
+        Where progress is not believed, it counts here all the same: otherwise quiet ranges would stay stale for ever.
+        """
+        return self._upstream.currentness.proven_at(max(reached, self._said))
 
 
 class Upstream:
@@ -122,7 +127,8 @@ class Upstream:
     Args:
         endpoints: like ``http://127.0.0.1:2379``, tried in turn.
         credentials: who we are there.
-        stale_after: seconds; a quarter of it paces health checks and progress requests.
+        stale_after: seconds; a quarter of it paces health checks and progress requests, half of it the linearizable
+            reads that prove feeds current.
     """
 
     def __init__(
@@ -151,12 +157,22 @@ class Upstream:
         self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
         self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
+        self.currentness = Currentness(stale_after)
+        self._cluster.on_restored(self.currentness.forget)
+        self._prover = Prover(
+            self.currentness,
+            lambda: self._watches,
+            lambda: self._cluster.known,
+            self._cluster.note_linearizable,
+            clock=clock,
+        )
         self.reads = Reads(
             self._usable_link,
-            lambda: (self._cluster.revision, self._cluster.term),
+            lambda: self._cluster.known,
             self._cluster.note_linearizable,
             max_ranges=max_ranges,
             clock=clock,
+            on_slow=self._prover.doubt,
         )
         self._arbiter = Arbiter(self.reads.permitted, lambda: self._link.login.token if self._link is not None else "")
         self._auditor = Auditor(lambda: self._watches, self.reads.permitted, interval=stale_after, clock=clock)
@@ -193,6 +209,11 @@ class Upstream:
         """The watches that we hold at etcd."""
         return sum(len(stream) for stream in self.streams)
 
+    @property
+    def ranges_total(self) -> int:
+        """Ranges sent to etcd, but for one a connection."""
+        return self.reads.ranges_total + self._prover.ranges_total
+
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Have *callback* called whenever the history turns out to be another one."""
         self._cluster.on_restored(callback)
@@ -201,6 +222,7 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         watch = UpstreamWatch(self, watched, start, sink, lane=lane)
         self._watches[watch] = None
+        self._prover.watching()
         if self._ready.is_set():
             self._open(watch)
         else:
@@ -263,7 +285,7 @@ class Upstream:
             reason = await link.check(self._patience())
             if reason is None:
                 reason = self._cluster.judge(link.header, tried_all=failures >= len(self._endpoints))
-            if reason is None and self._cluster.applied:
+            if reason is None:
                 reason = await self._compare(link)
             served = reason is None
             if reason is None:
@@ -288,6 +310,14 @@ class Upstream:
         self._cluster.note_applied(link.applied)
         self._say_ready(link)
         self._open_pending()
+        async with asyncio.TaskGroup() as group:
+            prover = group.create_task(self._prover.run(link), name="prover")
+            await self._watch_health(link)
+            prover.cancel()
+        self.reconnects += 1
+
+    async def _watch_health(self, link: Link) -> None:
+        """Until the link has failed."""
         while not link.failed.done():
             await asyncio.wait([link.failed], timeout=self._proof_interval)
             if link.failed.done():
@@ -298,23 +328,25 @@ class Upstream:
                 link.fail(reason)
             elif link.silent_streams(3 * self._stale_after):
                 link.fail("a watch stream is silent")
-        self.reconnects += 1
 
     async def _compare(self, link: Link) -> str | None:
-        """Whether the history goes on, before any watch does; why the link can't be used, if it can't.
+        """Whether the member is in touch with its cluster, and history goes on there; why the link can't be used.
 
-        It costs a Range and a Status per connection, however many feeds there are.
+        Asked before any watch goes on. It costs a Range and a Status per connection, however many feeds there are.
         """
         cluster, patience = self._cluster, self._patience()
-        known, applied = (cluster.revision, cluster.term), cluster.applied
+        known, applied, asked_at = cluster.known, cluster.applied, self.clock()
         try:
             answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), patience)
             cluster.note_linearizable(known, answer.header)
+            self.currentness.note(asked_at, answer.header.revision)
         except LoginError as error:
             return str(error)
         except rpc.AioRpcError as error:
-            # A key that we may not read is refused only behind the same barrier.
-            if error.code() is not rpc.StatusCode.PERMISSION_DENIED:
+            if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"{CUT_OFF}: no linearizable read in {patience:g} s"
+            # A key that we may not read is refused only behind the same barrier; without a user, every key is.
+            if error.code() is not rpc.StatusCode.PERMISSION_DENIED and cluster.applied:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
             return str(error)

@@ -305,12 +305,12 @@ class Feed:
             self._watch.await_proof(self._proof_pending or self._readers_ahead > 0)
 
     def _note_proof(self) -> None:
-        proof = self._watch.proof_at if self._watch is not None else None
+        proof = self._watch.proven_at(self.core.log.tip) if self._watch is not None else None
         if proof is not None:
             self._proof_at = max(self._proof_at, proof)
 
     def staleness(self) -> float:
-        """Seconds since etcd last proved that what we say is current."""
+        """Seconds for which etcd has not proven that what we say is current."""
         if self.core.state is State.LIVE:
             self._note_proof()
         return self._clock() - self._proof_at

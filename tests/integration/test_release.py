@@ -373,3 +373,37 @@ async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None
     stream.cancel(watch_id)
     assert not link.silent_streams(30)
     await link.aclose("done")
+
+
+async def test_a_stream_stands_still_by_what_its_member_says(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """One that goes on answering below a revision that its cluster had long ago; not a silent one, nor a new one."""
+    now = 0.0
+    link = Link(
+        etcd.endpoint,
+        Credentials(),
+        proof_interval=60,
+        on_header=lambda _header: None,
+        on_room=lambda: None,
+        clock=lambda: now,
+    )
+    heard = asyncio.Event()
+    opened = link.lanes.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: heard.set(), lane="live")
+    assert opened is not None
+    stream, _ = opened
+    await heard.wait()
+    reached = stream.revision
+    assert reached > 0
+
+    now = 10.0
+    assert not stream.stands_still(reached + 1, 5.0), "it has said nothing since"
+    heard.clear()
+    link.ask_for_progress()
+    await heard.wait()
+    assert stream.stands_still(reached + 1, 5.0), "it answers, at the old revision"
+    assert not stream.stands_still(reached, 5.0), "it has got there"
+    heard.clear()
+    await kv.put("/svc/a", "1")
+    await heard.wait()
+    assert stream.revision == reached + 1
+    assert not stream.stands_still(reached + 2, 5.0), "it moves"
+    await link.aclose("done")

@@ -1,0 +1,106 @@
+"""What linearizable reads prove of a watch, against a history of commits."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.currentness import GRACE, Currentness
+
+STALE_AFTER = 10.0
+
+times = st.floats(0, 100, allow_nan=False)
+# When each revision was committed; reads, each with when it was asked for and how long its answer took.
+commits = st.lists(times, max_size=40).map(sorted)
+reads = st.lists(st.tuples(times, st.floats(0, 5)), max_size=40).map(sorted)
+
+
+def committed(history: Sequence[float], at: float) -> int:
+    """The cluster's revision at a time."""
+    return bisect_right(history, at)
+
+
+@given(commits, reads, st.integers(0, 40), st.floats(0, 1))
+def test_what_is_proven_is_true(
+    history: list[float], asked: list[tuple[float, float]], reached: int, luck: float
+) -> None:
+    """Nothing that was committed before the time of a proof is above what was reached."""
+    currentness = Currentness(STALE_AFTER)
+    for asked_at, took in asked:
+        # A linearizable answer is of some moment between question and answer.
+        currentness.note(asked_at, committed(history, asked_at + luck * took))
+    proven = currentness.proven_at(reached)
+    if proven is not None:
+        assert bisect_left(history, proven) <= reached
+
+
+@given(st.floats(1, 60), st.lists(st.floats(0, 0.9), min_size=5, max_size=30), st.integers(1, 1000))
+def test_a_watch_that_keeps_up_is_never_stale(stale_after: float, latencies: list[float], writes: int) -> None:
+    """Reads begin when they are due; one that takes less than half their interval never makes a feed stale."""
+    currentness = Currentness(stale_after)
+    now = since = revision = 0.0
+    for latency in latencies:
+        asked_at = now + currentness.due(now, since)
+        revision += writes
+        now = asked_at + latency * currentness.interval
+        if (before := currentness.proven_at(int(revision))) is not None:
+            # The worst moment: just before the next answer.
+            assert now - before <= stale_after
+        currentness.note(asked_at, int(revision))
+        assert currentness.proven_at(int(revision)) == asked_at
+
+
+def test_one_that_stands_still_is_proven_no_further() -> None:
+    """The last proof is the last read that it had reached."""
+    currentness = Currentness(STALE_AFTER)
+    for asked_at, revision in ((0.0, 5), (5.0, 5), (10.0, 6), (15.0, 7)):
+        currentness.note(asked_at, revision)
+    assert currentness.proven_at(5) == 5.0
+    assert currentness.proven_at(6) == 10.0
+    assert currentness.proven_at(100) == 15.0
+    assert currentness.proven_at(4) is None
+
+
+def test_without_reads_nothing_is_proven() -> None:
+    """Nor after a restore, whose revisions count anew."""
+    currentness = Currentness(STALE_AFTER)
+    assert currentness.proven_at(10) is None
+    currentness.note(1.0, 5)
+    currentness.forget()
+    assert currentness.proven_at(10) is None
+    assert currentness.overdue(1000.0) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "since", "due"),
+    [(100.0, 100.0, 5.0), (104.0, 100.0, 1.0), (110.0, 100.0, 0.0), (100.0, 20.0, 3.0), (120.0, 20.0, 0.0)],
+)
+def test_when_the_next_read_is_due(now: float, since: float, due: float) -> None:
+    """Half of the time after the last one, or after somebody began to need them."""
+    currentness = Currentness(STALE_AFTER)
+    currentness.note(98.0, 1)
+    assert currentness.due(now, since) == due
+
+
+@given(st.lists(st.floats(0.01, 20), max_size=100))
+def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
+    """The latest reading older than all patience; the memory is of that and what came since."""
+    currentness = Currentness(STALE_AFTER)
+    now, asked = 0.0, []
+    for revision, pause in enumerate(pauses):
+        now += pause
+        currentness.note(now, revision)
+        asked.append(now)
+        overdue = currentness.overdue(now)
+        old = [at for at in asked if at <= now - STALE_AFTER - GRACE]
+        assert (overdue.asked_at if overdue is not None else None) == (old[-1] if old else None)
+
+
+def test_a_read_is_overdue_when_its_streams_have_said_stale() -> None:
+    """A feed looks once a second, so it has turned stale before its member is left."""
+    currentness = Currentness(STALE_AFTER)
+    assert currentness.interval + currentness.patience >= STALE_AFTER + 1

@@ -1,0 +1,209 @@
+"""A member that answers, and hears nothing of its cluster any more: its disk hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+import httpx
+import pytest
+from aetcd import rpc
+
+from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from tests.support import frozen_disk
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.frozen_disk import Disk, disk
+from tests.support.gateway import QUICK, gateway
+from tests.support.proxy import Proxy
+from tests.support.streams import Stream, watch
+from tests.support.versions import Candidate, real_etcds
+from tests.support.waiting import eventually
+
+pytestmark = [
+    pytest.mark.etcd,
+    pytest.mark.slow,
+    pytest.mark.skipif(not frozen_disk.possible, reason="needs root, a loop device, and Debian's util-linux"),
+]
+every_etcd = pytest.mark.parametrize("candidate", real_etcds(), ids=lambda candidate: candidate.version)
+
+
+@dataclass
+class Cluster:
+    """Three members; the disk of one, which does not lead, can hang."""
+
+    follower: EmbeddedEtcd
+    others: list[EmbeddedEtcd]
+    disk: Disk
+    kv: EtcdClient  # of the leader
+
+    @property
+    def endpoints(self) -> str:
+        """The follower first."""
+        return ",".join(member.endpoint for member in (self.follower, *self.others))
+
+
+@contextlib.asynccontextmanager
+async def cluster_with_such_a_follower(folder: Path, candidate: Candidate) -> AsyncIterator[Cluster]:
+    """See ``Cluster``."""
+    async with disk(folder) as its:
+        cluster = EmbeddedCluster(folder=candidate.folder)
+        follower = EmbeddedEtcd(folder=candidate.folder, data_dir=its.path / "data")
+        cluster.members[0] = follower
+        async with cluster:
+            try:
+                others = cluster.members[1:]
+                await lead(others[0], cluster)
+                async with etcd_client(others[0].endpoint) as kv:
+                    yield Cluster(follower, others, its, kv)
+            finally:
+                await its.thaw()
+
+
+async def lead(member: EmbeddedEtcd, cluster: EmbeddedCluster) -> None:
+    """Make it the leader."""
+    async with (
+        etcd_client(member.endpoint) as there,
+        etcd_client((await cluster.leader()).endpoint) as leader,
+    ):
+        us = (await there.maintenance.Status(rpc.StatusRequest())).header.member_id
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it leads already
+            await leader.maintenance.MoveLeader(rpc.MoveLeaderRequest(targetID=us))
+    await eventually(member.is_leader)
+
+
+async def get(base: str, path: str) -> httpx.Response:
+    """The gateway's answer."""
+    async with httpx.AsyncClient(base_url=base, timeout=30) as client:
+        return await client.get(path)
+
+
+async def endpoint_of(base: str) -> str:
+    """The member that the gateway uses."""
+    return str((await get(base, "/v1/feeds")).json()["etcd"]["endpoint"])
+
+
+async def until_live_with(stream: Stream, value: str) -> list[str]:
+    """Read on until the event of *value* has come and the stream says live; the states that it said on the way."""
+    states: list[str] = []
+    got = False
+    async with asyncio.timeout(120):
+        while not got or states[-1:] != ["live"]:
+            event = await stream.next_event(timeout=60)
+            assert event is not None
+            assert event.type != "reset", event
+            got |= event.data.get("value") == value
+            if event.type in ("status", "bookmark"):
+                states.append(event.data["state"])
+    return states
+
+
+@every_etcd
+async def test_its_streams_are_stale_and_then_of_another_member(tmp_path: Path, candidate: Candidate) -> None:
+    """It goes on answering progress on its streams. They say stale all the same, and another member is used."""
+    async with (
+        cluster_with_such_a_follower(tmp_path, candidate) as cluster,
+        gateway(cluster.endpoints) as running,
+        await watch(running.base, "prefix=/svc/") as stream,
+    ):
+        await stream.until("synced")
+        assert await endpoint_of(running.base) == cluster.follower.endpoint
+        await cluster.disk.freeze()
+        await cluster.kv.put("/svc/a", "written without it")
+        states = await until_live_with(stream, "written without it")
+        endpoint = await endpoint_of(running.base)
+
+    assert "stale" in states
+    assert endpoint != cluster.follower.endpoint
+    said = [line["reason"] for line in running.lines if line["message"] == "etcd is out of reach"]
+    assert any("cut off from its cluster" in reason for reason in said), said
+
+
+async def test_a_gateway_starts_elsewhere(tmp_path: Path) -> None:
+    """It is the first endpoint, and does not answer a single linearizable read."""
+    async with cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster:
+        await cluster.disk.freeze()
+        await cluster.kv.put("/svc/a", "written without it")
+        async with gateway(cluster.endpoints) as running:
+
+            async def ready() -> bool:
+                return (await get(running.base, "/readyz")).status_code == 200
+
+            await eventually(ready)
+            async with await watch(running.base, "prefix=/svc/") as stream:
+                assert [event.data["value"] for event in await stream.until("synced") if event.type == "put"]
+
+
+async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
+    """A read that is not answered in time is reason enough to look."""
+    async with (
+        cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster,
+        gateway(cluster.endpoints) as running,
+    ):
+        assert (await get(running.base, "/v1/kv?prefix=/svc/")).status_code == 200
+        await cluster.disk.freeze()
+        await cluster.kv.put("/svc/a", "written without it")
+
+        async def answered() -> bool:
+            answer = await get(running.base, "/v1/kv?prefix=/svc/")
+            return answer.status_code == 200 and answer.json()["count"] == 1
+
+        await eventually(answered, timeout=60)
+
+
+class SplitProxy(Proxy):
+    """One name for several members: the first connection of a pair, for reads, goes to one, the second to another."""
+
+    def __init__(self, reads: str, watches: str) -> None:
+        super().__init__(reads)
+        self.targets = [reads, watches]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parts = urlsplit(self.targets[self.connections % 2])
+        self._target = (parts.hostname, parts.port)
+        await super()._accept(reader, writer)
+
+
+async def test_reads_answer_and_watches_stand_still(tmp_path: Path) -> None:
+    """Behind one name, the watches' connection alone has got to such a member."""
+    async with cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster:
+        healthy = cluster.others[0].endpoint
+        name = SplitProxy(healthy, cluster.follower.endpoint)
+        await name.start()
+        try:
+            async with gateway(name.endpoint) as running, await watch(running.base, "prefix=/svc/") as stream:
+                await stream.until("synced")
+                await cluster.disk.freeze()
+                await cluster.kv.put("/svc/a", "written without it")
+                assert (await stream.until("status"))[-1].data["state"] == "stale"
+                name.targets = [healthy, healthy]
+                assert (await until_live_with(stream, "written without it"))[-1] == "live"
+        finally:
+            await name.stop()
+    said = [line["reason"] for line in running.lines if line["message"] == "etcd is out of reach"]
+    assert any("its watches stand at" in reason for reason in said), said
+
+
+@every_etcd
+async def test_a_quiet_range_is_live_while_others_are_written(candidate: Candidate) -> None:
+    """Also where progress is not believed: otherwise it would stay stale for ever."""
+    stale_after = 2 * float(QUICK["GATEWAY_STALE_AFTER"].rstrip("s"))
+    async with (
+        EmbeddedEtcd(folder=candidate.folder) as etcd,
+        etcd_client(etcd.endpoint) as kv,
+        gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": f"{stale_after}s"}) as running,
+        await watch(running.base, "prefix=/quiet/") as stream,
+    ):
+        await stream.until("synced")
+        since = time.monotonic()
+        while True:
+            await kv.put("/busy/a", str(time.monotonic()))
+            bookmark = (await stream.until("bookmark"))[-1]
+            if bookmark.data["state"] == "live" and time.monotonic() > since + 2 * stale_after:
+                break
+            assert time.monotonic() < since + 60, "it stays stale"
