@@ -69,7 +69,7 @@ class Feeds:
             "state": "stale" if feed.stale_since is not None else core.state.value,
             "lag": max((subscriber.behind for subscriber in subscribers), default=0),
             "lingering": registry.lingering(feed),
-            "keys": len(core.view) if core.view is not None else 0,
+            "keys": feed.keys,
             "bytes": core.bytes,
             "started": timestamp(feed.started),
         }

@@ -168,13 +168,12 @@ class StreamResponse(EventSourceResponse):
         except TransientError as error:
             await self._refuse(error, scope, receive, send)
             return
-        connection = Connection(scope, receive, send, streams.settings.send_timeout)
-        try:
+        with contextlib.ExitStack() as held:
+            held.enter_context(lease)  # whatever fails before the delivery holds it
+            connection = Connection(scope, receive, send, streams.settings.send_timeout)
             sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
             delivery = Delivery(streams, asked, lease, sink)
-        except BaseException:
-            lease.release()
-            raise
+            held.pop_all()
         with ending(delivery, connection):
             async with connection:
                 await connection.start(self.status_code, self.raw_headers)

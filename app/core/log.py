@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from app.core.events import Batch
 from app.core.frames import batch_frame
+from app.core.sized import Sized
 
 # How a reader is told of a batch: format, encoding, epoch.
 Wording = tuple[str, str, str]
@@ -44,7 +45,7 @@ class Bounds:
     age: float = 600.0  # seconds
 
 
-class Log:
+class Log(Sized):
     """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
 
     __slots__ = ("_batches", "_bounds", "_passage", "_revisions", "bytes", "floor", "generation", "tip")

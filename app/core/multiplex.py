@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from app.core.events import Batch, Event, batches
 from app.core.keys import KeyRange
+from app.core.sized import Sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class _Watch:
     pending: list[Event] = field(default_factory=list)
 
 
-class Multiplexer:
+class Multiplexer(Sized):
     """See the module. ``receive`` gives each sink what is its, in order."""
 
     def __init__(self) -> None:

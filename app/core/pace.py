@@ -20,6 +20,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from app.core.sized import Sized
+
 # Bytes a second that a state must be taken at: 56 kbit/s modems had 7 KiB/s, the slowest mobile networks have 16.
 MIN_RATE = 16 * 1024
 # A reader that the log outran so many times, without having caught up between, will not catch up.
@@ -114,7 +116,7 @@ class Offence:
     until: float
 
 
-class Grudge:
+class Grudge(Sized):
     """Who was too slow lately, and how often: a bounded memory that forgets.
 
     It only says what ``retry_ms`` a stream that is closed carries. Nobody is refused for it: behind a proxy, or a NAT,

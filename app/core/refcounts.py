@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
+from app.core.sized import Sized
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -30,7 +32,7 @@ class Statistics:
     leases: int
 
 
-class RefCounts(Generic[K]):
+class RefCounts(Sized, Generic[K]):
     """Counts per key; a key with count 0 lingers, in the order in which they began to."""
 
     def __init__(self) -> None:

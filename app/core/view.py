@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from app.core.encoding import event_body
 from app.core.events import Batch, Event, KeyValue
 from app.core.frames import snapshot_frame
+from app.core.sized import Sized
 from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 
 # A block that has become so much smaller than the largest goes into the one in front of it.
 SMALL = 4
 
 
-class View:
+class View(Sized):
     """Latest value per key at ``revision``; ``bytes``: what it holds, and ``encoded``: what of that it can do without.
 
     The keys are divided, in their order, into *parts*. A snapshot has a block for each, and the next one shares the

@@ -80,7 +80,7 @@ class Lanes:
             fresh = self._open_stream(self._forget)
             self._live.append(fresh)
         # With an older token, and no room for another stream: etcd may still take it, and otherwise it is retired.
-        return fresh or min(self._live, key=len)
+        return fresh if fresh is not None else min(self._live, key=len)
 
     def _forget(self, stream: WatchStream) -> None:
         if stream is self._catch_up:

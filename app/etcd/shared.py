@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
+from app.core.sized import Sized
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ class _Flight:
         self.waiting = 0
 
 
-class SharedReads:
+class SharedReads(Sized):
     """``run(key, read)`` returns what *read* returns, from a run of it that began after the call.
 
     A requester that is cancelled does not cancel the others'; when none is left, the next run is not started.

@@ -13,6 +13,7 @@ from grpc.aio import EOF
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Multiplexer, ProgressRequest, Request, Sink
+from app.core.sized import Sized
 from app.etcd.convert import is_too_large, message, watch_request
 from app.ports import Clock
 
@@ -32,7 +33,7 @@ class RetiredError(Exception):
     """A stream was given up for what it was opened with; the connection is as good as before."""
 
 
-class WatchStream:
+class WatchStream(Sized):
     """See the module. Lives until its last watch is let go, or until the call breaks; then ``on_end`` is called once.
 
     Args:

@@ -128,7 +128,7 @@ class Feed:
             self._note_proof()
             if before is not State.LIVE:
                 self.trouble = ""
-                log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self._keys()})
+                log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self.keys})
         self._account()
         self._budget.published(core.events_in - self._published)
         self._published = core.events_in
@@ -369,7 +369,9 @@ class Feed:
         if not task.cancelled():
             task.exception()  # retrieved: whoever waited for it may have left
 
-    def _keys(self) -> int:
+    @property
+    def keys(self) -> int:
+        """Keys in its view."""
         return len(self.core.view) if self.core.view is not None else 0
 
 

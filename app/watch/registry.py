@@ -15,6 +15,7 @@ from app.core.errors import DrainingError, OverCapacityError, TooLargeError, Una
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.refcounts import Acquired, RefCounts
+from app.core.sized import Sized
 from app.ports import Clock, Draw, Etcd
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
@@ -68,7 +69,7 @@ class Lease:
             self._registry.release(self.subscriber)
 
 
-class Registry:
+class Registry(Sized):
     """See the module."""
 
     def __init__(self, etcd: Etcd, limits: Limits, *, clock: Clock, draw: Draw) -> None:

@@ -124,6 +124,23 @@ async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
     await released(gateway, fake)
 
 
+@pytest.mark.parametrize("name", ["Connection", "make_sink", "Delivery", "Reader"])
+async def test_a_stream_that_cannot_be_made(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever fails after the feed is held: it is let go."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError(f"no {name}")
+
+    monkeypatch.setattr(f"app.api.stream.{name}", fail)
+    client = Client(gateway, swallow)
+    with pytest.raises(RuntimeError, match=name):
+        await client.task
+
+    await released(gateway, fake)
+
+
 async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
     """Servers of ASGI 2.4 raise OSError from send when the client is gone."""
 

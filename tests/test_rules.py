@@ -1,0 +1,45 @@
+"""Rules that the source keeps, each for a defect that nothing else would find."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import app
+
+APP = Path(app.__file__).parent
+SOURCES = sorted(APP.rglob("*.py"))
+
+
+def falsy_classes(source: str) -> Iterator[str]:
+    """The classes in *source* that have a length, and are taken for false when it is 0."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            if "__len__" in methods and "__bool__" not in methods and "Sized" not in bases:
+                yield node.name
+
+
+def test_an_empty_object_is_an_object() -> None:
+    """``stream or another`` must not mean another because no watch is on the stream yet."""
+    found = {path.name: list(falsy_classes(path.read_text())) for path in SOURCES}
+    assert {name: classes for name, classes in found.items() if classes} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "falsy"),
+    [
+        ("class A:\n    def __len__(self): return 0", ["A"]),
+        ("class A(Base):\n    def __len__(self): return 0", ["A"]),
+        ("class A(Sized):\n    def __len__(self): return 0", []),
+        ("class A:\n    def __len__(self): return 0\n    def __bool__(self): return True", []),
+        ("class A:\n    pass", []),
+    ],
+)
+def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
+    """By its name."""
+    assert list(falsy_classes(source)) == falsy
