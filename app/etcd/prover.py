@@ -1,5 +1,7 @@
-"""Proof that the member we use is in touch with its cluster: one linearizable read a process, while anybody watches.
+"""Proof that the member we use is in touch with its cluster: linearizable reads, while anybody watches.
 
+Every read of the process counts; the prover asks when none was made for a while, so that there is one at least in every
+half of GATEWAY_STALE_AFTER.
 ``app.core.currentness`` decides what a read proves, and when the next one is due. A member that cannot answer one, or
 whose watches stay behind one, is given up, and the upstream goes to the next endpoint.
 """
@@ -91,7 +93,7 @@ class Prover:
                 self._doubted = False
                 if not await self._prove(link) and self._since is not None:
                     self._since = self._clock()
-                self._leave_if_behind(link)
+            self._leave_if_behind(link)
 
     def _due(self) -> float | None:
         """Seconds until the next read; None while nobody needs one."""

@@ -65,6 +65,7 @@ class Reads:
         known: the highest (revision, raft term) heard of.
         note: sees the header of every answer, with what was known when it was asked for.
         max_ranges: Ranges in flight.
+        on_proof: sees when each linearizable read was asked for, and the revision that it answered.
         on_slow: called when a Range was not answered in time.
     """
 
@@ -76,10 +77,12 @@ class Reads:
         *,
         max_ranges: int,
         clock: Clock,
+        on_proof: Callable[[float, int], None] = lambda _asked_at, _revision: None,
         on_slow: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._note = note
+        self._on_proof = on_proof
         self._on_slow = on_slow
         self._known = known
         self._max_ranges = max_ranges
@@ -230,7 +233,7 @@ class Reads:
 
     async def _call(self, link: Link, request: Any) -> Any:
         self.ranges_total += 1
-        known = self._known()
+        known, asked_at = self._known(), self._clock()
         try:
             response = await link.range(request, RANGE_TIMEOUT)
         except LoginError as error:
@@ -254,4 +257,6 @@ class Reads:
         except ForeignClusterError as error:
             link.fail(str(error))
             raise UnavailableError(f"{link.endpoint}: {error}") from None
+        if not request.serializable:
+            self._on_proof(asked_at, response.header.revision)
         return response

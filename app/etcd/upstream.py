@@ -172,6 +172,7 @@ class Upstream:
             self._cluster.note_linearizable,
             max_ranges=max_ranges,
             clock=clock,
+            on_proof=self.currentness.note,
             on_slow=self._prover.doubt,
         )
         self._arbiter = Arbiter(self.reads.permitted, lambda: self._link.login.token if self._link is not None else "")

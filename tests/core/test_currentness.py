@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.currentness import GRACE, Currentness
+from app.core.currentness import GRACE, KEPT, Currentness
 
 STALE_AFTER = 10.0
 
@@ -86,18 +86,30 @@ def test_when_the_next_read_is_due(now: float, since: float, due: float) -> None
     assert currentness.due(now, since) == due
 
 
-@given(st.lists(st.floats(0.01, 20), max_size=100))
+@given(st.lists(st.floats(0, 20), max_size=200))
 def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
-    """The latest reading older than all patience; the memory is of that and what came since."""
+    """The latest reading older than all patience; however many reads there are, a few are remembered."""
     currentness = Currentness(STALE_AFTER)
+    horizon = STALE_AFTER + GRACE
     now, asked = 0.0, []
     for revision, pause in enumerate(pauses):
         now += pause
         currentness.note(now, revision)
         asked.append(now)
         overdue = currentness.overdue(now)
-        old = [at for at in asked if at <= now - STALE_AFTER - GRACE]
-        assert (overdue.asked_at if overdue is not None else None) == (old[-1] if old else None)
+        old = [at for at in asked if at <= now - horizon]
+        assert (overdue is not None) == bool(old)
+        if overdue is not None:
+            assert old[-1] - horizon / KEPT <= overdue.asked_at <= old[-1]
+        assert len(currentness.readings) <= KEPT + 2
+
+
+def test_an_answer_that_comes_late_proves_no_less() -> None:
+    """A read that was asked for before another, and answered after it, takes nothing back."""
+    currentness = Currentness(STALE_AFTER)
+    currentness.note(5.0, 7)
+    currentness.note(1.0, 6)
+    assert currentness.proven_at(7) == 5.0
 
 
 def test_a_read_is_overdue_when_its_streams_have_said_stale() -> None:

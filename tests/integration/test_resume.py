@@ -93,7 +93,8 @@ async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv:
     async with gateway(etcd.endpoint) as first:
         epoch = (await cursor_now(first.base)).partition("-")[0]
     revisions = [await kv.put("/svc/a", str(n)) for n in range(50)]
-    async with gateway(etcd.endpoint) as server:
+    # The Ranges that prove feeds current are half of this time apart.
+    async with gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": "5m"}) as server:
         before = await ranges(etcd)
         cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(1000)]
         streams = await asyncio.gather(
