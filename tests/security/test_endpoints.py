@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +18,7 @@ from app.embedded import EmbeddedCluster, Place, choose_places
 from tests.integration.test_faults import all_hold, follow
 from tests.security.conftest import says, values
 from tests.support.etcd import etcd_client
-from tests.support.gateway import gateway
+from tests.support.gateway import QUICK, gateway, start
 from tests.support.proxy import proxy
 from tests.support.secure import SecureEtcd, plain_channel
 from tests.support.versions import Candidate
@@ -45,6 +49,26 @@ async def black_hole() -> AsyncIterator[str]:
 def by_name(etcd: SecureEtcd) -> str:
     """Its endpoint with a name, which is an IPv4 address, or an IPv6 address where nobody listens as well."""
     return f"http://localhost:{urlsplit(etcd.endpoint).port}"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
+    reason="needs root and Debian's util-linux, for an /etc/hosts of its own",
+)
+@pytest.mark.parametrize("dead", ["127.0.0.9", "240.0.0.1"], ids=["refused", "unreachable"])
+async def test_a_name_whose_first_address_is_dead(etcd: SecureEtcd, tmp_path: Path, dead: str) -> None:
+    """Every address that /etc/hosts gives for it is tried, as curl and etcdctl do."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{dead} two-addresses.test\n127.0.0.1 two-addresses.test\n")
+    private = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"')
+    endpoint = f"http://two-addresses.test:{urlsplit(etcd.endpoint).port}"
+    server = await start(settings={**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": endpoint}, before=private)
+    try:
+        await server.listening()
+        await eventually(lambda: says(server, "ready"))
+        assert (await values(server))[0] == 200
+    finally:
+        assert await server.stop() == 0, server.lines[-5:]
 
 
 async def test_names(etcd: SecureEtcd) -> None:
