@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from app.core.errors import UnavailableError
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
@@ -31,15 +32,27 @@ class Watch(Protocol):
         """
 
 
+# What clients are told of an etcd that can't be used, where nothing more is known.
+OUT_OF_REACH = "etcd is out of reach"
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How the upstream is, for ``/readyz``, ``/v1/feeds`` and the metrics."""
+    """How the upstream is, for ``/readyz``, ``/v1/feeds`` and the metrics.
+
+    ``told``: what clients may know of ``reason``, which holds addresses.
+    """
 
     endpoint: str
     version: str
     state: Literal["connecting", "ready", "down"]
     since: float  # wall-clock seconds
     reason: str
+    told: str = OUT_OF_REACH
+
+    def error(self) -> UnavailableError:
+        """For who asks meanwhile."""
+        return UnavailableError(self.told, cause=f"{self.endpoint}: {self.reason}")
 
 
 class Etcd(Protocol):

@@ -39,8 +39,10 @@ def problem(error: GatewayError, *, retry_after: float | None = None) -> Respons
 def install(app: FastAPI) -> None:
     """Have every error of the app answered as a problem."""
 
-    async def gateway_error(_request: Request, error: Exception) -> Response:
+    async def gateway_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError), "registered for it"
+        if error.cause:
+            log.warning("not served", extra={"path": request.url.path, "code": error.code, "reason": error.cause})
         return problem(error)
 
     async def http_error(request: Request, error: Exception) -> Response:

@@ -27,7 +27,7 @@ from app.api.tally import Tally
 from app.api.wheel import Wheel
 from app.core.capacity import Capacity
 from app.core.cursor import Cursor, Shape
-from app.core.errors import GatewayError, TooLargeError, TransientError
+from app.core.errors import GatewayError, TooLargeError, TransientError, UnavailableError
 from app.core.frames import control, greeting
 from app.core.freshness import STEPS, Freshness
 from app.core.pace import Grudge, Pace
@@ -201,7 +201,7 @@ class StreamResponse(EventSourceResponse):
         streams = self._streams
         streams.tally.refused[error.code] += 1
         retry_ms = streams.retry_ms(error.patience)
-        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code})
+        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "reason": str(error)})
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
             return
@@ -211,7 +211,10 @@ class StreamResponse(EventSourceResponse):
             if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
-                close = control(self._asked.form, "close", {"reason": error.close_reason, "retry_ms": retry_ms})
+                members = {"reason": error.close_reason, "retry_ms": retry_ms}
+                if isinstance(error, UnavailableError):
+                    members["detail"] = error.detail
+                close = control(self._asked.form, "close", members)
                 await connection.send(close, more=False)
 
     async def _hold(self, connection: Connection, seconds: float) -> None:
@@ -495,8 +498,10 @@ class Delivery:
             retry_ms = self._bear_grudge()
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.patience if reason == TooLargeError.close_reason else 1)
+        condition = self._streams.etcd.condition
+        away = reason == UnavailableError.close_reason and condition.state != "ready"
         self._judge(self._streams.clock())
-        return self._reader.close(reason, retry_ms, stale=self._stale)
+        return self._reader.close(reason, retry_ms, stale=self._stale, detail=condition.told if away else "")
 
     def _bear_grudge(self) -> int:
         host = self._asked.address.rpartition(":")[0]
@@ -536,7 +541,7 @@ class Delivery:
                 try:
                     revision = await self._feed.linearizable_revision()
                 except GatewayError as error:  # etcd is away: the feed's own state says so, here we only try again
-                    log.debug("no linearizable revision", extra={"reason": error.detail})
+                    log.debug("no linearizable revision", extra={"reason": str(error)})
                     await asyncio.sleep(1)
                     continue
                 self._reader.give_linearizable(revision)

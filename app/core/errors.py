@@ -19,6 +19,9 @@ GatewayError
     └── DeniedError            502, its roles do not let us read that
 
 CompactedError and FutureRevisionError are for callers inside: no client sees them as such.
+
+What etcd or the way there says goes into ``cause``: it can hold addresses, names of users and paths of files. The log,
+/v1/feeds and /readyz show it to operators; no client sees it.
 """
 
 from __future__ import annotations
@@ -28,15 +31,19 @@ from typing import ClassVar
 
 
 class GatewayError(Exception):
-    """Carries what becomes an RFC 9457 problem: ``status``, a machine word ``code``, a ``title``, and its detail."""
+    """Carries what becomes an RFC 9457 problem: ``status``, a machine word ``code``, a ``title``, and its detail.
+
+    *cause*: more, for operators alone; ``str`` of the error is that, if there is any.
+    """
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     code: str = "internal"
 
-    def __init__(self, detail: str, *, code: str | None = None, parameter: str | None = None) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, code: str | None = None, parameter: str | None = None, cause: str = "") -> None:
+        super().__init__(cause or detail)
         self.detail = detail
+        self.cause = cause
         self.parameter = parameter
         self.headers: Mapping[str, str] = {}  # more for the answer
         if code is not None:

@@ -198,10 +198,16 @@ class Reader:
         members["ranges"] = [str(self._shape.range)]
         return control(self._form, "status", members)
 
-    def close(self, reason: str, retry_ms: int, *, stale: bool) -> bytes:
-        """The last bytes of a stream that we end: where it stands, then why, and when to come back."""
+    def close(self, reason: str, retry_ms: int, *, stale: bool, detail: str = "") -> bytes:
+        """The last bytes of a stream that we end: where it stands, then why, and when to come back.
+
+        *detail*: more of why, for people.
+        """
         last = self.beat(stale=stale) if self._synced else b""
-        close = control(self._form, "close", {"reason": reason, "retry_ms": retry_ms})
+        members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms}
+        if detail:
+            members["detail"] = detail
+        close = control(self._form, "close", members)
         if self._form == "sse":
             # A browser that reconnects by itself waits for what the last ``retry:`` said; it does not look into data.
             close = close[:-1] + f"retry: {retry_ms}\n\n".encode()

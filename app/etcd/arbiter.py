@@ -77,7 +77,7 @@ class Arbiter:
             if not await self._permitted(watch.range):
                 return Refused(refused.reason, denied=True)
         except GatewayError as error:
-            return Lost(error.detail)
+            return Lost(str(error))
         if stream.closed:
             return Lost("its stream was given up")
         if stream.token == self._token():

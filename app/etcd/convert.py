@@ -18,6 +18,7 @@ from app.core.errors import (
 from app.core.events import Delete, Event, KeyValue
 from app.core.multiplex import CancelRequest, CreateRequest, Message, Request
 from app.etcd.trouble import explain
+from app.ports import OUT_OF_REACH
 
 
 def key_value(kv: Any) -> KeyValue:
@@ -84,15 +85,25 @@ def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
     if code is rpc.StatusCode.OUT_OF_RANGE:
         return CompactedError(details) if "compacted" in details else FutureRevisionError(details)
     if is_too_large(error):
-        return TooLargeError(f"etcd's answer does not fit a message: {details}")
+        return TooLargeError("etcd's answer does not fit a message", cause=f"{endpoint}: {details}")
     if code is rpc.StatusCode.DEADLINE_EXCEEDED:
-        return TooSlowError(f"{endpoint}: {explain(endpoint, error)}")
+        return TooSlowError("etcd did not answer in time", cause=f"{endpoint}: {explain(endpoint, error)}")
     if code is rpc.StatusCode.PERMISSION_DENIED:
-        return DeniedError(f"{endpoint}: {details}")
+        return DeniedError(_told(details), cause=f"{endpoint}: {details}")
     if code in (
         rpc.StatusCode.UNAUTHENTICATED,
         rpc.StatusCode.INVALID_ARGUMENT,
         rpc.StatusCode.FAILED_PRECONDITION,
     ):
-        return EtcdRefusedError(f"{endpoint}: {details}")
-    return UnavailableError(f"{endpoint}: {explain(endpoint, error)}")
+        return EtcdRefusedError(_told(details), cause=f"{endpoint}: {details}")
+    return unavailable(endpoint, explain(endpoint, error))
+
+
+def unavailable(endpoint: str, why: str) -> UnavailableError:
+    """etcd can't be used; why is for operators."""
+    return UnavailableError(OUT_OF_REACH, cause=f"{endpoint}: {why}")
+
+
+def _told(details: str) -> str:
+    """What a client may read of a refusal: etcd's own words, and not those of anything that stands between."""
+    return details if details.startswith("etcdserver: ") else "etcd refused the request"

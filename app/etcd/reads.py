@@ -16,13 +16,12 @@ from app.core.errors import (
     OverCapacityError,
     TooLargeError,
     TooSlowError,
-    UnavailableError,
 )
 from app.core.events import KeyValue
 from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
 from app.etcd.cluster import ForeignClusterError
-from app.etcd.convert import key_value, range_error
+from app.etcd.convert import key_value, range_error, unavailable
 from app.etcd.link import Link
 from app.etcd.login import LoginError
 from app.etcd.shared import SharedReads
@@ -238,7 +237,7 @@ class Reads:
             response = await link.range(request, RANGE_TIMEOUT)
         except LoginError as error:
             link.fail(str(error))
-            raise UnavailableError(f"{link.endpoint}: {error}") from None
+            raise unavailable(link.endpoint, str(error)) from None
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
                 link.fail(error.details() or "unavailable")
@@ -250,13 +249,13 @@ class Reads:
             task = asyncio.current_task()
             if not link.failed.done() or task is None or task.cancelling():
                 raise
-            raise UnavailableError(f"{link.endpoint}: {link.failed.result()}") from None
+            raise unavailable(link.endpoint, link.failed.result()) from None
         try:
             # One member's own word may be behind the cluster's: that is no restore.
             self._note((0, 0) if request.serializable else known, response.header)
         except ForeignClusterError as error:
             link.fail(str(error))
-            raise UnavailableError(f"{link.endpoint}: {error}") from None
+            raise unavailable(link.endpoint, str(error)) from None
         if not request.serializable:
             self._on_proof(asked_at, response.header.revision)
         return response

@@ -16,7 +16,6 @@ from aetcd import rpc
 
 from app.core.backoff import Backoff
 from app.core.currentness import Currentness
-from app.core.errors import UnavailableError
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Progress, Refused, Sink, WatchInput
@@ -390,7 +389,7 @@ class Upstream:
             except TimeoutError:
                 pass
         if self._link is None:
-            raise UnavailableError(f"{self._condition.endpoint}: {self._condition.reason}")
+            raise self._condition.error()
         return self._link
 
     # --- saying it ----------------------------------------------------------------------------------------------------

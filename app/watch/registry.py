@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 
 from app.core.drain import Drain
-from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
+from app.core.errors import DrainingError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.refcounts import Acquired, RefCounts
@@ -129,7 +129,7 @@ class Registry(Sized):
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
         if condition.state == "down" and (feed is None or feed.core.view is None):
-            raise UnavailableError(f"{condition.endpoint}: {condition.reason}")
+            raise condition.error()
 
     def _acquire(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
         self.check(watched)
