@@ -125,6 +125,8 @@ class Multiplexer(Sized):
         self._watches: dict[int, _Watch] = {}
         self._unanswered: list[int] = []
         self._next_id = 1
+        # A watch was opened under an id that nobody asked for: what this server says can't be given to the right watch.
+        self.unmatched = False
 
     def __len__(self) -> int:
         """Watches that etcd holds for us on this stream, as far as we can know."""
@@ -167,6 +169,8 @@ class Multiplexer(Sized):
     def _receive_created(self, message: Message) -> None:
         watch_id = message.watch_id
         if watch_id not in self._unanswered:
+            if not message.canceled:
+                self.unmatched = True
             if not message.canceled or not self._unanswered:
                 return
             watch_id = self._unanswered[0]

@@ -15,11 +15,14 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from app.core.keys import KeyRange
+from app.core.multiplex import CreateRequest
 from app.core.versions import UNKNOWN, Version, parse_version, progress_is_trusted
+from app.etcd.convert import watch_request
 from app.etcd.credentials import Credentials
 from app.etcd.lanes import Lanes
 from app.etcd.login import Login, LoginError
-from app.etcd.stream import METADATA, RetiredError, WatchStream
+from app.etcd.stream import METADATA, RetiredError, UnmatchedError, WatchStream
 from app.etcd.trouble import explain
 from app.ports import Clock
 
@@ -46,6 +49,10 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+
+
+# No server that counts its watches would give this one by itself.
+PROBE_ID = 1 << 40
 
 
 class Link:
@@ -175,6 +182,25 @@ class Link:
             return "the member is a learner, which serves no watches"
         return None
 
+    async def matches(self, watched: KeyRange, timeout: float) -> bool | None:
+        """Whether a watch is answered under the id that it asks for; None where none is permitted, so that none tells.
+
+        Asked with one watch, on a call of its own: nothing of it is left.
+
+        Raises:
+            rpc.AioRpcError, TimeoutError: there is no answer.
+        """
+        call = self._watch.Watch(metadata=METADATA + self.login.metadata)
+        try:
+            async with asyncio.timeout(timeout):
+                await call.write(watch_request(CreateRequest(PROBE_ID, watched, 0)))
+                answer = await call.read()
+        finally:
+            call.cancel()
+        if answer is grpc.aio.EOF or (answer.canceled and answer.watch_id != PROBE_ID):
+            return None
+        return bool(answer.created and answer.watch_id == PROBE_ID)
+
     # --- failing ------------------------------------------------------------------------------------------------------
 
     def fail(self, why: str) -> None:
@@ -227,6 +253,9 @@ class Link:
             rpc.StatusCode.UNAUTHENTICATED,
         ):
             log.warning("watch stream ended", extra={"endpoint": self.endpoint, "reason": error.details()})
+            return
+        if isinstance(error, UnmatchedError):
+            self.fail(str(error))
             return
         why = error.details() if isinstance(error, rpc.AioRpcError) else str(error)
         self.fail(f"watch stream: {why}")

@@ -29,6 +29,16 @@ READER = "watch-stream-read"
 METADATA = (("hasleader", "true"),)
 
 
+class UnmatchedError(ConnectionError):
+    """The server's answers can't be given to the watches that they are for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what answers there gives watches ids of its own, as etcd's grpc-proxy does: "
+            "the gateway needs etcd's members themselves"
+        )
+
+
 class RetiredError(Exception):
     """A stream was given up for what it was opened with; the connection is as good as before."""
 
@@ -162,6 +172,8 @@ class WatchStream(Sized):
                 self.revision, self._moved_at = response.header.revision, self.last_response
             self._on_response(response.header)
             self._mux.receive(message(response), progress_trusted=trusted(response.header.member_id))
+            if self._mux.unmatched:
+                raise UnmatchedError
 
     async def _write(self) -> None:
         while True:

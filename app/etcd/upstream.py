@@ -29,9 +29,9 @@ from app.etcd.link import Link
 from app.etcd.login import LoginError
 from app.etcd.prover import CUT_OFF, Prover
 from app.etcd.reads import Reads
-from app.etcd.stream import WatchStream
+from app.etcd.stream import UnmatchedError, WatchStream
 from app.etcd.trouble import explain
-from app.ports import Clock, Condition, Draw
+from app.ports import OUT_OF_REACH, Clock, Condition, Draw
 
 log = logging.getLogger("gateway.etcd")
 
@@ -43,6 +43,8 @@ CLUSTER_PATIENCE = 6
 
 
 ANONYMOUS = Credentials()
+ANYTHING = KeyRange("key", b"\0")
+UNMATCHED = str(UnmatchedError())
 
 
 class UpstreamWatch:
@@ -153,6 +155,8 @@ class Upstream:
         self._watches: dict[UpstreamWatch, None] = {}  # those that somebody wants
         self._pending: dict[UpstreamWatch, None] = {}
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
+        self._unmatched: set[str] = set()  # endpoints whose watch answers can't be matched
+        self._tried = ANYTHING  # what was last watched: a new link is tried with it, for it may be permitted
         self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
         self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
@@ -222,6 +226,7 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         watch = UpstreamWatch(self, watched, start, sink, lane=lane)
         self._watches[watch] = None
+        self._tried = KeyRange("key", watched.start)
         self._prover.watching()
         if self._ready.is_set():
             self._open(watch)
@@ -284,6 +289,8 @@ class Upstream:
         try:
             reason = await link.check(self._patience())
             if reason is None:
+                reason = await self._try_watch(link)
+            if reason is None:
                 reason = self._cluster.judge(link.header, tried_all=failures >= len(self._endpoints))
             if reason is None:
                 reason = await self._compare(link)
@@ -291,6 +298,8 @@ class Upstream:
             if reason is None:
                 await self._serve(link)
                 reason = link.failed.result()
+                if reason == UNMATCHED:
+                    self._unmatched.add(endpoint)
             self._say_down(endpoint, reason)
             return served
         finally:
@@ -328,6 +337,21 @@ class Upstream:
                 link.fail(reason)
             elif link.silent_streams(3 * self._stale_after):
                 link.fail("a watch stream is silent")
+
+    async def _try_watch(self, link: Link) -> str | None:
+        """Whether what answers there can be watched: by name at once, and not by streams that nothing comes on."""
+        patience = self._patience()
+        try:
+            matches = await link.matches(self._tried, patience)
+        except TimeoutError:
+            return f"no answer to a watch within {patience:g} s"
+        except rpc.AioRpcError as error:
+            if error.code() is rpc.StatusCode.UNAVAILABLE:
+                return explain(link.endpoint, error)
+            matches = None
+        if matches is not None:
+            (self._unmatched.discard if matches else self._unmatched.add)(link.endpoint)
+        return UNMATCHED if link.endpoint in self._unmatched else None
 
     async def _compare(self, link: Link) -> str | None:
         """Whether the member is in touch with its cluster, and history goes on there; why the link can't be used.
@@ -416,4 +440,6 @@ class Upstream:
         self._troubles[endpoint] = reason
         since = self._condition.since if self._condition.state == "down" else time.time()
         others = [f"{other}: {why}" for other, why in self._troubles.items() if other != endpoint]
-        self._condition = Condition(endpoint, self._condition.version, "down", since, "; ".join([reason, *others]))
+        told = f"etcd can't be used: {reason}" if reason == UNMATCHED else OUT_OF_REACH
+        reasons = "; ".join([reason, *others])
+        self._condition = Condition(endpoint, self._condition.version, "down", since, reasons, told)
