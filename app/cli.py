@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app import __version__, descriptors, logs
+from app.ports import BrokenGatewayError
 from app.settings import PREFIX, Settings, SettingsError, load, seconds, unknown_variables
 from app.signals import SIGNALS, STOP
 from app.stdio import complain
@@ -130,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         logs.flush()
         return _refuse(error)
+    except BrokenGatewayError as error:
+        log.critical("ended: %s", error)
+        return 1
     finally:
         SIGNALS.ignore()
         logs.finish()

@@ -8,7 +8,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from app import __version__, descriptors
@@ -21,7 +21,7 @@ from app.core.log import Bounds
 from app.descriptors import RESERVE, SPARE
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
-from app.ports import Clock, Draw
+from app.ports import BrokenGatewayError, Clock, Draw, spawn
 from app.settings import Settings, SettingsError, is_loopback, named
 from app.watch.registry import Limits, Registry
 
@@ -50,6 +50,13 @@ def _credentials(settings: Settings) -> Credentials:
     return credentials
 
 
+async def for_ever(work: Coroutine[Any, Any, None]) -> None:
+    """Await what never ends by itself: its end is a failure, too."""
+    await work
+    msg = "it ended"
+    raise RuntimeError(msg)
+
+
 class Gateway:
     """Made inside a running event loop; ``running`` is its life."""
 
@@ -57,6 +64,8 @@ class Gateway:
         self.settings = settings
         self.clock = clock
         self.version = __version__
+        # Set when it can't go on: whoever runs it is to end, and somebody else starts it anew.
+        self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
         token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
         self.access = Access(settings.allowed, token)
@@ -139,10 +148,14 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Connected to etcd; afterwards nothing is left, at etcd or here."""
+        """Connected to etcd; afterwards nothing is left, at etcd or here.
+
+        Raises:
+            BrokenGatewayError: at its end, when it could not go on meanwhile (``broken``).
+        """
         tasks = [
-            asyncio.create_task(self.upstream.run(), name="upstream"),
-            asyncio.create_task(self.registry.run(), name="registry"),
+            spawn(for_ever(work()), name=name, died=self._break)
+            for name, work in (("upstream", self.upstream.run), ("registry", self.registry.run))
         ]
         try:
             yield
@@ -154,3 +167,9 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self.broken.is_set():
+            raise BrokenGatewayError("a task without which nothing is served has ended")
+
+    def _break(self, _error: Exception) -> None:
+        log.critical("the gateway cannot go on, and ends")
+        self.broken.set()

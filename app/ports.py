@@ -1,10 +1,15 @@
-"""What the feeds need of the world outside: an etcd, a clock, chance. The real ones are ``app.etcd`` and asyncio's."""
+"""What the feeds need of the world outside: an etcd, a clock, chance, tasks.
+
+The real ones are ``app.etcd`` and asyncio's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from app.core.errors import UnavailableError
 from app.core.feedwords import Lane
@@ -12,8 +17,33 @@ from app.core.keys import KeyRange
 from app.core.multiplex import Sink
 from app.core.snapshot import Snapshot
 
+log = logging.getLogger("gateway")
+
+T = TypeVar("T")
+
 Clock = Callable[[], float]  # monotonic seconds
 Draw = Callable[[], float]  # uniform in [0, 1)
+
+
+class BrokenGatewayError(Exception):
+    """A defect of ours, which is in the log, has ended a task that all others depend on."""
+
+
+def spawn(work: Coroutine[Any, Any, T], *, name: str, died: Callable[[Exception], None]) -> asyncio.Task[T]:
+    """A task whose death is heard: what it raises is logged, and *died* is called with it.
+
+    One that nobody awaits would end in silence otherwise, and whoever waits for what it was to do would wait for ever.
+    """
+
+    def ended(task: asyncio.Task[T]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("task failed", exc_info=error, extra={"task": name})
+            died(error if isinstance(error, Exception) else RuntimeError(str(error)))
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task
 
 
 class Watch(Protocol):

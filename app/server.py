@@ -147,6 +147,7 @@ async def serve(
 
     Raises:
         SettingsError: an address can't be listened on, or the token can't be read.
+        BrokenGatewayError: a defect of ours has ended it; the streams were told.
     """
     gateway = Gateway(settings)
     app = create_app(gateway=gateway)
@@ -172,7 +173,9 @@ async def serve(
                     on_ready([sock.getsockname()[1] for _app, sock in listening])
                 _compare_limits(settings)
                 # The admin port goes last: a drain is when somebody looks at it.
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                broken = asyncio.create_task(gateway.broken.wait(), name="broken")
+                await asyncio.wait([*tasks, broken], return_when=asyncio.FIRST_COMPLETED)
+                broken.cancel()
                 for server in servers:
                     server.should_exit = True
                 await asyncio.gather(*tasks)

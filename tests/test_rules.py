@@ -14,6 +14,31 @@ APP = Path(app.__file__).parent
 SOURCES = sorted(APP.rglob("*.py"))
 
 
+# Tasks that nothing need hear the death of, and why; all others are made by ``app.ports.spawn``.
+UNHEARD = {
+    "ports.py": "spawn itself",
+    "server.py": "awaited where they are made",
+    "dev.py": "awaited where it is made",
+    "embedded.py": "of a TaskGroup",
+    "etcd/upstream.py": "of a TaskGroup, which ends the upstream with them",
+    "etcd/stream.py": "whatever ends them ends the stream, which its watches are told",
+    "etcd/shared.py": "what it raises is given to those who wait for it",
+    "watch/feed.py": "the refresh: what it raises is given to those who wait for it",
+}
+
+
+def makes_tasks(source: str) -> bool:
+    """Whether *source* makes a task by itself."""
+    makers = {"create_task", "ensure_future", "TaskGroup", "run_in_executor"}
+    return any(isinstance(node, ast.Attribute) and node.attr in makers for node in ast.walk(ast.parse(source)))
+
+
+def test_no_task_dies_unheard() -> None:
+    """A task that nobody awaits keeps what it raised to itself: the gateway went on without its upstream."""
+    found = {str(path.relative_to(APP)) for path in SOURCES if makes_tasks(path.read_text())}
+    assert found == set(UNHEARD)
+
+
 def falsy_classes(source: str) -> Iterator[str]:
     """The classes in *source* that have a length, and are taken for false when it is 0."""
     for node in ast.walk(ast.parse(source)):

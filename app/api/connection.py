@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.line import HTTP_1_0, Line, nothing
 from app.core.pace import Patience
+from app.ports import spawn
 
 # A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
 LOOKS = 4
@@ -35,7 +36,7 @@ class Connection:
 
     async def __aenter__(self) -> Connection:
         if self.line.transport is None:
-            self._listener = asyncio.create_task(self._listen(), name="stream-disconnect")
+            self._listener = spawn(self._listen(), name="stream-disconnect", died=lambda _error: self._lose())
         else:
             self.line.on_lost = self._lose
             if self.line.lost:

@@ -19,7 +19,9 @@ class Health:
         self._registry = registry
 
     async def livez(self, _request: Request) -> Response:
-        """The process answers. Touches neither etcd nor feeds."""
+        """The process answers, and can go on. Touches neither etcd nor feeds."""
+        if self._gateway.broken.is_set():
+            return _plain({"status": "broken: see the log"}, 503)
         return _plain({"status": "ok"}, 200)
 
     async def readyz(self, _request: Request) -> Response:

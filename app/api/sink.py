@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from app.api.connection import Connection
 from app.api.line import EXTENSION, Line
 from app.core.pace import Patience
+from app.ports import spawn
 
 log = logging.getLogger("gateway.stream")
 
@@ -163,7 +164,7 @@ class FastSink:
         if error is not None or reason == STUCK:
             self._line.abort()
         elif not self._line.lost:
-            task = asyncio.get_running_loop().create_task(self._finish(), name="stream-finish")
+            task = spawn(self._finish(), name="stream-finish", died=lambda _error: self._line.abort())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 

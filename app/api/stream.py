@@ -32,7 +32,7 @@ from app.core.frames import control, greeting
 from app.core.freshness import STEPS, Freshness
 from app.core.pace import Grudge, Pace
 from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
-from app.ports import Clock, Draw, Etcd
+from app.ports import Clock, Draw, Etcd, spawn
 from app.watch.registry import Lease, Registry
 
 log = logging.getLogger("gateway.stream")
@@ -523,10 +523,13 @@ class Delivery:
             self._stop_helping()
             self._helps = wants
             if wants is Wants.LINEARIZABLE:
-                self._helper = asyncio.create_task(self._read_linearizable(), name="stream-linearizable")
+                self._helper = spawn(self._read_linearizable(), name="stream-linearizable", died=self._helper_died)
             elif wants is Wants.CATCH_UP:
-                self._helper = asyncio.create_task(self._await_catch_up(), name="stream-catch-up")
+                self._helper = spawn(self._await_catch_up(), name="stream-catch-up", died=self._helper_died)
         return False
+
+    def _helper_died(self, error: Exception) -> None:
+        self.end(FAILED, error)
 
     def _stop_helping(self) -> None:
         if self._helper is not None:

@@ -15,6 +15,7 @@ from app.core.errors import GatewayError
 from app.core.keys import KeyRange
 from app.core.multiplex import Lost, Refused, WatchInput
 from app.etcd.stream import WatchStream
+from app.ports import spawn
 
 log = logging.getLogger("gateway.etcd")
 
@@ -50,7 +51,9 @@ class Arbiter:
 
     def judge(self, watch: RefusedWatch, refused: Refused) -> None:
         """Find out, and then tell the watch: nothing else will, for its stream does not know it any more."""
-        task = asyncio.create_task(self._judge(watch, refused), name="arbiter")
+        task = spawn(
+            self._judge(watch, refused), name="arbiter", died=lambda error: watch.tell(Lost(f"not judged: {error}"))
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

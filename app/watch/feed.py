@@ -35,7 +35,7 @@ from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Lost, Refused, WatchInput
 from app.core.snapshot import Snapshot
-from app.ports import Clock, Draw, Etcd, Watch
+from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.notifier import Notifier
 
 log = logging.getLogger("gateway.feed")
@@ -246,7 +246,7 @@ class Feed:
             timer.cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=f"feed {self.range}")
+        task = spawn(work, name=f"feed {self.range}", died=lambda _error: self._fail("unavailable"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,0 +1,177 @@
+"""Tasks that fail by a defect: the process ends and says so, or the one thing that they did is ended. Never silence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from app.cli import main
+from app.core.errors import GatewayError
+from app.core.keys import KeyRange
+from app.core.multiplex import Lost, Refused, WatchInput
+from app.embedded import EmbeddedEtcd
+from app.etcd.arbiter import Arbiter
+from app.etcd.reads import Reads
+from app.gateway import Gateway
+from app.main import create_app
+from app.ports import BrokenGatewayError, spawn
+from app.settings import load
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.gateway import QUICK, start
+from tests.support.streams import watch
+from tests.support.waiting import eventually
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("task", ["upstream", "upstream-quietly", "registry", "registry-quietly", "auditor", "prover"])
+async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, task: str) -> None:
+    """With a status that has it started anew; streams are told first."""
+    password = tmp_path / "password"
+    password.write_text("secret")
+    named = {"GATEWAY_ETCD_USER": "gateway", "GATEWAY_ETCD_PASSWORD_FILE": str(password)}  # then there is an auditor
+    settings = {**QUICK, **named, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
+    running = await start(settings=settings, program=("tests.support.dying", task))
+    try:
+        await running.listening()
+        async with asyncio.timeout(60):
+            status = await running.process.wait()
+    finally:
+        await running.stop()
+    assert status == 1
+    failed = [line for line in running.lines if line["message"] == "task failed"]
+    assert [line["task"] for line in failed] == ["registry" if task.startswith("registry") else "upstream"]
+    assert ("it ended" if "quietly" in task else "a defect") in str(failed)
+    assert [line for line in running.lines if line["message"] == "the gateway cannot go on, and ends"]
+    assert running.other == []
+
+
+async def test_streams_are_told_that_it_ends(etcd: EmbeddedEtcd) -> None:
+    """As by a drain: another replica has them."""
+    settings = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
+    running = await start(settings=settings, program=("tests.support.dying", "registry"))
+    try:
+        await running.listening()
+        async with await watch(running.base, "prefix=/svc/") as stream:
+            assert (await stream.until("close"))[-1].data["reason"] == "drain"
+    finally:
+        assert await running.stop() == 1
+
+
+async def test_another_server_is_told_by_livez_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the app for a guest, and must not be ended by it."""
+
+    async def fail(_self: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("app.watch.registry.Registry.run", fail)
+    statuses: list[int] = []
+
+    async def live_until_broken(gateway: Gateway) -> None:
+        transport = httpx.ASGITransport(create_app(gateway=gateway))
+        async with gateway.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with asyncio.timeout(30):
+                await gateway.broken.wait()
+            statuses.append((await http.get("/livez")).status_code)
+
+    async with FakeEtcd() as fake:
+        with pytest.raises(BrokenGatewayError):
+            await live_until_broken(Gateway(load({"etcd": fake.endpoint})))
+    assert statuses == [503]
+
+
+async def test_what_a_failed_task_was_to_do_is_ended(caplog: pytest.LogCaptureFixture) -> None:
+    """Its death is logged, and heard; being cancelled is no death."""
+    heard: list[Exception] = []
+
+    async def fail() -> None:
+        raise RuntimeError("a defect")
+
+    task = spawn(fail(), name="doomed", died=heard.append)
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert [str(error) for error in heard] == ["a defect"]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+    cancelled = spawn(asyncio.sleep(30), name="cancelled", died=heard.append)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    await asyncio.sleep(0)
+    assert len(heard) == 1
+
+
+async def test_a_refused_watch_is_told_when_its_judge_fails() -> None:
+    """Nothing else would ever tell it."""
+
+    class Watch:
+        range = KeyRange("prefix", b"/svc/")
+        wanted = True
+
+        def __init__(self) -> None:
+            self.told: list[WatchInput] = []
+            self.stream: Any = type("Stream", (), {"closed": False, "token": ""})()
+
+        def tell(self, given: WatchInput) -> None:
+            self.told.append(given)
+
+    async def permitted(_range: KeyRange) -> bool:
+        raise RuntimeError("a defect")
+
+    watch, arbiter = Watch(), Arbiter(permitted, lambda: "")
+    arbiter.judge(watch, Refused("permission denied"))
+
+    async def told() -> bool:
+        return bool(watch.told)
+
+    await eventually(told)
+    assert isinstance(watch.told[0], Lost)
+    await arbiter.aclose()
+
+
+@pytest.mark.parametrize("read", ["snapshot", "probe"])
+async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    """Its subscribers are closed, and the next one starts it anew."""
+
+    async def fail(*_args: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Reads, read, fail)
+    async with FakeEtcd() as fake:
+        gateway = Gateway(load({"etcd": fake.endpoint}))
+        async with gateway.running():
+            lease = None
+            async with asyncio.timeout(30):
+                while lease is None:
+                    try:
+                        lease = gateway.registry.subscribe(
+                            KeyRange("prefix", b"/svc/"),
+                            address="",
+                            user_agent="",
+                            request_id="",
+                            has_cursor=read == "probe",
+                        )
+                    except GatewayError:  # not connected yet
+                        await asyncio.sleep(0.05)
+
+            async def closed() -> bool:
+                return lease.subscriber.closing == "unavailable"
+
+            await eventually(closed)
+            assert gateway.registry.feeds() == []
+            lease.release()
+
+
+@pytest.mark.parametrize("name", ["etcd_user", "etcd", "instance", "epoch", "cors_origins"])
+def test_a_setting_that_is_not_utf_8(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """It is named at the start: in a request to etcd it ended the connection's task, and nothing said so."""
+    monkeypatch.setenv(f"GATEWAY_{name.upper()}", "a\udcff")
+    monkeypatch.setenv("GATEWAY_ETCD_PASSWORD_FILE", "/dev/null")
+    assert main(["serve", "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert f"GATEWAY_{name.upper()} (--{name.replace('_', '-')})" in said
+    assert "UTF-8" in said or "unicode" in said
