@@ -1,0 +1,165 @@
+"""The reads that prove a link's member in touch with its cluster: whom they ask for, how many, and when one is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+from aetcd import rpc
+
+from app.core.currentness import Currentness
+from app.core.keys import KeyRange
+from app.etcd.link import Link
+from app.etcd.prover import ANY_KEY, CUT_OFF, Prover
+from tests.support.waiting import eventually
+
+
+@dataclass
+class Watch:
+    """A watch that is open."""
+
+    range: KeyRange
+    permitted_at: float | None = 0.0
+
+
+@dataclass
+class Member:
+    """A link, as far as the prover uses it: each Range is answered by *answer*, or raises what that raises."""
+
+    answer: Callable[[bytes], int]
+    asked: list[bytes] = field(default_factory=list)
+    failed: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    endpoint: str = "http://etcd:2379"
+    lanes: Any = field(default_factory=lambda: SimpleNamespace(streams=[]))
+    asked_streams: int = 0
+
+    async def range(self, request: Any, _timeout: float) -> Any:
+        """One Range."""
+        self.asked.append(request.key)
+        return SimpleNamespace(header=SimpleNamespace(revision=self.answer(request.key)))
+
+    def ask_for_progress(self) -> None:
+        """Counted."""
+        self.asked_streams += 1
+
+    def fail(self, why: str) -> None:
+        """Given up."""
+        if not self.failed.done():
+            self.failed.set_result(why)
+
+
+def refuse(code: grpc.StatusCode) -> Any:
+    """What gRPC raises."""
+    raise rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "etcdserver: no")
+
+
+@contextlib.asynccontextmanager
+async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[Prover, Currentness]]:
+    """A prover at work there, with reads due every 10 ms."""
+    currentness = Currentness(0.02)
+    prover = Prover(currentness, lambda: watches, lambda: (0, 0), lambda _known, _header: None, clock=time.monotonic)
+    if watches:
+        prover.watching()
+    task = asyncio.create_task(prover.run(cast("Link", member)))
+    try:
+        yield prover, currentness
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def watch(name: str) -> Watch:
+    """One of a prefix."""
+    return Watch(KeyRange("prefix", name.encode()))
+
+
+async def asked_often(member: Member, times: int = 3) -> None:
+    """So many reads were made."""
+
+    async def often() -> bool:
+        return len(member.asked) >= times
+
+    await eventually(often)
+
+
+async def test_nobody_watches_nothing_is_asked() -> None:
+    """Nor after the last one has gone; a read of somebody's that was not answered in time is reason for one."""
+    member, watches = Member(lambda _key: 5), [watch("/a/")]
+    async with proving(member, watches) as (prover, _):
+        await asked_often(member)
+        watches.clear()
+        await asyncio.sleep(0.05)  # what is under way
+        before = len(member.asked)
+        await asyncio.sleep(0.2)
+        assert len(member.asked) == before
+        prover.doubt()
+        await asked_often(member, before + 1)
+        assert member.asked[-1] == ANY_KEY
+
+
+async def test_one_read_is_for_all() -> None:
+    """Every watch is proven by it, and is asked how far it is."""
+    member, watches = Member(lambda _key: 5), [watch(f"/{n}/") for n in range(100)]
+    async with proving(member, watches) as (_, currentness):
+        await asked_often(member)
+        assert set(member.asked) == {b"/0/"}
+        assert currentness.proven_at(5) is not None
+        assert currentness.proven_at(4) is None
+        assert member.asked_streams >= 2
+
+
+async def test_reads_of_others_count() -> None:
+    """Then none is made for the proof alone."""
+    member = Member(lambda _key: 5)
+    currentness = Currentness(1000)
+    watches = [watch("/a/")]
+    prover = Prover(currentness, lambda: watches, lambda: (0, 0), lambda _known, _header: None, clock=lambda: now)
+    now = 0.0
+    prover.watching()
+    now = 700.0
+    currentness.note(650.0, 5)
+    task = asyncio.create_task(prover.run(cast("Link", member)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert member.asked == []
+
+
+async def test_another_key_is_asked_for_when_one_is_denied() -> None:
+    """A role may have lost it while its watch lives on."""
+    member = Member(lambda key: 5 if key == b"/b/" else refuse(grpc.StatusCode.PERMISSION_DENIED))
+    async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):
+        await asked_often(member)
+        assert member.asked[:3] == [b"/a/", b"/b/", b"/b/"]
+        assert currentness.proven_at(5) is not None
+        assert not member.failed.done()
+
+
+async def test_a_member_that_denies_everything_is_not_cut_off() -> None:
+    """It asks its cluster before it looks at roles; nothing is proven all the same."""
+    member = Member(lambda _key: refuse(grpc.StatusCode.PERMISSION_DENIED))
+    async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):
+        await asked_often(member, 5)
+        assert currentness.proven_at(1 << 60) is None
+        assert not member.failed.done()
+
+
+async def test_a_member_that_answers_nothing_is_left() -> None:
+    """After more than one try: a new leader refuses reads for a moment."""
+    member = Member(lambda _key: refuse(grpc.StatusCode.UNAVAILABLE))
+    async with proving(member, [watch("/a/")]):
+        assert "etcdserver: no" in await asyncio.wait_for(member.failed, 30)
+        assert len(member.asked) > 1
+
+
+async def test_a_member_that_is_mute_is_cut_off() -> None:
+    """Said by name."""
+    member = Member(lambda _key: refuse(grpc.StatusCode.DEADLINE_EXCEEDED))
+    async with proving(member, [watch("/a/")]):
+        assert CUT_OFF in await asyncio.wait_for(member.failed, 30)
