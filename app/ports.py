@@ -36,7 +36,12 @@ def spawn(work: Coroutine[Any, Any, T], *, name: str, died: Callable[[Exception]
     """
 
     def ended(task: asyncio.Task[T]) -> None:
-        error = None if task.cancelled() else task.exception()
+        error: BaseException | None
+        if task.cancelled():
+            # gRPC raises CancelledError, too, for a call that its server cancels: then nobody has cancelled the task.
+            error = None if task.cancelling() else RuntimeError("it was cancelled by nobody")
+        else:
+            error = task.exception()
         if error is not None:
             log.error("task failed", exc_info=error, extra={"task": name})
             died(error if isinstance(error, Exception) else RuntimeError(str(error)))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -21,7 +22,7 @@ from app.main import create_app
 from app.ports import BrokenGatewayError, spawn
 from app.settings import load
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.gateway import QUICK, start
+from tests.support.gateway import QUICK, gateway, start
 from tests.support.streams import watch
 from tests.support.waiting import eventually
 
@@ -70,11 +71,11 @@ async def test_another_server_is_told_by_livez_and_at_its_end(monkeypatch: pytes
     monkeypatch.setattr("app.watch.registry.Registry.run", fail)
     statuses: list[int] = []
 
-    async def live_until_broken(gateway: Gateway) -> None:
-        transport = httpx.ASGITransport(create_app(gateway=gateway))
-        async with gateway.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async def live_until_broken(guest: Gateway) -> None:
+        transport = httpx.ASGITransport(create_app(gateway=guest))
+        async with guest.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             async with asyncio.timeout(30):
-                await gateway.broken.wait()
+                await guest.broken.wait()
             statuses.append((await http.get("/livez")).status_code)
 
     async with FakeEtcd() as fake:
@@ -96,11 +97,19 @@ async def test_what_a_failed_task_was_to_do_is_ended(caplog: pytest.LogCaptureFi
     assert [str(error) for error in heard] == ["a defect"]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
+    async def be_cancelled() -> None:
+        raise asyncio.CancelledError  # as a gRPC call does that its server has cancelled
+
+    task = spawn(be_cancelled(), name="doomed", died=heard.append)
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert len(heard) == 2
+
     cancelled = spawn(asyncio.sleep(30), name="cancelled", died=heard.append)
     cancelled.cancel()
     await asyncio.wait([cancelled])
     await asyncio.sleep(0)
-    assert len(heard) == 1
+    assert len(heard) == 2
 
 
 async def test_a_refused_watch_is_told_when_its_judge_fails() -> None:
@@ -131,6 +140,21 @@ async def test_a_refused_watch_is_told_when_its_judge_fails() -> None:
     await arbiter.aclose()
 
 
+async def test_a_call_that_its_server_cancels_ends_no_task() -> None:
+    """gRPC raises CancelledError for it in the task that made the call, be that the upstream's own."""
+    async with FakeEtcd() as fake:
+        fake.fail_ranges(2, grpc.StatusCode.CANCELLED)
+        async with gateway(fake.endpoint) as server, httpx.AsyncClient(base_url=server.base, timeout=30) as http:
+
+            async def served() -> bool:
+                return (await http.get("/v1/kv?prefix=/svc/")).status_code == 200
+
+            await eventually(served)
+            fake.fail_ranges(1, grpc.StatusCode.CANCELLED)
+            assert (await http.get("/v1/kv?prefix=/svc/")).status_code == 503
+            await eventually(served)
+
+
 @pytest.mark.parametrize("read", ["snapshot", "probe"])
 async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     """Its subscribers are closed, and the next one starts it anew."""
@@ -140,13 +164,13 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Reads, read, fail)
     async with FakeEtcd() as fake:
-        gateway = Gateway(load({"etcd": fake.endpoint}))
-        async with gateway.running():
+        running = Gateway(load({"etcd": fake.endpoint}))
+        async with running.running():
             lease = None
             async with asyncio.timeout(30):
                 while lease is None:
                     try:
-                        lease = gateway.registry.subscribe(
+                        lease = running.registry.subscribe(
                             KeyRange("prefix", b"/svc/"),
                             address="",
                             user_agent="",
@@ -160,7 +184,7 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
                 return lease.subscriber.closing == "unavailable"
 
             await eventually(closed)
-            assert gateway.registry.feeds() == []
+            assert running.registry.feeds() == []
             lease.release()
 
 

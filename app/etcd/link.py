@@ -8,8 +8,10 @@ reconnects by itself with credentials that are no longer good ends its link, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -78,7 +80,8 @@ class Link:
         self._maintenance = rpc.MaintenanceStub(self._kv_channel)
         self._cluster = rpc.ClusterStub(self._kv_channel)
         self._watch = rpc.WatchStub(self._watch_channel)
-        self.login = Login(rpc.AuthStub(self._kv_channel).Authenticate, credentials, clock=clock)
+        authenticate = partial(_unary, rpc.AuthStub(self._kv_channel).Authenticate)
+        self.login = Login(authenticate, credentials, clock=clock)
         self._proof_interval = proof_interval
         self._on_header = on_header
         self._clock = clock
@@ -118,13 +121,13 @@ class Link:
         """A call with our token, and once more with another one when that is not taken."""
         token = self.login.token
         try:
-            return await call(request, timeout=timeout, metadata=self.login.metadata)
+            return await _unary(call, request, timeout=timeout, metadata=self.login.metadata)
         except rpc.AioRpcError as error:
             if not self.login.is_stale(error):
                 raise
         try:
             await self.login.renew(token)
-            return await call(request, timeout=timeout, metadata=self.login.metadata)
+            return await _unary(call, request, timeout=timeout, metadata=self.login.metadata)
         except grpc.aio.UsageError:
             # The channel was closed while another token was had: a password that changed ends links, too.
             raise LoginError("the connection was given up") from None
@@ -193,8 +196,12 @@ class Link:
         call = self._watch.Watch(metadata=METADATA + self.login.metadata)
         try:
             async with asyncio.timeout(timeout):
-                await call.write(watch_request(CreateRequest(PROBE_ID, watched, 0)))
+                with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: the answer says why
+                    await call.write(watch_request(CreateRequest(PROBE_ID, watched, 0)))
                 answer = await call.read()
+        except asyncio.CancelledError:
+            _raise_unless_cancelled()
+            return None
         finally:
             call.cancel()
         if answer is grpc.aio.EOF or (answer.canceled and answer.watch_id != PROBE_ID):
@@ -268,6 +275,27 @@ class Link:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._watch_channel.close()
         await self._kv_channel.close()
+
+
+def _raise_unless_cancelled() -> None:
+    """Within ``except CancelledError``: go on with it if somebody has cancelled this task.
+
+    gRPC raises the same when a server, or what stands before it, ends a call with the status CANCELLED, and when the
+    channel is closed. That would end the task for whose sake the call was made.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise
+
+
+async def _unary(call: Callable[..., Awaitable[Any]], request: Any, **options: Any) -> Any:
+    """One call. Raises rpc.AioRpcError whatever ends it, and CancelledError when this task is cancelled."""
+    try:
+        return await call(request, **options)
+    except asyncio.CancelledError:
+        _raise_unless_cancelled()
+        nothing = grpc.aio.Metadata()
+        raise rpc.AioRpcError(rpc.StatusCode.CANCELLED, nothing, nothing, "the call was cancelled") from None
 
 
 def _channels(endpoint: str, credentials: Credentials) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
