@@ -1,9 +1,9 @@
 """Proof that the member we use is in touch with its cluster: linearizable reads, while anybody watches.
 
-Every read of the process counts; the prover asks when none was made for a while, so that there is one at least in every
-half of GATEWAY_STALE_AFTER.
-``app.core.currentness`` decides what a read proves, and when the next one is due. A member that cannot answer one, or
-whose watches stay behind one, is given up, and the upstream goes to the next endpoint.
+Every linearizable read of the process counts. The prover asks when none was made for a while, so that there is one at
+least in every half of GATEWAY_STALE_AFTER. ``app.core.currentness`` decides what a read proves, and when the next one
+is due. A member that does not answer one, or whose watches stay behind one, is given up, and the upstream goes to the
+next endpoint.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from app.core.keys import KeyRange
 from app.embedded import EmbeddedEtcd
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
+from app.ports import Clock
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
 from tests.support.metrics import etcd_metric
@@ -353,17 +354,22 @@ async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) 
     await eventually(lambda: few_descriptors(many.pid, before))
 
 
-async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None:
-    """Else the connection, and every watch on it, is given up a while after any stream has done its work."""
-    now = 0.0
-    link = Link(
+def link_to(etcd: EmbeddedEtcd, clock: Clock) -> Link:
+    """A connection that asks for nothing by itself."""
+    return Link(
         etcd.endpoint,
         Credentials(),
         proof_interval=60,
         on_header=lambda _header: None,
         on_room=lambda: None,
-        clock=lambda: now,
+        clock=clock,
     )
+
+
+async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None:
+    """Else the connection, and every watch on it, is given up a while after any stream has done its work."""
+    now = 0.0
+    link = link_to(etcd, lambda: now)
     created = asyncio.Event()
     opened = link.lanes.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: created.set(), lane="live")
     assert opened is not None
@@ -380,14 +386,7 @@ async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None
 async def test_a_stream_stands_still_by_what_its_member_says(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """One that goes on answering below a revision that its cluster had long ago; not a silent one, nor a new one."""
     now = 0.0
-    link = Link(
-        etcd.endpoint,
-        Credentials(),
-        proof_interval=60,
-        on_header=lambda _header: None,
-        on_room=lambda: None,
-        clock=lambda: now,
-    )
+    link = link_to(etcd, lambda: now)
     heard = asyncio.Event()
     opened = link.lanes.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: heard.set(), lane="live")
     assert opened is not None
