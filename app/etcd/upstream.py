@@ -37,6 +37,9 @@ log = logging.getLogger("gateway.etcd")
 
 # A read waits this long (seconds) for a connection that is just being made, before it says that etcd is away.
 CONNECT_PATIENCE = 2.0
+# A new link has this long (seconds) for each of the things that it is tried with: a watch, which still has to connect,
+# and a linearizable read. It is more than health checks have with a short GATEWAY_STALE_AFTER.
+TRIAL_PATIENCE = 2.0
 # Another cluster takes the place of ours when ours was not to be had for so many times GATEWAY_STALE_AFTER (a minute by
 # default): a rolling restart is over by then.
 CLUSTER_PATIENCE = 6
@@ -340,11 +343,10 @@ class Upstream:
 
     async def _try_watch(self, link: Link) -> str | None:
         """Whether what answers there can be watched: by name at once, and not by streams that nothing comes on."""
-        patience = self._patience()
         try:
-            matches = await link.matches(self._tried, patience)
+            matches = await link.matches(self._tried, TRIAL_PATIENCE)
         except TimeoutError:
-            return f"no answer to a watch within {patience:g} s"
+            return f"no answer to a watch within {TRIAL_PATIENCE:g} s"
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
                 return explain(link.endpoint, error)
@@ -358,23 +360,23 @@ class Upstream:
 
         Asked before any watch goes on. It costs a Range and a Status per connection, however many feeds there are.
         """
-        cluster, patience = self._cluster, self._patience()
+        cluster = self._cluster
         known, applied, asked_at = cluster.known, cluster.applied, self.clock()
         try:
-            answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), patience)
+            answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_PATIENCE)
             cluster.note_linearizable(known, answer.header)
             self.currentness.note(asked_at, answer.header.revision)
         except LoginError as error:
             return str(error)
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
-                return f"{CUT_OFF}: no linearizable read in {patience:g} s"
+                return f"{CUT_OFF}: no linearizable read in {TRIAL_PATIENCE:g} s"
             # A key that we may not read is refused only behind the same barrier; without a user, every key is.
             if error.code() is not rpc.StatusCode.PERMISSION_DENIED and cluster.applied:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
             return str(error)
-        reason = await link.check(patience)
+        reason = await link.check(self._patience())
         if reason is None:
             cluster.judge_applied(applied, link.applied, link.header)
         return reason
