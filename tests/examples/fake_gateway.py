@@ -185,8 +185,10 @@ class FakeGateway:
             while (stream := await self._request(reader, writer)) is None:
                 pass
             self._streams.put_nowait(stream)
-            await reader.read()  # ends when the client closes
-            stream.closed.set()
+            try:
+                await reader.read()  # ends when the client closes, or resets
+            finally:
+                stream.closed.set()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
