@@ -12,6 +12,7 @@ import logging
 import queue
 import select
 import sys
+import time
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from os import write
@@ -73,7 +74,7 @@ class _Writer(QueueListener):
     Not to ``sys.stderr``: the interpreter aborts when a daemon thread holds that one's lock at its end.
     """
 
-    def __init__(self, lines: queue.Queue[bytes | None], descriptor: int) -> None:
+    def __init__(self, lines: queue.SimpleQueue[bytes | None], descriptor: int) -> None:
         super().__init__(lines)
         self._lines = lines
         self._descriptor = descriptor
@@ -105,20 +106,15 @@ class _Writer(QueueListener):
                 return False
         return True
 
-    def flush(self, timeout: float) -> None:
-        """Wait until all is written, but no longer than *timeout* seconds."""
-        with self._lines.all_tasks_done:
-            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, timeout)
-
 
 class _Outlet(QueueHandler):
     """Makes lines of records, for the writer. Never waits."""
 
-    def __init__(self, writer: _Writer, lines: queue.Queue[bytes | None]) -> None:
+    def __init__(self, writer: _Writer, lines: queue.SimpleQueue[bytes | None]) -> None:
         super().__init__(lines)
         self._writer = writer
         self._lines = lines
-        self._given = 0  # bytes
+        self.given = 0  # bytes
         self._refused = 0  # lines
         writer.outlet = self
 
@@ -133,10 +129,10 @@ class _Outlet(QueueHandler):
 
     def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # see ``prepare``
         """See ``QueueHandler``."""
-        if self._given - self._writer.taken + len(line) > MAX_PENDING:
+        if self.given - self._writer.taken + len(line) > MAX_PENDING:
             self._refused += 1
             return
-        self._given += len(line)
+        self.given += len(line)
         self._lines.put_nowait(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name in ``logging``
@@ -161,8 +157,10 @@ def dropped() -> int:
 
 def flush(timeout: float = FLUSH_TIMEOUT) -> None:
     """Wait until what was logged is written, but no longer than *timeout* seconds."""
-    for _outlet, writer in _outlets:
-        writer.flush(timeout)
+    over = time.monotonic() + timeout
+    for outlet, writer in _outlets:
+        while writer.taken < outlet.given and time.monotonic() < over:
+            time.sleep(0.005)
 
 
 def finish() -> None:
@@ -180,7 +178,7 @@ def _log_unraisable(what: sys.UnraisableHookArgs) -> None:
 def install(form: str, level: str) -> None:
     """Have everything logged to standard error, uvicorn's lines included (but not its access log)."""
     human = form == "human" or (form == "auto" and sys.stderr.isatty())
-    lines: queue.Queue[bytes | None] = queue.Queue()
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = _Writer(lines, sys.stderr.fileno())
     outlet = _Outlet(writer, lines)
     outlet.setFormatter(HumanFormatter() if human else JsonFormatter())
