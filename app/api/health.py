@@ -9,6 +9,7 @@ from starlette.responses import Response
 from app.api.feeds import timestamp
 from app.core.encoding import compact
 from app.gateway import Gateway
+from app.ports import OUT_OF_REACH
 
 
 class Health:
@@ -30,7 +31,8 @@ class Health:
         draining = self._gateway.registry.draining
         # etcd was in reach once (asked by us or not): from then on its absence is the feeds' matter (they say "stale"),
         # not a reason for all replicas to leave the Service at once.
-        ready = self._gateway.upstream.cluster_id != 0 and not draining
+        # One that can never be watched is no such etcd: it is a wrong setting.
+        ready = self._gateway.upstream.cluster_id != 0 and condition.told == OUT_OF_REACH and not draining
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": timestamp(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason

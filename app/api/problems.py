@@ -42,7 +42,7 @@ def install(app: FastAPI) -> None:
     async def gateway_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError), "registered for it"
         if error.cause:
-            log.warning("not served", extra={"path": request.url.path, "code": error.code, "reason": error.cause})
+            log.warning("not served", extra={"path": request.url.path, "code": error.code, "cause": error.cause})
         return problem(error)
 
     async def http_error(request: Request, error: Exception) -> Response:

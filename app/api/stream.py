@@ -201,7 +201,7 @@ class StreamResponse(EventSourceResponse):
         streams = self._streams
         streams.tally.refused[error.code] += 1
         retry_ms = streams.retry_ms(error.patience)
-        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "reason": str(error)})
+        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause})
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
             return

@@ -40,6 +40,8 @@ CONNECT_PATIENCE = 2.0
 # A new link has this long (seconds) for each of the things that it is tried with: a watch, which still has to connect,
 # and a linearizable read. It is more than health checks have with a short GATEWAY_STALE_AFTER.
 TRIAL_PATIENCE = 2.0
+# Seconds before a link that nobody has watched on is tried with a watch.
+TRIAL_DELAY = 1.0
 # Another cluster takes the place of ours when ours was not to be had for so many times GATEWAY_STALE_AFTER (a minute by
 # default): a rolling restart is over by then.
 CLUSTER_PATIENCE = 6
@@ -76,6 +78,7 @@ class UpstreamWatch:
         """From the stream."""
         if isinstance(given, Created):
             self.permitted_at = self._upstream.clock()
+            self._upstream.note_match()
         elif isinstance(given, Progress):
             if not self._upstream.progress_trusted:
                 self._said = max(self._said, given.revision)
@@ -158,6 +161,7 @@ class Upstream:
         self._watches: dict[UpstreamWatch, None] = {}  # those that somebody wants
         self._pending: dict[UpstreamWatch, None] = {}
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
+        self._matched = False  # on this link, a watch was
         self._unmatched: set[str] = set()  # endpoints whose watch answers can't be matched
         self._tried = ANYTHING  # what was last watched: a new link is tried with it, for it may be permitted
         self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
@@ -254,6 +258,10 @@ class Upstream:
         self._watches.pop(watch, None)
         self._pending.pop(watch, None)
 
+    def note_match(self) -> None:
+        """A watch was answered under its own id."""
+        self._matched = True
+
     def judge(self, watch: UpstreamWatch, refused: Refused) -> bool:
         """Find out why a create was refused, and tell the watch; False where there is nothing to find out."""
         if self._credentials.named:
@@ -291,7 +299,7 @@ class Upstream:
             return False
         try:
             reason = await link.check(self._patience())
-            if reason is None:
+            if reason is None and endpoint in self._unmatched:
                 reason = await self._try_watch(link)
             if reason is None:
                 reason = self._cluster.judge(link.header, tried_all=failures >= len(self._endpoints))
@@ -301,8 +309,8 @@ class Upstream:
             if reason is None:
                 await self._serve(link)
                 reason = link.failed.result()
-                if reason == UNMATCHED:
-                    self._unmatched.add(endpoint)
+            if reason == UNMATCHED:
+                self._unmatched.add(endpoint)
             self._say_down(endpoint, reason)
             return served
         finally:
@@ -318,14 +326,17 @@ class Upstream:
     async def _serve(self, link: Link) -> None:
         """Use a good link until it fails."""
         self._link = link
+        self._matched = False
         self._ready.set()
         self._cluster.note_applied(link.applied)
         self._say_ready(link)
         self._open_pending()
         async with asyncio.TaskGroup() as group:
             prover = group.create_task(self._prover.run(link), name="prover")
+            trial = group.create_task(self._try_watch_if_nobody_does(link), name="trial")
             await self._watch_health(link)
             prover.cancel()
+            trial.cancel()
         self.reconnects += 1
 
     async def _watch_health(self, link: Link) -> None:
@@ -342,7 +353,7 @@ class Upstream:
                 link.fail("a watch stream is silent")
 
     async def _try_watch(self, link: Link) -> str | None:
-        """Whether what answers there can be watched: by name at once, and not by streams that nothing comes on."""
+        """Whether what answers there can be watched; why not. An endpoint that could not be has to show that it can."""
         try:
             matches = await link.matches(self._tried, TRIAL_PATIENCE)
         except TimeoutError:
@@ -351,9 +362,15 @@ class Upstream:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
                 return explain(link.endpoint, error)
             matches = None
-        if matches is not None:
-            (self._unmatched.discard if matches else self._unmatched.add)(link.endpoint)
-        return UNMATCHED if link.endpoint in self._unmatched else None
+        if matches:
+            self._unmatched.discard(link.endpoint)
+        return UNMATCHED if matches is False or link.endpoint in self._unmatched else None
+
+    async def _try_watch_if_nobody_does(self, link: Link) -> None:
+        """A first watch tells by itself. Without one, it is found out before somebody needs it."""
+        await asyncio.sleep(TRIAL_DELAY)
+        if not self._matched and (reason := await self._try_watch(link)) is not None:
+            link.fail(reason)
 
     async def _compare(self, link: Link) -> str | None:
         """Whether the member is in touch with its cluster, and history goes on there; why the link can't be used.
@@ -442,6 +459,7 @@ class Upstream:
         self._troubles[endpoint] = reason
         since = self._condition.since if self._condition.state == "down" else time.time()
         others = [f"{other}: {why}" for other, why in self._troubles.items() if other != endpoint]
-        told = f"etcd can't be used: {reason}" if reason == UNMATCHED else OUT_OF_REACH
+        hopeless = self._unmatched.issuperset(self._endpoints)
+        told = f"etcd can't be used: {UNMATCHED}" if hopeless else OUT_OF_REACH
         reasons = "; ".join([reason, *others])
         self._condition = Condition(endpoint, self._condition.version, "down", since, reasons, told)

@@ -81,8 +81,8 @@ async def test_etcd_is_away() -> None:
         for said in await everything(server):
             assert port not in said, said
             assert "etcd is out of reach" in said
-    assert [line for line in server.lines if line["message"] == "not served" and port in line["reason"]]
-    assert [line for line in server.lines if line["message"] == "refused" and port in line["reason"]]
+    assert [line for line in server.lines if line["message"] == "not served" and port in line["cause"]]
+    assert [line for line in server.lines if line["message"] == "refused" and port in line["cause"]]
 
 
 async def test_an_endpoint_says_its_address() -> None:
