@@ -400,8 +400,9 @@ class Delivery:
                 continue
             else:
                 due = self._beat_due or reader.told_stale is not self._stale
-                # One who is behind is told before it is sent what it lacks; another when it is as far as it can be.
-                first = due and reader.behind > 0
+                # One who is behind is told before it is sent what it lacks; another when it is as far as it can be. Not
+                # one of an older generation: `reset` comes first, for an id may not follow what it no longer fits.
+                first = due and reader.lacks_since is not None
                 said = self._aside() if first else b""
                 said += reader.read(WRITE_SIZE)
                 if due and not first:

@@ -322,6 +322,8 @@ async def test_admin_port(etcd: EmbeddedEtcd) -> None:
             there, here = await admin.get(path), await http.get(path)
 
             assert there.status_code == 200, path
+            head = await admin.head(path)
+            assert (head.status_code, head.headers["content-type"]) == (200, there.headers["content-type"])
             assert "x-etcd-revision" in there.headers
             assert here.status_code == 404, path
             assert here.json()["code"] == "no-such-path"

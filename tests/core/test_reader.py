@@ -615,6 +615,8 @@ def test_what_it_lacks_has_come_at_some_time() -> None:
     for revision in range(104, 109):
         core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 20.0)
     assert lacks(one) == float("-inf"), "the log has it no more"
+    core.log.restart(110)
+    assert lacks(one) is None, "another generation: a reset is what comes next"
 
 
 def test_staleness_is_told_once() -> None:
