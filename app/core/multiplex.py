@@ -81,6 +81,10 @@ class Lost:
     too_large: bool = False
 
 
+# Bytes of a divided response that wait for its end, where nobody counts them. Beyond that, what is complete of it is
+# said: a catch-up of 1,000 revisions of 1 MB was 1 GB before its feed heard of the first.
+MOST_PENDING = 4 * 1024 * 1024
+
 WatchInput = Created | Batches | Progress | Compacted | Refused | Lost
 Sink = Callable[[WatchInput], None]
 
@@ -115,7 +119,8 @@ class _Watch:
     sink: Sink
     created: bool = False
     ended: bool = False  # etcd cancelled it; only our cancel is missing
-    pending: list[Event] = field(default_factory=list)
+    pending: list[Event] = field(default_factory=list)  # of a response that is not complete
+    bytes: int = 0  # of its fragments
 
 
 class Multiplexer(Sized):
@@ -200,16 +205,32 @@ class Multiplexer(Sized):
             # What is pending was broken off by the cancel: dropped whole.
             watch.ended = True
             watch.pending.clear()
+            watch.bytes = 0
             watch.sink(
                 Compacted(message.compact_revision) if message.compact_revision else Refused(message.cancel_reason)
             )
             return
         watch.pending.extend(message.events)
         if message.fragment:
+            watch.bytes += sum(event.size for event in message.events)
+            if watch.bytes > MOST_PENDING:
+                _pass_on_complete(watch)
             return
+        watch.bytes = 0
         if watch.pending:
             events, watch.pending = watch.pending, []
             watch.sink(Batches(tuple(batches(events))))
         elif message.revision:
             # progress_notify: carries the watch's own id, and none was ever seen to overtake an event.
             watch.sink(Progress(message.revision, trusted=True))
+
+
+def _pass_on_complete(watch: _Watch) -> None:
+    """Say the revisions of a divided response that are complete: all but its last."""
+    events = watch.pending
+    last = events[-1].mod_revision
+    if events[0].mod_revision != last:
+        cut = next(index for index, event in enumerate(events) if event.mod_revision == last)
+        watch.pending = events[cut:]
+        watch.bytes = sum(event.size for event in watch.pending)
+        watch.sink(Batches(tuple(batches(events[:cut]))))

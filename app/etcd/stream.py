@@ -174,6 +174,7 @@ class WatchStream(Sized):
             self._mux.receive(message(response), progress_trusted=trusted(response.header.member_id))
             if self._mux.unmatched:
                 raise UnmatchedError
+            del response  # it may be large, and the next one may be long in coming
 
     async def _write(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.core.events import Delete, Event, KeyValue
 from app.core.keys import KeyRange
 from app.core.multiplex import (
+    MOST_PENDING,
     Batches,
     CancelRequest,
     Compacted,
@@ -341,3 +342,29 @@ def test_who_lets_another_go_when_the_stream_breaks_is_obeyed() -> None:
     mux.lose("broken")
     assert heard == []
     assert len(mux) == 0
+
+
+def test_what_is_complete_of_a_large_response_does_not_wait_for_its_end() -> None:
+    """Nobody counts what waits here; a revision that is not complete waits all the same, and is dropped when cut."""
+    mux, heard = Multiplexer(), list[WatchInput]()
+    watch_id = mux.create(KeyRange("prefix", b"/a/"), 1, heard.append).watch_id
+    mux.receive(Message(watch_id, 9, created=True), progress_trusted=True)
+    large = b"x" * (MOST_PENDING // 2)
+
+    def fragment(*revisions: int) -> None:
+        events = [KeyValue(b"/a/k", large, 2, revision, 1) for revision in revisions]
+        mux.receive(Message(watch_id, 99, fragment=True, events=events), progress_trusted=True)
+
+    def revisions() -> list[int]:
+        return [batch.revision for given in heard if isinstance(given, Batches) for batch in given.batches]
+
+    fragment(2)
+    fragment(3)
+    assert revisions() == [2]
+    fragment(3)
+    fragment(4)
+    fragment(5)
+    assert revisions() == [2, 3, 4]
+    mux.lose("gone")
+    assert revisions() == [2, 3, 4]
+    assert [len(batch.events) for given in heard if isinstance(given, Batches) for batch in given.batches] == [1, 2, 1]
