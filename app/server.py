@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
 from app import descriptors
+from app.allocator import return_large_blocks
 from app.api.protocol import Doors, GatewayProtocol
 from app.gateway import Gateway
 from app.main import create_app
@@ -149,6 +150,7 @@ async def serve(
         SettingsError: an address can't be listened on, or the token can't be read.
         BrokenGatewayError: a defect of ours has ended it; the streams were told.
     """
+    return_large_blocks()
     gateway = Gateway(settings)
     app = create_app(gateway=gateway)
     with contextlib.ExitStack() as sockets:
