@@ -15,6 +15,7 @@ from app import __version__, descriptors
 from app.api.access import Access
 from app.api.stream import Streams, StreamSettings
 from app.api.token import Token
+from app.core.budget import Budget
 from app.core.capacity import Capacity
 from app.core.cursor import Shape, derive_epoch
 from app.core.log import Bounds
@@ -26,6 +27,11 @@ from app.settings import Settings, SettingsError, is_loopback, named
 from app.watch.registry import Limits, Registry
 
 log = logging.getLogger("gateway")
+
+# A watch's message may have a quarter of GATEWAY_MAX_FEED_BYTES, and so many bytes at the least: a fragment, or one
+# event. etcd divides others but those that waited for the answer to a create.
+MESSAGE_SHARE = 4
+LEAST_MESSAGE = 32 * 1024 * 1024
 
 
 def _credentials(settings: Settings) -> Credentials:
@@ -71,6 +77,7 @@ class Gateway:
         self.access = Access(settings.allowed, token)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
+        self.budget = Budget(settings.max_feed_bytes)
         self.upstream = Upstream(
             settings.etcd,
             self._credentials,
@@ -78,6 +85,8 @@ class Gateway:
             max_ranges=settings.max_ranges,
             clock=clock,
             draw=draw,
+            budget=self.budget,
+            max_message=max(LEAST_MESSAGE, settings.max_feed_bytes // MESSAGE_SHARE),
         )
         self.registry = Registry(
             self.upstream,
@@ -93,6 +102,7 @@ class Gateway:
                 drain_window=settings.drain_window,
                 drain_pace=settings.drain_pace,
             ),
+            budget=self.budget,
             clock=clock,
             draw=draw,
         )

@@ -110,8 +110,12 @@ class Connection:
         finally:
             timer.cancel()
 
-    async def cut_off(self) -> None:
-        """Drop the connection, with what is written and not taken."""
+    def drop(self) -> None:
+        """Drop the connection at once; whoever writes to it hears of that by itself."""
         self._aborted = True
         self.line.abort()
+
+    async def cut_off(self) -> None:
+        """Drop the connection, with what is written and not taken."""
+        self.drop()
         await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is

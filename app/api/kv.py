@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answer import Answers, SlicedResponse
+from app.api.answer import Answer, SlicedResponse
 from app.api.requests import query_of
+from app.core.budget import Hold, Use
 from app.core.cursor import Shape
-from app.core.encoding import item_body, list_body, list_items
+from app.core.encoding import item_body, list_body, list_head, list_items, list_tail
 from app.core.errors import (
     BadRequestError,
     CompactedError,
     FutureRevisionError,
     NotFoundError,
+    OverCapacityError,
     PageExpiredError,
 )
-from app.core.events import KeyValue
 from app.core.page import Page, parse_page
 from app.core.query import parse_choice, parse_flag, parse_number, parse_query, parse_range
+from app.etcd.memory import reserve
+from app.etcd.reads import PAGE_BYTES, Listing
 from app.gateway import Gateway
 
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
 ENCODE_SLICE = 1024
+# Bytes of a body after which it ends, with ``next_page``.
+MOST_BYTES = 16 * 1024 * 1024
+# Seconds that a read waits for memory, before it is refused.
+PATIENCE = 0.5
 _KNOWN = frozenset({"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding"})
 _PREFIX_ONLY = ("limit", "page", "keys_only", "count_only")
 
@@ -39,14 +46,6 @@ class Asked:
     shape: Shape
     limit: int
     page: Page | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was read, encoded: shared by all who asked the same. ``body`` None: there is no such key."""
-
-    revision: int
-    body: bytes | None
 
 
 def parse(raw: bytes) -> Asked:
@@ -77,8 +76,7 @@ class Kv:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._reads = gateway.upstream.reads
-        settings = gateway.settings
-        self._answers = Answers(limit=settings.max_feed_bytes, send_timeout=settings.send_timeout)
+        self._send_timeout = gateway.settings.send_timeout
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
@@ -86,55 +84,74 @@ class Kv:
         asked = parse(query_of(request))
         self._gateway.access.check_range(asked.shape.range)
         self._gateway.capacity.check()
-        self._answers.check()
         answer = await self._reads.shared(("kv", asked), lambda: self._read(asked))
         headers = {"X-Etcd-Revision": str(answer.revision), "Cache-Control": "no-store"}
-        if answer.body is None:
+        if answer.revoked:
+            raise _revoked()
+        if answer.parts is None:
             missing = NotFoundError(f"no {asked.shape.range} at revision {answer.revision}", code="key-not-found")
             missing.headers = headers
             raise missing
-        return SlicedResponse(self._answers, answer.body, headers, "application/json")
+        return SlicedResponse(answer, headers, "application/json", send_timeout=self._send_timeout)
 
     async def _read(self, asked: Asked) -> Answer:
-        shape, page, reads = asked.shape, asked.page, self._reads
-        if shape.count_only:
-            listing = await reads.count(shape.range)
-            count = listing.count
-        else:
-            self._check_epoch(page, shape)
-            try:
-                listing = await reads.listing(
-                    shape.range,
-                    limit=asked.limit,
-                    keys_only=shape.keys_only,
-                    start=page.start if page is not None else b"",
-                    revision=page.revision if page is not None else 0,
-                )
-                # etcd counts from where the page starts; the contract's count is of the whole prefix.
-                count = await self._count_of_all(asked, listing.count)
-            except CompactedError:
-                raise PageExpiredError(
-                    "the revision of these pages is compacted: start over", parameter="page"
-                ) from None
-            except FutureRevisionError:
-                raise PageExpiredError("etcd was restored: start over", parameter="page") from None
-        epoch = self._gateway.epoch_of(listing.cluster_id, shape)
-        cursor = f"{epoch}-{listing.revision}"
-        if shape.range.kind == "key":
-            body = item_body(listing.revision, cursor, listing.items[0], shape.encoding) if listing.items else None
-            return Answer(listing.revision, body)
-        following = Page(epoch, listing.revision, listing.items[-1].key + b"\0").token() if listing.more else None
-        kvs = await _encode(listing.items, shape)
-        return Answer(listing.revision, list_body(listing.revision, cursor, kvs, count, following))
+        """Read it, in memory that it owns from before the first byte is asked of etcd."""
+        self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
+        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
+        try:
+            answer = await (self._count(asked, hold) if asked.shape.count_only else self._list(asked, hold))
+            if hold.released:
+                raise _revoked()
+        except CompactedError:
+            hold.release()
+            raise PageExpiredError("the revision of these pages is compacted: start over", parameter="page") from None
+        except FutureRevisionError:
+            hold.release()
+            raise PageExpiredError("etcd was restored: start over", parameter="page") from None
+        except BaseException:
+            hold.release()
+            raise
+        return answer
 
-    async def _count_of_all(self, asked: Asked, count: int) -> int:
-        """``count`` of the first page is of all keys; a later one has to ask at the pages' revision."""
-        if asked.page is None:
-            return count
-        first = await self._reads.listing(
-            asked.shape.range, limit=1, keys_only=True, start=b"", revision=asked.page.revision
+    async def _count(self, asked: Asked, hold: Hold) -> Answer:
+        listing = await self._reads.count(asked.shape.range)
+        _epoch, cursor = self._cursor(listing, asked.shape)
+        return Answer(listing.revision, [list_body(listing.revision, cursor, "", listing.count, None)], hold)
+
+    async def _list(self, asked: Asked, hold: Hold) -> Answer:
+        """Page by page, each encoded before the next is asked for. It ends early where there is no memory for more."""
+        shape, page = asked.shape, asked.page
+        self._check_epoch(page, shape)
+        body = Body(shape, hold)
+        pages = self._reads.pages(
+            shape.range,
+            limit=asked.limit,
+            keys_only=shape.keys_only,
+            start=page.start if page is not None else b"",
+            revision=page.revision if page is not None else 0,
         )
-        return first.count
+        async with aclosing(pages):
+            async for listing in pages:
+                if shape.range.kind == "key":
+                    return self._item(listing, shape, hold)
+                await body.add(listing)
+                if not listing.more or body.count >= asked.limit or not body.may_grow():
+                    break
+        epoch, cursor = self._cursor(listing, shape)
+        # etcd counts from where the page starts; the contract's count is of the whole prefix, at the pages' revision.
+        first = listing if page is None else await self._reads.first(shape.range, page.revision)
+        following = Page(epoch, listing.revision, body.last + b"\0").token() if listing.more else None
+        parts = [list_head(listing.revision, cursor), *body.parts, list_tail(first.count, following)]
+        return Answer(listing.revision, parts, hold)
+
+    def _item(self, listing: Listing, shape: Shape, hold: Hold) -> Answer:
+        _epoch, cursor = self._cursor(listing, shape)
+        found = [item_body(listing.revision, cursor, item, shape.encoding) for item in listing.items]
+        return Answer(listing.revision, found or None, hold)
+
+    def _cursor(self, listing: Listing, shape: Shape) -> tuple[str, str]:
+        epoch = self._gateway.epoch_of(listing.cluster_id, shape)
+        return epoch, f"{epoch}-{listing.revision}"
 
     def _check_epoch(self, page: Page | None, shape: Shape) -> None:
         known = self._gateway.upstream.cluster_id
@@ -144,11 +161,40 @@ class Kv:
             )
 
 
-async def _encode(items: Sequence[KeyValue], shape: Shape) -> str:
-    """In slices: 100,000 items at once would hold up every stream for about 0.2 s."""
-    parts = []
-    for start in range(0, len(items), ENCODE_SLICE):
-        part = items[start : start + ENCODE_SLICE]
-        parts.append(list_items(part, shape.encoding, keys_only=shape.keys_only))
-        await asyncio.sleep(0)
-    return ",".join(parts)
+def _revoked() -> OverCapacityError:
+    return OverCapacityError("the feeds need the memory that this answer had", code="too-many-reads")
+
+
+class Body:
+    """The items of a list, encoded, and what they are counted by."""
+
+    def __init__(self, shape: Shape, hold: Hold) -> None:
+        self.parts: list[bytes] = []
+        self.count = 0
+        self.last = b""  # key
+        self._shape = shape
+        self._hold = hold
+        self._size = 0
+
+    async def add(self, listing: Listing) -> None:
+        """Encode a page, in slices: 100,000 items at once would hold up every stream for about 0.2 s."""
+        items = listing.items
+        for start in range(0, len(items), ENCODE_SLICE):
+            some = items[start : start + ENCODE_SLICE]
+            text = list_items(some, self._shape.encoding, keys_only=self._shape.keys_only)
+            part = f",{text}".encode() if self.count else text.encode()
+            self.parts.append(part)
+            self._size += len(part)
+            self.count += len(some)
+            # JSON may be six times as long as the value: a control character is "\\u0001".
+            self._hold.set(max(self._hold.size, self._size))
+            await asyncio.sleep(0)
+        if items:
+            self.last = items[-1].key
+        self._hold.set(self._size)
+        if self._hold.released:
+            raise _revoked()
+
+    def may_grow(self) -> bool:
+        """Whether another page may be added; it is reserved then."""
+        return self._size < MOST_BYTES and self._hold.grow(PAGE_BYTES)

@@ -60,10 +60,20 @@ def list_items(items: Sequence[KeyValue], encoding: str, *, keys_only: bool) -> 
     return ",".join([f"{{{item_fields(item, encoding, keys_only=keys_only)}}}" for item in items])
 
 
+def list_head(revision: int, cursor: str) -> bytes:
+    """The beginning of a REST list; items of ``list_items`` follow, with commas between them."""
+    return f'{{"revision":{revision},"cursor":"{cursor}","kvs":['.encode()
+
+
+def list_tail(count: int, next_page: str | None) -> bytes:
+    """The end of a REST list."""
+    page = f',"next_page":"{next_page}"' if next_page else ""
+    return f'],"count":{count}{page}}}\n'.encode()
+
+
 def list_body(revision: int, cursor: str, kvs: str, count: int, next_page: str | None) -> bytes:
     """A REST list as JSON; *kvs* is of ``list_items``."""
-    page = f',"next_page":"{next_page}"' if next_page else ""
-    return f'{{"revision":{revision},"cursor":"{cursor}","kvs":[{kvs}],"count":{count}{page}}}\n'.encode()
+    return b"".join((list_head(revision, cursor), kvs.encode(), list_tail(count, next_page)))
 
 
 def item_body(revision: int, cursor: str, item: KeyValue, encoding: str) -> bytes:

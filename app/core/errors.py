@@ -15,6 +15,8 @@ GatewayError
 │   ├── UnavailableError       503, etcd is out of reach
 │   │   └── TooSlowError       503, one answer of it took too long
 │   └── TooLargeError          503, the range does not fit the memory it may have
+│       ├── NoRoomError        503, not beside all that is held now
+│       └── LargeMessageError  503, one answer of etcd is larger than a message may be
 └── EtcdRefusedError           502, etcd answers, and says no
     └── DeniedError            502, its roles do not let us read that
 
@@ -160,6 +162,18 @@ class TooLargeError(TransientError):
     code = "too-large"
     close_reason = "too-large"
     patience = 10
+
+
+class NoRoomError(TooLargeError):
+    """The bytes that are read do not fit beside all that is held now."""
+
+
+class LargeMessageError(TooLargeError):
+    """One answer of etcd is larger than a message may be. ``size``: its bytes, 0 where they are not known."""
+
+    def __init__(self, detail: str, size: int = 0, *, cause: str = "") -> None:
+        super().__init__(detail, cause=cause)
+        self.size = size
 
 
 class EtcdRefusedError(GatewayError):

@@ -57,7 +57,7 @@ from app.core.feedwords import (
     TakeSnapshot,
     WantHistory,
 )
-from app.core.log import Bounds, Log
+from app.core.log import Bounds, Log, MayKeep, keep_all
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from app.core.view import View
 
@@ -145,6 +145,9 @@ class FeedCore:
         self._next_reason: Reason = "initial"
         # The view's history may not continue: nobody new is given it.
         self.doubted = False
+        # There was a view; it is gone until the next one is read.
+        self.gave_up_view = False
+        self._may_keep: MayKeep = keep_all
         self._reach = False
         self._anchor: Anchor | None = None
         self._settled = 0  # the snapshot's revision: up to it a watch may repeat what the snapshot holds
@@ -163,14 +166,29 @@ class FeedCore:
         self.events_in = 0
 
     @property
-    def spare(self) -> int:
-        """Bytes that ``shed`` can give back."""
-        return self.log.bytes + (self.view.encoded if self.view is not None else 0)
+    def encoded(self) -> int:
+        """Bytes that ``shed_encoded`` can give back."""
+        return self.view.encoded if self.view is not None else 0
 
-    def shed(self, size: int) -> int:
-        """Give back about *size* bytes: what can be encoded again goes first, then history; bytes given back."""
-        given = self.view.shed() if self.view is not None else 0
-        return given if given >= size else given + self.log.shed(size - given)
+    def keep(self, may_keep: MayKeep) -> None:
+        """Have *may_keep* asked before anything encoded is kept."""
+        self._may_keep = self.log.may_keep = may_keep
+
+    def shed_encoded(self) -> int:
+        """Do without what the view has encoded; bytes given back."""
+        return self.view.shed() if self.view is not None else 0
+
+    def give_up_view(self) -> int:
+        """Let go of a view that nobody new is given any more, and of its log; bytes given back.
+
+        Both views of a large range do not fit the memory. Readers wait then: the new generation begins with a ``reset``
+        for all of them.
+        """
+        if self.view is None or not self.doubted:
+            return 0
+        given = self.view.bytes + self.log.clear()
+        self.view, self.gave_up_view = None, True
+        return given
 
     @property
     def joinable(self) -> bool:
@@ -180,7 +198,8 @@ class FeedCore:
     @property
     def bytes(self) -> int:
         """Memory it is counted with: view, log, and what is held back."""
-        return (self.view.bytes if self.view is not None else 0) + self.log.bytes + self._held_bytes
+        log = self.log
+        return (self.view.bytes if self.view is not None else 0) + log.bytes + log.passing + self._held_bytes
 
     def promises_history(self, revision: int) -> bool:
         """Whether a reader at *revision*, below the log's floor, may still be served when the catch-up is done."""
@@ -290,7 +309,8 @@ class FeedCore:
 
     def _install(self, given: SnapshotTaken) -> None:
         snapshot, tip = given.snapshot, self.log.tip
-        self.view = View(snapshot)
+        self.view = View(snapshot, self._may_keep)
+        self.gave_up_view = False
         self.log.restart(snapshot.revision)
         if self.cluster_id not in (0, given.cluster_id) or snapshot.revision < tip:
             # A snapshot is linearizable: etcd was restored, whatever made us take it.

@@ -13,7 +13,7 @@ Theory of operation
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.core.events import Batch
@@ -22,6 +22,13 @@ from app.core.sized import Sized
 
 # How a reader is told of a batch: format, encoding, epoch.
 Wording = tuple[str, str, str]
+# Is asked before so many bytes are kept that can be made again; True counts them.
+MayKeep = Callable[[int], bool]
+
+
+def keep_all(_size: int) -> bool:
+    """Memory is no matter."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,10 @@ class Bounds:
 class Log(Sized):
     """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
 
-    __slots__ = ("_batches", "_bounds", "_passage", "_revisions", "bytes", "floor", "generation", "tip")
+    __slots__ = (
+        "_batches", "_bounds", "_passage", "_revisions", "bytes", "floor", "generation", "may_keep",
+        "passing", "tip",
+    )  # fmt: skip
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -58,8 +68,10 @@ class Log(Sized):
         self.floor = 0
         self.tip = 0
         self.bytes = 0
+        self.may_keep: MayKeep = keep_all
         # The last that was asked for, as long as it is the answer: those who keep up all ask for the same.
         self._passage: Passage | None = None
+        self.passing = 0  # bytes of that which are no batch's
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -73,7 +85,7 @@ class Log(Sized):
         """Begin a new generation at the snapshot of *revision*."""
         self.generation += 1
         self._batches, self._revisions, self.bytes = [], [], 0
-        self._passage = None
+        self._forget_passage()
         self.floor = self.tip = revision
 
     def append(self, batch: Batch, now: float) -> None:
@@ -86,7 +98,7 @@ class Log(Sized):
             msg = f"batch {batch.revision} is not above the tip {self.tip}"
             raise ValueError(msg)
         batch.at = now
-        self._passage = None
+        self._forget_passage()
         self._batches.append(batch)
         self._revisions.append(batch.revision)
         self.bytes += batch.size
@@ -108,7 +120,7 @@ class Log(Sized):
         kept = [batch for batch in older if floor < batch.revision <= self.floor]
         for batch in kept:
             batch.at = now
-        self._passage = None
+        self._forget_passage()
         self._batches[:0] = kept
         self._revisions[:0] = [batch.revision for batch in kept]
         self.bytes += sum(batch.size for batch in kept)
@@ -134,9 +146,16 @@ class Log(Sized):
         self._evict(drop)
         return given
 
+    def clear(self) -> int:
+        """Forget all of it, and keep the position; bytes given back."""
+        given = self.bytes
+        self._evict(len(self._batches))
+        self.floor = self.tip
+        return given
+
     def _evict(self, drop: int) -> None:
         if drop:
-            self._passage = None
+            self._forget_passage()
             self.floor = self._revisions[drop - 1]
             self.bytes -= sum(batch.size for batch in self._batches[:drop])
             del self._batches[:drop]
@@ -150,8 +169,19 @@ class Log(Sized):
         """
         last = self._passage
         if last is None or last.start != revision or last.size != size or last.wording != wording:
-            last = self._passage = self._make_passage(revision, size, wording)
+            last = self._make_passage(revision, size, wording)
+            self._forget_passage()
+            if last is not None:
+                self._passage, self.passing = last, 0 if self._is_frame(last) else len(last.data)
         return last
+
+    def _forget_passage(self) -> None:
+        self._passage, self.passing = None, 0
+
+    def _is_frame(self, passage: Passage) -> bool:
+        """Whether its bytes are those that its one batch keeps."""
+        number = bisect_right(self._revisions, passage.end) - 1
+        return self._batches[number].frames.get(passage.wording) is passage.data
 
     def _make_passage(self, revision: int, size: int, wording: Wording) -> Passage | None:
         found = self.after(revision, size)
@@ -168,9 +198,12 @@ class Log(Sized):
         """A batch of this log as bytes: encoded once, and counted for as long as the log holds it."""
         frame = batch.frames.get(wording)
         if frame is None:
-            frame = batch.frames[wording] = batch_frame(batch, *wording)
-            batch.size += len(frame)
-            self.bytes += len(frame)
+            frame = batch_frame(batch, *wording)
+            # While room is made the log may lose its old end, and the batch with it.
+            if self.may_keep(len(frame)) and batch.revision > self.floor:
+                batch.frames[wording] = frame
+                batch.size += len(frame)
+                self.bytes += len(frame)
         return frame
 
     def covers(self, revision: int) -> bool:

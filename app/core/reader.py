@@ -156,6 +156,10 @@ class Reader:
         """A snapshot at or above its cursor, when the feed could not prove in time that it got there."""
         self._offered = snapshot
 
+    def let_go(self) -> None:
+        """The feed gives up its state: keep no part of that. What comes next is a reset."""
+        self._snapshot = self._offered = None
+
     def refuse_history(self) -> None:
         """The feed does not reach back for it."""
         self._refused_history = True
@@ -176,6 +180,8 @@ class Reader:
             return self._join(size)
         if self._generation != self._feed.log.generation and self._feed.joinable:
             return self._begin_snapshot(self._feed.reason)
+        if self._feed.view is None:
+            return b""  # the feed gave it up: what comes next is a reset
         if phase is SNAPSHOT:
             return self._next_items()
         return self._follow(size)

@@ -28,7 +28,7 @@ class Block:
 class Snapshot:
     """Immutable. Snapshots that follow one another share the blocks in which nothing has changed."""
 
-    __slots__ = ("blocks", "revision")
+    __slots__ = ("__weakref__", "blocks", "revision")
 
     def __init__(self, revision: int, blocks: Sequence[Block]) -> None:
         self.revision = revision

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from app.core.encoding import event_body
 from app.core.events import Batch, Event, KeyValue
 from app.core.frames import snapshot_frame
+from app.core.log import MayKeep, keep_all
 from app.core.sized import Sized
 from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 
@@ -23,10 +24,12 @@ class View(Sized):
     """
 
     __slots__ = (
-        "_blocks", "_bodies", "_bounds", "_frames", "_keys", "_parts", "_snapshot", "bytes", "encoded", "revision",
+        "_blocks", "_bodies", "_bounds", "_frames", "_keys", "_may_keep", "_parts", "_snapshot", "bytes", "encoded",
+        "revision",
     )  # fmt: skip
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, may_keep: MayKeep = keep_all) -> None:
+        self._may_keep = may_keep
         self._bounds: list[bytes] = [b""]  # of each part: none of its keys is smaller, and all of those in front are
         self._parts: list[dict[bytes, KeyValue]] = [{}]  # one at the least
         self._blocks: list[Block | None] = [None]  # of each part: None when it has been written since
@@ -98,12 +101,15 @@ class View(Sized):
         return self._snapshot
 
     def frame(self, block: Block, form: str, encoding: str) -> bytes:
-        """The items of a snapshot's *block* as they are sent; made once for all, until one of them is written."""
+        """The items of a snapshot's *block* as they are sent.
+
+        Made once for all, until one of them is written, where there is memory to keep that; else for each.
+        """
         frames = self._frames.get(block, {})
         frame = frames.get((form, encoding))
         if frame is None:
             frame = snapshot_frame(self._bodies_of(block, encoding), form)
-            if block in self._frames:
+            if block in self._frames and self._may_keep(len(frame)):
                 frames[form, encoding] = frame
                 self._count(len(frame))
         return frame
@@ -126,15 +132,20 @@ class View(Sized):
         known = self._bodies.setdefault(encoding, {})
         own = block in self._frames
         bodies: list[bytes] = []
+        made: dict[bytes, bytes] = {}
         for item in block.items:
             latest = own or self._find(item.key) is item
             body = known.get(item.key) if latest else None
             if body is None:
                 body = event_body(item, encoding)
                 if latest:
-                    known[item.key] = body
-                    self._count(len(body))
+                    made[item.key] = body
             bodies.append(body)
+        size = sum(map(len, made.values()))
+        if made and self._may_keep(size):
+            # Asked anew: to make room for others, the bodies may have been shed meanwhile.
+            self._bodies.setdefault(encoding, {}).update(made)
+            self._count(size)
         return bodies
 
     # --- parts -------------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """A connection to one etcd endpoint: its channels, its login, its health, its watch streams.
 
-Watches and reads have a connection each: a big Range would starve the watches on a shared one (etcd #15402). A link
-never recovers: what fails is closed, and the upstream makes the next one, to the next endpoint. So a channel that
-reconnects by itself with credentials that are no longer good ends its link, and the next one reads the files again.
+Watches and reads have a connection each: a big Range would starve the watches on a shared one (etcd #15402). A third
+one is for items that do not fit a page; most gateways never open it.
+
+A link never recovers: what fails is closed, and the upstream makes the next one, to the next endpoint. So a channel
+that reconnects by itself with credentials that are no longer good ends its link, and the next one reads the files
+again.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ OPTIONS = (
 )
 
 
+# A page of a Range is refused when it is larger, and asked for again with fewer keys: the size of what etcd holds is
+# not known before it is read. It holds a value of the size that etcd allows by default, 1.5 MiB.
+MAX_PAGE_MESSAGE = 2 * 1024 * 1024
 # No server that counts its watches would give this one by itself.
 PROBE_ID = 1 << 40
 
@@ -73,10 +79,12 @@ class Link:
         on_header: Callable[[Any], None],
         on_room: Callable[[], None],
         clock: Clock,
+        max_message: int = MAX_MESSAGE,
     ) -> None:
         self.endpoint = endpoint
-        self._kv_channel, self._watch_channel = _channels(endpoint, credentials)
+        self._kv_channel, self._watch_channel, self._large_channel = _channels(endpoint, credentials, max_message)
         self._kv = rpc.KVStub(self._kv_channel)
+        self._large_kv = rpc.KVStub(self._large_channel)
         self._maintenance = rpc.MaintenanceStub(self._kv_channel)
         self._cluster = rpc.ClusterStub(self._kv_channel)
         self._watch = rpc.WatchStub(self._watch_channel)
@@ -111,9 +119,12 @@ class Link:
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
-    async def range(self, request: Any, timeout: float) -> Any:
-        """KV's Range. Raises rpc.AioRpcError, and LoginError when our token is not taken and there is no other."""
-        response = await self._ask(self._kv.Range, request, timeout)
+    async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
+        """KV's Range; unless it is *large*, an answer over ``MAX_PAGE_MESSAGE`` is refused.
+
+        Raises rpc.AioRpcError, and LoginError when our token is not taken and there is no other.
+        """
+        response = await self._ask(self._large_kv.Range if large else self._kv.Range, request, timeout)
         self.login.used()
         return response
 
@@ -274,6 +285,7 @@ class Link:
         self.lanes.close(ConnectionError(why))
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._watch_channel.close()
+        await self._large_channel.close()
         await self._kv_channel.close()
 
 
@@ -298,13 +310,19 @@ async def _unary(call: Callable[..., Awaitable[Any]], request: Any, **options: A
         raise rpc.AioRpcError(rpc.StatusCode.CANCELLED, nothing, nothing, "the call was cancelled") from None
 
 
-def _channels(endpoint: str, credentials: Credentials) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
-    """One for reads, one for watches."""
+def _channels(
+    endpoint: str, credentials: Credentials, max_message: int
+) -> tuple[grpc.aio.Channel, grpc.aio.Channel, grpc.aio.Channel]:
+    """One for reads, one for watches, and one for single items that are larger than a page; that one connects late."""
     scheme, _, target = endpoint.partition("://")
-    if scheme == "https":
-        tls = credentials.channel()
-        return (
-            grpc.aio.secure_channel(target, tls, options=OPTIONS),
-            grpc.aio.secure_channel(target, tls, options=OPTIONS),
-        )
-    return grpc.aio.insecure_channel(target, options=OPTIONS), grpc.aio.insecure_channel(target, options=OPTIONS)
+    tls = credentials.channel() if scheme == "https" else None
+
+    def channel(limit: int) -> grpc.aio.Channel:
+        options = dict(OPTIONS)
+        options["grpc.max_receive_message_length"] = min(limit, int(options["grpc.max_receive_message_length"]))
+        chosen = tuple(options.items())
+        if tls is not None:
+            return grpc.aio.secure_channel(target, tls, options=chosen)
+        return grpc.aio.insecure_channel(target, options=chosen)
+
+    return channel(MAX_PAGE_MESSAGE), channel(max_message), channel(MAX_MESSAGE)

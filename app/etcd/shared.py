@@ -54,6 +54,8 @@ class SharedReads(Sized):
             if flight.next is future:
                 flight.waiting -= 1
             raise
+        finally:
+            del future  # whoever keeps the error of a cancelled requester would keep the others' result with it
         return result
 
     async def _fly(self, key: Hashable, flight: _Flight, read: Callable[[], Awaitable[Any]]) -> None:
@@ -70,6 +72,8 @@ class SharedReads(Sized):
                     future.exception()  # retrieved: they may all have gone
                 else:
                     future.set_result(result)
+                    del result
+                del future  # and with it the result, which is only theirs who waited
         finally:
             if flight.next is not None:
                 flight.next.cancel()

@@ -15,6 +15,7 @@ from typing import Literal
 from aetcd import rpc
 
 from app.core.backoff import Backoff
+from app.core.budget import Budget
 from app.core.currentness import Currentness
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
@@ -25,7 +26,7 @@ from app.etcd.arbiter import Arbiter
 from app.etcd.auditor import Auditor
 from app.etcd.cluster import Cluster, ForeignClusterError
 from app.etcd.credentials import Credentials, CredentialsError
-from app.etcd.link import Link
+from app.etcd.link import MAX_MESSAGE, Link
 from app.etcd.login import LoginError
 from app.etcd.prover import CUT_OFF, Prover
 from app.etcd.reads import Reads
@@ -136,6 +137,8 @@ class Upstream:
         credentials: who we are there.
         stale_after: seconds; a quarter of it paces health checks and progress requests, half of it the linearizable
             reads that prove feeds current.
+        budget: what pages of Ranges are reserved in; none is unbounded.
+        max_message: bytes of a watch's message, which nobody asked for and nobody can reserve.
     """
 
     def __init__(
@@ -148,10 +151,13 @@ class Upstream:
         clock: Clock,
         draw: Draw,
         backoff: Backoff | None = None,
+        budget: Budget | None = None,
+        max_message: int = MAX_MESSAGE,
     ) -> None:
         self._endpoints = list(endpoints)
         self._credentials = credentials
         self._stale_after = stale_after
+        self._max_message = max_message
         self._proof_interval = min(2.5, stale_after / 4)
         self.clock = clock
         self._draw = draw
@@ -184,6 +190,7 @@ class Upstream:
             clock=clock,
             on_proof=self.currentness.note,
             on_slow=self._prover.doubt,
+            budget=budget,
         )
         self._arbiter = Arbiter(self.reads.permitted, lambda: self._link.login.token if self._link is not None else "")
         self._auditor = Auditor(lambda: self._watches, self.reads.permitted, interval=stale_after, clock=clock)
@@ -293,6 +300,7 @@ class Upstream:
                 on_header=self._cluster.note,
                 on_room=self._open_pending,
                 clock=self.clock,
+                max_message=self._max_message,
             )
         except CredentialsError as error:
             self._say_down(endpoint, str(error))

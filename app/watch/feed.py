@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 from app.core.backoff import Backoff
-from app.core.errors import CompactedError, FutureRevisionError, GatewayError, TooLargeError
+from app.core.budget import Hold
+from app.core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError, TooLargeError
 from app.core.feed import FeedCore, State
 from app.core.feedwords import (
     AwaitProof,
@@ -40,15 +42,30 @@ from app.watch.notifier import Notifier
 
 log = logging.getLogger("gateway.feed")
 
+T = TypeVar("T")
 
-class Budget(Protocol):
+
+class Memory(Protocol):
     """The memory that all feeds share, and what they count together."""
 
-    def afford(self, feed: Feed, extra: int) -> bool:
-        """Whether *feed* may grow by *extra* bytes; makes room where that can be."""
+    def hold(self) -> Hold:
+        """An empty hold of it."""
 
-    def account(self, change: int) -> None:
-        """A feed holds *change* bytes more than it said last."""
+    def settle(self, feed: Feed) -> bool:
+        """Make room for what *feed* holds by now, where that can be; whether all fits."""
+
+    def grow(self, feed: Feed, hold: Hold, size: int) -> bool:
+        """Reserve *size* more bytes that *feed* needs; makes room where that can be."""
+
+    def keep(self, feed: Feed, hold: Hold, size: int) -> bool:
+        """Reserve *size* more bytes that *feed* can do without."""
+
+    async def read(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What *attempt* returns, which reads a state; it is made again when it did not fit beside others.
+
+        Raises:
+            TooLargeError: it does not fit.
+        """
 
     def published(self, events: int) -> None:
         """A feed has published so many events more."""
@@ -69,7 +86,7 @@ class Feed:
         reach_back: int,
         sync_timeout: float,
         stale_after: float,
-        budget: Budget,
+        memory: Memory,
         clock: Clock,
         draw: Draw,
         reach: bool,
@@ -83,7 +100,9 @@ class Feed:
         self._etcd = etcd
         self._sync_timeout = sync_timeout
         self._stale_after = stale_after
-        self._budget = budget
+        self._memory = memory
+        self._hold = memory.hold()
+        self.core.keep(self._keep)
         self._clock = clock
         self._draw = draw
         self._backoff = Backoff()
@@ -95,7 +114,6 @@ class Feed:
         self._refreshed_at = 0.0
         self._proof_pending = False
         self._readers_ahead = 0
-        self._counted = 0  # bytes
         self._published = 0  # events
         self._proof_at = clock()
         self.stale_since: float | None = None  # wall clock, seconds: etcd has proven nothing since; None while live
@@ -128,9 +146,10 @@ class Feed:
             self._note_proof()
             if before is not State.LIVE:
                 self.trouble = ""
+                self._judge_staleness()
                 log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self.keys})
         self._account()
-        self._budget.published(core.events_in - self._published)
+        self._memory.published(core.events_in - self._published)
         self._published = core.events_in
         self.notifier.notify()
 
@@ -162,18 +181,39 @@ class Feed:
         for task in [*self._tasks, *([self._refresh] if self._refresh is not None else [])]:
             task.cancel()
         self._refreshed = None
-        self._account()
+        self._hold.release()
 
-    def shed(self, size: int) -> int:
-        """Give back about *size* bytes, of what is encoded or of the log; bytes given back."""
-        given = self.core.shed(size)
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def shed_encoded(self) -> int:
+        """Do without what is encoded, for now; bytes given back."""
+        given = self.core.shed_encoded()
         self._account()
         return given
 
+    def shed_log(self, size: int) -> int:
+        """Give back about *size* bytes of history; bytes given back."""
+        given = self.core.log.shed(size)
+        self._account()
+        return given
+
+    def give_up_view(self) -> int:
+        """Let go of a state that is about to be replaced; bytes given back. Its readers are told that it is stale."""
+        given = self.core.give_up_view()
+        if given:
+            log.warning("feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given})
+            self._refreshed = None
+            self._account()
+            self._judge_staleness()
+        return given
+
     def _account(self) -> None:
-        held = 0 if self.core.state is State.CLOSED else self.core.bytes
-        self._budget.account(held - self._counted)
-        self._counted = held
+        self._hold.set(self.core.bytes)
+
+    def _keep(self, size: int) -> bool:
+        """Whether something encoded, of *size* bytes, is to be kept: it is counted then."""
+        self._account()
+        return self._memory.keep(self, self._hold, size)
 
     async def join(self) -> None:
         """Wait until the tasks of a stopped feed have ended."""
@@ -191,7 +231,7 @@ class Feed:
         self.handle(given)
         if isinstance(given, Lost) and given.too_large and self.core.state is State.OPENING:
             log.warning("what was missed is too large for a watch", extra={"range": str(self.range)})
-        if not self._budget.afford(self, 0):
+        if not self._memory.settle(self):
             self._fail_too_large()
 
     def _fail_too_large(self) -> None:
@@ -200,7 +240,7 @@ class Feed:
 
     def _fail(self, reason: str) -> None:
         self.stop()
-        self._budget.failed(self, reason)
+        self._memory.failed(self, reason)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -255,26 +295,39 @@ class Feed:
         self.handle(SyncTimeout())
 
     async def _take_snapshot(self) -> None:
-        taken = 0
-
-        def budget(size: int) -> None:
-            nonlocal taken
-            taken += size
-            if not self._budget.afford(self, taken):
-                raise TooLargeError("over the budget")
-
         try:
-            snapshot, cluster_id = await self._etcd.snapshot(self.range, budget)
-        except TooLargeError:
+            snapshot, cluster_id, hold = await self._read_state()
+        except TooLargeError as error:
             if _wanted():
+                self._note_trouble("snapshot failed", error)
                 self._fail_too_large()
         except (GatewayError, CompactedError, FutureRevisionError) as error:
             if _wanted():
                 self._note_trouble("snapshot failed", error)
                 self.handle(SnapshotFailed())
         else:
-            if _wanted():
-                self.handle(SnapshotTaken(snapshot, cluster_id))
+            with hold:  # until the feed counts the state as its own: nobody else is given the bytes in between
+                if _wanted():
+                    self.handle(SnapshotTaken(snapshot, cluster_id))
+
+    async def _read_state(self) -> tuple[Snapshot, int, Hold]:
+        """The range's state, and what it is counted by, which is the caller's. Raises as ``Etcd.snapshot``."""
+
+        async def attempt() -> tuple[Snapshot, int, Hold]:
+            hold = self._memory.hold()
+
+            def take(size: int) -> None:
+                if not self._memory.grow(self, hold, size):
+                    msg = f"{hold.size + size} bytes and more of {self.range} do not fit beside all that is held"
+                    raise NoRoomError(msg)
+
+            try:
+                return *await self._etcd.snapshot(self.range, take), hold
+            except BaseException:
+                hold.release()
+                raise
+
+        return await self._memory.read(attempt)
 
     async def _probe(self, revision: int) -> None:
         try:
@@ -321,10 +374,14 @@ class Feed:
         self._account()
         if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
             self._refreshed = None  # whoever waited for it has it by now
+        self._judge_staleness()
+
+    def _judge_staleness(self) -> None:
         age = self.staleness()
-        if (age > self._stale_after) != (self.stale_since is not None):
-            self.stale_since = time.time() - age if self.stale_since is None else None
-            state, level = ("live", logging.INFO) if self.stale_since is None else ("stale", logging.WARNING)
+        stale = age > self._stale_after or self.core.gave_up_view
+        if stale != (self.stale_since is not None):
+            self.stale_since = time.time() - age if stale else None
+            state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)
             log.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
             self.notifier.notify()
 
@@ -357,12 +414,10 @@ class Feed:
         return snapshot
 
     async def _read_refresh(self) -> Snapshot:
-        snapshot, _cluster = await self._etcd.snapshot(self.range, self._budget_refresh)
+        snapshot, _cluster, hold = await self._read_state()
+        # Readers keep it for as long as they are sent it.
+        weakref.finalize(snapshot, hold.release).atexit = False
         return snapshot
-
-    def _budget_refresh(self, size: int) -> None:
-        if not self._budget.afford(self, size):
-            raise TooLargeError("over the budget")
 
     def _refresh_done(self, task: asyncio.Task[Snapshot]) -> None:
         self._refresh = None

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from app.core.budget import Budget, Hold, Use
 from app.core.drain import Drain
-from app.core.errors import DrainingError, OverCapacityError, TooLargeError
+from app.core.errors import DrainingError, NoRoomError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.refcounts import Acquired, RefCounts
@@ -22,8 +25,14 @@ from app.watch.subscriber import Subscriber
 
 log = logging.getLogger("gateway.feed")
 
+T = TypeVar("T")
+
 # Seconds between looks at staleness and at the age of logs.
 TICK = 1.0
+# Of the bytes of feeds: what is encoded may take so much from logs. Without it each joiner's state is encoded anew.
+ENCODED_SHARE = 8
+# Seconds that a state which did not fit beside others waits for these to be read.
+READING_PATIENCE = 10.0
 # Seconds before a range that was too large is read again: every try costs etcd a Range of all of it.
 TOO_LARGE_PAUSE = 30.0
 # Seconds between the groups of streams that are sent away at a drain.
@@ -69,12 +78,18 @@ class Lease:
             self._registry.release(self.subscriber)
 
 
+def _nothing(_size: int) -> None:
+    """No room is made."""
+
+
 class Registry(Sized):
     """See the module."""
 
-    def __init__(self, etcd: Etcd, limits: Limits, *, clock: Clock, draw: Draw) -> None:
+    def __init__(self, etcd: Etcd, limits: Limits, *, budget: Budget, clock: Clock, draw: Draw) -> None:
         self._etcd = etcd
         self.limits = limits
+        self.budget = budget
+        budget.make_room = self._shed
         self._clock = clock
         self._draw = draw
         self._counts: RefCounts[KeyRange] = RefCounts()
@@ -83,8 +98,10 @@ class Registry(Sized):
         self._linger_timers: dict[KeyRange, asyncio.TimerHandle] = {}
         self._ending: set[Feed] = set()
         self._too_large: dict[KeyRange, float] = {}  # until when they are not tried again
+        self._reading = 0  # states that are being read
+        self._none_reads = asyncio.Event()
+        self._turn = asyncio.Lock()  # of those that did not fit beside others
         self._total = 0
-        self.bytes = 0  # what all feeds hold
         self.draining = False
         self._drained_at = 0.0
         self.feeds_started = 0
@@ -157,7 +174,7 @@ class Registry(Sized):
             reach_back=limits.reach_back,
             sync_timeout=limits.sync_timeout,
             stale_after=limits.stale_after,
-            budget=self,
+            memory=self,
             clock=self._clock,
             draw=self._draw,
             reach=has_cursor,
@@ -198,31 +215,111 @@ class Registry(Sized):
         self._ending.add(feed)
         log.info("feed stop", extra={"range": str(feed.range), "reason": reason})
 
-    # --- memory and counts (``app.watch.feed.Budget``) ---------------------------------------------------------------
+    # --- memory and counts (``app.watch.feed.Memory``) ---------------------------------------------------------------
 
-    def account(self, change: int) -> None:
-        """See ``Budget``; ``bytes`` is the sum."""
-        self.bytes += change
+    def hold(self) -> Hold:
+        """See ``Memory``."""
+        return self.budget.hold(Use.FEED)
 
     def published(self, events: int) -> None:
-        """See ``Budget``."""
+        """See ``Memory``."""
         self.events += events
 
-    def afford(self, feed: Feed, extra: int) -> bool:
-        """Lingering feeds go first, then what is encoded, and history; what then does not fit may not grow."""
-        while self._over(extra) > 0:
+    def settle(self, feed: Feed) -> bool:
+        """See ``Memory``."""
+        return self.budget.settle(lambda more: self._make_room_for(feed, more))
+
+    def grow(self, feed: Feed, hold: Hold, size: int) -> bool:
+        """See ``Memory``."""
+        return hold.grow(size, lambda more: self._make_room_for(feed, more))
+
+    def keep(self, feed: Feed, hold: Hold, size: int) -> bool:
+        """See ``Memory``. Of a full budget, logs leave what is encoded an eighth."""
+        if hold.grow(size, _nothing):
+            return True
+        if size + sum(other.core.encoded for other in self._feeds.values()) > self.limits.feed_bytes // ENCODED_SHARE:
+            return False
+        return hold.grow(size, lambda more: self._shed_logs(more, but=feed))
+
+    def _make_room_for(self, feed: Feed, size: int) -> None:
+        """Lingering feeds go first; then what is encoded, what *feed* will replace, history, and REST answers."""
+        while self.budget.lacks(size) > 0:
             oldest = self._counts.oldest_lingering()
             if oldest is None or self._feeds[oldest] is feed:
                 break
             self._expire(oldest)
-        if self._over(extra) > 0:
-            for other in sorted(self._feeds.values(), key=lambda held: -held.core.spare):
-                if other.shed(self._over(extra)) == 0 or self._over(extra) <= 0:
-                    break
-        return self._over(extra) <= 0
+        self._shed_encoded(size)
+        if self.budget.lacks(size) > 0 and feed.give_up_view():
+            for subscriber in self._subscribers.get(feed, ()):
+                if subscriber.reader is not None:
+                    subscriber.reader.let_go()
+        self._shed_logs(size)
+        for answer in self.budget.holds(Use.ANSWER):
+            if self.budget.lacks(size) > 0 and not answer.outside:
+                answer.revoke()
 
-    def _over(self, extra: int) -> int:
-        return self.bytes + extra - self.limits.feed_bytes
+    def _shed(self, size: int) -> None:
+        """What pages and answers may take from feeds."""
+        self._shed_encoded(size)
+        self._shed_logs(size)
+
+    def _shed_encoded(self, size: int) -> None:
+        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.encoded):
+            if self.budget.lacks(size) <= 0 or feed.shed_encoded() == 0:
+                break
+
+    def _shed_logs(self, size: int, *, but: Feed | None = None) -> None:
+        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.log.bytes):
+            lacks = self.budget.lacks(size)
+            if lacks <= 0:
+                break
+            if feed is not but:
+                feed.shed_log(lacks)
+
+    async def read(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """See ``Memory``.
+
+        The first attempt is made beside others. Where they do not fit together each gives back what it has read, and
+        they read one after the other: whoever waits holds nothing.
+        """
+        try:
+            return await self._attempt(attempt)
+        except NoRoomError:
+            if not self._reading and not self._turn.locked():
+                raise
+        async with self._turn:
+            for last in (False, False, True):
+                await self._until_none_reads()
+                try:
+                    return await self._attempt(attempt)
+                except NoRoomError:
+                    if last or not self._reading:
+                        raise
+        raise AssertionError("the last attempt returns or raises")  # pragma: no cover
+
+    async def _attempt(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        self._reading += 1
+        self._none_reads.clear()
+        try:
+            return await attempt()
+        finally:
+            self._reading -= 1
+            if not self._reading:
+                self._none_reads.set()
+
+    async def _until_none_reads(self) -> None:
+        """Not for ever: there may always be others, which begin later."""
+        if self._reading:
+            try:
+                async with asyncio.timeout(READING_PATIENCE):
+                    await self._none_reads.wait()
+            except TimeoutError:
+                pass
+
+    @property
+    def bytes(self) -> int:
+        """What all feeds hold, what is being read for them included."""
+        return self.budget.of(Use.FEED)
 
     def failed(self, feed: Feed, reason: str) -> None:
         """A feed that ended by itself."""

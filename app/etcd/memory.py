@@ -1,0 +1,31 @@
+"""Waiting for memory: the asynchronous side of ``app.core.budget``."""
+
+from __future__ import annotations
+
+import asyncio
+
+from app.core.budget import Budget, Hold, Use
+from app.core.errors import OverCapacityError
+
+
+async def reserve(budget: Budget, use: Use, size: int, *, patience: float) -> Hold:
+    """*size* bytes of *budget*, at the latest after *patience* seconds. The caller owns the hold.
+
+    Raises:
+        OverCapacityError: they are not to be had in time; nothing is held then.
+    """
+    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hold = budget.ask(use, size, lambda: None if turn.done() else turn.set_result(None))
+    if hold.granted:
+        return hold
+    try:
+        async with asyncio.timeout(patience):
+            await turn
+    except TimeoutError:
+        hold.release()
+        msg = f"reads and feeds hold {budget.held} bytes, GATEWAY_MAX_FEED_BYTES is {budget.limit}"
+        raise OverCapacityError(msg, code="too-many-reads") from None
+    except BaseException:
+        hold.release()
+        raise
+    return hold
