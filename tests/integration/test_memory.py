@@ -1,0 +1,262 @@
+"""What a gateway may hold: its process never grows by more than docs/sizing.md says, whatever its clients ask for.
+
+Bytes are measured, not time: the peak of the process' resident memory, as the kernel counts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.proxy import proxy
+from tests.support.streams import Mirror, Stream, watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.etcd
+
+MIB = 1 << 20
+BOUND = 16
+# Of docs/sizing.md, in MiB: what a byte that is counted takes of the process, and what is outside the bound.
+FACTOR = 1.25
+OUTSIDE = 32
+PER_CONNECTION = 0.25
+
+
+class Peak:
+    """The peak of a process' memory above what it had at the beginning."""
+
+    def __init__(self, server: GatewayProcess) -> None:
+        self._folder = Path(f"/proc/{server.pid}")
+        self._base = self._read("VmRSS")
+        (self._folder / "clear_refs").write_text("5")
+
+    def _read(self, name: str) -> float:
+        lines = (self._folder / "status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+    @property
+    def grown(self) -> float:
+        """MiB."""
+        return self._read("VmHWM") - self._base
+
+    def check(self, connections: int) -> None:
+        """Hold it to the formula of docs/sizing.md."""
+        most = BOUND * FACTOR + OUTSIDE + connections * PER_CONNECTION
+        assert self.grown <= most, f"{self.grown:.0f} MiB, at most {most:.0f}"
+
+
+@contextlib.asynccontextmanager
+async def bounded(etcd: str) -> AsyncIterator[tuple[GatewayProcess, Peak]]:
+    """A gateway of a small bound that has served one read and one stream, and its memory from there on."""
+    settings = {"GATEWAY_MAX_FEED_BYTES": f"{BOUND}MiB", "GATEWAY_SEND_TIMEOUT": "60s", "GATEWAY_LINGER": "0"}
+    async with gateway(etcd, settings=settings) as server:
+        async with httpx.AsyncClient(base_url=server.base) as http:
+            (await http.get("/v1/kv?prefix=/none/")).raise_for_status()
+            async with await watch(server.base, "prefix=/none/") as stream:
+                await stream.until("synced")
+        yield server, Peak(server)
+
+
+async def fill(kv: EtcdClient, prefix: str, *, count: int, size: int) -> None:
+    """*count* values of *size* bytes under *prefix*."""
+    for number in range(count):
+        await kv.put(f"{prefix}{number:05}", f"{number:05}" + "x" * (size - 5))
+
+
+async def ask(server: GatewayProcess, query: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that takes only what its kernel must, and its request."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    writer.write(f"GET /v1/kv?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return reader, writer
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    """Of the answer that begins there."""
+    return int((await reader.readline()).split()[1])
+
+
+async def read(server: GatewayProcess, query: str) -> tuple[int, int]:
+    """Status and bytes of an answer that its client takes."""
+    async with (
+        httpx.AsyncClient(base_url=server.base, timeout=120) as http,
+        http.stream("GET", f"/v1/kv?{query}") as got,
+    ):
+        return got.status_code, sum([len(data) async for data in got.aiter_bytes()])
+
+
+async def test_states_read_at_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """12 nested prefixes of 10 MB: as many as fit are served, the others are told so, and no byte is over the bound."""
+    prefixes = ["/n/" + "a/" * depth for depth in range(12)]
+    await fill(kv, prefixes[-1], count=200, size=50_000)
+    async with bounded(etcd.endpoint) as (server, peak):
+        streams = await asyncio.gather(*(watch(server.base, f"prefix={prefix}") for prefix in prefixes))
+
+        async def end(number: int) -> str:
+            while True:
+                event = await streams[number].next_event()
+                assert event is not None
+                if event.type in ("synced", "close"):
+                    return event.type if event.type == "synced" else str(event.data["reason"])
+
+        ends = await asyncio.gather(*(end(number) for number in range(len(streams))))
+        for stream in streams:
+            await stream.close()
+        peak.check(len(streams))
+
+    assert ends.count("synced") == 1, ends
+    assert set(ends) == {"synced", "too-large"}
+
+
+async def test_answers_that_nobody_takes(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """60 different reads of 4 MB, none of them taken: a quarter of the bound is held, the other reads are refused."""
+    await fill(kv, "/big/", count=200, size=20_000)
+    async with bounded(etcd.endpoint) as (server, peak):
+        connections = [await ask(server, f"prefix=/big/&limit={141 + number}") for number in range(60)]
+        statuses = await asyncio.gather(*(status_of(reader) for reader, _writer in connections))
+        peak.check(len(connections))
+        for _reader, writer in connections:
+            writer.transport.abort()
+
+        async def taken() -> bool:
+            status, size = await read(server, "prefix=/big/&limit=10")
+            return status == 200 and size > 200_000
+
+        await eventually(taken)
+
+    assert set(statuses) == {200, 429}
+
+
+async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """64 values of 0.9 MB, and six reads of them at once: each is answered, in pages that are as large as may be."""
+    await fill(kv, "/v/", count=64, size=900_000)
+    async with bounded(etcd.endpoint) as (server, peak):
+
+        async def all_pages(limit: int) -> int:
+            count, token = 0, ""
+            async with httpx.AsyncClient(base_url=server.base, timeout=120) as http:
+                while True:
+                    answer = await http.get(f"/v1/kv?prefix=/v/&limit={limit}{token}")
+                    if answer.status_code in (429, 503):
+                        # The other five hold what there is; and an etcd that is busy with them takes its time.
+                        assert answer.json()["code"] in ("too-many-reads", "etcd-unavailable")
+                        continue
+                    body = answer.json()
+                    assert answer.status_code == 200, body
+                    count += len(body["kvs"])
+                    if "next_page" not in body:
+                        return count
+                    token = f"&page={body['next_page']}"
+
+        counts = await asyncio.gather(*(all_pages(100 + number) for number in range(6)))
+        peak.check(6)
+
+    assert counts == [64] * 6
+
+
+async def test_small_values_in_front_of_large_ones(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """1,500 small keys, then 100 of 1 MB: what is read of them is no guess by those before."""
+    await fill(kv, "/mix/a", count=1_500, size=100)
+    await fill(kv, "/mix/b", count=100, size=1_000_000)
+    async with bounded(etcd.endpoint) as (server, peak):
+        stream = await watch(server.base, "prefix=/mix/")
+        close = (await stream.until("close"))[-1]
+        await stream.close()
+        status, size = await read(server, "prefix=/mix/")
+        peak.check(2)
+
+    assert close.data["reason"] == "too-large"
+    assert status == 200
+    assert size > 1_500 * 100
+
+
+async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """20 equal reads of 3 MB that nobody takes are one body, and leave room for another."""
+    await fill(kv, "/big/", count=150, size=20_000)
+    async with bounded(etcd.endpoint) as (server, peak):
+        etcd.sigstop()  # so that they come while one is under way, and share the next
+        connections = [await ask(server, "prefix=/big/") for _ in range(20)]
+        async with httpx.AsyncClient(base_url=server.base) as http:
+            for _ in range(5):  # each comes after all that was sent before
+                (await http.get("/livez")).raise_for_status()
+        etcd.sigcont()
+        statuses = await asyncio.gather(*(status_of(reader) for reader, _writer in connections))
+        peak.check(len(connections))
+        for _reader, writer in connections:
+            writer.transport.abort()
+
+    assert set(statuses) == {200}
+
+
+async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Both views do not fit: the old one goes first. Its readers are told stale, then reset; a joiner waits."""
+    await fill(kv, "/svc/", count=110, size=100_000)
+    async with proxy(etcd.endpoint) as between, bounded(between.endpoint) as (server, peak):
+        streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]
+        mirrors = [Mirror() for _ in streams]
+        for stream, mirror in zip(streams, mirrors, strict=True):
+            await follow(stream, mirror, lambda mirror: mirror.synced)
+        between.cut()
+        await kv.put("/svc/00000", "y" * 100_000)
+        await kv.delete("/svc/00001")
+        await kv.compact(await kv.put("/other", "z"))
+        between.heal()
+        joiner, joined = await watch(server.base, "prefix=/svc/"), Mirror()
+        await follow(joiner, joined, lambda mirror: mirror.synced and mirror.state.keys() == truth(110))
+        for stream, mirror in zip(streams, mirrors, strict=True):
+            await follow(stream, mirror, lambda mirror: mirror.synced and mirror.state.keys() == truth(110))
+        peak.check(len(streams) + 1)
+        for stream in [*streams, joiner]:
+            await stream.close()
+        gave_up = [line for line in server.lines if line["message"] == "feed gives up its old state for the new one"]
+
+    assert [mirror.resets for mirror in mirrors] == [["initial", "compacted"]] * 3
+    assert [mirror.state for mirror in mirrors] == [joined.state] * 3
+    assert len(gave_up) == 1
+
+
+def truth(count: int) -> set[tuple[str, str | None]]:
+    """The keys that are there in the end."""
+    return {(f"/svc/{number:05}", None) for number in range(count) if number != 1}
+
+
+async def follow(stream: Stream, mirror: Mirror, until: Callable[[Mirror], bool]) -> None:
+    """Read until the mirror is as wanted."""
+    while not until(mirror):
+        event = await stream.next_event()
+        assert event is not None, "the stream ended"
+        mirror.apply(event)
+
+
+async def test_a_value_that_is_larger_than_a_page(etcd: EmbeddedEtcd) -> None:
+    """It is read alone, on a connection of its own, by a list, by its key, and by a watch."""
+    async with (
+        EmbeddedEtcd(folder=etcd.binary.parent, args=["--max-request-bytes=16777216"]) as roomy,
+        etcd_client(roomy.endpoint) as kv,
+        bounded(roomy.endpoint) as (server, peak),
+    ):
+        await fill(kv, "/v/a", count=20, size=1_000)
+        await fill(kv, "/v/b", count=1, size=5_000_000)
+        await fill(kv, "/v/c", count=20, size=1_000)
+        for query, least in (("prefix=/v/", 5_000_000), ("key=/v/b00000", 5_000_000)):
+            status, size = await read(server, query)
+            assert status == 200
+            assert size > least
+        stream, mirror = await watch(server.base, "prefix=/v/"), Mirror()
+        await follow(stream, mirror, lambda mirror: mirror.synced)
+        await stream.close()
+        peak.check(3)
+
+    assert len(mirror.state) == 41
