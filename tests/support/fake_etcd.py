@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -161,6 +162,7 @@ class Watcher:
     filters: frozenset[int]
     previous: bool
     compacted: bool = False
+    victim: tuple[int, list[Any]] | None = None  # revision and events that found the channel full
 
     @classmethod
     def of(cls, request: Any, watch_id: int, revision: int) -> Watcher:
@@ -189,13 +191,79 @@ class Break:
     details: str
 
 
+class Answers:
+    """What a call has still to write, in etcd's two queues: what it says of creates and cancels, and its watch channel.
+
+    etcd's send loop takes from both by chance. Here they come in the order in which they were put in, unless the fake
+    is told how to choose. What comes for a watch before its ``created`` waits for that, as in etcd.
+    """
+
+    def __init__(self, etcd: FakeEtcd) -> None:
+        self._etcd = etcd
+        self._control: deque[tuple[int, Any]] = deque()
+        self._channel: deque[tuple[int, Any]] = deque()
+        self._ready: deque[Any] = deque()  # what waited for its watch's ``created``
+        self._early: dict[int, list[Any]] = {}
+        self._announced: set[int] = set()
+        self._break: Break | None = None
+        self._number = 0
+        self._wake = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether the channel takes no more."""
+        return self._etcd.channel is not None and len(self._channel) >= self._etcd.channel
+
+    def put_nowait(self, answer: Any, *, control: bool = False) -> None:
+        """Behind what is in its queue; a ``Break`` behind all."""
+        self._number += 1
+        if isinstance(answer, Break):
+            self._break = self._break or answer
+        elif control:
+            self._control.append((self._number, answer))
+        else:
+            self._channel.append((self._number, answer))
+        self._wake.set()
+
+    async def get(self) -> Any:
+        """The next one."""
+        while True:
+            await self._etcd.flowing.wait()
+            answer = self._take()
+            if answer is not None:
+                return answer
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _take(self) -> Any:
+        while self._ready or self._control or self._channel:
+            if self._ready:
+                return self._ready.popleft()
+            if self._control and (not self._channel or self._control_first()):
+                _, answer = self._control.popleft()
+                if answer.created and not answer.canceled:
+                    self._announced.add(answer.watch_id)
+                    self._ready.extend(self._early.pop(answer.watch_id, ()))
+                return answer
+            _, answer = self._channel.popleft()
+            self._etcd.sync_soon()  # there is room
+            if answer.watch_id == NOBODY or answer.watch_id in self._announced:
+                return answer
+            self._early.setdefault(answer.watch_id, []).append(answer)
+        return self._break
+
+    def _control_first(self) -> bool:
+        choose = self._etcd.control_first
+        return self._control[0] < self._channel[0] if choose is None else choose()
+
+
 class WatchCall:
-    """One open Watch call. Answers go into a queue, which the call's task writes out."""
+    """One open Watch call. Its task writes out the answers."""
 
     def __init__(self, etcd: FakeEtcd, metadata: dict[str, str]) -> None:
         self.metadata = metadata
         self.watchers: dict[int, Watcher] = {}
-        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.answers = Answers(etcd)
         self._etcd = etcd
         self._next_id = 0
 
@@ -211,13 +279,17 @@ class WatchCall:
 
     def synced(self, watcher: Watcher) -> bool:
         """Whether nothing is owed to it. To etcd, a watcher that compaction cancelled never is."""
-        return not watcher.compacted and watcher.next > self._etcd.store.revision
+        return not watcher.compacted and watcher.victim is None and watcher.next > self._etcd.store.revision
 
     def catch_up(self, watcher: Watcher) -> bool:
         """Send one response of what it is owed; whether there is more."""
         store = self._etcd.store
-        if watcher.compacted or self._etcd.is_held(watcher) or self.synced(watcher):
+        if watcher.compacted or self._etcd.is_held(watcher) or self.synced(watcher) or self.answers.full:
             return False
+        if watcher.victim is not None:
+            (revision, events), watcher.victim = watcher.victim, None
+            self._send(watcher, revision, events)
+            return not self.synced(watcher)
         if watcher.next < store.compacted:
             self._cancel_compacted(watcher)
             return False
@@ -233,14 +305,16 @@ class WatchCall:
             return  # cancelled, or it starts in the future
         watcher.next = revision + 1
         wanted = [event for event in events if watcher.wants(event)]
-        if wanted:
+        if wanted and self.answers.full:
+            watcher.victim = revision, wanted
+        elif wanted:
             self._send(watcher, revision, wanted)
 
     def notify_progress(self) -> None:
         """What the timer of ``progress_notify`` does."""
         for watcher in self.watchers.values():
-            if watcher.progress_notify and self.synced(watcher):
-                self._answer(watch_id=watcher.watch_id)
+            if watcher.progress_notify and self.synced(watcher) and not self.answers.full:
+                self._answer(control=False, watch_id=watcher.watch_id)
 
     def stop(self, code: grpc.StatusCode, details: str) -> None:
         """End the call with an error, behind the answers that are there."""
@@ -288,8 +362,10 @@ class WatchCall:
             return
         # A trusted version answers only when every watcher has all, and it needs one to answer at all.
         ready = self.watchers and all(map(self.synced, self.watchers.values()))
-        if ready or not etcd.progress_trusted:
+        if not etcd.progress_trusted:
             self._answer(watch_id=NOBODY)
+        elif ready and not self.answers.full:
+            self._answer(control=False, watch_id=NOBODY)
 
     def _cancel_compacted(self, watcher: Watcher) -> None:
         watcher.compacted = True
@@ -312,8 +388,8 @@ class WatchCall:
             watcher.next += 1
         return found
 
-    def _answer(self, **fields: Any) -> None:
-        self.answers.put_nowait(rpc.WatchResponse(header=self._etcd.header(), **fields))
+    def _answer(self, *, control: bool = True, **fields: Any) -> None:
+        self.answers.put_nowait(rpc.WatchResponse(header=self._etcd.header(), **fields), control=control)
 
     def _send(self, watcher: Watcher, revision: int, events: Sequence[Any]) -> None:
         if watcher.previous:
@@ -380,7 +456,8 @@ class FakeEtcd:
 
     Attributes to set at any time: *version*, *cluster_id*, *catch_up_revisions* (of one response), *fragment_bytes*,
     *cut_after* (the next response with more fragments is cut after that many, and its call broken), *mute_progress*,
-    *loses_deletes*.
+    *loses_deletes*, *channel* (how many answers a call's watch channel holds; None: any number), *control_first* (asked
+    when a call could write what it says of a create or cancel, or what its watch channel holds: the former?).
     """
 
     def __init__(self, version: str = "3.5.16", port: int = 0) -> None:
@@ -393,6 +470,10 @@ class FakeEtcd:
         self.cut_after: int | None = None
         self.mute_progress = False
         self.loses_deletes: bool | None = None  # None: as the version does
+        self.channel: int | None = None
+        self.control_first: Callable[[], bool] | None = None
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         self.store = Store()
         self.asked = Asked()
         self.refusals: list[Refusal] = []
@@ -534,6 +615,14 @@ class FakeEtcd:
         """Whether its events wait for ``release``."""
         return self._held is not None and (not self._held or watcher.watch_id in self._held)
 
+    def stall(self) -> None:
+        """Write no answer of any Watch call until ``flow``: as when a client does not read."""
+        self.flowing.clear()
+
+    def flow(self) -> None:
+        """Write them."""
+        self.flowing.set()
+
     def notify_progress(self) -> None:
         """What etcd's timer does for watches with ``progress_notify``."""
         for call in self.calls:
@@ -598,7 +687,7 @@ class FakeEtcd:
         for call in self.calls:
             for watcher in call.watchers.values():
                 # Who is not synced gets it by catching up, behind what is older.
-                if watcher.next > before and events and not self.is_held(watcher):
+                if watcher.next > before and watcher.victim is None and events and not self.is_held(watcher):
                     call.live(watcher, self.store.revision, events)
         self.sync_soon()
         return self.store.revision

@@ -1,0 +1,161 @@
+"""One watch stream as etcd serves it: its two queues, its watches that fall behind, its answers that get lost.
+
+Must live here: what etcd's code does, step by step, so that a test can put anything between two steps. Must not: what a
+client ought to make of that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.core.events import Event, KeyValue
+from app.core.multiplex import CancelRequest, CreateRequest, Message, ProgressRequest, Request
+
+# How a member answers progress requests. "early": at once, beside the events (before 3.4.25 and 3.5.8). "deferring":
+# when all watches are synced, later if need be, one for many (3.5.8 to 3.5.12). "silent": then, or never.
+Answering = Literal["early", "deferring", "silent"]
+
+
+@dataclass
+class Watcher:
+    """One watch. Of revision r it wants the events if r is a multiple of ``every``."""
+
+    watch_id: int
+    every: int
+    next: int  # nothing below it is owed
+    state: Literal["synced", "unsynced", "victim"] = "synced"
+    message: Message | None = None  # a victim's
+
+    def event(self, revision: int) -> Event | None:
+        """What a revision brings to it."""
+        return KeyValue(b"/a/", b"", revision, revision, 1) if revision % self.every == 0 else None
+
+
+@dataclass
+class StreamModel:
+    """etcd's side of a stream. Every method is one step; ``send`` gives the client's next message."""
+
+    answering: Answering
+    capacity: int
+    round: int  # revisions of one catch-up message
+    revision: int = 1
+    requests: deque[tuple[Request, int]] = field(default_factory=deque)  # (request, ``every`` of a create)
+    control: deque[Message] = field(default_factory=deque)
+    channel: deque[tuple[Message, bool]] = field(default_factory=deque)  # (message, whether it was a victim's)
+    watchers: dict[int, Watcher] = field(default_factory=dict)
+    creating: tuple[CreateRequest, int, int] | None = None  # its request, ``every``, the revision read for ``created``
+    writing: bool = False  # a revision's events are told, the revision is not the store's yet
+    deferred: bool = False
+    announced: set[int] = field(default_factory=set)
+    early: dict[int, list[tuple[Message, bool]]] = field(default_factory=dict)
+    ready: deque[tuple[Message, bool]] = field(default_factory=deque)
+
+    def serve(self) -> None:
+        """Read the next request; of a create only the revision for its answer."""
+        if self.creating is not None or not self.requests:
+            return
+        request, every = self.requests[0]
+        if isinstance(request, ProgressRequest) and self.writing and self.answering != "early":
+            return  # it waits for the writer
+        self.requests.popleft()
+        if isinstance(request, CreateRequest):
+            self.creating = (request, every, self.revision)
+        elif isinstance(request, CancelRequest):
+            if self.watchers.pop(request.watch_id, None) is not None:
+                self.announced.discard(request.watch_id)
+                self.control.append(Message(request.watch_id, self.revision, canceled=True))
+        elif self.answering == "early":
+            self.control.append(Message(-1, self.revision))
+        elif not self.deferred and not self._answer():
+            self.deferred = self.answering == "deferring"
+
+    def register(self) -> None:
+        """The rest of a create."""
+        if self.creating is None or self.writing:
+            return
+        (request, every, read), self.creating = self.creating, None
+        start = request.start or read + 1
+        watcher = Watcher(request.watch_id, every, max(start, 1))
+        watcher.state = "synced" if start > self.revision else "unsynced"
+        self.watchers[watcher.watch_id] = watcher
+        self.control.append(Message(request.watch_id, read, created=True))
+
+    def write(self) -> None:
+        """A revision's events are told to who is synced."""
+        if self.writing:
+            return
+        self.writing = True
+        revision = self.revision + 1
+        for watcher in self.watchers.values():
+            event = watcher.event(revision)
+            if watcher.state != "synced" or revision < watcher.next:
+                continue
+            watcher.next = revision + 1
+            if event is not None:
+                self._tell(watcher, Message(watcher.watch_id, revision, events=[event]))
+
+    def commit(self) -> None:
+        """And then it is the store's."""
+        self.revision += self.writing
+        self.writing = False
+
+    def sync(self) -> None:
+        """A round for all that are not synced."""
+        if self.writing:
+            return
+        for watcher in self.watchers.values():
+            if watcher.state == "unsynced":
+                found = [r for r in range(watcher.next, self.revision + 1) if watcher.event(r) is not None]
+                more = found[self.round :]
+                watcher.next = more[0] if more else self.revision + 1
+                watcher.state = "unsynced" if more else "synced"
+                events = [event for r in found[: self.round] if (event := watcher.event(r)) is not None]
+                if events:
+                    self._tell(watcher, Message(watcher.watch_id, self.revision, events=events))
+
+    def move_victims(self) -> None:
+        """Try once more what found the channel full."""
+        if self.writing:
+            return
+        for watcher in self.watchers.values():
+            if watcher.state == "victim" and len(self.channel) < self.capacity:
+                assert watcher.message is not None
+                self.channel.append((watcher.message, True))
+                watcher.message = None
+                watcher.state = "synced" if watcher.next > self.revision else "unsynced"
+
+    def send(self, *, control_first: bool) -> tuple[Message, bool] | None:
+        """The client's next message, and whether it was a victim's."""
+        while self.ready or self.control or self.channel:
+            if self.ready:
+                return self.ready.popleft()
+            if self.control and (control_first or not self.channel):
+                message = self.control.popleft()
+                if message.created:
+                    self.announced.add(message.watch_id)
+                    self.ready.extend(self.early.pop(message.watch_id, ()))
+                return message, False
+            message, victim = self.channel.popleft()
+            if message.watch_id != -1 and message.watch_id not in self.announced:
+                self.early.setdefault(message.watch_id, []).append((message, victim))
+                continue
+            if self.deferred and not self.writing and self._answer():
+                self.deferred = False
+            return message, victim
+        return None
+
+    def _tell(self, watcher: Watcher, message: Message) -> None:
+        if len(self.channel) < self.capacity:
+            self.channel.append((message, False))
+        else:
+            watcher.state, watcher.message = "victim", message
+
+    def _answer(self) -> bool:
+        """Whether all are synced; what finds the channel full is lost."""
+        if any(watcher.state != "synced" for watcher in self.watchers.values()):
+            return False
+        if self.watchers and len(self.channel) < self.capacity:
+            self.channel.append((Message(-1, self.revision), False))
+        return True

@@ -1,0 +1,201 @@
+"""Which answers to progress requests ``app.core.multiplex`` believes, and which messages it takes for late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+import app.core.multiplex as multiplex_module
+from app.core.keys import KeyRange
+from app.core.multiplex import Batches, Multiplexer, Progress, Request, WatchInput
+from tests.core.stream_model import StreamModel
+
+RANGE = KeyRange("prefix", b"/a/")
+CAPACITY, ROUND = 4, 3
+
+
+class Followed:
+    """A watch of ours, and what it was told."""
+
+    def __init__(self, every: int, start: int) -> None:
+        self.every, self.start = every, start
+        self.watch_id = 0
+        self.told: list[int] = []
+        self.progress = 0
+        self.late = False  # of the last message
+
+    def owed(self, revision: int, first: int) -> list[int]:
+        """What it must have been told up to a revision."""
+        return [r for r in range(first, revision + 1) if r % self.every == 0]
+
+
+class ProgressMachine(RuleBasedStateMachine):
+    """Takes etcd's steps and ours in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mux = Multiplexer()
+        self.etcd = StreamModel("silent", CAPACITY, ROUND)
+        self.watches: list[Followed] = []
+
+    @initialize(answering=st.sampled_from(["early", "deferring", "silent"]), writes=st.integers(0, 6))
+    def begin(self, answering: Any, writes: int) -> None:
+        """A member of some version, with some history."""
+        self.etcd.answering = answering
+        self.etcd.revision += writes
+
+    def send(self, request: Request, every: int = 0) -> None:
+        """To etcd."""
+        self.etcd.requests.append((request, every))
+
+    # --- us ----------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.watches) < 6)
+    @rule(every=st.integers(1, 4), back=st.integers(0, 6), waits=st.booleans())
+    def create(self, every: int, back: int, waits: bool) -> None:
+        """Open a watch that starts in the past, or from the next revision on."""
+        followed = Followed(every, max(1, self.etcd.revision + 1 - back))
+
+        def hear(given: WatchInput) -> None:
+            if isinstance(given, Batches):
+                followed.told += [batch.revision for batch in given.batches]
+                followed.late = given.late
+                assert given.behind or not given.late
+            elif isinstance(given, Progress):
+                followed.progress = given.revision
+                if given.trusted:
+                    assert followed.told == followed.owed(given.revision, followed.start), (
+                        "an answer believed too early"
+                    )
+
+        request = self.mux.create(RANGE, followed.start, hear)
+        followed.watch_id = request.watch_id
+        self.mux.await_proof(request.watch_id, wanted=waits)
+        self.watches.append(followed)
+        self.send(request, every)
+
+    @precondition(lambda self: self.watches)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Let one go."""
+        followed = data.draw(st.sampled_from(self.watches))
+        self.watches.remove(followed)
+        request = self.mux.cancel(followed.watch_id)
+        assert request is not None
+        self.send(request)
+
+    @rule(count=st.integers(1, 3))
+    def ask(self, count: int) -> None:
+        """For progress."""
+        for _ in range(count):
+            self.send(self.mux.ask())
+
+    @rule(control_first=st.booleans(), count=st.integers(1, 8))
+    def receive(self, control_first: bool, count: int) -> None:
+        """What etcd sends next."""
+        for _ in range(count):
+            sent = self.etcd.send(control_first=control_first)
+            if sent is None:
+                return
+            message, victim = sent
+            before = {followed.watch_id: len(followed.told) for followed in self.watches}
+            self.mux.receive(message, progress_trusted=self.etcd.answering != "early", may_lose=True)
+            for followed in self.watches:
+                if followed.watch_id == message.watch_id and len(followed.told) > before[message.watch_id] and victim:
+                    assert followed.late, "a message that had found the channel full"
+            for request in self.mux.follow_up():
+                self.send(request)
+
+    # --- etcd --------------------------------------------------------------------------------------------------------
+
+    @rule(count=st.integers(1, 4))
+    def serve(self, count: int) -> None:
+        """It reads requests."""
+        for _ in range(count):
+            self.etcd.serve()
+            self.etcd.register()
+
+    @rule()
+    def serve_half(self) -> None:
+        """It reads one; of a create not more than the revision."""
+        self.etcd.serve()
+
+    @rule()
+    def register(self) -> None:
+        """And the rest."""
+        self.etcd.register()
+
+    @rule()
+    def write(self) -> None:
+        """Somebody writes: it is told, and not yet the store's."""
+        self.etcd.write()
+
+    @rule()
+    def commit(self) -> None:
+        """It is the store's."""
+        self.etcd.commit()
+
+    @rule(count=st.integers(1, 6))
+    def write_much(self, count: int) -> None:
+        """Somebody writes."""
+        for _ in range(count):
+            self.etcd.commit()
+            self.etcd.write()
+            self.etcd.commit()
+
+    @rule()
+    def sync(self) -> None:
+        """A round of its catching up."""
+        self.etcd.sync()
+
+    @rule()
+    def move_victims(self) -> None:
+        """What was refused is tried again."""
+        self.etcd.move_victims()
+
+    def teardown(self) -> None:
+        """Left in peace, every watch that waits hears progress to the end: no loss of answers is for ever."""
+        for followed in self.watches:
+            self.mux.await_proof(followed.watch_id, wanted=True)
+        self.etcd.commit()
+        for _ in range(60):
+            self.send(self.mux.ask())
+            for _ in range(40):
+                self.etcd.serve()
+                self.etcd.register()
+                self.etcd.move_victims()
+                self.etcd.sync()
+                self.receive(control_first=True, count=8)
+            if all(followed.progress == self.etcd.revision for followed in self.watches):
+                break
+        for followed in self.watches:
+            assert followed.progress == self.etcd.revision
+            if followed.start <= self.etcd.revision:
+                assert followed.told == followed.owed(self.etcd.revision, followed.start)
+
+
+@pytest.fixture(name="_small")
+def _small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel as small as the model's, with marks to fit."""
+    monkeypatch.setattr(multiplex_module, "CHANNEL", CAPACITY)
+    monkeypatch.setattr(multiplex_module, "ROUND_REVISIONS", ROUND)
+    monkeypatch.setattr(multiplex_module, "MARK_EVERY", 2)
+    monkeypatch.setattr(multiplex_module, "MARKS", 4)
+
+
+@pytest.mark.usefixtures("_small")
+def test_no_answer_is_believed_too_early_and_no_slow_watch_missed() -> None:
+    """Whatever the order: progress covers what was told, and what had found etcd's channel full is late."""
+    run_state_machine_as_test(
+        ProgressMachine,
+        settings=settings(
+            max_examples=300,
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
