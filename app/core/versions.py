@@ -39,6 +39,11 @@ def known_to_lose_events(version: Version) -> bool:
     return version < (3, 5, 18)
 
 
+def may_lose_events(version: Version) -> bool:
+    """Whether this version is not known to keep all events, so that a watch which may have been slow proves itself."""
+    return version == UNKNOWN or known_to_lose_events(version)
+
+
 def known_to_diverge(version: Version) -> bool:
     """Whether a crash can make a member of this version differ from the others for ever.
 

@@ -2,7 +2,9 @@
 
 Live watches go to live streams, a new one only when the others are well filled; watches that start far in the past go
 to the catch-up stream, so that history does not hold up live events (etcd gives a stream one 128-slot channel and one
-HTTP/2 window: etcd #17529). A watch that may break its stream has one to itself.
+HTTP/2 window: etcd #17529). A watch that may break its stream has one to itself. A stream with many unanswered
+progress requests takes no new watches: each would have to see so many answers before it can believe one
+(``app.core.multiplex``).
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ from collections.abc import Callable
 
 from app.core.feedwords import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Sink
+from app.core.multiplex import MOST_UNANSWERED, Sink
 from app.etcd.stream import WatchStream
 
 LIVE_STREAMS = 3
 # A message over the limit makes suspects of some hundred watches at the most, and each is clear in 0.1 to 0.3 s.
 ALONE_STREAMS = 8
-MAX_STREAMS = LIVE_STREAMS + 1 + ALONE_STREAMS  # one is for catching up
+# Streams beyond these that take the place of those with many unanswered requests.
+SPARE_STREAMS = 3
+MAX_STREAMS = LIVE_STREAMS + 1 + SPARE_STREAMS + ALONE_STREAMS  # one is for catching up
 # Watches on a live stream before the next one is opened.
 FILL = 256
 
@@ -41,13 +45,13 @@ class Lanes:
         self._token = token
         self._on_room = on_room
         self._live: list[WatchStream] = []
-        self._catch_up: WatchStream | None = None
+        self._catch_up: list[WatchStream] = []  # the last one takes new watches
         self._alone: list[WatchStream] = []
 
     @property
     def streams(self) -> list[WatchStream]:
         """Those that are open."""
-        return [*self._live, *self._alone, *([] if self._catch_up is None else [self._catch_up])]
+        return [*self._live, *self._alone, *self._catch_up]
 
     def create(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> tuple[WatchStream, int] | None:
         """Open a watch on the stream where it belongs; that stream, and the watch's id there. None: not before room."""
@@ -69,24 +73,34 @@ class Lanes:
             stream.close(error)
 
     def _catch_up_stream(self) -> WatchStream:
-        if self._catch_up is None:
-            self._catch_up = self._open_stream(self._forget)
-        return self._catch_up
+        if not self._catch_up or (_is_behind(self._catch_up[-1]) and self._has_spare()):
+            self._catch_up.append(self._open_stream(self._forget))
+        return self._catch_up[-1]
 
     def _live_stream(self) -> WatchStream:
         token = self._token()
-        fresh = min((stream for stream in self._live if stream.token == token), key=len, default=None)
-        if len(self._live) < LIVE_STREAMS and (fresh is None or len(fresh) >= FILL):
+        able = [stream for stream in self._live if not _is_behind(stream)]
+        fresh = min((stream for stream in able if stream.token == token), key=len, default=None)
+        room = len(self._live) < LIVE_STREAMS or (not able and self._has_spare())
+        if room and (fresh is None or len(fresh) >= FILL):
             fresh = self._open_stream(self._forget)
             self._live.append(fresh)
         # With an older token, and no room for another stream: etcd may still take it, and otherwise it is retired.
-        return fresh if fresh is not None else min(self._live, key=len)
+        return fresh if fresh is not None else min(able or self._live, key=len)
+
+    def _has_spare(self) -> bool:
+        """Whether one more stream may take the place of one with many unanswered requests."""
+        return max(0, len(self._live) - LIVE_STREAMS) + max(0, len(self._catch_up) - 1) < SPARE_STREAMS
 
     def _forget(self, stream: WatchStream) -> None:
-        if stream is self._catch_up:
-            self._catch_up = None
+        if stream in self._catch_up:
+            self._catch_up.remove(stream)
         elif stream in self._live:
             self._live.remove(stream)
         elif stream in self._alone:
             self._alone.remove(stream)
             self._on_room()
+
+
+def _is_behind(stream: WatchStream) -> bool:
+    return stream.unanswered > MOST_UNANSWERED

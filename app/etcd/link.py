@@ -22,7 +22,7 @@ from aetcd import rpc
 
 from app.core.keys import KeyRange
 from app.core.multiplex import CreateRequest
-from app.core.versions import UNKNOWN, Version, parse_version, progress_is_trusted
+from app.core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
 from app.etcd.convert import watch_request
 from app.etcd.credentials import Credentials
 from app.etcd.lanes import Lanes
@@ -116,6 +116,10 @@ class Link:
     def _trusts(self, member: int) -> bool:
         """By the version that *our* member said: behind one name or Service there may be others, of other versions."""
         return member == self._member and progress_is_trusted(self.version)
+
+    def _may_lose(self, member: int) -> bool:
+        """The same, for what is better assumed of a member whose version we don't know."""
+        return member != self._member or may_lose_events(self.version)
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -250,6 +254,7 @@ class Link:
             token=self.login.token,
             proof_interval=self._proof_interval,
             progress_trusted=self._trusts,
+            may_lose=self._may_lose,
             on_response=self._heard_on_a_stream,
             on_end=ended,
             clock=self._clock,

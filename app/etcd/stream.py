@@ -12,7 +12,7 @@ from aetcd import rpc
 from grpc.aio import EOF
 
 from app.core.keys import KeyRange
-from app.core.multiplex import Multiplexer, ProgressRequest, Request, Sink
+from app.core.multiplex import Multiplexer, Request, Sink
 from app.core.sized import Sized
 from app.etcd.convert import is_too_large, message, watch_request
 from app.ports import Clock
@@ -51,6 +51,7 @@ class WatchStream(Sized):
         token: what it was opened with, and is known by at etcd for ever.
         proof_interval: seconds between progress requests, which prove that the stream lives.
         progress_trusted: whether the member of that id may be believed.
+        may_lose: whether the member of that id loses events of slow watches.
         on_response: sees every response's header (cluster id, revision) before its watches do.
         on_end: called with the failure, or None when we closed it.
     """
@@ -62,6 +63,7 @@ class WatchStream(Sized):
         token: str,
         proof_interval: float,
         progress_trusted: Callable[[int], bool],
+        may_lose: Callable[[int], bool],
         on_response: Callable[[Any], None],
         on_end: Callable[[WatchStream, BaseException | None], None],
         clock: Clock,
@@ -72,9 +74,9 @@ class WatchStream(Sized):
         self._outgoing: deque[Request] = deque()
         self._wake_writer = asyncio.Event()
         self._wake_asker = asyncio.Event()
-        self._urgent: set[int] = set()
         self._proof_interval = proof_interval
         self._progress_trusted = progress_trusted
+        self._may_lose = may_lose
         self._on_response = on_response
         self._on_end = on_end
         self._clock = clock
@@ -93,6 +95,11 @@ class WatchStream(Sized):
         """Watches on it."""
         return len(self._mux)
 
+    @property
+    def unanswered(self) -> int:
+        """Progress requests that may still be answered, and hold up the proof of a new watch."""
+        return self._mux.unanswered
+
     def create(self, watched: KeyRange, start: int, sink: Sink) -> int:
         """Open a watch; its id."""
         request = self._mux.create(watched, start, sink)
@@ -102,7 +109,6 @@ class WatchStream(Sized):
     def cancel(self, watch_id: int) -> None:
         """Let a watch go, and with the last one the stream: cancelling the call frees everything at etcd."""
         request = self._mux.cancel(watch_id)
-        self._urgent.discard(watch_id)
         if self.closed:
             return
         if not len(self._mux):
@@ -112,11 +118,9 @@ class WatchStream(Sized):
 
     def await_proof(self, watch_id: int, *, wanted: bool) -> None:
         """Ask for progress often while any watch waits for it."""
+        self._mux.await_proof(watch_id, wanted=wanted)
         if wanted:
-            self._urgent.add(watch_id)
             self._wake_asker.set()
-        else:
-            self._urgent.discard(watch_id)
 
     def ask(self) -> None:
         """Ask for progress now."""
@@ -161,7 +165,7 @@ class WatchStream(Sized):
             self.close(error)
 
     async def _read(self) -> None:
-        read, trusted = self._call.read, self._progress_trusted
+        read, trusted, may_lose, receive = self._call.read, self._progress_trusted, self._may_lose, self._mux.receive
         while True:
             response = await read()
             if response is EOF:
@@ -171,10 +175,13 @@ class WatchStream(Sized):
             if response.header.revision > self.revision:
                 self.revision, self._moved_at = response.header.revision, self.last_response
             self._on_response(response.header)
-            self._mux.receive(message(response), progress_trusted=trusted(response.header.member_id))
+            member = response.header.member_id
+            receive(message(response), progress_trusted=trusted(member), may_lose=may_lose(member))
+            del response  # it may be large, and the next one may be long in coming
             if self._mux.unmatched:
                 raise UnmatchedError
-            del response  # it may be large, and the next one may be long in coming
+            for request in self._mux.follow_up():
+                self._send(request)
 
     async def _write(self) -> None:
         while True:
@@ -188,11 +195,12 @@ class WatchStream(Sized):
         while True:
             self._wake_asker.clear()
             try:
-                async with asyncio.timeout(URGENT if self._urgent else self._proof_interval):
+                async with asyncio.timeout(URGENT if self._mux.waiting else self._proof_interval):
                     await self._wake_asker.wait()
             except TimeoutError:
                 pass
             if len(self._mux):
-                self._send(ProgressRequest())
-            if self._urgent:
+                for request in self._mux.ask():
+                    self._send(request)
+            if self._mux.waiting:
                 await asyncio.sleep(URGENT)

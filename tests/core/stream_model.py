@@ -16,6 +16,8 @@ from app.core.multiplex import CancelRequest, CreateRequest, Message, ProgressRe
 # How a member answers progress requests. "early": at once, beside the events (before 3.4.25 and 3.5.8). "deferring":
 # when all watches are synced, later if need be, one for many (3.5.8 to 3.5.12). "silent": then, or never.
 Answering = Literal["early", "deferring", "silent"]
+# What came of a message: it went straight into the channel; it had found it full; or its watch had been slow before.
+Fate = Literal["", "victim", "lagged"]
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Watcher:
     next: int  # nothing below it is owed
     state: Literal["synced", "unsynced", "victim"] = "synced"
     message: Message | None = None  # a victim's
+    lagged: bool = False  # it was served from history after it had been synced: events may be missing from now on
 
     def event(self, revision: int) -> Event | None:
         """What a revision brings to it."""
@@ -43,14 +46,15 @@ class StreamModel:
     revision: int = 1
     requests: deque[tuple[Request, int]] = field(default_factory=deque)  # (request, ``every`` of a create)
     control: deque[Message] = field(default_factory=deque)
-    channel: deque[tuple[Message, bool]] = field(default_factory=deque)  # (message, whether it was a victim's)
+    channel: deque[tuple[Message, Fate]] = field(default_factory=deque)
     watchers: dict[int, Watcher] = field(default_factory=dict)
     creating: tuple[CreateRequest, int, int] | None = None  # its request, ``every``, the revision read for ``created``
     writing: bool = False  # a revision's events are told, the revision is not the store's yet
     deferred: bool = False
     announced: set[int] = field(default_factory=set)
-    early: dict[int, list[tuple[Message, bool]]] = field(default_factory=dict)
-    ready: deque[tuple[Message, bool]] = field(default_factory=deque)
+    early: dict[int, list[tuple[Message, Fate]]] = field(default_factory=dict)
+    ready: deque[tuple[Message, Fate]] = field(default_factory=deque)
+    hidden: bool = False  # the channel held something that the client was not sent in its turn
 
     def serve(self) -> None:
         """Read the next request; of a create only the revision for its answer."""
@@ -122,12 +126,14 @@ class StreamModel:
         for watcher in self.watchers.values():
             if watcher.state == "victim" and len(self.channel) < self.capacity:
                 assert watcher.message is not None
-                self.channel.append((watcher.message, True))
-                watcher.message = None
+                self.channel.append((watcher.message, "lagged" if watcher.lagged else "victim"))
                 watcher.state = "synced" if watcher.next > self.revision else "unsynced"
+                # Otherwise the message was one of several rounds, and full: its size says that there is more.
+                watcher.lagged |= watcher.state == "unsynced" and watcher.next > watcher.message.revision
+                watcher.message = None
 
-    def send(self, *, control_first: bool) -> tuple[Message, bool] | None:
-        """The client's next message, and whether it was a victim's."""
+    def send(self, *, control_first: bool) -> tuple[Message, Fate] | None:
+        """The client's next message."""
         while self.ready or self.control or self.channel:
             if self.ready:
                 return self.ready.popleft()
@@ -136,19 +142,20 @@ class StreamModel:
                 if message.created:
                     self.announced.add(message.watch_id)
                     self.ready.extend(self.early.pop(message.watch_id, ()))
-                return message, False
-            message, victim = self.channel.popleft()
+                return message, ""
+            message, fate = self.channel.popleft()
             if message.watch_id != -1 and message.watch_id not in self.announced:
-                self.early.setdefault(message.watch_id, []).append((message, victim))
+                self.early.setdefault(message.watch_id, []).append((message, fate))
+                self.hidden = True
                 continue
             if self.deferred and not self.writing and self._answer():
                 self.deferred = False
-            return message, victim
+            return message, fate
         return None
 
     def _tell(self, watcher: Watcher, message: Message) -> None:
         if len(self.channel) < self.capacity:
-            self.channel.append((message, False))
+            self.channel.append((message, "lagged" if watcher.lagged else ""))
         else:
             watcher.state, watcher.message = "victim", message
 
@@ -157,5 +164,5 @@ class StreamModel:
         if any(watcher.state != "synced" for watcher in self.watchers.values()):
             return False
         if self.watchers and len(self.channel) < self.capacity:
-            self.channel.append((Message(-1, self.revision), False))
+            self.channel.append((Message(-1, self.revision), ""))
         return True

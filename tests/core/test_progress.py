@@ -26,7 +26,11 @@ class Followed:
         self.watch_id = 0
         self.told: list[int] = []
         self.progress = 0
-        self.late = False  # of the last message
+        self.late = self.behind = False  # of the last message
+
+    def has(self, revision: int) -> bool:
+        """Whether it was told all up to a revision."""
+        return [r for r in self.told if r <= revision] == self.owed(revision, self.start)
 
     def owed(self, revision: int, first: int) -> list[int]:
         """What it must have been told up to a revision."""
@@ -63,8 +67,7 @@ class ProgressMachine(RuleBasedStateMachine):
         def hear(given: WatchInput) -> None:
             if isinstance(given, Batches):
                 followed.told += [batch.revision for batch in given.batches]
-                followed.late = given.late
-                assert given.behind or not given.late
+                followed.late, followed.behind = given.late, given.behind
             elif isinstance(given, Progress):
                 followed.progress = given.revision
                 if given.trusted:
@@ -92,7 +95,8 @@ class ProgressMachine(RuleBasedStateMachine):
     def ask(self, count: int) -> None:
         """For progress."""
         for _ in range(count):
-            self.send(self.mux.ask())
+            for request in self.mux.ask():
+                self.send(request)
 
     @rule(control_first=st.booleans(), count=st.integers(1, 8))
     def receive(self, control_first: bool, count: int) -> None:
@@ -101,12 +105,14 @@ class ProgressMachine(RuleBasedStateMachine):
             sent = self.etcd.send(control_first=control_first)
             if sent is None:
                 return
-            message, victim = sent
+            message, fate = sent
             before = {followed.watch_id: len(followed.told) for followed in self.watches}
             self.mux.receive(message, progress_trusted=self.etcd.answering != "early", may_lose=True)
             for followed in self.watches:
-                if followed.watch_id == message.watch_id and len(followed.told) > before[message.watch_id] and victim:
-                    assert followed.late, "a message that had found the channel full"
+                told = followed.watch_id == message.watch_id and len(followed.told) > before[message.watch_id]
+                if told and not self.etcd.hidden:
+                    assert followed.late or followed.behind or fate != "victim", "it had found the channel full"
+                    assert followed.behind or fate != "lagged", "the watch had been a slow one"
             for request in self.mux.follow_up():
                 self.send(request)
 
@@ -162,20 +168,22 @@ class ProgressMachine(RuleBasedStateMachine):
         for followed in self.watches:
             self.mux.await_proof(followed.watch_id, wanted=True)
         self.etcd.commit()
+        target = self.etcd.revision
         for _ in range(60):
-            self.send(self.mux.ask())
+            self.write_much(count=1)  # 3.5.8 to 3.5.12 are silent until something happens: etcd #17507
+            for request in self.mux.ask():
+                self.send(request)
             for _ in range(40):
                 self.etcd.serve()
                 self.etcd.register()
                 self.etcd.move_victims()
                 self.etcd.sync()
                 self.receive(control_first=True, count=8)
-            if all(followed.progress == self.etcd.revision for followed in self.watches):
+            if all(followed.progress >= target and followed.has(target) for followed in self.watches):
                 break
         for followed in self.watches:
-            assert followed.progress == self.etcd.revision
-            if followed.start <= self.etcd.revision:
-                assert followed.told == followed.owed(self.etcd.revision, followed.start)
+            assert followed.progress >= target
+            assert followed.has(target)
 
 
 @pytest.fixture(name="_small")
@@ -193,7 +201,7 @@ def test_no_answer_is_believed_too_early_and_no_slow_watch_missed() -> None:
     run_state_machine_as_test(
         ProgressMachine,
         settings=settings(
-            max_examples=300,
+            max_examples=150,
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
