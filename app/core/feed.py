@@ -22,6 +22,13 @@ Theory of operation
     a third time: of history it is done without, of news it is a fresh start. The others have proven themselves by then,
     and go back to a shared stream.
 
+    *A watch that may be behind* (``Batches.behind``, at versions that lose events of slow watches when a compaction
+    comes between) starts again as after a break, and what it brought then is not published. Its anchor is recent: the
+    late message that comes first is right in itself. What the next watch brings is proven by the anchor in it; if that
+    came late, too, by a Range at the anchor's revision as well, because before 3.5.13 a full channel also hides that
+    the anchor is compacted. Each round brings up to 1,000 revisions in a round of etcd's (100 ms), so a flood does not
+    hold up the feed.
+
     *All the while*, what comes must be what comes next: a key that was not there has version 1, one that was has the
     next. Two restores in one break can make all else look as before, and lost puts and deletes show by nothing else.
 
@@ -58,12 +65,12 @@ from app.core.feedwords import (
     WantHistory,
 )
 from app.core.log import Bounds, Log, MayKeep, keep_all
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.multiplex import ROUND_REVISIONS, Batches, Compacted, Created, Lost, Progress, Refused
 from app.core.view import View
 
-# One etcd catch-up response covers up to 1,000 revisions (etcd watchBatchMaxRevs): a start further back than that
-# takes several rounds, so it goes to the catch-up stream, where it holds up nobody's live events.
-CATCH_UP_REVISIONS = 1000
+# A start further back than one catch-up message covers takes several rounds, so it goes to the catch-up stream, where
+# it holds up nobody's live events.
+CATCH_UP_REVISIONS = ROUND_REVISIONS
 # A joiner with an old cursor may make a live feed re-read history; not more often than this (seconds).
 DEEPEN_INTERVAL = 10.0
 
@@ -128,6 +135,8 @@ class CatchUp:
     lane: Lane
     created: bool = False
     anchored: bool = False  # the anchor came as we know it
+    behind: bool = False  # the last that came says so: etcd may still serve the watch from history
+    late: bool = False  # the last that came did
 
 
 class FeedCore:
@@ -155,6 +164,7 @@ class FeedCore:
         self._held: list[Batch] = []
         self._held_bytes = 0
         self._attempt = 0
+        self._behind = False  # the watch was a slow one before there was a snapshot
         self._move_at = 0  # when the watch has said so much, it goes to a live stream; 0: it is on one
         self._suspect = False  # a message over the limit may have been ours: a stream of its own, until it is clear
         self._oversized = False  # it was: the next snapshot stands for it
@@ -254,6 +264,7 @@ class FeedCore:
         """A fresh start; with a cursor waiting and nothing yet to show, the snapshot comes first."""
         self._catch_up = None
         self._suspect = False  # a watch from now on asks for nothing that was too large
+        self._behind = False
         self._release_held()
         if self._reach and self.view is None:
             self.state = State.REACHING
@@ -290,6 +301,9 @@ class FeedCore:
         return self._begin()
 
     def _hold_for_snapshot(self, given: Batches, now: float) -> Commands:
+        self._behind |= given.behind
+        if self._behind:
+            return ()  # the next watch brings it
         if not self._hold(given.batches):
             return self._retry_start(given, now)
         return ()
@@ -299,6 +313,9 @@ class FeedCore:
         if self._reach:
             self._release_held()
             return (CloseWatch(), *self._backfill(now))
+        if self._behind:
+            self._release_held()
+            return self._resume()
         held, tip = self._take_held(), self.log.tip
         self._become_live()
         return self._publish_all([batch for batch in held if batch.revision > tip], now)
@@ -377,18 +394,24 @@ class FeedCore:
 
     def _caught_batches(self, given: Batches, now: float) -> Commands:
         pending = self._pending()
+        pending.behind, pending.late = given.behind, given.late
+        if not given.batches:
+            return ()
+        self._look_for_anchor(pending, given)
         if pending.plan is Plan.OVERLAP:
             return self._check_overlap(given.batches, now)
-        anchor = self._anchor
-        pending.anchored |= anchor is not None and any(anchor.matches(batch) for batch in given.batches)
         if not self._hold(given.batches):
             return self._start_anew("lagged")
         if given.batches[-1].revision >= pending.target:
             return self._confirm()
         return ()
 
-    def _check_overlap(self, found: Sequence[Batch], now: float) -> Commands:
+    def _look_for_anchor(self, pending: CatchUp, given: Batches) -> None:
         anchor = self._anchor
+        pending.anchored |= anchor is not None and any(anchor.matches(batch) for batch in given.batches)
+
+    def _check_overlap(self, found: Sequence[Batch], now: float) -> Commands:
+        anchor, pending = self._anchor, self._pending()
         assert anchor is not None, "an overlap has an anchor"
         if not anchor.matches(found[0]):
             return self._start_anew("restored")
@@ -396,8 +419,15 @@ class FeedCore:
         if after and after[0].revision <= self.log.tip:
             # Progress had said that nothing is there: another history.
             return self._start_anew("restored")
+        if pending.late:
+            pending.floor = anchor.revision
+            return self._confirm() if self._hold(after) else self._start_anew("lagged")
+        last = found[-1]
+        if pending.behind and last.revision <= self.log.tip:
+            # Nothing is new, so that the next watch would bring the same: it starts where this one came to.
+            self._anchor = Anchor(last.revision, last.events, True, anchor.settled)
         self._become_live()
-        return self._publish_all(after, now)
+        return self._go_on(after, now, behind=pending.behind)
 
     def _caught_progress(self, given: Progress, _now: float) -> Commands:
         pending = self._pending()
@@ -405,6 +435,7 @@ class FeedCore:
             return ()
         if pending.plan is Plan.OVERLAP:
             return self._start_anew(self._why_no_anchor())
+        pending.behind = False
         return self._confirm()
 
     def _why_no_anchor(self) -> Reason:
@@ -435,6 +466,11 @@ class FeedCore:
         return (Probe(max(1, self._pending().floor)),)
 
     def _hold_for_probe(self, given: Batches, _now: float) -> Commands:
+        pending = self._pending()
+        self._look_for_anchor(pending, given)
+        pending.behind |= given.behind
+        if pending.behind:
+            return ()  # the probe, which was asked for before, says nothing of this; the next watch brings it
         return () if self._hold(given.batches) else self._start_anew("lagged")
 
     def _probed(self, given: Probed, now: float) -> Commands:
@@ -453,7 +489,7 @@ class FeedCore:
             self.log.prepend(history, min(pending.floor, self.log.floor), now)
         tip = self.log.tip
         self._become_live()
-        return self._publish_all([batch for batch in held if batch.revision > tip], now)
+        return self._go_on([batch for batch in held if batch.revision > tip], now, behind=pending.behind)
 
     def _lacks_anchor(self, pending: CatchUp) -> bool:
         """Whether the history that was read again is another one: the anchor lies in it, and did not come."""
@@ -468,7 +504,12 @@ class FeedCore:
         self._move_at = pending.target if pending is not None and pending.lane != "live" else 0
 
     def _live_batches(self, given: Batches, now: float) -> Commands:
-        return self._publish_all(given.batches, now)
+        return self._resume() if given.behind else self._publish_all(given.batches, now)
+
+    def _go_on(self, proven: Sequence[Batch], now: float, *, behind: bool) -> Commands:
+        """Publish what is proven; a watch that may be behind it starts again from there."""
+        commands = self._publish_all(proven, now)
+        return self._resume() if behind and self.state is State.LIVE else commands
 
     def _publish_all(self, found: Sequence[Batch], now: float) -> Commands:
         assert self.view is not None, "published before a snapshot"

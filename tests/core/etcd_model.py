@@ -1,7 +1,8 @@
 """A simulated etcd for the tests of the feed: all of its history, and everything unkind that the real ones do.
 
-Must live here: what etcd does, as measured (FIELD-NOTES): compaction, the loss of a delete exactly at it, members that
-lag, answers that overtake events, messages over the limit. Must not: what a feed ought to make of that.
+Must live here: what etcd does, as measured (FIELD-NOTES): compaction, the loss of a delete exactly at it, watches that
+are slow, members that lag, answers that overtake events, messages over the limit. Must not: what a feed ought to make
+of that.
 """
 
 from __future__ import annotations
@@ -117,8 +118,10 @@ class SimulatedWatch:
         self.lost = False  # its stream is gone, and nobody has noticed yet
         self.synced = False
         self.asked = False  # for progress, by a test that goes on in peace
+        self.full = False  # the stream's channel is: what is told comes late, and the watch is a slow one
         self._next = 0
-        self._first_round = True
+        self._heard = self._late = False
+        self.answer: int | None = None  # asked for: whether anything was written since this revision, of a late message
 
     @property
     def open(self) -> bool:
@@ -148,6 +151,7 @@ class SimulatedWatch:
                 self._next = self.member + 1
                 events = self.history.at(self.member)
                 if events:
+                    self.synced = not self.full
                     self._say([Batch(self.member, events)])
                 if self.ended:
                     return
@@ -156,7 +160,10 @@ class SimulatedWatch:
         """One round of etcd's syncWatchers, for a watch that is behind."""
         assert self.history is not None, "registered"
         compacted = self._store.compacted(self.member)
-        if self._next < compacted:
+        skips = (
+            self.full and self._store.loses_deletes
+        )  # before 3.5.13: what says "compacted" is refused, and forgotten
+        if self._next < compacted and not skips:
             self.ended = True
             self.queue.append(Compacted(compacted))
             return
@@ -165,14 +172,14 @@ class SimulatedWatch:
             if len(found) == self._store.batch_revisions:
                 self._next = revision
                 break
-            if revision == compacted and self._first_round and self._store.loses_deletes:
-                events = tuple(event for event in events if isinstance(event, KeyValue))
+            if revision <= compacted and self._store.loses_deletes:
+                left = self.history.state(compacted).values()
+                events = tuple(event for event in events if event in left)
             if events:
                 found.append(Batch(revision, events))
         else:
             self._next = self.member + 1
             self.synced = True
-        self._first_round = False
         if found:
             self._say(found)
 
@@ -182,12 +189,22 @@ class SimulatedWatch:
             self.ended = True
             self.queue.append(Lost("too large", too_large=True))
         else:
-            self.queue.append(Batches(tuple(found)))
+            late = self.full and self._store.loses_deletes
+            more = len(found) >= self._store.batch_revisions or (self._heard and len(found) > 1) or self._late
+            self.queue.append(Batches(tuple(found), more and self._store.loses_deletes, late))
+            if late and not self._late:
+                self._late = True
+                self.answer = self.member
+        self._heard = True
 
-    def fall_behind(self) -> None:
-        """Its reader is slow: etcd will serve it from its history again."""
-        self.synced = False
-        self._first_round = False
+    def clear(self) -> None:
+        """An answer that was asked for after a late message: the watch is behind, or never was."""
+        assert self.answer is not None
+        if self.member > self.answer:
+            self.queue.append(Batches((), behind=True))
+        else:
+            self._late = False
+        self.answer = None
 
     def say_progress(self) -> None:
         """What may be trusted: behind all events that it covers."""

@@ -57,6 +57,11 @@ def batches(*revisions: int) -> Batches:
     return Batches(tuple(Batch(revision, [put(revision)]) for revision in revisions))
 
 
+def late(*revisions: int) -> Batches:
+    """The same, in a message that may have found etcd's channel full."""
+    return Batches(batches(*revisions).batches, late=True)
+
+
 def said(*events: Event) -> Batches:
     """One revision, with these events."""
     return Batches((Batch(events[0].mod_revision, events),))
@@ -229,6 +234,25 @@ CASES: dict[str, Case] = {
     ),
     "compaction overtook a slow watch": (LIVE, Compacted(100), S.CATCHING_UP, (EndProof(), OpenWatch(101))),
     "compaction overtook us too": (LIVE, Compacted(101), S.OPENING, ANEW),
+    "history where news should be: the watch was a slow one": (
+        LIVE, Batches(batches(101, 103).batches, behind=True), S.CATCHING_UP, (EndProof(), OpenWatch(90))
+    ),
+    "something was written behind a late message": (
+        LIVE.then(late(101)), Batches((), behind=True), S.CATCHING_UP, (EndProof(), OpenWatch(101))
+    ),
+    "late news are right": (LIVE, late(101), S.LIVE, ()),
+    "a late anchor needs a probe, too": (
+        OVERLAP.then(Created(103)), late(90, 103), S.CONFIRMING, (EndProof(), Probe(90))
+    ),
+    "a late anchor, and it was compacted": (
+        OVERLAP.then(Created(103), late(90, 103)), Probed("compacted"), S.OPENING, ANEW
+    ),
+    "slow before the snapshot": (
+        SNAPSHOTTING.then(Batches((), behind=True)), TAKEN, S.CATCHING_UP, (EndProof(), OpenWatch(90))
+    ),
+    "slow while confirming": (
+        CONFIRMING.then(Batches((), behind=True)), Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(90))
+    ),
     "refused while live": (LIVE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "lost": (LIVE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "a cursor below the log": (LIVE, WantHistory(), S.CATCHING_UP, (EndProof(), OpenWatch(50))),
@@ -752,3 +776,29 @@ def test_the_greatest_compaction_is_remembered() -> None:
     assert core.why_no_history(57) == "compacted"
     core = LIVE.then(Compacted(95)).walk()
     assert core.why_no_history(80) == "compacted"
+
+
+# --- a watch that may have been slow ----------------------------------------------------------------------------------
+
+
+def test_what_a_slow_watch_brings_is_not_published() -> None:
+    """Neither in place of news, nor while the probe is under way."""
+    core = LIVE.walk()
+    send(core, Batches(batches(101, 103).batches, behind=True))
+    assert (revisions(core), core.log.tip) == ([], 100)
+    core = CONFIRMING.then(Batches(batches(101).batches, behind=True), Probed("ok")).walk()
+    assert revisions(core) == [90]
+
+
+def test_an_anchor_that_comes_while_confirming_is_seen() -> None:
+    """Held, it is part of the history all the same: that is not another one."""
+    core = BACKFILL.then(Created(100), SURE, batches(90), Probed("ok")).walk()
+    assert (core.state, core.restores, revisions(core)) == (State.LIVE, 0, [90])
+
+
+def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:
+    """Deletes behind the snapshot's newest put are no news: the next watch starts where this one came to."""
+    core = OVERLAP.then(Created(100)).walk()
+    found = (*batches(90).batches, Batch(95, [Delete(b"b", 95)]))
+    assert send(core, Batches(found, behind=True)) == (EndProof(), OpenWatch(95))
+    assert core.log.tip == 100

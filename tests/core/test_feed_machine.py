@@ -336,11 +336,17 @@ class FeedMachine(RuleBasedStateMachine):
         """The member serves the watch from history."""
         self.held.sync()
 
-    @precondition(lambda self: self.has(open=True, synced=True, created_given=True))
+    @precondition(lambda self: self.has(open=True, full=False) and self.held.answer is not None)
     @rule()
-    def fall_behind(self) -> None:
-        """The watch was too slow."""
-        self.held.fall_behind()
+    def clear_late(self) -> None:
+        """etcd answers what was asked for a late message's sake."""
+        self.held.clear()
+
+    @precondition(lambda self: self.has(open=True, created_sent=True))
+    @rule(full=st.booleans())
+    def fill(self, full: bool) -> None:
+        """The stream's channel is full, or no longer."""
+        self.held.full = full
 
     @precondition(lambda self: self.has(created_sent=True, lost=False) and len(self.held.queue) > 0)
     @rule()
@@ -353,7 +359,7 @@ class FeedMachine(RuleBasedStateMachine):
                 watch.created_given = True
                 self.note(revision)
             case Batches(found):
-                self.note(found[-1].revision)
+                self.note(found[-1].revision if found else 0)
             case Progress(revision):
                 self.note(revision)
             case Compacted():
@@ -581,8 +587,12 @@ class FeedMachine(RuleBasedStateMachine):
             watch.register(0)
         elif not watch.created_sent:
             watch.send_created()
+        elif watch.full:
+            watch.full = False
         elif watch.queue:
             self.deliver()
+        elif watch.answer is not None and not watch.ended:
+            watch.clear()
         elif watch.ended:
             return False
         elif watch.member < watch.history.current:
