@@ -220,7 +220,7 @@ class Multiplexer(Sized):
         self._judging = 0  # the request whose answer judges late messages; 0: none is under way
         self._late = False  # a late message is not judged
         self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=MARKS)  # (revision answered, messages when asked)
-        self._loses = False
+        self._trusted = self._loses = False
 
     def __len__(self) -> int:
         """Watches that etcd holds for us on this stream, as far as we can know."""
@@ -228,8 +228,11 @@ class Multiplexer(Sized):
 
     @property
     def unanswered(self) -> int:
-        """Progress requests that may still be answered: a new watch waits for so many answers in vain."""
-        return len(self._asked)
+        """Progress requests that may still be answered: a new watch waits for so many answers in vain.
+
+        None, where answers prove nothing anyway.
+        """
+        return len(self._asked) if self._trusted else 0
 
     @property
     def waiting(self) -> bool:
@@ -298,7 +301,7 @@ class Multiplexer(Sized):
             progress_trusted: whether its answers to progress requests cover all that came before them.
             may_lose: whether it loses events of slow watches.
         """
-        self._loses = may_lose
+        self._trusted, self._loses = progress_trusted, may_lose
         if message.created:
             self._receive_created(message)
             return

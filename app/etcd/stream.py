@@ -21,6 +21,8 @@ log = logging.getLogger("gateway.etcd")
 
 # etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
 URGENT = 0.1
+# With so many unanswered, a member that is slow is asked at this interval: many more would keep new watches away.
+PATIENCE, PATIENT = 4, 0.5
 
 # The name of the task that reads a stream: it runs for as long as the call does, and the metrics count it.
 READER = "watch-stream-read"
@@ -190,12 +192,15 @@ class WatchStream(Sized):
             while self._outgoing:
                 await self._call.write(watch_request(self._outgoing.popleft()))
 
+    def _pace(self) -> float:
+        return URGENT if self._mux.unanswered < PATIENCE else PATIENT
+
     async def _ask(self) -> None:
         """Progress requests: proof that the stream lives, and how quiet ranges keep up with compaction."""
         while True:
             self._wake_asker.clear()
             try:
-                async with asyncio.timeout(URGENT if self._mux.waiting else self._proof_interval):
+                async with asyncio.timeout(self._pace() if self._mux.waiting else self._proof_interval):
                     await self._wake_asker.wait()
             except TimeoutError:
                 pass
