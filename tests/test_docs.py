@@ -18,8 +18,10 @@ from pydantic_core import PydanticUndefined
 
 from app import dev
 from app.core import errors
+from app.core.backfill import Stage
 from app.core.feed import State
-from app.core.feedwords import FeedInput, Reason
+from app.core.feedwords import FeedInput, HistoryInput, Reason
+from app.core.multiplex import WatchInput
 from app.embedded import EmbeddedEtcd
 from app.metrics import NAMESPACE, RESET_REASONS
 from app.settings import PREFIX, Settings, load
@@ -253,6 +255,13 @@ def test_every_state_and_input_is_explained() -> None:
     assert keys(text) == [state.value for state in State]
     missing = [kind.__name__ for kind in get_args(FeedInput) if f"`{kind.__name__}`" not in text]
     assert missing == []
+
+
+def test_every_stage_and_input_of_history_is_explained() -> None:
+    text = section("architecture.md", "## History for old cursors").partition(draw_states.HISTORY.end_mark)[2]
+    assert keys(text) == [stage.value for stage in Stage]
+    own = set(get_args(HistoryInput)) - set(get_args(WatchInput))
+    assert [kind.__name__ for kind in own if f"`{kind.__name__}`" not in text] == []
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

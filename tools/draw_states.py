@@ -1,4 +1,4 @@
-"""Draws the life of a feed into docs/architecture.md, from the table that the code runs by.
+"""Draws the life of a feed, and of its read of history, into docs/architecture.md, from the tables of the code.
 
 Usage: ``python -m tools.draw_states``, from the top of the checkout. ``tests/test_docs.py`` compares.
 """
@@ -6,50 +6,96 @@ Usage: ``python -m tools.draw_states``, from the top of the checkout. ``tests/te
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from app.core.feed import TABLE, FeedCore, State
+from app.core import backfill, feed
 from app.core.feedwords import Stop
 
 DOC = Path("docs/architecture.md")
-BEGIN = "<!-- states: written by python -m tools.draw_states -->"
-END = "<!-- /states -->"
 
 
-def _name(state: State) -> str:
+@dataclass(frozen=True)
+class Machine:
+    """A table, and what its picture has beside it."""
+
+    name: str  # in the markers of its place
+    states: Iterable[Enum]
+    table: Mapping[tuple[Any, type], Any]
+    ignore: Callable[..., Any]
+    first: str
+    end: Enum  # where ``Stop`` leads from everywhere: one line says it
+    last_lines: tuple[str, ...]
+
+    @property
+    def begin_mark(self) -> str:
+        """What stands before its picture."""
+        return f"<!-- {self.name}: written by python -m tools.draw_states -->"
+
+    @property
+    def end_mark(self) -> str:
+        """What stands behind it."""
+        return f"<!-- /{self.name} -->"
+
+
+LIFE = Machine(
+    "states",
+    feed.State,
+    feed.TABLE,
+    feed.FeedCore._ignore,  # noqa: SLF001  # the table names it
+    "idle",
+    feed.State.CLOSED,
+    ("    closed --> [*]", "    note right of closed: Stop leads here from every state"),
+)
+HISTORY = Machine(
+    "stages",
+    backfill.Stage,
+    backfill.TABLE,
+    backfill.Backfill._ignore,  # noqa: SLF001
+    "resting",
+    backfill.Stage.RESTING,
+    ("    note right of resting: Stop leads here from every stage",),
+)
+END = LIFE.end_mark
+
+
+def _name(state: Enum) -> str:
     """Mermaid takes a hyphen in a name for an arrow's."""
-    return state.value.replace("-", "_")
+    return str(state.value).replace("-", "_")
 
 
-def stoppable() -> bool:
-    """Whether ``Stop`` closes a feed from everywhere: then one arrow says it."""
-    return all(TABLE[state, Stop].leads_to == (State.CLOSED,) for state in State if state is not State.CLOSED)
+def stoppable(machine: Machine) -> bool:
+    """Whether ``Stop`` ends it from everywhere: then one line says it."""
+    states = (state for state in machine.states if state is not feed.State.CLOSED)
+    return all(machine.table[state, Stop].leads_to == (machine.end,) for state in states)
 
 
-def diagram() -> str:
+def diagram(machine: Machine) -> str:
     """The states and what leads from one to another. What an input leaves where it is, is not drawn."""
-    assert stoppable(), "draw Stop by itself"
-    arrows: dict[tuple[State, State], list[str]] = {}
-    for (state, given), entry in TABLE.items():
+    assert stoppable(machine), "draw Stop by itself"
+    arrows: dict[tuple[Enum, Enum], list[str]] = {}
+    for (state, given), entry in machine.table.items():
         for target in entry.leads_to:
             if given is not Stop and target is not state:
                 arrows.setdefault((state, target), []).append(given.__name__)
-    lines = ["stateDiagram-v2", "    [*] --> idle"]
-    lines += [f'    state "{state.value}" as {_name(state)}' for state in State if "-" in state.value]
+    lines = ["stateDiagram-v2", f"    [*] --> {machine.first}"]
+    lines += [f'    state "{state.value}" as {_name(state)}' for state in machine.states if "-" in state.value]
     lines += [f"    {_name(old)} --> {_name(new)}: {', '.join(inputs)}" for (old, new), inputs in arrows.items()]
-    lines += ["    closed --> [*]", "    note right of closed: Stop leads here from every state"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *machine.last_lines])
 
 
-def table() -> str:
+def table(machine: Machine) -> str:
     """Every input that each state knows, and where it may lead; an ignored one is in parentheses."""
     rows = ["| state | input → state |", "|---|---|"]
-    for state in State:
+    for state in machine.states:
         cells = []
-        for (known, given), entry in TABLE.items():
+        for (known, given), entry in machine.table.items():
             if known is not state or given is Stop:
                 continue
-            if entry.action is FeedCore._ignore:  # noqa: SLF001  # the table names it
+            if entry.action is machine.ignore:
                 cells.append(f"({given.__name__})")
             else:
                 cells.append(f"{given.__name__} → {' / '.join(f'`{target.value}`' for target in entry.leads_to)}")
@@ -58,12 +104,14 @@ def table() -> str:
 
 
 def drawn(text: str) -> str:
-    """*text*, a document, with the picture between its markers drawn anew."""
-    before, begin, rest = text.partition(BEGIN)
-    _old, end, after = rest.partition(END)
-    assert begin, f"no {BEGIN}"
-    assert end, f"no {END}"
-    return f"{before}{BEGIN}\n\n```mermaid\n{diagram()}\n```\n\n{table()}\n\n{END}{after}"
+    """*text*, a document, with the pictures between their markers drawn anew."""
+    for machine in (LIFE, HISTORY):
+        before, begin, rest = text.partition(machine.begin_mark)
+        _old, end, after = rest.partition(machine.end_mark)
+        assert begin, f"no {machine.begin_mark}"
+        assert end, f"no {machine.end_mark}"
+        text = f"{before}{begin}\n\n```mermaid\n{diagram(machine)}\n```\n\n{table(machine)}\n\n{end}{after}"
+    return text
 
 
 def main() -> None:

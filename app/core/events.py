@@ -48,6 +48,12 @@ class KeyValue:
         """Bytes of memory it is counted with."""
         return len(self.key) + len(self.value) + ITEM_OVERHEAD
 
+    def follows(self, old: Event | None) -> bool:
+        """Whether it can come next after *old*, of the same key: etcd counts the puts since the key was created."""
+        put = old if isinstance(old, KeyValue) else None
+        created, version = (put.create_revision, put.version) if put else (self.mod_revision, 0)
+        return (self.create_revision, self.version) == (created, version + 1)
+
 
 class Delete:
     """The removal of a key; etcd sends the key and the revision and nothing else."""
@@ -71,6 +77,10 @@ class Delete:
     def size(self) -> int:
         """Bytes of memory it is counted with."""
         return len(self.key) + ITEM_OVERHEAD
+
+    def follows(self, old: Event | None) -> bool:
+        """Whether it can come next after *old*, of the same key: only what is there is deleted."""
+        return isinstance(old, KeyValue)
 
 
 Event = KeyValue | Delete

@@ -1,16 +1,16 @@
 """The life of one watched range, as a state machine over its view and its log.
 
-Must live here: every decision about when a feed's history is complete, continues, or must start anew. Must not: tasks,
-timers, gRPC; the shell (``app.watch.feed``) executes the returned commands and feeds the outcomes back.
+Must live here: every decision about when a feed's history is complete, continues, or must start anew. Must not: what
+lies below the log's floor (``backfill``); tasks, timers, gRPC: the shell (``app.watch.feed``) executes the returned
+commands and feeds the outcomes back.
 
 Theory of operation
     *Fresh start.* The watch is opened "from now" first, then the snapshot is taken at R; what the watch said up to R
     is dropped. Such a watch was never behind, so no compaction can eat an event before it is sent (a watch opened at
     R+1 *after* the snapshot can lose a delete exactly at a compaction revision: etcd #18089, seen on 3.4.23, 3.5.1).
 
-    *Start with a cursor.* The snapshot is taken first, then one watch opens ``reach_back`` revisions before it: what
-    it says up to R becomes the log's history, what comes after is live. All is held until the history is complete
-    (an event, or trusted progress, at R or above) and a count-only Range just below its start still answers.
+    *Cursors from before.* What lies below the log's floor is read beside all this, by a watch of its own
+    (``backfill``): whatever comes of that, the feed is served and goes on as if nobody had asked.
 
     *After a break.* An anchor is a revision whose events we know. The watch restarts *at* it and must bring it again
     as we know it: that proves the same history with nothing lost. Without one (compacted, or more than ``reach_back``
@@ -19,8 +19,7 @@ Theory of operation
 
     *A message over the limit* breaks its stream, and does not say whose it was. So every watch that was on it goes on
     with a stream to itself; one whose own stream breaks so again is the cause. What lies between is then not asked for
-    a third time: of history it is done without, of news it is a fresh start. The others have proven themselves by then,
-    and go back to a shared stream.
+    a third time: it is a fresh start. The others have proven themselves by then, and go back to a shared stream.
 
     *A watch that may be behind* (``Batches.behind``, at versions that lose events of slow watches when a compaction
     comes between) starts again as after a break, and what it brought then is not published. Its anchor is recent: the
@@ -41,6 +40,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from app.core.backfill import Backfill, Stage
 from app.core.events import Batch, Delete, Event
 from app.core.feedwords import (
     AwaitProof,
@@ -48,6 +48,7 @@ from app.core.feedwords import (
     Commands,
     EndProof,
     FeedInput,
+    InvalidTransitionError,
     Lane,
     OpenWatch,
     Probe,
@@ -62,17 +63,10 @@ from app.core.feedwords import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
-    WantHistory,
 )
 from app.core.log import Bounds, Log, MayKeep, keep_all
-from app.core.multiplex import ROUND_REVISIONS, Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from app.core.view import View
-
-# A start further back than one catch-up message covers takes several rounds, so it goes to the catch-up stream, where
-# it holds up nobody's live events.
-CATCH_UP_REVISIONS = ROUND_REVISIONS
-# A joiner with an old cursor may make a live feed re-read history; not more often than this (seconds).
-DEEPEN_INTERVAL = 10.0
 
 
 class State(Enum):
@@ -81,17 +75,12 @@ class State(Enum):
     IDLE = "idle"
     OPENING = "opening"
     SNAPSHOTTING = "snapshotting"
-    REACHING = "reaching"
     CATCHING_UP = "catching-up"
     CONFIRMING = "confirming"
     LIVE = "live"
     START_RETRY = "start-retry"
     WATCH_RETRY = "watch-retry"
     CLOSED = "closed"
-
-
-class InvalidTransitionError(Exception):
-    """An input that its state does not know: nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +108,6 @@ class Anchor:
 class Plan(Enum):
     """How a watch that starts in the past proves itself."""
 
-    BACKFILL = "backfill"
     OVERLAP = "overlap"
     PROBE = "probe"
 
@@ -134,13 +122,14 @@ class CatchUp:
     target: int  # complete when everything up to it was said
     lane: Lane
     created: bool = False
-    anchored: bool = False  # the anchor came as we know it
     behind: bool = False  # the last that came says so: etcd may still serve the watch from history
     late: bool = False  # the last that came did
 
 
 class FeedCore:
-    """See the module. ``handle`` is the only way in; ``log``, ``view`` and ``state`` are for readers to look at."""
+    """See the module. ``handle`` is the only way in; ``history`` has its own. ``log``, ``view`` and ``state`` are for
+    readers to look at.
+    """
 
     def __init__(self, bounds: Bounds, reach_back: int) -> None:
         self._bounds = bounds
@@ -148,6 +137,7 @@ class FeedCore:
         self.state = State.IDLE
         self.log = Log(bounds)
         self.view: View | None = None
+        self.history = Backfill(self, bounds, reach_back)
         self.cluster_id = 0
         # Why the log's generation began: what a reader of an older one is told.
         self.reason: Reason = "initial"
@@ -157,7 +147,6 @@ class FeedCore:
         # There was a view; it is gone until the next one is read.
         self.gave_up_view = False
         self._may_keep: MayKeep = keep_all
-        self._reach = False
         self._anchor: Anchor | None = None
         self._settled = 0  # the snapshot's revision: up to it a watch may repeat what the snapshot holds
         self._catch_up: CatchUp | None = None
@@ -168,8 +157,6 @@ class FeedCore:
         self._move_at = 0  # when the watch has said so much, it goes to a live stream; 0: it is on one
         self._suspect = False  # a message over the limit may have been ours: a stream of its own, until it is clear
         self._oversized = False  # it was: the next snapshot stands for it
-        self._unreadable = 0  # history that starts below it does not fit messages
-        self._deepened_at = float("-inf")
         self._compacted = 0  # the greatest compaction revision that etcd has told us of
         # How many histories it has known to end: a cursor that came before the last did is of an ended one.
         self.restores = 0
@@ -179,6 +166,11 @@ class FeedCore:
     def encoded(self) -> int:
         """Bytes that ``shed_encoded`` can give back."""
         return self.view.encoded if self.view is not None else 0
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The newest revision whose events are known; None where nothing is."""
+        return self._anchor
 
     def keep(self, may_keep: MayKeep) -> None:
         """Have *may_keep* asked before anything encoded is kept."""
@@ -208,33 +200,34 @@ class FeedCore:
     @property
     def bytes(self) -> int:
         """Memory it is counted with: view, log, and what is held back."""
-        log = self.log
-        return (self.view.bytes if self.view is not None else 0) + log.bytes + log.passing + self._held_bytes
+        log, view = self.log, self.view.bytes if self.view is not None else 0
+        return view + log.bytes + log.passing + self._held_bytes + self.history.bytes
+
+    @property
+    def owes_history(self) -> bool:
+        """Whether it is live at last, and somebody with a cursor has waited for that."""
+        return self.history.owed and self.state is State.LIVE and self.history.stage is Stage.RESTING
 
     def promises_history(self, revision: int) -> bool:
-        """Whether a reader at *revision*, below the log's floor, may still be served when the catch-up is done."""
-        pending = self._catch_up
-        if pending is not None and pending.plan is Plan.BACKFILL:
-            return revision >= pending.floor
-        return False
+        """Whether a reader at *revision*, below the log's floor, may still be served when more history is read."""
+        return self.history.promises(revision)
 
-    def may_deepen(self, revision: int, now: float, *, trusted: bool) -> bool:
-        """Whether ``WantHistory`` for a cursor at *revision* is worth it: reachable, provable, and not too often."""
-        return (
-            self.state is State.LIVE
-            and trusted
-            and revision >= max(self.log.tip - self._reach_back, self._unreadable)
-            and now - self._deepened_at >= DEEPEN_INTERVAL
-        )
+    def may_read_history(self, revision: int, now: float, *, trusted: bool) -> bool:
+        """Whether ``WantHistory`` for a cursor at *revision* is worth it."""
+        return self.state is State.LIVE and self.history.may_begin(revision, now, trusted=trusted)
+
+    def note_compacted(self, revision: int) -> None:
+        """etcd has told us so; a member that lags says less."""
+        self._compacted = max(self._compacted, revision)
 
     def why_no_history(self, revision: int) -> Reason:
         """Why a cursor below the log's floor is not resumed.
 
-        What ended the history that it knows of; or etcd has compacted that; or it is out of reach.
+        What ended the history that it knows of; or etcd has compacted it; or reading it failed; or it is out of reach.
         """
         if self.reason != "initial" and revision < self._settled:
             return self.reason
-        return "compacted" if revision < self._compacted else "lagged"
+        return "compacted" if revision < self._compacted else self.history.why_not(revision)
 
     def handle(self, given: FeedInput, now: float) -> Commands:
         """Take one input; returns what is to be done, in order.
@@ -257,18 +250,15 @@ class FeedCore:
     # --- starting ----------------------------------------------------------------------------------------------------
 
     def _start(self, given: Start, _now: float) -> Commands:
-        self._reach = given.reach
+        self.history.owed = given.reach
         return self._begin()
 
     def _begin(self) -> Commands:
-        """A fresh start; with a cursor waiting and nothing yet to show, the snapshot comes first."""
+        """A fresh start."""
         self._catch_up = None
         self._suspect = False  # a watch from now on asks for nothing that was too large
         self._behind = False
         self._release_held()
-        if self._reach and self.view is None:
-            self.state = State.REACHING
-            return (TakeSnapshot(),)
         self.state = State.OPENING
         return (OpenWatch(0),)
 
@@ -279,10 +269,6 @@ class FeedCore:
         self._next_reason = reason
         self._attempt = 0
         return (CloseWatch(), *self._begin())
-
-    def _want_history_at_start(self, _given: FeedInput, _now: float) -> Commands:
-        self._reach = self.view is None
-        return ()
 
     def _ignore(self, _given: FeedInput, _now: float) -> Commands:
         return ()
@@ -310,19 +296,12 @@ class FeedCore:
 
     def _snapshot_behind_watch(self, given: SnapshotTaken, now: float) -> Commands:
         self._install(given)
-        if self._reach:
-            self._release_held()
-            return (CloseWatch(), *self._backfill(now))
         if self._behind:
             self._release_held()
             return self._resume()
         held, tip = self._take_held(), self.log.tip
         self._become_live()
         return self._publish_all([batch for batch in held if batch.revision > tip], now)
-
-    def _snapshot_before_watch(self, given: SnapshotTaken, now: float) -> Commands:
-        self._install(given)
-        return self._backfill(now)
 
     def _install(self, given: SnapshotTaken) -> None:
         snapshot, tip = given.snapshot, self.log.tip
@@ -339,7 +318,7 @@ class FeedCore:
         self.doubted = False
         self._settled = snapshot.revision
         if self._oversized or self.reason == "restored":
-            self._unreadable = snapshot.revision if self._oversized else 0
+            self.history.unreadable = snapshot.revision if self._oversized else 0
         items = snapshot.items
         newest = max((item.mod_revision for item in items), default=0)
         self._anchor = (
@@ -350,13 +329,6 @@ class FeedCore:
         self._oversized = False
 
     # --- catching up -------------------------------------------------------------------------------------------------
-
-    def _backfill(self, now: float) -> Commands:
-        """Read the history below the log's floor again, on the feed's one watch."""
-        self._reach = False
-        self._deepened_at = now
-        start = max(1, self.log.tip - self._reach_back, self._unreadable + 1)
-        return self._open(Plan.BACKFILL, start, start - 1, self.log.tip)
 
     def _resume(self) -> Commands:
         """Go on after a break: at the anchor if etcd need not scan too far for it, otherwise behind the tip."""
@@ -371,9 +343,7 @@ class FeedCore:
     def _open(self, plan: Plan, start: int, floor: int, target: int) -> Commands:
         self._release_held()
         # Between an anchor and the tip the range has no other event, however many revisions lie there.
-        # (Taken for far, it would end on the catch-up stream and be moved from there, to the same anchor, for ever.)
-        far = plan is Plan.BACKFILL and self.log.tip - start >= CATCH_UP_REVISIONS
-        lane: Lane = "alone" if self._suspect else "catch-up" if far else "live"
+        lane: Lane = "alone" if self._suspect else "live"
         self._catch_up = CatchUp(plan, start, floor, target, lane)
         self._move_at = 0
         self.state = State.CATCHING_UP
@@ -397,7 +367,6 @@ class FeedCore:
         pending.behind, pending.late = given.behind, given.late
         if not given.batches:
             return ()
-        self._look_for_anchor(pending, given)
         if pending.plan is Plan.OVERLAP:
             return self._check_overlap(given.batches, now)
         if not self._hold(given.batches):
@@ -405,10 +374,6 @@ class FeedCore:
         if given.batches[-1].revision >= pending.target:
             return self._confirm()
         return ()
-
-    def _look_for_anchor(self, pending: CatchUp, given: Batches) -> None:
-        anchor = self._anchor
-        pending.anchored |= anchor is not None and any(anchor.matches(batch) for batch in given.batches)
 
     def _check_overlap(self, found: Sequence[Batch], now: float) -> Commands:
         anchor, pending = self._anchor, self._pending()
@@ -449,13 +414,11 @@ class FeedCore:
 
     def _caught_compacted(self, given: Compacted, _now: float) -> Commands:
         pending = self._pending()
-        self._compacted = max(self._compacted, given.revision)
+        self.note_compacted(given.revision)
         if given.revision > self.log.tip:
             return self._start_anew("compacted")
         if pending.plan is Plan.OVERLAP:
             return self._resume_behind_tip()
-        if pending.plan is Plan.BACKFILL:
-            return self._open(Plan.BACKFILL, given.revision + 1, given.revision, self.log.tip)
         return self._start_anew("compacted")
 
     def _sync_timeout(self, _given: FeedInput, _now: float) -> Commands:
@@ -467,7 +430,6 @@ class FeedCore:
 
     def _hold_for_probe(self, given: Batches, _now: float) -> Commands:
         pending = self._pending()
-        self._look_for_anchor(pending, given)
         pending.behind |= given.behind
         if pending.behind:
             return ()  # the probe, which was asked for before, says nothing of this; the next watch brings it
@@ -481,19 +443,9 @@ class FeedCore:
             return self._start_anew("restored")
         if given.outcome == "failed":
             return self._retry_watch(given, now)
-        if self._lacks_anchor(pending):
-            return self._start_anew("restored")
-        held = self._take_held()
-        if pending.plan is Plan.BACKFILL:
-            history = [batch for batch in held if batch.revision <= self.log.floor]
-            self.log.prepend(history, min(pending.floor, self.log.floor), now)
-        tip = self.log.tip
+        held, tip = self._take_held(), self.log.tip
         self._become_live()
         return self._go_on([batch for batch in held if batch.revision > tip], now, behind=pending.behind)
-
-    def _lacks_anchor(self, pending: CatchUp) -> bool:
-        """Whether the history that was read again is another one: the anchor lies in it, and did not come."""
-        return self._anchor is not None and self._anchor.revision >= pending.start and not pending.anchored
 
     # --- live --------------------------------------------------------------------------------------------------------
 
@@ -536,18 +488,15 @@ class FeedCore:
         return self._move_when_caught_up(given.revision)
 
     def _move_when_caught_up(self, said: int = 0) -> Commands:
-        """From the catch-up stream, or one to itself, to a live one, as after a break."""
+        """From a stream to itself to a live one, as after a break."""
         if self._move_at and max(self.log.tip, said) >= self._move_at:
             self._suspect = False
             return self._resume()
         return ()
 
-    def _deepen(self, _given: FeedInput, now: float) -> Commands:
-        return self._backfill(now)
-
     def _live_compacted(self, given: Compacted, _now: float) -> Commands:
         """A slow watch that compaction overtook."""
-        self._compacted = max(self._compacted, given.revision)
+        self.note_compacted(given.revision)
         if given.revision > self.log.tip:
             return self._start_anew("compacted")
         return self._resume_behind_tip()
@@ -563,19 +512,10 @@ class FeedCore:
             self._suspect |= given.too_large
             return self._retry_watch(given, now)
         # It was alone on its stream.
-        pending = self._catch_up
-        if pending is not None and pending.plan is Plan.BACKFILL:
-            # Those who wait for history are reset; the others are not, unless news do not fit either.
-            self._unreadable, self._catch_up = self.log.tip, None
-            return self._retry_watch(given, now)
         self._oversized = True
         return self._start_anew("lagged")
 
-    def _retry_due_to_watch(self, _given: FeedInput, now: float) -> Commands:
-        pending = self._catch_up
-        if pending is not None and pending.plan is Plan.BACKFILL:
-            # From its first start again: what was compacted before the break says nothing about what answers now.
-            return self._backfill(now)
+    def _retry_due_to_watch(self, _given: FeedInput, _now: float) -> Commands:
         return self._resume()
 
     def _restored(self, _given: FeedInput, _now: float) -> Commands:
@@ -589,21 +529,11 @@ class FeedCore:
     # --- what is held back until it is proven ------------------------------------------------------------------------
 
     def _hold(self, found: Sequence[Batch]) -> bool:
-        """Keep batches aside. Says False when what must not be lost no longer fits; history just loses its old end."""
+        """Keep batches aside. Says False when they no longer fit."""
         self._held.extend(found)
         self._held_bytes += sum(batch.size for batch in found)
-        pending, limit = self._catch_up, self._bounds.bytes
-        drop = 0
-        while self._held_bytes > limit and pending is not None and pending.plan is Plan.BACKFILL:
-            oldest = self._held[drop]
-            if oldest.revision > self.log.tip:
-                break
-            pending.floor = oldest.revision
-            self._held_bytes -= oldest.size
-            drop += 1
-        del self._held[:drop]
         # One revision may be larger than the bound; two that together are must not both be.
-        return self._held_bytes <= limit or len(self._held) == 1
+        return self._held_bytes <= self._bounds.bytes or len(self._held) == 1
 
     def _take_held(self) -> list[Batch]:
         held = self._held
@@ -627,10 +557,9 @@ def _entry(action: Callable[..., Commands], *leads_to: State) -> Entry:
 
 
 _F, _S = FeedCore, State
-_FRESH = (_S.OPENING, _S.REACHING)
 
 TABLE: dict[tuple[State, type], Entry] = {
-    (_S.IDLE, Start): _entry(_F._start, *_FRESH),
+    (_S.IDLE, Start): _entry(_F._start, _S.OPENING),
     (_S.IDLE, Stop): _entry(_F._stop, _S.CLOSED),
     # A fresh watch first, then the snapshot.
     (_S.OPENING, Created): _entry(_F._opened, _S.SNAPSHOTTING),
@@ -638,29 +567,20 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.OPENING, Compacted): _entry(_F._retry_start, _S.START_RETRY),
     (_S.OPENING, Lost): _entry(_F._retry_start, _S.START_RETRY),
     (_S.OPENING, Progress): _entry(_F._ignore, _S.OPENING),
-    (_S.OPENING, WantHistory): _entry(_F._want_history_at_start, _S.OPENING),
     (_S.OPENING, Restored): _entry(_F._ignore, _S.OPENING),
     (_S.OPENING, Stop): _entry(_F._stop, _S.CLOSED),
-    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.CATCHING_UP, _S.OPENING),
+    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.OPENING),
     (_S.SNAPSHOTTING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Batches): _entry(_F._hold_for_snapshot, _S.SNAPSHOTTING, _S.START_RETRY),
     (_S.SNAPSHOTTING, Progress): _entry(_F._ignore, _S.SNAPSHOTTING),
     (_S.SNAPSHOTTING, Compacted): _entry(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Refused): _entry(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Lost): _entry(_F._retry_start, _S.START_RETRY),
-    (_S.SNAPSHOTTING, WantHistory): _entry(_F._want_history_at_start, _S.SNAPSHOTTING),
     (_S.SNAPSHOTTING, Restored): _entry(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Stop): _entry(_F._stop, _S.CLOSED),
-    (_S.START_RETRY, RetryDue): _entry(_F._retry_due_to_start, *_FRESH),
-    (_S.START_RETRY, WantHistory): _entry(_F._want_history_at_start, _S.START_RETRY),
+    (_S.START_RETRY, RetryDue): _entry(_F._retry_due_to_start, _S.OPENING),
     (_S.START_RETRY, Restored): _entry(_F._ignore, _S.START_RETRY),
     (_S.START_RETRY, Stop): _entry(_F._stop, _S.CLOSED),
-    # A cursor is waiting: the snapshot first, then a watch that begins before it.
-    (_S.REACHING, SnapshotTaken): _entry(_F._snapshot_before_watch, _S.CATCHING_UP),
-    (_S.REACHING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
-    (_S.REACHING, WantHistory): _entry(_F._ignore, _S.REACHING),
-    (_S.REACHING, Restored): _entry(_F._retry_start, _S.START_RETRY),  # pages of both histories may be under way
-    (_S.REACHING, Stop): _entry(_F._stop, _S.CLOSED),
     # A watch that started in the past proves itself.
     (_S.CATCHING_UP, Created): _entry(_F._caught_created, _S.CATCHING_UP, _S.CONFIRMING),
     (_S.CATCHING_UP, Batches): _entry(_F._caught_batches, _S.CATCHING_UP, _S.CONFIRMING, _S.LIVE, _S.OPENING),
@@ -669,16 +589,14 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.CATCHING_UP, SyncTimeout): _entry(_F._sync_timeout, _S.OPENING),
     (_S.CATCHING_UP, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
     (_S.CATCHING_UP, Lost): _entry(_F._lost, _S.WATCH_RETRY, _S.OPENING),
-    (_S.CATCHING_UP, WantHistory): _entry(_F._ignore, _S.CATCHING_UP),
     (_S.CATCHING_UP, Restored): _entry(_F._restored, _S.OPENING),
     (_S.CATCHING_UP, Stop): _entry(_F._stop, _S.CLOSED),
     (_S.CONFIRMING, Probed): _entry(_F._probed, _S.LIVE, _S.CATCHING_UP, _S.OPENING, _S.WATCH_RETRY),
     (_S.CONFIRMING, Batches): _entry(_F._hold_for_probe, _S.CONFIRMING, _S.OPENING),
     (_S.CONFIRMING, Progress): _entry(_F._ignore, _S.CONFIRMING),
-    (_S.CONFIRMING, Compacted): _entry(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
+    (_S.CONFIRMING, Compacted): _entry(_F._caught_compacted, _S.OPENING),
     (_S.CONFIRMING, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
     (_S.CONFIRMING, Lost): _entry(_F._lost, _S.WATCH_RETRY, _S.OPENING),
-    (_S.CONFIRMING, WantHistory): _entry(_F._ignore, _S.CONFIRMING),
     (_S.CONFIRMING, Restored): _entry(_F._restored, _S.OPENING),
     (_S.CONFIRMING, Stop): _entry(_F._stop, _S.CLOSED),
     # Live, and what may end that.
@@ -687,11 +605,9 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.LIVE, Compacted): _entry(_F._live_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.LIVE, Refused): _entry(_F._retry_watch, _S.WATCH_RETRY),
     (_S.LIVE, Lost): _entry(_F._lost, _S.WATCH_RETRY, _S.OPENING),
-    (_S.LIVE, WantHistory): _entry(_F._deepen, _S.CATCHING_UP),
     (_S.LIVE, Restored): _entry(_F._restored, _S.OPENING),
     (_S.LIVE, Stop): _entry(_F._stop, _S.CLOSED),
     (_S.WATCH_RETRY, RetryDue): _entry(_F._retry_due_to_watch, _S.CATCHING_UP),
-    (_S.WATCH_RETRY, WantHistory): _entry(_F._ignore, _S.WATCH_RETRY),
     (_S.WATCH_RETRY, Restored): _entry(_F._restored, _S.OPENING),
     (_S.WATCH_RETRY, Stop): _entry(_F._stop, _S.CLOSED),
 }

@@ -1,4 +1,6 @@
-"""What goes into a feed's state machine, and what comes out of it."""
+"""What goes into a feed's two state machines, and what comes out: its own life (``feed``), and history beside it
+(``backfill``). Each has a watch of its own, which the words are about.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class WantHistory:
-    """A joiner's cursor lies below the log's floor."""
+    """A joiner's cursor lies below the log's floor. *revision*: of the cursor, where it is known."""
+
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """What is held back does not fit the memory that all feeds share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class RetryDue:
 
 @dataclass(frozen=True, slots=True)
 class SyncTimeout:
-    """``GATEWAY_SYNC_TIMEOUT`` has passed since the watch was created, without proof."""
+    """``GATEWAY_SYNC_TIMEOUT`` has passed since ``AwaitProof``, without proof."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +75,18 @@ class Stop:
     """Nobody wants this feed any more."""
 
 
-FeedInput = (
-    Start
-    | WantHistory
-    | SnapshotTaken
-    | SnapshotFailed
-    | Probed
-    | RetryDue
-    | SyncTimeout
-    | Restored
-    | Stop
-    | WatchInput
-)
+FeedInput = Start | SnapshotTaken | SnapshotFailed | Probed | RetryDue | SyncTimeout | Restored | Stop | WatchInput
+HistoryInput = WantHistory | NoRoom | Probed | SyncTimeout | Stop | WatchInput
+
+
+class InvalidTransitionError(Exception):
+    """An input that its state does not know: nothing was changed."""
 
 
 # Commands.
 @dataclass(frozen=True, slots=True)
 class OpenWatch:
-    """Open a watch at *start* (0: from now); any other of this feed is closed before."""
+    """Open a watch at *start* (0: from now); any other of this machine is closed before."""
 
     start: int
     lane: Lane = "live"

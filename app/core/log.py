@@ -77,6 +77,11 @@ class Log(Sized):
         return len(self._batches)
 
     @property
+    def first(self) -> Batch | None:
+        """The oldest batch it holds: nothing else lies between its floor and that."""
+        return self._batches[0] if self._batches else None
+
+    @property
     def last(self) -> Batch | None:
         """The newest batch it holds."""
         return self._batches[-1] if self._batches else None

@@ -24,6 +24,9 @@ from app.core.frames import comment, control, greeting
 from app.core.pace import Pace
 from app.core.snapshot import Snapshot
 
+# Seconds that a reader waits though nothing is known to be wrong: a large state, or thousands of ranges, take long.
+LONGEST_WAIT = 120.0
+
 
 class Phase(Enum):
     """What a reader is doing."""
@@ -67,7 +70,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_asked", "_counts", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat", "_lagged",
+        "_asked", "_asked_history", "_counts", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat",
+        "_lagged",
         "_linearizable", "_offered", "_refused_history", "_restores", "_sent_blocks", "_shape", "_snapshot", "_synced",
         "_with_state", "_wording", "delivered", "pace", "phase", "revision", "told_stale", "wants",
     )  # fmt: skip
@@ -97,7 +101,7 @@ class Reader:
         self._heartbeat = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
         self.phase = WAITING
         self.wants = Wants.NOTHING
-        self._refused_history = False
+        self._asked_history = self._refused_history = False
         self._linearizable: int | None = None
         self._offered: Snapshot | None = None
         self._generation = -1
@@ -145,6 +149,14 @@ class Reader:
         """
         log = self._feed.log
         return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
+
+    def waits_in_vain(self, waited: float, patience: float, *, in_trouble: bool) -> bool:
+        """Whether it has *waited* so long, in seconds, that it is to be closed: another replica may do better.
+
+        Whatever it waits for: the first state, one after a restore, a linearizable read, history. *in_trouble*: etcd is
+        out of reach, or the feed's last attempt failed.
+        """
+        return self.phase is WAITING and waited > (patience if in_trouble else max(patience, LONGEST_WAIT))
 
     # --- what the shell tells it -------------------------------------------------------------------------------------
 
@@ -260,9 +272,10 @@ class Reader:
         return b""
 
     def _judge_behind(self, revision: int) -> bytes:
-        if self._feed.promises_history(revision):
+        if self._asked_history and self._feed.promises_history(revision):
             return b""
         if not self._refused_history:
+            self._asked_history = True
             self.wants = Wants.HISTORY
             return b""
         return self._begin_snapshot(self._feed.why_no_history(revision))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from app.core.encoding import event_body
 from app.core.events import Batch, Event, KeyValue
@@ -55,16 +55,14 @@ class View(Sized):
         """
         within: dict[bytes, Event] = {}
         for event in batch.events:
-            old = within.get(event.key) or self._find(event.key)
-            if isinstance(event, KeyValue):
-                known = old if isinstance(old, KeyValue) else None
-                created, version = (known.create_revision, known.version) if known else (batch.revision, 0)
-                if (event.create_revision, event.version) != (created, version + 1):
-                    return False
-            elif not isinstance(old, KeyValue):
+            if not event.follows(within.get(event.key) or self._find(event.key)):
                 return False
             within[event.key] = event
         return True
+
+    def holds(self, last: Iterable[Event]) -> bool:
+        """Whether the last event of each of these keys is what we hold of them."""
+        return all(self._find(event.key) == (event if isinstance(event, KeyValue) else None) for event in last)
 
     def apply(self, batch: Batch) -> None:
         """Fold one complete revision in."""

@@ -1,10 +1,10 @@
 """The small fixed number of watch streams that all watches of a connection share.
 
-Live watches go to live streams, a new one only when the others are well filled; watches that start far in the past go
-to the catch-up stream, so that history does not hold up live events (etcd gives a stream one 128-slot channel and one
-HTTP/2 window: etcd #17529). A watch that may break its stream has one to itself. A stream with many unanswered
-progress requests takes no new watches: each would have to see so many answers before it can believe one
-(``app.core.multiplex``).
+Live watches go to live streams, a new one only when the others are well filled. Watches that read history for old
+cursors go to catch-up streams, so that history does not hold up live events (etcd gives a stream one 128-slot channel
+and one HTTP/2 window: etcd #17529); beyond a number they wait for each other. A watch that may break its stream has one
+to itself. A stream with many unanswered progress requests takes no new watches: each would have to see so many answers
+before it can believe one (``app.core.multiplex``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from app.core.multiplex import MOST_UNANSWERED, Sink
 from app.etcd.stream import WatchStream
 
 LIVE_STREAMS = 3
+# Few histories hold up each other, and no progress is told on a stream of which one has not yet come to its end.
+CATCH_UP_STREAMS = 4
+# Histories that are read at a time on each of them; each takes 0.2 s or so.
+HISTORIES = 8
 # A message over the limit makes suspects of some hundred watches at the most, and each is clear in 0.1 to 0.3 s.
 ALONE_STREAMS = 8
-# Streams beyond these that take the place of those with many unanswered requests.
+# Live streams beyond these that take the place of those with many unanswered requests.
 SPARE_STREAMS = 3
-MAX_STREAMS = LIVE_STREAMS + 1 + SPARE_STREAMS + ALONE_STREAMS  # one is for catching up
+MAX_STREAMS = LIVE_STREAMS + SPARE_STREAMS + CATCH_UP_STREAMS + ALONE_STREAMS
 # Watches on a live stream before the next one is opened.
 FILL = 256
 
@@ -32,7 +36,7 @@ class Lanes:
     Args:
         open_stream: is given what to call when the stream has ended.
         token: what a stream that is opened now would carry; creates on one with another may be refused.
-        on_room: called when a watch can have a stream to itself again.
+        on_room: called when a stream has ended: a watch may have one to itself again, or read history.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Lanes:
         self._token = token
         self._on_room = on_room
         self._live: list[WatchStream] = []
-        self._catch_up: list[WatchStream] = []  # the last one takes new watches
+        self._catch_up: list[WatchStream] = []
         self._alone: list[WatchStream] = []
 
     @property
@@ -59,7 +63,10 @@ class Lanes:
             case "live":
                 stream = self._live_stream()
             case "catch-up":
-                stream = self._catch_up_stream()
+                emptiest = self._catch_up_stream()
+                if emptiest is None:
+                    return None
+                stream = emptiest
             case "alone":
                 if len(self._alone) >= ALONE_STREAMS:
                     return None
@@ -72,10 +79,13 @@ class Lanes:
         for stream in list(self.streams):
             stream.close(error)
 
-    def _catch_up_stream(self) -> WatchStream:
-        if not self._catch_up or (_is_behind(self._catch_up[-1]) and self._has_spare()):
+    def _catch_up_stream(self) -> WatchStream | None:
+        if len(self._catch_up) < CATCH_UP_STREAMS:
             self._catch_up.append(self._open_stream(self._forget))
-        return self._catch_up[-1]
+            return self._catch_up[-1]
+        able = [stream for stream in self._catch_up if not _is_behind(stream)]
+        emptiest = min(able or self._catch_up, key=len)
+        return emptiest if len(emptiest) < HISTORIES else None
 
     def _live_stream(self) -> WatchStream:
         token = self._token()
@@ -95,6 +105,7 @@ class Lanes:
     def _forget(self, stream: WatchStream) -> None:
         if stream in self._catch_up:
             self._catch_up.remove(stream)
+            self._on_room()
         elif stream in self._live:
             self._live.remove(stream)
         elif stream in self._alone:

@@ -54,7 +54,7 @@ UNMATCHED = str(UnmatchedError())
 
 
 class UpstreamWatch:
-    """A watch that is open on a stream, or waits for a link, or for a stream to itself."""
+    """A watch that is open on a stream, or waits for a link, a stream to itself, or its turn to read history."""
 
     def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> None:
         self._upstream = upstream
@@ -106,6 +106,8 @@ class UpstreamWatch:
         self._upstream.forget(self)
         if self.stream is not None:
             self.stream.cancel(self.watch_id)
+            if self.lane == "catch-up":
+                self._upstream.make_room()  # its stream may live on, with room for one that waits
 
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
@@ -268,6 +270,10 @@ class Upstream:
     def note_match(self) -> None:
         """A watch was answered under its own id."""
         self._matched = True
+
+    def make_room(self) -> None:
+        """A watch has left its place to one that waits for it."""
+        self._open_pending()
 
     def judge(self, watch: UpstreamWatch, refused: Refused) -> bool:
         """Find out why a create was refused, and tell the watch; False where there is nothing to find out."""

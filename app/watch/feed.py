@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
 from app.core.backoff import Backoff
@@ -31,13 +33,14 @@ from app.core.feedwords import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
-    WantHistory,
 )
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Lost, Refused, WatchInput
 from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch, spawn
+from app.watch.backfill import RunningBackfill
+from app.watch.letting_go import let_go
 from app.watch.notifier import Notifier
 
 log = logging.getLogger("gateway.feed")
@@ -50,6 +53,9 @@ class Memory(Protocol):
 
     def hold(self) -> Hold:
         """An empty hold of it."""
+
+    def has_room(self) -> bool:
+        """Whether all that is held fits, without anybody giving anything back."""
 
     def settle(self, feed: Feed) -> bool:
         """Make room for what *feed* holds by now, where that can be; whether all fits."""
@@ -75,7 +81,7 @@ class Memory(Protocol):
 
 
 class Feed:
-    """One watched range. Created started; ``stop`` is synchronous, and after it nothing of it is left."""
+    """One watched range. ``start`` it when it is registered; ``stop`` is synchronous, and after it nothing is left."""
 
     def __init__(
         self,
@@ -89,7 +95,6 @@ class Feed:
         memory: Memory,
         clock: Clock,
         draw: Draw,
-        reach: bool,
     ) -> None:
         self.range = watched
         self.core = FeedCore(bounds, reach_back)
@@ -101,7 +106,7 @@ class Feed:
         self._sync_timeout = sync_timeout
         self._stale_after = stale_after
         self._memory = memory
-        self._hold = memory.hold()
+        self._hold: Hold  # from its start on
         self.core.keep(self._keep)
         self._clock = clock
         self._draw = draw
@@ -117,7 +122,16 @@ class Feed:
         self._published = 0  # events
         self._proof_at = clock()
         self.stale_since: float | None = None  # wall clock, seconds: etcd has proven nothing since; None while live
-        self.handle(Start(reach))
+        self._history = RunningBackfill(
+            self.core,
+            watched,
+            etcd,
+            timeout=sync_timeout,
+            has_room=self._has_room,
+            on_change=self._changed,
+            on_denied=lambda: self._fail("revoked"),
+            clock=clock,
+        )
 
     @property
     def state(self) -> State:
@@ -126,13 +140,23 @@ class Feed:
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
-    def handle(self, given: FeedInput) -> None:
-        """Give the core one input, do what it says, wake the readers.
+    def start(self, *, reach: bool) -> None:
+        """Begin, once and for all; *reach*: for somebody with a cursor. Whoever waits is told when that fails."""
+        self._hold = self._memory.hold()
+        self.handle(Start(reach))
 
-        An error of ours ends this feed, with a word to its subscribers, and not the stream that others share with it.
+    def handle(self, given: FeedInput) -> None:
+        """Give the core one input, do what it says, wake the readers."""
+        with self._failing():
+            self._step(given)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """An error of ours ends this feed, with a word to its subscribers, and not the stream, the task or the caller
+        that others share with it.
         """
         try:
-            self._step(given)
+            yield
         except Exception:
             log.exception("feed failed", extra={"range": str(self.range), "state": self.core.state.value})
             self._fail("unavailable")
@@ -148,21 +172,28 @@ class Feed:
                 self.trouble = ""
                 self._judge_staleness()
                 log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self.keys})
+        if not core.joinable:
+            self._history.stop()
+        elif core.owes_history:
+            self._history.want(None)
+        self._changed()
+
+    def _changed(self) -> None:
         self._account()
-        self._memory.published(core.events_in - self._published)
-        self._published = core.events_in
+        self._memory.published(self.core.events_in - self._published)
+        self._published = self.core.events_in
         self.notifier.notify()
+
+    def _has_room(self) -> bool:
+        self._account()
+        return self._memory.has_room()
 
     def want_history(self, revision: int) -> bool:
         """A joiner's cursor lies below the log's floor: reach back for it if that can be, and say whether."""
         core = self.core
-        if core.state is State.CLOSED:
-            return False
-        if core.view is None:
-            self.handle(WantHistory())
-            return True
-        if core.may_deepen(revision, self._clock(), trusted=self._etcd.progress_trusted):
-            self.handle(WantHistory())
+        promised = core.promises_history(revision)
+        if promised or core.may_read_history(revision, self._clock(), trusted=self._etcd.progress_trusted):
+            self._history.want(revision)
         return core.promises_history(revision)
 
     def restored(self) -> None:
@@ -171,19 +202,29 @@ class Feed:
             self.handle(Restored())
 
     def stop(self) -> None:
-        """End it: the watch is cancelled, tasks and timers with it. Idempotent."""
+        """End it: the watch is cancelled, tasks and timers with it. Idempotent, and ends whatever has failed before."""
         if self.core.state is State.CLOSED:
             return
-        self._step(Stop())
+        for command in self.core.handle(Stop(), 0.0):
+            self._execute(command)
+        self._history.stop()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for task in [*self._tasks, *([self._refresh] if self._refresh is not None else [])]:
+        for task in self._all_tasks():
             task.cancel()
         self._refreshed = None
+        self._changed()
         self._hold.release()
 
     # --- memory ------------------------------------------------------------------------------------------------------
+
+    def shed_unproven(self) -> int:
+        """Give up history that is being read, and not proven yet; bytes given back."""
+        before = self.core.history.bytes
+        self._history.make_room()
+        self._account()
+        return before - self.core.history.bytes
 
     def shed_encoded(self) -> int:
         """Do without what is encoded, for now; bytes given back."""
@@ -217,10 +258,16 @@ class Feed:
 
     async def join(self) -> None:
         """Wait until the tasks of a stopped feed have ended."""
-        tasks: list[asyncio.Task[Any]] = [*self._tasks, *([self._refresh] if self._refresh is not None else [])]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._all_tasks(), return_exceptions=True)
+
+    def _all_tasks(self) -> list[asyncio.Task[Any]]:
+        return [*self._tasks, *self._history.tasks, *([self._refresh] if self._refresh is not None else [])]
 
     def _from_watch(self, given: WatchInput) -> None:
+        with self._failing():
+            self._hear(given)
+
+    def _hear(self, given: WatchInput) -> None:
         if isinstance(given, Refused):
             self.trouble = given.reason or "etcd ended the watch"
             log.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
@@ -252,9 +299,9 @@ class Feed:
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():
-                self._spawn(self._take_snapshot())
+                self._spawn(self._take_snapshot)
             case Probe(revision):
-                self._spawn(self._probe(revision))
+                self._spawn(functools.partial(self._probe, revision))
             case Retry(attempt):
                 delay = self._backoff.delay(attempt, self._draw())
                 self._set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
@@ -269,9 +316,8 @@ class Feed:
 
     def _close_watch(self) -> None:
         """And cancel what was asked for its sake: the answer means nothing any more."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        watch, self._watch = self._watch, None
+        let_go(watch)
         for task in self._tasks:
             task.cancel()
         self._cancel_timer(RetryDue)
@@ -285,8 +331,9 @@ class Feed:
         if timer is not None:
             timer.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = spawn(work, name=f"feed {self.range}", died=lambda _error: self._fail("unavailable"))
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # Nobody else would hear of its death, and everybody waits for its answer.
+        task = spawn(work(), name=f"feed {self.range}", died=lambda _error: self._fail("unavailable"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -370,6 +417,10 @@ class Feed:
 
     def check_staleness(self) -> None:
         """Once a second, by the registry: turn stale or live, and let the log forget what is too old."""
+        with self._failing():
+            self._check_staleness()
+
+    def _check_staleness(self) -> None:
         self.core.log.trim(self._clock())
         self._account()
         if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:

@@ -117,10 +117,27 @@ class Registry(Sized):
         Raises:
             DrainingError, OverCapacityError, UnavailableError: before anything is held.
         """
-        feed = self._acquire(watched, has_cursor=has_cursor)
+        self.check(watched)
+        known = self._feeds.get(watched)
+        feed = known if known is not None else self._make(watched)
         subscriber = Subscriber(feed, address, user_agent, request_id, self._clock())
+        # What may raise is done by now: from here on it is held, by a feed that everybody knows.
+        if known is None and self._full:
+            oldest = self._counts.oldest_lingering()
+            assert oldest is not None, "checked"
+            self._expire(oldest)
+        acquired = self._counts.acquire(watched)
+        if acquired is Acquired.STARTED:
+            self._feeds[watched] = feed
+            self._subscribers[feed] = {}
+            self.feeds_started += 1
+            log.info("feed start", extra={"range": str(watched)})
+        elif acquired is Acquired.REVIVED:
+            self._linger_timers.pop(watched).cancel()
         self._subscribers[feed][subscriber] = None
         self._total += 1
+        if acquired is Acquired.STARTED:
+            feed.start(reach=has_cursor)
         return Lease(self, subscriber)
 
     def check(self, watched: KeyRange) -> None:
@@ -145,29 +162,16 @@ class Registry(Sized):
             raise TooLargeError(f"{watched} did not fit the memory that all feeds may hold together")
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
-        if condition.state == "down" and (feed is None or feed.core.view is None):
+        if condition.state == "down" and (feed is None or not feed.core.joinable):
             raise condition.error()
-
-    def _acquire(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
-        self.check(watched)
-        if watched not in self._counts and self._full:
-            oldest = self._counts.oldest_lingering()
-            assert oldest is not None, "checked"
-            self._expire(oldest)
-        acquired = self._counts.acquire(watched)
-        if acquired is Acquired.REVIVED:
-            self._linger_timers.pop(watched).cancel()
-        if acquired is not Acquired.STARTED:
-            return self._feeds[watched]
-        return self._start(watched, has_cursor=has_cursor)
 
     @property
     def _full(self) -> bool:
         return len(self._counts) >= self.limits.feeds
 
-    def _start(self, watched: KeyRange, *, has_cursor: bool) -> Feed:
+    def _make(self, watched: KeyRange) -> Feed:
         limits = self.limits
-        feed = Feed(
+        return Feed(
             watched,
             self._etcd,
             bounds=limits.log,
@@ -177,13 +181,7 @@ class Registry(Sized):
             memory=self,
             clock=self._clock,
             draw=self._draw,
-            reach=has_cursor,
         )
-        self._feeds[watched] = feed
-        self._subscribers[feed] = {}
-        self.feeds_started += 1
-        log.info("feed start", extra={"range": str(watched)})
-        return feed
 
     def release(self, subscriber: Subscriber) -> None:
         """Synchronous and, by its one caller, the lease, once per subscriber."""
@@ -221,6 +219,10 @@ class Registry(Sized):
         """See ``Memory``."""
         return self.budget.hold(Use.FEED)
 
+    def has_room(self) -> bool:
+        """See ``Memory``."""
+        return self.budget.lacks() <= 0
+
     def published(self, events: int) -> None:
         """See ``Memory``."""
         self.events += events
@@ -242,12 +244,15 @@ class Registry(Sized):
         return hold.grow(size, lambda more: self._shed_logs(more, but=feed))
 
     def _make_room_for(self, feed: Feed, size: int) -> None:
-        """Lingering feeds go first; then what is encoded, what *feed* will replace, history, and REST answers."""
+        """Lingering feeds go first, and history that is not proven; then what is encoded, what *feed* will replace,
+        logs, and REST answers.
+        """
         while self.budget.lacks(size) > 0:
             oldest = self._counts.oldest_lingering()
             if oldest is None or self._feeds[oldest] is feed:
                 break
             self._expire(oldest)
+        self._shed_unproven(size)
         self._shed_encoded(size)
         if self.budget.lacks(size) > 0 and feed.give_up_view():
             for subscriber in self._subscribers.get(feed, ()):
@@ -260,8 +265,14 @@ class Registry(Sized):
 
     def _shed(self, size: int) -> None:
         """What pages and answers may take from feeds."""
+        self._shed_unproven(size)
         self._shed_encoded(size)
         self._shed_logs(size)
+
+    def _shed_unproven(self, size: int) -> None:
+        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.history.bytes):
+            if self.budget.lacks(size) <= 0 or feed.shed_unproven() == 0:
+                break
 
     def _shed_encoded(self, size: int) -> None:
         for feed in sorted(self._feeds.values(), key=lambda held: -held.core.encoded):
@@ -329,12 +340,12 @@ class Registry(Sized):
         if timer is not None:
             timer.cancel()
         self._counts.drop(feed.range)
-        if reason == TooLargeError.close_reason:
-            self._too_large[feed.range] = self._clock() + TOO_LARGE_PAUSE
         subscribers = list(self._subscribers[feed])
         self._end(feed, reason)
         for subscriber in subscribers:
             subscriber.close(reason)
+        if reason == TooLargeError.close_reason:
+            self._too_large[feed.range] = self._clock() + TOO_LARGE_PAUSE
 
     # --- running -----------------------------------------------------------------------------------------------------
 

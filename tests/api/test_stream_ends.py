@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.core.feed import FeedCore, InvalidTransitionError
-from app.core.feedwords import Commands, FeedInput, Stop
+from app.core.feed import FeedCore
+from app.core.feedwords import Commands, FeedInput, InvalidTransitionError, Stop
 from app.core.keys import KeyRange
 from app.core.reader import Reader
 from app.gateway import Gateway

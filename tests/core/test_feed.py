@@ -14,7 +14,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.feed import DEEPEN_INTERVAL, TABLE, FeedCore, InvalidTransitionError, State
+from app.core.feed import TABLE, FeedCore, State
 from app.core.feedwords import (
     AwaitProof,
     CloseWatch,
@@ -22,7 +22,7 @@ from app.core.feedwords import (
     Commands,
     EndProof,
     FeedInput,
-    Lane,
+    InvalidTransitionError,
     OpenWatch,
     Probe,
     Probed,
@@ -111,20 +111,11 @@ OVERLAP = WATCH_RETRY.then(RetryDue())
 QUIET = LIVE.then(Progress(141, trusted=True))
 PROBE = QUIET.then(Lost("gone"), RetryDue())
 CONFIRMING_PROBE = PROBE.then(Created(141))
-# Somebody with a cursor waits from the start.
-REACHING = IDLE.then(Start(reach=True))
-BACKFILL = REACHING.then(TAKEN)
-CONFIRMING = BACKFILL.then(Created(100), batches(90), SURE)
-# So far back that it goes over the catch-up stream.
-FAR = Path((Start(reach=True), taken(3000, put(2990))), 2000)
-FAR_CONFIRMING = FAR.then(Created(3000), batches(2990), Progress(3000, trusted=True))
-FAR_LIVE = FAR.then(Created(3005), batches(2990), Progress(3005, trusted=True), Probed("ok"))
 # A message over the limit broke a stream: was it ours?
 TOO_LARGE = Lost("too large", too_large=True)
 ALONE = LIVE.then(TOO_LARGE, RetryDue())
 ALONE_LIVE = ALONE.then(Created(105), batches(90))
 ALONE_CONFIRMING = PROBE.then(TOO_LARGE, RetryDue(), Created(141))
-ALONE_BACKFILL = BACKFILL.then(TOO_LARGE, RetryDue())
 CLOSED = LIVE.then(Stop())
 
 ANEW = (CloseWatch(), OpenWatch(0))
@@ -135,22 +126,18 @@ S = State
 CASES: dict[str, Case] = {
     # A fresh watch first, then the snapshot.
     "nobody has a cursor: the watch first": (IDLE, Start(reach=False), S.OPENING, (OpenWatch(0),)),
-    "somebody has a cursor: the snapshot first": (IDLE, Start(reach=True), S.REACHING, (TakeSnapshot(),)),
+    "somebody has a cursor: no other way": (IDLE, Start(reach=True), S.OPENING, (OpenWatch(0),)),
     "stopped before it began": (IDLE, Stop(), S.CLOSED, (CloseWatch(),)),
     "the watch is open: now the snapshot": (OPENING, Created(99), S.SNAPSHOTTING, (TakeSnapshot(),)),
     "refused": (OPENING, Refused("no"), S.START_RETRY, (CloseWatch(), Retry(0))),
     "compacted, though from now on": (OPENING, Compacted(5), S.START_RETRY, (CloseWatch(), Retry(0))),
     "lost before it opened": (OPENING, Lost("gone"), S.START_RETRY, (CloseWatch(), Retry(0))),
     "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
-    "a cursor comes while opening": (OPENING, WantHistory(), S.OPENING, ()),
     "restored before the snapshot": (OPENING, Restored(), S.OPENING, ()),
     "stopped while opening": (OPENING, Stop(), S.CLOSED, (CloseWatch(),)),
     "the snapshot is there": (SNAPSHOTTING, TAKEN, S.LIVE, ()),
     "what came behind the snapshot does not follow from it": (
         SNAPSHOTTING.then(said(put(101, b"90"))), TAKEN, S.OPENING, ANEW
-    ),
-    "the snapshot is there, and a cursor waits": (
-        SNAPSHOTTING.then(WantHistory()), TAKEN, S.CATCHING_UP, (CloseWatch(), EndProof(), OpenWatch(50))
     ),
     "no snapshot": (SNAPSHOTTING, SnapshotFailed(), S.START_RETRY, (CloseWatch(), Retry(0))),
     "events before the snapshot": (SNAPSHOTTING, batches(100, 101), S.SNAPSHOTTING, ()),
@@ -161,77 +148,57 @@ CASES: dict[str, Case] = {
     "compacted before the snapshot": (SNAPSHOTTING, Compacted(5), S.START_RETRY, (CloseWatch(), Retry(0))),
     "refused before the snapshot": (SNAPSHOTTING, Refused("no"), S.START_RETRY, (CloseWatch(), Retry(0))),
     "lost before the snapshot": (SNAPSHOTTING, Lost("gone"), S.START_RETRY, (CloseWatch(), Retry(0))),
-    "a cursor comes before the snapshot": (SNAPSHOTTING, WantHistory(), S.SNAPSHOTTING, ()),
     "restored while the snapshot is read": (SNAPSHOTTING, Restored(), S.START_RETRY, (CloseWatch(), Retry(0))),
     "stopped before the snapshot": (SNAPSHOTTING, Stop(), S.CLOSED, (CloseWatch(),)),
     "again": (START_RETRY, RetryDue(), S.OPENING, (OpenWatch(0),)),
-    "again, and a cursor waits": (START_RETRY.then(WantHistory()), RetryDue(), S.REACHING, (TakeSnapshot(),)),
-    "a cursor comes meanwhile": (START_RETRY, WantHistory(), S.START_RETRY, ()),
     "restored meanwhile": (START_RETRY, Restored(), S.START_RETRY, ()),
     "stopped meanwhile": (START_RETRY, Stop(), S.CLOSED, (CloseWatch(),)),
-    # A cursor is waiting: the snapshot first, then a watch that begins before it.
-    "the snapshot to reach back from": (REACHING, TAKEN, S.CATCHING_UP, (EndProof(), OpenWatch(50))),
-    "no snapshot to reach back from": (REACHING, SnapshotFailed(), S.START_RETRY, (CloseWatch(), Retry(0))),
-    "one more cursor": (REACHING, WantHistory(), S.REACHING, ()),
-    "restored under its pages": (REACHING, Restored(), S.START_RETRY, (CloseWatch(), Retry(0))),
-    "stopped while reaching": (REACHING, Stop(), S.CLOSED, (CloseWatch(),)),
     # A watch that started in the past proves itself.
-    "catching up: proof is wanted": (BACKFILL, Created(100), S.CATCHING_UP, (AwaitProof(),)),
+    "catching up: proof is wanted": (OVERLAP, Created(100), S.CATCHING_UP, (AwaitProof(),)),
     "nothing lies between: no proof needed": (PROBE, Created(141), S.CONFIRMING, (EndProof(), Probe(141))),
     "something may lie between": (PROBE, Created(142), S.CATCHING_UP, (AwaitProof(),)),
-    "history below its end": (BACKFILL.then(Created(100)), batches(60, 90), S.CATCHING_UP, ()),
-    "history with its end": (
-        BACKFILL.then(Created(100)), batches(90, 100), S.CONFIRMING, (EndProof(), Probe(49))
-    ),
     "the anchor as we know it": (OVERLAP, said(put(90)), S.LIVE, (EndProof(),)),
+    "news, not yet all": (PROBE.then(Created(144)), batches(143), S.CATCHING_UP, ()),
+    "news, all of them": (PROBE.then(Created(144)), batches(144), S.CONFIRMING, (EndProof(), Probe(141))),
     "another anchor": (OVERLAP, said(put(90, value=b"x")), S.OPENING, UNPROVEN_ANEW),
     "another revision than the anchor's": (OVERLAP, batches(91), S.OPENING, UNPROVEN_ANEW),
-    "progress to the end": (BACKFILL.then(Created(100)), SURE, S.CONFIRMING, (EndProof(), Probe(49))),
-    "progress before the end": (BACKFILL.then(Created(100)), Progress(99, trusted=True), S.CATCHING_UP, ()),
-    "progress of a version that overtakes": (
-        BACKFILL.then(Created(100)), Progress(100, trusted=False), S.CATCHING_UP, ()
+    "progress to the end": (
+        PROBE.then(Created(144)), Progress(144, trusted=True), S.CONFIRMING, (EndProof(), Probe(141))
     ),
-    "progress before it was created": (BACKFILL, SURE, S.CATCHING_UP, ()),
+    "progress before the end": (PROBE.then(Created(144)), Progress(143, trusted=True), S.CATCHING_UP, ()),
+    "progress of a version that overtakes": (
+        PROBE.then(Created(144)), Progress(144, trusted=False), S.CATCHING_UP, ()
+    ),
+    "progress before it was created": (PROBE, Progress(144, trusted=True), S.CATCHING_UP, ()),
     "progress, and no anchor": (OVERLAP.then(Created(100)), SURE, S.OPENING, UNPROVEN_ANEW),
-    "history compacted": (BACKFILL, Compacted(60), S.CATCHING_UP, (EndProof(), OpenWatch(61))),
     "the anchor compacted": (OVERLAP, Compacted(95), S.CATCHING_UP, (EndProof(), OpenWatch(101))),
     "all compacted": (OVERLAP, Compacted(101), S.OPENING, UNPROVEN_ANEW),
     "no proof in time": (OVERLAP, SyncTimeout(), S.OPENING, UNPROVEN_ANEW),
     "catching up refused": (OVERLAP, Refused("no"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
     "lost again": (OVERLAP, Lost("gone"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
-    "a cursor comes while catching up": (OVERLAP, WantHistory(), S.CATCHING_UP, ()),
     "restored while catching up": (OVERLAP, Restored(), S.OPENING, UNPROVEN_ANEW),
     "stopped while catching up": (OVERLAP, Stop(), S.CLOSED, (EndProof(), CloseWatch())),
     # Complete; only: was nothing below compacted while it was read?
-    "proven": (CONFIRMING, Probed("ok"), S.LIVE, ()),
-    "proven on the catch-up stream: now to a live one": (
-        FAR_CONFIRMING, Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(2990))
+    "proven": (CONFIRMING_PROBE, Probed("ok"), S.LIVE, ()),
+    "proven on a stream to itself: now to a live one": (
+        ALONE_CONFIRMING, Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(142))
     ),
-    "compacted under it": (CONFIRMING, Probed("compacted"), S.OPENING, ANEW),
-    "a member that has not heard of its start": (CONFIRMING, Probed("future"), S.OPENING, ANEW),
-    "no answer": (CONFIRMING, Probed("failed"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
-    "events meanwhile": (CONFIRMING, batches(101), S.CONFIRMING, ()),
+    "compacted under it": (CONFIRMING_PROBE, Probed("compacted"), S.OPENING, ANEW),
+    "a member that has not heard of its start": (CONFIRMING_PROBE, Probed("future"), S.OPENING, ANEW),
+    "no answer": (CONFIRMING_PROBE, Probed("failed"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
+    "events meanwhile": (CONFIRMING_PROBE, batches(142), S.CONFIRMING, ()),
     "more events meanwhile than fit": (CONFIRMING_PROBE.then(heavy(142)), heavy(143), S.OPENING, ANEW),
-    "progress meanwhile": (CONFIRMING, SURE, S.CONFIRMING, ()),
-    "history compacted meanwhile": (CONFIRMING, Compacted(60), S.CATCHING_UP, (EndProof(), OpenWatch(61))),
+    "progress meanwhile": (CONFIRMING_PROBE, SURE, S.CONFIRMING, ()),
     "compacted behind a tip without anchor": (CONFIRMING_PROBE, Compacted(141), S.OPENING, ANEW),
-    "refused meanwhile": (CONFIRMING, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
-    "lost meanwhile": (CONFIRMING, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
-    "a cursor comes while confirming": (CONFIRMING, WantHistory(), S.CONFIRMING, ()),
-    "restored while confirming": (CONFIRMING, Restored(), S.OPENING, ANEW),
-    "stopped while confirming": (CONFIRMING, Stop(), S.CLOSED, (CloseWatch(),)),
+    "refused meanwhile": (CONFIRMING_PROBE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
+    "lost meanwhile": (CONFIRMING_PROBE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
+    "restored while confirming": (CONFIRMING_PROBE, Restored(), S.OPENING, ANEW),
+    "stopped while confirming": (CONFIRMING_PROBE, Stop(), S.CLOSED, (CloseWatch(),)),
     # Live, and what may end that.
     "news": (LIVE, batches(101, 103), S.LIVE, ()),
     "what the snapshot holds": (LIVE, batches(95), S.LIVE, ()),
     "what cannot be: behind the tip": (QUIET, batches(120), S.OPENING, ANEW),
-    "news on the catch-up stream: now to a live one": (
-        FAR_LIVE, batches(3005), S.CATCHING_UP, (EndProof(), OpenWatch(3005))
-    ),
-    "news on the catch-up stream, not yet all": (FAR_LIVE, batches(3004), S.LIVE, ()),
     "progress": (LIVE, Progress(105, trusted=True), S.LIVE, ()),
-    "progress on the catch-up stream: now to a live one": (
-        FAR_LIVE, Progress(3005, trusted=True), S.CATCHING_UP, (EndProof(), OpenWatch(2990))
-    ),
     "compaction overtook a slow watch": (LIVE, Compacted(100), S.CATCHING_UP, (EndProof(), OpenWatch(101))),
     "compaction overtook us too": (LIVE, Compacted(101), S.OPENING, ANEW),
     "history where news should be: the watch was a slow one": (
@@ -255,29 +222,22 @@ CASES: dict[str, Case] = {
     ),
     "refused while live": (LIVE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "lost": (LIVE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
-    "a cursor below the log": (LIVE, WantHistory(), S.CATCHING_UP, (EndProof(), OpenWatch(50))),
     "restored": (LIVE, Restored(), S.OPENING, ANEW),
     "stopped": (LIVE, Stop(), S.CLOSED, (CloseWatch(),)),
     "after a break: at the anchor": (WATCH_RETRY, RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90))),
     "after a break: no anchor is near": (
         QUIET.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142))
     ),
-    "after a break: history was being read": (
-        BACKFILL.then(Compacted(60), Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(50))
-    ),
     # A message over the limit: each watch of its stream goes on alone, and then it is known whose it was.
     "too large while live": (LIVE, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "too large while catching up": (OVERLAP, TOO_LARGE, S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
-    "too large while confirming": (CONFIRMING, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(0))),
+    "too large while confirming": (CONFIRMING_PROBE, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "too large before the snapshot": (SNAPSHOTTING, TOO_LARGE, S.START_RETRY, (CloseWatch(), Retry(0))),
     "on alone, at the anchor": (
         LIVE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
     ),
     "on alone, without anchor": (
         PROBE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142, "alone"))
-    ),
-    "on alone, from far back": (
-        FAR.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(1000, "alone"))
     ),
     "lost for another reason, and still a suspect": (
         ALONE.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
@@ -293,14 +253,6 @@ CASES: dict[str, Case] = {
     "it was ours": (ALONE, TOO_LARGE, S.OPENING, UNPROVEN_ANEW),
     "it was ours, behind others": (ALONE_LIVE, TOO_LARGE, S.OPENING, ANEW),
     "it was ours, without anchor": (ALONE_CONFIRMING, TOO_LARGE, S.OPENING, ANEW),
-    "it was our history": (ALONE_BACKFILL, TOO_LARGE, S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
-    "without that history": (
-        ALONE_BACKFILL.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
-    ),
-    "our history, and our news": (
-        ALONE_BACKFILL.then(TOO_LARGE, RetryDue()), TOO_LARGE, S.OPENING, UNPROVEN_ANEW
-    ),
-    "a cursor comes after a break": (WATCH_RETRY, WantHistory(), S.WATCH_RETRY, ()),
     "restored after a break": (WATCH_RETRY, Restored(), S.OPENING, ANEW),
     "stopped after a break": (WATCH_RETRY, Stop(), S.CLOSED, (CloseWatch(),)),
 }  # fmt: skip
@@ -328,17 +280,15 @@ PLACES = (
     OPENING,
     SNAPSHOTTING,
     START_RETRY,
-    REACHING,
-    BACKFILL,
     OVERLAP,
     PROBE,
-    CONFIRMING,
+    CONFIRMING_PROBE,
     LIVE,
     WATCH_RETRY,
     CLOSED,
 )
 INPUTS: tuple[FeedInput, ...] = (
-    Start(reach=True), WantHistory(), TAKEN, SnapshotFailed(), Probed("ok"), RetryDue(), SyncTimeout(), Restored(),
+    Start(reach=True), TAKEN, SnapshotFailed(), Probed("ok"), RetryDue(), SyncTimeout(), Restored(),
     Stop(), Created(200), batches(200), Progress(200, trusted=True), Compacted(200), Refused("no"), Lost("gone"),
 )  # fmt: skip
 
@@ -411,69 +361,6 @@ def test_only_trusted_progress_moves_the_tip() -> None:
     assert (core.log.tip, core.log.generation, revisions(core)) == (105, 1, [])
 
 
-# --- BACKFILL --------------------------------------------------------------------------------------------------------
-
-
-def test_history_is_read_again_below_the_floor() -> None:
-    """What lies up to the snapshot becomes the log's past, the rest is live; nobody is reset for it."""
-    core = BACKFILL.then(Created(101)).walk()
-    assert core.joinable
-    assert (core.promises_history(49), core.promises_history(48)) == (True, False)
-    send(core, batches(60, 90), batches(101))
-    assert revisions(core) == [], "not before it is proven"
-    send(core, Probed("ok"))
-    assert (revisions(core), core.log.floor, core.log.tip) == ([60, 90, 101], 49, 101)
-    assert (core.log.generation, state(core), core.events_in) == (1, {b"90": 90, b"101": 101}, 1)
-    assert not core.promises_history(49)
-
-
-def test_history_is_complete_at_what_etcd_had_when_it_opened() -> None:
-    """The store was ahead of the snapshot: an end before that proves nothing."""
-    core = BACKFILL.then(Created(105)).walk()
-    assert send(core, batches(90, 100)) == ()
-    assert send(core, Progress(104, trusted=True)) == ()
-    assert send(core, Progress(105, trusted=True)) == (EndProof(), Probe(49))
-
-
-def test_history_begins_at_the_first_revision() -> None:
-    """A young etcd has nothing below: the probe asks for the first revision that there is."""
-    core = REACHING.then(taken(20, put(9))).walk()
-    assert send(core, Created(20), batches(9), Progress(20, trusted=True)) == (EndProof(), Probe(1))
-    send(core, Probed("ok"))
-    assert core.log.covers(0)
-
-
-def test_history_without_its_anchor_is_of_another_etcd() -> None:
-    """The snapshot's newest put did not come again."""
-    core = BACKFILL.then(Created(100), batches(60), SURE).walk()
-    assert send(core, Probed("ok")) == ANEW
-
-
-def test_history_above_its_anchor_needs_none() -> None:
-    """Compacted beyond the anchor, it cannot come again."""
-    core = BACKFILL.then(Compacted(92), Created(100), SURE).walk()
-    send(core, Probed("ok"))
-    assert (core.state, core.log.floor) == (State.LIVE, 92)
-
-
-def test_history_that_does_not_fit_loses_its_old_end() -> None:
-    """The bound holds while it is read, and the promise is taken back."""
-    core = BACKFILL.then(Created(100)).walk()
-    send(core, heavy(60), heavy(70), said(put(90)))
-    assert core._held_bytes <= BOUNDS.bytes
-    assert (core.promises_history(60), core.promises_history(59)) == (True, False)
-    assert send(core, SURE) == (EndProof(), Probe(60))
-    send(core, Probed("ok"))
-    assert (revisions(core), core.log.floor) == ([70, 90], 60)
-
-
-def test_news_are_not_lost_for_history() -> None:
-    """When what must come no longer fits, all starts anew; history alone never leads to that."""
-    core = BACKFILL.then(Created(103)).walk()
-    assert send(core, heavy(60), heavy(101)) == ()
-    assert send(core, heavy(102)) == UNPROVEN_ANEW
-
-
 def test_one_revision_larger_than_the_bound_is_held() -> None:
     """It reaches everyone who keeps up, as in the log."""
     giant = said(put(142, value=b"v" * 5000))
@@ -481,14 +368,6 @@ def test_one_revision_larger_than_the_bound_is_held() -> None:
     assert send(core, giant) == ()
     send(core, Probed("ok"))
     assert revisions(core) == [142]
-
-
-def test_deepening_a_live_feed_keeps_its_readers() -> None:
-    """The tip stands still while history is read, then goes on; same generation, nothing twice."""
-    core = LIVE.then(batches(101)).walk()
-    send(core, WantHistory(), Created(102), batches(60, 90, 101, 102), Probed("ok"))
-    assert (core.state, core.log.generation, revisions(core)) == (State.LIVE, 1, [60, 90, 101, 102])
-    assert (core.log.floor, core.events_in) == (50, 2)
 
 
 # --- OVERLAP ---------------------------------------------------------------------------------------------------------
@@ -546,8 +425,8 @@ def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
 
 @pytest.mark.parametrize(
     ("path", "before"),
-    [(LIVE, ()), (OVERLAP, (said(put(90)),)), (CONFIRMING_PROBE, ()), (CONFIRMING, ())],
-    ids=["live", "after a break", "behind the tip", "behind history"],
+    [(LIVE, ()), (OVERLAP, (said(put(90)),)), (CONFIRMING_PROBE, ())],
+    ids=["live", "after a break", "behind the tip"],
 )
 def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[FeedInput]) -> None:
     """A key's version has jumped: something is missing, or the history is another one. What came before it stays."""
@@ -617,7 +496,6 @@ DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(
         # A compaction exactly there keeps puts and takes deletes.
         (OVERLAP.then(Created(100)), SURE, "restored"),
         (DELETED, Progress(105, trusted=True), "unproven"),
-        (BACKFILL.then(Created(100), batches(60), SURE), Probed("ok"), "restored"),
         (CONFIRMING_PROBE, Probed("compacted"), "compacted"),
         (CONFIRMING_PROBE, Probed("future"), "restored"),
         (CONFIRMING_PROBE.then(heavy(142)), heavy(143), "lagged"),
@@ -651,16 +529,6 @@ def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: 
     assert core.reason == reason
 
 
-def test_why_there_is_no_history() -> None:
-    """Out of reach, compacted for all we know, or of a history that ended."""
-    core = LIVE.walk()
-    assert core.why_no_history(60) == "lagged"
-    core = BACKFILL.then(Compacted(60)).walk()
-    assert [core.why_no_history(revision) for revision in (59, 60)] == ["compacted", "lagged"]
-    core = LIVE.then(Restored(), Created(200), taken(200)).walk()
-    assert [core.why_no_history(revision) for revision in (199, 200)] == ["restored", "lagged"]
-
-
 # --- a message over the limit ----------------------------------------------------------------------------------------
 
 AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
@@ -669,34 +537,20 @@ AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
 def test_what_was_too_large_is_not_asked_for_again() -> None:
     """It may be the snapshot's newest revision: no anchor until there are news, and no history from before."""
     core = AFTER_IT.walk()
-    assert not core.may_deepen(199, 60.0, trusted=True)
-    assert core.may_deepen(200, 60.0, trusted=True)
+    assert not core.may_read_history(199, 60.0, trusted=True)
+    assert core.may_read_history(200, 60.0, trusted=True)
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(201))
     send(core, Created(200), Probed("ok"), batches(205))
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(205))
     send(core, Created(205), batches(205))
-    assert send(core, WantHistory()) == (EndProof(), OpenWatch(201))
-
-
-def test_history_that_is_too_large_is_done_without() -> None:
-    """Who waits for it is not to wait any longer; nobody else is reset; later history is in reach again."""
-    core = ALONE_BACKFILL.walk()
-    assert core.promises_history(60)
-    send(core, TOO_LARGE)
-    assert not core.promises_history(60)
-    assert core.why_no_history(60) == "lagged"
-    send(core, RetryDue(), Created(100), batches(90), Created(100), batches(90))
-    assert (core.state, core.log.generation) == (State.LIVE, 1)
-    assert not core.may_deepen(99, 60.0, trusted=True)
-    send(core, batches(*range(101, 130)))
-    assert core.may_deepen(100, 60.0, trusted=True)
+    assert core.history.handle(WantHistory(204), 60.0) == (AwaitProof(), OpenWatch(201, "catch-up"))
 
 
 def test_another_history_may_fit() -> None:
     """What was too large was in the one before the restore."""
     core = AFTER_IT.then(Restored(), Created(150), taken(150, put(149))).walk()
     assert core.reason == "restored"
-    assert core.may_deepen(100, 60.0, trusted=True)
+    assert core.may_read_history(100, 60.0, trusted=True)
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(149))
 
 
@@ -708,20 +562,6 @@ def test_a_fresh_start_is_above_suspicion() -> None:
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
-
-
-def test_history_is_not_read_for_everybody() -> None:
-    """Within reach, by a version whose progress can be trusted, on a live feed, and not too often."""
-    core = LIVE.walk()
-    assert core.may_deepen(50, 0.0, trusted=True)
-    assert not core.may_deepen(49, 0.0, trusted=True)
-    assert not core.may_deepen(50, 0.0, trusted=False)
-    assert not OVERLAP.walk().may_deepen(50, 0.0, trusted=True)
-    core.handle(WantHistory(), 7.0)
-    send(core, Created(100), batches(90), SURE, Probed("ok"))
-    assert core.state is State.LIVE
-    assert not core.may_deepen(50, 7.0 + DEEPEN_INTERVAL - 0.1, trusted=True)
-    assert core.may_deepen(50, 7.0 + DEEPEN_INTERVAL, trusted=True)
 
 
 def test_retries_are_counted_until_it_is_live() -> None:
@@ -741,19 +581,11 @@ def test_retries_are_counted_until_it_is_live() -> None:
     assert waits == [(CloseWatch(), Retry(attempt)) for attempt in (0, 1, 2, 0, 1, 0)]
 
 
-@pytest.mark.parametrize(("reach_back", "lane"), [(999, "live"), (1000, "catch-up")])
-def test_a_long_way_back_goes_over_another_stream(reach_back: int, lane: Lane) -> None:
-    """More than one round of etcd's catching up would hold up everybody's live events."""
-    core = FeedCore(BOUNDS, reach_back)
-    commands = send(core, Start(reach=True), taken(3000, put(2990)))
-    assert commands == (EndProof(), OpenWatch(3000 - reach_back, lane))
-
-
 sizes = st.lists(st.integers(0, 1500), max_size=12)
 
 
 @given_by(
-    path=st.sampled_from([SNAPSHOTTING, BACKFILL, PROBE, CONFIRMING, CONFIRMING_PROBE]),
+    path=st.sampled_from([SNAPSHOTTING, PROBE, CONFIRMING_PROBE]),
     first=st.sampled_from([60, 95, 300]),
     sizes=sizes,
 )
@@ -772,8 +604,6 @@ def test_what_is_held_back_is_bounded(path: Path, first: int, sizes: Sequence[in
 
 def test_the_greatest_compaction_is_remembered() -> None:
     """A member that lags says less, and a live watch is told of it too."""
-    core = BACKFILL.then(Compacted(60), Lost("gone"), RetryDue(), Compacted(55)).walk()
-    assert core.why_no_history(57) == "compacted"
     core = LIVE.then(Compacted(95)).walk()
     assert core.why_no_history(80) == "compacted"
 
@@ -788,12 +618,6 @@ def test_what_a_slow_watch_brings_is_not_published() -> None:
     assert (revisions(core), core.log.tip) == ([], 100)
     core = CONFIRMING.then(Batches(batches(101).batches, behind=True), Probed("ok")).walk()
     assert revisions(core) == [90]
-
-
-def test_an_anchor_that_comes_while_confirming_is_seen() -> None:
-    """Held, it is part of the history all the same: that is not another one."""
-    core = BACKFILL.then(Created(100), SURE, batches(90), Probed("ok")).walk()
-    assert (core.state, core.restores, revisions(core)) == (State.LIVE, 0, [90])
 
 
 def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:

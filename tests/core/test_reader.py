@@ -490,13 +490,13 @@ def test_a_cursor_below_the_log_waits_for_promised_history() -> None:
     core = live(put(90))
     one = reader(core, Cursor(EPOCH, 80))
     one.read(PLENTY)
-    core.handle(WantHistory(), 0.0)
+    core.history.handle(WantHistory(80), 0.0)
     one.refuse_history()
     assert (one.read(PLENTY), one.wants) == (b"", Wants.NOTHING)
-    core.handle(Created(100), 0.0)
-    core.handle(batches(70, 90), 0.0)
-    core.handle(Progress(100, trusted=True), 0.0)
-    core.handle(Probed("ok"), 0.0)
+    core.history.handle(Created(100), 0.0)
+    core.history.handle(batches(90), 0.0)
+    core.history.handle(Progress(100, trusted=True), 0.0)
+    core.history.handle(Probed("ok"), 0.0)
     assert words(one.read(PLENTY) + one.read(PLENTY)) == ["put@90", "synced@100"]
     assert resets(one) == []
 

@@ -1,0 +1,476 @@
+"""``app.core.backfill`` by named examples: how history is read, proven and given up, beside a feed that goes on.
+
+Random walks are in ``test_feed_machine``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+from hypothesis import given as given_by
+from hypothesis import strategies as st
+
+from app.core.backfill import INTERVAL, LONGEST_INTERVAL, TABLE, TRIES, Stage
+from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.feed import FeedCore, State
+from app.core.feedwords import (
+    AwaitProof,
+    CloseWatch,
+    Command,
+    Commands,
+    EndProof,
+    FeedInput,
+    HistoryInput,
+    InvalidTransitionError,
+    NoRoom,
+    OpenWatch,
+    Probe,
+    Probed,
+    Reason,
+    Restored,
+    Start,
+    Stop,
+    SyncTimeout,
+    WantHistory,
+)
+from app.core.log import Bounds
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from tests.core.test_feed import BOUNDS, EVERYTHING, REACH_BACK, batches, heavy, put, revisions, said, taken
+
+# A feed that is live at 100; its newest key was written at 90.
+TAKEN = taken(100, put(60), put(70), put(90))
+LIVE: tuple[FeedInput, ...] = (Start(reach=False), Created(99), TAKEN)
+# One whose log holds something: 101 and 103.
+BUSY = (*LIVE, batches(101, 103))
+# One whose log has grown old: it knows of 103 only that nothing came since.
+OLD = (*BUSY, Progress(110, trusted=True))
+
+END = (EndProof(), CloseWatch())
+TOO_LARGE = Lost("too large", too_large=True)
+SURE = Progress(100, trusted=True)
+ASK = WantHistory(60)
+ASKED: tuple[HistoryInput, ...] = (ASK,)
+OPEN = (ASK, Created(100))
+CONFIRMING = (*OPEN, batches(70, 90), SURE)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A feed that has come somewhere, and what its history was told since."""
+
+    feed: Sequence[FeedInput]
+    history: Sequence[HistoryInput] = ()
+
+    def then(self, *inputs: HistoryInput) -> Path:
+        """Further on."""
+        return Path(self.feed, (*self.history, *inputs))
+
+    def walk(self) -> FeedCore:
+        """The feed there."""
+        core = FeedCore(BOUNDS, REACH_BACK)
+        for given in self.feed:
+            core.handle(given, 0.0)
+        if self.feed is OLD:
+            core.log.trim(BOUNDS.age + 1)
+        for told in self.history:
+            core.history.handle(told, 0.0)
+        return core
+
+
+def send(core: FeedCore, *inputs: HistoryInput, now: float = 0.0) -> Commands:
+    """One after the other; the commands of the last."""
+    commands: Commands = ()
+    for given in inputs:
+        commands = core.history.handle(given, now)
+    return commands
+
+
+AT_REST = Path(LIVE)
+OPENING = AT_REST.then(*ASKED)
+READING = AT_REST.then(*OPEN)
+PROBING = AT_REST.then(*CONFIRMING)
+BUSY_READING = Path(BUSY, OPEN)
+ALONE = OPENING.then(TOO_LARGE)
+TIRED = OPENING.then(*[Lost("gone")] * (TRIES - 1))
+
+S = Stage
+FROM_50 = OpenWatch(50, "catch-up")
+CONFIRM = (CloseWatch(), AwaitProof(), Probe(49))
+Case = tuple[Path, HistoryInput, Stage, tuple[Command, ...]]
+CASES: dict[str, Case] = {
+    "asked": (AT_REST, ASK, S.OPENING, (AwaitProof(), FROM_50)),
+    "stopped at rest": (AT_REST, Stop(), S.RESTING, ()),
+    "one more asks": (OPENING, WantHistory(80), S.OPENING, ()),
+    "opened": (OPENING, Created(100), S.READING, (AwaitProof(),)),
+    "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
+    "compacted: what is left of it": (OPENING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "catch-up"),)),
+    "compacted: nothing for anybody": (OPENING, Compacted(61), S.RESTING, END),
+    "refused": (OPENING, Refused("no"), S.RESTING, END),
+    "lost: again": (OPENING, Lost("gone"), S.OPENING, (AwaitProof(), FROM_50)),
+    "lost too often": (TIRED, Lost("gone"), S.RESTING, END),
+    "not in time": (OPENING, SyncTimeout(), S.RESTING, END),
+    "no room": (OPENING, NoRoom(), S.RESTING, END),
+    "stopped": (OPENING, Stop(), S.RESTING, END),
+    "too large for somebody: alone": (OPENING, TOO_LARGE, S.OPENING, (AwaitProof(), OpenWatch(50, "alone"),)),
+    "too large for us": (ALONE, TOO_LARGE, S.RESTING, END),
+    "one more asks meanwhile": (READING, WantHistory(80), S.READING, ()),
+    "below the end": (READING, batches(70, 90), S.READING, ()),
+    "the end of an empty log: an event at it": (READING, batches(90, 100), S.CONFIRMING, CONFIRM),
+    "the end of an empty log: an event above it": (READING, batches(90, 101), S.CONFIRMING, CONFIRM),
+    "the end of an empty log: progress": (READING.then(batches(90)), SURE, S.CONFIRMING, CONFIRM),
+    "progress before the end": (READING, Progress(99, trusted=True), S.READING, ()),
+    "progress of a version that overtakes": (READING, Progress(100, trusted=False), S.READING, ()),
+    "an event where there was none": (Path(OLD, (ASK, Created(110))), batches(103, 105), S.RESTING, END),
+    "the end of a log that grew old": (Path(OLD, (ASK, Created(110))), batches(101, 103), S.CONFIRMING,
+                                       (CloseWatch(), AwaitProof(), Probe(59))),
+    "the log's first batch": (BUSY_READING, batches(90, 101), S.CONFIRMING, (CloseWatch(), AwaitProof(), Probe(52))),
+    "all below a log that holds something": (BUSY_READING, SURE, S.READING, ()),
+    "another first batch": (BUSY_READING, said(put(101, value=b"x")), S.RESTING, END),
+    "not the first batch": (BUSY_READING, batches(103), S.RESTING, END),
+    "progress without the first batch": (BUSY_READING, Progress(101, trusted=True), S.RESTING, END),
+    "compacted while reading": (READING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "catch-up"),)),
+    "compacted while reading: nothing for anybody": (READING, Compacted(61), S.RESTING, END),
+    "refused while reading": (READING, Refused("no"), S.RESTING, END),
+    "lost while reading": (READING, Lost("gone"), S.OPENING, (AwaitProof(), FROM_50)),
+    "lost too often while reading": (TIRED.then(Created(100)), Lost("gone"), S.RESTING, END),
+    "not read in time": (READING, SyncTimeout(), S.RESTING, END),
+    "no room for what was read": (READING, NoRoom(), S.RESTING, END),
+    "more than the log may hold": (READING.then(heavy(65)), heavy(75), S.RESTING, END),
+    "stopped while reading": (READING, Stop(), S.RESTING, END),
+    "one more asks at the end": (PROBING, WantHistory(80), S.CONFIRMING, ()),
+    "proven": (PROBING, Probed("ok"), S.RESTING, END),
+    "compacted under it": (PROBING, Probed("compacted"), S.RESTING, END),
+    "a member that has not heard of its start": (PROBING, Probed("future"), S.RESTING, END),
+    "no answer": (PROBING, Probed("failed"), S.RESTING, END),
+    "no answer in time": (PROBING, SyncTimeout(), S.RESTING, END),
+    "no room at the end": (PROBING, NoRoom(), S.RESTING, END),
+    "stopped at the end": (PROBING, Stop(), S.RESTING, END),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_stage_makes_of_an_input(name: str) -> None:
+    """Where it leads and what is to be done, in order; and the feed is what it was, but for its log's old end."""
+    path, given, stage, commands = CASES[name]
+    core = path.walk()
+    before = (core.state, core.log.generation, core.log.tip, core.view, core.doubted, core.restores)
+    news = revisions(core)
+    assert core.history.handle(given, 0.0) == commands
+    assert core.history.stage is stage
+    assert (core.state, core.log.generation, core.log.tip, core.view, core.doubted, core.restores) == before
+    assert revisions(core)[len(revisions(core)) - len(news) :] == news
+
+
+def test_every_way_of_the_table_is_shown() -> None:
+    """No row that nothing reaches, and none that leads where the table does not say."""
+    shown = {(path.walk().history.stage, type(given), stage) for path, given, stage, _ in CASES.values()}
+    promised = {(stage, given, to) for (stage, given), entry in TABLE.items() for to in entry.leads_to}
+    assert shown - promised == set()
+    assert promised - shown == set()
+
+
+INPUTS: tuple[HistoryInput, ...] = (
+    ASK, NoRoom(), Probed("ok"), SyncTimeout(), Stop(), Created(200), batches(200), SURE, Compacted(200),
+    Refused("no"), Lost("gone"),
+)  # fmt: skip
+
+
+def test_what_a_stage_does_not_know_changes_nothing() -> None:
+    """Every pair that the table lacks is refused by name."""
+    assert {type(given) for given in INPUTS} == set(get_args(HistoryInput))
+    for path in (AT_REST, OPENING, READING, PROBING):
+        for given in INPUTS:
+            core = path.walk()
+            stage = core.history.stage
+            if (stage, type(given)) in TABLE:
+                continue
+            before = (core.history.promises(60), core.history.bytes, core.bytes)
+            with pytest.raises(InvalidTransitionError, match=f"{type(given).__name__} while {stage.value}"):
+                core.history.handle(given, 0.0)
+            assert (core.history.promises(60), core.history.bytes, core.bytes) == before
+            assert core.history.stage is stage
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_proven_goes_below_the_floor() -> None:
+    """In the same generation, once, with nothing held any more; until then it is promised and counted."""
+    core = READING.walk()
+    before = core.bytes
+    assert [core.promises_history(revision) for revision in (48, 49, 99)] == [False, True, True]
+    send(core, batches(60, 90))
+    assert (revisions(core), core.log.floor) == ([], 100), "not before it is proven"
+    assert core.bytes > before
+    send(core, SURE, Probed("ok"))
+    assert (revisions(core), core.log.floor, core.log.tip, core.log.generation) == ([60, 90], 49, 100, 1)
+    assert (core.history.bytes, core.events_in, core.promises_history(60)) == (0, 0, False)
+
+
+def test_the_feed_goes_on_meanwhile() -> None:
+    """Its own watch publishes what comes, whatever the other is saying."""
+    core = READING.walk()
+    core.handle(batches(101), 0.0)
+    send(core, batches(60, 90))
+    core.handle(batches(102), 0.0)
+    assert (core.state, revisions(core), core.log.tip) == (State.LIVE, [101, 102], 102)
+    send(core, batches(101), Probed("ok"))
+    core.handle(batches(103), 0.0)
+    assert (revisions(core), core.log.floor, core.log.generation) == ([60, 90, 101, 102, 103], 49, 1)
+
+
+def test_a_young_etcd_has_nothing_below() -> None:
+    """The probe asks for the first revision that there is."""
+    core = Path((Start(reach=False), Created(20), taken(20, put(9)))).walk()
+    send(core, WantHistory(3), Created(20), batches(9))
+    assert send(core, Progress(20, trusted=True)) == (CloseWatch(), AwaitProof(), Probe(1))
+    send(core, Probed("ok"))
+    assert core.log.covers(0)
+
+
+def test_what_the_log_forgets_meanwhile_is_read_too() -> None:
+    """The floor rises under the read: it reads on, up to where the floor is then."""
+    core = BUSY_READING.walk()
+    core.log.shed(1)
+    assert (core.log.floor, revisions(core)) == (101, [103])
+    send(core, batches(90, 101))
+    assert core.history.stage is Stage.READING
+    send(core, batches(103), Probed("ok"))
+    assert revisions(core) == [90, 101, 103]
+
+
+def test_a_log_that_went_on_without_it_is_not_joined() -> None:
+    """Forgotten between the end of the read and its proof: there would be a gap."""
+    core = BUSY_READING.then(batches(90, 101)).walk()
+    core.handle(batches(104), 0.0)
+    core.log.shed(600)
+    assert core.log.floor > 101
+    send(core, Probed("ok"))
+    assert (revisions(core), core.log.floor, core.history.why_not(60)) == ([104], 103, "lagged")
+
+
+def test_another_generation_is_not_joined() -> None:
+    """The feed began anew: what was read belongs to nobody."""
+    core = PROBING.walk()
+    core.handle(Restored(), 0.0)
+    assert not core.joinable
+    core.handle(Created(100), 0.0)
+    core.handle(taken(100, put(90)), 0.0)
+    assert not core.promises_history(60)
+    send(core, Probed("ok"))
+    assert (revisions(core), core.log.floor) == ([], 100)
+    assert core.why_no_history(60) == "restored"
+
+
+def test_history_that_does_not_fit_loses_its_old_end() -> None:
+    """The bound holds while it is read, the log's own batches counted, and the promise is taken back."""
+    large = put(70, value=b"v" * 1200)
+    core = Path((Start(reach=False), Created(99), taken(100, large, put(90))), OPEN).walk()
+    send(core, WantHistory(80), heavy(60), said(large), said(put(90)))
+    assert core.history.bytes <= BOUNDS.bytes
+    assert [core.promises_history(revision) for revision in (59, 60)] == [False, True]
+    assert send(core, SURE) == (CloseWatch(), AwaitProof(), Probe(60))
+    send(core, Probed("ok"))
+    assert (revisions(core), core.log.floor) == ([70, 90], 60)
+
+
+@given_by(first=st.lists(st.integers(0, 900), max_size=4), sizes=st.lists(st.integers(0, 1500), max_size=12))
+def test_what_is_held_is_bounded(first: Sequence[int], sizes: Sequence[int]) -> None:
+    """With the log it never exceeds the log's bound; and it is counted."""
+    core = READING.walk()
+    for revision, size in enumerate(first, 101):
+        core.handle(said(put(revision, value=b"v" * size)), 0.0)
+    for revision, size in enumerate(sizes, 60):
+        if core.history.stage is not Stage.READING:
+            break
+        alone = core.bytes - core.history.bytes
+        send(core, said(put(revision, value=b"v" * size)))
+        assert core.bytes == alone + core.history.bytes
+        assert core.history.bytes + core.log.bytes <= max(BOUNDS.bytes, core.log.bytes)
+
+
+# --- what it must meet -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "found", "joins"),
+    [
+        # The snapshot's newest put must come, as it is known.
+        (READING, (put(90),), True),
+        (READING, (), False),
+        (READING, (put(90, value=b"x"),), False),
+        # What is deleted there is not in the view, and what is put there and not deleted is.
+        (READING, (put(90), Delete(b"b", 95)), True),
+        (READING, (put(90), put(95)), False),
+        (READING, (put(70, b"b"), put(90)), False),
+        (READING, (put(70, b"b"), put(90), Delete(b"b", 95)), True),
+    ],
+)
+def test_an_empty_log_is_met_by_what_the_view_holds(path: Path, found: Sequence[Event], joins: bool) -> None:
+    """Anything else is of another history."""
+    core = path.walk()
+    for event in found:
+        send(core, said(event))
+    send(core, SURE, Probed("ok"))
+    assert revisions(core) == ([event.mod_revision for event in found] if joins else [])
+    assert core.why_no_history(49) == ("lagged" if joins else "restored")
+    assert core.state is State.LIVE
+
+
+def test_a_log_grown_old_is_met_by_its_last_batch() -> None:
+    """All that it held is forgotten: the last of that is known exactly."""
+    path = Path(OLD, (ASK, Created(110)))
+    for last, joins in ((put(103), True), (put(103, value=b"x"), False), (Delete(b"103", 103), False)):
+        core = path.walk()
+        assert (revisions(core), core.log.floor) == ([], 103)
+        send(core, batches(90, 101), said(last), Probed("ok"))
+        assert revisions(core) == ([90, 101, 103] if joins else [])
+
+
+def test_what_the_log_holds_must_follow_from_it() -> None:
+    """A put counts the puts before it."""
+    second = KeyValue(b"90", b"w", 90, 102, 2)
+    feed = (*LIVE, batches(101), said(second))
+    for value, joins in ((b"v", True), (b"x", True)):  # of the value, the log says nothing
+        core = Path(feed, OPEN).walk()
+        send(core, said(put(90, value=value)), batches(101), Probed("ok"))
+        assert (90 in revisions(core)) == joins
+    for other in (KeyValue(b"90", b"v", 80, 90, 2), Delete(b"90", 90)):
+        core = Path(feed, OPEN).walk()
+        send(core, said(other), batches(101), Probed("ok"))
+        assert revisions(core) == [101, 102]
+
+
+# --- why not, and not again ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "reason"),
+    [
+        (READING, SyncTimeout(), "unproven"),
+        (PROBING, Probed("compacted"), "compacted"),
+        (PROBING, Probed("failed"), "unproven"),
+        (PROBING, Probed("future"), "restored"),
+        (READING, Compacted(61), "compacted"),
+        (READING, NoRoom(), "lagged"),
+        (READING.then(heavy(65)), heavy(75), "lagged"),
+        (ALONE, TOO_LARGE, "lagged"),
+        (READING, Refused("no"), "unproven"),
+        (TIRED, Lost("gone"), "unproven"),
+        (BUSY_READING, batches(103), "restored"),
+    ],
+)
+def test_why_a_cursor_is_not_served(path: Path, given: HistoryInput, reason: Reason) -> None:
+    """Who asked is told; a cursor that it was not for has merely come too late."""
+    core = path.walk()
+    send(core, given)
+    assert core.why_no_history(60) == reason
+    assert core.why_no_history(30) == ("compacted" if isinstance(given, Compacted) else "lagged")
+
+
+def test_it_is_not_read_for_everybody() -> None:
+    """Within reach, on a live feed with room for it, one read at a time, where it can be proven."""
+    core = AT_REST.walk()
+    assert core.may_read_history(50, 0.0, trusted=True)
+    assert not core.may_read_history(49, 0.0, trusted=True)
+    assert not core.may_read_history(50, 0.0, trusted=False)
+    assert Path(BUSY).walk().may_read_history(60, 0.0, trusted=False), "the log's first batch is a proof"
+    assert not OPENING.walk().may_read_history(60, 0.0, trusted=True)
+    core.handle(Lost("gone"), 0.0)
+    assert not core.may_read_history(50, 0.0, trusted=True)
+    full = Path((*LIVE, heavy(101), said(put(102, value=b"v" * 282)))).walk()
+    assert full.log.bytes == BOUNDS.bytes
+    assert not full.may_read_history(60, 0.0, trusted=True)
+
+
+def test_a_read_is_not_repeated_at_once() -> None:
+    """After one that succeeded there is a pause."""
+    core = PROBING.walk()
+    send(core, Probed("ok"), now=7.0)
+    core.log.shed(EVERYTHING)
+    core.log.trim(BOUNDS.age + 1)
+    assert not core.may_read_history(60, 7.0 + INTERVAL - 0.1, trusted=True)
+    assert core.may_read_history(60, 7.0 + INTERVAL, trusted=True)
+
+
+def test_what_failed_is_tried_ever_more_seldom() -> None:
+    """Twice as long each time, up to a bound; a success begins anew."""
+    core, now, waits = AT_REST.walk(), 0.0, []
+    for _ in range(9):
+        send(core, ASK, SyncTimeout(), now=now)
+        wait = next(w for w in range(10, 10_000) if core.may_read_history(60, now + w, trusted=True))
+        waits.append(wait)
+        now += wait
+    assert waits == [10, 20, 40, 80, 160, 320, 600, 600, 600]
+    assert max(waits) == LONGEST_INTERVAL
+    send(core, *CONFIRMING, Probed("ok"), now=now)
+    assert not core.may_read_history(60, now + INTERVAL - 1, trusted=True)
+
+
+def test_what_was_too_much_is_asked_for_by_less_than_half() -> None:
+    """A cursor from just now need not suffer from an old one; each such read is half of the one before."""
+    core = OPENING.walk()
+    send(core, SyncTimeout())
+    assert [core.may_read_history(revision, 1.0, trusted=True) for revision in (60, 74, 75, 99)] == [
+        False, False, True, True
+    ]  # fmt: skip
+    assert send(core, WantHistory(75), now=1.0) == (AwaitProof(), OpenWatch(76, "catch-up"))
+    send(core, SyncTimeout(), now=1.0)
+    assert [core.may_read_history(revision, 2.0, trusted=True) for revision in (75, 87, 88)] == [False, False, True]
+
+
+def test_reads_end_however_many_ask() -> None:
+    """Cursors of every age, none patient: no more reads than halves."""
+    core, reads = AT_REST.walk(), 0
+    for asked in range(50, 100):
+        if core.may_read_history(asked, 0.0, trusted=True):
+            send(core, WantHistory(asked), SyncTimeout())
+            reads += 1
+    assert 2 <= reads <= 6
+
+
+def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
+    """Who comes later is served with what lies above it."""
+    core = ALONE.walk()
+    send(core, TOO_LARGE)
+    assert not core.may_read_history(99, 1e6, trusted=True)
+    core.handle(batches(*range(101, 103)), 0.0)
+    core.log.shed(300)
+    assert core.may_read_history(100, 1e6, trusted=True)
+    assert send(core, WantHistory(100), now=1e6) == (AwaitProof(), OpenWatch(101, "catch-up"))
+
+
+def test_whoever_waits_for_the_start_is_served_first() -> None:
+    """As soon as there is a view, everybody else is; history is read for those with a cursor, whatever theirs is."""
+    core = Path((Start(reach=True), Created(99))).walk()
+    assert not core.owes_history
+    core.handle(taken(100, put(90)), 0.0)
+    assert (core.state, core.joinable, core.owes_history) == (State.LIVE, True, True)
+    assert send(core, WantHistory()) == (AwaitProof(), FROM_50)
+    assert not core.owes_history
+    send(core, Created(100), heavy(60), heavy(80))
+    assert core.history.stage is Stage.READING, "nobody knows yet whom it is for"
+
+
+def test_an_error_of_ours_is_a_failure() -> None:
+    """The same is not tried again at once."""
+    core = READING.walk()
+    core.history.abandon(0.0)
+    assert (core.history.stage, core.history.bytes) == (Stage.RESTING, 0)
+    assert not core.may_read_history(60, 1.0, trusted=True)
+    core.history.abandon(0.0)
+
+
+def test_bounds_of_a_log_without_room_for_a_batch() -> None:
+    """Its number of batches is a bound as well."""
+    core = FeedCore(Bounds(batches=2, bytes=2000, age=600.0), REACH_BACK)
+    for given in (*LIVE, batches(101)):
+        core.handle(given, 0.0)
+    send(core, WantHistory(80), Created(101), Batches((Batch(60, [put(60)]), Batch(70, [put(70)]))))
+    assert not core.promises_history(59)
+    assert core.promises_history(80)
+    core.handle(batches(102), 0.0)
+    assert not core.may_read_history(80, 0.0, trusted=True)
