@@ -476,15 +476,10 @@ class Delivery:
     def _reason_to_end(self, now: float) -> str | None:
         if now >= self._deadline:
             return "max-age"
-        if now - self._started > self._streams.settings.stale_after and self._hopeless():
+        in_trouble = bool(self._feed.trouble) or self._streams.etcd.condition.state != "ready"
+        if self._reader.waits_in_vain(now - self._started, self._streams.settings.stale_after, in_trouble=in_trouble):
             return "unavailable"
         return None
-
-    def _hopeless(self) -> bool:
-        """Nothing to show, and no word of when there will be: another replica may have a view."""
-        if self._reader.phase is not WAITING or self._feed.core.view is not None:
-            return False
-        return bool(self._feed.trouble) or self._streams.etcd.condition.state != "ready"
 
     def _stale_since(self) -> str | None:
         since = self._feed.stale_since
