@@ -287,6 +287,10 @@ class EmbeddedEtcd:
         """``http://127.0.0.1:port``, the same after ``restart``."""
         return self.place.client_url
 
+    def keep_data(self, data_dir: Path) -> None:
+        """Put it there, and leave it there; before it is started for the first time."""
+        self._kept = data_dir
+
     @property
     def data_dir(self) -> Path:
         """Where the data is."""

@@ -16,12 +16,13 @@ from app.core.cursor import Cursor
 from app.core.encoding import event_body
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
-from app.core.feedwords import CloseWatch, OpenWatch
+from app.core.feedwords import CloseWatch, OpenWatch, SyncTimeout
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot
 from app.core.view import View
 from app.etcd import link
+from app.watch.feed import Feed
 
 
 def _replace(owner: object, name: str, new: object) -> None:
@@ -206,6 +207,25 @@ def reader_survives_generation() -> None:
     _replace(Reader, "read", read_on)
 
 
+def cursor_advanced_by_a_time_out() -> None:
+    """A watch that says nothing in time is taken for one that has nothing to say (apisix PR 12514)."""
+    _unguarded()
+
+    def timed_out(self: FeedCore, _given: SyncTimeout, _now: float) -> Any:
+        self.log.advance(self._pending().target)
+        self._anchor = None
+        return _live_from(self, self.log.tip + 1)
+
+    feed.TABLE[feed.State.CATCHING_UP, SyncTimeout] = feed.Entry(timed_out, (feed.State.LIVE,))
+    set_timer = Feed._set_timer
+    # What is behind by more than etcd says at once needs longer than this.
+    _replace(
+        Feed,
+        "_set_timer",
+        lambda self, kind, delay, callback: set_timer(self, kind, 0 if kind is SyncTimeout else delay, callback),
+    )
+
+
 BUGS: dict[str, Callable[[], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -221,6 +241,7 @@ BUGS: dict[str, Callable[[], None]] = {
         restore_not_noticed,
         cursor_kept_through_a_reset,
         reader_survives_generation,
+        cursor_advanced_by_a_time_out,
     )
 }
 

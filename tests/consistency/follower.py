@@ -46,6 +46,7 @@ class Follower:
         self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = 0
+        self._back_at = 0.0  # it is away until then
         self.violation: AssertionError | None = None
 
     async def run(self) -> None:
@@ -56,9 +57,13 @@ class Follower:
                     await self._stay(self._rng.expovariate(1 / STAY))
                 self.reading = False
                 self.judge.end()
-                await asyncio.sleep(self._rng.random() * 0.3)
+                await asyncio.sleep(self._rng.random() * 0.3 + max(0.0, self._back_at - time.monotonic()))
         except AssertionError as violation:  # the judge's, or the strict client's own
             self.violation = violation
+
+    def go_away(self, seconds: float) -> None:
+        """Leave, and come back so much later, with the cursor from before."""
+        self._back_at = time.monotonic() + seconds
 
     async def finish(self, revision: int) -> None:
         """Follow until the mirror is exact at *revision* or later."""
@@ -118,7 +123,7 @@ class Follower:
         judge.connect(f"{self.name} at {base}", time.monotonic())
         self.streams += 1
         self.reading = True
-        while time.monotonic() < leave and events != 0:
+        while time.monotonic() < leave and events != 0 and (self._back_at < time.monotonic() or seconds >= 60):
             event = await stream.next_event(SILENT)
             if event is None:
                 return enough()

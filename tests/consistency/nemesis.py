@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -19,15 +20,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from aetcd import rpc
 
 from app.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.consistency.access import PATIENCE, Access, Password
+from tests.consistency.disk import Disk
+from tests.consistency.follower import Follower
 from tests.consistency.history import History
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
-from tests.consistency.writer import Writer
+from tests.consistency.writer import PREFIXES, Writer
 from tests.support.proxy import Proxy
+
+# A key of which hardly anybody is told: values that fill etcd's queues are not to fill everybody's. And their size.
+BULK = b"/zzz/bulk"
+BULK_SIZE = 200_000
+# Values that it takes at the most (etcd queues 128 answers; kernels and gRPC hold some, too), and how often a run can
+# have so many: the judge keeps all history.
+MOST_BULK = 600
+MOST_SLOW = 8
 
 # False says that there was nothing to do.
 Fault = Callable[[random.Random], Awaitable[bool | None]]
@@ -60,6 +72,8 @@ class Nemesis:
         access: Access,
         password: Password | None,
         *,
+        crowd: Sequence[Follower],
+        disk: Disk | None,
         log: Callable[[str], None],
         kinds: Sequence[str] | None = None,
         pause: float = 0.4,
@@ -73,6 +87,8 @@ class Nemesis:
         self._oracle = oracle
         self._access = access
         self._password = password
+        self._crowd = crowd
+        self._disk = disk
         self._log = log
         self._pause = pause
         self._members = asyncio.Lock()  # members are not restored while they are killed
@@ -101,6 +117,7 @@ class Nemesis:
                 "freeze a member": self._freeze_member,
                 "freeze the leader": self._freeze_leader,
                 "freeze all members": self._freeze_all,
+                **({"freeze a disk": self._freeze_disk} if self._disk is not None else {}),
             },
             {
                 "restore, lower": self._restore_lower,
@@ -123,6 +140,10 @@ class Nemesis:
                 "kill a gateway": self._kill_gateway,
                 "stop a gateway": self._stop_gateway,
                 "freeze a gateway": self._freeze_gateway,
+                "slow watcher": self._slow_watcher,
+            },
+            {
+                "send a follower away": self._send_away,
             },
             {
                 "change the password, then the file": self._change_password,
@@ -209,6 +230,18 @@ class Nemesis:
         await asyncio.sleep(_a_while(rng))
         for member in members:
             member.sigcont()
+        await self._rest()
+
+    async def _freeze_disk(self, rng: random.Random) -> None:
+        """A member whose disk hangs hears of nothing new, and goes on answering on its streams."""
+        disk = self._disk
+        assert disk is not None, "only where there is one"
+        async with self._members:  # what waits for its disk can't be killed
+            await disk.freeze()
+            try:
+                await asyncio.sleep(3 + _a_while(rng))  # longer than a gateway may believe it
+            finally:
+                await disk.thaw()
         await self._rest()
 
     async def _upgrade(self, rng: random.Random) -> bool:
@@ -427,6 +460,55 @@ class Nemesis:
         replica.signal(signal.SIGSTOP)
         await asyncio.sleep(_a_while(rng))
         replica.signal(signal.SIGCONT)
+
+    async def _slow_watcher(self, rng: random.Random) -> bool:
+        """etcd can't get rid of what it has to say, and what it owes then is compacted: a delete, at the very end."""
+        if self.counts["slow watcher"] >= MOST_SLOW:
+            return False
+        replica = rng.choice(self._replicas)
+        replica.signal(signal.SIGSTOP)
+        try:
+            with contextlib.suppress(rpc.AioRpcError, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    return await self._make_slow(rng)
+            return False
+        finally:
+            replica.signal(signal.SIGCONT)
+
+    async def _make_slow(self, rng: random.Random) -> bool:
+        key, history = rng.choice(PREFIXES) + b"slow", self._oracle.chronicle.now
+        async with self._access.channel(rng.choice(self._cluster.endpoints)) as (channel, metadata):
+            kv, options = rpc.KVStub(channel), {"timeout": 5, "metadata": metadata}
+            await kv.Put(rpc.PutRequest(key=key, value=b"1"), **options)
+            for number in range(MOST_BULK):
+                await kv.Put(rpc.PutRequest(key=BULK, value=b"%06d" % number + b"x" * BULK_SIZE), **options)
+                if number % 10 == 0 and await self._slow_watchers() > 0:
+                    break
+            else:
+                return False
+            answer = await kv.DeleteRange(rpc.DeleteRangeRequest(key=key), **options)
+        if self._oracle.chronicle.now is not history:
+            return False
+        await self._oracle.reach(answer.header.revision)
+        return await self._compact_to(answer.header.revision, rng)
+
+    async def _slow_watchers(self) -> int:
+        """At all members that say."""
+        count = 0
+        async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
+            for endpoint in self._cluster.endpoints:
+                with contextlib.suppress(httpx.HTTPError):
+                    text = (await http.get(f"{endpoint}/metrics")).text
+                    found = re.search(r"^etcd_debugging_mvcc_slow_watcher_total (\S+)$", text, re.MULTILINE)
+                    count += int(float(found[1])) if found is not None else 0
+        return count
+
+    # --- followers ----------------------------------------------------------------------------------------------------
+
+    async def _send_away(self, rng: random.Random) -> None:
+        """It comes back when logs have moved on, or etcd's history has: with the cursor from before."""
+        rng.choice(self._crowd).go_away(rng.uniform(5, 25))
+        await self._rest()
 
     # --- the password -------------------------------------------------------------------------------------------------
 

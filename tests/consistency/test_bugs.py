@@ -14,6 +14,7 @@ FAULTS = {
     "resume-at-header": ["cut", "cut all", "black hole"],
     "restart-at-compact-revision": ["cut all", "compact all", "compact", "black hole"],
     "deletes-lost-after-reconnect": ["cut", "cut all"],
+    "cursor-advanced-by-a-time-out": ["cut", "cut all", "black hole"],
     "untrusted-progress": ["cut", "kill a gateway"],
     "restore-not-noticed": ["restore, lower", "restore, passed"],
     "reader-survives-generation": ["restore, lower", "restore, passed"],

@@ -26,6 +26,7 @@ from app.core.versions import parse_version
 from app.embedded import EmbeddedCluster
 from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client
+from tests.consistency.disk import Disk, NoDiskError
 from tests.consistency.follower import Follower
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
@@ -102,7 +103,11 @@ async def torture(
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(EmbeddedCluster(3, folder=folder, args=FLAGS))
+        cluster = EmbeddedCluster(3, folder=folder, args=FLAGS)
+        disk = await _disk(stack, log)
+        if disk is not None:
+            cluster.members[0].keep_data(disk.folder / "data")
+        await stack.enter_async_context(cluster)
         access, password = Access(), None
         if auth:
             secrets = stack.enter_context(tempfile.TemporaryDirectory(prefix="secrets-"))
@@ -144,6 +149,8 @@ async def torture(
             oracle,
             access,
             password,
+            crowd=crowd,
+            disk=disk,
             log=log,
             kinds=kinds,
             pause=pause,
@@ -169,6 +176,15 @@ async def torture(
         report.violations += await _disagreements(cluster, access)
     _note_troubles(report, replicas)
     return report
+
+
+async def _disk(stack: contextlib.AsyncExitStack, log: Callable[[str], None]) -> Disk | None:
+    """One that can hang, for the first member, where there can be one."""
+    try:
+        return await stack.enter_async_context(Disk())
+    except NoDiskError as error:
+        log(f"NOT RUN: freeze a disk: {error}")
+        return None
 
 
 @contextlib.asynccontextmanager
