@@ -569,7 +569,7 @@ TABLE: dict[tuple[State, type], Entry] = {
     (_S.OPENING, Progress): _entry(_F._ignore, _S.OPENING),
     (_S.OPENING, Restored): _entry(_F._ignore, _S.OPENING),
     (_S.OPENING, Stop): _entry(_F._stop, _S.CLOSED),
-    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.OPENING),
+    (_S.SNAPSHOTTING, SnapshotTaken): _entry(_F._snapshot_behind_watch, _S.LIVE, _S.CATCHING_UP, _S.OPENING),
     (_S.SNAPSHOTTING, SnapshotFailed): _entry(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Batches): _entry(_F._hold_for_snapshot, _S.SNAPSHOTTING, _S.START_RETRY),
     (_S.SNAPSHOTTING, Progress): _entry(_F._ignore, _S.SNAPSHOTTING),

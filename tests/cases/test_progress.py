@@ -44,8 +44,6 @@ async def test_an_answer_older_than_the_watch(anchor: str, answers: int) -> None
                 fake.flow()
                 asked = fake.asked.progress
                 await fake.until(lambda: fake.asked.progress >= asked + 5, timeout=60)
-                assert not client.mirror.synced, "nothing has been said yet"
-                assert client.resets == []
                 fake.release()
                 await exact([client], truth)
             finally:

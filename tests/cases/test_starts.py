@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 
+from app.core.budget import Budget
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
 from app.core.feedwords import Lane
@@ -24,7 +25,7 @@ SVC = KeyRange("prefix", b"/svc/")
 A = KeyValue(b"/svc/a", b"1", 90, 90, 1)
 CALLS = (
     "watch", "snapshot", "probe", "progress_trusted", "condition", "clock", "cancel", "await_proof",
-    "proof_at",
+    "proven_at",
 )  # fmt: skip
 
 
@@ -73,10 +74,10 @@ class StubWatch:
         del wanted
         self._etcd.trap.pass_by("await_proof")
 
-    @property
-    def proof_at(self) -> float | None:
+    def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``."""
-        self._etcd.trap.pass_by("proof_at")
+        del reached
+        self._etcd.trap.pass_by("proven_at")
         return time.monotonic()
 
 
@@ -144,7 +145,9 @@ class World:
             drain_window=1.0,
             drain_pace=100.0,
         )
-        self.registry = Registry(self.etcd, limits, clock=self.clock, draw=lambda: 0.5)
+        self.registry = Registry(
+            self.etcd, limits, budget=Budget(limits.feed_bytes), clock=self.clock, draw=lambda: 0.5
+        )
 
     def clock(self) -> float:
         """See ``app.ports.Clock``."""

@@ -218,7 +218,7 @@ CASES: dict[str, Case] = {
         SNAPSHOTTING.then(Batches((), behind=True)), TAKEN, S.CATCHING_UP, (EndProof(), OpenWatch(90))
     ),
     "slow while confirming": (
-        CONFIRMING.then(Batches((), behind=True)), Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(90))
+        CONFIRMING_PROBE.then(Batches((), behind=True)), Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(142))
     ),
     "refused while live": (LIVE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "lost": (LIVE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
@@ -616,8 +616,8 @@ def test_what_a_slow_watch_brings_is_not_published() -> None:
     core = LIVE.walk()
     send(core, Batches(batches(101, 103).batches, behind=True))
     assert (revisions(core), core.log.tip) == ([], 100)
-    core = CONFIRMING.then(Batches(batches(101).batches, behind=True), Probed("ok")).walk()
-    assert revisions(core) == [90]
+    core = CONFIRMING_PROBE.then(Batches(batches(151).batches, behind=True), Probed("ok")).walk()
+    assert (revisions(core), core.log.tip) == ([], 141)
 
 
 def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:

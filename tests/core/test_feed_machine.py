@@ -60,7 +60,7 @@ BOUNDS = Bounds(batches=5, bytes=2600, age=50.0)
 EXAMPLES = int(os.environ.get("FEED_EXAMPLES", "150"))
 STARTING = (State.IDLE, State.OPENING, State.SNAPSHOTTING, State.START_RETRY)
 HISTORY_MOVES = (
-    "register", "register", "send created", "apply", "sync", "sync", "fall behind", "deliver", "deliver", "deliver",
+    "register", "register", "send created", "apply", "sync", "sync", "fill", "clear", "deliver", "deliver", "deliver",
     "say progress", "overtake", "lose", "lose for a neighbour", "refuse", "time out", "no room", "answer probe",
     "answer probe", "give probe", "give probe", "fail probe",
 )  # fmt: skip
@@ -505,8 +505,10 @@ class FeedMachine(RuleBasedStateMachine):
                 watch.apply(number)
             case "sync" if not watch.synced:
                 watch.sync()
-            case "fall behind" if watch.synced and watch.created_given:
-                watch.fall_behind()
+            case "fill" if watch.created_sent:
+                watch.full = not watch.full
+            case "clear" if watch.answer is not None and not watch.full:
+                watch.clear()
             case "say progress" if watch.synced and watch.created_sent:
                 watch.say_progress()
             case "overtake" if watch.created_given and not self.store.progress_trusted:
@@ -534,7 +536,7 @@ class FeedMachine(RuleBasedStateMachine):
                 watch.created_given = True
                 self.note(revision)
             case Batches(found):
-                self.note(found[-1].revision)
+                self.note(found[-1].revision if found else 0)
             case Compacted():
                 self.note(0)
         if self.history is watch:
