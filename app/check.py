@@ -424,6 +424,7 @@ class Check:
             feeds=value("feeds"),
             live=value("feeds live"),
             held=Held(value("etcd_watchers"), value("etcd_watch_streams")),
+            history=value("etcd_history_watchers"),
             subscribers=value("subscribers"),
             served=value("streams"),
         )

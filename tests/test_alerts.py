@@ -81,6 +81,7 @@ def pod(name: str, **changed: Shape) -> World:
         "feed_bytes": 1 << 20,
         "feed_bytes_max": 1 << 28,
         "etcd_watchers": 10,
+        "etcd_history_watchers": 0,
         "etcd_watch_streams": 1,
         "etcd_watch_streams_max": 4,
         "etcd_up": 1,
@@ -169,7 +170,7 @@ def minutes(duration: str) -> float:
 
 # What is wrong from START on, and the minutes after which it must be known.
 SEEDS: dict[str, tuple[World, float]] = {
-    "GatewayWatchersAboveFeeds": (world({"etcd_watchers": later(10, lambda _: 12)}), 6),
+    "GatewayWatchersAboveFeeds": (world({"etcd_watchers": later(11, lambda _: 12), "etcd_history_watchers": 1}), 6),
     "GatewayWatchStreamsAboveMax": (world({"etcd_watch_streams": later(1, lambda _: 5)}), 6),
     "GatewaySubscribersWithoutStream": (world({"subscribers": later(100, lambda _: 101)}), 6),
     "GatewayFeedsGrow": (
@@ -386,6 +387,7 @@ QUIET: dict[str, Callable[[], World]] = {
             "streams__fast": later(100, lambda since: max(0, 100 - 5 * since)),
         }
     ),
+    "history is read all the time": lambda: world({"etcd_watchers": 13, "etcd_history_watchers": 3}),
     "a scrape between": lambda: world({"etcd_watchers": lambda minute: 11 if minute % 4 < 2 else 10}),
     "scrapes fail": lambda: {name: missing(30, 34, shape) for name, shape in world().items()},
 }

@@ -61,18 +61,19 @@ class Gateway:
     feeds: int
     live: int  # feeds that have their watch for certain; others may wait for theirs
     held: Held
+    history: int  # of the watchers held: those that read history for old cursors, beside their feeds' own
     subscribers: int
     served: int  # subscribers that have a connection
 
     @property
     def even(self) -> bool:
         """Whether each feed has its watch, and each watch its feed."""
-        return self.live == self.feeds == self.held.watchers
+        return self.live == self.feeds == self.held.watchers - self.history
 
     @property
     def excess(self) -> int:
         """Watchers that certainly belong to no feed."""
-        return self.held.watchers - self.feeds
+        return self.held.watchers - self.history - self.feeds
 
     @property
     def unserved(self) -> int:

@@ -72,6 +72,11 @@ class RunningBackfill:
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def watching(self) -> bool:
+        """Whether it holds a watch, or waits for one."""
+        return self._watch is not None
+
+    @property
     def active(self) -> bool:
         """Whether history is being read."""
         return self._core.stage is not Stage.RESTING

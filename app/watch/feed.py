@@ -138,6 +138,11 @@ class Feed:
         """Where its core is."""
         return self.core.state
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether a second watch of its range is open, which reads history for old cursors."""
+        return self._history.watching
+
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def start(self, *, reach: bool) -> None:

@@ -28,6 +28,7 @@ class Noise:
     on_range: int = 0
     reconnects: int = 0
     restarts: int = 0
+    history: int = 0  # feeds whose history is read for an old cursor, on a second watch
 
 
 QUIET = Noise()
@@ -45,6 +46,7 @@ class World:
     on_range: int = 0
     reconnects: int = 0
     restarts: int = 0
+    history: int = 0
     opened: int = 0
     lost: Held = NOTHING
     unseen: Held = NOTHING
@@ -57,6 +59,7 @@ class World:
         self.foreign = self.foreign + noise.foreign
         self.feeds += noise.feeds
         self.waiting, self.starting = min(noise.waiting, self.feeds), noise.starting
+        self.history = min(noise.history, self.feeds)
         self.on_range += noise.on_range
         self.reconnects += noise.reconnects
         self.restarts += noise.restarts
@@ -77,12 +80,13 @@ class World:
             opened=self.opened,
             feeds=feeds,
             live=feeds - self.waiting,
-            held=held,
+            held=held + Held(self.history, 0),
+            history=self.history,
             subscribers=served + self.kept + self.starting,
             served=served,
         )
         checked = Checked(on_range, subscribers, self.on_range, quiet, LINGER)
-        sample = Sample(gateway, checked, self.foreign + held + self.unseen + beyond)
+        sample = Sample(gateway, checked, self.foreign + gateway.held + self.unseen + beyond)
         self.seen.append(sample)
         return sample
 
@@ -112,6 +116,7 @@ noises = st.builds(
     Noise,
     foreign=st.builds(Held, small, small),
     feeds=st.integers(0, 2),
+    history=st.integers(0, 2),
     waiting=st.integers(0, 2),
     starting=st.integers(0, 2),
     on_range=st.sampled_from([0, 0, 0, 1]),
