@@ -128,7 +128,7 @@ export class Mirror {
       this.#doubt = event.state === 'stale' ? this.#doubt ?? behind : null;
       this.#tell([]);
     } else if (type === 'status') {
-      const away = { reason: 'etcd is out of reach', since: new Date(event.since ?? Date.now()) };
+      const away = { reason: 'etcd is out of reach, or this client is behind', since: new Date(event.since ?? Date.now()) };
       this.#doubt = event.state === 'stale' ? away : null;
       this.#tell([]);
     } else this.#reopen(event.reason, event.retry_ms);

@@ -237,7 +237,7 @@ class Mirror:
             self._doubt = (self._doubt or "behind the gateway") if event["state"] == "stale" else ""
             self._tell([])
         elif kind == "status":
-            self._doubt = "etcd is out of reach" if event["state"] == "stale" else ""
+            self._doubt = "etcd is out of reach, or this client is behind" if event["state"] == "stale" else ""
             self._tell([])
         elif kind == "close":
             raise _StreamEnd(event["reason"], event["retry_ms"] / 1000)
