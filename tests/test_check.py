@@ -21,7 +21,7 @@ from app.cli import main
 from app.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
-from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, start
+from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, run, start
 from tests.support.leaks import LEAKS
 from tests.support.streams import watch
 
@@ -37,12 +37,7 @@ async def check(
     on_line: Callable[[str], None] = lambda _line: None,
 ) -> tuple[int, str]:
     """Run it to its end; exit status and output. *on_line* is told each line as it comes."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "app", "check", "--prefix", prefix, *flags),
-        env=environment(settings or {}),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    process = await run("app", "check", "--prefix", prefix, *flags, settings=settings, merged=True)
     lines = []
     try:
         async with asyncio.timeout(120):

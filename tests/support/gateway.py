@@ -11,6 +11,11 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from tests.support import forkserver
+from tests.support.forkserver import Forked
+
+# Elsewhere a process that has loaded the system's frameworks cannot be forked safely.
+FORKS = sys.platform == "linux"
 # Fast enough for tests, with the proportions of the defaults.
 QUICK = {
     "GATEWAY_LINGER": "0.3s",
@@ -23,7 +28,7 @@ QUICK = {
 class GatewayProcess:
     """``python -m app serve`` on a free port. ``lines`` is its log, as JSON objects."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Forked) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
         self.other: list[str] = []
@@ -88,6 +93,23 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return inherited | dict(settings)
 
 
+async def run(
+    module: str, *arguments: str | bytes, settings: Mapping[str, str] | None = None, merged: bool = False
+) -> Forked | asyncio.subprocess.Process:
+    """``python -W error -m module``: its stderr is piped; *merged*: its stdout, with its stderr in it."""
+    env = environment(settings or {})
+    changed = {name for name in env.keys() | os.environ.keys() if env.get(name) != os.environ.get(name)}
+    if FORKS and all(name.startswith("GATEWAY_") for name in changed):
+        return await forkserver.spawn(module, *arguments, env=env, merged=merged)
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", module, *arguments),
+        env=env,
+        stdout=asyncio.subprocess.PIPE if merged else None,
+        stderr=asyncio.subprocess.STDOUT if merged else asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+
+
 async def start(
     *flags: str,
     settings: Mapping[str, str] | None = None,
@@ -97,6 +119,8 @@ async def start(
     """Start one; it may not be listening yet. *program* is the module to run, and what it needs before ``serve``;
     *before*: what runs it.
     """
+    if not before:
+        return GatewayProcess(await run(*program, "serve", "--log-format=json", *flags, settings=settings))
     process = await asyncio.create_subprocess_exec(
         *before,
         sys.executable,

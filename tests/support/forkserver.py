@@ -1,0 +1,181 @@
+"""A fork server: it imports the product once, and each process of the product is then a fork of it.
+
+``python -m app serve`` spends 0.5 s of CPU on its imports, of 0.6 s from start to end, and the suite starts several
+hundred. A fork runs the same modules by the same ``python -m``, in a process of its own with its own environment,
+arguments and standard streams. What an interpreter decides at its start (locale, ``PYTHON*``) is the server's: a
+process that wants something else there must be started the long way, as ``tests/support/gateway.py`` does. So are the
+processes of tests/test_cli.py, which are about the start itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+
+# What `serve` and `check` import in the end, some of it late.
+MODULES = ("app.cli", "app.server", "app.check", "uvloop")
+MOST_BYTES = 1 << 18
+LIMIT = 1 << 20
+
+
+class Forked:
+    """A forked process: what the tests use of ``asyncio.subprocess.Process``. It is the server's child, not ours."""
+
+    def __init__(
+        self, pid: int, stdout: asyncio.StreamReader | None, stderr: asyncio.StreamReader, status: asyncio.StreamReader
+    ) -> None:
+        self.pid = pid
+        self.stdout = stdout
+        self.stderr = stderr
+        self.returncode: int | None = None
+        self._ended = asyncio.create_task(self._await_end(status))
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing if it has ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Its exit status; negative for the signal that ended it."""
+        return await asyncio.shield(self._ended)
+
+    async def _await_end(self, status: asyncio.StreamReader) -> int:
+        self.returncode = int(await status.readline())
+        return self.returncode
+
+
+async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], merged: bool = False) -> Forked:
+    """``python -W error -m module arguments``. Its stderr is piped; *merged*: its stdout, and its stderr with it."""
+    output, output_in = os.pipe()
+    status, status_in = os.pipe()
+    words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (module, *arguments)]
+    try:
+        _server().send(json.dumps([words, dict(env), merged]).encode(), output_in, status_in)
+    finally:
+        os.close(output_in)
+        os.close(status_in)
+    told = await _reader(status)
+    pid = int(await told.readline())
+    said = await _reader(output)
+    return Forked(pid, said if merged else None, said, told)
+
+
+async def _reader(descriptor: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=LIMIT)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
+    )
+    return reader
+
+
+class _Server:
+    """The connection to this process's fork server."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-W", "error", "-m", "tests.support.forkserver", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self._socket = ours
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MOST_BYTES)
+        atexit.register(self._end)
+
+    def send(self, order: bytes, *descriptors: int) -> None:
+        socket.send_fds(self._socket, [order], list(descriptors))
+
+    def _end(self) -> None:
+        self._socket.close()  # the server hears it, and kills what it has left
+        self._process.wait()
+
+
+_server = functools.cache(_Server)
+
+
+def serve(orders: socket.socket) -> list[str]:
+    """Fork for each order until the tests have ended. Returns in each child, with the words of its command."""
+    children: dict[int, int] = {}
+    woken, wake = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        ready = select.select([orders.fileno(), woken], [], [])[0]
+        if woken in ready:
+            os.read(woken, 512)
+            _reap(children)
+        if orders.fileno() not in ready:
+            continue
+        order, descriptors, _flags, _from = socket.recv_fds(orders, MOST_BYTES, 2)
+        if not order:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            while children:
+                _reap(children, 0)
+            sys.exit()
+        output, status = descriptors
+        words, env, merged = json.loads(order)
+        child = os.fork()
+        if child == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(output, 2)
+            if merged:
+                os.dup2(output, 1)
+            orders.close()
+            os.closerange(3, max(output, status, woken, wake, *children.values(), 3) + 1)
+            os.environ.clear()
+            os.environ.update(env)
+            return list(words)
+        os.close(output)
+        os.write(status, b"%d\n" % child)
+        children[child] = status
+
+
+def _reap(children: dict[int, int], options: int = os.WNOHANG) -> None:
+    while children:
+        pid, status = os.waitpid(-1, options)
+        if not pid:
+            return
+        descriptor = children.pop(pid)
+        with contextlib.suppress(BrokenPipeError):  # its test has ended
+            os.write(descriptor, b"%d\n" % os.waitstatus_to_exitcode(status))
+        os.close(descriptor)
+
+
+def _main(descriptor: int) -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.freeze()  # or each fork's collector would touch, and so copy, all of it
+    with socket.socket(fileno=descriptor) as orders:
+        module, *arguments = serve(orders)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))
