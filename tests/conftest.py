@@ -5,15 +5,29 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 
+import httpx
+import hypothesis
 import pytest
 
+from app import embedded
 from app.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
+from tests.support.waiting import HANG
 
 # A shell's background job ignores Ctrl-C, and so would all that it starts: `make test &` must test the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What libraries would call late, on a machine that is only slow: an example of Hypothesis after 0.2 s, an answer to
+# httpx after 5 s, an etcd that starts after 30 s.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("suite")
+(httpx.AsyncClient.__init__.__kwdefaults__ or {})["timeout"] = httpx.Timeout(HANG)
+embedded.START_TIMEOUT = HANG
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

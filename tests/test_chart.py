@@ -21,6 +21,7 @@ from app.settings import Settings
 from tests.support import gateway_api, helm
 from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template
 from tests.support.gateway import gateway
+from tests.support.waiting import HANG
 from tools import chart
 
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -589,7 +590,7 @@ def follow(tool: Path, url: str, *arguments: str, **more: str) -> subprocess.Com
     (script,) = only["args"]
     assert only["command"] == ["python3", "-c"]
     return subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=HANG,
         env={**told, "GATEWAY_URL": url, **more},
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from tests.support.certificates import Ca
 from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, run, start
 from tests.support.leaks import LEAKS
 from tests.support.streams import watch
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.etcd
 
@@ -40,7 +41,7 @@ async def check(
     process = await run("app", "check", "--prefix", prefix, *flags, settings=settings, merged=True)
     lines = []
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(HANG):
             assert process.stdout is not None
             async for line in process.stdout:
                 lines.append(line.decode())
@@ -313,7 +314,7 @@ async def test_nobody_reads(server: GatewayProcess) -> None:
     )
     os.close(writer)
     assert process.stderr is not None
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(HANG):
         said = await process.stderr.read()
         assert (await process.wait(), said) == (2, b"")
 

@@ -22,7 +22,7 @@ from app.cli import main
 from app.settings import PREFIX, Settings
 from tests.support.gateway import environment, gateway, start
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -47,7 +47,7 @@ def run(*arguments: str, settings: dict[str, str] | None = None) -> subprocess.C
     """``python -m app`` to its end."""
     command = [sys.executable, "-W", "error", "-m", "app", *arguments]
     return subprocess.run(
-        command, env=environment(settings or {}), capture_output=True, text=True, timeout=30, check=False
+        command, env=environment(settings or {}), capture_output=True, text=True, timeout=HANG, check=False
     )
 
 
@@ -225,7 +225,7 @@ async def test_human_log() -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG):
         lines = [(await process.stderr.readline()).decode() for _ in range(2)]
         process.terminate()
         await process.communicate()
@@ -251,7 +251,7 @@ class Dev:
     async def ready(self) -> str:
         """Read until it has said everything; its URL."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(HANG):
             while "Ctrl-C" not in self.text:
                 line = (await self.process.stdout.readline()).decode()
                 assert line, await self.process.communicate()
@@ -267,7 +267,7 @@ class Dev:
     async def signal(self, number: int) -> int:
         """As Ctrl-C is sent, to the whole group; the exit status."""
         os.killpg(self.process.pid, number)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG):
             await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode
@@ -302,7 +302,7 @@ async def test_dev(tmp_path: Path, number: int) -> None:
     async with dev(tmp_path) as running:
         base = await running.ready()
         urls = re.findall(r"http://127\.0\.0\.1:\d+/[^\s']*", running.text)
-        async with httpx.AsyncClient(timeout=10) as http:
+        async with httpx.AsyncClient(timeout=HANG) as http:
             for url in [url for url in urls if "/v1/watch" not in url]:
                 assert (await http.get(url)).status_code == 200, url
             listed = (await http.get(f"{base}/v1/kv?prefix=/svc/")).json()
@@ -374,7 +374,7 @@ async def test_dev_interrupted_while_it_starts(tmp_path: Path, number: int) -> N
 async def test_dev_with_a_port_in_use(tmp_path: Path, taken: int) -> None:
     """The error of ``serve``, and no etcd left."""
     async with dev(tmp_path, "--port", str(taken), "--log-level", "error") as running:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(HANG):
             _out, error = await running.process.communicate()
 
         assert running.process.returncode == 2

@@ -26,6 +26,7 @@ from app.embedded import EmbeddedEtcd
 from app.metrics import NAMESPACE, RESET_REASONS
 from app.settings import PREFIX, Settings, load
 from tests.support.gateway import GatewayProcess
+from tests.support.waiting import HANG
 from tools import draw_states
 
 ROOT = Path(__file__).parent.parent
@@ -358,7 +359,7 @@ async def test_the_quick_start_works(server: GatewayProcess) -> None:
             "sh", "-euc", shell, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG):
                 out, _err = await process.communicate()
         finally:
             if process.returncode is None:

@@ -18,6 +18,7 @@ from aetcd import rpc
 
 from app import embedded
 from app.embedded import EmbeddedCluster, EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.etcd
 
@@ -51,7 +52,7 @@ def alive(pid: int) -> bool:
     return not ps(pid, "stat=").startswith("Z") and bool(ps(pid, "stat="))
 
 
-async def until(condition: Callable[[], bool], timeout: float = 10) -> None:
+async def until(condition: Callable[[], bool], timeout: float = HANG) -> None:
     """Wait for something that no event tells."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110
@@ -60,12 +61,12 @@ async def until(condition: Callable[[], bool], timeout: float = 10) -> None:
 
 async def put(etcd: EmbeddedEtcd, key: bytes) -> None:
     async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
-        await rpc.KVStub(channel).Put(rpc.PutRequest(key=key), timeout=5)
+        await rpc.KVStub(channel).Put(rpc.PutRequest(key=key), timeout=HANG)
 
 
 async def count(etcd: EmbeddedEtcd, key: bytes) -> int:
     async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
-        return int((await rpc.KVStub(channel).Range(rpc.RangeRequest(key=key), timeout=5)).count)
+        return int((await rpc.KVStub(channel).Range(rpc.RangeRequest(key=key), timeout=HANG)).count)
 
 
 async def test_two_at_once_keep_apart() -> None:

@@ -25,6 +25,7 @@ import pytest
 
 from app.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
+from tests.support.waiting import HANG
 
 TOP = Path(__file__).parent.parent
 CACHE = TOP / ".cache" / "image"
@@ -137,15 +138,15 @@ def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             subprocess.run(["runc", "--root", str(folder / "state"), "kill", name, "KILL"], check=False)
-        process.communicate(timeout=30)
+        process.communicate(timeout=HANG)
 
 
-def get(url: str, seconds: float = 20) -> tuple[int, bytes]:
+def get(url: str, seconds: float = HANG) -> tuple[int, bytes]:
     """The answer, waited for."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own
+            with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310  # our own
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -202,7 +203,7 @@ def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path
     """Listening on all interfaces, it wants to be told which prefixes may be read."""
     bundle(root, config, tmp_path / "bundle")
     with running(tmp_path / "bundle") as process:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=HANG)
 
     assert process.returncode not in (0, None)
     assert "GATEWAY_ALLOW_PREFIXES" in output
@@ -220,7 +221,7 @@ def test_serves_and_stops(root: Path, config: dict[str, Any], tmp_path: Path) ->
         ready, why = get(f"http://127.0.0.1:{port}/readyz")
         # To process 1 of the container, as the kubelet does.
         run("runc", "--root", tmp_path / "bundle" / "state", "kill", f"gateway-test-{os.getpid()}", "TERM")
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=HANG)
 
     assert alive == 200
     assert ready == 503

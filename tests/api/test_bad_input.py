@@ -22,6 +22,7 @@ from tests.support.gateway import QUICK, GatewayProcess, gateway, start
 from tests.support.metrics import etcd_metric
 from tests.support.streams import request
 from tests.support.streams import watch as open_stream
+from tests.support.waiting import HANG
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 
@@ -69,7 +70,7 @@ class Line:
     async def receive(self, *, body: bool = True) -> Answer:
         """The next answer; *body* False for those to HEAD."""
         assert self._reader is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             sized = body and "content-length" in headers
@@ -81,13 +82,13 @@ class Line:
     async def until(self, mark: bytes) -> bytes:
         """All that comes until *mark*."""
         assert self._reader is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             return await self._reader.readuntil(mark)
 
     async def rest(self) -> bytes:
         """All that comes until the other side closes."""
         assert self._reader is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             found = await self._reader.read()
         await self.close()
         return found
@@ -364,7 +365,7 @@ async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayP
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     writer.write_eof()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG):
         answer = await reader.read()
     writer.close()
 

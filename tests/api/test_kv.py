@@ -17,7 +17,7 @@ from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 
@@ -46,7 +46,7 @@ async def _server(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
 
 @pytest_asyncio.fixture(name="http", scope="module", loop_scope="module")
 async def _http(server: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.base, timeout=15) as client:
+    async with httpx.AsyncClient(base_url=server.base, timeout=HANG) as client:
         yield client
 
 
@@ -355,7 +355,7 @@ async def test_etcd_away_and_back() -> None:
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint) as server,
-        httpx.AsyncClient(base_url=server.base, timeout=15) as http,
+        httpx.AsyncClient(base_url=server.base, timeout=HANG) as http,
     ):
         await read(http, "prefix=/")
         await etcd.kill()
@@ -381,7 +381,7 @@ async def test_etcd_mute() -> None:
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint) as server,
-        httpx.AsyncClient(base_url=server.base, timeout=15) as http,
+        httpx.AsyncClient(base_url=server.base, timeout=HANG) as http,
     ):
         await read(http, "prefix=/")
         etcd.sigstop()
@@ -402,7 +402,7 @@ async def test_queue_of_ranges_is_bounded() -> None:
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint, settings={"GATEWAY_MAX_RANGES": "1", "GATEWAY_STALE_AFTER": "30s"}) as server,
-        httpx.AsyncClient(base_url=server.base, timeout=15, limits=httpx.Limits(max_connections=100)) as http,
+        httpx.AsyncClient(base_url=server.base, timeout=HANG, limits=httpx.Limits(max_connections=100)) as http,
     ):
         await read(http, "prefix=/")
         etcd.sigstop()

@@ -19,7 +19,7 @@ from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
 from tests.support.streams import request, watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 
@@ -43,7 +43,7 @@ async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
 
 def client(base: str) -> httpx.AsyncClient:
     """A client of one listener."""
-    return httpx.AsyncClient(base_url=base, timeout=10)
+    return httpx.AsyncClient(base_url=base, timeout=HANG)
 
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -45,7 +45,7 @@ class Client:
         self.mirror, self.cursor = Mirror(state, body["revision"]), body["cursor"]
 
     async def _read(self, stream: Stream) -> None:
-        while (event := await stream.next_event(timeout=120)) is not None:
+        while (event := await stream.next_event()) is not None:
             self.mirror.apply(event)
             self.events.append(event)
             self.cursor = event.id if event.id is not None else self.cursor

@@ -13,7 +13,7 @@ from tests.cases.valve import valve
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Mirror, Stream, watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -97,7 +97,7 @@ async def test_etcd_is_cut_off_between_two_fragments(etcd: EmbeddedEtcd, kv: Etc
         # 2.8 MB of deletes, in fragments of 2 MiB: the first one passes, and half of the second.
         between.arm(2_400_000, "cut")
         await kv.lease.LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG):
             await between.shut.wait()
         assert client.mirror.changes == 0
         between.heal()

@@ -13,7 +13,7 @@ from tests.cases.valve import valve
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -192,7 +192,7 @@ async def test_compacted_between_two_pages_of_a_snapshot(etcd: EmbeddedEtcd, kv:
         # The first page has 256 keys, the second 1,024: it is held back in its midst.
         between.arm(400_000, "freeze")
         await client.join(server.base)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG):
             await between.shut.wait()
         await kv.transact({"/svc/0000": None, "/svc/0001": "new", "/svc/2998": "new", "/svc/2999": None})
         last = await kv.put("/other", "1")

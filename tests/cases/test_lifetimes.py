@@ -21,7 +21,7 @@ from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway
 from tests.support.proxy import proxy
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 SVC = KeyRange("prefix", b"/svc/")
 
@@ -36,7 +36,7 @@ async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, k
         client = Client()
         between.arm(400_000, "freeze")
         await client.join(server.base)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG):
             await between.shut.wait()
         asked = await ranges(etcd)
         await client.leave(crash=True)

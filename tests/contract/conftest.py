@@ -15,8 +15,8 @@ from app.embedded import EmbeddedEtcd
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.metrics import etcd_metric
 from tests.support.versions import Candidate, real_etcds
+from tests.support.waiting import HANG
 
-DEADLINE = 10.0
 # etcd cuts a response into fragments of this and 512 KiB: with its default of 1.5 MiB a test would write MiBs.
 MAX_REQUEST_BYTES = 64 * 1024
 FRAGMENT_BYTES = MAX_REQUEST_BYTES + 512 * 1024
@@ -62,7 +62,7 @@ class Stream:
         """Ask for progress."""
         await self.call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
 
-    async def read(self, timeout: float = DEADLINE) -> Any:
+    async def read(self, timeout: float = HANG) -> Any:
         """The next response, as it comes."""
         async with asyncio.timeout(timeout):
             return await self.call.read()
@@ -139,26 +139,26 @@ class Etcd:
 
     async def put(self, key: bytes, value: bytes = b"") -> int:
         """Its revision."""
-        answer = await self.kv.Put(rpc.PutRequest(key=key, value=value), timeout=DEADLINE)
+        answer = await self.kv.Put(rpc.PutRequest(key=key, value=value), timeout=HANG)
         return int(answer.header.revision)
 
     async def delete(self, key: bytes, range_end: bytes = b"") -> int:
         """Its revision."""
-        answer = await self.kv.DeleteRange(rpc.DeleteRangeRequest(key=key, range_end=range_end), timeout=DEADLINE)
+        answer = await self.kv.DeleteRange(rpc.DeleteRangeRequest(key=key, range_end=range_end), timeout=HANG)
         return int(answer.header.revision)
 
     async def txn(self, *requests: Any) -> int:
         """Puts, deletes and transactions as one; the revision."""
-        answer = await self.kv.Txn(transaction(*requests), timeout=DEADLINE)
+        answer = await self.kv.Txn(transaction(*requests), timeout=HANG)
         return int(answer.header.revision)
 
     async def range(self, key: bytes, **fields: Any) -> Any:
         """A Range."""
-        return await self.kv.Range(rpc.RangeRequest(key=key, **fields), timeout=DEADLINE)
+        return await self.kv.Range(rpc.RangeRequest(key=key, **fields), timeout=HANG)
 
     async def compact(self, revision: int) -> None:
         """Now, physically too."""
-        await self.kv.Compact(rpc.CompactionRequest(revision=revision, physical=True), timeout=DEADLINE)
+        await self.kv.Compact(rpc.CompactionRequest(revision=revision, physical=True), timeout=HANG)
 
     async def watchers(self) -> int:
         """Open at etcd."""
@@ -180,7 +180,7 @@ async def until(count: Callable[[], Awaitable[int]], expected: int) -> None:
     """Wait for a number that no event tells."""
     seen = await count()
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(HANG):
             while seen != expected:
                 await asyncio.sleep(0.01)
                 seen = await count()

@@ -16,13 +16,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from app.api.page import content_security_policy
+from tests.support.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = ROOT / "app" / "api" / "page.html"
 EPOCH = "3f9ac17b"
-# Long enough for a busy machine: it only ever passes when a test fails.
-DEADLINE = 60.0
 
 
 def cursor(revision: int) -> str:
@@ -139,7 +138,7 @@ class Stream:
 
     async def gone(self) -> None:
         """Wait until the client has closed."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(HANG):
             await self.closed.wait()
 
 
@@ -165,7 +164,7 @@ class FakeGateway:
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def stream(self, *, opened: bool = True, within: float = DEADLINE) -> Stream:
+    async def stream(self, *, opened: bool = True, within: float = HANG) -> Stream:
         """The next watch that a client asks for; TimeoutError if there is none."""
         async with asyncio.timeout(within):
             stream = await self._streams.get()

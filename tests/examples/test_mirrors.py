@@ -28,7 +28,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, expect
 
-from tests.examples.fake_gateway import DEADLINE, EXAMPLES, PAGE, FakeGateway, Stream, cursor, fake_gateway
+from tests.examples.fake_gateway import EXAMPLES, PAGE, FakeGateway, Stream, cursor, fake_gateway
+from tests.support.waiting import HANG
 
 if TYPE_CHECKING:
     from mirror import Item, Mirror
@@ -218,7 +219,7 @@ async def _client(idle: Client, gateway: FakeGateway) -> AsyncIterator[Client]:
 async def until(condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]]) -> None:
     """Wait for it; at the deadline say what there is instead."""
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(HANG):
             while not await condition():  # noqa: ASYNC110 - what changes is in another process
                 await asyncio.sleep(0.01)
     except TimeoutError:
@@ -992,7 +993,7 @@ async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
         stream = await gateway.stream()
         await stream.snapshot(10, a="1")
         await stream.delete("/svc/a", 11)
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(HANG):
             lines = [(await process.stdout.readline()).decode().rstrip() for _ in range(4)]
     finally:
         process.terminate()

@@ -18,7 +18,7 @@ from tests.support.gateway import QUICK, GatewayProcess, start
 from tests.support.namespace import Cable, namespace
 from tests.support.proxy import Proxy
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = [
     pytest.mark.etcd,
@@ -87,9 +87,9 @@ async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -
             return await held_at_etcd(etcd) == (0, 0)
 
         # The kernel itself would give up after 15 minutes.
-        await eventually(released, timeout=60)
+        await eventually(released)
         ends = [line["reason"] for line in running.lines if line["message"] == "stream end"]
         assert ends == ["send-timeout"]
         await to_clients.heal()
         with contextlib.suppress(ConnectionError):
-            await asyncio.wait_for(stream.close(), 5)
+            await asyncio.wait_for(stream.close(), HANG)

@@ -25,7 +25,7 @@ from tests.support.nginx import nginx, recipe
 from tests.support.proxy import proxy
 from tests.support.returning import ReturningClient, returning
 from tests.support.streams import Stream, watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -235,7 +235,7 @@ async def test_gzip_of_streams_holds_nothing_back(server: GatewayProcess, kv: Et
 
         async def until(word: bytes) -> None:
             nonlocal text
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANG):
                 while word not in text:
                     text += inflate.decompress(await stream.chunk())
 

@@ -99,7 +99,7 @@ async def test_a_black_hole(etcd: SecureEtcd) -> None:
     """Does not hold us up for longer than a health check, alone it is said to be mute."""
     async with black_hole() as mute:
         async with gateway(f"{mute},{etcd.endpoint}") as server:
-            await eventually(lambda: says(server, "ready"), timeout=5)
+            await eventually(lambda: says(server, "ready"))
             assert (await values(server))[0] == 200
         async with gateway(mute) as server:
             await eventually(lambda: says(server, "down", "no answer within"))

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from tests.support.streams import Event, Stream, watch
+from tests.support.waiting import HANG
 
 # Bytes: what the kernel then takes on behalf of a client that reads nothing is a few KiB.
 RECEIVE_BUFFER = 4096
@@ -49,7 +50,7 @@ async def closing(*streams: Stream) -> AsyncIterator[None]:
                 stream.reset()
 
 
-async def to_the_end(stream: Stream, timeout: float = 60.0) -> list[Event]:
+async def to_the_end(stream: Stream, timeout: float = HANG) -> list[Event]:
     """All events until the gateway ends the stream."""
     found: list[Event] = []
     async with asyncio.timeout(timeout):

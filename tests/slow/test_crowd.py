@@ -88,7 +88,7 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
                     full = [held for held in sockets(server.port) if held.unsent > SEND_BUFFER / 2]
                     return len(full) == STUCK
 
-                await eventually(all_stuck, timeout=60)
+                await eventually(all_stuck)
                 for _ in range(5):
                     await round_of_puts(kv, healthy, 10_000)
                 crowded = [await round_of_puts(kv, healthy, 10_000) for _ in range(5)]

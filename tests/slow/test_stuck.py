@@ -51,7 +51,7 @@ async def test_a_stuck_socket_is_reset_and_nothing_stays(quick: GatewayProcess, 
     """By RST: a close would leave 80 KB in the kernel, in FIN-WAIT-1, for minutes."""
     client = await stuck(quick.base, "prefix=/svc/")
     async with closing(client):
-        await eventually(lambda: nothing_is_left(quick, etcd), timeout=10)
+        await eventually(lambda: nothing_is_left(quick, etcd))
         assert ends(quick) == ["send-timeout"]
         with pytest.raises(ConnectionResetError):
             await client.until("synced")
@@ -65,7 +65,7 @@ async def test_last_words_that_are_not_taken_do_not_stay(etcd: EmbeddedEtcd, kv:
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await stuck(server.base, "prefix=/svc/")
         async with closing(client):
-            await eventually(lambda: nothing_is_left(server, etcd), timeout=10)
+            await eventually(lambda: nothing_is_left(server, etcd))
             assert ends(server) == ["max-age"]
             with pytest.raises(ConnectionResetError):
                 await client.until("close")

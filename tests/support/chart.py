@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.support import helm
+from tests.support.waiting import HANG
 
 TOP = Path(__file__).parents[2]
 CHART = TOP / "helm" / "etcd-watch-gateway"
@@ -28,7 +29,7 @@ def get_helm(major: int) -> Path:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """A command, run at the top of the checkout."""
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=TOP)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG, cwd=TOP)
 
 
 def template(tool: Path, *arguments: str) -> str:

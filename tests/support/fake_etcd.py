@@ -20,6 +20,8 @@ from typing import Any, Self
 import grpc
 from aetcd import rpc
 
+from tests.support.waiting import HANG
+
 # etcd's words, character by character: clients tell errors apart by them.
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 FUTURE = "etcdserver: mvcc: required revision is a future revision"
@@ -541,7 +543,7 @@ class FakeEtcd:
         """As ``etcd_debugging_mvcc_watcher_total`` counts them: cancelled by compaction they stay until let go."""
         return sum(len(call.watchers) for call in self.calls)
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 5) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = HANG) -> None:
         """Wait until something that clients cause is so."""
         async with asyncio.timeout(timeout):
             while not condition():

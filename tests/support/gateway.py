@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.support import forkserver
 from tests.support.forkserver import Forked
+from tests.support.waiting import HANG
 
 # Elsewhere a process that has loaded the system's frameworks cannot be forked safely.
 FORKS = sys.platform == "linux"
@@ -51,7 +52,7 @@ class GatewayProcess:
         """Wait until it listens; raises with its output when it ends instead."""
         waiter = asyncio.create_task(self._listening.wait())
         try:
-            await asyncio.wait({waiter, self._reader}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+            await asyncio.wait({waiter, self._reader}, return_when=asyncio.FIRST_COMPLETED, timeout=HANG)
             if not self._listening.is_set():
                 msg = f"the gateway did not start: {self.lines} {self.other}"
                 raise AssertionError(msg)
@@ -64,7 +65,7 @@ class GatewayProcess:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG):
                 status = await self.process.wait()
         except TimeoutError:
             self.process.kill()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import httpx
 
+from tests.support.waiting import HANG
+
 
 async def etcd_metric(endpoint: str, name: str, **labels: str) -> float:
     """The sum over all label sets of a metric at etcd's ``/metrics`` that have *labels*; 0 if it has none yet."""
     async with httpx.AsyncClient(trust_env=False) as client:
-        answer = await client.get(f"{endpoint}/metrics", timeout=5)
+        answer = await client.get(f"{endpoint}/metrics", timeout=HANG)
     answer.raise_for_status()
     wanted = [f'{label}="{value}"' for label, value in labels.items()]
     return sum(

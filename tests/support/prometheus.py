@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from app.embedded import free_ports
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 # Where it is scraped, and the labels that this target's series get.
 Target = tuple[str, Mapping[str, str]]
@@ -32,7 +32,7 @@ def tool(name: str) -> Path:
 def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run it; *text* is its standard input."""
     return subprocess.run(
-        [tool("promtool"), *arguments], check=False, capture_output=True, text=True, timeout=60, input=text
+        [tool("promtool"), *arguments], check=False, capture_output=True, text=True, timeout=HANG, input=text
     )
 
 
@@ -110,7 +110,7 @@ async def prometheus(
             stderr=log,
         )
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=HANG) as client:
             running = Prometheus(f"http://127.0.0.1:{port}", client)
 
             async def answers() -> bool:

@@ -17,12 +17,12 @@ from app import embedded
 from app.embedded import EmbeddedEtcd
 from tests.support.certificates import Ca
 from tests.support.etcd import EtcdClient
+from tests.support.waiting import HANG
 
 ROOT = "root"
 # The default of 10 costs a tenth of a second for each login.
 CHEAP = "--bcrypt-cost=4"
 # Seconds for a call of root's: an etcd that is just restarting may lose one.
-DEADLINE = 20.0
 
 
 class SecureEtcd(EmbeddedEtcd):
@@ -111,9 +111,9 @@ class LoginFirst(grpc.aio.UnaryUnaryClientInterceptor):
 
     async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         """Add the token."""
-        token = (await self._auth.Authenticate(self._request, timeout=DEADLINE)).token
+        token = (await self._auth.Authenticate(self._request, timeout=HANG)).token
         metadata = grpc.aio.Metadata(*(details.metadata or ()), ("token", token))
-        return await continuation(details._replace(metadata=metadata, timeout=DEADLINE), request)
+        return await continuation(details._replace(metadata=metadata, timeout=HANG), request)
 
 
 class Admin(EtcdClient):

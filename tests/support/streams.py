@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-TIMEOUT = 20.0
+from tests.support.waiting import HANG
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Stream:
         self._ended = size == 0
         return data[:-2]
 
-    async def next_event(self, timeout: float = TIMEOUT) -> Event | None:
+    async def next_event(self, timeout: float = HANG) -> Event | None:
         """The next event; None at the end of the stream."""
         async with asyncio.timeout(timeout):
             sse = "event-stream" in self.headers["content-type"]
@@ -123,7 +123,7 @@ class Stream:
         data = json.loads(line)
         return Event(data["type"], data, data.pop("cursor", None))
 
-    async def until(self, *types: str, timeout: float = TIMEOUT) -> list[Event]:
+    async def until(self, *types: str, timeout: float = HANG) -> list[Event]:
         """Events up to and including the first of one of *types*."""
         found: list[Event] = []
         while not found or found[-1].type not in types:
@@ -170,7 +170,7 @@ async def request(
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(HANG):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             status = int(head[0].split()[1])
             found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
