@@ -207,7 +207,7 @@ FOUND = {
 @pytest.mark.parametrize("leak", LEAKS)
 async def test_a_leak_is_found(etcd: EmbeddedEtcd, leak: str) -> None:
     """Each that can be put into a gateway, by what it shows."""
-    settings = {**QUICK, "GATEWAY_STALE_AFTER": "10s", "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
+    settings = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
     leaky = await start(settings=settings, program=("tests.support.leaks", leak))
     try:
         await leaky.listening()

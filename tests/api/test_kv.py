@@ -40,7 +40,7 @@ async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
 async def _server(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
     """One for all; it does not mind a frozen etcd for a moment."""
-    async with gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": "30s"}) as running:
+    async with gateway(etcd.endpoint) as running:
         yield running
 
 
@@ -401,7 +401,7 @@ async def test_queue_of_ranges_is_bounded() -> None:
     """More different reads than may wait: 429 at once, not a longer queue."""
     async with (
         EmbeddedEtcd() as etcd,
-        gateway(etcd.endpoint, settings={"GATEWAY_MAX_RANGES": "1", "GATEWAY_STALE_AFTER": "30s"}) as server,
+        gateway(etcd.endpoint, settings={"GATEWAY_MAX_RANGES": "1"}) as server,
         httpx.AsyncClient(base_url=server.base, timeout=HANG, limits=httpx.Limits(max_connections=100)) as http,
     ):
         await read(http, "prefix=/")

@@ -69,7 +69,7 @@ async def exact(kv: EtcdClient, clients: dict[str, Client]) -> None:
 @contextlib.asynccontextmanager
 async def following(endpoint: str, prefixes: list[str]) -> AsyncIterator[tuple[Gateway, dict[str, Client]]]:
     """A gateway in this process, and a synced client of each prefix."""
-    gateway = Gateway(load({"etcd": endpoint, "linger": 0, "stale_after": 2, "heartbeat": 0.5, "sync_timeout": 1}))
+    gateway = Gateway(load({"etcd": endpoint, "linger": 0, "stale_after": 60, "heartbeat": 0.5, "sync_timeout": 60}))
     async with gateway.running():
         clients = {prefix: Client(gateway, swallow, f"prefix={prefix}".encode()) for prefix in prefixes}
         for client in clients.values():
@@ -229,7 +229,7 @@ async def test_pages_that_do_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None
 class Narrow(Proxy):
     """Passes answers on at so many bytes a second."""
 
-    rate = 4_000_000
+    rate = 1_000_000
 
     async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
         """In its own time."""
@@ -245,7 +245,7 @@ async def test_pages_that_do_not_come_in_time(
     """A page that takes longer than a Range may would take as long when it is asked for again."""
     kept = [(name, value) for name, value in link.OPTIONS if name != "grpc.max_receive_message_length"]
     monkeypatch.setattr(link, "OPTIONS", (*kept, ("grpc.max_receive_message_length", link.MAX_MESSAGE)))
-    monkeypatch.setattr(reads, "RANGE_TIMEOUT", 0.4)
+    monkeypatch.setattr(reads, "RANGE_TIMEOUT", 2.0)
     for start in range(0, 256, 64):
         await kv.transact({f"/svc/{n:04}": LARGE * 12 for n in range(start, start + 64)})
     between = Narrow(etcd.endpoint)

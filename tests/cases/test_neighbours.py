@@ -125,7 +125,7 @@ async def test_a_watch_that_compaction_cancels_beside_others(
 async def test_a_long_catch_up_beside_live_events(fake: FakeEtcd, truth: EtcdClient) -> None:
     """A naive client has all watches on one stream: live events queue behind the history of somebody else's range."""
     fake.txn([(b"/live/a", b"1"), (b"/big/a", b"1")])
-    settings = {"GATEWAY_LOG_BYTES": "64MiB", "GATEWAY_LOG_BATCHES": "10000", "GATEWAY_SYNC_TIMEOUT": "20s"}
+    settings = {"GATEWAY_LOG_BYTES": "64MiB", "GATEWAY_LOG_BATCHES": "10000"}
     async with (
         gateway(fake.endpoint, settings=settings) as server,
         joined(server.base, "prefix=/live/") as (neighbour,),

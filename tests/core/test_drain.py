@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.api.stream import RETRY_MS
 from app.core.drain import Drain
+from app.settings import Settings
 
 counts = st.integers(0, 20_000)
 windows = st.floats(0, 100)
@@ -37,3 +42,20 @@ def test_a_few_go_at_once() -> None:
     assert Drain(1, window=30, pace=100).seconds == 0.01
     assert Drain(0, window=30, pace=100).due(0) == 0
     assert Drain(6000, window=30, pace=100).seconds == 30
+
+
+def test_they_come_back_evenly() -> None:
+    """By the defaults, 1,000 that go one after the other and come back after a drawn time: no storm anywhere."""
+    window, pace = (Settings.model_fields[name].default for name in ("drain_window", "drain_pace"))
+    drain, rng = Drain(1000, window=window, pace=pace), random.Random(1)
+
+    def busiest_second(goes: list[float]) -> int:
+        arrivals = sorted(at + rng.uniform(*RETRY_MS) / 1000 for at in goes)
+        return max(bisect.bisect_left(arrivals, at + 1) - number for number, at in enumerate(arrivals))
+
+    ticks = [tick / 1000 for tick in range(int(drain.seconds * 1000) + 1)]
+    due = [drain.due(tick) for tick in ticks]
+    goes = [tick for tick, before, now in zip(ticks, [0, *due], due, strict=False) for _ in range(now - before)]
+    assert len(goes) == 1000
+    assert busiest_second(goes) <= 1.5 * pace
+    assert busiest_second([0.0] * 1000) > 2 * pace  # what all at once would be

@@ -14,7 +14,7 @@ from aetcd import rpc
 from app.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
 from tests.support.etcd import EtcdClient, etcd_client
-from tests.support.gateway import gateway
+from tests.support.gateway import STALE_SOON, gateway
 from tests.support.proxy import proxy
 from tests.support.streams import Mirror, Stream, watch
 from tests.support.waiting import eventually
@@ -149,7 +149,11 @@ async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
 
 async def test_cut_off_is_said(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Frozen (nothing comes, nothing closes): stale is said within the bound, and live again afterwards."""
-    async with proxy(etcd.endpoint) as between, gateway(between.endpoint) as server, AsyncExitStack() as stack:
+    async with (
+        proxy(etcd.endpoint) as between,
+        gateway(between.endpoint, settings=STALE_SOON) as server,
+        AsyncExitStack() as stack,
+    ):
         (follower,) = await stack.enter_async_context(follow(server.base, 1))
         between.freeze()
         await eventually(lambda: _all(["stale" in follower.states]))

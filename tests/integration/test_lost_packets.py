@@ -14,7 +14,7 @@ import pytest
 from app.embedded import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
 from tests.support.etcd import EtcdClient
-from tests.support.gateway import QUICK, GatewayProcess, start
+from tests.support.gateway import QUICK, STALE_SOON, GatewayProcess, start
 from tests.support.namespace import Cable, namespace
 from tests.support.proxy import Proxy
 from tests.support.streams import watch
@@ -53,7 +53,10 @@ async def on_another_host(
 
 async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Subscribers are told that it is stale, and then everything that they have missed, without a reset."""
-    async with on_another_host(etcd) as (_running, url, to_etcd, _), await watch(url, "prefix=/svc/") as stream:
+    async with (
+        on_another_host(etcd, **STALE_SOON) as (_running, url, to_etcd, _),
+        await watch(url, "prefix=/svc/") as stream,
+    ):
         await stream.until("synced")
         await kv.put("/svc/a", "before")
         await stream.changes(1)

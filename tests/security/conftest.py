@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.gateway import GatewayProcess
+from tests.support.gateway import STALE_SOON, GatewayProcess
 from tests.support.secure import Admin, SecureEtcd, administered
 from tests.support.versions import Candidate, real_etcds
 
@@ -48,8 +48,8 @@ def _password_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="login")
 def _login(password_file: Path) -> dict[str, str]:
-    """The settings for it."""
-    return {"GATEWAY_ETCD_USER": USER, "GATEWAY_ETCD_PASSWORD_FILE": str(password_file)}
+    """The settings for it; what the user may read is asked again as often as a feed turns stale."""
+    return {**STALE_SOON, "GATEWAY_ETCD_USER": USER, "GATEWAY_ETCD_PASSWORD_FILE": str(password_file)}
 
 
 async def condition(server: GatewayProcess) -> tuple[str, str]:

@@ -109,7 +109,7 @@ async def test_far_away(etcd: SecureEtcd) -> None:
     """A round trip of 160 ms is slow, and no more than that."""
     async with proxy(etcd.endpoint) as between:
         between.delay = 0.08
-        async with gateway(between.endpoint, settings={"GATEWAY_STALE_AFTER": "10s"}) as server:
+        async with gateway(between.endpoint) as server:
             await eventually(lambda: says(server, "ready"))
             assert (await values(server))[0] == 200
 

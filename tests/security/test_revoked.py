@@ -18,7 +18,7 @@ from tests.integration.test_release import held_at_etcd
 from tests.security.conftest import USER, values
 from tests.security.test_tls import client_files
 from tests.support.certificates import Ca
-from tests.support.gateway import gateway
+from tests.support.gateway import STALE_SOON, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.secure import Admin, SecureEtcd, administered
 from tests.support.streams import watch
@@ -30,6 +30,10 @@ pytestmark = pytest.mark.etcd
 Settings = dict[str, str]
 
 
+# Long enough for the others not to turn stale on a slow machine; it is also how long a refusal takes.
+STALE_LATER = {"GATEWAY_STALE_AFTER": "8s"}
+
+
 async def holds_nothing(etcd: SecureEtcd) -> bool:
     """Whether etcd has no watch and no stream of ours."""
     return await held_at_etcd(etcd) == (0, 0)
@@ -38,7 +42,8 @@ async def holds_nothing(etcd: SecureEtcd) -> bool:
 async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """`close`, `revoked`, and nothing is left at etcd; who comes again waits; given again, it works again."""
     await root.grant(USER, "/other/")
-    async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1, "/other/") as (other,):
+    settings = {**login, **STALE_LATER}
+    async with gateway(etcd.endpoint, settings=settings) as server, follow(server.base, 1, "/other/") as (other,):
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]
         for stream in streams:
             await stream.until("synced")
@@ -87,7 +92,8 @@ async def test_a_user_is_locked_out_while_etcd_is_away(etcd: SecureEtcd, root: A
 
 async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """It is tried again and again, on the stream of the others: they see nothing of it, and the streams stay few."""
-    async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1) as (follower,):
+    settings = {**login, **STALE_LATER}
+    async with gateway(etcd.endpoint, settings=settings) as server, follow(server.base, 1) as (follower,):
         denied = [await watch(server.base, f"prefix=/denied/{n}/") for n in range(10)]
         for stream in denied:
             (close,) = await stream.until("close")
@@ -125,7 +131,6 @@ async def test_audits_read_nothing(etcd: SecureEtcd, root: Admin, login: Setting
         assert server.lines
     said = etcd.log_file.read_text()
     assert "future revision" not in said
-    assert "request took too long" not in said
 
 
 async def audits(etcd: SecureEtcd) -> float:
@@ -146,8 +151,9 @@ async def test_the_name_in_a_certificate(candidate: Candidate, tmp_path: Path) -
     async with etcd, administered(etcd) as root:
         # 3.4 knows no user without a password; this one is never used.
         await root.add_user(USER, "unused", "/svc/")
+        files = {**STALE_SOON, **client_files(tmp_path / "client", ca, USER)}
         async with (
-            gateway(etcd.tls_endpoint, settings=client_files(tmp_path / "client", ca, USER)) as server,
+            gateway(etcd.tls_endpoint, settings=files) as server,
             await watch(server.base, "prefix=/svc/") as stream,
         ):
             await root.put("/svc/a", "1")

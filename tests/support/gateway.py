@@ -17,13 +17,18 @@ from tests.support.waiting import HANG
 
 # Elsewhere a process that has loaded the system's frameworks cannot be forked safely.
 FORKS = sys.platform == "linux"
-# Fast enough for tests, with the proportions of the defaults.
+# What tests wait for is quick. How long etcd may take before a feed is stale, or history unproven, is not: on a slow
+# machine that would happen to tests which are about something else. A test of it sets it.
 QUICK = {
     "GATEWAY_LINGER": "0.3s",
     "GATEWAY_HEARTBEAT": "1s",
-    "GATEWAY_STALE_AFTER": "2s",
-    "GATEWAY_SYNC_TIMEOUT": "1s",
+    "GATEWAY_STALE_AFTER": "60s",
+    "GATEWAY_SYNC_TIMEOUT": "60s",
 }
+# Stale soon, for tests of that.
+STALE_SOON = {"GATEWAY_STALE_AFTER": "2s"}
+# Soon unproven, for tests of that.
+UNPROVEN_SOON = {"GATEWAY_SYNC_TIMEOUT": "1s"}
 
 
 class GatewayProcess:
