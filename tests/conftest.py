@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import hypothesis
@@ -30,9 +32,46 @@ hypothesis.settings.load_profile("suite")
 embedded.START_TIMEOUT = HANG
 
 
+# Fixtures that start a process; whoever uses one is marked `process` by that.
+STARTERS = {"browser", "ca", "etcd", "kv", "server", "tool"}
+SPAWNING = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
+
+
+class Guard:
+    """Fails what starts a process in a test that is not marked `process`: `make check` would not be quick any more."""
+
+    def __init__(self) -> None:
+        self.quiet: str | None = None
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, _arguments: tuple[Any, ...]) -> None:
+        if self.quiet is not None and event in SPAWNING:
+            pytest.fail(f"{self.quiet} starts a process: mark it with pytest.mark.process")
+
+
+GUARD = Guard()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The image first: its worker is busy with it for minutes, while the others do the rest."""
+    """The image first: its worker is busy with it for minutes, while the others do the rest. And what starts a process
+    is marked; the contract's tests, which also run on a fake, mark themselves.
+    """
     items.sort(key=lambda item: item.path.name != "test_image.py")
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ())) if "contract" not in item.path.parts else set()
+        if fixtures & STARTERS or item.get_closest_marker("etcd") or item.get_closest_marker("slow"):
+            item.add_marker("process")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Guard it."""
+    GUARD.quiet = None if item.get_closest_marker("process") else item.nodeid
+    try:
+        return (yield)
+    finally:
+        GUARD.quiet = None
 
 
 @pytest.fixture(name="etcd")

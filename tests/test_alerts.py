@@ -18,6 +18,8 @@ from tests.support.prometheus import promtool
 Rule = dict[str, Any]
 
 ON = (*CHOICE, "--set", "prometheusRule.enabled=true")
+pytestmark = pytest.mark.process  # helm
+
 EVERYTHING = ("-f", str(CHART / "ci" / "full-values.yaml"))
 
 

@@ -24,6 +24,8 @@ from tests.support.gateway import gateway
 from tests.support.waiting import HANG
 from tools import chart
 
+pytestmark = pytest.mark.process  # helm
+
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 # The oldest that Chart.yaml allows, one in the middle, the newest that kubernetes-validate 1.37.0 has.
 KUBERNETES = ("1.25", "1.31", "1.37")

@@ -54,6 +54,7 @@ def run(*arguments: str, settings: dict[str, str] | None = None) -> subprocess.C
 # --- without running anything -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_version_and_help() -> None:
     """On standard output, with status 0."""
     version, help_text = run("--version"), run("--help")
@@ -119,6 +120,7 @@ def test_bad_settings(command: str, flags: list[str], said: str, capsys: pytest.
     assert said in line
 
 
+@pytest.mark.process
 def test_bad_setting_of_a_process() -> None:
     """The same from the environment and through ``python -m app``: no traceback."""
     done = run("serve", settings={"GATEWAY_MAX_FEEDS": "many", "GATEWAY_HEARTBEAT": "-1"})
@@ -134,6 +136,7 @@ def test_bad_setting_of_a_process() -> None:
 
 
 @pytest.mark.parametrize("setting", ["port", "admin-port"])
+@pytest.mark.process
 def test_port_in_use(taken: int, setting: str) -> None:
     """Named, with status 2 and no traceback."""
     other = "admin-port" if setting == "port" else "port"
@@ -144,6 +147,7 @@ def test_port_in_use(taken: int, setting: str) -> None:
     assert done.stderr == f"etcd-watch-gateway: {name}: cannot listen on 127.0.0.1:{taken}: Address already in use\n"
 
 
+@pytest.mark.process
 def test_one_port_for_both() -> None:
     """The two listeners can't share one."""
     with socket.socket() as free:
@@ -157,6 +161,7 @@ def test_one_port_for_both() -> None:
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+@pytest.mark.process
 def test_address_that_is_not_ours(host: str) -> None:
     """It is the host that is wrong, not the port."""
     done = run("serve", "--host", host, "--allow-prefixes", "", "--port", "0", "--log-level", "error")
@@ -165,6 +170,7 @@ def test_address_that_is_not_ours(host: str) -> None:
     assert done.stderr.startswith(f"etcd-watch-gateway: GATEWAY_HOST (--host): cannot listen on {host}:0: ")
 
 
+@pytest.mark.process
 async def test_serve_says_what_it_ignores() -> None:
     """Unknown variables are warned about by name, their values are not shown; it runs none the less."""
     unknown = {"GATEWAY_LINGR": "5s", "GATEWAY_SERVICE_HOST": "10.96.0.1"}
@@ -175,6 +181,7 @@ async def test_serve_says_what_it_ignores() -> None:
     assert "10.96.0.1" not in str(server.lines)
 
 
+@pytest.mark.process
 async def test_open_on_purpose() -> None:
     """All interfaces, with '' for all prefixes: accepted."""
     server = await start("--host=0.0.0.0", "--port=0", "--allow-prefixes=", f"--etcd={NOWHERE}")
@@ -194,6 +201,7 @@ def processes() -> list[tuple[int, int, str]]:
     return [(int(parts[0]), int(parts[1]), parts[2] if len(parts) > 2 else "") for parts in found]
 
 
+@pytest.mark.process
 async def test_one_process_whatever_web_concurrency_says() -> None:
     """One process is one registry."""
     async with gateway(NOWHERE, settings={"WEB_CONCURRENCY": "4", "UVICORN_WORKERS": "4"}) as server:
@@ -203,6 +211,7 @@ async def test_one_process_whatever_web_concurrency_says() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.process
 async def test_signals_end_serve_well(number: int) -> None:
     """Status 0 for both: it was asked to stop, and did; also when etcd was never there, and somebody waits."""
     async with (
@@ -217,6 +226,7 @@ async def test_signals_end_serve_well(number: int) -> None:
     assert last.type == "close"
 
 
+@pytest.mark.process
 async def test_human_log() -> None:
     """For a terminal: time, level, message, and what belongs to it."""
     process = await asyncio.create_subprocess_exec(

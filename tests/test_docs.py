@@ -90,6 +90,7 @@ def emitted() -> dict[str, tuple[int, bool]]:
     return found
 
 
+@pytest.mark.process
 def test_problems_are_those_that_the_code_makes() -> None:
     known = emitted()
     assert len(known) > 10

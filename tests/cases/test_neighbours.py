@@ -45,6 +45,7 @@ def cancel(fake: FakeEtcd, prefix: bytes, reason: str) -> int:
 
 
 @pytest.mark.parametrize("echo", [True, False], ids=["3.5.1", "newer"])
+@pytest.mark.process
 async def test_a_refused_create_beside_others(fake: FakeEtcd, truth: EtcdClient, echo: bool) -> None:
     """A naive client waits for an id that never comes, or takes the refusal for another's: both watches hang."""
     fake.put(b"/live/a", b"1")
@@ -69,6 +70,7 @@ async def test_a_refused_create_beside_others(fake: FakeEtcd, truth: EtcdClient,
         await holds(fake, 1)
 
 
+@pytest.mark.process
 async def test_a_watch_that_etcd_cancels_beside_others(fake: FakeEtcd, truth: EtcdClient) -> None:
     """A naive client ends the stream, and with it all its neighbours; or leaves the watcher counted for ever."""
     fake.txn([(b"/live/a", b"1"), (b"/svc/a", b"1")])
@@ -122,6 +124,7 @@ async def test_a_watch_that_compaction_cancels_beside_others(
         assert (neighbour.resets, neighbour.mirror.changes) == (["initial"], 7)
 
 
+@pytest.mark.process
 async def test_a_long_catch_up_beside_live_events(fake: FakeEtcd, truth: EtcdClient) -> None:
     """A naive client has all watches on one stream: live events queue behind the history of somebody else's range."""
     fake.txn([(b"/live/a", b"1"), (b"/big/a", b"1")])

@@ -202,7 +202,7 @@ async def _gateway() -> AsyncIterator[FakeGateway]:
         yield fake
 
 
-@pytest.fixture(name="idle", params=["python", "browser"])
+@pytest.fixture(name="idle", params=["python", pytest.param("browser", marks=pytest.mark.process)])
 def _idle(request: pytest.FixtureRequest) -> Client:
     """A client of each kind that has not started."""
     return PythonClient() if request.param == "python" else BrowserClient(request.getfixturevalue("page"))
@@ -983,6 +983,7 @@ async def test_python_client_asks_for_a_prefix_of_any_bytes(gateway: FakeGateway
     assert stream.query["prefix"] == b"/\xff&'".decode("utf-8", "replace")
 
 
+@pytest.mark.process
 async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
     """Prints changes as JSON lines, and every turn of its state."""
     process = await asyncio.create_subprocess_exec(

@@ -108,6 +108,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert [line.partition(" ")[0] for line in lines] == ["GATEWAY_ETCD_CACERT", "GATEWAY_ETCD_PASSWORD_FILE"]
 
 
+@pytest.mark.process
 def test_a_system_without_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then somebody has to say whom to trust; a folder of OpenSSL's is as good as a file."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone"))
@@ -119,6 +120,7 @@ def test_a_system_without_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Credentials().check(tls=True)
 
 
+@pytest.mark.process
 async def test_serve_does_not_start(tmp_path: Path) -> None:
     """Exit status 2, and the line."""
     flags = ("--etcd=https://127.0.0.1:1", f"--etcd-cacert={tmp_path / 'gone'}", "--port=0")

@@ -40,6 +40,7 @@ class Discreet(FakeEtcd):
 
 
 @pytest.mark.parametrize("shy", [False, True])
+@pytest.mark.process
 async def test_a_member_that_hides_its_status(shy: bool) -> None:
     """Its version is unknown, so its progress is not believed; all else works, and it is said once."""
     async with Discreet("3.5.28") as etcd, gateway(etcd.endpoint) as server:
@@ -53,6 +54,7 @@ async def test_a_member_that_hides_its_status(shy: bool) -> None:
     assert len(said) == 1
 
 
+@pytest.mark.process
 async def test_a_learner_that_hides_its_status() -> None:
     """The list of members knows."""
     async with Discreet("3.6.0") as etcd:
