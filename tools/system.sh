@@ -4,7 +4,7 @@
 set -eu
 
 # package:command, or a file of it
-DEBIAN_PACKAGES="chromium:chromium curl:curl iproute2:ss iptables:iptables jq:jq openssl:openssl prometheus:promtool"
+DEBIAN_PACKAGES="chromium:chromium curl:curl faketime:faketime iproute2:ss iptables:iptables jq:jq openssl:openssl prometheus:promtool"
 # The load generator of the benchmarks, and two of the peers that they measure; nginx is also what tests put in front.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES gcc:cc libc6-dev:/usr/include/stdlib.h"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES nginx:nginx libnginx-mod-nchan:/usr/lib/nginx/modules/ngx_nchan_module.so"

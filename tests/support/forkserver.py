@@ -5,6 +5,8 @@ hundred. A fork runs the same modules by the same ``python -m``, in a process of
 arguments and standard streams. What an interpreter decides at its start (locale, ``PYTHON*``) is the server's: a
 process that wants something else there must be started the long way, as ``tests/support/gateway.py`` does. So are the
 processes of tests/test_cli.py, which are about the start itself.
+
+With ``STEP_CLOCK=1`` in the environment of the tests, the wall clock of all forks steps by an hour, again and again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.wallclock import WallClock, of_this_process
 
 # What `serve` and `check` import in the end, some of it late.
 MODULES = ("app.cli", "app.server", "app.check", "uvloop")
@@ -95,9 +101,14 @@ class _Server:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = dict(os.environ)
+        if environment.get("STEP_CLOCK"):
+            clock = WallClock(Path(tempfile.mkdtemp(prefix="wall-clock-")) / "offset")
+            environment |= clock.environment
+            clock.keep_stepping()
         with theirs:
             command = [sys.executable, "-W", "error", "-m", "tests.support.forkserver", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self._socket = ours
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MOST_BYTES)
         atexit.register(self._end)
@@ -148,6 +159,7 @@ def serve(orders: socket.socket) -> list[str]:
                 os.dup2(output, 1)
             orders.close()
             os.closerange(3, max(output, status, woken, wake, *children.values(), 3) + 1)
+            env |= of_this_process()
             os.environ.clear()
             os.environ.update(env)
             return list(words)
