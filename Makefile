@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.project
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint types helm chart image bench leak torture soak lock clean help install FORCE
+.PHONY: run check test lint types helm chart image bench leak torture soak lock clean help install FORCE
 
 # A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
 ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -31,7 +31,12 @@ install: $(INSTALLED)  ## install everything into .venv, from the locks
 run: $(INSTALLED)  ## embedded etcd + gateway + something to see; PORT=9090 for another port
 	@exec $(BIN)/etcd-watch-gateway dev --port $(PORT) $(ARGS)
 
-test: $(INSTALLED)  ## lint, check the types, run every test; ARGS='-k feed' for some
+check: $(INSTALLED)  ## for every save: lint, types, and each test that starts no process; under a minute
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(BIN)/python -m pytest -q -n auto -m 'not process' $(ARGS)
+
+test: $(INSTALLED)  ## lint, check the types, run every test; ARGS='-k feed' for some, BUSY=4 beside busy loops, STEP_CLOCK=1
 	@sh tools/system.sh
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types

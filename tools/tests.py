@@ -1,10 +1,12 @@
 """Runs pytest with the etcds that can be had, and ends with what was not run.
 
 Usage: ``python tools/tests.py [pytest arguments]``, from the top of the checkout; ``make test`` does.
+``BUSY=4`` in the environment has that many busy loops run beside them: no test may fail because a machine is slow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -56,19 +58,37 @@ def skipped(report: Path) -> Iterator[str]:
             yield reason
 
 
+# It ends with us, however we end.
+LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(10_000))"
+
+
+@contextlib.contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Meanwhile, so many processes take all the CPU that they are given."""
+    command = [sys.executable, "-c", LOOP, str(os.getpid())]
+    running = [subprocess.Popen(command) for _ in range(loops)]  # noqa: S603  # our own interpreter
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 def main(arguments: list[str]) -> int:
     """Run the tests; the exit status is pytest's."""
     CACHE.mkdir(exist_ok=True)
     report = CACHE / "tests.xml"
     report.unlink(missing_ok=True)
     folders, not_run = other_etcds()
-    # One more than there are cores: about half of a test's time is waiting (two workers took 1.0 of two cores). Many
-    # more only fight for the disk: each one starts its own etcds.
-    workers = min(8, cores() + 1)
-    status = subprocess.run(  # noqa: S603  # our own interpreter
-        [sys.executable, "-m", "pytest", "-n", str(workers), "--dist", "loadgroup", f"--junitxml={report}", *arguments],
-        check=False, env={**os.environ, "ETCD_BIN_DIRS": folders},
-    ).returncode  # fmt: skip
+    # Two for each core: more than half of a test's time is waiting.
+    workers = ("-n", str(min(8, 2 * cores())), "--dist", "loadgroup")
+    slowest = ("--durations=20", "--durations-min=1")
+    with busy(int(os.environ.get("BUSY") or 0)):
+        status = subprocess.run(  # noqa: S603  # our own interpreter
+            [sys.executable, "-m", "pytest", *workers, *slowest, f"--junitxml={report}", *arguments],
+            check=False, env={**os.environ, "ETCD_BIN_DIRS": folders},
+        ).returncode  # fmt: skip
     system = CACHE / "not-run"
     if system.exists():
         not_run += system.read_text(encoding="utf-8").splitlines()

@@ -301,7 +301,7 @@ async def refused_for_now(server: GatewayProcess, query: str, status: int, code:
 async def held_open(
     server: GatewayProcess, query: str, reason: str, accept: str = "text/event-stream", *, retry: bool = True
 ) -> None:
-    """The answer to an EventSource: a stream that says when to come back, waits about that long, then says why."""
+    """The answer to an EventSource: a stream that says when to come back, waits that long, and then says why."""
     started = time.monotonic()
     async with await watch(server.base, query, {"Accept": accept}) as stream:
         close = await stream.next_event()
@@ -310,7 +310,7 @@ async def held_open(
         assert close is not None
         assert (close.type, close.data["reason"], close.id) == ("close", reason, None)
         assert 1000 <= close.data["retry_ms"] <= 5000
-        assert close.data["retry_ms"] / 1000 - 0.1 <= took < close.data["retry_ms"] / 1000 + 2
+        assert took >= close.data["retry_ms"] / 1000 - 0.1
         assert stream.retry == (close.data["retry_ms"] if retry else None)
         assert await stream.next_event() is None
 
@@ -348,7 +348,6 @@ async def test_who_is_held_open_may_leave(etcd: EmbeddedEtcd) -> None:
         leaving = await watch(server.base, "prefix=/svc/", EVENT_SOURCE)
         leaving.reset()
         held = [await watch(server.base, "prefix=/svc/", EVENT_SOURCE) for _ in range(5)]
-        started = time.monotonic()
         ending = asyncio.create_task(server.stop())
         closes = [await stream.next_event() for stream in held]
         last = (await inside.until("close"))[-1]
@@ -358,7 +357,7 @@ async def test_who_is_held_open_may_leave(etcd: EmbeddedEtcd) -> None:
 
     assert {close.data["reason"] for close in closes if close is not None} == {"overloaded"}
     assert last.data["reason"] == "drain"
-    assert (status, time.monotonic() - started < 5) == (0, True)
+    assert status == 0
 
 
 async def test_cap_of_feeds(etcd: EmbeddedEtcd) -> None:

@@ -230,7 +230,7 @@ async def test_metrics_count_what_happens(etcd: EmbeddedEtcd, etcd_kv: EtcdClien
     assert (value(during, "etcd_watchers"), at_etcd) == (1, 1)
     assert value(during, "etcd_watch_streams") == 1
     assert value(during, "keys") == 1
-    assert 0 <= value(during, "staleness_seconds") < 2
+    assert 0 <= value(during, "staleness_seconds") < HANG
     assert value(during, "events_total") == 2
     assert value(during, "deliveries_total") == 2 * 2 + 2 * 2
     assert value(during, "resets_total", reason="initial") == 1

@@ -75,7 +75,7 @@ async def test_last_words_are_waited_for(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
     """Who reads them late gets them, whole, with a proper end."""
     for n in range(3):
         await kv.put(f"/svc/{n}", "x" * 20_000)
-    settings = {"GATEWAY_SEND_TIMEOUT": "20s", "GATEWAY_MAX_AGE": "200ms"}
+    settings = {"GATEWAY_SEND_TIMEOUT": "1h", "GATEWAY_MAX_AGE": "200ms"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await stuck(server.base, "prefix=/svc/")
         async with closing(client):

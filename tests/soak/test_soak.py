@@ -21,7 +21,7 @@ MOST_BYTES = 10_000
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_nothing_grows() -> None:
     """Neither descriptors nor tasks nor threads, nor memory per stream served; at etcd nothing is left in any round."""
-    report = await soak("7", 30, log=print)
+    report = await soak("7", log=print)
 
     assert report.grown() == [], str(report)
     assert report.blocks < MOST_BLOCKS, str(report)
