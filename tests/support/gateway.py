@@ -146,11 +146,15 @@ async def start(
 
 @contextlib.asynccontextmanager
 async def gateway(
-    etcd: str, *, settings: Mapping[str, str] | None = None, quick: bool = True
+    etcd: str,
+    *,
+    settings: Mapping[str, str] | None = None,
+    quick: bool = True,
+    program: Sequence[str] = ("app",),
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway in front of *etcd*, listening; stopped at the end, and held to have ended well and without errors."""
     chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
-    running = await start(settings=chosen)
+    running = await start(settings=chosen, program=program)
     try:
         await running.listening()
         yield running

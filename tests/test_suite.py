@@ -1,0 +1,103 @@
+"""What would make a test depend on how fast the machine is: looked for in the source of all tests."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import HANG
+
+TESTS = Path(__file__).parent
+CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
+# A clock may be read to bound what is measured from below, or to say for how long something goes on. Each with why a
+# slow machine does not fail there.
+CLOCKS_ALLOWED = {
+    "api/test_access.py": "no less than the time that a client is told to stay away",
+    "cases/test_ahead.py": "no more Ranges than one a second of the time that passed",
+    "consistency": "the torture is about time: it runs for a while, and says in the report how late anything was",
+    "examples/fake_gateway.py": "when a client came, for what is bounded from below",
+    "examples/test_mirrors.py": "no earlier than it was told to come back",
+    "integration/test_rollout.py": "no faster than the drain's pace",
+    "security/test_users.py": "no more logins than tokens that have had their time",
+    "slow/clients.py": "a client that is to be slow sleeps",
+    "slow/test_crowd.py": "the same work in the same run, with and without others",
+    "soak/soak.py": "how long a soak goes on",
+    "support/secure.py": "a time-out that only a hang reaches",
+    "test_image.py": "a time-out that only a hang reaches",
+}
+# A time-out below HANG may only be of what must not happen, or of one try of several.
+TIMEOUTS_ALLOWED = {
+    "consistency": "an operation under faults is given up, and tried again",
+    "soak/soak.py": "a client that leaves",
+    "examples/test_mirrors.py": "nothing must come within it",
+    "integration/test_rollout.py": "the pace of a loop",
+    "support/secure.py": "one try of several",
+    "test_embedded.py": "a frozen etcd answers nobody, however long one waits",
+}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    """Every file here but this one."""
+    for path in sorted(TESTS.rglob("*.py")):
+        if path != Path(__file__):
+            yield path.relative_to(TESTS).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def reads_a_clock(node: ast.AST) -> bool:
+    """``time.monotonic()``, ``loop.time()`` and the like, called or handed on."""
+    return isinstance(node, ast.Attribute) and node.attr in CLOCKS and isinstance(node.ctx, ast.Load)
+
+
+def short_timeout(node: ast.AST) -> bool:
+    """A number below HANG that is given as a time-out, by name or to ``asyncio.timeout`` and ``wait_for``."""
+    if isinstance(node, ast.keyword):
+        given = node.value if node.arg in ("timeout", "within") else None
+    elif isinstance(node, ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        at = {"timeout": 0, "wait_for": 1, "next_event": 0}.get(name)
+        given = node.args[at] if at is not None and len(node.args) > at else None
+    else:
+        return False
+    return isinstance(given, ast.Constant) and isinstance(given.value, int | float) and given.value < HANG
+
+
+def found(kind: str) -> set[str]:
+    """Where it is: ``file``, each once."""
+    check = {"clocks": reads_a_clock, "timeouts": short_timeout}[kind]
+    return {name for name, tree in sources() if any(check(node) for node in ast.walk(tree))}
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("clocks", CLOCKS_ALLOWED), ("timeouts", TIMEOUTS_ALLOWED)])
+def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str, str]) -> None:
+    """Decide what is about time in the core, with a given clock; wait for conditions, with HANG; or say why not."""
+    files = found(kind)
+    named = {
+        name: next((entry for entry in allowed if name == entry or name.startswith(f"{entry}/")), "") for name in files
+    }
+
+    assert {name for name, entry in named.items() if not entry} == set()
+    assert set(allowed) == set(named.values()), "what is not there any more needs no reason"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("assert time.monotonic() - started < 4", "clock"),
+        ("took = loop.time() - began", "clock"),
+        ("await eventually(done, timeout=5)", "timeout"),
+        ("asyncio.timeout(10)", "timeout"),
+        ("await asyncio.wait_for(x, 3)", "timeout"),
+        ("await stream.next_event(2.5)", "timeout"),
+        ("await eventually(done)", ""),
+        ("asyncio.timeout(HANG)", ""),
+        ("run(timeout=600)", ""),
+    ],
+)
+def test_they_are_found(line: str, kind: str) -> None:
+    """Each of the kinds, in a line of its own."""
+    nodes = list(ast.walk(ast.parse(f"async def test():\n    {line}")))
+    assert any(map(reads_a_clock, nodes)) == (kind == "clock")
+    assert any(map(short_timeout, nodes)) == (kind == "timeout")
