@@ -96,7 +96,17 @@ class Line:
     async def ask(self, target: bytes | str, method: str = "GET", headers: str = "") -> Answer:
         """One request, and its answer."""
         where = target.encode() if isinstance(target, str) else target
-        await self.send(b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method.encode(), where, headers.encode()))
+        raw = b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method.encode(), where, headers.encode())
+        used = self._writer is not None
+        try:
+            await self.send(raw)
+            return await self.receive(body=method != "HEAD")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # A connection that was not used for a while is closed by the gateway: every client knows that.
+            await self.close()
+            if not used:
+                raise
+        await self.send(raw)
         return await self.receive(body=method != "HEAD")
 
     async def close(self) -> None:

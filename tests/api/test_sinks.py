@@ -23,6 +23,7 @@ pytestmark = pytest.mark.etcd
 async def served(request: pytest.FixtureRequest, etcd: EmbeddedEtcd) -> AsyncIterator[tuple[str, GatewayProcess]]:
     """A gateway with one of them, and which."""
     settings = {"GATEWAY_SINK": request.param, "GATEWAY_HEARTBEAT": "0.3s", "GATEWAY_SEND_BUFFER": "4096"}
+    settings["GATEWAY_SEND_TIMEOUT"] = "1h"  # who stalls here is not to be cut off
     async with gateway(etcd.endpoint, settings=settings) as server:
         yield request.param, server
 

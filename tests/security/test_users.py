@@ -104,7 +104,7 @@ async def test_nobody(etcd: SecureEtcd, root: Admin) -> None:
     async with gateway(etcd.endpoint, settings=STALE_SOON) as server:
         assert (await values(server))[0] == 502
         async with await watch(server.base, "prefix=/svc/") as stream:
-            (close,) = await stream.until("close")
+            close = (await stream.until("close"))[-1]
             assert close.data["reason"] == "unavailable"
 
 

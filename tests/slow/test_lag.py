@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -12,9 +13,10 @@ import httpx
 import pytest
 
 from app.embedded import EmbeddedEtcd
+from tests.cases.clients import feed_of
 from tests.slow.clients import closing, resets, slow, stuck, to_the_end
 from tests.support.etcd import EtcdClient
-from tests.support.gateway import gateway
+from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Event, Mirror, Stream, watch
 from tests.support.waiting import eventually
 
@@ -32,6 +34,11 @@ async def up_to(stream: Stream, revision: int, mirror: Mirror) -> list[Event]:
     return found
 
 
+async def has_heard(server: GatewayProcess, revision: int) -> bool:
+    """Whether the feed has got so far: from then on its readers are behind it."""
+    return int((await feed_of(server.base))["revision"]) >= revision
+
+
 async def test_a_stalled_reader_keeps_its_place_and_catches_up_in_large_writes(
     etcd: EmbeddedEtcd, kv: EtcdClient
 ) -> None:
@@ -46,6 +53,7 @@ async def test_a_stalled_reader_keeps_its_place_and_catches_up_in_large_writes(
                 for _ in range(20)
                 for revision in await asyncio.gather(*(kv.put(f"/svc/{n}", "x" * 300) for n in range(100)))
             ]
+            await eventually(lambda: has_heard(server, max(revisions)))
             sizes: list[int] = []
             chunk = client.chunk
 
@@ -73,6 +81,7 @@ async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: Emb
             for _ in range(5):
                 for n in range(40):
                     last = await kv.put(f"/svc/{n % 3}", str(n) * 10_000)
+                await eventually(functools.partial(has_heard, server, last))
                 # Twice is possible: the first snapshot may have begun while the puts went on, and ended behind the log.
                 assert resets(await up_to(client, last, mirror)) in (["lagged"], ["lagged", "lagged"])
             _revision, truth = await kv.state("/svc/")

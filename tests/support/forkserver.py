@@ -104,8 +104,8 @@ class _Server:
         environment = dict(os.environ)
         if environment.get("STEP_CLOCK"):
             clock = WallClock(Path(tempfile.mkdtemp(prefix="wall-clock-")) / "offset")
-            environment |= clock.environment
             clock.keep_stepping()
+            environment |= clock.environment
         with theirs:
             command = [sys.executable, "-W", "error", "-m", "tests.support.forkserver", str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
