@@ -23,7 +23,6 @@ CLOCKS_ALLOWED = {
     "integration/test_rollout.py": "no faster than the drain's pace",
     "security/test_users.py": "no more logins than tokens that have had their time",
     "slow/clients.py": "a client that is to be slow sleeps",
-    "slow/test_crowd.py": "the same work in the same run, with and without others",
     "soak/soak.py": "how long a soak goes on",
     "support/secure.py": "a time-out that only a hang reaches",
     "test_image.py": "a time-out that only a hang reaches",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 import app
 from app.embedded import EmbeddedEtcd
 from tests.slow.clients import closing, stuck
-from tests.slow.kernel import resident, socket_memory, sockets
+from tests.slow.kernel import cpu_seconds, resident, socket_memory, sockets
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Stream, watch
@@ -37,14 +35,14 @@ def documented(what: str) -> int:
     return int(found[1]) * KIB
 
 
-async def round_of_puts(kv: EtcdClient, healthy: Sequence[Stream], size: int) -> float:
-    """Seconds until 40 puts have come to all who read."""
-    start = time.perf_counter()
+async def round_of_puts(server: GatewayProcess, kv: EtcdClient, healthy: Sequence[Stream], size: int) -> float:
+    """The gateway's seconds of CPU until 40 puts have come to all who read: those do not depend on what else runs."""
+    start = cpu_seconds(server.pid)
     reading = [asyncio.create_task(stream.changes(40)) for stream in healthy]
     for _ in range(40):
         await kv.put("/svc/a", "y" * size)
     await asyncio.gather(*reading)
-    return time.perf_counter() - start
+    return cpu_seconds(server.pid) - start
 
 
 async def crowd(server: GatewayProcess) -> list[Stream]:
@@ -75,8 +73,8 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
         for stream in healthy:
             await stream.until("synced")
         for _ in range(12):  # the log is full
-            await round_of_puts(kv, healthy, 10_000)
-        alone = [await round_of_puts(kv, healthy, 10_000) for _ in range(5)]
+            await round_of_puts(server, kv, healthy, 10_000)
+        alone = [await round_of_puts(server, kv, healthy, 10_000) for _ in range(5)]
         process = resident(server.pid)
         grown: list[float] = []
         for _ in range(2):
@@ -84,14 +82,14 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
             async with closing(*clients, *(healthy if len(grown) else ())):
 
                 async def all_stuck() -> bool:
-                    await round_of_puts(kv, healthy, 10_000)
+                    await round_of_puts(server, kv, healthy, 10_000)
                     full = [held for held in sockets(server.port) if held.unsent > SEND_BUFFER / 2]
                     return len(full) == STUCK
 
                 await eventually(all_stuck)
                 for _ in range(5):
-                    await round_of_puts(kv, healthy, 10_000)
-                crowded = [await round_of_puts(kv, healthy, 10_000) for _ in range(5)]
+                    await round_of_puts(server, kv, healthy, 10_000)
+                crowded = [await round_of_puts(server, kv, healthy, 10_000) for _ in range(5)]
                 grown.append((resident(server.pid) - process) / STUCK)
                 held_by_kernel = socket_memory(server.port) / STUCK  # those who read hold nothing
                 unsent = max(held.unsent for held in sockets(server.port))
@@ -103,9 +101,9 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
 
             await eventually(gone)
 
-    print(f"alone {statistics.median(alone):.3f} s, crowded {statistics.median(crowded):.3f} s")  # noqa: T201
+    print(f"alone {sum(alone):.2f} s, crowded {sum(crowded):.2f} s of CPU")  # noqa: T201
     print(f"each: process {[round(size / KIB) for size in grown]} KiB, kernel {held_by_kernel / KIB:.0f} KiB")  # noqa: T201
-    assert statistics.median(crowded) < 2 * statistics.median(alone) + 0.1
+    assert sum(crowded) < 2 * sum(alone) + 0.2
     # Of both crowds: how much each takes differs (45 KiB and 76 were seen in one run) by how many share what they are
     # stuck at. What is kept for good is looked for by tests/soak.
     assert max(grown) <= documented("the process, stuck")

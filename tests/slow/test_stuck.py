@@ -29,7 +29,7 @@ async def _state(kv: EtcdClient) -> None:
 
 @pytest.fixture(name="quick")
 async def _quick(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
-    async with gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "1s"}) as running:
+    async with gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "2s"}) as running:
         yield running
 
 
