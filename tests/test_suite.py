@@ -56,7 +56,7 @@ def short_timeout(node: ast.AST) -> bool:
         given = node.value if node.arg in ("timeout", "within") else None
     elif isinstance(node, ast.Call):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        at = {"timeout": 0, "wait_for": 1, "next_event": 0}.get(name)
+        at = {"timeout": 0, "wait_for": 1, "next_event": 0, "eventually": 1}.get(name)
         given = node.args[at] if at is not None and len(node.args) > at else None
     else:
         return False
@@ -87,6 +87,7 @@ def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str
         ("assert time.monotonic() - started < 4", "clock"),
         ("took = loop.time() - began", "clock"),
         ("await eventually(done, timeout=5)", "timeout"),
+        ("await eventually(done, 5)", "timeout"),
         ("asyncio.timeout(10)", "timeout"),
         ("await asyncio.wait_for(x, 3)", "timeout"),
         ("await stream.next_event(2.5)", "timeout"),
