@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import operator
 import random
 import sys
 import tempfile
@@ -88,6 +89,7 @@ async def torture(
     program: Sequence[str] = ("app",),
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
+    least: tuple[int, int] = (0, 0),
     log: Callable[[str], None] = lambda _text: None,
 ) -> Report:
     """Run it. Ends early at the first violation.
@@ -100,6 +102,7 @@ async def torture(
         program: the gateway's module, or one with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
+        least: deliveries and faults that there are to be; a slow machine is given up to ten times as long for them.
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
@@ -162,7 +165,11 @@ async def torture(
             async with _tasks([*runs, *(follower.run() for follower in crowd)]) as tasks:
                 necessary = tasks[: len(runs)]
                 async with _tasks([nemesis.run()]) as (playing,):
-                    await _watch_over(seconds, crowd, clients, [*necessary, playing])
+                    for _ in range(10):
+                        await _watch_over(seconds, crowd, clients, [*necessary, playing])
+                        done = sum(follower.judge.deliveries for follower in crowd), nemesis.counts.total()
+                        if _violated(crowd, clients) or all(map(operator.ge, done, least)):
+                            break
                     log("healing")
                     nemesis.stopping.set()
                     async with asyncio.timeout(60):
