@@ -21,6 +21,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,7 +104,9 @@ class _Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = dict(os.environ)
         if environment.get("STEP_CLOCK"):
-            clock = WallClock(Path(tempfile.mkdtemp(prefix="wall-clock-")) / "offset")
+            folder = tempfile.mkdtemp(prefix="wall-clock-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            clock = WallClock(Path(folder) / "offset")
             clock.keep_stepping()
             environment |= clock.environment
         with theirs:

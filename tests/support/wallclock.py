@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -44,9 +45,10 @@ class WallClock:
         """To and fro by an hour, for as long as this process lives."""
 
         def step() -> None:
-            for seconds in itertools.cycle((0, HOUR, 0, -HOUR)):
-                self.step(seconds)
-                time.sleep(PACE)
+            with contextlib.suppress(FileNotFoundError):  # the tests are over, and the folder is gone
+                for seconds in itertools.cycle((0, HOUR, 0, -HOUR)):
+                    self.step(seconds)
+                    time.sleep(PACE)
 
         # Looked at once a second: reading the file at every look at the clock makes a gateway several times slower.
         del self.environment["FAKETIME_NO_CACHE"]
