@@ -38,17 +38,30 @@ MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
 
 
-class Forked:
-    """A forked process: what the tests use of ``asyncio.subprocess.Process``. It is the server's child, not ours."""
+class Pipe(asyncio.StreamReaderProtocol):
+    """The reading end of a pipe; ``ended`` once it is closed."""
 
-    def __init__(
-        self, pid: int, stdout: asyncio.StreamReader | None, stderr: asyncio.StreamReader, status: asyncio.StreamReader
-    ) -> None:
+    def __init__(self) -> None:
+        self.reader = asyncio.StreamReader(limit=LIMIT)
+        self.ended = asyncio.get_running_loop().create_future()
+        super().__init__(self.reader)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        super().connection_lost(exc)
+        self.ended.set_result(None)
+
+
+class Forked:
+    """A forked process: what the tests use of ``asyncio.subprocess.Process``. It is the server's child, not ours. Its
+    output, stderr or both, is in ``stdout`` and in ``stderr``.
+    """
+
+    def __init__(self, pid: int, output: Pipe, status: Pipe) -> None:
         self.pid = pid
-        self.stdout = stdout
-        self.stderr = stderr
+        self.stdout = self.stderr = output.reader
         self.returncode: int | None = None
-        self._ended = asyncio.create_task(self._await_end(status))
+        self._ended = asyncio.create_task(self._await_end(output, status))
 
     def send_signal(self, number: int) -> None:
         """Send a signal; nothing if it has ended."""
@@ -68,9 +81,12 @@ class Forked:
         """Its exit status; negative for the signal that ended it."""
         return await asyncio.shield(self._ended)
 
-    async def _await_end(self, status: asyncio.StreamReader) -> int:
-        self.returncode = int(await status.readline())
-        return self.returncode
+    async def _await_end(self, output: Pipe, status: Pipe) -> int:
+        code = int(await status.reader.readline())
+        # As asyncio does: what it said has come, and no pipe is left open.
+        await asyncio.gather(output.ended, status.ended)
+        self.returncode = code
+        return code
 
 
 async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], merged: bool = False) -> Forked:
@@ -83,18 +99,13 @@ async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], me
     finally:
         os.close(output_in)
         os.close(status_in)
-    told = await _reader(status)
-    pid = int(await told.readline())
-    said = await _reader(output)
-    return Forked(pid, said if merged else None, said, told)
+    told, said = await _pipe(status), await _pipe(output)
+    return Forked(int(await told.reader.readline()), said, told)
 
 
-async def _reader(descriptor: int) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
-    )
-    return reader
+async def _pipe(descriptor: int) -> Pipe:
+    _transport, pipe = await asyncio.get_running_loop().connect_read_pipe(Pipe, os.fdopen(descriptor, "rb", 0))
+    return pipe
 
 
 class _Server:
