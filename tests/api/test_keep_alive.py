@@ -83,8 +83,8 @@ async def test_it_ends_when_nothing_comes() -> None:
         gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "2s"}) as server,
         connection(server.port) as one,
     ):
-        answer = await one.ask()
         since = time.monotonic()
+        answer = await one.ask()
         assert await one.closed()
         lasted = time.monotonic() - since
 

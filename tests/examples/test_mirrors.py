@@ -736,7 +736,7 @@ async def test_odd_delays_of_a_close(client: Client, gateway: FakeGateway, delay
 
 async def ended(client: PythonClient) -> BaseException:
     """What `run` raised."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(HANG):
         (error,) = await asyncio.gather(client.task, return_exceptions=True)
     assert isinstance(error, BaseException)
     return error
@@ -868,7 +868,7 @@ async def test_python_client_is_not_live_when_onchange_raises(
         await stream.bookmark(12)
         if at == "stale":
             await stream.cut()
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(HANG):
         assert await task is error
     await stream.gone()
     assert mirror.state == "stale"
@@ -915,7 +915,7 @@ async def test_python_client_ends_with_what_cannot_be_asked(
     """An address or a header that is none will not become one."""
     mirror: Mirror = load_mirror().Mirror(url or gateway.url, "/svc/", headers=headers)
     with pytest.raises((httpx.HTTPError, httpx.InvalidURL), match=says):
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(HANG):
             await mirror.run()
     assert (mirror.state, mirror.reason[:15]) == ("connecting", "run() has ended")
 
@@ -925,7 +925,7 @@ async def command(*arguments: object) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, EXAMPLES / "mirror.py", *map(str, arguments), stdout=PIPE, stderr=PIPE
     )
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(HANG):
         out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
 
@@ -949,7 +949,7 @@ async def test_python_command_in_a_pipe_that_is_read_no_more(gateway: FakeGatewa
     shell = shlex.join([sys.executable, str(EXAMPLES / "mirror.py"), gateway.url, "/svc/"])
     process = await asyncio.create_subprocess_shell(f"{shell} | head -n 1", stdout=PIPE, stderr=PIPE)
     stream = await gateway.stream()
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(HANG):
         for number in itertools.count():
             with contextlib.suppress(ConnectionError):
                 await stream.reset(f"number {number}")
@@ -1089,7 +1089,7 @@ async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> N
     process = await asyncio.create_subprocess_exec(
         node, tmp_path / "main.mjs", f"{gateway.url}/gw", stdout=PIPE, stderr=PIPE
     )
-    async with asyncio.timeout(DEADLINE):  # no timer is left that would keep it alive
+    async with asyncio.timeout(HANG):  # no timer is left that would keep it alive
         out, err = await process.communicate()
     assert err == b""
     first, *rest = out.decode().splitlines()
