@@ -171,6 +171,9 @@ def serve(orders: socket.socket) -> list[str]:
             os.dup2(output, 2)
             if merged:
                 os.dup2(output, 1)
+            # Python knows of each stream whether it can seek: a file that became a pipe would raise.
+            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as Python's, here and below
+            sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
             orders.close()
             os.closerange(3, max(output, status, woken, wake, *children.values(), 3) + 1)
             env |= of_this_process()
