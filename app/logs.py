@@ -12,6 +12,7 @@ import logging
 import queue
 import select
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
@@ -158,9 +159,10 @@ def dropped() -> int:
 def flush(timeout: float = FLUSH_TIMEOUT) -> None:
     """Wait until what was logged is written, but no longer than *timeout* seconds."""
     over = time.monotonic() + timeout
+    pause = threading.Event()  # time.sleep raises EINVAL beneath libfaketime, when the wall clock steps
     for outlet, writer in _outlets:
         while writer.taken < outlet.given and time.monotonic() < over:
-            time.sleep(0.005)
+            pause.wait(0.005)
 
 
 def finish() -> None:
