@@ -352,6 +352,11 @@ async def test_log(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
             await watch(server.base, "prefix=/log/", {"X-Request-Id": "in valid\u00e9" + "x" * 100}) as unnamed,
         ):
             await asyncio.gather(named.until("synced"), unnamed.until("synced"))
+
+            async def live() -> bool:
+                return any(line["message"] == "feed live" for line in server.lines)
+
+            await eventually(live)  # lines are written by a thread
             quiet_from = len(server.lines)
             for number in range(50):
                 await etcd_kv.put("/log/a", f"value-{number}")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cases.clients import Client, joined, true
 from tests.support.fake_etcd import FakeEtcd, Watcher
-from tests.support.gateway import gateway
+from tests.support.gateway import STALE_SOON, gateway
 from tests.support.streams import watch
 from tests.support.waiting import eventually
 
@@ -128,7 +128,7 @@ async def test_many_histories_take_turns(fake: SlowEtcd) -> None:
 async def test_a_joiner_of_a_feed_in_doubt_is_told(fake: SlowEtcd) -> None:
     """etcd leaves during a fresh start's snapshot: those who had a view keep it, and nobody waits for ever."""
     async with (
-        gateway(fake.endpoint, settings={"GATEWAY_SYNC_TIMEOUT": "60s"}) as server,
+        gateway(fake.endpoint, settings=STALE_SOON) as server,
         joined(server.base) as (follower,),
     ):
         fake.hold_ranges()
@@ -154,7 +154,7 @@ async def test_a_joiner_of_a_feed_in_doubt_is_told(fake: SlowEtcd) -> None:
 
 async def test_a_cursor_that_nobody_can_judge_is_told(fake: SlowEtcd) -> None:
     """Ahead of a feed that is served, while etcd is away: a state older than the cursor must not be shown."""
-    async with gateway(fake.endpoint) as server, joined(server.base) as (follower,):
+    async with gateway(fake.endpoint, settings=STALE_SOON) as server, joined(server.base) as (follower,):
         cursor = f"{(follower.cursor or '')[:9]}999"
         fake.hold_ranges()
         ahead = await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor})

@@ -29,8 +29,8 @@ SVC = KeyRange("prefix", b"/svc/")
 @pytest.mark.etcd
 async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive feed reads on for nobody: the pages that are left, then a watch that nobody will ever release."""
-    for start in range(0, 3000, 100):
-        await kv.transact({f"/svc/{n:04}": "x" * 500 for n in range(start, start + 100)})
+    for start in range(0, 12_000, 100):
+        await kv.transact({f"/svc/{n:05}": "x" * 500 for n in range(start, start + 100)})
     settings = {"GATEWAY_LINGER": "0s"}
     async with valve(etcd.endpoint) as between, gateway(between.endpoint, settings=settings) as server:
         client = Client()
@@ -48,9 +48,10 @@ async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, k
         between.heal()
         await eventually(lambda: all_released(server, etcd))
         # Somebody new starts anew, and gets all of it.
-        async with joined(server.base, "prefix=/svc/29") as (other,):
+        async with joined(server.base, "prefix=/svc/029") as (other,):
             assert len(other.mirror.state) == 100
-            assert await ranges(etcd) - asked <= 1
+            # 100 keys are pages of 16, 64 and 20, and a new connection asks for one key. Three large pages were left.
+            assert await ranges(etcd) - asked <= 4
         await eventually(lambda: all_released(server, etcd))
 
 

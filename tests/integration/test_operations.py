@@ -37,7 +37,9 @@ def test_what_is_not_run_says_so() -> None:
         "nginx: streams",
         "nginx: http2",
         "nginx: hash",
+        "nginx: path",
         "commands: check",
+        "commands: hypercorn",  # by tests/api/test_other_servers.py
         "commands: user",
         "commands: auth",
         "commands: everything",

@@ -217,10 +217,12 @@ class Answers:
         return self._etcd.channel is not None and len(self._channel) >= self._etcd.channel
 
     def put_nowait(self, answer: Any, *, control: bool = False) -> None:
-        """Behind what is in its queue; a ``Break`` behind all."""
+        """Behind what is in its queue; a ``Break`` behind all, and nothing behind that."""
+        if self._break is not None:
+            return
         self._number += 1
         if isinstance(answer, Break):
-            self._break = self._break or answer
+            self._break = answer
         elif control:
             self._control.append((self._number, answer))
         else:
