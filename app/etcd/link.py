@@ -56,9 +56,9 @@ OPTIONS = (
 )
 
 
-# gRPC takes so many bytes of a read ahead of us. By itself it measures the connection, and takes more and more ahead, also
-# of an answer that it then refuses for its length: six reads of values of 0.9 MB, in a bound of 16 MiB, made the process
-# 23 to 61 MiB larger, and 14 to 20 MiB so.
+# gRPC takes so many bytes of a read ahead of us. By itself it measures the connection, and takes more and more ahead,
+# also of an answer that it then refuses for its length: six reads of values of 0.9 MB, in a bound of 16 MiB, made the
+# process 23 to 61 MiB larger, and 14 to 20 MiB so.
 READ_AHEAD = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1 << 20}
 # A page of a Range is refused when it is larger, and asked for again with fewer keys: the size of what etcd holds is
 # not known before it is read. It holds a value of the size that etcd allows by default, 1.5 MiB.

@@ -16,6 +16,8 @@ RANGE = KeyRange("prefix", b"/svc/")
 class Bare:
     """A stream that has no watches, whatever is put on it: for a moment, each is so."""
 
+    unanswered = 0
+
     def __init__(self, token: str) -> None:
         self.token = token
 
