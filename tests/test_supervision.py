@@ -155,14 +155,13 @@ async def test_a_call_that_its_server_cancels_ends_no_task() -> None:
             await eventually(served)
 
 
-@pytest.mark.parametrize("read", ["snapshot", "probe"])
-async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
-    """Its subscribers are closed, and the next one starts it anew."""
+async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its subscribers are closed, and the next one starts it anew. (Other calls: tests/cases/test_starts.py.)"""
 
     async def fail(*_args: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(Reads, read, fail)
+    monkeypatch.setattr(Reads, "snapshot", fail)
     async with FakeEtcd() as fake:
         running = Gateway(load({"etcd": fake.endpoint}))
         async with running.running():
@@ -175,7 +174,7 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
                             address="",
                             user_agent="",
                             request_id="",
-                            has_cursor=read == "probe",
+                            has_cursor=False,
                         )
                     except GatewayError:  # not connected yet
                         await asyncio.sleep(0.05)
