@@ -186,7 +186,10 @@ async def test_history_that_does_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient, wat
             for prefix, client in clients.items():
                 await exact(kv, {prefix.partition("#")[0]: client})
 
-            assert [mirror_of(client).resets for client in clients.values()] == [["initial"], *[["lagged"]] * 3]
+            resets = [mirror_of(client).resets for client in clients.values()]
+            assert resets[0] == ["initial"]
+            # A connection that breaks for being slow, between the tries, makes the read unproven instead.
+            assert resets[1:] in ([[reason]] * 3 for reason in ("lagged", "unproven"))
             assert mirror_of(clients.pop("/live/")).changes == 2
         assert max(watched.creates.values()) <= MOST_CREATES
 
