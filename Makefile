@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.project
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart image bench leak torture soak lock clean help install FORCE
+.PHONY: run check test lint types helm chart map image bench leak torture soak lock clean help install FORCE
 
 # A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
 ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -55,6 +55,9 @@ helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTE
 
 chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from their sources
 	$(BIN)/python tools/chart.py
+
+map: $(INSTALLED)  ## draw docs/map.svg, the rooms of app/ and who imports whom
+	$(BIN)/python -m tools.draw_map
 
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 	@sh tools/system.sh

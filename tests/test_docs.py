@@ -27,7 +27,7 @@ from app.metrics import NAMESPACE, RESET_REASONS
 from app.settings import PREFIX, Settings, load
 from tests.support.gateway import GatewayProcess
 from tests.support.waiting import HANG
-from tools import draw_states
+from tools import draw_map, draw_states
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -250,6 +250,10 @@ def test_every_parameter_is_documented(module: str, heading: str) -> None:
 def test_the_state_diagram_is_drawn_from_the_table() -> None:
     text = read("architecture.md")
     assert draw_states.drawn(text) == text, "python -m tools.draw_states"
+
+
+def test_the_map_is_drawn_from_the_imports() -> None:
+    assert draw_map.PICTURE.read_text(encoding="utf-8") == draw_map.picture(), "make map"
 
 
 def test_every_state_and_input_is_explained() -> None:
