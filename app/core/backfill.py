@@ -231,7 +231,7 @@ class Backfill:
             proven = batch.revision > log.tip  # otherwise progress had said that there is nothing
         if not proven:
             return self._give_up("restored", now)
-        reading.said = batch.revision
+        reading.said = batch.revision - 1  # the batch itself is the log's: gone from there, it would be nowhere
         return self._confirm(now)
 
     def _progress(self, given: Progress, now: float) -> Commands:

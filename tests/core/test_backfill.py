@@ -252,6 +252,15 @@ def test_a_log_that_went_on_without_it_is_not_joined() -> None:
     assert (revisions(core), core.log.floor, core.history.why_not(60)) == ([104], 103, "lagged")
 
 
+def test_a_log_that_forgot_what_was_met_is_not_joined() -> None:
+    """Only the batch at which the read met the log: it is not part of what was read, so there would be a gap."""
+    core = BUSY_READING.then(batches(90, 101)).walk()
+    core.log.shed(1)
+    assert (core.log.floor, revisions(core)) == (101, [103])
+    send(core, Probed("ok"))
+    assert (revisions(core), core.log.floor, core.history.why_not(60)) == ([103], 101, "lagged")
+
+
 def test_another_generation_is_not_joined() -> None:
     """The feed began anew: what was read belongs to nobody."""
     core = PROBING.walk()
