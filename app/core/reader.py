@@ -156,7 +156,8 @@ class Reader:
         Whatever it waits for: the first state, one after a restore, a linearizable read, history. *in_trouble*: etcd is
         out of reach, or the feed's last attempt failed.
         """
-        return self.phase is WAITING and waited > (patience if in_trouble else max(patience, LONGEST_WAIT))
+        waits = self.phase is WAITING or (self._feed.view is None and not self._synced)
+        return waits and waited > (patience if in_trouble else max(patience, LONGEST_WAIT))
 
     # --- what the shell tells it -------------------------------------------------------------------------------------
 

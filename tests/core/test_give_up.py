@@ -54,6 +54,20 @@ def test_a_state_that_is_not_in_doubt_stays() -> None:
     assert core.view is not None
 
 
+def test_who_is_within_a_state_that_is_given_up_is_told_in_the_end() -> None:
+    """It can be told nothing else before its ``synced``. One that follows has its mirror, and is stale."""
+    core = live(put(5, b"/a/1"), put(6, b"/a/2"))
+    within, follows = reader(core), reader(core)
+    within.read(1)
+    read_all(follows)
+    core.handle(Compacted(120), 0.0)
+    assert not within.waits_in_vain(11.0, 10.0, in_trouble=True)
+    core.give_up_view()
+    assert within.waits_in_vain(11.0, 10.0, in_trouble=True)
+    assert not within.waits_in_vain(9.0, 10.0, in_trouble=True)
+    assert not follows.waits_in_vain(11.0, 10.0, in_trouble=True)
+
+
 def test_readers_wait_and_are_reset() -> None:
     """Those who follow, those who are behind, those in the middle of the state, and joiners."""
     core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
