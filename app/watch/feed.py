@@ -358,8 +358,12 @@ class Feed:
                 self._note_trouble("snapshot failed", error)
                 self.handle(SnapshotFailed())
         else:
-            with hold:  # until the feed counts the state as its own: nobody else is given the bytes in between
+            with hold:
                 if _wanted():
+                    # The feed counts the state as its own from here on: never twice, which may be more than there is,
+                    # and never not at all, which would give the bytes to others.
+                    self._hold.set(self._hold.size + hold.size)
+                    hold.release()
                     self.handle(SnapshotTaken(snapshot, cluster_id))
 
     async def _read_state(self) -> tuple[Snapshot, int, Hold]:
@@ -457,6 +461,8 @@ class Feed:
             if generation == self.core.log.generation and snapshot.revision >= at_least:
                 return snapshot
         generation = self.core.log.generation
+        if self.core.state is State.CLOSED:
+            return None
         if self._refresh is None:
             self._refresh = asyncio.create_task(self._read_refresh(), name=f"feed refresh {self.range}")
             self._refresh.add_done_callback(self._refresh_done)
@@ -464,6 +470,11 @@ class Feed:
             snapshot = await asyncio.shield(self._refresh)
         except (GatewayError, CompactedError, FutureRevisionError):
             return None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None  # the feed has stopped, and not the one who waits
         if generation != self.core.log.generation or snapshot.revision < at_least:
             return None
         self._refreshed, self._refreshed_at = (generation, snapshot), self._clock()
