@@ -147,7 +147,7 @@ def _refuse(error: SettingsError) -> int:
 
 
 def _check(flags: dict[str, Any]) -> int:
-    from app.check import check, options_of
+    from app.check.command import check, options_of
 
     try:
         options = options_of(flags)
@@ -189,7 +189,7 @@ async def _work(command: str, settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from app.server import serve
+    from app.server.run import serve
 
     log.info(
         "gateway %s",
@@ -200,7 +200,7 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _dev(settings: Settings) -> None:
-    from app.dev import dev
+    from app.dev.command import dev
 
     await dev(settings)
 

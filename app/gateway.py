@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from app import __version__, descriptors
-from app.api.access import Access
-from app.api.stream import Streams, StreamSettings
-from app.api.token import Token
+from app.access.access import Access
+from app.access.token import Token
 from app.core.budget import Budget
 from app.core.capacity import Capacity
 from app.core.cursor import Shape, derive_epoch
@@ -24,6 +23,7 @@ from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
 from app.ports import BrokenGatewayError, Clock, Draw, spawn
 from app.settings import Settings, SettingsError, is_loopback, named
+from app.stream.delivery import Streams, StreamSettings
 from app.watch.registry import Limits, Registry
 
 log = logging.getLogger("gateway")

@@ -20,11 +20,11 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http
 
 from app import logs
-from app.api.sink import SINKS
 from app.core.feed import State
-from app.etcd.lanes import MAX_STREAMS
 from app.etcd.stream import READER
+from app.etcd.stream_pool import MAX_STREAMS
 from app.gateway import Gateway
+from app.stream.sink import SINKS
 
 NAMESPACE = "etcd_watch_gateway"
 
@@ -127,7 +127,7 @@ class GatewayCollector(Collector):
         yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", upstream.watchers)
         reading = sum(feed.reads_history for feed in self._gateway.registry.feeds())
         yield _gauge("etcd_history_watchers", "Of these, watchers that read history for old cursors.", reading)
-        # Not by the lanes' own books, which never have more than the maximum: a call that they forgot and nobody
+        # Not by the pool' own books, which never have more than the maximum: a call that they forgot and nobody
         # cancelled is the outage, and its reader runs.
         open_streams = sum(task.get_name() == READER for task in tasks)
         yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", open_streams)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from app.core.errors import UnavailableError
-from app.core.feedwords import Lane
+from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
 from app.core.snapshot import Snapshot

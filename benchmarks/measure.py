@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from benchmarks.cost import cpu_seconds, resident_kib
 from benchmarks.load import Arrivals, Load, load
 from benchmarks.peers import KEY, Peer, Published

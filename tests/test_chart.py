@@ -16,7 +16,7 @@ import yaml
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from pydantic import BaseModel
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.settings import Settings
 from tests.support import gateway_api, helm
 from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template

@@ -18,7 +18,7 @@ import pytest
 from aetcd import rpc
 
 from app.cli import main
-from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd
 from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
 from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, run, start
@@ -321,7 +321,7 @@ async def test_nobody_reads(server: GatewayProcess) -> None:
 
 def test_what_nobody_expected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """An error of ours is no leak of the gateway."""
-    monkeypatch.setattr("app.check.Check.run", lambda _self: 1 / 0)
+    monkeypatch.setattr("app.check.command.Check.run", lambda _self: 1 / 0)
     assert main(["check", "--prefix", "/svc/"]) == 2
     assert "ZeroDivisionError" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app import descriptors
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.settings import SettingsError
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, start

@@ -16,13 +16,13 @@ import httpx
 import pytest
 from pydantic_core import PydanticUndefined
 
-from app import dev
 from app.core import errors
 from app.core.backfill import Stage
 from app.core.feed import State
-from app.core.feedwords import FeedInput, HistoryInput, Reason
+from app.core.feed_messages import FeedInput, HistoryInput, Reason
 from app.core.multiplex import WatchInput
-from app.embedded import EmbeddedEtcd
+from app.dev import command as dev
+from app.dev.etcd import EmbeddedEtcd
 from app.metrics import NAMESPACE, RESET_REASONS
 from app.settings import PREFIX, Settings, load
 from tests.support.gateway import GatewayProcess

@@ -16,8 +16,8 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app import embedded
-from app.embedded import EmbeddedCluster, EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd
+from app.dev import etcd as embedded
+from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd
 from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.etcd
@@ -26,7 +26,7 @@ REPO = Path(embedded.__file__).parents[1]
 
 PARENT = """
 import asyncio, sys
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 
 async def main():
     async with EmbeddedEtcd() as etcd:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
 

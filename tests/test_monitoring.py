@@ -16,7 +16,7 @@ import httpx
 import pytest
 from aetcd import rpc
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.support.chart import CHART, CHOICE, get_helm, manifests, template
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start

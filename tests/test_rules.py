@@ -17,9 +17,9 @@ SOURCES = sorted(APP.rglob("*.py"))
 # Tasks that nothing need hear the death of, and why; all others are made by ``app.ports.spawn``.
 UNHEARD = {
     "ports.py": "spawn itself",
-    "server.py": "awaited where they are made",
-    "dev.py": "awaited where it is made",
-    "embedded.py": "of a TaskGroup",
+    "server/run.py": "awaited where they are made",
+    "dev/command.py": "awaited where it is made",
+    "dev/etcd.py": "of a TaskGroup",
     "etcd/upstream.py": "of a TaskGroup, which ends the upstream with them",
     "etcd/stream.py": "whatever ends them ends the stream, which its watches are told",
     "etcd/shared.py": "what it raises is given to those who wait for it",

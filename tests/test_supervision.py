@@ -14,9 +14,9 @@ from app.cli import main
 from app.core.errors import GatewayError
 from app.core.keys import KeyRange
 from app.core.multiplex import Lost, Refused, WatchInput
-from app.embedded import EmbeddedEtcd
-from app.etcd.arbiter import Arbiter
+from app.dev.etcd import EmbeddedEtcd
 from app.etcd.reads import Reads
+from app.etcd.refusals import RefusalChecker
 from app.gateway import Gateway
 from app.main import create_app
 from app.ports import BrokenGatewayError, spawn
@@ -129,15 +129,15 @@ async def test_a_refused_watch_is_told_when_its_judge_fails() -> None:
     async def permitted(_range: KeyRange) -> bool:
         raise RuntimeError("a defect")
 
-    watch, arbiter = Watch(), Arbiter(permitted, lambda: "")
-    arbiter.judge(watch, Refused("permission denied"))
+    watch, refusals = Watch(), RefusalChecker(permitted, lambda: "")
+    refusals.judge(watch, Refused("permission denied"))
 
     async def told() -> bool:
         return bool(watch.told)
 
     await eventually(told)
     assert isinstance(watch.told[0], Lost)
-    await arbiter.aclose()
+    await refusals.aclose()
 
 
 async def test_a_call_that_its_server_cancels_ends_no_task() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.core import backfill, feed
-from app.core.feedwords import Stop
+from app.core.feed_messages import Stop
 
 DOC = Path("docs/architecture.md")
 

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.requests import query_of
-from app.api.sink import SINKS
 from app.core.encoding import compact
 from app.core.query import parse_query, parse_range
 from app.gateway import Gateway
+from app.stream.sink import SINKS
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
 

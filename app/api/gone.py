@@ -7,7 +7,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.line import line_of
+from app.stream.transport import line_of
 
 log = logging.getLogger("gateway.http")
 

@@ -40,7 +40,7 @@ _PREFIX_ONLY = ("limit", "page", "keys_only", "count_only")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class KvRequest:
     """A read request, understood: equal ones in flight share one Range."""
 
     shape: Shape
@@ -48,7 +48,7 @@ class Asked:
     page: Page | None
 
 
-def parse(raw: bytes) -> Asked:
+def parse(raw: bytes) -> KvRequest:
     """Raises BadRequestError for a query that is wrong."""
     query = parse_query(raw, _KNOWN)
     watched = parse_range(query)
@@ -67,7 +67,7 @@ def parse(raw: bytes) -> Asked:
     page = parse_page(query["page"], watched) if "page" in query else None
     if page is not None and shape.count_only:
         raise BadRequestError("'count_only' has no pages", code="conflicting-parameters", parameter="page")
-    return Asked(shape, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
+    return KvRequest(shape, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
 
 
 class Kv:
@@ -94,7 +94,7 @@ class Kv:
             raise missing
         return SlicedResponse(answer, headers, "application/json", send_timeout=self._send_timeout)
 
-    async def _read(self, asked: Asked) -> Answer:
+    async def _read(self, asked: KvRequest) -> Answer:
         """Read it, in memory that it owns from before the first byte is asked of etcd."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
         hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
@@ -113,12 +113,12 @@ class Kv:
             raise
         return answer
 
-    async def _count(self, asked: Asked, hold: Hold) -> Answer:
+    async def _count(self, asked: KvRequest, hold: Hold) -> Answer:
         listing = await self._reads.count(asked.shape.range)
         _epoch, cursor = self._cursor(listing, asked.shape)
         return Answer(listing.revision, [list_body(listing.revision, cursor, "", listing.count, None)], hold)
 
-    async def _list(self, asked: Asked, hold: Hold) -> Answer:
+    async def _list(self, asked: KvRequest, hold: Hold) -> Answer:
         """Page by page, each encoded before the next is asked for. It ends early where there is no memory for more."""
         shape, page = asked.shape, asked.page
         self._check_epoch(page, shape)

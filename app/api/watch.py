@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.requests import address_of, query_of, request_id_of
-from app.api.stream import Asked, StreamResponse
-from app.core.accept import format_of, names_event_stream
 from app.core.cursor import Cursor, Shape, parse_cursor
 from app.core.errors import GatewayError
+from app.core.negotiation import format_of, names_event_stream
 from app.core.query import parse_choice, parse_flag, parse_query, parse_range
 from app.gateway import Gateway
+from app.stream.delivery import StreamResponse, WatchRequest
 
 # Newest first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not: when they
 # reconnect they append `lastEventId` to the URL that they were given, which may have `last_event_id`, and even an
@@ -51,7 +51,7 @@ class Watch:
                 self._gateway.streams.tally.refused[error.code] += 1
             raise
 
-    def _understand(self, request: Request) -> Asked:
+    def _understand(self, request: Request) -> WatchRequest:
         access = self._gateway.access
         access.check_token(request)
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
@@ -61,7 +61,7 @@ class Watch:
         accept = request.headers.get("accept", "")
         form = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
         access.check_range(watched)
-        return Asked(
+        return WatchRequest(
             Shape(watched, encoding=encoding),
             form,
             cursor_of(request.headers.get("last-event-id"), query),

@@ -27,7 +27,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from app.core.events import Batch, Event
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Commands,

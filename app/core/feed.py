@@ -42,7 +42,7 @@ from enum import Enum
 
 from app.core.backfill import Backfill, Stage
 from app.core.events import Batch, Delete, Event
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Commands,

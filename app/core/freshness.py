@@ -1,7 +1,7 @@
 """Whether what one subscriber has been given is current: the other half of being live, beside etcd's proof.
 
 Must live here: how far behind a subscriber is, in seconds, and when that is too far to be called live. Must not:
-clocks, sockets (``app.api.stream``); what it is sent (``app.core.reader``).
+clocks, sockets (``app.stream.delivery``); what it is sent (``app.core.reader``).
 
 Theory of operation
     Two things keep a revision from a subscriber. The log has it, and it was not sent: its age is known, because the log
@@ -45,19 +45,19 @@ class Freshness:
         while len(marks) > 1 and now - marks[1][1] > self._limit:
             del marks[0]
 
-    def judge(self, now: float, *, lacks_since: float | None, written: int, untaken: int) -> bool:
+    def judge(self, now: float, *, lacks_since: float | None, written: int, unacked_bytes: int) -> bool:
         """``late``, as of *now*.
 
         Args:
             now: the log's clock.
             lacks_since: when the oldest batch came that it was not sent; None: it was sent all.
             written: bytes since the stream began.
-            untaken: those of them that its system has not taken.
+            unacked_bytes: those of them that its system has not taken.
         """
         missing = 0.0 if lacks_since is None else max(0.0, now - lacks_since)
         self.behind = missing
-        if untaken:
-            self.behind += self._waiting(now, written - untaken)
+        if unacked_bytes:
+            self.behind += self._waiting(now, written - unacked_bytes)
         else:
             self._marks.clear()
             self.mark_due = float("-inf")

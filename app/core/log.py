@@ -21,7 +21,7 @@ from app.core.frames import batch_frame
 from app.core.sized import Sized
 
 # How a reader is told of a batch: format, encoding, epoch.
-Wording = tuple[str, str, str]
+Representation = tuple[str, str, str]
 # Is asked before so many bytes are kept that can be made again; True counts them.
 MayKeep = Callable[[int], bool]
 
@@ -32,12 +32,12 @@ def keep_all(_size: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class LogSlice:
     """What a reader is sent in one go: it stood at *start*, and stands at *end* then."""
 
     start: int
     size: int  # asked for
-    wording: Wording
+    representation: Representation
     end: int
     data: bytes
     events: int
@@ -56,8 +56,16 @@ class Log(Sized):
     """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
 
     __slots__ = (
-        "_batches", "_bounds", "_passage", "_revisions", "bytes", "floor", "generation", "may_keep",
-        "passing", "tip",
+        "_batches",
+        "_bounds",
+        "_revisions",
+        "_slice",
+        "bytes",
+        "floor",
+        "generation",
+        "may_keep",
+        "passing",
+        "tip",
     )  # fmt: skip
 
     def __init__(self, bounds: Bounds) -> None:
@@ -70,7 +78,7 @@ class Log(Sized):
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
         # The last that was asked for, as long as it is the answer: those who keep up all ask for the same.
-        self._passage: Passage | None = None
+        self._slice: LogSlice | None = None
         self.passing = 0  # bytes of that which are no batch's
 
     def __len__(self) -> int:
@@ -166,47 +174,49 @@ class Log(Sized):
             del self._batches[:drop]
             del self._revisions[:drop]
 
-    def passage(self, revision: int, size: int, wording: Wording) -> Passage | None:
+    def slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
         """What a reader at *revision* is sent next: about *size* bytes at the most, but whole revisions and at least
         one; None when there is none.
 
         Only to be asked for revisions that the log ``covers``.
         """
-        last = self._passage
-        if last is None or last.start != revision or last.size != size or last.wording != wording:
-            last = self._make_passage(revision, size, wording)
+        last = self._slice
+        if last is None or last.start != revision or last.size != size or last.representation != representation:
+            last = self._make_slice(revision, size, representation)
             self._forget_passage()
             if last is not None:
-                self._passage, self.passing = last, 0 if self._is_frame(last) else len(last.data)
+                self._slice, self.passing = last, 0 if self._is_frame(last) else len(last.data)
         return last
 
     def _forget_passage(self) -> None:
-        self._passage, self.passing = None, 0
+        self._slice, self.passing = None, 0
 
-    def _is_frame(self, passage: Passage) -> bool:
+    def _is_frame(self, log_slice: LogSlice) -> bool:
         """Whether its bytes are those that its one batch keeps."""
-        number = bisect_right(self._revisions, passage.end) - 1
-        return self._batches[number].frames.get(passage.wording) is passage.data
+        number = bisect_right(self._revisions, log_slice.end) - 1
+        return self._batches[number].frames.get(log_slice.representation) is log_slice.data
 
-    def _make_passage(self, revision: int, size: int, wording: Wording) -> Passage | None:
+    def _make_slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
         found = self.after(revision, size)
         if not found:
             return None
         if len(found) > 1 and found[-1].size > size:
             # It goes alone, next: joined with others it would be copied for each reader, however large it is.
             found = found[:-1]
-        frames = [self._frame(batch, wording) for batch in found]
+        frames = [self._frame(batch, representation) for batch in found]
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        return Passage(revision, size, wording, found[-1].revision, data, sum(len(batch.events) for batch in found))
+        return LogSlice(
+            revision, size, representation, found[-1].revision, data, sum(len(batch.events) for batch in found)
+        )
 
-    def _frame(self, batch: Batch, wording: Wording) -> bytes:
+    def _frame(self, batch: Batch, representation: Representation) -> bytes:
         """A batch of this log as bytes: encoded once, and counted for as long as the log holds it."""
-        frame = batch.frames.get(wording)
+        frame = batch.frames.get(representation)
         if frame is None:
-            frame = batch_frame(batch, *wording)
+            frame = batch_frame(batch, *representation)
             # While room is made the log may lose its old end, and the batch with it.
             if self.may_keep(len(frame)) and batch.revision > self.floor:
-                batch.frames[wording] = frame
+                batch.frames[representation] = frame
                 batch.size += len(frame)
                 self.bytes += len(frame)
         return frame

@@ -33,7 +33,7 @@ Theory of operation
     answers. A lost answer leaves its request in the count. So the count errs towards waiting for more answers, never
     towards believing one too early, and rule 2 takes the lost ones out again. ``ask`` asks for all answers that a
     waiting watch lacks at once, as soon as one answer shows that the member does answer. A stream with many unanswered
-    requests is not used for new watches (``app.etcd.lanes``).
+    requests is not used for new watches (``app.etcd.stream_pool``).
 
     *Whether a watch may have been slow.* etcd gives a stream a channel of 128 messages. When a watch's event finds that
     channel full, etcd serves the watch from its history from then on, and some versions lose events when a compaction

@@ -1,13 +1,13 @@
 """One subscriber's way through a feed: what it is sent next, and where it stands.
 
 Must live here: when a subscriber resumes, waits, or is reset; which blocks it gets, and that no id ever runs ahead of
-it. Must not: sockets, tasks, timers (``app.api.stream``).
+it. Must not: sockets, tasks, timers (``app.stream.delivery``).
 
 Theory of operation
     A reader is a position, (log generation, revision), never a queue. ``read`` returns bytes to send, or ``b""`` for
     "nothing yet": the shell then waits to be woken. A position below the log's floor, or in an older generation,
-    becomes a ``reset`` and a fresh snapshot in the same stream, until its ``Pace`` says that this leads nowhere: then
-    ``read`` has nothing more for it, and ``too_slow`` says so.
+    becomes a ``reset`` and a fresh snapshot in the same stream, until its ``SlowReaderPolicy`` gives the reader up:
+    then ``read`` has nothing more for it, and ``too_slow`` says so.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from enum import Enum
 
 from app.core.cursor import Cursor, Shape
 from app.core.feed import FeedCore
-from app.core.feedwords import Reason
+from app.core.feed_messages import Reason
 from app.core.frames import comment, control, greeting
-from app.core.pace import Pace
+from app.core.slow_reader import SlowReaderPolicy
 from app.core.snapshot import Snapshot
 
 # Seconds that a reader waits though nothing is known to be wrong: a large state, or thousands of ranges, take long.
@@ -70,10 +70,32 @@ class Reader:
     """
 
     __slots__ = (
-        "_asked", "_asked_history", "_counts", "_epoch", "_epoch_of", "_feed", "_form", "_generation", "_heartbeat",
+        "_asked",
+        "_asked_history",
+        "_counts",
+        "_epoch",
+        "_epoch_of",
+        "_feed",
+        "_form",
+        "_generation",
+        "_heartbeat",
         "_lagged",
-        "_linearizable", "_offered", "_refused_history", "_restores", "_sent_blocks", "_shape", "_snapshot", "_synced",
-        "_with_state", "_wording", "delivered", "pace", "phase", "revision", "told_stale", "wants",
+        "_linearizable",
+        "_offered",
+        "_refused_history",
+        "_representation",
+        "_restores",
+        "_sent_blocks",
+        "_shape",
+        "_snapshot",
+        "_synced",
+        "_with_state",
+        "delivered",
+        "pace",
+        "phase",
+        "revision",
+        "told_stale",
+        "wants",
     )  # fmt: skip
 
     def __init__(
@@ -86,10 +108,10 @@ class Reader:
         cursor: Cursor | None,
         snapshot: bool,
         heartbeat: float,
-        pace: Pace | None = None,
+        pace: SlowReaderPolicy | None = None,
         counts: Counts | None = None,
     ) -> None:
-        self.pace = pace if pace is not None else Pace()
+        self.pace = pace if pace is not None else SlowReaderPolicy()
         self._counts = counts if counts is not None else Counts()
         self._feed = feed
         self._shape = shape
@@ -111,7 +133,7 @@ class Reader:
         self._synced = False
         self._lagged = False
         self._epoch = ""
-        self._wording = (form, shape.encoding, "")
+        self._representation = (form, shape.encoding, "")
         self.told_stale: bool | None = False  # None: it must be said
         self.delivered = 0
 
@@ -257,7 +279,7 @@ class Reader:
     def _take_epoch(self) -> None:
         """That of the cluster as it is now."""
         self._epoch = self._epoch_of(self._feed.cluster_id, self._shape)
-        self._wording = (self._form, self._shape.encoding, self._epoch)
+        self._representation = (self._form, self._shape.encoding, self._epoch)
 
     def _judge_ahead(self, revision: int) -> bytes:
         """A cursor ahead of this replica: lag, a quiet prefix, or a history that is no more (or never was)."""
@@ -338,19 +360,20 @@ class Reader:
                 self._lagged = True
                 self.pace.lag()
             return b"" if self.pace.too_slow else self._begin_snapshot("lagged")
-        passage = log.passage(self.revision, size, self._wording)
-        if passage is None:
+        log_slice = log.slice(self.revision, size, self._representation)
+        if log_slice is None:
             # All is sent: the position goes as far as the log is known to be complete.
             self.revision = max(self.revision, log.tip)
             self._catch_up()
             return b"" if self._synced else self._say_synced()
-        self._wording = passage.wording  # the same, and one object for all: 5,000 of their own are not in any cache
-        self.revision = passage.end
+        # The same, and one object for all: 5,000 of their own are not in any cache.
+        self._representation = log_slice.representation
+        self.revision = log_slice.end
         if self._lagged and self.revision == log.tip:
             self._catch_up()
-        self.delivered += passage.events
-        self._counts.items += passage.events
-        return passage.data
+        self.delivered += log_slice.events
+        self._counts.items += log_slice.events
+        return log_slice.data
 
     def _catch_up(self) -> None:
         self._lagged = False

@@ -18,7 +18,7 @@ from app.core.errors import (
 )
 from app.core.events import Delete, Event, KeyValue
 from app.core.multiplex import CancelRequest, CreateRequest, Message, Request
-from app.etcd.trouble import explain
+from app.etcd.hints import explain
 from app.ports import OUT_OF_REACH
 
 # gRPC rejects a message by the length in front of it, reads no further, and says the length (grpcio 1.85.1: refusing

@@ -25,10 +25,10 @@ from app.core.multiplex import CreateRequest
 from app.core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
 from app.etcd.convert import watch_request
 from app.etcd.credentials import Credentials
-from app.etcd.lanes import Lanes
+from app.etcd.hints import explain
 from app.etcd.login import Login, LoginError
 from app.etcd.stream import METADATA, RetiredError, UnmatchedError, WatchStream
-from app.etcd.trouble import explain
+from app.etcd.stream_pool import StreamPool
 from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
@@ -98,7 +98,7 @@ class Link:
         self._on_header = on_header
         self._clock = clock
         self._streams: set[WatchStream] = set()
-        self.lanes = Lanes(self._open_stream, lambda: self.login.token, on_room)
+        self.pool = StreamPool(self._open_stream, lambda: self.login.token, on_room)
         # Of the last health check: who answered. None when nothing that we may ask names it.
         self.header: Any = None
         self.version_text = ""
@@ -236,7 +236,7 @@ class Link:
 
     def ask_for_progress(self) -> None:
         """Have the watch streams say how far they are."""
-        for stream in self.lanes.streams:
+        for stream in self.pool.streams:
             stream.ask()
 
     def silent_streams(self, limit: float) -> bool:
@@ -291,7 +291,7 @@ class Link:
         """End everything on it; the watches hear ``Lost``."""
         self.fail(why)
         tasks = [task for stream in self._streams for task in stream.tasks]
-        self.lanes.close(ConnectionError(why))
+        self.pool.close(ConnectionError(why))
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._watch_channel.close()
         await self._large_channel.close()

@@ -18,9 +18,9 @@ from aetcd import rpc
 from app.core.currentness import Currentness
 from app.core.keys import KeyRange
 from app.etcd.cluster import ForeignClusterError
+from app.etcd.hints import explain
 from app.etcd.link import Link
 from app.etcd.login import REFUSALS, LoginError
-from app.etcd.trouble import explain
 from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
@@ -155,7 +155,7 @@ class Prover:
         reading = self._currentness.overdue(self._clock())
         if reading is None:
             return
-        for stream in link.lanes.streams:
+        for stream in link.pool.streams:
             if stream.stands_still(reading.revision, reading.asked_at):
                 link.fail(f"{CUT_OFF}: its watches stand at {stream.revision}, the cluster was at {reading.revision}")
                 return

@@ -1,7 +1,7 @@
 """etcd as the feeds see it: one link at a time, over several endpoints, made again whenever it fails.
 
 Every response of both channels passes ``Cluster.note``; where etcd knows us by a name (a user, a client certificate),
-refused creates are judged by the ``Arbiter``, and open watches are audited.
+refused creates are judged by the ``RefusalChecker``, and open watches are audited.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from aetcd import rpc
 from app.core.backoff import Backoff
 from app.core.budget import Budget
 from app.core.currentness import Currentness
-from app.core.feedwords import Lane
+from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Progress, Refused, Sink, WatchInput
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
-from app.etcd.arbiter import Arbiter
 from app.etcd.auditor import Auditor
 from app.etcd.cluster import Cluster, ForeignClusterError
 from app.etcd.credentials import Credentials, CredentialsError
+from app.etcd.hints import explain
 from app.etcd.link import MAX_MESSAGE, Link
 from app.etcd.login import LoginError
 from app.etcd.prover import CUT_OFF, Prover
 from app.etcd.reads import Reads
+from app.etcd.refusals import RefusalChecker
 from app.etcd.stream import UnmatchedError, WatchStream
-from app.etcd.trouble import explain
 from app.ports import OUT_OF_REACH, Clock, Condition, Draw
 
 log = logging.getLogger("gateway.etcd")
@@ -194,7 +194,9 @@ class Upstream:
             on_slow=self._prover.doubt,
             budget=budget,
         )
-        self._arbiter = Arbiter(self.reads.permitted, lambda: self._link.login.token if self._link is not None else "")
+        self._refusals = RefusalChecker(
+            self.reads.permitted, lambda: self._link.login.token if self._link is not None else ""
+        )
         self._auditor = Auditor(lambda: self._watches, self.reads.permitted, interval=stale_after, clock=clock)
 
     # --- what feeds use ----------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ class Upstream:
     @property
     def streams(self) -> list[WatchStream]:
         """The watch streams open at etcd."""
-        return self._link.lanes.streams if self._link is not None else []
+        return self._link.pool.streams if self._link is not None else []
 
     @property
     def watchers(self) -> int:
@@ -278,7 +280,7 @@ class Upstream:
     def judge(self, watch: UpstreamWatch, refused: Refused) -> bool:
         """Find out why a create was refused, and tell the watch; False where there is nothing to find out."""
         if self._credentials.named:
-            self._arbiter.judge(watch, refused)
+            self._refusals.judge(watch, refused)
         return self._credentials.named
 
     # --- the life of links -------------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ class Upstream:
 
     async def aclose(self) -> None:
         """End the reads under way."""
-        await self._arbiter.aclose()
+        await self._refusals.aclose()
         await self.reads.aclose()
 
     async def _serve(self, link: Link) -> None:
@@ -426,7 +428,7 @@ class Upstream:
 
     def _open(self, watch: UpstreamWatch) -> None:
         assert self._link is not None, "watches open on a ready link"
-        opened = self._link.lanes.create(watch.range, watch.start, watch.receive, lane=watch.lane)
+        opened = self._link.pool.create(watch.range, watch.start, watch.receive, lane=watch.lane)
         if opened is None:
             self._pending[watch] = None
         else:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from app.core.backfill import Stage
 from app.core.errors import GatewayError
 from app.core.feed import FeedCore
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Command,

@@ -15,7 +15,7 @@ from app.core.backoff import Backoff
 from app.core.budget import Hold
 from app.core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError, TooLargeError
 from app.core.feed import FeedCore, State
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Command,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from app.embedded import free_ports
+from app.dev.etcd import free_ports
 from benchmarks.peers import Peer, Published, event, get, timed
 from benchmarks.peers.etcd import listening
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load

@@ -11,7 +11,7 @@ import pytest
 
 from app.api.kv import Kv, parse
 from app.core.budget import Use
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.line import EXTENSION, Line
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.main import create_app
 from app.metrics import NAMESPACE
 from app.settings import load
+from app.stream.transport import EXTENSION, ClientTransport
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
@@ -60,12 +60,12 @@ async def test_clients_that_reset_during_their_read(etcd: EmbeddedEtcd, kv: Etcd
         assert await etcd_metric(server.base, closed) == await etcd_metric(server.base, closed, reason="client")
 
 
-class Asked:
+class WatchRequest:
     """One request to an app that has endpoints which fail, by a server that does or does not tell its connections."""
 
     def __init__(self, *, told: bool) -> None:
         self.app = create_app(load({"etcd": NOWHERE}))
-        self.line: Line | None = Line(None) if told else None
+        self.line: ClientTransport | None = ClientTransport(None) if told else None
         self.gone = False
         self.messages: list[Message] = []
         for path, endpoint in (("/raises", self._raises), ("/late", self._late), ("/breaks", self._breaks)):
@@ -126,7 +126,7 @@ async def test_an_error_behind_a_client_that_has_gone_is_none(
     """Whatever raises, at whatever endpoint; an answer that had begun keeps its status."""
     if not told and path == "/late":
         status = 200  # a server that does not tell is asked only when something fails
-    asked = Asked(told=told)
+    asked = WatchRequest(told=told)
     with caplog.at_level(logging.INFO):
         await asked.get(path)
     assert [message["status"] for message in asked.messages if message["type"] == "http.response.start"] == [status]
@@ -136,7 +136,7 @@ async def test_an_error_behind_a_client_that_has_gone_is_none(
 @pytest.mark.parametrize("told", [True, False])
 async def test_an_error_for_a_client_that_is_there_is_one(caplog: pytest.LogCaptureFixture, told: bool) -> None:
     """A defect of ours is logged, and answered by a 500."""
-    asked = Asked(told=told)
+    asked = WatchRequest(told=told)
     asked.leave = lambda: None  # type: ignore[method-assign]  # it stays
     with pytest.raises(RuntimeError, match="closed"):
         await asked.get("/raises")

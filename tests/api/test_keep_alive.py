@@ -15,11 +15,11 @@ from typing import Any
 import uvloop
 from uvicorn.server import ServerState
 
-from app.api.protocol import Doors, GatewayProtocol
 from app.core.capacity import Capacity
 from app.gateway import Gateway
 from app.main import create_app
-from app.server import make_config
+from app.server.protocol import Doors, GatewayProtocol
+from app.server.run import make_config
 from app.settings import load
 from tests.support.gateway import gateway
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from starlette.types import Message, Scope
 
-from app.api import connection
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.main import create_app
 from app.settings import load
+from app.stream import connection
 from tests.slow.clients import closing, slow, stuck
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import environment

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.slow.clients import stuck
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.core.feed import FeedCore
-from app.core.feedwords import Commands, FeedInput, InvalidTransitionError, Stop
+from app.core.feed_messages import Commands, FeedInput, InvalidTransitionError, Stop
 from app.core.keys import KeyRange
 from app.core.reader import Reader
 from app.gateway import Gateway
@@ -133,7 +133,7 @@ async def test_a_stream_that_cannot_be_made(
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError(f"no {name}")
 
-    monkeypatch.setattr(f"app.api.stream.{name}", fail)
+    monkeypatch.setattr(f"app.stream.delivery.{name}", fail)
     client = Client(gateway, swallow)
     with pytest.raises(RuntimeError, match=name):
         await client.task

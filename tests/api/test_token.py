@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.token import LOOK, Token
+from app.access.token import LOOK, Token
 from app.settings import SettingsError
 from tests.support.gateway import gateway
 from tests.support.metrics import gateway_metric

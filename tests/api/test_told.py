@@ -11,7 +11,7 @@ from aetcd import rpc
 
 from app.api.problems import problem
 from app.core.errors import GatewayError
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.etcd.convert import range_error
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway

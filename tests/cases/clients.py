@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.consistency.history import Change
 from tests.consistency.judge import change_of
 from tests.integration.test_release import held_at_etcd

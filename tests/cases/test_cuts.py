@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aetcd import rpc
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, carried_on, exact, is_held, joined
 from tests.cases.valve import valve
 from tests.support.etcd import EtcdClient

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.core.versions import progress_is_trusted
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
 from tests.support.etcd import EtcdClient

@@ -8,7 +8,7 @@ import pytest
 from aetcd import rpc
 
 from app.core.versions import progress_is_trusted
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import exact, is_held, joined, true
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway

@@ -9,7 +9,7 @@ import pytest
 
 from app.core.keys import KeyRange
 from app.core.refcounts import RefCounts
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.settings import load
 from app.watch.registry import Lease

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from app.core.feedwords import Lane
+from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.etcd import link, reads
-from app.etcd.lanes import ALONE_STREAMS, MAX_STREAMS, Lanes
 from app.etcd.stream import WatchStream
+from app.etcd.stream_pool import ALONE_STREAMS, MAX_STREAMS, StreamPool
 from app.gateway import Gateway
 from app.settings import load
 from tests.api.test_stream_ends import Client, released, swallow, synced
@@ -102,15 +102,17 @@ class Watched:
 @pytest.fixture(name="watched")
 def _watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watched = Watched()
-    create = Lanes.create
+    create = StreamPool.create
 
-    def noting(self: Lanes, asked: KeyRange, start: int, sink: Sink, *, lane: Lane) -> tuple[WatchStream, int] | None:
+    def noting(
+        self: StreamPool, asked: KeyRange, start: int, sink: Sink, *, lane: Lane
+    ) -> tuple[WatchStream, int] | None:
         opened = create(self, asked, start, sink, lane=lane)
         watched.creates[asked.start.decode()] += opened is not None
         watched.streams = max(watched.streams, len(self.streams))
         return opened
 
-    monkeypatch.setattr(Lanes, "create", noting)
+    monkeypatch.setattr(StreamPool, "create", noting)
     return watched
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, exact, joined, true
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd

@@ -12,7 +12,7 @@ import pytest
 from app.core.budget import Budget
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
-from app.core.feedwords import Lane
+from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, Sink

@@ -16,7 +16,7 @@ from app.core.cursor import Cursor
 from app.core.encoding import event_body
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
-from app.core.feedwords import CloseWatch, OpenWatch, SyncTimeout
+from app.core.feed_messages import CloseWatch, OpenWatch, SyncTimeout
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 from aetcd import rpc
 
-from app.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
+from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.consistency.access import PATIENCE, Access, Password
 from tests.consistency.disk import Disk
 from tests.consistency.follower import Follower

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from app.embedded import free_ports
+from app.dev.etcd import free_ports
 from tests.support.gateway import GatewayProcess, start
 from tests.support.proxy import Proxy
 

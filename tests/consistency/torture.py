@@ -24,7 +24,7 @@ from typing import Any
 from aetcd import rpc
 
 from app.core.versions import parse_version
-from app.embedded import EmbeddedCluster
+from app.dev.etcd import EmbeddedCluster
 from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client
 from tests.consistency.disk import Disk, NoDiskError

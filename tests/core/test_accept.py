@@ -1,4 +1,4 @@
-"""``app.core.accept``: what a header asks for."""
+"""``app.core.negotiation``: what a header asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.accept import format_of, names_event_stream
+from app.core.negotiation import format_of, names_event_stream
 
 
 @pytest.mark.parametrize(

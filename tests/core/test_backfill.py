@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.core.backfill import INTERVAL, LONGEST_INTERVAL, TABLE, TRIES, Stage
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore, State
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Command,

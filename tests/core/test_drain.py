@@ -8,9 +8,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.stream import RETRY_MS
 from app.core.drain import Drain
 from app.settings import Settings
+from app.stream.delivery import RETRY_MS
 
 counts = st.integers(0, 20_000)
 windows = st.floats(0, 100)

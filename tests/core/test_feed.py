@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import TABLE, FeedCore, State
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Command,

@@ -24,7 +24,7 @@ from app.core.backfill import TABLE as HISTORY_TABLE
 from app.core.backfill import Stage
 from app.core.events import Event, KeyValue
 from app.core.feed import TABLE, FeedCore, State
-from app.core.feedwords import (
+from app.core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Command,

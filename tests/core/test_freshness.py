@@ -11,9 +11,11 @@ from app.core.freshness import STEPS, Freshness
 LIMIT = 10.0
 
 
-def judged(fresh: Freshness, now: float, *, lacks: float | None = None, written: int = 0, untaken: int = 0) -> bool:
+def judged(
+    fresh: Freshness, now: float, *, lacks: float | None = None, written: int = 0, unacked_bytes: int = 0
+) -> bool:
     """Shorter."""
-    return fresh.judge(now, lacks_since=lacks, written=written, untaken=untaken)
+    return fresh.judge(now, lacks_since=lacks, written=written, unacked_bytes=unacked_bytes)
 
 
 def test_who_has_everything_is_current() -> None:
@@ -51,20 +53,20 @@ def test_what_was_not_taken_has_an_age_too() -> None:
     for second in range(60):
         fresh.wrote(100 * second, float(second))
     for waiting in range(1, 10):
-        judged(fresh, 60.0, written=6000, untaken=100 * waiting)
+        judged(fresh, 60.0, written=6000, unacked_bytes=100 * waiting)
         assert waiting <= fresh.behind <= waiting + LIMIT / STEPS
-    assert judged(fresh, 60.0, written=6000, untaken=1100)
-    assert judged(fresh, 60.0, written=6000, untaken=6000)
-    assert not judged(fresh, 60.0, written=6000, untaken=0)
-    assert not judged(fresh, 99.0, written=6000, untaken=0)
+    assert judged(fresh, 60.0, written=6000, unacked_bytes=1100)
+    assert judged(fresh, 60.0, written=6000, unacked_bytes=6000)
+    assert not judged(fresh, 60.0, written=6000, unacked_bytes=0)
+    assert not judged(fresh, 99.0, written=6000, unacked_bytes=0)
 
 
 def test_both_add_up() -> None:
     """What is written now is taken behind all that waits: what it lacks then has grown older."""
     fresh = Freshness(LIMIT)
     fresh.wrote(0, 0.0)
-    assert not judged(fresh, 5.0, lacks=1.0, written=100, untaken=50)
-    assert judged(fresh, 5.0, lacks=-1.0, written=100, untaken=50)
+    assert not judged(fresh, 5.0, lacks=1.0, written=100, unacked_bytes=50)
+    assert judged(fresh, 5.0, lacks=-1.0, written=100, unacked_bytes=50)
 
 
 @given(writes=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 1 << 20)), max_size=300))
@@ -104,7 +106,7 @@ def test_nobody_reads_live_who_lacks_what_is_old(limit: float, fill: float, back
                 fresh.wrote(int(written), now)
             written = room
         late = judged(
-            fresh, now, lacks=0.0 if written < total else None, written=int(written), untaken=int(written - taken)
+            fresh, now, lacks=0.0 if written < total else None, written=int(written), unacked_bytes=int(written - taken)
         )
         read_at = now + (written - taken) / rate
         if not late and written < total:
@@ -125,5 +127,5 @@ def test_a_burst_that_is_taken_at_once_is_nothing(limit: float) -> None:
         now = float(second)
         if now >= fresh.mark_due:
             fresh.wrote(1000 * second, now)
-        assert not judged(fresh, now + 0.01, lacks=now, written=1000 * (second + 1), untaken=1000)
+        assert not judged(fresh, now + 0.01, lacks=now, written=1000 * (second + 1), unacked_bytes=1000)
         assert not judged(fresh, now + 0.02, written=1000 * (second + 1))

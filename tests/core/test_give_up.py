@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.core.feed import FeedCore, State
-from app.core.feedwords import SnapshotFailed, SnapshotTaken, TakeSnapshot
+from app.core.feed_messages import SnapshotFailed, SnapshotTaken, TakeSnapshot
 from app.core.multiplex import Compacted, Created
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot

@@ -52,12 +52,12 @@ def test_a_log_without_room(size: int) -> None:
     roomy, full = log_of(2, 3, 4), log_of(2, 3, 4)
     held = full.bytes
     full.may_keep = refuse
-    expected, found = roomy.passage(1, size, WORDING), full.passage(1, size, WORDING)
+    expected, found = roomy.slice(1, size, WORDING), full.slice(1, size, WORDING)
     assert expected is not None
     assert found is not None
     assert (found.data, found.end) == (expected.data, expected.end)
     assert (full.bytes, full.passing) == (held, len(found.data))
-    assert full.passage(1, size, WORDING) is found
+    assert full.slice(1, size, WORDING) is found
     full.append(Batch(5, [KeyValue(b"/a/k", b"", 2, 5, 5)]), 0.0)
     assert full.passing == 0
 
@@ -66,7 +66,7 @@ def test_a_log_that_sheds_while_it_asks_for_room() -> None:
     """A batch that goes meanwhile is not counted any more."""
     log = log_of(2, 3, 4)
     log.may_keep = lambda _size: log.shed(1) >= 0
-    assert log.passage(1, 1 << 20, WORDING) is not None
+    assert log.slice(1, 1 << 20, WORDING) is not None
     assert len(log) == 1
     assert log.bytes == sum(batch.size for batch in log.after(log.floor, 1 << 20))
 

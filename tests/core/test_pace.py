@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.pace import MAX_LAGS, MAX_SEND_TIMEOUTS, Grudge, Pace, Patience
+from app.core.slow_reader import MAX_LAGS, MAX_SEND_TIMEOUTS, RetryPenalty, SlowReaderPolicy, StallTimer
 
 rates = st.integers(1, 1 << 20)
 writes = st.lists(st.tuples(st.integers(1, 100_000), st.floats(0, 60)), max_size=40)
@@ -17,7 +17,7 @@ writes = st.lists(st.tuples(st.integers(1, 100_000), st.floats(0, 60)), max_size
 )
 def test_who_sustains_the_rate_is_never_too_slow(rate: int, pause: float, sizes: list[int], faster: float) -> None:
     """However large the state, with one pause in it wherever that falls."""
-    pace = Pace(pause, rate)
+    pace = SlowReaderPolicy(pause, rate)
     pace.begin_snapshot()
     for number, size in enumerate(sizes):
         pace.wrote(size, size / (rate * faster) + (0.9 * pause if number == len(sizes) // 2 else 0))
@@ -27,7 +27,7 @@ def test_who_sustains_the_rate_is_never_too_slow(rate: int, pause: float, sizes:
 @given(rate=rates, pause=st.floats(0.1, 60), seconds=st.floats(0.1, 60), slower=st.floats(0.01, 0.5))
 def test_who_stays_below_it_is_too_slow_in_the_end(rate: int, pause: float, seconds: float, slower: float) -> None:
     """A snapshot without end is never taken: a half of the rate is found out in twice the pause, and a write."""
-    pace = Pace(pause, rate)
+    pace = SlowReaderPolicy(pause, rate)
     pace.begin_snapshot()
     waited = 0.0
     while not pace.too_slow:
@@ -39,7 +39,7 @@ def test_who_stays_below_it_is_too_slow_in_the_end(rate: int, pause: float, seco
 @given(writes)
 def test_only_snapshots_have_a_rate(found: list[tuple[int, float]]) -> None:
     """Behind one, a reader may be as slow as the log allows; and with a rate of 0, always."""
-    following, unbounded = Pace(0.1, 1 << 30), Pace(0.1, 0)
+    following, unbounded = SlowReaderPolicy(0.1, 1 << 30), SlowReaderPolicy(0.1, 0)
     following.begin_snapshot()
     following.end_snapshot()
     unbounded.begin_snapshot()
@@ -52,7 +52,7 @@ def test_only_snapshots_have_a_rate(found: list[tuple[int, float]]) -> None:
 
 def test_each_snapshot_is_measured_by_itself() -> None:
     """What came before, or between, is not held against it."""
-    pace = Pace(1.0, 1000)
+    pace = SlowReaderPolicy(1.0, 1000)
     pace.begin_snapshot()
     pace.wrote(1000, 2.5)
     assert pace.too_slow
@@ -65,7 +65,7 @@ def test_each_snapshot_is_measured_by_itself() -> None:
 @given(st.lists(st.sampled_from(["lag", "catch up", "snapshot"]), max_size=30))
 def test_lags_count_until_it_has_caught_up(steps: list[str]) -> None:
     """Only as many in a row as it may have."""
-    pace, row = Pace(), 0
+    pace, row = SlowReaderPolicy(), 0
     for step in steps:
         if step == "lag":
             pace.lag()
@@ -82,7 +82,7 @@ def test_lags_count_until_it_has_caught_up(steps: list[str]) -> None:
 
 def test_behind_a_reset_in_a_snapshot() -> None:
     """What it was sent is in vain until it has all."""
-    pace = Pace()
+    pace = SlowReaderPolicy()
     assert not pace.behind_a_reset
     pace.begin_snapshot()
     assert pace.behind_a_reset
@@ -93,24 +93,24 @@ def test_behind_a_reset_in_a_snapshot() -> None:
 @given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
 def test_a_write_of_which_nothing_is_taken_ends_after_the_timeout(timeout: float, looks: int) -> None:
     """Not a look before, nor one after."""
-    patience = Patience(timeout, 1000)
+    patience = StallTimer(timeout, 1000)
     assert [patience.ends(1000, timeout / looks) for _ in range(looks)] == [False] * (looks - 1) + [True]
 
 
 @given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
 def test_a_write_that_moves_goes_on_but_not_for_ever(timeout: float, looks: int) -> None:
     """A byte now and then is not enough."""
-    untaken = 10**6
-    patience = Patience(timeout, untaken)
+    unacked_bytes = 10**6
+    patience = StallTimer(timeout, unacked_bytes)
     count = 0
-    while not patience.ends(untaken := untaken - 1, timeout / looks):
+    while not patience.ends(unacked_bytes := unacked_bytes - 1, timeout / looks):
         count += 1
     assert count == MAX_SEND_TIMEOUTS * looks - 1
 
 
 def test_what_moves_gets_its_time_anew() -> None:
     """Idle seconds count from the last that was taken."""
-    patience = Patience(1.0, 100)
+    patience = StallTimer(1.0, 100)
     assert [patience.ends(left, 0.5) for left in (100, 99, 99, 50, 50, 50)] == [False] * 5 + [True]
 
 
@@ -120,9 +120,9 @@ draws = st.floats(0, 1, exclude_max=True)
 @given(st.lists(draws, min_size=2, max_size=20))
 def test_waits_double_up_to_the_cap(found: list[float]) -> None:
     """Each longer than the one before, for a client that obeys and comes back too slow again."""
-    grudge, now, waits = Grudge(first=5_000, cap=300_000), 0.0, []
+    retry_penalty, now, waits = RetryPenalty(first=5_000, cap=300_000), 0.0, []
     for draw in found:
-        waits.append(grudge.bear("a", now, draw))
+        waits.append(retry_penalty.add("a", now, draw))
         now += waits[-1] / 1000 + 60
     for number, wait in enumerate(waits):
         ceiling = min(300_000, 5_000 * 2**number)
@@ -136,29 +136,29 @@ def test_waits_double_up_to_the_cap(found: list[float]) -> None:
 )
 def test_it_forgets(pause: int, count: int) -> None:
     """One time for each five minutes behind what it was told to wait."""
-    grudge, now = Grudge(forget=300.0), 0.0
+    retry_penalty, now = RetryPenalty(forget=300.0), 0.0
     for _ in range(3):
-        now += grudge.bear("a", now, 0.5) / 1000
-    assert grudge.bear("a", now + pause, 0.0) == 3750 * 2 ** (count - 1)
+        now += retry_penalty.add("a", now, 0.5) / 1000
+    assert retry_penalty.add("a", now + pause, 0.0) == 3750 * 2 ** (count - 1)
 
 
 def test_a_day_of_it_is_forgiven_in_an_hour() -> None:
     """Counted no further than to the cap."""
-    grudge, now = Grudge(), 0.0
+    retry_penalty, now = RetryPenalty(), 0.0
     for _ in range(1000):
-        now += grudge.bear("a", now, 0.5) / 1000
-    assert grudge.bear("a", now + 3600, 0.0) == 3750
+        now += retry_penalty.add("a", now, 0.5) / 1000
+    assert retry_penalty.add("a", now + 3600, 0.0) == 3750
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1000), draws), max_size=200))
 def test_it_is_bounded_and_keeps_the_latest(found: list[tuple[int, float, float]]) -> None:
     """As many as it may, the most recent ones; time that goes back does no harm."""
-    grudge = Grudge(size=8, forget=1e9)
+    retry_penalty = RetryPenalty(size=8, forget=1e9)
     recent: list[int] = []
     for who, now, draw in found:
         known = who in recent
-        wait = grudge.bear(who, now, draw)
+        wait = retry_penalty.add(who, now, draw)
         assert known or wait <= 5_000
         assert not known or wait >= 7_500
         recent = [*(other for other in recent if other != who), who][-8:]
-        assert len(grudge) == len(recent)
+        assert len(retry_penalty) == len(recent)

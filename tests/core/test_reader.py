@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.core.cursor import NOTHING, UNREADABLE, Cursor, Shape, parse_cursor
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore
-from app.core.feedwords import Probed, Restored, SnapshotTaken, Start, WantHistory
+from app.core.feed_messages import Probed, Restored, SnapshotTaken, Start, WantHistory
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress

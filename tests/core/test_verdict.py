@@ -1,4 +1,4 @@
-"""``app.core.verdict`` against a world that is known: what leaks in it, and what others do meanwhile."""
+"""``app.check.verdict`` against a world that is known: what leaks in it, and what others do meanwhile."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from app.core.verdict import GRACE, Checked, Gateway, Held, Outcome, Round, Sample, Verdict, judge, returned
+from app.check.verdict import (
+    GRACE,
+    Checked,
+    EtcdCounts,
+    GatewayCounts,
+    Outcome,
+    Round,
+    Sample,
+    Verdict,
+    judge,
+    returned,
+)
 
 LINGER = 30.0
-NOTHING = Held(0, 0)
+NOTHING = EtcdCounts(0, 0)
 # What the gateway's own words show, and what only etcd shows. ``proxied``: what stands between keeps the connections.
 KNOWN = ("watches", "streams", "leases", "lingers", "unshared")
 UNKNOWN = ("unseen watches", "unseen streams", "unseen unshared")
@@ -21,7 +32,7 @@ UNKNOWN = ("unseen watches", "unseen streams", "unseen unshared")
 class Noise:
     """What others do before a look."""
 
-    foreign: Held = NOTHING  # at etcd
+    foreign: EtcdCounts = NOTHING  # at etcd
     feeds: int = 0  # on other ranges of the gateway; each has a subscriber
     waiting: int = 0  # of these, more that have no watch at the moment
     starting: int = 0  # more subscribers that have no connection yet
@@ -39,7 +50,7 @@ class World:
     """A gateway and an etcd. *leak* is what each round leaves."""
 
     leak: str = ""
-    foreign: Held = NOTHING
+    foreign: EtcdCounts = NOTHING
     feeds: int = 0
     waiting: int = 0
     starting: int = 0
@@ -48,8 +59,8 @@ class World:
     restarts: int = 0
     history: int = 0
     opened: int = 0
-    lost: Held = NOTHING
-    unseen: Held = NOTHING
+    lost: EtcdCounts = NOTHING
+    unseen: EtcdCounts = NOTHING
     kept: int = 0  # subscribers of ours that are not released
     lingers: bool = False
     seen: list[Sample] = field(default_factory=list)
@@ -71,16 +82,16 @@ class World:
         on_range = int(bool(subscribers or self.lingers or self.on_range))
         feeds = self.feeds + on_range
         unshared = ours - 1 if self.leak == "unshared" and ours else 0
-        held = Held(feeds - self.waiting + unshared, int(feeds > 0)) + self.lost
-        beyond = Held(ours - 1, 0) if self.leak == "unseen unshared" and ours else NOTHING
+        held = EtcdCounts(feeds - self.waiting + unshared, int(feeds > 0)) + self.lost
+        beyond = EtcdCounts(ours - 1, 0) if self.leak == "unseen unshared" and ours else NOTHING
         served = self.feeds + ours + self.on_range
-        gateway = Gateway(
+        gateway = GatewayCounts(
             process=f"gw since {self.restarts}",
             reconnects=self.reconnects,
             opened=self.opened,
             feeds=feeds,
             live=feeds - self.waiting,
-            held=held + Held(self.history, 0),
+            held=held + EtcdCounts(self.history, 0),
             history=self.history,
             subscribers=served + self.kept + self.starting,
             served=served,
@@ -96,13 +107,13 @@ class World:
         during = self.look(streams, noises[0])
         match self.leak:
             case "watches":
-                self.lost += Held(1, 0)
+                self.lost += EtcdCounts(1, 0)
             case "streams":
-                self.lost += Held(0, 1)
+                self.lost += EtcdCounts(0, 1)
             case "unseen watches":
-                self.unseen += Held(1, 0)
+                self.unseen += EtcdCounts(1, 0)
             case "unseen streams":
-                self.unseen += Held(0, 1)
+                self.unseen += EtcdCounts(0, 1)
             case "leases":
                 self.kept = streams
             case "lingers":
@@ -114,7 +125,7 @@ class World:
 small = st.integers(-2, 2)
 noises = st.builds(
     Noise,
-    foreign=st.builds(Held, small, small),
+    foreign=st.builds(EtcdCounts, small, small),
     feeds=st.integers(0, 2),
     history=st.integers(0, 2),
     waiting=st.integers(0, 2),
@@ -125,7 +136,7 @@ noises = st.builds(
 )
 # Of one round: before its streams, and before two looks behind them.
 scripts = st.lists(st.tuples(noises, noises, noises), min_size=1, max_size=4)
-worlds = st.builds(World, foreign=st.builds(Held, st.integers(0, 9), st.integers(0, 9)), feeds=st.integers(0, 3))
+worlds = st.builds(World, foreign=st.builds(EtcdCounts, st.integers(0, 9), st.integers(0, 9)), feeds=st.integers(0, 3))
 streams = st.integers(1, 100)
 
 

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, Route, expect
 
-from app.embedded import free_ports
+from app.dev.etcd import free_ports
 from tests.support.gateway import environment
 from tests.support.nginx import nginx, recipe
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from aetcd import rpc
 
-from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd
 from tests.support import frozen_disk
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.frozen_disk import Disk, disk

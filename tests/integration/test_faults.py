@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aetcd import rpc
 
-from app.embedded import EmbeddedCluster, EmbeddedEtcd
+from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import STALE_SOON, gateway

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import QUICK, STALE_SOON, GatewayProcess, start

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.examples.test_mirrors import load_mirror
 from tests.integration.test_faults import write
 from tests.support.etcd import EtcdClient

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import all_released, held_at_etcd, subscribers
 from tests.support.certificates import Ca
 from tests.support.chromium import ARGUMENTS, CHROMIUM

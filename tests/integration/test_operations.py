@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.security.conftest import values
 from tests.support.chart import CHOICE, get_helm, template
 from tests.support.etcd import EtcdClient, etcd_client

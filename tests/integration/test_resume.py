@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.core.versions import progress_is_trusted
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd, ranges
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import UNPROVEN_SOON, gateway

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from app.settings import Settings
 from tests.integration.test_release import held_at_etcd
 from tests.support.etcd import EtcdClient

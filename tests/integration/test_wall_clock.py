@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import QUICK, start

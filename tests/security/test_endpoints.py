@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from aetcd import rpc
 
-from app.embedded import EmbeddedCluster, Place, choose_places
+from app.dev.etcd import EmbeddedCluster, Place, choose_places
 from tests.integration.test_faults import all_hold, follow
 from tests.security.conftest import says, values
 from tests.support.etcd import etcd_client

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from app.etcd.credentials import Credentials, CredentialsError
+from app.etcd.hints import explain
 from app.etcd.login import life_of
-from app.etcd.trouble import explain
 from tests.support.certificates import Ca, Pair, openssl
 from tests.support.gateway import start
 

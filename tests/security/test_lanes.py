@@ -7,8 +7,8 @@ from typing import cast
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
-from app.etcd.lanes import LIVE_STREAMS, Lanes
 from app.etcd.stream import WatchStream
+from app.etcd.stream_pool import LIVE_STREAMS, StreamPool
 
 RANGE = KeyRange("prefix", b"/svc/")
 
@@ -36,8 +36,8 @@ def test_a_watch_goes_to_the_stream_that_was_opened_for_it() -> None:
     def open_stream(_forget: Callable[[WatchStream], None]) -> WatchStream:
         return cast("WatchStream", Bare(token))
 
-    lanes = Lanes(open_stream, lambda: token, lambda: None)
+    pool = StreamPool(open_stream, lambda: token, lambda: None)
     for token in ("old", *(f"renewed {n}" for n in range(1, LIVE_STREAMS))):
-        opened = lanes.create(RANGE, 0, lambda _given: None, lane="live")
+        opened = pool.create(RANGE, 0, lambda _given: None, lane="live")
         assert opened is not None
         assert opened[0].token == token

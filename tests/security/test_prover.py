@@ -36,7 +36,7 @@ class Member:
     asked: list[bytes] = field(default_factory=list)
     failed: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     endpoint: str = "http://etcd:2379"
-    lanes: Any = field(default_factory=lambda: SimpleNamespace(streams=[]))
+    pool: Any = field(default_factory=lambda: SimpleNamespace(streams=[]))
     asked_streams: int = 0
 
     async def range(self, request: Any, _timeout: float) -> Any:

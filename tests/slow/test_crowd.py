@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import app
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.slow.clients import closing, stuck
 from tests.slow.kernel import cpu_seconds, resident, socket_memory, sockets
 from tests.support.etcd import EtcdClient

@@ -12,7 +12,7 @@ from datetime import datetime
 import httpx
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import feed_of
 from tests.slow.clients import closing, resets, slow, stuck, to_the_end
 from tests.support.etcd import EtcdClient

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.slow.clients import closing, stuck
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway

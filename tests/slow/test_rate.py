@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.slow.clients import closing, resets, slow, to_the_end
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.embedded import EmbeddedEtcd
+from app.dev.etcd import EmbeddedEtcd
 from tests.slow.clients import closing, stuck
 from tests.slow.kernel import sockets
 from tests.support.etcd import EtcdClient

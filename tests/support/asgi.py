@@ -6,8 +6,8 @@ so a client need not be slow for seconds until its writes are looked at.
 
 from __future__ import annotations
 
-from app.api import connection
 from app.main import create_app
+from app.stream import connection
 
 connection.LOOKS = 600
 app = create_app()

@@ -33,7 +33,7 @@ from pathlib import Path
 from tests.support.wallclock import WallClock, of_this_process
 
 # What `serve` and `check` import in the end, some of it late.
-MODULES = ("app.cli", "app.server", "app.check", "uvloop")
+MODULES = ("app.cli", "app.server.run", "app.check.command", "uvloop")
 MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
 

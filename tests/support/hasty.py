@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from app import cli
-from app.api import protocol
+from app.server import protocol
 
 # Seconds; tests wait for it.
 HEAD_TIMEOUT = 0.2

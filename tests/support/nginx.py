@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.embedded import free_ports
+from app.dev.etcd import free_ports
 from tests.support.waiting import eventually
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "operations.md"

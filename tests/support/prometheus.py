@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from app.embedded import free_ports
+from app.dev.etcd import free_ports
 from tests.support.waiting import HANG, eventually
 
 # Where it is scraped, and the labels that this target's series get.

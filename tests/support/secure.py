@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-from app import embedded
-from app.embedded import EmbeddedEtcd
+from app.dev import etcd as embedded
+from app.dev.etcd import EmbeddedEtcd
 from tests.support.certificates import Ca
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-NAMES = {"create_subprocess_exec", "create_subprocess_shell", "fork", "Popen", "posix_spawn"}
-ROOMS = ("tests.", "app.embedded", "tools.", "benchmarks.")
+# `launch` is playwright's: a browser.
+NAMES = {"create_subprocess_exec", "create_subprocess_shell", "fork", "launch", "Popen", "posix_spawn"}
+ROOMS = ("tests.", "app.dev.etcd", "tools.", "benchmarks.")
 
 
 def starts_a_process(item: pytest.Item) -> bool:

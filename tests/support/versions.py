@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from app.embedded import EtcdMissingError, find_etcd
+from app.dev.etcd import EtcdMissingError, find_etcd
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from app.api.token import Token
+from app.access.token import Token
 from app.core.errors import ForbiddenError, UnauthorizedError
 from app.core.keys import KeyRange
 

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Mapping
 import grpc
 from aetcd import rpc
 
-from app.embedded import EmbeddedError, EmbeddedEtcd
+from app.dev.etcd import EmbeddedError, EmbeddedEtcd
 from app.etcd.link import OPTIONS
-from app.server import serve
+from app.server.run import serve
 from app.settings import Settings, SettingsError
 from app.stdio import say
 

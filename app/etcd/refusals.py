@@ -1,7 +1,7 @@
 """Refused creates: is it the role, or only the token that the stream was opened with?
 
 A watch stream carries the token of its opening for ever. When that has expired, creates on it are refused, on 3.5.1
-with the same words as a missing permission. KV is the arbiter: it is asked for the same range, with a fresh token.
+with the same words as a missing permission. KV is the refusals: it is asked for the same range, with a fresh token.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RefusedWatch(Protocol):
         """Say it to whom it belongs."""
 
 
-class Arbiter:
+class RefusalChecker:
     """See the module.
 
     Args:
@@ -52,7 +52,7 @@ class Arbiter:
     def judge(self, watch: RefusedWatch, refused: Refused) -> None:
         """Find out, and then tell the watch: nothing else will, for its stream does not know it any more."""
         task = spawn(
-            self._judge(watch, refused), name="arbiter", died=lambda error: watch.tell(Lost(f"not judged: {error}"))
+            self._judge(watch, refused), name="refusals", died=lambda error: watch.tell(Lost(f"not judged: {error}"))
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

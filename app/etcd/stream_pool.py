@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.core.feedwords import Lane
+from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import MOST_UNANSWERED, Sink
 from app.etcd.stream import WatchStream
@@ -30,7 +30,7 @@ MAX_STREAMS = LIVE_STREAMS + SPARE_STREAMS + CATCH_UP_STREAMS + ALONE_STREAMS
 FILL = 256
 
 
-class Lanes:
+class StreamPool:
     """The streams of one connection.
 
     Args:

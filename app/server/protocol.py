@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol, with what it lacks for us.
 
 - ``scope["extensions"]["etcd_watch_gateway"]["line"]``: ASGI has no word for "this connection is stuck, drop it", nor
-  for "write these bytes of the body now, if the kernel takes them" (``app.api.sink``). On another server the extension
-  is absent, and all goes by ASGI.
+  for "write these bytes of the body now, if the kernel takes them" (``app.stream.sink``). On another server the
+  extension is absent, and all goes by ASGI.
 - Nothing is taken in behind a stream: uvicorn would queue a pipelined request, stop reading, and so not notice that
   the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
 - A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
@@ -27,10 +27,10 @@ from typing import Any, cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.line import EXTENSION, HTTP_1_0, Line
 from app.api.problems import problem
 from app.core.capacity import Capacity
 from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
+from app.stream.transport import EXTENSION, HTTP_1_0, ClientTransport
 
 log = logging.getLogger("gateway.http")
 
@@ -110,7 +110,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_complete = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
-    _line: Line
+    _line: ClientTransport
     _taken = False  # by a stream
     _deaf = False  # what comes is thrown away
     _stopping = False  # the next answer is the last
@@ -123,7 +123,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         self.client = unmapped(self.client)
-        self._line = Line(transport, self._take_over)
+        self._line = ClientTransport(transport, self._take_over)
         self._await_head()
         self._doors.let_in(self)
 

@@ -20,19 +20,19 @@ from typing import Any
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.connection import LOOKS, Connection, StuckError
 from app.api.problems import problem
-from app.api.sink import GONE, STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
-from app.api.tally import Tally
-from app.api.wheel import Wheel
 from app.core.capacity import Capacity
 from app.core.cursor import Cursor, Shape
 from app.core.errors import GatewayError, TooLargeError, TransientError, UnavailableError
 from app.core.frames import control, greeting
 from app.core.freshness import STEPS, Freshness
-from app.core.pace import Grudge, Pace
 from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
+from app.core.slow_reader import RetryPenalty, SlowReaderPolicy
 from app.ports import Clock, Draw, Etcd, spawn
+from app.stream.connection import LOOKS, Connection, StuckError
+from app.stream.counters import Counters
+from app.stream.sink import GONE, STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
+from app.stream.timers import TimerWheel
 from app.watch.registry import Lease, Registry
 
 log = logging.getLogger("gateway.stream")
@@ -53,7 +53,7 @@ FAILED = "error"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WatchRequest:
     """A watch request, understood."""
 
     shape: Shape
@@ -101,10 +101,10 @@ class Streams:
         self.settings = settings
         self.clock = clock
         self.draw = draw
-        self.tally = Tally()
+        self.tally = Counters()
         self.chunks = Chunks()
-        self.wheel = Wheel(clock)
-        self.grudge = Grudge()
+        self.wheel = TimerWheel(clock)
+        self.retry_penalty = RetryPenalty()
         self.held: set[asyncio.Event] = set()
         self.finishing: set[asyncio.Task[None]] = set()  # what is left of streams that have ended
 
@@ -133,7 +133,7 @@ class _NoContent:
 class StreamResponse(EventSourceResponse):
     """See the module."""
 
-    def __init__(self, streams: Streams, asked: Asked) -> None:
+    def __init__(self, streams: Streams, asked: WatchRequest) -> None:
         super().__init__(
             _NoContent(),
             media_type="text/event-stream" if asked.form == "sse" else "application/x-ndjson",
@@ -256,10 +256,10 @@ class Delivery:
     __slots__ = (
         "_aside_waits", "_asked", "_beat_due", "_deadline", "_feed", "_freshness", "_helper", "_helps", "_lease",
         "_looked", "_next_beat", "_reader", "_rest", "_said_why", "_since", "_sink", "_started", "_streams",
-        "_subscriber", "_written", "ended", "seat",
+        "_subscriber", "_written", "ended", "slot",
     )  # fmt: skip
 
-    def __init__(self, streams: Streams, asked: Asked, lease: Lease, sink: Sink) -> None:
+    def __init__(self, streams: Streams, asked: WatchRequest, lease: Lease, sink: Sink) -> None:
         settings = streams.settings
         subscriber = lease.subscriber
         self._streams = streams
@@ -276,13 +276,13 @@ class Delivery:
             cursor=asked.cursor,
             snapshot=asked.snapshot,
             heartbeat=settings.heartbeat,
-            pace=Pace(settings.send_timeout, settings.min_rate),
+            pace=SlowReaderPolicy(settings.send_timeout, settings.min_rate),
             counts=streams.tally.handed,
         )
         self._freshness = Freshness(settings.stale_after)
         now = streams.clock()
         self.ended = False
-        self.seat = 0
+        self.slot = 0
         self._started = now
         self._next_beat = now + settings.heartbeat
         age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
@@ -314,7 +314,7 @@ class Delivery:
             return
         self.ended = True
         if reason == STUCK and self._reader.pace.behind_a_reset:
-            self._bear_grudge()  # it can't be told, but the next time counts
+            self._add_retry_penalty()  # it can't be told, but the next time counts
         self._subscriber.on_close = None
         self._feed.notifier.discard(self.step)
         self._streams.wheel.unset(self)
@@ -338,13 +338,13 @@ class Delivery:
             self.end(FAILED, error)
 
     def tick(self, now: float) -> None:
-        """See ``Rider``."""
+        """See ``Timed``."""
         if self.ended:
             return
         if now >= self._next_beat:
             self._beat_due = True
             self._next_beat = now + self._streams.settings.heartbeat
-            if self._sink.unheard > self._streams.settings.send_timeout:
+            if self._sink.seconds_unacked > self._streams.settings.send_timeout:
                 self.end(STUCK)
                 return
         if not self._sink.ready:
@@ -449,8 +449,8 @@ class Delivery:
         """Whether the subscriber has been given what there is; while it has not, that is looked at more often."""
         reader, freshness = self._reader, self._freshness
         was_late = freshness.late
-        untaken = self._sink.untaken if reader.synced else 0
-        freshness.judge(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, untaken=untaken)
+        unacked = self._sink.unacked_bytes if reader.synced else 0
+        freshness.judge(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, unacked_bytes=unacked)
         if freshness.late and not was_late:
             self._set_alarm(now)
 
@@ -491,7 +491,7 @@ class Delivery:
 
     def _last_words(self, reason: str) -> bytes:
         if reason == "too-slow":
-            retry_ms = self._bear_grudge()
+            retry_ms = self._add_retry_penalty()
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.patience if reason == TooLargeError.close_reason else 1)
         condition = self._streams.etcd.condition
@@ -499,10 +499,10 @@ class Delivery:
         self._judge(self._streams.clock())
         return self._reader.close(reason, retry_ms, stale=self._stale, detail=condition.told if away else "")
 
-    def _bear_grudge(self) -> int:
+    def _add_retry_penalty(self) -> int:
         host = self._asked.address.rpartition(":")[0]
         who = (host, self._asked.shape.range)
-        return self._streams.grudge.bear(who, self._streams.clock(), self._streams.draw())
+        return self._streams.retry_penalty.add(who, self._streams.clock(), self._streams.draw())
 
     # --- what a waiting reader needs ----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from app.core.reader import Counts
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """Since the process began, but for ``serving``."""
 
     opened: int = 0

@@ -1,5 +1,5 @@
 """``etcd-watch-gateway check``: opens and aborts streams at a running gateway, reads what it and etcd count meanwhile,
-and says whether every watch came back. What the counts prove is decided by ``app.core.verdict``.
+and says whether every watch came back. What the counts prove is decided by ``app.check.verdict``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,19 @@ from urllib.parse import SplitResult, urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
+from app.check.verdict import (
+    GRACE,
+    Checked,
+    EtcdCounts,
+    GatewayCounts,
+    Outcome,
+    Round,
+    Sample,
+    Verdict,
+    judge,
+    returned,
+)
 from app.core.keys import KeyRange
-from app.core.verdict import GRACE, Checked, Gateway, Held, Outcome, Round, Sample, Verdict, judge, returned
 from app.settings import read_token
 
 # As in ``app.metrics``, which would bring gRPC and FastAPI into a pod that has to bear this process, too.
@@ -62,7 +73,7 @@ class Options:
     timeout: float
 
 
-class Going(Enum):
+class Departure(Enum):
     """The ways that a client goes, in turn."""
 
     CLOSE = "closed"
@@ -149,7 +160,7 @@ class Stream:
 
     url: str
     headers: dict[str, str]
-    going: Going
+    going: Departure
     tls: ssl.SSLContext | None
     address: str = ""
     _reader: asyncio.StreamReader = field(init=False)
@@ -171,7 +182,7 @@ class Stream:
             lines = [f"GET {target} HTTP/1.1", f"Host: {parts.netloc}"]
             lines += [f"{name}: {value}" for name, value in self.headers.items()]
             self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            if self.going is Going.UNREAD:
+            if self.going is Departure.UNREAD:
                 self.abort()
             else:
                 await self._synced()
@@ -211,12 +222,12 @@ class Stream:
         if writer is None or writer.transport.is_closing():
             return
         with contextlib.suppress(OSError, TimeoutError):
-            if self.going is Going.RESET:
+            if self.going is Departure.RESET:
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.abort()
                 return
-            if self.going is Going.HALF_CLOSE and writer.can_write_eof():
+            if self.going is Departure.HALF_CLOSE and writer.can_write_eof():
                 writer.write_eof()
                 async with asyncio.timeout(GRACE):
                     await self._reader.read(-1)  # until the gateway takes it for goodbye
@@ -259,7 +270,7 @@ class Check:
         """
         options = self._options
         before = (await self._settled(None))[-1]
-        unread = sum(going is Going.UNREAD for going in self._goings())
+        unread = sum(going is Departure.UNREAD for going in self._goings())
         _say(
             f"{self._range} at {options.url}, etcd by {', '.join(self._etcd_metrics)}",
             f"{options.streams} streams a round, {unread} of them gone before their first byte; the gateway lingers "
@@ -296,7 +307,7 @@ class Check:
 
     async def _round(self, number: int, before: Sample) -> Round:
         streams = [self._stream(going) for going in self._goings()]
-        held = sum(stream.going is not Going.UNREAD for stream in streams)
+        held = sum(stream.going is not Departure.UNREAD for stream in streams)
         try:
             await self._open(streams)
             now_open = await self._listed(held)
@@ -311,11 +322,11 @@ class Check:
         _say(_row(f"round {number}, gone", looks[-1]))
         return Round(held, now_open, looks, direct)
 
-    def _goings(self) -> list[Going]:
-        ways = list(Going)
+    def _goings(self) -> list[Departure]:
+        ways = list(Departure)
         return [ways[index % len(ways)] for index in range(self._options.streams)]
 
-    def _stream(self, going: Going) -> Stream:
+    def _stream(self, going: Departure) -> Stream:
         self._numbers += 1
         headers = {
             **self._authorization,
@@ -409,7 +420,7 @@ class Check:
                 self._etcd_metrics, await asyncio.gather(*map(self._fetch, self._etcd_metrics)), strict=True
             )
         ]
-        etcd = Held(
+        etcd = EtcdCounts(
             *(
                 sum(_value(url, member, name) for url, member in zip(self._etcd_metrics, members, strict=True))
                 for name in (WATCHERS, STREAMS)
@@ -417,13 +428,13 @@ class Check:
         )
         # Not on every platform; where it is absent, the instance must do.
         start = counted.get("process_start_time_seconds")
-        gateway = Gateway(
+        gateway = GatewayCounts(
             process=described["instance"] + (f" since {start:.2f}" if start else ""),
             reconnects=value("etcd_reconnects_total"),
             opened=value("streams_opened_total"),
             feeds=value("feeds"),
             live=value("feeds live"),
-            held=Held(value("etcd_watchers"), value("etcd_watch_streams")),
+            held=EtcdCounts(value("etcd_watchers"), value("etcd_watch_streams")),
             history=value("etcd_history_watchers"),
             subscribers=value("subscribers"),
             served=value("streams"),

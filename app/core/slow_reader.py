@@ -1,8 +1,8 @@
-"""How slow a reader may be: a ``Pace`` for each stream, ``Patience`` with each write, and the ``Grudge`` that the
-process bears those who were too slow.
+"""How slow a reader may be: a ``SlowReaderPolicy`` for each stream, a ``StallTimer`` for each write, and the process's
+``RetryPenalty`` for those who were too slow.
 
 Must live here: when a reader is too slow, when it is stuck, and how long it is told to stay away. Must not: sockets,
-tasks, clocks (``app.api.stream``); what it is sent (``app.core.reader``).
+tasks, clocks (``app.stream.delivery``); what it is sent (``app.core.reader``).
 
 Theory of operation
     A reader may be slower than its feed for as long as it likes while the log covers it: it costs the others nothing.
@@ -31,7 +31,7 @@ MAX_LAGS = 3
 MAX_SEND_TIMEOUTS = 10
 
 
-class Pace:
+class SlowReaderPolicy:
     """Whether one stream's reader is fast enough.
 
     Args:
@@ -83,27 +83,27 @@ class Pace:
         self._lags = 0
 
 
-class Patience:
+class StallTimer:
     """With one write that is not taken at once: whether it is given up.
 
     Args:
         send_timeout: seconds in which something must be taken.
-        untaken: bytes that are not taken yet.
+        unacked_bytes: bytes that are not taken yet.
     """
 
     __slots__ = ("_idle", "_send_timeout", "_untaken", "_waited")
 
-    def __init__(self, send_timeout: float, untaken: int) -> None:
+    def __init__(self, send_timeout: float, unacked_bytes: int) -> None:
         self._send_timeout = send_timeout
-        self._untaken = untaken
+        self._untaken = unacked_bytes
         self._idle = 0.0
         self._waited = 0.0
 
-    def ends(self, untaken: int, seconds: float) -> bool:
+    def ends(self, unacked_bytes: int, seconds: float) -> bool:
         """Look again, *seconds* after the last time."""
         self._waited += seconds
-        self._idle = 0.0 if untaken < self._untaken else self._idle + seconds
-        self._untaken = untaken
+        self._idle = 0.0 if unacked_bytes < self._untaken else self._idle + seconds
+        self._untaken = unacked_bytes
         # A thousandth less: looks that add up to the time-out are it, however they were rounded.
         return max(self._idle, self._waited / MAX_SEND_TIMEOUTS) > 0.999 * self._send_timeout
 
@@ -116,7 +116,7 @@ class Offence:
     until: float
 
 
-class Grudge(Sized):
+class RetryPenalty(Sized):
     """Who was too slow lately, and how often: a bounded memory that forgets.
 
     It only says what ``retry_ms`` a stream that is closed carries. Nobody is refused for it: behind a proxy, or a NAT,
@@ -138,7 +138,7 @@ class Grudge(Sized):
     def __len__(self) -> int:
         return len(self._offences)
 
-    def bear(self, who: Hashable, now: float, draw: float) -> int:
+    def add(self, who: Hashable, now: float, draw: float) -> int:
         """*who* was too slow, again perhaps: the milliseconds to stay away, each time twice as many.
 
         A quarter of it is drawn (*draw* is uniform in [0, 1)), so that those who were cut off together spread out, and

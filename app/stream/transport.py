@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-from app.core.pace import Patience
+from app.core.slow_reader import StallTimer
 
 # Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25
@@ -30,7 +30,7 @@ def nothing() -> None:
     """Nobody wants to hear of it."""
 
 
-class Line:
+class ClientTransport:
     """What ASGI has no word for, of one connection; the protocol keeps ``ready`` and calls back.
 
     Without a transport, on a server that does not offer our extension, nothing is known, and a stuck stream ends by its
@@ -48,7 +48,7 @@ class Line:
         self.on_lost: Callable[[], None] = nothing
 
     @staticmethod
-    def of(scope: Scope) -> Line:
+    def of(scope: Scope) -> ClientTransport:
         """The line of a request, claimed: its next write waits until the kernel has all of the one before.
 
         By default it would wait for 64 KiB only, and one who does not read hold two writes here; what the kernel has
@@ -79,16 +79,16 @@ class Line:
         """Nobody listens any more."""
         self.on_ready = self.on_lost = nothing
 
-    async def until_taken(self, send_timeout: float) -> None:
+    async def until_acked(self, send_timeout: float) -> None:
         """Until the client's kernel has all, or the connection is gone; dropped when nothing is taken for so long.
 
         A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
         """
-        patience = Patience(send_timeout, self.untaken)
+        patience = StallTimer(send_timeout, self.unacked_bytes)
         pause = FIRST_LOOK
-        while self.untaken and not self.lost:
+        while self.unacked_bytes and not self.lost:
             await asyncio.sleep(pause)
-            if patience.ends(self.untaken, pause):
+            if patience.ends(self.unacked_bytes, pause):
                 self.abort()
                 await asyncio.sleep(0)  # lets the server notice
                 return
@@ -100,7 +100,7 @@ class Line:
         return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     @property
-    def untaken(self) -> int:
+    def unacked_bytes(self) -> int:
         """Bytes that the client's kernel has not taken, as far as this system can tell.
 
         The kernel asks for more only when a third of its buffer is free: without a look into it, a client of
@@ -124,7 +124,7 @@ class Line:
         return bool(waiting)
 
     @property
-    def unheard(self) -> float:
+    def seconds_unacked(self) -> float:
         """Seconds for which the client's system acknowledged nothing, though something is sent to it again and again.
 
         Of one that vanished (asleep, or behind a NAT that forgot it) a send tells nothing: heartbeats fit the kernel's
@@ -160,7 +160,7 @@ class Line:
         transport.abort()
 
 
-def line_of(scope: Scope) -> Line:
+def line_of(scope: Scope) -> ClientTransport:
     """The line of a request, as it is; on a server that does not offer our extension one without a transport."""
-    line: Line | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("line")
-    return line if line is not None else Line(None)
+    line: ClientTransport | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("line")
+    return line if line is not None else ClientTransport(None)

@@ -1,9 +1,9 @@
 """Where a stream's bytes go: two ways to a client, behind one contract.
 
 ``FastSink`` writes to the transport below ASGI, in the loop's turn in which there is something to write: what many are
-sent is framed once, and no task is woken for it. It needs our extension (``app.api.protocol``). ``PortableSink`` awaits
-ASGI's ``send`` in the response's own task, on any server that speaks ASGI's lifespan. It sends each message once,
-whether the server writes before it waits or behind that. A server whose ``send`` does not wait hides a stuck client.
+sent is framed once, and no task is woken for it. It needs our extension (``app.server.protocol``). ``PortableSink``
+awaits ASGI's ``send`` in the response's own task, on any server that speaks ASGI's lifespan. It sends each message
+once, whether the server writes before it waits or after. A server whose ``send`` does not wait hides a stuck client.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import asyncio
 import logging
 from typing import Literal, Protocol
 
-from app.api.connection import Connection
-from app.api.line import EXTENSION, Line
-from app.core.pace import Patience
+from app.core.slow_reader import StallTimer
 from app.ports import spawn
+from app.stream.connection import Connection
+from app.stream.transport import EXTENSION, ClientTransport
 
 log = logging.getLogger("gateway.stream")
 
@@ -53,12 +53,12 @@ class Sink(Protocol):
         """Asked now and then while not ready, *seconds* after the last time: whether the client is given up."""
 
     @property
-    def unheard(self) -> float:
-        """See ``Line.unheard``."""
+    def seconds_unacked(self) -> float:
+        """See ``ClientTransport.seconds_unacked``."""
 
     @property
-    def untaken(self) -> int:
-        """See ``Line.untaken``."""
+    def unacked_bytes(self) -> int:
+        """See ``ClientTransport.unacked_bytes``."""
 
     def end(self, reason: str, error: Exception | None) -> None:
         """Called once: what is written is all. By an *error* of ours the body is broken off."""
@@ -96,14 +96,14 @@ class Unframed:
 class FastSink:
     """See the module. The connection is taken over from ASGI: nothing of the request is left but this and its source.
 
-    Every way out comes here by ``Line.on_lost``, which asyncio promises once for each connection, if not before.
+    Every way out comes here by ``ClientTransport.on_lost``. asyncio promises it once for each connection.
     """
 
     name = "fast"
     __slots__ = ("_finishing", "_framing", "_line", "_patience", "_send_timeout", "_source", "_transport")
 
     def __init__(
-        self, line: Line, framing: Chunks | Unframed, send_timeout: float, finishing: set[asyncio.Task[None]]
+        self, line: ClientTransport, framing: Chunks | Unframed, send_timeout: float, finishing: set[asyncio.Task[None]]
     ) -> None:
         assert line.transport is not None, "only with our extension"
         self._line = line
@@ -112,7 +112,7 @@ class FastSink:
         self._send_timeout = send_timeout
         self._finishing = finishing
         self._source: Source | None = None
-        self._patience: Patience | None = None
+        self._patience: StallTimer | None = None
 
     @property
     def ready(self) -> bool:
@@ -138,22 +138,22 @@ class FastSink:
         self._transport.write(self._framing.of(data))
         if self._line.ready:
             return True
-        self._patience = Patience(self._send_timeout, self._line.untaken)
+        self._patience = StallTimer(self._send_timeout, self._line.unacked_bytes)
         return False
 
     def stuck(self, seconds: float) -> bool:
         """See ``Sink``."""
-        return self._patience is not None and self._patience.ends(self._line.untaken, seconds)
+        return self._patience is not None and self._patience.ends(self._line.unacked_bytes, seconds)
 
     @property
-    def unheard(self) -> float:
+    def seconds_unacked(self) -> float:
         """See ``Sink``."""
-        return self._line.unheard
+        return self._line.seconds_unacked
 
     @property
-    def untaken(self) -> int:
+    def unacked_bytes(self) -> int:
         """See ``Sink``."""
-        return self._line.untaken
+        return self._line.unacked_bytes
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
@@ -169,7 +169,7 @@ class FastSink:
             task.add_done_callback(self._finishing.discard)
 
     async def _finish(self) -> None:
-        await self._line.until_taken(self._send_timeout)
+        await self._line.until_acked(self._send_timeout)
         if not self._line.lost:
             self._transport.write(self._framing.last)
             self._transport.close()
@@ -204,14 +204,14 @@ class PortableSink:
         return False
 
     @property
-    def unheard(self) -> float:
+    def seconds_unacked(self) -> float:
         """See ``Sink``."""
-        return self._connection.line.unheard
+        return self._connection.line.seconds_unacked
 
     @property
-    def untaken(self) -> int:
+    def unacked_bytes(self) -> int:
         """See ``Sink``."""
-        return self._connection.line.untaken
+        return self._connection.line.unacked_bytes
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""

@@ -18,9 +18,9 @@ from sse_starlette.sse import AppStatus
 
 from app import descriptors
 from app.allocator import return_large_blocks
-from app.api.protocol import Doors, GatewayProtocol
 from app.gateway import Gateway
 from app.main import create_app
+from app.server.protocol import Doors, GatewayProtocol
 from app.settings import Settings, SettingsError
 from app.signals import SIGNALS
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from app.api.line import HTTP_1_0, Line, nothing
-from app.core.pace import Patience
+from app.core.slow_reader import StallTimer
 from app.ports import spawn
+from app.stream.transport import HTTP_1_0, ClientTransport, nothing
 
 # A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
 LOOKS = 4
@@ -24,7 +24,7 @@ class Connection:
     """One ASGI response being sent, and who hears of the client's going: inside ``async with``, by ``on_gone``."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
-        self.line = Line.of(scope)
+        self.line = ClientTransport.of(scope)
         self.chunked = scope["http_version"] != HTTP_1_0  # what is written below ASGI
         self.send_timeout = send_timeout
         self._receive = receive
@@ -72,7 +72,7 @@ class Connection:
 
         Raises StuckError as ``send`` does: a server that tells nothing of its client may still wait for it here.
         """
-        await self.line.until_taken(self.send_timeout)
+        await self.line.until_acked(self.send_timeout)
         if not (self.ended or self.line.lost):
             await self.send(b"", more=False)
 
@@ -86,14 +86,14 @@ class Connection:
         before it waits (hypercorn does), so a message that is cancelled and sent again would be there twice.
         """
         loop = asyncio.get_running_loop()
-        patience = Patience(self.send_timeout, self.line.untaken if self.line.buffered else 0)
+        patience = StallTimer(self.send_timeout, self.line.unacked_bytes if self.line.buffered else 0)
         pause = self.send_timeout / LOOKS
         deadline = asyncio.timeout(None)
         timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer
-            if patience.ends(self.line.untaken, pause):
+            if patience.ends(self.line.unacked_bytes, pause):
                 deadline.reschedule(loop.time())
             else:
                 timer = loop.call_later(pause, look)

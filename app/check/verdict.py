@@ -32,27 +32,27 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class EtcdCounts:
     """What is held at etcd, in etcd's words."""
 
     watchers: int
     streams: int
 
-    def __sub__(self, other: Held) -> Held:
-        return Held(self.watchers - other.watchers, self.streams - other.streams)
+    def __sub__(self, other: EtcdCounts) -> EtcdCounts:
+        return EtcdCounts(self.watchers - other.watchers, self.streams - other.streams)
 
-    def __add__(self, other: Held) -> Held:
-        return Held(self.watchers + other.watchers, self.streams + other.streams)
+    def __add__(self, other: EtcdCounts) -> EtcdCounts:
+        return EtcdCounts(self.watchers + other.watchers, self.streams + other.streams)
 
     def __str__(self) -> str:
         return f"{counted(self.watchers, 'watcher')} and {counted(self.streams, 'watch stream')}"
 
 
-NOTHING = Held(0, 0)
+NOTHING = EtcdCounts(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
+class GatewayCounts:
     """What a gateway says of itself, at one moment."""
 
     process: str  # another one has other counts
@@ -60,7 +60,7 @@ class Gateway:
     opened: int  # streams, ever
     feeds: int
     live: int  # feeds that have their watch for certain; others may wait for theirs
-    held: Held
+    held: EtcdCounts
     history: int  # of the watchers held: those that read history for old cursors, beside their feeds' own
     subscribers: int
     served: int  # subscribers that have a connection
@@ -106,12 +106,12 @@ class Checked:
 class Sample:
     """All counts, as nearly at one moment as they can be had."""
 
-    gateway: Gateway
+    gateway: GatewayCounts
     checked: Checked
-    etcd: Held
+    etcd: EtcdCounts
 
     @property
-    def foreign(self) -> Held:
+    def foreign(self) -> EtcdCounts:
         """What etcd holds beyond what the gateway says."""
         return self.etcd - self.gateway.held
 
@@ -137,7 +137,7 @@ class Round:
         """How it ended."""
         return self.looks[-1]
 
-    def always(self, holds: Callable[[Gateway], bool]) -> bool:
+    def always(self, holds: Callable[[GatewayCounts], bool]) -> bool:
         """Whether it held at every look: counts may be out of step for a moment, while others come and go."""
         return len(self.looks) > 1 and all(holds(sample.gateway) for sample in self.looks)
 
@@ -276,7 +276,7 @@ def _keeps(checked: Checked) -> str:
     return f"it lingers {checked.linger:g} s, and others may have come to it until {checked.quiet:.0f} s ago"
 
 
-def _uneven(gateway: Gateway) -> str:
+def _uneven(gateway: GatewayCounts) -> str:
     return (
         f"the gateway holds {counted(gateway.held.watchers, 'watcher')} for {counted(gateway.feeds, 'feed')}, of which "
         f"{gateway.live} are live; others may be coming or going"
@@ -286,7 +286,7 @@ def _uneven(gateway: Gateway) -> str:
 # --- etcd's counts ----------------------------------------------------------------------------------------------------
 
 
-def _step(before: Sample, rounds: Sequence[Round]) -> tuple[Held, Held] | None:
+def _step(before: Sample, rounds: Sequence[Round]) -> tuple[EtcdCounts, EtcdCounts] | None:
     """By how much the foreign share moved as the streams came, and as they went; if that is the same in each round, and
     what a leak does: something came with them, or did not go with them.
     """

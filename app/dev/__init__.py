@@ -1,0 +1,1 @@
+"""``etcd-watch-gateway dev``: a gateway with an etcd of its own, to try it."""

@@ -1,0 +1,1 @@
+"""uvicorn as the gateway runs it: one process, its protocol, its signals."""
