@@ -51,7 +51,7 @@ types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/python -m mypy tools
 
 helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTES (and the Dockerfile's lint)
-	$(BIN)/python -m pytest tests/test_chart.py $(ARGS)
+	$(BIN)/python -m pytest tests/deploy/test_chart.py $(ARGS)
 
 chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from their sources
 	$(BIN)/python tools/chart.py
@@ -61,7 +61,7 @@ map: $(INSTALLED)  ## draw docs/map.svg, the rooms of app/ and who imports whom
 
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 	@sh tools/system.sh
-	$(BIN)/python -m pytest tests/test_image.py $(ARGS)
+	$(BIN)/python -m pytest tests/deploy/test_image.py $(ARGS)
 
 bench: $(INSTALLED)  ## beside Nchan, Pushpin, the naive app and etcd's gateway: writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh

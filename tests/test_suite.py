@@ -15,8 +15,8 @@ CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
 # A clock may be read to bound what is measured from below, or to say for how long something goes on. Each with why a
 # slow machine does not fail there.
 CLOCKS_ALLOWED = {
-    "api/test_keep_alive.py": "a connection is kept no shorter than it is said to be",
-    "api/test_access.py": "no less than the time that a client is told to stay away",
+    "server/test_keep_alive.py": "a connection is kept no shorter than it is said to be",
+    "access/test_access.py": "no less than the time that a client is told to stay away",
     "cases/test_starts.py": "the clock of what is under test, handed on",
     "cases/test_ahead.py": "no more Ranges than one a second of the time that passed",
     "consistency": "the torture is about time: it runs for a while, and says in the report how late anything was",
@@ -24,13 +24,13 @@ CLOCKS_ALLOWED = {
     "examples/test_mirrors.py": "no earlier than it was told to come back",
     "integration/test_cut_off.py": "how long it goes on, and a time-out that only a hang reaches",
     "integration/test_rollout.py": "no faster than the drain's pace",
-    "security/test_prover.py": "the clock of what is under test, handed on",
-    "security/test_users.py": "no more logins than tokens that have had their time",
-    "slow/test_lag.py": "no earlier than the reader fell behind",
-    "slow/clients.py": "a client that is to be slow sleeps",
+    "etcd/test_prover.py": "the clock of what is under test, handed on",
+    "etcd/test_login.py": "no more logins than tokens that have had their time",
+    "slow_readers/test_lag.py": "no earlier than the reader fell behind",
+    "slow_readers/clients.py": "a client that is to be slow sleeps",
     "soak/soak.py": "how long a soak goes on",
     "support/secure.py": "a time-out that only a hang reaches",
-    "test_image.py": "a time-out that only a hang reaches",
+    "deploy/test_image.py": "a time-out that only a hang reaches",
 }
 # A time-out below HANG may only be of what must not happen, or of one try of several.
 TIMEOUTS_ALLOWED = {
@@ -39,7 +39,7 @@ TIMEOUTS_ALLOWED = {
     "examples/test_mirrors.py": "nothing must come within it",
     "integration/test_rollout.py": "the pace of a loop",
     "support/secure.py": "one try of several",
-    "test_embedded.py": "a frozen etcd answers nobody, however long one waits",
+    "dev/test_etcd.py": "a frozen etcd answers nobody, however long one waits",
 }
 
 

@@ -15,7 +15,7 @@ from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
-from tests.api.test_stream_ends import Client, swallow, synced
+from tests.stream.test_delivery import Client, swallow, synced
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import eventually
 

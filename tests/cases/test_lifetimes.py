@@ -13,10 +13,10 @@ from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.settings import load
 from app.watch.registry import Lease
-from tests.api.test_stream_ends import OURS, released
 from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
 from tests.integration.test_release import all_released, ranges
+from tests.stream.test_delivery import OURS, released
 from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.dev.etcd import EmbeddedEtcd
-from tests.slow.clients import closing, stuck
+from tests.slow_readers.clients import closing, stuck
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from app.dev.etcd import EmbeddedEtcd
-from tests.security.conftest import values
+from tests.etcd.conftest import values
 from tests.support.chart import CHOICE, get_helm, template
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import gateway
@@ -39,7 +39,7 @@ def test_what_is_not_run_says_so() -> None:
         "nginx: hash",
         "nginx: path",
         "commands: check",
-        "commands: hypercorn",  # by tests/api/test_other_servers.py
+        "commands: hypercorn",  # by tests/stream/test_other_servers.py
         "commands: user",
         "commands: auth",
         "commands: everything",

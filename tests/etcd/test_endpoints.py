@@ -15,8 +15,8 @@ import pytest
 from aetcd import rpc
 
 from app.dev.etcd import EmbeddedCluster, Place, choose_places
+from tests.etcd.conftest import says, values
 from tests.integration.test_faults import all_hold, follow
-from tests.security.conftest import says, values
 from tests.support.etcd import etcd_client
 from tests.support.gateway import QUICK, gateway, start
 from tests.support.proxy import proxy

@@ -11,8 +11,8 @@ from aetcd import rpc
 
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
+from tests.etcd.conftest import says, values
 from tests.integration.test_faults import follow
-from tests.security.conftest import says, values
 from tests.support.fake_etcd import FakeEtcd, RefusedError, _unary
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually

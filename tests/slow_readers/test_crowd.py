@@ -12,8 +12,8 @@ import pytest
 
 import app
 from app.dev.etcd import EmbeddedEtcd
-from tests.slow.clients import closing, stuck
-from tests.slow.kernel import cpu_seconds, resident, socket_memory, sockets
+from tests.slow_readers.clients import closing, stuck
+from tests.slow_readers.kernel import cpu_seconds, resident, socket_memory, sockets
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Stream, watch

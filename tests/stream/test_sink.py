@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.dev.etcd import EmbeddedEtcd
-from tests.slow.clients import stuck
+from tests.slow_readers.clients import stuck
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric

@@ -10,7 +10,7 @@ from aetcd import rpc
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
 from app.etcd.login import LoginError
-from tests.security.conftest import USER
+from tests.etcd.conftest import USER
 from tests.support.secure import Admin, SecureEtcd
 
 pytestmark = pytest.mark.etcd

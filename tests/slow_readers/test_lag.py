@@ -14,7 +14,7 @@ import pytest
 
 from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import feed_of
-from tests.slow.clients import closing, resets, slow, stuck, to_the_end
+from tests.slow_readers.clients import closing, resets, slow, stuck, to_the_end
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Event, Mirror, Stream, watch

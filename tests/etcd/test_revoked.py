@@ -13,10 +13,10 @@ from aetcd import rpc
 from app.core.errors import DeniedError
 from app.core.keys import KeyRange
 from app.etcd.reads import Reads
+from tests.etcd.conftest import USER, values
+from tests.etcd.test_tls import client_files
 from tests.integration.test_faults import all_hold, follow
 from tests.integration.test_release import held_at_etcd
-from tests.security.conftest import USER, values
-from tests.security.test_tls import client_files
 from tests.support.certificates import Ca
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric

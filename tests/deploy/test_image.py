@@ -27,7 +27,7 @@ from app.dev.etcd import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 CACHE = TOP / ".cache" / "image"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 NAME = "etcd-watch-gateway:test"

@@ -7,7 +7,7 @@ import pytest
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Message, Multiplexer
-from tests.security.conftest import condition, says, values
+from tests.etcd.conftest import condition, says, values
 from tests.support.gateway import gateway
 from tests.support.grpc_proxy import grpc_proxy
 from tests.support.metrics import etcd_metric

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.etcd.conftest import PASSWORD, USER, says, values
 from tests.integration.test_faults import all_hold, follow
 from tests.integration.test_release import held_at_etcd, subscribers
-from tests.security.conftest import PASSWORD, USER, says, values
 from tests.support.certificates import jwt_keys
 from tests.support.gateway import STALE_SOON, GatewayProcess, gateway
 from tests.support.metrics import etcd_metric

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.etcd.conftest import says, values
 from tests.integration.test_faults import all_hold, follow
-from tests.security.conftest import says, values
 from tests.support.certificates import Ca
 from tests.support.etcd import etcd_client
 from tests.support.gateway import gateway

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.dev.etcd import EmbeddedEtcd
-from tests.slow.clients import closing, resets, slow, to_the_end
+from tests.slow_readers.clients import closing, resets, slow, to_the_end
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 
@@ -23,7 +23,7 @@ async def _state(kv: EtcdClient) -> None:
 
 @pytest.mark.usefixtures("state")
 async def test_who_sustains_it_is_synced(etcd: EmbeddedEtcd) -> None:
-    """However long that takes: here three times GATEWAY_SEND_TIMEOUT. tests/core/test_pace.py has the exact rates."""
+    """However long that takes: here three times GATEWAY_SEND_TIMEOUT. Exact rates: tests/core/test_slow_reader.py."""
     settings = {"GATEWAY_SEND_TIMEOUT": "2s", "GATEWAY_MIN_RATE": "20KiB"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await slow(server.base, "prefix=/svc/", 110 * KIB)

@@ -22,7 +22,7 @@ from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.etcd
 
-REPO = Path(embedded.__file__).parents[1]
+REPO = Path(embedded.__file__).parents[2]
 
 PARENT = """
 import asyncio, sys

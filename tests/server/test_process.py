@@ -370,7 +370,7 @@ async def shell(text: str, *, settings: dict[str, str] | None = None, cwd: Path 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    top = Path(__file__).parent.parent
+    top = Path(__file__).parents[2]
     process = await asyncio.create_subprocess_shell(
         text.replace("GATEWAY", f"exec {sys.executable} -m app serve --port={port} --etcd={NOWHERE}"),
         env=environment({"PYTHONPATH": str(top), **(settings or {})}),
@@ -468,7 +468,7 @@ async def test_without_a_folder_or_an_environment(tmp_path: Path) -> None:
     assert (status, error.count(b"Traceback")) == (0, 0)
     status, error = await shell("cd /proc/self; GATEWAY")
     assert (status, error.count(b"Traceback")) == (0, 0)
-    top = Path(__file__).parent.parent
+    top = Path(__file__).parents[2]
     bare = await asyncio.create_subprocess_shell(
         f"cd {top}; exec env -i {sys.executable} -m app serve --linger=soon", stderr=asyncio.subprocess.PIPE
     )

@@ -1,0 +1,1 @@
+"""The ``check`` command: its verdict, and the command at real gateways."""

@@ -1,0 +1,1 @@
+"""What is deployed: the chart, the image, alerts, dashboards, locks."""

@@ -1,0 +1,1 @@
+"""The etcd that ``dev`` starts."""

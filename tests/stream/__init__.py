@@ -1,0 +1,1 @@
+"""A stream from a reader to a socket."""
