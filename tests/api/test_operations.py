@@ -120,13 +120,12 @@ async def test_fails_over_to_the_endpoint_that_works(etcd: EmbeddedEtcd) -> None
     """Of several endpoints the first may be dead from the start."""
     async with gateway(f"http://127.0.0.1:1,{etcd.endpoint}") as server, client(server.base) as http:
 
-        async def ready() -> bool:
-            return (await http.get("/readyz")).status_code == 200
+        async def on_that_one() -> bool:
+            found = (await http.get("/v1/feeds")).json()["etcd"]
+            return (found["state"], found["endpoint"]) == ("ready", etcd.endpoint)
 
-        await eventually(ready)
-        feeds = (await http.get("/v1/feeds")).json()
-
-    assert feeds["etcd"]["endpoint"] == etcd.endpoint
+        await eventually(on_that_one)
+        assert (await http.get("/readyz")).status_code == 200
 
 
 # --- /v1/feeds --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.etcd
 # second is one each 30 s then, as the chart has it. The gateway's own times are what they are.
 MINUTE = 500
 INTERVAL = "250ms"
+# What fires when scrapes come late. Its 10 minutes are 5 s here, and a busy machine is that late.
+LATE = "GatewayMetricsMissing"
 # Without a linger, so that watches and their streams come and go; the rest are the defaults, for busy machines.
 SETTINGS = {"GATEWAY_PORT": "0", "GATEWAY_LINGER": "0"}
 
@@ -144,6 +146,8 @@ async def test_leaks_are_found(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
         async def all_fired() -> bool:
             for alert in await server.alerts():
                 labels = alert["labels"]
+                if labels["alertname"] == LATE:
+                    continue
                 seen.add((labels["alertname"], labels["severity"], labels.get("pod", "")))
                 assert labels.get("pod", "") in alert["annotations"]["summary"]
                 assert "<no value>" not in alert["annotations"]["summary"]
@@ -222,7 +226,7 @@ async def test_every_panel_shows_data(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_pa
             except TimeoutError:
                 pytest.fail(f"empty: {empty}")
             # Long enough for whatever a minute would bring.
-            assert await server.alerts() == []
+            assert [alert for alert in await server.alerts() if alert["labels"]["alertname"] != LATE] == []
 
 
 def test_the_dashboard_is_whole() -> None:
