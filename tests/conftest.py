@@ -63,6 +63,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("process")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fails when pytest-xdist gives no test its group, as 3.8.0 does on pytest 9.2: four workers built the image."""
+    if getattr(session.config.option, "loadgroup", False):
+        ungrouped = [each.nodeid for each in session.items if each.get_closest_marker("xdist_group")]
+        ungrouped = [nodeid for nodeid in ungrouped if "@" not in nodeid]
+        assert not ungrouped, f"pytest-xdist groups no test on pytest {pytest.__version__}: {ungrouped[0]}"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Guard it."""

@@ -286,7 +286,7 @@ async def test_identical_reads_share(
     await etcd_kv.put("/shared/a", "1")
 
     async def nobody_follows() -> bool:  # or the read that proves feeds current would be counted
-        return (await http.get("/v1/feeds")).json()["feeds"] == []
+        return bool((await http.get("/v1/feeds")).json()["feeds"] == [])
 
     await eventually(nobody_follows)
     lines = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)))
