@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import app
+from tools.imports import imports_of
 
 APP = Path(app.__file__).parent
 
@@ -30,26 +30,21 @@ def files_of(part: str) -> list[Path]:
     return sorted((APP / part).rglob("*.py")) or [APP / f"{part}.py"]
 
 
-def imports_of(source: str) -> Iterator[str]:
-    """Every name that *source* imports, wherever in it, in full; relative imports keep their dots."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+def package_of(path: Path) -> str:
+    """The package that a file of ``app/`` is in."""
+    return ".".join(path.parent.relative_to(APP.parent).parts)
 
 
-def strangers(part: str, source: str) -> list[str]:
-    """The imports in *source* that *part* may not have."""
+def strangers(part: str, source: str, package: str) -> list[str]:
+    """The imports in *source*, a module of *package*, that *part* may not have."""
     found = []
-    for name in imports_of(source):
+    for name in imports_of(source, package):
         top, _, rest = name.partition(".")
         if top == "app":
             wrong = rest.partition(".")[0] not in MAY_IMPORT[part]
         else:
-            # Dots in front: relative, and nobody here writes that. Only the core must do without other packages.
-            wrong = not top or (part == "core" and (top not in sys.stdlib_module_names or top in IMPURE))
+            # Only the core must do without other packages.
+            wrong = part == "core" and (top not in sys.stdlib_module_names or top in IMPURE)
         if wrong:
             found.append(name)
     return found
@@ -67,7 +62,7 @@ def waits(source: str) -> bool:
 def test_every_part_keeps_to_its_side(part: str) -> None:
     """No file imports what its part may not."""
     files = files_of(part)
-    found = {str(path.relative_to(APP)): strangers(part, path.read_text()) for path in files}
+    found = {str(path.relative_to(APP)): strangers(part, path.read_text(), package_of(path)) for path in files}
     assert files
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
@@ -86,10 +81,14 @@ def test_the_core_never_waits() -> None:
         ("core", "import grpc"),
         ("core", "from app import logs"),
         ("core", "from app.ports import Clock"),
-        ("core", "from . import log"),
+        ("core", "from .. import logs"),
+        ("core", "from ..ports import Clock"),
         ("core", "def late():\n    import random"),
         ("core", "if TYPE_CHECKING:\n    from app.watch.feed import Feed"),
+        ("core", "if TYPE_CHECKING:\n    from ..watch.feed import Feed"),
         ("watch", "from app.etcd.link import Link"),
+        ("watch", "from ..etcd.link import Link"),
+        ("watch", "from .. import etcd"),
         ("watch", "import app.etcd"),
         ("watch", "from app.api import stream"),
         ("etcd", "from app.watch import feed"),
@@ -99,20 +98,22 @@ def test_the_core_never_waits() -> None:
 )
 def test_a_stranger_is_found(part: str, source: str) -> None:
     """In any form that an import can be written in."""
-    assert strangers(part, source)
+    assert strangers(part, source, "app" if part == "ports" else f"app.{part}")
 
 
 @pytest.mark.parametrize(
     ("part", "source"),
     [
         ("core", "import json.encoder\nfrom app.core.log import Log"),
+        ("core", "from . import log\nfrom .log import Log"),
+        ("watch", "from ..core.log import Log\nfrom ..ports import Etcd\nfrom .feed import Feed"),
         ("watch", "import asyncio\nfrom app.core.log import Log\nfrom app.ports import Etcd"),
         ("etcd", "import grpc\nfrom app.etcd.link import Link"),
     ],
 )
 def test_a_friend_is_none(part: str, source: str) -> None:
     """What the table allows is allowed."""
-    assert strangers(part, source) == []
+    assert strangers(part, source, f"app.{part}") == []
 
 
 @pytest.mark.parametrize(

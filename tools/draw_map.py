@@ -8,12 +8,13 @@ other stands one row above the highest that it imports. So an arrow that goes up
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+
+from tools.imports import imports_of
 
 APP = Path("app")
 PICTURE = Path("docs/map.svg")
@@ -63,19 +64,10 @@ class Place:
 
 def _imported(path: Path) -> Iterator[str]:
     """The rooms that a file imports, its own too."""
-    package = path.relative_to(APP.parent).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join((*base, *((node.module,) if node.module else ())))
-            names = [f"{module}.{alias.name}" for alias in node.names]
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top == APP.name and rest:
-                yield rest.partition(".")[0]
+    for name in imports_of(path.read_text(encoding="utf-8"), ".".join(path.parent.parts)):
+        top, _, rest = name.partition(".")
+        if top == APP.name and rest:
+            yield rest.partition(".")[0]
 
 
 def rooms() -> dict[str, Room]:
