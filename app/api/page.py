@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from hashlib import sha256
-from importlib.resources import files
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -30,7 +30,7 @@ class Page:
     """The endpoint. Without *admin* the page has no links to what has moved to ``GATEWAY_ADMIN_PORT``."""
 
     def __init__(self, *, admin: bool) -> None:
-        self._text = (files("app.api") / "page.html").read_text(encoding="utf-8")
+        self._text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         if not admin:
             self._text = re.sub("<!-- admin -->.*?<!-- /admin -->", "", self._text, flags=re.DOTALL)
         self._headers = {
