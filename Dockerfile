@@ -11,7 +11,7 @@ RUN python3 -m venv /opt/venv --without-pip \
     && python3 -m venv /opt/build --without-pip \
     && python3 -m pip --python /opt/build/bin/python install --no-cache-dir --only-binary=:all: --require-hashes -r requirements-build.txt
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 # --no-deps: the lock has them all. No index is asked.
 RUN python3 -m pip --python /opt/build/bin/python wheel --no-cache-dir --no-deps --no-index --no-build-isolation --wheel-dir /dist . \

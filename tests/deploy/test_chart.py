@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -737,13 +736,6 @@ def test_notes_follow_the_values() -> None:
     assert "  https://gateway.example/v1/watch?prefix=/svc/\n  https://*.other.example/v1/watch?prefix=/svc/\n" in text
     assert "2 to 6 replicas" in text
     assert "without a token: allowPrefixes has an empty prefix" in notes("--set-json", 'allowPrefixes=[""]')
-
-
-def test_version() -> None:
-    """The image's default tag is the version of the package."""
-    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
-
-    assert about["appVersion"] == tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_dockerfile() -> None:
