@@ -2,6 +2,10 @@
 # The name of the base is written twice on purpose: an ARG in FROM would hide it from tools that look for updates.
 FROM python:3.13-slim-trixie AS build
 
+# `make release` sets it to the commit's date. Python then writes bytecode that is checked by a hash: the date of each
+# source becomes the commit's, and bytecode that is checked by the date would be stale.
+ARG SOURCE_DATE_EPOCH
+
 WORKDIR /src
 # Wheels only: nothing is compiled here, so no compiler is needed. Bytecode is written now, because the root
 # file system of the running container is read-only.

