@@ -173,6 +173,25 @@ def syft() -> Path:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+def build_all(release: Release) -> list[str]:
+    """Build what can be built, and say why the rest cannot: its names."""
+    steps: dict[str, Callable[[], None]] = {
+        "wheel and sdist": release.build_python,
+        "chart": release.build_chart,
+        "image": release.build_image,
+        "SBOM of the image": release.build_sbom,
+        "checksums": release.write_checksums,
+    }
+    missing = []
+    for what, build in steps.items():
+        try:
+            build()
+        except (CommandError, OSError, subprocess.SubprocessError, helm.NotToBeHadError) as error:
+            missing.append(what)
+            sys.stdout.write(f"NOT BUILT: {what}: {error}\n")
+    return missing
+
+
 def main() -> int:
     """Check, build, and say what is there and what is not; the exit status."""
     parser = argparse.ArgumentParser(prog="make release", description="Build everything that is published into dist/.")
@@ -191,19 +210,7 @@ def main() -> int:
     folder.mkdir()
     epoch, commit = run("git", "log", "-1", "--format=%ct %H").split()
     release = Release(folder, __version__, int(epoch), commit, arguments.stand_in_base)
-    steps: dict[str, Callable[[], None]] = {
-        "wheel and sdist": release.build_python,
-        "chart": release.build_chart,
-        "image": release.build_image,
-        "SBOM of the image": release.build_sbom,
-        "checksums": release.write_checksums,
-    }
-    for what, build in steps.items():
-        try:
-            build()
-        except (CommandError, OSError, subprocess.SubprocessError, helm.NotToBeHadError) as error:
-            wrong.append(what)
-            sys.stdout.write(f"NOT BUILT: {what}: {error}\n")
+    wrong += build_all(release)
     for path in sorted(folder.iterdir()):
         sys.stdout.write(f"dist/{path.name}  {path.stat().st_size / 1000:,.0f} kB\n")
     if arguments.stand_in_base:

@@ -1,0 +1,129 @@
+"""``make release`` in its short form: wheel, sdist, chart, checksums. Image and SBOM take minutes, and a registry."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+
+from app import __version__
+from tests.support.chart import CHART, CHOICE, get_helm, run
+from tools.release import NAME, Release, build_all, changelog_faults
+
+EPOCH = 1_700_000_000
+
+
+def build(folder: Path) -> Release:
+    """All but the image."""
+    get_helm(4)  # or the test is skipped
+    release = Release(folder, __version__, EPOCH)
+    release.build_python()
+    release.build_chart()
+    release.write_checksums()
+    return release
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("dist")).folder
+
+
+def metadata(folder: Path) -> Message:
+    """That of the wheel."""
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        return HeaderParser().parsestr(wheel.read(name).decode())
+
+
+def test_all_is_built(folder: Path) -> None:
+    name = NAME.replace("-", "_")
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}-{__version__}-py3-none-any.whl",
+        f"{name}-{__version__}.tar.gz",
+        f"{NAME}-{__version__}.tgz",
+        "SHA256SUMS",
+    }
+
+
+def test_two_builds_of_a_commit_are_equal(folder: Path, tmp_path: Path) -> None:
+    again = build(tmp_path).folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in again.iterdir()
+    }
+
+
+def test_checksums_are_those_of_the_files(folder: Path) -> None:
+    done = run("sh", "-c", f"cd '{folder}' && sha256sum --strict --check SHA256SUMS")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK\n") == 3
+
+
+def test_wheel_says_what_it_is(folder: Path) -> None:
+    """What an index shows, and what a company's licence check reads."""
+    found = metadata(folder)
+    assert (found["Name"], found["Version"], found["License-Expression"]) == (NAME, __version__, "Apache-2.0")
+    assert found["License-File"] == "LICENSE"
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert found.get_payload() == (CHART.parents[1] / "README.md").read_text()
+    assert found["Author"]
+    assert found["Keywords"]
+    assert found.get_all("Classifier")
+
+
+def test_sdist_has_what_a_packager_needs(folder: Path) -> None:
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {
+        "LICENSE",
+        "Makefile",
+        "pyproject.toml",
+        "app/__init__.py",
+        "tests/conftest.py",
+        "requirements.txt",
+    } <= names
+    assert not {name for name in names if name.startswith((".cache", ".venv", "dist/", ".git/"))}
+
+
+def test_chart_is_that_of_the_checkout(folder: Path) -> None:
+    tool = get_helm(4)
+    packed = folder / f"{NAME}-{__version__}.tgz"
+    from_archive = run(tool, "template", "demo", packed, *CHOICE)
+    assert from_archive.returncode == 0, from_archive.stderr
+    assert from_archive.stdout == run(tool, "template", "demo", CHART, *CHOICE).stdout
+    with tarfile.open(packed) as archive:
+        assert not [member for member in archive.getmembers() if "/ci/" in member.name or member.mtime != EPOCH]
+
+
+def test_what_cannot_be_built_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_release: Release) -> None:
+        msg = "buildah"
+        raise FileNotFoundError(msg)
+
+    for name in ("build_python", "build_chart"):
+        monkeypatch.setattr(Release, name, lambda _release: None)
+    monkeypatch.setattr(Release, "build_image", refuse)
+    assert build_all(Release(tmp_path, __version__, EPOCH)) == ["image", "SBOM of the image"]
+    assert capsys.readouterr().out == (
+        "NOT BUILT: image: buildah\nNOT BUILT: SBOM of the image: there is no image to list\n"
+    )
+    assert (tmp_path / "SHA256SUMS").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("## [Unreleased]\n\n## [1.2.0] - 2026-01-02\n\n### Added\n\n- x\n", 0),
+        ("## [1.2.0] - 2026-01-02\n", 0),
+        ("## [Unreleased]\n\n### Added\n\n- x\n\n## [1.2.0] - 2026-01-02\n", 1),
+        ("## [Unreleased]\n\n## [1.2.0]\n", 1),
+        ("## [Unreleased]\n\n- x\n\n## [1.1.0] - 2026-01-02\n", 2),
+    ],
+)
+def test_the_changelog_has_the_version(text: str, faults: int) -> None:
+    assert len(list(changelog_faults(text, "1.2.0"))) == faults
