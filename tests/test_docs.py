@@ -6,6 +6,7 @@ import ast
 import asyncio
 import re
 import shutil
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+import yaml
 from pydantic_core import PydanticUndefined
 
+from app import __version__
 from app.core import errors
 from app.core.backfill import Stage
 from app.core.feed import State
@@ -307,6 +310,63 @@ def test_the_index_of_decisions_is_complete() -> None:
 def test_the_index_of_the_docs_is_complete() -> None:
     linked = set(re.findall(r"\]\(([^)#]+)", read("README.md")))
     assert {path.name for path in DOCS.glob("*.md")} - {"README.md"} <= linked
+
+
+# --- facts that stand in several files --------------------------------------------------------------------------------
+
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "helm").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """app/__init__.py has it; ``make chart`` writes it into the chart."""
+    chart = yaml.safe_load((ROOT / "helm" / "etcd-watch-gateway" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__), "make chart"
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert f"\n## [{__version__}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_make_targets_that_are_spoken_of_exist() -> None:
+    """In code, where a command stands; prose may say "make sure"."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        code = re.findall(r"```sh\n(.*?)```|`(make [^`]*)`", text, re.DOTALL)
+        named = {name for part in code for name in re.findall(r"(?:^|&& )make ([a-z]+)", "".join(part), re.MULTILINE)}
+        assert named <= TARGETS, path.name
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony is not None
+    assert set(phony[1].split()) == TARGETS | {"FORCE"}
+
+
+def test_python_versions_are_the_same_everywhere() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    minors = {int(line.removeprefix(prefix)) for line in PROJECT["project"]["classifiers"] if line.startswith(prefix)}
+    oldest = min(minors)
+    assert PROJECT["project"]["requires-python"] == f">=3.{oldest}"
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py3{oldest}"
+    tools = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tools").glob("*.sh")}
+    assert {int(minor) for minor in re.findall(r"\bpython3\.(\d+)", tools["python.sh"])} == minors
+    assert set(re.findall(r"--python-version (\S+)", tools["lock.sh"])) == {f"3.{oldest}"}
+    for text in (MAKEFILE, tools["python.sh"], *(path.read_text(encoding="utf-8") for path in PAGES)):
+        least = re.findall(r"Python (?:≥|>=) 3\.(\d+)|Python 3\.(\d+) or (?:later|newer)", text)
+        assert {int("".join(found)) for found in least} <= {oldest}
+
+
+def test_the_base_image_is_the_same_everywhere() -> None:
+    (base,) = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in PAGES:
+        named = set(re.findall(r"\bpython:3[\w.-]+", path.read_text(encoding="utf-8")))
+        assert named <= {base}, path.name
+
+
+def test_every_room_has_a_row_in_contributing() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = {path.name for path in APP.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert set(re.findall(r"^\| `app/(\w+)/` ", text, re.MULTILINE)) == rooms
+    for path in re.findall(r"`((?:app|tests|tools|docs|helm|benchmarks)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
 
 
 # --- the quick start, run ---------------------------------------------------------------------------------------------

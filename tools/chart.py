@@ -1,5 +1,5 @@
 """Writes what the chart says about its values: values.schema.json from the types below, README.md's table from the
-comments of values.yaml.
+comments of values.yaml. And its versions into Chart.yaml: the chart's is the gateway's.
 
 Usage: ``python tools/chart.py``; ``make chart`` does. A test fails when they are not as
 this would write them.
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from app import __version__
 from app.settings import Seconds, Settings, Size
 
 CHART = Path(__file__).parents[1] / "helm" / "etcd-watch-gateway"
@@ -384,8 +385,16 @@ def readme(old: str) -> str:
     return f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}"
 
 
+def versions(old: str) -> str:
+    """Chart.yaml, with the version of app/__init__.py."""
+    new = re.sub(r"^version: .*$", f"version: {__version__}", old, count=1, flags=re.MULTILINE)
+    return re.sub(r"^appVersion: .*$", f'appVersion: "{__version__}"', new, count=1, flags=re.MULTILINE)
+
+
 def main() -> None:
-    """Write both."""
+    """Write all three."""
+    chart = CHART / "Chart.yaml"
+    chart.write_text(versions(chart.read_text(encoding="utf-8")), encoding="utf-8")
     (CHART / "values.schema.json").write_text(schema(), encoding="utf-8")
     path = CHART / "README.md"
     path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
