@@ -22,7 +22,7 @@ from app import __version__
 from app.core import errors
 from app.core.backfill import Stage
 from app.core.feed import State
-from app.core.feed_messages import FeedInput, HistoryInput, Reason
+from app.core.feed_messages import BackfillInput, FeedInput, Reason
 from app.core.multiplex import WatchInput
 from app.dev import command as dev
 from app.dev.etcd import EmbeddedEtcd
@@ -269,7 +269,7 @@ def test_every_state_and_input_is_explained() -> None:
 def test_every_stage_and_input_of_history_is_explained() -> None:
     text = section("architecture.md", "## History for old cursors").partition(draw_states.HISTORY.end_mark)[2]
     assert keys(text) == [stage.value for stage in Stage]
-    own = set(get_args(HistoryInput)) - set(get_args(WatchInput))
+    own = set(get_args(BackfillInput)) - set(get_args(WatchInput))
     assert [kind.__name__ for kind in own if f"`{kind.__name__}`" not in text] == []
 
 

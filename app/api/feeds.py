@@ -65,7 +65,7 @@ class Feeds:
         described: dict[str, Any] = {
             "range": str(feed.range),
             "subscribers": len(subscribers),
-            "revision": core.log.tip,
+            "revision": feed.history.log.tip,
             "state": "stale" if feed.stale_since is not None else core.state.value,
             "lag": max((subscriber.behind for subscriber in subscribers), default=0),
             "lingering": registry.lingering(feed),

@@ -21,19 +21,16 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from app.core.events import Batch, Event
 from app.core.feed_messages import (
     AwaitProof,
+    BackfillInput,
     CloseWatch,
     Commands,
     EndProof,
-    HistoryInput,
-    InvalidTransitionError,
     Lane,
     NoRoom,
     OpenWatch,
@@ -42,13 +39,12 @@ from app.core.feed_messages import (
     Reason,
     Stop,
     SyncTimeout,
-    WantHistory,
+    WantBackfill,
 )
+from app.core.history import History
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
-
-if TYPE_CHECKING:
-    from app.core.feed import FeedCore
+from app.core.state_table import Transition, find_action, transition
 
 # Seconds from one read of a feed to the next. After each that failed the wait doubles, up to the second figure.
 INTERVAL = 10.0
@@ -96,16 +92,15 @@ class Failure:
 
 
 class Backfill:
-    """See the module. ``handle`` is the only way in. *feed* is looked at; only the old end of its log is changed."""
+    """See the module. ``handle`` is the only way in. Of *history* only the old end of its log is changed."""
 
-    def __init__(self, feed: FeedCore, bounds: Bounds, reach_back: int) -> None:
-        self._feed = feed
+    def __init__(self, history: History, bounds: Bounds, reach_back: int) -> None:
+        self._history = history
         self._bounds = bounds
         self._reach_back = reach_back
         self.stage = Stage.RESTING
         # Somebody with a cursor waited for the feed's start: as soon as it is live, history is to be read.
         self.owed = False
-        self.unreadable = 0  # what starts below it does not fit messages
         self._reading: Reading | None = None
         self._failure: Failure | None = None
         self._failures = 0  # one after the other
@@ -117,15 +112,15 @@ class Backfill:
         return self._reading.bytes if self._reading is not None else 0
 
     def may_begin(self, revision: int, now: float, *, trusted: bool) -> bool:
-        """Whether ``WantHistory`` for a cursor at *revision* is worth it: reachable, provable, not read in vain before.
+        """Whether ``WantBackfill`` for a cursor at *revision* is worth it: in reach, provable, not in vain before.
 
         *trusted*: whether progress is. An empty log can't be met by an event, as long as there is none.
         """
-        log = self._feed.log
+        log = self._history.log
         return (
             self.stage is Stage.RESTING
             and (trusted or len(log) > 0)
-            and revision >= max(log.tip - self._reach_back, self.unreadable)
+            and revision >= max(log.tip - self._reach_back, self._history.oversized_revision)
             and len(log) < self._bounds.batches
             and log.bytes < self._bounds.bytes
             and (now >= self._not_before or self._is_much_less(log.floor - revision))
@@ -140,21 +135,23 @@ class Backfill:
         return reading is not None and self._is_current(reading) and revision >= reading.floor
 
     def why_not(self, revision: int) -> Reason:
-        """Why a cursor at *revision* was not served."""
+        """Why a cursor at *revision*, below the log's floor, is not served.
+
+        What ended the history that it knows of; or etcd has compacted it; or reading it failed; or it is out of reach.
+        """
+        ended = self._history.why_ended(revision)
+        if ended is not None:
+            return ended
         failure = self._failure
         return failure.reason if failure is not None and revision >= failure.floor else "lagged"
 
-    def handle(self, given: HistoryInput, now: float) -> Commands:
+    def handle(self, given: BackfillInput, now: float) -> Commands:
         """Take one input; returns what is to be done, in order: with a watch and a time-out of its own.
 
         Raises:
             InvalidTransitionError: the stage does not know this input; nothing was changed.
         """
-        entry = TABLE.get((self.stage, type(given)))
-        if entry is None:
-            msg = f"{type(given).__name__} while {self.stage.value}"
-            raise InvalidTransitionError(msg)
-        return entry.action(self, given, now)
+        return find_action(TABLE, self.stage, given)(self, given, now)
 
     def abandon(self, now: float) -> None:
         """Give up whatever is under way, by an error of ours: the caller closes what is open."""
@@ -162,7 +159,7 @@ class Backfill:
             self._give_up("unproven", now)
 
     def _is_current(self, reading: Reading) -> bool:
-        return reading.generation == self._feed.log.generation
+        return reading.generation == self._history.log.generation
 
     def _now_reading(self) -> Reading:
         assert self._reading is not None, "not at rest"
@@ -170,10 +167,10 @@ class Backfill:
 
     # --- its beginning -----------------------------------------------------------------------------------------------
 
-    def _begin(self, given: WantHistory, now: float) -> Commands:
+    def _begin(self, given: WantBackfill, now: float) -> Commands:
         self.owed = False
-        log = self._feed.log
-        start = max(1, log.tip - self._reach_back, self.unreadable + 1)
+        log = self._history.log
+        start = max(1, log.tip - self._reach_back, self._history.oversized_revision + 1)
         newest = log.floor if given.revision is None else given.revision
         if given.revision is not None and now < self._not_before:
             start = max(start, given.revision + 1)  # only as far as must be: further was too much
@@ -187,7 +184,7 @@ class Backfill:
         self.stage = Stage.OPENING
         return (AwaitProof(), OpenWatch(reading.floor + 1, reading.lane))
 
-    def _join(self, given: WantHistory, _now: float) -> Commands:
+    def _join(self, given: WantBackfill, _now: float) -> Commands:
         reading = self._now_reading()
         if given.revision is not None:
             reading.newest = max(reading.newest, given.revision)
@@ -206,11 +203,11 @@ class Backfill:
         self.stage = Stage.READING
         return (AwaitProof(),)  # the wait for its turn is not of its own making
 
-    def _ignore(self, _given: HistoryInput, _now: float) -> Commands:
+    def _ignore(self, _given: BackfillInput, _now: float) -> Commands:
         return ()
 
     def _batches(self, given: Batches, now: float) -> Commands:
-        reading, log = self._now_reading(), self._feed.log
+        reading, log = self._now_reading(), self._history.log
         for batch in given.batches:
             if batch.revision > log.floor:
                 return self._meet(batch, now)
@@ -223,7 +220,7 @@ class Backfill:
 
     def _meet(self, batch: Batch, now: float) -> Commands:
         """The first batch above the floor: here it meets what the feed knows."""
-        log, reading = self._feed.log, self._now_reading()
+        log, reading = self._history.log, self._now_reading()
         first = log.first
         if first is not None:
             proven = (batch.revision, batch.events) == (first.revision, first.events)
@@ -238,7 +235,7 @@ class Backfill:
         reading = self._now_reading()
         if not given.trusted:
             return ()
-        first = self._feed.log.first
+        first = self._history.log.first
         if first is not None and given.revision >= first.revision:
             return self._give_up("restored", now)  # it would have come before
         reading.said = max(reading.said, given.revision)
@@ -246,12 +243,12 @@ class Backfill:
 
     def _end_at_floor(self, now: float) -> Commands:
         """All is said; but where the log has batches, the watch must come to the first of them."""
-        log = self._feed.log
+        log = self._history.log
         return self._confirm(now) if log.first is None and self._now_reading().said >= log.floor else ()
 
     def _compacted(self, given: Compacted, now: float) -> Commands:
         reading = self._now_reading()
-        self._feed.note_compacted(given.revision)
+        self._history.note_compacted(given.revision)
         reading.floor = max(reading.floor, given.revision)
         if reading.floor > reading.newest:
             return self._give_up("compacted", now)
@@ -264,7 +261,8 @@ class Backfill:
         reading = self._now_reading()
         if given.too_large and reading.lane == "alone":
             # The message was certainly of this watch, and will be the next time.
-            self.unreadable = max(self.unreadable, self._feed.log.floor)
+            history = self._history
+            history.oversized_revision = max(history.oversized_revision, history.log.floor)
             return self._give_up("lagged", now)
         if given.too_large:
             reading.lane = "alone"
@@ -272,7 +270,7 @@ class Backfill:
 
     def _fit(self) -> bool:
         """Forget old ends that would not fit the log; whether what is left is of use to anybody."""
-        reading, log = self._now_reading(), self._feed.log
+        reading, log = self._now_reading(), self._history.log
         size, count = self._bounds.bytes - log.bytes, self._bounds.batches - len(log)
         drop = 0
         while drop < len(reading.held) and (reading.bytes > size or len(reading.held) - drop > count):
@@ -294,7 +292,7 @@ class Backfill:
         if given.outcome != "ok":
             reasons: dict[str, Reason] = {"compacted": "compacted", "future": "restored", "failed": "unproven"}
             return self._give_up(reasons[given.outcome], now)
-        reading, log = self._now_reading(), self._feed.log
+        reading, log = self._now_reading(), self._history.log
         if not self._is_current(reading) or reading.said < log.floor or not self._fit():
             return self._give_up("lagged", now)  # the log has gone on without it
         if not self._joins():
@@ -306,12 +304,12 @@ class Backfill:
 
     def _joins(self) -> bool:
         """Whether what the feed knows follows from what was read: its anchor came, and each key goes on from it."""
-        reading, feed = self._now_reading(), self._feed
-        view, log = feed.view, feed.log
+        reading, history = self._now_reading(), self._history
+        view, log = history.view, history.log
         assert view is not None, "history is read below a view"
         known = log.after(log.floor, EVERYTHING)
         held = [batch for batch in reading.held if batch.revision <= log.floor]
-        anchor = feed.anchor
+        anchor = history.anchor
         if not known and anchor is not None and anchor.revision > reading.floor and not any(map(anchor.matches, held)):
             return False
         last: dict[bytes, Event] = {event.key: event for batch in held for event in batch.events}
@@ -332,7 +330,7 @@ class Backfill:
     def _give_up(self, reason: Reason, now: float) -> Commands:
         reading = self._now_reading()
         if self._is_current(reading):
-            self._failure = Failure(reason, reading.reach, self._feed.log.floor - reading.reach)
+            self._failure = Failure(reason, reading.reach, self._history.log.floor - reading.reach)
         self._not_before = now + min(INTERVAL * 2.0 ** min(self._failures, 32), LONGEST_INTERVAL)
         self._failures += 1
         return self._rest()
@@ -348,45 +346,33 @@ class Backfill:
         return self._rest()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a stage makes of an input, and where that may lead. The tests hold the actions to it; the docs draw it."""
-
-    action: Callable[..., Commands]
-    leads_to: tuple[Stage, ...]
-
-
-def _entry(action: Callable[..., Commands], *leads_to: Stage) -> Entry:
-    return Entry(action, leads_to)
-
-
 _B, _S = Backfill, Stage
 
-TABLE: dict[tuple[Stage, type], Entry] = {
-    (_S.RESTING, WantHistory): _entry(_B._begin, _S.OPENING),
-    (_S.RESTING, Stop): _entry(_B._ignore, _S.RESTING),
-    (_S.OPENING, WantHistory): _entry(_B._join, _S.OPENING),
-    (_S.OPENING, Created): _entry(_B._created, _S.READING),
-    (_S.OPENING, Progress): _entry(_B._ignore, _S.OPENING),
-    (_S.OPENING, Compacted): _entry(_B._compacted, _S.OPENING, _S.RESTING),
-    (_S.OPENING, Refused): _entry(_B._refused, _S.RESTING),
-    (_S.OPENING, Lost): _entry(_B._lost, _S.OPENING, _S.RESTING),
-    (_S.OPENING, SyncTimeout): _entry(_B._timed_out, _S.RESTING),
-    (_S.OPENING, NoRoom): _entry(_B._no_room, _S.RESTING),
-    (_S.OPENING, Stop): _entry(_B._stop, _S.RESTING),
-    (_S.READING, WantHistory): _entry(_B._join, _S.READING),
-    (_S.READING, Batches): _entry(_B._batches, _S.READING, _S.CONFIRMING, _S.RESTING),
-    (_S.READING, Progress): _entry(_B._progress, _S.READING, _S.CONFIRMING, _S.RESTING),
-    (_S.READING, Compacted): _entry(_B._compacted, _S.OPENING, _S.RESTING),
-    (_S.READING, Refused): _entry(_B._refused, _S.RESTING),
-    (_S.READING, Lost): _entry(_B._lost, _S.OPENING, _S.RESTING),
-    (_S.READING, SyncTimeout): _entry(_B._timed_out, _S.RESTING),
-    (_S.READING, NoRoom): _entry(_B._no_room, _S.RESTING),
-    (_S.READING, Stop): _entry(_B._stop, _S.RESTING),
+TABLE: dict[tuple[Stage, type], Transition[Stage]] = {
+    (_S.RESTING, WantBackfill): transition(_B._begin, _S.OPENING),
+    (_S.RESTING, Stop): transition(_B._ignore, _S.RESTING),
+    (_S.OPENING, WantBackfill): transition(_B._join, _S.OPENING),
+    (_S.OPENING, Created): transition(_B._created, _S.READING),
+    (_S.OPENING, Progress): transition(_B._ignore, _S.OPENING),
+    (_S.OPENING, Compacted): transition(_B._compacted, _S.OPENING, _S.RESTING),
+    (_S.OPENING, Refused): transition(_B._refused, _S.RESTING),
+    (_S.OPENING, Lost): transition(_B._lost, _S.OPENING, _S.RESTING),
+    (_S.OPENING, SyncTimeout): transition(_B._timed_out, _S.RESTING),
+    (_S.OPENING, NoRoom): transition(_B._no_room, _S.RESTING),
+    (_S.OPENING, Stop): transition(_B._stop, _S.RESTING),
+    (_S.READING, WantBackfill): transition(_B._join, _S.READING),
+    (_S.READING, Batches): transition(_B._batches, _S.READING, _S.CONFIRMING, _S.RESTING),
+    (_S.READING, Progress): transition(_B._progress, _S.READING, _S.CONFIRMING, _S.RESTING),
+    (_S.READING, Compacted): transition(_B._compacted, _S.OPENING, _S.RESTING),
+    (_S.READING, Refused): transition(_B._refused, _S.RESTING),
+    (_S.READING, Lost): transition(_B._lost, _S.OPENING, _S.RESTING),
+    (_S.READING, SyncTimeout): transition(_B._timed_out, _S.RESTING),
+    (_S.READING, NoRoom): transition(_B._no_room, _S.RESTING),
+    (_S.READING, Stop): transition(_B._stop, _S.RESTING),
     # Its watch is closed.
-    (_S.CONFIRMING, WantHistory): _entry(_B._join, _S.CONFIRMING),
-    (_S.CONFIRMING, Probed): _entry(_B._probed, _S.RESTING),
-    (_S.CONFIRMING, SyncTimeout): _entry(_B._timed_out, _S.RESTING),
-    (_S.CONFIRMING, NoRoom): _entry(_B._no_room, _S.RESTING),
-    (_S.CONFIRMING, Stop): _entry(_B._stop, _S.RESTING),
+    (_S.CONFIRMING, WantBackfill): transition(_B._join, _S.CONFIRMING),
+    (_S.CONFIRMING, Probed): transition(_B._probed, _S.RESTING),
+    (_S.CONFIRMING, SyncTimeout): transition(_B._timed_out, _S.RESTING),
+    (_S.CONFIRMING, NoRoom): transition(_B._no_room, _S.RESTING),
+    (_S.CONFIRMING, Stop): transition(_B._stop, _S.RESTING),
 }

@@ -1,5 +1,5 @@
-"""What goes into a feed's two state machines, and what comes out: its own life (``feed``), and history beside it
-(``backfill``). Each has a watch of its own, which the words are about.
+"""What goes into a feed's two state machines, and what comes out: its own life (``feed``), and the read of older
+history beside it (``backfill``). Each has a watch of its own, which these messages are about.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Lane = Literal["live", "catch-up", "alone"]
 # Inputs beside those of the watch itself.
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Somebody wants this feed. *reach*: somebody with a cursor does."""
+    """Somebody wants this feed. *backfill*: somebody with a cursor does."""
 
-    reach: bool
+    backfill: bool
 
 
 @dataclass(frozen=True, slots=True)
-class WantHistory:
+class WantBackfill:
     """A joiner's cursor lies below the log's floor. *revision*: of the cursor, where it is known."""
 
     revision: int | None = None
@@ -76,11 +76,7 @@ class Stop:
 
 
 FeedInput = Start | SnapshotTaken | SnapshotFailed | Probed | RetryDue | SyncTimeout | Restored | Stop | WatchInput
-HistoryInput = WantHistory | NoRoom | Probed | SyncTimeout | Stop | WatchInput
-
-
-class InvalidTransitionError(Exception):
-    """An input that its state does not know: nothing was changed."""
+BackfillInput = WantBackfill | NoRoom | Probed | SyncTimeout | Stop | WatchInput
 
 
 # Commands.

@@ -150,7 +150,7 @@ class Log(Sized):
             drop += 1
         self._evict(drop)
 
-    def shed(self, size: int) -> int:
+    def reclaim(self, size: int) -> int:
         """Give back at least *size* bytes if that can be, oldest first, keeping the newest batch; bytes given back."""
         drop, given = 0, 0
         while given < size and drop < len(self._batches) - 1:

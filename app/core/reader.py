@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from app.core.backfill import Backfill
 from app.core.cursor import Cursor, Shape
-from app.core.feed import FeedCore
 from app.core.feed_messages import Reason
 from app.core.frames import comment, control, greeting
+from app.core.history import History
 from app.core.slow_reader import SlowReaderPolicy
 from app.core.snapshot import Snapshot
 
@@ -61,7 +62,8 @@ class Reader:
     """See the module.
 
     Args:
-        feed: what it follows.
+        history: of the feed that it follows.
+        backfill: what reads more of that history for old cursors.
         shape: of the request; its epoch is derived by *epoch_of*.
         cursor: what the client brought; None when it brought nothing.
         snapshot: False for ``snapshot=0``: only changes are wanted, a reset brings no state.
@@ -72,13 +74,14 @@ class Reader:
     __slots__ = (
         "_asked",
         "_asked_history",
+        "_backfill",
         "_counts",
         "_epoch",
         "_epoch_of",
-        "_feed",
         "_form",
         "_generation",
         "_heartbeat",
+        "_history",
         "_lagged",
         "_linearizable",
         "_offered",
@@ -100,7 +103,8 @@ class Reader:
 
     def __init__(
         self,
-        feed: FeedCore,
+        history: History,
+        backfill: Backfill,
         shape: Shape,
         epoch_of: Callable[[int, Shape], str],
         *,
@@ -113,12 +117,13 @@ class Reader:
     ) -> None:
         self.pace = pace if pace is not None else SlowReaderPolicy()
         self._counts = counts if counts is not None else Counts()
-        self._feed = feed
+        self._history = history
+        self._backfill = backfill
         self._shape = shape
         self._epoch_of = epoch_of
         self._form = form
         self._asked = cursor
-        self._restores = feed.restores
+        self._restores = history.restores
         self._with_state = snapshot
         self._heartbeat = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
         self.phase = WAITING
@@ -155,13 +160,13 @@ class Reader:
     @property
     def at_tip(self) -> bool:
         """Whether ``read`` has nothing more for now; False does not say that it has."""
-        log = self._feed.log
+        log = self._history.log
         return self._synced and self.revision >= log.tip and self._generation == log.generation
 
     @property
     def behind(self) -> int:
         """Revisions of its range that it has still to be sent."""
-        return self._feed.log.behind(self.revision) if self.phase is FOLLOWING else 0
+        return self._history.log.behind(self.revision) if self.phase is FOLLOWING else 0
 
     @property
     def lacks_since(self) -> float | None:
@@ -169,7 +174,7 @@ class Reader:
 
         In an older generation there is none: it is reset.
         """
-        log = self._feed.log
+        log = self._history.log
         return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
 
     def waits_in_vain(self, waited: float, patience: float, *, in_trouble: bool) -> bool:
@@ -178,7 +183,7 @@ class Reader:
         Whatever it waits for: the first state, one after a restore, a linearizable read, history. *in_trouble*: etcd is
         out of reach, or the feed's last attempt failed.
         """
-        waits = self.phase is WAITING or (self._feed.view is None and not self._synced)
+        waits = self.phase is WAITING or (self._history.view is None and not self._synced)
         return waits and waited > (patience if in_trouble else max(patience, LONGEST_WAIT))
 
     # --- what the shell tells it -------------------------------------------------------------------------------------
@@ -213,9 +218,9 @@ class Reader:
         phase = self.phase
         if phase is WAITING:
             return self._join(size)
-        if self._generation != self._feed.log.generation and self._feed.joinable:
-            return self._begin_snapshot(self._feed.reason)
-        if self._feed.view is None:
+        if self._generation != self._history.log.generation and self._history.joinable:
+            return self._begin_snapshot(self._history.reason)
+        if self._history.view is None:
             return b""  # the feed gave it up: what comes next is a reset
         if phase is SNAPSHOT:
             return self._next_items()
@@ -257,28 +262,28 @@ class Reader:
     # --- joining -----------------------------------------------------------------------------------------------------
 
     def _join(self, size: int) -> bytes:
-        feed, asked = self._feed, self._asked
+        history, asked = self._history, self._asked
         self.wants = Wants.NOTHING
-        if not feed.joinable:
+        if not history.joinable:
             return b""
         self._take_epoch()
         if asked is None or asked.empty:
             return self._begin_snapshot("initial")
         if asked.epoch != self._epoch:
             return self._begin_snapshot("cursor-lost")
-        if feed.restores != self._restores:
+        if history.restores != self._restores:
             # It came before the restore was noticed, and its revision may be another one in this history.
             return self._begin_snapshot("restored")
-        if asked.revision > feed.log.tip:
+        if asked.revision > history.log.tip:
             return self._judge_ahead(asked.revision)
-        if feed.log.covers(asked.revision):
+        if history.log.covers(asked.revision):
             self._resume(asked.revision)
             return self._follow(size)
         return self._judge_behind(asked.revision)
 
     def _take_epoch(self) -> None:
         """That of the cluster as it is now."""
-        self._epoch = self._epoch_of(self._feed.cluster_id, self._shape)
+        self._epoch = self._epoch_of(self._history.cluster_id, self._shape)
         self._representation = (self._form, self._shape.encoding, self._epoch)
 
     def _judge_ahead(self, revision: int) -> bytes:
@@ -295,29 +300,29 @@ class Reader:
         return b""
 
     def _judge_behind(self, revision: int) -> bytes:
-        if self._asked_history and self._feed.promises_history(revision):
+        if self._asked_history and self._backfill.promises(revision):
             return b""
         if not self._refused_history:
             self._asked_history = True
             self.wants = Wants.HISTORY
             return b""
-        return self._begin_snapshot(self._feed.why_no_history(revision))
+        return self._begin_snapshot(self._backfill.why_not(revision))
 
     def _resume(self, revision: int) -> None:
         self.phase = FOLLOWING
-        self._generation = self._feed.log.generation
+        self._generation = self._history.log.generation
         self.revision = revision
 
     # --- state -------------------------------------------------------------------------------------------------------
 
     def _begin_snapshot(self, reason: Reason, snapshot: Snapshot | None = None) -> bytes:
         """``reset``, with the first items of a snapshot that is in memory: never one without the other."""
-        feed = self._feed
-        assert feed.view is not None, "a snapshot is only begun on a feed that has a view"
+        history = self._history
+        assert history.view is not None, "a snapshot is only begun on a feed that has a view"
         if snapshot is None:
-            snapshot = feed.view.snapshot(feed.log.tip)
+            snapshot = history.view.snapshot(history.log.tip)
         self._take_epoch()
-        self._generation = feed.log.generation
+        self._generation = history.log.generation
         self._snapshot = snapshot if self._with_state else None
         self._sent_blocks = 0
         self.revision = snapshot.revision
@@ -333,7 +338,7 @@ class Reader:
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
     def _next_items(self) -> bytes:
-        data, snapshot, view = b"", self._snapshot, self._feed.view
+        data, snapshot, view = b"", self._snapshot, self._history.view
         if snapshot is not None:
             assert view is not None, "a snapshot is only sent of a feed that has a view"
             if snapshot.blocks:
@@ -352,7 +357,7 @@ class Reader:
     # --- following ---------------------------------------------------------------------------------------------------
 
     def _follow(self, size: int) -> bytes:
-        log = self._feed.log
+        log = self._history.log
         if self._generation != log.generation:
             return b""
         if self.revision < log.floor:

@@ -112,8 +112,8 @@ class View(Sized):
                 self._count(len(frame))
         return frame
 
-    def shed(self) -> int:
-        """Do without what is encoded, for now; bytes given back."""
+    def reclaim(self) -> int:
+        """Drop what is encoded; bytes given back. It is encoded again when somebody needs it."""
         given = self.encoded
         self._bodies = {}
         for frames in self._frames.values():
@@ -141,7 +141,7 @@ class View(Sized):
             bodies.append(body)
         size = sum(map(len, made.values()))
         if made and self._may_keep(size):
-            # Asked anew: to make room for others, the bodies may have been shed meanwhile.
+            # Asked anew: to make room for others, the bodies may have been reclaimed meanwhile.
             self._bodies.setdefault(encoding, {}).update(made)
             self._count(size)
         return bodies

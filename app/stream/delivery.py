@@ -269,7 +269,8 @@ class Delivery:
         self._feed = subscriber.feed
         self._sink = sink
         self._reader = subscriber.reader = Reader(
-            self._feed.core,
+            self._feed.history,
+            self._feed.core.backfill,
             asked.shape,
             streams.epoch_of,
             form=asked.form,

@@ -14,17 +14,17 @@ from app.core.errors import GatewayError
 from app.core.feed import FeedCore
 from app.core.feed_messages import (
     AwaitProof,
+    BackfillInput,
     CloseWatch,
     Command,
     EndProof,
-    HistoryInput,
     NoRoom,
     OpenWatch,
     Probe,
     Probed,
     Stop,
     SyncTimeout,
-    WantHistory,
+    WantBackfill,
 )
 from app.core.keys import KeyRange
 from app.core.multiplex import Refused, WatchInput
@@ -57,7 +57,7 @@ class RunningBackfill:
         clock: Clock,
     ) -> None:
         self._feed = core
-        self._core = core.history
+        self._core = core.backfill
         self._range = watched
         self._etcd = etcd
         self._timeout = timeout
@@ -83,7 +83,7 @@ class RunningBackfill:
 
     def want(self, revision: int | None) -> None:
         """Read as far as a cursor at *revision* needs, and further; None: of a cursor that nobody has read yet."""
-        self.handle(WantHistory(revision))
+        self.handle(WantBackfill(revision))
 
     def make_room(self) -> None:
         """Memory is short: what is not yet proven goes first."""
@@ -96,7 +96,7 @@ class RunningBackfill:
             self._core.handle(Stop(), self._now)
             self._close()
 
-    def handle(self, given: HistoryInput) -> None:
+    def handle(self, given: BackfillInput) -> None:
         """Give the core one input and do what it says. An error of ours ends the read, and not the feed."""
         try:
             self._step(given)
@@ -113,7 +113,7 @@ class RunningBackfill:
         self._close()
         self._on_change()
 
-    def _step(self, given: HistoryInput) -> None:
+    def _step(self, given: BackfillInput) -> None:
         self._now = self._clock()
         for command in self._core.handle(given, self._now):
             self._execute(command)

@@ -98,6 +98,7 @@ class Feed:
     ) -> None:
         self.range = watched
         self.core = FeedCore(bounds, reach_back)
+        self.history = self.core.history
         self.notifier = Notifier()
         self.started = time.time()
         # Why it is not live, for /v1/feeds and for those who wait.
@@ -107,7 +108,7 @@ class Feed:
         self._stale_after = stale_after
         self._memory = memory
         self._hold: Hold  # from its start on
-        self.core.keep(self._keep)
+        self.history.ask_before_keeping(self._keep)
         self._clock = clock
         self._draw = draw
         self._backoff = Backoff()
@@ -145,10 +146,10 @@ class Feed:
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
-    def start(self, *, reach: bool) -> None:
-        """Begin, once and for all; *reach*: for somebody with a cursor. Whoever waits is told when that fails."""
+    def start(self, *, backfill: bool) -> None:
+        """Begin, once and for all; *backfill*: for somebody with a cursor. Whoever waits is told when that fails."""
         self._hold = self._memory.hold()
-        self.handle(Start(reach))
+        self.handle(Start(backfill))
 
     def handle(self, given: FeedInput) -> None:
         """Give the core one input, do what it says, wake the readers."""
@@ -176,17 +177,19 @@ class Feed:
             if before is not State.LIVE:
                 self.trouble = ""
                 self._judge_staleness()
-                log.info("feed live", extra={"range": str(self.range), "revision": core.log.tip, "keys": self.keys})
-        if not core.joinable:
+                log.info(
+                    "feed live", extra={"range": str(self.range), "revision": self.history.log.tip, "keys": self.keys}
+                )
+        if not self.history.joinable:
             self._history.stop()
-        elif core.owes_history:
+        elif core.owes_backfill:
             self._history.want(None)
         self._changed()
 
     def _changed(self) -> None:
         self._account()
-        self._memory.published(self.core.events_in - self._published)
-        self._published = self.core.events_in
+        self._memory.published(self.history.events - self._published)
+        self._published = self.history.events
         self.notifier.notify()
 
     def _has_room(self) -> bool:
@@ -196,10 +199,10 @@ class Feed:
     def want_history(self, revision: int) -> bool:
         """A joiner's cursor lies below the log's floor: reach back for it if that can be, and say whether."""
         core = self.core
-        promised = core.promises_history(revision)
-        if promised or core.may_read_history(revision, self._clock(), trusted=self._etcd.progress_trusted):
+        promised = core.backfill.promises(revision)
+        if promised or core.may_backfill(revision, self._clock(), trusted=self._etcd.progress_trusted):
             self._history.want(revision)
-        return core.promises_history(revision)
+        return core.backfill.promises(revision)
 
     def restored(self) -> None:
         """The cluster's history is another one."""
@@ -226,26 +229,26 @@ class Feed:
 
     def shed_unproven(self) -> int:
         """Give up history that is being read, and not proven yet; bytes given back."""
-        before = self.core.history.bytes
+        before = self.core.backfill.bytes
         self._history.make_room()
         self._account()
-        return before - self.core.history.bytes
+        return before - self.core.backfill.bytes
 
     def shed_encoded(self) -> int:
         """Do without what is encoded, for now; bytes given back."""
-        given = self.core.shed_encoded()
+        given = self.history.reclaim_encoded()
         self._account()
         return given
 
     def shed_log(self, size: int) -> int:
         """Give back about *size* bytes of history; bytes given back."""
-        given = self.core.log.shed(size)
+        given = self.history.log.reclaim(size)
         self._account()
         return given
 
     def give_up_view(self) -> int:
         """Let go of a state that is about to be replaced; bytes given back. Its readers are told that it is stale."""
-        given = self.core.give_up_view()
+        given = self.history.reclaim_view()
         if given:
             log.warning("feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given})
             self._refreshed = None
@@ -276,7 +279,7 @@ class Feed:
         if isinstance(given, Refused):
             self.trouble = given.reason or "etcd ended the watch"
             log.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
-            if given.denied and self.core.view is not None:
+            if given.denied and self.history.view is not None:
                 # What was shown may not be seen any more: neither by who holds it, nor by who comes.
                 self._fail("revoked")
                 return
@@ -414,7 +417,7 @@ class Feed:
             self._watch.await_proof(self._proof_pending or self._readers_ahead > 0)
 
     def _note_proof(self) -> None:
-        proof = self._watch.proven_at(self.core.log.tip) if self._watch is not None else None
+        proof = self._watch.proven_at(self.history.log.tip) if self._watch is not None else None
         if proof is not None:
             self._proof_at = max(self._proof_at, proof)
 
@@ -430,7 +433,7 @@ class Feed:
             self._check_staleness()
 
     def _check_staleness(self) -> None:
-        self.core.log.trim(self._clock())
+        self.history.log.trim(self._clock())
         self._account()
         if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
             self._refreshed = None  # whoever waited for it has it by now
@@ -438,7 +441,7 @@ class Feed:
 
     def _judge_staleness(self) -> None:
         age = self.staleness()
-        stale = age > self._stale_after or self.core.gave_up_view
+        stale = age > self._stale_after or self.history.view_reclaimed
         if stale != (self.stale_since is not None):
             self.stale_since = time.time() - age if stale else None
             state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)
@@ -458,9 +461,9 @@ class Feed:
         """
         if self._refreshed is not None:
             generation, snapshot = self._refreshed
-            if generation == self.core.log.generation and snapshot.revision >= at_least:
+            if generation == self.history.log.generation and snapshot.revision >= at_least:
                 return snapshot
-        generation = self.core.log.generation
+        generation = self.history.log.generation
         if self.core.state is State.CLOSED:
             return None
         if self._refresh is None:
@@ -475,7 +478,7 @@ class Feed:
             if task is None or task.cancelling():
                 raise
             return None  # the feed has stopped, and not the one who waits
-        if generation != self.core.log.generation or snapshot.revision < at_least:
+        if generation != self.history.log.generation or snapshot.revision < at_least:
             return None
         self._refreshed, self._refreshed_at = (generation, snapshot), self._clock()
         return snapshot
@@ -494,7 +497,7 @@ class Feed:
     @property
     def keys(self) -> int:
         """Keys in its view."""
-        return len(self.core.view) if self.core.view is not None else 0
+        return len(self.history.view) if self.history.view is not None else 0
 
 
 def _wanted() -> bool:

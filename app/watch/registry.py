@@ -137,7 +137,7 @@ class Registry(Sized):
         self._subscribers[feed][subscriber] = None
         self._total += 1
         if acquired is Acquired.STARTED:
-            feed.start(reach=has_cursor)
+            feed.start(backfill=has_cursor)
         return Lease(self, subscriber)
 
     def check(self, watched: KeyRange) -> None:
@@ -162,7 +162,7 @@ class Registry(Sized):
             raise TooLargeError(f"{watched} did not fit the memory that all feeds may hold together")
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
-        if condition.state == "down" and (feed is None or not feed.core.joinable):
+        if condition.state == "down" and (feed is None or not feed.history.joinable):
             raise condition.error()
 
     @property
@@ -239,7 +239,10 @@ class Registry(Sized):
         """See ``Memory``. Of a full budget, logs leave what is encoded an eighth."""
         if hold.grow(size, _nothing):
             return True
-        if size + sum(other.core.encoded for other in self._feeds.values()) > self.limits.feed_bytes // ENCODED_SHARE:
+        if (
+            size + sum(other.history.encoded for other in self._feeds.values())
+            > self.limits.feed_bytes // ENCODED_SHARE
+        ):
             return False
         return hold.grow(size, lambda more: self._shed_logs(more, but=feed))
 
@@ -270,17 +273,17 @@ class Registry(Sized):
         self._shed_logs(size)
 
     def _shed_unproven(self, size: int) -> None:
-        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.history.bytes):
+        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.backfill.bytes):
             if self.budget.lacks(size) <= 0 or feed.shed_unproven() == 0:
                 break
 
     def _shed_encoded(self, size: int) -> None:
-        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.encoded):
+        for feed in sorted(self._feeds.values(), key=lambda held: -held.history.encoded):
             if self.budget.lacks(size) <= 0 or feed.shed_encoded() == 0:
                 break
 
     def _shed_logs(self, size: int, *, but: Feed | None = None) -> None:
-        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.log.bytes):
+        for feed in sorted(self._feeds.values(), key=lambda held: -held.history.log.bytes):
             lacks = self.budget.lacks(size)
             if lacks <= 0:
                 break

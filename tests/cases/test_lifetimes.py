@@ -75,7 +75,7 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
         loop = asyncio.get_running_loop()
         for _ in range(5):
             before = hold(gateway)
-            await eventually(lambda feed=before.subscriber.feed: true(feed.core.joinable))  # type: ignore[misc]
+            await eventually(lambda feed=before.subscriber.feed: true(feed.core.history.joinable))  # type: ignore[misc]
             before.release()
             timer = gateway.registry._linger_timers[SVC]
             turn: list[str] = []
@@ -96,8 +96,8 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             assert gateway.registry.feeds() == [lease.subscriber.feed]
             revision = fake.put(b"/svc/a", b"2")
             feed = lease.subscriber.feed
-            await eventually(lambda feed=feed, at=revision: true(feed.core.log.tip >= at))  # type: ignore[misc]
-            assert feed.core.view is not None
+            await eventually(lambda feed=feed, at=revision: true(feed.core.history.log.tip >= at))  # type: ignore[misc]
+            assert feed.core.history.view is not None
             await eventually(lambda: true((fake.open_watchers, fake.open_streams) == (1, 1)))
             lease.release()
             await released(gateway, fake)

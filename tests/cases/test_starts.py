@@ -164,7 +164,7 @@ class World:
         feed = subscriber.feed
 
         async def so() -> bool:
-            served = feed.core.joinable and feed.state is State.LIVE and not feed.core.promises_history(60)
+            served = feed.core.history.joinable and feed.state is State.LIVE and not feed.core.backfill.promises(60)
             return subscriber.closing is not None or served
 
         await eventually(so)
@@ -207,7 +207,7 @@ async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: 
     lease = world.subscribe()
     await world.told(lease)
     assert lease.subscriber.closing is None
-    assert lease.subscriber.feed.core.log.covers(60)
+    assert lease.subscriber.feed.core.history.log.covers(60)
     lease.release()
     await world.empty()
 

@@ -20,6 +20,7 @@ from app.core.feed_messages import CloseWatch, OpenWatch, SyncTimeout
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot
+from app.core.state_table import Transition
 from app.core.view import View
 from app.etcd import link
 from app.watch.feed import Feed
@@ -46,9 +47,9 @@ def resume_at_header() -> None:
         receive(self, watch, message)
 
     def resume(self: FeedCore) -> Any:
-        self.log.advance(heard[0])
-        self._anchor = None
-        return _live_from(self, self.log.tip + 1)
+        self.history.log.advance(heard[0])
+        self.history.anchor = None
+        return _live_from(self, self.history.log.tip + 1)
 
     _replace(Multiplexer, "_receive_for", receive_and_note)
     _replace(FeedCore, "_resume", resume)
@@ -62,16 +63,16 @@ def restart_at_compact_revision() -> None:
     def begin(self: FeedCore, reason: Any) -> Any:
         if reason != "compacted":
             return start_anew(self, reason)
-        self.log.advance(self._compacted - 1)
-        self._anchor = None
-        return _live_from(self, self._compacted)
+        self.history.log.advance(self.history.compacted - 1)
+        self.history.anchor = None
+        return _live_from(self, self.history.compacted)
 
     _replace(FeedCore, "_start_anew", begin)
 
 
 def _live_from(core: FeedCore, start: int) -> Any:
     """Live on a watch that proved nothing."""
-    feed.TABLE[feed.State.LIVE, Created] = feed.Entry(FeedCore._ignore, (feed.State.LIVE,))
+    feed.TABLE[feed.State.LIVE, Created] = Transition(FeedCore._ignore, (feed.State.LIVE,))
     core._become_live()
     return (CloseWatch(), OpenWatch(start))
 
@@ -129,7 +130,7 @@ def id_ahead_of_its_subscriber() -> None:
     beat = Reader.beat
 
     def broadcast(self: Reader, *, stale: bool) -> bytes:
-        position, self.revision = self.revision, self._feed.log.tip
+        position, self.revision = self.revision, self._history.log.tip
         try:
             return beat(self, stale=stale)
         finally:
@@ -140,15 +141,15 @@ def id_ahead_of_its_subscriber() -> None:
 
 def untrusted_progress() -> None:
     """On-demand progress of old servers overtakes events (etcd #15220)."""
+    _unguarded()
     _replace(link, "progress_is_trusted", lambda _version: True)
 
     def publish_all(self: FeedCore, found: Sequence[Batch], now: float) -> Any:
-        # Without the guards that would notice: what is overtaken is taken for known.
-        assert self.view is not None
+        # Without the guard that would notice: what is overtaken is taken for known.
         for batch in found:
-            if batch.revision > self.log.tip:
-                self._publish(batch, self.view, now)
-        return self._move_when_caught_up()
+            if batch.revision > self.history.log.tip:
+                self.history.publish(batch, now)
+        return self._share_stream_when_clear()
 
     _replace(FeedCore, "_publish_all", publish_all)
 
@@ -158,8 +159,8 @@ def cursor_of_another_request() -> None:
     join = Reader._join
 
     def join_anyhow(self: Reader, size: int) -> bytes:
-        if self._asked is not None and self._asked.epoch and self._feed.joinable:
-            epoch = self._epoch_of(self._feed.cluster_id, self._shape)
+        if self._asked is not None and self._asked.epoch and self._history.joinable:
+            epoch = self._epoch_of(self._history.cluster_id, self._shape)
             self._asked = Cursor(epoch, self._asked.revision)
         return join(self, size)
 
@@ -172,8 +173,8 @@ def restore_not_noticed() -> None:
     _replace(FeedCore, "_restored", FeedCore._ignore)
     for key, entry in list(feed.TABLE.items()):
         if entry.action.__name__ == "_restored":
-            feed.TABLE[key] = feed.Entry(FeedCore._ignore, (key[0],))
-    _replace(FeedCore, "_resume", lambda self: _live_from(self, self.log.tip + 1))
+            feed.TABLE[key] = Transition(FeedCore._ignore, (key[0],))
+    _replace(FeedCore, "_resume", lambda self: _live_from(self, self.history.log.tip + 1))
 
 
 def cursor_kept_through_a_reset() -> None:
@@ -200,8 +201,8 @@ def reader_survives_generation() -> None:
     read = Reader.read
 
     def read_on(self: Reader, size: int) -> bytes:
-        if self.phase is Phase.FOLLOWING and self._feed.joinable:
-            self._generation = self._feed.log.generation
+        if self.phase is Phase.FOLLOWING and self._history.joinable:
+            self._generation = self._history.log.generation
         return read(self, size)
 
     _replace(Reader, "read", read_on)
@@ -212,11 +213,11 @@ def cursor_advanced_by_a_time_out() -> None:
     _unguarded()
 
     def timed_out(self: FeedCore, _given: SyncTimeout, _now: float) -> Any:
-        self.log.advance(self._pending().target)
-        self._anchor = None
-        return _live_from(self, self.log.tip + 1)
+        self.history.log.advance(self._proving().target)
+        self.history.anchor = None
+        return _live_from(self, self.history.log.tip + 1)
 
-    feed.TABLE[feed.State.CATCHING_UP, SyncTimeout] = feed.Entry(timed_out, (feed.State.LIVE,))
+    feed.TABLE[feed.State.CATCHING_UP, SyncTimeout] = Transition(timed_out, (feed.State.LIVE,))
     set_timer = Feed._set_timer
     # What is behind by more than etcd says at once needs longer than this.
     _replace(

@@ -18,13 +18,12 @@ from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore, State
 from app.core.feed_messages import (
     AwaitProof,
+    BackfillInput,
     CloseWatch,
     Command,
     Commands,
     EndProof,
     FeedInput,
-    HistoryInput,
-    InvalidTransitionError,
     NoRoom,
     OpenWatch,
     Probe,
@@ -34,15 +33,16 @@ from app.core.feed_messages import (
     Start,
     Stop,
     SyncTimeout,
-    WantHistory,
+    WantBackfill,
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.state_table import InvalidTransitionError
 from tests.core.test_feed import BOUNDS, EVERYTHING, REACH_BACK, batches, heavy, put, revisions, said, taken
 
 # A feed that is live at 100; its newest key was written at 90.
 TAKEN = taken(100, put(60), put(70), put(90))
-LIVE: tuple[FeedInput, ...] = (Start(reach=False), Created(99), TAKEN)
+LIVE: tuple[FeedInput, ...] = (Start(backfill=False), Created(99), TAKEN)
 # One whose log holds something: 101 and 103.
 BUSY = (*LIVE, batches(101, 103))
 # One whose log has grown old: it knows of 103 only that nothing came since.
@@ -51,8 +51,8 @@ OLD = (*BUSY, Progress(110, trusted=True))
 END = (EndProof(), CloseWatch())
 TOO_LARGE = Lost("too large", too_large=True)
 SURE = Progress(100, trusted=True)
-ASK = WantHistory(60)
-ASKED: tuple[HistoryInput, ...] = (ASK,)
+ASK = WantBackfill(60)
+ASKED: tuple[BackfillInput, ...] = (ASK,)
 OPEN = (ASK, Created(100))
 CONFIRMING = (*OPEN, batches(70, 90), SURE)
 
@@ -62,9 +62,9 @@ class Path:
     """A feed that has come somewhere, and what its history was told since."""
 
     feed: Sequence[FeedInput]
-    history: Sequence[HistoryInput] = ()
+    history: Sequence[BackfillInput] = ()
 
-    def then(self, *inputs: HistoryInput) -> Path:
+    def then(self, *inputs: BackfillInput) -> Path:
         """Further on."""
         return Path(self.feed, (*self.history, *inputs))
 
@@ -74,17 +74,17 @@ class Path:
         for given in self.feed:
             core.handle(given, 0.0)
         if self.feed is OLD:
-            core.log.trim(BOUNDS.age + 1)
+            core.history.log.trim(BOUNDS.age + 1)
         for told in self.history:
-            core.history.handle(told, 0.0)
+            core.backfill.handle(told, 0.0)
         return core
 
 
-def send(core: FeedCore, *inputs: HistoryInput, now: float = 0.0) -> Commands:
+def send(core: FeedCore, *inputs: BackfillInput, now: float = 0.0) -> Commands:
     """One after the other; the commands of the last."""
     commands: Commands = ()
     for given in inputs:
-        commands = core.history.handle(given, now)
+        commands = core.backfill.handle(given, now)
     return commands
 
 
@@ -99,11 +99,11 @@ TIRED = OPENING.then(*[Lost("gone")] * (TRIES - 1))
 S = Stage
 FROM_50 = OpenWatch(50, "catch-up")
 CONFIRM = (CloseWatch(), AwaitProof(), Probe(49))
-Case = tuple[Path, HistoryInput, Stage, tuple[Command, ...]]
+Case = tuple[Path, BackfillInput, Stage, tuple[Command, ...]]
 CASES: dict[str, Case] = {
     "asked": (AT_REST, ASK, S.OPENING, (AwaitProof(), FROM_50)),
     "stopped at rest": (AT_REST, Stop(), S.RESTING, ()),
-    "one more asks": (OPENING, WantHistory(80), S.OPENING, ()),
+    "one more asks": (OPENING, WantBackfill(80), S.OPENING, ()),
     "opened": (OPENING, Created(100), S.READING, (AwaitProof(),)),
     "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
     "compacted: what is left of it": (OPENING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "catch-up"),)),
@@ -116,7 +116,7 @@ CASES: dict[str, Case] = {
     "stopped": (OPENING, Stop(), S.RESTING, END),
     "too large for somebody: alone": (OPENING, TOO_LARGE, S.OPENING, (AwaitProof(), OpenWatch(50, "alone"),)),
     "too large for us": (ALONE, TOO_LARGE, S.RESTING, END),
-    "one more asks meanwhile": (READING, WantHistory(80), S.READING, ()),
+    "one more asks meanwhile": (READING, WantBackfill(80), S.READING, ()),
     "below the end": (READING, batches(70, 90), S.READING, ()),
     "the end of an empty log: an event at it": (READING, batches(90, 100), S.CONFIRMING, CONFIRM),
     "the end of an empty log: an event above it": (READING, batches(90, 101), S.CONFIRMING, CONFIRM),
@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
     "no room for what was read": (READING, NoRoom(), S.RESTING, END),
     "more than the log may hold": (READING.then(heavy(65)), heavy(75), S.RESTING, END),
     "stopped while reading": (READING, Stop(), S.RESTING, END),
-    "one more asks at the end": (PROBING, WantHistory(80), S.CONFIRMING, ()),
+    "one more asks at the end": (PROBING, WantBackfill(80), S.CONFIRMING, ()),
     "proven": (PROBING, Probed("ok"), S.RESTING, END),
     "compacted under it": (PROBING, Probed("compacted"), S.RESTING, END),
     "a member that has not heard of its start": (PROBING, Probed("future"), S.RESTING, END),
@@ -156,23 +156,37 @@ def test_what_a_stage_makes_of_an_input(name: str) -> None:
     """Where it leads and what is to be done, in order; and the feed is what it was, but for its log's old end."""
     path, given, stage, commands = CASES[name]
     core = path.walk()
-    before = (core.state, core.log.generation, core.log.tip, core.view, core.doubted, core.restores)
+    before = (
+        core.state,
+        core.history.log.generation,
+        core.history.log.tip,
+        core.history.view,
+        core.history.unproven,
+        core.history.restores,
+    )
     news = revisions(core)
-    assert core.history.handle(given, 0.0) == commands
-    assert core.history.stage is stage
-    assert (core.state, core.log.generation, core.log.tip, core.view, core.doubted, core.restores) == before
+    assert core.backfill.handle(given, 0.0) == commands
+    assert core.backfill.stage is stage
+    assert (
+        core.state,
+        core.history.log.generation,
+        core.history.log.tip,
+        core.history.view,
+        core.history.unproven,
+        core.history.restores,
+    ) == before
     assert revisions(core)[len(revisions(core)) - len(news) :] == news
 
 
 def test_every_way_of_the_table_is_shown() -> None:
     """No row that nothing reaches, and none that leads where the table does not say."""
-    shown = {(path.walk().history.stage, type(given), stage) for path, given, stage, _ in CASES.values()}
+    shown = {(path.walk().backfill.stage, type(given), stage) for path, given, stage, _ in CASES.values()}
     promised = {(stage, given, to) for (stage, given), entry in TABLE.items() for to in entry.leads_to}
     assert shown - promised == set()
     assert promised - shown == set()
 
 
-INPUTS: tuple[HistoryInput, ...] = (
+INPUTS: tuple[BackfillInput, ...] = (
     ASK, NoRoom(), Probed("ok"), SyncTimeout(), Stop(), Created(200), batches(200), SURE, Compacted(200),
     Refused("no"), Lost("gone"),
 )  # fmt: skip
@@ -180,18 +194,18 @@ INPUTS: tuple[HistoryInput, ...] = (
 
 def test_what_a_stage_does_not_know_changes_nothing() -> None:
     """Every pair that the table lacks is refused by name."""
-    assert {type(given) for given in INPUTS} == set(get_args(HistoryInput))
+    assert {type(given) for given in INPUTS} == set(get_args(BackfillInput))
     for path in (AT_REST, OPENING, READING, PROBING):
         for given in INPUTS:
             core = path.walk()
-            stage = core.history.stage
+            stage = core.backfill.stage
             if (stage, type(given)) in TABLE:
                 continue
-            before = (core.history.promises(60), core.history.bytes, core.bytes)
-            with pytest.raises(InvalidTransitionError, match=f"{type(given).__name__} while {stage.value}"):
-                core.history.handle(given, 0.0)
-            assert (core.history.promises(60), core.history.bytes, core.bytes) == before
-            assert core.history.stage is stage
+            before = (core.backfill.promises(60), core.backfill.bytes, core.bytes)
+            with pytest.raises(InvalidTransitionError, match=f"{type(given).__name__} in state {stage.value}"):
+                core.backfill.handle(given, 0.0)
+            assert (core.backfill.promises(60), core.backfill.bytes, core.bytes) == before
+            assert core.backfill.stage is stage
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -201,13 +215,18 @@ def test_what_is_proven_goes_below_the_floor() -> None:
     """In the same generation, once, with nothing held any more; until then it is promised and counted."""
     core = READING.walk()
     before = core.bytes
-    assert [core.promises_history(revision) for revision in (48, 49, 99)] == [False, True, True]
+    assert [core.backfill.promises(revision) for revision in (48, 49, 99)] == [False, True, True]
     send(core, batches(60, 90))
-    assert (revisions(core), core.log.floor) == ([], 100), "not before it is proven"
+    assert (revisions(core), core.history.log.floor) == ([], 100), "not before it is proven"
     assert core.bytes > before
     send(core, SURE, Probed("ok"))
-    assert (revisions(core), core.log.floor, core.log.tip, core.log.generation) == ([60, 90], 49, 100, 1)
-    assert (core.history.bytes, core.events_in, core.promises_history(60)) == (0, 0, False)
+    assert (revisions(core), core.history.log.floor, core.history.log.tip, core.history.log.generation) == (
+        [60, 90],
+        49,
+        100,
+        1,
+    )
+    assert (core.backfill.bytes, core.history.events, core.backfill.promises(60)) == (0, 0, False)
 
 
 def test_the_feed_goes_on_meanwhile() -> None:
@@ -216,28 +235,28 @@ def test_the_feed_goes_on_meanwhile() -> None:
     core.handle(batches(101), 0.0)
     send(core, batches(60, 90))
     core.handle(batches(102), 0.0)
-    assert (core.state, revisions(core), core.log.tip) == (State.LIVE, [101, 102], 102)
+    assert (core.state, revisions(core), core.history.log.tip) == (State.LIVE, [101, 102], 102)
     send(core, batches(101), Probed("ok"))
     core.handle(batches(103), 0.0)
-    assert (revisions(core), core.log.floor, core.log.generation) == ([60, 90, 101, 102, 103], 49, 1)
+    assert (revisions(core), core.history.log.floor, core.history.log.generation) == ([60, 90, 101, 102, 103], 49, 1)
 
 
 def test_a_young_etcd_has_nothing_below() -> None:
     """The probe asks for the first revision that there is."""
-    core = Path((Start(reach=False), Created(20), taken(20, put(9)))).walk()
-    send(core, WantHistory(3), Created(20), batches(9))
+    core = Path((Start(backfill=False), Created(20), taken(20, put(9)))).walk()
+    send(core, WantBackfill(3), Created(20), batches(9))
     assert send(core, Progress(20, trusted=True)) == (CloseWatch(), AwaitProof(), Probe(1))
     send(core, Probed("ok"))
-    assert core.log.covers(0)
+    assert core.history.log.covers(0)
 
 
 def test_what_the_log_forgets_meanwhile_is_read_too() -> None:
     """The floor rises under the read: it reads on, up to where the floor is then."""
     core = BUSY_READING.walk()
-    core.log.shed(1)
-    assert (core.log.floor, revisions(core)) == (101, [103])
+    core.history.log.reclaim(1)
+    assert (core.history.log.floor, revisions(core)) == (101, [103])
     send(core, batches(90, 101))
-    assert core.history.stage is Stage.READING
+    assert core.backfill.stage is Stage.READING
     send(core, batches(103), Probed("ok"))
     assert revisions(core) == [90, 101, 103]
 
@@ -246,44 +265,44 @@ def test_a_log_that_went_on_without_it_is_not_joined() -> None:
     """Forgotten between the end of the read and its proof: there would be a gap."""
     core = BUSY_READING.then(batches(90, 101)).walk()
     core.handle(batches(104), 0.0)
-    core.log.shed(600)
-    assert core.log.floor > 101
+    core.history.log.reclaim(600)
+    assert core.history.log.floor > 101
     send(core, Probed("ok"))
-    assert (revisions(core), core.log.floor, core.history.why_not(60)) == ([104], 103, "lagged")
+    assert (revisions(core), core.history.log.floor, core.backfill.why_not(60)) == ([104], 103, "lagged")
 
 
 def test_a_log_that_forgot_what_was_met_is_not_joined() -> None:
     """Only the batch at which the read met the log: it is not part of what was read, so there would be a gap."""
     core = BUSY_READING.then(batches(90, 101)).walk()
-    core.log.shed(1)
-    assert (core.log.floor, revisions(core)) == (101, [103])
+    core.history.log.reclaim(1)
+    assert (core.history.log.floor, revisions(core)) == (101, [103])
     send(core, Probed("ok"))
-    assert (revisions(core), core.log.floor, core.history.why_not(60)) == ([103], 101, "lagged")
+    assert (revisions(core), core.history.log.floor, core.backfill.why_not(60)) == ([103], 101, "lagged")
 
 
 def test_another_generation_is_not_joined() -> None:
     """The feed began anew: what was read belongs to nobody."""
     core = PROBING.walk()
     core.handle(Restored(), 0.0)
-    assert not core.joinable
+    assert not core.history.joinable
     core.handle(Created(100), 0.0)
     core.handle(taken(100, put(90)), 0.0)
-    assert not core.promises_history(60)
+    assert not core.backfill.promises(60)
     send(core, Probed("ok"))
-    assert (revisions(core), core.log.floor) == ([], 100)
-    assert core.why_no_history(60) == "restored"
+    assert (revisions(core), core.history.log.floor) == ([], 100)
+    assert core.backfill.why_not(60) == "restored"
 
 
 def test_history_that_does_not_fit_loses_its_old_end() -> None:
     """The bound holds while it is read, the log's own batches counted, and the promise is taken back."""
     large = put(70, value=b"v" * 1200)
-    core = Path((Start(reach=False), Created(99), taken(100, large, put(90))), OPEN).walk()
-    send(core, WantHistory(80), heavy(60), said(large), said(put(90)))
-    assert core.history.bytes <= BOUNDS.bytes
-    assert [core.promises_history(revision) for revision in (59, 60)] == [False, True]
+    core = Path((Start(backfill=False), Created(99), taken(100, large, put(90))), OPEN).walk()
+    send(core, WantBackfill(80), heavy(60), said(large), said(put(90)))
+    assert core.backfill.bytes <= BOUNDS.bytes
+    assert [core.backfill.promises(revision) for revision in (59, 60)] == [False, True]
     assert send(core, SURE) == (CloseWatch(), AwaitProof(), Probe(60))
     send(core, Probed("ok"))
-    assert (revisions(core), core.log.floor) == ([70, 90], 60)
+    assert (revisions(core), core.history.log.floor) == ([70, 90], 60)
 
 
 @given_by(first=st.lists(st.integers(0, 900), max_size=4), sizes=st.lists(st.integers(0, 1500), max_size=12))
@@ -293,12 +312,12 @@ def test_what_is_held_is_bounded(first: Sequence[int], sizes: Sequence[int]) -> 
     for revision, size in enumerate(first, 101):
         core.handle(said(put(revision, value=b"v" * size)), 0.0)
     for revision, size in enumerate(sizes, 60):
-        if core.history.stage is not Stage.READING:
+        if core.backfill.stage is not Stage.READING:
             break
-        alone = core.bytes - core.history.bytes
+        alone = core.bytes - core.backfill.bytes
         send(core, said(put(revision, value=b"v" * size)))
-        assert core.bytes == alone + core.history.bytes
-        assert core.history.bytes + core.log.bytes <= max(BOUNDS.bytes, core.log.bytes)
+        assert core.bytes == alone + core.backfill.bytes
+        assert core.backfill.bytes + core.history.log.bytes <= max(BOUNDS.bytes, core.history.log.bytes)
 
 
 # --- what it must meet -----------------------------------------------------------------------------------------------
@@ -325,7 +344,7 @@ def test_an_empty_log_is_met_by_what_the_view_holds(path: Path, found: Sequence[
         send(core, said(event))
     send(core, SURE, Probed("ok"))
     assert revisions(core) == ([event.mod_revision for event in found] if joins else [])
-    assert core.why_no_history(49) == ("lagged" if joins else "restored")
+    assert core.backfill.why_not(49) == ("lagged" if joins else "restored")
     assert core.state is State.LIVE
 
 
@@ -334,7 +353,7 @@ def test_a_log_grown_old_is_met_by_its_last_batch() -> None:
     path = Path(OLD, (ASK, Created(110)))
     for last, joins in ((put(103), True), (put(103, value=b"x"), False), (Delete(b"103", 103), False)):
         core = path.walk()
-        assert (revisions(core), core.log.floor) == ([], 103)
+        assert (revisions(core), core.history.log.floor) == ([], 103)
         send(core, batches(90, 101), said(last), Probed("ok"))
         assert revisions(core) == ([90, 101, 103] if joins else [])
 
@@ -372,37 +391,37 @@ def test_what_the_log_holds_must_follow_from_it() -> None:
         (BUSY_READING, batches(103), "restored"),
     ],
 )
-def test_why_a_cursor_is_not_served(path: Path, given: HistoryInput, reason: Reason) -> None:
+def test_why_a_cursor_is_not_served(path: Path, given: BackfillInput, reason: Reason) -> None:
     """Who asked is told; a cursor that it was not for has merely come too late."""
     core = path.walk()
     send(core, given)
-    assert core.why_no_history(60) == reason
-    assert core.why_no_history(30) == ("compacted" if isinstance(given, Compacted) else "lagged")
+    assert core.backfill.why_not(60) == reason
+    assert core.backfill.why_not(30) == ("compacted" if isinstance(given, Compacted) else "lagged")
 
 
 def test_it_is_not_read_for_everybody() -> None:
     """Within reach, on a live feed with room for it, one read at a time, where it can be proven."""
     core = AT_REST.walk()
-    assert core.may_read_history(50, 0.0, trusted=True)
-    assert not core.may_read_history(49, 0.0, trusted=True)
-    assert not core.may_read_history(50, 0.0, trusted=False)
-    assert Path(BUSY).walk().may_read_history(60, 0.0, trusted=False), "the log's first batch is a proof"
-    assert not OPENING.walk().may_read_history(60, 0.0, trusted=True)
+    assert core.may_backfill(50, 0.0, trusted=True)
+    assert not core.may_backfill(49, 0.0, trusted=True)
+    assert not core.may_backfill(50, 0.0, trusted=False)
+    assert Path(BUSY).walk().may_backfill(60, 0.0, trusted=False), "the log's first batch is a proof"
+    assert not OPENING.walk().may_backfill(60, 0.0, trusted=True)
     core.handle(Lost("gone"), 0.0)
-    assert not core.may_read_history(50, 0.0, trusted=True)
+    assert not core.may_backfill(50, 0.0, trusted=True)
     full = Path((*LIVE, heavy(101), said(put(102, value=b"v" * 282)))).walk()
-    assert full.log.bytes == BOUNDS.bytes
-    assert not full.may_read_history(60, 0.0, trusted=True)
+    assert full.history.log.bytes == BOUNDS.bytes
+    assert not full.may_backfill(60, 0.0, trusted=True)
 
 
 def test_a_read_is_not_repeated_at_once() -> None:
     """After one that succeeded there is a pause."""
     core = PROBING.walk()
     send(core, Probed("ok"), now=7.0)
-    core.log.shed(EVERYTHING)
-    core.log.trim(BOUNDS.age + 1)
-    assert not core.may_read_history(60, 7.0 + INTERVAL - 0.1, trusted=True)
-    assert core.may_read_history(60, 7.0 + INTERVAL, trusted=True)
+    core.history.log.reclaim(EVERYTHING)
+    core.history.log.trim(BOUNDS.age + 1)
+    assert not core.may_backfill(60, 7.0 + INTERVAL - 0.1, trusted=True)
+    assert core.may_backfill(60, 7.0 + INTERVAL, trusted=True)
 
 
 def test_what_failed_is_tried_ever_more_seldom() -> None:
@@ -410,33 +429,33 @@ def test_what_failed_is_tried_ever_more_seldom() -> None:
     core, now, waits = AT_REST.walk(), 0.0, []
     for _ in range(9):
         send(core, ASK, SyncTimeout(), now=now)
-        wait = next(w for w in range(10, 10_000) if core.may_read_history(60, now + w, trusted=True))
+        wait = next(w for w in range(10, 10_000) if core.may_backfill(60, now + w, trusted=True))
         waits.append(wait)
         now += wait
     assert waits == [10, 20, 40, 80, 160, 320, 600, 600, 600]
     assert max(waits) == LONGEST_INTERVAL
     send(core, *CONFIRMING, Probed("ok"), now=now)
-    assert not core.may_read_history(60, now + INTERVAL - 1, trusted=True)
+    assert not core.may_backfill(60, now + INTERVAL - 1, trusted=True)
 
 
 def test_what_was_too_much_is_asked_for_by_less_than_half() -> None:
     """A cursor from just now need not suffer from an old one; each such read is half of the one before."""
     core = OPENING.walk()
     send(core, SyncTimeout())
-    assert [core.may_read_history(revision, 1.0, trusted=True) for revision in (60, 74, 75, 99)] == [
+    assert [core.may_backfill(revision, 1.0, trusted=True) for revision in (60, 74, 75, 99)] == [
         False, False, True, True
     ]  # fmt: skip
-    assert send(core, WantHistory(75), now=1.0) == (AwaitProof(), OpenWatch(76, "catch-up"))
+    assert send(core, WantBackfill(75), now=1.0) == (AwaitProof(), OpenWatch(76, "catch-up"))
     send(core, SyncTimeout(), now=1.0)
-    assert [core.may_read_history(revision, 2.0, trusted=True) for revision in (75, 87, 88)] == [False, False, True]
+    assert [core.may_backfill(revision, 2.0, trusted=True) for revision in (75, 87, 88)] == [False, False, True]
 
 
 def test_reads_end_however_many_ask() -> None:
     """Cursors of every age, none patient: no more reads than halves."""
     core, reads = AT_REST.walk(), 0
     for asked in range(50, 100):
-        if core.may_read_history(asked, 0.0, trusted=True):
-            send(core, WantHistory(asked), SyncTimeout())
+        if core.may_backfill(asked, 0.0, trusted=True):
+            send(core, WantBackfill(asked), SyncTimeout())
             reads += 1
     assert 2 <= reads <= 6
 
@@ -445,32 +464,32 @@ def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
     """Who comes later is served with what lies above it."""
     core = ALONE.walk()
     send(core, TOO_LARGE)
-    assert not core.may_read_history(99, 1e6, trusted=True)
+    assert not core.may_backfill(99, 1e6, trusted=True)
     core.handle(batches(*range(101, 103)), 0.0)
-    core.log.shed(300)
-    assert core.may_read_history(100, 1e6, trusted=True)
-    assert send(core, WantHistory(100), now=1e6) == (AwaitProof(), OpenWatch(101, "catch-up"))
+    core.history.log.reclaim(300)
+    assert core.may_backfill(100, 1e6, trusted=True)
+    assert send(core, WantBackfill(100), now=1e6) == (AwaitProof(), OpenWatch(101, "catch-up"))
 
 
 def test_whoever_waits_for_the_start_is_served_first() -> None:
     """As soon as there is a view, everybody else is; history is read for those with a cursor, whatever theirs is."""
-    core = Path((Start(reach=True), Created(99))).walk()
-    assert not core.owes_history
+    core = Path((Start(backfill=True), Created(99))).walk()
+    assert not core.owes_backfill
     core.handle(taken(100, put(90)), 0.0)
-    assert (core.state, core.joinable, core.owes_history) == (State.LIVE, True, True)
-    assert send(core, WantHistory()) == (AwaitProof(), FROM_50)
-    assert not core.owes_history
+    assert (core.state, core.history.joinable, core.owes_backfill) == (State.LIVE, True, True)
+    assert send(core, WantBackfill()) == (AwaitProof(), FROM_50)
+    assert not core.owes_backfill
     send(core, Created(100), heavy(60), heavy(80))
-    assert core.history.stage is Stage.READING, "nobody knows yet whom it is for"
+    assert core.backfill.stage is Stage.READING, "nobody knows yet whom it is for"
 
 
 def test_an_error_of_ours_is_a_failure() -> None:
     """The same is not tried again at once."""
     core = READING.walk()
-    core.history.abandon(0.0)
-    assert (core.history.stage, core.history.bytes) == (Stage.RESTING, 0)
-    assert not core.may_read_history(60, 1.0, trusted=True)
-    core.history.abandon(0.0)
+    core.backfill.abandon(0.0)
+    assert (core.backfill.stage, core.backfill.bytes) == (Stage.RESTING, 0)
+    assert not core.may_backfill(60, 1.0, trusted=True)
+    core.backfill.abandon(0.0)
 
 
 def test_bounds_of_a_log_without_room_for_a_batch() -> None:
@@ -478,8 +497,8 @@ def test_bounds_of_a_log_without_room_for_a_batch() -> None:
     core = FeedCore(Bounds(batches=2, bytes=2000, age=600.0), REACH_BACK)
     for given in (*LIVE, batches(101)):
         core.handle(given, 0.0)
-    send(core, WantHistory(80), Created(101), Batches((Batch(60, [put(60)]), Batch(70, [put(70)]))))
-    assert not core.promises_history(59)
-    assert core.promises_history(80)
+    send(core, WantBackfill(80), Created(101), Batches((Batch(60, [put(60)]), Batch(70, [put(70)]))))
+    assert not core.backfill.promises(59)
+    assert core.backfill.promises(80)
     core.handle(batches(102), 0.0)
-    assert not core.may_read_history(80, 0.0, trusted=True)
+    assert not core.may_backfill(80, 0.0, trusted=True)

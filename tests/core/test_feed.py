@@ -6,7 +6,7 @@ Random walks are in ``test_feed_machine``; here the table is a specification to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import pytest
@@ -22,7 +22,6 @@ from app.core.feed_messages import (
     Commands,
     EndProof,
     FeedInput,
-    InvalidTransitionError,
     OpenWatch,
     Probe,
     Probed,
@@ -36,11 +35,12 @@ from app.core.feed_messages import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
-    WantHistory,
+    WantBackfill,
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from app.core.snapshot import Snapshot
+from app.core.state_table import InvalidTransitionError
 
 BOUNDS = Bounds(batches=100, bytes=2000, age=600.0)
 REACH_BACK = 50
@@ -100,7 +100,7 @@ TAKEN = taken(100, put(90))
 SURE = Progress(100, trusted=True)
 
 IDLE = Path(())
-OPENING = IDLE.then(Start(reach=False))
+OPENING = IDLE.then(Start(backfill=False))
 SNAPSHOTTING = OPENING.then(Created(99))
 START_RETRY = OPENING.then(Lost("gone"))
 LIVE = SNAPSHOTTING.then(TAKEN)
@@ -125,8 +125,8 @@ Case = tuple[Path, FeedInput, State, tuple[Command, ...]]
 S = State
 CASES: dict[str, Case] = {
     # A fresh watch first, then the snapshot.
-    "nobody has a cursor: the watch first": (IDLE, Start(reach=False), S.OPENING, (OpenWatch(0),)),
-    "somebody has a cursor: no other way": (IDLE, Start(reach=True), S.OPENING, (OpenWatch(0),)),
+    "nobody has a cursor: the watch first": (IDLE, Start(backfill=False), S.OPENING, (OpenWatch(0),)),
+    "somebody has a cursor: no other way": (IDLE, Start(backfill=True), S.OPENING, (OpenWatch(0),)),
     "stopped before it began": (IDLE, Stop(), S.CLOSED, (CloseWatch(),)),
     "the watch is open: now the snapshot": (OPENING, Created(99), S.SNAPSHOTTING, (TakeSnapshot(),)),
     "refused": (OPENING, Refused("no"), S.START_RETRY, (CloseWatch(), Retry(0))),
@@ -288,16 +288,22 @@ PLACES = (
     CLOSED,
 )
 INPUTS: tuple[FeedInput, ...] = (
-    Start(reach=True), TAKEN, SnapshotFailed(), Probed("ok"), RetryDue(), SyncTimeout(), Restored(),
+    Start(backfill=True), TAKEN, SnapshotFailed(), Probed("ok"), RetryDue(), SyncTimeout(), Restored(),
     Stop(), Created(200), batches(200), Progress(200, trusted=True), Compacted(200), Refused("no"), Lost("gone"),
 )  # fmt: skip
 
 
 def portrait(core: FeedCore) -> list[object]:
     """All that a feed knows."""
-    log = core.log
-    view = None if core.view is None else (core.view.revision, len(core.view), core.view.bytes)
-    return [dict(vars(core)), log.generation, log.floor, log.tip, len(log), log.bytes, view, list(core._held)]
+    history = core.history
+    log, view, proof = history.log, history.view, core._proof
+    return [
+        dict(vars(core)),
+        dict(vars(history)),
+        (log.generation, log.floor, log.tip, len(log), log.bytes),
+        None if view is None else (view.revision, len(view), view.bytes),
+        None if proof is None else replace(proof, held=list(proof.held)),
+    ]
 
 
 def test_what_a_state_does_not_know_changes_nothing() -> None:
@@ -317,13 +323,13 @@ def test_what_a_state_does_not_know_changes_nothing() -> None:
 
 def revisions(core: FeedCore) -> list[int]:
     """The revisions in its log."""
-    return [batch.revision for batch in core.log.after(core.log.floor, EVERYTHING)]
+    return [batch.revision for batch in core.history.log.after(core.history.log.floor, EVERYTHING)]
 
 
 def state(core: FeedCore) -> dict[bytes, int]:
     """The keys of its view, and the revisions that wrote them."""
-    assert core.view is not None
-    return {item.key: item.mod_revision for item in core.view.snapshot(core.log.tip).items}
+    assert core.history.view is not None
+    return {item.key: item.mod_revision for item in core.history.view.snapshot(core.history.log.tip).items}
 
 
 def send(core: FeedCore, *inputs: FeedInput) -> Commands:
@@ -337,11 +343,11 @@ def send(core: FeedCore, *inputs: FeedInput) -> Commands:
 def test_a_fresh_start_publishes_what_the_snapshot_lacks() -> None:
     """What the watch said up to the snapshot is in it already; what it said after comes once."""
     core = SNAPSHOTTING.then(batches(90, 100, 101), batches(103)).walk()
-    assert not core.joinable
+    assert not core.history.joinable
     send(core, TAKEN)
-    assert core.joinable
-    assert (revisions(core), core.log.floor, core.log.tip) == ([101, 103], 100, 103)
-    assert (state(core), core.events_in) == ({b"90": 90, b"101": 101, b"103": 103}, 2)
+    assert core.history.joinable
+    assert (revisions(core), core.history.log.floor, core.history.log.tip) == ([101, 103], 100, 103)
+    assert (state(core), core.history.events) == ({b"90": 90, b"101": 101, b"103": 103}, 2)
 
 
 def test_what_was_held_before_a_retry_is_forgotten() -> None:
@@ -349,16 +355,16 @@ def test_what_was_held_before_a_retry_is_forgotten() -> None:
     core = SNAPSHOTTING.then(batches(101), Lost("gone")).walk()
     assert core.bytes == 0
     send(core, RetryDue(), Created(102), taken(102, put(102)))
-    assert (revisions(core), core.log.tip) == ([], 102)
+    assert (revisions(core), core.history.log.tip) == ([], 102)
 
 
 def test_only_trusted_progress_moves_the_tip() -> None:
     """What may overtake events proves nothing; the view and the generation stay."""
     core = LIVE.walk()
     send(core, Progress(105, trusted=False))
-    assert core.log.tip == 100
+    assert core.history.log.tip == 100
     send(core, Progress(105, trusted=True))
-    assert (core.log.tip, core.log.generation, revisions(core)) == (105, 1, [])
+    assert (core.history.log.tip, core.history.log.generation, revisions(core)) == (105, 1, [])
 
 
 def test_one_revision_larger_than_the_bound_is_held() -> None:
@@ -378,8 +384,8 @@ def test_after_a_break_it_goes_on_behind_the_anchor() -> None:
     core = LIVE.then(batches(105), Lost("gone")).walk()
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(105))
     send(core, Created(107), batches(105, 106, 107))
-    assert (core.state, revisions(core), core.events_in) == (State.LIVE, [105, 106, 107], 3)
-    assert core.log.generation == 1
+    assert (core.state, revisions(core), core.history.events) == (State.LIVE, [105, 106, 107], 3)
+    assert core.history.log.generation == 1
 
 
 @pytest.mark.parametrize(
@@ -436,9 +442,9 @@ def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[F
     if core.state is State.CONFIRMING:
         commands = send(core, Probed("ok"))
     assert commands[-len(ANEW) :] == ANEW
-    assert (revisions(core)[-1], core.doubted) == (151, True)
+    assert (revisions(core)[-1], core.history.unproven) == (151, "restored")
     send(core, Created(200), taken(200, put(200)))
-    assert (core.reason, core.log.generation) == ("restored", 2)
+    assert (core.history.reason, core.history.log.generation) == ("restored", 2)
 
 
 # --- PROBE -----------------------------------------------------------------------------------------------------------
@@ -464,8 +470,8 @@ def test_behind_the_tip_news_wait_for_the_probe() -> None:
     send(core, batches(145))
     assert revisions(core) == []
     send(core, Probed("ok"))
-    assert (core.state, revisions(core), core.log.tip) == (State.LIVE, [143, 144, 145], 145)
-    assert core.log.generation == 1
+    assert (core.state, revisions(core), core.history.log.tip) == (State.LIVE, [143, 144, 145], 145)
+    assert core.history.log.generation == 1
 
 
 @pytest.mark.parametrize("outcome", ["compacted", "future", "failed"])
@@ -474,7 +480,7 @@ def test_without_an_answer_nothing_held_is_published(outcome: Literal["compacted
     core = CONFIRMING_PROBE.then(batches(142)).walk()
     before = core.bytes
     send(core, Probed(outcome))
-    assert (revisions(core), core.log.tip) == ([], 141)
+    assert (revisions(core), core.history.log.tip) == ([], 141)
     assert core.bytes < before
 
 
@@ -506,27 +512,27 @@ DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(
 def test_why_a_generation_ended(path: Path, given: FeedInput, reason: Reason) -> None:
     """The old view is given to nobody new, and the new one says why it is."""
     core = path.walk()
-    assert (core.joinable, core.reason, core.log.generation) == (True, "initial", 1)
+    assert (core.history.joinable, core.history.reason, core.history.log.generation) == (True, "initial", 1)
     send(core, given)
-    assert not core.joinable
-    assert core.view is not None, "those who are there keep it until then"
-    assert core.log.generation == 1
+    assert not core.history.joinable
+    assert core.history.view is not None, "those who are there keep it until then"
+    assert core.history.log.generation == 1
     send(core, Created(200), taken(200, put(200)))
-    assert (core.joinable, core.reason, core.log.generation) == (True, reason, 2)
-    assert (core.log.floor, core.log.tip, revisions(core), state(core)) == (200, 200, [], {b"200": 200})
+    assert (core.history.joinable, core.history.reason, core.history.log.generation) == (True, reason, 2)
+    assert (core.history.log.floor, core.history.log.tip, revisions(core), state(core)) == (200, 200, [], {b"200": 200})
 
 
 def test_another_cluster_is_another_history() -> None:
     """Whatever ended the old one: its revisions mean nothing in the new one."""
     core = OVERLAP.then(SyncTimeout(), Created(200), taken(200, put(200), cluster_id=2)).walk()
-    assert (core.reason, core.cluster_id) == ("restored", 2)
+    assert (core.history.reason, core.history.cluster_id) == ("restored", 2)
 
 
 @pytest.mark.parametrize(("revision", "reason"), [(99, "restored"), (100, "unproven")])
 def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: Reason) -> None:
     """It is linearizable: where the feed had been, etcd had been too."""
     core = OVERLAP.then(SyncTimeout(), Created(revision), taken(revision)).walk()
-    assert core.reason == reason
+    assert core.history.reason == reason
 
 
 # --- a message over the limit ----------------------------------------------------------------------------------------
@@ -537,20 +543,20 @@ AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
 def test_what_was_too_large_is_not_asked_for_again() -> None:
     """It may be the snapshot's newest revision: no anchor until there are news, and no history from before."""
     core = AFTER_IT.walk()
-    assert not core.may_read_history(199, 60.0, trusted=True)
-    assert core.may_read_history(200, 60.0, trusted=True)
+    assert not core.may_backfill(199, 60.0, trusted=True)
+    assert core.may_backfill(200, 60.0, trusted=True)
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(201))
     send(core, Created(200), Probed("ok"), batches(205))
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(205))
     send(core, Created(205), batches(205))
-    assert core.history.handle(WantHistory(204), 60.0) == (AwaitProof(), OpenWatch(201, "catch-up"))
+    assert core.backfill.handle(WantBackfill(204), 60.0) == (AwaitProof(), OpenWatch(201, "catch-up"))
 
 
 def test_another_history_may_fit() -> None:
     """What was too large was in the one before the restore."""
     core = AFTER_IT.then(Restored(), Created(150), taken(150, put(149))).walk()
-    assert core.reason == "restored"
-    assert core.may_read_history(100, 60.0, trusted=True)
+    assert core.history.reason == "restored"
+    assert core.may_backfill(100, 60.0, trusted=True)
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(149))
 
 
@@ -568,7 +574,7 @@ def test_retries_are_counted_until_it_is_live() -> None:
     """Opening a watch is no success yet: the wait grows until one proves itself, and begins anew after that."""
     core = IDLE.walk()
     waits: list[Commands] = []
-    send(core, Start(reach=False))
+    send(core, Start(backfill=False))
     for _ in range(3):
         waits.append(send(core, Created(99), SnapshotFailed()))
         send(core, RetryDue())
@@ -592,20 +598,24 @@ sizes = st.lists(st.integers(0, 1500), max_size=12)
 def test_what_is_held_back_is_bounded(path: Path, first: int, sizes: Sequence[int]) -> None:
     """Whatever comes before the proof: at most the log's bound, or one revision; and it is counted."""
     core = path.walk()
-    before, start = core.state, core.bytes - core._held_bytes
+    before, start = core.state, core.history.bytes
     for revision, size in enumerate(sizes, first):
         if core.state not in (before, State.CONFIRMING):
             break
         send(core, said(put(revision, value=b"v" * size)))
-        assert core._held_bytes == sum(batch.size for batch in core._held)
-        assert core._held_bytes <= BOUNDS.bytes or len(core._held) == 1
-        assert core.bytes == start + core._held_bytes
+        if core._proof is None:
+            assert core.bytes == start
+            continue
+        held, size = core._proof.held, core._proof.bytes
+        assert size == sum(batch.size for batch in held)
+        assert size <= BOUNDS.bytes or len(held) == 1
+        assert core.bytes == start + size
 
 
 def test_the_greatest_compaction_is_remembered() -> None:
     """A member that lags says less, and a live watch is told of it too."""
     core = LIVE.then(Compacted(95)).walk()
-    assert core.why_no_history(80) == "compacted"
+    assert core.backfill.why_not(80) == "compacted"
 
 
 # --- a watch that may have been slow ----------------------------------------------------------------------------------
@@ -615,9 +625,9 @@ def test_what_a_slow_watch_brings_is_not_published() -> None:
     """Neither in place of news, nor while the probe is under way."""
     core = LIVE.walk()
     send(core, Batches(batches(101, 103).batches, behind=True))
-    assert (revisions(core), core.log.tip) == ([], 100)
+    assert (revisions(core), core.history.log.tip) == ([], 100)
     core = CONFIRMING_PROBE.then(Batches(batches(151).batches, behind=True), Probed("ok")).walk()
-    assert (revisions(core), core.log.tip) == ([], 141)
+    assert (revisions(core), core.history.log.tip) == ([], 141)
 
 
 def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:
@@ -625,4 +635,4 @@ def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:
     core = OVERLAP.then(Created(100)).walk()
     found = (*batches(90).batches, Batch(95, [Delete(b"b", 95)]))
     assert send(core, Batches(found, behind=True)) == (EndProof(), OpenWatch(95))
-    assert core.log.tip == 100
+    assert core.history.log.tip == 100

@@ -26,11 +26,11 @@ from app.core.events import Event, KeyValue
 from app.core.feed import TABLE, FeedCore, State
 from app.core.feed_messages import (
     AwaitProof,
+    BackfillInput,
     CloseWatch,
     Command,
     EndProof,
     FeedInput,
-    HistoryInput,
     Lane,
     NoRoom,
     OpenWatch,
@@ -45,10 +45,11 @@ from app.core.feed_messages import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
-    WantHistory,
+    WantBackfill,
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.proof import Oversized
 from app.core.snapshot import Snapshot
 from tests.core.etcd_model import History, SimulatedWatch, Store
 
@@ -71,14 +72,14 @@ class Reader:
 
     def __init__(self, core: FeedCore, revision: int, state: dict[bytes, KeyValue]) -> None:
         self.core = core
-        self.generation = core.log.generation
+        self.generation = core.history.log.generation
         self.joined = self.revision = revision
         self.state = state
         self.seen: list[tuple[int, tuple[Event, ...]]] = []
 
     def read(self, size: int) -> bool:
         """Take what there is, about *size* bytes; False when it must join anew."""
-        log = self.core.log
+        log = self.core.history.log
         if self.generation != log.generation or not log.covers(self.revision):
             return False
         found = log.after(self.revision, size)
@@ -139,8 +140,8 @@ class FeedMachine(RuleBasedStateMachine):
     def handle(self, given: FeedInput) -> None:
         """As ``Feed.handle``; and hold every step to the table."""
         core, watch = self.core, self.watch
-        before, tip, floor = core.state, core.log.tip, core.log.floor
-        oversized = core._oversized
+        before, tip, floor = core.state, core.history.log.tip, core.history.log.floor
+        oversized = core._oversized is Oversized.CERTAIN
         commands = core.handle(given, self.now)
         assert core.state in TABLE[before, type(given)].leads_to
         assert self.twin.handle(given, self.now) == commands
@@ -151,28 +152,28 @@ class FeedMachine(RuleBasedStateMachine):
             self.in_vain = 0
         if isinstance(given, SnapshotTaken):
             self.unanchored = oversized
-        if core.log.generation != self.generation:
+        if core.history.log.generation != self.generation:
             assert isinstance(given, SnapshotTaken)
-            self.generation, self.lineage, self.excused = core.log.generation, self.taken_from, False
+            self.generation, self.lineage, self.excused = core.history.log.generation, self.taken_from, False
             self.settled = given.snapshot.revision
         elif watch is not None and watch.history not in (None, self.lineage):
             went_on = core.state is State.LIVE and before is not State.LIVE
-            if self.lineage is not None and (went_on or (tip, floor) != (core.log.tip, core.log.floor)):
+            if self.lineage is not None and (went_on or (tip, floor) != (core.history.log.tip, core.history.log.floor)):
                 self.judge_continuation(watch.history, tip)
         for command in commands:
             self.execute(command)
-        if not core.joinable or core.state is State.CLOSED:
-            if core.history.stage is not Stage.RESTING:
+        if not core.history.joinable or core.state is State.CLOSED:
+            if core.backfill.stage is not Stage.RESTING:
                 self.tell(Stop())
-        elif core.owes_history:
-            self.tell(WantHistory())
+        elif core.owes_backfill:
+            self.tell(WantBackfill())
 
-    def tell(self, given: HistoryInput) -> None:
+    def tell(self, given: BackfillInput) -> None:
         """As ``RunningBackfill.handle``; and hold every step to its table."""
         core = self.core
-        before = core.history.stage
-        commands = core.history.handle(given, self.now)
-        assert core.history.stage in HISTORY_TABLE[before, type(given)].leads_to
+        before = core.backfill.stage
+        commands = core.backfill.handle(given, self.now)
+        assert core.backfill.stage in HISTORY_TABLE[before, type(given)].leads_to
         for command in commands:
             match command:
                 case OpenWatch(start, lane):
@@ -216,7 +217,7 @@ class FeedMachine(RuleBasedStateMachine):
             or revision < compacted
             # Told of a compaction by one history, the feed restarts behind it; restored since to a second one that
             # was not compacted so far, by nobody seen: both may be right, and nothing is promised (two restores).
-            or revision <= self.core._compacted
+            or revision <= self.core.history.compacted
             or (self.unanchored and not published)
             or (revision == compacted and gone)
             or same
@@ -323,14 +324,14 @@ class FeedMachine(RuleBasedStateMachine):
     @rule()
     def compact_at_anchor(self) -> None:
         """Somebody compacts exactly at the last revision that the feed knows."""
-        last = self.core.log.last
+        last = self.core.history.log.last
         if last is not None:
             self.store.compact(last.revision)
 
     @rule()
     def compact_at_tip(self) -> None:
         """Somebody compacts just behind the feed's tip: where a resume starts."""
-        self.store.compact(self.core.log.tip + 1)
+        self.store.compact(self.core.history.log.tip + 1)
 
     @rule(
         back=st.integers(0, 12),
@@ -460,7 +461,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     # --- the watch that reads history ---------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.core.history.stage is not Stage.RESTING)
+    @precondition(lambda self: self.core.backfill.stage is not Stage.RESTING)
     @rule(move=st.sampled_from(HISTORY_MOVES), number=st.integers(0, 6))
     def move_history(self, move: str, number: int) -> None:
         """One of all that may happen to it, if that can be."""
@@ -493,7 +494,7 @@ class FeedMachine(RuleBasedStateMachine):
         elif move == "give probe" and self.history_probed is not None:
             self.tell(self.history_probed)
         elif move in ("fail probe", "time out", "no room"):
-            given: dict[str, HistoryInput] = {"fail probe": Probed("failed"), "time out": SyncTimeout()}
+            given: dict[str, BackfillInput] = {"fail probe": Probed("failed"), "time out": SyncTimeout()}
             self.tell(given.get(move, NoRoom()))
 
     def move_open_history(self, watch: SimulatedWatch, move: str, number: int) -> None:
@@ -638,14 +639,14 @@ class FeedMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         """Time passes, and the registry's tick trims the log."""
         self.now += seconds
-        self.core.log.trim(self.now)
-        self.twin.log.trim(self.now)
+        self.core.history.log.trim(self.now)
+        self.twin.history.log.trim(self.now)
 
     @rule(size=st.integers(1, 1500))
     def shed(self, size: int) -> None:
         """Memory is short."""
-        self.core.log.shed(size)
-        self.twin.log.shed(size)
+        self.core.history.log.reclaim(size)
+        self.twin.history.log.reclaim(size)
 
     # --- readers -----------------------------------------------------------------------------------------------------
 
@@ -653,19 +654,19 @@ class FeedMachine(RuleBasedStateMachine):
     def want_history(self, back: int) -> None:
         """A joiner with an old cursor: as ``Feed.want_history``."""
         core = self.core
-        revision = max(0, core.log.floor - back)
-        if core.may_read_history(revision, self.now, trusted=self.store.progress_trusted):
+        revision = max(0, core.history.log.floor - back)
+        if core.may_backfill(revision, self.now, trusted=self.store.progress_trusted):
             assert core.state is State.LIVE
-            self.tell(WantHistory(revision))
-            assert core.promises_history(revision)
-        elif core.promises_history(revision):
-            self.tell(WantHistory(revision))
+            self.tell(WantBackfill(revision))
+            assert core.backfill.promises(revision)
+        elif core.backfill.promises(revision):
+            self.tell(WantBackfill(revision))
 
-    @precondition(lambda self: self.core.joinable)
+    @precondition(lambda self: self.core.history.joinable)
     @rule(back=st.integers(1, 8), steps=st.integers(0, 14), lag=st.integers(0, 2))
     def read_history(self, back: int, steps: int, lag: int) -> None:
         """The same, and all goes well with it for some steps; *lag*: of the member that it is read from."""
-        self.core.history._not_before = float("-inf")  # as if time had passed, and the log had not grown old
+        self.core.backfill._not_before = float("-inf")  # as if time had passed, and the log had not grown old
         self.want_history(back)
         for _ in range(steps):
             if self.history is not None and self.history.history is None:
@@ -673,17 +674,17 @@ class FeedMachine(RuleBasedStateMachine):
             elif not self.step_of_history():
                 return
 
-    @precondition(lambda self: self.core.joinable)
+    @precondition(lambda self: self.core.history.joinable)
     @rule()
     def join(self) -> None:
         """A reader without cursor."""
         self.readers.append(self.fresh_reader())
 
-    @precondition(lambda self: self.core.joinable and self.core.log.tip > self.core.log.floor)
+    @precondition(lambda self: self.core.history.joinable and self.core.history.log.tip > self.core.history.log.floor)
     @rule(data=st.data())
     def join_with_cursor(self, data: st.DataObject) -> None:
         """A reader whose mirror is exact at some revision that the log covers."""
-        revision = data.draw(st.integers(self.core.log.floor, self.core.log.tip))
+        revision = data.draw(st.integers(self.core.history.log.floor, self.core.history.log.tip))
         assert self.lineage is not None
         self.readers.append(Reader(self.core, revision, dict(self.lineage.state(revision))))
 
@@ -692,14 +693,14 @@ class FeedMachine(RuleBasedStateMachine):
     def read(self, data: st.DataObject, size: int) -> None:
         """A reader reads on, or is reset."""
         index = data.draw(st.integers(0, len(self.readers) - 1))
-        if not self.readers[index].read(size) and self.core.joinable:
+        if not self.readers[index].read(size) and self.core.history.joinable:
             self.readers[index] = self.fresh_reader()
 
     def fresh_reader(self) -> Reader:
         """One that is sent the state."""
-        view = self.core.view
+        view = self.core.history.view
         assert view is not None
-        snapshot = view.snapshot(self.core.log.tip)
+        snapshot = view.snapshot(self.core.history.log.tip)
         return Reader(self.core, snapshot.revision, {item.key: item for item in snapshot.items})
 
     # --- all goes well for a while -----------------------------------------------------------------------------------
@@ -808,7 +809,7 @@ class FeedMachine(RuleBasedStateMachine):
                 assert self.watch is None
                 assert self.retry
         assert not self.sync_timer or self.core.state is State.CATCHING_UP
-        stage = self.core.history.stage
+        stage = self.core.backfill.stage
         assert self.history_timer == (stage is not Stage.RESTING)
         assert (self.history is not None) == (stage in (Stage.OPENING, Stage.READING))
         probing = self.history_probe is not None or self.history_probed is not None
@@ -818,14 +819,22 @@ class FeedMachine(RuleBasedStateMachine):
     def followers_notice_nothing(self) -> None:
         """Whoever asks for history: what others are told is what the twin's would be."""
         core, twin = self.core, self.twin
-        assert (core.state, core.doubted, core.reason, core.restores) == (
-            twin.state, twin.doubted, twin.reason, twin.restores
+        assert (core.state, core.history.unproven, core.history.reason, core.history.restores) == (
+            twin.state, twin.history.unproven, twin.history.reason, twin.history.restores
         )  # fmt: skip
-        assert (core.log.generation, core.log.tip) == (twin.log.generation, twin.log.tip)
-        assert core.log.floor <= twin.log.floor, "nobody falls out of the log for it"
-        assert core.log.after(twin.log.floor, 1 << 30) == twin.log.after(twin.log.floor, 1 << 30)
-        if core.view is not None and twin.view is not None:
-            assert core.view.snapshot(core.log.tip).items == twin.view.snapshot(twin.log.tip).items
+        assert (core.history.log.generation, core.history.log.tip) == (
+            twin.history.log.generation,
+            twin.history.log.tip,
+        )
+        assert core.history.log.floor <= twin.history.log.floor, "nobody falls out of the log for it"
+        assert core.history.log.after(twin.history.log.floor, 1 << 30) == twin.history.log.after(
+            twin.history.log.floor, 1 << 30
+        )
+        if core.history.view is not None and twin.history.view is not None:
+            assert (
+                core.history.view.snapshot(core.history.log.tip).items
+                == twin.history.view.snapshot(twin.history.log.tip).items
+            )
 
     @invariant()
     def what_is_too_large_is_given_up(self) -> None:
@@ -836,36 +845,40 @@ class FeedMachine(RuleBasedStateMachine):
     def doubt_keeps_joiners_away(self) -> None:
         """A feed that starts anew gives its old view to nobody."""
         if self.core.state in STARTING:
-            assert not self.core.joinable
+            assert not self.core.history.joinable
 
     @invariant()
     def memory_is_bounded(self) -> None:
         """Log and held batches keep to the bounds, but for one revision that is larger by itself."""
         core = self.core
-        assert len(core.log) <= BOUNDS.batches
-        assert core.log.bytes <= BOUNDS.bytes or len(core.log) == 1
-        assert core._held_bytes == sum(batch.size for batch in core._held)
-        assert core._held_bytes <= BOUNDS.bytes or len(core._held) == 1
-        held = core._held_bytes + core.history.bytes
-        assert core.bytes == core.log.bytes + held + (core.view.bytes if core.view is not None else 0)
-        assert core.history.bytes <= BOUNDS.bytes
+        assert len(core.history.log) <= BOUNDS.batches
+        assert core.history.log.bytes <= BOUNDS.bytes or len(core.history.log) == 1
+        held = core.backfill.bytes
+        if core._proof is not None:
+            assert core._proof.bytes == sum(batch.size for batch in core._proof.held)
+            assert core._proof.bytes <= BOUNDS.bytes or len(core._proof.held) == 1
+            held += core._proof.bytes
+        assert core.bytes == core.history.log.bytes + held + (
+            core.history.view.bytes if core.history.view is not None else 0
+        )
+        assert core.backfill.bytes <= BOUNDS.bytes
 
     @invariant()
     def view_is_exact(self) -> None:
         """The view is etcd's state at its revision, and still is at the log's tip."""
-        view, lineage = self.core.view, self.lineage
+        view, lineage = self.core.history.view, self.lineage
         if view is None or lineage is None or self.excused:
             return
-        items = {item.key: item for item in view.snapshot(self.core.log.tip).items}
+        items = {item.key: item for item in view.snapshot(self.core.history.log.tip).items}
         assert items == lineage.state(view.revision)
-        assert self.core.log.tip <= lineage.current
-        assert items == lineage.state(self.core.log.tip)
+        assert self.core.history.log.tip <= lineage.current
+        assert items == lineage.state(self.core.history.log.tip)
         assert view.bytes == sum(item.size for item in items.values())
 
     @invariant()
     def log_is_exact(self) -> None:
         """The log holds exactly the range's events between its floor and its tip."""
-        log, lineage = self.core.log, self.lineage
+        log, lineage = self.core.history.log, self.lineage
         if lineage is None or self.excused:
             return
         found = [(batch.revision, batch.events) for batch in log.after(log.floor, 1 << 30)]
@@ -891,15 +904,15 @@ class FeedMachine(RuleBasedStateMachine):
             self.check()
         assert self.core.state is State.LIVE
         assert self.lane == "live"
-        assert self.core.joinable
-        assert self.core.view is not None
+        assert self.core.history.joinable
+        assert self.core.history.view is not None
         if not self.excused:
-            items = {item.key: item for item in self.core.view.snapshot(self.core.log.tip).items}
+            items = {item.key: item for item in self.core.history.view.snapshot(self.core.history.log.tip).items}
             assert items == self.store.history.state(self.store.history.current)
-        assert self.core.history.stage is Stage.RESTING
+        assert self.core.backfill.stage is Stage.RESTING
         self.handle(Stop())
         assert self.watch is None
-        assert self.core._held_bytes == 0
+        assert self.core._proof is None
         assert self.core.state.name == "CLOSED"  # by name: mypy still believes the LIVE above
 
     def check(self) -> None:
@@ -955,7 +968,7 @@ class Moments(FeedMachine):
         """One of ``MOMENTS``."""
         match kind:
             case "ask":
-                self.core.history._not_before = float("-inf")  # as if time had passed
+                self.core.backfill._not_before = float("-inf")  # as if time had passed
                 self.want_history(number)
             case "history":
                 for _ in range(number):
@@ -1016,8 +1029,8 @@ def test_a_delete_lost_where_history_starts_is_not_missed() -> None:
     machine.pass_moment("ask", REACH_BACK)
     assert machine.history is not None
     machine.store.compact(machine.history.start)
-    floor = machine.core.log.floor
-    while machine.core.history.stage is not Stage.RESTING:
+    floor = machine.core.history.log.floor
+    while machine.core.backfill.stage is not Stage.RESTING:
         machine.step_of_history()
         machine.check()
-    assert (machine.core.log.floor, machine.core.why_no_history(floor - 1)) == (floor, "compacted")
+    assert (machine.core.history.log.floor, machine.core.backfill.why_not(floor - 1)) == (floor, "compacted")

@@ -38,20 +38,20 @@ def read_all(each: Reader) -> list[str]:
 def test_all_of_it_is_given_back() -> None:
     """View, what is encoded, and log; the position stays, so that a restore shows."""
     core = doubted()
-    held, tip = core.bytes, core.log.tip
-    assert core.give_up_view() == held > 0
-    assert (core.bytes, core.view, core.log.tip, core.gave_up_view) == (0, None, tip, True)
-    assert core.give_up_view() == 0
+    held, tip = core.bytes, core.history.log.tip
+    assert core.history.reclaim_view() == held > 0
+    assert (core.bytes, core.history.view, core.history.log.tip, core.history.view_reclaimed) == (0, None, tip, True)
+    assert core.history.reclaim_view() == 0
     take(core)
     assert core.state is State.LIVE
-    assert not core.gave_up_view
+    assert not core.history.view_reclaimed
 
 
 def test_a_state_that_is_not_in_doubt_stays() -> None:
     """It is served, and what grows gives way to it."""
     core = live(put(5))
-    assert core.give_up_view() == 0
-    assert core.view is not None
+    assert core.history.reclaim_view() == 0
+    assert core.history.view is not None
 
 
 def test_who_is_within_a_state_that_is_given_up_is_told_in_the_end() -> None:
@@ -62,7 +62,7 @@ def test_who_is_within_a_state_that_is_given_up_is_told_in_the_end() -> None:
     read_all(follows)
     core.handle(Compacted(120), 0.0)
     assert not within.waits_in_vain(11.0, 10.0, in_trouble=True)
-    core.give_up_view()
+    core.history.reclaim_view()
     assert within.waits_in_vain(11.0, 10.0, in_trouble=True)
     assert not within.waits_in_vain(9.0, 10.0, in_trouble=True)
     assert not follows.waits_in_vain(11.0, 10.0, in_trouble=True)
@@ -79,7 +79,7 @@ def test_readers_wait_and_are_reset() -> None:
     core.handle(Compacted(120), 0.0)
     core.handle(Created(150), 0.0)
     joins = reader(core)
-    core.give_up_view()
+    core.history.reclaim_view()
     for each in (behind, within, follows, joins):
         each.let_go()
         assert read_all(each) == []
@@ -94,7 +94,7 @@ def test_readers_wait_and_are_reset() -> None:
 def test_a_state_that_cannot_be_read_is_tried_again() -> None:
     """Without the old one; what is said then is the same."""
     core = doubted()
-    core.give_up_view()
+    core.history.reclaim_view()
     core.handle(SnapshotFailed(), 0.0)
     assert core.state is State.START_RETRY
     assert core.bytes == 0

@@ -30,10 +30,10 @@ def test_a_view_without_room() -> None:
 
 def test_a_view_that_sheds_while_it_asks_for_room() -> None:
     """Room for the bodies may be made of what this very view has encoded."""
-    view = View(Snapshot.of(20, ITEMS, block_bytes=1), lambda _size: view.shed() >= 0)
+    view = View(Snapshot.of(20, ITEMS, block_bytes=1), lambda _size: view.reclaim() >= 0)
     for block in view.snapshot(20).blocks:
         view.frame(block, "sse", "auto")
-    assert view.encoded == view.shed() > 0
+    assert view.encoded == view.reclaim() > 0
     assert view.bytes == sum(item.size for item in ITEMS)
 
 
@@ -65,7 +65,7 @@ def test_a_log_without_room(size: int) -> None:
 def test_a_log_that_sheds_while_it_asks_for_room() -> None:
     """A batch that goes meanwhile is not counted any more."""
     log = log_of(2, 3, 4)
-    log.may_keep = lambda _size: log.shed(1) >= 0
+    log.may_keep = lambda _size: log.reclaim(1) >= 0
     assert log.slice(1, 1 << 20, WORDING) is not None
     assert len(log) == 1
     assert log.bytes == sum(batch.size for batch in log.after(log.floor, 1 << 20))

@@ -109,7 +109,7 @@ class LogMachine(RuleBasedStateMachine):
     def shed(self, size: int) -> None:
         """Memory is short: oldest first, the newest stays, and no more than is asked for."""
         before, held = self.kept(), self.log.bytes
-        given_back = self.log.shed(size)
+        given_back = self.log.reclaim(size)
         assert given_back == held - self.log.bytes
         gone = before[: len(before) - len(self.log)]
         assert given_back == sum(item.size for item in gone)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.core.cursor import NOTHING, UNREADABLE, Cursor, Shape, parse_cursor
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore
-from app.core.feed_messages import Probed, Restored, SnapshotTaken, Start, WantHistory
+from app.core.feed_messages import Probed, Restored, SnapshotTaken, Start, WantBackfill
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress
@@ -45,8 +45,8 @@ def batches(*revisions: int) -> Batches:
 
 def put_next(core: FeedCore, revision: int, key: bytes = b"/a/1") -> KeyValue:
     """What etcd says of a put there, by what the feed knows of the key."""
-    assert core.view is not None
-    for old in core.view.snapshot(core.log.tip).items:
+    assert core.history.view is not None
+    for old in core.history.view.snapshot(core.history.log.tip).items:
         if old.key == key:
             return KeyValue(key, b"v", old.create_revision, revision, old.version + 1)
     return put(revision, key)
@@ -61,7 +61,7 @@ def say(core: FeedCore, *revisions: int) -> None:
 def live(*items: KeyValue, revision: int = 100, bounds: Bounds | None = None) -> FeedCore:
     """A live feed that began with a snapshot."""
     core = FeedCore(bounds or Bounds(), reach_back=50)
-    core.handle(Start(reach=False), 0.0)
+    core.handle(Start(backfill=False), 0.0)
     core.handle(Created(revision), 0.0)
     core.handle(SnapshotTaken(Snapshot.of(revision, items, block_bytes=1), 1), 0.0)
     return core
@@ -84,7 +84,9 @@ def reader(
     heartbeat: float = 15.0,
 ) -> Reader:
     """A reader as the stream makes it."""
-    return Reader(core, shape, epoch_of, form=form, cursor=cursor, snapshot=snapshot, heartbeat=heartbeat)
+    return Reader(
+        core.history, core.backfill, shape, epoch_of, form=form, cursor=cursor, snapshot=snapshot, heartbeat=heartbeat
+    )
 
 
 def resets(one: Reader) -> list[str]:
@@ -173,12 +175,12 @@ class ReaderMachine(RuleBasedStateMachine):
 
     def note(self) -> None:
         """What is true at the tip."""
-        self.histories[epoch_of(self.cluster, SHAPE)][self.core.log.tip] = self.shown()
+        self.histories[epoch_of(self.cluster, SHAPE)][self.core.history.log.tip] = self.shown()
 
     @rule(change=change, gap=st.integers(1, 3))
     def write(self, change: dict[bytes, bool], gap: int) -> None:
         """A revision of puts and deletes."""
-        revision = self.core.log.tip + gap
+        revision = self.core.history.log.tip + gap
         events: list[Event] = []
         for key, value in change.items():
             if value:
@@ -187,7 +189,7 @@ class ReaderMachine(RuleBasedStateMachine):
             elif self.now.pop(key, None) is not None:
                 events.append(Delete(key, revision))
         if events:
-            before, tip = self.histories[epoch_of(self.cluster, SHAPE)], self.core.log.tip
+            before, tip = self.histories[epoch_of(self.cluster, SHAPE)], self.core.history.log.tip
             before |= dict.fromkeys(range(tip, revision), before[tip])
             self.core.handle(Batches((Batch(revision, events),)), 0.0)
             self.note()
@@ -196,19 +198,19 @@ class ReaderMachine(RuleBasedStateMachine):
     def progress(self, by: int) -> None:
         """Revisions that do not concern the range."""
         for _ in range(by):
-            self.core.handle(Progress(self.core.log.tip + 1, trusted=True), 0.0)
+            self.core.handle(Progress(self.core.history.log.tip + 1, trusted=True), 0.0)
             self.note()
 
     @rule(size=sizes)
     def shed(self, size: int) -> None:
         """Memory is short: who is behind may fall out of the log."""
-        self.core.log.shed(size)
+        self.core.history.log.reclaim(size)
 
     @rule(back=st.integers(0, 20), same=st.booleans())
     def restore(self, back: int, same: bool) -> None:
         """Another history, of another cluster or (seen by its revisions) of the same with another epoch."""
         self.cluster += 1
-        revision = max(1, self.core.log.tip - back)
+        revision = max(1, self.core.history.log.tip - back)
         self.now = {KEYS[0]: put(revision)} if same else {}
         self.histories[epoch_of(self.cluster, SHAPE)] = {}
         restore(self.core, *self.now.values(), revision=revision, cluster_id=self.cluster)
@@ -240,7 +242,7 @@ class ReaderMachine(RuleBasedStateMachine):
                 break
         assert self.mirror.state == self.shown()
         assert (self.reader.synced, self.reader.phase) == (True, Phase.FOLLOWING)
-        assert (self.reader.revision, self.reader.behind) == (self.core.log.tip, 0)
+        assert (self.reader.revision, self.reader.behind) == (self.core.history.log.tip, 0)
 
     def step(self) -> bool:
         """Read on; False when there is nothing."""
@@ -371,7 +373,7 @@ def test_it_waits_for_a_feed_that_has_nothing() -> None:
     core = FeedCore(Bounds(), 50)
     one = reader(core)
     assert (one.read(PLENTY), one.phase, one.wants) == (b"", Phase.WAITING, Wants.NOTHING)
-    core.handle(Start(reach=False), 0.0)
+    core.handle(Start(backfill=False), 0.0)
     core.handle(Created(100), 0.0)
     assert one.read(PLENTY) == b""
     core.handle(SnapshotTaken(Snapshot.of(100, []), 1), 0.0)
@@ -490,13 +492,13 @@ def test_a_cursor_below_the_log_waits_for_promised_history() -> None:
     core = live(put(90))
     one = reader(core, Cursor(EPOCH, 80))
     one.read(PLENTY)
-    core.history.handle(WantHistory(80), 0.0)
+    core.backfill.handle(WantBackfill(80), 0.0)
     one.refuse_history()
     assert (one.read(PLENTY), one.wants) == (b"", Wants.NOTHING)
-    core.history.handle(Created(100), 0.0)
-    core.history.handle(batches(90), 0.0)
-    core.history.handle(Progress(100, trusted=True), 0.0)
-    core.history.handle(Probed("ok"), 0.0)
+    core.backfill.handle(Created(100), 0.0)
+    core.backfill.handle(batches(90), 0.0)
+    core.backfill.handle(Progress(100, trusted=True), 0.0)
+    core.backfill.handle(Probed("ok"), 0.0)
     assert words(one.read(PLENTY) + one.read(PLENTY)) == ["put@90", "synced@100"]
     assert resets(one) == []
 
@@ -615,7 +617,7 @@ def test_what_it_lacks_has_come_at_some_time() -> None:
     for revision in range(104, 109):
         core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 20.0)
     assert lacks(one) == float("-inf"), "the log has it no more"
-    core.log.restart(110)
+    core.history.log.restart(110)
     assert lacks(one) is None, "another generation: a reset is what comes next"
 
 

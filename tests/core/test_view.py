@@ -223,7 +223,7 @@ def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form
         for given, of in given_out:
             assert given.items == of
         given_back = view.encoded
-        assert (view.shed(), view.encoded) == (given_back, 0)
+        assert (view.reclaim(), view.encoded) == (given_back, 0)
         items = [state[key] for key in sorted(state)]
         assert b"".join(frames(view, view.snapshot(view.revision), form)) == whole(items, form)
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from app.core.feed import FeedCore
-from app.core.feed_messages import Commands, FeedInput, InvalidTransitionError, Stop
+from app.core.feed_messages import Commands, FeedInput, Stop
 from app.core.keys import KeyRange
 from app.core.reader import Reader
+from app.core.state_table import InvalidTransitionError
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
