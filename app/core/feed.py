@@ -412,7 +412,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.CONFIRMING, Probed): transition(_F._probed, _S.LIVE, _S.CATCHING_UP, _S.OPENING, _S.WATCH_RETRY),
     (_S.CONFIRMING, Batches): transition(_F._hold_for_probe, _S.CONFIRMING, _S.OPENING),
     (_S.CONFIRMING, Progress): transition(_F._ignore, _S.CONFIRMING),
-    (_S.CONFIRMING, Compacted): transition(_F._caught_compacted, _S.OPENING),
+    (_S.CONFIRMING, Compacted): transition(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.CONFIRMING, Refused): transition(_F._retry_watch, _S.WATCH_RETRY),
     (_S.CONFIRMING, Lost): transition(_F._lost, _S.WATCH_RETRY, _S.OPENING),
     (_S.CONFIRMING, Restored): transition(_F._restored, _S.OPENING),

@@ -189,6 +189,9 @@ CASES: dict[str, Case] = {
     "events meanwhile": (CONFIRMING_PROBE, batches(142), S.CONFIRMING, ()),
     "more events meanwhile than fit": (CONFIRMING_PROBE.then(heavy(142)), heavy(143), S.OPENING, ANEW),
     "progress meanwhile": (CONFIRMING_PROBE, SURE, S.CONFIRMING, ()),
+    "a late anchor compacted while confirming": (
+        OVERLAP.then(Created(100), late(90)), Compacted(95), S.CATCHING_UP, (EndProof(), OpenWatch(101))
+    ),
     "compacted behind a tip without anchor": (CONFIRMING_PROBE, Compacted(141), S.OPENING, ANEW),
     "refused meanwhile": (CONFIRMING_PROBE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "lost meanwhile": (CONFIRMING_PROBE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
