@@ -21,23 +21,13 @@ from prometheus_fastapi_instrumentator import metrics as http
 
 from app import logs
 from app.core.feed import State
+from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.etcd.stream import READER
 from app.etcd.stream_pool import MAX_STREAMS
 from app.gateway import Gateway
 from app.stream.sink import SINKS
 
 NAMESPACE = "etcd_watch_gateway"
-
-# Label values that are always there, so that an alert's rate() has a zero to start from.
-RESET_REASONS = ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
-CLOSE_REASONS = (
-    "client", "drain", "max-age", "unavailable", "too-large", "too-slow", "revoked", "send-timeout", "error",
-    "shutdown", "cancelled",
-)  # fmt: skip
-REFUSAL_REASONS = (
-    "too-many-subscribers", "too-many-feeds", "too-many-connections", "draining", "etcd-unavailable", "too-large",
-    "unauthorized", "forbidden", "invalid-parameter",
-)  # fmt: skip
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -49,6 +39,7 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
 
 
 def _by_reason(name: str, text: str, counts: Mapping[str, int], always: tuple[str, ...]) -> CounterMetricFamily:
+    """*always*: the reasons that are there from the start, so that an alert's rate() has a zero to begin with."""
     family = CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=["reason"])
     for reason in dict.fromkeys((*always, *counts)):
         family.add_metric([reason], counts.get(reason, 0))
@@ -117,7 +108,7 @@ class GatewayCollector(Collector):
         )
         yield _counter("sent_bytes", "Bytes written to subscribers.", tally.bytes)
         yield _by_reason("resets", "Resets sent.", tally.handed.resets, RESET_REASONS)
-        yield _by_reason("streams_closed", "Streams ended.", tally.closed, CLOSE_REASONS)
+        yield _by_reason("streams_closed", "Streams ended.", tally.closed, END_REASONS)
         yield _by_reason("refusals", "Streams refused.", tally.refused, REFUSAL_REASONS)
 
     def _of_etcd(self) -> Iterator[Metric]:

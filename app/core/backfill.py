@@ -36,7 +36,6 @@ from app.core.feed_messages import (
     OpenWatch,
     Probe,
     Probed,
-    Reason,
     Stop,
     SyncTimeout,
     WantBackfill,
@@ -44,6 +43,7 @@ from app.core.feed_messages import (
 from app.core.history import History
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.reasons import ResetReason
 from app.core.state_table import Transition, find_action, transition
 
 # Seconds from one read of a feed to the next. After each that failed the wait doubles, up to the second figure.
@@ -86,7 +86,7 @@ class Reading:
 class Failure:
     """The last read, if it failed: why, and for whom it was."""
 
-    reason: Reason
+    reason: ResetReason
     floor: int
     distance: int  # revisions that it was to read
 
@@ -134,7 +134,7 @@ class Backfill:
         reading = self._reading
         return reading is not None and self._is_current(reading) and revision >= reading.floor
 
-    def why_not(self, revision: int) -> Reason:
+    def why_not(self, revision: int) -> ResetReason:
         """Why a cursor at *revision*, below the log's floor, is not served.
 
         What ended the history that it knows of; or etcd has compacted it; or reading it failed; or it is out of reach.
@@ -190,7 +190,7 @@ class Backfill:
             reading.newest = max(reading.newest, given.revision)
         return ()
 
-    def _again(self, reason: Reason, now: float) -> Commands:
+    def _again(self, reason: ResetReason, now: float) -> Commands:
         reading = self._now_reading()
         if reading.tries >= TRIES:
             return self._give_up(reason, now)
@@ -290,7 +290,7 @@ class Backfill:
 
     def _probed(self, given: Probed, now: float) -> Commands:
         if given.outcome != "ok":
-            reasons: dict[str, Reason] = {"compacted": "compacted", "future": "restored", "failed": "unproven"}
+            reasons: dict[str, ResetReason] = {"compacted": "compacted", "future": "restored", "failed": "unproven"}
             return self._give_up(reasons[given.outcome], now)
         reading, log = self._now_reading(), self._history.log
         if not self._is_current(reading) or reading.said < log.floor or not self._fit():
@@ -327,7 +327,7 @@ class Backfill:
         self.stage = Stage.RESTING
         return (EndProof(), CloseWatch())
 
-    def _give_up(self, reason: Reason, now: float) -> Commands:
+    def _give_up(self, reason: ResetReason, now: float) -> Commands:
         reading = self._now_reading()
         if self._is_current(reading):
             self._failure = Failure(reason, reading.reach, self._history.log.floor - reading.reach)

@@ -31,6 +31,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from app.core.reasons import CloseReason
+
 
 class GatewayError(Exception):
     """Carries what becomes an RFC 9457 problem: ``status``, a machine word ``code``, a ``title``, and its detail.
@@ -121,7 +123,7 @@ class TransientError(GatewayError):
 
     status = 503
     title = "Service unavailable"
-    close_reason: ClassVar[str] = "unavailable"
+    close_reason: ClassVar[CloseReason] = "unavailable"
     # How many times longer than usual a client is to wait.
     patience: ClassVar[int] = 1
 

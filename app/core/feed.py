@@ -53,7 +53,6 @@ from app.core.feed_messages import (
     OpenWatch,
     Probe,
     Probed,
-    Reason,
     Restored,
     Retry,
     RetryDue,
@@ -68,6 +67,7 @@ from app.core.history import History
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from app.core.proof import Anchor, Oversized, Plan, Proof
+from app.core.reasons import ResetReason
 from app.core.state_table import Transition, find_action, transition
 
 
@@ -149,7 +149,7 @@ class FeedCore:
         self.state = State.OPENING
         return (OpenWatch(0),)
 
-    def _start_anew(self, reason: Reason) -> Commands:
+    def _start_anew(self, reason: ResetReason) -> Commands:
         if reason == "restored":
             self.history.restores += 1
         self.history.unproven = reason
@@ -262,7 +262,7 @@ class FeedCore:
         proof.behind = False
         return self._confirm()
 
-    def _why_no_anchor(self) -> Reason:
+    def _why_no_anchor(self) -> ResetReason:
         """The anchor would have come before: it never was, or it is a delete that a compaction exactly there took.
 
         A compaction exactly there keeps puts, so that a put that does not come tells of another history.

@@ -10,7 +10,6 @@ from typing import Literal
 from app.core.multiplex import WatchInput
 from app.core.snapshot import Snapshot
 
-Reason = Literal["initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"]
 # Which stream a watch goes to: one of those that live ones share, the one for histories, or one that it has to itself.
 Lane = Literal["live", "catch-up", "alone"]
 

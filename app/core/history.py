@@ -7,9 +7,9 @@ more of it is read for old cursors (``backfill``).
 from __future__ import annotations
 
 from app.core.events import Batch
-from app.core.feed_messages import Reason
 from app.core.log import Bounds, Log, MayKeep, keep_all
 from app.core.proof import Anchor
+from app.core.reasons import ResetReason
 from app.core.snapshot import Snapshot
 from app.core.view import View
 
@@ -24,10 +24,10 @@ class History:
         self.view_reclaimed = False
         self.cluster_id = 0
         # Why the log's generation began: what a reader of an older one is told.
-        self.reason: Reason = "initial"
+        self.reason: ResetReason = "initial"
         # Why it is not proven that this history goes on: nobody new is given the view, and the next generation begins
         # for this reason. None: all is well.
-        self.unproven: Reason | None = None
+        self.unproven: ResetReason | None = None
         # How many histories it has known to end: a cursor that came before the last did is of an ended one.
         self.restores = 0
         self.snapshot_revision = 0  # of the last snapshot: up to it a watch may repeat what the snapshot holds
@@ -46,7 +46,7 @@ class History:
         """Whether a joiner may be given what the view holds."""
         return self.view is not None and self.unproven is None
 
-    def why_ended(self, revision: int) -> Reason | None:
+    def why_ended(self, revision: int) -> ResetReason | None:
         """Why a cursor at *revision* has no history to go on with: what ended that history, or etcd has compacted it.
 
         None when neither is so: then the history could be read.

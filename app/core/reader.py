@@ -19,9 +19,9 @@ from enum import Enum
 
 from app.core.backfill import Backfill
 from app.core.cursor import Cursor, Shape
-from app.core.feed_messages import Reason
 from app.core.frames import comment, control, greeting
 from app.core.history import History
+from app.core.reasons import CloseReason, ResetReason
 from app.core.slow_reader import SlowReaderPolicy
 from app.core.snapshot import Snapshot
 
@@ -244,7 +244,7 @@ class Reader:
         members["ranges"] = [str(self._shape.range)]
         return control(self._form, "status", members)
 
-    def close(self, reason: str, retry_ms: int, *, stale: bool, detail: str = "") -> bytes:
+    def close(self, reason: CloseReason, retry_ms: int, *, stale: bool, detail: str = "") -> bytes:
         """The last bytes of a stream that we end: where it stands, then why, and when to come back.
 
         *detail*: more of why, for people.
@@ -315,7 +315,7 @@ class Reader:
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    def _begin_snapshot(self, reason: Reason, snapshot: Snapshot | None = None) -> bytes:
+    def _begin_snapshot(self, reason: ResetReason, snapshot: Snapshot | None = None) -> bytes:
         """``reset``, with the first items of a snapshot that is in memory: never one without the other."""
         history = self._history
         assert history.view is not None, "a snapshot is only begun on a feed that has a view"

@@ -27,6 +27,7 @@ from app.core.errors import GatewayError, TooLargeError, TransientError, Unavail
 from app.core.frames import control, greeting
 from app.core.freshness import STEPS, Freshness
 from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
+from app.core.reasons import CloseReason
 from app.core.slow_reader import RetryPenalty, SlowReaderPolicy
 from app.ports import Clock, Draw, Etcd, spawn
 from app.stream.connection import LOOKS, Connection, StuckError
@@ -211,7 +212,7 @@ class StreamResponse(EventSourceResponse):
             if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
-                members = {"reason": error.close_reason, "retry_ms": retry_ms}
+                members: dict[str, object] = {"reason": error.close_reason, "retry_ms": retry_ms}
                 if isinstance(error, UnavailableError):
                     members["detail"] = error.detail
                 close = control(self._asked.form, "close", members)
@@ -474,7 +475,7 @@ class Delivery:
         elif self._reader.phase is SNAPSHOT:
             self._reader.pace.wrote(size, 0.0)
 
-    def _reason_to_end(self, now: float) -> str | None:
+    def _reason_to_end(self, now: float) -> CloseReason | None:
         if now >= self._deadline:
             return "max-age"
         in_trouble = bool(self._feed.trouble) or self._streams.etcd.condition.state != "ready"
@@ -490,7 +491,7 @@ class Delivery:
             since = min(since or float("inf"), time.time() - behind)
         return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def _last_words(self, reason: str) -> bytes:
+    def _last_words(self, reason: CloseReason) -> bytes:
         if reason == "too-slow":
             retry_ms = self._add_retry_penalty()
         else:

@@ -37,6 +37,7 @@ from app.core.feed_messages import (
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Lost, Refused, WatchInput
+from app.core.reasons import CloseReason
 from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.backfill import RunningBackfill
@@ -76,7 +77,7 @@ class Memory(Protocol):
     def published(self, events: int) -> None:
         """A feed has published so many events more."""
 
-    def failed(self, feed: Feed, reason: str) -> None:
+    def failed(self, feed: Feed, reason: CloseReason) -> None:
         """*feed* has ended by itself: nobody is to join it any more, and its subscribers are closed for *reason*."""
 
 
@@ -293,7 +294,7 @@ class Feed:
         log.warning("feed too large", extra={"range": str(self.range), "bytes": self.core.bytes})
         self._fail(TooLargeError.close_reason)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: CloseReason) -> None:
         self.stop()
         self._memory.failed(self, reason)
 

@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from app.core.budget import Budget, Hold, Use
 from app.core.drain import Drain
 from app.core.errors import DrainingError, NoRoomError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
 from app.core.log import Bounds
+from app.core.reasons import CloseReason
 from app.core.refcounts import Acquired, RefCounts
 from app.core.sized import Sized
 from app.ports import Clock, Draw, Etcd
@@ -206,7 +207,7 @@ class Registry(Sized):
         if self._counts.expire(watched):
             self._end(self._feeds[watched], "idle")
 
-    def _end(self, feed: Feed, reason: str) -> None:
+    def _end(self, feed: Feed, reason: CloseReason | Literal["idle", "shutdown"]) -> None:
         del self._feeds[feed.range]
         del self._subscribers[feed]
         feed.stop()
@@ -335,7 +336,7 @@ class Registry(Sized):
         """What all feeds hold, what is being read for them included."""
         return self.budget.of(Use.FEED)
 
-    def failed(self, feed: Feed, reason: str) -> None:
+    def failed(self, feed: Feed, reason: CloseReason) -> None:
         """A feed that ended by itself."""
         if self._feeds.get(feed.range) is not feed:
             return

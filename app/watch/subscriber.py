@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.core.reasons import CloseReason
+
 if TYPE_CHECKING:
     from app.core.reader import Reader
     from app.watch.feed import Feed
@@ -21,8 +23,8 @@ class Subscriber:
     request_id: str
     since: float  # monotonic seconds
     reader: Reader | None = None
-    # Why it is wanted to end: a reason of the wire contract's ``close``, or of how a connection ended.
-    closing: str | None = None
+    # Why it is to end.
+    closing: CloseReason | None = None
     # Called once, when ``closing`` is set.
     on_close: Callable[[], None] | None = None
     bytes: int = 0
@@ -36,7 +38,7 @@ class Subscriber:
         """Seconds since it came."""
         return now - self.since
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: CloseReason) -> None:
         """Ask it to end; it says why, and leaves by itself."""
         if self.closing is None:
             self.closing = reason

@@ -28,7 +28,6 @@ from app.core.feed_messages import (
     OpenWatch,
     Probe,
     Probed,
-    Reason,
     Restored,
     Start,
     Stop,
@@ -37,6 +36,7 @@ from app.core.feed_messages import (
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.reasons import ResetReason
 from app.core.state_table import InvalidTransitionError
 from tests.core.test_feed import BOUNDS, EVERYTHING, REACH_BACK, batches, heavy, put, revisions, said, taken
 
@@ -391,7 +391,7 @@ def test_what_the_log_holds_must_follow_from_it() -> None:
         (BUSY_READING, batches(103), "restored"),
     ],
 )
-def test_why_a_cursor_is_not_served(path: Path, given: BackfillInput, reason: Reason) -> None:
+def test_why_a_cursor_is_not_served(path: Path, given: BackfillInput, reason: ResetReason) -> None:
     """Who asked is told; a cursor that it was not for has merely come too late."""
     core = path.walk()
     send(core, given)

@@ -25,7 +25,6 @@ from app.core.feed_messages import (
     OpenWatch,
     Probe,
     Probed,
-    Reason,
     Restored,
     Retry,
     RetryDue,
@@ -39,6 +38,7 @@ from app.core.feed_messages import (
 )
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.reasons import ResetReason
 from app.core.snapshot import Snapshot
 from app.core.state_table import InvalidTransitionError
 
@@ -512,7 +512,7 @@ DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(
         (ALONE, TOO_LARGE, "lagged"),
     ],
 )
-def test_why_a_generation_ended(path: Path, given: FeedInput, reason: Reason) -> None:
+def test_why_a_generation_ended(path: Path, given: FeedInput, reason: ResetReason) -> None:
     """The old view is given to nobody new, and the new one says why it is."""
     core = path.walk()
     assert (core.history.joinable, core.history.reason, core.history.log.generation) == (True, "initial", 1)
@@ -532,7 +532,7 @@ def test_another_cluster_is_another_history() -> None:
 
 
 @pytest.mark.parametrize(("revision", "reason"), [(99, "restored"), (100, "unproven")])
-def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: Reason) -> None:
+def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: ResetReason) -> None:
     """It is linearizable: where the feed had been, etcd had been too."""
     core = OVERLAP.then(SyncTimeout(), Created(revision), taken(revision)).walk()
     assert core.history.reason == reason

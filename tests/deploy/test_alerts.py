@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from app.metrics import CLOSE_REASONS, NAMESPACE, REFUSAL_REASONS, RESET_REASONS
+from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
+from app.metrics import NAMESPACE
 from tests.support.chart import CHART, CHOICE, TOP, get_helm, manifests, template
 from tests.support.prometheus import promtool
 
@@ -90,7 +91,7 @@ def pod(name: str, **changed: Shape) -> World:
         **{f'resets_total{{reason="{reason}"}}': 0 for reason in RESET_REASONS},
         'resets_total{reason="initial"}': lambda minute: 1000 + 3 * minute,
         **{f'refusals_total{{reason="{reason}"}}': 0 for reason in REFUSAL_REASONS},
-        **{f'streams_closed_total{{reason="{reason}"}}': 0 for reason in CLOSE_REASONS},
+        **{f'streams_closed_total{{reason="{reason}"}}': 0 for reason in END_REASONS},
     }
     labels = {"feeds": "state", "streams": "sink"}
     for key, shape in changed.items():
@@ -494,7 +495,7 @@ def test_metrics_and_reasons_exist() -> None:
     assert len(named) > 10
     assert named <= documented()
     assert {name.partition("{")[0] for name in world() if name.startswith(NAMESPACE)} <= documented()
-    reasons = {*RESET_REASONS, *CLOSE_REASONS, *REFUSAL_REASONS}
+    reasons = {*RESET_REASONS, *END_REASONS, *REFUSAL_REASONS}
     for matched in re.findall(r'reason!?=~?"([^"]+)"', text):
         assert set(matched.split("|")) <= reasons
 
