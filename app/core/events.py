@@ -87,22 +87,14 @@ Event = KeyValue | Delete
 
 
 class Batch:
-    """All events of one revision in one range: what a log holds, and never holds a part of."""
+    """All events of one revision in one range. Never changed after construction."""
 
-    __slots__ = ("at", "events", "frames", "revision", "size")
+    __slots__ = ("events", "revision", "size")
 
     def __init__(self, revision: int, events: Sequence[Event]) -> None:
         self.revision = revision
         self.events = tuple(events)
         self.size = sum(event.size for event in self.events)
-        # When the log took it in, in the log's own clock (seconds).
-        self.at = 0.0
-        # Bytes on the wire per (format, encoding, epoch): encoded once, whoever reads it (``Log.frame``).
-        self.frames: dict[tuple[str, str, str], bytes] = {}
-
-    def same_as(self, other: Batch) -> bool:
-        """Whether both tell the same history: the overlap by one compares with this."""
-        return self.revision == other.revision and self.events == other.events
 
     def __repr__(self) -> str:
         return f"Batch({self.revision}, {len(self.events)} events)"

@@ -52,12 +52,25 @@ class Bounds:
     age: float = 600.0  # seconds
 
 
+class LogEntry:
+    """A batch in a log."""
+
+    __slots__ = ("at", "batch", "frames", "size")
+
+    def __init__(self, batch: Batch, at: float) -> None:
+        self.batch = batch
+        self.at = at  # when the log took it in, in the log's own clock (seconds)
+        self.size = batch.size  # with its frames
+        # Its bytes on the wire: encoded once, however many read them.
+        self.frames: dict[Representation, bytes] = {}
+
+
 class Log(Sized):
     """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
 
     __slots__ = (
-        "_batches",
         "_bounds",
+        "_entries",
         "_revisions",
         "_slice",
         "bytes",
@@ -70,7 +83,7 @@ class Log(Sized):
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._batches: list[Batch] = []
+        self._entries: list[LogEntry] = []
         self._revisions: list[int] = []
         self.generation = 0
         self.floor = 0
@@ -82,23 +95,23 @@ class Log(Sized):
         self.passing = 0  # bytes of that which are no batch's
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._entries)
 
     @property
     def first(self) -> Batch | None:
         """The oldest batch it holds: nothing else lies between its floor and that."""
-        return self._batches[0] if self._batches else None
+        return self._entries[0].batch if self._entries else None
 
     @property
     def last(self) -> Batch | None:
         """The newest batch it holds."""
-        return self._batches[-1] if self._batches else None
+        return self._entries[-1].batch if self._entries else None
 
     def restart(self, revision: int) -> None:
         """Begin a new generation at the snapshot of *revision*."""
         self.generation += 1
-        self._batches, self._revisions, self.bytes = [], [], 0
-        self._forget_passage()
+        self._entries, self._revisions, self.bytes = [], [], 0
+        self._forget_slice()
         self.floor = self.tip = revision
 
     def append(self, batch: Batch, now: float) -> None:
@@ -110,20 +123,16 @@ class Log(Sized):
         if batch.revision <= self.tip:
             msg = f"batch {batch.revision} is not above the tip {self.tip}"
             raise ValueError(msg)
-        batch.at = now
-        self._forget_passage()
-        self._batches.append(batch)
+        self._forget_slice()
+        self._entries.append(LogEntry(batch, now))
         self._revisions.append(batch.revision)
         self.bytes += batch.size
         self.tip = batch.revision
         self.trim(now)
 
-    def advance(self, revision: int) -> bool:
-        """Move the tip by trusted progress; never back. Says whether it moved."""
-        if revision <= self.tip:
-            return False
-        self.tip = revision
-        return True
+    def advance(self, revision: int) -> None:
+        """Move the tip by trusted progress; never back."""
+        self.tip = max(self.tip, revision)
 
     def prepend(self, older: Sequence[Batch], floor: int, now: float) -> None:
         """Add proven history below the floor: all batches of (*floor*, ``self.floor``], in order.
@@ -131,10 +140,8 @@ class Log(Sized):
         What does not fit the bounds is cut at its old end.
         """
         kept = [batch for batch in older if floor < batch.revision <= self.floor]
-        for batch in kept:
-            batch.at = now
-        self._forget_passage()
-        self._batches[:0] = kept
+        self._forget_slice()
+        self._entries[:0] = [LogEntry(batch, now) for batch in kept]
         self._revisions[:0] = [batch.revision for batch in kept]
         self.bytes += sum(batch.size for batch in kept)
         self.floor = floor
@@ -142,19 +149,19 @@ class Log(Sized):
 
     def trim(self, now: float) -> None:
         """Evict what is over a bound, oldest first; the newest batch stays but for its age."""
-        bounds, count, drop, size = self._bounds, len(self._batches), 0, self.bytes
+        bounds, count, drop, size = self._bounds, len(self._entries), 0, self.bytes
         while count - drop > 1 and (count - drop > bounds.batches or size > bounds.bytes):
-            size -= self._batches[drop].size
+            size -= self._entries[drop].size
             drop += 1
-        while drop < count and now - self._batches[drop].at > bounds.age:
+        while drop < count and now - self._entries[drop].at > bounds.age:
             drop += 1
         self._evict(drop)
 
     def reclaim(self, size: int) -> int:
         """Give back at least *size* bytes if that can be, oldest first, keeping the newest batch; bytes given back."""
         drop, given = 0, 0
-        while given < size and drop < len(self._batches) - 1:
-            given += self._batches[drop].size
+        while given < size and drop < len(self._entries) - 1:
+            given += self._entries[drop].size
             drop += 1
         self._evict(drop)
         return given
@@ -162,16 +169,16 @@ class Log(Sized):
     def clear(self) -> int:
         """Forget all of it, and keep the position; bytes given back."""
         given = self.bytes
-        self._evict(len(self._batches))
+        self._evict(len(self._entries))
         self.floor = self.tip
         return given
 
     def _evict(self, drop: int) -> None:
         if drop:
-            self._forget_passage()
+            self._forget_slice()
             self.floor = self._revisions[drop - 1]
-            self.bytes -= sum(batch.size for batch in self._batches[:drop])
-            del self._batches[:drop]
+            self.bytes -= sum(entry.size for entry in self._entries[:drop])
+            del self._entries[:drop]
             del self._revisions[:drop]
 
     def slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
@@ -183,41 +190,40 @@ class Log(Sized):
         last = self._slice
         if last is None or last.start != revision or last.size != size or last.representation != representation:
             last = self._make_slice(revision, size, representation)
-            self._forget_passage()
+            self._forget_slice()
             if last is not None:
                 self._slice, self.passing = last, 0 if self._is_frame(last) else len(last.data)
         return last
 
-    def _forget_passage(self) -> None:
+    def _forget_slice(self) -> None:
         self._slice, self.passing = None, 0
 
     def _is_frame(self, log_slice: LogSlice) -> bool:
-        """Whether its bytes are those that its one batch keeps."""
+        """Whether its bytes are those that its one entry keeps."""
         number = bisect_right(self._revisions, log_slice.end) - 1
-        return self._batches[number].frames.get(log_slice.representation) is log_slice.data
+        return self._entries[number].frames.get(log_slice.representation) is log_slice.data
 
     def _make_slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
-        found = self.after(revision, size)
+        found = self._entries_after(revision, size)
         if not found:
             return None
         if len(found) > 1 and found[-1].size > size:
             # It goes alone, next: joined with others it would be copied for each reader, however large it is.
             found = found[:-1]
-        frames = [self._frame(batch, representation) for batch in found]
+        frames = [self._frame(entry, representation) for entry in found]
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        return LogSlice(
-            revision, size, representation, found[-1].revision, data, sum(len(batch.events) for batch in found)
-        )
+        events = sum(len(entry.batch.events) for entry in found)
+        return LogSlice(revision, size, representation, found[-1].batch.revision, data, events)
 
-    def _frame(self, batch: Batch, representation: Representation) -> bytes:
-        """A batch of this log as bytes: encoded once, and counted for as long as the log holds it."""
-        frame = batch.frames.get(representation)
+    def _frame(self, entry: LogEntry, representation: Representation) -> bytes:
+        """An entry as bytes: encoded once, and counted for as long as the log holds it."""
+        frame = entry.frames.get(representation)
         if frame is None:
-            frame = batch_frame(batch, *representation)
-            # While room is made the log may lose its old end, and the batch with it.
-            if self.may_keep(len(frame)) and batch.revision > self.floor:
-                batch.frames[representation] = frame
-                batch.size += len(frame)
+            frame = batch_frame(entry.batch, *representation)
+            # While room is made the log may lose its old end, and the entry with it.
+            if self.may_keep(len(frame)) and entry.batch.revision > self.floor:
+                entry.frames[representation] = frame
+                entry.size += len(frame)
                 self.bytes += len(frame)
         return frame
 
@@ -230,12 +236,15 @@ class Log(Sized):
 
         Only to be asked for revisions that the log ``covers``.
         """
+        return [entry.batch for entry in self._entries_after(revision, size)]
+
+    def _entries_after(self, revision: int, size: int) -> list[LogEntry]:
         start = bisect_right(self._revisions, revision)
         stop = start
-        while stop < len(self._batches) and (stop == start or size > 0):
-            size -= self._batches[stop].size
+        while stop < len(self._entries) and (stop == start or size > 0):
+            size -= self._entries[stop].size
             stop += 1
-        return self._batches[start:stop]
+        return self._entries[start:stop]
 
     def lacks_since(self, revision: int) -> float | None:
         """When the oldest batch came that a reader at *revision* has still to read, in the log's clock; None: none.
@@ -245,7 +254,7 @@ class Log(Sized):
         if revision < self.floor:
             return float("-inf")
         start = bisect_right(self._revisions, revision)
-        return self._batches[start].at if start < len(self._batches) else None
+        return self._entries[start].at if start < len(self._entries) else None
 
     def behind(self, revision: int) -> int:
         """How many revisions of this range a reader at *revision* has still to read."""

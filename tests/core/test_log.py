@@ -72,7 +72,7 @@ class LogMachine(RuleBasedStateMachine):
     def advance(self, by: int) -> None:
         """Progress moves the tip, never back."""
         tip = self.log.tip
-        assert self.log.advance(tip + by) == (by > 0)
+        self.log.advance(tip + by)
         assert self.log.tip == max(tip, tip + by)
 
     @rule(below=st.integers(0, 8), revisions=st.sets(st.integers(1, 60), max_size=6))
