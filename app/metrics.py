@@ -116,7 +116,7 @@ class GatewayCollector(Collector):
         condition = upstream.condition
         tasks = asyncio.all_tasks()
         yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", upstream.watchers)
-        reading = sum(feed.reads_history for feed in self._gateway.registry.feeds())
+        reading = sum(feed.backfilling for feed in self._gateway.registry.feeds())
         yield _gauge("etcd_history_watchers", "Of these, watchers that read history for old cursors.", reading)
         # Not by the pool' own books, which never have more than the maximum: a call that they forgot and nobody
         # cancelled is the outage, and its reader runs.

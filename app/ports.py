@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from app.core.errors import UnavailableError
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Sink
+from app.core.multiplex import WatchCallback
 from app.core.snapshot import Snapshot
 
 log = logging.getLogger("gateway")
@@ -55,7 +55,7 @@ class Watch(Protocol):
     """One watch at etcd, open or waiting for a connection."""
 
     def cancel(self) -> None:
-        """Let it go: its sink hears nothing more. Synchronous and idempotent."""
+        """Let it go: its callback is not called any more. Synchronous and idempotent."""
 
     def await_proof(self, wanted: bool) -> None:
         """Ask for progress often, or no longer."""
@@ -105,7 +105,7 @@ class Etcd(Protocol):
     def condition(self) -> Condition:
         """How it is."""
 
-    def watch(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> Watch:
+    def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, lane: Lane) -> Watch:
         """Open a watch; while there is no connection, or no stream for it, it waits for one."""
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:

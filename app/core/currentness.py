@@ -35,8 +35,9 @@ class Currentness:
 
     def __init__(self, stale_after: float) -> None:
         self.interval = stale_after / 2
-        # A read begins at the latest ``interval`` after the last proof, so it is overdue when feeds have turned stale.
-        self.patience = stale_after - self.interval + GRACE
+        # Seconds that a read may take. A read begins at the latest ``interval`` after the last proof, so that it is
+        # overdue when feeds have turned stale.
+        self.answer_timeout = stale_after - self.interval + GRACE
         self._horizon = stale_after + GRACE
         self.readings: deque[Reading] = deque()
 

@@ -119,13 +119,13 @@ class PageExpiredError(GatewayError):
 
 
 class TransientError(GatewayError):
-    """Not now; ``retry_after`` in seconds says when to come again."""
+    """Not now: the client is to come again, after a while that the answer tells it."""
 
     status = 503
     title = "Service unavailable"
     close_reason: ClassVar[CloseReason] = "unavailable"
     # How many times longer than usual a client is to wait.
-    patience: ClassVar[int] = 1
+    retry_factor: ClassVar[int] = 1
 
 
 class OverCapacityError(TransientError):
@@ -157,13 +157,13 @@ class TooSlowError(UnavailableError):
 class TooLargeError(TransientError):
     """The range does not fit ``GATEWAY_MAX_FEED_BYTES``, or one answer does not fit a message.
 
-    It will hardly fit in five seconds, and every try costs etcd a Range of the whole prefix: hence the patience.
+    It will hardly fit in five seconds, and every try costs etcd a Range of the whole prefix: hence the factor.
     """
 
     title = "Too large"
     code = "too-large"
     close_reason = "too-large"
-    patience = 10
+    retry_factor = 10
 
 
 class NoRoomError(TooLargeError):

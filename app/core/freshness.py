@@ -34,7 +34,7 @@ class Freshness:
         # Bytes written before that time: a few, however much is written. A list: an empty deque has 600 bytes.
         self._marks: list[tuple[int, float]] = []
         self.mark_due = float("-inf")  # the time from which on ``wrote`` is to be told of a write
-        self.behind = 0.0  # seconds, when last judged
+        self.behind = 0.0  # seconds, when last updated
         self.late = False
 
     def wrote(self, before: int, now: float) -> None:
@@ -45,7 +45,7 @@ class Freshness:
         while len(marks) > 1 and now - marks[1][1] > self._limit:
             del marks[0]
 
-    def judge(self, now: float, *, lacks_since: float | None, written: int, unacked_bytes: int) -> bool:
+    def update(self, now: float, *, lacks_since: float | None, written: int, unacked_bytes: int) -> bool:
         """``late``, as of *now*.
 
         Args:

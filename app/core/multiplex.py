@@ -147,7 +147,7 @@ class Lost:
 MOST_PENDING = 4 * 1024 * 1024
 
 WatchInput = Created | Batches | Progress | Compacted | Refused | Lost
-Sink = Callable[[WatchInput], None]
+WatchCallback = Callable[[WatchInput], None]
 
 
 # What is to be sent.
@@ -177,7 +177,7 @@ Request = CreateRequest | CancelRequest | ProgressRequest
 
 @dataclass(slots=True)
 class _Watch:
-    sink: Sink
+    callback: WatchCallback
     number: int  # its create's place among all that was asked
     at: int  # messages that had come when it was asked for
     created: bool = False
@@ -185,7 +185,9 @@ class _Watch:
     newer: bool = False  # an answer with a greater revision has come
     heard: bool = False  # a message of its own has come
     waiting: bool = False  # for proof
-    late: tuple[int, int] | None = None  # the late message that no answer has judged: its revision, what was asked then
+    late: tuple[int, int] | None = (
+        None  # the late message that no answer has decided on: its revision, what was asked then
+    )
     behind: bool = False  # etcd may serve it from history
     ended: bool = False  # etcd cancelled it; only our cancel is missing
     pending: list[Event] = field(default_factory=list)  # of a response that is not complete
@@ -203,7 +205,7 @@ class _Asked:
 
 
 class Multiplexer(Sized):
-    """See the module. ``receive`` gives each sink what is its, in order."""
+    """See the module. ``receive`` gives each callback what is its watch's, in order."""
 
     def __init__(self) -> None:
         self._watches: dict[int, _Watch] = {}
@@ -217,8 +219,8 @@ class Multiplexer(Sized):
         self._lacking = 0  # requests that a waiting watch lacks, now that the member answers
         self._messages = 0  # that came through etcd's watch channel, as far as we can tell
         self._marked_at = 0  # messages when the last request was made
-        self._judging = 0  # the request whose answer judges late messages; 0: none is under way
-        self._late = False  # a late message is not judged
+        self._deciding = 0  # the request whose answer decides on late messages; 0: none is under way
+        self._late = False  # no answer has decided on a late message
         self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=MARKS)  # (revision answered, messages when asked)
         self._trusted = self._loses = False
 
@@ -241,17 +243,17 @@ class Multiplexer(Sized):
 
     # --- what is sent: in the order of these calls -------------------------------------------------------------------
 
-    def create(self, watched: KeyRange, start: int, sink: Sink) -> CreateRequest:
-        """A new watch; its answers go to *sink* until ``cancel``."""
+    def create(self, watched: KeyRange, start: int, callback: WatchCallback) -> CreateRequest:
+        """A new watch; *callback* gets its answers until ``cancel``."""
         watch_id = self._next_id
         self._next_id += 1
         self._newest = self._next_number()
-        self._watches[watch_id] = _Watch(sink, self._newest, self._messages)
+        self._watches[watch_id] = _Watch(callback, self._newest, self._messages)
         self._uncreated.append(watch_id)
         return CreateRequest(watch_id, watched, start)
 
     def cancel(self, watch_id: int) -> CancelRequest | None:
-        """Let a watch go: its sink hears nothing more. None when there is nothing left to cancel at etcd."""
+        """Let a watch go: its callback is not called any more. None when there is nothing left to cancel at etcd."""
         if self._watches.pop(watch_id, None) is None:
             return None
         return CancelRequest(watch_id)
@@ -274,9 +276,9 @@ class Multiplexer(Sized):
     def follow_up(self) -> list[ProgressRequest]:
         """What is to be asked after what was received: a mark now and then."""
         every = MARK_EVERY if len(self._asked) <= MOST_UNANSWERED // 2 else CHANNEL
-        if self._late and not self._judging:
+        if self._late and not self._deciding:
             request = self._ask(mark=True)
-            self._judging = self._number
+            self._deciding = self._number
             return [request]
         if self._loses and self._messages - self._marked_at >= every:
             return [self._ask(mark=True)]
@@ -321,10 +323,10 @@ class Multiplexer(Sized):
         self._uncreated.clear()
         self._asked.clear()
         for watch_id in list(self._watches):
-            # A sink may let others go meanwhile, here and below.
+            # A callback may cancel other watches meanwhile, here and below.
             watch = self._watches.pop(watch_id, None)
             if watch is not None and not watch.ended:
-                watch.sink(Lost(reason, too_large))
+                watch.callback(Lost(reason, too_large))
 
     def _receive_created(self, message: Message) -> None:
         watch_id = message.watch_id
@@ -339,12 +341,12 @@ class Multiplexer(Sized):
             # Refused: etcd holds nothing, so there is nothing to cancel.
             watch = self._watches.pop(watch_id, None)
             if watch is not None:
-                watch.sink(Refused(message.cancel_reason))
+                watch.callback(Refused(message.cancel_reason))
             return
         watch = self._watches.get(watch_id)
         if watch is not None:
             watch.created, watch.revision = True, message.revision
-            watch.sink(Created(message.revision))
+            watch.callback(Created(message.revision))
             if message.canceled and watch_id in self._watches:
                 self._receive_for(watch, message)
 
@@ -355,8 +357,8 @@ class Multiplexer(Sized):
         if self._asked and self._asked[0].number < self._newest:
             self._pass_by(message.revision)
         asked = self._asked.popleft() if self._asked else None
-        if asked is None or asked.number >= self._judging:
-            self._judging = 0
+        if asked is None or asked.number >= self._deciding:
+            self._deciding = 0
         if asked is not None:
             self._mark(message.revision, asked.at)
         for watch_id, watch in list(self._watches.items()):
@@ -367,13 +369,13 @@ class Multiplexer(Sized):
                     newer = sum(other.number > watch.number for other in self._asked)
                     lacking = len(self._asked) - 2 * newer + 1  # one more than there are older ones, but for the newer
                     self._lacking = max(self._lacking, min(lacking, MOST_UNANSWERED + 1))
-            elif watch.late is not None and not self._judge(watch, message.revision, asked):
+            elif watch.late is not None and not self._may_go_on(watch, message.revision, asked):
                 continue
             elif watch.waiting or asked is None or not asked.mark:
-                watch.sink(Progress(message.revision, trusted))
+                watch.callback(Progress(message.revision, trusted))
         self._late = self._late and any(watch.late is not None for watch in self._watches.values())
 
-    def _judge(self, watch: _Watch, revision: int, asked: _Asked | None) -> bool:
+    def _may_go_on(self, watch: _Watch, revision: int, asked: _Asked | None) -> bool:
         """An answer while the last message of a watch was late: did the store write since? Whether it did not."""
         assert watch.late is not None
         late, number = watch.late
@@ -381,7 +383,7 @@ class Multiplexer(Sized):
             return False
         watch.late, watch.behind = None, revision > late
         if watch.behind:
-            watch.sink(Batches((), behind=True))
+            watch.callback(Batches((), behind=True))
         return not watch.behind
 
     def _pass_by(self, revision: int) -> None:
@@ -427,7 +429,7 @@ class Multiplexer(Sized):
             watch.ended = True
             watch.pending = []
             watch.bytes = 0
-            watch.sink(
+            watch.callback(
                 Compacted(message.compact_revision) if message.compact_revision else Refused(message.cancel_reason)
             )
             return
@@ -441,7 +443,7 @@ class Multiplexer(Sized):
             self._pass_on(watch, message, tuple(batches(events)))
         elif message.revision and not message.fragment and watch.late is None:
             # progress_notify: carries the watch's own id, and none was ever seen to overtake an event.
-            watch.sink(Progress(message.revision, trusted=True))
+            watch.callback(Progress(message.revision, trusted=True))
 
     def _pass_on(self, watch: _Watch, message: Message, found: tuple[Batch, ...]) -> None:
         """Say *found*, the complete revisions of a message; while it is a fragment, at least one more follows."""
@@ -459,7 +461,7 @@ class Multiplexer(Sized):
             watch.heard, watch.revisions = True, 0
             if late and not watch.behind and watch.late is None:
                 watch.late, self._late = (message.revision, self._number), True
-        watch.sink(Batches(found, behind, late))
+        watch.callback(Batches(found, behind, late))
 
 
 def _take_complete(watch: _Watch, *, whole: bool) -> list[Event]:

@@ -32,7 +32,7 @@ LONGEST_WAIT = 120.0
 class Phase(Enum):
     """What a reader is doing."""
 
-    WAITING = "waiting"  # for the feed, or for a judgement of its cursor
+    WAITING = "waiting"  # for the feed, or until it is known whether its cursor can be resumed
     SNAPSHOT = "snapshot"  # being sent the state
     FOLLOWING = "following"  # being sent the log
 
@@ -47,7 +47,7 @@ class Wants(Enum):
     NOTHING = "nothing"
     LINEARIZABLE = "linearizable"  # a linearizable revision read after it came: its cursor is ahead of the feed
     CATCH_UP = "catch-up"  # the feed to reach its cursor; a fresh snapshot if that can't be proven in time
-    HISTORY = "history"  # the feed to reach back, if it can
+    BACKFILL = "backfill"  # history below the log's floor, if it can be read
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Reader:
 
     __slots__ = (
         "_asked",
-        "_asked_history",
+        "_asked_backfill",
         "_backfill",
         "_counts",
         "_epoch",
@@ -85,7 +85,7 @@ class Reader:
         "_lagged",
         "_linearizable",
         "_offered",
-        "_refused_history",
+        "_refused_backfill",
         "_representation",
         "_restores",
         "_sent_blocks",
@@ -128,7 +128,7 @@ class Reader:
         self._heartbeat = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
         self.phase = WAITING
         self.wants = Wants.NOTHING
-        self._asked_history = self._refused_history = False
+        self._asked_backfill = self._refused_backfill = False
         self._linearizable: int | None = None
         self._offered: Snapshot | None = None
         self._generation = -1
@@ -144,7 +144,7 @@ class Reader:
 
     @property
     def asked(self) -> int | None:
-        """The revision of the cursor it came with, while it waits for that to be judged."""
+        """The revision of the cursor it came with, while it is not known whether that can be resumed."""
         return self._asked.revision if self._asked is not None else None
 
     @property
@@ -177,14 +177,18 @@ class Reader:
         log = self._history.log
         return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
 
-    def waits_in_vain(self, waited: float, patience: float, *, in_trouble: bool) -> bool:
-        """Whether it has *waited* so long, in seconds, that it is to be closed: another replica may do better.
+    def waits_in_vain(self, waited: float, limit: float, *, in_trouble: bool) -> bool:
+        """Whether it has *waited* so long that it is to be closed: another replica may do better.
 
-        Whatever it waits for: the first state, one after a restore, a linearizable read, history. *in_trouble*: etcd is
-        out of reach, or the feed's last attempt failed.
+        Whatever it waits for: the first state, one after a restore, a linearizable read, history.
+
+        Args:
+            waited: seconds.
+            limit: seconds; more is allowed while nothing is known to be wrong.
+            in_trouble: etcd is out of reach, or the feed's last attempt failed.
         """
         waits = self.phase is WAITING or (self._history.view is None and not self._synced)
-        return waits and waited > (patience if in_trouble else max(patience, LONGEST_WAIT))
+        return waits and waited > (limit if in_trouble else max(limit, LONGEST_WAIT))
 
     # --- what the shell tells it -------------------------------------------------------------------------------------
 
@@ -196,13 +200,13 @@ class Reader:
         """A snapshot at or above its cursor, when the feed could not prove in time that it got there."""
         self._offered = snapshot
 
-    def let_go(self) -> None:
+    def drop_snapshot(self) -> None:
         """The feed gives up its state: keep no part of that. What comes next is a reset."""
         self._snapshot = self._offered = None
 
-    def refuse_history(self) -> None:
-        """The feed does not reach back for it."""
-        self._refused_history = True
+    def refuse_backfill(self) -> None:
+        """No history is read for it."""
+        self._refused_backfill = True
 
     # --- what it sends -----------------------------------------------------------------------------------------------
 
@@ -275,18 +279,18 @@ class Reader:
             # It came before the restore was noticed, and its revision may be another one in this history.
             return self._begin_snapshot("restored")
         if asked.revision > history.log.tip:
-            return self._judge_ahead(asked.revision)
+            return self._join_ahead(asked.revision)
         if history.log.covers(asked.revision):
             self._resume(asked.revision)
             return self._follow(size)
-        return self._judge_behind(asked.revision)
+        return self._join_below_floor(asked.revision)
 
     def _take_epoch(self) -> None:
         """That of the cluster as it is now."""
         self._epoch = self._epoch_of(self._history.cluster_id, self._shape)
         self._representation = (self._form, self._shape.encoding, self._epoch)
 
-    def _judge_ahead(self, revision: int) -> bytes:
+    def _join_ahead(self, revision: int) -> bytes:
         """A cursor ahead of this replica: lag, a quiet prefix, or a history that is no more (or never was)."""
         if self._linearizable is None:
             self.wants = Wants.LINEARIZABLE
@@ -299,12 +303,12 @@ class Reader:
             self.wants = Wants.CATCH_UP
         return b""
 
-    def _judge_behind(self, revision: int) -> bytes:
-        if self._asked_history and self._backfill.promises(revision):
+    def _join_below_floor(self, revision: int) -> bytes:
+        if self._asked_backfill and self._backfill.promises(revision):
             return b""
-        if not self._refused_history:
-            self._asked_history = True
-            self.wants = Wants.HISTORY
+        if not self._refused_backfill:
+            self._asked_backfill = True
+            self.wants = Wants.BACKFILL
             return b""
         return self._begin_snapshot(self._backfill.why_not(revision))
 

@@ -105,7 +105,7 @@ class Prover:
 
     async def _prove(self, link: Link) -> bool:
         """One read with its revision, in however many tries. A member that answers none is given up."""
-        patience = self._currentness.patience
+        patience = self._currentness.answer_timeout
         deadline = self._clock() + patience
         while not link.failed.done():
             watched = self._choose()

@@ -12,7 +12,7 @@ from aetcd import rpc
 from grpc.aio import EOF
 
 from app.core.keys import KeyRange
-from app.core.multiplex import Multiplexer, Request, Sink
+from app.core.multiplex import Multiplexer, Request, WatchCallback
 from app.core.sized import Sized
 from app.etcd.convert import is_too_large, message, watch_request
 from app.ports import Clock
@@ -102,7 +102,7 @@ class WatchStream(Sized):
         """Progress requests that may still be answered, and hold up the proof of a new watch."""
         return self._mux.unanswered
 
-    def create(self, watched: KeyRange, start: int, sink: Sink) -> int:
+    def create(self, watched: KeyRange, start: int, sink: WatchCallback) -> int:
         """Open a watch; its id."""
         request = self._mux.create(watched, start, sink)
         self._send(request)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import MOST_UNANSWERED, Sink
+from app.core.multiplex import MOST_UNANSWERED, WatchCallback
 from app.etcd.stream import WatchStream
 
 LIVE_STREAMS = 3
@@ -57,7 +57,9 @@ class StreamPool:
         """Those that are open."""
         return [*self._live, *self._alone, *self._catch_up]
 
-    def create(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> tuple[WatchStream, int] | None:
+    def create(
+        self, watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane
+    ) -> tuple[WatchStream, int] | None:
         """Open a watch on the stream where it belongs; that stream, and the watch's id there. None: not before room."""
         match lane:
             case "live":

@@ -19,7 +19,7 @@ from app.core.budget import Budget
 from app.core.currentness import Currentness
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Progress, Refused, Sink, WatchInput
+from app.core.multiplex import Created, Progress, Refused, WatchCallback, WatchInput
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.auditor import Auditor
@@ -56,11 +56,11 @@ UNMATCHED = str(UnmatchedError())
 class UpstreamWatch:
     """A watch that is open on a stream, or waits for a link, a stream to itself, or its turn to read history."""
 
-    def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> None:
+    def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> None:
         self._upstream = upstream
         self.range = watched
         self.start = start
-        self.sink: Sink | None = sink
+        self.sink: WatchCallback | None = sink
         self.lane: Lane = lane
         self.stream: WatchStream | None = None
         self.watch_id = 0
@@ -240,7 +240,7 @@ class Upstream:
         """Have *callback* called whenever the history turns out to be another one."""
         self._cluster.on_restored(callback)
 
-    def watch(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> UpstreamWatch:
+    def watch(self, watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> UpstreamWatch:
         """See ``app.ports.Etcd``."""
         watch = UpstreamWatch(self, watched, start, sink, lane=lane)
         self._watches[watch] = None

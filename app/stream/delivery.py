@@ -192,7 +192,7 @@ class StreamResponse(EventSourceResponse):
             self._streams.registry.check(self._asked.shape.range)
         except TransientError as error:
             if not self._asked.holdable:
-                retry_after = self._streams.retry_ms(error.patience) / 1000
+                retry_after = self._streams.retry_ms(error.retry_factor) / 1000
                 await problem(error, retry_after=retry_after)(scope, receive, send)
                 return
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -201,7 +201,7 @@ class StreamResponse(EventSourceResponse):
     async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._streams
         streams.tally.refused[error.code] += 1
-        retry_ms = streams.retry_ms(error.patience)
+        retry_ms = streams.retry_ms(error.retry_factor)
         log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause})
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
@@ -452,7 +452,7 @@ class Delivery:
         reader, freshness = self._reader, self._freshness
         was_late = freshness.late
         unacked = self._sink.unacked_bytes if reader.synced else 0
-        freshness.judge(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, unacked_bytes=unacked)
+        freshness.update(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, unacked_bytes=unacked)
         if freshness.late and not was_late:
             self._set_alarm(now)
 
@@ -495,7 +495,7 @@ class Delivery:
         if reason == "too-slow":
             retry_ms = self._add_retry_penalty()
         else:
-            retry_ms = self._streams.retry_ms(TooLargeError.patience if reason == TooLargeError.close_reason else 1)
+            retry_ms = self._streams.retry_ms(TooLargeError.retry_factor if reason == TooLargeError.close_reason else 1)
         condition = self._streams.etcd.condition
         away = reason == UnavailableError.close_reason and condition.state != "ready"
         self._judge(self._streams.clock())
@@ -511,11 +511,11 @@ class Delivery:
     def _help(self) -> bool:
         """Get a waiting reader what it wants; True when it is to be asked again at once."""
         wants = self._reader.wants
-        if wants is Wants.HISTORY:
+        if wants is Wants.BACKFILL:
             asked = self._reader.asked
             assert asked is not None, "only a cursor can want history"
-            if not self._feed.want_history(asked):
-                self._reader.refuse_history()
+            if not self._feed.want_backfill(asked):
+                self._reader.refuse_backfill()
             return True
         if wants is not self._helps:
             self._stop_helping()

@@ -29,7 +29,7 @@ from app.core.feed_messages import (
 from app.core.keys import KeyRange
 from app.core.multiplex import Refused, WatchInput
 from app.ports import Clock, Etcd, Watch, spawn
-from app.watch.letting_go import let_go
+from app.watch.cancel import cancel_watch
 
 log = logging.getLogger("gateway.feed")
 
@@ -127,11 +127,11 @@ class RunningBackfill:
     def _execute(self, command: Command) -> None:
         match command:
             case OpenWatch(start, lane):
-                self._let_go()
+                self._close_watch()
                 self._watch = self._etcd.watch(self._range, start, self._from_watch, lane=lane)
                 self._watch.await_proof(True)
             case CloseWatch():
-                self._let_go()
+                self._close_watch()
             case AwaitProof():
                 self._set_timer()
             case EndProof():
@@ -156,15 +156,15 @@ class RunningBackfill:
             self._timer = None
 
     def _close(self) -> None:
-        self._let_go()
+        self._close_watch()
         self._cancel_timer()
         if self._probe_task is not None:
             self._probe_task.cancel()
             self._probe_task = None
 
-    def _let_go(self) -> None:
+    def _close_watch(self) -> None:
         watch, self._watch = self._watch, None
-        let_go(watch)
+        cancel_watch(watch)
 
     def _timed_out(self) -> None:
         log.warning("history not read in time", extra={"range": str(self._range), "stage": self._core.stage.value})

@@ -41,7 +41,7 @@ from app.core.reasons import CloseReason
 from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.backfill import RunningBackfill
-from app.watch.letting_go import let_go
+from app.watch.cancel import cancel_watch
 from app.watch.notifier import Notifier
 
 log = logging.getLogger("gateway.feed")
@@ -124,7 +124,7 @@ class Feed:
         self._published = 0  # events
         self._proof_at = clock()
         self.stale_since: float | None = None  # wall clock, seconds: etcd has proven nothing since; None while live
-        self._history = RunningBackfill(
+        self._backfill = RunningBackfill(
             self.core,
             watched,
             etcd,
@@ -141,9 +141,9 @@ class Feed:
         return self.core.state
 
     @property
-    def reads_history(self) -> bool:
+    def backfilling(self) -> bool:
         """Whether a second watch of its range is open, which reads history for old cursors."""
-        return self._history.watching
+        return self._backfill.watching
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -177,14 +177,14 @@ class Feed:
             self._note_proof()
             if before is not State.LIVE:
                 self.trouble = ""
-                self._judge_staleness()
+                self._update_staleness()
                 log.info(
                     "feed live", extra={"range": str(self.range), "revision": self.history.log.tip, "keys": self.keys}
                 )
         if not self.history.joinable:
-            self._history.stop()
+            self._backfill.stop()
         elif core.owes_backfill:
-            self._history.want(None)
+            self._backfill.want(None)
         self._changed()
 
     def _changed(self) -> None:
@@ -197,12 +197,12 @@ class Feed:
         self._account()
         return self._memory.has_room()
 
-    def want_history(self, revision: int) -> bool:
+    def want_backfill(self, revision: int) -> bool:
         """A joiner's cursor lies below the log's floor: reach back for it if that can be, and say whether."""
         core = self.core
         promised = core.backfill.promises(revision)
         if promised or core.may_backfill(revision, self._clock(), trusted=self._etcd.progress_trusted):
-            self._history.want(revision)
+            self._backfill.want(revision)
         return core.backfill.promises(revision)
 
     def restored(self) -> None:
@@ -216,7 +216,7 @@ class Feed:
             return
         for command in self.core.handle(Stop(), 0.0):
             self._execute(command)
-        self._history.stop()
+        self._backfill.stop()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -228,33 +228,33 @@ class Feed:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    def shed_unproven(self) -> int:
+    def reclaim_unproven(self) -> int:
         """Give up history that is being read, and not proven yet; bytes given back."""
         before = self.core.backfill.bytes
-        self._history.make_room()
+        self._backfill.make_room()
         self._account()
         return before - self.core.backfill.bytes
 
-    def shed_encoded(self) -> int:
+    def reclaim_encoded(self) -> int:
         """Do without what is encoded, for now; bytes given back."""
         given = self.history.reclaim_encoded()
         self._account()
         return given
 
-    def shed_log(self, size: int) -> int:
+    def reclaim_log(self, size: int) -> int:
         """Give back about *size* bytes of history; bytes given back."""
         given = self.history.log.reclaim(size)
         self._account()
         return given
 
-    def give_up_view(self) -> int:
+    def reclaim_view(self) -> int:
         """Let go of a state that is about to be replaced; bytes given back. Its readers are told that it is stale."""
         given = self.history.reclaim_view()
         if given:
             log.warning("feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given})
             self._refreshed = None
             self._account()
-            self._judge_staleness()
+            self._update_staleness()
         return given
 
     def _account(self) -> None:
@@ -270,7 +270,7 @@ class Feed:
         await asyncio.gather(*self._all_tasks(), return_exceptions=True)
 
     def _all_tasks(self) -> list[asyncio.Task[Any]]:
-        return [*self._tasks, *self._history.tasks, *([self._refresh] if self._refresh is not None else [])]
+        return [*self._tasks, *self._backfill.tasks, *([self._refresh] if self._refresh is not None else [])]
 
     def _from_watch(self, given: WatchInput) -> None:
         with self._failing():
@@ -326,7 +326,7 @@ class Feed:
     def _close_watch(self) -> None:
         """And cancel what was asked for its sake: the answer means nothing any more."""
         watch, self._watch = self._watch, None
-        let_go(watch)
+        cancel_watch(watch)
         for task in self._tasks:
             task.cancel()
         self._cancel_timer(RetryDue)
@@ -438,9 +438,9 @@ class Feed:
         self._account()
         if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
             self._refreshed = None  # whoever waited for it has it by now
-        self._judge_staleness()
+        self._update_staleness()
 
-    def _judge_staleness(self) -> None:
+    def _update_staleness(self) -> None:
         age = self.staleness()
         stale = age > self._stale_after or self.history.view_reclaimed
         if stale != (self.stale_since is not None):

@@ -33,7 +33,7 @@ TICK = 1.0
 # Of the bytes of feeds: what is encoded may take so much from logs. Without it each joiner's state is encoded anew.
 ENCODED_SHARE = 8
 # Seconds that a state which did not fit beside others waits for these to be read.
-READING_PATIENCE = 10.0
+READING_TIMEOUT = 10.0
 # Seconds before a range that was too large is read again: every try costs etcd a Range of all of it.
 TOO_LARGE_PAUSE = 30.0
 # Seconds between the groups of streams that are sent away at a drain.
@@ -90,7 +90,7 @@ class Registry(Sized):
         self._etcd = etcd
         self.limits = limits
         self.budget = budget
-        budget.make_room = self._shed
+        budget.make_room = self._reclaim
         self._clock = clock
         self._draw = draw
         self._counts: RefCounts[KeyRange] = RefCounts()
@@ -245,7 +245,7 @@ class Registry(Sized):
             > self.limits.feed_bytes // ENCODED_SHARE
         ):
             return False
-        return hold.grow(size, lambda more: self._shed_logs(more, but=feed))
+        return hold.grow(size, lambda more: self._reclaim_logs(more, but=feed))
 
     def _make_room_for(self, feed: Feed, size: int) -> None:
         """Lingering feeds go first, and history that is not proven; then what is encoded, what *feed* will replace,
@@ -256,40 +256,40 @@ class Registry(Sized):
             if oldest is None or self._feeds[oldest] is feed:
                 break
             self._expire(oldest)
-        self._shed_unproven(size)
-        self._shed_encoded(size)
-        if self.budget.lacks(size) > 0 and feed.give_up_view():
+        self._reclaim_unproven(size)
+        self._reclaim_encoded(size)
+        if self.budget.lacks(size) > 0 and feed.reclaim_view():
             for subscriber in self._subscribers.get(feed, ()):
                 if subscriber.reader is not None:
-                    subscriber.reader.let_go()
-        self._shed_logs(size)
+                    subscriber.reader.drop_snapshot()
+        self._reclaim_logs(size)
         for answer in self.budget.holds(Use.ANSWER):
             if self.budget.lacks(size) > 0 and not answer.outside:
                 answer.revoke()
 
-    def _shed(self, size: int) -> None:
+    def _reclaim(self, size: int) -> None:
         """What pages and answers may take from feeds."""
-        self._shed_unproven(size)
-        self._shed_encoded(size)
-        self._shed_logs(size)
+        self._reclaim_unproven(size)
+        self._reclaim_encoded(size)
+        self._reclaim_logs(size)
 
-    def _shed_unproven(self, size: int) -> None:
+    def _reclaim_unproven(self, size: int) -> None:
         for feed in sorted(self._feeds.values(), key=lambda held: -held.core.backfill.bytes):
-            if self.budget.lacks(size) <= 0 or feed.shed_unproven() == 0:
+            if self.budget.lacks(size) <= 0 or feed.reclaim_unproven() == 0:
                 break
 
-    def _shed_encoded(self, size: int) -> None:
+    def _reclaim_encoded(self, size: int) -> None:
         for feed in sorted(self._feeds.values(), key=lambda held: -held.history.encoded):
-            if self.budget.lacks(size) <= 0 or feed.shed_encoded() == 0:
+            if self.budget.lacks(size) <= 0 or feed.reclaim_encoded() == 0:
                 break
 
-    def _shed_logs(self, size: int, *, but: Feed | None = None) -> None:
+    def _reclaim_logs(self, size: int, *, but: Feed | None = None) -> None:
         for feed in sorted(self._feeds.values(), key=lambda held: -held.history.log.bytes):
             lacks = self.budget.lacks(size)
             if lacks <= 0:
                 break
             if feed is not but:
-                feed.shed_log(lacks)
+                feed.reclaim_log(lacks)
 
     async def read(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """See ``Memory``.
@@ -326,7 +326,7 @@ class Registry(Sized):
         """Not for ever: there may always be others, which begin later."""
         if self._reading:
             try:
-                async with asyncio.timeout(READING_PATIENCE):
+                async with asyncio.timeout(READING_TIMEOUT):
                     await self._none_reads.wait()
             except TimeoutError:
                 pass

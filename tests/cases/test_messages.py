@@ -14,7 +14,7 @@ import pytest
 
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Sink
+from app.core.multiplex import WatchCallback
 from app.dev.etcd import EmbeddedEtcd
 from app.etcd import link, reads
 from app.etcd.stream import WatchStream
@@ -105,7 +105,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     create = StreamPool.create
 
     def noting(
-        self: StreamPool, asked: KeyRange, start: int, sink: Sink, *, lane: Lane
+        self: StreamPool, asked: KeyRange, start: int, sink: WatchCallback, *, lane: Lane
     ) -> tuple[WatchStream, int] | None:
         opened = create(self, asked, start, sink, lane=lane)
         watched.creates[asked.start.decode()] += opened is not None

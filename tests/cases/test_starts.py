@@ -15,7 +15,7 @@ from app.core.feed import State
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Created, Progress, Sink
+from app.core.multiplex import Batches, Created, Progress, WatchCallback
 from app.core.snapshot import Snapshot
 from app.ports import Condition
 from app.watch.registry import Lease, Limits, Registry
@@ -49,9 +49,9 @@ class Trap:
 class StubWatch:
     """One that says at once what it has to say."""
 
-    def __init__(self, etcd: StubEtcd, start: int, sink: Sink) -> None:
+    def __init__(self, etcd: StubEtcd, start: int, sink: WatchCallback) -> None:
         self._etcd = etcd
-        self._sink: Sink | None = sink
+        self._sink: WatchCallback | None = sink
         etcd.open.add(self)
         loop = asyncio.get_running_loop()
         loop.call_soon(self._say, Created(100))
@@ -102,7 +102,7 @@ class StubEtcd:
         self.trap.pass_by("condition")
         return Condition("", "", "ready", 0.0, "")
 
-    def watch(self, _watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> StubWatch:
+    def watch(self, _watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> StubWatch:
         """See ``app.ports.Etcd``."""
         del lane
         self.trap.pass_by("watch")
@@ -235,7 +235,7 @@ async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
     world = World(Trap("", 0))
     found: list[bool] = []
 
-    def watch(watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> StubWatch:
+    def watch(watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> StubWatch:
         del lane
         feed = world.registry.feed(watched)
         found.append(feed is not None and world.registry.subscribers(feed) != [])

@@ -118,4 +118,4 @@ def test_an_answer_that_comes_late_proves_no_less() -> None:
 def test_a_read_is_overdue_when_its_streams_have_said_stale() -> None:
     """A feed looks once a second, so it has turned stale before its member is left."""
     currentness = Currentness(STALE_AFTER)
-    assert currentness.interval + currentness.patience >= STALE_AFTER + 1
+    assert currentness.interval + currentness.answer_timeout >= STALE_AFTER + 1

@@ -651,8 +651,8 @@ class FeedMachine(RuleBasedStateMachine):
     # --- readers -----------------------------------------------------------------------------------------------------
 
     @rule(back=st.integers(0, 14))
-    def want_history(self, back: int) -> None:
-        """A joiner with an old cursor: as ``Feed.want_history``."""
+    def want_backfill(self, back: int) -> None:
+        """A joiner with an old cursor: as ``Feed.want_backfill``."""
         core = self.core
         revision = max(0, core.history.log.floor - back)
         if core.may_backfill(revision, self.now, trusted=self.store.progress_trusted):
@@ -667,7 +667,7 @@ class FeedMachine(RuleBasedStateMachine):
     def read_history(self, back: int, steps: int, lag: int) -> None:
         """The same, and all goes well with it for some steps; *lag*: of the member that it is read from."""
         self.core.backfill._not_before = float("-inf")  # as if time had passed, and the log had not grown old
-        self.want_history(back)
+        self.want_backfill(back)
         for _ in range(steps):
             if self.history is not None and self.history.history is None:
                 self.history.register(lag)
@@ -969,7 +969,7 @@ class Moments(FeedMachine):
         match kind:
             case "ask":
                 self.core.backfill._not_before = float("-inf")  # as if time had passed
-                self.want_history(number)
+                self.want_backfill(number)
             case "history":
                 for _ in range(number):
                     self.step_of_history()

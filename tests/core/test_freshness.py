@@ -15,7 +15,7 @@ def judged(
     fresh: Freshness, now: float, *, lacks: float | None = None, written: int = 0, unacked_bytes: int = 0
 ) -> bool:
     """Shorter."""
-    return fresh.judge(now, lacks_since=lacks, written=written, unacked_bytes=unacked_bytes)
+    return fresh.update(now, lacks_since=lacks, written=written, unacked_bytes=unacked_bytes)
 
 
 def test_who_has_everything_is_current() -> None:

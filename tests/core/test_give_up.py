@@ -81,7 +81,7 @@ def test_readers_wait_and_are_reset() -> None:
     joins = reader(core)
     core.history.reclaim_view()
     for each in (behind, within, follows, joins):
-        each.let_go()
+        each.drop_snapshot()
         assert read_all(each) == []
     assert words(follows.beat(stale=True)) == ["bookmark@102"]
     assert within.phase is Phase.SNAPSHOT

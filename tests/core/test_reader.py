@@ -266,7 +266,7 @@ class ReaderMachine(RuleBasedStateMachine):
         """The connection broke between two blocks; the client comes back with the cursor that it has."""
         if self.mirror.cursor is not None:
             self.reader = reader(self.core, self.mirror.cursor, form=self.form)
-            self.reader.refuse_history()
+            self.reader.refuse_backfill()
 
     @invariant()
     def before_it_is_synced_it_has_no_cursor(self) -> None:
@@ -314,7 +314,7 @@ def test_a_resume_brings_exactly_what_came_after(revision: int) -> None:
     say(core, *news)
     core.handle(Progress(108, trusted=True), 0.0)
     one = reader(core, Cursor(EPOCH, revision))
-    one.refuse_history()
+    one.refuse_backfill()
     found = words(one.read(PLENTY) + one.read(PLENTY))
     if revision < 100:
         assert found == ["reset:lagged", "put@106", "synced@108"]
@@ -481,8 +481,8 @@ def test_a_cursor_below_the_log_asks_for_history() -> None:
     """Refused, it is reset with the reason."""
     core = live()
     one = reader(core, Cursor(EPOCH, 99))
-    assert (one.read(PLENTY), one.wants) == (b"", Wants.HISTORY)
-    one.refuse_history()
+    assert (one.read(PLENTY), one.wants) == (b"", Wants.BACKFILL)
+    one.refuse_backfill()
     assert words(one.read(PLENTY)) == ["reset:lagged", "synced@100"]
     assert one.wants is Wants.NOTHING
 
@@ -493,7 +493,7 @@ def test_a_cursor_below_the_log_waits_for_promised_history() -> None:
     one = reader(core, Cursor(EPOCH, 80))
     one.read(PLENTY)
     core.backfill.handle(WantBackfill(80), 0.0)
-    one.refuse_history()
+    one.refuse_backfill()
     assert (one.read(PLENTY), one.wants) == (b"", Wants.NOTHING)
     core.backfill.handle(Created(100), 0.0)
     core.backfill.handle(batches(90), 0.0)

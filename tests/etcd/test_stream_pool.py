@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from app.core.keys import KeyRange
-from app.core.multiplex import Sink
+from app.core.multiplex import WatchCallback
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import LIVE_STREAMS, StreamPool
 
@@ -24,7 +24,7 @@ class Bare:
     def __len__(self) -> int:
         return 0
 
-    def create(self, _watched: KeyRange, _start: int, _sink: Sink) -> int:
+    def create(self, _watched: KeyRange, _start: int, _sink: WatchCallback) -> int:
         """An id."""
         return 1
 

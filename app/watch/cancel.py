@@ -1,4 +1,4 @@
-"""Letting a watch go, whatever comes of it: what is left to be released behind it must be, too."""
+"""Cancelling a watch, whatever comes of it: what its owner still has to release after it must be released, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.ports import Watch
 log = logging.getLogger("gateway.feed")
 
 
-def let_go(watch: Watch | None) -> None:
+def cancel_watch(watch: Watch | None) -> None:
     """Cancel *watch*, if there is one. An error of ours is logged, and stops nobody."""
     if watch is None:
         return
