@@ -71,7 +71,7 @@ class GatewayCollector(Collector):
         yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(map(registry.lingering, feeds)))
         yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(f.stale_since is not None for f in feeds))
         yield _gauge("feeds_max", "Feeds that there may be.", registry.limits.feeds)
-        yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", registry.bytes)
+        yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", registry.memory.bytes)
         yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", registry.limits.feed_bytes)
         yield _gauge("keys", "Keys in the views of all feeds.", sum(feed.keys for feed in feeds))
         yield _gauge(

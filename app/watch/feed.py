@@ -8,8 +8,8 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol
 
 from app.core.backoff import Backoff
 from app.core.budget import Hold
@@ -42,43 +42,24 @@ from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.backfill import RunningBackfill
 from app.watch.cancel import cancel_watch
+from app.watch.memory import FeedMemory
 from app.watch.notifier import Notifier
+from app.watch.snapshot_turns import SnapshotTurns
 
 log = logging.getLogger("gateway.feed")
 
-T = TypeVar("T")
 
-
-class Memory(Protocol):
-    """The memory that all feeds share, and what they count together."""
-
-    def hold(self) -> Hold:
-        """An empty hold of it."""
-
-    def has_room(self) -> bool:
-        """Whether all that is held fits, without anybody giving anything back."""
-
-    def settle(self, feed: Feed) -> bool:
-        """Make room for what *feed* holds by now, where that can be; whether all fits."""
-
-    def grow(self, feed: Feed, hold: Hold, size: int) -> bool:
-        """Reserve *size* more bytes that *feed* needs; makes room where that can be."""
-
-    def keep(self, feed: Feed, hold: Hold, size: int) -> bool:
-        """Reserve *size* more bytes that *feed* can do without."""
-
-    async def read(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What *attempt* returns, which reads a state; it is made again when it did not fit beside others.
-
-        Raises:
-            TooLargeError: it does not fit.
-        """
+class FeedOwner(Protocol):
+    """What a feed tells its registry."""
 
     def published(self, events: int) -> None:
         """A feed has published so many events more."""
 
     def failed(self, feed: Feed, reason: CloseReason) -> None:
         """*feed* has ended by itself: nobody is to join it any more, and its subscribers are closed for *reason*."""
+
+    def view_reclaimed(self, feed: Feed) -> None:
+        """*feed* has given up its state: no reader of it may hold a part of that."""
 
 
 class Feed:
@@ -93,7 +74,9 @@ class Feed:
         reach_back: int,
         sync_timeout: float,
         stale_after: float,
-        memory: Memory,
+        memory: FeedMemory,
+        turns: SnapshotTurns,
+        owner: FeedOwner,
         clock: Clock,
         draw: Draw,
     ) -> None:
@@ -108,6 +91,8 @@ class Feed:
         self._sync_timeout = sync_timeout
         self._stale_after = stale_after
         self._memory = memory
+        self._turns = turns
+        self._owner = owner
         self._hold: Hold  # from its start on
         self.history.ask_before_keeping(self._keep)
         self._clock = clock
@@ -189,7 +174,7 @@ class Feed:
 
     def _changed(self) -> None:
         self._account()
-        self._memory.published(self.history.events - self._published)
+        self._owner.published(self.history.events - self._published)
         self._published = self.history.events
         self.notifier.notify()
 
@@ -228,15 +213,30 @@ class Feed:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
+    @property
+    def unproven_bytes(self) -> int:
+        """See ``app.watch.memory.Holder``; so those below."""
+        return self.core.backfill.bytes
+
+    @property
+    def encoded_bytes(self) -> int:
+        """What its view has encoded."""
+        return self.history.encoded
+
+    @property
+    def log_bytes(self) -> int:
+        """What its log holds."""
+        return self.history.log.bytes
+
     def reclaim_unproven(self) -> int:
         """Give up history that is being read, and not proven yet; bytes given back."""
-        before = self.core.backfill.bytes
+        before = self.unproven_bytes
         self._backfill.make_room()
         self._account()
-        return before - self.core.backfill.bytes
+        return before - self.unproven_bytes
 
     def reclaim_encoded(self) -> int:
-        """Do without what is encoded, for now; bytes given back."""
+        """Drop what is encoded; bytes given back."""
         given = self.history.reclaim_encoded()
         self._account()
         return given
@@ -255,6 +255,7 @@ class Feed:
             self._refreshed = None
             self._account()
             self._update_staleness()
+            self._owner.view_reclaimed(self)
         return given
 
     def _account(self) -> None:
@@ -263,7 +264,7 @@ class Feed:
     def _keep(self, size: int) -> bool:
         """Whether something encoded, of *size* bytes, is to be kept: it is counted then."""
         self._account()
-        return self._memory.keep(self, self._hold, size)
+        return self._memory.grow_encoded(self, self._hold, size)
 
     async def join(self) -> None:
         """Wait until the tasks of a stopped feed have ended."""
@@ -296,7 +297,7 @@ class Feed:
 
     def _fail(self, reason: CloseReason) -> None:
         self.stop()
-        self._memory.failed(self, reason)
+        self._owner.failed(self, reason)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -387,7 +388,7 @@ class Feed:
                 hold.release()
                 raise
 
-        return await self._memory.read(attempt)
+        return await self._turns.read(attempt)
 
     async def _probe(self, revision: int) -> None:
         try:

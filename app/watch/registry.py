@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
-from app.core.budget import Budget, Hold, Use
+from app.core.budget import Budget
 from app.core.drain import Drain
-from app.core.errors import DrainingError, NoRoomError, OverCapacityError, TooLargeError
+from app.core.errors import DrainingError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.reasons import CloseReason
@@ -22,18 +21,14 @@ from app.core.refcounts import Acquired, RefCounts
 from app.core.sized import Sized
 from app.ports import Clock, Draw, Etcd
 from app.watch.feed import Feed
+from app.watch.memory import FeedMemory
+from app.watch.snapshot_turns import SnapshotTurns
 from app.watch.subscriber import Subscriber
 
 log = logging.getLogger("gateway.feed")
 
-T = TypeVar("T")
-
 # Seconds between looks at staleness and at the age of logs.
 TICK = 1.0
-# Of the bytes of feeds: what is encoded may take so much from logs. Without it each joiner's state is encoded anew.
-ENCODED_SHARE = 8
-# Seconds that a state which did not fit beside others waits for these to be read.
-READING_TIMEOUT = 10.0
 # Seconds before a range that was too large is read again: every try costs etcd a Range of all of it.
 TOO_LARGE_PAUSE = 30.0
 # Seconds between the groups of streams that are sent away at a drain.
@@ -79,29 +74,22 @@ class Lease:
             self._registry.release(self.subscriber)
 
 
-def _nothing(_size: int) -> None:
-    """No room is made."""
-
-
 class Registry(Sized):
     """See the module."""
 
     def __init__(self, etcd: Etcd, limits: Limits, *, budget: Budget, clock: Clock, draw: Draw) -> None:
         self._etcd = etcd
         self.limits = limits
-        self.budget = budget
-        budget.make_room = self._reclaim
         self._clock = clock
         self._draw = draw
         self._counts: RefCounts[KeyRange] = RefCounts()
         self._feeds: dict[KeyRange, Feed] = {}
+        self.memory = FeedMemory(budget, self._feeds.values, self._expire_oldest)
+        self._turns = SnapshotTurns()
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._linger_timers: dict[KeyRange, asyncio.TimerHandle] = {}
         self._ending: set[Feed] = set()
         self._too_large: dict[KeyRange, float] = {}  # until when they are not tried again
-        self._reading = 0  # states that are being read
-        self._none_reads = asyncio.Event()
-        self._turn = asyncio.Lock()  # of those that did not fit beside others
         self._total = 0
         self.draining = False
         self._drained_at = 0.0
@@ -124,9 +112,8 @@ class Registry(Sized):
         subscriber = Subscriber(feed, address, user_agent, request_id, self._clock())
         # What may raise is done by now: from here on it is held, by a feed that everybody knows.
         if known is None and self._full:
-            oldest = self._counts.oldest_lingering()
-            assert oldest is not None, "checked"
-            self._expire(oldest)
+            expired = self._expire_oldest(feed)
+            assert expired, "checked"
         acquired = self._counts.acquire(watched)
         if acquired is Acquired.STARTED:
             self._feeds[watched] = feed
@@ -179,7 +166,9 @@ class Registry(Sized):
             reach_back=limits.reach_back,
             sync_timeout=limits.sync_timeout,
             stale_after=limits.stale_after,
-            memory=self,
+            memory=self.memory,
+            turns=self._turns,
+            owner=self,
             clock=self._clock,
             draw=self._draw,
         )
@@ -207,6 +196,14 @@ class Registry(Sized):
         if self._counts.expire(watched):
             self._end(self._feeds[watched], "idle")
 
+    def _expire_oldest(self, but: object) -> bool:
+        """End the feed that has lingered longest, unless it is *but*; whether one has ended."""
+        oldest = self._counts.oldest_lingering()
+        if oldest is None or self._feeds[oldest] is but:
+            return False
+        self._expire(oldest)
+        return True
+
     def _end(self, feed: Feed, reason: CloseReason | Literal["idle", "shutdown"]) -> None:
         del self._feeds[feed.range]
         del self._subscribers[feed]
@@ -214,130 +211,20 @@ class Registry(Sized):
         self._ending.add(feed)
         log.info("feed stop", extra={"range": str(feed.range), "reason": reason})
 
-    # --- memory and counts (``app.watch.feed.Memory``) ---------------------------------------------------------------
-
-    def hold(self) -> Hold:
-        """See ``Memory``."""
-        return self.budget.hold(Use.FEED)
-
-    def has_room(self) -> bool:
-        """See ``Memory``."""
-        return self.budget.lacks() <= 0
+    # --- what its feeds tell it (``app.watch.feed.FeedOwner``) ------------------------------------------------------
 
     def published(self, events: int) -> None:
-        """See ``Memory``."""
+        """See ``FeedOwner``."""
         self.events += events
 
-    def settle(self, feed: Feed) -> bool:
-        """See ``Memory``."""
-        return self.budget.settle(lambda more: self._make_room_for(feed, more))
-
-    def grow(self, feed: Feed, hold: Hold, size: int) -> bool:
-        """See ``Memory``."""
-        return hold.grow(size, lambda more: self._make_room_for(feed, more))
-
-    def keep(self, feed: Feed, hold: Hold, size: int) -> bool:
-        """See ``Memory``. Of a full budget, logs leave what is encoded an eighth."""
-        if hold.grow(size, _nothing):
-            return True
-        if (
-            size + sum(other.history.encoded for other in self._feeds.values())
-            > self.limits.feed_bytes // ENCODED_SHARE
-        ):
-            return False
-        return hold.grow(size, lambda more: self._reclaim_logs(more, but=feed))
-
-    def _make_room_for(self, feed: Feed, size: int) -> None:
-        """Lingering feeds go first, and history that is not proven; then what is encoded, what *feed* will replace,
-        logs, and REST answers.
-        """
-        while self.budget.lacks(size) > 0:
-            oldest = self._counts.oldest_lingering()
-            if oldest is None or self._feeds[oldest] is feed:
-                break
-            self._expire(oldest)
-        self._reclaim_unproven(size)
-        self._reclaim_encoded(size)
-        if self.budget.lacks(size) > 0 and feed.reclaim_view():
-            for subscriber in self._subscribers.get(feed, ()):
-                if subscriber.reader is not None:
-                    subscriber.reader.drop_snapshot()
-        self._reclaim_logs(size)
-        for answer in self.budget.holds(Use.ANSWER):
-            if self.budget.lacks(size) > 0 and not answer.outside:
-                answer.revoke()
-
-    def _reclaim(self, size: int) -> None:
-        """What pages and answers may take from feeds."""
-        self._reclaim_unproven(size)
-        self._reclaim_encoded(size)
-        self._reclaim_logs(size)
-
-    def _reclaim_unproven(self, size: int) -> None:
-        for feed in sorted(self._feeds.values(), key=lambda held: -held.core.backfill.bytes):
-            if self.budget.lacks(size) <= 0 or feed.reclaim_unproven() == 0:
-                break
-
-    def _reclaim_encoded(self, size: int) -> None:
-        for feed in sorted(self._feeds.values(), key=lambda held: -held.history.encoded):
-            if self.budget.lacks(size) <= 0 or feed.reclaim_encoded() == 0:
-                break
-
-    def _reclaim_logs(self, size: int, *, but: Feed | None = None) -> None:
-        for feed in sorted(self._feeds.values(), key=lambda held: -held.history.log.bytes):
-            lacks = self.budget.lacks(size)
-            if lacks <= 0:
-                break
-            if feed is not but:
-                feed.reclaim_log(lacks)
-
-    async def read(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """See ``Memory``.
-
-        The first attempt is made beside others. Where they do not fit together each gives back what it has read, and
-        they read one after the other: whoever waits holds nothing.
-        """
-        try:
-            return await self._attempt(attempt)
-        except NoRoomError:
-            if not self._reading and not self._turn.locked():
-                raise
-        async with self._turn:
-            for last in (False, False, True):
-                await self._until_none_reads()
-                try:
-                    return await self._attempt(attempt)
-                except NoRoomError:
-                    if last or not self._reading:
-                        raise
-        raise AssertionError("the last attempt returns or raises")  # pragma: no cover
-
-    async def _attempt(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        self._reading += 1
-        self._none_reads.clear()
-        try:
-            return await attempt()
-        finally:
-            self._reading -= 1
-            if not self._reading:
-                self._none_reads.set()
-
-    async def _until_none_reads(self) -> None:
-        """Not for ever: there may always be others, which begin later."""
-        if self._reading:
-            try:
-                async with asyncio.timeout(READING_TIMEOUT):
-                    await self._none_reads.wait()
-            except TimeoutError:
-                pass
-
-    @property
-    def bytes(self) -> int:
-        """What all feeds hold, what is being read for them included."""
-        return self.budget.of(Use.FEED)
+    def view_reclaimed(self, feed: Feed) -> None:
+        """See ``FeedOwner``."""
+        for subscriber in self._subscribers.get(feed, ()):
+            if subscriber.reader is not None:
+                subscriber.reader.drop_snapshot()
 
     def failed(self, feed: Feed, reason: CloseReason) -> None:
-        """A feed that ended by itself."""
+        """See ``FeedOwner``."""
         if self._feeds.get(feed.range) is not feed:
             return
         timer = self._linger_timers.pop(feed.range, None)

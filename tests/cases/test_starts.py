@@ -174,7 +174,7 @@ class World:
 
         async def so() -> bool:
             tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("feed")]
-            return (len(self.registry), self.registry.feeds(), self.registry.bytes, tasks) == (0, [], 0, [])
+            return (len(self.registry), self.registry.feeds(), self.registry.memory.bytes, tasks) == (0, [], 0, [])
 
         await eventually(so)
         registry = self.registry
