@@ -165,11 +165,11 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
     async with FakeEtcd() as fake:
         running = Gateway(load({"etcd": fake.endpoint}))
         async with running.running():
-            lease = None
+            subscriber = None
             async with asyncio.timeout(30):
-                while lease is None:
+                while subscriber is None:
                     try:
-                        lease = running.registry.subscribe(
+                        subscriber = running.registry.subscribe(
                             KeyRange("prefix", b"/svc/"),
                             address="",
                             user_agent="",
@@ -180,11 +180,11 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
                         await asyncio.sleep(0.05)
 
             async def closed() -> bool:
-                return lease.subscriber.closing == "unavailable"
+                return subscriber.closing == "unavailable"
 
             await eventually(closed)
             assert running.registry.feeds() == []
-            lease.release()
+            subscriber.release()
 
 
 @pytest.mark.parametrize("name", ["etcd_user", "etcd", "instance", "epoch", "cors_origins"])

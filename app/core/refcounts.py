@@ -29,7 +29,7 @@ class Statistics:
 
     held: int
     lingering: int
-    leases: int
+    holders: int
 
 
 class RefCounts(Sized, Generic[K]):
@@ -47,11 +47,11 @@ class RefCounts(Sized, Generic[K]):
         return key in self._held or key in self._lingering
 
     def count(self, key: K) -> int:
-        """Leases on *key*."""
+        """Holders of *key*."""
         return self._held.get(key, 0)
 
     def acquire(self, key: K) -> Acquired:
-        """One more lease."""
+        """One more holder."""
         if key in self._held:
             self._held[key] += 1
             return Acquired.JOINED
@@ -62,7 +62,7 @@ class RefCounts(Sized, Generic[K]):
         return Acquired.STARTED
 
     def release(self, key: K) -> bool:
-        """One lease less; True when it was the last and the key begins to linger.
+        """One holder less; True when it was the last and the key begins to linger.
 
         Raises:
             KeyError: nobody holds it.

@@ -1,9 +1,9 @@
 """The stream response: one subscriber's reader, written to one ASGI connection.
 
 ``EventSourceResponse`` gives the class, its headers and its place in FastAPI; its ``__call__`` (four tasks, a ping, a
-cleanup that depends on a generator having started: sse-starlette #156) is replaced. The lease is the ``Delivery``'s,
-and every way out is its ``end``: close, reset, a client gone before the first byte, a send that is stuck, an error of
-ours, shutdown.
+cleanup that depends on a generator having started: sse-starlette #156) is replaced. The subscriber belongs to the
+``Delivery``, and every way out is its ``end``: close, reset, a client gone before the first byte, a send that is stuck,
+an error of ours, shutdown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from app.stream.connection import LOOKS, Connection, StuckError
 from app.stream.counters import Counters
 from app.stream.sink import GONE, STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
 from app.stream.timers import TimerWheel
-from app.watch.registry import Lease, Registry
+from app.watch.registry import Registry
+from app.watch.subscriber import Subscriber
 
 log = logging.getLogger("gateway.stream")
 
@@ -159,7 +160,7 @@ class StreamResponse(EventSourceResponse):
         asked, streams = self._asked, self._streams
         try:
             streams.capacity.check()
-            lease = streams.registry.subscribe(
+            subscriber = streams.registry.subscribe(
                 asked.shape.range,
                 address=asked.address,
                 user_agent=asked.user_agent,
@@ -170,10 +171,10 @@ class StreamResponse(EventSourceResponse):
             await self._refuse(error, scope, receive, send)
             return
         with contextlib.ExitStack() as held:
-            held.enter_context(lease)  # whatever fails before the delivery holds it
+            held.enter_context(subscriber)  # whatever fails before the delivery holds it
             connection = Connection(scope, receive, send, streams.settings.send_timeout)
             sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
-            delivery = Delivery(streams, asked, lease, sink)
+            delivery = Delivery(streams, asked, subscriber, sink)
             held.pop_all()
         with ending(delivery, connection):
             async with connection:
@@ -255,17 +256,15 @@ class Delivery:
     """
 
     __slots__ = (
-        "_aside_waits", "_asked", "_beat_due", "_deadline", "_feed", "_freshness", "_helper", "_helps", "_lease",
+        "_aside_waits", "_asked", "_beat_due", "_deadline", "_feed", "_freshness", "_helper", "_helps",
         "_looked", "_next_beat", "_reader", "_rest", "_said_why", "_since", "_sink", "_started", "_streams",
         "_subscriber", "_written", "ended", "slot",
     )  # fmt: skip
 
-    def __init__(self, streams: Streams, asked: WatchRequest, lease: Lease, sink: Sink) -> None:
+    def __init__(self, streams: Streams, asked: WatchRequest, subscriber: Subscriber, sink: Sink) -> None:
         settings = streams.settings
-        subscriber = lease.subscriber
         self._streams = streams
         self._asked = asked
-        self._lease = lease
         self._subscriber = subscriber
         self._feed = subscriber.feed
         self._sink = sink
@@ -323,7 +322,7 @@ class Delivery:
         self._stop_helping()
         self._streams.tally.serving[self._sink.name] -= 1
         self._note_end(reason)
-        self._lease.release()
+        self._subscriber.release()
         self._sink.end(reason, error)
 
     def cancelled(self) -> None:

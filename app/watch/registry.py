@@ -1,7 +1,7 @@
 """The registry: one feed per distinct range, shared by reference count, ended after a linger.
 
-``subscribe`` is the only way in, and its lease the only way out: release is synchronous and happens once, on whatever
-way the stream ends.
+``subscribe`` is the only way in, and the subscriber's ``release`` the only way out: that is synchronous and happens
+once, on whatever way the stream ends.
 """
 
 from __future__ import annotations
@@ -51,29 +51,6 @@ class Limits:
     drain_pace: float
 
 
-class Lease:
-    """One subscriber's hold on a feed: a context manager, or ``release`` from wherever the stream ends."""
-
-    __slots__ = ("_held", "_registry", "subscriber")
-
-    def __init__(self, registry: Registry, subscriber: Subscriber) -> None:
-        self._registry = registry
-        self._held = True
-        self.subscriber = subscriber
-
-    def __enter__(self) -> Subscriber:
-        return self.subscriber
-
-    def __exit__(self, *_exc_info: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Let go; synchronous, and as often as one likes."""
-        if self._held:
-            self._held = False
-            self._registry.release(self.subscriber)
-
-
 class Registry(Sized):
     """See the module."""
 
@@ -100,8 +77,8 @@ class Registry(Sized):
 
     def subscribe(
         self, watched: KeyRange, *, address: str, user_agent: str, request_id: str, has_cursor: bool
-    ) -> Lease:
-        """Hold the feed of *watched*, starting it if need be, until the lease is released.
+    ) -> Subscriber:
+        """Hold the feed of *watched*, starting it if need be, until the subscriber is released.
 
         Raises:
             DrainingError, OverCapacityError, UnavailableError: before anything is held.
@@ -109,7 +86,7 @@ class Registry(Sized):
         self.check(watched)
         known = self._feeds.get(watched)
         feed = known if known is not None else self._make(watched)
-        subscriber = Subscriber(feed, address, user_agent, request_id, self._clock())
+        subscriber = Subscriber(feed, address, user_agent, request_id, self._clock(), self._release)
         # What may raise is done by now: from here on it is held, by a feed that everybody knows.
         if known is None and self._full:
             expired = self._expire_oldest(feed)
@@ -126,7 +103,7 @@ class Registry(Sized):
         self._total += 1
         if acquired is Acquired.STARTED:
             feed.start(backfill=has_cursor)
-        return Lease(self, subscriber)
+        return subscriber
 
     def check(self, watched: KeyRange) -> None:
         """Whether ``subscribe`` would have it now; holds, starts and ends nothing.
@@ -173,13 +150,13 @@ class Registry(Sized):
             draw=self._draw,
         )
 
-    def release(self, subscriber: Subscriber) -> None:
-        """Synchronous and, by its one caller, the lease, once per subscriber."""
+    def _release(self, subscriber: Subscriber) -> None:
+        """Synchronous, and once per subscriber."""
         self._total -= 1
         feed = subscriber.feed
         members = self._subscribers.get(feed)
         if members is None or subscriber not in members:
-            return  # the feed failed, and took all its leases with it
+            return  # the feed failed, and took all its subscribers with it
         del members[subscriber]
         watched = feed.range
         if self._counts.release(watched):

@@ -1,4 +1,4 @@
-"""One subscriber of a feed, as the registry and /v1/feeds see it."""
+"""One subscriber of a feed: its hold on the feed, and what the registry and /v1/feeds see of it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """A lease on a feed, and who holds it."""
+    """Holds its feed until ``release``, which is called wherever its stream ends; or use it as a context manager."""
 
     feed: Feed
     address: str
     user_agent: str
     request_id: str
     since: float  # monotonic seconds
+    on_release: Callable[[Subscriber], None]  # called once
     reader: Reader | None = None
     # Why it is to end.
     closing: CloseReason | None = None
     # Called once, when ``closing`` is set.
     on_close: Callable[[], None] | None = None
     bytes: int = 0
+    released: bool = False
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.release()
 
     @property
     def behind(self) -> int:
@@ -44,3 +52,9 @@ class Subscriber:
             self.closing = reason
             if self.on_close is not None:
                 self.on_close()
+
+    def release(self) -> None:
+        """Let the feed go; synchronous and idempotent."""
+        if not self.released:
+            self.released = True
+            self.on_release(self)

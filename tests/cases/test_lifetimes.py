@@ -12,7 +12,7 @@ from app.core.refcounts import RefCounts
 from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.settings import load
-from app.watch.registry import Lease
+from app.watch.subscriber import Subscriber
 from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
 from tests.integration.test_release import all_released, ranges
@@ -62,7 +62,7 @@ async def _fake() -> AsyncIterator[FakeEtcd]:
         yield fake
 
 
-def hold(gateway: Gateway) -> Lease:
+def hold(gateway: Gateway) -> Subscriber:
     """A subscription, taken and given back at a moment that the test chooses."""
     return gateway.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=False)
 
@@ -75,13 +75,13 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
         loop = asyncio.get_running_loop()
         for _ in range(5):
             before = hold(gateway)
-            await eventually(lambda feed=before.subscriber.feed: true(feed.core.history.joinable))  # type: ignore[misc]
+            await eventually(lambda feed=before.feed: true(feed.core.history.joinable))  # type: ignore[misc]
             before.release()
             timer = gateway.registry._linger_timers[SVC]
             turn: list[str] = []
-            taken: list[Lease] = []
+            taken: list[Subscriber] = []
 
-            def join(turn: list[str] = turn, taken: list[Lease] = taken) -> None:
+            def join(turn: list[str] = turn, taken: list[Subscriber] = taken) -> None:
                 turn.append("join")
                 taken.append(hold(gateway))
                 loop.call_soon(turn.append, "next turn")
@@ -90,16 +90,16 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             loop.call_at(timer.when(), turn.append, "end")
             await eventually(lambda turn=turn: true("next turn" in turn))  # type: ignore[misc]
             assert turn.index("next turn") == 2, "both were due in the same turn"
-            (lease,) = taken
-            assert (lease.subscriber.feed is before.subscriber.feed) == (first == "join")
+            (subscriber,) = taken
+            assert (subscriber.feed is before.feed) == (first == "join")
             # Whichever it is, it is the one that lives, is followed and told.
-            assert gateway.registry.feeds() == [lease.subscriber.feed]
+            assert gateway.registry.feeds() == [subscriber.feed]
             revision = fake.put(b"/svc/a", b"2")
-            feed = lease.subscriber.feed
+            feed = subscriber.feed
             await eventually(lambda feed=feed, at=revision: true(feed.core.history.log.tip >= at))  # type: ignore[misc]
             assert feed.core.history.view is not None
             await eventually(lambda: true((fake.open_watchers, fake.open_streams) == (1, 1)))
-            lease.release()
+            subscriber.release()
             await released(gateway, fake)
             counts: RefCounts[KeyRange] = gateway.registry._counts
             assert (len(counts), gateway.registry._linger_timers, gateway.registry._subscribers) == (0, {}, {})

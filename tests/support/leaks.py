@@ -13,7 +13,7 @@ from app import cli
 from app.core.refcounts import RefCounts
 from app.etcd.stream import WatchStream
 from app.etcd.upstream import UpstreamWatch
-from app.watch.registry import Lease
+from app.watch.subscriber import Subscriber
 
 
 def _replace(owner: object, name: str, new: object) -> None:
@@ -45,7 +45,7 @@ def streams() -> None:
 
 def leases() -> None:
     """A stream ends, and its subscriber is not released: the outage's second half."""
-    _replace(Lease, "release", lambda _self: None)
+    _replace(Subscriber, "release", lambda _self: None)
 
 
 def lingers() -> None:

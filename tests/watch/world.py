@@ -1,13 +1,12 @@
-"""A feed's start, and its whole life, when what it needs of the world outside raises: nobody waits, nothing is left."""
+"""A registry over an etcd of one key, in which any call can be made to raise."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Literal
-
-import pytest
+from dataclasses import replace
+from typing import Any, Literal
 
 from app.core.budget import Budget
 from app.core.events import Batch, KeyValue
@@ -18,15 +17,26 @@ from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, WatchCallback
 from app.core.snapshot import Snapshot
 from app.ports import Condition
-from app.watch.registry import Lease, Limits, Registry
+from app.watch.registry import Limits, Registry
+from app.watch.subscriber import Subscriber
 from tests.support.waiting import eventually
 
 SVC = KeyRange("prefix", b"/svc/")
 A = KeyValue(b"/svc/a", b"1", 90, 90, 1)
-CALLS = (
-    "watch", "snapshot", "probe", "progress_trusted", "condition", "clock", "cancel", "await_proof",
-    "proven_at",
-)  # fmt: skip
+
+
+LIMITS = Limits(
+    subscribers=100,
+    feeds=10,
+    feed_bytes=1 << 20,
+    linger=0.0,
+    log=Bounds(),
+    reach_back=50,
+    sync_timeout=30.0,
+    stale_after=30.0,
+    drain_window=1.0,
+    drain_pace=100.0,
+)
 
 
 class Trap:
@@ -89,6 +99,7 @@ class StubEtcd:
     def __init__(self, trap: Trap) -> None:
         self.trap = trap
         self.open: set[StubWatch] = set()
+        self.snapshots = 0  # that were read
 
     @property
     def progress_trusted(self) -> bool:
@@ -112,6 +123,7 @@ class StubEtcd:
         """See ``app.ports.Etcd``."""
         await asyncio.sleep(0)
         self.trap.pass_by("snapshot")
+        self.snapshots += 1
         budget(A.size)
         return Snapshot.of(100, [A]), self.cluster_id
 
@@ -130,21 +142,10 @@ class StubEtcd:
 class World:
     """A registry over it."""
 
-    def __init__(self, trap: Trap) -> None:
-        self.trap = trap
+    def __init__(self, trap: Trap | None = None, **limited: Any) -> None:
+        self.trap = trap = trap if trap is not None else Trap("", 0)
         self.etcd = StubEtcd(trap)
-        limits = Limits(
-            subscribers=100,
-            feeds=10,
-            feed_bytes=1 << 20,
-            linger=0.0,
-            log=Bounds(),
-            reach_back=50,
-            sync_timeout=30.0,
-            stale_after=30.0,
-            drain_window=1.0,
-            drain_pace=100.0,
-        )
+        limits = replace(LIMITS, **limited)
         self.registry = Registry(
             self.etcd, limits, budget=Budget(limits.feed_bytes), clock=self.clock, draw=lambda: 0.5
         )
@@ -154,13 +155,12 @@ class World:
         self.trap.pass_by("clock")
         return time.monotonic()
 
-    def subscribe(self, *, has_cursor: bool = True) -> Lease:
+    def subscribe(self, watched: KeyRange = SVC, *, has_cursor: bool = True) -> Subscriber:
         """Somebody comes."""
-        return self.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=has_cursor)
+        return self.registry.subscribe(watched, address="", user_agent="", request_id="", has_cursor=has_cursor)
 
-    async def told(self, lease: Lease) -> None:
-        """Return once *lease* is served, or told that it is not."""
-        subscriber = lease.subscriber
+    async def told(self, subscriber: Subscriber) -> None:
+        """Return once *subscriber* is served, or told that it is not."""
         feed = subscriber.feed
 
         async def so() -> bool:
@@ -180,69 +180,3 @@ class World:
         registry = self.registry
         assert (len(registry._counts), registry._subscribers, registry._linger_timers) == (0, {}, {})
         assert self.etcd.open == set()
-
-
-@pytest.mark.parametrize("nth", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("call", CALLS)
-async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: int) -> None:
-    """Two come one after the other and go; and with the trap taken away, the next one is served."""
-    world = World(Trap(call, nth))
-    leases: list[Lease] = []
-    for _ in range(2):
-        try:
-            leases.append(world.subscribe())
-        except RuntimeError:
-            continue
-        await world.told(leases[-1])
-    for lease in leases:
-        if lease.subscriber.closing is None:
-            lease.subscriber.feed.check_staleness()
-    world.trap.armed = False
-    for lease in leases:
-        assert lease.subscriber.closing in (None, "unavailable")
-        lease.release()
-        lease.release()
-    await world.empty()
-
-    lease = world.subscribe()
-    await world.told(lease)
-    assert lease.subscriber.closing is None
-    assert lease.subscriber.feed.core.history.log.covers(60)
-    lease.release()
-    await world.empty()
-
-
-@pytest.mark.parametrize("has_cursor", [True, False])
-@pytest.mark.parametrize("call", ["watch", "snapshot", "clock", "condition"])
-async def test_what_a_start_needs_is_told_at_once(call: str, has_cursor: bool) -> None:
-    """Raised to the one who comes, before anything is held; or its stream is closed. Later ones are treated alike."""
-    world = World(Trap(call, 1))
-    for _ in range(3):
-        try:
-            lease = world.subscribe(has_cursor=has_cursor)
-        except RuntimeError:
-            assert world.registry.feeds() == []
-        else:
-            await world.told(lease)
-            assert lease.subscriber.closing == "unavailable"
-            lease.release()
-        await world.empty()
-    assert world.trap.sprung
-
-
-async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
-    """A constructor starts nothing: whoever comes at that very moment finds the feed."""
-    world = World(Trap("", 0))
-    found: list[bool] = []
-
-    def watch(watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> StubWatch:
-        del lane
-        feed = world.registry.feed(watched)
-        found.append(feed is not None and world.registry.subscribers(feed) != [])
-        return StubWatch(world.etcd, start, sink)
-
-    world.etcd.watch = watch  # type: ignore[assignment,method-assign]
-    lease = world.subscribe()
-    assert found == [True]
-    lease.release()
-    await world.empty()

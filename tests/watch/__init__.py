@@ -1,0 +1,1 @@
+"""``app.watch``: feeds and the registry, running, over an etcd that a test makes fail."""

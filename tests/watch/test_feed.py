@@ -1,0 +1,191 @@
+"""``app.watch.feed``: its start and its whole life, also when what it needs of the world outside raises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from app.core.budget import Hold, Use
+from app.core.feed_messages import Commands, FeedInput, Lane
+from app.core.keys import KeyRange
+from app.core.multiplex import WatchCallback
+from app.core.snapshot import Snapshot
+from app.watch.memory import Holder
+from app.watch.subscriber import Subscriber
+from tests.watch.world import A, StubWatch, Trap, World
+
+CALLS = (
+    "watch", "snapshot", "probe", "progress_trusted", "condition", "clock", "cancel", "await_proof",
+    "proven_at",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("call", CALLS)
+async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: int) -> None:
+    """Two come one after the other and go; and with the trap taken away, the next one is served."""
+    world = World(Trap(call, nth))
+    subscribers: list[Subscriber] = []
+    for _ in range(2):
+        try:
+            subscribers.append(world.subscribe())
+        except RuntimeError:
+            continue
+        await world.told(subscribers[-1])
+    for subscriber in subscribers:
+        if subscriber.closing is None:
+            subscriber.feed.check_staleness()
+    world.trap.armed = False
+    for subscriber in subscribers:
+        assert subscriber.closing in (None, "unavailable")
+        subscriber.release()
+        subscriber.release()
+    await world.empty()
+
+    subscriber = world.subscribe()
+    await world.told(subscriber)
+    assert subscriber.closing is None
+    assert subscriber.feed.core.history.log.covers(60)
+    subscriber.release()
+    await world.empty()
+
+
+@pytest.mark.parametrize("has_cursor", [True, False])
+@pytest.mark.parametrize("call", ["watch", "snapshot", "clock", "condition"])
+async def test_what_a_start_needs_is_told_at_once(call: str, has_cursor: bool) -> None:
+    """Raised to the one who comes, before anything is held; or its stream is closed. Later ones are treated alike."""
+    world = World(Trap(call, 1))
+    for _ in range(3):
+        try:
+            subscriber = world.subscribe(has_cursor=has_cursor)
+        except RuntimeError:
+            assert world.registry.feeds() == []
+        else:
+            await world.told(subscriber)
+            assert subscriber.closing == "unavailable"
+            subscriber.release()
+        await world.empty()
+    assert world.trap.sprung
+
+
+async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
+    """A constructor starts nothing: whoever comes at that very moment finds the feed."""
+    world = World(Trap("", 0))
+    found: list[bool] = []
+
+    def watch(watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> StubWatch:
+        del lane
+        feed = world.registry.feed(watched)
+        found.append(feed is not None and world.registry.subscribers(feed) != [])
+        return StubWatch(world.etcd, start, sink)
+
+    world.etcd.watch = watch  # type: ignore[assignment,method-assign]
+    subscriber = world.subscribe()
+    assert found == [True]
+    subscriber.release()
+    await world.empty()
+
+
+# --- a state is counted once ------------------------------------------------------------------------------------------
+
+
+async def test_a_state_is_counted_once_when_the_feed_takes_it_over() -> None:
+    """Counted twice it left no room for others; not counted in between, its bytes were given to others."""
+    world = World()
+    budget = world.registry.memory.budget
+    counted: list[int] = []
+    subscriber = world.subscribe(has_cursor=False)
+    core = subscriber.feed.core
+    handle = core.handle
+
+    def look(given: FeedInput, now: float) -> Commands:
+        counted.append(budget.of(Use.FEED))
+        commands = handle(given, now)
+        counted.append(budget.of(Use.FEED))
+        return commands
+
+    core.handle = look  # type: ignore[method-assign]
+    await world.told(subscriber)
+    assert counted.count(A.size) >= 2, "before the feed took it, and after"
+    assert set(counted) == {0, A.size}
+    subscriber.release()
+    await world.empty()
+
+
+async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> None:
+    """It ends while its state is being read: nothing of that is counted."""
+    world = World()
+    held: list[Hold] = []
+    grow = world.registry.memory.grow
+
+    def note(feed: Holder, hold: Hold, size: int) -> bool:
+        held.append(hold)
+        fits = grow(feed, hold, size)
+        subscriber.release()
+        return fits
+
+    world.registry.memory.grow = note  # type: ignore[method-assign]
+    subscriber = world.subscribe(has_cursor=False)
+    await world.empty()
+    assert [hold.released for hold in held] == [True]
+
+
+# --- a snapshot for readers ahead of the feed -------------------------------------------------------------------------
+
+
+async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
+    """And is counted for as long as somebody has it."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed = subscriber.feed
+    before = world.etcd.snapshots
+    found = await asyncio.gather(*[feed.fresh_snapshot(100) for _ in range(3)])
+    assert world.etcd.snapshots == before + 1
+    assert found[0] is not None
+    assert all(one is found[0] for one in found)
+    assert await feed.fresh_snapshot(100) is found[0], "kept for a while"
+    assert world.registry.memory.bytes == feed.core.bytes + A.size
+    assert await feed.fresh_snapshot(101) is None, "etcd has not got there"
+    del found
+    subscriber.release()
+    await world.empty()
+
+
+async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
+    """Nobody would give back what it holds."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed = subscriber.feed
+    subscriber.release()
+    before = world.etcd.snapshots
+    assert await feed.fresh_snapshot(100) is None
+    assert world.etcd.snapshots == before
+    await world.empty()
+
+
+async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -> None:
+    """The read is cancelled, and not the reader that waits for it. A reader that is cancelled is."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    began = asyncio.Event()
+
+    async def never(_watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+        del budget
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.etcd.snapshot = never  # type: ignore[method-assign]
+    waiting, leaving = (asyncio.create_task(subscriber.feed.fresh_snapshot(100)) for _ in range(2))
+    await began.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    subscriber.release()
+    assert await waiting is None
+    await world.empty()
