@@ -156,7 +156,7 @@ async def test_a_call_that_its_server_cancels_ends_no_task() -> None:
 
 
 async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its subscribers are closed, and the next one starts it anew. (Other calls: tests/cases/test_starts.py.)"""
+    """Its subscribers are closed, and the next one starts it anew. (Other calls: tests/watch/test_feed.py.)"""
 
     async def fail(*_args: object) -> None:
         raise RuntimeError("a defect")

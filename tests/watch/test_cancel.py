@@ -1,0 +1,22 @@
+"""``app.watch.cancel``: what comes after it is done, whatever a watch's ``cancel`` raises."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.watch.cancel import cancel_watch
+from tests.watch.world import StubEtcd, StubWatch, Trap
+
+
+def test_no_watch_is_cancelled_by_nothing() -> None:
+    """There may be none."""
+    cancel_watch(None)
+
+
+async def test_an_error_is_logged_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """The watch heard of it; the log has the error."""
+    etcd = StubEtcd(Trap("cancel", 1))
+    watch = StubWatch(etcd, 0, lambda _given: None)
+    cancel_watch(watch)
+    assert etcd.open == set()
+    assert [record.message for record in caplog.records] == ["a watch was not let go"]

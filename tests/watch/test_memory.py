@@ -1,0 +1,189 @@
+"""``app.watch.memory``: who gives way when the budget of all feeds is full, in which order, and who doesn't."""
+
+from __future__ import annotations
+
+from app.core.budget import Budget, Use
+from app.watch.memory import ENCODED_SHARE, FeedMemory, Holder
+
+
+class StubFeed:
+    """Holds so many bytes of each kind, and gives them back."""
+
+    def __init__(self, name: str, given: list[str], *, unproven: int = 0, encoded: int = 0, log: int = 0) -> None:
+        self.name = name
+        self._given = given
+        self.unproven_bytes, self.encoded_bytes, self.log_bytes = unproven, encoded, log
+        self.view_bytes = 0
+
+    def hold(self, memory: FeedMemory) -> StubFeed:
+        """Have it counted."""
+        self._hold = memory.hold()
+        self._count()
+        return self
+
+    def _count(self) -> None:
+        self._hold.set(self.unproven_bytes + self.encoded_bytes + self.log_bytes + self.view_bytes)
+
+    def _give(self, what: str, size: int) -> int:
+        if size:
+            self._given.append(f"{self.name} {what}")
+        self._count()
+        return size
+
+    def reclaim_unproven(self) -> int:
+        """See ``Holder``."""
+        size, self.unproven_bytes = self.unproven_bytes, 0
+        return self._give("unproven", size)
+
+    def reclaim_encoded(self) -> int:
+        """See ``Holder``."""
+        size, self.encoded_bytes = self.encoded_bytes, 0
+        return self._give("encoded", size)
+
+    def reclaim_view(self) -> int:
+        """See ``Holder``."""
+        size, self.view_bytes = self.view_bytes, 0
+        return self._give("view", size)
+
+    def reclaim_log(self, size: int) -> int:
+        """See ``Holder``."""
+        size = min(size, self.log_bytes)
+        self.log_bytes -= size
+        return self._give(f"log {size}", size)
+
+    def release(self) -> None:
+        """It ends."""
+        self._hold.release()
+
+
+class World:
+    """Feeds in a memory of 1,000 bytes; the first of *lingering* is the next to expire."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+        self.feeds: list[StubFeed] = []
+        self.lingering: list[StubFeed] = []
+        self.budget = Budget(1000)
+        self.memory = FeedMemory(self.budget, lambda: self.feeds, self._expire)
+
+    def add(self, name: str, *, unproven: int = 0, encoded: int = 0, log: int = 0) -> StubFeed:
+        """One more."""
+        feed = StubFeed(name, self.given, unproven=unproven, encoded=encoded, log=log)
+        self.feeds.append(feed.hold(self.memory))
+        return feed
+
+    def _expire(self, but: Holder) -> bool:
+        if not self.lingering or self.lingering[0] is but:
+            return False
+        feed = self.lingering.pop(0)
+        self.feeds.remove(feed)
+        feed.release()
+        self.given.append(f"{feed.name} ends")
+        return True
+
+
+def test_nobody_gives_way_where_there_is_room() -> None:
+    """What fits is counted, and nothing else happens."""
+    world = World()
+    feed = world.add("a", unproven=100, encoded=100, log=100)
+    hold = world.memory.hold()
+    assert world.memory.grow(feed, hold, 700)
+    assert (world.given, world.memory.bytes, world.memory.has_room()) == ([], 1000, True)
+
+
+def test_each_gives_way_in_its_turn() -> None:
+    """What lingers, what is not proven, what can be encoded again, the old state, logs: the largest of each first."""
+    world = World()
+    old = world.add("old", log=50)
+    world.lingering.append(old)
+    world.add("a", unproven=20, encoded=100, log=150)
+    feed = world.add("b", unproven=80, encoded=10, log=190)
+    feed.view_bytes = 300
+    feed.release()
+    feed.hold(world.memory)
+    assert world.memory.bytes == 900
+    hold = world.memory.hold()
+    assert world.memory.grow(feed, hold, 900)
+    assert world.given == [
+        "old ends", "b unproven", "a unproven", "a encoded", "b encoded", "b view", "b log 190", "a log 50",
+    ]  # fmt: skip
+    assert world.memory.bytes == 1000
+
+
+def test_no_more_is_taken_than_is_needed() -> None:
+    """A log gives its old end, and the others keep theirs."""
+    world = World()
+    feed = world.add("a", log=600)
+    world.add("b", log=300)
+    assert world.memory.grow(feed, world.memory.hold(), 150)
+    assert world.given == ["a log 50"]
+
+
+def test_what_does_not_fit_at_all_is_refused() -> None:
+    """Whatever the others give."""
+    world = World()
+    feed = world.add("a", log=100)
+    hold = world.memory.hold()
+    assert not world.memory.grow(feed, hold, 1001)
+    assert hold.size == 0
+
+
+def test_a_feed_that_lingers_is_not_ended_for_itself() -> None:
+    """It is what grows."""
+    world = World()
+    feed = world.add("a", log=900)
+    world.lingering.append(feed)
+    assert world.memory.grow(feed, world.memory.hold(), 200)
+    assert world.given == ["a log 100"]
+
+
+def test_what_is_encoded_takes_an_eighth_from_logs() -> None:
+    """Beyond that it is made again for each reader; and never from the feed's own log."""
+    world = World()
+    feed, other = world.add("a", log=500), world.add("b", log=500)
+    share = 1000 // ENCODED_SHARE
+    assert not world.memory.grow_encoded(feed, world.memory.hold(), share + 1)
+    assert world.given == []
+    assert world.memory.grow_encoded(feed, world.memory.hold(), share)
+    assert world.given == [f"b log {share}"]
+    assert other.log_bytes == 500 - share
+    other.encoded_bytes = share
+    assert not world.memory.grow_encoded(feed, world.memory.hold(), 1)
+
+
+def test_answers_take_from_caches_and_end_no_feed() -> None:
+    """A REST read gets what can be had again; what lingers stays."""
+    world = World()
+    world.lingering.append(world.add("old", log=400))
+    world.add("a", unproven=300, encoded=100, log=200)
+    answer = world.budget.ask(Use.ANSWER, 200)
+    assert answer.granted
+    assert world.given == ["a unproven"]
+
+
+def test_answers_give_way_to_feeds() -> None:
+    """Their owners are told."""
+    world = World()
+    feed = world.add("a")
+    told: list[str] = []
+    answer = world.budget.ask(Use.ANSWER, 200)
+    answer.on_revoked = lambda: told.append("revoked")
+    assert world.memory.grow(feed, world.memory.hold(), 900)
+    assert (told, answer.released) == (["revoked"], True)
+
+
+def test_what_is_held_already_is_settled() -> None:
+    """A feed has grown by what etcd sent: room is made, or it is told that there is none."""
+    world = World()
+    feed = world.add("a", log=400)
+    world.add("b", log=500)
+    feed.log_bytes = 600
+    feed.release()
+    feed.hold(world.memory)
+    assert not world.memory.has_room()
+    assert world.memory.settle(feed)
+    assert world.given == ["a log 100"]
+    feed.view_bytes = 0
+    hold = world.memory.hold()
+    hold.set(2000)
+    assert not world.memory.settle(feed)

@@ -1,0 +1,138 @@
+"""``app.watch.notifier``: every pass calls all that listen, once, and leaves the loop to others in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.watch import notifier as module
+from app.watch.notifier import Notifier
+from tests.support.waiting import HANG
+
+
+async def turns(count: int) -> None:
+    """So many turns of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def listener(calls: list[str], name: str) -> Callable[[], None]:
+    """One that notes that it was called."""
+    return lambda: calls.append(name)
+
+
+async def test_a_pass_calls_all_once_however_often_there_is_news() -> None:
+    """In the order in which they came, after the caller is done."""
+    calls: list[str] = []
+    notifier = Notifier()
+    for name in "abc":
+        notifier.add(listener(calls, name))
+    for _ in range(5):
+        notifier.notify()
+    assert calls == []
+    await turns(2)
+    assert calls == ["a", "b", "c"]
+
+
+async def test_nobody_is_called_who_does_not_listen() -> None:
+    """Neither after it is discarded, nor where nobody listens at all."""
+    calls: list[str] = []
+    notifier = Notifier()
+    notifier.notify()
+    wake = listener(calls, "gone")
+    notifier.add(wake)
+    notifier.discard(wake)
+    notifier.discard(wake)
+    notifier.notify()
+    await turns(3)
+    assert calls == []
+    notifier.add(wake)
+    notifier.notify()
+    await turns(2)
+    assert calls == ["gone"]
+
+
+async def test_thousands_are_called_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two slices the loop serves others."""
+    monkeypatch.setattr(module, "SLICE", 3)
+    calls: list[str] = []
+    notifier = Notifier()
+    for number in range(7):
+        notifier.add(listener(calls, str(number)))
+    notifier.notify()
+    seen = []
+    while len(calls) < 7:
+        await asyncio.sleep(0)
+        seen.append(len(calls))
+    assert [count for count in dict.fromkeys(seen) if count] == [3, 6, 7]
+
+
+class SlowLoop:
+    """A loop whose clock a test sets, and which runs what is due when it is told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """At once."""
+        self.due.append((self.now, callback))
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        """Then."""
+        self.due.append((when, callback))
+
+    def run(self) -> float:
+        """What is due next; when that was."""
+        when, callback = self.due.pop(0)
+        self.now = max(self.now, when)
+        callback()
+        return when
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.001, 0.002), (0.1, module.MAX_PAUSE)])
+def test_after_a_pass_the_loop_is_left_alone(monkeypatch: pytest.MonkeyPatch, took: float, pause: float) -> None:
+    """For twice as long as the pass took, up to a limit; news that come meanwhile leave in one pass after that."""
+    loop: Any = SlowLoop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    notifier = Notifier()
+
+    def wake() -> None:
+        loop.now += took
+        if not loop.due:
+            notifier.notify()  # news during the pass
+            notifier.notify()
+
+    notifier.add(wake)
+    notifier.notify()
+    assert loop.run() == 100.0
+    assert loop.due[0][0] == pytest.approx(100.0 + took + pause)
+    assert len(loop.due) == 1
+
+
+async def test_a_listener_that_raises_does_not_end_the_passes() -> None:
+    """Its error is the loop's to log; whoever comes with the next news is called."""
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    notifier = Notifier()
+
+    def fail() -> None:
+        raise RuntimeError("seeded")
+
+    notifier.add(fail)
+    notifier.notify()
+    await turns(2)
+    assert len(errors) == 1
+    notifier.discard(fail)
+    called = asyncio.Event()
+    notifier.add(called.set)
+    notifier.notify()
+    async with asyncio.timeout(HANG):
+        await called.wait()

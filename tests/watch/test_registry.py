@@ -1,0 +1,222 @@
+"""``app.watch.registry``: who is let in, which feeds there are for them, and when these end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
+from app.core.feed import State
+from app.core.keys import KeyRange
+from app.core.snapshot import Snapshot
+from app.ports import Condition
+from app.watch import registry as module
+from tests.support.waiting import eventually
+from tests.watch.world import SVC, StubEtcd, World
+
+OTHER = KeyRange("prefix", b"/other/")
+THIRD = KeyRange("prefix", b"/third/")
+
+
+async def test_all_of_one_range_share_a_feed() -> None:
+    """It ends with the last of them, and each range has its own."""
+    world = World()
+    registry = world.registry
+    first, second, other = world.subscribe(), world.subscribe(), world.subscribe(OTHER)
+    assert first.feed is second.feed
+    assert other.feed is not first.feed
+    assert (len(registry), registry.feeds_started) == (3, 2)
+    assert registry.subscribers(first.feed) == [first, second]
+    assert registry.subscribers() == [first, second, other]
+    first.release()
+    assert registry.feed(SVC) is second.feed
+    second.release()
+    assert registry.feed(SVC) is None
+    assert second.feed.state is State.CLOSED
+    assert registry.feeds() == [other.feed]
+    other.release()
+    await world.empty()
+
+
+async def test_a_feed_that_nobody_holds_lingers() -> None:
+    """Somebody who comes meanwhile finds it as it is; otherwise it ends when its time is over."""
+    world = World(linger=1000.0)
+    registry = world.registry
+    first = world.subscribe()
+    await world.told(first)
+    feed = first.feed
+    first.release()
+    assert registry.lingering(feed)
+    second = world.subscribe()
+    assert second.feed is feed
+    assert not registry.lingering(feed)
+    assert registry._linger_timers == {}
+    second.release()
+    registry._linger_timers[SVC].cancel()
+    registry._expire(SVC)
+    await world.empty()
+
+
+async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
+    """The one that has lingered longest."""
+    world = World(linger=1000.0, feeds=2)
+    for watched in (SVC, OTHER):
+        world.subscribe(watched).release()
+    third = world.subscribe(THIRD)
+    assert [feed.range for feed in world.registry.feeds()] == [OTHER, THIRD]
+    held = world.subscribe(OTHER)
+    with pytest.raises(OverCapacityError, match="GATEWAY_MAX_FEEDS is 2") as refused:
+        world.subscribe(SVC)
+    assert refused.value.code == "too-many-feeds"
+    again = world.subscribe(THIRD)  # a range that there is needs no place
+    for subscriber in (third, held, again):
+        subscriber.release()
+    for watched in (OTHER, THIRD):
+        world.registry._expire(watched)
+    await world.empty()
+
+
+async def test_no_more_subscribers_than_may_be() -> None:
+    """Those that are leaving are counted until they have left."""
+    world = World(subscribers=1)
+    only = world.subscribe()
+    only.close("max-age")
+    with pytest.raises(OverCapacityError, match="GATEWAY_MAX_SUBSCRIBERS is 1") as refused:
+        world.registry.check(SVC)
+    assert refused.value.code == "too-many-subscribers"
+    only.release()
+    world.registry.check(SVC)
+    await world.empty()
+
+
+async def test_an_etcd_out_of_reach_refuses_whom_no_feed_can_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes to a state that is there is served from that."""
+    world = World()
+    served = world.subscribe()
+    await world.told(served)
+    down = Condition("127.0.0.1:2379", "", "down", 0.0, "connection refused")
+    monkeypatch.setattr(StubEtcd, "condition", down)
+    second = world.subscribe()
+    with pytest.raises(UnavailableError):
+        world.subscribe(OTHER)
+    assert world.registry.feed(OTHER) is None
+    served.release()
+    second.release()
+    await world.empty()
+
+
+async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its subscribers are told; a pause later it is tried again."""
+    world = World()
+
+    async def too_large(_watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+        budget(world.registry.memory.budget.limit + 1)
+        raise AssertionError("the budget has room for more than its limit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.etcd, "snapshot", too_large)
+        subscriber = world.subscribe(has_cursor=False)
+        await world.told(subscriber)
+    assert subscriber.closing == "too-large"
+    assert world.registry.feeds() == []
+    subscriber.release()
+    await world.empty()
+    with pytest.raises(TooLargeError):
+        world.subscribe()
+    now = world.clock()
+    world.registry._clock = lambda: now + module.TOO_LARGE_PAUSE + 1
+    world.subscribe().release()
+    await world.empty()
+
+
+async def test_a_drain_sends_all_away_and_lets_nobody_in() -> None:
+    """What lingers ends at once; the others are asked to leave, by and by."""
+    world = World(linger=1000.0, drain_window=0.1, drain_pace=1e6)
+    world.subscribe(OTHER).release()
+    members = [world.subscribe() for _ in range(3)]
+    assert world.registry.drain() >= 0.0
+    assert [feed.range for feed in world.registry.feeds()] == [SVC]
+    with pytest.raises(DrainingError):
+        world.subscribe()
+
+    async def asked() -> bool:
+        return [member.closing for member in members] == ["drain"] * 3
+
+    await eventually(asked)
+    for member in members:
+        member.release()
+    await world.empty()
+
+
+async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
+    """At the end of the time that a stop has."""
+    world = World(drain_window=1000.0, drain_pace=0.001)
+    members = [world.subscribe() for _ in range(3)]
+    assert world.registry.drain() > 0
+    world.registry.send_all_away()
+    assert [member.closing for member in members] == ["drain"] * 3
+    await world.registry.aclose()
+    assert world.registry.feeds() == []
+    assert [member.feed.state for member in members] == [State.CLOSED] * 3
+    for member in members:
+        member.release()  # its feed is gone: nothing happens
+    assert len(world.registry) == 0
+
+
+async def test_a_restore_is_told_to_every_feed() -> None:
+    """Each starts anew, and keeps its readers."""
+    world = World()
+    members = [world.subscribe(watched) for watched in (SVC, OTHER)]
+    for member in members:
+        await world.told(member)
+    world.registry.restored()
+    assert [member.feed.history.joinable for member in members] == [False, False]
+    for member in members:
+        await world.told(member)
+        assert (member.feed.history.reason, member.closing) == ("restored", None)
+        member.release()
+    await world.empty()
+
+
+async def test_readers_drop_what_their_feed_gives_up() -> None:
+    """A part of the old state, half sent, would keep its memory."""
+    world = World()
+    with_reader, without = world.subscribe(), world.subscribe()
+    dropped: list[str] = []
+
+    class Reader:
+        def drop_snapshot(self) -> None:
+            dropped.append("snapshot")
+
+    with_reader.reader = Reader()  # type: ignore[assignment]
+    world.registry.view_reclaimed(with_reader.feed)
+    assert dropped == ["snapshot"]
+    with_reader.release()
+    without.release()
+    await world.empty()
+    world.registry.view_reclaimed(with_reader.feed)
+    assert dropped == ["snapshot"], "a feed that has ended has no readers"
+
+
+async def test_staleness_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what has ended is waited for."""
+    monkeypatch.setattr(module, "TICK", 0.0)
+    world = World()
+    subscriber = world.subscribe()
+    await world.told(subscriber)
+    looked = asyncio.Event()
+    monkeypatch.setattr(subscriber.feed, "check_staleness", looked.set)
+    running = asyncio.create_task(world.registry.run())
+    await looked.wait()
+    subscriber.release()
+
+    async def joined() -> bool:
+        return not world.registry._ending
+
+    await eventually(joined)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await world.empty()

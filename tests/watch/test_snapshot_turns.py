@@ -1,0 +1,69 @@
+"""``app.watch.snapshot_turns``: snapshots are read beside each other while they fit, and in turn when they don't."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.core.errors import NoRoomError
+from app.watch.snapshot_turns import SnapshotTurns
+
+
+class Memory:
+    """Room for so many pages; each snapshot has two, and is read page by page."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.held = 0
+        self.attempts = 0
+
+    async def read(self) -> int:
+        """One attempt; what it returns is its number."""
+        self.attempts += 1
+        number, held = self.attempts, 0
+        try:
+            for _ in range(2):
+                if self.held == self.room:
+                    raise NoRoomError("full")
+                self.held += 1
+                held += 1
+                await asyncio.sleep(0)
+            return number
+        finally:
+            self.held -= held
+
+
+async def test_what_fits_is_read_at_once() -> None:
+    """Nobody waits for anybody."""
+    turns, memory = SnapshotTurns(), Memory(room=6)
+    found = await asyncio.gather(*[turns.read(memory.read) for _ in range(3)])
+    assert (sorted(found), memory.attempts) == ([1, 2, 3], 3)
+
+
+async def test_what_does_not_fit_beside_others_is_read_after_them() -> None:
+    """Each gives back what it has read, and none fails: one after the other they fit."""
+    turns, memory = SnapshotTurns(), Memory(room=2)
+    found = await asyncio.gather(*[turns.read(memory.read) for _ in range(4)])
+    assert len(set(found)) == 4
+    assert memory.held == 0
+
+
+async def test_what_does_not_fit_alone_fails_at_once() -> None:
+    """It would not fit the next time either, and every try costs etcd a Range of the whole prefix."""
+    turns, memory = SnapshotTurns(), Memory(room=1)
+    with pytest.raises(NoRoomError):
+        await turns.read(memory.read)
+    assert memory.attempts == 1
+
+
+async def test_who_is_cancelled_in_its_turn_holds_nobody_up() -> None:
+    """The next one has its turn."""
+    turns, memory = SnapshotTurns(), Memory(room=2)
+    first, second, third = (asyncio.create_task(turns.read(memory.read)) for _ in range(3))
+    await asyncio.sleep(0)
+    second.cancel()
+    assert await first
+    assert await third
+    with pytest.raises(asyncio.CancelledError):
+        await second
