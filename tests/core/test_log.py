@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from app.core.events import Batch, Delete
+from app.core.events import Batch, Delete, KeyValue
 from app.core.log import Bounds, Log
 
 EVERYTHING = 1 << 40
@@ -224,3 +224,50 @@ def test_history_that_does_not_fit_loses_its_old_end() -> None:
     log.prepend([batch(3), batch(5), batch(7), batch(9), batch(12)], 2, 0.0)
     assert [item.revision for item in log.after(log.floor, EVERYTHING)] == [7, 9, 11]
     assert (log.floor, log.covers(5), log.covers(4)) == (5, True, False)
+
+
+# --- what is encoded is kept only where there is room for it, and is the same bytes either way ------------------------
+
+REPRESENTATION = ("sse", "auto", "01234567")
+
+
+def log_of(*revisions: int) -> Log:
+    """A put in each of *revisions*."""
+    log = Log(Bounds())
+    log.restart(1)
+    for revision in revisions:
+        log.append(Batch(revision, [KeyValue(b"/a/k", b"x" * 100, 2, revision, revision)]), 0.0)
+    return log
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_log_without_room(size: int) -> None:
+    """The frames are not kept; what is passed on is, once for all who stand at one place, and is counted apart."""
+    roomy, full = log_of(2, 3, 4), log_of(2, 3, 4)
+    held = full.bytes
+    full.may_keep = lambda _size: False
+    expected, found = roomy.slice(1, size, REPRESENTATION), full.slice(1, size, REPRESENTATION)
+    assert expected is not None
+    assert found is not None
+    assert (found.data, found.end) == (expected.data, expected.end)
+    assert (full.bytes, full.passing) == (held, len(found.data))
+    assert full.slice(1, size, REPRESENTATION) is found
+    full.append(Batch(5, [KeyValue(b"/a/k", b"", 2, 5, 5)]), 0.0)
+    assert full.passing == 0
+
+
+def test_a_log_that_reclaims_while_it_asks_for_room() -> None:
+    """A batch that goes meanwhile is not counted any more."""
+    log = log_of(2, 3, 4)
+    log.may_keep = lambda _size: log.reclaim(1) >= 0
+    assert log.slice(1, 1 << 20, REPRESENTATION) is not None
+    assert len(log) == 1
+    assert log.bytes == sum(entry.size for entry in log._entries)
+
+
+def test_a_log_that_is_cleared() -> None:
+    """Its position stays: who stands there has all."""
+    log = log_of(2, 3, 4)
+    held = log.bytes
+    assert log.clear() == held
+    assert (log.bytes, log.passing, len(log), log.tip, log.floor) == (0, 0, 0, 4, 4)

@@ -274,3 +274,27 @@ def test_a_block_of_another_view_is_not_its_own() -> None:
     encoded = new.encoded
     assert frames(new, old.snapshot(9)) == [before] != [now]
     assert new.encoded == encoded
+
+
+# --- what is encoded is kept only where there is room for it, and is the same bytes either way ------------------------
+
+ROOMY_ITEMS = [KeyValue(b"/a/%d" % n, b"x" * 100, n + 1, n + 1, 1) for n in range(10)]
+
+
+def test_a_view_without_room() -> None:
+    """Each reader's blocks are encoded for it."""
+    roomy, full = View(Snapshot.of(20, ROOMY_ITEMS)), View(Snapshot.of(20, ROOMY_ITEMS), lambda _size: False)
+    for _ in range(2):
+        frames = [[view.frame(block, "sse", "auto") for block in view.snapshot(20).blocks] for view in (roomy, full)]
+        assert frames[0] == frames[1]
+    assert roomy.encoded > 0
+    assert (full.encoded, full.bytes) == (0, sum(item.size for item in ROOMY_ITEMS))
+
+
+def test_a_view_that_reclaims_while_it_asks_for_room() -> None:
+    """Room for the bodies may be made of what this very view has encoded."""
+    view = View(Snapshot.of(20, ROOMY_ITEMS, block_bytes=1), lambda _size: view.reclaim() >= 0)
+    for block in view.snapshot(20).blocks:
+        view.frame(block, "sse", "auto")
+    assert view.encoded == view.reclaim() > 0
+    assert view.bytes == sum(item.size for item in ROOMY_ITEMS)

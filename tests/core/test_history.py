@@ -1,0 +1,180 @@
+"""``app.core.history``: what may be joined, what ended it, and a state that is given up for the next one."""
+
+from __future__ import annotations
+
+from app.core.events import Batch, Delete
+from app.core.feed import FeedCore, State
+from app.core.feed_messages import SnapshotFailed, SnapshotTaken, TakeSnapshot
+from app.core.history import History
+from app.core.log import Bounds
+from app.core.multiplex import Compacted, Created
+from app.core.reader import Phase, Reader
+from app.core.snapshot import Snapshot
+from tests.core.test_reader import live, put, reader, say, words
+
+LIVE = Snapshot.of(100, [put(90, b"/a/90"), put(95, b"/a/95")])
+NEWS = [put(150, b"/a/new")]
+
+
+def unproven() -> FeedCore:
+    """A feed of three keys whose history was compacted away; its fresh start is reading."""
+    core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
+    say(core, 101, 102)
+    core.handle(Compacted(120), 0.0)
+    assert core.state is State.OPENING
+    assert core.handle(Created(150), 0.0) == (TakeSnapshot(),)
+    return core
+
+
+def take(core: FeedCore) -> None:
+    """The new state is read."""
+    core.handle(SnapshotTaken(Snapshot.of(150, NEWS, block_bytes=1), 1), 0.0)
+
+
+def read_all(each: Reader) -> list[str]:
+    """All that it has now, for short."""
+    said = b""
+    while data := each.read(1 << 20):
+        said += data
+    return words(said)
+
+
+def test_all_of_it_is_given_back() -> None:
+    """View, what is encoded, and log; the position stays, so that a restore shows."""
+    core = unproven()
+    held, tip = core.bytes, core.history.log.tip
+    assert core.history.reclaim_view() == held > 0
+    assert (core.bytes, core.history.view, core.history.log.tip, core.history.view_reclaimed) == (0, None, tip, True)
+    assert core.history.reclaim_view() == 0
+    take(core)
+    assert core.state is State.LIVE
+    assert not core.history.view_reclaimed
+
+
+def test_a_state_that_is_not_in_doubt_stays() -> None:
+    """It is served, and what grows gives way to it."""
+    core = live(put(5))
+    assert core.history.reclaim_view() == 0
+    assert core.history.view is not None
+
+
+def test_who_is_within_a_state_that_is_given_up_is_told_in_the_end() -> None:
+    """It can be told nothing else before its ``synced``. One that follows has its mirror, and is stale."""
+    core = live(put(5, b"/a/1"), put(6, b"/a/2"))
+    within, follows = reader(core), reader(core)
+    within.read(1)
+    read_all(follows)
+    core.handle(Compacted(120), 0.0)
+    assert not within.waits_in_vain(11.0, 10.0, in_trouble=True)
+    core.history.reclaim_view()
+    assert within.waits_in_vain(11.0, 10.0, in_trouble=True)
+    assert not within.waits_in_vain(9.0, 10.0, in_trouble=True)
+    assert not follows.waits_in_vain(11.0, 10.0, in_trouble=True)
+
+
+def test_readers_wait_and_are_reset() -> None:
+    """Those who follow, those who are behind, those in the middle of the state, and joiners."""
+    core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
+    behind, within, follows = reader(core), reader(core), reader(core)
+    read_all(behind)
+    say(core, 101, 102)
+    read_all(follows)
+    within.read(1)
+    core.handle(Compacted(120), 0.0)
+    core.handle(Created(150), 0.0)
+    joins = reader(core)
+    core.history.reclaim_view()
+    for each in (behind, within, follows, joins):
+        each.drop_snapshot()
+        assert read_all(each) == []
+    assert words(follows.beat(stale=True)) == ["bookmark@102"]
+    assert within.phase is Phase.SNAPSHOT
+    take(core)
+    for each in (behind, within, follows):
+        assert read_all(each) == ["reset:compacted", "put@150", "synced@150"]
+    assert read_all(joins) == ["reset:initial", "put@150", "synced@150"]
+
+
+def test_a_state_that_cannot_be_read_is_tried_again() -> None:
+    """Without the old one; what is said then is the same."""
+    core = unproven()
+    core.history.reclaim_view()
+    core.handle(SnapshotFailed(), 0.0)
+    assert core.state is State.START_RETRY
+    assert core.bytes == 0
+
+
+# --- generations ------------------------------------------------------------------------------------------------------
+
+
+def history_of(snapshot: Snapshot) -> History:
+    """A history that has begun with *snapshot*."""
+    history = History(Bounds())
+    assert not history.joinable
+    history.install(snapshot, 7, oversized=False)
+    return history
+
+
+def test_a_snapshot_begins_a_generation() -> None:
+    """It may be joined, and its newest revision is what a watch can be held to."""
+    history = history_of(LIVE)
+    assert (history.joinable, history.reason, history.restores, history.cluster_id) == (True, "initial", 0, 7)
+    assert (history.log.generation, history.log.floor, history.log.tip, history.snapshot_revision) == (1, 100, 100, 100)
+    assert history.anchor is not None
+    assert (history.anchor.revision, history.anchor.exact, history.anchor.snapshot_revision) == (95, False, 100)
+    assert history_of(Snapshot.of(100, [])).anchor is None
+
+
+def test_the_next_generation_says_why_it_began() -> None:
+    """For the reason that made the last one unproven; but another cluster, or a step back, is a restore."""
+    for snapshot, cluster_id, reason in [
+        (Snapshot.of(200, []), 7, "lagged"),
+        (Snapshot.of(200, []), 8, "restored"),
+        (Snapshot.of(99, []), 7, "restored"),
+    ]:
+        history = history_of(LIVE)
+        history.unproven = "lagged"
+        assert history.why_ended(50) is None
+        history.install(snapshot, cluster_id, oversized=False)
+        assert (history.reason, history.restores) == (reason, int(reason == "restored"))
+        assert history.joinable
+        assert history.log.generation == 2
+
+
+def test_what_did_not_fit_is_not_asked_for_again() -> None:
+    """Until the history is another one, in which it may fit."""
+    history = history_of(LIVE)
+    history.unproven = "lagged"
+    history.install(Snapshot.of(200, [put(150)]), 7, oversized=True)
+    assert (history.anchor, history.oversized_revision) == (None, 200)
+    history.unproven = "compacted"
+    history.install(Snapshot.of(300, [put(250)]), 7, oversized=False)
+    assert history.oversized_revision == 200
+    history.install(Snapshot.of(50, [put(20)]), 7, oversized=False)
+    assert (history.reason, history.oversized_revision) == ("restored", 0)
+
+
+def test_what_comes_next_is_published() -> None:
+    """Log, view and anchor move together; what does not come next changes nothing."""
+    history = history_of(LIVE)
+    assert history.publish(Batch(98, [put(98)]), 0.0), "the snapshot holds it"
+    assert history.log.tip == 100
+    assert history.publish(Batch(101, [put(101, b"/a/101")]), 0.0)
+    assert history.publish(Batch(105, [put(105), put(105, b"/a/2")]), 0.0)
+    before = (history.log.tip, history.log.bytes, len(history.view or ()), history.anchor, history.events)
+    assert (before[0], before[2], before[4]) == (105, 5, 3)
+    assert not history.publish(Batch(103, [put(103)]), 0.0), "a watch never goes back"
+    assert not history.publish(Batch(106, [Delete(b"/a/unknown", 106)]), 0.0), "only what is there is deleted"
+    assert before == (history.log.tip, history.log.bytes, len(history.view or ()), history.anchor, history.events)
+
+
+def test_why_a_cursor_has_no_history() -> None:
+    """What ended that history; or it is compacted. Otherwise it could be read."""
+    history = history_of(LIVE)
+    assert history.why_ended(50) is None
+    history.note_compacted(80)
+    history.note_compacted(60)  # a member that lags
+    assert [history.why_ended(revision) for revision in (79, 80)] == ["compacted", None]
+    history.unproven = "restored"
+    history.install(Snapshot.of(200, []), 7, oversized=False)
+    assert [history.why_ended(revision) for revision in (79, 199, 200)] == ["restored", "restored", None]

@@ -1,0 +1,50 @@
+"""``app.core.proof``: an anchor knows itself again, and what is held back is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.proof import Anchor, Plan, Proof
+
+A, B = KeyValue(b"a", b"1", 7, 7, 1), KeyValue(b"b", b"1", 7, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("events", "exact", "of_snapshot"),
+    [
+        ((A, B), True, True),
+        ((B, A), False, True),
+        ((A,), False, False),
+        ((A, B, Delete(b"c", 7)), False, True),
+        ((A, KeyValue(b"b", b"2", 7, 7, 1)), False, False),
+    ],
+)
+def test_an_anchor_knows_itself_again(events: Sequence[Event], exact: bool, of_snapshot: bool) -> None:
+    """Of a revision that was seen every event is known; of a snapshot's, those that it still held."""
+    found = Batch(7, events)
+    assert Anchor(7, (A, B), True, 7).matches(found) is exact
+    assert Anchor(7, [A, B], False, 9).matches(found) is of_snapshot
+
+
+def test_another_revision_is_no_anchor() -> None:
+    """Whatever its events."""
+    assert not Anchor(8, (A, B), True, 8).matches(Batch(7, [A, B]))
+
+
+def test_what_is_held_back_is_bounded() -> None:
+    """By bytes; but a single revision that is larger is held."""
+    giant = Batch(5, [KeyValue(b"k", b"v" * 5000, 5, 5, 1)])
+    small = [Batch(revision, [Delete(b"k", revision)]) for revision in (6, 7, 8)]
+    proof = Proof(Plan.SNAPSHOT, most_bytes=1000)
+    assert proof.hold([giant])
+    assert proof.bytes == giant.size
+    assert not proof.hold(small[:1])
+    proof = Proof(Plan.PROBE, most_bytes=1000)
+    assert proof.hold(small)
+    assert proof.bytes == sum(batch.size for batch in small)
+    assert not proof.hold([giant])
+    assert proof.held_after(6) == [*small[1:]]
+    assert proof.held_after(8) == []

@@ -1,0 +1,36 @@
+"""``app.core.reasons``: the wire contract's words, as they have always been."""
+
+from __future__ import annotations
+
+from app.core import errors
+from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_REASONS
+
+
+def test_the_words_of_the_wire_stay() -> None:
+    """Clients compare with them, dashboards and alerts are made of them. One may be added here, none changed."""
+    assert RESET_REASONS == ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
+    assert set(CLOSE_REASONS) == {
+        "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked",
+    }  # fmt: skip
+    assert set(END_REASONS) == {
+        "client", "drain", "max-age", "unavailable", "too-large", "too-slow", "revoked", "send-timeout", "error",
+        "shutdown", "cancelled",
+    }  # fmt: skip
+    assert set(REFUSAL_REASONS) == {
+        "too-many-subscribers", "too-many-feeds", "too-many-connections", "draining", "etcd-unavailable", "too-large",
+        "unauthorized", "forbidden", "invalid-parameter",
+    }  # fmt: skip
+
+
+def test_no_reason_is_there_twice() -> None:
+    """A label twice is an error of the scrape."""
+    for reasons in (RESET_REASONS, CLOSE_REASONS, END_REASONS, REFUSAL_REASONS):
+        assert len(set(reasons)) == len(reasons)
+
+
+def test_a_refused_stream_is_closed_for_a_reason_of_the_contract() -> None:
+    """An EventSource is told by a ``close`` what others are told by a status."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    transient = [kind for kind in kinds if issubclass(kind, errors.TransientError)]
+    assert len(transient) > 5
+    assert {kind.close_reason for kind in transient} <= set(CLOSE_REASONS)
