@@ -1,0 +1,159 @@
+"""``app.watch.backfill``: what a read of older history needs of the world outside, and what ends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.core.backfill import Stage
+from app.core.errors import UnavailableError
+from app.core.feed import State
+from app.core.multiplex import Batches, Created, Lost, Progress
+from app.watch.feed import Feed
+from app.watch.subscriber import Subscriber
+from tests.support.waiting import eventually
+from tests.watch.world import SVC, World
+
+
+async def live(world: World, *, has_cursor: bool = False) -> Subscriber:
+    """A subscriber of a feed that is live."""
+    subscriber = world.subscribe(has_cursor=has_cursor)
+
+    async def so() -> bool:
+        return subscriber.feed.state is State.LIVE
+
+    await eventually(so)
+    return subscriber
+
+
+async def rests(feed: Feed) -> None:
+    """Return once no history is read."""
+
+    async def so() -> bool:
+        return feed.core.backfill.stage is Stage.RESTING and not feed.backfilling
+
+    await eventually(so)
+
+
+async def over(world: World, subscriber: Subscriber) -> None:
+    """It goes, and nothing is left."""
+    subscriber.release()
+    await world.empty()
+
+
+async def test_history_is_read_by_a_watch_of_its_own() -> None:
+    """Beside the feed's; when it is proven the watch is gone, and the log covers the cursor."""
+    world = World()
+    subscriber = await live(world)
+    feed = subscriber.feed
+    assert not feed.history.log.covers(60)
+    assert feed.want_backfill(60)
+    assert feed.backfilling
+    assert len(world.etcd.open) == 2
+    await rests(feed)
+    assert feed.history.log.covers(60)
+    assert len(world.etcd.open) == 1
+    await over(world, subscriber)
+
+
+async def test_a_cursor_out_of_reach_is_refused_at_once() -> None:
+    """Nothing is asked of etcd for it."""
+    world = World()
+    subscriber = await live(world)
+    assert not subscriber.feed.want_backfill(49)
+    assert len(world.etcd.open) == 1
+    await over(world, subscriber)
+
+
+async def test_a_read_that_is_not_done_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its watch says nothing. The feed goes on as before."""
+    world = World(sync_timeout=0.01)
+    subscriber = await live(world)
+    feed = subscriber.feed
+    silent(world, monkeypatch)
+    assert feed.want_backfill(60)
+    await rests(feed)
+    assert (feed.state, subscriber.closing) == (State.LIVE, None)
+    assert feed.core.backfill.why_not(60) == "unproven"
+    await over(world, subscriber)
+
+
+async def test_a_probe_that_fails_ends_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """etcd went out of reach at the last moment: nothing is believed."""
+    world = World()
+
+    async def fail(*_args: object) -> Any:
+        raise UnavailableError("etcd is out of reach")
+
+    monkeypatch.setattr(world.etcd, "probe", fail)
+    subscriber = await live(world)
+    feed = subscriber.feed
+    assert feed.want_backfill(60)
+    await rests(feed)
+    assert not feed.history.log.covers(60)
+    assert feed.core.backfill.why_not(60) == "unproven"
+    await over(world, subscriber)
+
+
+async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its watch with it; the feed stays."""
+    world = World()
+    subscriber = await live(world)
+    feed = subscriber.feed
+    silent(world, monkeypatch)
+    assert feed.want_backfill(60)
+    feed._backfill.handle(Created(100))
+    feed._backfill.handle(Batches(()))
+    assert feed.core.backfill.stage is Stage.READING
+    assert feed.reclaim_unproven() == 0  # nothing has come, but the read is over
+    await rests(feed)
+    assert feed.state is State.LIVE
+    assert feed.core.backfill.why_not(60) == "lagged"
+    await over(world, subscriber)
+
+
+async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for it is reset, with the reason."""
+    world = World()
+    subscriber = await live(world)
+    feed = subscriber.feed
+    silent(world, monkeypatch)
+    assert feed.want_backfill(60)
+
+    def fail(*_args: object) -> Any:
+        raise RuntimeError("seeded")
+
+    monkeypatch.setattr(feed.core.backfill, "handle", fail)
+    feed._backfill.handle(Progress(100, trusted=True))
+    monkeypatch.undo()
+    assert feed.core.backfill.stage is Stage.RESTING
+    assert not feed.backfilling
+    assert (feed.state, subscriber.closing) == (State.LIVE, None)
+    await over(world, subscriber)
+
+
+async def test_a_feed_that_ends_stops_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its watch would still have said."""
+    world = World()
+    subscriber = await live(world)
+    feed = subscriber.feed
+    silent(world, monkeypatch)
+    assert feed.want_backfill(60)
+    feed._backfill.handle(Lost("broken"))
+    assert feed.backfilling, "it is begun again"
+    await over(world, subscriber)
+    assert not feed.backfilling
+    assert world.registry.feed(SVC) is None
+
+
+def silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on watches say nothing by themselves."""
+    watch = world.etcd.watch
+
+    def mute(*args: Any, **options: Any) -> Any:
+        opened = watch(*args, **options)
+        opened._sink = None
+        return opened
+
+    monkeypatch.setattr(world.etcd, "watch", mute)
