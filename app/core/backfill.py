@@ -342,7 +342,7 @@ class Backfill:
         return self._give_up("lagged", now)
 
     def _stop(self, _given: Stop, _now: float) -> Commands:
-        """The feed's generation has ended, or the feed: that is no failure."""
+        """The feed has ended, or the generation that it was read for: that is not a failure."""
         return self._rest()
 
 

@@ -22,7 +22,7 @@ _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 def _text(name: str, data: bytes, encoding: str, mark: str) -> str:
-    """``"name":"…"``, with ``,"mark":"base64"`` behind it when the bytes are not text (or are not to be taken so)."""
+    """``"name":"…"``, with ``,"mark":"base64"`` after it when the bytes are not text (or are not to be taken so)."""
     if encoding == "auto":
         try:
             text = encode_basestring(data.decode())

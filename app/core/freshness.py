@@ -38,7 +38,7 @@ class Freshness:
         self.late = False
 
     def wrote(self, before: int, now: float) -> None:
-        """Something is written, behind *before* bytes since the stream began."""
+        """Something is written, after *before* bytes since the stream began."""
         marks = self._marks
         marks.append((before, now))
         self.mark_due = now + self._limit / STEPS
@@ -65,7 +65,7 @@ class Freshness:
         return self.late
 
     def _waiting(self, now: float, taken: int) -> float:
-        """For how long, at the most, the oldest byte behind the first *taken* has been waiting."""
+        """For how long, at the most, the oldest byte after the first *taken* has been waiting."""
         oldest = 0.0
         for before, at in reversed(self._marks):
             oldest = now - at

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 Kind = Literal["prefix", "key"]
 
-# Everything that may stand in a query as it is, so that a range's name can be pasted behind `?`.
+# Everything that may stand in a query as it is, so that a range's name can be pasted after `?`.
 _SAFE = "/:@!$'()*,;-._~="
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    r"""The first key behind all keys that start with *prefix*, as etcd's ``range_end``.
+    r"""The first key after all keys that start with *prefix*, as etcd's ``range_end``.
 
     Trailing 0xff bytes carry; an empty prefix, or one of 0xff only, has no end: ``b"\0"`` is etcd's word for that
     (etcd ``clientv3.GetPrefixRangeEnd``).

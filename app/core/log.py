@@ -27,7 +27,7 @@ MayKeep = Callable[[int], bool]
 
 
 def keep_all(_size: int) -> bool:
-    """Memory is no matter."""
+    """Memory does not matter."""
     return True
 
 

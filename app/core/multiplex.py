@@ -11,7 +11,7 @@ Theory of operation
     compaction stays counted at etcd until then (measured on 3.4.23 and 3.5.1).
 
     *What an answer to a progress request proves.* etcd reads requests in order. It answers a progress request (id -1)
-    only while every watch of the stream is synced, and it puts the answer behind the events in the stream's one watch
+    only while every watch of the stream is synced, and it puts the answer after the events in the stream's one watch
     channel. So the answer covers exactly the watches that etcd held when it made the answer. ``created`` takes another
     way: etcd's send loop takes from its control channel and from its watch channel by chance (seen on 3.5.16). An
     answer that is older than a watch can therefore follow the ``created`` of that watch, and precede the events that

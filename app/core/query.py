@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from app.core.errors import BadRequestError
 from app.core.keys import KeyRange
 
-# etcd itself takes keys up to its request limit (1.5 MiB); in a URL that is no key any more.
+# etcd itself takes keys up to its request limit (1.5 MiB); in a URL that is not a key any more.
 MAX_KEY_BYTES = 4096
 # What clients append so that no cache answers them (jQuery's name for it): any value, any number of times.
 CACHE_BUSTER = "_"

@@ -291,7 +291,7 @@ class Reader:
         self._representation = (self._form, self._shape.encoding, self._epoch)
 
     def _join_ahead(self, revision: int) -> bytes:
-        """A cursor ahead of this replica: lag, a quiet prefix, or a history that is no more (or never was)."""
+        """A cursor ahead of this replica: lag, a quiet prefix, or a history that has ended (or never was)."""
         if self._linearizable is None:
             self.wants = Wants.LINEARIZABLE
         elif revision > self._linearizable:

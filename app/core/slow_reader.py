@@ -66,7 +66,7 @@ class SlowReaderPolicy:
         self._in_snapshot, self._taken, self._waited = True, 0, 0.0
 
     def end_snapshot(self) -> None:
-        """All of it was handed out: what is behind it is the log."""
+        """All of it was handed out: the log comes after it."""
         self._in_snapshot = False
 
     def wrote(self, size: int, seconds: float) -> None:
@@ -117,14 +117,14 @@ class Offence:
 
 
 class RetryPenalty(Sized):
-    """Who was too slow lately, and how often: a bounded memory that forgets.
+    """The clients that were too slow lately, and how often: a bounded memory that forgets.
 
     It only says what ``retry_ms`` a stream that is closed carries. Nobody is refused for it: behind a proxy, or a NAT,
     one address is many clients.
 
     Args:
         first, cap: the wait after the first time, and the longest (milliseconds).
-        forget: seconds behind a wait after which one time is forgotten.
+        forget: seconds after a wait in which one time is forgotten.
         size: how many are remembered; the least recent go first.
     """
 

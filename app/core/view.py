@@ -51,7 +51,7 @@ class View(Sized):
         etcd counts the puts of a key since it was created (``version``; API reference, ``KeyValue``). So a revision of
         another history, or one before which something is missing, gives itself away by the keys that it shares with
         what we hold. A key may come twice in a revision: etcd's check for that (checkIntervals in its v3rpc/key.go)
-        lets pass a put behind a delete of all from the key on, and a delete behind a put when both are nested.
+        lets pass a put after a delete of all from the key on, and a delete after a put when both are nested.
         """
         within: dict[bytes, Event] = {}
         for event in batch.events:

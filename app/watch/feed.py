@@ -282,7 +282,7 @@ class Feed:
             self.trouble = given.reason or "etcd ended the watch"
             log.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
             if given.denied and self.history.view is not None:
-                # What was shown may not be seen any more: neither by who holds it, nor by who comes.
+                # What was shown may not be seen any more: neither by those who hold it, nor by those who come.
                 self._fail("revoked")
                 return
         self.handle(given)

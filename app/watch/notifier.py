@@ -1,7 +1,7 @@
 """Waking readers: one pass over all that listen, however many batches came since the last.
 
 A pass costs about a send a reader (5 to 10 us), and etcd's messages come one by one: each with a pass of its own,
-10,000 a second would be behind by seconds with 100 readers. So behind a pass the loop is left alone for twice as long
+10,000 a second would be behind by seconds with 100 readers. So after a pass the loop is left alone for twice as long
 as it took, up to MAX_PAUSE: what arrives meanwhile leaves in one write a reader. After a quiet time the next pass is at
 the end of the loop's turn.
 """
