@@ -24,10 +24,10 @@ from app.core.backfill import Stage
 from app.core.feed import State
 from app.core.feed_messages import FeedInput, HistoryInput, Reason
 from app.core.multiplex import WatchInput
-from app.dev import command as dev
-from app.dev.etcd import EmbeddedEtcd
+from app.dev import sample as dev
 from app.metrics import NAMESPACE, RESET_REASONS
 from app.settings import PREFIX, Settings, load
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess
 from tests.support.waiting import HANG
 from tools import draw_map, draw_states
