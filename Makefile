@@ -21,9 +21,12 @@ $(VENV)/.dependencies: requirements-dev.txt requirements-build.txt tools/venv.sh
 	@PYTHON='$(PYTHON)' sh tools/venv.sh $(VENV)
 	@touch $@
 
-$(INSTALLED): $(VENV)/.dependencies pyproject.toml
-	@echo "installing the project"
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+# Not `pip install -e .`: hatchling has no editable install for a package that the wheel renames (docs/decisions/0014).
+# -P: the command must not import an `app` of the directory where somebody types it.
+$(INSTALLED): $(VENV)/.dependencies
+	@printf '%s\n' '$(CURDIR)' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+	@printf '%s\n' '#!/bin/sh' "exec '$(CURDIR)/$(BIN)/python' -P -m app \"\$$@\"" > $(BIN)/etcd-watch-gateway
+	@chmod +x $(BIN)/etcd-watch-gateway
 	@printf '%s\n' '$(CURDIR)' > $@
 
 install: $(INSTALLED)  ## install everything into .venv, from the locks
