@@ -208,6 +208,7 @@ async def test_dev_without_a_reader(tmp_path: Path) -> None:
     assert next(tmp_path.iterdir(), None) is None  # noqa: ASYNC240  # a folder of a test
 
 
+@pytest.mark.process
 def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that says what is missing; no traceback."""
 
@@ -219,6 +220,7 @@ def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> No
         asyncio.run(run_dev(load({"port": "0"})))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("version", "warned"), [("3.5.1", True), ("3.5.16", False)])
 async def test_an_etcd_whose_progress_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, warned: bool
