@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import etcd_client
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
-from app.dev.etcd import EmbeddedEtcd
 from benchmarks.cost import cpu_seconds, resident_kib
 from benchmarks.load import Arrivals, Load, load
 from benchmarks.peers import KEY, Peer, Published
 from benchmarks.peers.etcd import burst_of_puts, gateway_at, json_gateway_at
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import etcd_client
 
 Start = Callable[[], AbstractAsyncContextManager[Peer]]

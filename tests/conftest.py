@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 from app.dev import etcd as embedded
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.spawning import starts_a_process

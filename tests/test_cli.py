@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -21,8 +18,9 @@ from app import __version__
 from app.cli import main
 from app.settings import PREFIX, Settings
 from tests.support.gateway import environment, gateway, start
+from tests.support.processes import processes
 from tests.support.streams import watch
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -193,14 +191,6 @@ async def test_open_on_purpose() -> None:
     assert (answer.status_code, status) == (200, 0)
 
 
-def processes() -> list[tuple[int, int, str]]:
-    """Id, parent and command of everything that runs; zombies have no command of interest."""
-    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,command="]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = (line.split(None, 2) for line in listing.splitlines())
-    return [(int(parts[0]), int(parts[1]), parts[2] if len(parts) > 2 else "") for parts in found]
-
-
 @pytest.mark.process
 async def test_one_process_whatever_web_concurrency_says() -> None:
     """One process is one registry."""
@@ -245,149 +235,3 @@ async def test_human_log() -> None:
     )
     assert re.match(r"\S+ info    listening +port=\d+\n", lines[1])
     assert process.returncode == 0
-
-
-# --- dev --------------------------------------------------------------------------------------------------------------
-
-
-class Dev:
-    """``python -m app dev``, as a terminal runs it: a process group of its own, with a scratch folder to look into."""
-
-    def __init__(self, process: asyncio.subprocess.Process, scratch: Path) -> None:
-        self.process = process
-        self.scratch = scratch
-        self.text = ""
-
-    async def ready(self) -> str:
-        """Read until it has said everything; its URL."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(HANG):
-            while "Ctrl-C" not in self.text:
-                line = (await self.process.stdout.readline()).decode()
-                assert line, await self.process.communicate()
-                self.text += line
-        found = re.search(r"a page +(http://127\.0\.0\.1:\d+)/", self.text)
-        assert found is not None, self.text
-        return found[1]
-
-    def etcds(self) -> list[str]:
-        """Processes that have to do with its scratch folder."""
-        return [command for _pid, _parent, command in processes() if str(self.scratch) in command]
-
-    async def signal(self, number: int) -> int:
-        """As Ctrl-C is sent, to the whole group; the exit status."""
-        os.killpg(self.process.pid, number)
-        async with asyncio.timeout(HANG):
-            await self.process.communicate()
-        assert self.process.returncode is not None
-        return self.process.returncode
-
-    async def nothing_left(self) -> bool:
-        """No process and no folder."""
-        return self.etcds() == [] and list(self.scratch.iterdir()) == []
-
-
-@contextlib.asynccontextmanager
-async def dev(scratch: Path, *flags: str) -> AsyncIterator[Dev]:
-    """Running, whatever it has come to."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "app", "dev", "--port=0", *flags),
-        env=environment({"TMPDIR": str(scratch)}),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield Dev(process, scratch)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-@pytest.mark.etcd
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_dev(tmp_path: Path, number: int) -> None:
-    """Prints what to open, serves data that changes, and ends well with all that it started, streams included."""
-    async with dev(tmp_path) as running:
-        base = await running.ready()
-        urls = re.findall(r"http://127\.0\.0\.1:\d+/[^\s']*", running.text)
-        async with httpx.AsyncClient(timeout=HANG) as http:
-            for url in [url for url in urls if "/v1/watch" not in url]:
-                assert (await http.get(url)).status_code == 200, url
-            listed = (await http.get(f"{base}/v1/kv?prefix=/svc/")).json()
-        assert f"curl -N '{base}/v1/watch?prefix=/svc/'" in running.text
-        assert f"{base}/v1/watch?prefix=/svc/&format=ndjson" in urls
-        assert running.etcds() != []
-        async with await watch(base, "prefix=/svc/") as stream:
-            state = await stream.until("synced")
-            changes = await stream.changes(2)
-            status = await running.signal(number)
-            last = (await stream.until("close"))[-1]
-
-        assert len(listed["kvs"]) >= 10
-        assert len(state) >= 10
-        assert changes[0].data["key"].startswith("/svc/")
-        assert last.data["reason"] == "drain"
-        assert status == 0
-        assert await running.nothing_left()
-
-
-@pytest.mark.etcd
-async def test_dev_with_a_token(tmp_path: Path) -> None:
-    """What it prints works as printed, and keeps the token out of the terminal's scrollback."""
-    token = tmp_path / "a token"
-    token.write_text("s3cret\n")
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    async with dev(scratch, "--token-file", str(token)) as running:
-        await running.ready()
-        command = re.search("curl -s .*", running.text)
-        assert command is not None
-        shell = await asyncio.create_subprocess_shell(command[0], stdout=asyncio.subprocess.PIPE)
-        out, _ = await shell.communicate()
-        await running.signal(signal.SIGTERM)
-
-    assert json.loads(out)["count"] >= 10
-    assert "s3cret" not in running.text
-
-
-@pytest.mark.etcd
-async def test_dev_killed(tmp_path: Path) -> None:
-    """kill -9 leaves no time for anything: its etcd and its folder go none the less."""
-    async with dev(tmp_path) as running:
-        await running.ready()
-        assert running.etcds() != []
-        status = await running.signal(signal.SIGKILL)
-
-        assert status == -signal.SIGKILL
-        await eventually(running.nothing_left)
-
-
-@pytest.mark.etcd
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_dev_interrupted_while_it_starts(tmp_path: Path, number: int) -> None:
-    """Nothing is left either; it was asked to stop, and did."""
-    async with dev(tmp_path) as running:
-
-        async def etcd_is_starting() -> bool:
-            return any("--data-dir" in command for command in running.etcds())
-
-        await eventually(etcd_is_starting)
-        status = await running.signal(number)
-
-        assert status == 0
-        await eventually(running.nothing_left)
-
-
-@pytest.mark.etcd
-async def test_dev_with_a_port_in_use(tmp_path: Path, taken: int) -> None:
-    """The error of ``serve``, and no etcd left."""
-    async with dev(tmp_path, "--port", str(taken), "--log-level", "error") as running:
-        async with asyncio.timeout(HANG):
-            _out, error = await running.process.communicate()
-
-        assert running.process.returncode == 2
-        assert f"GATEWAY_PORT (--port): cannot listen on 127.0.0.1:{taken}: Address already in use" in error.decode()
-        assert "Traceback" not in error.decode()
-        assert await running.nothing_left()

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from app import descriptors
-from app.dev.etcd import EmbeddedEtcd
 from app.settings import SettingsError
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, start
 from tests.support.metrics import gateway_metric

@@ -25,10 +25,10 @@ from app.core.feed import State
 from app.core.feed_messages import BackfillInput, FeedInput
 from app.core.multiplex import WatchInput
 from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_REASONS
-from app.dev import command as dev
-from app.dev.etcd import EmbeddedEtcd
+from app.dev import sample as dev
 from app.metrics import NAMESPACE
 from app.settings import PREFIX, Settings, load
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess
 from tests.support.waiting import HANG
 from tools import draw_map, draw_states

@@ -18,8 +18,7 @@ SOURCES = sorted(APP.rglob("*.py"))
 UNHEARD = {
     "ports.py": "spawn itself",
     "server/run.py": "awaited where they are made",
-    "dev/command.py": "awaited where it is made",
-    "dev/etcd.py": "of a TaskGroup",
+    "dev/sample.py": "awaited where it is made",
     "etcd/upstream.py": "of a TaskGroup, which ends the upstream with them",
     "etcd/stream.py": "whatever ends them ends the stream, which its watches are told",
     "etcd/shared.py": "what it raises is given to those who wait for it",

@@ -29,6 +29,7 @@ CLOCKS_ALLOWED = {
     "slow_readers/test_lag.py": "no earlier than the reader fell behind",
     "slow_readers/clients.py": "a client that is to be slow sleeps",
     "soak/soak.py": "how long a soak goes on",
+    "support/embedded.py": "a time-out that only a hang reaches",
     "support/secure.py": "a time-out that only a hang reaches",
     "deploy/test_image.py": "a time-out that only a hang reaches",
 }
@@ -38,8 +39,9 @@ TIMEOUTS_ALLOWED = {
     "soak/soak.py": "a client that leaves",
     "examples/test_mirrors.py": "nothing must come within it",
     "integration/test_rollout.py": "the pace of a loop",
+    "support/embedded.py": "one try of several",
     "support/secure.py": "one try of several",
-    "dev/test_etcd.py": "a frozen etcd answers nobody, however long one waits",
+    "dev/test_embedded.py": "a frozen etcd answers nobody, however long one waits",
 }
 
 

@@ -14,13 +14,13 @@ from app.cli import main
 from app.core.errors import GatewayError
 from app.core.keys import KeyRange
 from app.core.multiplex import Lost, Refused, WatchInput
-from app.dev.etcd import EmbeddedEtcd
 from app.etcd.reads import Reads
 from app.etcd.refusals import RefusalChecker
 from app.gateway import Gateway
 from app.main import create_app
 from app.ports import BrokenGatewayError, spawn
 from app.settings import load
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import QUICK, gateway, start
 from tests.support.streams import watch

@@ -17,7 +17,8 @@ compile() {
 }
 
 compile pyproject.toml -o requirements.txt
-compile pyproject.toml --extra dev -c requirements.txt -o requirements-dev.txt
+compile pyproject.toml --extra embedded -c requirements.txt -o requirements-run.txt
+compile pyproject.toml --extra embedded --extra dev -c requirements-run.txt -o requirements-dev.txt
 
 # What pyproject.toml builds with, what an editable install needs of it, and setuptools for etcd3, which has no wheel.
 {

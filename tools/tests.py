@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CACHE = Path(".cache")
-ETCDS = Path("tests/support/etcds.py")
+ETCDS = Path("tools/etcds.py")
 MARK = "NOT RUN:"
 
 

@@ -11,8 +11,9 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from app.dev.etcd import EmbeddedEtcd, free_ports
+from app.dev.etcd import free_ports
 from benchmarks.peers import KEY, VALUE, Peer, Published, get, timed
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import gateway as gateway_process
 

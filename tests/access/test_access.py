@@ -13,10 +13,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric

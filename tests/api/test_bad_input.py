@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.api import kv, watch
 from app.core.query import MAX_KEY_BYTES
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import QUICK, GatewayProcess, gateway, start
 from tests.support.metrics import etcd_metric
 from tests.support.streams import request

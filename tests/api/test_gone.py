@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.dev.etcd import EmbeddedEtcd
 from app.main import create_app
 from app.metrics import NAMESPACE
 from app.settings import load
 from app.stream.transport import EXTENSION, ClientTransport
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric

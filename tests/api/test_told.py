@@ -11,8 +11,8 @@ from aetcd import rpc
 
 from app.api.problems import problem
 from app.core.errors import GatewayError
-from app.dev.etcd import EmbeddedEtcd
 from app.etcd.convert import range_error
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import request

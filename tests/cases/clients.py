@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.consistency.history import Change
 from tests.consistency.judge import change_of
 from tests.integration.test_release import held_at_etcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.streams import Event, Mirror, Stream, watch
 from tests.support.waiting import eventually

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from app.core.versions import progress_is_trusted
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, exact, feed_of, joined, true
 from tests.integration.test_release import held_at_etcd, ranges
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, carried_on, exact, is_held, joined
 from tests.cases.valve import valve
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Mirror, Stream, watch

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from app.core.versions import progress_is_trusted
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import UNPROVEN_SOON, GatewayProcess, gateway
 from tests.support.proxy import proxy

@@ -8,8 +8,8 @@ import pytest
 from aetcd import rpc
 
 from app.core.versions import progress_is_trusted
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import exact, is_held, joined, true
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy

@@ -9,7 +9,6 @@ import pytest
 
 from app.core.keys import KeyRange
 from app.core.refcounts import RefCounts
-from app.dev.etcd import EmbeddedEtcd
 from app.gateway import Gateway
 from app.settings import load
 from app.watch.subscriber import Subscriber
@@ -17,6 +16,7 @@ from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
 from tests.integration.test_release import all_released, ranges
 from tests.stream.test_delivery import OURS, released
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway

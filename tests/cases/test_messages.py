@@ -15,7 +15,6 @@ import pytest
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import WatchCallback
-from app.dev.etcd import EmbeddedEtcd
 from app.etcd import link, reads
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import ALONE_STREAMS, MAX_STREAMS, StreamPool
@@ -23,6 +22,7 @@ from app.gateway import Gateway
 from app.settings import load
 from tests.cases.clients import true
 from tests.stream.test_delivery import Client, released, swallow, synced
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.proxy import Proxy, proxy

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, exact, is_held, joined, true
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import Client, exact, joined, true
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway

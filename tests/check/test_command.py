@@ -18,9 +18,9 @@ import pytest
 from aetcd import rpc
 
 from app.cli import main
-from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd
 from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
+from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, run, start
 from tests.support.leaks import LEAKS
 from tests.support.streams import watch

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedCluster
+from tests.support.embedded import EmbeddedCluster
 from tests.support.secure import ROOT, Admin
 
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))

@@ -23,7 +23,6 @@ from pathlib import Path
 import httpx
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.consistency.access import PATIENCE, Access, Password
 from tests.consistency.disk import Disk
 from tests.consistency.follower import Follower
@@ -31,6 +30,7 @@ from tests.consistency.history import History
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
 from tests.consistency.writer import PREFIXES, Writer
+from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.support.proxy import Proxy
 
 # A key of which hardly anybody is told: values that fill etcd's queues are not to fill everybody's. And their size.

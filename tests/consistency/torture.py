@@ -24,7 +24,6 @@ from typing import Any
 from aetcd import rpc
 
 from app.core.versions import parse_version
-from app.dev.etcd import EmbeddedCluster
 from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client
 from tests.consistency.disk import Disk, NoDiskError
@@ -33,6 +32,7 @@ from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
 from tests.consistency.writer import PREFIXES, Writer
+from tests.support.embedded import EmbeddedCluster
 from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.metrics import etcd_metric
 from tests.support.versions import Candidate, real_etcds

@@ -15,10 +15,10 @@ import yaml
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from pydantic import BaseModel
 
-from app.dev.etcd import EmbeddedEtcd
 from app.settings import Settings
 from tests.support import gateway_api, helm
 from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import gateway
 from tests.support.waiting import HANG
 from tools import chart

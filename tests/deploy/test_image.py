@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
 from tools.image import TOP, Store, run

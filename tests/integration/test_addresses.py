@@ -7,9 +7,9 @@ import socket
 import httpx
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from app.server.protocol import unmapped
 from app.server.run import bind
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd
 from tests.support import frozen_disk
+from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.frozen_disk import Disk, disk
 from tests.support.gateway import STALE_SOON, gateway

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd, Place, free_ports
+from app.dev.etcd import Place, free_ports
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import request, watch

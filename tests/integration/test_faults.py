@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EmbeddedCluster, EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
+from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import STALE_SOON, gateway
 from tests.support.proxy import proxy

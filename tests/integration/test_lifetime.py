@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.streams import watch

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import QUICK, STALE_SOON, GatewayProcess, start
 from tests.support.namespace import Cable, namespace

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy

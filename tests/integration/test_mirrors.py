@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.examples.test_mirrors import load_mirror
 from tests.integration.test_faults import write
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually

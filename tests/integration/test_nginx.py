@@ -15,10 +15,10 @@ import httpx
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import all_released, held_at_etcd, subscribers
 from tests.support.certificates import Ca
 from tests.support.chromium import ARGUMENTS, CHROMIUM
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.nginx import nginx, recipe

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.etcd.conftest import values
 from tests.support.chart import CHOICE, get_helm, template
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import gateway
 from tests.support.nginx import DOCS

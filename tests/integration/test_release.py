@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from app.core.keys import KeyRange
-from app.dev.etcd import EmbeddedEtcd
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
 from app.ports import Clock
 from tests.slow_readers.kernel import sockets
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
 from tests.support.metrics import etcd_metric

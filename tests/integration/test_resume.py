@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from app.core.versions import progress_is_trusted
-from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd, ranges
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import UNPROVEN_SOON, gateway
 from tests.support.streams import Event, watch

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from app.settings import Settings
 from tests.integration.test_release import held_at_etcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.nginx import nginx, recipe

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.integration.test_release import held_at_etcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import QUICK, start
 from tests.support.streams import watch

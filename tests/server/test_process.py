@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -22,10 +21,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.dev.command import dev
-from app.dev.etcd import EmbeddedEtcd
 from app.server.run import bind
-from app.settings import SettingsError, load
+from app.settings import SettingsError
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, environment, gateway, start
 from tests.support.metrics import gateway_metric
 from tests.support.streams import watch
@@ -500,39 +498,3 @@ async def test_all_addresses_of_ipv6() -> None:
     status = await running.stop()
 
     assert (answer.status_code, status) == (200, 0)
-
-
-# --- dev --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.etcd
-async def test_dev_without_a_reader(tmp_path: Path) -> None:
-    """Nobody takes what it prints, and SIGHUP, which a terminal sends at its end, ends it in order."""
-    process = await asyncio.create_subprocess_shell(
-        f"exec {sys.executable} -W error -m app dev --port=0 --log-format=json >/dev/full",
-        env=environment({"TMPDIR": str(tmp_path)}),
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    said: list[str] = []
-    async with asyncio.timeout(60):
-        while "standard output takes nothing" not in said:
-            said.append(json.loads(await process.stderr.readline())["message"])
-        process.send_signal(signal.SIGHUP)
-        _out, rest = await process.communicate()
-
-    assert process.returncode == 0
-    assert json.loads(rest.splitlines()[-1])["message"] == "stopped"
-    assert next(tmp_path.iterdir(), None) is None  # noqa: ASYNC240  # a folder of a test
-
-
-def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that says what is missing; no traceback."""
-
-    def refuse(**_more: object) -> str:
-        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
-
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(SettingsError, match="no folder for the data of etcd: No usable temporary directory"):
-        asyncio.run(dev(load({"port": "0"})))

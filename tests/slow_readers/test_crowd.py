@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 import app
-from app.dev.etcd import EmbeddedEtcd
 from tests.slow_readers.clients import closing, stuck
 from tests.slow_readers.kernel import cpu_seconds, resident, socket_memory, sockets
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Stream, watch

@@ -12,9 +12,9 @@ from datetime import datetime
 import httpx
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.cases.clients import feed_of
 from tests.slow_readers.clients import closing, resets, slow, stuck, to_the_end
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Event, Mirror, Stream, watch

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.slow_readers.clients import closing, stuck
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.streams import Mirror, Stream, watch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from app.dev.etcd import EmbeddedEtcd
 from tests.slow_readers.clients import closing, resets, slow, to_the_end
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import httpx
 
-from app.dev.etcd import EmbeddedEtcd
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from starlette.types import Message, Scope
 
-from app.dev.etcd import EmbeddedEtcd
 from app.main import create_app
 from app.settings import load
 from app.stream import connection
 from tests.slow_readers.clients import closing, slow, stuck
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import environment
 from tests.support.streams import Mirror, Stream, watch

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from app.dev.etcd import find_etcd
+from tests.support.embedded import find_etcd
 from tests.support.waiting import eventually
 
 

@@ -14,8 +14,8 @@ import grpc
 from aetcd import rpc
 
 from app.dev import etcd as embedded
-from app.dev.etcd import EmbeddedEtcd
 from tests.support.certificates import Ca
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from app.dev.etcd import EtcdMissingError, find_etcd
+from app.dev.etcd import EtcdMissingError
+from tests.support.embedded import find_etcd
 
 
 @dataclass(frozen=True, slots=True)

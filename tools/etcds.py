@@ -1,4 +1,4 @@
-"""Gets the etcd versions that Debian carries, for the tests: ``python tests/support/etcds.py DIR``.
+"""Gets the etcd versions that Debian carries: ``python tools/etcds.py DIR``, or ``DIR VERSION`` for one of them.
 
 Nothing of the system changes and no root is needed: apt works in a directory of its own inside DIR, on the mirror and
 with the proxy that this machine's apt is set up for, and the packages are unpacked, not installed. Standard library
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,15 +33,17 @@ class NotToBeHadError(Exception):
 
 def main(arguments: list[str]) -> int:
     """Get what is missing, print where all are."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: etcds.py DIR\n")
+    if not arguments or not set(arguments[1:]) <= set(RELEASES):
+        sys.stderr.write("usage: etcds.py DIR [VERSION...]\n")
         return 2
+    # Whoever cannot wait any longer stops it so: what it has started ends with it, and nothing half is left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     root = Path(arguments[0]).absolute()
     root.mkdir(parents=True, exist_ok=True)
     found = []
-    for version, release in RELEASES.items():
+    for version in arguments[1:] or RELEASES:
         try:
-            found.append(ensure(root, version, release))
+            found.append(ensure(root, version, RELEASES[version]))
         except NotToBeHadError as error:
             sys.stderr.write(f"NOT RUN: etcd {version}: {error}\n")
     sys.stdout.write(":".join(map(str, found)) + "\n")
@@ -123,7 +126,9 @@ def verify(etcd: Path, version: str) -> None:
 def run(command: list[str], folder: Path) -> str:
     """Its output."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        done = subprocess.run(  # noqa: S603  # our own words
+            command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True
+        )
     except subprocess.CalledProcessError as error:
         raise NotToBeHadError(f"{command[0]}: {' '.join(error.stderr.split())[-300:]}") from error
     except (OSError, subprocess.TimeoutExpired) as error:

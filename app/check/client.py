@@ -1,0 +1,228 @@
+"""HTTP/1.1 as the check speaks it: a GET, and a stream that is left in one of the ways in which clients go.
+
+``h11`` reads and writes the protocol. The sockets are ours, because a client library would not leave rudely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from functools import cached_property
+from http import HTTPStatus
+from urllib.parse import SplitResult, urlsplit
+
+import h11
+
+from app import __version__
+from app.check.verdict import GRACE
+
+# Seconds without a byte of an answer, while counts are read.
+REQUEST_TIMEOUT = 10.0
+AGENT = f"etcd-watch-gateway-check/{__version__}"
+
+
+class UnreachableError(Exception):
+    """What could not be reached, or did not answer as it must, and why."""
+
+
+class Departure(Enum):
+    """The ways that a client goes, in turn."""
+
+    CLOSE = "closed"
+    RESET = "reset"
+    HALF_CLOSE = "half-closed"
+    UNREAD = "gone before the first byte"
+
+
+class Client:
+    """Makes the requests. TLS is verified against the system's CAs."""
+
+    async def get(self, url: str, headers: Mapping[str, str]) -> bytes:
+        """The body of a 200. Raises UnreachableError for everything else."""
+        connection = Connection(url, headers, self._tls_for(url), REQUEST_TIMEOUT)
+        with explained(url):
+            try:
+                await connection.send()
+                await connection.accepted()
+                return await connection.read_all()
+            finally:
+                await connection.close()
+
+    def stream(self, url: str, headers: Mapping[str, str], departure: Departure) -> Stream:
+        """A stream, to be opened."""
+        return Stream(url, headers, self._tls_for(url), departure)
+
+    def _tls_for(self, url: str) -> ssl.SSLContext | None:
+        return self._tls if url.startswith("https://") else None
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+
+class Connection:
+    """One GET and its answer. *timeout* is for each wait, in seconds; None is for ever."""
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, timeout: float | None = None
+    ) -> None:
+        self.url = url
+        self.address = ""  # ours
+        self._headers = headers
+        self._tls = tls
+        self._timeout = timeout
+        self._http = h11.Connection(h11.CLIENT)
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def send(self) -> None:
+        """Connect, and ask."""
+        parts = split(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        async with asyncio.timeout(self._timeout):
+            self._reader, self._writer = await asyncio.open_connection(parts.hostname, port, ssl=self._tls)
+        name = self._writer.get_extra_info("sockname")
+        self.address = f"{name[0]}:{name[1]}"
+        headers = {"Host": parts.netloc, "User-Agent": AGENT, "Accept-Encoding": "identity", **self._headers}
+        request = h11.Request(
+            method=b"GET",
+            target=(parts._replace(scheme="", netloc="").geturl() or "/").encode(),
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+        )
+        self._writer.write((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+
+    async def accepted(self) -> None:
+        """Wait for the head of a 200. Raises UnreachableError with the refusal's own words."""
+        while not isinstance(answer := await self._event(), h11.Response):
+            pass  # 1xx
+        if answer.status_code != HTTPStatus.OK:
+            raise UnreachableError(f"{self.url}: {_refusal(answer.status_code, await self.read_all())}")
+
+    async def read(self) -> bytes:
+        """Some of the body; nothing at its end."""
+        event = await self._event()
+        return bytes(event.data) if isinstance(event, h11.Data) else b""
+
+    async def read_all(self) -> bytes:
+        """The rest of the body."""
+        body = bytearray()
+        while data := await self.read():
+            body += data
+        return bytes(body)
+
+    async def _event(self) -> h11.Event:
+        while not isinstance(event := self._http.next_event(), h11.Event):
+            async with asyncio.timeout(self._timeout):
+                data = await self._reader.read(1 << 16)
+            if not data and self._http.their_state is h11.SEND_RESPONSE:
+                raise EOFError("Remote end closed connection without response")
+            self._http.receive_data(data)
+        return event
+
+    async def close(self) -> None:
+        """Say goodbye, as TLS and TCP do."""
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await self._writer.wait_closed()
+
+    def abort(self) -> None:
+        """Go at once."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+class Stream(Connection):
+    """One client of a range: ``open``, then ``leave``."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, departure: Departure) -> None:
+        super().__init__(url, headers, tls)
+        self.departure = departure
+
+    async def open(self) -> None:
+        """Come, and wait for ``synced``. A client that is to be gone before the first byte goes here.
+
+        Raises:
+            UnreachableError: it can't be had.
+        """
+        with explained(self.url):
+            await self.send()
+            if self.departure is Departure.UNREAD:
+                self.abort()
+            else:
+                await self.accepted()
+                await self._synced()
+
+    async def _synced(self) -> None:
+        rest = b""
+        while data := await self.read():
+            *lines, rest = (rest + data).split(b"\n")
+            for event in map(json.loads, filter(None, map(bytes.strip, lines))):
+                if event["type"] == "synced":
+                    return
+                if event["type"] == "close":
+                    raise EOFError(f"the stream was closed: {event['reason']}")
+        raise EOFError("the stream ended before it was synced")
+
+    async def leave(self) -> None:
+        """Go, in its way."""
+        writer = self._writer
+        if writer is None or writer.transport.is_closing():
+            return
+        with contextlib.suppress(OSError, TimeoutError):
+            if self.departure is Departure.RESET:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.abort()
+                return
+            if self.departure is Departure.HALF_CLOSE and writer.can_write_eof():
+                writer.write_eof()
+                async with asyncio.timeout(GRACE):
+                    await self._reader.read(-1)  # until the gateway takes it for goodbye
+            await self.close()
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Whatever goes wrong on the way is an UnreachableError."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, h11.ProtocolError) as error:
+        raise UnreachableError(f"{url}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not error.errno:
+        return "timed out"
+    if isinstance(error, ConnectionError) and error.errno:
+        # asyncio's own words name an address, and no reason.
+        return f"[Errno {error.errno}] {os.strerror(error.errno)}"
+    return str(error) or type(error).__name__
+
+
+def _refusal(status: int, body: bytes) -> str:
+    """A problem's own words, or the beginning of the body."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        problem = json.loads(body)
+        return f"{status} {problem['code']}: {problem['detail']}"
+    return f"{status} {body[:200].decode('utf-8', 'replace').strip()}".strip()
+
+
+def split(url: str) -> SplitResult:
+    """The parts of *url*. Raises UnreachableError for one that nobody can ask."""
+    try:
+        parts = urlsplit(url)
+        if url.isascii() and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            parts.hostname.encode("idna")  # as the name is looked up: a label may be too long, or empty
+            return parts
+    except ValueError:
+        pass
+    raise UnreachableError(f"{url!r} is no URL: write it like http://127.0.0.1:8080")

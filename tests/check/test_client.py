@@ -1,0 +1,198 @@
+"""The check's HTTP: answers in every form that HTTP/1.1 has, and each way to go, as the other end sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from app.check import client as module
+from app.check.client import Client, Departure, UnreachableError, split
+from tests.support.waiting import HANG
+
+SYNCED = b'{"type":"reset"}\n\n{"type":"syn', b'ced","revision":1}\n'
+
+
+class Server:
+    """Answers each request with what it is given, and tells how each connection ended."""
+
+    def __init__(self, parts: tuple[bytes, ...], *, stay: bool = False) -> None:
+        self._parts = parts
+        self._stay = stay  # as a stream does
+        self.heads: list[bytes] = []
+        self.ends: asyncio.Queue[str] = asyncio.Queue()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        try:
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            for part in self._parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
+            if self._stay:
+                await reader.read()
+            self.ends.put_nowait("end of file")
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            self.ends.put_nowait(type(error).__name__)
+        finally:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(*parts: bytes, stay: bool = False) -> AsyncIterator[tuple[str, Server]]:
+    """Its URL, and the server."""
+    server = Server(parts, stay=stay)
+    async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", server
+
+
+def chunked(*bodies: bytes, status: bytes = b"200 OK") -> tuple[bytes, ...]:
+    """An answer in chunks, without its end."""
+    head = b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n" % status
+    return (head, *(b"%x\r\n%b\r\n" % (len(body), body) for body in bodies))
+
+
+async def failure(action: Callable[[], Awaitable[object]]) -> str:
+    """What it fails with."""
+    async with asyncio.timeout(HANG):
+        with pytest.raises(UnreachableError) as caught:
+            await action()
+    return str(caught.value)
+
+
+# --- a GET ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", b"lo"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo"),
+        (*chunked(b"hel", b"lo"), b"0\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding:  Chunked\r\n\r\n5;name=value\r\nhello\r\n0\r\nTrailer: x\r\n\r\n",),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",),
+        (b"HTTP/1.0 200 OK\r\nContent-Length:5\r\n\r\nhello",),
+    ],
+    ids=["length", "until-closed", "chunks", "chunk-extension", "informational", "http-1.0"],
+)
+async def test_an_answer(parts: tuple[bytes, ...]) -> None:
+    """In every form that it can have."""
+    async with serving(*parts) as (url, server):
+        assert await Client().get(f"{url}/v1/feeds?prefix=/a%20b", {"X-Name": "f\xfcr"}) == b"hello"
+
+    (head,) = server.heads
+    assert head.startswith(b"GET /v1/feeds?prefix=/a%20b HTTP/1.1\r\n")
+    assert f"Host: {url.removeprefix('http://')}\r\n".encode() in head
+    assert b"X-Name: f\xfcr\r\n" in head
+    assert b"User-Agent: etcd-watch-gateway-check/" in head
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((b'HTTP/1.1 403 F\r\nContent-Length: 34\r\n\r\n{"code":"forbidden","detail":"no"}',), "403 forbidden: no"),
+        ((*chunked(b"bad ", b"gateway", status=b"502 Bad Gateway"), b"0\r\n\r\n"),
+         "502 bad gateway"),
+        ((b"HTTP/1.1 404 N\r\nContent-Length: 0\r\n\r\n",), "404"),
+        ((b"HTTP/1.1 500 I\r\nContent-Length: 2\r\n\r\n[]",), "500 []"),
+        ((b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello",), "peer closed connection"),
+        ((b"SSH-2.0-OpenSSH\r\n\r\n",), "illegal status line"),
+        ((), "Remote end closed connection without response"),
+    ],
+    ids=["problem", "text-in-chunks", "nothing", "not-a-problem", "cut-off", "not-http", "silence"],
+)  # fmt: skip
+async def test_no_answer(parts: tuple[bytes, ...], said: str) -> None:
+    """The URL, and why."""
+    async with serving(*parts) as (url, _server):
+        assert (await failure(lambda: Client().get(f"{url}/x", {}))).startswith(f"{url}/x: {said}")
+
+
+async def test_nobody_there() -> None:
+    """As the system says it."""
+    said = await failure(lambda: Client().get("http://127.0.0.1:1/", {}))
+    assert said == f"http://127.0.0.1:1/: [Errno {errno.ECONNREFUSED}] Connection refused"
+
+
+async def test_no_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for, for ever."""
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT", 0.05)
+    async with serving(stay=True) as (url, server):
+        assert await failure(lambda: Client().get(url, {})) == f"{url}: timed out"
+        assert await server.ends.get() == "end of file"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8080", "ftp://a", "http://", "http://a..b", f"http://{'a' * 64}.example", "http://127.0.0.1/caf\xe9",
+        "http://127.0.0.1:0", "http://127.0.0.1:65536", "http://[::1",
+    ],
+)  # fmt: skip
+def test_what_is_no_url(url: str) -> None:
+    """Nobody is asked."""
+    with pytest.raises(UnreachableError, match=r"is no URL: write it like http://127\.0\.0\.1:8080"):
+        split(url)
+
+
+# --- a stream ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("departure", list(Departure))
+async def test_each_departure(departure: Departure) -> None:
+    """What the other end sees of it."""
+    async with serving(*chunked(*SYNCED), stay=True) as (url, server), asyncio.timeout(HANG):
+        stream = Client().stream(f"{url}/v1/watch", {}, departure)
+        await stream.open()
+        gone = server.ends.empty()
+        await stream.leave()
+        end = await server.ends.get()
+        await stream.leave()
+        stream.abort()
+
+    assert stream.address.startswith("127.0.0.1:")
+    assert gone, "an open stream stays"
+    assert end in {
+        Departure.RESET: ["ConnectionResetError"],
+        # Before its request is read, or after.
+        Departure.UNREAD: ["ConnectionResetError", "IncompleteReadError", "end of file"],
+    }.get(departure, ["end of file"])
+
+
+async def test_a_half_close_waits_for_the_goodbye() -> None:
+    """It reads until the other end closes."""
+    async with serving(*chunked(*SYNCED, b"more" * 100_000), stay=True) as (url, server), asyncio.timeout(HANG):
+        stream = Client().stream(url, {}, Departure.HALF_CLOSE)
+        await stream.open()
+        await stream.leave()
+        assert server.ends.get_nowait() == "end of file"
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((*chunked(b'{"type":"close","reason":"drain"}\n'),), "the stream was closed: drain"),
+        ((*chunked(b'{"type":"reset"}\n'), b"0\r\n\r\n"), "the stream ended before it was synced"),
+        ((*chunked(b'{"type":"reset"}\n'),), "peer closed connection"),
+        ((*chunked(b"<html>\n"),), "Expecting value"),
+        ((b"HTTP/1.1 429 T\r\nContent-Length: 32\r\n\r\n" + b'{"code":"too-many","detail":"4"}',), "429 too-many: 4"),
+    ],
+    ids=["closed", "ended", "cut-off", "not-ours", "refused"],
+)
+async def test_a_stream_that_is_not_synced(parts: tuple[bytes, ...], said: str) -> None:
+    """The URL, and why; it can be left all the same."""
+    async with serving(*parts) as (url, _server):
+        stream = Client().stream(url, {}, Departure.CLOSE)
+        assert (await failure(stream.open)).startswith(f"{url}: {said}")
+        await stream.leave()
+
+
+async def test_a_stream_that_was_never_open() -> None:
+    """There is nothing to leave."""
+    stream = Client().stream("http://127.0.0.1:1", {}, Departure.RESET)
+    assert "Connection refused" in await failure(stream.open)
+    await stream.leave()
+    stream.abort()

@@ -1,0 +1,151 @@
+"""What is read of a gateway's and etcd's counts, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from app.check.client import Client, UnreachableError
+from app.check.samples import Metrics, Sampler
+from app.check.verdict import EtcdCounts
+
+ADMIN = "http://gateway:8080"
+GATEWAY = """\
+process_start_time_seconds 12.345
+etcd_watch_gateway_etcd_reconnects_total 1
+etcd_watch_gateway_streams_opened_total {opened}
+etcd_watch_gateway_feeds{{state="live"}} 2
+etcd_watch_gateway_feeds{{state="opening"}} 1
+etcd_watch_gateway_etcd_watchers 4
+etcd_watch_gateway_etcd_watch_streams 2
+etcd_watch_gateway_etcd_history_watchers 1
+etcd_watch_gateway_subscribers 7
+etcd_watch_gateway_streams{{format="sse"}} 2
+etcd_watch_gateway_streams{{format="ndjson"}} 4
+"""
+ETCD = "etcd_debugging_mvcc_watcher_total {watchers}\netcd_debugging_mvcc_watch_stream_total 3\n"
+
+
+class World(Client):
+    """What is said at each URL, and which of them was sent a header."""
+
+    def __init__(self) -> None:
+        self.feeds: Any = {"linger": 30, "instance": "gw", "etcd": {"endpoint": "http://etcd:2379"}, "feeds": []}
+        self.pages = {f"{ADMIN}/metrics": GATEWAY.format(opened=9), "http://etcd:2379/metrics": ETCD.format(watchers=5)}
+        self.told: set[str] = set()
+
+    async def get(self, url: str, headers: Mapping[str, str]) -> bytes:
+        """As over HTTP."""
+        if headers:
+            self.told.add(url)
+        if url == f"{ADMIN}/v1/feeds?prefix=/svc/":
+            return json.dumps(self.feeds).encode()
+        if url not in self.pages:
+            raise UnreachableError(f"{url}: 404 no-such-path: nothing is here")
+        return self.pages[url].encode()
+
+    def follow(self, *subscribers: tuple[str, str]) -> None:
+        """The range's subscribers: request id and address."""
+        listed = [{"request_id": request, "address": address} for request, address in subscribers]
+        self.feeds["feeds"] = [{"subscriber_list": listed}] if listed else []
+
+
+def sampler(world: World, *etcd_metrics: str, admin: str = ADMIN) -> Sampler:
+    """Of our own streams ``us-…``."""
+    return Sampler(world, admin, {"Authorization": "Bearer x"}, "prefix=/svc/", "us", etcd_metrics)
+
+
+async def test_a_sample() -> None:
+    """Every count from its place; the token is for the gateway alone."""
+    world = World()
+    world.follow(("us-1", "10.0.0.1:1"), ("us-2", "10.0.0.1:2"), ("usurper", "10.0.0.2:1"))
+    it = sampler(world)
+    sample = await it.sample()
+
+    assert sample.gateway.process == "gw since 12.35"
+    assert (sample.gateway.reconnects, sample.gateway.opened) == (1, 9)
+    assert (sample.gateway.feeds, sample.gateway.live) == (3, 2)
+    assert (sample.gateway.held, sample.gateway.history) == (EtcdCounts(4, 2), 1)
+    assert (sample.gateway.subscribers, sample.gateway.served) == (7, 6)
+    assert (sample.checked.feeds, sample.checked.ours, sample.checked.others) == (1, 2, 1)
+    assert sample.etcd == EtcdCounts(5, 3)
+    assert (it.linger, it.etcd_metrics) == (30.0, ("http://etcd:2379/metrics",))
+    assert it.addresses == {"10.0.0.1:1", "10.0.0.1:2"}
+    assert world.told == {f"{ADMIN}/v1/feeds?prefix=/svc/", f"{ADMIN}/metrics"}
+
+
+async def test_several_members() -> None:
+    """They are added up; the one that the gateway names is not asked."""
+    world = World()
+    world.pages |= {"http://a/metrics": ETCD.format(watchers=1), "http://b/metrics": ETCD.format(watchers=2)}
+    sample = await sampler(world, "http://a/metrics", "http://b/metrics").sample()
+
+    assert sample.etcd == EtcdCounts(3, 6)
+
+
+async def test_where_the_start_is_not_known() -> None:
+    """The instance must do."""
+    world = World()
+    world.pages[f"{ADMIN}/metrics"] = GATEWAY.format(opened=9).split("\n", 1)[1]
+
+    assert (await sampler(world).sample()).gateway.process == "gw"
+
+
+async def test_the_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins when we say so, and anew when somebody comes, whether still there or not."""
+    now = 100.0
+    monkeypatch.setattr("app.check.samples.time.monotonic", lambda: now)
+    world = World()
+    it = sampler(world)
+    quiet = []
+    for opened, follower in ((9, None), (9, None), (10, None), (10, None), (10, "other"), (10, None)):
+        world.pages[f"{ADMIN}/metrics"] = GATEWAY.format(opened=opened)
+        world.follow(*([(follower, "x")] if follower else []))
+        quiet.append((await it.sample()).checked.quiet)
+        now += 1
+    it.begin_quiet()
+    quiet.append((await it.sample()).checked.quiet)
+
+    assert quiet == [0, 1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("feeds", [[], {}, {"linger": 1, "instance": "x", "etcd": None, "feeds": []}, None])
+async def test_a_gateway_that_is_none(feeds: object) -> None:
+    """It says something else."""
+    world = World()
+    world.feeds = feeds
+    with pytest.raises(UnreachableError, match="this is not what a gateway of this version says"):
+        await sampler(world).sample()
+
+
+async def test_the_other_port() -> None:
+    """What is missing is said, when the path is not there."""
+    with pytest.raises(UnreachableError, match=r"no-such-path.*GATEWAY_ADMIN_PORT is set, --admin-url must name it"):
+        await sampler(World(), admin="http://gateway:80").sample()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"a 1\n", "there is no name"),
+        (b"name NaN\n", "name is nan"),
+        (b"name +Inf\n", "name is inf"),
+        (b"name one\n", "no metrics: "),
+        (b"\xff", "no metrics: "),
+    ],
+)
+def test_metrics_that_are_none(body: bytes, said: str) -> None:
+    """The URL, and what is wrong."""
+    with pytest.raises(UnreachableError, match=f"^http://etcd/metrics: {said}"):
+        Metrics("http://etcd/metrics", body).value("name")
+
+
+def test_metrics() -> None:
+    """Summed over labels, and by the labels' values."""
+    metrics = Metrics("", b'name{a="x",b="y z"} 1\nname{a="x",b="w"} 2\nother 3.9\n')
+
+    assert (metrics.value("name"), metrics.value("name x y z"), metrics.value("other")) == (3, 1, 3)
+    assert metrics.find("absent") is None

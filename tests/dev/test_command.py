@@ -1,0 +1,236 @@
+"""``etcd-watch-gateway dev``, as it is typed: what it says, and that nothing is left when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.dev.command import dev as run_dev
+from app.settings import PREFIX, SettingsError, load
+from tests.support.gateway import environment
+from tests.support.processes import processes
+from tests.support.streams import watch
+from tests.support.waiting import HANG, eventually
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any setting of whoever runs the tests."""
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(name="taken")
+def _taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", 0))
+        owner.listen()
+        yield owner.getsockname()[1]
+
+
+class Dev:
+    """``python -m app dev``, as a terminal runs it: a process group of its own, with a scratch folder to look into."""
+
+    def __init__(self, process: asyncio.subprocess.Process, scratch: Path) -> None:
+        self.process = process
+        self.scratch = scratch
+        self.text = ""
+
+    async def ready(self) -> str:
+        """Read until it has said everything; its URL."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(HANG):
+            while "Ctrl-C" not in self.text:
+                line = (await self.process.stdout.readline()).decode()
+                assert line, await self.process.communicate()
+                self.text += line
+        found = re.search(r"a page +(http://127\.0\.0\.1:\d+)/", self.text)
+        assert found is not None, self.text
+        return found[1]
+
+    def etcds(self) -> list[str]:
+        """Processes that have to do with its scratch folder."""
+        return [command for _pid, _parent, command in processes() if str(self.scratch) in command]
+
+    async def signal(self, number: int) -> int:
+        """As Ctrl-C is sent, to the whole group; the exit status."""
+        os.killpg(self.process.pid, number)
+        async with asyncio.timeout(HANG):
+            await self.process.communicate()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    async def nothing_left(self) -> bool:
+        """No process and no folder."""
+        return self.etcds() == [] and list(self.scratch.iterdir()) == []
+
+
+@contextlib.asynccontextmanager
+async def dev(scratch: Path, *flags: str) -> AsyncIterator[Dev]:
+    """Running, whatever it has come to."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "app", "dev", "--port=0", *flags),
+        env=environment({"TMPDIR": str(scratch)}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield Dev(process, scratch)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_dev(tmp_path: Path, number: int) -> None:
+    """Prints what to open, serves data that changes, and ends well with all that it started, streams included."""
+    async with dev(tmp_path) as running:
+        base = await running.ready()
+        urls = re.findall(r"http://127\.0\.0\.1:\d+/[^\s']*", running.text)
+        async with httpx.AsyncClient(timeout=HANG) as http:
+            for url in [url for url in urls if "/v1/watch" not in url]:
+                assert (await http.get(url)).status_code == 200, url
+            listed = (await http.get(f"{base}/v1/kv?prefix=/svc/")).json()
+        assert f"curl -N '{base}/v1/watch?prefix=/svc/'" in running.text
+        assert f"{base}/v1/watch?prefix=/svc/&format=ndjson" in urls
+        assert running.etcds() != []
+        async with await watch(base, "prefix=/svc/") as stream:
+            state = await stream.until("synced")
+            changes = await stream.changes(2)
+            status = await running.signal(number)
+            last = (await stream.until("close"))[-1]
+
+        assert len(listed["kvs"]) >= 10
+        assert len(state) >= 10
+        assert changes[0].data["key"].startswith("/svc/")
+        assert last.data["reason"] == "drain"
+        assert status == 0
+        assert await running.nothing_left()
+
+
+@pytest.mark.etcd
+async def test_dev_with_a_token(tmp_path: Path) -> None:
+    """What it prints works as printed, and keeps the token out of the terminal's scrollback."""
+    token = tmp_path / "a token"
+    token.write_text("s3cret\n")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    async with dev(scratch, "--token-file", str(token)) as running:
+        await running.ready()
+        command = re.search("curl -s .*", running.text)
+        assert command is not None
+        shell = await asyncio.create_subprocess_shell(command[0], stdout=asyncio.subprocess.PIPE)
+        out, _ = await shell.communicate()
+        await running.signal(signal.SIGTERM)
+
+    assert json.loads(out)["count"] >= 10
+    assert "s3cret" not in running.text
+
+
+@pytest.mark.etcd
+async def test_dev_killed(tmp_path: Path) -> None:
+    """kill -9 leaves no time for anything: its etcd and its folder go none the less."""
+    async with dev(tmp_path) as running:
+        await running.ready()
+        assert running.etcds() != []
+        status = await running.signal(signal.SIGKILL)
+
+        assert status == -signal.SIGKILL
+        await eventually(running.nothing_left)
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_dev_interrupted_while_it_starts(tmp_path: Path, number: int) -> None:
+    """Nothing is left either; it was asked to stop, and did."""
+    async with dev(tmp_path) as running:
+
+        async def etcd_is_starting() -> bool:
+            return any("--data-dir" in command for command in running.etcds())
+
+        await eventually(etcd_is_starting)
+        status = await running.signal(number)
+
+        assert status == 0
+        await eventually(running.nothing_left)
+
+
+@pytest.mark.etcd
+async def test_dev_with_a_port_in_use(tmp_path: Path, taken: int) -> None:
+    """The error of ``serve``, and no etcd left."""
+    async with dev(tmp_path, "--port", str(taken), "--log-level", "error") as running:
+        async with asyncio.timeout(HANG):
+            _out, error = await running.process.communicate()
+
+        assert running.process.returncode == 2
+        assert f"GATEWAY_PORT (--port): cannot listen on 127.0.0.1:{taken}: Address already in use" in error.decode()
+        assert "Traceback" not in error.decode()
+        assert await running.nothing_left()
+
+
+@pytest.mark.etcd
+async def test_dev_without_a_reader(tmp_path: Path) -> None:
+    """Nobody takes what it prints, and SIGHUP, which a terminal sends at its end, ends it in order."""
+    process = await asyncio.create_subprocess_shell(
+        f"exec {sys.executable} -W error -m app dev --port=0 --log-format=json >/dev/full",
+        env=environment({"TMPDIR": str(tmp_path)}),
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    async with asyncio.timeout(HANG):
+        while "standard output takes nothing" not in said:
+            said.append(json.loads(await process.stderr.readline())["message"])
+        process.send_signal(signal.SIGHUP)
+        _out, rest = await process.communicate()
+
+    assert process.returncode == 0
+    assert json.loads(rest.splitlines()[-1])["message"] == "stopped"
+    assert next(tmp_path.iterdir(), None) is None  # noqa: ASYNC240  # a folder of a test
+
+
+@pytest.mark.process
+def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that says what is missing; no traceback."""
+
+    def refuse(**_more: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(SettingsError, match="no folder for the data of etcd: No usable temporary directory"):
+        asyncio.run(run_dev(load({"port": "0"})))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("version", "warned"), [("3.5.1", True), ("3.5.16", False)])
+async def test_an_etcd_whose_progress_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, warned: bool
+) -> None:
+    """What that means is said, in words for somebody who tries the gateway."""
+    binary = tmp_path / "etcd"
+    binary.write_text(f"#!/bin/sh\necho 'etcd Version: {version}'\n")
+    binary.chmod(0o755)
+    monkeypatch.setattr("app.dev.command.find_etcd", lambda: binary)
+    with caplog.at_level(logging.WARNING, "gateway.dev"), pytest.raises(SettingsError, match="did not start"):
+        await run_dev(load({"port": "0"}))
+
+    assert ("begins with a reset" in caplog.text) == warned

@@ -1,0 +1,102 @@
+"""The tests' own etcd: it comes back, freezes, and is a member of a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from aetcd import rpc
+
+from app.dev.etcd import EtcdMissingError
+from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
+from tests.support.processes import alive
+from tests.support.waiting import HANG
+
+pytestmark = pytest.mark.etcd
+
+
+async def put(etcd: EmbeddedEtcd, key: bytes) -> None:
+    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+        await rpc.KVStub(channel).Put(rpc.PutRequest(key=key), timeout=HANG)
+
+
+async def count(etcd: EmbeddedEtcd, key: bytes) -> int:
+    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+        return int((await rpc.KVStub(channel).Range(rpc.RangeRequest(key=key), timeout=HANG)).count)
+
+
+async def test_two_at_once_keep_apart() -> None:
+    async with EmbeddedEtcd() as one, EmbeddedEtcd() as other:
+        await put(one, b"a")
+
+        assert one.endpoint != other.endpoint
+        assert await count(one, b"a") == 1
+        assert await count(other, b"a") == 0
+
+
+async def test_restart_keeps_address_and_data() -> None:
+    async with EmbeddedEtcd() as etcd:
+        endpoint, pid = etcd.endpoint, etcd.pid
+        await put(etcd, b"a")
+        await etcd.kill()
+        assert not etcd.running
+        assert not alive(pid)
+
+        await etcd.restart()
+
+        assert etcd.endpoint == endpoint
+        assert await count(etcd, b"a") == 1
+
+
+async def test_a_given_data_dir_is_kept(tmp_path: Path) -> None:
+    async with EmbeddedEtcd(data_dir=tmp_path / "data") as etcd:
+        await put(etcd, b"a")
+
+    async with EmbeddedEtcd(data_dir=tmp_path / "data") as etcd:
+        assert await count(etcd, b"a") == 1
+
+
+async def test_frozen_it_is_mute_and_thawed_it_goes_on() -> None:
+    async with EmbeddedEtcd() as etcd:
+        etcd.sigstop()
+        try:
+            async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+                with pytest.raises(rpc.AioRpcError) as caught:
+                    await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"a"), timeout=0.2)
+        finally:
+            etcd.sigcont()
+
+        assert caught.value.code() is rpc.StatusCode.DEADLINE_EXCEEDED
+        assert await count(etcd, b"a") == 0
+
+
+async def test_a_frozen_etcd_can_be_stopped() -> None:
+    async with EmbeddedEtcd() as etcd:
+        pid = etcd.pid
+        etcd.sigstop()
+
+    assert not alive(pid)
+
+
+def test_a_missing_binary_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EtcdMissingError, match=str(tmp_path)):
+        find_etcd(tmp_path)
+
+
+@pytest.mark.slow
+async def test_a_cluster_survives_its_leader() -> None:
+    async with EmbeddedCluster() as cluster:
+        first = await cluster.leader()
+        await put(first, b"a")
+        await first.kill()
+
+        second = await cluster.leader()
+        await put(second, b"b")
+        await first.restart()
+
+        assert second is not first
+        assert await count(first, b"b") == 1
+        pids = [member.pid for member in cluster.members]
+
+    assert not any(map(alive, pids))

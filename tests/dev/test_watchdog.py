@@ -1,0 +1,160 @@
+"""The watchdog: whichever of the three dies first, etcd and its folder go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.dev.etcd import WATCHDOG, EmbeddedEtcd, find_etcd
+from tests.support.processes import alive, ps
+from tests.support.waiting import HANG
+
+pytestmark = pytest.mark.process
+
+REPO = WATCHDOG.parents[2]
+
+PARENT = """
+import asyncio, sys
+from app.dev.etcd import EmbeddedEtcd, find_etcd
+
+async def main():
+    async with EmbeddedEtcd(find_etcd()) as etcd:
+        print(etcd.pid, etcd.data_dir.parent, flush=True)
+        if sys.argv[1:] == ["fork"]:
+            import os, time
+            if os.fork() == 0:  # holds a copy of the pipe's end
+                time.sleep(60)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+SLEEP = ("/bin/sleep", "600")
+
+
+async def until(condition: Callable[[], bool], timeout: float = HANG) -> None:
+    """Wait for something that no event tells."""
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@contextmanager
+def watched(folder: Path, *command: str, parent: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A watchdog of ours, above *command*."""
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", WATCHDOG, str(parent or os.getpid()), str(folder), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def pid_of(process: subprocess.Popen[bytes]) -> int:
+    """What it says first."""
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def test_it_ends_with_its_command(tmp_path: Path) -> None:
+    """What that says goes to standard error; its folder stays."""
+    with watched(tmp_path / "data", "/bin/sh", "-c", "echo one; echo two >&2") as process:
+        assert pid_of(process) > 0
+        out, err = process.communicate(timeout=HANG)
+
+    assert (out, err, process.returncode) == (b"", b"one\ntwo\n", 0)
+    assert (tmp_path / "data").exists()
+
+
+def test_a_command_that_is_none(tmp_path: Path) -> None:
+    """Why is said where etcd would log."""
+    with watched(tmp_path / "data", str(tmp_path / "nothing")) as process:
+        pid_of(process)
+        _out, err = process.communicate(timeout=HANG)
+
+    assert b"No such file or directory" in err
+
+
+def test_without_its_parent(tmp_path: Path) -> None:
+    """The pipe says it: the command is killed, and its folder removed."""
+    with watched(tmp_path / "data", *SLEEP) as process:
+        child = pid_of(process)
+        assert alive(child)
+        process.communicate(timeout=HANG)
+
+    assert not alive(child)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_parent_that_is_another(tmp_path: Path) -> None:
+    """Also when somebody else holds the pipe open."""
+    with watched(tmp_path / "data", *SLEEP, parent=1) as process:
+        child = pid_of(process)
+        process.wait(HANG)
+
+    assert not alive(child)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """It takes the command with it; the folder is the parent's affair."""
+    with watched(tmp_path / "data", *SLEEP) as process:
+        child = pid_of(process)
+        process.send_signal(number)
+        process.wait(HANG)
+
+    assert not alive(child)
+    assert (tmp_path / "data").exists()
+
+
+def test_it_imports_nothing_of_the_gateway() -> None:
+    """Each start of an etcd waits for it."""
+    assert re.findall(r"^(?:from|import) app.*", WATCHDOG.read_text(), re.MULTILINE) == []
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("mode", ["plain", "fork"])
+async def test_a_killed_parent_leaves_no_etcd(mode: str) -> None:
+    """kill -9 of Python; also when a fork of it still holds the pipe by which the watchdog would notice at once."""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", PARENT, mode, stdout=subprocess.PIPE, start_new_session=True, cwd=REPO
+    )
+    try:
+        assert parent.stdout is not None
+        pid, folder = (await parent.stdout.readline()).split()
+        assert alive(int(pid))
+
+        parent.kill()
+
+        await until(lambda: not alive(int(pid)))
+        await until(lambda: not Path(folder.decode()).exists())
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL) if mode == "fork" else None
+        await parent.communicate()  # to the end of its pipe: wait() leaves the transport open
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_killed_watchdog_leaves_no_etcd(number: signal.Signals) -> None:
+    async with EmbeddedEtcd(find_etcd()) as etcd:
+        pid = etcd.pid
+        os.kill(int(ps(pid, "ppid=")), number)
+        if sys.platform == "linux" or number is signal.SIGTERM:
+            await until(lambda: not alive(pid))
+
+    assert not alive(pid)

