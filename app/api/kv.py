@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answer import Answer, SlicedResponse
+from app.api.kv_response import Answer, SlicedResponse
 from app.api.requests import query_of
 from app.core.budget import Hold, Use
 from app.core.cursor import Shape

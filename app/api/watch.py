@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.requests import address_of, query_of, request_id_of
+from app.api.stream_response import StreamResponse, WatchRequest
 from app.core.cursor import Cursor, Shape, parse_cursor
 from app.core.errors import GatewayError
 from app.core.negotiation import format_of, names_event_stream
 from app.core.query import parse_choice, parse_flag, parse_query, parse_range
 from app.gateway import Gateway
-from app.stream.delivery import StreamResponse, WatchRequest
 
 # Newest first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not: when they
 # reconnect they append `lastEventId` to the URL that they were given, which may have `last_event_id`, and even an
@@ -59,11 +59,11 @@ class Watch:
         encoding = parse_choice(query, "encoding", ("auto", "base64")) or "auto"
         snapshot = parse_flag(query, "snapshot", default=True)
         accept = request.headers.get("accept", "")
-        form = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
+        chosen = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
         access.check_range(watched)
         return WatchRequest(
             Shape(watched, encoding=encoding),
-            form,
+            chosen,
             cursor_of(request.headers.get("last-event-id"), query),
             snapshot,
             holdable=names_event_stream(accept),

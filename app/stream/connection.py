@@ -44,7 +44,8 @@ class Connection:
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
-        self.line.leave()
+        if self.line.on_lost == self._lose:  # otherwise a sink has taken the connection over
+            self.line.leave()
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)

@@ -1,9 +1,7 @@
-"""The stream response: one subscriber's reader, written to one ASGI connection.
+"""One subscriber being served: its reader's bytes go to its sink, on time, until one of them ends.
 
-``EventSourceResponse`` gives the class, its headers and its place in FastAPI; its ``__call__`` (four tasks, a ping, a
-cleanup that depends on a generator having started: sse-starlette #156) is replaced. The lease is the ``Delivery``'s,
-and every way out is its ``end``: close, reset, a client gone before the first byte, a send that is stuck, an error of
-ours, shutdown.
+The lease of a stream is its ``Delivery``'s, and every way out is its ``end``: close, reset, a client gone before the
+first byte, a send that is stuck, an error of ours, shutdown.
 """
 
 from __future__ import annotations
@@ -12,28 +10,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator
 
-from sse_starlette import EventSourceResponse
-from starlette.types import Receive, Scope, Send
-
-from app.api.problems import problem
-from app.core.capacity import Capacity
-from app.core.cursor import Cursor, Shape
-from app.core.errors import GatewayError, TooLargeError, TransientError, UnavailableError
-from app.core.frames import control, greeting
+from app.core.errors import TooLargeError, UnavailableError
 from app.core.freshness import STEPS, Freshness
 from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
-from app.core.slow_reader import RetryPenalty, SlowReaderPolicy
-from app.ports import Clock, Draw, Etcd, spawn
+from app.core.timestamps import rfc3339
 from app.stream.connection import LOOKS, Connection, StuckError
-from app.stream.counters import Counters
-from app.stream.sink import GONE, STUCK, Choice, Chunks, FastSink, PortableSink, Sink, make_sink
-from app.stream.timers import TimerWheel
-from app.watch.registry import Lease, Registry
+from app.stream.sink import GONE, STUCK, Sink
+from app.stream.streams import Streams
+from app.watch.joining import Joining
+from app.watch.registry import Lease
 
 log = logging.getLogger("gateway.stream")
 
@@ -42,193 +29,10 @@ log = logging.getLogger("gateway.stream")
 WRITE_SIZE = 64 * 1024
 # Bytes written to one subscriber in one turn of the loop: a state of 100 MB is not to hold up the others.
 STEP_SIZE = 4 * WRITE_SIZE
-# Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
-RETRY_MS = (1000, 5000)
-# Refused EventSources that are held open at a time; beyond, they are closed at once.
-MAX_HELD = 1000
 # Seconds between looks at whether a reader waits in vain.
 WAITING_LOOK = 0.25
 # What ends a stream by a defect of ours.
 FAILED = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class WatchRequest:
-    """A watch request, understood."""
-
-    shape: Shape
-    form: str
-    cursor: Cursor | None
-    snapshot: bool
-    holdable: bool  # an EventSource: a transient refusal must be a 200
-    address: str
-    user_agent: str
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """Of ``app.settings.Settings``, what streams need."""
-
-    instance: str
-    heartbeat: float
-    send_timeout: float
-    sync_timeout: float
-    stale_after: float
-    max_age: float
-    min_rate: int
-    sink: Choice
-
-
-class Streams:
-    """What all streams of the process share."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        etcd: Etcd,
-        epoch_of: Callable[[int, Shape], str],
-        settings: StreamSettings,
-        *,
-        clock: Clock,
-        draw: Draw,
-        capacity: Capacity[Any],
-    ) -> None:
-        self.registry = registry
-        self.capacity = capacity
-        self.etcd = etcd
-        self.epoch_of = epoch_of
-        self.settings = settings
-        self.clock = clock
-        self.draw = draw
-        self.tally = Counters()
-        self.chunks = Chunks()
-        self.wheel = TimerWheel(clock)
-        self.retry_penalty = RetryPenalty()
-        self.held: set[asyncio.Event] = set()
-        self.finishing: set[asyncio.Task[None]] = set()  # what is left of streams that have ended
-
-    def retry_ms(self, patience: int = 1) -> int:
-        """When a client is to come back."""
-        low, high = RETRY_MS
-        return patience * (low + int((high - low) * self.draw()))
-
-    def drain(self) -> None:
-        """End the refused that are held open; the registry ends the others."""
-        for event in self.held:
-            event.set()
-
-    async def aclose(self) -> None:
-        """Wait for what is left of streams that have ended: their connections are gone by now."""
-        await asyncio.gather(*self.finishing)
-
-
-class _NoContent:
-    """``EventSourceResponse`` wants content; ours is written by ``__call__``."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        raise NotImplementedError("never iterated: StreamResponse replaces __call__")
-
-
-class StreamResponse(EventSourceResponse):
-    """See the module."""
-
-    def __init__(self, streams: Streams, asked: WatchRequest) -> None:
-        super().__init__(
-            _NoContent(),
-            media_type="text/event-stream" if asked.form == "sse" else "application/x-ndjson",
-            headers={
-                "Cache-Control": "no-store, no-transform",
-                "Vary": "Last-Event-ID, Accept, Origin",
-                "X-Gateway-Instance": streams.settings.instance,
-                "X-Request-Id": asked.request_id,
-            },
-            ping=0,
-        )
-        # `keep-alive`: HTTP/2 forbids it, and beside the server's `close` (HTTP/1.0, or as asked) it says the contrary.
-        del self.headers["connection"]
-        self._streams = streams
-        self._asked = asked
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it: to its end, or until it needs ASGI no more."""
-        if scope["method"] == "HEAD":
-            await self._head(scope, receive, send)
-            return
-        asked, streams = self._asked, self._streams
-        try:
-            streams.capacity.check()
-            lease = streams.registry.subscribe(
-                asked.shape.range,
-                address=asked.address,
-                user_agent=asked.user_agent,
-                request_id=asked.request_id,
-                has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
-            )
-        except TransientError as error:
-            await self._refuse(error, scope, receive, send)
-            return
-        with contextlib.ExitStack() as held:
-            held.enter_context(lease)  # whatever fails before the delivery holds it
-            connection = Connection(scope, receive, send, streams.settings.send_timeout)
-            sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
-            delivery = Delivery(streams, asked, lease, sink)
-            held.pop_all()
-        with ending(delivery, connection):
-            async with connection:
-                await connection.start(self.status_code, self.raw_headers)
-                if isinstance(sink, PortableSink):
-                    delivery.begin()
-                    await sink.serve(delivery)
-                    await connection.finish()
-            if isinstance(sink, FastSink):
-                delivery.begin()
-                sink.take_over(delivery)
-
-    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What a GET would be answered by, without joining: a load balancer's check must cost etcd nothing."""
-        try:
-            self._streams.registry.check(self._asked.shape.range)
-        except TransientError as error:
-            if not self._asked.holdable:
-                retry_after = self._streams.retry_ms(error.patience) / 1000
-                await problem(error, retry_after=retry_after)(scope, receive, send)
-                return
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
-        streams = self._streams
-        streams.tally.refused[error.code] += 1
-        retry_ms = streams.retry_ms(error.patience)
-        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause})
-        if not self._asked.holdable:
-            await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
-            return
-        async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
-            await connection.start(self.status_code, self.raw_headers)
-            await connection.send(greeting(self._asked.form, streams.settings.instance, retry_ms))
-            if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
-                await self._hold(connection, retry_ms / 1000)
-            if not connection.gone:
-                members = {"reason": error.close_reason, "retry_ms": retry_ms}
-                if isinstance(error, UnavailableError):
-                    members["detail"] = error.detail
-                close = control(self._asked.form, "close", members)
-                await connection.send(close, more=False)
-
-    async def _hold(self, connection: Connection, seconds: float) -> None:
-        """An EventSource that is refused at once comes back at once: keep it busy until it may."""
-        over = asyncio.Event()
-        self._streams.held.add(over)
-        connection.on_gone = over.set
-        try:
-            async with asyncio.timeout(seconds):
-                await over.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._streams.held.discard(over)
 
 
 @contextlib.contextmanager
@@ -254,31 +58,20 @@ class Delivery:
     """
 
     __slots__ = (
-        "_aside_waits", "_asked", "_beat_due", "_deadline", "_feed", "_freshness", "_helper", "_helps", "_lease",
-        "_looked", "_next_beat", "_reader", "_rest", "_said_why", "_since", "_sink", "_started", "_streams",
-        "_subscriber", "_written", "ended", "slot",
+        "_aside_waits", "_beat_due", "_deadline", "_feed", "_freshness", "_joining", "_lease", "_looked", "_next_beat",
+        "_reader", "_rest", "_said_why", "_since", "_sink", "_started", "_streams", "_subscriber", "_written", "ended",
+        "slot",
     )  # fmt: skip
 
-    def __init__(self, streams: Streams, asked: WatchRequest, lease: Lease, sink: Sink) -> None:
+    def __init__(self, streams: Streams, lease: Lease, reader: Reader, sink: Sink) -> None:
         settings = streams.settings
         subscriber = lease.subscriber
         self._streams = streams
-        self._asked = asked
         self._lease = lease
         self._subscriber = subscriber
         self._feed = subscriber.feed
         self._sink = sink
-        self._reader = subscriber.reader = Reader(
-            self._feed.core,
-            asked.shape,
-            streams.epoch_of,
-            form=asked.form,
-            cursor=asked.cursor,
-            snapshot=asked.snapshot,
-            heartbeat=settings.heartbeat,
-            pace=SlowReaderPolicy(settings.send_timeout, settings.min_rate),
-            counts=streams.tally.handed,
-        )
+        self._reader = subscriber.reader = reader
         self._freshness = Freshness(settings.stale_after)
         now = streams.clock()
         self.ended = False
@@ -294,8 +87,7 @@ class Delivery:
         self._since = 0.0
         self._looked = 0.0  # at whether that is taken
         self._said_why = False
-        self._helper: asyncio.Task[None] | None = None
-        self._helps = Wants.NOTHING
+        self._joining: Joining | None = None  # once the reader has waited for more than the feed's state
         streams.tally.opened += 1
         streams.tally.serving[sink.name] += 1
 
@@ -318,7 +110,9 @@ class Delivery:
         self._subscriber.on_close = None
         self._feed.notifier.discard(self.step)
         self._streams.wheel.unset(self)
-        self._stop_helping()
+        if self._joining is not None:
+            self._joining.stop()
+            self._joining = None
         self._streams.tally.serving[self._sink.name] -= 1
         self._note_end(reason)
         self._lease.release()
@@ -487,7 +281,7 @@ class Delivery:
             # What it lacks may be older than all that is known of it; it had everything when it came.
             behind = min(self._freshness.behind, self._streams.clock() - self._started)
             since = min(since or float("inf"), time.time() - behind)
-        return None if since is None else datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return None if since is None else rfc3339(since)
 
     def _last_words(self, reason: str) -> bytes:
         if reason == "too-slow":
@@ -500,72 +294,28 @@ class Delivery:
         return self._reader.close(reason, retry_ms, stale=self._stale, detail=condition.told if away else "")
 
     def _add_retry_penalty(self) -> int:
-        host = self._asked.address.rpartition(":")[0]
-        who = (host, self._asked.shape.range)
+        host = self._subscriber.address.rpartition(":")[0]
+        who = (host, self._feed.range)
         return self._streams.retry_penalty.add(who, self._streams.clock(), self._streams.draw())
 
-    # --- what a waiting reader needs ----------------------------------------------------------------------------------
-
     def _help(self) -> bool:
-        """Get a waiting reader what it wants; True when it is to be asked again at once."""
-        wants = self._reader.wants
-        if wants is Wants.HISTORY:
-            asked = self._reader.asked
-            assert asked is not None, "only a cursor can want history"
-            if not self._feed.want_history(asked):
-                self._reader.refuse_history()
-            return True
-        if wants is not self._helps:
-            self._stop_helping()
-            self._helps = wants
-            if wants is Wants.LINEARIZABLE:
-                self._helper = spawn(self._read_linearizable(), name="stream-linearizable", died=self._helper_died)
-            elif wants is Wants.CATCH_UP:
-                self._helper = spawn(self._await_catch_up(), name="stream-catch-up", died=self._helper_died)
-        return False
-
-    def _helper_died(self, error: Exception) -> None:
-        self.end(FAILED, error)
-
-    def _stop_helping(self) -> None:
-        if self._helper is not None:
-            self._helper.cancel()
-            self._helper = None
-        self._helps = Wants.NOTHING
-
-    async def _read_linearizable(self) -> None:
-        self._feed.await_catch_up(1)  # progress may get the feed there before the answer does
-        try:
-            while True:
-                try:
-                    revision = await self._feed.linearizable_revision()
-                except GatewayError as error:  # etcd is away: the feed's own state says so, here we only try again
-                    log.debug("no linearizable revision", extra={"reason": str(error)})
-                    await asyncio.sleep(1)
-                    continue
-                self._reader.give_linearizable(revision)
-                self.step()
-                return
-        finally:
-            self._feed.await_catch_up(-1)
-
-    async def _await_catch_up(self) -> None:
-        """Give the feed time to prove that it got to the cursor; then read the state afresh."""
-        asked = self._reader.asked
-        assert asked is not None, "only a cursor can be ahead"
-        self._feed.await_catch_up(1)
-        try:
-            while True:
-                await asyncio.sleep(self._streams.settings.sync_timeout)
-                snapshot = await self._feed.fresh_snapshot(asked)
-                if snapshot is not None:
-                    self._reader.give_snapshot(snapshot)
-                    self.step()
-                    return
-        finally:
-            self._feed.await_catch_up(-1)
+        """See ``Joining.help``."""
+        if self._joining is None:
+            if self._reader.wants is Wants.NOTHING:
+                return False
+            self._joining = Joining(
+                self._feed,
+                self._reader,
+                sync_timeout=self._streams.settings.sync_timeout,
+                wake=self.step,
+                failed=self._fail,
+            )
+        return self._joining.help()
 
     # --- its end ------------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        self.end(FAILED, error)
 
     def _note_end(self, reason: str) -> None:
         reader = self._reader
@@ -573,13 +323,13 @@ class Delivery:
         log.info(
             "stream end",
             extra={
-                "range": str(self._asked.shape.range),
+                "range": str(self._feed.range),
                 "reason": reason,
                 "seconds": round(self._streams.clock() - self._started, 3),
                 "bytes": self._subscriber.bytes,
                 "events": reader.delivered,
                 "revision": reader.revision,
-                "address": self._asked.address,
-                "request_id": self._asked.request_id,
+                "address": self._subscriber.address,
+                "request_id": self._subscriber.request_id,
             },
         )

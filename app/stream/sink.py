@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from app.core.slow_reader import StallTimer
 from app.ports import spawn
 from app.stream.connection import Connection
+from app.stream.framing import Chunks, Unframed
 from app.stream.transport import EXTENSION, ClientTransport
 
 log = logging.getLogger("gateway.stream")
@@ -42,6 +43,9 @@ class Sink(Protocol):
 
     name: str
 
+    async def run(self, source: Source) -> None:
+        """After the head: write what *source* has, to its end or until ASGI is needed no more."""
+
     @property
     def ready(self) -> bool:
         """Whether a write is taken now; ``go_on`` is called when it is again."""
@@ -62,35 +66,6 @@ class Sink(Protocol):
 
     def end(self, reason: str, error: Exception | None) -> None:
         """Called once: what is written is all. By an *error* of ours the body is broken off."""
-
-
-class Chunks:
-    """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1); what is sent to many in a row is framed once."""
-
-    __slots__ = ("_data", "_framed")
-    last = b"0\r\n\r\n"
-
-    def __init__(self) -> None:
-        self._data: bytes | memoryview = b""
-        self._framed = b""
-
-    def of(self, data: bytes | memoryview) -> bytes:
-        """*data*, never empty, as one chunk."""
-        if data is not self._data:
-            self._framed = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
-            self._data = data
-        return self._framed
-
-
-class Unframed:
-    """As it is: what HTTP/1.0 has instead of chunks."""
-
-    __slots__ = ()
-    last = b""
-
-    def of(self, data: bytes | memoryview) -> bytes | memoryview:
-        """*data*."""
-        return data
 
 
 class FastSink:
@@ -119,8 +94,8 @@ class FastSink:
         """See ``Sink``."""
         return self._line.ready
 
-    def take_over(self, source: Source) -> None:
-        """The head is written by ASGI: what follows is *source*'s."""
+    async def run(self, source: Source) -> None:
+        """See ``Sink``. Returns at once: ASGI wrote the head, and what follows is *source*'s alone."""
         self._source = source
         self._line.take_over()
         self._line.on_ready, self._line.on_lost = source.go_on, self._lost
@@ -219,8 +194,8 @@ class PortableSink:
         self._error = error
         self._wake.set()
 
-    async def serve(self, source: Source) -> None:
-        """Write until *source* has ended. Raises its error, and StuckError."""
+    async def run(self, source: Source) -> None:
+        """See ``Sink``. Raises the error that *source* ended with, and StuckError."""
         self._connection.on_gone = lambda: source.end(GONE)
         if self._connection.gone:
             source.end(GONE)
@@ -236,6 +211,7 @@ class PortableSink:
                 source.go_on()
         if self._error is not None:
             raise self._error
+        await self._connection.finish()
 
 
 def make_sink(

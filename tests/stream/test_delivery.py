@@ -124,7 +124,13 @@ async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
     await released(gateway, fake)
 
 
-@pytest.mark.parametrize("name", ["Connection", "make_sink", "Delivery", "Reader"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"app.api.stream_response.{name}" for name in ("Connection", "make_sink", "Delivery")),
+        "app.stream.streams.Reader",
+    ],
+)
 async def test_a_stream_that_cannot_be_made(
     gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -133,7 +139,7 @@ async def test_a_stream_that_cannot_be_made(
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError(f"no {name}")
 
-    monkeypatch.setattr(f"app.stream.delivery.{name}", fail)
+    monkeypatch.setattr(name, fail)
     client = Client(gateway, swallow)
     with pytest.raises(RuntimeError, match=name):
         await client.task
