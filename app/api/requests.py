@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
+from typing import get_args
 
 from starlette.requests import Request
 
+from app.core.encoding import Encoding
+from app.core.query import parse_choice
+
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -29,3 +35,8 @@ def query_of(request: Request) -> bytes:
     """The raw query."""
     raw: bytes = request.scope["query_string"]
     return raw
+
+
+def encoding_of(query: Mapping[str, bytes]) -> str:
+    """How keys and values are to be written. Raises BadRequestError for another word."""
+    return parse_choice(query, "encoding", ENCODINGS) or "auto"

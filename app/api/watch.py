@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import address_of, query_of, request_id_of
+from app.api.requests import address_of, encoding_of, query_of, request_id_of
 from app.api.stream_response import StreamResponse, WatchRequest
 from app.core.cursor import Cursor, Shape, parse_cursor
 from app.core.errors import GatewayError
@@ -20,6 +20,7 @@ from app.gateway import Gateway
 # older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
+FORMATS = ("sse", "ndjson")
 _KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "format", "last_event_id", "lastEventId"})
 
 
@@ -56,10 +57,10 @@ class Watch:
         access.check_token(request)
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
         watched = parse_range(query)
-        encoding = parse_choice(query, "encoding", ("auto", "base64")) or "auto"
+        encoding = encoding_of(query)
         snapshot = parse_flag(query, "snapshot", default=True)
         accept = request.headers.get("accept", "")
-        chosen = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
+        chosen = format_of(accept, parse_choice(query, "format", FORMATS))
         access.check_range(watched)
         return WatchRequest(
             Shape(watched, encoding=encoding),
