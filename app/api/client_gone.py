@@ -7,7 +7,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.stream.transport import line_of
+from app.stream.transport import client_of
 
 log = logging.getLogger("gateway.http")
 
@@ -30,20 +30,20 @@ class ClientGone:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        line, started = line_of(scope), False
+        client, started = client_of(scope), False
 
         async def send_unless_gone(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                if line.lost:
+                if client.lost:
                     message = {**message, "status": CLIENT_CLOSED_REQUEST}
             await send(message)
 
         try:
             await self._app(scope, receive, send_unless_gone)
         except Exception as error:
-            if not (line.lost or await _disconnected(receive)):
+            if not (client.lost or await _disconnected(receive)):
                 raise
             log.info("client gone", extra={"path": scope["path"], "reason": f"{type(error).__name__}: {error}"})
             if not started:

@@ -47,7 +47,7 @@ class Feeds:
             "version": gateway.version,
             "epoch": gateway.settings.epoch,
             "linger": gateway.settings.linger,
-            "sinks": {name: gateway.streams.tally.serving[name] for name in SINKS},
+            "sinks": {name: gateway.streams.counters.serving[name] for name in SINKS},
             "etcd": etcd,
             "feeds": [self._feed(feed, detailed=bool(query)) for feed in feeds],
         }

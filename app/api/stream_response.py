@@ -124,7 +124,7 @@ class StreamResponse(EventSourceResponse):
 
     async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._streams
-        streams.tally.refused[error.code] += 1
+        streams.counters.refused[error.code] += 1
         retry_ms = streams.retry_ms(error.patience)
         log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause})
         if not self._asked.holdable:

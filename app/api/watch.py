@@ -49,7 +49,7 @@ class Watch:
             return StreamResponse(self._gateway.streams, self._understand(request))
         except GatewayError as error:
             if request.method == "GET":  # a HEAD asks for no stream
-                self._gateway.streams.tally.refused[error.code] += 1
+                self._gateway.streams.counters.refused[error.code] += 1
             raise
 
     def _understand(self, request: Request) -> WatchRequest:

@@ -1,7 +1,7 @@
-"""One subscriber being served: its reader's bytes go to its sink, on time, until one of them ends.
+"""One stream being served: its reader's bytes go to its sink, with heartbeats, until one of the two ends.
 
-The lease of a stream is its ``Delivery``'s, and every way out is its ``end``: close, reset, a client gone before the
-first byte, a send that is stuck, an error of ours, shutdown.
+A ``Delivery`` owns the lease of its stream, and every way out is ``Delivery.end``: close, reset, a client gone before
+the first byte, a send that is stuck, an error of ours, shutdown.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from app.watch.registry import Lease
 
 log = logging.getLogger("gateway.stream")
 
-# Bytes asked of a reader, and given to the server, at a time. A subscriber that does not read holds about twice this
-# in the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
+# Bytes asked of a reader, and given to the sink, at a time. A subscriber that does not read holds about twice this in
+# the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
 WRITE_SIZE = 64 * 1024
-# Bytes written to one subscriber in one turn of the loop: a state of 100 MB is not to hold up the others.
+# Bytes written to one subscriber in one turn of the loop: a snapshot of 100 MB must not hold up the others.
 STEP_SIZE = 4 * WRITE_SIZE
 # Seconds between looks at whether a reader waits in vain.
 WAITING_LOOK = 0.25
-# What ends a stream by a defect of ours.
+# The reason of a stream that ends by a defect of ours.
 FAILED = "error"
 
 
 @contextlib.contextmanager
 def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
-    """Around what serves *delivery*: whatever breaks it off ends it. A failure after its client has gone is none."""
+    """End *delivery* when the code inside raises. After its client has gone an exception counts as the client's end."""
     try:
         yield
     except StuckError:
@@ -46,21 +46,21 @@ def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
         delivery.cancelled()
         raise
     except BaseException:
-        delivery.end(GONE if connection.gone or connection.line.lost else FAILED)
+        delivery.end(GONE if connection.gone or connection.client.lost else FAILED)
         raise
 
 
 class Delivery:
-    """One subscriber being served: reads its reader, writes its sink, keeps its clock, and lets go at its end.
+    """See the module.
 
-    Nothing here waits. ``step`` is called when there may be something to read (by the feed), ``go_on`` when the sink
-    takes more, ``tick`` when its time has come (by the wheel). ``end`` is the one way out: synchronous, and once.
+    No method waits. The feed calls ``step`` when there may be something to read, the sink calls ``resume_writing``
+    when it takes more, the timer wheel calls ``tick``. ``end`` is the one way out: it is synchronous, and works once.
     """
 
     __slots__ = (
-        "_aside_waits", "_beat_due", "_deadline", "_feed", "_freshness", "_joining", "_lease", "_looked", "_next_beat",
-        "_reader", "_rest", "_said_why", "_since", "_sink", "_started", "_streams", "_subscriber", "_written", "ended",
-        "slot",
+        "_bookmark_waits", "_close_sent", "_deadline", "_feed", "_freshness", "_heartbeat_due", "_joining", "_lease",
+        "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink", "_started", "_streams", "_subscriber",
+        "_write_began", "_write_size", "ended", "slot",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, lease: Lease, reader: Reader, sink: Sink) -> None:
@@ -77,102 +77,110 @@ class Delivery:
         self.ended = False
         self.slot = 0
         self._started = now
-        self._next_beat = now + settings.heartbeat
+        self._next_heartbeat = now + settings.heartbeat
         age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
         self._deadline = now + age
-        self._beat_due = False
-        self._aside_waits = False  # for the end of a large write
+        self._heartbeat_due = False
+        self._bookmark_waits = False  # for the end of a large write
         self._rest: memoryview | None = None  # of a large write
-        self._written = 0  # bytes of the write that the sink has not taken, and since when
-        self._since = 0.0
-        self._looked = 0.0  # at whether that is taken
-        self._said_why = False
-        self._joining: Joining | None = None  # once the reader has waited for more than the feed's state
-        streams.tally.opened += 1
-        streams.tally.serving[sink.name] += 1
+        self._write_size = 0  # bytes of the write that the sink has not taken; 0: there is none
+        self._write_began = 0.0
+        self._looked_at = 0.0  # when the sink was last asked whether that write is stuck
+        self._close_sent = False
+        self._joining: Joining | None = None  # once the reader has wanted something
+        streams.counters.opened += 1
+        streams.counters.serving[sink.name] += 1
 
     def begin(self) -> None:
-        """The head is sent: hear of everything from now on."""
+        """Listen to the feed and the timers from now on: the head of the response is sent."""
         streams = self._streams
         self._subscriber.on_close = self.step
         self._feed.notifier.add(self.step)
         greeting = self._reader.greet(streams.settings.instance, streams.retry_ms())
         self._rest = memoryview(greeting) if greeting else None
-        self._set_alarm(streams.clock())
+        self._set_timer(streams.clock())
 
     def end(self, reason: str, error: Exception | None = None) -> None:
-        """The stream has ended: nothing is held any more. Logs and counts why; what ended it first is why."""
+        """Release everything, and log and count *reason*. The first call decides; later calls do nothing."""
         if self.ended:
             return
         self.ended = True
         if reason == STUCK and self._reader.pace.behind_a_reset:
-            self._add_retry_penalty()  # it can't be told, but the next time counts
+            self._add_retry_penalty()  # this client cannot be told, but its next time counts
         self._subscriber.on_close = None
         self._feed.notifier.discard(self.step)
-        self._streams.wheel.unset(self)
+        self._streams.timers.unset(self)
         if self._joining is not None:
             self._joining.stop()
             self._joining = None
-        self._streams.tally.serving[self._sink.name] -= 1
-        self._note_end(reason)
+        self._streams.counters.serving[self._sink.name] -= 1
+        self._log_end(reason)
         self._lease.release()
         self._sink.end(reason, error)
 
     def cancelled(self) -> None:
-        """The server ended the request."""
+        """The server has cancelled the request."""
         self.end("shutdown" if self._streams.registry.draining else "cancelled")
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Write what there is, as far as the sink takes it. An error of ours ends this stream, and not the caller."""
+        """Write what there is, as far as the sink takes it. An error of ours ends this stream, but not the caller."""
         try:
             self._step()
         except Exception as error:
             self.end(FAILED, error)
 
     def tick(self, now: float) -> None:
-        """See ``Timed``."""
+        """See ``Timed``. An error of ours ends this stream, but not its neighbours of the same slot."""
+        try:
+            self._tick(now)
+        except Exception as error:
+            self.end(FAILED, error)
+
+    def _tick(self, now: float) -> None:
         if self.ended:
             return
-        if now >= self._next_beat:
-            self._beat_due = True
-            self._next_beat = now + self._streams.settings.heartbeat
+        if now >= self._next_heartbeat:
+            self._heartbeat_due = True
+            self._next_heartbeat = now + self._streams.settings.heartbeat
             if self._sink.seconds_unacked > self._streams.settings.send_timeout:
                 self.end(STUCK)
                 return
         if not self._sink.ready:
-            # By the clock: looks come with heartbeats, too, and each was taken for a quarter of GATEWAY_SEND_TIMEOUT.
-            seconds, self._looked = now - self._looked, now
+            # By the clock: heartbeats look, too, and each look was counted as a quarter of GATEWAY_SEND_TIMEOUT.
+            seconds, self._looked_at = now - self._looked_at, now
             if self._sink.stuck(seconds):
                 self.end(STUCK)
                 return
         if self._subscriber.closing is None:
             self._subscriber.closing = self._reason_to_end(now)
-        self._judge(now)
+        self._check_freshness(now)
         self.step()
-        self._set_alarm(now)
+        self._set_timer(now)
 
-    def go_on(self) -> None:
-        """The sink takes more."""
-        if self._written:
+    def resume_writing(self) -> None:
+        """The sink takes more: the write that it had not taken is done."""
+        if self._write_size:
             now = self._streams.clock()
-            self._reader.pace.wrote(self._written, now - self._since)
-            self._written = 0
-            self._judge(now)
+            self._reader.pace.wrote(self._write_size, now - self._write_began)
+            self._write_size = 0
+            self._check_freshness(now)
         self.step()
 
-    def _set_alarm(self, now: float) -> None:
+    def _set_timer(self, now: float) -> None:
         if self.ended:
             return
-        when = self._next_beat if self._subscriber.closing is not None else min(self._next_beat, self._deadline)
+        when = self._next_heartbeat
+        if self._subscriber.closing is None:
+            when = min(when, self._deadline)
         if not self._sink.ready:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)
         if self._freshness.late:
             when = min(when, now + self._streams.settings.stale_after / STEPS)
         if self._reader.phase is WAITING:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
-        self._streams.wheel.set(self, when)
+        self._streams.timers.set(self, when)
 
     # --- what is written ----------------------------------------------------------------------------------------------
 
@@ -184,26 +192,27 @@ class Delivery:
             if self._rest is not None:
                 data = self._slice()
             elif subscriber.closing is not None:
-                if self._said_why:
+                if self._close_sent:
                     self.end(subscriber.closing)
                     return
-                self._said_why = True
-                data = self._last_words(subscriber.closing)
+                self._close_sent = True
+                data = self._close_event(subscriber.closing)
             elif reader.phase is SNAPSHOT and reader.too_slow:
                 subscriber.closing = "too-slow"
                 continue
             else:
-                due = self._beat_due or reader.told_stale is not self._stale
-                # One who is behind is told before it is sent what it lacks; another when it is as far as it can be. Not
-                # one of an older generation: `reset` comes first, for an id may not follow what it no longer fits.
+                due = self._heartbeat_due or reader.told_stale is not self._stale
+                # A subscriber that lacks something is told "stale" before it is sent that; any other one after its
+                # events. One of an older generation is not told first: `reset` is, because no id may follow events
+                # that it does not fit.
                 first = due and reader.lacks_since is not None
-                said = self._aside() if first else b""
+                said = self._status_and_bookmark() if first else b""
                 said += reader.read(WRITE_SIZE)
                 if due and not first:
-                    # Behind a large write it would be old when it is taken: it waits for the end of that.
-                    self._aside_waits = len(said) > WRITE_SIZE
-                    if not self._aside_waits:
-                        said += self._aside()
+                    # After a large write a bookmark would be old when it is taken, so it waits for the write's end.
+                    self._bookmark_waits = len(said) > WRITE_SIZE
+                    if not self._bookmark_waits:
+                        said += self._status_and_bookmark()
                 if not said:
                     if reader.too_slow:
                         subscriber.closing = "too-slow"
@@ -212,41 +221,41 @@ class Delivery:
                     continue
                 data = said
             if len(data) > WRITE_SIZE:
-                # The server copies what it is given: in slices, a large one is copied no further than it is taken.
+                # The server copies what the kernel does not take: of a large write, in slices, at most one slice.
                 self._rest = memoryview(data)
                 continue
-            self._put(data)
-            # Of 5,000 that are told of one event, nearly all are done here: one read, one write.
-            if reader.at_tip and self._rest is None and subscriber.closing is None and not self._aside_waits:
+            self._write(data)
+            # When 5,000 are told of one event, nearly all return here, after one read and one write.
+            if reader.at_tip and self._rest is None and subscriber.closing is None and not self._bookmark_waits:
                 return
             if subscriber.bytes >= enough:
                 asyncio.get_running_loop().call_soon(self.step)
                 return
 
-    def _aside(self) -> bytes:
-        """What is said beside the feed: whether what the subscriber has is current, and that we are there."""
+    def _status_and_bookmark(self) -> bytes:
+        """What the stream says beside the feed's events: ``status`` when that changes, ``bookmark`` when it is due."""
         reader = self._reader
-        self._aside_waits = False
-        self._judge(self._streams.clock())
+        self._bookmark_waits = False
+        self._check_freshness(self._streams.clock())
         said = b"" if reader.phase is SNAPSHOT else reader.tell_staleness(self._stale_since())
-        if self._beat_due:
-            self._beat_due = False
+        if self._heartbeat_due:
+            self._heartbeat_due = False
             said += reader.beat(stale=self._stale)
         return said
 
     @property
     def _stale(self) -> bool:
-        """Whether what the subscriber has may be old: etcd proves nothing, or it was not given what there is."""
+        """Whether the subscriber may lack something old: etcd proves nothing, or the subscriber was not given it."""
         return self._freshness.late or self._feed.stale_since is not None
 
-    def _judge(self, now: float) -> None:
-        """Whether the subscriber has been given what there is; while it has not, that is looked at more often."""
+    def _check_freshness(self, now: float) -> None:
+        """See how far behind the subscriber is; while it is late, look more often."""
         reader, freshness = self._reader, self._freshness
         was_late = freshness.late
         unacked = self._sink.unacked_bytes if reader.synced else 0
         freshness.judge(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, unacked_bytes=unacked)
         if freshness.late and not was_late:
-            self._set_alarm(now)
+            self._set_timer(now)
 
     def _slice(self) -> memoryview:
         rest = self._rest
@@ -254,16 +263,16 @@ class Delivery:
         self._rest = rest[WRITE_SIZE:] if len(rest) > WRITE_SIZE else None
         return rest[:WRITE_SIZE]
 
-    def _put(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         size = len(data)
         now = self._streams.clock()
         if now >= self._freshness.mark_due:
             self._freshness.wrote(self._subscriber.bytes, now)
         self._subscriber.bytes += size
-        self._streams.tally.bytes += size
+        self._streams.counters.bytes += size
         if not self._sink.write(data):
-            self._written, self._since, self._looked = size, now, now
-            self._set_alarm(now)
+            self._write_size, self._write_began, self._looked_at = size, now, now
+            self._set_timer(now)
         elif self._reader.phase is SNAPSHOT:
             self._reader.pace.wrote(size, 0.0)
 
@@ -278,19 +287,19 @@ class Delivery:
     def _stale_since(self) -> str | None:
         since = self._feed.stale_since
         if self._freshness.late:
-            # What it lacks may be older than all that is known of it; it had everything when it came.
+            # The estimate may be longer than the stream's life, but when the stream began nothing was missing.
             behind = min(self._freshness.behind, self._streams.clock() - self._started)
             since = min(since or float("inf"), time.time() - behind)
         return None if since is None else rfc3339(since)
 
-    def _last_words(self, reason: str) -> bytes:
+    def _close_event(self, reason: str) -> bytes:
         if reason == "too-slow":
             retry_ms = self._add_retry_penalty()
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.patience if reason == TooLargeError.close_reason else 1)
         condition = self._streams.etcd.condition
         away = reason == UnavailableError.close_reason and condition.state != "ready"
-        self._judge(self._streams.clock())
+        self._check_freshness(self._streams.clock())
         return self._reader.close(reason, retry_ms, stale=self._stale, detail=condition.told if away else "")
 
     def _add_retry_penalty(self) -> int:
@@ -317,9 +326,9 @@ class Delivery:
     def _fail(self, error: Exception) -> None:
         self.end(FAILED, error)
 
-    def _note_end(self, reason: str) -> None:
+    def _log_end(self, reason: str) -> None:
         reader = self._reader
-        self._streams.tally.closed[reason] += 1
+        self._streams.counters.closed[reason] += 1
         log.info(
             "stream end",
             extra={

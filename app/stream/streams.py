@@ -58,9 +58,9 @@ class Streams:
         self.settings = settings
         self.clock = clock
         self.draw = draw
-        self.tally = Counters()
+        self.counters = Counters()
         self.chunks = Chunks()
-        self.wheel = TimerWheel(clock)
+        self.timers = TimerWheel(clock)
         self.retry_penalty = RetryPenalty()
         self.held: set[asyncio.Event] = set()
         self.finishing: set[asyncio.Task[None]] = set()  # what is left of streams that have ended
@@ -77,7 +77,7 @@ class Streams:
             snapshot=snapshot,
             heartbeat=settings.heartbeat,
             pace=SlowReaderPolicy(settings.send_timeout, settings.min_rate),
-            counts=self.tally.handed,
+            counts=self.counters.handed,
         )
 
     def retry_ms(self, patience: int = 1) -> int:

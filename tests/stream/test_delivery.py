@@ -112,7 +112,7 @@ async def test_disconnect(gateway: Gateway, fake: FakeEtcd) -> None:
     await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"client": 1}
+    assert gateway.streams.counters.closed == {"client": 1}
 
 
 async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
@@ -158,7 +158,7 @@ async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
         await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"error": 1}
+    assert gateway.streams.counters.closed == {"error": 1}
 
 
 async def test_send_never_returns(gateway: Gateway, fake: FakeEtcd) -> None:
@@ -171,7 +171,7 @@ async def test_send_never_returns(gateway: Gateway, fake: FakeEtcd) -> None:
     await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"send-timeout": 1}
+    assert gateway.streams.counters.closed == {"send-timeout": 1}
 
 
 async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pyte
         await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"error": 1}
+    assert gateway.streams.counters.closed == {"error": 1}
 
 
 @pytest.mark.parametrize("moment", ["at once", "synced"])

@@ -163,7 +163,7 @@ async def test_who_takes_nothing_is_cut_off(
             await app(request, server.receive, server.send)
         assert (server.cancelled, server.sending) == (1, 0)
         assert app.state.gateway.registry.feeds() == []
-        assert app.state.gateway.streams.tally.closed == {"send-timeout": 1}
+        assert app.state.gateway.streams.counters.closed == {"send-timeout": 1}
 
 
 async def test_a_servers_own_time_out_is_its_own(etcd: EmbeddedEtcd) -> None:
@@ -178,7 +178,7 @@ async def test_a_servers_own_time_out_is_its_own(etcd: EmbeddedEtcd) -> None:
         with pytest.raises(TimeoutError):
             await app(scope("prefix=/svc/"), server.receive, server.send)
         assert app.state.gateway.registry.feeds() == []
-        assert app.state.gateway.streams.tally.closed == {"error": 1}
+        assert app.state.gateway.streams.counters.closed == {"error": 1}
 
 
 # --- hypercorn -------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class WatchRequest:
 
     def __init__(self, *, told: bool) -> None:
         self.app = create_app(load({"etcd": NOWHERE}))
-        self.line: ClientTransport | None = ClientTransport(None) if told else None
+        self.client: ClientTransport | None = ClientTransport(None) if told else None
         self.gone = False
         self.messages: list[Message] = []
         for path, endpoint in (("/raises", self._raises), ("/late", self._late), ("/breaks", self._breaks)):
@@ -74,8 +74,8 @@ class WatchRequest:
     def leave(self) -> None:
         """The client goes."""
         self.gone = True
-        if self.line is not None:
-            self.line.lose()
+        if self.client is not None:
+            self.client.lose()
 
     async def _raises(self, _request: Request) -> Response:
         self.leave()
@@ -109,7 +109,7 @@ class WatchRequest:
 
     async def get(self, path: str) -> None:
         """Have it served."""
-        extensions = {EXTENSION: {"line": self.line}} if self.line is not None else {}
+        extensions = {EXTENSION: {"client": self.client}} if self.client is not None else {}
         scope: Scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
             "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [],
