@@ -89,7 +89,7 @@ class StreamResponse(EventSourceResponse):
             undo.enter_context(lease)  # released by whatever fails before a delivery owns the lease
             connection = Connection(scope, receive, send, streams.settings.send_timeout)
             sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
-            feed = lease.subscriber.feed.core
+            feed = lease.subscriber.feed
             reader = streams.reader(feed, asked.shape, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot)
             delivery = Delivery(streams, lease, reader, sink)
             undo.pop_all()

@@ -9,7 +9,6 @@ from typing import Any
 
 from app.core.capacity import Capacity
 from app.core.cursor import Cursor, Shape
-from app.core.feed import FeedCore
 from app.core.reader import Reader
 from app.core.slow_reader import RetryPenalty, SlowReaderPolicy
 from app.ports import Clock, Draw, Etcd
@@ -17,6 +16,7 @@ from app.stream.counters import Counters
 from app.stream.framing import Chunks
 from app.stream.sink import Choice
 from app.stream.timers import TimerWheel
+from app.watch.feed import Feed
 from app.watch.registry import Registry
 
 # Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
@@ -62,14 +62,14 @@ class Streams:
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
         self.retry_penalty = RetryPenalty()
-        self.held: set[asyncio.Event] = set()
-        self.finishing: set[asyncio.Task[None]] = set()  # what is left of streams that have ended
+        self.held: set[asyncio.Event] = set()  # of each refused EventSource that is held open: set to end it
+        self.finishing: set[asyncio.Task[None]] = set()  # of streams that have ended: their last bytes are under way
 
-    def reader(self, feed: FeedCore, shape: Shape, *, form: str, cursor: Cursor | None, snapshot: bool) -> Reader:
-        """A reader of *feed*, as all streams have them."""
+    def reader(self, feed: Feed, shape: Shape, *, form: str, cursor: Cursor | None, snapshot: bool) -> Reader:
+        """A reader of *feed*, as all streams use them."""
         settings = self.settings
         return Reader(
-            feed,
+            feed.core,
             shape,
             self.epoch_of,
             form=form,
@@ -80,16 +80,16 @@ class Streams:
             counts=self.counters.handed,
         )
 
-    def retry_ms(self, patience: int = 1) -> int:
-        """When a client is to come back."""
+    def retry_ms(self, factor: int = 1) -> int:
+        """Milliseconds after which a client should come back; *factor* times as long as usual."""
         low, high = RETRY_MS
-        return patience * (low + int((high - low) * self.draw()))
+        return factor * (low + int((high - low) * self.draw()))
 
     def drain(self) -> None:
-        """End the refused that are held open; the registry ends the others."""
+        """End the refused EventSources that are held open. The registry ends the streams."""
         for event in self.held:
             event.set()
 
     async def aclose(self) -> None:
-        """Wait for what is left of streams that have ended: their connections are gone by now."""
+        """Wait for the tasks of streams that have ended. Their connections are closed by now."""
         await asyncio.gather(*self.finishing)

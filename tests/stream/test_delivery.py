@@ -3,105 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from app.core.feed import FeedCore
 from app.core.feed_messages import Commands, FeedInput, InvalidTransitionError, Stop
 from app.core.keys import KeyRange
 from app.core.reader import Reader
 from app.gateway import Gateway
-from app.main import create_app
-from app.settings import load
+from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
-
-# Names of the tasks that the gateway makes.
-OURS = ("upstream", "registry", "watch-stream", "feed", "stream-", "shared-read")
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-@pytest.fixture(name="fake")
-async def _fake() -> AsyncIterator[FakeEtcd]:
-    async with FakeEtcd() as fake:
-        fake.put(b"/svc/a", b"1")
-        yield fake
-
-
-@pytest.fixture(name="gateway")
-async def _gateway(fake: FakeEtcd) -> AsyncIterator[Gateway]:
-    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "send_timeout": 0.2}))
-    async with gateway.running():
-        yield gateway
-    assert [task for task in asyncio.all_tasks() if task.get_name().startswith(OURS)] == []
-
-
-class Client:
-    """One ASGI request."""
-
-    def __init__(self, gateway: Gateway, send: Send, query: bytes = b"prefix=/svc/") -> None:
-        self._send = send
-        self.leaves = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
-        app: Any = create_app(gateway=gateway)
-        self.task = asyncio.create_task(app(self._scope(query), self._receive, self._record))
-
-    @staticmethod
-    def _scope(query: bytes) -> dict[str, Any]:
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": "/v1/watch",
-            "raw_path": b"/v1/watch",
-            "query_string": query,
-            "root_path": "",
-            "headers": [(b"host", b"test")],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-        }
-
-    async def _receive(self) -> dict[str, Any]:
-        if self.leaves.is_set():
-            return {"type": "http.disconnect"}
-        await self.leaves.wait()
-        return {"type": "http.disconnect"}
-
-    async def _record(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-        await self._send(message)
-
-    @property
-    def text(self) -> str:
-        """The body so far."""
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
-
-
-async def swallow(_message: dict[str, Any]) -> None:
-    """A send that always works."""
-
-
-async def released(gateway: Gateway, fake: FakeEtcd) -> None:
-    """Nothing is held: no subscriber, no feed, no watcher, no stream."""
-
-    async def holds_nothing() -> bool:
-        return (len(gateway.registry), gateway.registry.feeds(), fake.open_watchers, fake.open_streams) == (0, [], 0, 0)
-
-    await eventually(holds_nothing)
-
-
-async def synced(client: Client) -> None:
-    """The stream has said synced."""
-
-    async def said() -> bool:
-        return "event: synced" in client.text
-
-    await eventually(said)
 
 
 async def test_disconnect(gateway: Gateway, fake: FakeEtcd) -> None:
@@ -150,7 +63,7 @@ async def test_a_stream_that_cannot_be_made(
 async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
     """Servers of ASGI 2.4 raise OSError from send when the client is gone."""
 
-    async def broken(_message: dict[str, Any]) -> None:
+    async def broken(_message: Message) -> None:
         raise OSError("gone")
 
     client = Client(gateway, broken)
@@ -164,7 +77,7 @@ async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
 async def test_send_never_returns(gateway: Gateway, fake: FakeEtcd) -> None:
     """A send that hangs ends by its time-out, on a server without our extension too."""
 
-    async def stuck(_message: dict[str, Any]) -> None:
+    async def stuck(_message: Message) -> None:
         await asyncio.Event().wait()
 
     client = Client(gateway, stuck)

@@ -16,7 +16,7 @@ from app.main import create_app
 from app.settings import load
 from app.stream import connection
 from tests.slow_readers.clients import closing, slow, stuck
-from tests.support.embedded import EmbeddedEtcd
+from tests.support.asgi_client import http_scope
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import environment
 from tests.support.streams import Mirror, Stream, watch
@@ -77,12 +77,8 @@ class Server:
 
 
 def scope(query: str) -> Scope:
-    """A GET of a stream, as ASGI has it."""
-    return {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-        "path": "/v1/watch", "raw_path": b"/v1/watch", "query_string": query.encode(), "root_path": "", "headers": [],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
-    }  # fmt: skip
+    """A GET of a stream, without headers."""
+    return http_scope("/v1/watch", query.encode(), headers=[])
 
 
 async def at_once() -> None:
