@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 from starlette.types import Message
@@ -12,6 +13,7 @@ from app.core.feed_messages import Commands, FeedInput, InvalidTransitionError, 
 from app.core.keys import KeyRange
 from app.core.reader import Reader
 from app.gateway import Gateway
+from app.stream.delivery import Delivery
 from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
@@ -102,6 +104,52 @@ async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pyte
 
     await released(gateway, fake)
     assert gateway.streams.counters.closed == {"error": 1}
+
+
+async def test_an_error_in_a_tick(gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends that stream: the timers of its neighbours go on."""
+    deliveries: list[Delivery] = []
+
+    class Noted(Delivery):
+        def begin(self) -> None:
+            super().begin()
+            deliveries.append(self)
+
+    monkeypatch.setattr("app.api.stream_response.Delivery", Noted)
+    failing, healthy = Client(gateway, swallow), Client(gateway, swallow)
+    await synced(failing)
+    await synced(healthy)
+
+    def fail(_now: float) -> None:
+        raise RuntimeError("seeded")
+
+    monkeypatch.setattr(deliveries[0], "_tick", fail)
+    late = gateway.clock() + gateway.streams.settings.heartbeat + 1
+    for delivery in deliveries:
+        delivery.tick(late)
+    with pytest.raises(RuntimeError, match="seeded"):
+        await failing.task
+    await healthy.until("event: bookmark")
+    await healthy.leave()
+
+    await released(gateway, fake)
+    assert gateway.streams.counters.closed == {"error": 1, "client": 1}
+
+
+async def test_what_is_logged_of_a_stream(gateway: Gateway, fake: FakeEtcd, caplog: pytest.LogCaptureFixture) -> None:
+    """Whose it was, why it ended, and what it was sent."""
+    with caplog.at_level(logging.INFO, logger="gateway.stream"):
+        client = Client(gateway, swallow, headers=[(b"x-request-id", b"req-1")])
+        await synced(client)
+        await client.leave()
+    await released(gateway, fake)
+    (record,) = [record for record in caplog.records if record.message == "stream end"]
+    said = vars(record)
+
+    assert (said["range"], said["reason"], said["request_id"]) == ("prefix=/svc/", "client", "req-1")
+    assert (said["address"], said["events"], said["revision"]) == ("127.0.0.1:1", 1, fake.revision)
+    assert said["bytes"] == len(client.text.encode())
+    assert said["seconds"] >= 0
 
 
 @pytest.mark.parametrize("moment", ["at once", "synced"])
