@@ -7,7 +7,9 @@ import gc
 
 import pytest
 
+from app.gateway import Gateway
 from app.stream.timers import SLOT, TimerWheel
+from tests.support.waiting import HANG
 
 
 class Loop:
@@ -215,9 +217,8 @@ def test_an_error_of_one_leaves_the_next_slot(loop: Loop, wheel: TimerWheel) -> 
     assert len(healthy.called) == 1
 
 
-async def test_on_a_real_loop() -> None:
+async def test_on_a_real_loop(gateway: Gateway) -> None:
     """As streams have it."""
-    wheel = TimerWheel(asyncio.get_running_loop().time)
     done = asyncio.Event()
 
     class Bell:
@@ -227,7 +228,7 @@ async def test_on_a_real_loop() -> None:
             assert now >= when
             done.set()
 
-    when = asyncio.get_running_loop().time() + 0.1
-    wheel.set(Bell(), when)
-    async with asyncio.timeout(60):
+    when = gateway.clock() + 0.1
+    gateway.streams.timers.set(Bell(), when)
+    async with asyncio.timeout(HANG):
         await done.wait()
