@@ -1,1 +1,1 @@
-"""Feeds and the registry, running."""
+"""``app.watch``: feeds and the registry, running, over an etcd that a test makes fail."""
