@@ -45,7 +45,7 @@ class KvBody:
         return sum(map(len, self.parts or ()))
 
     def slices(self) -> Iterator[memoryview]:
-        """The body, in pieces that the server may copy."""
+        """The body, in pieces small enough for the server to copy."""
         for part in self.parts or ():
             view = memoryview(part)
             for start in range(0, len(view), SLICE):
@@ -90,12 +90,12 @@ class KvResponse(Response):
             await connection.start(self.status_code, self.raw_headers)
             for data in body.slices():
                 if body.revoked:
-                    await connection.cut_off()  # the length that was announced is not reached
+                    await connection.cut_off()  # the body is shorter than the length that was announced
                     return
                 await connection.send(data)
             await connection.send(b"", more=False)
         except StuckError:
-            pass  # aborted; there is nobody to tell
+            pass  # the connection is aborted; there is nobody to tell
         finally:
             body.sent(connection)
             del body  # an error of this request, if it is kept, does not keep the body

@@ -1,4 +1,4 @@
-"""What /docs says of the endpoints: they read raw query bytes, so FastAPI cannot derive it from signatures."""
+"""What /docs says of the endpoints. They read raw query bytes, so FastAPI cannot derive it from signatures."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def address_of(request: Request) -> str:
-    """``host:port`` of the client, or of whom the proxy in front names (uvicorn's proxy headers)."""
+    """``host:port`` of the client, or of the client that a proxy names (uvicorn's proxy headers)."""
     client = request.client
     if client is None:
         return "unknown"
@@ -26,7 +26,7 @@ def address_of(request: Request) -> str:
 
 
 def request_id_of(request: Request) -> str:
-    """``X-Request-Id`` as a proxy set it, if it is harmless; otherwise one of ours."""
+    """``X-Request-Id`` as a proxy set it if it is harmless; otherwise a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
@@ -38,5 +38,5 @@ def query_of(request: Request) -> bytes:
 
 
 def encoding_of(query: Mapping[str, bytes]) -> str:
-    """How keys and values are to be written. Raises BadRequestError for another word."""
+    """How to write keys and values in the response. Raises BadRequestError for an unknown encoding."""
     return parse_choice(query, "encoding", ENCODINGS) or "auto"

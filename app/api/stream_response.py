@@ -1,9 +1,7 @@
-"""The answer to ``GET /v1/watch``: the head, then one subscriber's stream, or a refusal in its form.
+"""The response to ``GET /v1/watch``: the head, then a ``Delivery``, or a refusal that an EventSource understands, too.
 
-``EventSourceResponse`` gives the class, its headers and its place in FastAPI; its ``__call__`` (four tasks, a ping, a
-cleanup that depends on a generator having started: sse-starlette #156) is replaced. The lease is the ``Delivery``'s,
-and every way out is its ``end``: close, reset, a client gone before the first byte, a send that is stuck, an error of
-ours, shutdown.
+``EventSourceResponse`` gives the class, its headers and its place in FastAPI. Its ``__call__`` is replaced: it has four
+tasks, a ping, and a clean-up that depends on a generator having started (sse-starlette #156).
 """
 
 from __future__ import annotations
@@ -29,19 +27,19 @@ from app.watch.registry import Lease
 
 log = logging.getLogger("gateway.stream")
 
-# Refused EventSources that are held open at a time; beyond, they are closed at once.
+# Refused EventSources that are held open at a time; any more are closed at once.
 MAX_HELD = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """A watch request, understood."""
+    """What a request for a stream asks for, parsed."""
 
     shape: Shape
     format: str
     cursor: Cursor | None
     snapshot: bool
-    holdable: bool  # an EventSource: a transient refusal must be a 200
+    holdable: bool  # it is an EventSource's: a transient refusal must be a 200
     address: str
     user_agent: str
     request_id: str
@@ -69,13 +67,14 @@ class StreamResponse(EventSourceResponse):
             },
             ping=0,
         )
-        # `keep-alive`: HTTP/2 forbids it, and beside the server's `close` (HTTP/1.0, or as asked) it says the contrary.
+        # sse-starlette says `keep-alive`. HTTP/2 forbids that, and it contradicts the `close` that the server says to
+        # HTTP/1.0, and to whoever asks for it.
         del self.headers["connection"]
         self._streams = streams
         self._asked = asked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it: to its end, or until it needs ASGI no more."""
+        """Send the response: to its end, or until the sink needs ASGI no more."""
         if scope["method"] == "HEAD":
             await self._head(scope, receive, send)
             return
@@ -111,7 +110,7 @@ class StreamResponse(EventSourceResponse):
         )
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What a GET would be answered by, without joining: a load balancer's check must cost etcd nothing."""
+        """Answer as a GET would be answered, but join nothing: a load balancer's check must cost etcd nothing."""
         try:
             self._streams.registry.check(self._asked.shape.range)
         except TransientError as error:
@@ -143,7 +142,7 @@ class StreamResponse(EventSourceResponse):
                 await connection.send(close, more=False)
 
     async def _hold(self, connection: Connection, seconds: float) -> None:
-        """An EventSource that is refused at once comes back at once: keep it busy until it may."""
+        """Keep the connection open: an EventSource that is refused at once comes back at once."""
         over = asyncio.Event()
         self._streams.held.add(over)
         connection.on_gone = over.set
