@@ -17,6 +17,7 @@ from app.metrics import NAMESPACE
 from app.settings import load
 from app.stream.transport import EXTENSION, ClientTransport
 from tests.support.asgi_client import http_scope
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric

@@ -22,6 +22,7 @@ from app.gateway import Gateway
 from app.settings import load
 from tests.cases.clients import true
 from tests.support.asgi_client import Client, released, swallow, synced
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.proxy import Proxy, proxy

@@ -12,7 +12,7 @@ import pytest
 
 from app.core.versions import UNKNOWN
 from app.dev import etcd as embedded
-from tests.support.embedded import EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd, version_of
+from app.dev.etcd import EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd, version_of
 from tests.support.etcd import etcd_client
 from tests.support.processes import alive
 

@@ -24,7 +24,7 @@ REPO = WATCHDOG.parents[2]
 
 PARENT = """
 import asyncio, sys
-from tests.support.embedded import EmbeddedEtcd, find_etcd
+from app.dev.etcd import EmbeddedEtcd, find_etcd
 
 async def main():
     async with EmbeddedEtcd(find_etcd()) as etcd:

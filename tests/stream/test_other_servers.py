@@ -17,6 +17,7 @@ from app.settings import load
 from app.stream import connection
 from tests.slow_readers.clients import closing, slow, stuck
 from tests.support.asgi_client import http_scope
+from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import environment
 from tests.support.streams import Mirror, Stream, watch
