@@ -23,7 +23,7 @@ from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
 from app.ports import BrokenGatewayError, Clock, Draw, spawn
 from app.settings import Settings, SettingsError, is_loopback, named
-from app.stream.delivery import Streams, StreamSettings
+from app.stream.streams import Streams, StreamSettings
 from app.watch.registry import Limits, Registry
 
 log = logging.getLogger("gateway")

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
 from app.api import docs, openapi, problems
+from app.api.client_gone import ClientGone
 from app.api.feeds import Feeds
-from app.api.gone import ClientGone
 from app.api.health import Health
 from app.api.kv import Kv
 from app.api.page import Page

@@ -87,7 +87,7 @@ class GatewayCollector(Collector):
         )
 
     def _of_streams(self) -> Iterator[Metric]:
-        registry, tally = self._gateway.registry, self._gateway.streams.tally
+        registry, tally = self._gateway.registry, self._gateway.streams.counters
         subscribers = registry.subscribers()
         yield _gauge("subscribers", "Streams being served.", len(registry))
         yield _gauge("subscribers_max", "Streams that may be served.", registry.limits.subscribers)

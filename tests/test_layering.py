@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "core": {"core"},
     "ports": {"core"},
     "watch": {"watch", "ports", "core"},
+    "stream": {"stream", "watch", "ports", "core"},
     "etcd": {"etcd", "ports", "core"},
 }
 # What the core may not have, though it is in the standard library: waiting, time, chance, and telling of it.
@@ -91,6 +92,8 @@ def test_the_core_never_waits() -> None:
         ("watch", "from .. import etcd"),
         ("watch", "import app.etcd"),
         ("watch", "from app.api import stream"),
+        ("watch", "from app.stream.sink import Sink"),
+        ("stream", "from app.api.problems import problem"),
         ("etcd", "from app.watch import feed"),
         ("etcd", "from app.access.access import Access"),
         ("ports", "from app.watch.feed import Feed"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -11,15 +10,11 @@ from starlette.responses import Response
 from app.api.requests import query_of
 from app.core.encoding import compact
 from app.core.query import parse_query, parse_range
+from app.core.timestamps import rfc3339
 from app.gateway import Gateway
 from app.stream.sink import SINKS
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
-
-
-def timestamp(seconds: float) -> str:
-    """RFC 3339, UTC, whole seconds."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Feeds:
@@ -43,7 +38,7 @@ class Feeds:
             "endpoint": condition.endpoint,
             "version": condition.version,
             "state": condition.state,
-            "since": timestamp(condition.since),
+            "since": rfc3339(condition.since),
         }
         if condition.reason:
             etcd["reason"] = condition.reason
@@ -52,7 +47,7 @@ class Feeds:
             "version": gateway.version,
             "epoch": gateway.settings.epoch,
             "linger": gateway.settings.linger,
-            "sinks": {name: gateway.streams.tally.serving[name] for name in SINKS},
+            "sinks": {name: gateway.streams.counters.serving[name] for name in SINKS},
             "etcd": etcd,
             "feeds": [self._feed(feed, detailed=bool(query)) for feed in feeds],
         }
@@ -71,7 +66,7 @@ class Feeds:
             "lingering": registry.lingering(feed),
             "keys": feed.keys,
             "bytes": core.bytes,
-            "started": timestamp(feed.started),
+            "started": rfc3339(feed.started),
         }
         if feed.trouble:
             described["trouble"] = feed.trouble

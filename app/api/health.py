@@ -6,8 +6,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.feeds import timestamp
 from app.core.encoding import compact
+from app.core.timestamps import rfc3339
 from app.gateway import Gateway
 from app.ports import OUT_OF_REACH
 
@@ -33,7 +33,7 @@ class Health:
         # not a reason for all replicas to leave the Service at once.
         # One that can never be watched is no such etcd: it is a wrong setting.
         ready = self._gateway.upstream.cluster_id != 0 and condition.told == OUT_OF_REACH and not draining
-        etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": timestamp(condition.since)}
+        etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": rfc3339(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason
         body = {"status": "ok" if ready else "draining" if draining else "waiting for etcd", "etcd": etcd}

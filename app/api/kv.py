@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answer import Answer, SlicedResponse
-from app.api.requests import query_of
+from app.api.kv_response import KvBody, KvResponse
+from app.api.requests import encoding_of, query_of
 from app.core.budget import Hold, Use
 from app.core.cursor import Shape
 from app.core.encoding import item_body, list_body, list_head, list_items, list_tail
@@ -23,7 +23,7 @@ from app.core.errors import (
     PageExpiredError,
 )
 from app.core.page import Page, parse_page
-from app.core.query import parse_choice, parse_flag, parse_number, parse_query, parse_range
+from app.core.query import parse_flag, parse_number, parse_query, parse_range
 from app.etcd.memory import reserve
 from app.etcd.reads import PAGE_BYTES, Listing
 from app.gateway import Gateway
@@ -60,7 +60,7 @@ def parse(raw: bytes) -> KvRequest:
                 )
     shape = Shape(
         watched,
-        encoding=parse_choice(query, "encoding", ("auto", "base64")) or "auto",
+        encoding=encoding_of(query),
         keys_only=parse_flag(query, "keys_only", default=False),
         count_only=parse_flag(query, "count_only", default=False),
     )
@@ -84,22 +84,22 @@ class Kv:
         asked = parse(query_of(request))
         self._gateway.access.check_range(asked.shape.range)
         self._gateway.capacity.check()
-        answer = await self._reads.shared(("kv", asked), lambda: self._read(asked))
-        headers = {"X-Etcd-Revision": str(answer.revision), "Cache-Control": "no-store"}
-        if answer.revoked:
+        body = await self._reads.shared(("kv", asked), lambda: self._read(asked))
+        headers = {"X-Etcd-Revision": str(body.revision), "Cache-Control": "no-store"}
+        if body.revoked:
             raise _revoked()
-        if answer.parts is None:
-            missing = NotFoundError(f"no {asked.shape.range} at revision {answer.revision}", code="key-not-found")
+        if body.parts is None:
+            missing = NotFoundError(f"no {asked.shape.range} at revision {body.revision}", code="key-not-found")
             missing.headers = headers
             raise missing
-        return SlicedResponse(answer, headers, "application/json", send_timeout=self._send_timeout)
+        return KvResponse(body, headers, "application/json", send_timeout=self._send_timeout)
 
-    async def _read(self, asked: KvRequest) -> Answer:
+    async def _read(self, asked: KvRequest) -> KvBody:
         """Read it, in memory that it owns from before the first byte is asked of etcd."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
         hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
         try:
-            answer = await (self._count(asked, hold) if asked.shape.count_only else self._list(asked, hold))
+            body = await (self._count(asked, hold) if asked.shape.count_only else self._list(asked, hold))
             if hold.released:
                 raise _revoked()
         except CompactedError:
@@ -111,18 +111,18 @@ class Kv:
         except BaseException:
             hold.release()
             raise
-        return answer
+        return body
 
-    async def _count(self, asked: KvRequest, hold: Hold) -> Answer:
+    async def _count(self, asked: KvRequest, hold: Hold) -> KvBody:
         listing = await self._reads.count(asked.shape.range)
         _epoch, cursor = self._cursor(listing, asked.shape)
-        return Answer(listing.revision, [list_body(listing.revision, cursor, "", listing.count, None)], hold)
+        return KvBody(listing.revision, [list_body(listing.revision, cursor, "", listing.count, None)], hold)
 
-    async def _list(self, asked: KvRequest, hold: Hold) -> Answer:
+    async def _list(self, asked: KvRequest, hold: Hold) -> KvBody:
         """Page by page, each encoded before the next is asked for. It ends early where there is no memory for more."""
         shape, page = asked.shape, asked.page
         self._check_epoch(page, shape)
-        body = Body(shape, hold)
+        items = ListItems(shape, hold)
         pages = self._reads.pages(
             shape.range,
             limit=asked.limit,
@@ -134,20 +134,20 @@ class Kv:
             async for listing in pages:
                 if shape.range.kind == "key":
                     return self._item(listing, shape, hold)
-                await body.add(listing)
-                if not listing.more or body.count >= asked.limit or not body.may_grow():
+                await items.add(listing)
+                if not listing.more or items.count >= asked.limit or not items.may_grow():
                     break
         epoch, cursor = self._cursor(listing, shape)
         # etcd counts from where the page starts; the contract's count is of the whole prefix, at the pages' revision.
         first = listing if page is None else await self._reads.first(shape.range, page.revision)
-        following = Page(epoch, listing.revision, body.last + b"\0").token() if listing.more else None
-        parts = [list_head(listing.revision, cursor), *body.parts, list_tail(first.count, following)]
-        return Answer(listing.revision, parts, hold)
+        following = Page(epoch, listing.revision, items.last + b"\0").token() if listing.more else None
+        parts = [list_head(listing.revision, cursor), *items.parts, list_tail(first.count, following)]
+        return KvBody(listing.revision, parts, hold)
 
-    def _item(self, listing: Listing, shape: Shape, hold: Hold) -> Answer:
+    def _item(self, listing: Listing, shape: Shape, hold: Hold) -> KvBody:
         _epoch, cursor = self._cursor(listing, shape)
         found = [item_body(listing.revision, cursor, item, shape.encoding) for item in listing.items]
-        return Answer(listing.revision, found or None, hold)
+        return KvBody(listing.revision, found or None, hold)
 
     def _cursor(self, listing: Listing, shape: Shape) -> tuple[str, str]:
         epoch = self._gateway.epoch_of(listing.cluster_id, shape)
@@ -165,8 +165,8 @@ def _revoked() -> OverCapacityError:
     return OverCapacityError("the feeds need the memory that this answer had", code="too-many-reads")
 
 
-class Body:
-    """The items of a list, encoded, and what they are counted by."""
+class ListItems:
+    """The encoded items of a list, and the hold that counts them."""
 
     def __init__(self, shape: Shape, hold: Hold) -> None:
         self.parts: list[bytes] = []

@@ -1,8 +1,12 @@
-"""What /docs says of the endpoints: they read raw query bytes, so FastAPI cannot derive it from signatures."""
+"""What /docs says of the endpoints. They read raw query bytes, so FastAPI cannot derive it from signatures."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from app.api.kv import DEFAULT_LIMIT, MAX_LIMIT
+from app.api.requests import ENCODINGS
+from app.api.watch import FORMATS
 
 
 def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query") -> dict[str, Any]:
@@ -10,7 +14,7 @@ def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query
 
 
 _TEXT = {"type": "string"}
-_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100_000, "default": 10_000}
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
 _FLAG = {"type": "integer", "enum": [0, 1]}
 _PREFIX = _parameter(
     "prefix", "All keys that start with these percent-decoded bytes; present and empty: all keys.", _TEXT
@@ -19,7 +23,7 @@ _KEY = _parameter("key", "One key, as percent-decoded bytes. Either this or pref
 _ENCODING = _parameter(
     "encoding",
     "auto: text where it is valid UTF-8, else base64. base64: always.",
-    {"type": "string", "enum": ["auto", "base64"], "default": "auto"},
+    {"type": "string", "enum": [*ENCODINGS], "default": "auto"},
 )
 _PROBLEM = {
     "description": "A problem (RFC 9457) with a machine word in `code`.",
@@ -77,7 +81,7 @@ WATCH: dict[str, Any] = {
             _PREFIX,
             _parameter("snapshot", "0: only changes, no state at the start.", _FLAG),
             _ENCODING,
-            _parameter("format", "Beats the Accept header.", {"type": "string", "enum": ["sse", "ndjson"]}),
+            _parameter("format", "Beats the Accept header.", {"type": "string", "enum": [*FORMATS]}),
             _parameter("last_event_id", "A cursor to resume at.", _TEXT),
             _parameter("lastEventId", "The same, as EventSource polyfills name it; beats last_event_id.", _TEXT),
             _parameter("Last-Event-ID", "The same; beats both.", _TEXT, "header"),

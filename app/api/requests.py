@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
+from typing import get_args
 
 from starlette.requests import Request
 
+from app.core.encoding import Encoding
+from app.core.query import parse_choice
+
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def address_of(request: Request) -> str:
-    """``host:port`` of the client, or of whom the proxy in front names (uvicorn's proxy headers)."""
+    """``host:port`` of the client, or of the client that a proxy names (uvicorn's proxy headers)."""
     client = request.client
     if client is None:
         return "unknown"
@@ -20,7 +26,7 @@ def address_of(request: Request) -> str:
 
 
 def request_id_of(request: Request) -> str:
-    """``X-Request-Id`` as a proxy set it, if it is harmless; otherwise one of ours."""
+    """``X-Request-Id`` as a proxy set it if it is harmless; otherwise a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
@@ -29,3 +35,8 @@ def query_of(request: Request) -> bytes:
     """The raw query."""
     raw: bytes = request.scope["query_string"]
     return raw
+
+
+def encoding_of(query: Mapping[str, bytes]) -> str:
+    """How to write keys and values in the response. Raises BadRequestError for an unknown encoding."""
+    return parse_choice(query, "encoding", ENCODINGS) or "auto"

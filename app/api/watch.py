@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import address_of, query_of, request_id_of
+from app.api.requests import address_of, encoding_of, query_of, request_id_of
+from app.api.stream_response import StreamResponse, WatchRequest
 from app.core.cursor import Cursor, Shape, parse_cursor
 from app.core.errors import GatewayError
 from app.core.negotiation import format_of, names_event_stream
 from app.core.query import parse_choice, parse_flag, parse_query, parse_range
 from app.gateway import Gateway
-from app.stream.delivery import StreamResponse, WatchRequest
 
 # Newest first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not: when they
 # reconnect they append `lastEventId` to the URL that they were given, which may have `last_event_id`, and even an
 # older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
+FORMATS = ("sse", "ndjson")
 _KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "format", "last_event_id", "lastEventId"})
 
 
@@ -48,7 +49,7 @@ class Watch:
             return StreamResponse(self._gateway.streams, self._understand(request))
         except GatewayError as error:
             if request.method == "GET":  # a HEAD asks for no stream
-                self._gateway.streams.tally.refused[error.code] += 1
+                self._gateway.streams.counters.refused[error.code] += 1
             raise
 
     def _understand(self, request: Request) -> WatchRequest:
@@ -56,14 +57,14 @@ class Watch:
         access.check_token(request)
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
         watched = parse_range(query)
-        encoding = parse_choice(query, "encoding", ("auto", "base64")) or "auto"
+        encoding = encoding_of(query)
         snapshot = parse_flag(query, "snapshot", default=True)
         accept = request.headers.get("accept", "")
-        form = format_of(accept, parse_choice(query, "format", ("sse", "ndjson")))
+        chosen = format_of(accept, parse_choice(query, "format", FORMATS))
         access.check_range(watched)
         return WatchRequest(
             Shape(watched, encoding=encoding),
-            form,
+            chosen,
             cursor_of(request.headers.get("last-event-id"), query),
             snapshot,
             holdable=names_event_stream(accept),

@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 protocol, with what it lacks for us.
 
-- ``scope["extensions"]["etcd_watch_gateway"]["line"]``: ASGI has no word for "this connection is stuck, drop it", nor
+- ``scope["extensions"]["etcd_watch_gateway"]["client"]``: ASGI has no word for "this connection is stuck, drop it", nor
   for "write these bytes of the body now, if the kernel takes them" (``app.stream.sink``). On another server the
   extension is absent, and all goes by ASGI.
 - Nothing is taken in behind a stream: uvicorn would queue a pipelined request, stop reading, and so not notice that
@@ -110,7 +110,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_complete = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
-    _line: ClientTransport
+    _client_transport: ClientTransport
     _taken = False  # by a stream
     _deaf = False  # what comes is thrown away
     _stopping = False  # the next answer is the last
@@ -123,7 +123,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         self.client = unmapped(self.client)
-        self._line = ClientTransport(transport, self._take_over)
+        self._client_transport = ClientTransport(transport, self._take_over)
         self._await_head()
         self._doors.let_in(self)
 
@@ -137,7 +137,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._doors.capacity.leave(self)
         self._head_ended()
-        self._line.lose()
+        self._client_transport.lose()
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -185,7 +185,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._taken:
             return
         self._stopping = True
-        if self._answering() or not self._line.unread:
+        if self._answering() or not self._client_transport.unread:
             super().shutdown()
         else:
             self.loop.call_later(LAST_REQUEST, self._close_idle)
@@ -196,7 +196,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for GATEWAY_KEEP_ALIVE. Timers run before sockets are read: something may have come just now."""
-        if not self._line.unread:
+        if not self._client_transport.unread:
             super().timeout_keep_alive_handler()
 
     def on_response_complete(self) -> None:
@@ -212,13 +212,13 @@ class GatewayProtocol(HttpToolsProtocol):
         """The kernel has not taken all."""
         if not self._taken:
             super().pause_writing()
-        self._line.pause()
+        self._client_transport.pause()
 
     def resume_writing(self) -> None:
         """Now it has."""
         if not self._taken:
             super().resume_writing()
-        self._line.resume()
+        self._client_transport.resume()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it keeps of a head that does not end is counted."""
@@ -246,7 +246,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_complete, self._head_bytes = False, 0
         self._await_head()
-        extensions = {EXTENSION: {"line": self._line}}
+        extensions = {EXTENSION: {"client": self._client_transport}}
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
     def on_headers_complete(self) -> None:

@@ -1,4 +1,4 @@
-"""One ASGI response being sent to a client that may go, or not read."""
+"""One ASGI response being sent to a client that may leave, or not read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.core.slow_reader import StallTimer
 from app.ports import spawn
 from app.stream.transport import HTTP_1_0, ClientTransport, nothing
 
-# A write that is not taken is looked at so many times in a GATEWAY_SEND_TIMEOUT.
+# Looks in each GATEWAY_SEND_TIMEOUT at a write that the client has not taken.
 LOOKS = 4
 
 
@@ -21,11 +21,11 @@ class StuckError(Exception):
 
 
 class Connection:
-    """One ASGI response being sent, and who hears of the client's going: inside ``async with``, by ``on_gone``."""
+    """One ASGI response being sent. Inside ``async with`` it calls ``on_gone`` when the client leaves."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
-        self.line = ClientTransport.of(scope)
-        self.chunked = scope["http_version"] != HTTP_1_0  # what is written below ASGI
+        self.client = ClientTransport.claim(scope)
+        self.chunked = scope["http_version"] != HTTP_1_0  # must a sink that writes below ASGI frame its bytes?
         self.send_timeout = send_timeout
         self._receive = receive
         self._send = send
@@ -35,16 +35,17 @@ class Connection:
         self.on_gone: Callable[[], None] = nothing
 
     async def __aenter__(self) -> Connection:
-        if self.line.transport is None:
+        if self.client.transport is None:
             self._listener = spawn(self._listen(), name="stream-disconnect", died=lambda _error: self._lose())
         else:
-            self.line.on_lost = self._lose
-            if self.line.lost:
+            self.client.on_lost = self._lose
+            if self.client.lost:
                 self._lose()
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
-        self.line.leave()
+        if self.client.on_lost == self._lose:  # otherwise a sink has taken the connection over
+            self.client.leave()
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
@@ -60,20 +61,20 @@ class Connection:
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the head."""
-        await self._guarded({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send_once({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, data: bytes | memoryview, *, more: bool = True) -> None:
-        """Send bytes. Raises StuckError when they are not taken in time; the connection is aborted then."""
-        # ASGI has bytes there, and not every server takes another kind of buffer.
-        await self._guarded({"type": "http.response.body", "body": bytes(data), "more_body": more})
+        """Send bytes. Raises StuckError, with the connection aborted, when the client does not take them in time."""
+        # ASGI says bytes, and not every server takes another kind of buffer.
+        await self._send_once({"type": "http.response.body", "body": bytes(data), "more_body": more})
 
     async def finish(self) -> None:
-        """End a response of unknown length when its last words are taken, or when that is hopeless.
+        """End a response of unknown length when its last bytes are acknowledged, or when that is hopeless.
 
-        Raises StuckError as ``send`` does: a server that tells nothing of its client may still wait for it here.
+        Raises StuckError as ``send`` does: without our extension the server may still wait for its client here.
         """
-        await self.line.until_acked(self.send_timeout)
-        if not (self.ended or self.line.lost):
+        await self.client.until_acked(self.send_timeout)
+        if not (self.ended or self.client.lost):
             await self.send(b"", more=False)
 
     @property
@@ -81,19 +82,19 @@ class Connection:
         """Whether nothing more can be sent."""
         return self.gone or self._aborted
 
-    async def _guarded(self, message: dict[str, Any]) -> None:
-        """Send one message, once. It is cancelled only when its client is given up: a server may have written it
-        before it waits (hypercorn does), so a message that is cancelled and sent again would be there twice.
+    async def _send_once(self, message: dict[str, Any]) -> None:
+        """Send one message, once. The send is cancelled only when the client is given up: a server may write a message
+        before it waits (hypercorn does), so a message that is cancelled and sent again would arrive twice.
         """
         loop = asyncio.get_running_loop()
-        patience = StallTimer(self.send_timeout, self.line.unacked_bytes if self.line.buffered else 0)
+        stall = StallTimer(self.send_timeout, self.client.unacked_bytes if self.client.buffered else 0)
         pause = self.send_timeout / LOOKS
         deadline = asyncio.timeout(None)
         timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer
-            if patience.ends(self.line.unacked_bytes, pause):
+            if stall.ends(self.client.unacked_bytes, pause):
                 deadline.reschedule(loop.time())
             else:
                 timer = loop.call_later(pause, look)
@@ -111,11 +112,11 @@ class Connection:
             timer.cancel()
 
     def drop(self) -> None:
-        """Drop the connection at once; whoever writes to it hears of that by itself."""
+        """Drop the connection at once. The task that sends notices by itself."""
         self._aborted = True
-        self.line.abort()
+        self.client.abort()
 
     async def cut_off(self) -> None:
-        """Drop the connection, with what is written and not taken."""
+        """Drop the connection, with all bytes that the client has not taken."""
         self.drop()
-        await asyncio.sleep(0)  # lets the server notice, so that it takes our return for what it is
+        await asyncio.sleep(0)  # lets the server notice; otherwise it reports a response without an end

@@ -1,7 +1,7 @@
-"""What streams count as they go: plain integers, read by the metrics when somebody scrapes.
+"""What streams count: plain integers, which the metrics read at each scrape.
 
-Each is added to when something happens, and nothing is ever summed over the streams that are there: a counter that is
-such a sum falls when a stream is no longer among them and has not yet handed in its part.
+Each is added to when something happens. None is a sum over the open streams: such a sum falls when a stream ends before
+its part is added.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from app.core.reader import Counts
 
 @dataclass(slots=True)
 class Counters:
-    """Since the process began, but for ``serving``."""
+    """Counts since the process began, except ``serving``."""
 
     opened: int = 0
-    serving: Counter[str] = field(default_factory=Counter)  # now, by sink
+    serving: Counter[str] = field(default_factory=Counter)  # open now, by sink
     bytes: int = 0
-    handed: Counts = field(default_factory=Counts)  # to all readers
+    handed: Counts = field(default_factory=Counts)  # what all readers were handed
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)

@@ -1,9 +1,10 @@
-"""Where a stream's bytes go: two ways to a client, behind one contract.
+"""Where a stream's bytes go: two ways to a client, with one contract (docs/decisions/0009-two-sinks.md).
 
-``FastSink`` writes to the transport below ASGI, in the loop's turn in which there is something to write: what many are
-sent is framed once, and no task is woken for it. It needs our extension (``app.server.protocol``). ``PortableSink``
-awaits ASGI's ``send`` in the response's own task, on any server that speaks ASGI's lifespan. It sends each message
-once, whether the server writes before it waits or after. A server whose ``send`` does not wait hides a stuck client.
+``FastSink`` writes to the transport below ASGI, in the same turn of the loop in which there is something to write. What
+many clients are sent is framed once, and no task is woken. It needs our ASGI extension (``app.server.protocol``).
+``PortableSink`` awaits ASGI's ``send`` in the response's own task, on any server that supports ASGI's lifespan. It
+sends each message once, whether the server writes before it waits or after. A server whose ``send`` does not wait hides
+a stuck client.
 """
 
 from __future__ import annotations
@@ -15,42 +16,46 @@ from typing import Literal, Protocol
 from app.core.slow_reader import StallTimer
 from app.ports import spawn
 from app.stream.connection import Connection
+from app.stream.framing import Chunks, Unframed
 from app.stream.transport import EXTENSION, ClientTransport
 
 log = logging.getLogger("gateway.stream")
 
 Choice = Literal["auto", "portable", "fast"]
 SINKS = ("fast", "portable")
-# What ends a stream that we did not close by a `close` event: its client left, or took nothing.
+# Reasons of streams that end without a `close` event: the client left, or took nothing.
 GONE, STUCK = "client", "send-timeout"
 
 
 class Source(Protocol):
-    """Whose bytes a sink takes."""
+    """The one that writes to a sink: a ``Delivery``."""
 
     ended: bool
 
-    def go_on(self) -> None:
-        """The sink takes a write again."""
+    def resume_writing(self) -> None:
+        """Write on: the sink is ready again."""
 
     def end(self, reason: str, error: Exception | None = None) -> None:
-        """Nothing more is written, for that reason; ends the sink, too."""
+        """Write nothing more, and end the sink, too."""
 
 
 class Sink(Protocol):
-    """Takes one write at a time."""
+    """Takes one write at a time, and carries it to the client."""
 
     name: str
 
+    async def run(self, source: Source) -> None:
+        """Take the writes of *source*, from the head of the response until *source* ends or needs no task any more."""
+
     @property
     def ready(self) -> bool:
-        """Whether a write is taken now; ``go_on`` is called when it is again."""
+        """Whether a write is taken now. If not, ``Source.resume_writing`` is called when one is."""
 
     def write(self, data: bytes | memoryview) -> bool:
-        """Take some bytes of the body, when ready; whether it takes more at once."""
+        """Take bytes of the body; only when ready. True if the sink is still ready."""
 
     def stuck(self, seconds: float) -> bool:
-        """Asked now and then while not ready, *seconds* after the last time: whether the client is given up."""
+        """Whether to give the client up. Asked now and then while not ready, *seconds* after the last time."""
 
     @property
     def seconds_unacked(self) -> float:
@@ -61,116 +66,91 @@ class Sink(Protocol):
         """See ``ClientTransport.unacked_bytes``."""
 
     def end(self, reason: str, error: Exception | None) -> None:
-        """Called once: what is written is all. By an *error* of ours the body is broken off."""
-
-
-class Chunks:
-    """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1); what is sent to many in a row is framed once."""
-
-    __slots__ = ("_data", "_framed")
-    last = b"0\r\n\r\n"
-
-    def __init__(self) -> None:
-        self._data: bytes | memoryview = b""
-        self._framed = b""
-
-    def of(self, data: bytes | memoryview) -> bytes:
-        """*data*, never empty, as one chunk."""
-        if data is not self._data:
-            self._framed = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
-            self._data = data
-        return self._framed
-
-
-class Unframed:
-    """As it is: what HTTP/1.0 has instead of chunks."""
-
-    __slots__ = ()
-    last = b""
-
-    def of(self, data: bytes | memoryview) -> bytes | memoryview:
-        """*data*."""
-        return data
+        """Finish the body; called once. After an *error* of ours, or STUCK, the body is broken off instead."""
 
 
 class FastSink:
-    """See the module. The connection is taken over from ASGI: nothing of the request is left but this and its source.
+    """See the module. ``run`` takes the connection over from ASGI: of the request only this and its source are left.
 
-    Every way out comes here by ``ClientTransport.on_lost``. asyncio promises it once for each connection.
+    The end of every connection arrives by ``ClientTransport.on_lost``; asyncio promises that once for each.
     """
 
     name = "fast"
-    __slots__ = ("_finishing", "_framing", "_line", "_patience", "_send_timeout", "_source", "_transport")
+    __slots__ = ("_client", "_finishing", "_framing", "_send_timeout", "_source", "_stall", "_transport")
 
     def __init__(
-        self, line: ClientTransport, framing: Chunks | Unframed, send_timeout: float, finishing: set[asyncio.Task[None]]
+        self,
+        client: ClientTransport,
+        framing: Chunks | Unframed,
+        send_timeout: float,
+        finishing: set[asyncio.Task[None]],
     ) -> None:
-        assert line.transport is not None, "only with our extension"
-        self._line = line
-        self._transport = line.transport
+        assert client.transport is not None, "only with our extension"
+        self._client = client
+        self._transport = client.transport
         self._framing = framing
         self._send_timeout = send_timeout
         self._finishing = finishing
         self._source: Source | None = None
-        self._patience: StallTimer | None = None
+        self._stall: StallTimer | None = None
 
     @property
     def ready(self) -> bool:
         """See ``Sink``."""
-        return self._line.ready
+        return self._client.ready
 
-    def take_over(self, source: Source) -> None:
-        """The head is written by ASGI: what follows is *source*'s."""
+    async def run(self, source: Source) -> None:
+        """See ``Sink``. Returns at once: from here on the transport calls, and no task is needed."""
         self._source = source
-        self._line.take_over()
-        self._line.on_ready, self._line.on_lost = source.go_on, self._lost
-        if self._line.lost:
+        self._client.take_over()
+        self._client.on_ready, self._client.on_lost = source.resume_writing, self._lost
+        if self._client.lost:
             self._lost()
-        elif self._line.ready:
-            source.go_on()
+        elif self._client.ready:
+            source.resume_writing()
 
     def _lost(self) -> None:
         if self._source is not None:
             self._source.end(GONE)
 
     def write(self, data: bytes | memoryview) -> bool:
-        """See ``Sink``. What the kernel does not take at once, the transport keeps."""
+        """See ``Sink``. The transport keeps what the kernel does not take at once."""
         self._transport.write(self._framing.of(data))
-        if self._line.ready:
+        if self._client.ready:
             return True
-        self._patience = StallTimer(self._send_timeout, self._line.unacked_bytes)
+        self._stall = StallTimer(self._send_timeout, self._client.unacked_bytes)
         return False
 
     def stuck(self, seconds: float) -> bool:
         """See ``Sink``."""
-        return self._patience is not None and self._patience.ends(self._line.unacked_bytes, seconds)
+        return self._stall is not None and self._stall.ends(self._client.unacked_bytes, seconds)
 
     @property
     def seconds_unacked(self) -> float:
         """See ``Sink``."""
-        return self._line.seconds_unacked
+        return self._client.seconds_unacked
 
     @property
     def unacked_bytes(self) -> int:
         """See ``Sink``."""
-        return self._line.unacked_bytes
+        return self._client.unacked_bytes
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
-        self._line.leave()
+        self._client.leave()
         self._source = None
         if error is not None:
             log.error("stream failed", exc_info=error)
         if error is not None or reason == STUCK:
-            self._line.abort()
-        elif not self._line.lost:
-            task = spawn(self._finish(), name="stream-finish", died=lambda _error: self._line.abort())
+            self._client.abort()
+        elif not self._client.lost:
+            task = spawn(self._finish(), name="stream-finish", died=lambda _error: self._client.abort())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
     async def _finish(self) -> None:
-        await self._line.until_acked(self._send_timeout)
-        if not self._line.lost:
+        await self._client.until_acked(self._send_timeout)
+        if not self._client.lost:
             self._transport.write(self._framing.last)
             self._transport.close()
 
@@ -199,19 +179,19 @@ class PortableSink:
         return False
 
     def stuck(self, seconds: float) -> bool:
-        """See ``Sink``: here ``Connection.send`` itself gives up."""
+        """See ``Sink``. Never: ``Connection.send`` itself gives up."""
         del seconds
         return False
 
     @property
     def seconds_unacked(self) -> float:
         """See ``Sink``."""
-        return self._connection.line.seconds_unacked
+        return self._connection.client.seconds_unacked
 
     @property
     def unacked_bytes(self) -> int:
         """See ``Sink``."""
-        return self._connection.line.unacked_bytes
+        return self._connection.client.unacked_bytes
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
@@ -219,13 +199,13 @@ class PortableSink:
         self._error = error
         self._wake.set()
 
-    async def serve(self, source: Source) -> None:
-        """Write until *source* has ended. Raises its error, and StuckError."""
+    async def run(self, source: Source) -> None:
+        """See ``Sink``. Raises the error that *source* ended with, and StuckError."""
         self._connection.on_gone = lambda: source.end(GONE)
         if self._connection.gone:
             source.end(GONE)
         else:
-            source.go_on()
+            source.resume_writing()
         while not source.ended:
             if self._pending is None:
                 self._wake.clear()
@@ -233,21 +213,22 @@ class PortableSink:
             else:
                 await self._connection.send(self._pending)
                 self._pending = None
-                source.go_on()
+                source.resume_writing()
         if self._error is not None:
             raise self._error
+        await self._connection.finish()
 
 
 def make_sink(
     choice: Choice, connection: Connection, chunks: Chunks, finishing: set[asyncio.Task[None]]
 ) -> FastSink | PortableSink:
-    """The fast one where the server offers our extension and *choice* does not forbid it.
+    """A fast sink if the server offers our extension and *choice* allows it; otherwise a portable one.
 
-    *finishing* keeps what is left of streams that have ended.
+    *finishing* keeps the tasks of streams that have ended and whose last bytes are still under way.
     """
-    if choice != "portable" and connection.line.transport is not None:
+    if choice != "portable" and connection.client.transport is not None:
         framing = chunks if connection.chunked else Unframed()
-        return FastSink(connection.line, framing, connection.send_timeout, finishing)
+        return FastSink(connection.client, framing, connection.send_timeout, finishing)
     if choice == "fast":
         log.warning("GATEWAY_SINK=fast can't be had: the server does not offer %s", EXTENSION)
     return PortableSink(connection)

@@ -1,5 +1,5 @@
-"""A connection below ASGI: whether it takes more, what of our bytes its client has not taken, and how it is dropped
-together with them.
+"""A client's connection below ASGI: whether it takes more, which bytes the client has not acknowledged, and how to drop
+the connection together with those bytes.
 """
 
 from __future__ import annotations
@@ -16,79 +16,80 @@ from starlette.types import Scope
 
 from app.core.slow_reader import StallTimer
 
-# Seconds between the first looks at whether the last words of a stream were taken: a round trip, then longer.
+# Seconds between looks at whether the last bytes of a stream are acknowledged: a round trip at first, then longer.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25
 # Of Linux's struct tcp_info: tcpi_retransmits, the third byte, and tcpi_last_ack_recv, the 13th of its 32-bit words.
 TCP_INFO = struct.Struct("=2xB5x48xI")
-# Where ``GatewayProtocol`` puts its line in the scope's extensions.
+# Where ``GatewayProtocol`` puts the ``ClientTransport`` in the scope's extensions, as ``client``.
 EXTENSION = "etcd_watch_gateway"
 # The version, as ASGI has it, whose bodies are not chunked.
 HTTP_1_0 = "1.0"
 
 
 def nothing() -> None:
-    """Nobody wants to hear of it."""
+    """A callback for when nobody listens."""
 
 
 class ClientTransport:
-    """What ASGI has no word for, of one connection; the protocol keeps ``ready`` and calls back.
+    """What ASGI does not tell of one connection. The protocol keeps ``ready`` and ``lost``, and calls back.
 
-    Without a transport, on a server that does not offer our extension, nothing is known, and a stuck stream ends by its
-    return.
+    On a server that does not offer our extension there is no ``transport``: then nothing is known, and a stuck stream
+    ends when its response returns.
     """
 
     __slots__ = ("lost", "on_lost", "on_ready", "ready", "take_over", "transport")
 
     def __init__(self, transport: asyncio.Transport | None, take_over: Callable[[], None] = nothing) -> None:
         self.transport = transport
-        self.take_over = take_over  # the server is to forget the request, and leave the rest of the body to us
-        self.ready = True  # the kernel has taken all that was written, and the connection is there
+        self.take_over = take_over  # has the server forget the request, and leave the rest of the body to us
+        self.ready = True  # the kernel has taken all that was written, and the connection is open
         self.lost = False
         self.on_ready: Callable[[], None] = nothing
         self.on_lost: Callable[[], None] = nothing
 
     @staticmethod
-    def of(scope: Scope) -> ClientTransport:
-        """The line of a request, claimed: its next write waits until the kernel has all of the one before.
+    def claim(scope: Scope) -> ClientTransport:
+        """The transport of a request's client, which from now on is ready only when the kernel has all of a write.
 
-        By default it would wait for 64 KiB only, and one who does not read hold two writes here; what the kernel has
-        keeps the line busy meanwhile.
+        By default the transport is ready below 64 KiB, and a client that does not read would hold two writes here.
+        What the kernel has keeps the connection busy meanwhile.
         """
-        line = line_of(scope)
-        # uvloop raises for a connection that is no more: its client left while the answer was read.
-        if line.transport is not None and not line.transport.is_closing():
-            line.transport.set_write_buffer_limits(high=0)
-        return line
+        client = client_of(scope)
+        # uvloop raises for a connection that is closed: its client left while the answer was read.
+        if client.transport is not None and not client.transport.is_closing():
+            client.transport.set_write_buffer_limits(high=0)
+        return client
 
     def pause(self) -> None:
-        """The kernel has not taken all."""
+        """The kernel has not taken all that was written."""
         self.ready = False
 
     def resume(self) -> None:
-        """Now it has."""
+        """The kernel has taken all that was written."""
         if not self.lost:
             self.ready = True
             self.on_ready()
 
     def lose(self) -> None:
-        """The connection is no more."""
+        """The connection is closed."""
         self.ready, self.lost = False, True
         self.on_lost()
 
     def leave(self) -> None:
-        """Nobody listens any more."""
+        """Call nobody back any more."""
         self.on_ready = self.on_lost = nothing
 
     async def until_acked(self, send_timeout: float) -> None:
-        """Until the client's kernel has all, or the connection is gone; dropped when nothing is taken for so long.
+        """Wait until the client's kernel has all bytes, or the connection is closed. If the client takes nothing for
+        *send_timeout*, the connection is dropped.
 
-        A server that closes at once leaves what the client does not take to the kernel, which keeps it for minutes.
+        A server that closes at once leaves what the client does not take to its kernel, which keeps that for minutes.
         """
-        patience = StallTimer(send_timeout, self.unacked_bytes)
+        stall = StallTimer(send_timeout, self.unacked_bytes)
         pause = FIRST_LOOK
         while self.unacked_bytes and not self.lost:
             await asyncio.sleep(pause)
-            if patience.ends(self.unacked_bytes, pause):
+            if stall.ends(self.unacked_bytes, pause):
                 self.abort()
                 await asyncio.sleep(0)  # lets the server notice
                 return
@@ -103,8 +104,8 @@ class ClientTransport:
     def unacked_bytes(self) -> int:
         """Bytes that the client's kernel has not taken, as far as this system can tell.
 
-        The kernel asks for more only when a third of its buffer is free: without a look into it, a client of
-        1 KiB a second would seem stuck for 40 s.
+        The kernel asks for more only when a third of its buffer is free: without a look into that buffer, a client
+        that takes 1 KiB a second would seem stuck for 40 s.
         """
         sock = self._socket()
         if sock is None:
@@ -116,7 +117,7 @@ class ClientTransport:
 
     @property
     def unread(self) -> bool:
-        """Whether its client has sent what nobody has read yet."""
+        """Whether the client has sent bytes that nobody has read yet."""
         sock = self._socket()
         if sock is None:
             return False
@@ -125,11 +126,11 @@ class ClientTransport:
 
     @property
     def seconds_unacked(self) -> float:
-        """Seconds for which the client's system acknowledged nothing, though something is sent to it again and again.
+        """Seconds for which the client's system has acknowledged nothing, while the kernel sends to it again and again.
 
-        Of one that vanished (asleep, or behind a NAT that forgot it) a send tells nothing: heartbeats fit the kernel's
-        buffer for hours, and it gives up after 15 minutes (tcp_retries2). One that is there and does not read
-        acknowledges, and is none of this.
+        A write does not tell that a client has vanished (asleep, or behind a NAT that forgot it): heartbeats fit the
+        kernel's buffer for hours, and the kernel gives up after 15 minutes (tcp_retries2). A client that is there but
+        does not read acknowledges, so for such a client this is 0.
         """
         sock = self._socket()
         if sock is None or sys.platform != "linux":
@@ -148,8 +149,8 @@ class ClientTransport:
     def abort(self) -> None:
         """Drop the connection, by RST.
 
-        Without the lingering of no time it would be closed: the kernel keeps what the client does not take (83 KB each
-        were seen) and tries to get rid of it for minutes.
+        SO_LINGER of 0 s makes the difference. Otherwise the kernel keeps what the client does not take (83 KB for each
+        connection were seen), and tries to send it for minutes.
         """
         transport = self.transport
         if transport is None:
@@ -160,7 +161,7 @@ class ClientTransport:
         transport.abort()
 
 
-def line_of(scope: Scope) -> ClientTransport:
-    """The line of a request, as it is; on a server that does not offer our extension one without a transport."""
-    line: ClientTransport | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("line")
-    return line if line is not None else ClientTransport(None)
+def client_of(scope: Scope) -> ClientTransport:
+    """The transport of a request's client; one that knows nothing on a server that does not offer our extension."""
+    client: ClientTransport | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("client")
+    return client if client is not None else ClientTransport(None)

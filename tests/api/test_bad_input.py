@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,104 +15,17 @@ from hypothesis import strategies as st
 from app.api import kv, watch
 from app.core.query import MAX_KEY_BYTES
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.gateway import QUICK, GatewayProcess, gateway, start
+from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
+from tests.support.raw_http import Line
 from tests.support.streams import request
 from tests.support.streams import watch as open_stream
-from tests.support.waiting import HANG
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 
-REQUIRED = {"type", "title", "status", "code", "detail"}
 KV, WATCH, FEEDS = "/v1/kv", "/v1/watch", "/v1/feeds"
 RANGED = (KV, WATCH, FEEDS)
 PATHS = (*RANGED, "/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer, its body read."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def problem(self) -> dict[str, Any]:
-        """Its problem; asserts that it is one, as RFC 9457 and our contract have it."""
-        assert self.headers["content-type"] == "application/problem+json", self
-        found: dict[str, Any] = json.loads(self.body)
-        assert REQUIRED <= set(found) <= REQUIRED | {"parameter"}, found
-        assert found["status"] == self.status
-        assert found["type"].endswith(f":{found['code']}")
-        assert all(found[name] for name in REQUIRED)
-        assert b"Traceback" not in self.body
-        return found
-
-
-class Line:
-    """One connection, over which bytes go as they are."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def send(self, raw: bytes) -> None:
-        """Send bytes, on a new connection if there is none."""
-        if self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
-        self._writer.write(raw)
-        await self._writer.drain()
-
-    async def receive(self, *, body: bool = True) -> Answer:
-        """The next answer; *body* False for those to HEAD."""
-        assert self._reader is not None
-        async with asyncio.timeout(HANG):
-            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
-            sized = body and "content-length" in headers
-            content = await self._reader.readexactly(int(headers["content-length"])) if sized else b""
-        if headers.get("connection") == "close" or "content-length" not in headers:
-            await self.close()
-        return Answer(int(head[0].split()[1]), headers, content)
-
-    async def until(self, mark: bytes) -> bytes:
-        """All that comes until *mark*."""
-        assert self._reader is not None
-        async with asyncio.timeout(HANG):
-            return await self._reader.readuntil(mark)
-
-    async def rest(self) -> bytes:
-        """All that comes until the other side closes."""
-        assert self._reader is not None
-        async with asyncio.timeout(HANG):
-            found = await self._reader.read()
-        await self.close()
-        return found
-
-    async def ask(self, target: bytes | str, method: str = "GET", headers: str = "") -> Answer:
-        """One request, and its answer."""
-        where = target.encode() if isinstance(target, str) else target
-        raw = b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method.encode(), where, headers.encode())
-        used = self._writer is not None
-        try:
-            await self.send(raw)
-            return await self.receive(body=method != "HEAD")
-        except (asyncio.IncompleteReadError, ConnectionError):
-            # A connection that was not used for a while is closed by the gateway: every client knows that.
-            await self.close()
-            if not used:
-                raise
-        await self.send(raw)
-        return await self.receive(body=method != "HEAD")
-
-    async def close(self) -> None:
-        """Also done when the other side is about to."""
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
-        self._reader = self._writer = None
 
 
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
@@ -328,107 +238,6 @@ async def test_unknown_paths(line: Line, path: str) -> None:
     assert answer.problem()["code"] == "no-such-path"
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"GARBAGE\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS to a plain port
-        b"GET /v1/kv?prefix=\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/kv?prefix=a b HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"BREW /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/kv?prefix= HTTP/1.1\r\nHost x\r\n\r\n",
-        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET /v1/kv?prefix= HTTP/9.9\r\n\r\n",
-    ],
-)
-async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
-    """What the parser refuses is answered by a problem too, and the connection is closed."""
-    line = Line(server.port)
-    await line.send(raw)
-    answer = await line.receive()
-
-    assert (answer.status, answer.problem()["code"]) == (400, "malformed-request")
-    assert answer.headers["connection"] == "close"
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"GET /livez HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 66_000 + b"\r\n\r\n",
-        b"GET /" + b"a" * 66_000 + b" HTTP/1.1\r\n\r\n",
-    ],
-    ids=["headers", "target"],
-)
-async def test_a_head_over_its_limit(server: GatewayProcess, head: bytes) -> None:
-    """Also one that comes whole, in one write."""
-    line = Line(server.port)
-    await line.send(head)
-    answer = await line.receive()
-
-    assert (answer.status, answer.problem()["code"]) == (431, "head-too-large")
-
-
-@pytest.mark.parametrize("target", ["/v1/kv?prefix=/a/", "/livez", "/v1/kv?prefix=/a/&x"])
-async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayProcess, target: str) -> None:
-    """Half-closed: `printf … | nc -N`."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    writer.write_eof()
-    async with asyncio.timeout(HANG):
-        answer = await reader.read()
-    writer.close()
-
-    assert answer.startswith(b"HTTP/1.1 ")
-    assert b"\r\n\r\n" in answer
-
-
-async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
-    """Nobody hears it; an answer inside of the stream would be taken for its data, and would not be one."""
-    async with await open_stream(server.base, "prefix=/a/") as stream:
-        await stream.until("synced")
-        stream.writer.write(b"RUBBISH\r\n\r\n")
-        assert [event.type for event in await stream.until("bookmark")] == ["bookmark"]
-        assert [event.type for event in await stream.until("bookmark")] == ["bookmark"]
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        pytest.param(b"GET /v1/kv?prefix=" + b"%41" * 20_000 + b" HTTP/1.1\r\n\r\n", id="a long query"),
-        pytest.param(b"GET /v1/kv?" + b"a=1&" * 10_000 + b" HTTP/1.1\r\n\r\n", id="many parameters"),
-        pytest.param(b"GET /v1/kv?" + b"&" * 60_000 + b"x HTTP/1.1\r\n\r\n", id="nothing but separators"),
-        pytest.param(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n", id="a long path"),
-        pytest.param(b"GET /v1/kv?prefix=" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", id="more than the parser takes"),
-    ],
-)
-async def test_huge_queries(server: GatewayProcess, head: bytes) -> None:
-    """They are refused; what the answer quotes of them is short."""
-    line = Line(server.port)
-    await line.send(head)
-    answer = await line.receive()
-    answer.problem()
-    await line.close()
-
-    assert answer.status in (400, 404, 431)
-    assert len(answer.body) < 1000
-
-
-@pytest.mark.parametrize("start", [b"GET /v1/kv?prefix=&", b"GET /v1/kv?prefix= HTTP/1.1\r\nCookie: ", b"\r\n"])
-async def test_a_head_without_end_is_bounded(server: GatewayProcess, start: bytes) -> None:
-    """A request that never ends does not fill the memory: it is cut off."""
-    line = Line(server.port)
-    sent = 0
-    with contextlib.suppress(ConnectionError):
-        await line.send(start)
-        while sent < 16 << 20:
-            await line.send((start if start == b"\r\n" else b"xy") * 8192)
-            sent += 16384
-    await line.close()
-
-    assert sent < 16 << 20
-
-
 NAMES = st.sampled_from(sorted({*kv._KNOWN, *watch._KNOWN, "bogus", "%70refix", "%ff", ""}))
 TEXTS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=30)
 BYTES = st.binary(max_size=20).map(lambda data: "".join(f"%{byte:02x}" for byte in data))
@@ -465,76 +274,3 @@ async def test_fuzzed_watches(server: GatewayProcess, query: str, last_event_id:
     else:
         assert answer.status == 400
         assert answer.problem()["parameter"] is not None
-
-
-@pytest_asyncio.fixture(name="hasty", scope="module", loop_scope="module", params=["fast", "portable"])
-async def _hasty(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
-    """One that waits 0.2 s for the head of a request, where the product waits a minute."""
-    async with EmbeddedEtcd() as etcd:
-        chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, "GATEWAY_SINK": request.param}
-        running = await start(settings=chosen, program=("tests.support.hasty",))
-        try:
-            await running.listening()
-            yield running
-        finally:
-            assert await running.stop() == 0, running.other
-
-
-@pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
-async def test_a_head_that_does_not_end(hasty: GatewayProcess, before: str) -> None:
-    """Whoever opens connections and says half a request would keep them for ever."""
-    line = Line(hasty.port)
-    if before:
-        await line.send(before.encode())
-        assert (await line.receive()).status == 200
-    await line.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
-    answer = await line.receive()
-
-    assert (answer.status, answer.problem()["code"]) == (408, "head-timeout")
-    assert answer.headers["connection"] == "close"
-
-
-async def test_a_connection_that_says_nothing(hasty: GatewayProcess) -> None:
-    """It is closed without a word, which a browser would take for the answer to what it asks next."""
-    line = Line(hasty.port)
-    await line.send(b"")
-    assert await line.rest() == b""
-
-
-GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
-
-
-@pytest.mark.parametrize(
-    ("request_", "behind"),
-    [(GET + b"\r\n", b"\r\n"), (GET + b"Content-Length: 9\r\n\r\n", b"1")],
-    ids=["line-end", "body"],
-)
-async def test_a_byte_behind_an_answer(hasty: GatewayProcess, request_: bytes, behind: bytes) -> None:
-    """It stops uvicorn's own timer, and is no request."""
-    line = Line(hasty.port)
-    await line.send(request_)
-    assert (await line.receive()).status == 200
-    await line.send(behind)
-    assert await line.rest() == b""
-
-
-@pytest.mark.parametrize(
-    "behind", [GET, GET + b"\r\n", (GET + b"\r\n") * 2, GET + b"\r\n" + GET], ids=["half", "one", "two", "one-and-half"]
-)
-async def test_requests_behind_that_of_a_stream(hasty: GatewayProcess, behind: bytes) -> None:
-    """The time is the head's: a stream outlives it, and nothing is said within it."""
-    line = Line(hasty.port)
-    await line.send(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
-    said = [await line.until(b"event: bookmark") for _ in range(3)]
-    await line.close()
-
-    assert said[0].startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"".join(said).count(b"HTTP/1.1") == 1
-
-
-async def test_an_answer_may_take_longer_than_a_head(hasty: GatewayProcess) -> None:
-    """The time is the head's: a stream outlives it."""
-    async with await open_stream(hasty.base, "prefix=/svc/") as stream:
-        await stream.until("synced")
-        for _ in range(2):
-            await stream.until("bookmark")

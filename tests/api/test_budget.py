@@ -14,7 +14,7 @@ from app.core.budget import Use
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
-from tests.stream.test_delivery import Client, swallow, synced
+from tests.support.asgi_client import Client, swallow, synced
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import eventually

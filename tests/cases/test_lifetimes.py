@@ -15,7 +15,7 @@ from app.watch.subscriber import Subscriber
 from tests.cases.clients import Client, exact, feed_of, is_held, joined, true
 from tests.cases.valve import valve
 from tests.integration.test_release import all_released, ranges
-from tests.stream.test_delivery import OURS, released
+from tests.support.asgi_client import OURS, released
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd

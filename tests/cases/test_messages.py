@@ -21,7 +21,7 @@ from app.etcd.stream_pool import ALONE_STREAMS, MAX_STREAMS, StreamPool
 from app.gateway import Gateway
 from app.settings import load
 from tests.cases.clients import true
-from tests.stream.test_delivery import Client, released, swallow, synced
+from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.fake_etcd import FakeEtcd

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.core.drain import Drain
 from app.settings import Settings
-from app.stream.delivery import RETRY_MS
+from app.stream.streams import RETRY_MS
 
 counts = st.integers(0, 20_000)
 windows = st.floats(0, 100)

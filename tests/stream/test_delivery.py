@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+import logging
 
 import pytest
+from starlette.types import Message
 
 from app.core.feed import FeedCore
 from app.core.feed_messages import Commands, FeedInput, Stop
@@ -14,95 +14,10 @@ from app.core.keys import KeyRange
 from app.core.reader import Reader
 from app.core.state_table import InvalidTransitionError
 from app.gateway import Gateway
-from app.main import create_app
-from app.settings import load
+from app.stream.delivery import Delivery
+from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
-
-# Names of the tasks that the gateway makes.
-OURS = ("upstream", "registry", "watch-stream", "feed", "stream-", "shared-read")
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-@pytest.fixture(name="fake")
-async def _fake() -> AsyncIterator[FakeEtcd]:
-    async with FakeEtcd() as fake:
-        fake.put(b"/svc/a", b"1")
-        yield fake
-
-
-@pytest.fixture(name="gateway")
-async def _gateway(fake: FakeEtcd) -> AsyncIterator[Gateway]:
-    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "send_timeout": 0.2}))
-    async with gateway.running():
-        yield gateway
-    assert [task for task in asyncio.all_tasks() if task.get_name().startswith(OURS)] == []
-
-
-class Client:
-    """One ASGI request."""
-
-    def __init__(self, gateway: Gateway, send: Send, query: bytes = b"prefix=/svc/") -> None:
-        self._send = send
-        self.leaves = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
-        app: Any = create_app(gateway=gateway)
-        self.task = asyncio.create_task(app(self._scope(query), self._receive, self._record))
-
-    @staticmethod
-    def _scope(query: bytes) -> dict[str, Any]:
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": "/v1/watch",
-            "raw_path": b"/v1/watch",
-            "query_string": query,
-            "root_path": "",
-            "headers": [(b"host", b"test")],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-        }
-
-    async def _receive(self) -> dict[str, Any]:
-        if self.leaves.is_set():
-            return {"type": "http.disconnect"}
-        await self.leaves.wait()
-        return {"type": "http.disconnect"}
-
-    async def _record(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-        await self._send(message)
-
-    @property
-    def text(self) -> str:
-        """The body so far."""
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
-
-
-async def swallow(_message: dict[str, Any]) -> None:
-    """A send that always works."""
-
-
-async def released(gateway: Gateway, fake: FakeEtcd) -> None:
-    """Nothing is held: no subscriber, no feed, no watcher, no stream."""
-
-    async def holds_nothing() -> bool:
-        return (len(gateway.registry), gateway.registry.feeds(), fake.open_watchers, fake.open_streams) == (0, [], 0, 0)
-
-    await eventually(holds_nothing)
-
-
-async def synced(client: Client) -> None:
-    """The stream has said synced."""
-
-    async def said() -> bool:
-        return "event: synced" in client.text
-
-    await eventually(said)
 
 
 async def test_disconnect(gateway: Gateway, fake: FakeEtcd) -> None:
@@ -113,7 +28,7 @@ async def test_disconnect(gateway: Gateway, fake: FakeEtcd) -> None:
     await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"client": 1}
+    assert gateway.streams.counters.closed == {"client": 1}
 
 
 async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
@@ -125,7 +40,13 @@ async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
     await released(gateway, fake)
 
 
-@pytest.mark.parametrize("name", ["Connection", "make_sink", "Delivery", "Reader"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"app.api.stream_response.{name}" for name in ("Connection", "make_sink", "Delivery")),
+        "app.stream.streams.Reader",
+    ],
+)
 async def test_a_stream_that_cannot_be_made(
     gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -134,7 +55,7 @@ async def test_a_stream_that_cannot_be_made(
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError(f"no {name}")
 
-    monkeypatch.setattr(f"app.stream.delivery.{name}", fail)
+    monkeypatch.setattr(name, fail)
     client = Client(gateway, swallow)
     with pytest.raises(RuntimeError, match=name):
         await client.task
@@ -145,7 +66,7 @@ async def test_a_stream_that_cannot_be_made(
 async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
     """Servers of ASGI 2.4 raise OSError from send when the client is gone."""
 
-    async def broken(_message: dict[str, Any]) -> None:
+    async def broken(_message: Message) -> None:
         raise OSError("gone")
 
     client = Client(gateway, broken)
@@ -153,20 +74,20 @@ async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
         await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"error": 1}
+    assert gateway.streams.counters.closed == {"error": 1}
 
 
 async def test_send_never_returns(gateway: Gateway, fake: FakeEtcd) -> None:
     """A send that hangs ends by its time-out, on a server without our extension too."""
 
-    async def stuck(_message: dict[str, Any]) -> None:
+    async def stuck(_message: Message) -> None:
         await asyncio.Event().wait()
 
     client = Client(gateway, stuck)
     await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"send-timeout": 1}
+    assert gateway.streams.counters.closed == {"send-timeout": 1}
 
 
 async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +104,53 @@ async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pyte
         await client.task
 
     await released(gateway, fake)
-    assert gateway.streams.tally.closed == {"error": 1}
+    assert gateway.streams.counters.closed == {"error": 1}
+
+
+async def test_an_error_in_a_tick(gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends that stream: the timers of its neighbours go on."""
+    deliveries: list[Delivery] = []
+
+    class Noted(Delivery):
+        def begin(self) -> None:
+            super().begin()
+            deliveries.append(self)
+
+    monkeypatch.setattr("app.api.stream_response.Delivery", Noted)
+    failing, healthy = Client(gateway, swallow), Client(gateway, swallow)
+    await synced(failing)
+    await synced(healthy)
+
+    def fail(_now: float) -> None:
+        raise RuntimeError("seeded")
+
+    monkeypatch.setattr(deliveries[0], "_tick", fail)
+    late = gateway.clock() + gateway.streams.settings.heartbeat + 1
+    for delivery in deliveries:
+        delivery.tick(late)
+    with pytest.raises(RuntimeError, match="seeded"):
+        await failing.task
+    await healthy.until("event: bookmark")
+    await healthy.leave()
+
+    await released(gateway, fake)
+    assert gateway.streams.counters.closed == {"error": 1, "client": 1}
+
+
+async def test_what_is_logged_of_a_stream(gateway: Gateway, fake: FakeEtcd, caplog: pytest.LogCaptureFixture) -> None:
+    """Whose it was, why it ended, and what it was sent."""
+    with caplog.at_level(logging.INFO, logger="gateway.stream"):
+        client = Client(gateway, swallow, headers=[(b"x-request-id", b"req-1")])
+        await synced(client)
+        await client.leave()
+    await released(gateway, fake)
+    (record,) = [record for record in caplog.records if record.message == "stream end"]
+    said = vars(record)
+
+    assert (said["range"], said["reason"], said["request_id"]) == ("prefix=/svc/", "client", "req-1")
+    assert (said["address"], said["events"], said["revision"]) == ("127.0.0.1:1", 1, fake.revision)
+    assert said["bytes"] == len(client.text.encode())
+    assert said["seconds"] >= 0
 
 
 @pytest.mark.parametrize("moment", ["at once", "synced"])

@@ -16,6 +16,7 @@ from app.main import create_app
 from app.settings import load
 from app.stream import connection
 from tests.slow_readers.clients import closing, slow, stuck
+from tests.support.asgi_client import http_scope
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import environment
@@ -77,12 +78,8 @@ class Server:
 
 
 def scope(query: str) -> Scope:
-    """A GET of a stream, as ASGI has it."""
-    return {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-        "path": "/v1/watch", "raw_path": b"/v1/watch", "query_string": query.encode(), "root_path": "", "headers": [],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
-    }  # fmt: skip
+    """A GET of a stream, without headers."""
+    return http_scope("/v1/watch", query.encode(), headers=[])
 
 
 async def at_once() -> None:
@@ -163,7 +160,7 @@ async def test_who_takes_nothing_is_cut_off(
             await app(request, server.receive, server.send)
         assert (server.cancelled, server.sending) == (1, 0)
         assert app.state.gateway.registry.feeds() == []
-        assert app.state.gateway.streams.tally.closed == {"send-timeout": 1}
+        assert app.state.gateway.streams.counters.closed == {"send-timeout": 1}
 
 
 async def test_a_servers_own_time_out_is_its_own(etcd: EmbeddedEtcd) -> None:
@@ -178,7 +175,7 @@ async def test_a_servers_own_time_out_is_its_own(etcd: EmbeddedEtcd) -> None:
         with pytest.raises(TimeoutError):
             await app(scope("prefix=/svc/"), server.receive, server.send)
         assert app.state.gateway.registry.feeds() == []
-        assert app.state.gateway.streams.tally.closed == {"error": 1}
+        assert app.state.gateway.streams.counters.closed == {"error": 1}
 
 
 # --- hypercorn -------------------------------------------------------------------------------------------------------

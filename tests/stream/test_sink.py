@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from starlette.types import Message
 
+from app.stream.connection import Connection, StuckError
+from app.stream.framing import Chunks
+from app.stream.sink import GONE, STUCK, Choice, FastSink, PortableSink, make_sink
+from app.stream.transport import EXTENSION, ClientTransport
 from tests.slow_readers.clients import stuck
+from tests.support.asgi_client import http_scope
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
@@ -16,7 +23,7 @@ from tests.support.metrics import etcd_metric
 from tests.support.streams import request, watch
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.etcd
+contract = pytest.mark.etcd  # what both are held to, over real sockets
 
 
 @pytest.fixture(params=["fast", "portable"])
@@ -28,6 +35,7 @@ async def served(request: pytest.FixtureRequest, etcd: EmbeddedEtcd) -> AsyncIte
         yield request.param, server
 
 
+@contract
 async def test_it_says_which(served: tuple[str, GatewayProcess]) -> None:
     """In /v1/feeds and in a metric, for as long as the stream is there."""
     name, server = served
@@ -45,6 +53,7 @@ async def test_it_says_which(served: tuple[str, GatewayProcess]) -> None:
         await eventually(none)
 
 
+@contract
 async def test_everything_arrives_in_order(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
     """A state of many writes, a revision larger than one write, many small ones, beats between them."""
     _name, server = served
@@ -61,6 +70,7 @@ async def test_everything_arrives_in_order(served: tuple[str, GatewayProcess], k
             await stream.until("bookmark")
 
 
+@contract
 async def test_a_stream_that_we_end_is_whole(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
     """HTTP/1.1 chunks (RFC 9112, section 7.1) to the last, which is empty; then the end of the connection."""
     _name, server = served
@@ -76,6 +86,7 @@ async def test_a_stream_that_we_end_is_whole(served: tuple[str, GatewayProcess],
     assert await server.process.wait() == 0
 
 
+@contract
 async def test_http_1_0_has_no_chunks(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
     """A body of unknown length ends with its connection (RFC 9112, section 6.1); all else says its length."""
     _name, server = served
@@ -101,6 +112,7 @@ async def test_http_1_0_has_no_chunks(served: tuple[str, GatewayProcess], kv: Et
     assert await server.process.wait() == 0
 
 
+@contract
 async def test_who_stalls_holds_up_nobody_and_catches_up(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
     """One does not read: another gets everything; then it gets all of it, too, in its order."""
     _name, server = served
@@ -118,6 +130,7 @@ async def test_who_stalls_holds_up_nobody_and_catches_up(served: tuple[str, Gate
         assert [change.data["mod_revision"] for change in await slow.changes(300)] == wanted
 
 
+@contract
 async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None:
     """A GET may have a body, of any size; nobody reads it, and when its client goes the stream ends."""
     _name, server = served
@@ -138,3 +151,247 @@ async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None
             return await streams() == 0
 
         await eventually(gone)
+
+
+# --- each alone, with a source that is written by hand ---------------------------------------------------------------
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written; ``full``: the kernel takes nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = ClientTransport(self, self._take_over)
+        self.full = False
+        self.written = b""
+        self.taken_over = self.closed = self.aborted = False
+
+    def _take_over(self) -> None:
+        self.taken_over = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+        if self.full:
+            self.client.pause()
+
+    def is_closing(self) -> bool:
+        return True  # it has no socket to look at
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        del name
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Source:
+    """Writes its parts, one whenever the sink is ready, and ends after the last if it is to."""
+
+    def __init__(self, sink: FastSink | PortableSink, *parts: bytes, ends: bool = False) -> None:
+        self.ended = False
+        self.reason = ""
+        self._sink = sink
+        self._parts = list(parts)
+        self._ends = ends
+
+    def resume_writing(self) -> None:
+        while self._sink.ready and self._parts and not self.ended:
+            self._sink.write(self._parts.pop(0))
+        if self._sink.ready and self._ends:
+            self.end("max-age")
+
+    def end(self, reason: str, error: Exception | None = None) -> None:
+        if not self.ended:
+            self.ended, self.reason = True, reason
+            self._sink.end(reason, error)
+
+
+def fast(send_timeout: float = 60.0) -> tuple[FastSink, Transport, set[asyncio.Task[None]]]:
+    """A fast sink, what it writes to, and the tasks of its end."""
+    transport, finishing = Transport(), set[asyncio.Task[None]]()
+    return FastSink(transport.client, Chunks(), send_timeout, finishing), transport, finishing
+
+
+async def test_fast_takes_the_connection_over() -> None:
+    """The first writes are made at once, framed; no task is left but that of the end."""
+    sink, transport, finishing = fast()
+    source = Source(sink, b"abc", b"de", ends=True)
+    await sink.run(source)
+    assert transport.taken_over
+    assert transport.written == b"3\r\nabc\r\n2\r\nde\r\n"
+    (task,) = finishing
+    await task
+    await asyncio.sleep(0)
+
+    assert transport.written.endswith(b"de\r\n0\r\n\r\n")
+    assert (transport.closed, transport.aborted, finishing) == (True, False, set())
+
+
+async def test_fast_waits_for_the_kernel() -> None:
+    """It takes one write, and no more until the kernel has that."""
+    sink, transport, _finishing = fast()
+    source = Source(sink, b"one", b"two")
+    transport.full = True
+    await sink.run(source)
+    assert transport.written == b"3\r\none\r\n"
+    assert not sink.ready
+    transport.full = False
+    transport.client.resume()
+
+    assert transport.written == b"3\r\none\r\n3\r\ntwo\r\n"
+    assert sink.ready
+
+
+async def test_fast_gives_up_who_takes_nothing() -> None:
+    """After the time-out in looks, however many they are; then the connection is aborted, without an end."""
+    sink, transport, finishing = fast(send_timeout=10.0)
+    source = Source(sink, b"one")
+    transport.full = True
+    await sink.run(source)
+    assert [sink.stuck(4.0) for _ in range(3)] == [False, False, True]
+    source.end(STUCK)
+
+    assert (transport.aborted, finishing) == (True, set())
+    assert b"0\r\n\r\n" not in transport.written
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_fast_hears_of_its_clients_end(early: bool) -> None:
+    """Also of one that left before the sink took the connection over."""
+    sink, transport, finishing = fast()
+    source = Source(sink, b"one")
+    if early:
+        transport.client.lose()
+    await sink.run(source)
+    transport.client.lose()
+
+    assert source.reason == GONE
+    assert finishing == set()
+    assert not transport.closed
+    assert transport.written == (b"" if early else b"3\r\none\r\n")
+
+
+async def test_fast_breaks_off_after_an_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """A client must not take the body for whole."""
+    sink, transport, finishing = fast()
+    source = Source(sink, b"one")
+    await sink.run(source)
+    source.end("error", RuntimeError("seeded"))
+
+    assert (transport.aborted, finishing) == (True, set())
+    assert b"0\r\n\r\n" not in transport.written
+    assert "stream failed" in [record.message for record in caplog.records]
+
+
+class Portable:
+    """A portable sink on a server that takes what it is told to."""
+
+    def __init__(self, send_timeout: float = 60.0) -> None:
+        self.leaves = asyncio.Event()
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.written: list[bytes] = []
+        self.connection = Connection(http_scope("/"), self._receive, self._send, send_timeout)
+        self.sink = PortableSink(self.connection)
+
+    async def _receive(self) -> Message:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self.written.append(message["body"])
+        await self.takes.wait()
+
+    async def run(self, source: Source) -> None:
+        """As a response does it."""
+        async with self.connection:
+            await self.sink.run(source)
+
+
+async def test_portable_runs_to_the_end() -> None:
+    """One message a write, in order; then the end of the body."""
+    portable = Portable()
+    await portable.run(Source(portable.sink, b"one", b"two", ends=True))
+
+    assert portable.written == [b"one", b"two", b""]
+
+
+async def test_portable_waits_for_the_server() -> None:
+    """It is not ready while the server has not taken a write."""
+    portable = Portable()
+    portable.takes.clear()
+    source = Source(portable.sink, b"one", b"two", ends=True)
+    running = asyncio.create_task(portable.run(source))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (portable.written, portable.sink.ready) == ([b"one"], False)
+    assert not portable.sink.stuck(1000.0)  # the connection decides that
+    portable.takes.set()
+    await running
+
+    assert portable.written == [b"one", b"two", b""]
+
+
+async def test_portable_raises_what_its_source_ended_with() -> None:
+    """So that the server breaks the body off."""
+    portable = Portable()
+    source = Source(portable.sink)
+    running = asyncio.create_task(portable.run(source))
+    await asyncio.sleep(0)
+    source.end("error", RuntimeError("seeded"))
+    with pytest.raises(RuntimeError, match="seeded"):
+        await running
+
+    assert portable.written == []
+
+
+async def test_portable_gives_up_who_takes_nothing() -> None:
+    """By StuckError, which ends the stream."""
+    portable = Portable(send_timeout=0.05)
+    portable.takes.clear()
+    with pytest.raises(StuckError):
+        await portable.run(Source(portable.sink, b"one"))
+
+
+async def test_portable_hears_of_its_clients_end() -> None:
+    """And sends no end to nobody."""
+    portable = Portable()
+    source = Source(portable.sink)
+    running = asyncio.create_task(portable.run(source))
+    await asyncio.sleep(0)
+    portable.leaves.set()
+    await running
+
+    assert (source.reason, portable.written) == (GONE, [])
+
+
+@pytest.mark.parametrize(
+    ("choice", "extension", "name", "warned"),
+    [
+        ("auto", True, "fast", False),
+        ("fast", True, "fast", False),
+        ("portable", True, "portable", False),
+        ("auto", False, "portable", False),
+        ("portable", False, "portable", False),
+        ("fast", False, "portable", True),
+    ],
+)
+async def test_which_sink(
+    caplog: pytest.LogCaptureFixture, choice: Choice, extension: bool, name: str, warned: bool
+) -> None:
+    """The fast one where it can be had and is not forbidden; who asks for it in vain is told."""
+    extensions = {EXTENSION: {"client": Transport().client}} if extension else {}
+    portable = Portable()
+    connection = Connection(http_scope("/", extensions=extensions), portable._receive, portable._send, 1.0)
+    with caplog.at_level(logging.WARNING):
+        sink = make_sink(choice, connection, Chunks(), set())
+
+    assert sink.name == name
+    assert bool(caplog.records) == warned

@@ -16,6 +16,7 @@ from app.main import create_app
 from app.metrics import NAMESPACE
 from app.settings import load
 from app.stream.transport import EXTENSION, ClientTransport
+from tests.support.asgi_client import http_scope
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
@@ -60,12 +61,12 @@ async def test_clients_that_reset_during_their_read(etcd: EmbeddedEtcd, kv: Etcd
         assert await etcd_metric(server.base, closed) == await etcd_metric(server.base, closed, reason="client")
 
 
-class WatchRequest:
+class OneRequest:
     """One request to an app that has endpoints which fail, by a server that does or does not tell its connections."""
 
     def __init__(self, *, told: bool) -> None:
         self.app = create_app(load({"etcd": NOWHERE}))
-        self.line: ClientTransport | None = ClientTransport(None) if told else None
+        self.client: ClientTransport | None = ClientTransport(None) if told else None
         self.gone = False
         self.messages: list[Message] = []
         for path, endpoint in (("/raises", self._raises), ("/late", self._late), ("/breaks", self._breaks)):
@@ -74,8 +75,8 @@ class WatchRequest:
     def leave(self) -> None:
         """The client goes."""
         self.gone = True
-        if self.line is not None:
-            self.line.lose()
+        if self.client is not None:
+            self.client.lose()
 
     async def _raises(self, _request: Request) -> Response:
         self.leave()
@@ -109,12 +110,8 @@ class WatchRequest:
 
     async def get(self, path: str) -> None:
         """Have it served."""
-        extensions = {EXTENSION: {"line": self.line}} if self.line is not None else {}
-        scope: Scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [],
-            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {}, "extensions": extensions,
-        }  # fmt: skip
+        extensions = {EXTENSION: {"client": self.client}} if self.client is not None else {}
+        scope = http_scope(path, extensions=extensions)
         await self.app(scope, self.receive, self.send)
 
 
@@ -126,7 +123,7 @@ async def test_an_error_behind_a_client_that_has_gone_is_none(
     """Whatever raises, at whatever endpoint; an answer that had begun keeps its status."""
     if not told and path == "/late":
         status = 200  # a server that does not tell is asked only when something fails
-    asked = WatchRequest(told=told)
+    asked = OneRequest(told=told)
     with caplog.at_level(logging.INFO):
         await asked.get(path)
     assert [message["status"] for message in asked.messages if message["type"] == "http.response.start"] == [status]
@@ -136,7 +133,7 @@ async def test_an_error_behind_a_client_that_has_gone_is_none(
 @pytest.mark.parametrize("told", [True, False])
 async def test_an_error_for_a_client_that_is_there_is_one(caplog: pytest.LogCaptureFixture, told: bool) -> None:
     """A defect of ours is logged, and answered by a 500."""
-    asked = WatchRequest(told=told)
+    asked = OneRequest(told=told)
     asked.leave = lambda: None  # type: ignore[method-assign]  # it stays
     with pytest.raises(RuntimeError, match="closed"):
         await asked.get("/raises")

@@ -1,4 +1,4 @@
-"""Answers to clients that have gone: nobody gets them, so they are no failures, whatever went wrong on the way."""
+"""Responses to clients that have gone: nobody receives them, so whatever went wrong on the way is not a failure."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.stream.transport import line_of
+from app.stream.transport import client_of
 
 log = logging.getLogger("gateway.http")
 
-# As nginx has it in its log: the client closed the request. No client sees it; the metrics do.
+# nginx logs this status when the client closed the request. No client sees it; the metrics do.
 CLIENT_CLOSED_REQUEST = 499
 
 
 class ClientGone:
-    """Around the endpoints: an answer that begins when its client has gone has the status 499, and an error is none.
+    """Middleware: a response that begins after its client has gone has the status 499, and its error is not logged.
 
-    A read takes up to 5 s, and a client that left meanwhile was counted as a 500, with a stack trace in the log: what
-    is done with a connection that is no more raises.
+    A read takes up to 5 s. A client that left meanwhile was counted as a 500, with a stack trace in the log, because
+    whatever is done with a closed connection raises.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything through; an error only while the client is there."""
+        """Pass everything through, but an exception only while the client is there."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        line, started = line_of(scope), False
+        client, started = client_of(scope), False
 
         async def send_unless_gone(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                if line.lost:
+                if client.lost:
                     message = {**message, "status": CLIENT_CLOSED_REQUEST}
             await send(message)
 
         try:
             await self._app(scope, receive, send_unless_gone)
         except Exception as error:
-            if not (line.lost or await _disconnected(receive)):
+            if not (client.lost or await _disconnected(receive)):
                 raise
             log.info("client gone", extra={"path": scope["path"], "reason": f"{type(error).__name__}: {error}"})
             if not started:
@@ -52,7 +52,7 @@ class ClientGone:
 
 
 async def _disconnected(receive: Receive) -> bool:
-    """Whether a server that does not offer our extension has a disconnect to tell, now."""
+    """Whether the server reports a disconnect now: the only way to know on a server without our extension."""
     try:
         async with asyncio.timeout(0):
             while (await receive())["type"] != "http.disconnect":

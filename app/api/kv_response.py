@@ -1,4 +1,5 @@
-"""Answers that may be large: encoded once for all who ask the same, written in slices, and counted while they exist.
+"""The response of ``/v1/kv``, which may be large: one body for all equal requests, sent in slices, counted while it
+exists.
 
 uvicorn would take a whole body into its buffer and keep it for as long as the client likes: 30 readers that did not
 read held 22 MB each, for ever.
@@ -19,11 +20,11 @@ from app.stream.connection import Connection, StuckError
 SLICE = 64 * 1024
 
 
-class Answer:
-    """What was read, encoded: one body for all who asked the same. ``parts`` None: there is no such key.
+class KvBody:
+    """An encoded body, shared by the responses to all equal requests. ``parts`` is None when there is no such key.
 
-    *hold* is given back when the last of them has let go of it, or when a feed needs the bytes: then those who are
-    still being sent it are cut off.
+    *hold* is given back when the last response has let go of the body, or when a feed needs the bytes: then the
+    clients that are still being sent the body are cut off.
     """
 
     __slots__ = ("__weakref__", "_senders", "parts", "revision", "revoked")
@@ -44,57 +45,57 @@ class Answer:
         return sum(map(len, self.parts or ()))
 
     def slices(self) -> Iterator[memoryview]:
-        """The body, in pieces that the server may copy."""
+        """The body, in pieces small enough for the server to copy."""
         for part in self.parts or ():
             view = memoryview(part)
             for start in range(0, len(view), SLICE):
                 yield view[start : start + SLICE]
 
     def revoke(self) -> None:
-        """Keep nothing of it, and cut off whoever is being sent it."""
+        """Keep nothing of the body, and cut off every client that is being sent it."""
         self.revoked = True
         self.parts = None
         for connection in self._senders:
             connection.drop()
 
     def sent_on(self, connection: Connection) -> None:
-        """It is being sent there."""
+        """The body is being sent over *connection*."""
         self._senders.add(connection)
 
     def sent(self, connection: Connection) -> None:
-        """It is no longer."""
+        """It is no longer being sent there."""
         self._senders.discard(connection)
 
 
-def _revoke(answer: Answer | None) -> None:
-    if answer is not None:
-        answer.revoke()
+def _revoke(body: KvBody | None) -> None:
+    if body is not None:
+        body.revoke()
 
 
-class SlicedResponse(Response):
+class KvResponse(Response):
     """A response of known length; a client that takes nothing for *send_timeout* is cut off."""
 
-    def __init__(self, answer: Answer, headers: dict[str, str], media_type: str, *, send_timeout: float) -> None:
-        super().__init__(None, headers={**headers, "Content-Length": str(answer.size)}, media_type=media_type)
-        self._answer: Answer | None = answer
+    def __init__(self, body: KvBody, headers: dict[str, str], media_type: str, *, send_timeout: float) -> None:
+        super().__init__(None, headers={**headers, "Content-Length": str(body.size)}, media_type=media_type)
+        self._body: KvBody | None = body
         self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        answer, self._answer = self._answer, None
-        assert answer is not None, "a response is sent once"
+        body, self._body = self._body, None
+        assert body is not None, "a response is sent once"
         connection = Connection(scope, receive, send, self._send_timeout)
-        answer.sent_on(connection)
+        body.sent_on(connection)
         try:
             await connection.start(self.status_code, self.raw_headers)
-            for data in answer.slices():
-                if answer.revoked:
-                    await connection.cut_off()  # the length that was announced is not reached
+            for data in body.slices():
+                if body.revoked:
+                    await connection.cut_off()  # the body is shorter than the length that was announced
                     return
                 await connection.send(data)
             await connection.send(b"", more=False)
         except StuckError:
-            pass  # aborted; there is nobody to tell
+            pass  # the connection is aborted; there is nobody to tell
         finally:
-            answer.sent(connection)
-            del answer  # whoever keeps an error of this request does not keep the body
+            body.sent(connection)
+            del body  # an error of this request, if it is kept, does not keep the body

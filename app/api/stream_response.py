@@ -1,0 +1,155 @@
+"""The response to ``GET /v1/watch``: the head, then a ``Delivery``, or a refusal that an EventSource understands, too.
+
+``EventSourceResponse`` gives the class, its headers and its place in FastAPI. Its ``__call__`` is replaced: it has four
+tasks, a ping, and a clean-up that depends on a generator having started (sse-starlette #156).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.problems import problem
+from app.core.cursor import Cursor, Shape
+from app.core.errors import TransientError, UnavailableError
+from app.core.frames import control, greeting
+from app.stream.connection import Connection
+from app.stream.delivery import Delivery, ending
+from app.stream.sink import make_sink
+from app.stream.streams import Streams
+from app.watch.subscriber import Subscriber
+
+log = logging.getLogger("gateway.stream")
+
+# Refused EventSources that are held open at a time; any more are closed at once.
+MAX_HELD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    """What a request for a stream asks for, parsed."""
+
+    shape: Shape
+    format: str
+    cursor: Cursor | None
+    snapshot: bool
+    holdable: bool  # it is an EventSource's: a transient refusal must be a 200
+    address: str
+    user_agent: str
+    request_id: str
+
+
+class _NoContent:
+    """``EventSourceResponse`` wants content; ours is written by ``__call__``."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        raise NotImplementedError("never iterated: StreamResponse replaces __call__")
+
+
+class StreamResponse(EventSourceResponse):
+    """See the module."""
+
+    def __init__(self, streams: Streams, asked: WatchRequest) -> None:
+        super().__init__(
+            _NoContent(),
+            media_type="text/event-stream" if asked.format == "sse" else "application/x-ndjson",
+            headers={
+                "Cache-Control": "no-store, no-transform",
+                "Vary": "Last-Event-ID, Accept, Origin",
+                "X-Gateway-Instance": streams.settings.instance,
+                "X-Request-Id": asked.request_id,
+            },
+            ping=0,
+        )
+        # sse-starlette says `keep-alive`. HTTP/2 forbids that, and it contradicts the `close` that the server says to
+        # HTTP/1.0, and to whoever asks for it.
+        del self.headers["connection"]
+        self._streams = streams
+        self._asked = asked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response: to its end, or until the sink needs ASGI no more."""
+        if scope["method"] == "HEAD":
+            await self._head(scope, receive, send)
+            return
+        try:
+            subscriber = self._subscribe()
+        except TransientError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        streams, asked = self._streams, self._asked
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(subscriber)  # released by whatever fails before a delivery owns it
+            connection = Connection(scope, receive, send, streams.settings.send_timeout)
+            sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
+            feed = subscriber.feed
+            reader = streams.reader(feed, asked.shape, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot)
+            delivery = Delivery(streams, subscriber, reader, sink)
+            undo.pop_all()
+        with ending(delivery, connection):
+            async with connection:
+                await connection.start(self.status_code, self.raw_headers)
+                delivery.begin()
+                await sink.run(delivery)
+
+    def _subscribe(self) -> Subscriber:
+        asked, streams = self._asked, self._streams
+        streams.capacity.check()
+        return streams.registry.subscribe(
+            asked.shape.range,
+            address=asked.address,
+            user_agent=asked.user_agent,
+            request_id=asked.request_id,
+            has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
+        )
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as a GET would be answered, but join nothing: a load balancer's check must cost etcd nothing."""
+        try:
+            self._streams.registry.check(self._asked.shape.range)
+        except TransientError as error:
+            if not self._asked.holdable:
+                retry_after = self._streams.retry_ms(error.retry_factor) / 1000
+                await problem(error, retry_after=retry_after)(scope, receive, send)
+                return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _refuse(self, error: TransientError, scope: Scope, receive: Receive, send: Send) -> None:
+        streams = self._streams
+        streams.counters.refused[error.code] += 1
+        retry_ms = streams.retry_ms(error.retry_factor)
+        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause})
+        if not self._asked.holdable:
+            await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
+            return
+        async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
+            await connection.start(self.status_code, self.raw_headers)
+            await connection.send(greeting(self._asked.format, streams.settings.instance, retry_ms))
+            if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
+                await self._hold(connection, retry_ms / 1000)
+            if not connection.gone:
+                members: dict[str, object] = {"reason": error.close_reason, "retry_ms": retry_ms}
+                if isinstance(error, UnavailableError):
+                    members["detail"] = error.detail
+                close = control(self._asked.format, "close", members)
+                await connection.send(close, more=False)
+
+    async def _hold(self, connection: Connection, seconds: float) -> None:
+        """Keep the connection open: an EventSource that is refused at once comes back at once."""
+        over = asyncio.Event()
+        self._streams.held.add(over)
+        connection.on_gone = over.set
+        try:
+            async with asyncio.timeout(seconds):
+                await over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._streams.held.discard(over)

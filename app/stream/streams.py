@@ -1,0 +1,96 @@
+"""What all streams of the process share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.capacity import Capacity
+from app.core.cursor import Cursor, Shape
+from app.core.reader import Reader
+from app.core.slow_reader import RetryPenalty, SlowReaderPolicy
+from app.ports import Clock, Draw, Etcd
+from app.stream.counters import Counters
+from app.stream.framing import Chunks
+from app.stream.sink import Choice
+from app.stream.timers import TimerWheel
+from app.watch.feed import Feed
+from app.watch.registry import Registry
+
+# Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
+RETRY_MS = (1000, 5000)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """Of ``app.settings.Settings``, what streams need."""
+
+    instance: str
+    heartbeat: float
+    send_timeout: float
+    sync_timeout: float
+    stale_after: float
+    max_age: float
+    min_rate: int
+    sink: Choice
+
+
+class Streams:
+    """What all streams of the process share."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        etcd: Etcd,
+        epoch_of: Callable[[int, Shape], str],
+        settings: StreamSettings,
+        *,
+        clock: Clock,
+        draw: Draw,
+        capacity: Capacity[Any],
+    ) -> None:
+        self.registry = registry
+        self.capacity = capacity
+        self.etcd = etcd
+        self.epoch_of = epoch_of
+        self.settings = settings
+        self.clock = clock
+        self.draw = draw
+        self.counters = Counters()
+        self.chunks = Chunks()
+        self.timers = TimerWheel(clock)
+        self.retry_penalty = RetryPenalty()
+        self.held: set[asyncio.Event] = set()  # of each refused EventSource that is held open: set to end it
+        self.finishing: set[asyncio.Task[None]] = set()  # of streams that have ended: their last bytes are under way
+
+    def reader(self, feed: Feed, shape: Shape, *, form: str, cursor: Cursor | None, snapshot: bool) -> Reader:
+        """A reader of *feed*, as all streams use them."""
+        settings = self.settings
+        return Reader(
+            feed.history,
+            feed.core.backfill,
+            shape,
+            self.epoch_of,
+            form=form,
+            cursor=cursor,
+            snapshot=snapshot,
+            heartbeat=settings.heartbeat,
+            pace=SlowReaderPolicy(settings.send_timeout, settings.min_rate),
+            counts=self.counters.handed,
+        )
+
+    def retry_ms(self, factor: int = 1) -> int:
+        """Milliseconds after which a client should come back; *factor* times as long as usual."""
+        low, high = RETRY_MS
+        return factor * (low + int((high - low) * self.draw()))
+
+    def drain(self) -> None:
+        """End the refused EventSources that are held open. The registry ends the streams."""
+        for event in self.held:
+            event.set()
+
+    async def aclose(self) -> None:
+        """Wait for the tasks of streams that have ended. Their connections are closed by now."""
+        await asyncio.gather(*self.finishing)

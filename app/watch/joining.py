@@ -1,0 +1,103 @@
+"""What the feed gets for a reader that waits: history below the log, or proof of a cursor that is ahead of the feed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from app.core.errors import GatewayError
+from app.core.reader import Reader, Wants
+from app.ports import spawn
+from app.watch.feed import Feed
+
+log = logging.getLogger("gateway.stream")
+
+# Seconds after a linearizable read that failed, before the next one.
+READ_AGAIN = 1.0
+
+
+class Joining:
+    """Of one reader, until its cursor is judged: at most one task, for what the reader wants now.
+
+    Args:
+        sync_timeout: seconds that the feed has to reach the cursor by itself, before the state is read.
+        wake: called when the reader was given something.
+        failed: called with an error of ours.
+    """
+
+    __slots__ = ("_failed", "_feed", "_reader", "_serves", "_sync_timeout", "_task", "_wake")
+
+    def __init__(
+        self,
+        feed: Feed,
+        reader: Reader,
+        *,
+        sync_timeout: float,
+        wake: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._feed = feed
+        self._reader = reader
+        self._sync_timeout = sync_timeout
+        self._wake = wake
+        self._failed = failed
+        self._task: asyncio.Task[None] | None = None
+        self._serves = Wants.NOTHING  # what the task is for
+
+    def help(self) -> bool:
+        """Begin to get what the reader wants; True if the reader should be read again at once."""
+        wants = self._reader.wants
+        if wants is Wants.BACKFILL:
+            asked = self._reader.asked
+            assert asked is not None, "only a cursor can want history"
+            if not self._feed.want_backfill(asked):
+                self._reader.refuse_backfill()
+            return True
+        if wants is not self._serves:
+            self.stop()
+            self._serves = wants
+            if wants is Wants.LINEARIZABLE:
+                self._task = spawn(self._read_linearizable(), name="stream-linearizable", died=self._failed)
+            elif wants is Wants.CATCH_UP:
+                self._task = spawn(self._await_catch_up(), name="stream-catch-up", died=self._failed)
+        return False
+
+    def stop(self) -> None:
+        """Cancel the task, if there is one. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._serves = Wants.NOTHING
+
+    async def _read_linearizable(self) -> None:
+        self._feed.await_catch_up(1)  # progress may get the feed there before the answer does
+        try:
+            while True:
+                try:
+                    revision = await self._feed.linearizable_revision()
+                except GatewayError as error:  # etcd is away: the feed's own state says so, here we only try again
+                    log.debug("no linearizable revision", extra={"reason": str(error)})
+                    await asyncio.sleep(READ_AGAIN)
+                    continue
+                self._reader.give_linearizable(revision)
+                self._wake()
+                return
+        finally:
+            self._feed.await_catch_up(-1)
+
+    async def _await_catch_up(self) -> None:
+        """Give the feed time to prove that it got to the cursor; then read the state afresh."""
+        asked = self._reader.asked
+        assert asked is not None, "only a cursor can be ahead"
+        self._feed.await_catch_up(1)
+        try:
+            while True:
+                await asyncio.sleep(self._sync_timeout)
+                snapshot = await self._feed.fresh_snapshot(asked)
+                if snapshot is not None:
+                    self._reader.give_snapshot(snapshot)
+                    self._wake()
+                    return
+        finally:
+            self._feed.await_catch_up(-1)

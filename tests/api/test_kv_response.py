@@ -1,0 +1,129 @@
+"""A body that may be large: shared by equal requests, counted while it exists, sent in slices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from app.api.kv_response import SLICE, KvBody, KvResponse
+from app.core.budget import Budget, Hold, Use
+from tests.support.asgi_client import http_scope
+
+
+@pytest.fixture(name="budget")
+def _budget() -> Budget:
+    return Budget(1 << 20)
+
+
+def body_of(budget: Budget, *parts: bytes) -> tuple[KvBody, Hold]:
+    """A body, and what it is counted by."""
+    hold = budget.hold(Use.ANSWER)
+    return KvBody(7, parts, hold), hold
+
+
+class Client:
+    """One that takes what it is sent when it is told to."""
+
+    def __init__(self, *, takes: bool = True) -> None:
+        self.takes = asyncio.Event()
+        if takes:
+            self.takes.set()
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("it never leaves")
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if message["type"] == "http.response.body":
+            await self.takes.wait()
+
+    async def ask(self, body: KvBody, send_timeout: float = 60.0) -> None:
+        """Have it sent."""
+        response = KvResponse(body, {"X-Etcd-Revision": "7"}, "application/json", send_timeout=send_timeout)
+        del body
+        await response(http_scope("/v1/kv"), self.receive, self.send)
+
+    @property
+    def received(self) -> bytes:
+        """The body so far."""
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was told that this is all."""
+        return self.sent[-1].get("more_body") is False
+
+
+async def test_in_slices(budget: Budget) -> None:
+    """Whole, with its length, and no piece larger than a slice."""
+    parts = (b"head", b"x" * (2 * SLICE + 5), b"", b"tail")
+    body, hold = body_of(budget, *parts)
+    client = Client()
+    await client.ask(body)
+
+    assert client.received == b"".join(parts)
+    assert client.whole
+    headers = dict(client.sent[0]["headers"])
+    assert headers[b"content-length"] == str(hold.size).encode()
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"x-etcd-revision"] == b"7"
+    assert max(len(message["body"]) for message in client.sent[1:]) == SLICE
+
+
+async def test_counted_once_until_the_last_has_it(budget: Budget) -> None:
+    """However many are sent it."""
+    body, _hold = body_of(budget, b"x" * 1000)
+    clients = [Client(takes=False) for _ in range(3)]
+    asking = [asyncio.create_task(client.ask(body)) for client in clients]
+    del body
+    for client, task in zip(clients, asking, strict=True):
+        await asyncio.sleep(0)
+        assert budget.of(Use.ANSWER) == 1000
+        client.takes.set()
+        await task
+    asking.clear()
+    await asyncio.sleep(0)
+
+    assert budget.of(Use.ANSWER) == 0
+
+
+async def test_a_feed_needs_the_bytes(budget: Budget) -> None:
+    """They are free at once; a client that is being sent them is cut off, and never told that it has all."""
+    body, hold = body_of(budget, b"x" * (3 * SLICE))
+    slow, other = Client(takes=False), Client()
+    asking = asyncio.create_task(slow.ask(body))
+    await asyncio.sleep(0)
+    await other.ask(body)
+    given = hold.revoke()
+    assert given == 3 * SLICE
+    assert budget.of(Use.ANSWER) == 0
+    assert (body.revoked, body.parts, body.size) == (True, None, 0)
+    slow.takes.set()
+    await asking
+
+    assert other.whole
+    assert not slow.whole
+    assert len(slow.received) < 3 * SLICE
+
+
+async def test_a_client_that_takes_nothing(budget: Budget) -> None:
+    """It is given up, without an error, and lets go of the body."""
+    body, _hold = body_of(budget, b"x" * (2 * SLICE))
+    client = Client(takes=False)
+    await client.ask(body, send_timeout=0.05)
+    del body
+
+    assert not client.whole
+    assert budget.of(Use.ANSWER) == 0
+
+
+async def test_no_such_key(budget: Budget) -> None:
+    """Nothing is nothing, and counts as nothing."""
+    hold = budget.hold(Use.ANSWER)
+    body = KvBody(7, None, hold)
+
+    assert (body.size, list(body.slices()), hold.size) == (0, [], 0)

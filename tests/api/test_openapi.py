@@ -1,0 +1,58 @@
+"""What /docs says of the endpoints is what they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.api import kv, openapi, watch
+from app.core.errors import BadRequestError
+from app.gateway import Gateway
+from app.main import create_app
+
+
+def parameters(described: dict[str, Any], where: str = "query") -> dict[str, dict[str, Any]]:
+    """Of one endpoint, by name."""
+    found: list[dict[str, Any]] = described["openapi_extra"]["parameters"]
+    return {parameter["name"]: parameter["schema"] for parameter in found if parameter["in"] == where}
+
+
+def test_every_parameter_is_described() -> None:
+    """No more and no less than the endpoint knows."""
+    assert set(parameters(openapi.KV)) == kv._KNOWN
+    assert set(parameters(openapi.WATCH)) == watch._KNOWN
+    assert set(parameters(openapi.WATCH, "header")) == {"Last-Event-ID"}
+
+
+def test_the_limits_are_those_of_the_endpoint() -> None:
+    """The largest is taken, one more is refused, and the default is what a request without a limit has."""
+    limit = parameters(openapi.KV)["limit"]
+    assert kv.parse(b"prefix=").limit == limit["default"]
+    for value in (limit["minimum"], limit["maximum"]):
+        assert kv.parse(f"prefix=&limit={value}".encode()).limit == value
+    for value in (limit["minimum"] - 1, limit["maximum"] + 1):
+        with pytest.raises(BadRequestError):
+            kv.parse(f"prefix=&limit={value}".encode())
+
+
+@pytest.mark.parametrize("name", ["encoding", "keys_only", "count_only"])
+def test_every_choice_is_taken(name: str) -> None:
+    """Of each parameter that has choices, and no other value."""
+    for value in parameters(openapi.KV)[name]["enum"]:
+        kv.parse(f"prefix=&{name}={value}".encode())
+    with pytest.raises(BadRequestError):
+        kv.parse(f"prefix=&{name}=other".encode())
+
+
+async def test_the_document(gateway: Gateway) -> None:
+    """FastAPI puts it together; every answer other than 200 is a problem."""
+    document = create_app(gateway=gateway).openapi()
+    for path in ("/v1/kv", "/v1/watch", "/v1/feeds"):
+        responses = document["paths"][path]["get"]["responses"]
+        assert "200" in responses
+        for status, response in responses.items():
+            if status != "200":
+                assert list(response["content"]) == ["application/problem+json"], (path, status)
+    served = document["paths"]["/v1/watch"]["get"]["responses"]["200"]["content"]
+    assert {"text/event-stream", "application/x-ndjson"} <= set(served)

@@ -1,0 +1,175 @@
+"""The answer to ``GET /v1/watch``: its head, and refusals in the form that each client understands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from starlette.types import Message
+
+from app.api import stream_response
+from app.gateway import Gateway
+from app.settings import load
+from tests.support.asgi_client import Client, released, synced
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import eventually
+
+EVENT_SOURCE = [(b"accept", b"text/event-stream")]
+NDJSON = [(b"accept", b"application/x-ndjson")]
+
+
+async def held(gateway: Gateway, count: int = 1) -> None:
+    """So many refused EventSources are held open."""
+
+    async def are() -> bool:
+        return len(gateway.streams.held) == count
+
+    await eventually(are)
+
+
+@pytest.fixture(name="full")
+async def _full(fake: FakeEtcd) -> AsyncIterator[Gateway]:
+    """A gateway that has all the subscribers it may have, and tells others to come back in an hour."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "max_subscribers": 1}))
+    gateway.streams.retry_ms = lambda factor=1: 3_600_000 * factor  # type: ignore[method-assign]
+    async with gateway.running():
+        first = Client(gateway)
+        await synced(first)
+        yield gateway
+        assert len(gateway.registry) == 1
+        await first.leave()
+        await released(gateway, fake)
+
+
+async def test_head_of_a_stream(gateway: Gateway, fake: FakeEtcd) -> None:
+    """What proxies and clients must know; nothing about the connection, which is the server's."""
+    client = Client(gateway, headers=[(b"x-request-id", b"req-1")])
+    await synced(client)
+    await client.leave()
+    await released(gateway, fake)
+
+    assert client.status == 200
+    assert client.headers == {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-store, no-transform",
+        "vary": "Last-Event-ID, Accept, Origin",
+        "x-gateway-instance": gateway.instance,
+        "x-request-id": "req-1",
+        "x-accel-buffering": "no",
+    }
+
+
+async def test_ndjson(gateway: Gateway, fake: FakeEtcd) -> None:
+    """By its media type, a JSON object a line."""
+    client = Client(gateway, headers=NDJSON)
+    await client.until('"synced"')
+    await client.leave()
+    await released(gateway, fake)
+
+    assert client.headers["content-type"].startswith("application/x-ndjson")
+    assert [json.loads(line)["type"] for line in client.text.splitlines() if line] == ["reset", "put", "synced"]
+
+
+@pytest.mark.parametrize("draining", [False, True])
+async def test_head_request(gateway: Gateway, fake: FakeEtcd, draining: bool) -> None:
+    """Joins nothing, and is answered as a GET would be."""
+    gateway.registry.draining = draining
+    client = Client(gateway, method="HEAD")
+    await client.task
+    gateway.registry.draining = False
+
+    assert client.status == (503 if draining else 200)
+    assert ("retry-after" in client.headers) == draining
+    assert fake.open_watchers == 0
+    assert gateway.streams.counters.opened == 0
+    assert gateway.streams.counters.refused == {}
+
+
+async def test_head_request_of_an_event_source(gateway: Gateway) -> None:
+    """Its GET would be a stream, whatever stands against it now."""
+    gateway.registry.draining = True
+    client = Client(gateway, method="HEAD", headers=EVENT_SOURCE)
+    await client.task
+    gateway.registry.draining = False
+
+    assert (client.status, client.text) == (200, "")
+
+
+async def test_a_refusal_is_a_problem(full: Gateway) -> None:
+    """For all that are not an EventSource: it says when to come back."""
+    client = Client(full)
+    await client.task
+
+    assert client.status == 429
+    assert client.headers["content-type"] == "application/problem+json"
+    assert client.headers["retry-after"] == "3600"
+    assert json.loads(client.text)["code"] == "too-many-subscribers"
+    assert full.streams.counters.refused == {"too-many-subscribers": 1}
+
+
+async def test_an_event_source_is_held_and_leaves(full: Gateway) -> None:
+    """It gets a 200 that says how long to wait, so that it does not come back at once, or never; nothing is kept."""
+    client = Client(full, headers=EVENT_SOURCE)
+    await held(full)
+    assert client.status == 200
+    assert client.text.startswith("retry: 3600000\n: connected")
+    await client.leave()
+
+    assert "event: close" not in client.text
+    assert full.streams.held == set()
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"), [("many are held", "overloaded"), ("draining", "drain"), ("no room", "overloaded")]
+)
+async def test_when_it_is_not_held(full: Gateway, monkeypatch: pytest.MonkeyPatch, case: str, reason: str) -> None:
+    """But closed at once: a held one is a connection, too, and must not outlive the gateway."""
+    with monkeypatch.context() as patch:
+        if case == "many are held":
+            patch.setattr(stream_response, "MAX_HELD", 0)
+        elif case == "draining":
+            patch.setattr(full.registry, "draining", True)
+        else:
+            patch.setattr(full.capacity, "limit", 0)
+        client = Client(full, headers=EVENT_SOURCE)
+        await client.task
+
+    assert client.status == 200
+    assert f'"reason":"{reason}","retry_ms":3600000' in client.text
+
+
+async def test_a_drain_ends_those_that_are_held(full: Gateway) -> None:
+    """With a word, at once."""
+    clients = [Client(full, headers=EVENT_SOURCE) for _ in range(3)]
+    await held(full, 3)
+    full.streams.drain()
+    for client in clients:
+        await client.task
+
+    assert all(client.text.count("event: close") == 1 for client in clients)
+    assert full.streams.held == set()
+
+
+async def test_held_for_no_longer_than_it_is_told(full: Gateway) -> None:
+    """Then it is closed, and may come."""
+    full.streams.retry_ms = lambda factor=1: 20 * factor  # type: ignore[method-assign]
+    client = Client(full, headers=EVENT_SOURCE)
+    await client.task
+
+    assert '"retry_ms":20' in client.text
+    assert client.sent[-1]["more_body"] is False
+
+
+async def test_a_refused_client_that_takes_nothing(full: Gateway) -> None:
+    """It is given up as any other, and nothing is held."""
+    full.streams.retry_ms = lambda factor=1: 20 * factor  # type: ignore[method-assign]
+
+    async def fails(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("gone")
+
+    client = Client(full, fails, headers=EVENT_SOURCE)
+    with pytest.raises(OSError, match="gone"):
+        await client.task
+    assert full.streams.held == set()

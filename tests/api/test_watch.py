@@ -1,0 +1,116 @@
+"""``GET /v1/watch``: what a request is understood to ask for."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from starlette.requests import Request
+
+from app.api.stream_response import WatchRequest
+from app.api.watch import Watch, cursor_of
+from app.core.cursor import NOTHING, UNREADABLE, parse_cursor
+from app.core.errors import BadRequestError, GatewayError
+from app.core.keys import KeyRange
+from app.gateway import Gateway
+from tests.support.asgi_client import http_scope
+
+A, B, C = (f"0123456{digit}-{digit}" for digit in "123")
+
+
+@pytest.mark.parametrize("names", [*itertools.combinations(("header", "lastEventId", "last_event_id"), 2), ("header",)])
+def test_the_newest_cursor_counts(names: tuple[str, ...]) -> None:
+    """The header beats ``lastEventId``, which beats ``last_event_id``: polyfills append to the URL they were given."""
+    values = {"header": A, "lastEventId": B, "last_event_id": C}
+    query = {name: values[name].encode() for name in names if name != "header"}
+    header = A if "header" in names else None
+
+    assert cursor_of(header, query) == parse_cursor(values[names[0]])
+
+
+def test_no_cursor() -> None:
+    """Is not an empty one."""
+    assert cursor_of(None, {}) is None
+    assert cursor_of("", {}) == NOTHING
+
+
+@pytest.mark.parametrize("value", [b"nonsense", b"\xff\xfe", b"01234567-x"])
+def test_an_unreadable_cursor_is_one(value: bytes) -> None:
+    """It counts as present: a 400 would close an EventSource for good."""
+    assert cursor_of(None, {"lastEventId": value, "last_event_id": C.encode()}) == UNREADABLE
+
+
+def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
+    """A request with that query, and headers."""
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return Watch(gateway)._understand(Request(http_scope("/v1/watch", query, headers=raw)))
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "format_", "holdable"),
+    [
+        (b"", "", "sse", False),
+        (b"", "*/*", "sse", False),
+        (b"", "text/event-stream", "sse", True),
+        (b"", "application/x-ndjson", "ndjson", False),
+        (b"", "application/x-ndjson, text/event-stream", "ndjson", True),
+        (b"&format=ndjson", "text/event-stream", "ndjson", True),
+        (b"&format=sse", "application/x-ndjson", "sse", False),
+    ],
+)
+async def test_format(gateway: Gateway, query: bytes, accept: str, format_: str, holdable: bool) -> None:
+    """The parameter beats the header; an EventSource is known by its header alone."""
+    asked = understood(gateway, b"prefix=/svc/" + query, accept=accept)
+
+    assert (asked.format, asked.holdable) == (format_, holdable)
+
+
+async def test_all_of_a_request(gateway: Gateway) -> None:
+    """Each part at its place."""
+    asked = understood(
+        gateway,
+        b"key=%ff&encoding=base64&snapshot=0",
+        last_event_id=A,
+        user_agent="u" * 300,
+        x_request_id="req-1",
+    )
+
+    assert asked.shape.range == KeyRange("key", b"\xff")
+    assert (asked.shape.encoding, asked.snapshot) == ("base64", False)
+    assert asked.cursor == parse_cursor(A)
+    assert (asked.address, asked.user_agent, asked.request_id) == ("127.0.0.1:1", "u" * 256, "req-1")
+
+
+async def test_defaults(gateway: Gateway) -> None:
+    """With nothing but a prefix."""
+    asked = understood(gateway, b"prefix=")
+
+    assert asked.shape.range == KeyRange("prefix", b"")
+    assert (asked.shape.encoding, asked.snapshot, asked.cursor, asked.user_agent) == ("auto", True, None, "")
+
+
+@pytest.mark.parametrize(("method", "refused"), [("GET", 1), ("HEAD", 0)])
+async def test_refusals_are_counted(gateway: Gateway, method: str, refused: int) -> None:
+    """Of streams: a HEAD asks for none."""
+    request = Request(http_scope("/v1/watch", b"prefix=&bogus=1", method=method))
+    with pytest.raises(BadRequestError):
+        await Watch(gateway).get(request)
+
+    assert gateway.streams.counters.refused["unknown-parameter"] == refused
+
+
+async def test_nothing_is_held_by_asking(gateway: Gateway) -> None:
+    """A response that is never sent has joined nothing."""
+    await Watch(gateway).get(Request(http_scope("/v1/watch", b"prefix=/svc/")))
+
+    assert len(gateway.registry) == 0
+    assert gateway.registry.feeds() == []
+
+
+@pytest.mark.parametrize("query", [b"", b"prefix=&limit=1", b"prefix=&format=json", b"prefix=&snapshot=2"])
+async def test_what_is_permanent_is_refused_at_once(gateway: Gateway, query: bytes) -> None:
+    """Also to an EventSource: it would ask the same again."""
+    with pytest.raises(GatewayError) as refused:
+        understood(gateway, query, accept="text/event-stream")
+
+    assert refused.value.status == 400

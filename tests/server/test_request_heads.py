@@ -1,0 +1,199 @@
+"""The gateway's own HTTP/1.1 protocol, told things that no client library would say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.gateway import QUICK, GatewayProcess, gateway, start
+from tests.support.raw_http import Line
+from tests.support.streams import watch as open_stream
+from tests.support.waiting import HANG
+
+pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
+async def _server() -> AsyncIterator[GatewayProcess]:
+    """One gateway for all: nothing here changes it."""
+    async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS to a plain port
+        b"GET /v1/kv?prefix=\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/kv?prefix=a b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"BREW /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nHost x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/9.9\r\n\r\n",
+    ],
+)
+async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
+    """What the parser refuses is answered by a problem too, and the connection is closed."""
+    line = Line(server.port)
+    await line.send(raw)
+    answer = await line.receive()
+
+    assert (answer.status, answer.problem()["code"]) == (400, "malformed-request")
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 66_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 66_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=["headers", "target"],
+)
+async def test_a_head_over_its_limit(server: GatewayProcess, head: bytes) -> None:
+    """Also one that comes whole, in one write."""
+    line = Line(server.port)
+    await line.send(head)
+    answer = await line.receive()
+
+    assert (answer.status, answer.problem()["code"]) == (431, "head-too-large")
+
+
+@pytest.mark.parametrize("target", ["/v1/kv?prefix=/a/", "/livez", "/v1/kv?prefix=/a/&x"])
+async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayProcess, target: str) -> None:
+    """Half-closed: `printf … | nc -N`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write_eof()
+    async with asyncio.timeout(HANG):
+        answer = await reader.read()
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert b"\r\n\r\n" in answer
+
+
+async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
+    """Nobody hears it; an answer inside of the stream would be taken for its data, and would not be one."""
+    async with await open_stream(server.base, "prefix=/a/") as stream:
+        await stream.until("synced")
+        stream.writer.write(b"RUBBISH\r\n\r\n")
+        assert [event.type for event in await stream.until("bookmark")] == ["bookmark"]
+        assert [event.type for event in await stream.until("bookmark")] == ["bookmark"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET /v1/kv?prefix=" + b"%41" * 20_000 + b" HTTP/1.1\r\n\r\n", id="a long query"),
+        pytest.param(b"GET /v1/kv?" + b"a=1&" * 10_000 + b" HTTP/1.1\r\n\r\n", id="many parameters"),
+        pytest.param(b"GET /v1/kv?" + b"&" * 60_000 + b"x HTTP/1.1\r\n\r\n", id="nothing but separators"),
+        pytest.param(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\n\r\n", id="a long path"),
+        pytest.param(b"GET /v1/kv?prefix=" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", id="more than the parser takes"),
+    ],
+)
+async def test_huge_queries(server: GatewayProcess, head: bytes) -> None:
+    """They are refused; what the answer quotes of them is short."""
+    line = Line(server.port)
+    await line.send(head)
+    answer = await line.receive()
+    answer.problem()
+    await line.close()
+
+    assert answer.status in (400, 404, 431)
+    assert len(answer.body) < 1000
+
+
+@pytest.mark.parametrize("start", [b"GET /v1/kv?prefix=&", b"GET /v1/kv?prefix= HTTP/1.1\r\nCookie: ", b"\r\n"])
+async def test_a_head_without_end_is_bounded(server: GatewayProcess, start: bytes) -> None:
+    """A request that never ends does not fill the memory: it is cut off."""
+    line = Line(server.port)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        await line.send(start)
+        while sent < 16 << 20:
+            await line.send((start if start == b"\r\n" else b"xy") * 8192)
+            sent += 16384
+    await line.close()
+
+    assert sent < 16 << 20
+
+
+@pytest_asyncio.fixture(name="hasty", scope="module", loop_scope="module", params=["fast", "portable"])
+async def _hasty(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
+    """One that waits 0.2 s for the head of a request, where the product waits a minute."""
+    async with EmbeddedEtcd() as etcd:
+        chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, "GATEWAY_SINK": request.param}
+        running = await start(settings=chosen, program=("tests.support.hasty",))
+        try:
+            await running.listening()
+            yield running
+        finally:
+            assert await running.stop() == 0, running.other
+
+
+@pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
+async def test_a_head_that_does_not_end(hasty: GatewayProcess, before: str) -> None:
+    """Whoever opens connections and says half a request would keep them for ever."""
+    line = Line(hasty.port)
+    if before:
+        await line.send(before.encode())
+        assert (await line.receive()).status == 200
+    await line.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+    answer = await line.receive()
+
+    assert (answer.status, answer.problem()["code"]) == (408, "head-timeout")
+    assert answer.headers["connection"] == "close"
+
+
+async def test_a_connection_that_says_nothing(hasty: GatewayProcess) -> None:
+    """It is closed without a word, which a browser would take for the answer to what it asks next."""
+    line = Line(hasty.port)
+    await line.send(b"")
+    assert await line.rest() == b""
+
+
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "behind"),
+    [(GET + b"\r\n", b"\r\n"), (GET + b"Content-Length: 9\r\n\r\n", b"1")],
+    ids=["line-end", "body"],
+)
+async def test_a_byte_behind_an_answer(hasty: GatewayProcess, request_: bytes, behind: bytes) -> None:
+    """It stops uvicorn's own timer, and is no request."""
+    line = Line(hasty.port)
+    await line.send(request_)
+    assert (await line.receive()).status == 200
+    await line.send(behind)
+    assert await line.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "behind", [GET, GET + b"\r\n", (GET + b"\r\n") * 2, GET + b"\r\n" + GET], ids=["half", "one", "two", "one-and-half"]
+)
+async def test_requests_behind_that_of_a_stream(hasty: GatewayProcess, behind: bytes) -> None:
+    """The time is the head's: a stream outlives it, and nothing is said within it."""
+    line = Line(hasty.port)
+    await line.send(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
+    said = [await line.until(b"event: bookmark") for _ in range(3)]
+    await line.close()
+
+    assert said[0].startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"".join(said).count(b"HTTP/1.1") == 1
+
+
+async def test_an_answer_may_take_longer_than_a_head(hasty: GatewayProcess) -> None:
+    """The time is the head's: a stream outlives it."""
+    async with await open_stream(hasty.base, "prefix=/svc/") as stream:
+        await stream.until("synced")
+        for _ in range(2):
+            await stream.until("bookmark")

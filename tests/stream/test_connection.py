@@ -1,0 +1,161 @@
+"""One ASGI response being sent, by a server that does or does not offer our extension."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from app.stream.connection import Connection, StuckError
+from app.stream.transport import EXTENSION, ClientTransport
+from tests.support.asgi_client import http_scope
+
+
+class Server:
+    """An ASGI server with one request."""
+
+    def __init__(self) -> None:
+        self.leaves = asyncio.Event()
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.sent: list[Message] = []
+        self.cancelled = 0
+        self.error: Exception | None = None
+
+    async def receive(self) -> Message:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if self.error is not None:
+            raise self.error
+        try:
+            await self.takes.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    def connection(self, send_timeout: float = 60.0, client: ClientTransport | None = None) -> Connection:
+        """A response to it; *client*: what a server of ours knows of its connection."""
+        extensions = {} if client is None else {EXTENSION: {"client": client}}
+        return Connection(http_scope("/", extensions=extensions), self.receive, self.send, send_timeout)
+
+
+class Transport(asyncio.Transport):
+    """A transport of which only the ends matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def is_closing(self) -> bool:
+        return True  # it has no socket to look at
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        del name
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_a_whole_response() -> None:
+    """Head, body, end; what is sent is bytes, whatever it was."""
+    server = Server()
+    async with server.connection() as connection:
+        await connection.start(200, [(b"a", b"b")])
+        await connection.send(memoryview(b"xyz")[1:])
+        await connection.finish()
+        assert not connection.ended
+
+    assert server.sent == [
+        {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]},
+        {"type": "http.response.body", "body": b"yz", "more_body": True},
+        {"type": "http.response.body", "body": b"", "more_body": False},
+    ]
+    assert type(server.sent[1]["body"]) is bytes
+
+
+async def test_the_client_leaves_by_asgi() -> None:
+    """It is heard of; no end is sent to nobody, and no task is left."""
+    before = asyncio.all_tasks()
+    server = Server()
+    async with server.connection() as connection:
+        gone = asyncio.Event()
+        connection.on_gone = gone.set
+        await connection.start(200, [])
+        server.leaves.set()
+        await gone.wait()
+        assert (connection.gone, connection.ended) == (True, True)
+        await connection.finish()
+
+    assert [message["type"] for message in server.sent] == ["http.response.start"]
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_the_client_leaves_by_our_extension(early: bool) -> None:
+    """Before the response begins or while it is sent; no task listens for it."""
+    before = asyncio.all_tasks()
+    client = ClientTransport(Transport())
+    if early:
+        client.lose()
+    async with Server().connection(client=client) as connection:
+        assert asyncio.all_tasks() == before
+        client.lose()
+        assert connection.gone
+
+    client.on_lost()  # nobody listens any more
+
+
+async def test_a_sink_takes_the_connection_over() -> None:
+    """What it listens to stays when the response's own part has ended."""
+    heard: list[str] = []
+    client = ClientTransport(Transport())
+    async with Server().connection(client=client) as connection:
+        client.on_lost = lambda: heard.append("lost")
+    client.lose()
+
+    assert heard == ["lost"]
+    assert not connection.gone
+
+
+@pytest.mark.parametrize("extension", [True, False])
+async def test_a_client_that_takes_nothing(extension: bool) -> None:
+    """The send is cancelled, once, and the connection aborted."""
+    transport = Transport()
+    server = Server()
+    server.takes.clear()
+    connection = server.connection(0.05, ClientTransport(transport) if extension else None)
+    async with connection:
+        with pytest.raises(StuckError):
+            await connection.send(b"x")
+        assert connection.ended
+        await connection.finish()  # nothing more is sent
+
+    assert (len(server.sent), server.cancelled) == (1, 1)
+    assert transport.aborted == extension
+
+
+async def test_a_time_out_of_the_servers_own() -> None:
+    """Is an error of the server, and not a stuck client."""
+    server = Server()
+    server.error = TimeoutError()
+    async with server.connection() as connection:
+        with pytest.raises(TimeoutError):
+            await connection.send(b"x")
+        assert not connection.ended
+
+
+@pytest.mark.parametrize(("version", "chunked"), [("1.0", False), ("1.1", True), ("2", True)])
+async def test_who_is_sent_chunks(version: str, chunked: bool) -> None:
+    """All but HTTP/1.0 (RFC 9112, section 6.1)."""
+    server = Server()
+    connection = Connection(http_scope("/", http_version=version), server.receive, server.send, 1.0)
+
+    assert connection.chunked == chunked

@@ -1,0 +1,185 @@
+"""A client's connection below ASGI, over real sockets of this system."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.stream.transport import EXTENSION, ClientTransport, client_of
+from tests.support.asgi_client import http_scope
+from tests.support.waiting import eventually
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a client has acknowledged")
+
+
+class Protocol(asyncio.Protocol):
+    """Calls a ``ClientTransport`` as the gateway's protocol does; reads nothing."""
+
+    def __init__(self) -> None:
+        self.made = asyncio.Event()
+        self.client: ClientTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        self.client = ClientTransport(transport)
+        self.made.set()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.client.lose()
+
+    def pause_writing(self) -> None:
+        self.client.pause()
+
+    def resume_writing(self) -> None:
+        self.client.resume()
+
+
+@contextlib.asynccontextmanager
+async def connected() -> AsyncIterator[tuple[ClientTransport, socket.socket]]:
+    """Our side of a connection with small buffers, and the client's, which reads when it is told to."""
+    loop = asyncio.get_running_loop()
+    protocol = Protocol()
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    server = await loop.create_server(lambda: protocol, sock=listening)
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.setblocking(False)
+        await loop.sock_connect(peer, listening.getsockname())
+        await protocol.made.wait()
+        client = ClientTransport.claim(http_scope("/", extensions={EXTENSION: {"client": protocol.client}}))
+        assert client is protocol.client
+        try:
+            yield client, peer
+        finally:
+            if client.transport is not None:
+                client.transport.abort()
+            server.close()
+            await server.wait_closed()
+
+
+async def drain(peer: socket.socket, size: int) -> None:
+    """Have the client read so many bytes."""
+    loop = asyncio.get_running_loop()
+    while size > 0:
+        some = await loop.sock_recv(peer, 1 << 16)
+        assert some, "the connection has ended"
+        size -= len(some)
+
+
+async def test_ready_until_the_kernel_is_full() -> None:
+    """A write that the kernel takes leaves it ready; one that it does not take makes it wait for the client."""
+    async with connected() as (client, peer):
+        assert client.transport is not None
+        resumed = asyncio.Event()
+        client.on_ready = resumed.set
+        client.transport.write(b"x")
+        assert client.ready
+        assert client.buffered == 0
+        size = 4 << 20
+        client.transport.write(b"x" * size)
+        assert not client.ready
+        assert client.buffered > 0
+        await drain(peer, 1 + size)
+        await resumed.wait()
+        assert client.ready
+
+
+@linux
+async def test_bytes_are_acknowledged_when_the_clients_kernel_has_them() -> None:
+    """Not when ours has."""
+    async with connected() as (client, peer):
+        assert client.transport is not None
+        client.transport.write(b"x" * 200_000)
+        assert client.unacked_bytes > client.buffered > 0
+        await drain(peer, 200_000)
+
+        async def taken() -> bool:
+            return client.unacked_bytes == 0
+
+        await eventually(taken)
+        assert client.seconds_unacked == 0.0
+
+
+async def test_until_all_is_acknowledged() -> None:
+    """The end of a stream waits for a client that reads."""
+    async with connected() as (client, peer):
+        assert client.transport is not None
+        client.transport.write(b"x" * 200_000)
+        waiting = asyncio.create_task(client.until_acked(60))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await drain(peer, 200_000)
+        await waiting
+        assert not client.lost
+
+
+async def test_a_client_that_takes_nothing_is_dropped() -> None:
+    """By RST, so that the kernel keeps nothing for it."""
+    async with connected() as (client, peer):
+        assert client.transport is not None
+        lost = asyncio.Event()
+        client.on_lost = lost.set
+        client.transport.write(b"x" * (4 << 20))
+        await client.until_acked(0.1)
+        await lost.wait()
+        assert (client.lost, client.ready) == (True, False)
+        with pytest.raises(ConnectionResetError):
+            await drain(peer, sys.maxsize)
+
+
+async def test_what_the_client_has_sent() -> None:
+    """Is seen before anybody reads it."""
+    async with connected() as (client, peer):
+        assert not client.unread
+        await asyncio.get_running_loop().sock_sendall(peer, b"x")
+
+        async def there() -> bool:
+            return client.unread
+
+        await eventually(there)
+
+
+async def test_nobody_listens_after_leaving() -> None:
+    """Neither to the connection's end nor to its being ready."""
+    async with connected() as (client, _peer):
+        heard: list[str] = []
+        client.on_ready = lambda: heard.append("ready")
+        client.on_lost = lambda: heard.append("lost")
+        client.pause()
+        client.resume()
+        client.leave()
+        client.pause()
+        client.resume()
+        client.lose()
+        client.resume()
+    assert heard == ["ready"]
+    assert not client.ready
+
+
+async def test_a_closed_connection_tells_nothing() -> None:
+    """uvloop and asyncio raise for its socket; here it has no bytes, and may be claimed and dropped again."""
+    async with connected() as (client, _peer):
+        client.abort()
+        assert (client.unacked_bytes, client.unread, client.seconds_unacked) == (0, False, 0.0)
+        client.abort()
+        ClientTransport.claim(http_scope("/", extensions={EXTENSION: {"client": client}}))
+
+
+async def test_without_our_extension() -> None:
+    """On another server nothing is known, and everything may be called."""
+    for scope in (http_scope("/"), http_scope("/", extensions={}), http_scope("/", extensions=None)):
+        client = client_of(scope)
+        assert client.transport is None
+        assert (client.ready, client.lost, client.unread) == (True, False, False)
+        assert (client.buffered, client.unacked_bytes, client.seconds_unacked) == (0, 0, 0.0)
+        client.abort()
+        client.take_over()
+        await client.until_acked(60)
+        assert ClientTransport.claim(scope).transport is None

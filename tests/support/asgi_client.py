@@ -1,0 +1,96 @@
+"""A client of the app without a server: hand-written ``receive`` and ``send``, for ends that no socket can provoke."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.types import Message, Scope
+
+from app.gateway import Gateway
+from app.main import create_app
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import eventually
+
+# Names of the tasks that the gateway makes.
+OURS = ("upstream", "registry", "watch-stream", "feed", "stream-", "shared-read")
+
+Send = Callable[[Message], Awaitable[None]]
+
+
+def http_scope(path: str, query: bytes = b"", **more: Any) -> Scope:
+    """A GET, as an ASGI server describes it; *more* replaces or adds members."""
+    return {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query, "root_path": "",
+        "headers": [(b"host", b"test")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
+        **more,
+    }  # fmt: skip
+
+
+async def swallow(_message: Message) -> None:
+    """A send that always works."""
+
+
+class Client:
+    """One request for a stream, from its start until the app returns."""
+
+    def __init__(
+        self, gateway: Gateway, send: Send = swallow, query: bytes = b"prefix=/svc/", app: Any = None, **more: Any
+    ) -> None:
+        self._send = send
+        self.leaves = asyncio.Event()
+        self.sent: list[Message] = []
+        served = app if app is not None else create_app(gateway=gateway)
+        self.task = asyncio.create_task(served(http_scope("/v1/watch", query, **more), self._receive, self._record))
+
+    async def _receive(self) -> Message:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def _record(self, message: Message) -> None:
+        self.sent.append(message)
+        await self._send(message)
+
+    @property
+    def status(self) -> int:
+        """Of the response."""
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def text(self) -> str:
+        """The body so far."""
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+    async def until(self, text: str) -> None:
+        """Wait until the body has *text*."""
+
+        async def said() -> bool:
+            return text in self.text
+
+        await eventually(said)
+
+    async def leave(self) -> None:
+        """Disconnect, and wait until the app has returned."""
+        self.leaves.set()
+        await self.task
+
+
+async def released(gateway: Gateway, fake: FakeEtcd) -> None:
+    """Nothing is held: no subscriber, no feed, no watcher, no stream."""
+
+    async def holds_nothing() -> bool:
+        return (len(gateway.registry), gateway.registry.feeds(), fake.open_watchers, fake.open_streams) == (0, [], 0, 0)
+
+    await eventually(holds_nothing)
+
+
+async def synced(client: Client) -> None:
+    """The stream has said synced."""
+    await client.until("event: synced")

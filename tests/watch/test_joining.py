@@ -1,0 +1,206 @@
+"""What the feed gets for a reader that waits, on a feed and a reader that only note what they are asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from app.core.errors import UnavailableError
+from app.core.reader import Reader, Wants
+from app.core.snapshot import Snapshot
+from app.watch import joining
+from app.watch.feed import Feed
+from app.watch.joining import Joining
+from tests.support.waiting import HANG
+
+SNAPSHOT = cast("Snapshot", object())
+
+
+class FakeFeed:
+    """Answers from lists; ``ahead`` counts the readers that are ahead of it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+        self.history = False
+        self.wanted: list[int] = []
+        self.revisions: list[int | Exception] = []
+        self.snapshots: list[Snapshot | None] = []
+
+    def want_backfill(self, revision: int) -> bool:
+        self.wanted.append(revision)
+        return self.history
+
+    def await_catch_up(self, change: int) -> None:
+        self.ahead += change
+
+    async def linearizable_revision(self) -> int:
+        await asyncio.sleep(0)
+        if not self.revisions:
+            await asyncio.Event().wait()
+        found = self.revisions.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def fresh_snapshot(self, at_least: int) -> Snapshot | None:
+        await asyncio.sleep(0)
+        self.wanted.append(at_least)
+        if not self.snapshots:
+            await asyncio.Event().wait()
+        return self.snapshots.pop(0)
+
+
+class FakeReader:
+    """Wants what it is told to want; ``given`` is what it got."""
+
+    def __init__(self) -> None:
+        self.wants = Wants.NOTHING
+        self.asked: int | None = 7
+        self.given: list[object] = []
+
+    def refuse_backfill(self) -> None:
+        self.given.append("no history")
+
+    def give_linearizable(self, revision: int) -> None:
+        self.given.append(revision)
+
+    def give_snapshot(self, snapshot: Snapshot) -> None:
+        self.given.append(snapshot)
+
+
+class Case:
+    """A reader that joins a feed."""
+
+    def __init__(self) -> None:
+        self.feed, self.reader = FakeFeed(), FakeReader()
+        self.woken = asyncio.Event()
+        self.failed: list[Exception] = []
+        self.joining = Joining(
+            cast("Feed", self.feed),
+            cast("Reader", self.reader),
+            sync_timeout=0.0,
+            wake=self.woken.set,
+            failed=self._fail,
+        )
+
+    def _fail(self, error: Exception) -> None:
+        self.failed.append(error)
+        self.woken.set()
+
+    async def help(self, wants: Wants) -> None:
+        """Let it want that, and wait until it is woken."""
+        self.reader.wants = wants
+        assert not self.joining.help()
+        async with asyncio.timeout(HANG):
+            await self.woken.wait()
+        await asyncio.sleep(0)
+
+    def tasks(self) -> list[str]:
+        """Of its own."""
+        return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("stream-")]
+
+
+@pytest.fixture(name="case")
+async def _case() -> Case:
+    return Case()
+
+
+@pytest.mark.parametrize(("history", "given"), [(True, []), (False, ["no history"])])
+async def test_history(case: Case, history: bool, given: list[str]) -> None:
+    """The feed is asked for what the cursor needs; a refusal is told. Either way the reader is read again at once."""
+    case.feed.history = history
+    case.reader.wants = Wants.BACKFILL
+
+    assert case.joining.help()
+    assert case.feed.wanted == [7]
+    assert case.reader.given == given
+    assert case.tasks() == []
+
+
+async def test_nothing(case: Case) -> None:
+    """Costs nothing."""
+    assert not case.joining.help()
+    assert case.tasks() == []
+
+
+async def test_linearizable_revision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read again until etcd answers; meanwhile the feed knows of a reader ahead of it."""
+    monkeypatch.setattr(joining, "READ_AGAIN", 0.0)
+    case.feed.revisions = [UnavailableError("away"), UnavailableError("still away"), 12]
+    await case.help(Wants.LINEARIZABLE)
+
+    assert case.reader.given == [12]
+    assert case.feed.ahead == 0
+    assert (case.tasks(), case.failed) == ([], [])
+
+
+async def test_catch_up(case: Case) -> None:
+    """The state is read, at the cursor or above, until it can be had."""
+    case.feed.snapshots = [None, None, SNAPSHOT]
+    await case.help(Wants.CATCH_UP)
+
+    assert case.reader.given == [SNAPSHOT]
+    assert case.feed.wanted == [7, 7, 7]
+    assert case.feed.ahead == 0
+
+
+async def test_one_task_however_often_it_is_asked(case: Case) -> None:
+    """And the feed counts the reader once."""
+    case.reader.wants = Wants.LINEARIZABLE
+    for _ in range(5):
+        assert not case.joining.help()
+        await asyncio.sleep(0)
+
+    assert case.tasks() == ["stream-linearizable"]
+    assert case.feed.ahead == 1
+    case.joining.stop()
+
+
+async def test_what_it_wants_changes(case: Case) -> None:
+    """What was being got is given up."""
+    case.reader.wants = Wants.LINEARIZABLE
+    case.joining.help()
+    await asyncio.sleep(0)
+    case.reader.wants = Wants.CATCH_UP
+    case.joining.help()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert case.tasks() == ["stream-catch-up"]
+    assert case.feed.ahead == 1
+
+    case.reader.wants = Wants.NOTHING
+    case.joining.help()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert case.tasks() == []
+    assert case.feed.ahead == 0
+
+
+async def test_stop(case: Case) -> None:
+    """Nothing is left, and nobody is woken; as often as one likes. It may begin anew."""
+    for wants in (Wants.LINEARIZABLE, Wants.CATCH_UP):
+        case.reader.wants = wants
+        case.joining.help()
+        await asyncio.sleep(0)
+        case.joining.stop()
+        case.joining.stop()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert (case.tasks(), case.feed.ahead) == ([], 0)
+    assert not case.woken.is_set()
+    case.feed.revisions = [3]
+    await case.help(Wants.LINEARIZABLE)
+
+    assert case.reader.given == [3]
+
+
+async def test_an_error_of_ours(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """Ends the stream, with a line in the log, and not in silence."""
+    case.feed.revisions = [RuntimeError("seeded")]
+    await case.help(Wants.LINEARIZABLE)
+
+    assert [str(error) for error in case.failed] == ["seeded"]
+    assert "task failed" in [record.message for record in caplog.records]
+    assert case.feed.ahead == 0
