@@ -78,8 +78,9 @@ class Auditor:
             permitted = await self._permitted(watch.range, serializable=True) or await self._permitted(watch.range)
         except GatewayError:
             permitted = True  # etcd is away, or busy: that says nothing about roles
-        if watch.permitted_at is None:
-            return  # let go, or moved, meanwhile
-        watch.permitted_at = asked_at
-        if not permitted:
+        finally:
+            # Also after a defect: the watch would stay the one to be asked for, and no other would have its turn.
+            if watch.permitted_at is not None:  # neither let go nor moved meanwhile
+                watch.permitted_at = asked_at
+        if watch.permitted_at is not None and not permitted:
             watch.revoke("etcd no longer permits it")

@@ -310,12 +310,6 @@ class Reads:
             elif error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
                 self._on_slow()  # it may be this one Range's fault, or the member's
             raise range_error(link.endpoint, error) from None
-        except asyncio.CancelledError:
-            # A link that is given up closes its channel, and that cancels its calls: not us.
-            task = asyncio.current_task()
-            if not link.failed.done() or task is None or task.cancelling():
-                raise
-            raise unavailable(link.endpoint, link.failed.result()) from None
         try:
             # One member's own word may be behind the cluster's: that is no restore.
             self._note((0, 0) if request.serializable else known, response.header)

@@ -19,7 +19,7 @@ from app.core.budget import Budget
 from app.core.currentness import Currentness
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Progress, Refused, Sink, WatchInput
+from app.core.multiplex import Created, Lost, Progress, Refused, Sink, WatchInput
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.auditor import Auditor
@@ -38,6 +38,8 @@ log = logging.getLogger("gateway.etcd")
 
 # A read waits this long (seconds) for a connection that is just being made, before it says that etcd is away.
 CONNECT_PATIENCE = 2.0
+# The same while etcd is known to be away.
+DOWN_PATIENCE = 0.2
 # A new link has this long (seconds) for each of the things that it is tried with: a watch, which still has to connect,
 # and a linearizable read. It is more than health checks have with a short GATEWAY_STALE_AFTER.
 TRIAL_PATIENCE = 2.0
@@ -88,16 +90,27 @@ class UpstreamWatch:
         self.tell(given)
 
     def tell(self, given: WatchInput) -> None:
-        """Say it to whom it belongs."""
-        if self.sink is not None:
-            self.sink(given)
+        """Pass *given* to the watch's sink."""
+        self._tell(self.sink, given)
 
-    def revoke(self, reason: str) -> None:
-        """It may not be any more: cancelled at etcd, and said."""
+    def end(self, given: WatchInput) -> None:
+        """Cancel the watch, and pass *given* to its sink as the last word."""
         sink = self.sink
         self.cancel()
+        self._tell(sink, given)
+
+    def _tell(self, sink: Sink | None, given: WatchInput) -> None:
+        """A sink that raises costs only its own watch: whoever tells one watch has others to tell after it."""
         if sink is not None:
-            sink(Refused(reason, denied=True))
+            try:
+                sink(given)
+            except Exception:
+                log.exception("watch failed", extra={"range": str(self.range)})
+                self.cancel()
+
+    def revoke(self, reason: str) -> None:
+        """Cancel a watch that etcd no longer permits, and say so."""
+        self.end(Refused(reason, denied=True))
 
     def cancel(self) -> None:
         """See ``app.ports.Watch``."""
@@ -247,7 +260,11 @@ class Upstream:
         self._tried = KeyRange("key", watched.start)
         self._prover.watching()
         if self._ready.is_set():
-            self._open(watch)
+            try:
+                self._open(watch)
+            except Exception:
+                watch.cancel()  # the caller gets no watch that it could cancel
+                raise
         else:
             self._pending[watch] = None
         return watch
@@ -438,12 +455,18 @@ class Upstream:
         if self._ready.is_set():
             pending, self._pending = self._pending, {}
             for watch in pending:
-                self._open(watch)
+                if not watch.wanted:
+                    continue  # one that was told below has cancelled it
+                try:
+                    self._open(watch)
+                except Exception as error:  # it costs this watch alone: the others must be opened
+                    log.exception("watch not opened", extra={"range": str(watch.range)})
+                    watch.end(Lost(f"not opened: {error}"))
 
     async def _usable_link(self) -> Link:
         if self._link is None or self._link.failed.done():
             try:
-                async with asyncio.timeout(CONNECT_PATIENCE if self._condition.state != "down" else 0.2):
+                async with asyncio.timeout(DOWN_PATIENCE if self._condition.state == "down" else CONNECT_PATIENCE):
                     await self._ready.wait()
             except TimeoutError:
                 pass
