@@ -22,9 +22,10 @@ from app.core.errors import (
 from app.core.events import KeyValue
 from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
+from app.etcd.channels import MAX_PAGE_MESSAGE
 from app.etcd.cluster import ForeignClusterError
 from app.etcd.convert import key_value, range_error, unavailable
-from app.etcd.link import MAX_PAGE_MESSAGE, Link
+from app.etcd.link import Link
 from app.etcd.login import LoginError
 from app.etcd.memory import reserve
 from app.etcd.shared import SharedReads
@@ -36,7 +37,7 @@ T = TypeVar("T")
 RANGE_TIMEOUT = 5.0
 # A Range has no byte limit at etcd, so a page asks for as many keys as made this many bytes before. What lies behind
 # them may be larger: 3,000 small keys and 700 of 1 MB made a page of 4,096 keys and 700 MB. So a page that does not fit
-# a message (``app.etcd.link.MAX_PAGE_MESSAGE``), or does not come in time, is asked for again with fewer keys.
+# a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not come in time, is asked for again with fewer keys.
 PAGE_BYTES = 1024 * 1024
 # Nothing is known of the sizes yet: etcd makes all of an answer before we can refuse it.
 FIRST_PAGE = 16

@@ -6,21 +6,19 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
 from aetcd import rpc
 from grpc.aio import EOF
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Multiplexer, Request, Sink
 from app.core.sized import Sized
+from app.etcd.calls import CallStatus
 from app.etcd.convert import is_too_large, message, watch_request
 from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
-
-T = TypeVar("T")
 
 # etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
 URGENT = 0.1
@@ -29,12 +27,6 @@ PATIENCE, PATIENT = 4, 0.5
 
 # The name of the task that reads a stream: it runs for as long as the call does, and the metrics count it.
 READER = "watch-stream-read"
-
-# A write that fails because the call has just ended: grpc.aio puts this status in the place of the true one (grpcio
-# 1.85.1). With much to write, a third of 800 calls that a message over the limit had ended said only this.
-WRITE_FAILED = "Internal error from Core"
-# Seconds to wait for the true status where the write was first: it is on its way.
-STATUS_PATIENCE = 1.0
 
 # A member without leader ends the stream instead of keeping it silent (etcd #8980).
 METADATA = (("hasleader", "true"),)
@@ -81,8 +73,7 @@ class WatchStream(Sized):
     ) -> None:
         self._mux = Multiplexer()
         self._call = open_call()
-        self._status: asyncio.Future[rpc.AioRpcError] = asyncio.get_running_loop().create_future()
-        self._call.add_done_callback(self._note_status)
+        self._status = CallStatus(self._call)
         self.token = token
         self._outgoing: deque[Request] = deque()
         self._wake_writer = asyncio.Event()
@@ -199,23 +190,7 @@ class WatchStream(Sized):
         try:
             return await self._call.read()
         except rpc.AioRpcError as error:
-            raise await self._true_status(error) from None
-
-    async def _true_status(self, error: rpc.AioRpcError) -> rpc.AioRpcError:
-        if error.details() != WRITE_FAILED:
-            return error
-        try:
-            async with asyncio.timeout(STATUS_PATIENCE):
-                return await self._status
-        except TimeoutError:
-            return error
-
-    def _note_status(self, call: Any) -> None:
-        """The call has a status: called for each, the true one and the other one."""
-        code, details = _done(call.code()), _done(call.details())
-        if details != WRITE_FAILED and not self._status.done():
-            nothing = grpc.aio.Metadata()
-            self._status.set_result(rpc.AioRpcError(code, nothing, nothing, details))
+            raise await self._status.true(error) from None
 
     async def _write(self) -> None:
         while True:
@@ -244,15 +219,3 @@ class WatchStream(Sized):
                     self._send(request)
             if self._mux.waiting:
                 await asyncio.sleep(URGENT)
-
-
-def _done(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that has nothing to wait for: a task would run when the status is another one."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        value: T = stop.value
-        return value
-    coroutine.close()
-    msg = "it waits"
-    raise AssertionError(msg)

@@ -23,10 +23,11 @@ from app.core.multiplex import Created, Lost, Progress, Refused, Sink, WatchInpu
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.auditor import Auditor
+from app.etcd.channels import MAX_MESSAGE
 from app.etcd.cluster import Cluster, ForeignClusterError
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.hints import explain
-from app.etcd.link import MAX_MESSAGE, Link
+from app.etcd.link import Link
 from app.etcd.login import LoginError
 from app.etcd.prover import CUT_OFF, Prover
 from app.etcd.reads import Reads

@@ -15,7 +15,7 @@ import pytest
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
 from app.core.multiplex import Sink
-from app.etcd import link, reads
+from app.etcd import channels, reads
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import ALONE_STREAMS, MAX_STREAMS, StreamPool
 from app.etcd.upstream import Upstream
@@ -88,8 +88,8 @@ async def gone(client: Client) -> None:
 
 @pytest.fixture(name="_small_messages", autouse=True)
 def _small_messages_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = [(name, value) for name, value in link.OPTIONS if name != "grpc.max_receive_message_length"]
-    monkeypatch.setattr(link, "OPTIONS", (*kept, ("grpc.max_receive_message_length", LIMIT)))
+    kept = [(name, value) for name, value in channels.OPTIONS if name != "grpc.max_receive_message_length"]
+    monkeypatch.setattr(channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", LIMIT)))
 
 
 @dataclass
@@ -250,8 +250,8 @@ async def test_pages_that_do_not_come_in_time(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page that takes longer than a Range may would take as long when it is asked for again."""
-    kept = [(name, value) for name, value in link.OPTIONS if name != "grpc.max_receive_message_length"]
-    monkeypatch.setattr(link, "OPTIONS", (*kept, ("grpc.max_receive_message_length", link.MAX_MESSAGE)))
+    kept = [(name, value) for name, value in channels.OPTIONS if name != "grpc.max_receive_message_length"]
+    monkeypatch.setattr(channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", channels.MAX_MESSAGE)))
     monkeypatch.setattr(reads, "RANGE_TIMEOUT", 2.0)
     for start in range(0, 256, 64):
         await kv.transact({f"/svc/{n:04}": LARGE * 12 for n in range(start, start + 64)})

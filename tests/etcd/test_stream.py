@@ -12,8 +12,8 @@ from aetcd import rpc
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Lost, ProgressRequest, WatchInput
-from app.etcd import stream as module
-from app.etcd.stream import METADATA, WRITE_FAILED, WatchStream
+from app.etcd.calls import STATUS_PATIENCE, WRITE_FAILED
+from app.etcd.stream import METADATA, WatchStream
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import now, virtually
 from tests.support.waiting import eventually
@@ -117,7 +117,7 @@ def test_a_failed_write_does_not_hide_why_the_call_ended(after: float) -> None:
     (error,) = heard.ends
     assert isinstance(error, rpc.AioRpcError)
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_LARGE)
-    assert took < module.STATUS_PATIENCE
+    assert took < STATUS_PATIENCE
 
 
 def test_a_status_that_never_comes_is_not_waited_for() -> None:
@@ -131,7 +131,7 @@ def test_a_status_that_never_comes_is_not_waited_for() -> None:
     heard, took = virtually(break_one())
     assert [(type(given), getattr(given, "too_large", None)) for given in heard.watch] == [(Lost, False)]
     assert len(heard.ends) == 1
-    assert took == module.STATUS_PATIENCE
+    assert took == STATUS_PATIENCE
 
 
 async def test_a_message_over_the_limit_while_much_is_written() -> None:
