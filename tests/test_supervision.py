@@ -130,7 +130,7 @@ async def test_a_refused_watch_is_told_when_its_judge_fails() -> None:
         raise RuntimeError("a defect")
 
     watch, refusals = Watch(), RefusalChecker(permitted, lambda: "")
-    refusals.judge(watch, Refused("permission denied"))
+    refusals.resolve(watch, Refused("permission denied"))
 
     async def told() -> bool:
         return bool(watch.told)

@@ -19,7 +19,7 @@ from app.core.budget import Budget
 from app.core.currentness import Currentness
 from app.core.feed_messages import Lane
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Lost, Progress, Refused, Sink, WatchInput
+from app.core.multiplex import Refused, Sink
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
 from app.etcd.auditor import Auditor
@@ -33,6 +33,7 @@ from app.etcd.prover import CUT_OFF, Prover
 from app.etcd.reads import Reads
 from app.etcd.refusals import RefusalChecker
 from app.etcd.stream import UnmatchedError, WatchStream
+from app.etcd.watches import EtcdWatch, Watches
 from app.ports import OUT_OF_REACH, Clock, Condition, Draw
 
 log = logging.getLogger("gateway.etcd")
@@ -54,95 +55,6 @@ CLUSTER_PATIENCE = 6
 ANONYMOUS = Credentials()
 ANYTHING = KeyRange("key", b"\0")
 UNMATCHED = str(UnmatchedError())
-
-
-class UpstreamWatch:
-    """A watch that is open on a stream, or waits for a link, a stream to itself, or its turn to read history."""
-
-    def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> None:
-        self._upstream = upstream
-        self.range = watched
-        self.start = start
-        self.sink: Sink | None = sink
-        self.lane: Lane = lane
-        self.stream: WatchStream | None = None
-        self.watch_id = 0
-        self.permitted_at: float | None = None  # see ``app.etcd.auditor``
-        # How far the member says it is, where its progress is not believed to cover all events.
-        self._said = 0
-        # A stream to itself is wanted back as soon as progress says that the watch has caught up.
-        self._wants_proof = self._is_alone = lane == "alone"
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody listens."""
-        return self.sink is not None
-
-    def receive(self, given: WatchInput) -> None:
-        """From the stream."""
-        if isinstance(given, Created):
-            self.permitted_at = self._upstream.clock()
-            self._upstream.note_match()
-        elif isinstance(given, Progress):
-            if not self._upstream.progress_trusted:
-                self._said = max(self._said, given.revision)
-        elif isinstance(given, Refused) and self.permitted_at is None and self._upstream.judge(self, given):
-            return
-        self.tell(given)
-
-    def tell(self, given: WatchInput) -> None:
-        """Pass *given* to the watch's sink."""
-        self._tell(self.sink, given)
-
-    def end(self, given: WatchInput) -> None:
-        """Cancel the watch, and pass *given* to its sink as the last word."""
-        sink = self.sink
-        self.cancel()
-        self._tell(sink, given)
-
-    def _tell(self, sink: Sink | None, given: WatchInput) -> None:
-        """A sink that raises costs only its own watch: whoever tells one watch has others to tell after it."""
-        if sink is not None:
-            try:
-                sink(given)
-            except Exception:
-                log.exception("watch failed", extra={"range": str(self.range)})
-                self.cancel()
-
-    def revoke(self, reason: str) -> None:
-        """Cancel a watch that etcd no longer permits, and say so."""
-        self.end(Refused(reason, denied=True))
-
-    def cancel(self) -> None:
-        """See ``app.ports.Watch``."""
-        self.sink = None
-        self.permitted_at = None
-        self._upstream.forget(self)
-        if self.stream is not None:
-            self.stream.cancel(self.watch_id)
-            if self.lane == "catch-up":
-                self._upstream.make_room()  # its stream may live on, with room for one that waits
-
-    def await_proof(self, wanted: bool) -> None:
-        """See ``app.ports.Watch``."""
-        wanted = wanted or self._is_alone
-        if wanted != self._wants_proof:
-            self._wants_proof = wanted
-            if self.stream is not None:
-                self.stream.await_proof(self.watch_id, wanted=wanted)
-
-    def open(self, stream: WatchStream, watch_id: int) -> None:
-        """It is on a stream now."""
-        self.stream, self.watch_id = stream, watch_id
-        if self._wants_proof:
-            stream.await_proof(watch_id, wanted=True)
-
-    def proven_at(self, reached: int) -> float | None:
-        """See ``app.ports.Watch``.
-
-        Where progress is not believed, it counts here all the same: otherwise quiet ranges would stay stale for ever.
-        """
-        return self._upstream.currentness.proven_at(max(reached, self._said))
 
 
 class Upstream:
@@ -180,16 +92,14 @@ class Upstream:
         self._backoff = backoff or Backoff()
         self._link: Link | None = None
         self._ready = asyncio.Event()
-        self._watches: dict[UpstreamWatch, None] = {}  # those that somebody wants
-        self._pending: dict[UpstreamWatch, None] = {}
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
-        self._matched = False  # on this link, a watch was
         self._unmatched: set[str] = set()  # endpoints whose watch answers can't be matched
         self._tried = ANYTHING  # what was last watched: a new link is tried with it, for it may be permitted
         self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
         self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
         self.currentness = Currentness(stale_after)
+        self._watches = Watches(self.currentness, self._resolve_refusal, clock=clock)
         self._cluster.on_restored(self.currentness.forget)
         self._prover = Prover(
             self.currentness,
@@ -228,7 +138,7 @@ class Upstream:
     @property
     def progress_trusted(self) -> bool:
         """See ``app.ports.Etcd``."""
-        return self._link is not None and self._link.progress_trusted
+        return self._watches.progress_trusted
 
     @property
     def highest_revision(self) -> int:
@@ -254,20 +164,11 @@ class Upstream:
         """Have *callback* called whenever the history turns out to be another one."""
         self._cluster.on_restored(callback)
 
-    def watch(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> UpstreamWatch:
+    def watch(self, watched: KeyRange, start: int, sink: Sink, *, lane: Lane) -> EtcdWatch:
         """See ``app.ports.Etcd``."""
-        watch = UpstreamWatch(self, watched, start, sink, lane=lane)
-        self._watches[watch] = None
         self._tried = KeyRange("key", watched.start)
+        watch = self._watches.open(watched, start, sink, lane=lane)
         self._prover.watching()
-        if self._ready.is_set():
-            try:
-                self._open(watch)
-            except Exception:
-                watch.cancel()  # the caller gets no watch that it could cancel
-                raise
-        else:
-            self._pending[watch] = None
         return watch
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
@@ -282,23 +183,10 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         return await self.reads.revision(watched)
 
-    def forget(self, watch: UpstreamWatch) -> None:
-        """A watch is not wanted any more."""
-        self._watches.pop(watch, None)
-        self._pending.pop(watch, None)
-
-    def note_match(self) -> None:
-        """A watch was answered under its own id."""
-        self._matched = True
-
-    def make_room(self) -> None:
-        """A watch has left its place to one that waits for it."""
-        self._open_pending()
-
-    def judge(self, watch: UpstreamWatch, refused: Refused) -> bool:
-        """Find out why a create was refused, and tell the watch; False where there is nothing to find out."""
+    def _resolve_refusal(self, watch: EtcdWatch, refused: Refused) -> bool:
+        """Only an etcd that knows us by a name may refuse what it permitted before."""
         if self._credentials.named:
-            self._refusals.judge(watch, refused)
+            self._refusals.resolve(watch, refused)
         return self._credentials.named
 
     # --- the life of links -------------------------------------------------------------------------------------------
@@ -324,7 +212,7 @@ class Upstream:
                 self._credentials,
                 proof_interval=self._proof_interval,
                 on_header=self._cluster.note,
-                on_room=self._open_pending,
+                on_room=self._watches.open_pending,
                 clock=self.clock,
                 max_message=self._max_message,
             )
@@ -350,6 +238,7 @@ class Upstream:
         finally:
             self._ready.clear()
             self._link = None
+            self._watches.leave()
             await link.aclose("gateway is stopping")
 
     async def aclose(self) -> None:
@@ -360,11 +249,10 @@ class Upstream:
     async def _serve(self, link: Link) -> None:
         """Use a good link until it fails."""
         self._link = link
-        self._matched = False
         self._ready.set()
         self._cluster.note_applied(link.applied)
         self._say_ready(link)
-        self._open_pending()
+        self._watches.use(link)
         async with asyncio.TaskGroup() as group:
             prover = group.create_task(self._prover.run(link), name="prover")
             trial = group.create_task(self._try_watch_if_nobody_does(link), name="trial")
@@ -403,7 +291,7 @@ class Upstream:
     async def _try_watch_if_nobody_does(self, link: Link) -> None:
         """A first watch tells by itself. Without one, it is found out before somebody needs it."""
         await asyncio.sleep(TRIAL_DELAY)
-        if not self._matched and (reason := await self._try_watch(link)) is not None:
+        if not self._watches.matched and (reason := await self._try_watch(link)) is not None:
             link.fail(reason)
 
     async def _compare(self, link: Link) -> str | None:
@@ -443,26 +331,6 @@ class Upstream:
 
     def _patience(self) -> float:
         return max(0.5, min(2.0, self._stale_after / 4))
-
-    def _open(self, watch: UpstreamWatch) -> None:
-        assert self._link is not None, "watches open on a ready link"
-        opened = self._link.pool.create(watch.range, watch.start, watch.receive, lane=watch.lane)
-        if opened is None:
-            self._pending[watch] = None
-        else:
-            watch.open(*opened)
-
-    def _open_pending(self) -> None:
-        if self._ready.is_set():
-            pending, self._pending = self._pending, {}
-            for watch in pending:
-                if not watch.wanted:
-                    continue  # one that was told below has cancelled it
-                try:
-                    self._open(watch)
-                except Exception as error:  # it costs this watch alone: the others must be opened
-                    log.exception("watch not opened", extra={"range": str(watch.range)})
-                    watch.end(Lost(f"not opened: {error}"))
 
     async def _usable_link(self) -> Link:
         if self._link is None or self._link.failed.done():
