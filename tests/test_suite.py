@@ -24,7 +24,7 @@ CLOCKS_ALLOWED = {
     "examples/test_mirrors.py": "no earlier than it was told to come back",
     "integration/test_cut_off.py": "how long it goes on, and a time-out that only a hang reaches",
     "integration/test_rollout.py": "no faster than the drain's pace",
-    "etcd/test_prover.py": "the clock of what is under test, handed on",
+    "etcd/test_quorum.py": "the clock of what is under test, handed on",
     "etcd/test_login.py": "no more logins than tokens that have had their time",
     "slow_readers/test_lag.py": "no earlier than the reader fell behind",
     "slow_readers/clients.py": "a client that is to be slow sleeps",

@@ -28,12 +28,17 @@ from tests.support.waiting import eventually
 
 
 @pytest.mark.etcd
-@pytest.mark.parametrize("task", ["upstream", "upstream-quietly", "registry", "registry-quietly", "auditor", "prover"])
+@pytest.mark.parametrize(
+    "task", ["upstream", "upstream-quietly", "registry", "registry-quietly", "permissions", "quorum"]
+)
 async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, task: str) -> None:
     """With a status that has it started anew; streams are told first."""
     password = tmp_path / "password"
     password.write_text("secret")
-    named = {"GATEWAY_ETCD_USER": "gateway", "GATEWAY_ETCD_PASSWORD_FILE": str(password)}  # then there is an auditor
+    named = {
+        "GATEWAY_ETCD_USER": "gateway",
+        "GATEWAY_ETCD_PASSWORD_FILE": str(password),
+    }  # then watches are audited
     settings = {**QUICK, **named, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
     running = await start(settings=settings, program=("tests.support.dying", task))
     try:

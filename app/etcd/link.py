@@ -126,8 +126,8 @@ class Link:
     async def check(self, timeout: float) -> str | None:
         """Ask the member how it is, and log in there; what is wrong with it, or None."""
         try:
-            trouble = await self._check(timeout)
-            if trouble is None:
+            reason = await self._check(timeout)
+            if reason is None:
                 await self.login.ensure()
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
@@ -136,7 +136,7 @@ class Link:
         except LoginError as error:
             return str(error)
         self.header = self.header or self.login.header
-        return trouble
+        return reason
 
     async def _check(self, timeout: float) -> str | None:
         try:
@@ -243,7 +243,7 @@ class Link:
         self._on_header(header)
 
     def _stream_broke(self, error: BaseException) -> None:
-        """A stream that breaks for the sake of what is on it is its own trouble; otherwise the member is."""
+        """A stream that broke because of what is on it costs nothing else; otherwise the member is at fault."""
         if isinstance(error, RetiredError):
             return
         if isinstance(error, rpc.AioRpcError) and error.code() in (

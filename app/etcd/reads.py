@@ -28,7 +28,7 @@ from app.etcd.convert import key_value, range_error, unavailable
 from app.etcd.link import Link
 from app.etcd.login import LoginError
 from app.etcd.memory import reserve
-from app.etcd.shared import SharedReads
+from app.etcd.shared_reads import SharedReads
 from app.ports import Clock
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class Reads:
 
         A page's memory is the generator's until it is asked for the next one, or closed. Whoever keeps items accounts
         for them before that, and closes the generator (``aclosing``). ``count`` is that of the first page: etcd counts
-        from where a page starts. The headers of later pages name the current revision, not theirs (pitfall 6).
+        from where a page starts. The headers of later pages name the current revision, not theirs.
 
         Raises:
             CompactedError, FutureRevisionError, UnavailableError, EtcdRefusedError, TooLargeError, OverCapacityError.

@@ -1,7 +1,7 @@
 """etcd as the feeds see it: one link at a time, over several endpoints, made again whenever it fails.
 
 Every response of both channels passes ``Cluster.note``; where etcd knows us by a name (a user, a client certificate),
-refused creates are judged by the ``RefusalChecker``, and open watches are audited.
+the ``RefusalChecker`` finds out why a create was refused, and the ``PermissionChecker`` audits open watches.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from app.core.keys import KeyRange
 from app.core.multiplex import Refused, Sink
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
-from app.etcd.auditor import Auditor
 from app.etcd.channels import MAX_MESSAGE
 from app.etcd.cluster import Cluster, ForeignClusterError
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.hints import explain
 from app.etcd.link import Link
 from app.etcd.login import LoginError
-from app.etcd.prover import CUT_OFF, Prover
+from app.etcd.permissions import PermissionChecker
+from app.etcd.quorum import CUT_OFF, QuorumChecker
 from app.etcd.reads import Reads
 from app.etcd.refusals import RefusalChecker
 from app.etcd.stream import UnmatchedError, WatchStream
@@ -95,15 +95,15 @@ class Upstream:
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
         self._unmatched: set[str] = set()  # endpoints whose watch answers can't be matched
         self._tried = ANYTHING  # what was last watched: a new link is tried with it, for it may be permitted
-        self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
+        self._reasons: dict[str, str] = {}  # of each endpoint, since it was last found good
         self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
         self.currentness = Currentness(stale_after)
         self._watches = Watches(self.currentness, self._resolve_refusal, clock=clock)
         self._cluster.on_restored(self.currentness.forget)
-        self._prover = Prover(
+        self._quorum = QuorumChecker(
             self.currentness,
-            lambda: self._watches,
+            self._watches,
             lambda: self._cluster.known,
             self._cluster.note_linearizable,
             clock=clock,
@@ -115,13 +115,13 @@ class Upstream:
             max_ranges=max_ranges,
             clock=clock,
             on_proof=self.currentness.note,
-            on_slow=self._prover.doubt,
+            on_slow=self._quorum.doubt,
             budget=budget,
         )
         self._refusals = RefusalChecker(
             self.reads.permitted, lambda: self._link.login.token if self._link is not None else ""
         )
-        self._auditor = Auditor(lambda: self._watches, self.reads.permitted, interval=stale_after, clock=clock)
+        self._permissions = PermissionChecker(self._watches, self.reads.permitted, interval=stale_after, clock=clock)
 
     # --- what feeds use ----------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Upstream:
     @property
     def ranges_total(self) -> int:
         """Ranges sent to etcd, but for one a connection."""
-        return self.reads.ranges_total + self._prover.ranges_total
+        return self.reads.ranges_total + self._quorum.ranges_total
 
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Have *callback* called whenever the history turns out to be another one."""
@@ -168,7 +168,7 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         self._tried = KeyRange("key", watched.start)
         watch = self._watches.open(watched, start, sink, lane=lane)
-        self._prover.watching()
+        self._quorum.watching()
         return watch
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
@@ -195,7 +195,7 @@ class Upstream:
         """Keep a link: make it, watch its health, make the next one, to the next endpoint."""
         async with asyncio.TaskGroup() as group:
             if self._credentials.named:
-                group.create_task(self._auditor.run(), name="auditor")
+                group.create_task(self._permissions.run(), name="permissions")
             index, failures = 0, 0
             while True:
                 endpoint = self._endpoints[index % len(self._endpoints)]
@@ -224,7 +224,7 @@ class Upstream:
             if reason is None and endpoint in self._unmatched:
                 reason = await self._try_watch(link)
             if reason is None:
-                reason = self._cluster.judge(link.header, tried_all=failures >= len(self._endpoints))
+                reason = self._cluster.admit(link.header, tried_all=failures >= len(self._endpoints))
             if reason is None:
                 reason = await self._compare(link)
             served = reason is None
@@ -254,10 +254,10 @@ class Upstream:
         self._say_ready(link)
         self._watches.use(link)
         async with asyncio.TaskGroup() as group:
-            prover = group.create_task(self._prover.run(link), name="prover")
+            quorum = group.create_task(self._quorum.run(link), name="quorum")
             trial = group.create_task(self._try_watch_if_nobody_does(link), name="trial")
             await self._watch_health(link)
-            prover.cancel()
+            quorum.cancel()
             trial.cancel()
         self.reconnects += 1
 
@@ -317,7 +317,7 @@ class Upstream:
             return str(error)
         reason = await link.check(self._patience())
         if reason is None:
-            cluster.judge_applied(applied, link.applied, link.header)
+            cluster.compare_applied(applied, link.applied, link.header)
         return reason
 
     def _foreign(self, link: Link) -> str | None:
@@ -346,7 +346,7 @@ class Upstream:
     # --- saying it ----------------------------------------------------------------------------------------------------
 
     def _say_ready(self, link: Link) -> None:
-        self._troubles.pop(link.endpoint, None)
+        self._reasons.pop(link.endpoint, None)
         self._condition = Condition(link.endpoint, link.version_text, "ready", time.time(), "")
         log.info("etcd is ready", extra={"endpoint": link.endpoint, "version": link.version_text})
         if known_to_lose_events(link.version):
@@ -362,11 +362,11 @@ class Upstream:
             )
 
     def _say_down(self, endpoint: str, reason: str) -> None:
-        if self._troubles.get(endpoint) != reason:
+        if self._reasons.get(endpoint) != reason:
             log.warning("etcd is out of reach", extra={"endpoint": endpoint, "reason": reason})
-        self._troubles[endpoint] = reason
+        self._reasons[endpoint] = reason
         since = self._condition.since if self._condition.state == "down" else time.time()
-        others = [f"{other}: {why}" for other, why in self._troubles.items() if other != endpoint]
+        others = [f"{other}: {why}" for other, why in self._reasons.items() if other != endpoint]
         hopeless = self._unmatched.issuperset(self._endpoints)
         told = f"etcd can't be used: {UNMATCHED}" if hopeless else OUT_OF_REACH
         reasons = "; ".join([reason, *others])

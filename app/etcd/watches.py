@@ -31,11 +31,11 @@ class EtcdWatch:
         self.lane: Lane = lane
         self.stream: WatchStream | None = None
         self.watch_id = 0
-        self.permitted_at: float | None = None  # see ``app.etcd.auditor``
+        self.permitted_at: float | None = None  # see ``app.etcd.permissions``
         # How far the member says it is, where its progress is not believed to cover all events.
         self._said = 0
         # A stream to itself is wanted back as soon as progress says that the watch has caught up.
-        self._wants_proof = self._is_alone = lane == "alone"
+        self._wants_proof = self._is_dedicated = lane == "alone"
 
     @property
     def wanted(self) -> bool:
@@ -89,7 +89,7 @@ class EtcdWatch:
 
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
-        wanted = wanted or self._is_alone
+        wanted = wanted or self._is_dedicated
         if wanted != self._wants_proof:
             self._wants_proof = wanted
             if self.stream is not None:

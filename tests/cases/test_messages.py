@@ -17,7 +17,7 @@ from app.core.keys import KeyRange
 from app.core.multiplex import Sink
 from app.etcd import channels, reads
 from app.etcd.stream import WatchStream
-from app.etcd.stream_pool import ALONE_STREAMS, MAX_STREAMS, StreamPool
+from app.etcd.stream_pool import DEDICATED_STREAMS, MAX_STREAMS, StreamPool
 from app.etcd.upstream import Upstream
 from app.gateway import Gateway
 from app.settings import load
@@ -201,7 +201,7 @@ async def test_history_that_does_not_fit(
 @pytest.mark.etcd
 async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
     """More than may have a stream to themselves at a time: all get their turn, and the bound holds."""
-    neighbours = [f"/live/{n:02}/" for n in range(5 * ALONE_STREAMS)]
+    neighbours = [f"/live/{n:02}/" for n in range(5 * DEDICATED_STREAMS)]
     await kv.transact({f"{prefix}a": "1" for prefix in ["/svc/", *neighbours]})
     async with (
         proxy(etcd.endpoint) as between,
@@ -217,7 +217,7 @@ async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watc
         assert mirror_of(clients.pop("/svc/")).resets == ["initial", "lagged"]
         for client in clients.values():
             assert (mirror_of(client).resets, mirror_of(client).changes) == (["initial"], 1)
-        assert ALONE_STREAMS <= watched.streams <= MAX_STREAMS
+        assert DEDICATED_STREAMS <= watched.streams <= MAX_STREAMS
         assert max(watched.creates.values()) <= MOST_CREATES
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from app.core.errors import UnavailableError
 from app.core.keys import KeyRange
-from app.etcd import auditor
-from app.etcd.auditor import INTERVAL, Auditor
+from app.etcd import permissions
+from app.etcd.permissions import INTERVAL, PermissionChecker
 from tests.support.waiting import eventually
 
 
@@ -59,8 +59,8 @@ class Time:
 
 @contextlib.asynccontextmanager
 async def auditing(watches: list[Watch], kv: Kv, clock: Time) -> AsyncIterator[None]:
-    """An auditor at work."""
-    task = asyncio.create_task(Auditor(lambda: watches, kv.permitted, interval=INTERVAL, clock=clock).run())
+    """A checker at work."""
+    task = asyncio.create_task(PermissionChecker(watches, kv.permitted, interval=INTERVAL, clock=clock).run())
     try:
         yield
         assert not task.done()
@@ -72,7 +72,7 @@ async def auditing(watches: list[Watch], kv: Kv, clock: Time) -> AsyncIterator[N
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second between two questions."""
-    monkeypatch.setattr(auditor, "PACE", 0.001)
+    monkeypatch.setattr(permissions, "PACE", 0.001)
 
 
 def watch(name: str, permitted_at: float | None = 0.0) -> Watch:
