@@ -25,7 +25,7 @@ CLOCKS_ALLOWED = {
     "integration/test_cut_off.py": "how long it goes on, and a time-out that only a hang reaches",
     "integration/test_rollout.py": "no faster than the drain's pace",
     "etcd/test_quorum.py": "the clock of what is under test, handed on",
-    "etcd/test_login.py": "no more logins than tokens that have had their time",
+    "etcd/test_users.py": "no more logins than tokens that have had their time",
     "slow_readers/test_lag.py": "no earlier than the reader fell behind",
     "slow_readers/clients.py": "a client that is to be slow sleeps",
     "soak/soak.py": "how long a soak goes on",
