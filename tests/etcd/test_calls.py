@@ -75,14 +75,14 @@ async def test_a_task_that_is_cancelled_is_cancelled() -> None:
 async def test_an_answer_and_an_error_pass() -> None:
     """With what the call was made with."""
 
-    async def call(request: int, *, timeout: float) -> float:
+    async def call(request: int, *, more: float) -> float:
         if request:
-            return request + timeout
+            return request + more
         raise error(grpc.StatusCode.UNAVAILABLE, "away")
 
-    assert await unary(call, 1, timeout=0.5) == 1.5
+    assert await unary(call, 1, more=0.5) == 1.5
     with pytest.raises(rpc.AioRpcError, match="away"):
-        await unary(call, 0, timeout=0.5)
+        await unary(call, 0, more=0.5)
 
 
 @pytest.mark.parametrize("order", [(True, False), (False, True)], ids=["status first", "write first"])
