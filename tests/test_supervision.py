@@ -13,11 +13,6 @@ import pytest
 from app.cli import main
 from app.core.errors import GatewayError
 from app.core.keys import KeyRange
-<<<<<<< HEAD
-from app.core.multiplex import Lost, Refused, WatchInput
-=======
-from app.dev.etcd import EmbeddedEtcd
->>>>>>> c547392 (tests: a test file for each file of app/etcd)
 from app.etcd.reads import Reads
 from app.gateway import Gateway
 from app.main import create_app
