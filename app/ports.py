@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from app.core.errors import UnavailableError
-from app.core.feed_messages import Lane
+from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
 from app.core.multiplex import WatchCallback
 from app.core.snapshot import Snapshot
@@ -105,7 +105,7 @@ class Etcd(Protocol):
     def condition(self) -> Condition:
         """How it is."""
 
-    def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, lane: Lane) -> Watch:
+    def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> Watch:
         """Open a watch; while there is no connection, or no stream for it, it waits for one."""
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:

@@ -21,7 +21,7 @@ UNHEARD = {
     "dev/sample.py": "awaited where it is made",
     "etcd/upstream.py": "of a TaskGroup, which ends the upstream with them",
     "etcd/stream.py": "whatever ends them ends the stream, which its watches are told",
-    "etcd/shared.py": "what it raises is given to those who wait for it",
+    "etcd/shared_reads.py": "what it raises is given to those who wait for it",
     "watch/feed.py": "the refresh: what it raises is given to those who wait for it",
 }
 

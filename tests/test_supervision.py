@@ -13,9 +13,7 @@ import pytest
 from app.cli import main
 from app.core.errors import GatewayError
 from app.core.keys import KeyRange
-from app.core.multiplex import Lost, Refused, WatchInput
 from app.etcd.reads import Reads
-from app.etcd.refusals import RefusalChecker
 from app.gateway import Gateway
 from app.main import create_app
 from app.ports import BrokenGatewayError, spawn
@@ -28,12 +26,17 @@ from tests.support.waiting import eventually
 
 
 @pytest.mark.etcd
-@pytest.mark.parametrize("task", ["upstream", "upstream-quietly", "registry", "registry-quietly", "auditor", "prover"])
+@pytest.mark.parametrize(
+    "task", ["upstream", "upstream-quietly", "registry", "registry-quietly", "permissions", "quorum"]
+)
 async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, task: str) -> None:
     """With a status that has it started anew; streams are told first."""
     password = tmp_path / "password"
     password.write_text("secret")
-    named = {"GATEWAY_ETCD_USER": "gateway", "GATEWAY_ETCD_PASSWORD_FILE": str(password)}  # then there is an auditor
+    named = {
+        "GATEWAY_ETCD_USER": "gateway",
+        "GATEWAY_ETCD_PASSWORD_FILE": str(password),
+    }  # then watches are audited
     settings = {**QUICK, **named, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
     running = await start(settings=settings, program=("tests.support.dying", task))
     try:
@@ -110,34 +113,6 @@ async def test_what_a_failed_task_was_to_do_is_ended(caplog: pytest.LogCaptureFi
     await asyncio.wait([cancelled])
     await asyncio.sleep(0)
     assert len(heard) == 2
-
-
-async def test_a_refused_watch_is_told_when_its_judge_fails() -> None:
-    """Nothing else would ever tell it."""
-
-    class Watch:
-        range = KeyRange("prefix", b"/svc/")
-        wanted = True
-
-        def __init__(self) -> None:
-            self.told: list[WatchInput] = []
-            self.stream: Any = type("Stream", (), {"closed": False, "token": ""})()
-
-        def tell(self, given: WatchInput) -> None:
-            self.told.append(given)
-
-    async def permitted(_range: KeyRange) -> bool:
-        raise RuntimeError("a defect")
-
-    watch, refusals = Watch(), RefusalChecker(permitted, lambda: "")
-    refusals.judge(watch, Refused("permission denied"))
-
-    async def told() -> bool:
-        return bool(watch.told)
-
-    await eventually(told)
-    assert isinstance(watch.told[0], Lost)
-    await refusals.aclose()
 
 
 async def test_a_call_that_its_server_cancels_ends_no_task() -> None:

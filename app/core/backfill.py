@@ -31,12 +31,12 @@ from app.core.feed_messages import (
     CloseWatch,
     Commands,
     EndProof,
-    Lane,
     NoRoom,
     OpenWatch,
     Probe,
     Probed,
     Stop,
+    StreamKind,
     SyncTimeout,
     WantBackfill,
 )
@@ -71,7 +71,7 @@ class Reading:
     newest: int  # the newest cursor that it is for: when it can't serve that, it serves nobody
     reach: int  # the floor that it began with
     floor: int
-    lane: Lane = "catch-up"
+    stream_kind: StreamKind = "catch-up"
     said: int = 0
     tries: int = 1
     held: list[Batch] = field(default_factory=list)
@@ -182,7 +182,7 @@ class Backfill:
         reading.release()
         reading.said = 0
         self.stage = Stage.OPENING
-        return (AwaitProof(), OpenWatch(reading.floor + 1, reading.lane))
+        return (AwaitProof(), OpenWatch(reading.floor + 1, reading.stream_kind))
 
     def _join(self, given: WantBackfill, _now: float) -> Commands:
         reading = self._now_reading()
@@ -259,13 +259,13 @@ class Backfill:
 
     def _lost(self, given: Lost, now: float) -> Commands:
         reading = self._now_reading()
-        if given.too_large and reading.lane == "alone":
+        if given.too_large and reading.stream_kind == "dedicated":
             # The message was certainly of this watch, and will be the next time.
             history = self._history
             history.oversized_revision = max(history.oversized_revision, history.log.floor)
             return self._give_up("lagged", now)
         if given.too_large:
-            reading.lane = "alone"
+            reading.stream_kind = "dedicated"
         return self._again("unproven", now)
 
     def _fit(self) -> bool:

@@ -49,7 +49,6 @@ from app.core.feed_messages import (
     Commands,
     EndProof,
     FeedInput,
-    Lane,
     OpenWatch,
     Probe,
     Probed,
@@ -60,6 +59,7 @@ from app.core.feed_messages import (
     SnapshotTaken,
     Start,
     Stop,
+    StreamKind,
     SyncTimeout,
     TakeSnapshot,
 )
@@ -202,10 +202,10 @@ class FeedCore:
 
     def _open(self, plan: Plan, start: int, floor: int, target: int) -> Commands:
         # Between an anchor and the tip the range has no other event, however many revisions lie there.
-        lane: Lane = "live" if self._oversized is Oversized.NO else "alone"
-        self._proof = Proof(plan, self._bounds.bytes, start, floor, target, lane)
+        stream_kind: StreamKind = "live" if self._oversized is Oversized.NO else "dedicated"
+        self._proof = Proof(plan, self._bounds.bytes, start, floor, target, stream_kind)
         self.state = State.CATCHING_UP
-        return (EndProof(), OpenWatch(start, lane))
+        return (EndProof(), OpenWatch(start, stream_kind))
 
     def _proving(self) -> Proof:
         assert self._proof is not None, "only in states in which a watch has still to prove itself"

@@ -11,7 +11,7 @@ from app.core.multiplex import WatchInput
 from app.core.snapshot import Snapshot
 
 # Which stream a watch goes to: one of those that live ones share, the one for histories, or one that it has to itself.
-Lane = Literal["live", "catch-up", "alone"]
+StreamKind = Literal["live", "catch-up", "dedicated"]
 
 
 # Inputs beside those of the watch itself.
@@ -84,7 +84,7 @@ class OpenWatch:
     """Open a watch at *start* (0: from now); any other of this machine is closed before."""
 
     start: int
-    lane: Lane = "live"
+    stream_kind: StreamKind = "live"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from app.core.events import Batch, Event
-from app.core.feed_messages import Lane
+from app.core.feed_messages import StreamKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Proof:
     start: int = 0  # the revision that the watch starts at; 0: from now on
     floor: int = 0  # nothing above it may be compacted while we read
     target: int = 0  # complete when everything up to it was said
-    lane: Lane = "live"
+    stream_kind: StreamKind = "live"
     created: bool = False
     behind: bool = False  # the watch says that etcd may still serve it from history: what it brings may lack something
     late: bool = False  # its last message came late

@@ -80,7 +80,7 @@ class Cluster:
         """What a member has applied; 0 when it does not say."""
         self.applied = max(self.applied, index)
 
-    def judge_applied(self, before: int, index: int, header: Any) -> None:
+    def compare_applied(self, before: int, index: int, header: Any) -> None:
         """What a member had applied *after* a linearizable read there, and the highest known before that read.
 
         The read made it apply all that anybody had. A restore begins a new raft log, so this tells also of one whose
@@ -91,7 +91,7 @@ class Cluster:
             self._start_anew(header)
         self.note_applied(index)
 
-    def judge(self, header: Any, *, tried_all: bool) -> str | None:
+    def admit(self, header: Any, *, tried_all: bool) -> str | None:
         """Whether a new link's member may be used: None, or why not. *tried_all*: no other endpoint had ours either."""
         if header is None:
             return None

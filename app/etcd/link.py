@@ -23,6 +23,8 @@ from aetcd import rpc
 from app.core.keys import KeyRange
 from app.core.multiplex import CreateRequest
 from app.core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
+from app.etcd.calls import raise_unless_cancelled, unary
+from app.etcd.channels import MAX_MESSAGE, open_channels
 from app.etcd.convert import watch_request
 from app.etcd.credentials import Credentials
 from app.etcd.hints import explain
@@ -33,36 +35,6 @@ from app.ports import Clock
 
 log = logging.getLogger("gateway.etcd")
 
-# One message holds a fragment (2 MiB by default, or one event), a page of a Range, which asks for fewer keys if it does
-# not fit, or what etcd does not divide: up to 1,000 revisions that waited for the answer to a create. Values up to
-# etcd's --max-request-bytes of tens of MiB still pass. A watch that does not is ``FeedCore``'s to judge.
-MAX_MESSAGE = 512 * 1024 * 1024
-
-OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    # An http_proxy in the environment is for the web, not for etcd.
-    ("grpc.enable_http_proxy", 0),
-    # A pool of its own: otherwise channels to the same address share one connection.
-    ("grpc.use_local_subchannel_pool", 1),
-    # etcd allows a ping every 5 s (--grpc-keepalive-min-time); idle connections are not pinged.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Our own backoff decides when to try again.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # In truth the time for one attempt to connect, TLS included: with 100 ms, an etcd 80 ms away was out of reach.
-    ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
-
-
-# gRPC takes so many bytes of a read ahead of us. By itself it measures the connection, and takes more and more ahead,
-# also of an answer that it then refuses for its length: six reads of values of 0.9 MB, in a bound of 16 MiB, made the
-# process 23 to 61 MiB larger, and 14 to 20 MiB so.
-READ_AHEAD = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1 << 20}
-# A page of a Range is refused when it is larger, and asked for again with fewer keys: the size of what etcd holds is
-# not known before it is read. It holds a value of the size that etcd allows by default, 1.5 MiB.
-MAX_PAGE_MESSAGE = 2 * 1024 * 1024
 # No server that counts its watches would give this one by itself.
 PROBE_ID = 1 << 40
 
@@ -86,13 +58,13 @@ class Link:
         max_message: int = MAX_MESSAGE,
     ) -> None:
         self.endpoint = endpoint
-        self._kv_channel, self._watch_channel, self._large_channel = _channels(endpoint, credentials, max_message)
+        self._kv_channel, self._watch_channel, self._large_channel = open_channels(endpoint, credentials, max_message)
         self._kv = rpc.KVStub(self._kv_channel)
         self._large_kv = rpc.KVStub(self._large_channel)
         self._maintenance = rpc.MaintenanceStub(self._kv_channel)
         self._cluster = rpc.ClusterStub(self._kv_channel)
         self._watch = rpc.WatchStub(self._watch_channel)
-        authenticate = partial(_unary, rpc.AuthStub(self._kv_channel).Authenticate)
+        authenticate = partial(unary, rpc.AuthStub(self._kv_channel).Authenticate)
         self.login = Login(authenticate, credentials, clock=clock)
         self._proof_interval = proof_interval
         self._on_header = on_header
@@ -128,7 +100,7 @@ class Link:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
-        """KV's Range; unless it is *large*, an answer over ``MAX_PAGE_MESSAGE`` is refused.
+        """KV's Range; unless it is *large*, an answer over ``app.etcd.channels.MAX_PAGE_MESSAGE`` is refused.
 
         Raises rpc.AioRpcError, and LoginError when our token is not taken and there is no other.
         """
@@ -140,13 +112,13 @@ class Link:
         """A call with our token, and once more with another one when that is not taken."""
         token = self.login.token
         try:
-            return await _unary(call, request, timeout=timeout, metadata=self.login.metadata)
+            return await unary(call, request, timeout=timeout, metadata=self.login.metadata)
         except rpc.AioRpcError as error:
             if not self.login.is_stale(error):
                 raise
         try:
             await self.login.renew(token)
-            return await _unary(call, request, timeout=timeout, metadata=self.login.metadata)
+            return await unary(call, request, timeout=timeout, metadata=self.login.metadata)
         except grpc.aio.UsageError:
             # The channel was closed while another token was had: a password that changed ends links, too.
             raise LoginError("the connection was given up") from None
@@ -154,8 +126,8 @@ class Link:
     async def check(self, timeout: float) -> str | None:
         """Ask the member how it is, and log in there; what is wrong with it, or None."""
         try:
-            trouble = await self._check(timeout)
-            if trouble is None:
+            reason = await self._check(timeout)
+            if reason is None:
                 await self.login.ensure()
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
@@ -164,7 +136,7 @@ class Link:
         except LoginError as error:
             return str(error)
         self.header = self.header or self.login.header
-        return trouble
+        return reason
 
     async def _check(self, timeout: float) -> str | None:
         try:
@@ -219,7 +191,7 @@ class Link:
                     await call.write(watch_request(CreateRequest(PROBE_ID, watched, 0)))
                 answer = await call.read()
         except asyncio.CancelledError:
-            _raise_unless_cancelled()
+            raise_unless_cancelled()
             return None
         finally:
             call.cancel()
@@ -271,7 +243,7 @@ class Link:
         self._on_header(header)
 
     def _stream_broke(self, error: BaseException) -> None:
-        """A stream that breaks for the sake of what is on it is its own trouble; otherwise the member is."""
+        """A stream that broke because of what is on it costs nothing else; otherwise the member is at fault."""
         if isinstance(error, RetiredError):
             return
         if isinstance(error, rpc.AioRpcError) and error.code() in (
@@ -296,42 +268,3 @@ class Link:
         await self._watch_channel.close()
         await self._large_channel.close()
         await self._kv_channel.close()
-
-
-def _raise_unless_cancelled() -> None:
-    """Within ``except CancelledError``: go on with it if somebody has cancelled this task.
-
-    gRPC raises the same when a server, or what stands before it, ends a call with the status CANCELLED, and when the
-    channel is closed. That would end the task for whose sake the call was made.
-    """
-    task = asyncio.current_task()
-    if task is None or task.cancelling():
-        raise
-
-
-async def _unary(call: Callable[..., Awaitable[Any]], request: Any, **options: Any) -> Any:
-    """One call. Raises rpc.AioRpcError whatever ends it, and CancelledError when this task is cancelled."""
-    try:
-        return await call(request, **options)
-    except asyncio.CancelledError:
-        _raise_unless_cancelled()
-        nothing = grpc.aio.Metadata()
-        raise rpc.AioRpcError(rpc.StatusCode.CANCELLED, nothing, nothing, "the call was cancelled") from None
-
-
-def _channels(
-    endpoint: str, credentials: Credentials, max_message: int
-) -> tuple[grpc.aio.Channel, grpc.aio.Channel, grpc.aio.Channel]:
-    """One for reads, one for watches, and one for single items that are larger than a page; that one connects late."""
-    scheme, _, target = endpoint.partition("://")
-    tls = credentials.channel() if scheme == "https" else None
-
-    def channel(limit: int, options: dict[str, int]) -> grpc.aio.Channel:
-        least = min(limit, options["grpc.max_receive_message_length"])
-        chosen = tuple((options | {"grpc.max_receive_message_length": least}).items())
-        if tls is not None:
-            return grpc.aio.secure_channel(target, tls, options=chosen)
-        return grpc.aio.insecure_channel(target, options=chosen)
-
-    reads = dict(OPTIONS) | READ_AHEAD
-    return channel(MAX_PAGE_MESSAGE, reads), channel(max_message, dict(OPTIONS)), channel(MAX_MESSAGE, reads)

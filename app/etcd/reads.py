@@ -22,12 +22,13 @@ from app.core.errors import (
 from app.core.events import KeyValue
 from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
+from app.etcd.channels import MAX_PAGE_MESSAGE
 from app.etcd.cluster import ForeignClusterError
 from app.etcd.convert import key_value, range_error, unavailable
-from app.etcd.link import MAX_PAGE_MESSAGE, Link
+from app.etcd.link import Link
 from app.etcd.login import LoginError
 from app.etcd.memory import reserve
-from app.etcd.shared import SharedReads
+from app.etcd.shared_reads import SharedReads
 from app.ports import Clock
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ T = TypeVar("T")
 RANGE_TIMEOUT = 5.0
 # A Range has no byte limit at etcd, so a page asks for as many keys as made this many bytes before. What lies behind
 # them may be larger: 3,000 small keys and 700 of 1 MB made a page of 4,096 keys and 700 MB. So a page that does not fit
-# a message (``app.etcd.link.MAX_PAGE_MESSAGE``), or does not come in time, is asked for again with fewer keys.
+# a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not come in time, is asked for again with fewer keys.
 PAGE_BYTES = 1024 * 1024
 # Nothing is known of the sizes yet: etcd makes all of an answer before we can refuse it.
 FIRST_PAGE = 16
@@ -151,7 +152,7 @@ class Reads:
 
         A page's memory is the generator's until it is asked for the next one, or closed. Whoever keeps items accounts
         for them before that, and closes the generator (``aclosing``). ``count`` is that of the first page: etcd counts
-        from where a page starts. The headers of later pages name the current revision, not theirs (pitfall 6).
+        from where a page starts. The headers of later pages name the current revision, not theirs.
 
         Raises:
             CompactedError, FutureRevisionError, UnavailableError, EtcdRefusedError, TooLargeError, OverCapacityError.
@@ -310,12 +311,6 @@ class Reads:
             elif error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
                 self._on_slow()  # it may be this one Range's fault, or the member's
             raise range_error(link.endpoint, error) from None
-        except asyncio.CancelledError:
-            # A link that is given up closes its channel, and that cancels its calls: not us.
-            task = asyncio.current_task()
-            if not link.failed.done() or task is None or task.cancelling():
-                raise
-            raise unavailable(link.endpoint, link.failed.result()) from None
         try:
             # One member's own word may be behind the cluster's: that is no restore.
             self._note((0, 0) if request.serializable else known, response.header)

@@ -1,7 +1,7 @@
 """Refused creates: is it the role, or only the token that the stream was opened with?
 
 A watch stream carries the token of its opening for ever. When that has expired, creates on it are refused, on 3.5.1
-with the same words as a missing permission. KV is the refusals: it is asked for the same range, with a fresh token.
+with the same words as a missing permission. KV decides: it is asked for the same range, with a fresh token.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class RefusalChecker:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def judge(self, watch: RefusedWatch, refused: Refused) -> None:
+    def resolve(self, watch: RefusedWatch, refused: Refused) -> None:
         """Find out, and then tell the watch: nothing else will, for its stream does not know it any more."""
         task = spawn(
-            self._judge(watch, refused), name="refusals", died=lambda error: watch.tell(Lost(f"not judged: {error}"))
+            self._resolve(watch, refused),
+            name="refusals",
+            died=lambda error: watch.tell(Lost(f"not resolved: {error}")),
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -64,7 +66,7 @@ class RefusalChecker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _judge(self, watch: RefusedWatch, refused: Refused) -> None:
+    async def _resolve(self, watch: RefusedWatch, refused: Refused) -> None:
         async with self._lock:
             if not watch.wanted:
                 return

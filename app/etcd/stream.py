@@ -14,6 +14,7 @@ from grpc.aio import EOF
 from app.core.keys import KeyRange
 from app.core.multiplex import Multiplexer, Request, WatchCallback
 from app.core.sized import Sized
+from app.etcd.calls import CallStatus
 from app.etcd.convert import is_too_large, message, watch_request
 from app.ports import Clock
 
@@ -72,6 +73,7 @@ class WatchStream(Sized):
     ) -> None:
         self._mux = Multiplexer()
         self._call = open_call()
+        self._status = CallStatus(self._call)
         self.token = token
         self._outgoing: deque[Request] = deque()
         self._wake_writer = asyncio.Event()
@@ -159,17 +161,15 @@ class WatchStream(Sized):
             if not self.closed:
                 self.close(ConnectionError("the call was cancelled"))
             raise
-        except asyncio.InvalidStateError:
-            pass  # "RPC already finished": the reader of the same call hears why
         except Exception as error:  # whatever ended it, its watches must hear of it
             if not isinstance(error, (rpc.AioRpcError, ConnectionError)):
                 log.exception("watch stream failed")
             self.close(error)
 
     async def _read(self) -> None:
-        read, trusted, may_lose, receive = self._call.read, self._progress_trusted, self._may_lose, self._mux.receive
+        trusted, may_lose, receive = self._progress_trusted, self._may_lose, self._mux.receive
         while True:
-            response = await read()
+            response = await self._next()
             if response is EOF:
                 msg = "etcd ended the stream"
                 raise ConnectionError(msg)
@@ -185,12 +185,22 @@ class WatchStream(Sized):
             for request in self._mux.follow_up():
                 self._send(request)
 
+    async def _next(self) -> Any:
+        """The next response. Raises the status with which the call has ended."""
+        try:
+            return await self._call.read()
+        except rpc.AioRpcError as error:
+            raise await self._status.true(error) from None
+
     async def _write(self) -> None:
         while True:
             await self._wake_writer.wait()
             self._wake_writer.clear()
             while self._outgoing:
-                await self._call.write(watch_request(self._outgoing.popleft()))
+                try:
+                    await self._call.write(watch_request(self._outgoing.popleft()))
+                except (asyncio.InvalidStateError, rpc.AioRpcError):
+                    return  # the call has ended: its reader hears why
 
     def _pace(self) -> float:
         return URGENT if self._mux.unanswered < PATIENCE else PATIENT

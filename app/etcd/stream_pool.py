@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.core.feed_messages import Lane
+from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
 from app.core.multiplex import MOST_UNANSWERED, WatchCallback
 from app.etcd.stream import WatchStream
@@ -22,10 +22,10 @@ CATCH_UP_STREAMS = 4
 # Histories that are read at a time on each of them; each takes 0.2 s or so.
 HISTORIES = 8
 # A message over the limit makes suspects of some hundred watches at the most, and each is clear in 0.1 to 0.3 s.
-ALONE_STREAMS = 8
+DEDICATED_STREAMS = 8
 # Live streams beyond these that take the place of those with many unanswered requests.
 SPARE_STREAMS = 3
-MAX_STREAMS = LIVE_STREAMS + SPARE_STREAMS + CATCH_UP_STREAMS + ALONE_STREAMS
+MAX_STREAMS = LIVE_STREAMS + SPARE_STREAMS + CATCH_UP_STREAMS + DEDICATED_STREAMS
 # Watches on a live stream before the next one is opened.
 FILL = 256
 
@@ -50,18 +50,18 @@ class StreamPool:
         self._on_room = on_room
         self._live: list[WatchStream] = []
         self._catch_up: list[WatchStream] = []
-        self._alone: list[WatchStream] = []
+        self._dedicated: list[WatchStream] = []
 
     @property
     def streams(self) -> list[WatchStream]:
         """Those that are open."""
-        return [*self._live, *self._alone, *self._catch_up]
+        return [*self._live, *self._dedicated, *self._catch_up]
 
     def create(
-        self, watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane
+        self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind
     ) -> tuple[WatchStream, int] | None:
         """Open a watch on the stream where it belongs; that stream, and the watch's id there. None: not before room."""
-        match lane:
+        match stream_kind:
             case "live":
                 stream = self._live_stream()
             case "catch-up":
@@ -69,11 +69,11 @@ class StreamPool:
                 if emptiest is None:
                     return None
                 stream = emptiest
-            case "alone":
-                if len(self._alone) >= ALONE_STREAMS:
+            case "dedicated":
+                if len(self._dedicated) >= DEDICATED_STREAMS:
                     return None
                 stream = self._open_stream(self._forget)
-                self._alone.append(stream)
+                self._dedicated.append(stream)
         return stream, stream.create(watched, start, sink)
 
     def close(self, error: BaseException | None) -> None:
@@ -110,8 +110,8 @@ class StreamPool:
             self._on_room()
         elif stream in self._live:
             self._live.remove(stream)
-        elif stream in self._alone:
-            self._alone.remove(stream)
+        elif stream in self._dedicated:
+            self._dedicated.remove(stream)
             self._on_room()
 
 

@@ -1,7 +1,7 @@
 """etcd as the feeds see it: one link at a time, over several endpoints, made again whenever it fails.
 
 Every response of both channels passes ``Cluster.note``; where etcd knows us by a name (a user, a client certificate),
-refused creates are judged by the ``RefusalChecker``, and open watches are audited.
+the ``RefusalChecker`` finds out why a create was refused, and the ``PermissionChecker`` audits open watches.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ from aetcd import rpc
 from app.core.backoff import Backoff
 from app.core.budget import Budget
 from app.core.currentness import Currentness
-from app.core.feed_messages import Lane
+from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Progress, Refused, WatchCallback, WatchInput
+from app.core.multiplex import Refused, WatchCallback
 from app.core.snapshot import Snapshot
 from app.core.versions import known_to_diverge, known_to_lose_events
-from app.etcd.auditor import Auditor
+from app.etcd.channels import MAX_MESSAGE
 from app.etcd.cluster import Cluster, ForeignClusterError
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.hints import explain
-from app.etcd.link import MAX_MESSAGE, Link
+from app.etcd.link import Link
 from app.etcd.login import LoginError
-from app.etcd.prover import CUT_OFF, Prover
+from app.etcd.permissions import PermissionChecker
+from app.etcd.quorum import CUT_OFF, QuorumChecker
 from app.etcd.reads import Reads
 from app.etcd.refusals import RefusalChecker
 from app.etcd.stream import UnmatchedError, WatchStream
+from app.etcd.watches import EtcdWatch, Watches
 from app.ports import OUT_OF_REACH, Clock, Condition, Draw
 
 log = logging.getLogger("gateway.etcd")
 
 # A read waits this long (seconds) for a connection that is just being made, before it says that etcd is away.
 CONNECT_PATIENCE = 2.0
+# The same while etcd is known to be away.
+DOWN_PATIENCE = 0.2
 # A new link has this long (seconds) for each of the things that it is tried with: a watch, which still has to connect,
 # and a linearizable read. It is more than health checks have with a short GATEWAY_STALE_AFTER.
 TRIAL_PATIENCE = 2.0
@@ -51,84 +55,6 @@ CLUSTER_PATIENCE = 6
 ANONYMOUS = Credentials()
 ANYTHING = KeyRange("key", b"\0")
 UNMATCHED = str(UnmatchedError())
-
-
-class UpstreamWatch:
-    """A watch that is open on a stream, or waits for a link, a stream to itself, or its turn to read history."""
-
-    def __init__(self, upstream: Upstream, watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> None:
-        self._upstream = upstream
-        self.range = watched
-        self.start = start
-        self.sink: WatchCallback | None = sink
-        self.lane: Lane = lane
-        self.stream: WatchStream | None = None
-        self.watch_id = 0
-        self.permitted_at: float | None = None  # see ``app.etcd.auditor``
-        # How far the member says it is, where its progress is not believed to cover all events.
-        self._said = 0
-        # A stream to itself is wanted back as soon as progress says that the watch has caught up.
-        self._wants_proof = self._is_alone = lane == "alone"
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody listens."""
-        return self.sink is not None
-
-    def receive(self, given: WatchInput) -> None:
-        """From the stream."""
-        if isinstance(given, Created):
-            self.permitted_at = self._upstream.clock()
-            self._upstream.note_match()
-        elif isinstance(given, Progress):
-            if not self._upstream.progress_trusted:
-                self._said = max(self._said, given.revision)
-        elif isinstance(given, Refused) and self.permitted_at is None and self._upstream.judge(self, given):
-            return
-        self.tell(given)
-
-    def tell(self, given: WatchInput) -> None:
-        """Say it to whom it belongs."""
-        if self.sink is not None:
-            self.sink(given)
-
-    def revoke(self, reason: str) -> None:
-        """It may not be any more: cancelled at etcd, and said."""
-        sink = self.sink
-        self.cancel()
-        if sink is not None:
-            sink(Refused(reason, denied=True))
-
-    def cancel(self) -> None:
-        """See ``app.ports.Watch``."""
-        self.sink = None
-        self.permitted_at = None
-        self._upstream.forget(self)
-        if self.stream is not None:
-            self.stream.cancel(self.watch_id)
-            if self.lane == "catch-up":
-                self._upstream.make_room()  # its stream may live on, with room for one that waits
-
-    def await_proof(self, wanted: bool) -> None:
-        """See ``app.ports.Watch``."""
-        wanted = wanted or self._is_alone
-        if wanted != self._wants_proof:
-            self._wants_proof = wanted
-            if self.stream is not None:
-                self.stream.await_proof(self.watch_id, wanted=wanted)
-
-    def open(self, stream: WatchStream, watch_id: int) -> None:
-        """It is on a stream now."""
-        self.stream, self.watch_id = stream, watch_id
-        if self._wants_proof:
-            stream.await_proof(watch_id, wanted=True)
-
-    def proven_at(self, reached: int) -> float | None:
-        """See ``app.ports.Watch``.
-
-        Where progress is not believed, it counts here all the same: otherwise quiet ranges would stay stale for ever.
-        """
-        return self._upstream.currentness.proven_at(max(reached, self._said))
 
 
 class Upstream:
@@ -166,20 +92,18 @@ class Upstream:
         self._backoff = backoff or Backoff()
         self._link: Link | None = None
         self._ready = asyncio.Event()
-        self._watches: dict[UpstreamWatch, None] = {}  # those that somebody wants
-        self._pending: dict[UpstreamWatch, None] = {}
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
-        self._matched = False  # on this link, a watch was
         self._unmatched: set[str] = set()  # endpoints whose watch answers can't be matched
         self._tried = ANYTHING  # what was last watched: a new link is tried with it, for it may be permitted
-        self._troubles: dict[str, str] = {}  # of each endpoint, since it was last found good
+        self._reasons: dict[str, str] = {}  # of each endpoint, since it was last found good
         self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
         self.currentness = Currentness(stale_after)
+        self._watches = Watches(self.currentness, self._resolve_refusal, clock=clock)
         self._cluster.on_restored(self.currentness.forget)
-        self._prover = Prover(
+        self._quorum = QuorumChecker(
             self.currentness,
-            lambda: self._watches,
+            self._watches,
             lambda: self._cluster.known,
             self._cluster.note_linearizable,
             clock=clock,
@@ -191,13 +115,13 @@ class Upstream:
             max_ranges=max_ranges,
             clock=clock,
             on_proof=self.currentness.note,
-            on_slow=self._prover.doubt,
+            on_slow=self._quorum.doubt,
             budget=budget,
         )
         self._refusals = RefusalChecker(
             self.reads.permitted, lambda: self._link.login.token if self._link is not None else ""
         )
-        self._auditor = Auditor(lambda: self._watches, self.reads.permitted, interval=stale_after, clock=clock)
+        self._permissions = PermissionChecker(self._watches, self.reads.permitted, interval=stale_after, clock=clock)
 
     # --- what feeds use ----------------------------------------------------------------------------------------------
 
@@ -214,7 +138,7 @@ class Upstream:
     @property
     def progress_trusted(self) -> bool:
         """See ``app.ports.Etcd``."""
-        return self._link is not None and self._link.progress_trusted
+        return self._watches.progress_trusted
 
     @property
     def highest_revision(self) -> int:
@@ -234,22 +158,17 @@ class Upstream:
     @property
     def ranges_total(self) -> int:
         """Ranges sent to etcd, but for one a connection."""
-        return self.reads.ranges_total + self._prover.ranges_total
+        return self.reads.ranges_total + self._quorum.ranges_total
 
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Have *callback* called whenever the history turns out to be another one."""
         self._cluster.on_restored(callback)
 
-    def watch(self, watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> UpstreamWatch:
+    def watch(self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
         """See ``app.ports.Etcd``."""
-        watch = UpstreamWatch(self, watched, start, sink, lane=lane)
-        self._watches[watch] = None
         self._tried = KeyRange("key", watched.start)
-        self._prover.watching()
-        if self._ready.is_set():
-            self._open(watch)
-        else:
-            self._pending[watch] = None
+        watch = self._watches.open(watched, start, sink, stream_kind=stream_kind)
+        self._quorum.watching()
         return watch
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
@@ -264,23 +183,10 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         return await self.reads.revision(watched)
 
-    def forget(self, watch: UpstreamWatch) -> None:
-        """A watch is not wanted any more."""
-        self._watches.pop(watch, None)
-        self._pending.pop(watch, None)
-
-    def note_match(self) -> None:
-        """A watch was answered under its own id."""
-        self._matched = True
-
-    def make_room(self) -> None:
-        """A watch has left its place to one that waits for it."""
-        self._open_pending()
-
-    def judge(self, watch: UpstreamWatch, refused: Refused) -> bool:
-        """Find out why a create was refused, and tell the watch; False where there is nothing to find out."""
+    def _resolve_refusal(self, watch: EtcdWatch, refused: Refused) -> bool:
+        """Only an etcd that knows us by a name may refuse what it permitted before."""
         if self._credentials.named:
-            self._refusals.judge(watch, refused)
+            self._refusals.resolve(watch, refused)
         return self._credentials.named
 
     # --- the life of links -------------------------------------------------------------------------------------------
@@ -289,7 +195,7 @@ class Upstream:
         """Keep a link: make it, watch its health, make the next one, to the next endpoint."""
         async with asyncio.TaskGroup() as group:
             if self._credentials.named:
-                group.create_task(self._auditor.run(), name="auditor")
+                group.create_task(self._permissions.run(), name="permissions")
             index, failures = 0, 0
             while True:
                 endpoint = self._endpoints[index % len(self._endpoints)]
@@ -306,7 +212,7 @@ class Upstream:
                 self._credentials,
                 proof_interval=self._proof_interval,
                 on_header=self._cluster.note,
-                on_room=self._open_pending,
+                on_room=self._watches.open_pending,
                 clock=self.clock,
                 max_message=self._max_message,
             )
@@ -318,7 +224,7 @@ class Upstream:
             if reason is None and endpoint in self._unmatched:
                 reason = await self._try_watch(link)
             if reason is None:
-                reason = self._cluster.judge(link.header, tried_all=failures >= len(self._endpoints))
+                reason = self._cluster.admit(link.header, tried_all=failures >= len(self._endpoints))
             if reason is None:
                 reason = await self._compare(link)
             served = reason is None
@@ -332,6 +238,7 @@ class Upstream:
         finally:
             self._ready.clear()
             self._link = None
+            self._watches.leave()
             await link.aclose("gateway is stopping")
 
     async def aclose(self) -> None:
@@ -342,16 +249,15 @@ class Upstream:
     async def _serve(self, link: Link) -> None:
         """Use a good link until it fails."""
         self._link = link
-        self._matched = False
         self._ready.set()
         self._cluster.note_applied(link.applied)
         self._say_ready(link)
-        self._open_pending()
+        self._watches.use(link)
         async with asyncio.TaskGroup() as group:
-            prover = group.create_task(self._prover.run(link), name="prover")
+            quorum = group.create_task(self._quorum.run(link), name="quorum")
             trial = group.create_task(self._try_watch_if_nobody_does(link), name="trial")
             await self._watch_health(link)
-            prover.cancel()
+            quorum.cancel()
             trial.cancel()
         self.reconnects += 1
 
@@ -385,7 +291,7 @@ class Upstream:
     async def _try_watch_if_nobody_does(self, link: Link) -> None:
         """A first watch tells by itself. Without one, it is found out before somebody needs it."""
         await asyncio.sleep(TRIAL_DELAY)
-        if not self._matched and (reason := await self._try_watch(link)) is not None:
+        if not self._watches.matched and (reason := await self._try_watch(link)) is not None:
             link.fail(reason)
 
     async def _compare(self, link: Link) -> str | None:
@@ -411,7 +317,7 @@ class Upstream:
             return str(error)
         reason = await link.check(self._patience())
         if reason is None:
-            cluster.judge_applied(applied, link.applied, link.header)
+            cluster.compare_applied(applied, link.applied, link.header)
         return reason
 
     def _foreign(self, link: Link) -> str | None:
@@ -426,24 +332,10 @@ class Upstream:
     def _patience(self) -> float:
         return max(0.5, min(2.0, self._stale_after / 4))
 
-    def _open(self, watch: UpstreamWatch) -> None:
-        assert self._link is not None, "watches open on a ready link"
-        opened = self._link.pool.create(watch.range, watch.start, watch.receive, lane=watch.lane)
-        if opened is None:
-            self._pending[watch] = None
-        else:
-            watch.open(*opened)
-
-    def _open_pending(self) -> None:
-        if self._ready.is_set():
-            pending, self._pending = self._pending, {}
-            for watch in pending:
-                self._open(watch)
-
     async def _usable_link(self) -> Link:
         if self._link is None or self._link.failed.done():
             try:
-                async with asyncio.timeout(CONNECT_PATIENCE if self._condition.state != "down" else 0.2):
+                async with asyncio.timeout(DOWN_PATIENCE if self._condition.state == "down" else CONNECT_PATIENCE):
                     await self._ready.wait()
             except TimeoutError:
                 pass
@@ -454,7 +346,7 @@ class Upstream:
     # --- saying it ----------------------------------------------------------------------------------------------------
 
     def _say_ready(self, link: Link) -> None:
-        self._troubles.pop(link.endpoint, None)
+        self._reasons.pop(link.endpoint, None)
         self._condition = Condition(link.endpoint, link.version_text, "ready", time.time(), "")
         log.info("etcd is ready", extra={"endpoint": link.endpoint, "version": link.version_text})
         if known_to_lose_events(link.version):
@@ -470,11 +362,11 @@ class Upstream:
             )
 
     def _say_down(self, endpoint: str, reason: str) -> None:
-        if self._troubles.get(endpoint) != reason:
+        if self._reasons.get(endpoint) != reason:
             log.warning("etcd is out of reach", extra={"endpoint": endpoint, "reason": reason})
-        self._troubles[endpoint] = reason
+        self._reasons[endpoint] = reason
         since = self._condition.since if self._condition.state == "down" else time.time()
-        others = [f"{other}: {why}" for other, why in self._troubles.items() if other != endpoint]
+        others = [f"{other}: {why}" for other, why in self._reasons.items() if other != endpoint]
         hopeless = self._unmatched.issuperset(self._endpoints)
         told = f"etcd can't be used: {UNMATCHED}" if hopeless else OUT_OF_REACH
         reasons = "; ".join([reason, *others])

@@ -126,9 +126,9 @@ class RunningBackfill:
 
     def _execute(self, command: Command) -> None:
         match command:
-            case OpenWatch(start, lane):
+            case OpenWatch(start, stream_kind):
                 self._close_watch()
-                self._watch = self._etcd.watch(self._range, start, self._from_watch, lane=lane)
+                self._watch = self._etcd.watch(self._range, start, self._from_watch, stream_kind=stream_kind)
                 self._watch.await_proof(True)
             case CloseWatch():
                 self._close_watch()

@@ -303,9 +303,9 @@ class Feed:
 
     def _execute(self, command: Command) -> None:
         match command:
-            case OpenWatch(start, lane):
+            case OpenWatch(start, stream_kind):
                 self._close_watch()
-                self._watch = self._etcd.watch(self.range, start, self._from_watch, lane=lane)
+                self._watch = self._etcd.watch(self.range, start, self._from_watch, stream_kind=stream_kind)
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():

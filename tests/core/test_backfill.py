@@ -114,7 +114,7 @@ CASES: dict[str, Case] = {
     "not in time": (OPENING, SyncTimeout(), S.RESTING, END),
     "no room": (OPENING, NoRoom(), S.RESTING, END),
     "stopped": (OPENING, Stop(), S.RESTING, END),
-    "too large for somebody: alone": (OPENING, TOO_LARGE, S.OPENING, (AwaitProof(), OpenWatch(50, "alone"),)),
+    "too large for somebody: alone": (OPENING, TOO_LARGE, S.OPENING, (AwaitProof(), OpenWatch(50, "dedicated"),)),
     "too large for us": (ALONE, TOO_LARGE, S.RESTING, END),
     "one more asks meanwhile": (READING, WantBackfill(80), S.READING, ()),
     "below the end": (READING, batches(70, 90), S.READING, ()),

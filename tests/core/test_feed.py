@@ -237,13 +237,13 @@ CASES: dict[str, Case] = {
     "too large while confirming": (CONFIRMING_PROBE, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "too large before the snapshot": (SNAPSHOTTING, TOO_LARGE, S.START_RETRY, (CloseWatch(), Retry(0))),
     "on alone, at the anchor": (
-        LIVE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
+        LIVE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "dedicated"))
     ),
     "on alone, without anchor": (
-        PROBE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142, "alone"))
+        PROBE.then(TOO_LARGE), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142, "dedicated"))
     ),
     "lost for another reason, and still a suspect": (
-        ALONE.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "alone"))
+        ALONE.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90, "dedicated"))
     ),
     "alone, and the anchor came: there may be more": (ALONE.then(Created(105)), batches(90), S.LIVE, (EndProof(),)),
     "alone, and that was all: back": (

@@ -31,7 +31,6 @@ from app.core.feed_messages import (
     Command,
     EndProof,
     FeedInput,
-    Lane,
     NoRoom,
     OpenWatch,
     Probe,
@@ -43,6 +42,7 @@ from app.core.feed_messages import (
     SnapshotTaken,
     Start,
     Stop,
+    StreamKind,
     SyncTimeout,
     TakeSnapshot,
     WantBackfill,
@@ -107,7 +107,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.store = Store(progress_trusted=True, loses_deletes=False, batch_revisions=BATCH_REVISIONS)
         self.now = 0.0
         self.watch: SimulatedWatch | None = None
-        self.lane: Lane = "live"
+        self.stream_kind: StreamKind = "live"
         self.in_vain = 0  # streams that our own messages broke, one after the other, while catching up
         self.unanchored = False  # the generation began because something was too large: perhaps its newest revision
         self.snapshot: Literal["none", "asked", "half", "ready"] = "none"
@@ -119,7 +119,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.sync_timer = False
         self.history: SimulatedWatch | None = None  # reads what lies below
         self.history_from: History | None = None
-        self.history_lane: Lane = "catch-up"
+        self.history_stream_kind: StreamKind = "catch-up"
         self.history_probe: int | None = None
         self.history_probed: Probed | None = None
         self.history_timer = False
@@ -147,7 +147,7 @@ class FeedMachine(RuleBasedStateMachine):
         assert self.twin.handle(given, self.now) == commands
         if isinstance(given, Lost) and core.state is State.OPENING:
             assert given.too_large, "only what was too large"
-            assert self.lane == "alone", "and certainly ours is not asked for again"
+            assert self.stream_kind == "dedicated", "and certainly ours is not asked for again"
         if core.state is State.LIVE or isinstance(given, SnapshotTaken):
             self.in_vain = 0
         if isinstance(given, SnapshotTaken):
@@ -176,10 +176,10 @@ class FeedMachine(RuleBasedStateMachine):
         assert core.backfill.stage in HISTORY_TABLE[before, type(given)].leads_to
         for command in commands:
             match command:
-                case OpenWatch(start, lane):
-                    self.history_lane, self.history = lane, SimulatedWatch(self.store, start)
+                case OpenWatch(start, stream_kind):
+                    self.history_stream_kind, self.history = stream_kind, SimulatedWatch(self.store, start)
                     assert start >= 1
-                    assert lane != "live"
+                    assert stream_kind != "live"
                 case CloseWatch():
                     self.history = None
                 case AwaitProof():
@@ -227,11 +227,11 @@ class FeedMachine(RuleBasedStateMachine):
     def execute(self, command: Command) -> None:
         """As ``Feed._execute``."""
         match command:
-            case OpenWatch(start, lane):
+            case OpenWatch(start, stream_kind):
                 self.close_watch()
-                if (self.lane, lane) == ("alone", "live"):
+                if (self.stream_kind, stream_kind) == ("dedicated", "live"):
                     self.in_vain = 0  # cleared, or begun anew
-                self.lane = lane
+                self.stream_kind = stream_kind
                 self.watch = SimulatedWatch(self.store, start)
             case CloseWatch():
                 self.close_watch()
@@ -445,7 +445,9 @@ class FeedMachine(RuleBasedStateMachine):
         self.held.ended = True
         self.handle(Lost("broken"))
 
-    @precondition(lambda self: self.watch is not None and self.held.history is not None and self.lane != "alone")
+    @precondition(
+        lambda self: self.watch is not None and self.held.history is not None and self.stream_kind != "dedicated"
+    )
     @rule()
     def lose_for_a_neighbour(self) -> None:
         """What was too large for the stream was for another watch on it."""
@@ -524,7 +526,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.tell(Lost("broken"))
         elif move == "refuse" and watch.open and not watch.created_given:
             self.tell(Refused("permission denied"))
-        elif move == "lose for a neighbour" and self.history_lane != "alone":
+        elif move == "lose for a neighbour" and self.history_stream_kind != "dedicated":
             self.tell(Lost("too large", too_large=True))
 
     def deliver_history(self, watch: SimulatedWatch) -> None:
@@ -785,7 +787,7 @@ class FeedMachine(RuleBasedStateMachine):
                 watch.say_progress()
             else:
                 self.time_out()
-        elif self.core.state is State.LIVE and self.lane != "live":
+        elif self.core.state is State.LIVE and self.stream_kind != "live":
             watch.say_progress()
         else:
             return False
@@ -903,7 +905,7 @@ class FeedMachine(RuleBasedStateMachine):
                 break
             self.check()
         assert self.core.state is State.LIVE
-        assert self.lane == "live"
+        assert self.stream_kind == "live"
         assert self.core.history.joinable
         assert self.core.history.view is not None
         if not self.excused:

@@ -88,6 +88,8 @@ def pod(name: str, **changed: Shape) -> World:
         "etcd_watch_streams": 1,
         "etcd_watch_streams_max": 4,
         "etcd_up": 1,
+        "token_unusable": 0,
+        "log_lines_dropped_total": 0,
         **{f'resets_total{{reason="{reason}"}}': 0 for reason in RESET_REASONS},
         'resets_total{reason="initial"}': lambda minute: 1000 + 3 * minute,
         **{f'refusals_total{{reason="{reason}"}}': 0 for reason in REFUSAL_REASONS},
@@ -207,6 +209,8 @@ SEEDS: dict[str, tuple[World, float]] = {
     "GatewayResets": (world({"resets_total__lagged": later(0, lambda since: 10 * since)}), 26),
     "GatewayStreamErrors": (world({"streams_closed_total__error": later(0, lambda _: 1)}), 1),
     "GatewayWithoutEtcd": (world({"etcd_up": later(1, lambda _: 0)}), 6),
+    "GatewayTokenUnusable": (world({"token_unusable": later(0, lambda _: 1)}), 6),
+    "GatewayLogLinesDropped": (world({"log_lines_dropped_total": later(0, lambda _: 40)}), 1),
     "GatewayMetricsMissing": (
         {
             name: later(shape, lambda _: None) if name.startswith(NAMESPACE) else shape
@@ -392,6 +396,7 @@ QUIET: dict[str, Callable[[], World]] = {
     ),
     "history is read all the time": lambda: world({"etcd_watchers": 13, "etcd_history_watchers": 3}),
     "a scrape between": lambda: world({"etcd_watchers": lambda minute: 11 if minute % 4 < 2 else 10}),
+    "a token is replaced": lambda: world({"token_unusable": lambda minute: 30 <= minute < 32}),
     "scrapes fail": lambda: {name: missing(30, 34, shape) for name, shape in world().items()},
 }
 

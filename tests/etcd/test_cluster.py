@@ -39,7 +39,7 @@ def _told() -> list[int]:
 def _cluster(time: Time, told: list[int]) -> Cluster:
     cluster = Cluster(patience=60, clock=time)
     cluster.on_restored(lambda: told.append(cluster.revision))
-    assert cluster.judge(header(7, 50), tried_all=False) is None
+    assert cluster.admit(header(7, 50), tried_all=False) is None
     return cluster
 
 
@@ -65,16 +65,16 @@ def test_a_header_without_a_cluster(cluster: Cluster) -> None:
 
 def test_only_after_a_while_and_when_all_were_tried(cluster: Cluster, time: Time, told: list[int]) -> None:
     """Both, and then its history begins where it is."""
-    assert cluster.judge(header(8, 3), tried_all=True) is not None
+    assert cluster.admit(header(8, 3), tried_all=True) is not None
     time.now += 59
-    assert cluster.judge(header(8, 3), tried_all=True) is not None
+    assert cluster.admit(header(8, 3), tried_all=True) is not None
     time.now += 1
-    assert cluster.judge(header(8, 3), tried_all=False) is not None
+    assert cluster.admit(header(8, 3), tried_all=False) is not None
     assert told == []
-    assert cluster.judge(header(8, 3), tried_all=True) is None
+    assert cluster.admit(header(8, 3), tried_all=True) is None
 
     assert (cluster.id, cluster.revision, told) == (8, 3, [3])
-    assert cluster.judge(header(7, 60), tried_all=True) is not None  # nothing goes to and fro
+    assert cluster.admit(header(7, 60), tried_all=True) is not None  # nothing goes to and fro
 
 
 def test_ours_starts_the_time_anew(cluster: Cluster, time: Time) -> None:
@@ -83,12 +83,12 @@ def test_ours_starts_the_time_anew(cluster: Cluster, time: Time) -> None:
     cluster.note(header(7))
     time.now += 59
 
-    assert cluster.judge(header(8), tried_all=True) is not None
+    assert cluster.admit(header(8), tried_all=True) is not None
 
 
 def test_unknown_is_not_foreign(cluster: Cluster) -> None:
     """Where nothing that we may ask names the cluster, the first answer will."""
-    assert cluster.judge(None, tried_all=False) is None
+    assert cluster.admit(None, tried_all=False) is None
 
 
 @pytest.mark.parametrize("answer", [header(7, 49, 2), header(7, 60, 1)], ids=["revision", "term"])

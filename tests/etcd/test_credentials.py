@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import grpc
 import pytest
 
 from app.etcd.credentials import Credentials, CredentialsError
-from app.etcd.hints import explain
-from app.etcd.login import life_of
 from tests.support.certificates import Ca, Pair, openssl
 from tests.support.gateway import start
 
@@ -129,51 +122,3 @@ async def test_serve_does_not_start(tmp_path: Path) -> None:
     assert await running.process.wait() == 2
     await running._reader
     assert "GATEWAY_ETCD_CACERT (--etcd-cacert): cannot read" in "".join(running.other)
-
-
-def token(claims: Any) -> str:
-    """A JWT that says *claims*."""
-    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-    return f"eyJhbGciOiJSUzI1NiJ9.{body}.c2ln"
-
-
-@pytest.mark.parametrize(
-    ("text", "life"),
-    [
-        (token({"username": "a", "revision": 3, "exp": 1300}), 300),
-        (token({"iat": 5000, "exp": 5060}), 60),  # its clock is not ours
-        (token({"exp": 900}), None),  # expired by our clock: it is not to be believed
-        (token({"exp": "soon"}), None),
-        (token({"revision": 3}), None),
-        (token([]), None),
-        (token(None), None),
-        ("vZbXHRwcgWpBnAbi.28", None),  # etcd's simple ones
-        ("a.b.c", None),
-        ("a.!!!.c", None),
-        ("", None),
-    ],
-)
-def test_the_life_of_a_token(text: str, life: float | None) -> None:
-    """By its claims."""
-    assert life_of(text, now=1000) == life
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "details", "hint"),
-    [
-        ("https://a:1", "failed to connect to all addresses; last error: CERTIFICATE_VERIFY_FAILED", "not of a CA"),
-        ("https://a:1", "failed to connect to all addresses; last error: TSI_DATA_CORRUPTED", "or wants one"),
-        ("https://a:1", "failed to connect to all addresses; last error: Handshake read failed", "an http:// end"),
-        ("http://a:1", "failed to connect to all addresses; last error: Socket closed", "an https:// end"),
-        ("http://a:1", "failed to connect to all addresses; last error: Connection refused", None),
-        ("http://a:1", "Socket closed", None),  # it was connected: it is restarting
-    ],
-)
-def test_hints(endpoint: str, details: str, hint: str | None) -> None:
-    """What gRPC says, and what that means, where it means one thing only."""
-    error: Any = SimpleNamespace(code=lambda: grpc.StatusCode.UNAVAILABLE, details=lambda: details)
-    said = explain(endpoint, error)
-
-    assert f"unavailable: {details}" in said
-    assert (hint is None) == (said == f"unavailable: {details}")
-    assert hint is None or hint in said

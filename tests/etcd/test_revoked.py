@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any, ClassVar
 
-import grpc
 import pytest
-from aetcd import rpc
 
-from app.core.errors import DeniedError
-from app.core.keys import KeyRange
-from app.etcd.reads import Reads
 from tests.etcd.conftest import USER, values
 from tests.etcd.test_tls import client_files
 from tests.integration.test_faults import all_hold, follow
@@ -164,31 +158,3 @@ async def test_the_name_in_a_certificate(candidate: Candidate, tmp_path: Path) -
             await root.revoke(USER, "/svc/")
             assert (await stream.until("close"))[-1].data["reason"] == "revoked"
         await eventually(lambda: holds_nothing(etcd))
-
-
-async def test_a_denied_range_does_not_speak_for_others() -> None:
-    """What the store is asked once for all ranges is asked with one key; where that is denied, each asks for itself."""
-
-    class OneIsDenied:
-        endpoint = "http://a:1"
-        asked: ClassVar[list[bytes]] = []
-
-        async def range(self, request: Any, _timeout: float) -> Any:
-            self.asked.append(request.key)
-            await asyncio.sleep(0)
-            if request.key == b"/denied":
-                none = grpc.aio.Metadata()
-                raise rpc.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, none, none, "etcdserver: permission denied")
-            return rpc.RangeResponse(header=rpc.ResponseHeader(revision=7))
-
-    async def link() -> Any:
-        return OneIsDenied()
-
-    reads = Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=lambda: 0.0)
-    denied, allowed = KeyRange("key", b"/denied"), KeyRange("key", b"/allowed")
-    answers = await asyncio.gather(reads.probe(denied, 5), reads.probe(allowed, 5), return_exceptions=True)
-
-    assert isinstance(answers[0], DeniedError)
-    assert answers[1] == "ok"
-    assert OneIsDenied.asked.count(b"/allowed") == 1
-    await reads.aclose()

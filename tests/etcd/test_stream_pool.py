@@ -1,43 +1,152 @@
-"""Which stream a watch goes to, when streams carry different tokens."""
+"""Which stream a watch goes to: live, catch-up and dedicated ones, by load, by token, and by what is unanswered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
+import pytest
+
+from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
-from app.core.multiplex import WatchCallback
+from app.core.multiplex import MOST_UNANSWERED, WatchCallback
+from app.core.sized import Sized
 from app.etcd.stream import WatchStream
-from app.etcd.stream_pool import LIVE_STREAMS, StreamPool
+from app.etcd.stream_pool import (
+    CATCH_UP_STREAMS,
+    DEDICATED_STREAMS,
+    FILL,
+    HISTORIES,
+    LIVE_STREAMS,
+    MAX_STREAMS,
+    SPARE_STREAMS,
+    StreamPool,
+)
 
 RANGE = KeyRange("prefix", b"/svc/")
 
 
-class Bare:
-    """A stream that has no watches, whatever is put on it: for a moment, each is so."""
+class Stream(Sized):
+    """A stream, as far as the pool uses it."""
 
-    unanswered = 0
-
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, forget: Callable[[Any], None]) -> None:
         self.token = token
+        self.unanswered = 0
+        self.watches = 0
+        self._forget = forget
 
     def __len__(self) -> int:
-        return 0
+        return self.watches
 
     def create(self, _watched: KeyRange, _start: int, _sink: WatchCallback) -> int:
         """An id."""
-        return 1
+        self.watches += 1
+        return self.watches
+
+    def close(self, _error: BaseException | None = None) -> None:
+        """It has ended."""
+        self._forget(self)
+
+
+class World:
+    """A pool, and what it does."""
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.rooms = 0
+        self.pool = StreamPool(self._open, lambda: self.token, self._room)
+
+    def _open(self, forget: Callable[[WatchStream], None]) -> WatchStream:
+        return cast("WatchStream", Stream(self.token, forget))
+
+    def _room(self) -> None:
+        self.rooms += 1
+
+    def create(self, stream_kind: StreamKind) -> Stream | None:
+        """One more watch; the stream that it is on."""
+        opened = self.pool.create(RANGE, 0, lambda _given: None, stream_kind=stream_kind)
+        return cast("Stream", opened[0]) if opened is not None else None
+
+    def place(self, stream_kind: StreamKind) -> Stream:
+        """One more watch, for which there is a stream."""
+        stream = self.create(stream_kind)
+        assert stream is not None
+        return stream
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    """An empty one."""
+    return World()
+
+
+def test_live_watches_fill_one_stream_before_the_next(world: World) -> None:
+    """Few streams cost etcd little; more than three are never opened for load."""
+    for count in range(FILL * LIVE_STREAMS):
+        world.place("live")
+        assert len(world.pool.streams) == 1 + count // FILL
+    for _ in range(9):
+        world.place("live")
+    assert list(map(len, world.pool.streams)) == [FILL + 3] * LIVE_STREAMS
+
+
+def test_a_stream_with_much_unanswered_takes_no_new_watch(world: World) -> None:
+    """A spare one takes its place; when all are so, the emptiest must do."""
+    for _ in range(LIVE_STREAMS + SPARE_STREAMS):
+        stream = world.place("live")
+        assert len(stream) == 1
+        stream.unanswered = MOST_UNANSWERED + 1
+    assert len(world.place("live")) == 2
+    assert len(world.pool.streams) == LIVE_STREAMS + SPARE_STREAMS
+
+
+def test_histories_wait_for_their_turn(world: World) -> None:
+    """They are spread; beyond a number each waits, and room is told when a stream ends."""
+    for _ in range(CATCH_UP_STREAMS * HISTORIES):
+        world.place("catch-up")
+    assert list(map(len, world.pool.streams)) == [HISTORIES] * CATCH_UP_STREAMS
+    assert world.create("catch-up") is None
+    assert world.rooms == 0
+    world.pool.streams[0].close()
+    assert world.rooms == 1
+    world.place("catch-up")
+
+
+def test_a_dedicated_stream_has_one_watch(world: World) -> None:
+    """Each watch has its own, and those beyond a number wait."""
+    streams = [world.place("dedicated") for _ in range(DEDICATED_STREAMS)]
+    assert list(map(len, streams)) == [1] * DEDICATED_STREAMS
+    assert world.create("dedicated") is None
+    streams[3].close()
+    assert world.rooms == 1
+    assert len(world.place("dedicated")) == 1
+
+
+def test_the_most_streams_that_there_may_be(world: World) -> None:
+    """It is a metric, and an alert compares with it."""
+    for _ in range(2 * MAX_STREAMS):
+        world.create("dedicated")
+        world.place("live").unanswered = MOST_UNANSWERED + 1
+    for _ in range(2 * CATCH_UP_STREAMS * HISTORIES):
+        world.create("catch-up")
+    assert len(world.pool.streams) == MAX_STREAMS
+
+
+def test_the_end_ends_all(world: World) -> None:
+    """Nothing is left."""
+    for stream_kind in ("live", "catch-up", "dedicated"):
+        world.place(stream_kind)
+    world.pool.close(None)
+    assert world.pool.streams == []
 
 
 def test_a_watch_goes_to_the_stream_that_was_opened_for_it() -> None:
     """With the token that etcd takes now, and not to an older one: a stream is new before its first watch is on it."""
-    token = "old"
-
-    def open_stream(_forget: Callable[[WatchStream], None]) -> WatchStream:
-        return cast("WatchStream", Bare(token))
-
-    pool = StreamPool(open_stream, lambda: token, lambda: None)
+    world = World()
     for token in ("old", *(f"renewed {n}" for n in range(1, LIVE_STREAMS))):
-        opened = pool.create(RANGE, 0, lambda _given: None, lane="live")
-        assert opened is not None
-        assert opened[0].token == token
+        world.token = token
+        stream = world.place("live")
+        assert stream.token == token
+        stream.watches = 0  # as for a moment each is
+    world.token = "the last"
+    assert world.place("live").token == "old"

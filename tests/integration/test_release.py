@@ -439,7 +439,7 @@ async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None
     now = 0.0
     link = link_to(etcd, lambda: now)
     created = asyncio.Event()
-    opened = link.pool.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: created.set(), lane="live")
+    opened = link.pool.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: created.set(), stream_kind="live")
     assert opened is not None
     stream, watch_id = opened
     await created.wait()
@@ -456,7 +456,7 @@ async def test_a_stream_stands_still_by_what_its_member_says(etcd: EmbeddedEtcd,
     now = 0.0
     link = link_to(etcd, lambda: now)
     heard = asyncio.Event()
-    opened = link.pool.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: heard.set(), lane="live")
+    opened = link.pool.create(KeyRange("prefix", b"/svc/"), 0, lambda _given: heard.set(), stream_kind="live")
     assert opened is not None
     stream, _ = opened
     await heard.wait()

@@ -8,12 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from app import cli
-from app.etcd.auditor import Auditor
-from app.etcd.prover import Prover
+from app.etcd.permissions import PermissionChecker
+from app.etcd.quorum import QuorumChecker
 from app.etcd.upstream import Upstream
 from app.watch.registry import Registry
 
-TASKS: dict[str, type] = {"upstream": Upstream, "registry": Registry, "auditor": Auditor, "prover": Prover}
+TASKS: dict[str, type] = {
+    "upstream": Upstream,
+    "registry": Registry,
+    "permissions": PermissionChecker,
+    "quorum": QuorumChecker,
+}
 
 
 def fail_soon(*, quietly: bool) -> Callable[..., Any]:

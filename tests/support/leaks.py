@@ -12,7 +12,7 @@ from collections.abc import Callable
 from app import cli
 from app.core.refcounts import RefCounts
 from app.etcd.stream import WatchStream
-from app.etcd.upstream import UpstreamWatch
+from app.etcd.watches import EtcdWatch
 from app.watch.subscriber import Subscriber
 
 
@@ -23,11 +23,11 @@ def _replace(owner: object, name: str, new: object) -> None:
 def watches() -> None:
     """A feed ends, and its watch is not cancelled."""
 
-    def forget(self: UpstreamWatch) -> None:
+    def forget(self: EtcdWatch) -> None:
         self.sink = None
-        self._upstream.forget(self)
+        self._watches.forget(self)
 
-    _replace(UpstreamWatch, "cancel", forget)
+    _replace(EtcdWatch, "cancel", forget)
 
 
 def streams() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from app.core.budget import Hold, Use
-from app.core.feed_messages import Lane
+from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
 from app.core.multiplex import WatchCallback
 from app.core.snapshot import Snapshot
@@ -75,8 +75,8 @@ async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
     world = World(Trap("", 0))
     found: list[bool] = []
 
-    def watch(watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> StubWatch:
-        del lane
+    def watch(watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> StubWatch:
+        del stream_kind
         feed = world.registry.feed(watched)
         found.append(feed is not None and world.registry.subscribers(feed) != [])
         return StubWatch(world.etcd, start, sink)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from app.core.budget import Budget
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
-from app.core.feed_messages import Lane
+from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, WatchCallback
@@ -113,9 +113,9 @@ class StubEtcd:
         self.trap.pass_by("condition")
         return Condition("", "", "ready", 0.0, "")
 
-    def watch(self, _watched: KeyRange, start: int, sink: WatchCallback, *, lane: Lane) -> StubWatch:
+    def watch(self, _watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> StubWatch:
         """See ``app.ports.Etcd``."""
-        del lane
+        del stream_kind
         self.trap.pass_by("watch")
         return StubWatch(self, start, sink)
 

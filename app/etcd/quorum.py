@@ -1,9 +1,9 @@
 """Proof that the member we use is in touch with its cluster: linearizable reads, while anybody watches.
 
-Every linearizable read of the process counts. The prover asks when none was made for a while, so that there is one at
-least in every half of GATEWAY_STALE_AFTER. ``app.core.currentness`` decides what a read proves, and when the next one
-is due. A member that does not answer one, or whose watches stay behind one, is given up, and the upstream goes to the
-next endpoint.
+Every linearizable read of the process counts. The ``QuorumChecker`` makes one when there was none for a while, so that
+there is one at least in every half of GATEWAY_STALE_AFTER. ``app.core.currentness`` decides what a read proves, and
+when the next one is due. A member that does not answer one, or whose watches stay below its revision, is given up, and
+the upstream goes to the next endpoint.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ANY_KEY = b"\0"
 CUT_OFF = "the member is cut off from its cluster"
 
 
-class ProvenWatch(Protocol):
-    """A watch as the prover sees it."""
+class QuorumWatch(Protocol):
+    """A watch as the ``QuorumChecker`` sees it."""
 
     range: KeyRange
     permitted_at: float | None  # when etcd last said that it may be; None while it is not open
 
 
-class Prover:
+class QuorumChecker:
     """See the module. ``run`` is a task of each link.
 
     Args:
@@ -51,7 +51,7 @@ class Prover:
     def __init__(
         self,
         currentness: Currentness,
-        watches: Callable[[], Iterable[ProvenWatch]],
+        watches: Iterable[QuorumWatch],
         known: Callable[[], tuple[int, int]],
         note: Callable[[tuple[int, int], Any], None],
         *,
@@ -99,7 +99,7 @@ class Prover:
         """Seconds until the next read; None while nobody needs one."""
         if self._doubted:
             return 0.0
-        if next(iter(self._watches()), None) is None:
+        if next(iter(self._watches), None) is None:
             self._since = None
         return None if self._since is None else self._currentness.due(self._clock(), self._since)
 
@@ -111,7 +111,7 @@ class Prover:
             watched = self._choose()
             known, asked_at = self._known(), self._clock()
             request = rpc.RangeRequest(key=ANY_KEY if watched is None else watched.start, count_only=True)
-            trouble = ""
+            reason = ""
             self.ranges_total += 1
             try:
                 response = await link.range(request, max(PAUSE, deadline - asked_at))
@@ -126,23 +126,23 @@ class Prover:
                         break
                     self._denied.add(watched)
                 elif error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
-                    trouble = f"{CUT_OFF}: no linearizable read in {patience:g} s"
+                    reason = f"{CUT_OFF}: no linearizable read in {patience:g} s"
                 else:
-                    trouble = explain(link.endpoint, error)
+                    reason = explain(link.endpoint, error)
             else:
                 self._currentness.note(asked_at, response.header.revision)
                 link.ask_for_progress()
                 return True
             if self._clock() + PAUSE >= deadline:
-                if trouble:
-                    link.fail(trouble)
+                if reason:
+                    link.fail(reason)
                 break
             await asyncio.sleep(PAUSE)
         return False
 
     def _choose(self) -> KeyRange | None:
         """A range whose first key may be read."""
-        open_ranges = [watch.range for watch in self._watches() if watch.permitted_at is not None]
+        open_ranges = [watch.range for watch in self._watches if watch.permitted_at is not None]
         self._denied.intersection_update(open_ranges)
         allowed = next((watched for watched in open_ranges if watched not in self._denied), None)
         if allowed is None and open_ranges:

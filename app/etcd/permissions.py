@@ -1,14 +1,14 @@
 """Revoked permissions: etcd asks for a permission when a watch is created, and never again.
 
-So a running watch outlives its role, its user, and the password it came with (seen on 3.4.23, 3.5.1 and 3.5.16). The
-auditor asks KV for the ranges of open watches in turn; what KV denies is cancelled.
+So a running watch outlives its role, its user, and the password it came with (seen on 3.4.23, 3.5.1 and 3.5.16). Open
+watches are audited: KV is asked for their ranges in turn, and a watch whose range KV denies is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from app.core.errors import GatewayError
@@ -23,8 +23,8 @@ PACE = 1.0
 INTERVAL = 10.0
 
 
-class AuditedWatch(Protocol):
-    """A watch as the auditor sees it."""
+class PermittedWatch(Protocol):
+    """A watch as the ``PermissionChecker`` sees it."""
 
     range: KeyRange
     permitted_at: float | None  # when etcd last said that it may be; None while it is not open
@@ -40,11 +40,11 @@ class Permitted(Protocol):
         """Whether the range may be read."""
 
 
-class Auditor:
+class PermissionChecker:
     """See the module. ``run`` must be a task."""
 
     def __init__(
-        self, watches: Callable[[], Iterable[AuditedWatch]], permitted: Permitted, *, interval: float, clock: Clock
+        self, watches: Iterable[PermittedWatch], permitted: Permitted, *, interval: float, clock: Clock
     ) -> None:
         self._watches = watches
         self._permitted = permitted
@@ -62,24 +62,25 @@ class Auditor:
                 except Exception:
                     log.exception("audit failed", extra={"range": str(watch.range)})
 
-    def _due(self) -> AuditedWatch | None:
+    def _due(self) -> PermittedWatch | None:
         """The watch that was not asked for longest, if that is long enough ago."""
-        due: AuditedWatch | None = None
+        due: PermittedWatch | None = None
         oldest = self._clock() - self._interval
-        for watch in self._watches():
+        for watch in self._watches:
             if watch.permitted_at is not None and watch.permitted_at <= oldest:
                 due, oldest = watch, watch.permitted_at
         return due
 
-    async def _audit(self, watch: AuditedWatch) -> None:
+    async def _audit(self, watch: PermittedWatch) -> None:
         asked_at = self._clock()
         try:
             # Its own member first, which costs nobody else anything; only the cluster's word ends a watch.
             permitted = await self._permitted(watch.range, serializable=True) or await self._permitted(watch.range)
         except GatewayError:
             permitted = True  # etcd is away, or busy: that says nothing about roles
-        if watch.permitted_at is None:
-            return  # let go, or moved, meanwhile
-        watch.permitted_at = asked_at
-        if not permitted:
+        finally:
+            # Also after a defect: the watch would stay the one to be asked for, and no other would have its turn.
+            if watch.permitted_at is not None:  # neither let go nor moved meanwhile
+                watch.permitted_at = asked_at
+        if watch.permitted_at is not None and not permitted:
             watch.revoke("etcd no longer permits it")

@@ -16,7 +16,7 @@ from aetcd import rpc
 from app.core.currentness import Currentness
 from app.core.keys import KeyRange
 from app.etcd.link import Link
-from app.etcd.prover import ANY_KEY, CUT_OFF, Prover
+from app.etcd.quorum import ANY_KEY, CUT_OFF, QuorumChecker
 from tests.support.waiting import eventually
 
 
@@ -30,7 +30,7 @@ class Watch:
 
 @dataclass
 class Member:
-    """A link, as far as the prover uses it: each Range is answered by *answer*, or raises what that raises."""
+    """A link, as far as the checker uses it: each Range is answered by *answer*, or raises what that raises."""
 
     answer: Callable[[bytes], int]
     asked: list[bytes] = field(default_factory=list)
@@ -60,15 +60,15 @@ def refuse(code: grpc.StatusCode) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[Prover, Currentness]]:
-    """A prover at work there, with reads due every 10 ms."""
+async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[QuorumChecker, Currentness]]:
+    """A checker at work there, with reads due every 10 ms."""
     currentness = Currentness(0.02)
-    prover = Prover(currentness, lambda: watches, lambda: (0, 0), lambda _known, _header: None, clock=time.monotonic)
+    checker = QuorumChecker(currentness, watches, lambda: (0, 0), lambda _known, _header: None, clock=time.monotonic)
     if watches:
-        prover.watching()
-    task = asyncio.create_task(prover.run(cast("Link", member)))
+        checker.watching()
+    task = asyncio.create_task(checker.run(cast("Link", member)))
     try:
-        yield prover, currentness
+        yield checker, currentness
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -91,14 +91,14 @@ async def asked_often(member: Member, times: int = 3) -> None:
 async def test_nobody_watches_nothing_is_asked() -> None:
     """Nor after the last one has gone; a read of somebody's that was not answered in time is reason for one."""
     member, watches = Member(lambda _key: 5), [watch("/a/")]
-    async with proving(member, watches) as (prover, _):
+    async with proving(member, watches) as (checker, _):
         await asked_often(member)
         watches.clear()
         await asyncio.sleep(0.05)  # what is under way
         before = len(member.asked)
         await asyncio.sleep(0.2)
         assert len(member.asked) == before
-        prover.doubt()
+        checker.doubt()
         await asked_often(member, before + 1)
         assert member.asked[-1] == ANY_KEY
 
@@ -119,12 +119,12 @@ async def test_reads_of_others_count() -> None:
     member = Member(lambda _key: 5)
     currentness = Currentness(1000)
     watches = [watch("/a/")]
-    prover = Prover(currentness, lambda: watches, lambda: (0, 0), lambda _known, _header: None, clock=lambda: now)
+    checker = QuorumChecker(currentness, watches, lambda: (0, 0), lambda _known, _header: None, clock=lambda: now)
     now = 0.0
-    prover.watching()
+    checker.watching()
     now = 700.0
     currentness.note(650.0, 5)
-    task = asyncio.create_task(prover.run(cast("Link", member)))
+    task = asyncio.create_task(checker.run(cast("Link", member)))
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

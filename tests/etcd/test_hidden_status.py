@@ -1,4 +1,4 @@
-"""What etcds do that this machine has not, by a fake one."""
+"""Members that hide their status from our user (3.5.28 and later), by a fake etcd: this machine has none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.etcd.credentials import Credentials
-from app.etcd.link import Link
 from tests.etcd.conftest import says, values
 from tests.integration.test_faults import follow
 from tests.support.fake_etcd import FakeEtcd, RefusedError, _unary
@@ -61,25 +59,3 @@ async def test_a_learner_that_hides_its_status() -> None:
         etcd.learner = True
         async with gateway(etcd.endpoint) as server:
             await eventually(lambda: says(server, "down", "learner"))
-
-
-@pytest.mark.parametrize("same", [True, False])
-async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
-    """Behind one name reads may go to a member of 3.5.16 and watches to one of 3.5.1: its progress overtakes events."""
-    async with FakeEtcd("3.5.16") as etcd:
-        link = Link(
-            etcd.endpoint,
-            Credentials(),
-            proof_interval=1,
-            on_header=lambda _header: None,
-            on_room=lambda: None,
-            clock=lambda: 0.0,
-        )
-        assert await link.check(2) is None
-        assert link.progress_trusted
-        heard = etcd.header()
-        heard.member_id += not same
-        link._heard_on_a_stream(heard)
-
-        assert link.progress_trusted is same
-        await link.aclose("done")

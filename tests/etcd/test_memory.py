@@ -1,0 +1,71 @@
+"""Waiting for memory: granted in the order of asking, refused after a while, and given back whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.core.budget import Budget, Hold, Use
+from app.core.errors import OverCapacityError
+from app.etcd.memory import reserve
+from tests.support.virtual_time import now, virtually
+
+LIMIT = 1000
+
+
+async def full() -> tuple[Budget, Hold]:
+    """A budget, and a page that has all of it: another one must wait."""
+    budget = Budget(LIMIT)
+    return budget, await reserve(budget, Use.PAGE, LIMIT, patience=0)
+
+
+async def test_what_there_is_is_granted_at_once() -> None:
+    """And is the caller's to give back."""
+    budget = Budget(LIMIT)
+    with await reserve(budget, Use.PAGE, 100, patience=0) as hold:
+        assert (hold.granted, budget.of(Use.PAGE)) == (True, 100)
+    assert budget.of(Use.PAGE) == 0
+
+
+def test_a_wait_ends_with_what_others_give_back() -> None:
+    """At that very moment."""
+
+    async def wait() -> float:
+        budget, other = await full()
+        asyncio.get_running_loop().call_later(3, other.release)
+        hold = await reserve(budget, Use.PAGE, LIMIT, patience=10)
+        assert hold.granted
+        return now()
+
+    assert virtually(wait())[0] == 3
+
+
+def test_a_wait_ends_after_its_patience() -> None:
+    """Nothing is held or waited for then, and the client is told to come back."""
+
+    async def wait() -> Budget:
+        budget, _ = await full()
+        before = budget.of(Use.PAGE)
+        with pytest.raises(OverCapacityError) as raised:
+            await reserve(budget, Use.PAGE, LIMIT, patience=10)
+        assert raised.value.code == "too-many-reads"
+        assert budget.of(Use.PAGE) == before
+        return budget
+
+    budget, took = virtually(wait())
+    assert (took, budget.waiting(Use.PAGE)) == (10, 0)
+
+
+async def test_one_that_is_cancelled_waits_no_more() -> None:
+    """Bytes that are granted to nobody would be lost for good."""
+    budget, other = await full()
+    before = budget.of(Use.PAGE)
+    task = asyncio.create_task(reserve(budget, Use.PAGE, LIMIT, patience=3600))
+    await asyncio.sleep(0)
+    assert budget.waiting(Use.PAGE) == 1
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), budget.waiting(Use.PAGE), budget.of(Use.PAGE)) == (True, 0, before)
+    other.release()
+    assert budget.of(Use.PAGE) == before - LIMIT

@@ -1,0 +1,179 @@
+"""Ranges: who is answered when etcd is away or mute, in what time; what one denied range means for the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+import grpc
+import pytest
+from aetcd import rpc
+
+from app.core.errors import DeniedError, TooSlowError, UnavailableError
+from app.core.keys import KeyRange
+from app.etcd.credentials import Credentials
+from app.etcd.link import Link
+from app.etcd.reads import RANGE_TIMEOUT, Listing, Reads
+from app.etcd.upstream import CONNECT_PATIENCE, DOWN_PATIENCE, Upstream
+from app.ports import OUT_OF_REACH
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.virtual_time import now, virtually
+
+RANGE = KeyRange("prefix", b"/svc/")
+# What docs/problems.md promises of `etcd-unavailable`.
+PROMISED = 5.0
+
+
+def status(code: grpc.StatusCode, details: str = "") -> rpc.AioRpcError:
+    """What gRPC raises."""
+    return rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+class Mute:
+    """A link whose member never answers: each call ends at its deadline, as gRPC has it."""
+
+    endpoint = "http://a:1"
+
+    def __init__(self) -> None:
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.asked = 0
+
+    async def range(self, _request: Any, timeout: float, **_options: bool) -> Any:
+        """Until the deadline."""
+        self.asked += 1
+        await asyncio.sleep(timeout)
+        raise status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def fail(self, _why: str) -> None:
+        """Not by a slow read alone."""
+        raise AssertionError
+
+
+def reads_of(link: Callable[[], Awaitable[Any]], clock: Callable[[], float] = now) -> Reads:
+    """Reads over it."""
+    return Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=clock)
+
+
+async def refused(read: Awaitable[Listing]) -> UnavailableError:
+    """How a read ends."""
+    with pytest.raises(UnavailableError) as raised:
+        await read
+    return raised.value
+
+
+def first_page(reads: Reads) -> Awaitable[Listing]:
+    """What a `/v1/kv` of a prefix reads first."""
+    return anext(reads.pages(RANGE, limit=10))
+
+
+READS: dict[str, Callable[[Reads], Awaitable[Listing]]] = {
+    "prefix": first_page,
+    "key": lambda reads: anext(reads.pages(KeyRange("key", b"/svc/a"))),
+    "count": lambda reads: reads.count(RANGE),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_mute_etcd_is_told_in_the_time_that_is_promised(read: Callable[[Reads], Awaitable[Listing]]) -> None:
+    """One time-out, not one for each size of a page."""
+
+    async def ask() -> tuple[Exception, int]:
+        mute = Mute()
+
+        async def link() -> Any:
+            return mute
+
+        return await refused(read(reads_of(link))), mute.asked
+
+    (error, asked), took = virtually(ask())
+    assert isinstance(error, TooSlowError)
+    assert (took, asked) == (RANGE_TIMEOUT, 1)
+    assert took <= PROMISED
+
+
+def test_reads_that_wait_for_a_mute_etcd_have_their_own_time() -> None:
+    """Twenty with four in flight: each is told 5 s after its turn, and all of them in the end."""
+
+    async def ask() -> list[Exception]:
+        mute = Mute()
+
+        async def link() -> Any:
+            return mute
+
+        reads = reads_of(link)
+        return list(await asyncio.gather(*(refused(first_page(reads)) for _ in range(20))))
+
+    errors, took = virtually(ask())
+    assert {type(error) for error in errors} == {TooSlowError}
+    assert took == 20 / 4 * RANGE_TIMEOUT
+
+
+@pytest.mark.parametrize(("known", "patience"), [(False, CONNECT_PATIENCE), (True, DOWN_PATIENCE)])
+def test_without_a_link_nobody_waits_long(known: bool, patience: float) -> None:
+    """A read waits for the first connection, and hardly for one that is known to be down."""
+
+    async def ask() -> UnavailableError:
+        upstream = Upstream(["http://a:1"], stale_after=10, max_ranges=4, clock=now, draw=lambda: 0.0)
+        if known:
+            upstream._say_down("http://a:1", "away")
+        return await refused(first_page(upstream.reads))
+
+    error, took = virtually(ask())
+    assert error.detail == OUT_OF_REACH
+    assert took == patience <= PROMISED
+
+
+async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
+    """gRPC raises CancelledError for a call whose channel is closed: nobody has cancelled the one who asked."""
+    async with FakeEtcd() as etcd:
+        given_up = Link(
+            etcd.endpoint,
+            Credentials(),
+            proof_interval=1,
+            on_header=lambda _header: None,
+            on_room=lambda: None,
+            clock=lambda: 0.0,
+        )
+
+        async def link() -> Link:
+            return given_up
+
+        reads = reads_of(link, lambda: 0.0)
+        etcd.hold_ranges()
+        asked = asyncio.create_task(reads.count(RANGE))
+        cancelled = asyncio.create_task(reads.count(RANGE))
+        await etcd.until(lambda: etcd.ranges_in_flight == 2)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        await given_up.aclose("given up")
+        assert (await refused(asked)).detail == OUT_OF_REACH
+        assert cancelled.cancelled()
+        etcd.release_ranges()
+
+
+async def test_a_denied_range_does_not_speak_for_others() -> None:
+    """What the store is asked once for all ranges is asked with one key; where that is denied, each asks for itself."""
+
+    class OneIsDenied:
+        endpoint = "http://a:1"
+        asked: ClassVar[list[bytes]] = []
+
+        async def range(self, request: Any, _timeout: float) -> Any:
+            self.asked.append(request.key)
+            await asyncio.sleep(0)
+            if request.key == b"/denied":
+                raise status(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+            return rpc.RangeResponse(header=rpc.ResponseHeader(revision=7))
+
+    async def link() -> Any:
+        return OneIsDenied()
+
+    reads = reads_of(link, lambda: 0.0)
+    denied, allowed = KeyRange("key", b"/denied"), KeyRange("key", b"/allowed")
+    answers = await asyncio.gather(reads.probe(denied, 5), reads.probe(allowed, 5), return_exceptions=True)
+
+    assert isinstance(answers[0], DeniedError)
+    assert answers[1] == "ok"
+    assert OneIsDenied.asked.count(b"/allowed") == 1
+    await reads.aclose()

@@ -1,0 +1,128 @@
+"""Which member is used: the endpoints in turn, and what is said of those that are not to be had."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from app.core.keys import KeyRange
+from app.core.multiplex import Created, Lost, WatchInput
+from app.etcd.upstream import UNMATCHED, Upstream
+from app.ports import OUT_OF_REACH
+from tests.support.fake_etcd import FakeEtcd, WatchCall
+from tests.support.waiting import eventually
+
+NOWHERE = "http://127.0.0.1:1"
+RANGE = KeyRange("prefix", b"/svc/")
+
+
+@contextlib.asynccontextmanager
+async def connecting(*endpoints: str) -> AsyncIterator[Upstream]:
+    """An upstream at work."""
+    upstream = Upstream(endpoints, stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
+    task = asyncio.create_task(upstream.run())
+    try:
+        yield upstream
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await upstream.aclose()
+
+
+async def becomes(upstream: Upstream, state: str, endpoint: str = "", reason: str = "") -> None:
+    """Wait until it is so."""
+
+    async def is_so() -> bool:
+        now = upstream.condition
+        return now.state == state and endpoint in now.endpoint and reason in now.reason
+
+    await eventually(is_so)
+
+
+async def test_the_next_endpoint_is_tried() -> None:
+    """And after the last one the first again."""
+    async with FakeEtcd() as one, FakeEtcd() as two, connecting(NOWHERE, one.endpoint, two.endpoint) as upstream:
+        await becomes(upstream, "ready", one.endpoint)
+        assert upstream.cluster_id == one.cluster_id
+        await one.stop()
+        await becomes(upstream, "ready", two.endpoint)
+        await one.start()
+        await two.stop()
+        await becomes(upstream, "ready", one.endpoint)
+
+
+async def test_what_is_said_of_endpoints_that_are_away() -> None:
+    """Operators are told of each why; clients are told no address."""
+    async with FakeEtcd() as leaderless:
+        leaderless.lose_leader()
+        async with connecting(NOWHERE, leaderless.endpoint) as upstream:
+            await becomes(upstream, "down", NOWHERE, reason=f"{leaderless.endpoint}: the member has no leader")
+            assert upstream.condition.told == OUT_OF_REACH
+            leaderless.regain_leader()
+            await becomes(upstream, "ready", leaderless.endpoint)
+            assert upstream.condition.reason == ""
+
+
+async def test_a_watch_is_lost_with_its_link() -> None:
+    """Its feed asks for another one, which is opened at the next member."""
+    heard: list[WatchInput] = []
+    async with FakeEtcd() as one, FakeEtcd() as two, connecting(one.endpoint, two.endpoint) as upstream:
+        upstream.watch(RANGE, 0, heard.append, stream_kind="live")
+        await one.until(lambda: one.open_watchers == 1)
+
+        async def created() -> bool:
+            return bool(heard)
+
+        await eventually(created)
+        await one.stop()
+
+        async def lost() -> bool:
+            return len(heard) > 1
+
+        await eventually(lost)
+        assert [type(given) for given in heard] == [Created, Lost]
+        upstream.watch(RANGE, 0, heard.append, stream_kind="live")
+        await two.until(lambda: two.open_watchers == 1)
+        assert upstream.reconnects == 1
+
+
+async def test_a_member_that_answers_no_linearizable_read_is_not_used() -> None:
+    """It is cut off from its cluster, though it answers health checks."""
+    async with FakeEtcd() as etcd:
+        etcd.fail_ranges(1, grpc.StatusCode.DEADLINE_EXCEEDED)
+        async with connecting(etcd.endpoint) as upstream:
+            await becomes(upstream, "down", reason="cut off from its cluster")
+            await becomes(upstream, "ready")
+
+
+async def test_another_cluster_is_skipped() -> None:
+    """Its data would take the place of everybody's."""
+    async with FakeEtcd() as ours, FakeEtcd() as foreign:
+        foreign.cluster_id = ours.cluster_id + 1
+        async with connecting(ours.endpoint, foreign.endpoint) as upstream:
+            await becomes(upstream, "ready", ours.endpoint)
+            await ours.stop()
+            await becomes(upstream, "down", reason="of another cluster")
+            assert upstream.cluster_id == ours.cluster_id
+            await ours.start()
+            await becomes(upstream, "ready", ours.endpoint)
+
+
+async def test_a_server_whose_answers_cannot_be_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by name: nothing else would ever say why no stream comes."""
+    create = WatchCall._create
+
+    def renamed(self: WatchCall, request: Any) -> None:
+        request.watch_id = 0  # the server chooses
+        create(self, request)
+
+    monkeypatch.setattr(WatchCall, "_create", renamed)
+    async with FakeEtcd() as proxy, connecting(proxy.endpoint) as upstream:
+        await becomes(upstream, "down", reason=UNMATCHED)
+        assert upstream.condition.told == f"etcd can't be used: {UNMATCHED}"

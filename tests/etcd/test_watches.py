@@ -1,0 +1,197 @@
+"""The upstream's watches: those that wait for a link are opened with it, and a defect costs one of them alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from app.core.keys import KeyRange
+from app.core.multiplex import Batches, Created, Lost, Refused, WatchInput
+from app.etcd.stream_pool import StreamPool
+from app.etcd.upstream import Upstream
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import eventually
+
+BROKEN = KeyRange("prefix", b"/broken/")
+
+
+def ranges(*names: str) -> list[KeyRange]:
+    """Prefixes."""
+    return [KeyRange("prefix", name.encode()) for name in names]
+
+
+@contextlib.asynccontextmanager
+async def connected(etcd: FakeEtcd, before: Callable[[Upstream], None]) -> AsyncIterator[Upstream]:
+    """An upstream at work there; *before* is called with it while it has no link yet."""
+    upstream = Upstream([etcd.endpoint], stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
+    before(upstream)
+    task = asyncio.create_task(upstream.run())
+    try:
+        yield upstream
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await upstream.aclose()
+
+
+class Watches:
+    """What each watch of an upstream hears."""
+
+    def __init__(self) -> None:
+        self.heard: dict[KeyRange, list[WatchInput]] = {}
+
+    def open(self, upstream: Upstream, *watched: KeyRange) -> None:
+        """One of each range."""
+        for one in watched:
+            self.heard[one] = []
+            upstream.watch(one, 0, self.heard[one].append, stream_kind="live")
+
+    async def until(self, condition: Callable[[dict[KeyRange, list[WatchInput]]], bool]) -> None:
+        """Wait for what must be heard."""
+
+        async def holds() -> bool:
+            return condition(self.heard)
+
+        await eventually(holds)
+
+
+@pytest.fixture(name="broken_pool")
+def _broken_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that fails by a defect for one range."""
+    create = StreamPool.create
+
+    def fail(self: StreamPool, watched: KeyRange, *args: Any, **options: Any) -> Any:
+        if watched == BROKEN:
+            raise RuntimeError("a defect")
+        return create(self, watched, *args, **options)
+
+    monkeypatch.setattr(StreamPool, "create", fail)
+
+
+async def test_watches_wait_for_a_link() -> None:
+    """Each is opened once there is one, and then hears its events."""
+    watches, (a, b) = Watches(), ranges("/a/", "/b/")
+    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a, b)) as upstream:
+        await watches.until(lambda heard: all(heard.values()))
+        etcd.put(b"/b/key")
+        await watches.until(lambda heard: len(heard[b]) == 2)
+        assert [type(given) for given in watches.heard[a]] == [Created]
+        assert isinstance(watches.heard[b][1], Batches)
+        assert upstream.watchers == etcd.open_watchers == 2
+
+
+@pytest.mark.usefixtures("broken_pool")
+async def test_a_pending_watch_that_cannot_be_opened_strands_no_other() -> None:
+    """It is told, and forgotten; those after it are opened, and the link is used."""
+    watches, (a, b) = Watches(), ranges("/a/", "/b/")
+    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a, BROKEN, b)) as upstream:
+        await watches.until(lambda heard: all(heard.values()))
+        assert [type(watches.heard[one][0]) for one in (a, BROKEN, b)] == [Created, Lost, Created]
+        assert upstream.condition.state == "ready"
+        assert upstream.watchers == 2
+        etcd.break_streams()
+        await watches.until(lambda heard: len(heard[a]) == len(heard[b]) == 2)
+        assert len(watches.heard[BROKEN]) == 1
+
+
+@pytest.mark.usefixtures("broken_pool")
+async def test_a_watch_that_cannot_be_opened_at_once_is_forgotten() -> None:
+    """Its caller has no watch to cancel: it would count as wanted for ever, and be read for."""
+    watches, (a,) = Watches(), ranges("/a/")
+    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a)) as upstream:
+        await watches.until(lambda heard: bool(heard[a]))
+        with pytest.raises(RuntimeError):
+            watches.open(upstream, BROKEN)
+        assert BROKEN not in [watch.range for watch in upstream._watches]
+
+
+async def test_a_watch_that_another_cancels_meanwhile_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feed that hears of its lost watch may let go of another one, whose turn has not come."""
+    create = StreamPool.create
+    (victim,) = ranges("/victim/")
+
+    def fail(self: StreamPool, watched: KeyRange, *args: Any, **options: Any) -> Any:
+        if watched == BROKEN:
+            raise RuntimeError("a defect")
+        return create(self, watched, *args, **options)
+
+    monkeypatch.setattr(StreamPool, "create", fail)
+
+    def open_both(upstream: Upstream) -> None:
+        upstream.watch(BROKEN, 0, lambda _given: second.cancel(), stream_kind="live")
+        second = upstream.watch(victim, 0, lambda _given: pytest.fail("it was cancelled"), stream_kind="live")
+
+    async with FakeEtcd() as etcd, connected(etcd, open_both) as upstream:
+
+        async def ready() -> bool:
+            return upstream.condition.state == "ready"
+
+        await eventually(ready)
+        watches, (probe,) = Watches(), ranges("/probe/")
+        watches.open(upstream, probe)
+        await watches.until(lambda heard: bool(heard[probe]))
+        assert [create.key for create in etcd.asked.creates] == [b"/probe/"]
+
+
+async def test_a_sink_that_raises_costs_its_own_watch(caplog: pytest.LogCaptureFixture) -> None:
+    """The others of its stream go on, with no word; it is let go at etcd."""
+    watches, (a, b, bad) = Watches(), ranges("/a/", "/b/", "/bad/")
+
+    def fail(given: WatchInput) -> None:
+        if isinstance(given, Batches):
+            raise RuntimeError("a defect")
+
+    def open_all(upstream: Upstream) -> None:
+        watches.open(upstream, a)
+        upstream.watch(bad, 0, fail, stream_kind="live")
+        watches.open(upstream, b)
+
+    async with FakeEtcd() as etcd, connected(etcd, open_all) as upstream:
+        await watches.until(lambda heard: all(heard.values()))
+        etcd.put(b"/bad/key")
+        etcd.put(b"/a/key")
+        etcd.put(b"/b/key")
+        await watches.until(lambda heard: all(len(given) == 2 for given in heard.values()))
+        await etcd.until(lambda: etcd.open_watchers == 2)
+        assert [type(given) for given in watches.heard[a]] == [Created, Batches]
+        assert (upstream.watchers, upstream.reconnects) == (2, 0)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["watch failed"]
+
+
+async def test_a_sink_that_raises_while_a_stream_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """All others hear of the loss."""
+    watches, (a, b, bad) = Watches(), ranges("/a/", "/b/", "/bad/")
+
+    def fail(given: WatchInput) -> None:
+        if isinstance(given, Lost):
+            raise RuntimeError("a defect")
+
+    def open_all(upstream: Upstream) -> None:
+        watches.open(upstream, a)
+        upstream.watch(bad, 0, fail, stream_kind="live")
+        watches.open(upstream, b)
+
+    async with FakeEtcd() as etcd, connected(etcd, open_all):
+        await watches.until(lambda heard: all(heard.values()))
+        etcd.break_streams()
+        await watches.until(lambda heard: all(len(given) == 2 for given in heard.values()))
+        assert [type(given) for given in watches.heard[b]] == [Created, Lost]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["watch failed"]
+
+
+async def test_a_revoked_watch_is_told_once() -> None:
+    """As refused, and after that nothing."""
+    watches, (a,) = Watches(), ranges("/a/")
+    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a)) as upstream:
+        await watches.until(lambda heard: bool(heard[a]))
+        (watch,) = upstream._watches
+        watch.revoke("no more")
+        watch.revoke("no more")
+        assert watches.heard[a][1:] == [Refused("no more", denied=True)]
+        await etcd.until(lambda: etcd.open_watchers == 0)
+        assert upstream.watchers == 0
