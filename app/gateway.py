@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from app import __version__, descriptors
@@ -17,7 +18,6 @@ from app.access.token import Token
 from app.core.budget import Budget
 from app.core.capacity import Capacity
 from app.core.cursor import Shape, derive_epoch
-from app.core.log import Bounds
 from app.descriptors import RESERVE, SPARE
 from app.etcd.credentials import Credentials, CredentialsError
 from app.etcd.upstream import Upstream
@@ -42,13 +42,7 @@ def _credentials(settings: Settings) -> Credentials:
     """
     if settings.etcd_user and not settings.etcd_is_tls and not all(map(is_loopback, settings.etcd_hosts)):
         log.warning("the password for etcd is sent in plain text", extra={"etcd": ",".join(settings.etcd)})
-    credentials = Credentials(
-        cacert=settings.etcd_cacert,
-        cert=settings.etcd_cert,
-        key=settings.etcd_key,
-        user=settings.etcd_user,
-        password_file=settings.etcd_password_file,
-    )
+    credentials = settings.group(Credentials, "etcd_")
     try:
         credentials.check(tls=settings.etcd_is_tls)
     except CredentialsError as error:
@@ -90,18 +84,7 @@ class Gateway:
         )
         self.registry = Registry(
             self.upstream,
-            Limits(
-                subscribers=settings.max_subscribers,
-                feeds=settings.max_feeds,
-                feed_bytes=settings.max_feed_bytes,
-                linger=settings.linger,
-                log=Bounds(settings.log_batches, settings.log_bytes, settings.log_age),
-                reach_back=settings.reach_back,
-                sync_timeout=settings.sync_timeout,
-                stale_after=settings.stale_after,
-                drain_window=settings.drain_window,
-                drain_pace=settings.drain_pace,
-            ),
+            settings.group(Limits),
             budget=self.budget,
             clock=clock,
             draw=draw,
@@ -111,16 +94,7 @@ class Gateway:
             self.registry,
             self.upstream,
             self.epoch_of,
-            StreamSettings(
-                instance=self.instance,
-                heartbeat=settings.heartbeat,
-                send_timeout=settings.send_timeout,
-                sync_timeout=settings.sync_timeout,
-                stale_after=settings.stale_after,
-                max_age=settings.max_age,
-                min_rate=settings.min_rate,
-                sink=settings.sink,
-            ),
+            replace(settings.group(StreamSettings), instance=self.instance),
             clock=clock,
             draw=draw,
             capacity=self.capacity,

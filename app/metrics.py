@@ -79,9 +79,9 @@ class GatewayCollector(Collector):
         yield states
         yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(map(registry.lingering, feeds)))
         yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(f.stale_since is not None for f in feeds))
-        yield _gauge("feeds_max", "Feeds that there may be.", registry.limits.feeds)
+        yield _gauge("feeds_max", "Feeds that there may be.", registry.limits.max_feeds)
         yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", registry.bytes)
-        yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", registry.limits.feed_bytes)
+        yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", registry.limits.max_feed_bytes)
         yield _gauge("keys", "Keys in the views of all feeds.", sum(feed.keys for feed in feeds))
         yield _gauge(
             "staleness_seconds",
@@ -99,7 +99,7 @@ class GatewayCollector(Collector):
         registry, tally = self._gateway.registry, self._gateway.streams.tally
         subscribers = registry.subscribers()
         yield _gauge("subscribers", "Streams being served.", len(registry))
-        yield _gauge("subscribers_max", "Streams that may be served.", registry.limits.subscribers)
+        yield _gauge("subscribers_max", "Streams that may be served.", registry.limits.max_subscribers)
         sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
         for name in SINKS:
             sinks.add_metric([name], tally.serving[name])

@@ -9,8 +9,9 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -18,6 +19,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 PREFIX = "GATEWAY_"
 
+G = TypeVar("G")
+
+# Durations and sizes have parsers of their own. pydantic's would take what is ambiguous, or refuse what is in use: its
+# ``timedelta`` refuses "30", "500ms" and "5m", and takes "1d" and "00:00:30"; its ``ByteSize`` takes "64K" and
+# "64KB" for 64,000 bytes, and "64kib" and "1.5MiB", which are refused here.
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
 # A longer one is a slip of the keyboard, and infinity would be one too.
 MAX_SECONDS = 10 * 365 * 24 * 3600
@@ -280,6 +286,22 @@ class Settings(BaseSettings):
         """The prefixes that may be read, as bytes; ``(b"",)`` is all."""
         items = ("",) if self.allow_prefixes is None else self.allow_prefixes
         return tuple(map(unquote_to_bytes, items))
+
+    def group(self, kind: type[G], prefix: str = "") -> G:
+        """The settings that a part of the gateway runs with, as one frozen value of the dataclass *kind*.
+
+        Each field is the setting of the same name, *prefix* put before it; a field that is a dataclass itself is a
+        group of the settings that begin with its name. So a part declares which settings it needs, by their own names,
+        and nothing else copies them. ``tests/test_settings.py`` compares names and types.
+        """
+        return kind(
+            **{
+                name: self.group(hint, f"{name}_")
+                if isinstance(hint, type) and is_dataclass(hint)
+                else getattr(self, prefix + name)
+                for name, hint in get_type_hints(kind).items()
+            }
+        )
 
     def token(self) -> SecretStr | None:
         """The bearer token. Raises SettingsError when its file holds none."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import ast
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
 import app
+from app.etcd.credentials import Credentials
 from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
+from app.stream.delivery import StreamSettings
+from app.watch.registry import Limits
 
 
 @pytest.fixture(autouse=True)
@@ -545,6 +550,69 @@ def test_no_token(tmp_path: Path, content: bytes | None) -> None:
     assert str(path) in str(caught.value)
 
 
+# --- handed on --------------------------------------------------------------------------------------------------------
+
+# Each group of settings that a part of the gateway is made with, and what stands before its fields' names.
+GROUPS: list[tuple[type, str]] = [(Credentials, "etcd_"), (Limits, ""), (StreamSettings, "")]
+APP = Path(app.__file__).parent
+
+
+def fields_of(kind: type, prefix: str) -> Iterator[tuple[str, str, Any]]:
+    """Of each field in a group: the setting, the field's own name, and the field's type."""
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from fields_of(hint, f"{name}_")
+        else:
+            yield prefix + name, name, hint
+
+
+def test_a_group_has_the_values_of_its_settings() -> None:
+    """With a prefix, and with a group inside of it."""
+    settings = load({"log_batches": "7", "linger": "3s", **TLS, "etcd_cacert": "/a"})
+    limits = settings.group(Limits)
+
+    assert (limits.log.batches, limits.linger, limits.max_feeds) == (7, 3, 1_000)
+    assert settings.group(Credentials, "etcd_") == Credentials(cacert=Path("/a"))
+
+
+@pytest.mark.parametrize(("kind", "prefix"), GROUPS)
+def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None:
+    """``Settings.group`` is not checked by types: every field is a setting, and of the setting's type."""
+    types = get_type_hints(Settings)
+
+    assert {name: hint for name, _field, hint in fields_of(kind, prefix)} == {
+        name: types[name] for name, _field, _hint in fields_of(kind, prefix)
+    }
+
+
+@pytest.mark.parametrize(("kind", "prefix"), GROUPS)
+def test_every_field_of_a_group_is_read(kind: type, prefix: str) -> None:
+    """In the room that the group belongs to, or in the core."""
+    room = APP / kind.__module__.split(".")[1]
+    files = [*room.rglob("*.py"), *(APP / "core").rglob("*.py")]
+    read = {
+        node.attr for path in files for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Attribute
+    }
+
+    assert (
+        sorted({field.strip("_") for _name, field, _hint in fields_of(kind, prefix)} - {a.strip("_") for a in read})
+        == []
+    )
+
+
+def test_every_group_is_known_here() -> None:
+    """All calls of ``Settings.group`` in the program."""
+    calls = {
+        ast.unparse(node.args[0])
+        for path in APP.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "group"
+        if ast.unparse(node.func.value) == "settings"
+    }
+
+    assert sorted(calls) == sorted(kind.__name__ for kind, _prefix in GROUPS)
+
+
 def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
     """The attributes that are read of anything called one of *owners*: ``settings.port``, ``gateway.settings.port``."""
     return {
@@ -572,5 +640,6 @@ def test_every_setting_is_read() -> None:
     read = set().union(*(attributes_of(tree, "settings") for tree in trees if knows_settings(tree)))
     methods = [node for node in ast.walk(ast.parse(own.read_text())) if isinstance(node, ast.FunctionDef)]
     through = set().union(*(attributes_of(method, "self") for method in methods if method.name in read))
+    grouped = {name for kind, prefix in GROUPS for name, _field, _hint in fields_of(kind, prefix)}
 
-    assert sorted(set(Settings.model_fields) - read - through) == []
+    assert sorted(set(Settings.model_fields) - read - through - grouped) == []

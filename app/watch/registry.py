@@ -41,18 +41,18 @@ DRAIN_TICK = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the registry may hold; all from the settings of the same names."""
+    """The settings that feeds run with, by their names (``Settings.group``)."""
 
-    subscribers: int
-    feeds: int
-    feed_bytes: int
+    max_subscribers: int
+    max_feeds: int
+    max_feed_bytes: int
     linger: float
     log: Bounds
     reach_back: int
     sync_timeout: float
     stale_after: float
     drain_window: float
-    drain_pace: float
+    drain_pace: int
 
 
 class Lease:
@@ -148,14 +148,14 @@ class Registry(Sized):
         """
         if self.draining:
             raise DrainingError("this instance is about to stop")
-        if self._total >= self.limits.subscribers:
+        if self._total >= self.limits.max_subscribers:
             raise OverCapacityError(
-                f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.subscribers}",
+                f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}",
                 code="too-many-subscribers",
             )
         if watched not in self._counts and self._full and self._counts.oldest_lingering() is None:
             raise OverCapacityError(
-                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.feeds}",
+                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.max_feeds}",
                 code="too-many-feeds",
             )
         if self._clock() < self._too_large.get(watched, 0.0):
@@ -167,7 +167,7 @@ class Registry(Sized):
 
     @property
     def _full(self) -> bool:
-        return len(self._counts) >= self.limits.feeds
+        return len(self._counts) >= self.limits.max_feeds
 
     def _make(self, watched: KeyRange) -> Feed:
         limits = self.limits
@@ -239,7 +239,10 @@ class Registry(Sized):
         """See ``Memory``. Of a full budget, logs leave what is encoded an eighth."""
         if hold.grow(size, _nothing):
             return True
-        if size + sum(other.core.encoded for other in self._feeds.values()) > self.limits.feed_bytes // ENCODED_SHARE:
+        if (
+            size + sum(other.core.encoded for other in self._feeds.values())
+            > self.limits.max_feed_bytes // ENCODED_SHARE
+        ):
             return False
         return hold.grow(size, lambda more: self._shed_logs(more, but=feed))
 

@@ -134,19 +134,19 @@ class World:
         self.trap = trap
         self.etcd = StubEtcd(trap)
         limits = Limits(
-            subscribers=100,
-            feeds=10,
-            feed_bytes=1 << 20,
+            max_subscribers=100,
+            max_feeds=10,
+            max_feed_bytes=1 << 20,
             linger=0.0,
             log=Bounds(),
             reach_back=50,
             sync_timeout=30.0,
             stale_after=30.0,
             drain_window=1.0,
-            drain_pace=100.0,
+            drain_pace=100,
         )
         self.registry = Registry(
-            self.etcd, limits, budget=Budget(limits.feed_bytes), clock=self.clock, draw=lambda: 0.5
+            self.etcd, limits, budget=Budget(limits.max_feed_bytes), clock=self.clock, draw=lambda: 0.5
         )
 
     def clock(self) -> float:
