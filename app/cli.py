@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app import __version__, descriptors, logs
+from app.access.token import read_token
 from app.ports import BrokenGatewayError
-from app.settings import PREFIX, Settings, SettingsError, load, seconds, unknown_variables
+from app.settings import PREFIX, Settings, SettingsError, load, named, seconds, unknown_variables
 from app.signals import SIGNALS, STOP
 from app.stdio import complain
 
@@ -119,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(flags)
     try:
         settings = load(flags)
-        settings.token()
+        if settings.token_file is not None:
+            read_token(settings.token_file, named("token_file"))
         descriptors.raise_limit()
     except SettingsError as error:
         return _refuse(error)

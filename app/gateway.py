@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from app import __version__, descriptors
-from app.access.access import Access
+from app.access.policy import AccessPolicy
 from app.access.token import Token
 from app.core.budget import Budget
 from app.core.capacity import Capacity
@@ -68,7 +68,7 @@ class Gateway:
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
         token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
-        self.access = Access(settings.allowed, token)
+        self.access = AccessPolicy(settings.allowed, token)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
         self.budget = Budget(settings.max_feed_bytes)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "GATEWAY_"
@@ -302,48 +302,6 @@ class Settings(BaseSettings):
                 for name, hint in get_type_hints(kind).items()
             }
         )
-
-    def token(self) -> SecretStr | None:
-        """The bearer token. Raises SettingsError when its file holds none."""
-        return None if self.token_file is None else read_token(self.token_file, named("token_file"))
-
-
-# A larger file holds no token: a header may have 64 KiB in all.
-MAX_TOKEN = 16 * 1024
-_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-
-
-def read_token(path: Path, named: str) -> SecretStr:
-    """The bearer token in a file. Raises SettingsError, with *named* in front, when there is none that can be sent.
-
-    Bytes that are not UTF-8 are surrogates in it (``surrogateescape``).
-    """
-    try:
-        data = _read(path, MAX_TOKEN + 1)
-    except OSError as error:
-        raise SettingsError(f"{named}: cannot read {path}: {error.strerror or error}") from None
-    if len(data) > MAX_TOKEN:
-        raise SettingsError(f"{named}: {path} has more than {MAX_TOKEN} bytes")
-    if data.startswith(_BYTE_ORDER_MARKS):
-        raise SettingsError(f"{named}: {path} begins with a byte order mark, which no client sends: save it without")
-    data = data.strip(b" \t\r\n\v\f")
-    if not data:
-        raise SettingsError(f"{named}: {path} is empty")
-    if re.search(rb"[\x00-\x1f\x7f]", data):
-        raise SettingsError(f"{named}: {path} has a line break or another character that no header can have")
-    return SecretStr(data.decode(errors="surrogateescape"))
-
-
-def _read(path: Path, most: int) -> bytes:
-    """The first *most* bytes of a file. A pipe that nobody writes to is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        data = b""
-        while len(data) < most and (part := os.read(descriptor, most - len(data))):
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
 
 
 def named(name: str) -> str:

@@ -93,7 +93,7 @@ def test_the_core_never_waits() -> None:
         ("watch", "import app.etcd"),
         ("watch", "from app.api import stream"),
         ("etcd", "from app.watch import feed"),
-        ("etcd", "from app.access.access import Access"),
+        ("etcd", "from app.access.policy import AccessPolicy"),
         ("ports", "from app.watch.feed import Feed"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ def test_defaults() -> None:
     assert settings.etcd == ("http://127.0.0.1:2379",)
     assert (settings.host, settings.port, settings.admin_port) == ("127.0.0.1", 8080, None)
     assert settings.allowed == (b"",)
-    assert settings.token() is None
+    assert settings.token_file is None
     assert settings.cors_origins == ()
     assert (settings.max_subscribers, settings.max_feeds, settings.max_ranges) == (20_000, 1_000, 32)
     assert settings.max_feed_bytes == 256 * 1024 * 1024
@@ -524,30 +523,6 @@ def test_no_list_of_origins(text: str) -> None:
     (line,) = refused(cors_origins=text)
 
     assert line.startswith("GATEWAY_CORS_ORIGINS (--cors-origins): ")
-
-
-def test_token(tmp_path: Path) -> None:
-    """The file's content without the line end of its editor; never shown."""
-    path = tmp_path / "token"
-    path.write_text("  s3cret\n")
-    settings = load({"token_file": str(path)})
-    token = settings.token()
-
-    assert token is not None
-    assert token.get_secret_value() == "s3cret"
-    assert "s3cret" not in f"{settings!r} {token!r} {token}"
-
-
-@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"one\ntwo\n"])
-def test_no_token(tmp_path: Path, content: bytes | None) -> None:
-    """Absent, empty, no text, or nothing that a header can have: open by accident is not an option."""
-    path = tmp_path / "token"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SettingsError, match=re.escape("GATEWAY_TOKEN_FILE (--token-file): ")) as caught:
-        load({"token_file": str(path)}).token()
-
-    assert str(path) in str(caught.value)
 
 
 # --- handed on --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import query_of
+from app.api.requests import authorization_of, query_of
 from app.core.encoding import compact
 from app.core.query import parse_query, parse_range
 from app.gateway import Gateway
@@ -31,12 +31,12 @@ class Feeds:
     async def get(self, request: Request) -> Response:
         """Answer one request."""
         gateway = self._gateway
-        gateway.access.check_token(request)
+        gateway.access.authenticate(authorization_of(request))
         query = parse_query(query_of(request), {"prefix", "key"})
         feeds = gateway.registry.feeds()
         if query:
             watched = parse_range(query)
-            gateway.access.check_range(watched)
+            gateway.access.authorize(watched)
             feeds = [feed for feed in feeds if feed.range == watched]
         condition = gateway.upstream.condition
         etcd = {

@@ -26,6 +26,7 @@ from urllib.parse import SplitResult, urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
+from app.access.token import read_token
 from app.check.verdict import (
     GRACE,
     Checked,
@@ -39,7 +40,6 @@ from app.check.verdict import (
     returned,
 )
 from app.core.keys import KeyRange
-from app.settings import read_token
 
 # As in ``app.metrics``, which would bring gRPC and FastAPI into a pod that has to bear this process, too.
 NAMESPACE = "etcd_watch_gateway"
