@@ -138,7 +138,7 @@ class Gateway:
             BrokenGatewayError: at its end, when it could not go on meanwhile (``broken``).
         """
         tasks = [
-            spawn(for_ever(work()), name=name, died=self._break)
+            spawn(for_ever(work()), name=name, died=self.fail)
             for name, work in (("upstream", self.upstream.run), ("registry", self.registry.run))
         ]
         try:
@@ -154,6 +154,7 @@ class Gateway:
         if self.broken.is_set():
             raise BrokenGatewayError("a task without which nothing is served has ended")
 
-    def _break(self, _error: Exception) -> None:
+    def fail(self, _error: Exception) -> None:
+        """A task without which nothing is served has died: whoever runs the gateway is to end."""
         log.critical("the gateway cannot go on, and ends")
         self.broken.set()

@@ -20,6 +20,7 @@ from app import descriptors
 from app.allocator import return_large_blocks
 from app.gateway import Gateway
 from app.main import create_app
+from app.ports import spawn
 from app.server.protocol import Doors, GatewayProtocol
 from app.settings import Settings, SettingsError
 from app.signals import SIGNALS
@@ -55,15 +56,16 @@ class GatewayServer(uvicorn.Server):
         in the log, and leave the connection open, over which the loop cannot be closed (exit status 1 was seen).
         """
         seconds = self._gateway.drain() + self._gateway.settings.drain_timeout
-        overdue = asyncio.get_running_loop().call_later(seconds, self._cut_off)
+        overdue = asyncio.get_running_loop().call_later(seconds, self.cut_off)
         try:
             await super().shutdown(sockets)
         finally:
             overdue.cancel()
-            self._cut_off()
+            self.cut_off()
             await asyncio.sleep(0)  # in which the connections hear of it
 
-    def _cut_off(self) -> None:
+    def cut_off(self) -> None:
+        """Drop the connections that are left."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
@@ -148,7 +150,7 @@ async def serve(
 
     Raises:
         SettingsError: an address can't be listened on, or the token can't be read.
-        BrokenGatewayError: a defect of ours has ended it; the streams were told.
+        BrokenGatewayError: a defect of ours has ended it, or a server can't listen; the streams were told.
     """
     return_large_blocks()
     gateway = Gateway(settings)
@@ -166,21 +168,51 @@ async def serve(
         with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
             async with gateway.running():
                 tasks = [
-                    asyncio.create_task(server.serve(sockets=[sock]))
+                    spawn(server.serve(sockets=[sock]), name="server", died=gateway.fail)
                     for server, (_app, sock) in zip(servers, listening, strict=True)
                 ]
-                if on_ready is not None:
-                    for server in servers:
-                        await server.listening.wait()
-                    on_ready([sock.getsockname()[1] for _app, sock in listening])
-                _compare_limits(settings)
-                # The admin port goes last: a drain is when somebody looks at it.
-                broken = asyncio.create_task(gateway.broken.wait(), name="broken")
-                await asyncio.wait([*tasks, broken], return_when=asyncio.FIRST_COMPLETED)
-                broken.cancel()
-                for server in servers:
-                    server.should_exit = True
-                await asyncio.gather(*tasks)
+                if await _listen(servers, gateway):
+                    if on_ready is not None:
+                        on_ready([sock.getsockname()[1] for _app, sock in listening])
+                    _compare_limits(settings)
+                await _until_the_first_ends(tasks, servers, gateway)
+
+
+async def _listen(servers: list[GatewayServer], gateway: Gateway) -> bool:
+    """Wait until all servers listen; False when the gateway has failed instead.
+
+    A server that failed before it listened was waited for without an end, through every SIGTERM.
+    """
+
+    async def listening() -> None:
+        for server in servers:
+            await server.listening.wait()
+
+    waits = [asyncio.create_task(work, name="start") for work in (listening(), _broken(gateway))]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    return not gateway.broken.is_set()
+
+
+async def _until_the_first_ends(
+    tasks: list[asyncio.Task[None]], servers: list[GatewayServer], gateway: Gateway
+) -> None:
+    """The others end with it, and all with a gateway that has failed. The admin port goes last: a drain is when
+    somebody looks at it.
+    """
+    broken = asyncio.create_task(_broken(gateway), name="broken")
+    await asyncio.wait([*tasks, broken], return_when=asyncio.FIRST_COMPLETED)
+    broken.cancel()
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*tasks, return_exceptions=True)  # an error of a server is in the log, and ended the gateway
+    for server in servers:
+        server.cut_off()
+
+
+async def _broken(gateway: Gateway) -> None:
+    await gateway.broken.wait()
 
 
 def _compare_limits(settings: Settings) -> None:
