@@ -47,6 +47,25 @@ LAST_REQUEST = 1.0
 EVICTIONS = 60.0
 
 
+# What is used here of uvicorn's classes, none of it documented: another version may lack a name, or mean something else
+# by it. So pyproject.toml bounds the version, and tests/server/test_protocol.py compares this list with the code below
+# and with the uvicorn that is installed.
+UVICORN = {
+    "HttpToolsProtocol": {
+        "app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "server_state",
+        "timeout_keep_alive", "timeout_keep_alive_task", "transport", "url",
+        "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_headers_complete",
+        "on_message_begin", "on_message_complete", "on_response_complete", "pause_writing", "resume_writing",
+        "send_400_response", "shutdown", "timeout_keep_alive_handler",
+    },
+    "RequestResponseCycle": {
+        "chunked_encoding", "default_headers", "disconnected", "expected_content_length", "keep_alive", "more_body",
+        "response_complete", "scope",
+    },
+    "Config": {"loaded_app"},
+    "ServerState": {"default_headers"},
+}  # fmt: skip
+
 # uvicorn keeps a deque of 624 bytes for each connection.
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
 # What answers with a stream, to a GET.
