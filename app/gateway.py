@@ -9,22 +9,26 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app import __version__, descriptors
 from app.access.policy import AccessPolicy
 from app.access.token import Token
 from app.core.budget import Budget
-from app.core.capacity import Capacity
+from app.core.capacity import Capacity, ConnectionStatistics
 from app.core.cursor import Shape, derive_epoch
+from app.core.keys import KeyRange
 from app.descriptors import RESERVE, SPARE
 from app.etcd.credentials import Credentials, CredentialsError
+from app.etcd.statistics import EtcdStatistics
 from app.etcd.upstream import Upstream
 from app.ports import BrokenGatewayError, Clock, Draw, spawn
 from app.settings import Settings, SettingsError, is_loopback, named
+from app.stream.counters import StreamStatistics
 from app.stream.delivery import Streams, StreamSettings
 from app.watch.registry import Limits, Registry
+from app.watch.statistics import RegistryStatistics
 
 log = logging.getLogger("gateway")
 
@@ -55,6 +59,18 @@ async def for_ever(work: Coroutine[Any, Any, None]) -> None:
     await work
     msg = "it ended"
     raise RuntimeError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatistics:
+    """What a gateway holds at one moment, said by each of its parts."""
+
+    version: str
+    watch: RegistryStatistics
+    streams: StreamStatistics
+    etcd: EtcdStatistics
+    connections: ConnectionStatistics
+    token_unusable: bool
 
 
 class Gateway:
@@ -119,6 +135,18 @@ class Gateway:
             log.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
             return "unusable"
         return "read for each connection"
+
+    def statistics(self, only: KeyRange | None = None) -> GatewayStatistics:
+        """What it holds now, of all feeds or of the feed of one range. For ``/metrics`` and ``/v1/feeds``."""
+        token = self.access.token
+        return GatewayStatistics(
+            version=self.version,
+            watch=self.registry.statistics(only),
+            streams=self.streams.tally.statistics(),
+            etcd=self.upstream.statistics(),
+            connections=self.capacity.statistics(),
+            token_unusable=token is not None and not token.usable,
+        )
 
     def drain(self) -> float:
         """Let nobody in any more and ask every stream to end, one after the other; the seconds until all are asked."""

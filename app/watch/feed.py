@@ -42,6 +42,7 @@ from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.backfill import RunningBackfill
 from app.watch.letting_go import let_go
 from app.watch.notifier import Notifier
+from app.watch.statistics import FeedStatistics
 
 log = logging.getLogger("gateway.feed")
 
@@ -490,6 +491,23 @@ class Feed:
         self._refresh = None
         if not task.cancelled():
             task.exception()  # retrieved: whoever waited for it may have left
+
+    def statistics(self, *, subscribers: int, lag: int) -> FeedStatistics:
+        """What it holds now; what its *subscribers* come to is the registry's to say."""
+        return FeedStatistics(
+            range=self.range,
+            state=self.core.state,
+            started=self.started,
+            revision=self.core.log.tip,
+            keys=self.keys,
+            bytes=self.core.bytes,
+            staleness=self.staleness(),
+            stale=self.stale_since is not None,
+            backfilling=self.reads_history,
+            trouble=self.trouble,
+            subscribers=subscribers,
+            lag=lag,
+        )
 
     @property
     def keys(self) -> int:

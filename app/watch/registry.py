@@ -21,6 +21,7 @@ from app.core.refcounts import Acquired, RefCounts
 from app.core.sized import Sized
 from app.ports import Clock, Draw, Etcd
 from app.watch.feed import Feed
+from app.watch.statistics import RegistryStatistics, SubscriberStatistics
 from app.watch.subscriber import Subscriber
 
 log = logging.getLogger("gateway.feed")
@@ -424,9 +425,27 @@ class Registry(Sized):
             return list(self._subscribers.get(feed, ()))
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
-    def lingering(self, feed: Feed) -> bool:
-        """Whether nobody holds it."""
-        return self._counts.count(feed.range) == 0
+    def statistics(self, only: KeyRange | None = None) -> RegistryStatistics:
+        """What it holds now, of all feeds or of the feed of one range."""
+        return RegistryStatistics(
+            feeds=tuple(
+                feed.statistics(
+                    subscribers=len(members), lag=max((subscriber.behind for subscriber in members), default=0)
+                )
+                for feed, members in self._subscribers.items()
+                if only is None or feed.range == only
+            ),
+            subscribers=self._total,
+            bytes=self.bytes,
+            draining=self.draining,
+            feeds_started=self.feeds_started,
+            events=self.events,
+        )
+
+    def subscriber_statistics(self, watched: KeyRange) -> list[SubscriberStatistics]:
+        """Those who follow one range."""
+        feed = self._feeds.get(watched)
+        return [subscriber.statistics(self._clock()) for subscriber in self._subscribers.get(feed, ())] if feed else []
 
     def __len__(self) -> int:
         """Subscribers, those that are leaving included."""
