@@ -8,7 +8,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,9 +54,9 @@ def _credentials(settings: Settings) -> Credentials:
     return credentials
 
 
-async def for_ever(work: Coroutine[Any, Any, None]) -> None:
-    """Await what never ends by itself: its end is a failure, too."""
-    await work
+async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run what never ends by itself: its end is a failure, too."""
+    await work()
     msg = "it ended"
     raise RuntimeError(msg)
 
@@ -166,7 +166,7 @@ class Gateway:
             BrokenGatewayError: at its end, when it could not go on meanwhile (``broken``).
         """
         tasks = [
-            spawn(for_ever(work()), name=name, died=self.fail)
+            spawn(for_ever(work), name=name, died=self.fail)
             for name, work in (("upstream", self.upstream.run), ("registry", self.registry.run))
         ]
         try:
