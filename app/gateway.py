@@ -30,7 +30,7 @@ from app.stream.delivery import Streams, StreamSettings
 from app.watch.registry import Limits, Registry
 from app.watch.statistics import RegistryStatistics
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 # A watch's message may have a quarter of GATEWAY_MAX_FEED_BYTES, and so many bytes at the least: a fragment, or one
 # event. etcd divides others but those that waited for the answer to a create.
@@ -45,7 +45,7 @@ def _credentials(settings: Settings) -> Credentials:
         SettingsError: a file cannot be used.
     """
     if settings.etcd_user and not settings.etcd_is_tls and not all(map(is_loopback, settings.etcd_hosts)):
-        log.warning("the password for etcd is sent in plain text", extra={"etcd": ",".join(settings.etcd)})
+        logger.warning("the password for etcd is sent in plain text", extra={"etcd": ",".join(settings.etcd)})
     credentials = settings.group(Credentials, "etcd_")
     try:
         credentials.check(tls=settings.etcd_is_tls)
@@ -126,13 +126,13 @@ class Gateway:
         The files for etcd are read for each connection; those that stand are good, so they are only looked at.
         """
         token = self.access.token.look() if self.access.token is not None else "not set"
-        log.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
+        logger.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
 
     def _look_at_credentials(self) -> str:
         try:
             self._credentials.check(tls=self.settings.etcd_is_tls)
         except CredentialsError as error:
-            log.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
+            logger.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
             return "unusable"
         return "read for each connection"
 
@@ -184,5 +184,5 @@ class Gateway:
 
     def fail(self, _error: Exception) -> None:
         """A task without which nothing is served has died: whoever runs the gateway is to end."""
-        log.critical("the gateway cannot go on, and ends")
+        logger.critical("the gateway cannot go on, and ends")
         self.broken.set()

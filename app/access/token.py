@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from app.ports import Clock
 from app.settings import SettingsError
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 # Seconds between looks into the file, while requests come: 30 us each, where a look for each request would be its most
 # expensive part.
@@ -97,15 +97,15 @@ class Token:
         except SettingsError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
-                log.warning(
+                logger.warning(
                     "the token's file cannot be used: the token of before goes on", extra={"reason": str(error)}
                 )
             return "unusable"
         if self._trouble:
             self._trouble = ""
-            log.info("the token's file can be used again", extra={"file": str(self._path)})
+            logger.info("the token's file can be used again", extra={"file": str(self._path)})
         if found == self._bytes:
             return "unchanged"
         self._bytes = found
-        log.info("the token has changed", extra={"file": str(self._path)})
+        logger.info("the token has changed", extra={"file": str(self._path)})
         return "changed"

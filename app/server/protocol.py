@@ -32,7 +32,7 @@ from app.core.capacity import Capacity
 from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 from app.stream.transport import EXTENSION, HTTP_1_0, ClientTransport
 
-log = logging.getLogger("gateway.http")
+logger = logging.getLogger("gateway.http")
 
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
 # percent-encoded, is 12 KiB.
@@ -113,7 +113,7 @@ class Doors:
         now = connection.loop.time()
         if now - self._said >= EVICTIONS:
             self._said = now
-            log.warning(
+            logger.warning(
                 "at the limit of open files: idle connections are closed",
                 extra={
                     "connections": self.capacity.connections,

@@ -25,7 +25,7 @@ from app.server.protocol import Doors, GatewayProtocol
 from app.settings import Settings, SettingsError
 from app.signals import SIGNALS
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 # sse-starlette hooks uvicorn's signal handler at import; we end our streams ourselves, before uvicorn waits for them.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped there
@@ -217,7 +217,7 @@ async def _broken(gateway: Gateway) -> None:
 
 def _compare_limits(settings: Settings) -> None:
     if descriptors.streams() < settings.max_subscribers:
-        log.warning(
+        logger.warning(
             "the limit of open files allows fewer streams than GATEWAY_MAX_SUBSCRIBERS",
             extra={
                 "open_files": descriptors.limit(),
@@ -260,7 +260,7 @@ class Stop:
     def _stop(self) -> None:
         self._received += 1
         if self._received <= 3:  # the log is no place for somebody's impatience
-            log.info("stopping" if self._received == 1 else "stopping at once")
+            logger.info("stopping" if self._received == 1 else "stopping at once")
         self._servers[0].should_exit = True
         if self._received == 2:
             self._gateway.hurry()
