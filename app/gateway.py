@@ -27,7 +27,8 @@ from app.ports import BrokenGatewayError, Clock, Draw, spawn
 from app.settings import Settings, SettingsError, is_loopback, named
 from app.stream.counters import StreamStatistics
 from app.stream.delivery import Streams, StreamSettings
-from app.watch.registry import Limits, Registry
+from app.watch.limits import Limits
+from app.watch.registry import Registry
 from app.watch.statistics import RegistryStatistics
 
 logger = logging.getLogger("gateway")

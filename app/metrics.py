@@ -24,7 +24,7 @@ from app.core.feed import State
 from app.etcd.stream import READER
 from app.etcd.stream_pool import MAX_STREAMS
 from app.gateway import Gateway, GatewayStatistics
-from app.watch.registry import Limits
+from app.watch.limits import Limits
 from app.watch.statistics import RegistryStatistics
 
 NAMESPACE = "etcd_watch_gateway"

@@ -16,7 +16,7 @@ import app
 from app.etcd.credentials import Credentials
 from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
 from app.stream.delivery import StreamSettings
-from app.watch.registry import Limits
+from app.watch.limits import Limits
 
 
 @pytest.fixture(autouse=True)

@@ -35,12 +35,12 @@ from app.core.feed_messages import (
     TakeSnapshot,
 )
 from app.core.keys import KeyRange
-from app.core.log import Bounds
 from app.core.multiplex import Lost, Refused, WatchInput
 from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.backfill import RunningBackfill
 from app.watch.letting_go import let_go
+from app.watch.limits import Limits
 from app.watch.notifier import Notifier
 from app.watch.statistics import FeedStatistics
 
@@ -88,24 +88,20 @@ class Feed:
         self,
         watched: KeyRange,
         etcd: Etcd,
+        limits: Limits,
         *,
-        bounds: Bounds,
-        reach_back: int,
-        sync_timeout: float,
-        stale_after: float,
         memory: Memory,
         clock: Clock,
         draw: Draw,
     ) -> None:
         self.range = watched
-        self.core = FeedCore(bounds, reach_back)
+        self.core = FeedCore(limits.log, limits.reach_back)
         self.notifier = Notifier()
         self.started = time.time()
         # Why it is not live, for /v1/feeds and for those who wait.
         self.trouble = ""
         self._etcd = etcd
-        self._sync_timeout = sync_timeout
-        self._stale_after = stale_after
+        self._limits = limits
         self._memory = memory
         self._hold: Hold  # from its start on
         self.core.keep(self._keep)
@@ -127,7 +123,7 @@ class Feed:
             self.core,
             watched,
             etcd,
-            timeout=sync_timeout,
+            timeout=limits.sync_timeout,
             has_room=self._has_room,
             on_change=self._changed,
             on_denied=lambda: self._fail("revoked"),
@@ -314,7 +310,7 @@ class Feed:
             case AwaitProof():
                 self._proof_pending = True
                 self._ask_for_proof()
-                self._set_timer(SyncTimeout, self._sync_timeout, self._sync_timed_out)
+                self._set_timer(SyncTimeout, self._limits.sync_timeout, self._sync_timed_out)
             case EndProof():
                 self._proof_pending = False
                 self._ask_for_proof()
@@ -433,13 +429,13 @@ class Feed:
     def _check_staleness(self) -> None:
         self.core.log.trim(self._clock())
         self._account()
-        if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
+        if self._refreshed is not None and self._clock() - self._refreshed_at > self._limits.sync_timeout:
             self._refreshed = None  # whoever waited for it has it by now
         self._judge_staleness()
 
     def _judge_staleness(self) -> None:
         age = self.staleness()
-        stale = age > self._stale_after or self.core.gave_up_view
+        stale = age > self._limits.stale_after or self.core.gave_up_view
         if stale != (self.stale_since is not None):
             self.stale_since = time.time() - age if stale else None
             state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)

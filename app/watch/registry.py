@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from app.core.budget import Budget, Hold, Use
 from app.core.drain import Drain
 from app.core.errors import DrainingError, NoRoomError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
-from app.core.log import Bounds
 from app.core.refcounts import Acquired, RefCounts
 from app.core.sized import Sized
 from app.ports import Clock, Draw, Etcd
 from app.watch.feed import Feed
+from app.watch.limits import Limits
 from app.watch.statistics import RegistryStatistics, SubscriberStatistics
 from app.watch.subscriber import Subscriber
 
@@ -38,22 +37,6 @@ READING_PATIENCE = 10.0
 TOO_LARGE_PAUSE = 30.0
 # Seconds between the groups of streams that are sent away at a drain.
 DRAIN_TICK = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The settings that feeds run with, by their names (``Settings.group``)."""
-
-    max_subscribers: int
-    max_feeds: int
-    max_feed_bytes: int
-    linger: float
-    log: Bounds
-    reach_back: int
-    sync_timeout: float
-    stale_after: float
-    drain_window: float
-    drain_pace: int
 
 
 class Lease:
@@ -171,18 +154,7 @@ class Registry(Sized):
         return len(self._counts) >= self.limits.max_feeds
 
     def _make(self, watched: KeyRange) -> Feed:
-        limits = self.limits
-        return Feed(
-            watched,
-            self._etcd,
-            bounds=limits.log,
-            reach_back=limits.reach_back,
-            sync_timeout=limits.sync_timeout,
-            stale_after=limits.stale_after,
-            memory=self,
-            clock=self._clock,
-            draw=self._draw,
-        )
+        return Feed(watched, self._etcd, self.limits, memory=self, clock=self._clock, draw=self._draw)
 
     def release(self, subscriber: Subscriber) -> None:
         """Synchronous and, by its one caller, the lease, once per subscriber."""

@@ -18,7 +18,8 @@ from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, Sink
 from app.core.snapshot import Snapshot
 from app.ports import Condition
-from app.watch.registry import Lease, Limits, Registry
+from app.watch.limits import Limits
+from app.watch.registry import Lease, Registry
 from tests.support.waiting import eventually
 
 SVC = KeyRange("prefix", b"/svc/")
