@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,8 +19,11 @@ from app.allocator import return_large_blocks
 from app.gateway import Gateway
 from app.main import create_app
 from app.ports import spawn
-from app.server.protocol import Doors, GatewayProtocol
-from app.settings import Settings, SettingsError
+from app.server.admission import Admission
+from app.server.protocol import GatewayProtocol
+from app.server.sockets import BACKLOG, bind
+from app.server.stop import Stop
+from app.settings import Settings
 from app.signals import SIGNALS
 
 logger = logging.getLogger("gateway")
@@ -70,62 +71,11 @@ class GatewayServer(uvicorn.Server):
             connection.transport.abort()
 
 
-BACKLOG = 4096
-# Seconds between the second signal and the end.
-HURRY = 1.0
-# Seconds after a SIGHUP in which the terminal may still go away: a shell that ends sends the signal first.
-HANGUP = 2.0
-
-
-def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
-    """A listening socket whose connections inherit a bounded send buffer (4 MiB each by default on Linux).
-
-    It listens at once: two sockets may be bound to one port as long as neither listens. An empty *host* is every
-    address: of IPv6 and IPv4 where the kernel has both, else of IPv4.
-
-    Raises:
-        SettingsError: the address can't be had; names the setting.
-    """
-    try:
-        family, address = _resolve(host, port)
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # no such name, or a kernel without IPv6
-        raise SettingsError(_cannot_listen("GATEWAY_HOST (--host)", host, port, error)) from None
-    try:
-        if family == socket.AF_INET6:
-            # "::" takes IPv4 too, whatever net.ipv6.bindv6only says.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRNOTAVAIL:
-            setting = "GATEWAY_HOST (--host)"
-        raise SettingsError(_cannot_listen(setting, host, port, error)) from None
-    return sock
-
-
-def _cannot_listen(setting: str, host: str, port: int, error: OSError | UnicodeError) -> str:
-    return f"{setting}: cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
-
-
-def _resolve(host: str, port: int) -> tuple[int, Any]:
-    """A host's family and address. IPv4 goes first, as it always did; empty is every address of both families."""
-    host = host.removeprefix("[").removesuffix("]")
-    if not host:
-        return (socket.AF_INET6, ("::", port)) if socket.has_dualstack_ipv6() else (socket.AF_INET, ("", port))
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _type, _protocol, _name, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return family, address
-
-
-def make_config(app: FastAPI, settings: Settings, doors: Doors) -> uvicorn.Config:
+def make_config(app: FastAPI, settings: Settings, admission: Admission) -> uvicorn.Config:
     """How uvicorn is to serve an app."""
     return uvicorn.Config(
         app,
-        http=cast("type[GatewayProtocol]", partial(GatewayProtocol, doors=doors)),
+        http=cast("type[GatewayProtocol]", partial(GatewayProtocol, admission=admission)),
         timeout_keep_alive=cast("int", settings.keep_alive),  # it is only added to the time
         ws="none",
         lifespan="off",
@@ -162,8 +112,8 @@ async def serve(
             admin = bind(settings.host, settings.admin_port, settings.send_buffer, "GATEWAY_ADMIN_PORT (--admin-port)")
             sockets.callback(admin.close)
             listening.append((app.state.admin, admin))
-        doors = Doors(gateway.capacity)
-        servers = [GatewayServer(make_config(served, settings, doors), gateway) for served, _sock in listening]
+        admission = Admission(gateway.capacity)
+        servers = [GatewayServer(make_config(served, settings, admission), gateway) for served, _sock in listening]
         stop = Stop(servers, gateway, reloads=reloads)
         with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
             async with gateway.running():
@@ -225,49 +175,3 @@ def _compare_limits(settings: Settings) -> None:
                 "max_subscribers": settings.max_subscribers,
             },
         )
-
-
-class Stop:
-    """What signals do. SIGINT and SIGTERM stop the first server, which ends the others. A second one closes all streams
-    at once, and cuts off in HURRY who does not take that; a third one does not wait at all. SIGHUP reloads, or stops.
-    """
-
-    def __init__(self, servers: list[GatewayServer], gateway: Gateway, *, reloads: bool) -> None:
-        self._servers = servers
-        self._gateway = gateway
-        self._reloads = reloads
-        self._received = 0
-        self._loop = asyncio.get_running_loop()
-
-    def told(self, number: int) -> None:
-        """A signal came."""
-        if number != signal.SIGHUP:
-            self._stop()
-        elif not self._received:
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if not self._reloads or SIGNALS.terminal_gone:
-            self._stop()
-            return
-        self._gateway.reload()
-        self._loop.call_later(HANGUP, self._stop_without_terminal)
-
-    def _stop_without_terminal(self) -> None:
-        if SIGNALS.terminal_gone and not self._received:
-            self._stop()
-
-    def _stop(self) -> None:
-        self._received += 1
-        if self._received <= 3:  # the log is no place for somebody's impatience
-            logger.info("stopping" if self._received == 1 else "stopping at once")
-        self._servers[0].should_exit = True
-        if self._received == 2:
-            self._gateway.hurry()
-            self._loop.call_later(HURRY, self._force)
-        elif self._received > 2:
-            self._force()
-
-    def _force(self) -> None:
-        for server in self._servers:
-            server.force_exit = True

@@ -9,7 +9,7 @@ import pytest
 
 from app.dev.etcd import EmbeddedEtcd
 from app.server.protocol import unmapped
-from app.server.run import bind
+from app.server.sockets import bind
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch
 

@@ -26,7 +26,8 @@ from app.core.capacity import Capacity
 from app.gateway import Gateway
 from app.main import create_app
 from app.server import protocol as protocol_module
-from app.server.protocol import UVICORN, Doors, GatewayProtocol
+from app.server.admission import Admission
+from app.server.protocol import UVICORN, GatewayProtocol
 from app.server.run import make_config
 from app.settings import load
 from tests.support.gateway import gateway
@@ -129,8 +130,8 @@ class Served:
 
     def __init__(self, keep_alive: str) -> None:
         settings = load({"etcd": NOWHERE, "keep_alive": keep_alive})
-        self.doors = Doors(Capacity(100, 10))
-        config = make_config(create_app(gateway=Gateway(settings)), settings, self.doors)
+        self.admission = Admission(Capacity(100, 10))
+        config = make_config(create_app(gateway=Gateway(settings)), settings, self.admission)
         config.load()
         self.state = ServerState()
         make: Any = config.http_protocol_class
@@ -205,7 +206,7 @@ def test_connections_are_counted_through_their_life() -> None:
 
     async def work() -> None:
         async with Served("60s") as served:
-            capacity = served.doors.capacity
+            capacity = served.admission.capacity
             async with connection(served.port) as one:
                 for _ in range(3):
                     await one.ask()
@@ -258,7 +259,7 @@ def test_what_is_used_of_uvicorn_is_listed() -> None:
 async def test_what_is_used_of_uvicorn_is_there() -> None:
     """On the uvicorn that is installed: a name that is gone would be found by whoever's request needs it."""
     settings = load({"etcd": NOWHERE})
-    config = make_config(create_app(gateway=Gateway(settings)), settings, Doors(Capacity(100, 10)))
+    config = make_config(create_app(gateway=Gateway(settings)), settings, Admission(Capacity(100, 10)))
     config.load()
     state = ServerState()
     protocol = HttpToolsProtocol(config, state, {}, asyncio.get_running_loop())
