@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app import __version__, descriptors, logs
+from app.access.token import read_token
 from app.ports import BrokenGatewayError
-from app.settings import PREFIX, Settings, SettingsError, load, seconds, unknown_variables
+from app.settings import PREFIX, Settings, SettingsError, load, named, seconds, unknown_variables
 from app.signals import SIGNALS, STOP
 from app.stdio import complain
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 T = TypeVar("T")
 
@@ -119,20 +120,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(flags)
     try:
         settings = load(flags)
-        settings.token()
+        if settings.token_file is not None:
+            read_token(settings.token_file, named("token_file"))
         descriptors.raise_limit()
     except SettingsError as error:
         return _refuse(error)
     logs.install(settings.log_format, settings.log_level)
     for name in unknown_variables():
-        log.warning("unknown setting in the environment, ignored", extra={"variable": name})
+        logger.warning("unknown setting in the environment, ignored", extra={"variable": name})
     try:
         run(lambda: _work(command, settings))
     except SettingsError as error:
         logs.flush()
         return _refuse(error)
     except BrokenGatewayError as error:
-        log.critical("ended: %s", error)
+        logger.critical("ended: %s", error)
         return 1
     finally:
         SIGNALS.ignore()
@@ -185,13 +187,13 @@ async def _work(command: str, settings: Settings) -> None:
     except asyncio.CancelledError:
         if not stopped:
             raise
-    log.info("stopped")
+    logger.info("stopped")
 
 
 async def _serve(settings: Settings) -> None:
     from app.server.run import serve
 
-    log.info(
+    logger.info(
         "gateway %s",
         __version__,
         extra={"listen": f"{settings.host}:{settings.port}", "etcd": ",".join(settings.etcd)},
@@ -206,4 +208,4 @@ async def _dev(settings: Settings) -> None:
 
 
 def _say_listening(ports: list[int]) -> None:
-    log.info("listening", extra=dict(zip(("port", "admin_port"), ports, strict=False)))
+    logger.info("listening", extra=dict(zip(("port", "admin_port"), ports, strict=False)))

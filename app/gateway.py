@@ -8,25 +8,30 @@ import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app import __version__, descriptors
-from app.access.access import Access
+from app.access.policy import AccessPolicy
 from app.access.token import Token
 from app.core.budget import Budget
-from app.core.capacity import Capacity
+from app.core.capacity import Capacity, ConnectionStatistics
 from app.core.cursor import Shape, derive_epoch
-from app.core.log import Bounds
+from app.core.keys import KeyRange
 from app.descriptors import RESERVE, SPARE
 from app.etcd.credentials import Credentials, CredentialsError
+from app.etcd.statistics import EtcdStatistics
 from app.etcd.upstream import Upstream
 from app.ports import BrokenGatewayError, Clock, Draw, spawn
 from app.settings import Settings, SettingsError, is_loopback, named
+from app.stream.counters import StreamStatistics
 from app.stream.streams import Streams, StreamSettings
-from app.watch.registry import Limits, Registry
+from app.watch.limits import Limits
+from app.watch.registry import Registry
+from app.watch.statistics import RegistryStatistics
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 # A watch's message may have a quarter of GATEWAY_MAX_FEED_BYTES, and so many bytes at the least: a fragment, or one
 # event. etcd divides others but those that waited for the answer to a create.
@@ -41,14 +46,8 @@ def _credentials(settings: Settings) -> Credentials:
         SettingsError: a file cannot be used.
     """
     if settings.etcd_user and not settings.etcd_is_tls and not all(map(is_loopback, settings.etcd_hosts)):
-        log.warning("the password for etcd is sent in plain text", extra={"etcd": ",".join(settings.etcd)})
-    credentials = Credentials(
-        cacert=settings.etcd_cacert,
-        cert=settings.etcd_cert,
-        key=settings.etcd_key,
-        user=settings.etcd_user,
-        password_file=settings.etcd_password_file,
-    )
+        logger.warning("the password for etcd is sent in plain text", extra={"etcd": ",".join(settings.etcd)})
+    credentials = settings.group(Credentials, "etcd_")
     try:
         credentials.check(tls=settings.etcd_is_tls)
     except CredentialsError as error:
@@ -56,11 +55,23 @@ def _credentials(settings: Settings) -> Credentials:
     return credentials
 
 
-async def for_ever(work: Coroutine[Any, Any, None]) -> None:
-    """Await what never ends by itself: its end is a failure, too."""
-    await work
+async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run what never ends by itself: its end is a failure, too."""
+    await work()
     msg = "it ended"
     raise RuntimeError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatistics:
+    """What a gateway holds at one moment, said by each of its parts."""
+
+    version: str
+    watch: RegistryStatistics
+    streams: StreamStatistics
+    etcd: EtcdStatistics
+    connections: ConnectionStatistics
+    token_unusable: bool
 
 
 class Gateway:
@@ -74,7 +85,7 @@ class Gateway:
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
         token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
-        self.access = Access(settings.allowed, token)
+        self.access = AccessPolicy(settings.allowed, token)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
         self.budget = Budget(settings.max_feed_bytes)
@@ -90,18 +101,7 @@ class Gateway:
         )
         self.registry = Registry(
             self.upstream,
-            Limits(
-                subscribers=settings.max_subscribers,
-                feeds=settings.max_feeds,
-                feed_bytes=settings.max_feed_bytes,
-                linger=settings.linger,
-                log=Bounds(settings.log_batches, settings.log_bytes, settings.log_age),
-                reach_back=settings.reach_back,
-                sync_timeout=settings.sync_timeout,
-                stale_after=settings.stale_after,
-                drain_window=settings.drain_window,
-                drain_pace=settings.drain_pace,
-            ),
+            settings.group(Limits),
             budget=self.budget,
             clock=clock,
             draw=draw,
@@ -111,16 +111,7 @@ class Gateway:
             self.registry,
             self.upstream,
             self.epoch_of,
-            StreamSettings(
-                instance=self.instance,
-                heartbeat=settings.heartbeat,
-                send_timeout=settings.send_timeout,
-                sync_timeout=settings.sync_timeout,
-                stale_after=settings.stale_after,
-                max_age=settings.max_age,
-                min_rate=settings.min_rate,
-                sink=settings.sink,
-            ),
+            replace(settings.group(StreamSettings), instance=self.instance),
             clock=clock,
             draw=draw,
             capacity=self.capacity,
@@ -136,15 +127,27 @@ class Gateway:
         The files for etcd are read for each connection; those that stand are good, so they are only looked at.
         """
         token = self.access.token.look() if self.access.token is not None else "not set"
-        log.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
+        logger.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
 
     def _look_at_credentials(self) -> str:
         try:
             self._credentials.check(tls=self.settings.etcd_is_tls)
         except CredentialsError as error:
-            log.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
+            logger.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
             return "unusable"
         return "read for each connection"
+
+    def statistics(self, only: KeyRange | None = None) -> GatewayStatistics:
+        """What it holds now, of all feeds or of the feed of one range. For ``/metrics`` and ``/v1/feeds``."""
+        token = self.access.token
+        return GatewayStatistics(
+            version=self.version,
+            watch=self.registry.statistics(only),
+            streams=self.streams.counters.statistics(),
+            etcd=self.upstream.statistics(),
+            connections=self.capacity.statistics(),
+            token_unusable=token is not None and not token.usable,
+        )
 
     def drain(self) -> float:
         """Let nobody in any more and ask every stream to end, one after the other; the seconds until all are asked."""
@@ -164,7 +167,7 @@ class Gateway:
             BrokenGatewayError: at its end, when it could not go on meanwhile (``broken``).
         """
         tasks = [
-            spawn(for_ever(work()), name=name, died=self._break)
+            spawn(for_ever(work), name=name, died=self.fail)
             for name, work in (("upstream", self.upstream.run), ("registry", self.registry.run))
         ]
         try:
@@ -180,6 +183,7 @@ class Gateway:
         if self.broken.is_set():
             raise BrokenGatewayError("a task without which nothing is served has ended")
 
-    def _break(self, _error: Exception) -> None:
-        log.critical("the gateway cannot go on, and ends")
+    def fail(self, _error: Exception) -> None:
+        """A task without which nothing is served has died: whoever runs the gateway is to end."""
+        logger.critical("the gateway cannot go on, and ends")
         self.broken.set()

@@ -19,7 +19,7 @@ from logging.handlers import QueueHandler, QueueListener
 from os import write
 from typing import Any
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 # Bytes of lines that wait to be written; some 5,000 lines.
 MAX_PENDING = 1 << 20
@@ -174,7 +174,7 @@ def finish() -> None:
 def _log_unraisable(what: sys.UnraisableHookArgs) -> None:
     about = what.err_msg or "exception ignored in"
     error = what.exc_value
-    log.error("%s %r", about, what.object, exc_info=error)
+    logger.error("%s %r", about, what.object, exc_info=error)
 
 
 def install(form: str, level: str) -> None:

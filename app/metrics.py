@@ -1,4 +1,4 @@
-"""Metrics: ``etcd_watch_gateway_*`` in etcd's words, read from the live objects at scrape time, so that nothing is
+"""Metrics: ``etcd_watch_gateway_*`` in etcd's words, made of ``Gateway.statistics`` at scrape time, so that nothing is
 counted twice. A counter is a number that is only ever added to, never a sum over what is there: such a sum falls when a
 part of it goes. No label comes from a request.
 """
@@ -24,8 +24,9 @@ from app.core.feed import State
 from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.etcd.stream import READER
 from app.etcd.stream_pool import MAX_STREAMS
-from app.gateway import Gateway
-from app.stream.sink import SINKS
+from app.gateway import Gateway, GatewayStatistics
+from app.watch.limits import Limits
+from app.watch.statistics import RegistryStatistics
 
 NAMESPACE = "etcd_watch_gateway"
 
@@ -54,97 +55,89 @@ class GatewayCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield from self._of_feeds()
-        yield from self._of_streams()
-        yield from self._of_etcd()
-        yield from self._of_process()
+        now = self._gateway.statistics()
+        limits = self._gateway.registry.limits
+        yield from _of_feeds(now.watch, limits)
+        yield from _of_streams(now, limits)
+        yield from _of_etcd(now)
+        yield from _of_process(now)
 
-    def _of_feeds(self) -> Iterator[Metric]:
-        registry = self._gateway.registry
-        feeds = registry.feeds()
-        states = GaugeMetricFamily(f"{NAMESPACE}_feeds", "Feeds (distinct ranges) by state.", labels=["state"])
-        counts = Counter(feed.state for feed in feeds)
-        for state in State:
-            if state not in (State.IDLE, State.CLOSED):
-                states.add_metric([state.value], counts[state])
-        yield states
-        yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(map(registry.lingering, feeds)))
-        yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(f.stale_since is not None for f in feeds))
-        yield _gauge("feeds_max", "Feeds that there may be.", registry.limits.feeds)
-        yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", registry.memory.bytes)
-        yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", registry.limits.feed_bytes)
-        yield _gauge("keys", "Keys in the views of all feeds.", sum(feed.keys for feed in feeds))
-        yield _gauge(
-            "staleness_seconds",
-            "Seconds since etcd last proved a feed current; the worst feed.",
-            max((feed.staleness() for feed in feeds), default=0.0),
-        )
-        yield _counter("feeds_started", "Feeds started.", registry.feeds_started)
-        yield _counter(
-            "events",
-            "Events received from etcd and published by feeds.",
-            registry.events,
-        )
 
-    def _of_streams(self) -> Iterator[Metric]:
-        registry, tally = self._gateway.registry, self._gateway.streams.counters
-        subscribers = registry.subscribers()
-        yield _gauge("subscribers", "Streams being served.", len(registry))
-        yield _gauge("subscribers_max", "Streams that may be served.", registry.limits.subscribers)
-        sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
-        for name in SINKS:
-            sinks.add_metric([name], tally.serving[name])
-        yield sinks
-        yield _gauge(
-            "lag_revisions",
-            "Revisions of its range that the slowest subscriber has still to be sent.",
-            max((subscriber.behind for subscriber in subscribers), default=0),
-        )
-        yield _counter("streams_opened", "Streams opened.", tally.opened)
-        yield _counter(
-            "deliveries",
-            "Events and snapshot items written to subscribers.",
-            tally.handed.items,
-        )
-        yield _counter("sent_bytes", "Bytes written to subscribers.", tally.bytes)
-        yield _by_reason("resets", "Resets sent.", tally.handed.resets, RESET_REASONS)
-        yield _by_reason("streams_closed", "Streams ended.", tally.closed, END_REASONS)
-        yield _by_reason("refusals", "Streams refused.", tally.refused, REFUSAL_REASONS)
+def _of_feeds(now: RegistryStatistics, limits: Limits) -> Iterator[Metric]:
+    feeds = now.feeds
+    states = GaugeMetricFamily(f"{NAMESPACE}_feeds", "Feeds (distinct ranges) by state.", labels=["state"])
+    counts = Counter(feed.state for feed in feeds)
+    for state in State:
+        if state not in (State.IDLE, State.CLOSED):
+            states.add_metric([state.value], counts[state])
+    yield states
+    yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(feed.lingering for feed in feeds))
+    yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(feed.stale for feed in feeds))
+    yield _gauge("feeds_max", "Feeds that there may be.", limits.max_feeds)
+    yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", now.bytes)
+    yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", now.bytes_max)
+    yield _gauge("keys", "Keys in the views of all feeds.", sum(feed.keys for feed in feeds))
+    yield _gauge(
+        "staleness_seconds",
+        "Seconds since etcd last proved a feed current; the worst feed.",
+        max((feed.staleness for feed in feeds), default=0.0),
+    )
+    yield _counter("feeds_started", "Feeds started.", now.feeds_started)
+    yield _counter("events", "Events received from etcd and published by feeds.", now.events)
 
-    def _of_etcd(self) -> Iterator[Metric]:
-        upstream = self._gateway.upstream
-        condition = upstream.condition
-        tasks = asyncio.all_tasks()
-        yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", upstream.watchers)
-        reading = sum(feed.backfilling for feed in self._gateway.registry.feeds())
-        yield _gauge("etcd_history_watchers", "Of these, watchers that read history for old cursors.", reading)
-        # Not by the pool' own books, which never have more than the maximum: a call that they forgot and nobody
-        # cancelled is the outage, and its reader runs.
-        open_streams = sum(task.get_name() == READER for task in tasks)
-        yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", open_streams)
-        yield _gauge("etcd_watch_streams_max", "Watch streams that we may hold at etcd.", MAX_STREAMS)
-        yield _gauge("etcd_up", "Whether etcd is in reach.", condition.state == "ready")
-        yield _gauge("etcd_revision", "Highest etcd revision heard of.", upstream.highest_revision)
-        yield _counter("etcd_reconnects", "Connections to etcd lost.", upstream.reconnects)
-        yield _counter("etcd_ranges", "Ranges sent to etcd.", upstream.ranges_total)
-        yield _gauge("tasks", "Tasks of the event loop.", len(tasks))
-        # What is held, without the allocator's part: of a few thousand streams resident memory says little.
-        yield _gauge("allocated_blocks", "Memory blocks that Python has allocated.", sys.getallocatedblocks())
-        build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
-        build.add_metric([self._gateway.version, condition.version], 1)
-        yield build
 
-    def _of_process(self) -> Iterator[Metric]:
-        token = self._gateway.access.token
-        capacity = self._gateway.capacity
-        yield _gauge("connections", "Connections of clients.", capacity.connections)
-        yield _gauge("connections_busy", "Connections with a request or a stream.", capacity.busy)
-        yield _gauge("connections_max", "Connections that the limit of open files allows.", capacity.limit)
-        yield _counter("connections_evicted", "Idle connections closed at that limit.", capacity.evicted)
-        yield _counter("log_lines_dropped", "Lines of the log that nobody took.", logs.dropped())
-        yield _gauge(
-            "token_unusable", "Whether the token's file cannot be used.", token is not None and not token.usable
-        )
+def _of_streams(now: GatewayStatistics, limits: Limits) -> Iterator[Metric]:
+    streams = now.streams
+    yield _gauge("subscribers", "Streams being served.", now.watch.subscribers)
+    yield _gauge("subscribers_max", "Streams that may be served.", limits.max_subscribers)
+    sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
+    for name, serving in streams.serving.items():
+        sinks.add_metric([name], serving)
+    yield sinks
+    yield _gauge(
+        "lag_revisions",
+        "Revisions of its range that the slowest subscriber has still to be sent.",
+        max((feed.lag for feed in now.watch.feeds), default=0),
+    )
+    yield _counter("streams_opened", "Streams opened.", streams.opened)
+    yield _counter("deliveries", "Events and snapshot items written to subscribers.", streams.items)
+    yield _counter("sent_bytes", "Bytes written to subscribers.", streams.bytes)
+    yield _by_reason("resets", "Resets sent.", streams.resets, RESET_REASONS)
+    yield _by_reason("streams_closed", "Streams ended.", streams.closed, END_REASONS)
+    yield _by_reason("refusals", "Streams refused.", streams.refused, REFUSAL_REASONS)
+
+
+def _of_etcd(now: GatewayStatistics) -> Iterator[Metric]:
+    etcd = now.etcd
+    tasks = asyncio.all_tasks()
+    yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", etcd.watchers)
+    backfilling = sum(feed.backfilling for feed in now.watch.feeds)
+    yield _gauge("etcd_history_watchers", "Of these, watchers that read history for old cursors.", backfilling)
+    # Not by the pool's own books, which never have more than the maximum: a call that they forgot and nobody cancelled
+    # is the outage, and its reader runs.
+    open_streams = sum(task.get_name() == READER for task in tasks)
+    yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", open_streams)
+    yield _gauge("etcd_watch_streams_max", "Watch streams that we may hold at etcd.", MAX_STREAMS)
+    yield _gauge("etcd_up", "Whether etcd is in reach.", etcd.condition.state == "ready")
+    yield _gauge("etcd_revision", "Highest etcd revision heard of.", etcd.highest_revision)
+    yield _counter("etcd_reconnects", "Connections to etcd lost.", etcd.reconnects)
+    yield _counter("etcd_ranges", "Ranges sent to etcd.", etcd.ranges)
+    yield _gauge("tasks", "Tasks of the event loop.", len(tasks))
+    # What is held, without the allocator's part: of a few thousand streams resident memory says little.
+    yield _gauge("allocated_blocks", "Memory blocks that Python has allocated.", sys.getallocatedblocks())
+    build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
+    build.add_metric([now.version, etcd.condition.version], 1)
+    yield build
+
+
+def _of_process(now: GatewayStatistics) -> Iterator[Metric]:
+    held = now.connections
+    yield _gauge("connections", "Connections of clients.", held.connections)
+    yield _gauge("connections_busy", "Connections with a request or a stream.", held.busy)
+    yield _gauge("connections_max", "Connections that the limit of open files allows.", held.limit)
+    yield _counter("connections_evicted", "Idle connections closed at that limit.", held.evicted)
+    yield _counter("log_lines_dropped", "Lines of the log that nobody took.", logs.dropped())
+    yield _gauge("token_unusable", "Whether the token's file cannot be used.", now.token_unusable)
 
 
 def make_registry(gateway: Gateway) -> CollectorRegistry:

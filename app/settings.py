@@ -9,15 +9,21 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "GATEWAY_"
 
+G = TypeVar("G")
+
+# Durations and sizes have parsers of their own. pydantic's would take what is ambiguous, or refuse what is in use: its
+# ``timedelta`` refuses "30", "500ms" and "5m", and takes "1d" and "00:00:30"; its ``ByteSize`` takes "64K" and
+# "64KB" for 64,000 bytes, and "64kib" and "1.5MiB", which are refused here.
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
 # A longer one is a slip of the keyboard, and infinity would be one too.
 MAX_SECONDS = 10 * 365 * 24 * 3600
@@ -281,47 +287,21 @@ class Settings(BaseSettings):
         items = ("",) if self.allow_prefixes is None else self.allow_prefixes
         return tuple(map(unquote_to_bytes, items))
 
-    def token(self) -> SecretStr | None:
-        """The bearer token. Raises SettingsError when its file holds none."""
-        return None if self.token_file is None else read_token(self.token_file, named("token_file"))
+    def group(self, kind: type[G], prefix: str = "") -> G:
+        """The settings that a part of the gateway runs with, as one frozen value of the dataclass *kind*.
 
-
-# A larger file holds no token: a header may have 64 KiB in all.
-MAX_TOKEN = 16 * 1024
-_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-
-
-def read_token(path: Path, named: str) -> SecretStr:
-    """The bearer token in a file. Raises SettingsError, with *named* in front, when there is none that can be sent.
-
-    Bytes that are not UTF-8 are surrogates in it (``surrogateescape``).
-    """
-    try:
-        data = _read(path, MAX_TOKEN + 1)
-    except OSError as error:
-        raise SettingsError(f"{named}: cannot read {path}: {error.strerror or error}") from None
-    if len(data) > MAX_TOKEN:
-        raise SettingsError(f"{named}: {path} has more than {MAX_TOKEN} bytes")
-    if data.startswith(_BYTE_ORDER_MARKS):
-        raise SettingsError(f"{named}: {path} begins with a byte order mark, which no client sends: save it without")
-    data = data.strip(b" \t\r\n\v\f")
-    if not data:
-        raise SettingsError(f"{named}: {path} is empty")
-    if re.search(rb"[\x00-\x1f\x7f]", data):
-        raise SettingsError(f"{named}: {path} has a line break or another character that no header can have")
-    return SecretStr(data.decode(errors="surrogateescape"))
-
-
-def _read(path: Path, most: int) -> bytes:
-    """The first *most* bytes of a file. A pipe that nobody writes to is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        data = b""
-        while len(data) < most and (part := os.read(descriptor, most - len(data))):
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
+        Each field is the setting of the same name, *prefix* put before it; a field that is a dataclass itself is a
+        group of the settings that begin with its name. So a part declares which settings it needs, by their own names,
+        and nothing else copies them. ``tests/test_settings.py`` compares names and types.
+        """
+        return kind(
+            **{
+                name: self.group(hint, f"{name}_")
+                if isinstance(hint, type) and is_dataclass(hint)
+                else getattr(self, prefix + name)
+                for name, hint in get_type_hints(kind).items()
+            }
+        )
 
 
 def named(name: str) -> str:

@@ -95,7 +95,7 @@ def test_the_core_never_waits() -> None:
         ("watch", "from app.stream.sink import Sink"),
         ("stream", "from app.api.problems import problem"),
         ("etcd", "from app.watch import feed"),
-        ("etcd", "from app.access.access import Access"),
+        ("etcd", "from app.access.policy import AccessPolicy"),
         ("ports", "from app.watch.feed import Feed"),
     ],
 )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import os
-import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
 import app
+from app.etcd.credentials import Credentials
 from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
+from app.stream.streams import StreamSettings
+from app.watch.limits import Limits
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,7 @@ def test_defaults() -> None:
     assert settings.etcd == ("http://127.0.0.1:2379",)
     assert (settings.host, settings.port, settings.admin_port) == ("127.0.0.1", 8080, None)
     assert settings.allowed == (b"",)
-    assert settings.token() is None
+    assert settings.token_file is None
     assert settings.cors_origins == ()
     assert (settings.max_subscribers, settings.max_feeds, settings.max_ranges) == (20_000, 1_000, 32)
     assert settings.max_feed_bytes == 256 * 1024 * 1024
@@ -521,28 +525,67 @@ def test_no_list_of_origins(text: str) -> None:
     assert line.startswith("GATEWAY_CORS_ORIGINS (--cors-origins): ")
 
 
-def test_token(tmp_path: Path) -> None:
-    """The file's content without the line end of its editor; never shown."""
-    path = tmp_path / "token"
-    path.write_text("  s3cret\n")
-    settings = load({"token_file": str(path)})
-    token = settings.token()
+# --- handed on --------------------------------------------------------------------------------------------------------
 
-    assert token is not None
-    assert token.get_secret_value() == "s3cret"
-    assert "s3cret" not in f"{settings!r} {token!r} {token}"
+# Each group of settings that a part of the gateway is made with, and what stands before its fields' names.
+GROUPS: list[tuple[type, str]] = [(Credentials, "etcd_"), (Limits, ""), (StreamSettings, "")]
+APP = Path(app.__file__).parent
 
 
-@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"one\ntwo\n"])
-def test_no_token(tmp_path: Path, content: bytes | None) -> None:
-    """Absent, empty, no text, or nothing that a header can have: open by accident is not an option."""
-    path = tmp_path / "token"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SettingsError, match=re.escape("GATEWAY_TOKEN_FILE (--token-file): ")) as caught:
-        load({"token_file": str(path)}).token()
+def fields_of(kind: type, prefix: str) -> Iterator[tuple[str, str, Any]]:
+    """Of each field in a group: the setting, the field's own name, and the field's type."""
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from fields_of(hint, f"{name}_")
+        else:
+            yield prefix + name, name, hint
 
-    assert str(path) in str(caught.value)
+
+def test_a_group_has_the_values_of_its_settings() -> None:
+    """With a prefix, and with a group inside of it."""
+    settings = load({"log_batches": "7", "linger": "3s", **TLS, "etcd_cacert": "/a"})
+    limits = settings.group(Limits)
+
+    assert (limits.log.batches, limits.linger, limits.max_feeds) == (7, 3, 1_000)
+    assert settings.group(Credentials, "etcd_") == Credentials(cacert=Path("/a"))
+
+
+@pytest.mark.parametrize(("kind", "prefix"), GROUPS)
+def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None:
+    """``Settings.group`` is not checked by types: every field is a setting, and of the setting's type."""
+    types = get_type_hints(Settings)
+
+    assert {name: hint for name, _field, hint in fields_of(kind, prefix)} == {
+        name: types[name] for name, _field, _hint in fields_of(kind, prefix)
+    }
+
+
+@pytest.mark.parametrize(("kind", "prefix"), GROUPS)
+def test_every_field_of_a_group_is_read(kind: type, prefix: str) -> None:
+    """In the room that the group belongs to, or in the core."""
+    room = APP / kind.__module__.split(".")[1]
+    files = [*room.rglob("*.py"), *(APP / "core").rglob("*.py")]
+    read = {
+        node.attr for path in files for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Attribute
+    }
+
+    assert (
+        sorted({field.strip("_") for _name, field, _hint in fields_of(kind, prefix)} - {a.strip("_") for a in read})
+        == []
+    )
+
+
+def test_every_group_is_known_here() -> None:
+    """All calls of ``Settings.group`` in the program."""
+    calls = {
+        ast.unparse(node.args[0])
+        for path in APP.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "group"
+        if ast.unparse(node.func.value) == "settings"
+    }
+
+    assert sorted(calls) == sorted(kind.__name__ for kind, _prefix in GROUPS)
 
 
 def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
@@ -572,5 +615,6 @@ def test_every_setting_is_read() -> None:
     read = set().union(*(attributes_of(tree, "settings") for tree in trees if knows_settings(tree)))
     methods = [node for node in ast.walk(ast.parse(own.read_text())) if isinstance(node, ast.FunctionDef)]
     through = set().union(*(attributes_of(method, "self") for method in methods if method.name in read))
+    grouped = {name for kind, prefix in GROUPS for name, _field, _hint in fields_of(kind, prefix)}
 
-    assert sorted(set(Settings.model_fields) - read - through) == []
+    assert sorted(set(Settings.model_fields) - read - through - grouped) == []

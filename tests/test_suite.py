@@ -15,7 +15,7 @@ CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
 # A clock may be read to bound what is measured from below, or to say for how long something goes on. Each with why a
 # slow machine does not fail there.
 CLOCKS_ALLOWED = {
-    "server/test_keep_alive.py": "a connection is kept no shorter than it is said to be",
+    "server/test_protocol.py": "a connection is kept no shorter than it is said to be",
     "access/test_access.py": "no less than the time that a client is told to stay away",
     "watch/world.py": "the clock of what is under test, handed on",
     "cases/test_ahead.py": "no more Ranges than one a second of the time that passed",

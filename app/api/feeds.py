@@ -7,14 +7,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import query_of
+from app.api.requests import authorization_of, query_of
 from app.core.encoding import compact
 from app.core.query import parse_query, parse_range
 from app.core.timestamps import rfc3339
 from app.gateway import Gateway
-from app.stream.sink import SINKS
-from app.watch.feed import Feed
-from app.watch.subscriber import Subscriber
+from app.watch.statistics import FeedStatistics, SubscriberStatistics
 
 
 class Feeds:
@@ -26,14 +24,13 @@ class Feeds:
     async def get(self, request: Request) -> Response:
         """Answer one request."""
         gateway = self._gateway
-        gateway.access.check_token(request)
+        gateway.access.authenticate(authorization_of(request))
         query = parse_query(query_of(request), {"prefix", "key"})
-        feeds = gateway.registry.feeds()
-        if query:
-            watched = parse_range(query)
-            gateway.access.check_range(watched)
-            feeds = [feed for feed in feeds if feed.range == watched]
-        condition = gateway.upstream.condition
+        watched = parse_range(query) if query else None
+        if watched is not None:
+            gateway.access.authorize(watched)
+        now = gateway.statistics(watched)
+        condition = now.etcd.condition
         etcd = {
             "endpoint": condition.endpoint,
             "version": condition.version,
@@ -47,39 +44,38 @@ class Feeds:
             "version": gateway.version,
             "epoch": gateway.settings.epoch,
             "linger": gateway.settings.linger,
-            "sinks": {name: gateway.streams.counters.serving[name] for name in SINKS},
+            "sinks": now.streams.serving,
             "etcd": etcd,
-            "feeds": [self._feed(feed, detailed=bool(query)) for feed in feeds],
+            "feeds": [self._feed(feed, detailed=watched is not None) for feed in now.watch.feeds],
         }
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
-    def _feed(self, feed: Feed, *, detailed: bool) -> dict[str, Any]:
-        registry = self._gateway.registry
-        subscribers = registry.subscribers(feed)
-        core = feed.core
+    def _feed(self, feed: FeedStatistics, *, detailed: bool) -> dict[str, Any]:
         described: dict[str, Any] = {
             "range": str(feed.range),
-            "subscribers": len(subscribers),
-            "revision": feed.history.log.tip,
-            "state": "stale" if feed.stale_since is not None else core.state.value,
-            "lag": max((subscriber.behind for subscriber in subscribers), default=0),
-            "lingering": registry.lingering(feed),
+            "subscribers": feed.subscribers,
+            "revision": feed.revision,
+            "state": "stale" if feed.stale else feed.state.value,
+            "lag": feed.lag,
+            "lingering": feed.lingering,
             "keys": feed.keys,
-            "bytes": core.bytes,
+            "bytes": feed.bytes,
             "started": rfc3339(feed.started),
         }
         if feed.trouble:
             described["trouble"] = feed.trouble
         if detailed:
-            described["subscriber_list"] = [self._subscriber(subscriber) for subscriber in subscribers]
+            followers = self._gateway.registry.subscriber_statistics(feed.range)
+            described["subscriber_list"] = [_subscriber(subscriber) for subscriber in followers]
         return described
 
-    def _subscriber(self, subscriber: Subscriber) -> dict[str, Any]:
-        return {
-            "address": subscriber.address,
-            "age": round(subscriber.age(self._gateway.clock()), 3),
-            "behind": subscriber.behind,
-            "bytes": subscriber.bytes,
-            "user_agent": subscriber.user_agent,
-            "request_id": subscriber.request_id,
-        }
+
+def _subscriber(subscriber: SubscriberStatistics) -> dict[str, Any]:
+    return {
+        "address": subscriber.address,
+        "age": round(subscriber.age, 3),
+        "behind": subscriber.behind,
+        "bytes": subscriber.bytes,
+        "user_agent": subscriber.user_agent,
+        "request_id": subscriber.request_id,
+    }

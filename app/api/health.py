@@ -27,12 +27,13 @@ class Health:
 
     async def readyz(self, _request: Request) -> Response:
         """Ready once etcd has been in reach, until draining; names the endpoint and why when it is not."""
-        condition = self._gateway.upstream.condition
+        now = self._gateway.upstream.statistics()  # not the gateway's: a probe need not count subscribers
+        condition = now.condition
         draining = self._gateway.registry.draining
         # etcd was in reach once (asked by us or not): from then on its absence is the feeds' matter (they say "stale"),
         # not a reason for all replicas to leave the Service at once.
         # One that can never be watched is no such etcd: it is a wrong setting.
-        ready = self._gateway.upstream.cluster_id != 0 and condition.told == OUT_OF_REACH and not draining
+        ready = now.reached and condition.told == OUT_OF_REACH and not draining
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": rfc3339(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.kv_response import KvBody, KvResponse
-from app.api.requests import encoding_of, query_of
+from app.api.requests import authorization_of, encoding_of, query_of
 from app.core.budget import Hold, Use
 from app.core.cursor import Shape
 from app.core.encoding import item_body, list_body, list_head, list_items, list_tail
@@ -80,9 +80,9 @@ class Kv:
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
-        self._gateway.access.check_token(request)
+        self._gateway.access.authenticate(authorization_of(request))
         asked = parse(query_of(request))
-        self._gateway.access.check_range(asked.shape.range)
+        self._gateway.access.authorize(asked.shape.range)
         self._gateway.capacity.check()
         body = await self._reads.shared(("kv", asked), lambda: self._read(asked))
         headers = {"X-Etcd-Revision": str(body.revision), "Cache-Control": "no-store"}

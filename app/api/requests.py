@@ -31,6 +31,11 @@ def request_id_of(request: Request) -> str:
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
+def authorization_of(request: Request) -> bytes:
+    """The ``Authorization`` header in the bytes that the client sent; empty if there is none."""
+    return request.headers.get("authorization", "").encode("latin-1")
+
+
 def query_of(request: Request) -> bytes:
     """The raw query."""
     raw: bytes = request.scope["query_string"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import address_of, encoding_of, query_of, request_id_of
+from app.api.requests import address_of, authorization_of, encoding_of, query_of, request_id_of
 from app.api.stream_response import StreamResponse, WatchRequest
 from app.core.cursor import Cursor, Shape, parse_cursor
 from app.core.errors import GatewayError
@@ -54,14 +54,14 @@ class Watch:
 
     def _understand(self, request: Request) -> WatchRequest:
         access = self._gateway.access
-        access.check_token(request)
+        access.authenticate(authorization_of(request))
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
         watched = parse_range(query)
         encoding = encoding_of(query)
         snapshot = parse_flag(query, "snapshot", default=True)
         accept = request.headers.get("accept", "")
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
-        access.check_range(watched)
+        access.authorize(watched)
         return WatchRequest(
             Shape(watched, encoding=encoding),
             chosen,

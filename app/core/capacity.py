@@ -7,11 +7,22 @@ one that has been idle longest gives way to a new one, so that clients who send 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from app.core.errors import OverCapacityError
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """Connections at one moment, and how many have given way since the process began."""
+
+    connections: int
+    busy: int
+    limit: int
+    evicted: int
 
 
 class Capacity(Generic[C]):
@@ -35,6 +46,10 @@ class Capacity(Generic[C]):
     def roomy(self) -> bool:
         """Whether there is room for what takes long, those that are busy now included."""
         return self.busy <= self.limit - self.spare
+
+    def statistics(self) -> ConnectionStatistics:
+        """Counts now."""
+        return ConnectionStatistics(self.connections, self.busy, self.limit, self.evicted)
 
     def arrive(self, connection: C) -> C | None:
         """A new one, idle. Returns the one that gives way to it: itself, if all others are busy."""

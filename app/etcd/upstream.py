@@ -32,6 +32,7 @@ from app.etcd.permissions import PermissionChecker
 from app.etcd.quorum import CUT_OFF, QuorumChecker
 from app.etcd.reads import Reads
 from app.etcd.refusals import RefusalChecker
+from app.etcd.statistics import EtcdStatistics
 from app.etcd.stream import UnmatchedError, WatchStream
 from app.etcd.watches import EtcdWatch, Watches
 from app.ports import OUT_OF_REACH, Clock, Condition, Draw
@@ -155,10 +156,16 @@ class Upstream:
         """The watches that we hold at etcd."""
         return sum(len(stream) for stream in self.streams)
 
-    @property
-    def ranges_total(self) -> int:
-        """Ranges sent to etcd, but for one a connection."""
-        return self.reads.ranges_total + self._quorum.ranges_total
+    def statistics(self) -> EtcdStatistics:
+        """What is held at etcd now."""
+        return EtcdStatistics(
+            condition=self._condition,
+            reached=self._cluster.id != 0,
+            watchers=self.watchers,
+            highest_revision=self.highest_revision,
+            reconnects=self.reconnects,
+            ranges=self.reads.ranges_total + self._quorum.ranges_total,
+        )
 
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Have *callback* called whenever the history turns out to be another one."""

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections import deque
 from functools import partial
@@ -30,9 +29,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.api.problems import problem
 from app.core.capacity import Capacity
 from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
+from app.server.admission import Admission
 from app.stream.transport import EXTENSION, HTTP_1_0, ClientTransport
-
-log = logging.getLogger("gateway.http")
 
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
 # percent-encoded, is 12 KiB.
@@ -43,9 +41,26 @@ HEAD_TIMEOUT = 60.0
 EARLIER = 1
 # Seconds for a request that was on its way when the server stopped.
 LAST_REQUEST = 1.0
-# Seconds between log lines about connections that give way.
-EVICTIONS = 60.0
 
+
+# What is used here of uvicorn's classes, none of it documented: another version may lack a name, or mean something else
+# by it. So pyproject.toml bounds the version, and tests/server/test_protocol.py compares this list with the code below
+# and with the uvicorn that is installed.
+UVICORN = {
+    "HttpToolsProtocol": {
+        "app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "server_state",
+        "timeout_keep_alive", "timeout_keep_alive_task", "transport", "url",
+        "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_headers_complete",
+        "on_message_begin", "on_message_complete", "on_response_complete", "pause_writing", "resume_writing",
+        "send_400_response", "shutdown", "timeout_keep_alive_handler",
+    },
+    "RequestResponseCycle": {
+        "chunked_encoding", "default_headers", "disconnected", "expected_content_length", "keep_alive", "more_body",
+        "response_complete", "scope",
+    },
+    "Config": {"loaded_app"},
+    "ServerState": {"default_headers"},
+}  # fmt: skip
 
 # uvicorn keeps a deque of 624 bytes for each connection.
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
@@ -78,32 +93,6 @@ def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
     return client[0].removeprefix("::ffff:"), client[1]
 
 
-class Doors:
-    """Lets connections in, for all servers of the process together, as far as there is room."""
-
-    def __init__(self, capacity: Capacity[GatewayProtocol]) -> None:
-        self.capacity = capacity
-        self._said = float("-inf")
-
-    def let_in(self, connection: GatewayProtocol) -> None:
-        """A new one; the one that has been idle longest gives way where there is no room."""
-        victim = self.capacity.arrive(connection)
-        if victim is None:
-            return
-        victim.give_way()
-        now = connection.loop.time()
-        if now - self._said >= EVICTIONS:
-            self._said = now
-            log.warning(
-                "at the limit of open files: idle connections are closed",
-                extra={
-                    "connections": self.capacity.connections,
-                    "busy": self.capacity.busy,
-                    "closed_so_far": self.capacity.evicted,
-                },
-            )
-
-
 class GatewayProtocol(HttpToolsProtocol):
     """Named in the server's configuration (``http=``)."""
 
@@ -115,9 +104,9 @@ class GatewayProtocol(HttpToolsProtocol):
     _deaf = False  # what comes is thrown away
     _stopping = False  # the next answer is the last
 
-    def __init__(self, *args: Any, doors: Doors | None = None, **more: Any) -> None:
+    def __init__(self, *args: Any, admission: Admission | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._doors = doors or Doors(Capacity(sys.maxsize, 0))
+        self._admission = admission or Admission(Capacity(sys.maxsize, 0))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client has come."""
@@ -125,7 +114,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.client = unmapped(self.client)
         self._client_transport = ClientTransport(transport, self._take_over)
         self._await_head()
-        self._doors.let_in(self)
+        self._admission.let_in(self)
 
     def give_way(self) -> None:
         """Another connection is let in instead of this one, which is idle."""
@@ -135,7 +124,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone, or was sent away."""
         super().connection_lost(exc)
-        self._doors.capacity.leave(self)
+        self._admission.capacity.leave(self)
         self._head_ended()
         self._client_transport.lose()
 
@@ -204,7 +193,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._answering() or self.transport.is_closing():
             return
-        self._doors.capacity.rest(self)
+        self._admission.capacity.rest(self)
         if not self.cycle.more_body:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at the beginning
 
@@ -265,7 +254,7 @@ class GatewayProtocol(HttpToolsProtocol):
         app = self.config.loaded_app
         self.app = partial(unchunked, app) if self.parser.get_http_version() == HTTP_1_0 else app
         super().on_headers_complete()
-        self._doors.capacity.occupy(self)
+        self._admission.capacity.occupy(self)
         self._keep_alive()
 
     def _keep_alive(self) -> None:

@@ -7,9 +7,11 @@ its part is added.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from app.core.reader import Counts
+from app.stream.sink import SINKS
 
 
 @dataclass(slots=True)
@@ -22,3 +24,28 @@ class Counters:
     handed: Counts = field(default_factory=Counts)  # what all readers were handed
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+
+    def statistics(self) -> StreamStatistics:
+        """A copy that stays as it is."""
+        return StreamStatistics(
+            opened=self.opened,
+            serving={name: self.serving[name] for name in SINKS},
+            bytes=self.bytes,
+            items=self.handed.items,
+            resets=dict(self.handed.resets),
+            closed=dict(self.closed),
+            refused=dict(self.refused),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatistics:
+    """What ``Counters`` had counted at one moment; ``serving`` is by sink, the last three by reason."""
+
+    opened: int
+    serving: Mapping[str, int]
+    bytes: int
+    items: int
+    resets: Mapping[str, int]
+    closed: Mapping[str, int]
+    refused: Mapping[str, int]

@@ -35,16 +35,17 @@ from app.core.feed_messages import (
     TakeSnapshot,
 )
 from app.core.keys import KeyRange
-from app.core.log import Bounds
 from app.core.multiplex import Lost, Refused, WatchInput
 from app.core.reasons import CloseReason
 from app.core.snapshot import Snapshot
 from app.ports import Clock, Draw, Etcd, Watch, spawn
 from app.watch.backfill import RunningBackfill
 from app.watch.cancel import cancel_watch
+from app.watch.limits import Limits
 from app.watch.memory import FeedMemory
 from app.watch.notifier import Notifier
 from app.watch.snapshot_turns import SnapshotTurns
+from app.watch.statistics import FeedStatistics
 
 log = logging.getLogger("gateway.feed")
 
@@ -69,11 +70,8 @@ class Feed:
         self,
         watched: KeyRange,
         etcd: Etcd,
+        limits: Limits,
         *,
-        bounds: Bounds,
-        reach_back: int,
-        sync_timeout: float,
-        stale_after: float,
         memory: FeedMemory,
         turns: SnapshotTurns,
         owner: FeedOwner,
@@ -81,15 +79,14 @@ class Feed:
         draw: Draw,
     ) -> None:
         self.range = watched
-        self.core = FeedCore(bounds, reach_back)
+        self.core = FeedCore(limits.log, limits.reach_back)
         self.history = self.core.history
         self.notifier = Notifier()
         self.started = time.time()
         # Why it is not live, for /v1/feeds and for those who wait.
         self.trouble = ""
         self._etcd = etcd
-        self._sync_timeout = sync_timeout
-        self._stale_after = stale_after
+        self._limits = limits
         self._memory = memory
         self._turns = turns
         self._owner = owner
@@ -113,7 +110,7 @@ class Feed:
             self.core,
             watched,
             etcd,
-            timeout=sync_timeout,
+            timeout=limits.sync_timeout,
             has_room=self._has_room,
             on_change=self._changed,
             on_denied=lambda: self._fail("revoked"),
@@ -318,7 +315,7 @@ class Feed:
             case AwaitProof():
                 self._proof_pending = True
                 self._ask_for_proof()
-                self._set_timer(SyncTimeout, self._sync_timeout, self._sync_timed_out)
+                self._set_timer(SyncTimeout, self._limits.sync_timeout, self._sync_timed_out)
             case EndProof():
                 self._proof_pending = False
                 self._ask_for_proof()
@@ -437,13 +434,13 @@ class Feed:
     def _check_staleness(self) -> None:
         self.history.log.trim(self._clock())
         self._account()
-        if self._refreshed is not None and self._clock() - self._refreshed_at > self._sync_timeout:
+        if self._refreshed is not None and self._clock() - self._refreshed_at > self._limits.sync_timeout:
             self._refreshed = None  # whoever waited for it has it by now
         self._update_staleness()
 
     def _update_staleness(self) -> None:
         age = self.staleness()
-        stale = age > self._stale_after or self.history.view_reclaimed
+        stale = age > self._limits.stale_after or self.history.view_reclaimed
         if stale != (self.stale_since is not None):
             self.stale_since = time.time() - age if stale else None
             state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)
@@ -495,6 +492,23 @@ class Feed:
         self._refresh = None
         if not task.cancelled():
             task.exception()  # retrieved: whoever waited for it may have left
+
+    def statistics(self, *, subscribers: int, lag: int) -> FeedStatistics:
+        """What it holds now; what its *subscribers* come to is the registry's to say."""
+        return FeedStatistics(
+            range=self.range,
+            state=self.core.state,
+            started=self.started,
+            revision=self.history.log.tip,
+            keys=self.keys,
+            bytes=self.core.bytes,
+            staleness=self.staleness(),
+            stale=self.stale_since is not None,
+            backfilling=self.backfilling,
+            trouble=self.trouble,
+            subscribers=subscribers,
+            lag=lag,
+        )
 
     @property
     def keys(self) -> int:

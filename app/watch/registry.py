@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import Literal
 
 from app.core.budget import Budget
 from app.core.drain import Drain
 from app.core.errors import DrainingError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
-from app.core.log import Bounds
 from app.core.reasons import CloseReason
 from app.core.refcounts import Acquired, RefCounts
 from app.core.sized import Sized
 from app.ports import Clock, Draw, Etcd
 from app.watch.feed import Feed
+from app.watch.limits import Limits
 from app.watch.memory import FeedMemory
 from app.watch.snapshot_turns import SnapshotTurns
+from app.watch.statistics import RegistryStatistics, SubscriberStatistics
 from app.watch.subscriber import Subscriber
 
 log = logging.getLogger("gateway.feed")
@@ -33,22 +33,6 @@ TICK = 1.0
 TOO_LARGE_PAUSE = 30.0
 # Seconds between the groups of streams that are sent away at a drain.
 DRAIN_TICK = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the registry may hold; all from the settings of the same names."""
-
-    subscribers: int
-    feeds: int
-    feed_bytes: int
-    linger: float
-    log: Bounds
-    reach_back: int
-    sync_timeout: float
-    stale_after: float
-    drain_window: float
-    drain_pace: float
 
 
 class Registry(Sized):
@@ -113,14 +97,14 @@ class Registry(Sized):
         """
         if self.draining:
             raise DrainingError("this instance is about to stop")
-        if self._total >= self.limits.subscribers:
+        if self._total >= self.limits.max_subscribers:
             raise OverCapacityError(
-                f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.subscribers}",
+                f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}",
                 code="too-many-subscribers",
             )
         if watched not in self._counts and self._full and self._counts.oldest_lingering() is None:
             raise OverCapacityError(
-                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.feeds}",
+                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.max_feeds}",
                 code="too-many-feeds",
             )
         if self._clock() < self._too_large.get(watched, 0.0):
@@ -132,17 +116,13 @@ class Registry(Sized):
 
     @property
     def _full(self) -> bool:
-        return len(self._counts) >= self.limits.feeds
+        return len(self._counts) >= self.limits.max_feeds
 
     def _make(self, watched: KeyRange) -> Feed:
-        limits = self.limits
         return Feed(
             watched,
             self._etcd,
-            bounds=limits.log,
-            reach_back=limits.reach_back,
-            sync_timeout=limits.sync_timeout,
-            stale_after=limits.stale_after,
+            self.limits,
             memory=self.memory,
             turns=self._turns,
             owner=self,
@@ -289,9 +269,28 @@ class Registry(Sized):
             return list(self._subscribers.get(feed, ()))
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
-    def lingering(self, feed: Feed) -> bool:
-        """Whether nobody holds it."""
-        return self._counts.count(feed.range) == 0
+    def statistics(self, only: KeyRange | None = None) -> RegistryStatistics:
+        """What it holds now, of all feeds or of the feed of one range."""
+        return RegistryStatistics(
+            feeds=tuple(
+                feed.statistics(
+                    subscribers=len(members), lag=max((subscriber.behind for subscriber in members), default=0)
+                )
+                for feed, members in self._subscribers.items()
+                if only is None or feed.range == only
+            ),
+            subscribers=self._total,
+            bytes=self.memory.bytes,
+            bytes_max=self.memory.budget.limit,
+            draining=self.draining,
+            feeds_started=self.feeds_started,
+            events=self.events,
+        )
+
+    def subscriber_statistics(self, watched: KeyRange) -> list[SubscriberStatistics]:
+        """Those who follow one range."""
+        feed = self._feeds.get(watched)
+        return [subscriber.statistics(self._clock()) for subscriber in self._subscribers.get(feed, ())] if feed else []
 
     def __len__(self) -> int:
         """Subscribers, those that are leaving included."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.core.reasons import CloseReason
+from app.watch.statistics import SubscriberStatistics
 
 if TYPE_CHECKING:
     from app.core.reader import Reader
@@ -42,9 +43,16 @@ class Subscriber:
         """Revisions of its range that it has still to be sent."""
         return self.reader.behind if self.reader is not None else 0
 
-    def age(self, now: float) -> float:
-        """Seconds since it came."""
-        return now - self.since
+    def statistics(self, now: float) -> SubscriberStatistics:
+        """What ``/v1/feeds`` says of it, at *now* (monotonic seconds)."""
+        return SubscriberStatistics(
+            address=self.address,
+            user_agent=self.user_agent,
+            request_id=self.request_id,
+            age=now - self.since,
+            behind=self.behind,
+            bytes=self.bytes,
+        )
 
     def close(self, reason: CloseReason) -> None:
         """Ask it to end; it says why, and leaves by itself."""

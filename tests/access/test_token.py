@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.access.token import LOOK, Token
+from app.access.token import LOOK, Token, read_token
 from app.settings import SettingsError
 from tests.support.gateway import gateway
 from tests.support.metrics import gateway_metric
@@ -31,6 +31,28 @@ class Clock:
 def token(file: Path, clock: Clock) -> Token:
     """Of a file."""
     return Token(file, "GATEWAY_TOKEN_FILE", clock=clock)
+
+
+def test_the_token_in_a_file(tmp_path: Path) -> None:
+    """The content without the line end of its editor; never shown."""
+    file = tmp_path / "token"
+    file.write_text("  s3cret\n")
+    found = read_token(file, "GATEWAY_TOKEN_FILE")
+
+    assert found.get_secret_value() == "s3cret"
+    assert "s3cret" not in f"{found!r} {found}"
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"one\ntwo\n"])
+def test_no_token_in_a_file(tmp_path: Path, content: bytes | None) -> None:
+    """Absent, empty, no text, or nothing that a header can have: open by accident is not an option."""
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"^GATEWAY_TOKEN_FILE \(--token-file\): ") as caught:
+        read_token(file, "GATEWAY_TOKEN_FILE (--token-file)")
+
+    assert str(file) in str(caught.value)
 
 
 def test_a_change_is_seen_after_a_second(tmp_path: Path) -> None:

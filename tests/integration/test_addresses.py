@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.server.protocol import unmapped
-from app.server.run import bind
+from app.server.sockets import bind
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch

@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server.run import bind
+from app.server.sockets import bind
 from app.settings import SettingsError
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, environment, gateway, start
@@ -482,7 +482,7 @@ def test_no_ipv6(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert family == socket.AF_INET6
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
-    monkeypatch.setattr("app.server.run.socket.socket", refuse)
+    monkeypatch.setattr("app.server.sockets.socket.socket", refuse)
     with pytest.raises(SettingsError, match=r"^GATEWAY_HOST \(--host\): cannot listen on .*not supported"):
         bind(host, 0, 65536, "GATEWAY_PORT (--port)")
 

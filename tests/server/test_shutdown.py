@@ -10,7 +10,7 @@ import pytest
 
 from app.gateway import Gateway
 from app.main import create_app
-from app.server.protocol import Doors
+from app.server.admission import Admission
 from app.server.run import GatewayServer, make_config
 from app.settings import load
 from tests.support.virtual_time import now, virtually
@@ -43,7 +43,7 @@ async def stop(drain: float, drain_timeout: float, *seconds: float | None) -> li
     """Stop a server that has these connections; when each was cut off."""
     settings = load({"etcd": "http://127.0.0.1:1", "drain_timeout": drain_timeout})
     gateway = Gateway(settings, clock=now)
-    config = make_config(create_app(gateway=gateway), settings, Doors(gateway.capacity))
+    config = make_config(create_app(gateway=gateway), settings, Admission(gateway.capacity))
     config.load()
     server = GatewayServer(config, cast("Gateway", SimpleNamespace(drain=lambda: drain, settings=settings)))
     server.lifespan = config.lifespan_class(config)

@@ -1,4 +1,7 @@
-"""``python -m tests.support.dying TASK serve``: a gateway of which one task fails by a defect, once it listens."""
+"""``python -m tests.support.dying TASK serve``: a gateway of which one task fails by a defect, once it listens.
+
+A server, ``server`` or ``server-second``, fails before it listens.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import asyncio
 import sys
 from collections.abc import Callable
 from typing import Any
+
+import uvicorn
 
 from app import cli
 from app.etcd.permissions import PermissionChecker
@@ -32,7 +37,24 @@ def fail_soon(*, quietly: bool) -> Callable[..., Any]:
     return run
 
 
+def fail_to_listen(servers: int) -> Callable[..., Any]:
+    """In the place of ``uvicorn.Server.startup``: the last of so many servers fails, the others start."""
+    start, started = uvicorn.Server.startup, 0
+
+    async def startup(server: uvicorn.Server, sockets: Any = None) -> None:
+        nonlocal started
+        started += 1
+        if started == servers:
+            raise OSError("a defect")
+        await start(server, sockets)
+
+    return startup
+
+
 if __name__ == "__main__":
     task, _, how = sys.argv[1].partition("-")
-    TASKS[task].run = fail_soon(quietly=how == "quietly")  # type: ignore[attr-defined]
+    if task == "server":
+        uvicorn.Server.startup = fail_to_listen(2 if how else 1)  # type: ignore[method-assign]
+    else:
+        TASKS[task].run = fail_soon(quietly=how == "quietly")  # type: ignore[attr-defined]
     sys.exit(cli.main(sys.argv[2:]))

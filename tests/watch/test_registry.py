@@ -48,10 +48,10 @@ async def test_a_feed_that_nobody_holds_lingers() -> None:
     await world.told(first)
     feed = first.feed
     first.release()
-    assert registry.lingering(feed)
+    assert registry.statistics(SVC).feeds[0].lingering
     second = world.subscribe()
     assert second.feed is feed
-    assert not registry.lingering(feed)
+    assert not registry.statistics(SVC).feeds[0].lingering
     assert registry._linger_timers == {}
     second.release()
     registry._linger_timers[SVC].cancel()
@@ -61,7 +61,7 @@ async def test_a_feed_that_nobody_holds_lingers() -> None:
 
 async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
     """The one that has lingered longest."""
-    world = World(linger=1000.0, feeds=2)
+    world = World(linger=1000.0, max_feeds=2)
     for watched in (SVC, OTHER):
         world.subscribe(watched).release()
     third = world.subscribe(THIRD)
@@ -80,7 +80,7 @@ async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
 
 async def test_no_more_subscribers_than_may_be() -> None:
     """Those that are leaving are counted until they have left."""
-    world = World(subscribers=1)
+    world = World(max_subscribers=1)
     only = world.subscribe()
     only.close("max-age")
     with pytest.raises(OverCapacityError, match="GATEWAY_MAX_SUBSCRIBERS is 1") as refused:

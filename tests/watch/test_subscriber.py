@@ -36,6 +36,6 @@ async def test_a_subscriber_without_reader_lacks_nothing() -> None:
     world = World()
     subscriber: Subscriber = world.subscribe(has_cursor=False)
     assert subscriber.behind == 0
-    assert subscriber.age(subscriber.since + 2.5) == 2.5
+    assert subscriber.statistics(subscriber.since + 2.5).age == 2.5
     subscriber.release()
     await world.empty()

@@ -17,7 +17,8 @@ from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, WatchCallback
 from app.core.snapshot import Snapshot
 from app.ports import Condition
-from app.watch.registry import Limits, Registry
+from app.watch.limits import Limits
+from app.watch.registry import Registry
 from app.watch.subscriber import Subscriber
 from tests.support.waiting import eventually
 
@@ -26,16 +27,15 @@ A = KeyValue(b"/svc/a", b"1", 90, 90, 1)
 
 
 LIMITS = Limits(
-    subscribers=100,
-    feeds=10,
-    feed_bytes=1 << 20,
+    max_subscribers=100,
+    max_feeds=10,
     linger=0.0,
     log=Bounds(),
     reach_back=50,
     sync_timeout=30.0,
     stale_after=30.0,
     drain_window=1.0,
-    drain_pace=100.0,
+    drain_pace=100,
 )
 
 
@@ -147,7 +147,7 @@ class World:
         self.etcd = StubEtcd(trap)
         limits = replace(LIMITS, **limited)
         self.registry = Registry(
-            self.etcd, limits, budget=Budget(limits.feed_bytes), clock=self.clock, draw=lambda: 0.5
+            self.etcd, limits, budget=Budget(1 << 20), clock=self.clock, draw=lambda: 0.5
         )
 
     def clock(self) -> float:

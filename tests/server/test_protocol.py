@@ -1,9 +1,13 @@
-"""How long a connection is kept for its next request, and that no request on its way is lost to its end."""
+"""uvicorn's protocol as the gateway runs it: which names of uvicorn it uses, and how long a connection is kept for its
+next request, so that no request on its way is lost.
+"""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import socket
@@ -12,13 +16,18 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import httptools
 import uvloop
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.core.capacity import Capacity
 from app.gateway import Gateway
 from app.main import create_app
-from app.server.protocol import Doors, GatewayProtocol
+from app.server import protocol as protocol_module
+from app.server.admission import Admission
+from app.server.protocol import UVICORN, GatewayProtocol
 from app.server.run import make_config
 from app.settings import load
 from tests.support.gateway import gateway
@@ -121,8 +130,8 @@ class Served:
 
     def __init__(self, keep_alive: str) -> None:
         settings = load({"etcd": NOWHERE, "keep_alive": keep_alive})
-        self.doors = Doors(Capacity(100, 10))
-        config = make_config(create_app(gateway=Gateway(settings)), settings, self.doors)
+        self.admission = Admission(Capacity(100, 10))
+        config = make_config(create_app(gateway=Gateway(settings)), settings, self.admission)
         config.load()
         self.state = ServerState()
         make: Any = config.http_protocol_class
@@ -197,7 +206,7 @@ def test_connections_are_counted_through_their_life() -> None:
 
     async def work() -> None:
         async with Served("60s") as served:
-            capacity = served.doors.capacity
+            capacity = served.admission.capacity
             async with connection(served.port) as one:
                 for _ in range(3):
                     await one.ask()
@@ -216,3 +225,66 @@ def test_connections_are_counted_through_their_life() -> None:
                     await asyncio.sleep(0.01)
 
     run(work())
+
+
+# --- what of uvicorn is used ------------------------------------------------------------------------------------------
+
+
+def used_names() -> dict[str, set[str]]:
+    """What app/server/protocol.py reads, sets, calls and overrides of uvicorn's classes, found in its source."""
+    tree = ast.parse(inspect.getsource(protocol_module))
+    (own,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GatewayProtocol")
+    methods = {node.name for node in own.body if isinstance(node, ast.FunctionDef)}
+    used: dict[str, set[str]] = {name: set() for name in UVICORN}
+    used["HttpToolsProtocol"] |= {name for name in methods if hasattr(HttpToolsProtocol, name)} - {"__init__"}
+    owners = {"cycle": "RequestResponseCycle", "config": "Config", "server_state": "ServerState"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        of = node.value
+        name = of.attr if isinstance(of, ast.Attribute) else of.id if isinstance(of, ast.Name) else ""
+        if name in owners:
+            used[owners[name]].add(node.attr)
+    attributes = [node for node in ast.walk(own) if isinstance(node, ast.Attribute)]
+    of_self = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "self"}
+    used["HttpToolsProtocol"] |= {name for name in of_self - methods if not name.startswith("_")}
+    return used
+
+
+def test_what_is_used_of_uvicorn_is_listed() -> None:
+    """All of it, and nothing else: the list is where somebody looks when uvicorn changes."""
+    assert used_names() == UVICORN
+
+
+async def test_what_is_used_of_uvicorn_is_there() -> None:
+    """On the uvicorn that is installed: a name that is gone would be found by whoever's request needs it."""
+    settings = load({"etcd": NOWHERE})
+    config = make_config(create_app(gateway=Gateway(settings)), settings, Admission(Capacity(100, 10)))
+    config.load()
+    state = ServerState()
+    protocol = HttpToolsProtocol(config, state, {}, asyncio.get_running_loop())
+    protocol.on_message_begin()
+    transport: Any = None
+    cycle = RequestResponseCycle(
+        scope=protocol.scope,
+        transport=transport,
+        flow=FlowControl(transport),
+        logger=protocol.logger,
+        access_logger=protocol.access_logger,
+        access_log=False,
+        default_headers=[],
+        message_event=asyncio.Event(),
+        expect_100_continue=False,
+        keep_alive=True,
+        on_response=protocol.on_response_complete,
+    )
+    assert isinstance(protocol.parser, httptools.HttpRequestParser)
+
+    there = {
+        "HttpToolsProtocol": protocol,
+        "RequestResponseCycle": cycle,
+        "Config": config,
+        "ServerState": state,
+    }
+    missing = [f"{name}.{used}" for name, names in UVICORN.items() for used in names if not hasattr(there[name], used)]
+    assert missing == []

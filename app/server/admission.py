@@ -1,0 +1,42 @@
+"""Which connections are let in, and which give way to them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from app.core.capacity import Capacity
+
+if TYPE_CHECKING:
+    from app.server.protocol import GatewayProtocol
+
+logger = logging.getLogger("gateway.http")
+
+# Seconds between log lines about connections that give way.
+EVICTIONS = 60.0
+
+
+class Admission:
+    """Lets connections in, for all servers of the process together, as far as there is room."""
+
+    def __init__(self, capacity: Capacity[GatewayProtocol]) -> None:
+        self.capacity = capacity
+        self._said = float("-inf")
+
+    def let_in(self, connection: GatewayProtocol) -> None:
+        """A new one; the one that has been idle longest gives way where there is no room."""
+        victim = self.capacity.arrive(connection)
+        if victim is None:
+            return
+        victim.give_way()
+        now = connection.loop.time()
+        if now - self._said >= EVICTIONS:
+            self._said = now
+            logger.warning(
+                "at the limit of open files: idle connections are closed",
+                extra={
+                    "connections": self.capacity.connections,
+                    "busy": self.capacity.busy,
+                    "closed_so_far": self.capacity.evicted,
+                },
+            )

@@ -1,0 +1,66 @@
+"""What signals do to servers that run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+
+import uvicorn
+
+from app.gateway import Gateway
+from app.signals import SIGNALS
+
+logger = logging.getLogger("gateway")
+
+# Seconds between the second signal and the end.
+HURRY = 1.0
+# Seconds after a SIGHUP in which the terminal may still go away: a shell that ends sends the signal first.
+HANGUP = 2.0
+
+
+class Stop:
+    """What signals do. SIGINT and SIGTERM stop the first server, which ends the others. A second one closes all streams
+    at once, and cuts off in HURRY who does not take that; a third one does not wait at all. SIGHUP reloads, or stops.
+    """
+
+    def __init__(self, servers: Sequence[uvicorn.Server], gateway: Gateway, *, reloads: bool) -> None:
+        self._servers = servers
+        self._gateway = gateway
+        self._reloads = reloads
+        self._received = 0
+        self._loop = asyncio.get_running_loop()
+
+    def told(self, number: int) -> None:
+        """A signal came."""
+        if number != signal.SIGHUP:
+            self._stop()
+        elif not self._received:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if not self._reloads or SIGNALS.terminal_gone:
+            self._stop()
+            return
+        self._gateway.reload()
+        self._loop.call_later(HANGUP, self._stop_without_terminal)
+
+    def _stop_without_terminal(self) -> None:
+        if SIGNALS.terminal_gone and not self._received:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._received += 1
+        if self._received <= 3:  # the log is no place for somebody's impatience
+            logger.info("stopping" if self._received == 1 else "stopping at once")
+        self._servers[0].should_exit = True
+        if self._received == 2:
+            self._gateway.hurry()
+            self._loop.call_later(HURRY, self._force)
+        elif self._received > 2:
+            self._force()
+
+    def _force(self) -> None:
+        for server in self._servers:
+            server.force_exit = True

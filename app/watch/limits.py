@@ -1,0 +1,22 @@
+"""The settings that feeds run with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.core.log import Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A group of settings, by their names (``Settings.group``); ``log`` is the group of those that begin with LOG."""
+
+    max_subscribers: int
+    max_feeds: int
+    linger: float  # seconds, as all times here
+    log: Bounds
+    reach_back: int
+    sync_timeout: float
+    stale_after: float
+    drain_window: float
+    drain_pace: int

@@ -1,0 +1,33 @@
+"""The allocator's settings: taken where there is glibc, and nothing is done elsewhere."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from app.allocator import return_large_blocks
+
+PROGRAM = "import sys; from app.allocator import return_large_blocks; sys.exit(not return_large_blocks())"
+
+
+@pytest.mark.process
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="NOT RUN: no glibc here")
+def test_with_glibc() -> None:
+    """In a process of its own: it is for good."""
+    assert subprocess.run([sys.executable, "-c", PROGRAM], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_without_glibc(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS, musl."""
+
+    def refuse(_name: None) -> None:
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+
+    assert not return_large_blocks()

@@ -1,0 +1,125 @@
+"""The gateway as one object: what it says it holds, what it reads again, and that it hears of its own failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+
+from app.core.keys import KeyRange
+from app.gateway import Gateway
+from app.settings import SettingsError, load
+from app.watch.subscriber import Subscriber
+
+NOWHERE = "http://127.0.0.1:1"
+SVC, KEY = KeyRange("prefix", b"/svc/"), KeyRange("key", b"/svc/a")
+
+
+def subscribe(gateway: Gateway, watched: KeyRange, address: str = "") -> Subscriber:
+    """Before the gateway runs: etcd is not known to be away, so a feed waits for it."""
+    return gateway.registry.subscribe(watched, address=address, user_agent="u", request_id="r", has_cursor=False)
+
+
+async def test_what_it_holds() -> None:
+    """Each feed with its subscribers; of one range only, when asked so."""
+    gateway = Gateway(load({"etcd": NOWHERE}))
+    subscribers = [subscribe(gateway, SVC, "a:1"), subscribe(gateway, SVC, "b:2"), subscribe(gateway, KEY)]
+    subscribers.pop().release()
+    watch = gateway.statistics().watch
+
+    assert [(feed.range, feed.subscribers, feed.lingering) for feed in watch.feeds] == [(SVC, 2, False), (KEY, 0, True)]
+    assert (watch.subscribers, watch.feeds_started, watch.draining) == (2, 2, False)
+    assert [feed.range for feed in gateway.statistics(KEY).watch.feeds] == [KEY]
+    assert gateway.statistics(KeyRange("key", b"x")).watch.feeds == ()
+    followers = gateway.registry.subscriber_statistics(SVC)
+    assert [(one.address, one.user_agent, one.request_id, one.behind) for one in followers] == [
+        ("a:1", "u", "r", 0),
+        ("b:2", "u", "r", 0),
+    ]
+    for subscriber in subscribers:
+        subscriber.release()
+    await gateway.registry.aclose()
+
+
+async def test_statistics_are_a_value() -> None:
+    """They stay as they were at their moment, and nobody can change them."""
+    gateway = Gateway(load({"etcd": NOWHERE}))
+    before = gateway.statistics()
+    counters = gateway.streams.counters
+    counters.opened += 1
+    counters.closed["drain"] += 1
+    counters.handed.resets["initial"] += 1
+    subscriber = subscribe(gateway, SVC)
+    after = gateway.statistics()
+
+    assert (before.streams.opened, before.streams.closed, before.streams.resets, before.watch.feeds) == (0, {}, {}, ())
+    assert (after.streams.opened, after.streams.closed, after.streams.resets) == (1, {"drain": 1}, {"initial": 1})
+    assert len(after.watch.feeds) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        before.watch = after.watch  # type: ignore[misc]
+    subscriber.release()
+    await gateway.registry.aclose()
+
+
+async def test_an_etcd_that_was_never_reached() -> None:
+    """What ``/readyz`` and the metrics are made of before the first answer."""
+    etcd = Gateway(load({"etcd": NOWHERE})).statistics().etcd
+
+    assert (etcd.reached, etcd.watchers, etcd.highest_revision, etcd.reconnects, etcd.ranges) == (False, 0, 0, 0, 0)
+    assert (etcd.condition.endpoint, etcd.condition.state) == (NOWHERE, "connecting")
+
+
+async def test_a_reload_says_what_came_of_each_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The token's file is looked at; files for etcd are read for each connection anyway."""
+    file = tmp_path / "token"
+    file.write_text("one")
+    with_token, without = Gateway(load({"etcd": NOWHERE, "token_file": str(file)})), Gateway(load({"etcd": NOWHERE}))
+    file.write_text("two")
+    with caplog.at_level(logging.INFO, "gateway"):
+        with_token.reload()
+        without.reload()
+
+    reloaded = [vars(record) for record in caplog.records if record.getMessage() == "reloaded"]
+    assert [(line["token"], line["etcd"]) for line in reloaded] == [
+        ("changed", "read for each connection"),
+        ("not set", "read for each connection"),
+    ]
+
+
+async def test_credentials_that_cannot_be_used(tmp_path: Path) -> None:
+    """Found when it is made, and named by their setting."""
+    with pytest.raises(SettingsError, match=r"^GATEWAY_ETCD_PASSWORD_FILE \(--etcd-password-file\): "):
+        Gateway(load({"etcd": NOWHERE, "etcd_user": "a", "etcd_password_file": str(tmp_path / "none")}))
+
+
+@pytest.mark.parametrize(("etcd", "warned"), [("http://192.0.2.1:2379", True), (NOWHERE, False)])
+async def test_a_password_in_plain_text(
+    etcd: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Warned about where others may listen."""
+    (tmp_path / "password").write_text("s3cret")
+    Gateway(load({"etcd": etcd, "etcd_user": "a", "etcd_password_file": str(tmp_path / "password")}))
+
+    said = [record.getMessage() for record in caplog.records]
+    assert ("the password for etcd is sent in plain text" in said) == warned
+    assert "s3cret" not in caplog.text
+
+
+async def test_the_name_of_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is set, else the host's."""
+    monkeypatch.setattr("socket.gethostname", lambda: "the-host")
+
+    assert Gateway(load({"etcd": NOWHERE})).instance == "the-host"
+    assert Gateway(load({"etcd": NOWHERE, "instance": "one"})).instance == "one"
+
+
+async def test_it_hears_of_its_own_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever runs it waits for ``broken``."""
+    gateway = Gateway(load({"etcd": NOWHERE}))
+    assert not gateway.broken.is_set()
+    gateway.fail(RuntimeError("a defect"))
+
+    assert gateway.broken.is_set()
+    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]

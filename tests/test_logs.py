@@ -1,0 +1,111 @@
+"""Lines of the log: their two formats, and what is dropped when nobody takes them. (Processes: tests/server.)"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+from typing import Any
+
+import pytest
+
+from app import logs
+from app.logs import HumanFormatter, JsonFormatter
+from tests.support.waiting import HANG
+
+
+def record(message: str, **extra: Any) -> logging.LogRecord:
+    """As a logger makes it."""
+    made = logging.getLogger("gateway.test").makeRecord(
+        "gateway.test", logging.WARNING, "file.py", 1, message, (), None, extra=extra
+    )
+    made.created = 1.5
+    return made
+
+
+def test_a_json_line() -> None:
+    """Time, level, logger, message, and what was given beside it; letters as they are."""
+    assert json.loads(JsonFormatter().format(record("läuft", range="/svc/", odd={1}))) == {
+        "time": "1970-01-01T00:00:01.500Z",
+        "level": "warning",
+        "logger": "gateway.test",
+        "message": "läuft",
+        "range": "/svc/",
+        "odd": "{1}",
+    }
+
+
+def test_a_json_line_with_an_exception() -> None:
+    """Its traceback is one member, so that the line stays one."""
+    failed = record("failed")
+    try:
+        raise RuntimeError("a defect")
+    except RuntimeError:
+        failed.exc_info = sys.exc_info()
+    text = JsonFormatter().format(failed)
+
+    assert "\n" not in text
+    assert json.loads(text)["exception"].endswith("RuntimeError: a defect")
+
+
+def test_a_human_line() -> None:
+    """Time of the day, level, message, and what belongs to it as name=value."""
+    assert HumanFormatter().format(record("feed start")) == "00:00:01.500Z warning feed start"
+    assert HumanFormatter().format(record("feed start", range="/svc/", keys=3)) == (
+        "00:00:01.500Z warning feed start                 range=/svc/ keys=3"
+    )
+
+
+def outlet(descriptor: int) -> tuple[logs._Outlet, logs._Writer]:
+    """Not started: nobody takes the lines."""
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    writer = logs._Writer(lines, descriptor)
+    made = logs._Outlet(writer, lines)
+    made.setFormatter(JsonFormatter())
+    return made, writer
+
+
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines beyond MAX_PENDING are dropped and counted; when the reader is back, one line says how many."""
+    monkeypatch.setattr(logs, "MAX_PENDING", 1000)
+    reading, writing = os.pipe()
+    given, writer = outlet(writing)
+    for number in range(20):
+        given.handle(record("a line", number=number))
+    dropped = given.dropped
+    monkeypatch.setattr(logs, "_outlets", [(given, writer)])
+    writer.start()
+    logs.flush(HANG)
+    writer.stop()
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+
+    assert 0 < dropped < 20
+    assert [line["number"] for line in lines[:-1]] == list(range(20 - dropped))
+    assert (lines[-1]["logger"], lines[-1]["lines"]) == ("gateway.log", dropped)
+
+
+def test_a_line_that_cannot_be_written_is_counted() -> None:
+    """Nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    given, writer = outlet(writing)
+    given.handle(record("a line"))
+    writer.start()
+    writer.stop()
+    os.close(writing)
+
+    assert given.dropped == 1
+
+
+def test_a_record_that_cannot_be_formatted_is_counted() -> None:
+    """And writes nothing by itself, as the default of ``logging`` does."""
+    given, _writer = outlet(-1)
+    broken = record("a %s line")
+    broken.args = (1, 2)
+    given.handle(broken)
+
+    assert given.dropped == 1

@@ -1,0 +1,99 @@
+"""Signals: who hears one, and that nothing is disturbed when nobody listens. (Processes: tests/server.)"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from app.signals import STOP, Signals
+
+NUMBERS = (*STOP, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Those of the tests' own process, put back at the end."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class NowLoop:
+    """Calls at once what is to be called soon."""
+
+    def call_soon_threadsafe(self, callback: Callable[[int], object], number: int) -> object:
+        """See ``app.signals.Loop``."""
+        return callback(number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_heard_by_whoever_listens(number: int) -> None:
+    """While it listens; afterwards the same signal does nothing."""
+    signals, heard = Signals(), list[int]()
+    with signals.heard_by(NowLoop(), heard.append):
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+
+    assert heard == [number]
+
+
+def test_the_last_listener_hears() -> None:
+    """``serve`` takes over from the command line, which hears no more, nor after it."""
+    signals, first, second = Signals(), list[int](), list[int]()
+    with signals.heard_by(NowLoop(), first.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with signals.heard_by(NowLoop(), second.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert (first, second) == ([signal.SIGTERM], [signal.SIGTERM])
+
+
+def test_ignored_by_the_kernel_at_the_end() -> None:
+    """Python's own end takes its handlers away, and leaves this as it is."""
+    signals = Signals()
+    signals.install()
+    signals.ignore()
+
+    assert [signal.getsignal(number) for number in NUMBERS] == [signal.SIG_IGN] * 3
+
+
+def test_sighup_that_is_ignored_stays_so() -> None:
+    """What nohup asks for."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    Signals().install()
+
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_terminal_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that was there can go."""
+    terminal = [False]
+    monkeypatch.setattr("app.signals.has_terminal", lambda: terminal[0])
+    never = Signals()
+    never.install()
+    assert not never.terminal_gone
+    terminal[0] = True
+    there = Signals()
+    there.install()
+    assert not there.terminal_gone
+    terminal[0] = False
+
+    assert (there.terminal_gone, never.terminal_gone) == (True, False)
+
+
+def test_before_anybody_listens_a_stop_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to clean up; SIGHUP is not a stop, for what it reloads is still to be read."""
+    ended: list[int] = []
+    monkeypatch.setattr("app.signals.os._exit", ended.append)
+    monkeypatch.setattr("app.signals.has_terminal", lambda: False)
+    Signals().install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert ended == []
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    assert ended == [0]

@@ -1,0 +1,60 @@
+"""The standard streams: one that nobody reads, or that is full, is given up, and the program goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from app import stdio
+from app.stdio import complain, say
+
+
+def test_what_is_said_is_written_at_once() -> None:
+    """Not when the buffer is full."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        assert say(stream, "a line\n")
+        assert os.read(reading, 100) == b"a line\n"
+    os.close(reading)
+
+
+def test_a_stream_that_is_not_a_file() -> None:
+    """A test's."""
+    stream = io.StringIO()
+
+    assert say(stream, "a line\n")
+    assert stream.getvalue() == "a line\n"
+
+
+def test_nobody_reads() -> None:
+    """Said so, once; from then on the stream is the null device, and the interpreter's end has nothing to try again."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        assert not say(stream, "a line\n")
+        assert os.fstat(stream.fileno()).st_rdev == Path(os.devnull).stat().st_rdev
+        assert say(stream, "another\n")
+
+
+def test_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up after PATIENCE."""
+    monkeypatch.setattr(stdio, "PATIENCE", 0.01)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, b"x" * 65536):
+            pass  # until the pipe is full
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        assert not say(stream, "a line\n")
+    os.close(reading)
+
+
+def test_complaints_name_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error."""
+    complain("this is wrong")
+
+    assert capsys.readouterr() == ("", "etcd-watch-gateway: this is wrong\n")
