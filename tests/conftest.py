@@ -15,6 +15,7 @@ from app.dev import etcd as embedded
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
+from tests.support.schedule import Schedule, turn
 from tests.support.spawning import starts_a_process
 from tests.support.waiting import HANG
 
@@ -53,22 +54,20 @@ GUARD = Guard()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The image first: its worker is busy with it for minutes, while the others do the rest. And what starts a process
-    is marked; the contract's tests, which also run on a fake, mark themselves.
+    """Put the longest first, and mark what starts a process; the contract's tests, which also run on a fake, mark
+    themselves.
     """
-    items.sort(key=lambda item: item.path.name != "test_image.py")
+    items.sort(key=lambda item: turn(item.nodeid))
     for item in items:
         derived = "contract" not in item.path.parts and starts_a_process(item)
         if derived or item.get_closest_marker("etcd") or item.get_closest_marker("slow"):
             item.add_marker("process")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fails when pytest-xdist gives no test its group, as 3.8.0 does on pytest 9.2: four workers built the image."""
-    if getattr(session.config.option, "loadgroup", False):
-        ungrouped = [each.nodeid for each in session.items if each.get_closest_marker("xdist_group")]
-        ungrouped = [nodeid for nodeid in ungrouped if "@" not in nodeid]
-        assert not ungrouped, f"pytest-xdist groups no test on pytest {pytest.__version__}: {ungrouped[0]}"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
+    """How the workers share the tests."""
+    return Schedule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     report.unlink(missing_ok=True)
     folders, not_run = other_etcds()
     # Two for each core: more than half of a test's time is waiting.
-    workers = ("-n", str(min(8, 2 * cores())), "--dist", "loadgroup")
+    workers = ("-n", str(min(8, 2 * cores())))
     slowest = ("--durations=20", "--durations-min=1")
     with busy(int(os.environ.get("BUSY") or 0)):
         status = subprocess.run(  # noqa: S603  # our own interpreter
