@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,10 @@ from tests.support.waiting import HANG
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Without it each worker rewrites the assertions of all tests anew, for 5 s of CPU, whatever this machine's shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What libraries would call late, on a machine that is only slow: an example of Hypothesis after 0.2 s, an answer to
 # httpx after 5 s, an etcd that starts after 30 s.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
@@ -45,11 +45,14 @@ TIMEOUTS_ALLOWED = {
 }
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
     """Every file here but this one."""
-    for path in sorted(TESTS.rglob("*.py")):
-        if path != Path(__file__):
-            yield path.relative_to(TESTS).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(
+        (path.relative_to(TESTS).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
+        for path in sorted(TESTS.rglob("*.py"))
+        if path != Path(__file__)
+    )
 
 
 def reads_a_clock(node: ast.AST) -> bool:
