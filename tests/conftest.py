@@ -14,7 +14,7 @@ import pytest
 
 from app.dev import etcd as embedded
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.schedule import Schedule, turn
 from tests.support.spawning import starts_a_process
@@ -89,7 +89,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(name="etcd")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
     """An etcd of the test's own."""
-    async with EmbeddedEtcd() as etcd:
+    async with EmbeddedEtcd(args=ALONE) as etcd:
         yield etcd
 
 

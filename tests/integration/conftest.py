@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE
 from tests.support.versions import Candidate, real_etcds
 
 
@@ -30,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
 @pytest.fixture(name="etcd", params=real_etcds(), ids=lambda candidate: candidate.version)
 async def _etcd(request: pytest.FixtureRequest) -> AsyncIterator[EmbeddedEtcd]:
     """An etcd of the test's own, of each version."""
-    async with EmbeddedEtcd(folder=request.param.folder) as etcd:
+    async with EmbeddedEtcd(folder=request.param.folder, args=ALONE) as etcd:
         yield etcd
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy
 from tests.support.streams import Mirror, Stream, watch
@@ -243,7 +243,7 @@ async def follow(stream: Stream, mirror: Mirror, until: Callable[[Mirror], bool]
 async def test_a_value_that_is_larger_than_a_page(etcd: EmbeddedEtcd) -> None:
     """It is read alone, on a connection of its own, by a list, by its key, and by a watch."""
     async with (
-        EmbeddedEtcd(folder=etcd.binary.parent, args=["--max-request-bytes=16777216"]) as roomy,
+        EmbeddedEtcd(folder=etcd.binary.parent, args=[*ALONE, "--max-request-bytes=16777216"]) as roomy,
         etcd_client(roomy.endpoint) as kv,
         bounded(roomy.endpoint) as (server, peak),
     ):
