@@ -78,8 +78,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Guard it."""
-    checking = "not process" in (item.config.option.markexpr or "")
-    GUARD.quiet = item.nodeid if checking and not item.get_closest_marker("process") else None
+    GUARD.quiet = None if item.get_closest_marker("process") else item.nodeid
     try:
         return (yield)
     finally:
