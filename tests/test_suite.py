@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.schedule import FIRST, TOGETHER
+
 TESTS = Path(__file__).parent
 # Seconds: HANG is the time-out to use, and what is above this does no harm.
 LEAST = 30
@@ -111,3 +113,13 @@ def test_they_are_found(line: str, kind: str) -> None:
     nodes = list(ast.walk(ast.parse(f"async def test():\n    {line}")))
     assert any(map(reads_a_clock, nodes)) == (kind == "clock")
     assert any(map(short_timeout, nodes)) == (kind == "timeout")
+
+
+@pytest.mark.parametrize("prefix", sorted({*FIRST, *TOGETHER}))
+def test_what_is_scheduled_is_there(prefix: str) -> None:
+    """A file that is renamed would lose its place without a word."""
+    path, _, name = prefix.partition("::")
+    found = TESTS.parent / path
+
+    assert found.exists()
+    assert not name or f"def {name}(" in found.read_text(encoding="utf-8")
