@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,8 +14,9 @@ import pytest
 
 from app.dev import etcd as embedded
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
+from tests.support.schedule import Schedule, turn
 from tests.support.spawning import starts_a_process
 from tests.support.waiting import HANG
 
@@ -22,6 +24,10 @@ from tests.support.waiting import HANG
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Without it each worker rewrites the assertions of all tests anew, for 5 s of CPU, whatever this machine's shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What libraries would call late, on a machine that is only slow: an example of Hypothesis after 0.2 s, an answer to
 # httpx after 5 s, an etcd that starts after 30 s.
@@ -53,29 +59,26 @@ GUARD = Guard()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The image first: its worker is busy with it for minutes, while the others do the rest. And what starts a process
-    is marked; the contract's tests, which also run on a fake, mark themselves.
+    """Put the longest first, and mark what starts a process; the contract's tests, which also run on a fake, mark
+    themselves.
     """
-    items.sort(key=lambda item: item.path.name != "test_image.py")
+    items.sort(key=lambda item: turn(item.nodeid))
     for item in items:
         derived = "contract" not in item.path.parts and starts_a_process(item)
         if derived or item.get_closest_marker("etcd") or item.get_closest_marker("slow"):
             item.add_marker("process")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fails when pytest-xdist gives no test its group, as 3.8.0 does on pytest 9.2: four workers built the image."""
-    if getattr(session.config.option, "loadgroup", False):
-        ungrouped = [each.nodeid for each in session.items if each.get_closest_marker("xdist_group")]
-        ungrouped = [nodeid for nodeid in ungrouped if "@" not in nodeid]
-        assert not ungrouped, f"pytest-xdist groups no test on pytest {pytest.__version__}: {ungrouped[0]}"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
+    """How the workers share the tests."""
+    return Schedule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Guard it."""
-    checking = "not process" in (item.config.option.markexpr or "")
-    GUARD.quiet = item.nodeid if checking and not item.get_closest_marker("process") else None
+    GUARD.quiet = None if item.get_closest_marker("process") else item.nodeid
     try:
         return (yield)
     finally:
@@ -85,7 +88,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(name="etcd")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
     """An etcd of the test's own."""
-    async with EmbeddedEtcd() as etcd:
+    async with EmbeddedEtcd(args=ALONE) as etcd:
         yield etcd
 
 

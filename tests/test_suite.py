@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
+
+from tests.support.schedule import FIRST, TOGETHER
 
 TESTS = Path(__file__).parent
 # Seconds: HANG is the time-out to use, and what is above this does no harm.
@@ -45,11 +47,14 @@ TIMEOUTS_ALLOWED = {
 }
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
     """Every file here but this one."""
-    for path in sorted(TESTS.rglob("*.py")):
-        if path != Path(__file__):
-            yield path.relative_to(TESTS).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(
+        (path.relative_to(TESTS).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
+        for path in sorted(TESTS.rglob("*.py"))
+        if path != Path(__file__)
+    )
 
 
 def reads_a_clock(node: ast.AST) -> bool:
@@ -108,3 +113,13 @@ def test_they_are_found(line: str, kind: str) -> None:
     nodes = list(ast.walk(ast.parse(f"async def test():\n    {line}")))
     assert any(map(reads_a_clock, nodes)) == (kind == "clock")
     assert any(map(short_timeout, nodes)) == (kind == "timeout")
+
+
+@pytest.mark.parametrize("prefix", sorted({*FIRST, *TOGETHER}))
+def test_what_is_scheduled_is_there(prefix: str) -> None:
+    """A file that is renamed would lose its place without a word."""
+    path, _, name = prefix.partition("::")
+    found = TESTS.parent / path
+
+    assert found.exists()
+    assert not name or f"def {name}(" in found.read_text(encoding="utf-8")

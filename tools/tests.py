@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> int:
     report = CACHE / "tests.xml"
     report.unlink(missing_ok=True)
     folders, not_run = other_etcds()
-    # Two for each core: more than half of a test's time is waiting.
-    workers = ("-n", str(min(8, 2 * cores())), "--dist", "loadgroup")
+    # Three for each core: more than half of a test's time is waiting.
+    workers = ("-n", str(min(12, 3 * cores())))
     slowest = ("--durations=20", "--durations-min=1")
     with busy(int(os.environ.get("BUSY") or 0)):
         status = subprocess.run(  # noqa: S603  # our own interpreter

@@ -17,7 +17,7 @@ from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.streams import Stream, request, watch
@@ -33,7 +33,7 @@ NOWHERE = "http://127.0.0.1:1"
 @pytest_asyncio.fixture(name="etcd", scope="module", loop_scope="module")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
     """One for all tests here."""
-    async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as client:
+    async with EmbeddedEtcd(args=ALONE) as etcd, etcd_client(etcd.endpoint) as client:
         await client.put("/svc/a", "1")
         yield etcd
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from app.api import kv, watch
 from app.core.query import MAX_KEY_BYTES
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.raw_http import Line
@@ -31,7 +32,7 @@ PATHS = (*RANGED, "/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json"
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
 async def _server() -> AsyncIterator[GatewayProcess]:
     """One gateway for all: nothing here changes it."""
-    async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as running:
+    async with EmbeddedEtcd(args=ALONE) as etcd, gateway(etcd.endpoint) as running:
         yield running
 
 

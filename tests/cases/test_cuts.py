@@ -26,6 +26,7 @@ async def read_some(stream: Stream, mirror: Mirror, count: int) -> None:
         mirror.apply(event)
 
 
+@pytest.mark.one_etcd
 async def test_cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
     """A naive `reset` leaves the old cursor standing: cut inside, the client resumes over a mirror it has emptied."""
     for form in ("sse", "ndjson"):
@@ -60,6 +61,7 @@ async def cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient, form: st
     assert client.events[0].type == "reset"
 
 
+@pytest.mark.one_etcd
 async def test_cut_inside_a_transaction(server: GatewayProcess, kv: EtcdClient) -> None:
     """A naive id on every event lets the client resume behind the part it got: the rest of the revision is lost."""
     client = Client()

@@ -23,7 +23,6 @@ FAULTS = {
 
 @pytest.mark.etcd
 @pytest.mark.slow
-@pytest.mark.xdist_group("torture")
 @pytest.mark.parametrize("bug", sorted(BUGS))
 async def test_a_known_bug_is_caught(bug: str) -> None:
     """On etcd 3.5.1, whose on-demand progress overtakes events."""

@@ -16,7 +16,6 @@ SECONDS = 25
 
 @pytest.mark.etcd
 @pytest.mark.slow
-@pytest.mark.xdist_group("torture")  # each has three members, two gateways and 40 clients
 @pytest.mark.parametrize("candidate", real_etcds(), ids=lambda candidate: candidate.version)
 async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
     """Under every fault that we can make, every subscriber saw etcd's history, and nothing else."""

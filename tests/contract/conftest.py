@@ -12,6 +12,7 @@ import pytest_asyncio
 from aetcd import rpc
 
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.metrics import etcd_metric
 from tests.support.versions import Candidate, real_etcds
@@ -41,7 +42,7 @@ def as_parameter(candidate: Candidate | None) -> Any:
 def flags(version: str) -> list[str]:
     """Of a real one."""
     timer = ["--experimental-watch-progress-notify-interval=100ms"] if version >= "3.5" else []
-    return [f"--max-request-bytes={MAX_REQUEST_BYTES}", *timer]
+    return [*ALONE, f"--max-request-bytes={MAX_REQUEST_BYTES}", *timer]
 
 
 class Stream:

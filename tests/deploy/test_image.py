@@ -34,8 +34,8 @@ TOOLS = ("buildah", "debootstrap", "runc")
 if not Path("/etc/debian_version").exists() or os.geteuid() != 0 or not all(map(shutil.which, TOOLS)):
     pytest.skip("NOT RUN: the image: needs root on Debian with buildah, debootstrap, runc", allow_module_level=True)
 
-# One worker builds it, and begins with it (tests/conftest.py): it takes longer than all but a few tests.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image")]
+# One worker builds it, and begins with it (tests/support/schedule.py): it takes longer than all but a few tests.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(name="image", scope="module")

@@ -1,4 +1,6 @@
-"""Every test here runs on each etcd that this machine has; the slow ones, about the gateway itself, on the first."""
+"""Every test here runs on each etcd that this machine has; those marked `slow` or `one_etcd`, which are about the
+gateway itself, on the first.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,17 @@ from typing import Any
 import pytest
 
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE
 from tests.support.versions import Candidate, real_etcds
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
-    """Keep one variant of each slow test."""
+    """Keep one variant of each test that one etcd does for."""
     first = real_etcds()[0].version if real_etcds() else ""
     dropped = [
         item
         for item in items
-        if item.get_closest_marker("slow")
+        if (item.get_closest_marker("slow") or item.get_closest_marker("one_etcd"))
         and hasattr(item, "callspec")
         and isinstance(candidate := item.callspec.params.get("etcd"), Candidate)
         and candidate.version != first
@@ -30,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
 @pytest.fixture(name="etcd", params=real_etcds(), ids=lambda candidate: candidate.version)
 async def _etcd(request: pytest.FixtureRequest) -> AsyncIterator[EmbeddedEtcd]:
     """An etcd of the test's own, of each version."""
-    async with EmbeddedEtcd(folder=request.param.folder) as etcd:
+    async with EmbeddedEtcd(folder=request.param.folder, args=ALONE) as etcd:
         yield etcd
 
 

@@ -28,6 +28,7 @@ async def address(server: GatewayProcess, host: str, forwarded: str = "") -> str
     return str(subscriber["address"]).rpartition(":")[0]
 
 
+@pytest.mark.one_etcd
 @DUAL
 @pytest.mark.parametrize("host", ["", "::"])
 async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> None:

@@ -44,6 +44,7 @@ class Scrapes:
             return sum((await http.get("/v1/feeds")).json()["sinks"].values())
 
 
+@pytest.mark.one_etcd
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_no_counter_falls(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -> None:
     """Readers that are stuck were taken out of the sums when their feed failed, and put back when they ended."""

@@ -17,7 +17,7 @@ from aetcd import rpc
 
 from tests.support import frozen_disk
 from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.frozen_disk import Disk, disk
 from tests.support.gateway import STALE_SOON, gateway
 from tests.support.proxy import Proxy
@@ -197,7 +197,7 @@ async def test_a_quiet_range_is_live_while_others_are_written(candidate: Candida
     """Also where progress is not believed: otherwise it would stay stale for ever."""
     stale_after = 2 * float(STALE_SOON["GATEWAY_STALE_AFTER"].rstrip("s"))
     async with (
-        EmbeddedEtcd(folder=candidate.folder) as etcd,
+        EmbeddedEtcd(folder=candidate.folder, args=ALONE) as etcd,
         etcd_client(etcd.endpoint) as kv,
         gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": f"{stale_after}s"}) as running,
         await watch(running.base, "prefix=/quiet/") as stream,

@@ -32,6 +32,7 @@ async def test_max_age_moves_on_without_loss(etcd: EmbeddedEtcd, kv: EtcdClient)
     assert events[-1].data["mod_revision"] == revision
 
 
+@pytest.mark.one_etcd
 async def test_key_and_prefix_of_the_same_name_are_two_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """And their cursors are not each other's: a cursor of another request is lost, never a wrong mirror."""
     await kv.put("/svc", "1")
@@ -53,6 +54,7 @@ async def test_key_and_prefix_of_the_same_name_are_two_feeds(etcd: EmbeddedEtcd,
     assert (recoded_reset.type, recoded_reset.data["reason"]) == ("reset", "cursor-lost")
 
 
+@pytest.mark.one_etcd
 async def test_epoch_setting_loses_all_cursors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """After a restore, operators change GATEWAY_EPOCH: no cursor from before is resumed."""
     await kv.put("/svc/a", "1")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy
 from tests.support.streams import Mirror, Stream, watch
@@ -97,6 +97,7 @@ async def read(server: GatewayProcess, query: str) -> tuple[int, int]:
         return got.status_code, sum([len(data) async for data in got.aiter_bytes()])
 
 
+@pytest.mark.one_etcd
 async def test_states_read_at_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """12 nested prefixes of 10 MB: as many as fit are served, the others are told so, and no byte is over the bound."""
     prefixes = ["/n/" + "a/" * depth for depth in range(12)]
@@ -120,6 +121,7 @@ async def test_states_read_at_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     assert set(ends) == {"synced", "too-large"}
 
 
+@pytest.mark.one_etcd
 async def test_answers_that_nobody_takes(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """60 different reads of 4 MB, none of them taken: a quarter of the bound is held, the other reads are refused."""
     await fill(kv, "/big/", count=200, size=20_000)
@@ -139,6 +141,7 @@ async def test_answers_that_nobody_takes(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
     assert set(statuses) == {200, 429}
 
 
+@pytest.mark.one_etcd
 async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """64 values of 0.9 MB, and six reads of them at once: each is answered, in pages that are as large as may be."""
     await fill(kv, "/v/", count=64, size=900_000)
@@ -166,6 +169,7 @@ async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
     assert counts == [64] * 6
 
 
+@pytest.mark.one_etcd
 async def test_small_values_in_front_of_large_ones(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """1,500 small keys, then 100 of 1 MB: what is read of them is no guess by those before."""
     await fill(kv, "/mix/a", count=1_500, size=100)
@@ -182,6 +186,7 @@ async def test_small_values_in_front_of_large_ones(etcd: EmbeddedEtcd, kv: EtcdC
     assert size > 1_500 * 100
 
 
+@pytest.mark.one_etcd
 async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """20 equal reads of 3 MB that nobody takes are one body, and leave room for another."""
     await fill(kv, "/big/", count=150, size=20_000)
@@ -243,7 +248,7 @@ async def follow(stream: Stream, mirror: Mirror, until: Callable[[Mirror], bool]
 async def test_a_value_that_is_larger_than_a_page(etcd: EmbeddedEtcd) -> None:
     """It is read alone, on a connection of its own, by a list, by its key, and by a watch."""
     async with (
-        EmbeddedEtcd(folder=etcd.binary.parent, args=["--max-request-bytes=16777216"]) as roomy,
+        EmbeddedEtcd(folder=etcd.binary.parent, args=[*ALONE, "--max-request-bytes=16777216"]) as roomy,
         etcd_client(roomy.endpoint) as kv,
         bounded(roomy.endpoint) as (server, peak),
     ):

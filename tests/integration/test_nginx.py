@@ -19,7 +19,7 @@ from tests.integration.test_release import all_released, held_at_etcd, subscribe
 from tests.support.certificates import Ca
 from tests.support.chromium import ARGUMENTS, CHROMIUM
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient
+from tests.support.etcd import ALONE, EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.nginx import nginx, recipe
 from tests.support.proxy import proxy
@@ -46,7 +46,7 @@ server {
 @pytest.fixture(name="etcd")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
     """One version does: what nginx makes of a stream has nothing to do with etcd's."""
-    async with EmbeddedEtcd() as etcd:
+    async with EmbeddedEtcd(args=ALONE) as etcd:
         yield etcd
 
 

@@ -60,6 +60,7 @@ async def test_close_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> Non
     await eventually(lambda: all_released(server, etcd))
 
 
+@pytest.mark.one_etcd
 async def test_reset_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
     """A client that crashes (RST)."""
     stream = await watch(server.base, "prefix=/svc/")
@@ -80,6 +81,7 @@ async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: Embedded
     await eventually(lambda: all_released(server, etcd))
 
 
+@pytest.mark.one_etcd
 @pytest.mark.parametrize("later", [False, True], ids=["in one write", "later"])
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 async def test_a_request_behind_a_stream_does_not_hide_that_its_client_goes(
@@ -113,6 +115,7 @@ async def a_client_goes(server: GatewayProcess, etcd: EmbeddedEtcd, *, later: bo
     await eventually(lambda: all_released(server, etcd))
 
 
+@pytest.mark.one_etcd
 async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Or memory would belong to whoever asks and does not read; the others are refused meanwhile, not the streams."""
     for number in range(20):
@@ -159,6 +162,7 @@ async def is_stuck(server: GatewayProcess, count: int) -> bool:
     return len([held for held in sockets(server.port) if held.unsent]) == count
 
 
+@pytest.mark.one_etcd
 async def test_stuck_in_a_send(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A client that does not read is aborted after GATEWAY_SEND_TIMEOUT; another beside it misses nothing."""
     settings = {"GATEWAY_SEND_TIMEOUT": "500ms", "GATEWAY_SEND_BUFFER": "16KiB"}
@@ -183,6 +187,7 @@ async def _is(found: Awaitable[object], expected: object) -> bool:
     return await found == expected
 
 
+@pytest.mark.one_etcd
 async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
     """SIGTERM: each stream gets its position, a close, and its proper end; etcd holds nothing; exit status 0."""
     async with gateway(etcd.endpoint) as server:
@@ -204,6 +209,7 @@ async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
         await eventually(lambda: _is(held_at_etcd(etcd), (0, 0)))
 
 
+@pytest.mark.one_etcd
 async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Who waits for its turn is served as before; each comes to a proper end, nowhere earlier than where it stands."""
     settings = {"GATEWAY_DRAIN_WINDOW": "1h", "GATEWAY_DRAIN_PACE": "1"}
@@ -245,6 +251,7 @@ async def says(server: GatewayProcess, message: str) -> bool:
     return any(line["message"] == message for line in server.lines)
 
 
+@pytest.mark.one_etcd
 async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
     """Without waiting for anybody's turn, and still with a word to each."""
     settings = {"GATEWAY_DRAIN_WINDOW": "1h", "GATEWAY_DRAIN_PACE": "1"}
@@ -262,6 +269,7 @@ async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
         assert await server.process.wait() == 0
 
 
+@pytest.mark.one_etcd
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_shutdown_with_a_client_that_does_not_read(etcd: EmbeddedEtcd, kv: EtcdClient, signals: int) -> None:
     """It is cut off when the drain is over, or at the second signal: exit status 0, and no error in the log."""
@@ -325,6 +333,7 @@ def starts(server: GatewayProcess) -> list[dict[str, Any]]:
     return [line for line in server.lines if line["message"] == "feed start"]
 
 
+@pytest.mark.one_etcd
 async def test_concurrent_first_joins_start_one(etcd: EmbeddedEtcd) -> None:
     """A hundred at once: one feed, one watcher, one Range."""
     # The Ranges that prove feeds current are half of this time apart.

@@ -31,6 +31,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.one_etcd
 @pytest.mark.skipif(library() is None, reason="NOT RUN: a wall clock that steps: faketime is not installed")
 async def test_steps_of_the_wall_clock(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
     """Neither staleness nor linger, heartbeats, the log's age nor a stream's is judged by it."""

@@ -90,6 +90,7 @@ async def test_resume_in_a_new_process_needs_proof(server: GatewayProcess, kv: E
     assert [event.data.get("mod_revision") for event in events[:-1]] == revisions
 
 
+@pytest.mark.one_etcd
 @pytest.mark.parametrize(
     ("cursor", "reason"),
     [("", "initial"), ("nonsense", "cursor-lost"), ("00000000-5", "cursor-lost"), ("zzzz \u00e9", "cursor-lost")],
@@ -103,6 +104,7 @@ async def test_unusable_cursors_reset(server: GatewayProcess, cursor: str, reaso
     assert synced.type == "synced"
 
 
+@pytest.mark.one_etcd
 @pytest.mark.parametrize(
     ("cursor", "reason"),
     [("", "initial"), ("nonsense", "cursor-lost"), ("00000000-5", "cursor-lost"), ("%zz", "cursor-lost"),
@@ -118,6 +120,7 @@ async def test_unusable_cursors_in_the_query_reset(server: GatewayProcess, name:
     assert synced.type == "synced"
 
 
+@pytest.mark.one_etcd
 async def test_the_newest_cursor_counts(server: GatewayProcess, kv: EtcdClient) -> None:
     """The header, then what polyfills append, then what the URL had from the beginning.
 
@@ -170,6 +173,7 @@ async def test_without_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
     assert change.data["key"] == "/svc/b"
 
 
+@pytest.mark.one_etcd
 async def test_ndjson_is_the_same_objects(server: GatewayProcess, kv: EtcdClient) -> None:
     """By Accept or by parameter; the cursor stands where SSE has an id."""
     await kv.put("/svc/a", "1")
@@ -187,6 +191,7 @@ async def test_ndjson_is_the_same_objects(server: GatewayProcess, kv: EtcdClient
     assert by_accept.headers["content-type"].startswith("application/x-ndjson")
 
 
+@pytest.mark.one_etcd
 async def test_bytes_survive(server: GatewayProcess, kv: EtcdClient) -> None:
     """Keys and values that are no text are base64 and say so; a key's identity is both."""
     await kv.put(b"/b/\xff\x00\n", b"\x80\x81")
@@ -254,6 +259,7 @@ async def test_a_key_written_twice_in_a_revision(server: GatewayProcess, kv: Etc
     ]
 
 
+@pytest.mark.one_etcd
 async def test_headers(server: GatewayProcess) -> None:
     """What proxies and caches must know."""
     async with await watch(server.base, "prefix=/x/") as stream:

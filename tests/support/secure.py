@@ -16,7 +16,7 @@ from aetcd import rpc
 from app.dev import etcd as embedded
 from tests.support.certificates import Ca
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient
+from tests.support.etcd import ALONE, EtcdClient
 from tests.support.waiting import HANG
 
 ROOT = "root"
@@ -40,7 +40,7 @@ class SecureEtcd(EmbeddedEtcd):
         client_auth: bool = False,
         args: Sequence[str] = (),
     ) -> None:
-        super().__init__(folder=folder, args=(CHEAP, *args))
+        super().__init__(folder=folder, args=(CHEAP, *ALONE, *args))
         self.pki = pki
         self.client_auth = client_auth
         self.users = False
