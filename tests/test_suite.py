@@ -1,4 +1,4 @@
-"""What would make a test depend on how fast the machine is: looked for in the source of all tests."""
+"""What the tests themselves keep to: they are a map of the source, and none depends on how fast the machine is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,57 @@ from pathlib import Path
 
 import pytest
 
+import app
+
 TESTS = Path(__file__).parent
+APP = Path(app.__file__).parent
+# Files of app/ without a test file of their own name, and where their tests are instead. It only gets shorter.
+TESTED_ELSEWHERE = {
+    "__init__.py": "it sets what gRPC reads, before gRPC: etcd/test_endpoints.py, integration/test_addresses.py",
+    "__main__.py": "started as a process by test_cli.py",
+    "allocator.py": "what malloc gives back: integration/test_memory.py",
+    "api/answer.py": "api/test_kv.py",
+    "api/docs.py": "api/test_operations.py",
+    "api/feeds.py": "api/test_operations.py",
+    "api/health.py": "api/test_operations.py",
+    "api/openapi.py": "test_docs.py",
+    "api/page.py": "examples/test_page.py, in a browser",
+    "api/problems.py": "api/test_bad_input.py, api/test_told.py",
+    "api/requests.py": "api/test_bad_input.py",
+    "api/watch.py": "api/test_bad_input.py",
+    "core/feed_messages.py": "only values, without a decision",
+    "core/snapshot.py": "core/test_view.py, core/test_reader.py",
+    "dev/command.py": "server/test_process.py",
+    "etcd/auditor.py": "etcd/test_revoked.py",
+    "etcd/convert.py": "contract/test_etcd.py",
+    "etcd/hints.py": "etcd/test_credentials.py",
+    "etcd/link.py": "etcd/test_endpoints.py, etcd/test_tls.py",
+    "etcd/memory.py": "integration/test_memory.py",
+    "etcd/reads.py": "contract/test_etcd.py",
+    "etcd/refusals.py": "etcd/test_revoked.py",
+    "etcd/shared.py": "api/test_kv.py",
+    "etcd/stream.py": "contract/test_etcd.py, etcd/test_unmatched.py",
+    "etcd/upstream.py": "contract/test_etcd.py",
+    "gateway.py": "cases/test_lifetimes.py, test_supervision.py",
+    "logs.py": "server/test_process.py",
+    "main.py": "cases/test_lifetimes.py, stream/test_other_servers.py",
+    "metrics.py": "api/test_operations.py, integration/test_counters.py",
+    "ports.py": "protocols; `spawn` in test_supervision.py",
+    "server/protocol.py": "server/test_keep_alive.py",
+    "server/run.py": "server/test_process.py",
+    "signals.py": "server/test_process.py",
+    "stdio.py": "server/test_process.py",
+    "stream/connection.py": "stream/test_other_servers.py",
+    "stream/counters.py": "integration/test_counters.py",
+    "stream/timers.py": "stream/test_delivery.py",
+    "stream/transport.py": "slow_readers/test_stuck.py",
+    "watch/backfill.py": "cases/test_history.py",
+    "watch/feed.py": "cases, a file for each kind of fault",
+    "watch/letting_go.py": "cases/test_starts.py",
+    "watch/notifier.py": "cases/test_lifetimes.py",
+    "watch/registry.py": "cases/test_lifetimes.py, cases/test_starts.py",
+    "watch/subscriber.py": "cases/test_lifetimes.py",
+}
 # Seconds: HANG is the time-out to use, and what is above this does no harm.
 LEAST = 30
 CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
@@ -86,6 +136,24 @@ def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str
 
     assert {name for name, entry in named.items() if not entry} == set()
     assert set(allowed) == set(named.values()), "what is not there any more needs no reason"
+
+
+def mirror_of(source: Path) -> Path:
+    """Where the tests of a file of ``app/`` stand: ``app/core/log.py`` has tests/core/test_log.py."""
+    return TESTS / source.parent.relative_to(APP) / f"test_{source.stem.strip('_')}.py"
+
+
+def holds_code(source: Path) -> bool:
+    """Whether it has more than a docstring, as most ``__init__.py`` do not."""
+    return len(ast.parse(source.read_text(encoding="utf-8")).body) > 1
+
+
+def test_every_source_file_has_a_test_file() -> None:
+    """Found by its name; the table has the exceptions, and none that is not needed."""
+    sources = [path for path in APP.rglob("*.py") if holds_code(path)]
+    without = {path.relative_to(APP).as_posix() for path in sources if not mirror_of(path).exists()}
+
+    assert without == set(TESTED_ELSEWHERE)
 
 
 @pytest.mark.parametrize(
