@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"core", "etcd", "gateway", "ports", "stream", "watch"},
     "main": {"api", "gateway", "metrics", "settings"},
     "server": {"allocator", "api", "core", "descriptors", "gateway", "main", "settings", "signals", "stream"},
-    "dev": {"etcd", "server", "settings", "stdio"},
+    "dev": {"core", "etcd", "server", "settings", "stdio"},
     "cli": {"check", "descriptors", "dev", "logs", "ports", "server", "settings", "signals", "stdio"},
 }
 # These need the standard library and nothing else.

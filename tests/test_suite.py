@@ -28,7 +28,6 @@ TESTED_ELSEWHERE = {
     "api/watch.py": "api/test_bad_input.py",
     "core/feed_messages.py": "only values, without a decision",
     "core/snapshot.py": "core/test_view.py, core/test_reader.py",
-    "dev/command.py": "server/test_process.py",
     "etcd/auditor.py": "etcd/test_revoked.py",
     "etcd/convert.py": "contract/test_etcd.py",
     "etcd/hints.py": "etcd/test_credentials.py",
