@@ -71,7 +71,7 @@ def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
 
 
 # Lines. Most files have about 110, and most functions 5: what is longer than these holds two things.
-LONGEST_FILE = 620
+LONGEST_FILE = 520
 LONGEST_FUNCTION = 60
 
 
