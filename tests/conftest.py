@@ -20,6 +20,8 @@ from tests.support.schedule import Schedule, turn
 from tests.support.spawning import starts_a_process
 from tests.support.waiting import HANG
 
+pytest_plugins = ["tests.support.measured"]
+
 # A shell's background job ignores Ctrl-C, and so would all that it starts: `make test &` must test the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

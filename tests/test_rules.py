@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import app
+from tools.rooms import functions_of, lengths
 
 APP = Path(app.__file__).parent
 SOURCES = sorted(APP.rglob("*.py"))
@@ -67,3 +68,23 @@ def test_an_empty_object_is_an_object() -> None:
 def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
     """By its name."""
     assert list(falsy_classes(source)) == falsy
+
+
+# Lines. Most files have about 110, and most functions 5: what is longer than these holds two things.
+LONGEST_FILE = 530
+LONGEST_FUNCTION = 60
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    """``python -m tools.rooms`` prints the longest of each room."""
+    measured = {str(path.relative_to(APP)): lengths(path) for path in SOURCES}
+
+    assert {name: file.lines for name, (file, _) in measured.items() if file.lines > LONGEST_FILE} == {}
+    assert [one for _, functions in measured.values() for one in functions if one.lines > LONGEST_FUNCTION] == []
+
+
+def test_a_function_is_measured_without_its_docstring() -> None:
+    """Those within a class or a function, too."""
+    source = "class A:\n  def f(self):\n    '''Two\n    lines.'''\n    def g():\n      return 1\n    return g"
+
+    assert [(one.name, one.lines) for one in functions_of(source)] == [("A.f", 4), ("A.f.g", 2)]

@@ -1,4 +1,4 @@
-"""What would make a test depend on how fast the machine is: looked for in the source of all tests."""
+"""What the tests themselves keep to: they are a map of the source, and none depends on how fast the machine is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 
+import app
 from tests.support.schedule import FIRST, TOGETHER
 
 TESTS = Path(__file__).parent
+APP = Path(app.__file__).parent
+# Files of app/ without a test file of their own name, and where their tests are instead. It only gets shorter.
+TESTED_ELSEWHERE = {
+    "__init__.py": "it sets what gRPC reads, before gRPC: etcd/test_endpoints.py, integration/test_addresses.py",
+    "core/timestamps.py": "one format: api/test_feeds.py",
+    "etcd/statistics.py": "only values",
+    "ports.py": "protocols; `spawn` in test_supervision.py",
+    "watch/limits.py": "only values",
+    "watch/statistics.py": "only values",
+}
 # Seconds: HANG is the time-out to use, and what is above this does no harm.
 LEAST = 30
 CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
@@ -91,6 +102,24 @@ def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str
 
     assert {name for name, entry in named.items() if not entry} == set()
     assert set(allowed) == set(named.values()), "what is not there any more needs no reason"
+
+
+def mirror_of(source: Path) -> Path:
+    """Where the tests of a file of ``app/`` stand: ``app/core/log.py`` has tests/core/test_log.py."""
+    return TESTS / source.parent.relative_to(APP) / f"test_{source.stem.strip('_')}.py"
+
+
+def holds_code(source: Path) -> bool:
+    """Whether it has more than a docstring, as most ``__init__.py`` do not."""
+    return len(ast.parse(source.read_text(encoding="utf-8")).body) > 1
+
+
+def test_every_source_file_has_a_test_file() -> None:
+    """Found by its name; the table has the exceptions, and none that is not needed."""
+    sources = [path for path in APP.rglob("*.py") if holds_code(path)]
+    without = {path.relative_to(APP).as_posix() for path in sources if not mirror_of(path).exists()}
+
+    assert without == set(TESTED_ELSEWHERE)
 
 
 @pytest.mark.parametrize(

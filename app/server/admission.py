@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from app.core.capacity import Capacity
-
-if TYPE_CHECKING:
-    from app.server.protocol import GatewayProtocol
 
 logger = logging.getLogger("gateway.http")
 
@@ -16,14 +14,23 @@ logger = logging.getLogger("gateway.http")
 EVICTIONS = 60.0
 
 
+class Connection(Protocol):
+    """A client's connection, as far as admission goes."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def give_way(self) -> None:
+        """Close: another connection takes the place."""
+
+
 class Admission:
     """Lets connections in, for all servers of the process together, as far as there is room."""
 
-    def __init__(self, capacity: Capacity[GatewayProtocol]) -> None:
+    def __init__(self, capacity: Capacity[Connection]) -> None:
         self.capacity = capacity
         self._said = float("-inf")
 
-    def let_in(self, connection: GatewayProtocol) -> None:
+    def let_in(self, connection: Connection) -> None:
         """A new one; the one that has been idle longest gives way where there is no room."""
         victim = self.capacity.arrive(connection)
         if victim is None:

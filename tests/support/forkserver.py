@@ -30,10 +30,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import coverage
+
 from tests.support.wallclock import WallClock, of_this_process
 
 # What `serve` and `check` import in the end, some of it late.
 MODULES = ("app.cli", "app.server.run", "app.check.command", "uvloop")
+# Has coverage.py measure a process. The server itself is never measured; each fork whose environment has it is.
+MEASURED = "COVERAGE_PROCESS_CONFIG"
 MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
 
@@ -113,7 +117,7 @@ class _Server:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = dict(os.environ)
+        environment = {name: value for name, value in os.environ.items() if name != MEASURED}
         if environment.get("STEP_CLOCK"):
             folder = tempfile.mkdtemp(prefix="wall-clock-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -179,6 +183,7 @@ def serve(orders: socket.socket) -> list[str]:
             env |= of_this_process()
             os.environ.clear()
             os.environ.update(env)
+            coverage.process_startup()
             return list(words)
         os.close(output)
         os.write(status, b"%d\n" % child)

@@ -146,9 +146,7 @@ class World:
         self.trap = trap = trap if trap is not None else Trap("", 0)
         self.etcd = StubEtcd(trap)
         limits = replace(LIMITS, **limited)
-        self.registry = Registry(
-            self.etcd, limits, budget=Budget(1 << 20), clock=self.clock, draw=lambda: 0.5
-        )
+        self.registry = Registry(self.etcd, limits, budget=Budget(1 << 20), clock=self.clock, draw=lambda: 0.5)
 
     def clock(self) -> float:
         """See ``app.ports.Clock``."""

@@ -1,0 +1,76 @@
+"""Prints the rooms of ``app/`` with their size, their longest file and their longest function.
+
+Usage: ``python -m tools.rooms``, from the top of the checkout. ``tests/test_rules.py`` has the limits.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+APP = Path("app")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Length:
+    """The lines of a file or of a function. A function's are counted without its docstring."""
+
+    lines: int
+    name: str
+
+    def __str__(self) -> str:
+        """For the table."""
+        return f"{self.lines:4}  {self.name}"
+
+
+def functions_of(source: str) -> Iterator[Length]:
+    """Every function in *source*, those within others too; a method has its class before its name."""
+    yield from _functions(ast.parse(source), "")
+
+
+def _functions(parent: ast.AST, prefix: str) -> Iterator[Length]:
+    for node in ast.iter_child_nodes(parent):
+        name = prefix
+        if isinstance(node, ast.ClassDef):
+            name = f"{prefix}{node.name}."
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name = f"{prefix}{node.name}."
+            yield Length(_lines(node), name[:-1])
+        yield from _functions(node, name)
+
+
+def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function, clean=False) is not None:
+        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return lines
+
+
+def lengths(path: Path) -> tuple[Length, list[Length]]:
+    """A file of ``app/``, and its functions."""
+    source = path.read_text(encoding="utf-8")
+    functions = [Length(one.lines, f"{path.name}: {one.name}") for one in functions_of(source)]
+    return Length(source.count("\n"), path.name), functions
+
+
+def main() -> None:
+    """Print the table, the largest room first."""
+    rows = []
+    for place in APP.iterdir():
+        measured = [lengths(path) for path in (place.rglob("*.py") if place.is_dir() else [place])]
+        if measured and (place.is_dir() or place.suffix == ".py"):
+            files = [file for file, _ in measured]
+            functions = [function for _, found in measured for function in found]
+            total = sum(file.lines for file in files)
+            rows.append((total, len(files), place.name, max(files), max(functions, default=Length(0, "-"))))
+    sys.stdout.write(f"{'room':16} {'files':>5} {'lines':>6}   {'longest file':32} longest function\n")
+    for total, number, name, file, function in sorted(rows, reverse=True):
+        sys.stdout.write(f"{name:16} {number:5} {total:6}   {file!s:32} {function}\n")
+
+
+if __name__ == "__main__":
+    main()
