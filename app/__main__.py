@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from app import stdio
-from app.signals import SIGNALS
+from . import stdio
+from .signals import SIGNALS
 
 
 def entry() -> int:
@@ -19,7 +19,7 @@ def entry() -> int:
     if serves:
         SIGNALS.install()
     try:
-        from app.cli import main
+        from .cli import main
 
         return main()
     finally:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app import __version__, descriptors, logs
-from app.access.token import read_token
-from app.ports import BrokenGatewayError
-from app.settings import PREFIX, Settings, SettingsError, load, named, seconds, unknown_variables
-from app.signals import SIGNALS, STOP
-from app.stdio import complain
+from . import __version__, descriptors, logs
+from .access.token import read_token
+from .ports import BrokenGatewayError
+from .settings import PREFIX, Settings, SettingsError, load, named, seconds, unknown_variables
+from .signals import SIGNALS, STOP
+from .stdio import complain
 
 logger = logging.getLogger("gateway")
 
@@ -149,7 +149,7 @@ def _refuse(error: SettingsError) -> int:
 
 
 def _check(flags: dict[str, Any]) -> int:
-    from app.check.command import check, options_of
+    from .check.command import check, options_of
 
     try:
         options = options_of(flags)
@@ -191,7 +191,7 @@ async def _work(command: str, settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from app.server.run import serve
+    from .server.run import serve
 
     logger.info(
         "gateway %s",
@@ -202,7 +202,7 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _dev(settings: Settings) -> None:
-    from app.dev.command import dev
+    from .dev.command import dev
 
     await dev(settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 
-from app.settings import SettingsError
+from .settings import SettingsError
 
 # For etcd (two connections, and two more while it changes from one member to the next), the event loop, the log,
 # listening sockets, files that are read again, and connections that were just told to go. 24 are open at idle.

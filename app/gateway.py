@@ -12,24 +12,24 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app import __version__, descriptors
-from app.access.policy import AccessPolicy
-from app.access.token import Token
-from app.core.budget import Budget
-from app.core.capacity import Capacity, ConnectionStatistics
-from app.core.cursor import Shape, derive_epoch
-from app.core.keys import KeyRange
-from app.descriptors import RESERVE, SPARE
-from app.etcd.credentials import Credentials, CredentialsError
-from app.etcd.statistics import EtcdStatistics
-from app.etcd.upstream import Upstream
-from app.ports import BrokenGatewayError, Clock, Draw, spawn
-from app.settings import Settings, SettingsError, is_loopback, named
-from app.stream.counters import StreamStatistics
-from app.stream.streams import Streams, StreamSettings
-from app.watch.limits import Limits
-from app.watch.registry import Registry
-from app.watch.statistics import RegistryStatistics
+from . import __version__, descriptors
+from .access.policy import AccessPolicy
+from .access.token import Token
+from .core.budget import Budget
+from .core.capacity import Capacity, ConnectionStatistics
+from .core.cursor import Shape, derive_epoch
+from .core.keys import KeyRange
+from .descriptors import RESERVE, SPARE
+from .etcd.credentials import Credentials, CredentialsError
+from .etcd.statistics import EtcdStatistics
+from .etcd.upstream import Upstream
+from .ports import BrokenGatewayError, Clock, Draw, spawn
+from .settings import Settings, SettingsError, is_loopback, named
+from .stream.counters import StreamStatistics
+from .stream.streams import Streams, StreamSettings
+from .watch.limits import Limits
+from .watch.registry import Registry
+from .watch.statistics import RegistryStatistics
 
 logger = logging.getLogger("gateway")
 

@@ -13,17 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import __version__
-from app.api import docs, openapi, problems
-from app.api.client_gone import ClientGone
-from app.api.feeds import Feeds
-from app.api.health import Health
-from app.api.kv import Kv
-from app.api.page import Page
-from app.api.watch import Watch
-from app.gateway import Gateway
-from app.metrics import make_instrumentator, make_registry
-from app.settings import Settings, load
+from . import __version__
+from .api import docs, openapi, problems
+from .api.client_gone import ClientGone
+from .api.feeds import Feeds
+from .api.health import Health
+from .api.kv import Kv
+from .api.page import Page
+from .api.watch import Watch
+from .gateway import Gateway
+from .metrics import make_instrumentator, make_registry
+from .settings import Settings, load
 
 REVISION_HEADER = b"x-etcd-revision"
 

@@ -19,14 +19,14 @@ from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http
 
-from app import logs
-from app.core.feed import State
-from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
-from app.etcd.stream import READER
-from app.etcd.stream_pool import MAX_STREAMS
-from app.gateway import Gateway, GatewayStatistics
-from app.watch.limits import Limits
-from app.watch.statistics import RegistryStatistics
+from . import logs
+from .core.feed import State
+from .core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
+from .etcd.stream import READER
+from .etcd.stream_pool import MAX_STREAMS
+from .gateway import Gateway, GatewayStatistics
+from .watch.limits import Limits
+from .watch.statistics import RegistryStatistics
 
 NAMESPACE = "etcd_watch_gateway"
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from app.core.errors import UnavailableError
-from app.core.feed_messages import StreamKind
-from app.core.keys import KeyRange
-from app.core.multiplex import WatchCallback
-from app.core.snapshot import Snapshot
+from .core.errors import UnavailableError
+from .core.feed_messages import StreamKind
+from .core.keys import KeyRange
+from .core.multiplex import WatchCallback
+from .core.snapshot import Snapshot
 
 log = logging.getLogger("gateway")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.access.token import Token
-from app.core.errors import ForbiddenError, UnauthorizedError
-from app.core.keys import KeyRange
+from ..core.errors import ForbiddenError, UnauthorizedError
+from ..core.keys import KeyRange
+from .token import Token
 
 
 class AccessPolicy:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import SecretStr
 
-from app.ports import Clock
-from app.settings import SettingsError
+from ..ports import Clock
+from ..settings import SettingsError
 
 logger = logging.getLogger("gateway")
 

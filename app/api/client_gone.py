@@ -7,7 +7,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.stream.transport import client_of
+from ..stream.transport import client_of
 
 log = logging.getLogger("gateway.http")
 

@@ -7,12 +7,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import authorization_of, query_of
-from app.core.encoding import compact
-from app.core.query import parse_query, parse_range
-from app.core.timestamps import rfc3339
-from app.gateway import Gateway
-from app.watch.statistics import FeedStatistics, SubscriberStatistics
+from ..core.encoding import compact
+from ..core.query import parse_query, parse_range
+from ..core.timestamps import rfc3339
+from ..gateway import Gateway
+from ..watch.statistics import FeedStatistics, SubscriberStatistics
+from .requests import authorization_of, query_of
 
 
 class Feeds:

@@ -6,10 +6,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.core.encoding import compact
-from app.core.timestamps import rfc3339
-from app.gateway import Gateway
-from app.ports import OUT_OF_REACH
+from ..core.encoding import compact
+from ..core.timestamps import rfc3339
+from ..gateway import Gateway
+from ..ports import OUT_OF_REACH
 
 
 class Health:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.kv_response import KvBody, KvResponse
-from app.api.requests import authorization_of, encoding_of, query_of
-from app.core.budget import Hold, Use
-from app.core.cursor import Shape
-from app.core.encoding import item_body, list_body, list_head, list_items, list_tail
-from app.core.errors import (
+from ..core.budget import Hold, Use
+from ..core.cursor import Shape
+from ..core.encoding import item_body, list_body, list_head, list_items, list_tail
+from ..core.errors import (
     BadRequestError,
     CompactedError,
     FutureRevisionError,
@@ -22,11 +20,13 @@ from app.core.errors import (
     OverCapacityError,
     PageExpiredError,
 )
-from app.core.page import Page, parse_page
-from app.core.query import parse_flag, parse_number, parse_query, parse_range
-from app.etcd.memory import reserve
-from app.etcd.reads import PAGE_BYTES, Listing
-from app.gateway import Gateway
+from ..core.page import Page, parse_page
+from ..core.query import parse_flag, parse_number, parse_query, parse_range
+from ..etcd.memory import reserve
+from ..etcd.reads import PAGE_BYTES, Listing
+from ..gateway import Gateway
+from .kv_response import KvBody, KvResponse
+from .requests import authorization_of, encoding_of, query_of
 
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.core.budget import Hold
-from app.stream.connection import Connection, StuckError
+from ..core.budget import Hold
+from ..stream.connection import Connection, StuckError
 
 # Bytes handed to the server at a time.
 SLICE = 64 * 1024

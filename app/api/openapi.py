@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.kv import DEFAULT_LIMIT, MAX_LIMIT
-from app.api.requests import ENCODINGS
-from app.api.watch import FORMATS
+from .kv import DEFAULT_LIMIT, MAX_LIMIT
+from .requests import ENCODINGS
+from .watch import FORMATS
 
 
 def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query") -> dict[str, Any]:

@@ -11,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.core.encoding import compact
-from app.core.errors import GatewayError, MethodNotAllowedError, NotFoundError, TransientError, UnauthorizedError
+from ..core.encoding import compact
+from ..core.errors import GatewayError, MethodNotAllowedError, NotFoundError, TransientError, UnauthorizedError
 
 log = logging.getLogger("gateway.http")
 

@@ -9,8 +9,8 @@ from typing import get_args
 
 from starlette.requests import Request
 
-from app.core.encoding import Encoding
-from app.core.query import parse_choice
+from ..core.encoding import Encoding
+from ..core.query import parse_choice
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.problems import problem
-from app.core.cursor import Cursor, Shape
-from app.core.errors import TransientError, UnavailableError
-from app.core.frames import control, greeting
-from app.stream.connection import Connection
-from app.stream.delivery import Delivery, ending
-from app.stream.sink import make_sink
-from app.stream.streams import Streams
-from app.watch.subscriber import Subscriber
+from ..core.cursor import Cursor, Shape
+from ..core.errors import TransientError, UnavailableError
+from ..core.frames import control, greeting
+from ..stream.connection import Connection
+from ..stream.delivery import Delivery, ending
+from ..stream.sink import make_sink
+from ..stream.streams import Streams
+from ..watch.subscriber import Subscriber
+from .problems import problem
 
 log = logging.getLogger("gateway.stream")
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.requests import address_of, authorization_of, encoding_of, query_of, request_id_of
-from app.api.stream_response import StreamResponse, WatchRequest
-from app.core.cursor import Cursor, Shape, parse_cursor
-from app.core.errors import GatewayError
-from app.core.negotiation import format_of, names_event_stream
-from app.core.query import parse_choice, parse_flag, parse_query, parse_range
-from app.gateway import Gateway
+from ..core.cursor import Cursor, Shape, parse_cursor
+from ..core.errors import GatewayError
+from ..core.negotiation import format_of, names_event_stream
+from ..core.query import parse_choice, parse_flag, parse_query, parse_range
+from ..gateway import Gateway
+from .requests import address_of, authorization_of, encoding_of, query_of, request_id_of
+from .stream_response import StreamResponse, WatchRequest
 
 # Newest first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not: when they
 # reconnect they append `lastEventId` to the URL that they were given, which may have `last_event_id`, and even an

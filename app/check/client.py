@@ -20,8 +20,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
-from app import __version__
-from app.check.verdict import GRACE
+from .. import __version__
+from .verdict import GRACE
 
 # Seconds without a byte of an answer, while counts are read.
 REQUEST_TIMEOUT = 10.0

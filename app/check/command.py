@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.access.token import read_token
-from app.check.client import Client, Departure, Stream, UnreachableError
-from app.check.samples import Sampler
-from app.check.verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
-from app.core.keys import KeyRange
+from ..access.token import read_token
+from ..core.keys import KeyRange
+from .client import Client, Departure, Stream, UnreachableError
+from .samples import Sampler
+from .verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
 
 # Seconds between two looks; a look is three requests.
 PAUSE = 0.5

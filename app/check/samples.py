@@ -10,8 +10,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.check.client import Client, UnreachableError
-from app.check.verdict import Checked, EtcdCounts, GatewayCounts, Sample
+from .client import Client, UnreachableError
+from .verdict import Checked, EtcdCounts, GatewayCounts, Sample
 
 # As in ``app.metrics``, which would bring gRPC and FastAPI into a pod that has to bear this process, too.
 NAMESPACE = "etcd_watch_gateway"

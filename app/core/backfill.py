@@ -24,8 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from app.core.events import Batch, Event
-from app.core.feed_messages import (
+from .events import Batch, Event
+from .feed_messages import (
     AwaitProof,
     BackfillInput,
     CloseWatch,
@@ -40,11 +40,11 @@ from app.core.feed_messages import (
     SyncTimeout,
     WantBackfill,
 )
-from app.core.history import History
-from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
-from app.core.reasons import ResetReason
-from app.core.state_table import Transition, find_action, transition
+from .history import History
+from .log import Bounds
+from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from .reasons import ResetReason
+from .state_table import Transition, find_action, transition
 
 # Seconds from one read of a feed to the next. After each that failed the wait doubles, up to the second figure.
 INTERVAL = 10.0

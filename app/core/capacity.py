@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from app.core.errors import OverCapacityError
+from .errors import OverCapacityError
 
 C = TypeVar("C")
 

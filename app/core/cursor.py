@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
-from app.core.keys import KeyRange
+from .keys import KeyRange
 
 _FORM = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 

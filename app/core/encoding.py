@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring
 from typing import Literal
 
-from app.core.events import Delete, Event, KeyValue
+from .events import Delete, Event, KeyValue
 
 Encoding = Literal["auto", "base64"]
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from app.core.reasons import CloseReason
+from .reasons import CloseReason
 
 
 class GatewayError(Exception):

@@ -41,9 +41,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from app.core.backfill import Backfill, Stage
-from app.core.events import Batch, Delete
-from app.core.feed_messages import (
+from .backfill import Backfill, Stage
+from .events import Batch, Delete
+from .feed_messages import (
     AwaitProof,
     CloseWatch,
     Commands,
@@ -63,12 +63,12 @@ from app.core.feed_messages import (
     SyncTimeout,
     TakeSnapshot,
 )
-from app.core.history import History
-from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
-from app.core.proof import Anchor, Oversized, Plan, Proof
-from app.core.reasons import ResetReason
-from app.core.state_table import Transition, find_action, transition
+from .history import History
+from .log import Bounds
+from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from .proof import Anchor, Oversized, Plan, Proof
+from .reasons import ResetReason
+from .state_table import Transition, find_action, transition
 
 
 class State(Enum):

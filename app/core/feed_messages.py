@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from app.core.multiplex import WatchInput
-from app.core.snapshot import Snapshot
+from .multiplex import WatchInput
+from .snapshot import Snapshot
 
 # Which stream a watch goes to: one of those that live ones share, the one for histories, or one that it has to itself.
 StreamKind = Literal["live", "catch-up", "dedicated"]

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from app.core.encoding import compact, event_body
-from app.core.events import Batch, Delete
+from .encoding import compact, event_body
+from .events import Batch, Delete
 
 Format = Literal["sse", "ndjson"]
 

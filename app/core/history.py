@@ -6,12 +6,12 @@ more of it is read for old cursors (``backfill``).
 
 from __future__ import annotations
 
-from app.core.events import Batch
-from app.core.log import Bounds, Log, MayKeep, keep_all
-from app.core.proof import Anchor
-from app.core.reasons import ResetReason
-from app.core.snapshot import Snapshot
-from app.core.view import View
+from .events import Batch
+from .log import Bounds, Log, MayKeep, keep_all
+from .proof import Anchor
+from .reasons import ResetReason
+from .snapshot import Snapshot
+from .view import View
 
 
 class History:

@@ -16,9 +16,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.core.events import Batch
-from app.core.frames import batch_frame
-from app.core.sized import Sized
+from .events import Batch
+from .frames import batch_frame
+from .sized import Sized
 
 # How a reader is told of a batch: format, encoding, epoch.
 Representation = tuple[str, str, str]

@@ -57,9 +57,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from app.core.events import Batch, Event, batches
-from app.core.keys import KeyRange
-from app.core.sized import Sized
+from .events import Batch, Event, batches
+from .keys import KeyRange
+from .sized import Sized
 
 # etcd's chanBufLen: so many messages of a stream wait to be sent before a watch of the stream becomes a slow one.
 CHANNEL = 128

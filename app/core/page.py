@@ -6,8 +6,8 @@ import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 
-from app.core.errors import BadRequestError
-from app.core.keys import KeyRange
+from .errors import BadRequestError
+from .keys import KeyRange
 
 
 @dataclass(frozen=True, slots=True)

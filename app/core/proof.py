@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from app.core.events import Batch, Event
-from app.core.feed_messages import StreamKind
+from .events import Batch, Event
+from .feed_messages import StreamKind
 
 
 @dataclass(frozen=True, slots=True)

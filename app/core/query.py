@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Set
 from urllib.parse import unquote_to_bytes
 
-from app.core.errors import BadRequestError
-from app.core.keys import KeyRange
+from .errors import BadRequestError
+from .keys import KeyRange
 
 # etcd itself takes keys up to its request limit (1.5 MiB); in a URL that is not a key any more.
 MAX_KEY_BYTES = 4096

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from app.core.backfill import Backfill
-from app.core.cursor import Cursor, Shape
-from app.core.frames import comment, control, greeting
-from app.core.history import History
-from app.core.reasons import CloseReason, ResetReason
-from app.core.slow_reader import SlowReaderPolicy
-from app.core.snapshot import Snapshot
+from .backfill import Backfill
+from .cursor import Cursor, Shape
+from .frames import comment, control, greeting
+from .history import History
+from .reasons import CloseReason, ResetReason
+from .slow_reader import SlowReaderPolicy
+from .snapshot import Snapshot
 
 # Seconds that a reader waits though nothing is known to be wrong: a large state, or thousands of ranges, take long.
 LONGEST_WAIT = 120.0

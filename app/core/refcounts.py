@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from app.core.sized import Sized
+from .sized import Sized
 
 K = TypeVar("K", bound=Hashable)
 

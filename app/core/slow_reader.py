@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from app.core.sized import Sized
+from .sized import Sized
 
 # Bytes a second that a state must be taken at: 56 kbit/s modems had 7 KiB/s, the slowest mobile networks have 16.
 MIN_RATE = 16 * 1024

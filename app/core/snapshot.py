@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from app.core.events import KeyValue
+from .events import KeyValue
 
 # Items of a block: about 2 ms of the loop's time when none was encoded before.
 MAX_ITEMS = 1024

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from app.core.feed_messages import Commands
+from .feed_messages import Commands
 
 S = TypeVar("S", bound=Enum)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from app.core.encoding import event_body
-from app.core.events import Batch, Event, KeyValue
-from app.core.frames import snapshot_frame
-from app.core.log import MayKeep, keep_all
-from app.core.sized import Sized
-from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
+from .encoding import event_body
+from .events import Batch, Event, KeyValue
+from .frames import snapshot_frame
+from .log import MayKeep, keep_all
+from .sized import Sized
+from .snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 
 # A block that has become so much smaller than the largest goes into the one in front of it.
 SMALL = 4

@@ -10,12 +10,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from app.core.versions import progress_is_trusted
-from app.dev.etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
-from app.dev.sample import sample
-from app.server.run import serve
-from app.settings import Settings, SettingsError
-from app.stdio import say
+from ..core.versions import progress_is_trusted
+from ..server.run import serve
+from ..settings import Settings, SettingsError
+from ..stdio import say
+from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
+from .sample import sample
 
 log = logging.getLogger("gateway.dev")
 

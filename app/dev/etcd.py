@@ -35,7 +35,7 @@ from typing import Self
 import grpc
 from aetcd import rpc
 
-from app.core.versions import UNKNOWN, Version, parse_version, progress_is_trusted
+from ..core.versions import UNKNOWN, Version, parse_version, progress_is_trusted
 
 # A loopback etcd is healthy after 0.5 s; a busy machine with two cores needs more.
 START_TIMEOUT = 30.0

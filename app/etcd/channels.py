@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from app.etcd.credentials import Credentials
+from .credentials import Credentials
 
 # One message holds a fragment (2 MiB by default, or one event), a page of a Range, which asks for fewer keys if it does
 # not fit, or what etcd does not divide: up to 1,000 revisions that waited for the answer to a create. Values up to

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from app.ports import Clock
+from ..ports import Clock
 
 log = logging.getLogger("gateway.etcd")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from aetcd import rpc
 
-from app.core.errors import (
+from ..core.errors import (
     CompactedError,
     DeniedError,
     EtcdRefusedError,
@@ -16,10 +16,10 @@ from app.core.errors import (
     TooSlowError,
     UnavailableError,
 )
-from app.core.events import Delete, Event, KeyValue
-from app.core.multiplex import CancelRequest, CreateRequest, Message, Request
-from app.etcd.hints import explain
-from app.ports import OUT_OF_REACH
+from ..core.events import Delete, Event, KeyValue
+from ..core.multiplex import CancelRequest, CreateRequest, Message, Request
+from ..ports import OUT_OF_REACH
+from .hints import explain
 
 # gRPC rejects a message by the length in front of it, reads no further, and says the length (grpcio 1.85.1: refusing
 # 200 MB added nothing to the process, taking them added 540 MB).

@@ -20,18 +20,18 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-from app.core.keys import KeyRange
-from app.core.multiplex import CreateRequest
-from app.core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
-from app.etcd.calls import raise_unless_cancelled, unary
-from app.etcd.channels import MAX_MESSAGE, open_channels
-from app.etcd.convert import watch_request
-from app.etcd.credentials import Credentials
-from app.etcd.hints import explain
-from app.etcd.login import Login, LoginError
-from app.etcd.stream import METADATA, RetiredError, UnmatchedError, WatchStream
-from app.etcd.stream_pool import StreamPool
-from app.ports import Clock
+from ..core.keys import KeyRange
+from ..core.multiplex import CreateRequest
+from ..core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
+from ..ports import Clock
+from .calls import raise_unless_cancelled, unary
+from .channels import MAX_MESSAGE, open_channels
+from .convert import watch_request
+from .credentials import Credentials
+from .hints import explain
+from .login import Login, LoginError
+from .stream import METADATA, RetiredError, UnmatchedError, WatchStream
+from .stream_pool import StreamPool
 
 log = logging.getLogger("gateway.etcd")
 

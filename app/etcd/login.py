@@ -19,8 +19,8 @@ from typing import Any
 
 from aetcd import rpc
 
-from app.etcd.credentials import Credentials, CredentialsError
-from app.ports import Clock
+from ..ports import Clock
+from .credentials import Credentials, CredentialsError
 
 log = logging.getLogger("gateway.etcd")
 

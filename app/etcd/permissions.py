@@ -11,9 +11,9 @@ import logging
 from collections.abc import Iterable
 from typing import Protocol
 
-from app.core.errors import GatewayError
-from app.core.keys import KeyRange
-from app.ports import Clock
+from ..core.errors import GatewayError
+from ..core.keys import KeyRange
+from ..ports import Clock
 
 log = logging.getLogger("gateway.etcd")
 

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 from aetcd import rpc
 
-from app.core.currentness import Currentness
-from app.core.keys import KeyRange
-from app.etcd.cluster import ForeignClusterError
-from app.etcd.hints import explain
-from app.etcd.link import Link
-from app.etcd.login import REFUSALS, LoginError
-from app.ports import Clock
+from ..core.currentness import Currentness
+from ..core.keys import KeyRange
+from ..ports import Clock
+from .cluster import ForeignClusterError
+from .hints import explain
+from .link import Link
+from .login import REFUSALS, LoginError
 
 log = logging.getLogger("gateway.etcd")
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from aetcd import rpc
 
-from app.core.budget import Budget, Hold, Use
-from app.core.errors import (
+from ..core.budget import Budget, Hold, Use
+from ..core.errors import (
     CompactedError,
     DeniedError,
     FutureRevisionError,
@@ -19,17 +19,17 @@ from app.core.errors import (
     OverCapacityError,
     TooSlowError,
 )
-from app.core.events import KeyValue
-from app.core.keys import KeyRange
-from app.core.snapshot import Snapshot
-from app.etcd.channels import MAX_PAGE_MESSAGE
-from app.etcd.cluster import ForeignClusterError
-from app.etcd.convert import key_value, range_error, unavailable
-from app.etcd.link import Link
-from app.etcd.login import LoginError
-from app.etcd.memory import reserve
-from app.etcd.shared_reads import SharedReads
-from app.ports import Clock
+from ..core.events import KeyValue
+from ..core.keys import KeyRange
+from ..core.snapshot import Snapshot
+from ..ports import Clock
+from .channels import MAX_PAGE_MESSAGE
+from .cluster import ForeignClusterError
+from .convert import key_value, range_error, unavailable
+from .link import Link
+from .login import LoginError
+from .memory import reserve
+from .shared_reads import SharedReads
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from app.core.errors import GatewayError
-from app.core.keys import KeyRange
-from app.core.multiplex import Lost, Refused, WatchInput
-from app.etcd.stream import WatchStream
-from app.ports import spawn
+from ..core.errors import GatewayError
+from ..core.keys import KeyRange
+from ..core.multiplex import Lost, Refused, WatchInput
+from ..ports import spawn
+from .stream import WatchStream
 
 log = logging.getLogger("gateway.etcd")
 

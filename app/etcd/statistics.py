@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.ports import Condition
+from ..ports import Condition
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Any
 from aetcd import rpc
 from grpc.aio import EOF
 
-from app.core.keys import KeyRange
-from app.core.multiplex import Multiplexer, Request, WatchCallback
-from app.core.sized import Sized
-from app.etcd.calls import CallStatus
-from app.etcd.convert import is_too_large, message, watch_request
-from app.ports import Clock
+from ..core.keys import KeyRange
+from ..core.multiplex import Multiplexer, Request, WatchCallback
+from ..core.sized import Sized
+from ..ports import Clock
+from .calls import CallStatus
+from .convert import is_too_large, message, watch_request
 
 log = logging.getLogger("gateway.etcd")
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.core.feed_messages import StreamKind
-from app.core.keys import KeyRange
-from app.core.multiplex import MOST_UNANSWERED, WatchCallback
-from app.etcd.stream import WatchStream
+from ..core.feed_messages import StreamKind
+from ..core.keys import KeyRange
+from ..core.multiplex import MOST_UNANSWERED, WatchCallback
+from .stream import WatchStream
 
 LIVE_STREAMS = 3
 # Few histories hold up each other, and no progress is told on a stream of which one has not yet come to its end.

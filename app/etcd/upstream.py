@@ -14,28 +14,28 @@ from typing import Literal
 
 from aetcd import rpc
 
-from app.core.backoff import Backoff
-from app.core.budget import Budget
-from app.core.currentness import Currentness
-from app.core.feed_messages import StreamKind
-from app.core.keys import KeyRange
-from app.core.multiplex import Refused, WatchCallback
-from app.core.snapshot import Snapshot
-from app.core.versions import known_to_diverge, known_to_lose_events
-from app.etcd.channels import MAX_MESSAGE
-from app.etcd.cluster import Cluster, ForeignClusterError
-from app.etcd.credentials import Credentials, CredentialsError
-from app.etcd.hints import explain
-from app.etcd.link import Link
-from app.etcd.login import LoginError
-from app.etcd.permissions import PermissionChecker
-from app.etcd.quorum import CUT_OFF, QuorumChecker
-from app.etcd.reads import Reads
-from app.etcd.refusals import RefusalChecker
-from app.etcd.statistics import EtcdStatistics
-from app.etcd.stream import UnmatchedError, WatchStream
-from app.etcd.watches import EtcdWatch, Watches
-from app.ports import OUT_OF_REACH, Clock, Condition, Draw
+from ..core.backoff import Backoff
+from ..core.budget import Budget
+from ..core.currentness import Currentness
+from ..core.feed_messages import StreamKind
+from ..core.keys import KeyRange
+from ..core.multiplex import Refused, WatchCallback
+from ..core.snapshot import Snapshot
+from ..core.versions import known_to_diverge, known_to_lose_events
+from ..ports import OUT_OF_REACH, Clock, Condition, Draw
+from .channels import MAX_MESSAGE
+from .cluster import Cluster, ForeignClusterError
+from .credentials import Credentials, CredentialsError
+from .hints import explain
+from .link import Link
+from .login import LoginError
+from .permissions import PermissionChecker
+from .quorum import CUT_OFF, QuorumChecker
+from .reads import Reads
+from .refusals import RefusalChecker
+from .statistics import EtcdStatistics
+from .stream import UnmatchedError, WatchStream
+from .watches import EtcdWatch, Watches
 
 log = logging.getLogger("gateway.etcd")
 

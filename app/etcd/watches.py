@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from app.core.currentness import Currentness
-from app.core.feed_messages import StreamKind
-from app.core.keys import KeyRange
-from app.core.multiplex import Created, Lost, Progress, Refused, WatchCallback, WatchInput
-from app.core.sized import Sized
-from app.etcd.link import Link
-from app.etcd.stream import WatchStream
-from app.ports import Clock
+from ..core.currentness import Currentness
+from ..core.feed_messages import StreamKind
+from ..core.keys import KeyRange
+from ..core.multiplex import Created, Lost, Progress, Refused, WatchCallback, WatchInput
+from ..core.sized import Sized
+from ..ports import Clock
+from .link import Link
+from .stream import WatchStream
 
 log = logging.getLogger("gateway.etcd")
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Protocol
 
-from app.core.capacity import Capacity
+from ..core.capacity import Capacity
 
 logger = logging.getLogger("gateway.http")
 

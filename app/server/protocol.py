@@ -26,11 +26,11 @@ from typing import Any, cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.problems import problem
-from app.core.capacity import Capacity
-from app.core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
-from app.server.admission import Admission
-from app.stream.transport import EXTENSION, HTTP_1_0, ClientTransport
+from ..api.problems import problem
+from ..core.capacity import Capacity
+from ..core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
+from ..stream.transport import EXTENSION, HTTP_1_0, ClientTransport
+from .admission import Admission
 
 # Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
 # percent-encoded, is 12 KiB.

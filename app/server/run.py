@@ -14,17 +14,17 @@ import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
-from app import descriptors
-from app.allocator import return_large_blocks
-from app.gateway import Gateway
-from app.main import create_app
-from app.ports import spawn
-from app.server.admission import Admission
-from app.server.protocol import GatewayProtocol
-from app.server.sockets import BACKLOG, bind
-from app.server.stop import Stop
-from app.settings import Settings
-from app.signals import SIGNALS
+from .. import descriptors
+from ..allocator import return_large_blocks
+from ..gateway import Gateway
+from ..main import create_app
+from ..ports import spawn
+from ..settings import Settings
+from ..signals import SIGNALS
+from .admission import Admission
+from .protocol import GatewayProtocol
+from .sockets import BACKLOG, bind
+from .stop import Stop
 
 logger = logging.getLogger("gateway")
 

@@ -6,7 +6,7 @@ import errno
 import socket
 from typing import Any
 
-from app.settings import SettingsError
+from ..settings import SettingsError
 
 BACKLOG = 4096
 

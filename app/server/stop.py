@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from app.gateway import Gateway
-from app.signals import SIGNALS
+from ..gateway import Gateway
+from ..signals import SIGNALS
 
 logger = logging.getLogger("gateway")
 

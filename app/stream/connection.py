@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from app.core.slow_reader import StallTimer
-from app.ports import spawn
-from app.stream.transport import HTTP_1_0, ClientTransport, nothing
+from ..core.slow_reader import StallTimer
+from ..ports import spawn
+from .transport import HTTP_1_0, ClientTransport, nothing
 
 # Looks in each GATEWAY_SEND_TIMEOUT at a write that the client has not taken.
 LOOKS = 4

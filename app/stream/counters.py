@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app.core.reader import Counts
-from app.stream.sink import SINKS
+from ..core.reader import Counts
+from .sink import SINKS
 
 
 @dataclass(slots=True)

@@ -12,16 +12,16 @@ import logging
 import time
 from collections.abc import Iterator
 
-from app.core.errors import TooLargeError, UnavailableError
-from app.core.freshness import STEPS, Freshness
-from app.core.reader import SNAPSHOT, WAITING, Reader, Wants
-from app.core.reasons import CloseReason
-from app.core.timestamps import rfc3339
-from app.stream.connection import LOOKS, Connection, StuckError
-from app.stream.sink import GONE, STUCK, Sink
-from app.stream.streams import Streams
-from app.watch.joining import Joining
-from app.watch.subscriber import Subscriber
+from ..core.errors import TooLargeError, UnavailableError
+from ..core.freshness import STEPS, Freshness
+from ..core.reader import SNAPSHOT, WAITING, Reader, Wants
+from ..core.reasons import CloseReason
+from ..core.timestamps import rfc3339
+from ..watch.joining import Joining
+from ..watch.subscriber import Subscriber
+from .connection import LOOKS, Connection, StuckError
+from .sink import GONE, STUCK, Sink
+from .streams import Streams
 
 log = logging.getLogger("gateway.stream")
 

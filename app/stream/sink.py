@@ -13,11 +13,11 @@ import asyncio
 import logging
 from typing import Literal, Protocol
 
-from app.core.slow_reader import StallTimer
-from app.ports import spawn
-from app.stream.connection import Connection
-from app.stream.framing import Chunks, Unframed
-from app.stream.transport import EXTENSION, ClientTransport
+from ..core.slow_reader import StallTimer
+from ..ports import spawn
+from .connection import Connection
+from .framing import Chunks, Unframed
+from .transport import EXTENSION, ClientTransport
 
 log = logging.getLogger("gateway.stream")
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from app.core.capacity import Capacity
-from app.core.cursor import Cursor, Shape
-from app.core.reader import Reader
-from app.core.slow_reader import RetryPenalty, SlowReaderPolicy
-from app.ports import Clock, Draw, Etcd
-from app.stream.counters import Counters
-from app.stream.framing import Chunks
-from app.stream.sink import Choice
-from app.stream.timers import TimerWheel
-from app.watch.feed import Feed
-from app.watch.registry import Registry
+from ..core.capacity import Capacity
+from ..core.cursor import Cursor, Shape
+from ..core.reader import Reader
+from ..core.slow_reader import RetryPenalty, SlowReaderPolicy
+from ..ports import Clock, Draw, Etcd
+from ..watch.feed import Feed
+from ..watch.registry import Registry
+from .counters import Counters
+from .framing import Chunks
+from .sink import Choice
+from .timers import TimerWheel
 
 # Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
 RETRY_MS = (1000, 5000)

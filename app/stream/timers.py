@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from app.ports import Clock
+from ..ports import Clock
 
 # Seconds of a slot. Heartbeats, time-outs and ages are seconds; a client does not see a twentieth of one.
 SLOT = 0.05

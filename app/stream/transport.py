@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-from app.core.slow_reader import StallTimer
+from ..core.slow_reader import StallTimer
 
 # Seconds between looks at whether the last bytes of a stream are acknowledged: a round trip at first, then longer.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25

@@ -9,10 +9,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from app.core.backfill import Stage
-from app.core.errors import GatewayError
-from app.core.feed import FeedCore
-from app.core.feed_messages import (
+from ..core.backfill import Stage
+from ..core.errors import GatewayError
+from ..core.feed import FeedCore
+from ..core.feed_messages import (
     AwaitProof,
     BackfillInput,
     CloseWatch,
@@ -26,10 +26,10 @@ from app.core.feed_messages import (
     SyncTimeout,
     WantBackfill,
 )
-from app.core.keys import KeyRange
-from app.core.multiplex import Refused, WatchInput
-from app.ports import Clock, Etcd, Watch, spawn
-from app.watch.cancel import cancel_watch
+from ..core.keys import KeyRange
+from ..core.multiplex import Refused, WatchInput
+from ..ports import Clock, Etcd, Watch, spawn
+from .cancel import cancel_watch
 
 log = logging.getLogger("gateway.feed")
 

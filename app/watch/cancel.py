@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from app.ports import Watch
+from ..ports import Watch
 
 log = logging.getLogger("gateway.feed")
 

@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
-from app.core.backoff import Backoff
-from app.core.budget import Hold
-from app.core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError, TooLargeError
-from app.core.feed import FeedCore, State
-from app.core.feed_messages import (
+from ..core.backoff import Backoff
+from ..core.budget import Hold
+from ..core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError, TooLargeError
+from ..core.feed import FeedCore, State
+from ..core.feed_messages import (
     AwaitProof,
     CloseWatch,
     Command,
@@ -34,18 +34,18 @@ from app.core.feed_messages import (
     SyncTimeout,
     TakeSnapshot,
 )
-from app.core.keys import KeyRange
-from app.core.multiplex import Lost, Refused, WatchInput
-from app.core.reasons import CloseReason
-from app.core.snapshot import Snapshot
-from app.ports import Clock, Draw, Etcd, Watch, spawn
-from app.watch.backfill import RunningBackfill
-from app.watch.cancel import cancel_watch
-from app.watch.limits import Limits
-from app.watch.memory import FeedMemory
-from app.watch.notifier import Notifier
-from app.watch.snapshot_turns import SnapshotTurns
-from app.watch.statistics import FeedStatistics
+from ..core.keys import KeyRange
+from ..core.multiplex import Lost, Refused, WatchInput
+from ..core.reasons import CloseReason
+from ..core.snapshot import Snapshot
+from ..ports import Clock, Draw, Etcd, Watch, spawn
+from .backfill import RunningBackfill
+from .cancel import cancel_watch
+from .limits import Limits
+from .memory import FeedMemory
+from .notifier import Notifier
+from .snapshot_turns import SnapshotTurns
+from .statistics import FeedStatistics
 
 log = logging.getLogger("gateway.feed")
 

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from app.core.errors import GatewayError
-from app.core.reader import Reader, Wants
-from app.ports import spawn
-from app.watch.feed import Feed
+from ..core.errors import GatewayError
+from ..core.reader import Reader, Wants
+from ..ports import spawn
+from .feed import Feed
 
 log = logging.getLogger("gateway.stream")
 

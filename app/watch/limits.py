@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.core.log import Bounds
+from ..core.log import Bounds
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from app.core.budget import Budget, Hold, Use
+from ..core.budget import Budget, Hold, Use
 
 # Of the bytes of feeds: what is encoded may take so much from logs. Without it each joiner's state is encoded anew.
 ENCODED_SHARE = 8

@@ -10,20 +10,20 @@ import asyncio
 import logging
 from typing import Literal
 
-from app.core.budget import Budget
-from app.core.drain import Drain
-from app.core.errors import DrainingError, OverCapacityError, TooLargeError
-from app.core.keys import KeyRange
-from app.core.reasons import CloseReason
-from app.core.refcounts import Acquired, RefCounts
-from app.core.sized import Sized
-from app.ports import Clock, Draw, Etcd
-from app.watch.feed import Feed
-from app.watch.limits import Limits
-from app.watch.memory import FeedMemory
-from app.watch.snapshot_turns import SnapshotTurns
-from app.watch.statistics import RegistryStatistics, SubscriberStatistics
-from app.watch.subscriber import Subscriber
+from ..core.budget import Budget
+from ..core.drain import Drain
+from ..core.errors import DrainingError, OverCapacityError, TooLargeError
+from ..core.keys import KeyRange
+from ..core.reasons import CloseReason
+from ..core.refcounts import Acquired, RefCounts
+from ..core.sized import Sized
+from ..ports import Clock, Draw, Etcd
+from .feed import Feed
+from .limits import Limits
+from .memory import FeedMemory
+from .snapshot_turns import SnapshotTurns
+from .statistics import RegistryStatistics, SubscriberStatistics
+from .subscriber import Subscriber
 
 log = logging.getLogger("gateway.feed")
 

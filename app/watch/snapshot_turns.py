@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from app.core.errors import NoRoomError
+from ..core.errors import NoRoomError
 
 T = TypeVar("T")
 

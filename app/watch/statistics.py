@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.core.feed import State
-from app.core.keys import KeyRange
+from ..core.feed import State
+from ..core.keys import KeyRange
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.core.reasons import CloseReason
-from app.watch.statistics import SubscriberStatistics
+from ..core.reasons import CloseReason
+from .statistics import SubscriberStatistics
 
 if TYPE_CHECKING:
-    from app.core.reader import Reader
-    from app.watch.feed import Feed
+    from ..core.reader import Reader
+    from .feed import Feed
 
 
 @dataclass(slots=True, eq=False)
