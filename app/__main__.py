@@ -1,4 +1,4 @@
-"""``python -m app serve`` is ``etcd-watch-gateway serve``."""
+"""``python -m app serve`` is ``etcd-watch-gateway serve``; installed, it is ``python -m etcd_watch_gateway serve``."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,12 +74,53 @@ def forbidden(room: str, source: str, package: str) -> list[str]:
     return found
 
 
+def own_names(source: str) -> Iterator[str]:
+    """Where *source* names ``app`` by that name: the wheel installs it under another. Docstrings may."""
+    tree = ast.parse(source)
+    rooms = "|".join(sorted(path.stem for path in APP.iterdir() if not path.name.startswith("_")))
+    said = re.compile(rf"\bapp\.({rooms})\b|-m app\b|\b(from|import) app\b")
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names) if any(name.name.partition(".")[0] == "app" for name in names):
+                yield ast.unparse(node)
+            case ast.ImportFrom(level=0, module=str(module)) if module.partition(".")[0] == "app":
+                yield ast.unparse(node)
+            case ast.Constant(value=str(text)) if id(node) not in prose and said.search(text):
+                yield text
+
+
 def waits(source: str) -> bool:
     """Whether there is an ``async`` or ``await`` in it."""
     return any(
         isinstance(node, WAITING) or (isinstance(node, ast.comprehension) and node.is_async)
         for node in ast.walk(ast.parse(source))
     )
+
+
+def test_the_code_does_not_know_the_name_of_its_package() -> None:
+    """It is ``app`` in a checkout and ``etcd_watch_gateway`` in the wheel."""
+    found = {str(path.relative_to(APP)): list(own_names(path.read_text())) for path in sorted(APP.rglob("*.py"))}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("import app", 1),
+        ("import app.core.log as log", 1),
+        ("def late():\n    from app import logs", 1),
+        ("from app.core import log", 1),
+        ("files('app.api')", 1),
+        ("def f():\n    'Like app.core does.'\n    run('-m app serve')", 1),
+        ("from . import logs\nfrom ..core.log import Log", 0),
+        ("app.state.admin = 'https://app.example'", 0),
+        ("'As python -m app does.'", 0),
+    ],
+)
+def test_the_name_is_found(source: str, named: int) -> None:
+    """As an import or in a string, but not in a docstring."""
+    assert len(list(own_names(source))) == named
 
 
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))

@@ -33,7 +33,7 @@ make_run() {
     # Python writes the bytecode of what it imports; that of all modules takes pip a second more.
     install --no-compile -r requirements-run.txt
     # Not `pip install -e .`: hatchling has no editable install for a package that the wheel renames
-    # (docs/decisions/0014). -P: the command must not import an `app` of the directory where somebody types it.
+    # (docs/decisions/0015). -P: the command must not import an `app` of the directory where somebody types it.
     printf '%s\n' "$PWD" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
     printf '%s\n' '#!/bin/sh' "exec '$PWD/$venv/bin/python' -P -m app \"\$@\"" > "$venv/bin/etcd-watch-gateway"
     chmod +x "$venv/bin/etcd-watch-gateway"

