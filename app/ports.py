@@ -17,7 +17,7 @@ from .core.keys import KeyRange
 from .core.multiplex import WatchCallback
 from .core.snapshot import Snapshot
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def spawn(work: Coroutine[Any, Any, T], *, name: str, died: Callable[[Exception]
         else:
             error = task.exception()
         if error is not None:
-            log.error("task failed", exc_info=error, extra={"task": name})
+            logger.error("task failed", exc_info=error, extra={"task": name})
             died(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
     task = asyncio.create_task(work, name=name)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..stream.transport import client_of
 
-log = logging.getLogger("gateway.http")
+logger = logging.getLogger("gateway.http")
 
 # nginx logs this status when the client closed the request. No client sees it; the metrics do.
 CLIENT_CLOSED_REQUEST = 499
@@ -45,7 +45,7 @@ class ClientGone:
         except Exception as error:
             if not (client.lost or await _disconnected(receive)):
                 raise
-            log.info("client gone", extra={"path": scope["path"], "reason": f"{type(error).__name__}: {error}"})
+            logger.info("client gone", extra={"path": scope["path"], "reason": f"{type(error).__name__}: {error}"})
             if not started:
                 await send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

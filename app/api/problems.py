@@ -14,7 +14,7 @@ from starlette.responses import Response
 from ..core.encoding import compact
 from ..core.errors import GatewayError, MethodNotAllowedError, NotFoundError, TransientError, UnauthorizedError
 
-log = logging.getLogger("gateway.http")
+logger = logging.getLogger("gateway.http")
 
 
 def problem(error: GatewayError, *, retry_after: float | None = None) -> Response:
@@ -42,7 +42,7 @@ def install(app: FastAPI) -> None:
     async def gateway_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError), "registered for it"
         if error.cause:
-            log.warning("not served", extra={"path": request.url.path, "code": error.code, "cause": error.cause})
+            logger.warning("not served", extra={"path": request.url.path, "code": error.code, "cause": error.cause})
         return problem(error)
 
     async def http_error(request: Request, error: Exception) -> Response:
@@ -58,7 +58,7 @@ def install(app: FastAPI) -> None:
         return problem(GatewayError("the request could not be understood"))
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("unexpected error", exc_info=error, extra={"path": request.url.path})
+        logger.error("unexpected error", exc_info=error, extra={"path": request.url.path})
         return problem(GatewayError("an error of ours, which is in our log"))
 
     app.add_exception_handler(GatewayError, gateway_error)

@@ -25,7 +25,7 @@ from ..stream.streams import Streams
 from ..watch.subscriber import Subscriber
 from .problems import problem
 
-log = logging.getLogger("gateway.stream")
+logger = logging.getLogger("gateway.stream")
 
 # Refused EventSources that are held open at a time; any more are closed at once.
 MAX_HELD = 1000
@@ -125,7 +125,9 @@ class StreamResponse(EventSourceResponse):
         streams = self._streams
         streams.counters.refused[error.code] += 1
         retry_ms = streams.retry_ms(error.retry_factor)
-        log.warning("refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause})
+        logger.warning(
+            "refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause}
+        )
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
             return

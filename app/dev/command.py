@@ -17,7 +17,7 @@ from ..stdio import say
 from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
 from .sample import sample
 
-log = logging.getLogger("gateway.dev")
+logger = logging.getLogger("gateway.dev")
 
 
 async def dev(settings: Settings) -> None:
@@ -27,7 +27,7 @@ async def dev(settings: Settings) -> None:
         SettingsError: there is no etcd to embed, or the gateway can't start.
     """
     if "etcd" in settings.model_fields_set:
-        log.warning("dev starts an etcd of its own", extra={"ignored": ",".join(settings.etcd)})
+        logger.warning("dev starts an etcd of its own", extra={"ignored": ",".join(settings.etcd)})
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):
             await serve(
@@ -44,7 +44,7 @@ def _find_etcd() -> Path:
     binary = find_etcd()
     version = version_of(binary)
     if not progress_is_trusted(version):
-        log.warning(
+        logger.warning(
             "the gateway does not believe the progress that this etcd version reports: an id moves on only with an "
             "event of its range, so that a client which resumes in a quiet range more often begins with a reset; put "
             "an etcd from 3.5.8 on the PATH, and dev takes that",
@@ -84,4 +84,4 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
 """,
     )
     if not said:
-        log.warning("standard output takes nothing", extra={"page": f"{base}/?prefix=/svc/"})
+        logger.warning("standard output takes nothing", extra={"page": f"{base}/?prefix=/svc/"})

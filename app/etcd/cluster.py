@@ -16,7 +16,7 @@ from typing import Any
 
 from ..ports import Clock
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 
 class ForeignClusterError(ConnectionError):
@@ -72,7 +72,7 @@ class Cluster:
         """
         self.note(header)
         if header.revision < before[0] or header.raft_term < before[1]:
-            log.warning("etcd went back: it was restored", extra={"revision": header.revision, "was": before[0]})
+            logger.warning("etcd went back: it was restored", extra={"revision": header.revision, "was": before[0]})
             self._start_anew(header)
         self.term = max(self.term, header.raft_term)
 
@@ -87,7 +87,7 @@ class Cluster:
         revision has passed ours again: a feed that knows no event of its range has nothing else to tell by.
         """
         if 0 < index < before:
-            log.warning("etcd's raft log begins anew: it was restored", extra={"applied": index, "was": before})
+            logger.warning("etcd's raft log begins anew: it was restored", extra={"applied": index, "was": before})
             self._start_anew(header)
         self.note_applied(index)
 
@@ -98,7 +98,7 @@ class Cluster:
         if header.cluster_id not in (0, self.id) and self.id:
             if not tried_all or self._clock() - self._seen_at < self._patience:
                 return self._foreign(header)
-            log.warning(
+            logger.warning(
                 "another cluster has taken the place of ours",
                 extra={"was": f"{self.id:x}", "is": f"{header.cluster_id:x}"},
             )

@@ -33,7 +33,7 @@ from .login import Login, LoginError
 from .stream import METADATA, RetiredError, UnmatchedError, WatchStream
 from .stream_pool import StreamPool
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 # No server that counts its watches would give this one by itself.
 PROBE_ID = 1 << 40
@@ -163,7 +163,7 @@ class Link:
         """
         if not self._may_not_ask:
             self._may_not_ask = True
-            log.warning("etcd does not tell its version to our user", extra={"endpoint": self.endpoint})
+            logger.warning("etcd does not tell its version to our user", extra={"endpoint": self.endpoint})
         try:
             found = await self._ask(self._cluster.MemberList, rpc.MemberListRequest(), timeout)
         except rpc.AioRpcError as error:
@@ -251,7 +251,7 @@ class Link:
             rpc.StatusCode.PERMISSION_DENIED,
             rpc.StatusCode.UNAUTHENTICATED,
         ):
-            log.warning("watch stream ended", extra={"endpoint": self.endpoint, "reason": error.details()})
+            logger.warning("watch stream ended", extra={"endpoint": self.endpoint, "reason": error.details()})
             return
         if isinstance(error, UnmatchedError):
             self.fail(str(error))

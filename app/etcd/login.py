@@ -22,7 +22,7 @@ from aetcd import rpc
 from ..ports import Clock
 from .credentials import Credentials, CredentialsError
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 # Seconds for one Authenticate: bcrypt costs etcd about 0.1 s of a core, and it is a write to the cluster.
 LOGIN_TIMEOUT = 2.0
@@ -119,7 +119,7 @@ class Login:
                 details = error.details() or ""
                 if "authentication is not enabled" in details:
                     # As etcd's own client: a user may be configured before auth is enabled.
-                    log.warning("etcd has no authentication enabled: the user is not needed", extra={"user": user})
+                    logger.warning("etcd has no authentication enabled: the user is not needed", extra={"user": user})
                     self.token, self._renew_at, self._simple = "", math.inf, False
                     return
                 if error.code() in REFUSALS:

@@ -15,7 +15,7 @@ from ..core.errors import GatewayError
 from ..core.keys import KeyRange
 from ..ports import Clock
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 # Seconds between two questions, however many watches there are.
 PACE = 1.0
@@ -60,7 +60,7 @@ class PermissionChecker:
                 try:
                     await self._audit(watch)
                 except Exception:
-                    log.exception("audit failed", extra={"range": str(watch.range)})
+                    logger.exception("audit failed", extra={"range": str(watch.range)})
 
     def _due(self) -> PermittedWatch | None:
         """The watch that was not asked for longest, if that is long enough ago."""

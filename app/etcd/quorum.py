@@ -23,7 +23,7 @@ from .hints import explain
 from .link import Link
 from .login import REFUSALS, LoginError
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 # Seconds between two tries of one read. A new leader refuses reads for a moment, which is no reason to leave.
 PAUSE = 0.5

@@ -17,7 +17,7 @@ from ..core.multiplex import Lost, Refused, WatchInput
 from ..ports import spawn
 from .stream import WatchStream
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 
 class RefusedWatch(Protocol):
@@ -88,6 +88,6 @@ class RefusalChecker:
         if stream.token == self._token():
             # KV takes this very token: its age is not the reason. The next try will tell.
             return refused
-        log.info("watch stream retired", extra={"reason": "its token is no longer valid"})
+        logger.info("watch stream retired", extra={"reason": "its token is no longer valid"})
         stream.retire("its token is no longer valid")
         return Lost("its stream's token is no longer valid")

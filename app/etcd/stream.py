@@ -18,7 +18,7 @@ from ..ports import Clock
 from .calls import CallStatus
 from .convert import is_too_large, message, watch_request
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 # etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
 URGENT = 0.1
@@ -163,7 +163,7 @@ class WatchStream(Sized):
             raise
         except Exception as error:  # whatever ended it, its watches must hear of it
             if not isinstance(error, (rpc.AioRpcError, ConnectionError)):
-                log.exception("watch stream failed")
+                logger.exception("watch stream failed")
             self.close(error)
 
     async def _read(self) -> None:

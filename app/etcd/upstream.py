@@ -37,7 +37,7 @@ from .statistics import EtcdStatistics
 from .stream import UnmatchedError, WatchStream
 from .watches import EtcdWatch, Watches
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 # A read waits this long (seconds) for a connection that is just being made, before it says that etcd is away.
 CONNECT_PATIENCE = 2.0
@@ -355,22 +355,22 @@ class Upstream:
     def _say_ready(self, link: Link) -> None:
         self._reasons.pop(link.endpoint, None)
         self._condition = Condition(link.endpoint, link.version_text, "ready", time.time(), "")
-        log.info("etcd is ready", extra={"endpoint": link.endpoint, "version": link.version_text})
+        logger.info("etcd is ready", extra={"endpoint": link.endpoint, "version": link.version_text})
         if known_to_lose_events(link.version):
-            log.warning(
+            logger.warning(
                 "this etcd version can lose a delete at a compaction; the gateway guards its own watches against it, "
                 "but upgrade to 3.5.18 or later (3.4.36 on the 3.4 line)",
                 extra={"endpoint": link.endpoint, "version": link.version_text},
             )
         if known_to_diverge(link.version):
-            log.warning(
+            logger.warning(
                 "a crash can make a member of this etcd version differ from the others: upgrade",
                 extra={"endpoint": link.endpoint, "version": link.version_text},
             )
 
     def _say_down(self, endpoint: str, reason: str) -> None:
         if self._reasons.get(endpoint) != reason:
-            log.warning("etcd is out of reach", extra={"endpoint": endpoint, "reason": reason})
+            logger.warning("etcd is out of reach", extra={"endpoint": endpoint, "reason": reason})
         self._reasons[endpoint] = reason
         since = self._condition.since if self._condition.state == "down" else time.time()
         others = [f"{other}: {why}" for other, why in self._reasons.items() if other != endpoint]

@@ -17,7 +17,7 @@ from ..ports import Clock
 from .link import Link
 from .stream import WatchStream
 
-log = logging.getLogger("gateway.etcd")
+logger = logging.getLogger("gateway.etcd")
 
 
 class EtcdWatch:
@@ -72,7 +72,7 @@ class EtcdWatch:
             try:
                 sink(given)
             except Exception:
-                log.exception("watch failed", extra={"range": str(self.range)})
+                logger.exception("watch failed", extra={"range": str(self.range)})
                 self.cancel()
 
     def revoke(self, reason: str) -> None:
@@ -172,7 +172,7 @@ class Watches(Sized):
                 try:
                     self._place(watch)
                 except Exception as error:  # it costs this watch alone: the others must be opened
-                    log.exception("watch not opened", extra={"range": str(watch.range)})
+                    logger.exception("watch not opened", extra={"range": str(watch.range)})
                     watch.end(Lost(f"not opened: {error}"))
 
     def forget(self, watch: EtcdWatch) -> None:

@@ -23,7 +23,7 @@ from .connection import LOOKS, Connection, StuckError
 from .sink import GONE, STUCK, Sink
 from .streams import Streams
 
-log = logging.getLogger("gateway.stream")
+logger = logging.getLogger("gateway.stream")
 
 # Bytes asked of a reader, and given to the sink, at a time. A subscriber that does not read holds about twice this in
 # the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
@@ -328,7 +328,7 @@ class Delivery:
     def _log_end(self, reason: str) -> None:
         reader = self._reader
         self._streams.counters.closed[reason] += 1
-        log.info(
+        logger.info(
             "stream end",
             extra={
                 "range": str(self._feed.range),

@@ -19,7 +19,7 @@ from .connection import Connection
 from .framing import Chunks, Unframed
 from .transport import EXTENSION, ClientTransport
 
-log = logging.getLogger("gateway.stream")
+logger = logging.getLogger("gateway.stream")
 
 Choice = Literal["auto", "portable", "fast"]
 SINKS = ("fast", "portable")
@@ -140,7 +140,7 @@ class FastSink:
         self._client.leave()
         self._source = None
         if error is not None:
-            log.error("stream failed", exc_info=error)
+            logger.error("stream failed", exc_info=error)
         if error is not None or reason == STUCK:
             self._client.abort()
         elif not self._client.lost:
@@ -230,5 +230,5 @@ def make_sink(
         framing = chunks if connection.chunked else Unframed()
         return FastSink(connection.client, framing, connection.send_timeout, finishing)
     if choice == "fast":
-        log.warning("GATEWAY_SINK=fast can't be had: the server does not offer %s", EXTENSION)
+        logger.warning("GATEWAY_SINK=fast can't be had: the server does not offer %s", EXTENSION)
     return PortableSink(connection)

@@ -31,7 +31,7 @@ from ..core.multiplex import Refused, WatchInput
 from ..ports import Clock, Etcd, Watch, spawn
 from .cancel import cancel_watch
 
-log = logging.getLogger("gateway.feed")
+logger = logging.getLogger("gateway.feed")
 
 
 class RunningBackfill:
@@ -103,7 +103,7 @@ class RunningBackfill:
             if self.active and not self._has_room():
                 self._step(NoRoom())
         except Exception:
-            log.exception("history read failed", extra={"range": str(self._range), "stage": self._core.stage.value})
+            logger.exception("history read failed", extra={"range": str(self._range), "stage": self._core.stage.value})
             self._abandon()
         else:
             self._on_change()
@@ -167,14 +167,14 @@ class RunningBackfill:
         cancel_watch(watch)
 
     def _timed_out(self) -> None:
-        log.warning("history not read in time", extra={"range": str(self._range), "stage": self._core.stage.value})
+        logger.warning("history not read in time", extra={"range": str(self._range), "stage": self._core.stage.value})
         self.handle(SyncTimeout())
 
     async def _probe(self, revision: int) -> None:
         try:
             outcome = await self._etcd.probe(self._range, revision)
         except GatewayError as error:
-            log.warning("history probe failed", extra={"range": str(self._range), "reason": str(error)})
+            logger.warning("history probe failed", extra={"range": str(self._range), "reason": str(error)})
             given = Probed("failed")
         else:
             given = Probed(outcome)

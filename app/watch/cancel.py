@@ -6,7 +6,7 @@ import logging
 
 from ..ports import Watch
 
-log = logging.getLogger("gateway.feed")
+logger = logging.getLogger("gateway.feed")
 
 
 def cancel_watch(watch: Watch | None) -> None:
@@ -16,4 +16,4 @@ def cancel_watch(watch: Watch | None) -> None:
     try:
         watch.cancel()
     except Exception:
-        log.exception("a watch was not let go")
+        logger.exception("a watch was not let go")

@@ -47,7 +47,7 @@ from .notifier import Notifier
 from .snapshot_turns import SnapshotTurns
 from .statistics import FeedStatistics
 
-log = logging.getLogger("gateway.feed")
+logger = logging.getLogger("gateway.feed")
 
 
 class FeedOwner(Protocol):
@@ -147,7 +147,7 @@ class Feed:
         try:
             yield
         except Exception:
-            log.exception("feed failed", extra={"range": str(self.range), "state": self.core.state.value})
+            logger.exception("feed failed", extra={"range": str(self.range), "state": self.core.state.value})
             self._fail("unavailable")
 
     def _step(self, given: FeedInput) -> None:
@@ -160,7 +160,7 @@ class Feed:
             if before is not State.LIVE:
                 self.trouble = ""
                 self._update_staleness()
-                log.info(
+                logger.info(
                     "feed live", extra={"range": str(self.range), "revision": self.history.log.tip, "keys": self.keys}
                 )
         if not self.history.joinable:
@@ -248,7 +248,9 @@ class Feed:
         """Let go of a state that is about to be replaced; bytes given back. Its readers are told that it is stale."""
         given = self.history.reclaim_view()
         if given:
-            log.warning("feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given})
+            logger.warning(
+                "feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given}
+            )
             self._refreshed = None
             self._account()
             self._update_staleness()
@@ -277,19 +279,19 @@ class Feed:
     def _hear(self, given: WatchInput) -> None:
         if isinstance(given, Refused):
             self.trouble = given.reason or "etcd ended the watch"
-            log.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
+            logger.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
             if given.denied and self.history.view is not None:
                 # What was shown may not be seen any more: neither by those who hold it, nor by those who come.
                 self._fail("revoked")
                 return
         self.handle(given)
         if isinstance(given, Lost) and given.too_large and self.core.state is State.OPENING:
-            log.warning("what was missed is too large for a watch", extra={"range": str(self.range)})
+            logger.warning("what was missed is too large for a watch", extra={"range": str(self.range)})
         if not self._memory.settle(self):
             self._fail_too_large()
 
     def _fail_too_large(self) -> None:
-        log.warning("feed too large", extra={"range": str(self.range), "bytes": self.core.bytes})
+        logger.warning("feed too large", extra={"range": str(self.range), "bytes": self.core.bytes})
         self._fail(TooLargeError.close_reason)
 
     def _fail(self, reason: CloseReason) -> None:
@@ -345,7 +347,7 @@ class Feed:
         task.add_done_callback(self._tasks.discard)
 
     def _sync_timed_out(self) -> None:
-        log.warning("resume not proven in time", extra={"range": str(self.range)})
+        logger.warning("resume not proven in time", extra={"range": str(self.range)})
         self.handle(SyncTimeout())
 
     async def _take_snapshot(self) -> None:
@@ -401,7 +403,7 @@ class Feed:
     def _note_trouble(self, what: str, error: Exception) -> None:
         text = str(error)
         if text != self.trouble:
-            log.warning(what, extra={"range": str(self.range), "reason": text})
+            logger.warning(what, extra={"range": str(self.range), "reason": text})
         self.trouble = text
 
     # --- proof and staleness -----------------------------------------------------------------------------------------
@@ -444,7 +446,7 @@ class Feed:
         if stale != (self.stale_since is not None):
             self.stale_since = time.time() - age if stale else None
             state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)
-            log.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
+            logger.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
             self.notifier.notify()
 
     # --- for readers ahead of the feed -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from ..core.reader import Reader, Wants
 from ..ports import spawn
 from .feed import Feed
 
-log = logging.getLogger("gateway.stream")
+logger = logging.getLogger("gateway.stream")
 
 # Seconds after a linearizable read that failed, before the next one.
 READ_AGAIN = 1.0
@@ -77,7 +77,7 @@ class Joining:
                 try:
                     revision = await self._feed.linearizable_revision()
                 except GatewayError as error:  # etcd is away: the feed's own state says so, here we only try again
-                    log.debug("no linearizable revision", extra={"reason": str(error)})
+                    logger.debug("no linearizable revision", extra={"reason": str(error)})
                     await asyncio.sleep(READ_AGAIN)
                     continue
                 self._reader.give_linearizable(revision)

@@ -25,7 +25,7 @@ from .snapshot_turns import SnapshotTurns
 from .statistics import RegistryStatistics, SubscriberStatistics
 from .subscriber import Subscriber
 
-log = logging.getLogger("gateway.feed")
+logger = logging.getLogger("gateway.feed")
 
 # Seconds between looks at staleness and at the age of logs.
 TICK = 1.0
@@ -80,7 +80,7 @@ class Registry(Sized):
             self._feeds[watched] = feed
             self._subscribers[feed] = {}
             self.feeds_started += 1
-            log.info("feed start", extra={"range": str(watched)})
+            logger.info("feed start", extra={"range": str(watched)})
         elif acquired is Acquired.REVIVED:
             self._linger_timers.pop(watched).cancel()
         self._subscribers[feed][subscriber] = None
@@ -166,7 +166,7 @@ class Registry(Sized):
         del self._subscribers[feed]
         feed.stop()
         self._ending.add(feed)
-        log.info("feed stop", extra={"range": str(feed.range), "reason": reason})
+        logger.info("feed stop", extra={"range": str(feed.range), "reason": reason})
 
     # --- what its feeds tell it (``app.watch.feed.FeedOwner``) ------------------------------------------------------
 
