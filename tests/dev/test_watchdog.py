@@ -70,11 +70,20 @@ def pid_of(process: subprocess.Popen[bytes]) -> int:
     return int(process.stdout.readline())
 
 
+def said_by(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """What the watchdog writes until it ends. ``communicate`` would close the pipe, as a parent's death does."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    out, err = process.stdout.read(), process.stderr.read()
+    process.wait(HANG)
+    return out, err
+
+
 def test_it_ends_with_its_command(tmp_path: Path) -> None:
     """What that says goes to standard error; its folder stays."""
     with watched(tmp_path / "data", "/bin/sh", "-c", "echo one; echo two >&2") as process:
         assert pid_of(process) > 0
-        out, err = process.communicate(timeout=HANG)
+        out, err = said_by(process)
 
     assert (out, err, process.returncode) == (b"", b"one\ntwo\n", 0)
     assert (tmp_path / "data").exists()
@@ -84,7 +93,7 @@ def test_a_command_that_is_none(tmp_path: Path) -> None:
     """Why is said where etcd would log."""
     with watched(tmp_path / "data", str(tmp_path / "nothing")) as process:
         pid_of(process)
-        _out, err = process.communicate(timeout=HANG)
+        _out, err = said_by(process)
 
     assert b"No such file or directory" in err
 
