@@ -1,4 +1,4 @@
 """The deciding half of the gateway: values in, values and commands out.
 
-Nothing here imports asyncio, a clock, randomness, logging or the network; ``tests/test_layering.py`` holds it to that.
+Nothing here imports asyncio, a clock, randomness, logging or the network; ``tests/test_layering.py`` enforces this.
 """

@@ -1,22 +1,26 @@
-"""Reading a feed's history below its log's floor again, for joiners with old cursors, beside the feed's own life.
+"""The backfill: reads a feed's history below the log's floor again, for subscribers that join with an old cursor.
 
-Must live here: what of etcd's history is read, when it is proven, and when it is given up. Must not: the feed's own
-watch, its view, its generations (``feed``): a follower is told the same whether or not somebody asks for history.
+Must live here: which part of etcd's history is read, when the read is proven, and when it is aborted. Must not: the
+feed's own watch, view and generations (``feed``). The feed's subscribers receive the same events whether or not a
+backfill runs.
 
 Theory of operation
-    A second, temporary watch opens ``reach_back`` revisions before the log's tip, whatever the one cursor, so that the
-    rest of a herd, a little older, resumes from the same read. What it says is held back. It has said enough when
-    everything up to the log's floor has come, and it meets what the feed knows:
+    The backfill opens a second, temporary watch ``reach_back`` revisions before the log's tip. The start does not
+    depend on the cursor that asked, so that other clients with slightly older cursors resume from the same read. The
+    backfill holds back the batches of this watch. The read is complete when every batch up to the log's floor has
+    arrived and the watch meets what the feed knows:
 
-    * a log with batches: the watch must come to the first of them, exactly as the log holds it;
-    * an empty log: an event at the floor or above, or trusted progress, ends the read; the anchor must have come.
+    * The log has batches: the watch must bring the first of them exactly as the log holds it.
+    * The log is empty: an event at or above the floor, or trusted progress, completes the read. The read must include
+      the anchor.
 
-    Then the watch is closed, and a count-only Range just below its start must still answer: nothing was compacted under
-    it. At last, every key's last event must be what the next one in the log, or the view, follows from. What is proven
-    goes in front of the log.
+    The backfill then closes the watch. A count-only Range just below the watch's start must still succeed, which proves
+    that etcd compacted nothing during the read. Finally, each key's next event in the log, or else its state in the
+    view, must follow from the key's last event in the read. The backfill then prepends the proven batches to the log.
 
-    Anything else ends the read, and nothing more: whoever waited for it is reset. The next read begins later, or is for
-    less than half of what this one was for: a read that is too long for its time is not begun again and again.
+    Any other outcome ends the read and changes nothing else: the subscribers that waited for the read are reset. The
+    next read begins after a wait. A read that is at most half as long may begin at once. So a read that is too long for
+    its timeout is not repeated again and again.
 """
 
 from __future__ import annotations
@@ -46,16 +50,16 @@ from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from .reasons import ResetReason
 from .state_table import Transition, find_action, transition
 
-# Seconds from one read of a feed to the next. After each that failed the wait doubles, up to the second figure.
+# Seconds between two reads of one feed. Each failure doubles the wait, up to the second figure.
 INTERVAL = 10.0
 LONGEST_INTERVAL = 600.0
-# Times that one read is begun anew: a stream that broke, a compaction that went past its start.
+# How often one read may be started. It is restarted when its stream breaks, or when a compaction passes its start.
 TRIES = 3
 EVERYTHING = 1 << 62  # bytes
 
 
 class Stage(Enum):
-    """Where the read is."""
+    """The stage of the read."""
 
     RESTING = "resting"
     OPENING = "opening"
@@ -65,11 +69,11 @@ class Stage(Enum):
 
 @dataclass(slots=True)
 class Reading:
-    """History under way. Everything above ``floor``, and up to ``said``, has come and is held."""
+    """The read in progress. All batches above ``floor`` and up to ``said`` have arrived and are held."""
 
-    generation: int  # of the log, when it began
-    newest: int  # the newest cursor that it is for: when it can't serve that, it serves nobody
-    reach: int  # the floor that it began with
+    generation: int  # the log's generation when the read began
+    newest: int  # the newest cursor that needs the read: a read that cannot serve this cursor is useless
+    reach: int  # the floor that the read began with
     floor: int
     stream_kind: StreamKind = "catch-up"
     said: int = 0
@@ -78,43 +82,50 @@ class Reading:
     bytes: int = 0
 
     def release(self) -> None:
-        """Hold nothing."""
+        """Drop the held batches."""
         self.held, self.bytes = [], 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last read, if it failed: why, and for whom it was."""
+    """The last read, if it failed: the reason, and the range of revisions that it covered."""
 
     reason: ResetReason
     floor: int
-    distance: int  # revisions that it was to read
+    distance: int  # in revisions: how much history the read covered
 
 
 class Backfill:
-    """See the module. ``handle`` is the only way in. Of *history* only the old end of its log is changed."""
+    """See the module. All inputs go through ``handle``. The backfill changes only the old end of *history*'s log."""
 
     def __init__(self, history: History, bounds: Bounds, reach_back: int) -> None:
         self._history = history
         self._bounds = bounds
         self._reach_back = reach_back
         self.stage = Stage.RESTING
-        # Somebody with a cursor waited for the feed's start: as soon as it is live, history is to be read.
+        # A subscriber with a cursor is waiting for the feed to start: a backfill is due as soon as the feed is live.
         self.owed = False
         self._reading: Reading | None = None
         self._failure: Failure | None = None
-        self._failures = 0  # one after the other
+        self._failures = 0  # consecutive
         self._not_before = float("-inf")
 
     @property
     def bytes(self) -> int:
-        """Memory that is held back until it is proven."""
+        """Memory of the batches that are held until they are proven."""
         return self._reading.bytes if self._reading is not None else 0
 
     def may_begin(self, revision: int, now: float, *, trusted: bool) -> bool:
-        """Whether ``WantBackfill`` for a cursor at *revision* is worth it: in reach, provable, not in vain before.
+        """Whether ``WantBackfill`` for a cursor at *revision* is worthwhile.
 
-        *trusted*: whether progress is. An empty log can't be met by an event, as long as there is none.
+        The cursor must be in reach, and the read must be provable. The wait after the last read must be over, unless
+        that read failed and this one is at most half as long.
+
+        Args:
+            revision: of the cursor.
+            now: seconds.
+            trusted: whether etcd's progress is trusted. An empty log has no event for the watch to meet, so that only
+                trusted progress can complete the read.
         """
         log = self._history.log
         return (
@@ -130,14 +141,15 @@ class Backfill:
         return self._failure is not None and distance <= self._failure.distance // 2
 
     def promises(self, revision: int) -> bool:
-        """Whether a reader at *revision*, below the log's floor, may be served when the read is done."""
+        """Whether a reader at *revision*, below the log's floor, may be served when the read is complete."""
         reading = self._reading
         return reading is not None and self._is_current(reading) and revision >= reading.floor
 
     def why_not(self, revision: int) -> ResetReason:
-        """Why a cursor at *revision*, below the log's floor, is not served.
+        """Return why a cursor at *revision*, below the log's floor, cannot be served.
 
-        What ended the history that it knows of; or etcd has compacted it; or reading it failed; or it is out of reach.
+        The first that applies: the reason that ended the cursor's history, a compaction in etcd, the failure of the
+        last read, or ``lagged`` for a cursor out of reach.
         """
         ended = self._history.why_ended(revision)
         if ended is not None:
@@ -146,15 +158,15 @@ class Backfill:
         return failure.reason if failure is not None and revision >= failure.floor else "lagged"
 
     def handle(self, given: BackfillInput, now: float) -> Commands:
-        """Take one input; returns what is to be done, in order: with a watch and a time-out of its own.
+        """Take one input. Return the commands to execute, in order, with the backfill's own watch and timeout.
 
         Raises:
-            InvalidTransitionError: the stage does not know this input; nothing was changed.
+            InvalidTransitionError: the stage does not accept this input; nothing was changed.
         """
         return find_action(TABLE, self.stage, given)(self, given, now)
 
     def abandon(self, now: float) -> None:
-        """Give up whatever is under way, by an error of ours: the caller closes what is open."""
+        """Abort the read after an internal error. The caller closes the watch and the timers."""
         if self._reading is not None:
             self._give_up("unproven", now)
 
@@ -162,10 +174,10 @@ class Backfill:
         return reading.generation == self._history.log.generation
 
     def _now_reading(self) -> Reading:
-        assert self._reading is not None, "not at rest"
+        assert self._reading is not None, "called only while a read is in progress"
         return self._reading
 
-    # --- its beginning -----------------------------------------------------------------------------------------------
+    # --- beginning a read --------------------------------------------------------------------------------------------
 
     def _begin(self, given: WantBackfill, now: float) -> Commands:
         self.owed = False
@@ -173,7 +185,7 @@ class Backfill:
         start = max(1, log.tip - self._reach_back, self._history.oversized_revision + 1)
         newest = log.floor if given.revision is None else given.revision
         if given.revision is not None and now < self._not_before:
-            start = max(start, given.revision + 1)  # only as far as must be: further was too much
+            start = max(start, given.revision + 1)  # no older than the cursor needs: a longer read failed
         self._reading = Reading(log.generation, newest, start - 1, start - 1)
         return self._open()
 
@@ -197,11 +209,11 @@ class Backfill:
         reading.tries += 1
         return self._open()
 
-    # --- what its watch says -----------------------------------------------------------------------------------------
+    # --- messages of the watch ---------------------------------------------------------------------------------------
 
     def _created(self, _given: Created, _now: float) -> Commands:
         self.stage = Stage.READING
-        return (AwaitProof(),)  # the wait for its turn is not of its own making
+        return (AwaitProof(),)  # restart the timeout: time spent in the queue does not count
 
     def _ignore(self, _given: BackfillInput, _now: float) -> Commands:
         return ()
@@ -219,16 +231,19 @@ class Backfill:
         return self._end_at_floor(now)
 
     def _meet(self, batch: Batch, now: float) -> Commands:
-        """The first batch above the floor: here it meets what the feed knows."""
+        """Compare the first batch above the floor with what the feed knows."""
         log, reading = self._history.log, self._now_reading()
         first = log.first
         if first is not None:
             proven = (batch.revision, batch.events) == (first.revision, first.events)
         else:
-            proven = batch.revision > log.tip  # otherwise progress had said that there is nothing
+            # The tip of an empty log moves only by trusted progress, which ruled out any event up to the tip.
+            proven = batch.revision > log.tip
         if not proven:
             return self._give_up("restored", now)
-        reading.said = batch.revision - 1  # the batch itself is the log's: gone from there, it would be nowhere
+        # This batch does not count as read: only the log holds it, and the log may evict it before the read is
+        # confirmed.
+        reading.said = batch.revision - 1
         return self._confirm(now)
 
     def _progress(self, given: Progress, now: float) -> Commands:
@@ -237,12 +252,12 @@ class Backfill:
             return ()
         first = self._history.log.first
         if first is not None and given.revision >= first.revision:
-            return self._give_up("restored", now)  # it would have come before
+            return self._give_up("restored", now)  # the watch should have brought this batch before the progress
         reading.said = max(reading.said, given.revision)
         return self._end_at_floor(now)
 
     def _end_at_floor(self, now: float) -> Commands:
-        """All is said; but where the log has batches, the watch must come to the first of them."""
+        """Confirm the read at the floor, if the log is empty. Otherwise the watch must meet the log's first batch."""
         log = self._history.log
         return self._confirm(now) if log.first is None and self._now_reading().said >= log.floor else ()
 
@@ -260,7 +275,7 @@ class Backfill:
     def _lost(self, given: Lost, now: float) -> Commands:
         reading = self._now_reading()
         if given.too_large and reading.stream_kind == "dedicated":
-            # The message was certainly of this watch, and will be the next time.
+            # The watch had the stream to itself, so the message was this watch's. The next try would meet it again.
             history = self._history
             history.oversized_revision = max(history.oversized_revision, history.log.floor)
             return self._give_up("lagged", now)
@@ -269,7 +284,7 @@ class Backfill:
         return self._again("unproven", now)
 
     def _fit(self) -> bool:
-        """Forget old ends that would not fit the log; whether what is left is of use to anybody."""
+        """Drop the oldest held batches that would not fit in the log. Return whether the rest still serves a cursor."""
         reading, log = self._now_reading(), self._history.log
         size, count = self._bounds.bytes - log.bytes, self._bounds.batches - len(log)
         drop = 0
@@ -280,7 +295,7 @@ class Backfill:
         del reading.held[:drop]
         return reading.floor <= reading.newest
 
-    # --- its proof ---------------------------------------------------------------------------------------------------
+    # --- proving the read --------------------------------------------------------------------------------------------
 
     def _confirm(self, now: float) -> Commands:
         if not self._fit():
@@ -294,7 +309,8 @@ class Backfill:
             return self._give_up(reasons[given.outcome], now)
         reading, log = self._now_reading(), self._history.log
         if not self._is_current(reading) or reading.said < log.floor or not self._fit():
-            return self._give_up("lagged", now)  # the log has gone on without it
+            # The log has moved on: it has a new generation, or its new floor lies beyond what was read.
+            return self._give_up("lagged", now)
         if not self._joins():
             return self._give_up("restored", now)
         log.prepend(reading.held, min(reading.floor, log.floor), now)
@@ -303,10 +319,10 @@ class Backfill:
         return self._rest()
 
     def _joins(self) -> bool:
-        """Whether what the feed knows follows from what was read: its anchor came, and each key goes on from it."""
+        """Whether the feed's history continues the read: the read has the anchor, and each key's next event follows."""
         reading, history = self._now_reading(), self._history
         view, log = history.view, history.log
-        assert view is not None, "history is read below a view"
+        assert view is not None, "a read needs a view to join"
         known = log.after(log.floor, EVERYTHING)
         held = [batch for batch in reading.held if batch.revision <= log.floor]
         anchor = history.anchor
@@ -320,7 +336,7 @@ class Backfill:
                     return False
         return view.holds(last.values())
 
-    # --- its end -----------------------------------------------------------------------------------------------------
+    # --- ending the read ---------------------------------------------------------------------------------------------
 
     def _rest(self) -> Commands:
         self._reading = None
@@ -342,7 +358,7 @@ class Backfill:
         return self._give_up("lagged", now)
 
     def _stop(self, _given: Stop, _now: float) -> Commands:
-        """The feed has ended, or the generation that it was read for: that is not a failure."""
+        """End the read without counting a failure: the feed, or the generation that the read was for, has ended."""
         return self._rest()
 
 
@@ -369,7 +385,7 @@ TABLE: dict[tuple[Stage, type], Transition[Stage]] = {
     (_S.READING, SyncTimeout): transition(_B._timed_out, _S.RESTING),
     (_S.READING, NoRoom): transition(_B._no_room, _S.RESTING),
     (_S.READING, Stop): transition(_B._stop, _S.RESTING),
-    # Its watch is closed.
+    # The backfill's watch is closed in this stage.
     (_S.CONFIRMING, WantBackfill): transition(_B._join, _S.CONFIRMING),
     (_S.CONFIRMING, Probed): transition(_B._probed, _S.RESTING),
     (_S.CONFIRMING, SyncTimeout): transition(_B._timed_out, _S.RESTING),

@@ -1,4 +1,4 @@
-"""Delays between tries: exponential, capped, with full jitter, from a number that is passed in."""
+"""Delays between retries: exponential, capped, with jitter from a random number that the caller passes in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """``delay(attempt, draw)`` in seconds. ``draw`` is uniform in [0, 1)."""
+    """The delays of one kind of retry. ``first`` and ``cap`` are seconds."""
 
     first: float = 0.05
     cap: float = 2.0
 
     def delay(self, attempt: int, draw: float) -> float:
-        """The wait before try number *attempt* (from 0): half of it fixed, half drawn, so a herd spreads out."""
+        """Return the seconds to wait before retry number *attempt* (from 0).
+
+        Half of the delay is fixed and half is random, so that many clients spread out. *draw*: uniform in [0, 1).
+        """
         ceiling = min(self.cap, self.first * 2.0 ** min(attempt, 32))
         return ceiling * (0.5 + 0.5 * draw)

@@ -1,21 +1,22 @@
-"""The memory that requests may take together: one sum, reserved before it grows, and given back exactly once.
+"""The memory budget that all requests share: bytes are reserved before memory grows, and released exactly once.
 
-Must live here: who may grow, who waits for whom, and the sum. Must not: what the bytes are of, tasks, timers.
+Must live here: who may grow, who waits for whom, and the sum. Must not: what the bytes contain, tasks, timers.
 
 Theory of operation
-    Whoever needs memory owns a ``Hold``. ``Budget.hold`` gives an empty one, to be grown step by step (a feed, a state
-    being read). ``Budget.ask`` gives one for bytes that do not exist yet (a page, an answer). It is granted at once, or
-    later in the order of asking.
+    Each user of memory owns a ``Hold``. ``Budget.hold`` returns an empty hold that grows step by step (a feed, a state
+    that is being read). ``Budget.ask`` returns a hold for bytes that do not exist yet (a page, an answer). The budget
+    grants that hold at once, or later in the order of the requests.
 
-    *The bound.* Feeds and answers fit ``limit`` together. Pages last for one Range; they have what is free beside that
-    when they are asked for, and no feed waits for them or ends for their sake. When a page does not fit, one page at a
-    time is granted *outside*, and the same holds for an answer while there is no other answer. So every range can be
-    read however full the feeds are, and no wait is for ever.
+    *The limit.* Feeds and answers together stay within ``limit``. A page lasts for one Range. Pages use what feeds and
+    answers leave free at the time of the request; no feed waits for a page, and no feed ends to make room for one. If a
+    page does not fit, the budget grants one page at a time *outside* the limit. The budget also grants an answer
+    outside the limit while there is no other answer. So every range can be read, however full the feeds are, and no
+    wait lasts for ever.
 
-    *What is in memory already* is counted by ``set``, whatever the sum is then. ``settle`` brings the sum back below
-    the limit; where it cannot, the owner has to let go.
+    *Bytes that are in memory already* are counted by ``Hold.set``, even above the limit. ``Budget.settle`` brings the
+    sum back below the limit. If that fails, the owner must release its hold.
 
-    *No deadlock.* Whoever holds a page asks for nothing else before it gives that back. Answers and feeds grow by
+    *No deadlock.* The owner of a page asks for nothing else before it releases the page. Answers and feeds grow by
     ``grow``, which never waits.
 """
 
@@ -27,29 +28,33 @@ from enum import Enum
 
 
 class Use(Enum):
-    """What bytes are held for."""
+    """What the bytes of a hold are used for."""
 
-    FEED = "feeds"  # views, logs, what is held back, states being read
-    PAGE = "pages"  # what etcd is asked for, until it is parsed and taken over
-    ANSWER = "answers"  # bodies of /v1/kv, being made or sent
+    FEED = "feeds"  # views, logs, batches that are held back, states that are being read
+    PAGE = "pages"  # a page of a Range, from the request to etcd until the page is parsed and taken over
+    ANSWER = "answers"  # bodies of /v1/kv that are being made or sent
 
 
-# Answers have a quarter of the limit together: reads leave the feeds what these need.
+# All answers together may use a quarter of the limit, so that reads leave enough memory to the feeds.
 ANSWERS_SHARE = 4
-# Pages have an eighth of the limit at the cost of others' caches. Beyond that they take what is free, up to a half.
+# Others drop their caches for pages up to an eighth of the limit. Beyond that, pages use only free memory, up to half
+# of the limit.
 PAGES_SHARE = 8
 MOST_PAGES = 2
 
-# Is told how many bytes do not fit, and gives back what can be had again.
+# Called with a number of bytes that must fit; frees memory whose content can be made again.
 MakeRoom = Callable[[int], object]
 
 
 def _nothing() -> None:
-    """Nobody wants to hear."""
+    """Do nothing: the default callback."""
 
 
 class Hold:
-    """Some bytes of a budget, and their one owner. ``release`` is synchronous and idempotent, also while it waits."""
+    """Bytes of a budget that one owner holds.
+
+    ``release`` is synchronous and idempotent. It also withdraws a hold that is still waiting.
+    """
 
     __slots__ = (
         "__weakref__", "_budget", "_on_granted", "asked", "granted", "on_revoked", "outside", "released", "size", "use",
@@ -64,26 +69,26 @@ class Hold:
         self.granted = False
         self.outside = False
         self.released = False
-        # Called once when something that cannot wait needs the bytes. They count as given back by then.
+        # Called once, when something that cannot wait needs the bytes. The bytes are already released by then.
         self.on_revoked: Callable[[], None] | None = None
 
     def set(self, size: int) -> None:
-        """It is *size* bytes now, which are in memory already. Does nothing after ``release``."""
+        """Count the hold with *size* bytes, which are in memory already. Does nothing after ``release``."""
         if self.granted and not self.released:
             self._budget.change(self, size)
 
     def grow(self, size: int, make_room: MakeRoom | None = None) -> bool:
-        """Reserve *size* more bytes if they fit; never waits."""
+        """Reserve *size* more bytes. Return whether they fit; never wait."""
         return self.granted and not self.released and self._budget.grow(self, size, make_room)
 
     def release(self) -> None:
-        """Give it back."""
+        """Return the bytes to the budget."""
         if not self.released:
             self.released = True
             self._budget.let_go(self)
 
     def revoke(self) -> int:
-        """Take it from its owner, who is told; the bytes given back."""
+        """Release the hold and notify its owner. Return the number of bytes released."""
         given, told = self.size, self.on_revoked
         self.release()
         if told is not None:
@@ -91,7 +96,7 @@ class Hold:
         return given
 
     def tell_granted(self) -> None:
-        """For the budget."""
+        """Call *on_granted*. Only the budget calls this."""
         self._on_granted()
 
     def __enter__(self) -> Hold:
@@ -106,18 +111,19 @@ class Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = 0  # by feeds and answers, inside the limit
-        self.paged = 0  # by pages, inside
+        self.held = 0  # bytes of feeds and answers inside the limit
+        self.paged = 0  # bytes of pages inside the limit
         self._of = dict.fromkeys(Use, 0)
         self._holds: dict[Use, dict[Hold, None]] = {use: {} for use in Use}
         self._outside: dict[Use, Hold] = {}
         self._waiting: dict[Use, deque[Hold]] = {use: deque() for use in Use}
         self._settling = False
-        # For whoever brings none. Must call nothing of the budget but what gives back.
+        # The default for callers that pass no *make_room*. It may call only those methods of the budget that release
+        # bytes.
         self.make_room: MakeRoom = lambda _size: None
 
     def of(self, use: Use) -> int:
-        """Bytes held for *use*, inside and outside."""
+        """Bytes held for *use*, inside and outside the limit."""
         return self._of[use]
 
     @property
@@ -126,32 +132,32 @@ class Budget:
         return sum(hold.size for hold in self._outside.values())
 
     def holds(self, use: Use) -> list[Hold]:
-        """What is held for *use*, the oldest first."""
+        """The granted holds of *use*, oldest first."""
         return list(self._holds[use])
 
     def waiting(self, use: Use) -> int:
-        """How many wait for bytes of that use."""
+        """How many holds of *use* wait for their bytes."""
         return len(self._waiting[use])
 
     def lacks(self, size: int = 0) -> int:
-        """How many bytes must be given back before *size* more fit beside feeds and answers; not positive: none."""
+        """Return how many bytes must be released before *size* more fit. Zero or less: they fit now."""
         return self.held + size - self.limit
 
     def hold(self, use: Use) -> Hold:
-        """An empty hold, to be ``set`` or grown."""
+        """Return an empty hold, to be ``set`` or grown."""
         hold = Hold(self, use, 0, _nothing)
         self._grant(hold)
         return hold
 
     def ask(self, use: Use, size: int, on_granted: Callable[[], None] = _nothing) -> Hold:
-        """Reserve *size* bytes: the hold is ``granted`` at once, or *on_granted* is called when its turn comes."""
+        """Reserve *size* bytes. The hold is ``granted`` at once, or *on_granted* is called when its turn comes."""
         hold = Hold(self, use, size, on_granted)
         self._waiting[use].append(hold)
         self._serve()
         return hold
 
     def settle(self, make_room: MakeRoom | None = None) -> bool:
-        """Have room made for what is held already; whether it fits then. Nobody else is served meanwhile."""
+        """Make room for what is held already. Return whether it fits then. No waiting hold is granted meanwhile."""
         fits = self._fits(Use.FEED, 0, make_room)
         self._serve()
         return fits
@@ -169,7 +175,7 @@ class Budget:
             self._serve()
 
     def grow(self, hold: Hold, size: int, make_room: MakeRoom | None) -> bool:
-        """See ``Hold.grow``. What is outside comes inside first, or stays what it is."""
+        """See ``Hold.grow``. A hold outside the limit first moves inside; if it does not fit there, nothing changes."""
         if not self._fits(hold.use, size + (hold.size if hold.outside else 0), make_room):
             self._serve()
             return False
@@ -192,10 +198,10 @@ class Budget:
             self._waiting[hold.use].remove(hold)
         self._serve()
 
-    # --- who gets what -----------------------------------------------------------------------------------------------
+    # --- granting ----------------------------------------------------------------------------------------------------
 
     def _fits(self, use: Use, size: int, make_room: MakeRoom | None) -> bool:
-        """Whether *size* more bytes fit, if need be after others have given up what they can have again."""
+        """Whether *size* more bytes fit, if necessary after others have released memory that can be filled again."""
         if use is Use.ANSWER and self._of[use] + size > self.limit // ANSWERS_SHARE:
             return False
         if use is Use.PAGE:
@@ -225,9 +231,9 @@ class Budget:
         self.change(hold, hold.asked)
 
     def _serve(self) -> None:
-        """Grant what waits and may be had now, first come, first served within each use."""
+        """Grant the waiting holds that fit now: first come, first served within each use."""
         if self._settling:
-            return  # what is given back is for whoever makes room; then it is served
+            return  # the released bytes are for the caller that makes room; ``_serve`` runs again afterwards
         for use, waiting in self._waiting.items():
             while waiting:
                 first = waiting[0]

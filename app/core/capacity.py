@@ -1,8 +1,9 @@
-"""How many connections there may be, and which of them gives way: descriptors end before memory does.
+"""The limit on connections, and which connection is closed at the limit. File descriptors run out before memory does.
 
-A connection is *busy* from the end of a request's head to the end of its answer, and idle otherwise. At the limit the
-one that has been idle longest gives way to a new one, so that clients who send nothing keep nobody out. What takes long
-(a stream, a read) is admitted only while *spare* connections are left for what is short: probes, metrics, refusals.
+A connection is *busy* from the end of a request's head to the end of its answer, and idle otherwise. At the limit, a
+new connection evicts the connection that has been idle longest, so that clients that send nothing keep nobody out. Long
+requests (a stream, a read) are admitted only while *spare* connections are left for short ones: probes, metrics,
+refusals.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatistics:
-    """Connections at one moment, and how many have given way since the process began."""
+    """The connections at one moment, and how many were evicted since the process began."""
 
     connections: int
     busy: int
@@ -26,7 +27,7 @@ class ConnectionStatistics:
 
 
 class Capacity(Generic[C]):
-    """Counts the connections that it is told of; those of another server it never hears of."""
+    """Counts the connections that are reported to it. It does not know the connections of another server."""
 
     __slots__ = ("_idle", "connections", "evicted", "limit", "spare")
 
@@ -35,24 +36,24 @@ class Capacity(Generic[C]):
         self.spare = spare
         self.connections = 0
         self.evicted = 0
-        self._idle: dict[C, None] = {}  # the one that has been idle longest is first
+        self._idle: dict[C, None] = {}  # the connection that has been idle longest comes first
 
     @property
     def busy(self) -> int:
-        """Connections with a request."""
+        """The number of connections that serve a request."""
         return self.connections - len(self._idle)
 
     @property
     def roomy(self) -> bool:
-        """Whether there is room for what takes long, those that are busy now included."""
+        """Whether a long request may be admitted. The connection of that request already counts as busy."""
         return self.busy <= self.limit - self.spare
 
     def statistics(self) -> ConnectionStatistics:
-        """Counts now."""
+        """Return the current counts."""
         return ConnectionStatistics(self.connections, self.busy, self.limit, self.evicted)
 
     def arrive(self, connection: C) -> C | None:
-        """A new one, idle. Returns the one that gives way to it: itself, if all others are busy."""
+        """Count a new, idle connection. Return the connection to evict: the new one itself if all others are busy."""
         self.connections += 1
         self._idle[connection] = None
         if self.connections <= self.limit:
@@ -62,22 +63,23 @@ class Capacity(Generic[C]):
         return victim
 
     def occupy(self, connection: C) -> None:
-        """Its request has come."""
+        """Mark *connection* busy: its request has arrived."""
         self._idle.pop(connection, None)
 
     def rest(self, connection: C) -> None:
-        """Its answer is sent."""
+        """Mark *connection* idle: its answer is sent."""
         self._idle[connection] = None
 
     def leave(self, connection: C) -> None:
-        """It has gone, or was closed by us. Once for each."""
+        """Stop counting *connection*, which the client or the gateway has closed. Call this once per connection."""
         self.connections -= 1
         self._idle.pop(connection, None)
 
     def check(self) -> None:
-        """Raises OverCapacityError unless there is room for what takes long."""
+        """Raise OverCapacityError unless there is room for a long request."""
         if not self.roomy:
             raise OverCapacityError(
-                f"{self.busy} connections are in use, and the limit of open files allows {self.limit - self.spare}",
+                f"{self.busy} connections are in use; the limit of open files allows {self.limit - self.spare}: "
+                "retry later",
                 code="too-many-connections",
             )

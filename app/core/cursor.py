@@ -1,6 +1,6 @@
-"""The cursor ``<epoch>-<revision>``: where a mirror stands, readable by every replica.
+"""The cursor ``<epoch>-<revision>``: the position of a client's mirror. Every replica can read it.
 
-The epoch's derivation is frozen within v1 of the wire contract: change it and every client resets.
+The derivation of the epoch is frozen within v1 of the wire contract: a change would reset every client.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FORM = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a request decides which mirror it builds (not its mode or format)."""
+    """The parts of a request that decide which mirror it builds. The mode and the format are not among them."""
 
     range: KeyRange
     encoding: str = "auto"
@@ -26,7 +26,7 @@ class Shape:
 
 
 def derive_epoch(cluster_id: int, gateway_epoch: str, shape: Shape) -> str:
-    """Eight hex digits that change with the cluster, ``GATEWAY_EPOCH`` and the shape of the request."""
+    """Return eight hex digits that change with the cluster, ``GATEWAY_EPOCH`` and the shape of the request."""
     canonical = json.dumps(
         [
             "v1",
@@ -43,7 +43,7 @@ def derive_epoch(cluster_id: int, gateway_epoch: str, shape: Shape) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A cursor as a client brought it. ``epoch`` None means that it could not be read."""
+    """A cursor as a client sent it. ``epoch`` is None if the cursor could not be parsed."""
 
     epoch: str | None
     revision: int
@@ -53,7 +53,7 @@ class Cursor:
 
     @property
     def empty(self) -> bool:
-        """Whether it says "I hold nothing"."""
+        """Whether the cursor means that the client holds nothing."""
         return self.epoch is not None and self.revision == 0
 
 
@@ -62,9 +62,10 @@ UNREADABLE = Cursor(None, 0)
 
 
 def parse_cursor(text: str) -> Cursor:
-    """Read what a client sent; never raises: an empty text holds nothing, an unreadable one is ``UNREADABLE``.
+    """Parse a cursor that a client sent. Never raises.
 
-    Revisions are int64 at etcd; a larger one cannot be of ours.
+    An empty text means that the client holds nothing. A text that cannot be parsed gives ``UNREADABLE``. etcd's
+    revisions are int64, so the gateway cannot have issued a larger one.
     """
     if not text:
         return NOTHING

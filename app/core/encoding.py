@@ -1,6 +1,6 @@
-"""Events and items as the JSON objects of the wire contract. Whoever keeps the bytes counts them: view and log do.
+"""Events and items as the JSON objects of the wire contract. The view and the log keep the bytes, and count them.
 
-``json.encoder.encode_basestring`` is the C scanner of the standard library; with it a put costs a third of a
+``json.encoder.encode_basestring`` is the standard library's C implementation. With it, a put costs a third of a
 ``json.dumps`` of the same dict, and the text is the same (``tests/core/test_encoding.py``).
 """
 
@@ -16,13 +16,13 @@ from .events import Delete, Event, KeyValue
 
 Encoding = Literal["auto", "base64"]
 
-# JSON may leave these as they are, but str.splitlines takes them for line ends, and with it requests', httpx' and
-# httpx-sse's line iterators: a value with one of them would tear its event apart in the client.
+# JSON allows these characters unescaped, but ``str.splitlines`` treats them as line ends, and so do the line iterators
+# of requests, httpx and httpx-sse: a value with one of them would split its event in the client.
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 def _text(name: str, data: bytes, encoding: str, mark: str) -> str:
-    """``"name":"…"``, with ``,"mark":"base64"`` after it when the bytes are not text (or are not to be taken so)."""
+    """Return ``"name":"…"``, followed by ``,"mark":"base64"`` if the bytes are not text or base64 is requested."""
     if encoding == "auto":
         try:
             text = encode_basestring(data.decode())
@@ -34,7 +34,7 @@ def _text(name: str, data: bytes, encoding: str, mark: str) -> str:
 
 
 def item_fields(item: KeyValue, encoding: str, *, keys_only: bool = False) -> str:
-    """The members of a key's JSON object, without the braces."""
+    """Return the members of a key's JSON object, without the braces."""
     parts = [_text("key", item.key, encoding, "key_encoding")]
     if not keys_only:
         parts.append(_text("value", item.value, encoding, "encoding"))
@@ -48,7 +48,7 @@ def item_fields(item: KeyValue, encoding: str, *, keys_only: bool = False) -> st
 
 
 def event_body(event: Event, encoding: str) -> bytes:
-    """An event's JSON object without its closing brace: ``more`` or a cursor may follow."""
+    """Return an event's JSON object without its closing brace, so that ``more`` or a cursor can follow."""
     if isinstance(event, Delete):
         key = _text("key", event.key, encoding, "key_encoding")
         return f'{{"type":"delete",{key},"mod_revision":{event.mod_revision}'.encode()
@@ -56,31 +56,31 @@ def event_body(event: Event, encoding: str) -> bytes:
 
 
 def list_items(items: Sequence[KeyValue], encoding: str, *, keys_only: bool) -> str:
-    """Items of a REST list, with commas between them."""
+    """Return the items of a REST list, separated by commas."""
     return ",".join([f"{{{item_fields(item, encoding, keys_only=keys_only)}}}" for item in items])
 
 
 def list_head(revision: int, cursor: str) -> bytes:
-    """The beginning of a REST list; items of ``list_items`` follow, with commas between them."""
+    """Return the beginning of a REST list. The items of ``list_items`` follow, separated by commas."""
     return f'{{"revision":{revision},"cursor":"{cursor}","kvs":['.encode()
 
 
 def list_tail(count: int, next_page: str | None) -> bytes:
-    """The end of a REST list."""
+    """Return the end of a REST list."""
     page = f',"next_page":"{next_page}"' if next_page else ""
     return f'],"count":{count}{page}}}\n'.encode()
 
 
 def list_body(revision: int, cursor: str, kvs: str, count: int, next_page: str | None) -> bytes:
-    """A REST list as JSON; *kvs* is of ``list_items``."""
+    """Return a REST list as JSON. *kvs* comes from ``list_items``."""
     return b"".join((list_head(revision, cursor), kvs.encode(), list_tail(count, next_page)))
 
 
 def item_body(revision: int, cursor: str, item: KeyValue, encoding: str) -> bytes:
-    """A single key's REST answer as JSON."""
+    """Return the REST answer for a single key as JSON."""
     return f'{{"revision":{revision},"cursor":"{cursor}","kv":{{{item_fields(item, encoding)}}}}}\n'.encode()
 
 
 def compact(value: object) -> str:
-    """JSON without spaces, text as it is."""
+    """Return *value* as JSON without spaces, and with non-ASCII text unescaped."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,7 +1,7 @@
-"""Everything that can go wrong in words that a client may see.
+"""Every error that a client may see.
 
 GatewayError
-├── BadRequestError            400, the parameter is named
+├── BadRequestError            400, names the parameter
 │   ├── HeadTimeoutError       408
 │   └── HeadTooLargeError      431
 ├── UnauthorizedError          401
@@ -13,17 +13,17 @@ GatewayError
 │   ├── OverCapacityError      429
 │   ├── DrainingError          503
 │   ├── UnavailableError       503, etcd is out of reach
-│   │   └── TooSlowError       503, one answer of it took too long
-│   └── TooLargeError          503, the range does not fit the memory it may have
-│       ├── NoRoomError        503, not beside all that is held now
-│       └── LargeMessageError  503, one answer of etcd is larger than a message may be
-└── EtcdRefusedError           502, etcd answers, and says no
-    └── DeniedError            502, its roles do not let us read that
+│   │   └── TooSlowError       503, one answer of etcd took too long
+│   └── TooLargeError          503, the range does not fit in the memory that it may use
+│       ├── NoRoomError        503, the range does not fit beside everything that is held now
+│       └── LargeMessageError  503, one answer of etcd exceeds the limit of a message
+└── EtcdRefusedError           502, etcd answers and refuses the request
+    └── DeniedError            502, etcd's roles do not let the gateway read the range
 
-CompactedError and FutureRevisionError are for callers inside: no client sees them as such.
+CompactedError and FutureRevisionError are for callers inside the gateway. No client sees them as such.
 
-What etcd or the way there says goes into ``cause``: it can hold addresses, names of users and paths of files. The log,
-/v1/feeds and /readyz show it to operators; no client sees it.
+Texts from etcd, or from the connection to etcd, go into ``cause``, because they can contain addresses, user names and
+file paths. The log, /v1/feeds and /readyz show the cause to operators. No client sees the cause.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ from .reasons import CloseReason
 
 
 class GatewayError(Exception):
-    """Carries what becomes an RFC 9457 problem: ``status``, a machine word ``code``, a ``title``, and its detail.
+    """An error that becomes an RFC 9457 problem: ``status``, ``title``, ``detail`` and the machine-readable ``code``.
 
-    *cause*: more, for operators alone; ``str`` of the error is that, if there is any.
+    Args:
+        detail: for the client.
+        code: replaces the class's own.
+        parameter: the query parameter at fault.
+        cause: more, for operators only; if given, ``str`` of the error is the cause.
     """
 
     status: ClassVar[int] = 500
@@ -49,13 +53,13 @@ class GatewayError(Exception):
         self.detail = detail
         self.cause = cause
         self.parameter = parameter
-        self.headers: Mapping[str, str] = {}  # more for the answer
+        self.headers: Mapping[str, str] = {}  # additional headers of the response
         if code is not None:
             self.code = code
 
 
 class BadRequestError(GatewayError):
-    """The request is wrong, and will be whenever it is sent again."""
+    """The request is wrong, and sending it again cannot help."""
 
     status = 400
     title = "Bad request"
@@ -71,7 +75,7 @@ class HeadTimeoutError(BadRequestError):
 
 
 class HeadTooLargeError(BadRequestError):
-    """The request's line and headers are larger than any that makes sense here."""
+    """The request's line and headers are larger than any sensible request needs."""
 
     status = 431
     title = "Request head too large"
@@ -79,7 +83,7 @@ class HeadTooLargeError(BadRequestError):
 
 
 class UnauthorizedError(GatewayError):
-    """No token, or not the right one."""
+    """The token is missing or wrong."""
 
     status = 401
     title = "Unauthorized"
@@ -87,7 +91,7 @@ class UnauthorizedError(GatewayError):
 
 
 class ForbiddenError(GatewayError):
-    """The range lies outside of what may be read."""
+    """The range lies outside the prefixes that may be read."""
 
     status = 403
     title = "Forbidden"
@@ -95,7 +99,7 @@ class ForbiddenError(GatewayError):
 
 
 class NotFoundError(GatewayError):
-    """No such key, or no such path."""
+    """The key or the path does not exist."""
 
     status = 404
     title = "Not found"
@@ -103,7 +107,7 @@ class NotFoundError(GatewayError):
 
 
 class MethodNotAllowedError(GatewayError):
-    """The path knows other methods."""
+    """The path does not support the request's method."""
 
     status = 405
     title = "Method not allowed"
@@ -111,7 +115,7 @@ class MethodNotAllowedError(GatewayError):
 
 
 class PageExpiredError(GatewayError):
-    """The revision that the pages are pinned to is compacted: start over."""
+    """The revision that the pages are pinned to is compacted: the client must start over."""
 
     status = 410
     title = "Page expired"
@@ -119,17 +123,17 @@ class PageExpiredError(GatewayError):
 
 
 class TransientError(GatewayError):
-    """Not now: the client is to come again, after a while that the answer tells it."""
+    """The request cannot be served now. The client must retry after the time that the answer states."""
 
     status = 503
     title = "Service unavailable"
     close_reason: ClassVar[CloseReason] = "unavailable"
-    # How many times longer than usual a client is to wait.
+    # By how much the usual retry time is multiplied.
     retry_factor: ClassVar[int] = 1
 
 
 class OverCapacityError(TransientError):
-    """A cap is reached; ``code`` says which."""
+    """A limit is reached; ``code`` says which."""
 
     status = 429
     title = "Over capacity"
@@ -138,7 +142,7 @@ class OverCapacityError(TransientError):
 
 
 class DrainingError(TransientError):
-    """This instance is about to stop."""
+    """This gateway is about to stop."""
 
     code = "draining"
     close_reason = "drain"
@@ -151,13 +155,14 @@ class UnavailableError(TransientError):
 
 
 class TooSlowError(UnavailableError):
-    """One answer took longer than it may: perhaps for its size."""
+    """One answer of etcd exceeded its timeout, perhaps because of its size."""
 
 
 class TooLargeError(TransientError):
-    """The range does not fit ``GATEWAY_MAX_FEED_BYTES``, or one answer does not fit a message.
+    """The range does not fit ``GATEWAY_MAX_FEED_BYTES``, or one answer does not fit in a message.
 
-    It will hardly fit in five seconds, and every try costs etcd a Range of the whole prefix: hence the factor.
+    The range will hardly fit in five seconds' time, and every retry costs etcd a Range of the whole prefix. Hence the
+    factor.
     """
 
     title = "Too large"
@@ -167,11 +172,11 @@ class TooLargeError(TransientError):
 
 
 class NoRoomError(TooLargeError):
-    """The bytes that are read do not fit beside all that is held now."""
+    """The bytes read do not fit beside everything that is held now."""
 
 
 class LargeMessageError(TooLargeError):
-    """One answer of etcd is larger than a message may be. ``size``: its bytes, 0 where they are not known."""
+    """One answer of etcd exceeds the limit of a message. ``size``: bytes of the answer, 0 if not known."""
 
     def __init__(self, detail: str, size: int = 0, *, cause: str = "") -> None:
         super().__init__(detail, cause=cause)
@@ -179,7 +184,7 @@ class LargeMessageError(TooLargeError):
 
 
 class EtcdRefusedError(GatewayError):
-    """etcd answers, and refuses."""
+    """etcd answers and refuses the request."""
 
     status = 502
     title = "etcd refused"
@@ -187,12 +192,12 @@ class EtcdRefusedError(GatewayError):
 
 
 class DeniedError(EtcdRefusedError):
-    """etcd's roles do not let the gateway read that."""
+    """etcd's roles do not let the gateway read the range."""
 
 
 class CompactedError(Exception):
-    """The revision asked for is compacted."""
+    """The requested revision is compacted."""
 
 
 class FutureRevisionError(Exception):
-    """The revision asked for has not happened (here)."""
+    """The requested revision has not happened, at least not at this member."""

@@ -1,4 +1,4 @@
-"""What happens in etcd, as values: puts, deletes, and the batches that one revision makes of them.
+"""etcd's events as values: puts, deletes, and the batches that one revision makes of them.
 
 Must live here: the plain nouns of etcd's history. Must not: how they are encoded (``encoding``, ``frames``) or kept.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-# What a key costs in memory beside its bytes: the object, its slots and its place in a dict (measured with
-# tracemalloc, CPython 3.11: 232 bytes an item without values), rounded up.
+# Memory of a key beside its bytes: the object, its slots and its place in a dict. Measured with tracemalloc on CPython
+# 3.11: 232 bytes an item without values; rounded up.
 ITEM_OVERHEAD: Final = 256
 
 
 class KeyValue:
-    """A key's value at one revision, which is also the put that wrote it.
+    """A key's value at one revision, which is also the put that wrote the value.
 
-    Shared between the view, the log and all snapshots; never changed after construction.
+    The view, the log and all snapshots share the object. It never changes after construction.
     """
 
     __slots__ = ("create_revision", "key", "lease", "mod_revision", "value", "version")
@@ -45,18 +45,18 @@ class KeyValue:
 
     @property
     def size(self) -> int:
-        """Bytes of memory it is counted with."""
+        """Bytes of memory that count for the item."""
         return len(self.key) + len(self.value) + ITEM_OVERHEAD
 
     def follows(self, old: Event | None) -> bool:
-        """Whether it can come next after *old*, of the same key: etcd counts the puts since the key was created."""
+        """Whether this put can come next after *old*, of the same key: etcd counts the puts since a key's creation."""
         put = old if isinstance(old, KeyValue) else None
         created, version = (put.create_revision, put.version) if put else (self.mod_revision, 0)
         return (self.create_revision, self.version) == (created, version + 1)
 
 
 class Delete:
-    """The removal of a key; etcd sends the key and the revision and nothing else."""
+    """The removal of a key. etcd sends only the key and the revision."""
 
     __slots__ = ("key", "mod_revision")
 
@@ -75,11 +75,11 @@ class Delete:
 
     @property
     def size(self) -> int:
-        """Bytes of memory it is counted with."""
+        """Bytes of memory that count for the delete."""
         return len(self.key) + ITEM_OVERHEAD
 
     def follows(self, old: Event | None) -> bool:
-        """Whether it can come next after *old*, of the same key: only what is there is deleted."""
+        """Whether this delete can come next after *old*, of the same key: only an existing key can be deleted."""
         return isinstance(old, KeyValue)
 
 
@@ -101,16 +101,16 @@ class Batch:
 
 
 def batches(events: Iterable[Event]) -> Iterator[Batch]:
-    """Cut complete events, in revision order, into one batch per revision.
+    """Divide complete events, in order of revision, into one batch per revision.
 
     Raises:
-        ValueError: the revisions fall, which no etcd watch may do.
+        ValueError: a revision is lower than the one before, which etcd's watch never sends.
     """
     group: list[Event] = []
     for event in events:
         if group and event.mod_revision != group[0].mod_revision:
             if event.mod_revision < group[0].mod_revision:
-                msg = f"revision {event.mod_revision} after {group[0].mod_revision}"
+                msg = f"revision {event.mod_revision} comes after the higher revision {group[0].mod_revision}"
                 raise ValueError(msg)
             yield Batch(group[0].mod_revision, group)
             group = []

@@ -1,39 +1,42 @@
-"""The life of one watched range, as a state machine over its history.
+"""The life of one watched range, as a state machine over the range's history.
 
-Must live here: every decision about when a feed's history is complete, continues, or must start anew. Must not: what
-readers see of it (``history``); how a watch proves itself in detail (``proof``); what lies below the log's floor
-(``backfill``); tasks, timers, gRPC: the shell (``app.watch.feed``) executes the returned commands and feeds the
-outcomes back.
+Must live here: every decision about when a feed's history is complete, continues, or must start anew. Must not: the
+history that readers see (``history``); the details of a watch's proof (``proof``); history below the log's floor
+(``backfill``); tasks, timers, gRPC: the shell (``app.watch.feed``) executes the returned commands and reports the
+outcomes as inputs.
 
 Theory of operation
-    *Fresh start.* The watch is opened "from now" first, then the snapshot is taken at R; what the watch said up to R
-    is dropped. Such a watch was never behind, so no compaction can eat an event before it is sent (a watch opened at
-    R+1 *after* the snapshot can lose a delete exactly at a compaction revision: etcd #18089, seen on 3.4.23, 3.5.1).
+    *Fresh start.* The feed first opens a watch "from now", and then takes the snapshot at a revision R. It drops the
+    watch's events up to R. Such a watch was never behind, so no compaction can remove an event before etcd sends it. (A
+    watch opened at R+1 *after* the snapshot can lose a delete exactly at a compaction revision: etcd #18089, seen on
+    3.4.23, 3.5.1.)
 
-    *Cursors from before.* What lies below the log's floor is read beside all this, by a watch of its own
-    (``backfill``): whatever comes of that, the feed is served and goes on as if nobody had asked.
+    *Old cursors.* A separate watch reads the history below the log's floor (``backfill``). Whatever the result, the
+    feed continues as if no client had asked.
 
-    *After a break.* An anchor is a revision whose events we know. The watch restarts *at* it and must bring it again
-    as we know it: that proves the same history with nothing lost. Without one (compacted, or more than ``reach_back``
-    revisions ago: etcd would have to scan them all), it restarts at C+1, C = the log's tip, is held until complete,
-    and is accepted only if a Range at revision C still answers.
+    *After a break.* An anchor is a revision whose events the feed knows. The watch restarts *at* the anchor and must
+    bring the same events again: that proves that the history is the same and that nothing was lost. The anchor may be
+    unusable: compacted, or more than ``reach_back`` revisions old, so that etcd would have to scan them all. The watch
+    then restarts at C+1, where C is the log's tip. The feed holds the watch's batches until they are complete, and
+    accepts them only if a Range at revision C still succeeds.
 
-    *A message over the limit* breaks its stream, and does not say whose it was. So every watch that was on it goes on
-    with a stream to itself; if a watch breaks its own stream so again, that watch is the cause. What lies between is
-    then not asked for a third time: it is a fresh start. The others have proven themselves by then, and go back to a
-    shared stream.
+    *A message over the limit* breaks its stream, and the error does not name the watch. So every watch of that stream
+    continues on a dedicated stream. If a dedicated stream breaks for the same reason, its watch is the cause. The feed
+    does not request the same events a third time, but makes a fresh start. The other watches have proven themselves by
+    then and return to a shared stream.
 
     *A watch that may be behind* (``Batches.behind``, at versions that lose events of slow watches when a compaction
-    comes between) starts again as after a break, and what it brought then is not published. Its anchor is recent: the
-    late message that comes first is right in itself. What the next watch brings is proven by the anchor in it; if that
-    came late, too, by a Range at the anchor's revision as well, because before 3.5.13 a full channel also hides that
-    the anchor is compacted. Each round brings up to 1,000 revisions in a round of etcd's (100 ms), so a flood does not
-    hold up the feed.
+    intervenes) restarts as after a break. The feed does not publish what the watch brought while it may have been
+    behind. The anchor is recent, because the first late message is itself correct. The anchor proves what the next
+    watch brings. If the anchor comes late too, a Range at its revision must also succeed, because before 3.5.13 a full
+    channel also hides that the anchor is compacted. Each restart brings up to 1,000 revisions in one round of etcd's
+    (100 ms), so a flood of events does not hold up the feed.
 
-    *All the while*, what comes must be what comes next: a key that was not there has version 1, one that was has the
-    next. Two restores in one break can make all else look as before, and lost puts and deletes show by nothing else.
+    *At all times*, an event must be the next one of its key: a put of an absent key has version 1, and a put of a
+    present key has the next version. Two restores in one break can leave everything else looking unchanged, and nothing
+    else reveals lost puts and deletes.
 
-    Anything else ends in a fresh start and a new log generation, which every reader notices by itself.
+    All other cases end in a fresh start and a new log generation. Every reader notices the new generation by itself.
 """
 
 from __future__ import annotations
@@ -72,7 +75,7 @@ from .state_table import Transition, find_action, transition
 
 
 class State(Enum):
-    """Where a feed is in its life."""
+    """The state of a feed."""
 
     IDLE = "idle"
     OPENING = "opening"
@@ -86,13 +89,13 @@ class State(Enum):
 
 
 class FeedCore:
-    """See the module. ``handle`` is the only way in; ``backfill`` has its own. ``history`` is for readers to look at.
+    """See the module. All inputs go through ``handle``; ``backfill`` has its own. Readers look at ``history``.
 
-    Three values say how its watch stands:
+    Three values describe the feed's watch:
 
     ``_proof``      what the watch still has to prove, from OPENING to CONFIRMING; None in every other state;
-    ``_oversized``  whether a message over the limit was of this watch;
-    ``_clear_at``   while LIVE, and that may be: the revision that ends the doubt, once the watch has said so much.
+    ``_oversized``  whether a message over the limit belonged to this watch;
+    ``_clear_at``   while LIVE with ``_oversized`` MAYBE: the doubt ends when the watch reaches this revision.
     """
 
     def __init__(self, bounds: Bounds, reach_back: int) -> None:
@@ -108,23 +111,23 @@ class FeedCore:
 
     @property
     def bytes(self) -> int:
-        """Memory it is counted with: view, log, and what is held back."""
+        """Memory that counts for the feed: the view, the log, and the batches that are held back."""
         return self.history.bytes + (self._proof.bytes if self._proof is not None else 0) + self.backfill.bytes
 
     @property
     def owes_backfill(self) -> bool:
-        """Whether it is live at last, and somebody with a cursor has waited for that."""
+        """Whether the feed is live now, and a subscriber with a cursor has waited for that."""
         return self.backfill.owed and self.state is State.LIVE and self.backfill.stage is Stage.RESTING
 
     def may_backfill(self, revision: int, now: float, *, trusted: bool) -> bool:
-        """Whether ``WantBackfill`` for a cursor at *revision* is worth it."""
+        """Whether ``WantBackfill`` for a cursor at *revision* is worthwhile."""
         return self.state is State.LIVE and self.backfill.may_begin(revision, now, trusted=trusted)
 
     def handle(self, given: FeedInput, now: float) -> Commands:
-        """Take one input; returns what is to be done, in order.
+        """Take one input. Return the commands to execute, in order.
 
         Raises:
-            InvalidTransitionError: the state does not know this input; nothing was changed.
+            InvalidTransitionError: the state does not accept this input; nothing was changed.
         """
         before = self.state
         action = find_action(TABLE, before, given)
@@ -142,9 +145,9 @@ class FeedCore:
         return self._begin()
 
     def _begin(self) -> Commands:
-        """A fresh start."""
+        """Make a fresh start."""
         if self._oversized is Oversized.MAYBE:
-            self._oversized = Oversized.NO  # a watch from now on asks for nothing that was too large
+            self._oversized = Oversized.NO  # a watch from now on does not request the message that was too large
         self._proof = Proof(Plan.SNAPSHOT, self._bounds.bytes)
         self.state = State.OPENING
         return (OpenWatch(0),)
@@ -190,7 +193,7 @@ class FeedCore:
     # --- catching up -------------------------------------------------------------------------------------------------
 
     def _resume(self) -> Commands:
-        """Go on after a break: at the anchor if etcd need not scan too far for it, otherwise after the tip."""
+        """Continue after a break: at the anchor if etcd need not scan too far, otherwise after the tip."""
         anchor = self.history.anchor
         if anchor is not None and self.history.log.tip - anchor.revision <= self._reach_back:
             return self._open(Plan.OVERLAP, anchor.revision, anchor.revision - 1, anchor.revision)
@@ -201,14 +204,15 @@ class FeedCore:
         return self._open(Plan.PROBE, tip + 1, tip, tip)
 
     def _open(self, plan: Plan, start: int, floor: int, target: int) -> Commands:
-        # Between an anchor and the tip the range has no other event, however many revisions lie there.
+        # An overlap has to reach only the anchor: the range has no event between the anchor and the tip, however many
+        # revisions lie there.
         stream_kind: StreamKind = "live" if self._oversized is Oversized.NO else "dedicated"
         self._proof = Proof(plan, self._bounds.bytes, start, floor, target, stream_kind)
         self.state = State.CATCHING_UP
         return (EndProof(), OpenWatch(start, stream_kind))
 
     def _proving(self) -> Proof:
-        assert self._proof is not None, "only in states in which a watch has still to prove itself"
+        assert self._proof is not None, "called only in states in which the watch still has to prove itself"
         return self._proof
 
     def _caught_created(self, given: Created, _now: float) -> Commands:
@@ -216,7 +220,7 @@ class FeedCore:
         proof.created = True
         proof.target = max(proof.target, given.revision)
         if proof.plan is Plan.PROBE and given.revision < proof.start:
-            # Nothing lies between: this watch was never behind.
+            # The store has no revision after the tip: this watch was never behind.
             return self._confirm()
         return (AwaitProof(),)
 
@@ -241,14 +245,14 @@ class FeedCore:
             return self._start_anew("restored")
         after = [batch for batch in found[1:] if batch.revision > anchor.snapshot_revision]
         if after and after[0].revision <= history.log.tip:
-            # Progress had said that nothing is there: another history.
+            # Trusted progress ruled out any event up to the tip: this is another history.
             return self._start_anew("restored")
         if proof.late:
             proof.floor = anchor.revision
             return self._confirm() if proof.hold(after) else self._start_anew("lagged")
         last = found[-1]
         if proof.behind and last.revision <= history.log.tip:
-            # Nothing is new, so that the next watch would bring the same: it starts where this one came to.
+            # These batches bring nothing new. The next watch must not repeat them, so it starts at the last of them.
             history.anchor = Anchor(last.revision, last.events, True, anchor.snapshot_revision)
         self._become_live()
         return self._go_on(after, now, behind=proof.behind)
@@ -263,9 +267,10 @@ class FeedCore:
         return self._confirm()
 
     def _why_no_anchor(self) -> ResetReason:
-        """The anchor would have come before: it never was, or it is a delete that a compaction exactly there took.
+        """Return why the watch did not bring the anchor, although progress has passed it.
 
-        A compaction exactly there keeps puts, so that a put that does not come tells of another history.
+        Either this history never had the anchor, or the anchor is a delete, and a compaction exactly at its revision
+        removed it. Such a compaction keeps puts, so a missing put reveals another history.
         """
         anchor = self.history.anchor
         assert anchor is not None, "an overlap has an anchor"
@@ -289,10 +294,10 @@ class FeedCore:
         return () if self._hold_unless_behind(given) else self._start_anew("lagged")
 
     def _hold_unless_behind(self, given: Batches) -> bool:
-        """Hold what the watch says while a Range is under way. False when it is too much.
+        """Hold the watch's batches while a Range is in progress. Return False if they are too much.
 
-        The Range, which was asked for before, says nothing of what a watch that may be behind brings: the next watch
-        brings that.
+        The Range was requested earlier, so it proves nothing about the batches of a watch that may be behind. The feed
+        does not hold such batches: the next watch brings them.
         """
         proof = self._proving()
         proof.behind |= given.behind
@@ -321,7 +326,7 @@ class FeedCore:
         return self._resume() if given.behind else self._publish_all(given.batches, now)
 
     def _go_on(self, proven: Sequence[Batch], now: float, *, behind: bool) -> Commands:
-        """Publish what is proven; a watch that may be behind it starts again from there."""
+        """Publish what is proven. If the watch may be behind, restart it from there."""
         commands = self._publish_all(proven, now)
         return self._resume() if behind and self.state is State.LIVE else commands
 
@@ -334,18 +339,18 @@ class FeedCore:
     def _live_progress(self, given: Progress, _now: float) -> Commands:
         if given.trusted:
             self.history.log.advance(given.revision)
-        # Said too early it proves nothing, but then the move costs more, and nothing is lost.
+        # Progress that comes too early proves nothing. The move then costs more, but loses nothing.
         return self._share_stream_when_clear(given.revision)
 
     def _share_stream_when_clear(self, said: int = 0) -> Commands:
-        """From a stream to itself to a shared one, as after a break."""
+        """Move the watch from a dedicated stream to a shared one, as after a break. *said*: the progress's revision."""
         if self._oversized is Oversized.MAYBE and max(self.history.log.tip, said) >= self._clear_at:
             self._oversized = Oversized.NO
             return self._resume()
         return ()
 
     def _live_compacted(self, given: Compacted, _now: float) -> Commands:
-        """A slow watch that compaction overtook."""
+        """Handle a compaction that overtook a slow watch."""
         self.history.note_compacted(given.revision)
         if given.revision > self.history.log.tip:
             return self._start_anew("compacted")
@@ -379,7 +384,7 @@ _F, _S = FeedCore, State
 TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.IDLE, Start): transition(_F._start, _S.OPENING),
     (_S.IDLE, Stop): transition(_F._stop, _S.CLOSED),
-    # A fresh watch first, then the snapshot.
+    # First a fresh watch, then the snapshot.
     (_S.OPENING, Created): transition(_F._opened, _S.SNAPSHOTTING),
     (_S.OPENING, Refused): transition(_F._retry_start, _S.START_RETRY),
     (_S.OPENING, Compacted): transition(_F._retry_start, _S.START_RETRY),
@@ -417,7 +422,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.CONFIRMING, Lost): transition(_F._lost, _S.WATCH_RETRY, _S.OPENING),
     (_S.CONFIRMING, Restored): transition(_F._restored, _S.OPENING),
     (_S.CONFIRMING, Stop): transition(_F._stop, _S.CLOSED),
-    # Live, and what may end that.
+    # Live, and the inputs that may end that.
     (_S.LIVE, Batches): transition(_F._live_batches, _S.LIVE, _S.OPENING, _S.CATCHING_UP),
     (_S.LIVE, Progress): transition(_F._live_progress, _S.LIVE, _S.CATCHING_UP),
     (_S.LIVE, Compacted): transition(_F._live_compacted, _S.CATCHING_UP, _S.OPENING),

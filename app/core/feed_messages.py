@@ -1,5 +1,7 @@
-"""What goes into a feed's two state machines, and what comes out: its own life (``feed``), and the read of older
-history beside it (``backfill``). Each has a watch of its own, which these messages are about.
+"""The inputs and the commands of a feed's two state machines.
+
+One machine is the feed's own life (``feed``). The other reads older history beside it (``backfill``). Each machine has
+its own watch, and these messages concern that watch.
 """
 
 from __future__ import annotations
@@ -10,28 +12,29 @@ from typing import Literal
 from .multiplex import WatchInput
 from .snapshot import Snapshot
 
-# Which stream a watch goes to: one of those that live ones share, the one for histories, or one that it has to itself.
+# The kind of stream that carries a watch: one that live watches share, one for reading history, or one that this watch
+# has to itself.
 StreamKind = Literal["live", "catch-up", "dedicated"]
 
 
-# Inputs beside those of the watch itself.
+# Inputs, in addition to those of the watch itself.
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Somebody wants this feed. *backfill*: somebody with a cursor does."""
+    """A subscriber wants this feed. *backfill*: a subscriber with a cursor does."""
 
     backfill: bool
 
 
 @dataclass(frozen=True, slots=True)
 class WantBackfill:
-    """A joiner's cursor lies below the log's floor. *revision*: of the cursor, where it is known."""
+    """A new subscriber's cursor lies below the log's floor. *revision*: the cursor's, if known."""
 
     revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:
-    """What is held back does not fit the memory that all feeds share."""
+    """The batches that are held back do not fit in the memory that all feeds share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,12 @@ class SnapshotTaken:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFailed:
-    """The Range failed for good; the shell has logged why."""
+    """The Range failed after all retries; the shell has logged the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a count-only Range at the asked revision said."""
+    """The outcome of a count-only Range at the requested revision."""
 
     outcome: Literal["ok", "compacted", "future", "failed"]
 
@@ -61,17 +64,17 @@ class RetryDue:
 
 @dataclass(frozen=True, slots=True)
 class SyncTimeout:
-    """``GATEWAY_SYNC_TIMEOUT`` has passed since ``AwaitProof``, without proof."""
+    """``GATEWAY_SYNC_TIMEOUT`` has passed since ``AwaitProof`` without a proof."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The cluster's history is another one: a new cluster id, or a linearizable revision that fell."""
+    """etcd has another history: the cluster id is new, or a linearizable revision is lower than before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Nobody wants this feed any more."""
+    """Nothing needs this feed any more."""
 
 
 FeedInput = Start | SnapshotTaken | SnapshotFailed | Probed | RetryDue | SyncTimeout | Restored | Stop | WatchInput
@@ -81,7 +84,7 @@ BackfillInput = WantBackfill | NoRoom | Probed | SyncTimeout | Stop | WatchInput
 # Commands.
 @dataclass(frozen=True, slots=True)
 class OpenWatch:
-    """Open a watch at *start* (0: from now); any other of this machine is closed before."""
+    """Open a watch at *start* (0: from now). Close this machine's other watch first."""
 
     start: int
     stream_kind: StreamKind = "live"
@@ -89,7 +92,7 @@ class OpenWatch:
 
 @dataclass(frozen=True, slots=True)
 class CloseWatch:
-    """Close the watch; nothing of it is to be fed back any more."""
+    """Close the watch, and pass on none of its messages any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +102,26 @@ class TakeSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask whether *revision* is still readable."""
+    """Ask etcd whether *revision* is still readable."""
 
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Wait, by the backoff of *attempt*, then say ``RetryDue``."""
+    """Wait for the backoff of *attempt*, then send ``RetryDue``."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitProof:
-    """Ask for progress until ``EndProof``, and say ``SyncTimeout`` if that takes too long."""
+    """Ask for progress until ``EndProof``, and send ``SyncTimeout`` if that takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndProof:
-    """The proof came, or is no longer wanted."""
+    """The proof has come, or is no longer needed."""
 
 
 Command = OpenWatch | CloseWatch | TakeSnapshot | Probe | Retry | AwaitProof | EndProof

@@ -1,11 +1,11 @@
-"""The blocks of a stream: SSE and NDJSON made of the same JSON objects.
+"""The blocks of a stream: SSE and NDJSON, made of the same JSON objects.
 
-``id:`` is the last line of its SSE block (a block cut before its end loses event and id together); in NDJSON the
-same cursor is the member ``"cursor"``.
+``id:`` is the last line of its SSE block, so that a block which is cut off loses the event and the id together. In
+NDJSON, the same cursor is the member ``"cursor"``.
 
-Every blank line of an SSE stream ends a block that has data. Common parsers (httpx-sse, @microsoft/fetch-event-source)
-make an event with empty data of any other blank line, and their users' ``JSON.parse`` throws. So comments and the
-greeting end with one line feed, and belong to the block of the next event.
+Every blank line of an SSE stream ends a block that has data. From any other blank line, common parsers (httpx-sse,
+@microsoft/fetch-event-source) make an event with empty data, and their users' ``JSON.parse`` throws. So comments and
+the greeting end with one line feed, and belong to the block of the next event.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Format = Literal["sse", "ndjson"]
 
 
 def control(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
-    """One event that is not of etcd's history: reset, synced, bookmark, status, close."""
+    """Return one event that is not part of etcd's history: reset, synced, bookmark, status, close."""
     data = {"type": kind, **members}
     if form == "ndjson":
         if cursor is not None:
@@ -31,20 +31,20 @@ def control(form: str, kind: str, members: dict[str, object], cursor: str | None
 
 
 def comment(form: str, text: str) -> bytes:
-    """Something that keeps a connection alive and means nothing: NDJSON has only the empty line for it.
+    """Return bytes that keep a connection alive and mean nothing: a comment in SSE, an empty line in NDJSON.
 
-    To be written between two blocks only: it becomes the first line of the next one.
+    Write a comment only between two blocks: the comment becomes the first line of the next block.
     """
     return f": {text}\n".encode() if form == "sse" else b"\n"
 
 
 def greeting(form: str, instance: str, retry_ms: int) -> bytes:
-    """The first bytes of a stream. NDJSON has no word for them: its headers are its first bytes."""
+    """Return the first bytes of a stream. NDJSON has no greeting: its headers are its first bytes."""
     return f"retry: {retry_ms}\n: connected {instance}\n".encode() if form == "sse" else b""
 
 
 def batch_frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
-    """One revision: all events but the last say ``more``, only the last carries the cursor."""
+    """Return one revision: all events but the last have ``more``, and only the last carries the cursor."""
     cursor = f"{epoch}-{batch.revision}".encode()
     parts: list[bytes] = []
     final = len(batch.events) - 1
@@ -62,7 +62,7 @@ def batch_frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
 
 
 def snapshot_frame(bodies: Sequence[bytes], form: str) -> bytes:
-    """Some items of a snapshot, by their bodies: they look like live puts and carry no cursor."""
+    """Return some items of a snapshot, from their JSON bodies. They look like live puts and carry no cursor."""
     if not bodies:
         return b""
     if form == "sse":

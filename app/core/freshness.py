@@ -1,27 +1,32 @@
-"""Whether what one subscriber has been given is current: the other half of being live, beside etcd's proof.
+"""Whether the data that one subscriber has is current: the second condition of "live", beside etcd's proof.
 
-Must live here: how far behind a subscriber is, in seconds, and when that is too far to be called live. Must not:
-clocks, sockets (``app.stream.delivery``); what it is sent (``app.core.reader``).
+Must live here: how many seconds a subscriber is behind, and when it is too far behind for "live". Must not: clocks,
+sockets (``app.stream.delivery``); the content of the stream (``app.core.reader``).
 
 Theory of operation
-    Two things keep a revision from a subscriber. The log has it, and it was not sent: its age is known, because the log
-    notes when each batch came. Or it was sent, and the client's system has not taken it: the kernel keeps up to twice
-    GATEWAY_SEND_BUFFER for each connection. What is written now will be taken when all in front of it is, so by as much
-    later as the oldest byte that is not taken has waited already. The sum of both is how old the client's view will
-    be when it reads what is written now. At 50 kB/s under 1,200 changes of 10 kB, a bookmark that knew of neither said
-    "live" while the oldest missing revision was 53 s old.
+    There are two reasons why a subscriber lacks a revision. First, the gateway has not sent it yet. Its age is known,
+    because the log notes when each batch arrived. Second, the gateway has sent it, and the client's system has not
+    acknowledged it: the kernel keeps up to twice GATEWAY_SEND_BUFFER for each connection. The client's system takes
+    bytes in order. So the bytes that are written now arrive later by about as long as the oldest unacknowledged byte
+    has waited already. The sum of both ages is how old the client's view will be when the client reads what is written
+    now. A bookmark that counted neither said "live" while the oldest missing revision was 53 s old (at 50 kB/s under
+    1,200 changes of 10 kB).
 
-    What the client's own system has taken counts as given: nobody but the client knows what it reads of that.
+    Bytes that the client's system has acknowledged count as delivered: only the client knows how many of them it has
+    read.
 """
 
 from __future__ import annotations
 
-# Marks in the time after which a subscriber is late: how exactly it is known how long bytes have waited.
+# The number of marks within the time limit: more marks measure more exactly how long bytes have waited.
 STEPS = 4
 
 
 class Freshness:
-    """Of one subscriber. ``late``: it lacks something older than *limit* seconds; not so again below half of that.
+    """The freshness of one subscriber.
+
+    ``late``: the subscriber lacks something older than *limit* seconds. It stays late until that age is at most half of
+    the limit.
 
     Args:
         limit: seconds, GATEWAY_STALE_AFTER.
@@ -31,14 +36,16 @@ class Freshness:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
-        # Bytes written before that time: a few, however much is written. A list: an empty deque has 600 bytes.
+        # Each mark is (bytes written before a time, that time). There are a few marks, however much is written. A list,
+        # because an empty deque has 600 bytes.
         self._marks: list[tuple[int, float]] = []
-        self.mark_due = float("-inf")  # the time from which on ``wrote`` is to be told of a write
-        self.behind = 0.0  # seconds, when last updated
+        # The shell must report the first write after this time to ``wrote``.
+        self.mark_due = float("-inf")
+        self.behind = 0.0  # seconds, at the last update
         self.late = False
 
     def wrote(self, before: int, now: float) -> None:
-        """Something is written, after *before* bytes since the stream began."""
+        """Record a write at *now*, after *before* bytes of the stream."""
         marks = self._marks
         marks.append((before, now))
         self.mark_due = now + self._limit / STEPS
@@ -46,13 +53,13 @@ class Freshness:
             del marks[0]
 
     def update(self, now: float, *, lacks_since: float | None, written: int, unacked_bytes: int) -> bool:
-        """``late``, as of *now*.
+        """Update ``late``, and return it.
 
         Args:
             now: the log's clock.
-            lacks_since: when the oldest batch came that it was not sent; None: it was sent all.
+            lacks_since: when the oldest batch arrived that was not sent; None: all were sent.
             written: bytes since the stream began.
-            unacked_bytes: those of them that its system has not taken.
+            unacked_bytes: how many of those bytes the client's system has not acknowledged.
         """
         missing = 0.0 if lacks_since is None else max(0.0, now - lacks_since)
         self.behind = missing
@@ -65,7 +72,7 @@ class Freshness:
         return self.late
 
     def _waiting(self, now: float, taken: int) -> float:
-        """For how long, at the most, the oldest byte after the first *taken* has been waiting."""
+        """Return the seconds, at most, that the oldest byte after the first *taken* bytes has been waiting."""
         oldest = 0.0
         for before, at in reversed(self._marks):
             oldest = now - at

@@ -1,7 +1,7 @@
-"""What a feed knows of its range's history, as readers see it: the view, the log, and whether these may be joined.
+"""A feed's history of its range, as readers see it: the view, the log, and whether new readers may join.
 
 Must live here: everything that a reader needs of a feed. Must not: when the history is proven or ends (``feed``), how
-more of it is read for old cursors (``backfill``).
+older history is read for old cursors (``backfill``).
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ class History:
     def __init__(self, bounds: Bounds) -> None:
         self.log = Log(bounds)
         self.view: View | None = None
-        # There was a view; it is gone until the next one is read.
+        # The view was dropped to free memory; the next one is not read yet.
         self.view_reclaimed = False
         self.cluster_id = 0
-        # Why the log's generation began: what a reader of an older one is told.
+        # Why the log's generation began: the reason that readers of an older generation receive.
         self.reason: ResetReason = "initial"
-        # Why it is not proven that this history goes on: nobody new is given the view, and the next generation begins
-        # for this reason. None: all is well.
+        # Why this history is not known to continue. None while it does. While a reason is set, new readers do not
+        # receive the view. The next generation begins with this reason.
         self.unproven: ResetReason | None = None
-        # How many histories it has known to end: a cursor that came before the last did is of an ended one.
+        # The number of histories that have ended. A cursor that came before the last end belongs to an ended history.
         self.restores = 0
-        self.snapshot_revision = 0  # of the last snapshot: up to it a watch may repeat what the snapshot holds
-        # The newest revision whose events are known; None where nothing is.
+        # The revision of the last snapshot. The watch may repeat events up to it.
+        self.snapshot_revision = 0
+        # The newest revision whose events are known; None if there is none.
         self.anchor: Anchor | None = None
         # A watch that starts at or below this revision meets a message over the limit.
         self.oversized_revision = 0
-        self.compacted = 0  # the greatest compaction revision that etcd has told us of
-        self.events = 0  # that were published
+        self.compacted = 0  # the greatest compaction revision that etcd has reported
+        self.events = 0  # the number of events published
         self._may_keep: MayKeep = keep_all
 
     # --- for readers -------------------------------------------------------------------------------------------------
 
     @property
     def joinable(self) -> bool:
-        """Whether a joiner may be given what the view holds."""
+        """Whether a new reader may receive the view."""
         return self.view is not None and self.unproven is None
 
     def why_ended(self, revision: int) -> ResetReason | None:
-        """Why a cursor at *revision* has no history to go on with: what ended that history, or etcd has compacted it.
+        """Return why a cursor at *revision* cannot continue: the reason that ended its history, or ``compacted``.
 
-        None when neither is so: then the history could be read.
+        None if neither applies. Then the history may still be readable.
         """
         if self.reason != "initial" and revision < self.snapshot_revision:
             return self.reason
@@ -59,27 +60,27 @@ class History:
 
     @property
     def bytes(self) -> int:
-        """Memory it is counted with."""
+        """Memory that counts for the history."""
         return self.log.bytes + self.log.passing + (self.view.bytes if self.view is not None else 0)
 
     @property
     def encoded(self) -> int:
-        """Bytes that ``reclaim_encoded`` gives back."""
+        """Bytes that ``reclaim_encoded`` would free."""
         return self.view.encoded if self.view is not None else 0
 
     def ask_before_keeping(self, may_keep: MayKeep) -> None:
-        """Have *may_keep* asked before anything encoded is kept."""
+        """Set the function that is asked before encoded bytes are kept."""
         self._may_keep = self.log.may_keep = may_keep
 
     def reclaim_encoded(self) -> int:
-        """Drop what the view has encoded; bytes given back."""
+        """Drop what the view has encoded. Return the bytes freed."""
         return self.view.reclaim() if self.view is not None else 0
 
     def reclaim_view(self) -> int:
-        """Drop a view that nobody new is given any more, and its log; bytes given back.
+        """Drop the log, and a view that new readers no longer receive. Return the bytes freed.
 
-        Both views of a large range do not fit the memory. Readers wait then: the new generation begins with a ``reset``
-        for all of them.
+        The old and the new view of a large range do not fit in memory together. Readers wait meanwhile. The new
+        generation begins with a ``reset`` for all of them.
         """
         if self.view is None or self.unproven is None:
             return 0
@@ -90,17 +91,18 @@ class History:
     # --- for the feed ------------------------------------------------------------------------------------------------
 
     def note_compacted(self, revision: int) -> None:
-        """etcd says that it has compacted up to *revision*. A member that lags says less."""
+        """Record that etcd has compacted up to *revision*. A member that lags reports a lower revision."""
         self.compacted = max(self.compacted, revision)
 
     def install(self, snapshot: Snapshot, cluster_id: int, *, oversized: bool) -> None:
-        """Begin a new generation with *snapshot*. *oversized*: it stands for a message over the limit."""
+        """Begin a new generation with *snapshot*. *oversized*: the snapshot replaces a message over the limit."""
         tip = self.log.tip
         self.reason = self.unproven or "initial"
         if self.cluster_id not in (0, cluster_id) or snapshot.revision < tip:
-            # A snapshot is linearizable: etcd was restored, whatever made us take it.
+            # A snapshot is linearizable. So etcd was restored, whatever the reason for this snapshot.
             self.reason = "restored"
-        # Once more: who came while the new history was being read came with a cursor of the old one.
+        # Count the restore again: a client that came while the new history was being read brought a cursor of the old
+        # one.
         self.restores += self.reason == "restored"
         self.unproven = None
         self.cluster_id = cluster_id
@@ -109,15 +111,15 @@ class History:
         self.snapshot_revision = snapshot.revision
         if oversized or self.reason == "restored":
             self.oversized_revision = snapshot.revision if oversized else 0
-        # What did not fit may be the snapshot's very newest revision.
+        # The oversized revision may be the newest one in the snapshot, so this snapshot gives no anchor.
         self.anchor = None if oversized else _newest(snapshot)
 
     def publish(self, batch: Batch, now: float) -> bool:
-        """Take in what came next. False: it does not come next in this history, and nothing is changed."""
+        """Publish the next batch. Return False, and change nothing, if *batch* cannot come next in this history."""
         log, view = self.log, self.view
-        assert view is not None, "published before a snapshot"
+        assert view is not None, "a snapshot comes before the first batch"
         if batch.revision <= log.tip:
-            # A watch never goes back, but for what the snapshot covers.
+            # A watch never goes back, except to repeat what the snapshot covers.
             return batch.revision <= self.snapshot_revision
         if not view.follows(batch):
             return False
@@ -129,7 +131,7 @@ class History:
 
 
 def _newest(snapshot: Snapshot) -> Anchor | None:
-    """The newest revision of which *snapshot* holds something."""
+    """Return the newest revision in *snapshot* as an anchor; None if the snapshot is empty."""
     items = snapshot.items
     newest = max((item.mod_revision for item in items), default=0)
     if not newest:

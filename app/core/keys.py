@@ -1,6 +1,6 @@
-"""Key ranges: what a subscriber asks for, and what etcd is asked for.
+"""Key ranges: the range that a subscriber requests, and the range that etcd is asked for.
 
-Must live here: the arithmetic of prefixes. Must not: anything that knows of HTTP parameters or of protobuf.
+Must live here: the arithmetic of prefixes. Must not: anything about HTTP parameters or protobuf.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 Kind = Literal["prefix", "key"]
 
-# Everything that may stand in a query as it is, so that a range's name can be pasted after `?`.
+# The characters that a query may contain unescaped, so that a range's name can be pasted after `?`.
 _SAFE = "/:@!$'()*,;-._~="
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    r"""The first key after all keys that start with *prefix*, as etcd's ``range_end``.
+    r"""Return etcd's ``range_end`` for a prefix: the first key after all keys that start with *prefix*.
 
-    Trailing 0xff bytes carry; an empty prefix, or one of 0xff only, has no end: ``b"\0"`` is etcd's word for that
+    Trailing 0xff bytes carry. An empty prefix, or one of 0xff bytes only, has no end; etcd writes that as ``b"\0"``
     (etcd ``clientv3.GetPrefixRangeEnd``).
     """
     stem = prefix.rstrip(b"\xff")
@@ -36,12 +36,12 @@ class KeyRange:
 
     @property
     def start(self) -> bytes:
-        r"""The ``key`` of etcd's requests; the empty prefix starts at ``b"\0"``, the smallest key there is."""
+        r"""The ``key`` of etcd's requests. The empty prefix starts at ``b"\0"``, the smallest key."""
         return self.name or b"\0"
 
     @property
     def end(self) -> bytes:
-        """The ``range_end`` of etcd's requests; empty for a single key."""
+        """The ``range_end`` of etcd's requests. Empty for a single key."""
         return prefix_end(self.name) if self.kind == "prefix" else b""
 
     def contains(self, key: bytes) -> bool:
@@ -49,9 +49,9 @@ class KeyRange:
         return key.startswith(self.name) if self.kind == "prefix" else key == self.name
 
     def within(self, prefix: bytes) -> bool:
-        """Whether every key of the range starts with *prefix*: the test of an allow-list."""
+        """Whether every key of the range starts with *prefix*: the check of an allow-list."""
         return self.name.startswith(prefix)
 
     def __str__(self) -> str:
-        """The range as it stands in a query: ``prefix=/svc/``, bytes that are not plain text percent-encoded."""
+        """The range as written in a query: ``prefix=/svc/``. Bytes that are not plain text are percent-encoded."""
         return f"{self.kind}={quote(self.name, safe=_SAFE)}"

@@ -1,13 +1,13 @@
-"""The log of a feed: the last revisions of its range, one batch a revision.
+"""The log of a feed: the last revisions of its range, one batch per revision.
 
-Readers are positions in it, (generation, revision); nothing here grows with their number. Bounded by batches, bytes
-and age, never evicting part of a revision, and always keeping the newest batch: a single revision larger than the bound
-still reaches everyone who keeps up.
+Readers are positions in the log, (generation, revision); nothing here grows with their number. The log is bounded by
+batches, bytes and age, and never evicts a part of a revision. Only age evicts the newest batch, so that even a single
+revision larger than the bound reaches every reader that keeps up.
 
 Theory of operation
-    ``floor``  every event of the range with a revision above it, up to ``tip``, is in the log;
-    ``tip``    how far the log is known to be complete (the last batch, or further by trusted progress);
-    a new ``generation`` means that the history before is not known to continue: all its readers start anew.
+    ``floor``  the log has every event of the range with a revision above ``floor`` and up to ``tip``;
+    ``tip``    the log is known to be complete up to here (the last batch, or further by trusted progress);
+    a new ``generation`` means that the earlier history is not known to continue: all its readers start anew.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from .events import Batch
 from .frames import batch_frame
 from .sized import Sized
 
-# How a reader is told of a batch: format, encoding, epoch.
+# How a batch is encoded for a reader: format, encoding, epoch.
 Representation = tuple[str, str, str]
-# Is asked before so many bytes are kept that can be made again; True counts them.
+# Asked before this many bytes are kept that could be encoded again. True: the bytes are counted, and may be kept.
 MayKeep = Callable[[int], bool]
 
 
 def keep_all(_size: int) -> bool:
-    """Memory does not matter."""
+    """Keep everything: the default when memory is not limited."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class LogSlice:
-    """What a reader is sent in one go: it stood at *start*, and stands at *end* then."""
+    """The bytes that a reader at *start* receives in one read, and the position *end* that they lead to."""
 
     start: int
-    size: int  # asked for
+    size: int  # the size requested
     representation: Representation
     end: int
     data: bytes
@@ -45,7 +45,7 @@ class LogSlice:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a log may hold; whichever is reached first evicts."""
+    """The limits of a log. The first that is reached evicts."""
 
     batches: int = 4096
     bytes: int = 16 * 1024 * 1024
@@ -59,14 +59,14 @@ class LogEntry:
 
     def __init__(self, batch: Batch, at: float) -> None:
         self.batch = batch
-        self.at = at  # when the log took it in, in the log's own clock (seconds)
-        self.size = batch.size  # with its frames
-        # Its bytes on the wire: encoded once, however many read them.
+        self.at = at  # when the batch arrived, by the log's own clock (seconds)
+        self.size = batch.size  # of the batch and its frames
+        # The batch as bytes on the wire: encoded once, however many readers receive it.
         self.frames: dict[Representation, bytes] = {}
 
 
 class Log(Sized):
-    """See the module. All methods are synchronous and cost O(log n) or less, but for ``restart`` and ``prepend``."""
+    """See the module. All methods are synchronous and cost O(log n) or less, except ``restart`` and ``prepend``."""
 
     __slots__ = (
         "_bounds",
@@ -90,21 +90,21 @@ class Log(Sized):
         self.tip = 0
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
-        # The last that was asked for, as long as it is the answer: those who keep up all ask for the same.
+        # The last slice, while it is still valid: all readers that keep up request the same slice.
         self._slice: LogSlice | None = None
-        self.passing = 0  # bytes of that which are no batch's
+        self.passing = 0  # bytes of that slice which no entry owns
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def first(self) -> Batch | None:
-        """The oldest batch it holds: nothing else lies between its floor and that."""
+        """The oldest batch in the log. The range has no other event between the floor and this batch."""
         return self._entries[0].batch if self._entries else None
 
     @property
     def last(self) -> Batch | None:
-        """The newest batch it holds."""
+        """The newest batch in the log."""
         return self._entries[-1].batch if self._entries else None
 
     def restart(self, revision: int) -> None:
@@ -115,10 +115,10 @@ class Log(Sized):
         self.floor = self.tip = revision
 
     def append(self, batch: Batch, now: float) -> None:
-        """Take in the next complete revision.
+        """Add the next complete revision.
 
         Raises:
-            ValueError: it is not above the tip; then nothing is changed.
+            ValueError: the revision is not above the tip; nothing was changed.
         """
         if batch.revision <= self.tip:
             msg = f"batch {batch.revision} is not above the tip {self.tip}"
@@ -131,13 +131,13 @@ class Log(Sized):
         self.trim(now)
 
     def advance(self, revision: int) -> None:
-        """Move the tip by trusted progress; never back."""
+        """Move the tip forward by trusted progress. The tip never moves back."""
         self.tip = max(self.tip, revision)
 
     def prepend(self, older: Sequence[Batch], floor: int, now: float) -> None:
         """Add proven history below the floor: all batches of (*floor*, ``self.floor``], in order.
 
-        What does not fit the bounds is cut at its old end.
+        If the result exceeds the bounds, the oldest batches are evicted.
         """
         kept = [batch for batch in older if floor < batch.revision <= self.floor]
         self._forget_slice()
@@ -148,7 +148,7 @@ class Log(Sized):
         self.trim(now)
 
     def trim(self, now: float) -> None:
-        """Evict what is over a bound, oldest first; the newest batch stays but for its age."""
+        """Evict the oldest batches while a bound is exceeded. Only age evicts the newest batch."""
         bounds, count, drop, size = self._bounds, len(self._entries), 0, self.bytes
         while count - drop > 1 and (count - drop > bounds.batches or size > bounds.bytes):
             size -= self._entries[drop].size
@@ -158,7 +158,7 @@ class Log(Sized):
         self._evict(drop)
 
     def reclaim(self, size: int) -> int:
-        """Give back at least *size* bytes if that can be, oldest first, keeping the newest batch; bytes given back."""
+        """Evict the oldest batches until *size* bytes are free, but keep the newest. Return the bytes freed."""
         drop, given = 0, 0
         while given < size and drop < len(self._entries) - 1:
             given += self._entries[drop].size
@@ -167,7 +167,7 @@ class Log(Sized):
         return given
 
     def clear(self) -> int:
-        """Forget all of it, and keep the position; bytes given back."""
+        """Drop all batches, and keep the position. Return the bytes freed."""
         given = self.bytes
         self._evict(len(self._entries))
         self.floor = self.tip
@@ -182,10 +182,10 @@ class Log(Sized):
             del self._revisions[:drop]
 
     def slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
-        """What a reader at *revision* is sent next: about *size* bytes at the most, but whole revisions and at least
-        one; None when there is none.
+        """Return what a reader at *revision* receives next; None if there is nothing.
 
-        Only to be asked for revisions that the log ``covers``.
+        The slice has about *size* bytes at most, but always whole revisions and at least one. The log must cover
+        *revision*.
         """
         last = self._slice
         if last is None or last.start != revision or last.size != size or last.representation != representation:
@@ -199,7 +199,7 @@ class Log(Sized):
         self._slice, self.passing = None, 0
 
     def _is_frame(self, log_slice: LogSlice) -> bool:
-        """Whether its bytes are those that its one entry keeps."""
+        """Whether the bytes of the slice are the bytes that its only entry keeps."""
         number = bisect_right(self._revisions, log_slice.end) - 1
         return self._entries[number].frames.get(log_slice.representation) is log_slice.data
 
@@ -208,7 +208,8 @@ class Log(Sized):
         if not found:
             return None
         if len(found) > 1 and found[-1].size > size:
-            # It goes alone, next: joined with others it would be copied for each reader, however large it is.
+            # Send the large batch alone, next time: joined with others, it would be copied for each reader, however
+            # large it is.
             found = found[:-1]
         frames = [self._frame(entry, representation) for entry in found]
         data = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -216,11 +217,11 @@ class Log(Sized):
         return LogSlice(revision, size, representation, found[-1].batch.revision, data, events)
 
     def _frame(self, entry: LogEntry, representation: Representation) -> bytes:
-        """An entry as bytes: encoded once, and counted for as long as the log holds it."""
+        """Return an entry as bytes. They are encoded once, and counted as long as the log holds the entry."""
         frame = entry.frames.get(representation)
         if frame is None:
             frame = batch_frame(entry.batch, *representation)
-            # While room is made the log may lose its old end, and the entry with it.
+            # Making room may evict the oldest entries, and this entry with them.
             if self.may_keep(len(frame)) and entry.batch.revision > self.floor:
                 entry.frames[representation] = frame
                 entry.size += len(frame)
@@ -228,13 +229,13 @@ class Log(Sized):
         return frame
 
     def covers(self, revision: int) -> bool:
-        """Whether a reader at *revision* finds all that it lacks here."""
+        """Whether the log has all events that a reader at *revision* lacks."""
         return revision >= self.floor
 
     def after(self, revision: int, size: int) -> Sequence[Batch]:
-        """The batches above *revision*, up to about *size* bytes of them but at least one; empty when there is none.
+        """Return the batches above *revision*: about *size* bytes of them, but at least one; empty if there is none.
 
-        Only to be asked for revisions that the log ``covers``.
+        The log must cover *revision*.
         """
         return [entry.batch for entry in self._entries_after(revision, size)]
 
@@ -247,9 +248,9 @@ class Log(Sized):
         return self._entries[start:stop]
 
     def lacks_since(self, revision: int) -> float | None:
-        """When the oldest batch came that a reader at *revision* has still to read, in the log's clock; None: none.
+        """Return when the oldest batch arrived that a reader at *revision* has not read, by the log's clock.
 
-        Minus infinity when that batch is gone.
+        None if the reader has read everything. Minus infinity if the log has evicted that batch.
         """
         if revision < self.floor:
             return float("-inf")
@@ -257,5 +258,5 @@ class Log(Sized):
         return self._entries[start].at if start < len(self._entries) else None
 
     def behind(self, revision: int) -> int:
-        """How many revisions of this range a reader at *revision* has still to read."""
+        """Return how many revisions of this range a reader at *revision* has not read."""
         return len(self._revisions) - bisect_right(self._revisions, revision)

@@ -1,6 +1,6 @@
-"""How a feed's watch proves that nothing is missing, and what it said until then, which is held back.
+"""How a feed's watch proves that nothing is missing, and the batches that are held back until then.
 
-``feed`` has the reasons for each plan.
+``feed`` explains the reasons for each plan.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .feed_messages import StreamKind
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A revision whose events we know, to be seen again after a break.
+    """A revision whose events the feed knows, and which the watch must bring again after a break.
 
-    ``exact``: *events* are all of them. Otherwise they are those that a snapshot still held, and what lies between
-    ``revision`` and ``snapshot_revision`` is known as state only.
+    ``exact``: *events* are all its events. Otherwise they are those that a snapshot still held, and only the state is
+    known between ``revision`` and ``snapshot_revision``.
     """
 
     revision: int
@@ -27,7 +27,7 @@ class Anchor:
     snapshot_revision: int
 
     def matches(self, batch: Batch) -> bool:
-        """Whether *batch* is this revision as we know it."""
+        """Whether *batch* is this revision with the events that the feed knows."""
         if batch.revision != self.revision:
             return False
         if self.exact:
@@ -38,42 +38,42 @@ class Anchor:
 class Plan(Enum):
     """How a watch proves itself."""
 
-    SNAPSHOT = "snapshot"  # the watch opens from now on, then a snapshot is taken
+    SNAPSHOT = "snapshot"  # the watch opens from now on, and then a snapshot is taken
     OVERLAP = "overlap"  # the watch starts at the anchor and must bring it again
-    PROBE = "probe"  # the watch starts after the log's tip, and a Range at the tip must still answer
+    PROBE = "probe"  # the watch starts after the log's tip, and a Range at the tip must still succeed
 
 
 class Oversized(Enum):
-    """Whether a message over the limit was of this feed's watch."""
+    """Whether a message over the limit belonged to this feed's watch."""
 
     NO = "no"
-    MAYBE = "maybe"  # it broke a stream that the watch shared: the watch gets a stream to itself, until it is clear
-    CERTAIN = "certain"  # it broke the watch's own stream: the next snapshot stands for what is too large
+    MAYBE = "maybe"  # it broke a shared stream: the watch gets a dedicated stream until the case is clear
+    CERTAIN = "certain"  # it broke the watch's dedicated stream: the next snapshot stands in for what is too large
 
 
 @dataclass(slots=True)
 class Proof:
-    """The proof under way of one watch, and the batches that are held back until it is complete."""
+    """The unfinished proof of one watch, and the batches that are held back until the proof is complete."""
 
     plan: Plan
-    most_bytes: int  # of what is held back
-    start: int = 0  # the revision that the watch starts at; 0: from now on
-    floor: int = 0  # nothing above it may be compacted while we read
-    target: int = 0  # complete when everything up to it was said
+    most_bytes: int  # the limit of ``bytes``
+    start: int = 0  # the revision at which the watch starts; 0: from now on
+    floor: int = 0  # etcd must not compact anything above this revision during the proof
+    target: int = 0  # the proof is complete when everything up to this revision has come
     stream_kind: StreamKind = "live"
     created: bool = False
-    behind: bool = False  # the watch says that etcd may still serve it from history: what it brings may lack something
-    late: bool = False  # its last message came late
+    behind: bool = False  # etcd may still serve the watch from history: its batches may lack events
+    late: bool = False  # the last message came late
     held: list[Batch] = field(default_factory=list)
-    bytes: int = 0  # of what is held back
+    bytes: int = 0  # of the held batches
 
     def hold(self, found: Sequence[Batch]) -> bool:
-        """Keep *found* aside. False when it is too much."""
+        """Hold *found* back. Return False if the held batches are too large."""
         self.held.extend(found)
         self.bytes += sum(batch.size for batch in found)
-        # One revision may be larger than the bound; two that together are must not both be.
+        # A single revision may exceed the limit; several together may not.
         return self.bytes <= self.most_bytes or len(self.held) == 1
 
     def held_after(self, revision: int) -> list[Batch]:
-        """What is held back of later revisions than *revision*."""
+        """Return the held batches above *revision*."""
         return [batch for batch in self.held if batch.revision > revision]

@@ -1,6 +1,6 @@
-"""State tables: what each state makes of each input, and where that may lead.
+"""State tables: the action that each state takes on each input, and the states that may follow.
 
-The code runs by these tables, the tests hold each action to its line, and ``tools/draw_states.py`` draws them into
+The code runs by these tables, the tests check each action against its row, and ``tools/draw_states.py`` draws them into
 docs/architecture.md.
 """
 
@@ -17,30 +17,30 @@ S = TypeVar("S", bound=Enum)
 
 
 class InvalidTransitionError(Exception):
-    """The state does not know this input. Nothing was changed."""
+    """The state does not accept this input. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition(Generic[S]):
-    """What a state makes of an input, and the states that this may lead to."""
+    """The action of a state on an input, and the states that may follow."""
 
     action: Callable[..., Commands]
     leads_to: tuple[S, ...]
 
 
 def transition(action: Callable[..., Commands], *leads_to: S) -> Transition[S]:
-    """One line of a table."""
+    """Return one row of a table."""
     return Transition(action, leads_to)
 
 
 def find_action(table: Mapping[tuple[S, type], Transition[S]], state: S, given: object) -> Callable[..., Commands]:
-    """What *state* makes of the input *given*.
+    """Return the action of *state* on the input *given*.
 
     Raises:
-        InvalidTransitionError: *table* has no such line.
+        InvalidTransitionError: *table* has no such row.
     """
     found = table.get((state, type(given)))
     if found is None:
-        msg = f"{type(given).__name__} in state {state.value}"
+        msg = f"unexpected {type(given).__name__} in state {state.value}"
         raise InvalidTransitionError(msg)
     return found.action

@@ -47,7 +47,7 @@ def test_spare_ones_are_not_for_what_takes_long() -> None:
     capacity.check()
     capacity.occupy(3)
     with pytest.raises(
-        OverCapacityError, match="4 connections are in use, and the limit of open files allows 3"
+        OverCapacityError, match="4 connections are in use; the limit of open files allows 3: retry later"
     ) as caught:
         capacity.check()
 

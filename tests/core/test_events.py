@@ -71,5 +71,5 @@ def test_each_revision_becomes_one_batch(found: list[Event]) -> None:
 
 def test_falling_revisions_are_no_history() -> None:
     """A watch never goes back: if it did, nothing may be published of it."""
-    with pytest.raises(ValueError, match="revision 2 after 3"):
+    with pytest.raises(ValueError, match="revision 2 comes after the higher revision 3"):
         list(batches([Delete(b"a", 3), Delete(b"b", 2)]))
