@@ -1,54 +1,56 @@
-"""One etcd watch stream carrying many watches: ids, complete responses, refusals, cancels.
+"""One etcd watch stream that carries many watches: ids, complete responses, refusals, cancels.
 
-Must live here: everything the Watch RPC's protocol asks of a client. Must not: gRPC, protobuf, or what a feed makes of
-it.
+Must live here: everything that the protocol of the Watch RPC requires of a client. Must not: gRPC, protobuf, or how a
+feed uses the messages.
 
 Theory of operation
-    Watch ids are ours, from 1, never reused on a stream: an answer is never taken for another watch's. Fragments are
-    joined per watch; a response broken off is dropped whole with its stream. A refused create arrives as ``created``
-    *and* ``canceled``, under the id asked for (3.5.1) or -1 (newer): then it belongs to the oldest unanswered create.
-    Each watch that was created gets exactly one cancel from us, also after etcd cancelled it: a watcher cancelled by
-    compaction stays counted at etcd until then (measured on 3.4.23 and 3.5.1).
+    The gateway chooses the watch ids, from 1, and never reuses one on a stream, so that no answer is taken for another
+    watch's. Fragments are joined per watch; a response that is broken off is dropped whole with its stream. A refused
+    create arrives as ``created`` *and* ``canceled``, under the requested id (3.5.1) or under -1 (newer); -1 means the
+    oldest unanswered create. The gateway sends exactly one cancel for each watch that was created, even after etcd has
+    cancelled the watch: etcd counts a watcher that a compaction cancelled until that cancel comes (measured on 3.4.23
+    and 3.5.1).
 
     *What an answer to a progress request proves.* etcd reads requests in order. It answers a progress request (id -1)
-    only while every watch of the stream is synced, and it puts the answer after the events in the stream's one watch
+    only while every watch of the stream is synced, and puts the answer after the events in the stream's one watch
     channel. So the answer covers exactly the watches that etcd held when it made the answer. ``created`` takes another
-    way: etcd's send loop takes from its control channel and from its watch channel by chance (seen on 3.5.16). An
-    answer that is older than a watch can therefore follow the ``created`` of that watch, and precede the events that
-    the watch is owed. Such an answer says nothing about the watch, so it is not given to the watch at all: neither
-    catch-up proofs, nor a live watch's tip, nor moves between streams ever see it.
+    way: etcd's send loop chooses at random between its control channel and its watch channel (seen on 3.5.16). So an
+    answer that is older than a watch can arrive after the ``created`` of that watch, and before the events that etcd
+    still owes the watch. Such an answer proves nothing about the watch. The multiplexer does not pass it to the watch
+    at all, so that it affects neither catch-up proofs, nor a live watch's tip, nor moves between streams.
 
-    An answer is given to a watch when one of these is certain:
+    The multiplexer passes an answer to a watch when one of these is certain:
 
-    1. It answers a request that was written after the create. Answers keep the order of their requests, and no request
-       has two. So an answer belongs, at the oldest, to the oldest request that is not answered yet. Of n requests that
-       were unanswered when the create was written, the (n+1)-th answer is the first that counts. Requests are counted
-       where they enter the queue of the one writer, which is the order in which etcd reads them.
-    2. etcd had got past the create already. A message of the watch's own came through the same channel; or this is the
-       second answer with a revision above that of ``created``. (The first one is not enough: etcd reads the revision
-       just before it registers the watch, and 3.5.8 to 3.5.12 make one late answer in the send loop, which can fall
-       between the two.) Then nothing that was asked before that create can be answered any more.
+    1. The answer belongs to a request that was written after the create. Answers keep the order of their requests, and
+       no request has two. So an answer belongs to the oldest unanswered request or to a later one. If n requests were
+       unanswered when the create was written, the (n+1)-th answer is the first that counts. Requests are counted where
+       they enter the queue of the one writer, which is the order in which etcd reads them.
+    2. etcd had already processed the create. Either a message of the watch came through the same channel, or this is
+       the second answer with a revision above that of ``created``. (The first such answer is not enough: etcd reads the
+       revision just before it registers the watch, and 3.5.8 to 3.5.12 make one late answer in the send loop, which can
+       fall between the two.) From then on, etcd answers no request from before the create.
 
-    Answers get lost: a member with a watch behind keeps silent or makes one answer of many, and a full channel drops
-    answers. A lost answer leaves its request in the count. So the count errs towards waiting for more answers, never
-    towards believing one too early, and rule 2 takes the lost ones out again. ``ask`` asks for all answers that a
-    waiting watch lacks at once, as soon as one answer shows that the member does answer. A stream with many unanswered
-    requests is not used for new watches (``app.etcd.stream_pool``).
+    Answers get lost: a member with a watch that is behind sends no answer or one answer for many requests, and a full
+    channel drops answers. A lost answer leaves its request in the count. So the count errs towards waiting for more
+    answers, never towards accepting one too early, and rule 2 removes the lost answers from the count. As soon as one
+    answer shows that the member does answer, ``ask`` makes at once all the requests whose answers a waiting watch
+    lacks. New watches do not use a stream with many unanswered requests (``app.etcd.stream_pool``).
 
     *Whether a watch may have been slow.* etcd gives a stream a channel of 128 messages. When a watch's event finds that
-    channel full, etcd serves the watch from its history from then on, and some versions lose events when a compaction
-    comes between (3.4.23 and 3.5.1: a delete exactly at the compaction revision; before 3.5.13 more). No message says
-    so. But a message that found the channel full comes after 128 others that etcd held at that time. So a message is
-    ``late`` when we received 128 or more since a moment that is certainly older than the message: the create of its
-    watch, or a progress request whose answer had a smaller revision than the message. ``follow_up`` asks often enough
-    to have such a moment. It depends on no clock, so it does not matter who was slow: we, the network or etcd. What it
-    cannot count are messages that etcd takes from the channel and does not send: those of a watch that we have just
-    cancelled, and the second and later ones of a watch whose ``created`` is still to come.
+    channel full, etcd serves the watch from history from then on, and some versions lose events when a compaction
+    intervenes (3.4.23 and 3.5.1: a delete exactly at the compaction revision; before 3.5.13 more). No message reports
+    that. But a message that found the channel full comes after 128 others that etcd held at that time. So a message is
+    ``late`` if the gateway received 128 or more since a moment that is certainly older than the message: the create of
+    its watch, or a progress request whose answer had a smaller revision than the message. ``follow_up`` asks often
+    enough to have such a moment. The rule depends on no clock, so that it holds whether the gateway, the network or
+    etcd was slow. It cannot count messages that etcd takes from the channel and does not send: those of a watch that
+    the gateway has just cancelled, and the second and later ones of a watch whose ``created`` is still to come.
 
-    The first late message of a watch is right in itself: etcd made it before it served the watch from history. What
-    follows may lack something, unless the store wrote nothing in between: then etcd had nothing to serve from history.
-    So the next answer decides, of those to requests made after the late message. With a revision no greater than the
-    late message's the watch was never ``behind``; with a greater one it may be, as it may when it says more before.
+    The first late message of a watch is itself correct: etcd made it before it served the watch from history. Later
+    messages may lack events, unless the store wrote nothing in between: then etcd had nothing to serve from history.
+    The next answer to a request that was made after the late message decides. If its revision is no greater than the
+    late message's, the watch was never ``behind``. If its revision is greater, or if the watch brings another message
+    first, the watch may be behind.
 """
 
 from __future__ import annotations
@@ -61,21 +63,22 @@ from .events import Batch, Event, batches
 from .keys import KeyRange
 from .sized import Sized
 
-# etcd's chanBufLen: so many messages of a stream wait to be sent before a watch of the stream becomes a slow one.
+# etcd's chanBufLen: this many messages of a stream wait to be sent before a watch of the stream becomes slow.
 CHANNEL = 128
-# etcd's watchBatchMaxRevs: one catch-up message holds so many revisions; one that holds fewer is the last.
+# etcd's watchBatchMaxRevs: a catch-up message holds this many revisions; a message that holds fewer is the last.
 ROUND_REVISIONS = 1000
-# Messages after which a mark is asked for, where slow watches lose events; fewer while many are unanswered.
+# Messages from one mark to the next, at versions that lose events of slow watches. A mark is a progress request that
+# dates later messages. Marks are rarer while many requests are unanswered.
 MARK_EVERY = 32
-# Answers that may be outstanding before a new watch is better served by another stream: it would wait for them all.
+# Unanswered requests above which a new watch uses another stream: it would have to wait for all their answers.
 MOST_UNANSWERED = 8
-# Marks that are kept: with one for each 32 messages, as many as tell what 2,048 messages ago was.
+# The number of marks kept: at one for each 32 messages, they reach back 2,048 messages.
 MARKS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One WatchResponse, in the core's words."""
+    """One WatchResponse of etcd, as a value of the core."""
 
     watch_id: int
     revision: int = 0
@@ -87,10 +90,10 @@ class Message:
     events: Sequence[Event] = ()
 
 
-# What a watch says to its feed.
+# The messages from a watch to its feed.
 @dataclass(frozen=True, slots=True)
 class Created:
-    """etcd holds the watch; *revision* is its store's at about that time (events up to it may still follow)."""
+    """etcd holds the watch. *revision*: the store's at about that time; events up to it may still follow."""
 
     revision: int
 
@@ -99,8 +102,8 @@ class Created:
 class Batches:
     """Complete revisions, in order.
 
-    ``late``: the message came late (see the module), and what follows may lack something. ``behind``: etcd may serve
-    the watch from its history, these events or the next, at a version that loses events then; perhaps with none at all.
+    ``late``: the message came late (see the module), and later messages may lack events. ``behind``: etcd may serve
+    these events or the next from history, at a version that then loses events; ``batches`` may be empty.
     """
 
     batches: tuple[Batch, ...]
@@ -110,9 +113,9 @@ class Batches:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Everything up to *revision* has been said, if it is *trusted*; otherwise only that the stream is alive.
+    """All events up to *revision* have come, if *trusted*. Otherwise the progress shows only that the stream is alive.
 
-    An answer that may be older than the watch is not given to it: see the module.
+    The multiplexer passes no answer to a watch that may be younger than the answer: see the module.
     """
 
     revision: int
@@ -121,14 +124,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """etcd cancelled the watch: what it asked for is compacted up to *revision*."""
+    """etcd cancelled the watch: the events that it requested are compacted up to *revision*."""
 
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """etcd refused the watch, or ended it for a reason of its own. *denied*: its roles are the reason, for certain."""
+    """etcd refused the watch, or ended it for another reason. *denied*: etcd's roles are certainly the reason."""
 
     reason: str
     denied: bool = False
@@ -136,21 +139,21 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The stream that carried the watch is gone. *too_large*: by a message over the limit, of one of its watches."""
+    """The watch's stream is gone. *too_large*: a message over the limit, of one of its watches, broke it."""
 
     reason: str
     too_large: bool = False
 
 
-# Bytes of a divided response that wait for its end, where nobody counts them. Beyond that, what is complete of it is
-# said: a catch-up of 1,000 revisions of 1 MB was 1 GB before its feed heard of the first.
+# Bytes of a divided response that may wait for its end, where no budget counts them. Above that, its complete revisions
+# are passed on: a catch-up of 1,000 revisions of 1 MB grew to 1 GB before its feed received the first.
 MOST_PENDING = 4 * 1024 * 1024
 
 WatchInput = Created | Batches | Progress | Compacted | Refused | Lost
 WatchCallback = Callable[[WatchInput], None]
 
 
-# What is to be sent.
+# The requests to send.
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
     """Open a watch. ``start`` 0 means from now on."""
@@ -169,7 +172,7 @@ class CancelRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProgressRequest:
-    """Ask how far the stream is."""
+    """Ask etcd how far the stream is."""
 
 
 Request = CreateRequest | CancelRequest | ProgressRequest
@@ -178,73 +181,75 @@ Request = CreateRequest | CancelRequest | ProgressRequest
 @dataclass(slots=True)
 class _Watch:
     callback: WatchCallback
-    number: int  # its create's place among all that was asked
-    at: int  # messages that had come when it was asked for
+    number: int  # the place of its create among all creates and progress requests
+    at: int  # messages received when it was created
     created: bool = False
-    revision: int = 0  # that of ``created``
+    revision: int = 0  # the revision of ``created``
     newer: bool = False  # an answer with a greater revision has come
-    heard: bool = False  # a message of its own has come
-    waiting: bool = False  # for proof
-    late: tuple[int, int] | None = (
-        None  # the late message that no answer has decided on: its revision, what was asked then
-    )
-    behind: bool = False  # etcd may serve it from history
-    ended: bool = False  # etcd cancelled it; only our cancel is missing
-    pending: list[Event] = field(default_factory=list)  # of a response that is not complete
-    bytes: int = 0  # of its fragments
-    revisions: int = 0  # that were passed on of it
+    heard: bool = False  # a message of this watch has come
+    waiting: bool = False  # its feed waits for proof
+    # The late message on which no answer has decided: its revision, and the last request when it came.
+    late: tuple[int, int] | None = None
+    behind: bool = False  # etcd may serve the watch from history
+    ended: bool = False  # etcd cancelled the watch; the gateway's cancel is still missing
+    pending: list[Event] = field(default_factory=list)  # events of an incomplete response
+    bytes: int = 0  # of the pending fragments
+    revisions: int = 0  # revisions already passed on of the incomplete response
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A progress request that is not answered yet."""
+    """A progress request without an answer yet."""
 
-    number: int  # its place among all that was asked
-    at: int  # messages that had come by then
-    mark: bool  # asked only to tell late messages: for the watches that wait, and no others
+    number: int  # its place among all creates and progress requests
+    at: int  # messages received by then
+    mark: bool  # made only to detect late messages: its answer goes only to watches that wait for proof
 
 
 class Multiplexer(Sized):
-    """See the module. ``receive`` gives each callback what is its watch's, in order."""
+    """See the module. ``receive`` passes the messages of each watch to its callback, in order."""
 
     def __init__(self) -> None:
         self._watches: dict[int, _Watch] = {}
         self._uncreated: list[int] = []
         self._next_id = 1
-        # A watch was opened under an id that nobody asked for: what this server says can't be given to the right watch.
+        # The server opened a watch under an id that was not requested. So its messages cannot be matched to watches.
         self.unmatched = False
-        self._number = 0  # of the last create or progress request
-        self._newest = 0  # of the last create
+        self._number = 0  # the place of the last create or progress request
+        self._newest = 0  # the place of the last create
         self._asked: deque[_Asked] = deque()
-        self._lacking = 0  # requests that a waiting watch lacks, now that the member answers
-        self._messages = 0  # that came through etcd's watch channel, as far as we can tell
-        self._marked_at = 0  # messages when the last request was made
-        self._deciding = 0  # the request whose answer decides on late messages; 0: none is under way
-        self._late = False  # no answer has decided on a late message
-        self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=MARKS)  # (revision answered, messages when asked)
+        # How many requests a waiting watch needs before an answer can count for it. Set by an answer too old for it.
+        self._lacking = 0
+        self._messages = 0  # messages that came through etcd's watch channel, as far as the gateway can tell
+        self._marked_at = 0  # ``_messages`` at the last progress request
+        self._deciding = 0  # the request whose answer decides on late messages; 0: none
+        self._late = False  # a watch has a late message on which no answer has decided
+        # Each mark: the revision of an answer, and the messages received when the answer was requested.
+        self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=MARKS)
         self._trusted = self._loses = False
 
     def __len__(self) -> int:
-        """Watches that etcd holds for us on this stream, as far as we can know."""
+        """The number of watches that etcd holds on this stream, as far as the gateway can know."""
         return len(self._watches)
 
     @property
     def unanswered(self) -> int:
-        """Progress requests that may still be answered: a new watch waits for so many answers in vain.
+        """The number of progress requests that may still be answered.
 
-        None, where answers prove nothing anyway.
+        A new watch must wait for all their answers, which prove nothing to it. The number is 0 where answers prove
+        nothing anyway.
         """
         return len(self._asked) if self._trusted else 0
 
     @property
     def waiting(self) -> bool:
-        """Whether a watch waits for proof."""
+        """Whether any watch waits for proof."""
         return any(watch.waiting for watch in self._watches.values())
 
-    # --- what is sent: in the order of these calls -------------------------------------------------------------------
+    # --- requests, sent in the order of these calls ------------------------------------------------------------------
 
     def create(self, watched: KeyRange, start: int, callback: WatchCallback) -> CreateRequest:
-        """A new watch; *callback* gets its answers until ``cancel``."""
+        """Return the request for a new watch. *callback* receives the watch's messages until ``cancel``."""
         watch_id = self._next_id
         self._next_id += 1
         self._newest = self._next_number()
@@ -253,28 +258,29 @@ class Multiplexer(Sized):
         return CreateRequest(watch_id, watched, start)
 
     def cancel(self, watch_id: int) -> CancelRequest | None:
-        """Let a watch go: its callback is not called any more. None when there is nothing left to cancel at etcd."""
+        """Release a watch: its callback is not called any more. Return None if etcd has nothing to cancel."""
         if self._watches.pop(watch_id, None) is None:
             return None
         return CancelRequest(watch_id)
 
     def await_proof(self, watch_id: int, *, wanted: bool) -> None:
-        """A watch waits for progress that counts for it, or no longer."""
+        """Note whether the feed of a watch waits for progress that counts for this watch."""
         watch = self._watches.get(watch_id)
         if watch is not None:
             watch.waiting = wanted
 
     def ask(self) -> list[ProgressRequest]:
-        """Ask how far the stream is; now and then, and often while a watch is ``waiting``.
+        """Return requests for the stream's progress. Call this now and then, and often while a watch is ``waiting``.
 
-        Once, while nothing is answered. If an answer came since the last time that was too old for a watch that waits,
-        as often as answers may have been lost, so that the watch need not wait for one round after the other.
+        While no answer comes, this is one request. If an answer has come since the last call that was too old for a
+        waiting watch, these are as many requests as answers may have been lost, so that the watch need not wait for
+        several rounds.
         """
         count, self._lacking = max(1, self._lacking), 0
         return [self._ask(mark=False) for _ in range(count)]
 
     def follow_up(self) -> list[ProgressRequest]:
-        """What is to be asked after what was received: a mark now and then."""
+        """Return the requests to send after a message was received: a mark now and then."""
         every = MARK_EVERY if len(self._asked) <= MOST_UNANSWERED // 2 else CHANNEL
         if self._late and not self._deciding:
             request = self._ask(mark=True)
@@ -293,15 +299,16 @@ class Multiplexer(Sized):
         self._number += 1
         return self._number
 
-    # --- what is received --------------------------------------------------------------------------------------------
+    # --- messages received -------------------------------------------------------------------------------------------
 
     def receive(self, message: Message, *, progress_trusted: bool, may_lose: bool = False) -> None:
-        """Hand one response to the watches that it concerns. The member's version says what may be believed of it.
+        """Pass one response to the watches that it concerns.
 
+        The member's version decides how far the gateway trusts the response.
         Args:
             message: the response.
-            progress_trusted: whether its answers to progress requests cover all that came before them.
-            may_lose: whether it loses events of slow watches.
+            progress_trusted: whether the member's answers to progress requests cover everything before them.
+            may_lose: whether the member loses events of slow watches.
         """
         self._trusted, self._loses = progress_trusted, may_lose
         if message.created:
@@ -319,11 +326,11 @@ class Multiplexer(Sized):
             self._receive_for(watch, message)
 
     def lose(self, reason: str, *, too_large: bool = False) -> None:
-        """The stream is gone, and with it all that was not complete."""
+        """Report the loss of the stream to all watches. Incomplete responses are dropped."""
         self._uncreated.clear()
         self._asked.clear()
         for watch_id in list(self._watches):
-            # A callback may cancel other watches meanwhile, here and below.
+            # A callback may cancel other watches, here and below.
             watch = self._watches.pop(watch_id, None)
             if watch is not None and not watch.ended:
                 watch.callback(Lost(reason, too_large))
@@ -338,7 +345,7 @@ class Multiplexer(Sized):
             watch_id = self._uncreated[0]
         self._uncreated.remove(watch_id)
         if message.canceled and not message.compact_revision:
-            # Refused: etcd holds nothing, so there is nothing to cancel.
+            # Refused: etcd does not hold the watch, so there is nothing to cancel.
             watch = self._watches.pop(watch_id, None)
             if watch is not None:
                 watch.callback(Refused(message.cancel_reason))
@@ -351,7 +358,7 @@ class Multiplexer(Sized):
                 self._receive_for(watch, message)
 
     def _receive_answer(self, message: Message, *, trusted: bool) -> None:
-        """An answer to a progress request: for the watches that etcd certainly held when it made the answer."""
+        """Pass an answer to a progress request to the watches that etcd certainly held when it made the answer."""
         if message.canceled or message.events:
             return
         if self._asked and self._asked[0].number < self._newest:
@@ -367,7 +374,8 @@ class Multiplexer(Sized):
             if asked is not None and asked.number < watch.number:
                 if watch.waiting and trusted:
                     newer = sum(other.number > watch.number for other in self._asked)
-                    lacking = len(self._asked) - 2 * newer + 1  # one more than there are older ones, but for the newer
+                    # One more than the older requests, less the newer ones, whose answers are under way.
+                    lacking = len(self._asked) - 2 * newer + 1
                     self._lacking = max(self._lacking, min(lacking, MOST_UNANSWERED + 1))
             elif watch.late is not None and not self._may_go_on(watch, message.revision, asked):
                 continue
@@ -376,7 +384,7 @@ class Multiplexer(Sized):
         self._late = self._late and any(watch.late is not None for watch in self._watches.values())
 
     def _may_go_on(self, watch: _Watch, revision: int, asked: _Asked | None) -> bool:
-        """An answer while the last message of a watch was late: did the store write since? Whether it did not."""
+        """Decide on the watch's late message by an answer. Return whether the store certainly wrote nothing since."""
         assert watch.late is not None
         late, number = watch.late
         if asked is None or asked.number <= number:
@@ -387,7 +395,7 @@ class Multiplexer(Sized):
         return not watch.behind
 
     def _pass_by(self, revision: int) -> None:
-        """See rule 2 of the module: which creates had etcd got past, if it answers with this revision?"""
+        """Apply rule 2 of the module: find the creates that etcd had processed when it answered with this revision."""
         for watch in list(self._watches.values()):
             if watch.created and revision > watch.revision:
                 if watch.newer:
@@ -395,10 +403,10 @@ class Multiplexer(Sized):
                 watch.newer = True
 
     def _pass(self, watch: _Watch) -> None:
-        """etcd had got past its create: all answers that it had made before were received, or are lost.
+        """Note that etcd has processed the watch's create: all earlier answers were received, or are lost.
 
-        One may still come, or be the one that has just come, that was asked for before it: 3.5.8 to 3.5.12 answer late
-        where a watch was behind, but then for this watch too. So one place in the order stays.
+        One answer to an earlier request may still come, or has just come: 3.5.8 to 3.5.12 answer late where a watch was
+        behind, but then the answer covers this watch too. So one place in the order stays.
         """
         if self._asked and self._asked[0].number < watch.number:
             while self._asked and self._asked[0].number < watch.number:
@@ -406,7 +414,7 @@ class Multiplexer(Sized):
             self._asked.appendleft(_Asked(watch.number, watch.at, mark=False))
 
     def _mark(self, revision: int, at: int) -> None:
-        """What has a greater revision than this answer is younger than its request."""
+        """Note that a message with a greater revision than this answer is younger than the answer's request."""
         last, _ = self._marks[-1]
         if revision > last:
             self._marks.append((revision, at))
@@ -414,10 +422,10 @@ class Multiplexer(Sized):
             self._marks[-1] = (revision, at)
 
     def _is_late(self, watch: _Watch, revision: int, before: int) -> bool:
-        """Whether a message, which *before* others preceded, may have found etcd's channel full when it was made."""
+        """Whether a message may have found etcd's channel full. *before*: how many messages preceded it."""
         since = watch.at
         for marked, at in reversed(self._marks):
-            # One more, because before 3.5.8 a revision's events are sent out before the store says the revision.
+            # Plus one, because before 3.5.8 etcd sends a revision's events before its store reports the revision.
             if marked + 1 < revision:
                 since = max(since, at)
                 break
@@ -425,7 +433,7 @@ class Multiplexer(Sized):
 
     def _receive_for(self, watch: _Watch, message: Message) -> None:
         if message.canceled:
-            # What is pending was broken off by the cancel: dropped whole.
+            # The cancel broke off the pending response: drop all of it.
             watch.ended = True
             watch.pending = []
             watch.bytes = 0
@@ -442,15 +450,16 @@ class Multiplexer(Sized):
         if events:
             self._pass_on(watch, message, tuple(batches(events)))
         elif message.revision and not message.fragment and watch.late is None:
-            # progress_notify: carries the watch's own id, and none was ever seen to overtake an event.
+            # progress_notify carries the watch's own id, and was never seen to overtake an event.
             watch.callback(Progress(message.revision, trusted=True))
 
     def _pass_on(self, watch: _Watch, message: Message, found: tuple[Batch, ...]) -> None:
-        """Say *found*, the complete revisions of a message; while it is a fragment, at least one more follows."""
-        before = self._messages - (not message.fragment)  # a divided message counts when all of it has come
+        """Pass on *found*, the complete revisions of a message. If it is a fragment, at least one more follows."""
+        # A divided message counts once, when all of it has come.
+        before = self._messages - (not message.fragment)
         late = self._loses and self._is_late(watch, message.revision, before)
         watch.revisions += len(found)
-        # A live watch is told one revision at a time, so more of them came from history.
+        # A live watch receives one revision per message, so a message with more of them comes from history.
         behind = self._loses and (
             watch.behind
             or watch.late is not None
@@ -465,7 +474,7 @@ class Multiplexer(Sized):
 
 
 def _take_complete(watch: _Watch, *, whole: bool) -> list[Event]:
-    """The events of the revisions that are complete: all, or all but those of the last revision."""
+    """Take the events of complete revisions: all if *whole*, otherwise all but those of the last revision."""
     events, watch.pending, watch.bytes = watch.pending, [], 0
     if whole or not events:
         return events

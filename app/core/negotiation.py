@@ -1,4 +1,4 @@
-"""What an ``Accept`` header asks for."""
+"""The format that an ``Accept`` header asks for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ def _media_types(accept: str) -> list[str]:
 
 
 def names_event_stream(accept: str) -> bool:
-    """Whether it names SSE: then a transient refusal is a short stream, for an EventSource gives up on any non-200."""
+    """Whether the header names SSE.
+
+    If so, a transient refusal is a short stream, because an EventSource never retries after any status but 200.
+    """
     return SSE in _media_types(accept)
 
 
 def format_of(accept: str, asked: str | None) -> str:
-    """``sse`` or ``ndjson``: the parameter *asked* decides, then the header's first of the two, then SSE."""
+    """Return ``sse`` or ``ndjson``: the parameter *asked*, or else the first of the two in the header, or else SSE."""
     if asked is not None:
         return asked
     for media_type in _media_types(accept):

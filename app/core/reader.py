@@ -1,13 +1,13 @@
-"""One subscriber's way through a feed: what it is sent next, and where it stands.
+"""One subscriber's way through a feed: its position, and the bytes that it receives next.
 
-Must live here: when a subscriber resumes, waits, or is reset; which blocks it gets, and that no id ever runs ahead of
-it. Must not: sockets, tasks, timers (``app.stream.delivery``).
+Must live here: when a subscriber resumes, waits, or is reset; which blocks it receives, and that no id ever runs ahead
+of the data. Must not: sockets, tasks, timers (``app.stream.delivery``).
 
 Theory of operation
     A reader is a position, (log generation, revision), never a queue. ``read`` returns bytes to send, or ``b""`` for
-    "nothing yet": the shell then waits to be woken. A position below the log's floor, or in an older generation,
-    becomes a ``reset`` and a fresh snapshot in the same stream, until its ``SlowReaderPolicy`` gives the reader up:
-    then ``read`` has nothing more for it, and ``too_slow`` says so.
+    "nothing yet": the shell then waits for a wake-up. If the position is below the log's floor, or in an older
+    generation, the reader sends a ``reset`` and a fresh snapshot in the same stream. Once its ``SlowReaderPolicy``
+    finds the reader too slow, ``read`` returns nothing more, and ``too_slow`` is True.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .reasons import CloseReason, ResetReason
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot
 
-# Seconds that a reader waits though nothing is known to be wrong: a large state, or thousands of ranges, take long.
+# Seconds that a reader waits while no error is known: a large state, or thousands of ranges, take long.
 LONGEST_WAIT = 120.0
 
 
 class Phase(Enum):
-    """What a reader is doing."""
+    """The phase of a reader."""
 
-    WAITING = "waiting"  # for the feed, or until it is known whether its cursor can be resumed
-    SNAPSHOT = "snapshot"  # being sent the state
-    FOLLOWING = "following"  # being sent the log
+    WAITING = "waiting"  # waits for the feed, or until it is known whether its cursor can be resumed
+    SNAPSHOT = "snapshot"  # receives the state
+    FOLLOWING = "following"  # receives the log
 
 
-# Python 3.11 looks an enumeration's member up by way of ``__getattr__``: too slow for what is asked for each delivery.
+# Python 3.11 looks up an enumeration's member by way of ``__getattr__``: too slow for a test on each delivery.
 WAITING, SNAPSHOT, FOLLOWING = Phase
 
 
@@ -45,14 +45,15 @@ class Wants(Enum):
     """What a waiting reader needs from its shell."""
 
     NOTHING = "nothing"
-    LINEARIZABLE = "linearizable"  # a linearizable revision read after it came: its cursor is ahead of the feed
-    CATCH_UP = "catch-up"  # the feed to reach its cursor; a fresh snapshot if that can't be proven in time
+    # a linearizable revision, read after the reader came: its cursor is ahead of the feed
+    LINEARIZABLE = "linearizable"
+    CATCH_UP = "catch-up"  # the feed must reach its cursor; a fresh snapshot if that cannot be proven in time
     BACKFILL = "backfill"  # history below the log's floor, if it can be read
 
 
 @dataclass(slots=True)
 class Counts:
-    """What all readers of a process were handed together: only ever added to, whatever becomes of a reader."""
+    """What all readers of a process have received together. The counts only grow, even when a reader ends."""
 
     items: int = 0  # events and snapshot items
     resets: Counter[str] = field(default_factory=Counter)
@@ -62,13 +63,13 @@ class Reader:
     """See the module.
 
     Args:
-        history: of the feed that it follows.
-        backfill: what reads more of that history for old cursors.
-        shape: of the request; its epoch is derived by *epoch_of*.
-        cursor: what the client brought; None when it brought nothing.
-        snapshot: False for ``snapshot=0``: only changes are wanted, a reset brings no state.
-        pace: how slow it may be; told by the shell how long writes take.
-        counts: where what it is handed is added.
+        history: of the feed that the reader follows.
+        backfill: reads more of that history for old cursors.
+        shape: of the request. *epoch_of* derives its epoch.
+        cursor: the client's; None if the client sent none.
+        snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
+        pace: how slow the reader may be. The shell reports to it how long writes take.
+        counts: where the reader adds what it returns.
     """
 
     __slots__ = (
@@ -133,91 +134,91 @@ class Reader:
         self._offered: Snapshot | None = None
         self._generation = -1
         self.revision = 0
-        self._snapshot: Snapshot | None = None  # being sent
+        self._snapshot: Snapshot | None = None  # the snapshot that is being sent
         self._sent_blocks = 0
         self._synced = False
         self._lagged = False
         self._epoch = ""
         self._representation = (form, shape.encoding, "")
-        self.told_stale: bool | None = False  # None: it must be said
+        self.told_stale: bool | None = False  # None: must be told
         self.delivered = 0
 
     @property
     def asked(self) -> int | None:
-        """The revision of the cursor it came with, while it is not known whether that can be resumed."""
+        """The revision of the client's cursor, until it is known whether the cursor can be resumed."""
         return self._asked.revision if self._asked is not None else None
 
     @property
     def synced(self) -> bool:
-        """Whether its mirror is exact at ``revision`` and follows."""
+        """Whether the client's mirror is exact at ``revision`` and follows the log."""
         return self._synced
 
     @property
     def too_slow(self) -> bool:
-        """Whether it is to be closed for that; ``read`` may have nothing more for it."""
+        """Whether the stream must be closed because the reader is too slow; ``read`` may return nothing more."""
         return self.pace.too_slow
 
     @property
     def at_tip(self) -> bool:
-        """Whether ``read`` has nothing more for now; False does not say that it has."""
+        """Whether ``read`` has nothing to return for now. False does not mean that it has something."""
         log = self._history.log
         return self._synced and self.revision >= log.tip and self._generation == log.generation
 
     @property
     def behind(self) -> int:
-        """Revisions of its range that it has still to be sent."""
+        """The number of revisions of its range that the subscriber has not been sent."""
         return self._history.log.behind(self.revision) if self.phase is FOLLOWING else 0
 
     @property
     def lacks_since(self) -> float | None:
-        """When the oldest batch came that it has still to be sent, in the log's clock; None while there is none.
+        """When the oldest batch arrived that the subscriber has not been sent, by the log's clock.
 
-        In an older generation there is none: it is reset.
+        None if there is no such batch. None also for a reader in an older generation, because it will be reset.
         """
         log = self._history.log
         return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
 
     def waits_in_vain(self, waited: float, limit: float, *, in_trouble: bool) -> bool:
-        """Whether it has *waited* so long that it is to be closed: another replica may do better.
+        """Whether the reader has waited so long that the stream must be closed: another replica may do better.
 
-        Whatever it waits for: the first state, one after a restore, a linearizable read, history.
+        The reader may wait for the first state, for a state after a restore, for a linearizable read, or for history.
 
         Args:
             waited: seconds.
-            limit: seconds; more is allowed while nothing is known to be wrong.
+            limit: seconds; the reader may wait longer while no error is known.
             in_trouble: etcd is out of reach, or the feed's last attempt failed.
         """
         waits = self.phase is WAITING or (self._history.view is None and not self._synced)
         return waits and waited > (limit if in_trouble else max(limit, LONGEST_WAIT))
 
-    # --- what the shell tells it -------------------------------------------------------------------------------------
+    # --- reports from the shell --------------------------------------------------------------------------------------
 
     def give_linearizable(self, revision: int) -> None:
-        """The answer to ``Wants.LINEARIZABLE``."""
+        """Take the answer to ``Wants.LINEARIZABLE``."""
         self._linearizable = revision
 
     def give_snapshot(self, snapshot: Snapshot) -> None:
-        """A snapshot at or above its cursor, when the feed could not prove in time that it got there."""
+        """Take a snapshot at or above the cursor. The feed could not prove in time that it had reached the cursor."""
         self._offered = snapshot
 
     def drop_snapshot(self) -> None:
-        """The feed gives up its state: keep no part of that. What comes next is a reset."""
+        """Drop every snapshot, because the feed drops its state. A reset follows."""
         self._snapshot = self._offered = None
 
     def refuse_backfill(self) -> None:
-        """No history is read for it."""
+        """Note that no history will be read for this reader."""
         self._refused_backfill = True
 
-    # --- what it sends -----------------------------------------------------------------------------------------------
+    # --- bytes to send -----------------------------------------------------------------------------------------------
 
     def greet(self, instance: str, retry_ms: int) -> bytes:
-        """The stream's first bytes."""
+        """Return the stream's first bytes."""
         return greeting(self._form, instance, retry_ms)
 
     def read(self, size: int) -> bytes:
-        """The next bytes for the subscriber, about *size* at the most but whole revisions; empty: nothing yet.
+        """Return the next bytes for the subscriber: about *size* at most, but whole revisions. Empty: nothing yet.
 
-        The caller must send what it gets: the position has moved.
+        The caller must send these bytes, because the position has moved.
         """
         phase = self.phase
         if phase is WAITING:
@@ -225,20 +226,20 @@ class Reader:
         if self._generation != self._history.log.generation and self._history.joinable:
             return self._begin_snapshot(self._history.reason)
         if self._history.view is None:
-            return b""  # the feed gave it up: what comes next is a reset
+            return b""  # the feed dropped its view: a reset follows
         if phase is SNAPSHOT:
             return self._next_items()
         return self._follow(size)
 
     def beat(self, *, stale: bool) -> bytes:
-        """What says "alive": a bookmark at the reader's own position, or a comment where no id may stand."""
+        """Return a sign of life: a bookmark at the reader's position, or a comment where an id is not allowed."""
         if not self._synced:
             return comment(self._form, "waiting")
         members: dict[str, object] = {"revision": self.revision, "state": "stale" if stale else "live"}
         return control(self._form, "bookmark", members, self._cursor())
 
     def tell_staleness(self, since: str | None) -> bytes:
-        """A ``status`` if the subscriber does not know yet. *since*: RFC 3339, None while live."""
+        """Return a ``status`` if the subscriber does not know this state yet. *since*: RFC 3339, None while live."""
         if (since is not None) == self.told_stale:
             return b""
         self.told_stale = since is not None
@@ -249,9 +250,9 @@ class Reader:
         return control(self._form, "status", members)
 
     def close(self, reason: CloseReason, retry_ms: int, *, stale: bool, detail: str = "") -> bytes:
-        """The last bytes of a stream that we end: where it stands, then why, and when to come back.
+        """Return the last bytes of a stream that the gateway closes: the position, the reason, and when to come back.
 
-        *detail*: more of why, for people.
+        *detail*: more about the reason, for people.
         """
         last = self.beat(stale=stale) if self._synced else b""
         members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms}
@@ -259,7 +260,8 @@ class Reader:
             members["detail"] = detail
         close = control(self._form, "close", members)
         if self._form == "sse":
-            # A browser that reconnects by itself waits for what the last ``retry:`` said; it does not look into data.
+            # A browser that reconnects by itself waits as long as the last ``retry:`` stated; it does not look into the
+            # data.
             close = close[:-1] + f"retry: {retry_ms}\n\n".encode()
         return last + close
 
@@ -276,7 +278,7 @@ class Reader:
         if asked.epoch != self._epoch:
             return self._begin_snapshot("cursor-lost")
         if history.restores != self._restores:
-            # It came before the restore was noticed, and its revision may be another one in this history.
+            # The cursor came before the restore was noticed, and its revision may mean other events in this history.
             return self._begin_snapshot("restored")
         if asked.revision > history.log.tip:
             return self._join_ahead(asked.revision)
@@ -286,12 +288,15 @@ class Reader:
         return self._join_below_floor(asked.revision)
 
     def _take_epoch(self) -> None:
-        """That of the cluster as it is now."""
+        """Take the epoch of the cluster as it is now."""
         self._epoch = self._epoch_of(self._history.cluster_id, self._shape)
         self._representation = (self._form, self._shape.encoding, self._epoch)
 
     def _join_ahead(self, revision: int) -> bytes:
-        """A cursor ahead of this replica: lag, a quiet prefix, or a history that has ended (or never was)."""
+        """Handle a cursor ahead of this replica.
+
+        The replica lags, the prefix is quiet, or the cursor's history has ended (or never was).
+        """
         if self._linearizable is None:
             self.wants = Wants.LINEARIZABLE
         elif revision > self._linearizable:
@@ -317,12 +322,12 @@ class Reader:
         self._generation = self._history.log.generation
         self.revision = revision
 
-    # --- state -------------------------------------------------------------------------------------------------------
+    # --- snapshots ---------------------------------------------------------------------------------------------------
 
     def _begin_snapshot(self, reason: ResetReason, snapshot: Snapshot | None = None) -> bytes:
-        """``reset``, with the first items of a snapshot that is in memory: never one without the other."""
+        """Return ``reset`` together with the first items of a snapshot in memory: never one without the other."""
         history = self._history
-        assert history.view is not None, "a snapshot is only begun on a feed that has a view"
+        assert history.view is not None, "a snapshot begins only on a feed that has a view"
         if snapshot is None:
             snapshot = history.view.snapshot(history.log.tip)
         self._take_epoch()
@@ -335,7 +340,7 @@ class Reader:
         self._synced = False
         self.wants = Wants.NOTHING
         if not self._with_state and reason == "initial":
-            # Nothing was lost and no state is wanted.
+            # Nothing was lost, and the client wants no state.
             return self._next_items()
         self._counts.resets[reason] += 1
         members: dict[str, object] = {"reason": reason, "ranges": [str(self._shape.range)]}
@@ -344,7 +349,7 @@ class Reader:
     def _next_items(self) -> bytes:
         data, snapshot, view = b"", self._snapshot, self._history.view
         if snapshot is not None:
-            assert view is not None, "a snapshot is only sent of a feed that has a view"
+            assert view is not None, "only a feed with a view sends a snapshot"
             if snapshot.blocks:
                 block = snapshot.blocks[self._sent_blocks]
                 data = view.frame(block, self._form, self._shape.encoding)
@@ -371,11 +376,11 @@ class Reader:
             return b"" if self.pace.too_slow else self._begin_snapshot("lagged")
         log_slice = log.slice(self.revision, size, self._representation)
         if log_slice is None:
-            # All is sent: the position goes as far as the log is known to be complete.
+            # Everything is sent: move the position as far as the log is known to be complete.
             self.revision = max(self.revision, log.tip)
             self._catch_up()
             return b"" if self._synced else self._say_synced()
-        # The same, and one object for all: 5,000 of their own are not in any cache.
+        # Equal, but one object for all readers: 5,000 separate objects would miss every cache.
         self._representation = log_slice.representation
         self.revision = log_slice.end
         if self._lagged and self.revision == log.tip:
@@ -391,7 +396,7 @@ class Reader:
     def _say_synced(self) -> bytes:
         self._synced = True
         if self.told_stale:
-            self.told_stale = None  # "synced" says live: whether that is so must be said anew
+            self.told_stale = None  # "synced" means live to the client: the real state must be told again
         members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
         return control(self._form, "synced", members, self._cursor())
 

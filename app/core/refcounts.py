@@ -1,4 +1,4 @@
-"""Who holds which range: reference counts, and the linger of those that nobody holds.
+"""Which ranges have holders: reference counts, and the linger of ranges without holders.
 
 Must live here: when a feed starts, lingers, is revived, and ends. Must not: feeds, tasks, timers.
 """
@@ -16,16 +16,16 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Acquired(Enum):
-    """What an ``acquire`` found."""
+    """The result of ``acquire``."""
 
     STARTED = "started"  # start a feed
-    JOINED = "joined"  # others hold it
-    REVIVED = "revived"  # it lingered: stop its timer
+    JOINED = "joined"  # the key has other holders
+    REVIVED = "revived"  # the key lingered: stop its timer
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts at one moment."""
+    """The counts at one moment."""
 
     held: int
     lingering: int
@@ -33,25 +33,25 @@ class Statistics:
 
 
 class RefCounts(Sized, Generic[K]):
-    """Counts per key; a key with count 0 lingers, in the order in which they began to."""
+    """The number of holders of each key. A key without holders lingers; the first to linger comes first."""
 
     def __init__(self) -> None:
         self._held: dict[K, int] = {}
         self._lingering: dict[K, None] = {}
 
     def __len__(self) -> int:
-        """Keys that have a feed."""
+        """The number of keys that have a feed."""
         return len(self._held) + len(self._lingering)
 
     def __contains__(self, key: K) -> bool:
         return key in self._held or key in self._lingering
 
     def count(self, key: K) -> int:
-        """Holders of *key*."""
+        """The number of holders of *key*."""
         return self._held.get(key, 0)
 
     def acquire(self, key: K) -> Acquired:
-        """One more holder."""
+        """Add one holder."""
         if key in self._held:
             self._held[key] += 1
             return Acquired.JOINED
@@ -62,10 +62,10 @@ class RefCounts(Sized, Generic[K]):
         return Acquired.STARTED
 
     def release(self, key: K) -> bool:
-        """One holder less; True when it was the last and the key begins to linger.
+        """Remove one holder. Return True if it was the last one, so that the key begins to linger.
 
         Raises:
-            KeyError: nobody holds it.
+            KeyError: *key* has no holder.
         """
         if self._held[key] > 1:
             self._held[key] -= 1
@@ -75,21 +75,21 @@ class RefCounts(Sized, Generic[K]):
         return True
 
     def expire(self, key: K) -> bool:
-        """The linger of *key* is over; True when its feed must stop, False when it was revived meanwhile."""
+        """End the linger of *key*. Return True if its feed must stop, False if the key was revived meanwhile."""
         if key not in self._lingering:
             return False
         del self._lingering[key]
         return True
 
     def drop(self, key: K) -> int:
-        """The feed of *key* is gone, whoever holds it; how many held it."""
+        """Remove *key*, whose feed is gone. Return how many holders it had."""
         self._lingering.pop(key, None)
         return self._held.pop(key, 0)
 
     def oldest_lingering(self) -> K | None:
-        """The key that has lingered longest: the first to go when room is needed."""
+        """Return the key that has lingered longest: it is evicted first when room is needed."""
         return next(iter(self._lingering), None)
 
     def statistics(self) -> Statistics:
-        """Counts now."""
+        """Return the current counts."""
         return Statistics(len(self._held), len(self._lingering), sum(self._held.values()))

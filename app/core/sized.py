@@ -1,13 +1,13 @@
-"""A length is not a truth."""
+"""A base for objects that have a length and are always true."""
 
 from __future__ import annotations
 
 
 class Sized:
-    """Base of every class with a ``__len__``: it is true, also when it is empty.
+    """Base of every class with a ``__len__``: the object is true even when it is empty.
 
-    Python takes an object of length 0 for false. A watch stream without watches yet was so taken for no stream at all:
-    ``fresh or min(...)`` put the watch on another one.
+    Python treats an object of length 0 as false. So a watch stream without watches was taken for no stream at all:
+    ``fresh or min(...)`` put the watch on another stream.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""All keys of a range at one revision, in blocks that are shared by all who join near it."""
+"""All keys of a range at one revision, in blocks that all readers who join at about that revision share."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from operator import attrgetter
 
 from .events import KeyValue
 
-# Items of a block: about 2 ms of the loop's time when none was encoded before.
+# Items in a block at most: about 2 ms of the event loop's time if none is encoded yet.
 MAX_ITEMS = 1024
-# Bytes of a block (``KeyValue.size``), but where a single item has more: as much is written at a time.
+# Bytes in a block at most (``KeyValue.size``), unless a single item has more: one write sends one block.
 MAX_BYTES = 64 * 1024
 
 _by_key = attrgetter("key")
 
 
 class Block:
-    """Some items in a row, by key; immutable, and known by its identity."""
+    """Some consecutive items, sorted by key. Immutable, and compared by identity."""
 
     __slots__ = ("items", "size")
 
@@ -26,7 +26,7 @@ class Block:
 
 
 class Snapshot:
-    """Immutable. Snapshots that follow one another share the blocks in which nothing has changed."""
+    """The items of a range at one revision, immutable. Successive snapshots share the blocks that have not changed."""
 
     __slots__ = ("__weakref__", "blocks", "revision")
 
@@ -36,22 +36,22 @@ class Snapshot:
 
     @classmethod
     def of(cls, revision: int, items: Iterable[KeyValue], block_bytes: int = MAX_BYTES) -> Snapshot:
-        """*items* in no promised order."""
+        """Return a snapshot of *items*, which may come in any order."""
         return cls(revision, blocks_of(items, block_bytes))
 
     @property
     def items(self) -> list[KeyValue]:
-        """All of them, by key."""
+        """All items, sorted by key."""
         return [item for block in self.blocks for item in block.items]
 
     @property
     def size(self) -> int:
-        """Bytes of memory its items are counted with."""
+        """Bytes of memory that count for the items."""
         return sum(block.size for block in self.blocks)
 
 
 def blocks_of(items: Iterable[KeyValue], most_bytes: int) -> list[Block]:
-    """*items* in blocks of about *most_bytes* at the most; an item that has more is one of its own."""
+    """Return *items* in blocks of at most about *most_bytes*. A larger item gets its own block."""
     blocks: list[Block] = []
     some: list[KeyValue] = []
     size = 0

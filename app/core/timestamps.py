@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def rfc3339(seconds: float) -> str:
-    """*seconds* since the epoch, in UTC, to the whole second: ``2026-01-31T12:00:00Z``."""
+    """Return *seconds* since the epoch as UTC, to the whole second: ``2026-01-31T12:00:00Z``."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

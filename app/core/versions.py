@@ -1,4 +1,4 @@
-"""etcd versions, and what may be believed of them."""
+"""etcd's versions, and which of their promises can be trusted."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ UNKNOWN: Version = (0, 0, 0)
 
 
 def parse_version(text: str) -> Version:
-    """``"3.5.16"`` -> (3, 5, 16); pre-releases count as what they precede; unreadable -> ``UNKNOWN``."""
+    """Parse ``"3.5.16"`` to (3, 5, 16). A pre-release counts as its release; other text gives ``UNKNOWN``."""
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2]), int(match[3])) if match else UNKNOWN
 
 
 def progress_is_trusted(version: Version) -> bool:
-    """Whether an on-demand progress answer (watch id -1) covers all that came before it.
+    """Whether an on-demand progress answer (watch id -1) covers everything that came before it.
 
-    Before 3.4.25 and 3.5.8 it overtakes events: 17-20 % of live events came after an answer that covered them
+    Before 3.4.25 and 3.5.8 the answer overtakes events: 17-20 % of live events came after an answer that covered them
     (etcd #15220; measured on 3.4.23 and 3.5.1).
     """
     if version < (3, 5, 0):
@@ -26,7 +26,7 @@ def progress_is_trusted(version: Version) -> bool:
 
 
 def known_to_lose_events(version: Version) -> bool:
-    """Whether this version can drop an event by itself.
+    """Whether this version is known to lose events.
 
     A delete exactly at a compaction revision is lost for a watch that starts there (etcd #18089: seen on 3.4.23 and
     3.5.1, not on 3.5.16), or after a restart (#19179; fixed in 3.4.36 and 3.5.18, hence the bound). The gateway proves
@@ -40,13 +40,14 @@ def known_to_lose_events(version: Version) -> bool:
 
 
 def may_lose_events(version: Version) -> bool:
-    """Whether this version is not known to keep all events, so that a watch which may have been slow proves itself."""
+    """Whether this version is not known to keep all events. A watch that may have been slow must then prove itself."""
     return version == UNKNOWN or known_to_lose_events(version)
 
 
 def known_to_diverge(version: Version) -> bool:
     """Whether a crash can make a member of this version differ from the others for ever.
 
-    It may apply an entry twice (etcd #13766, fixed in 3.5.3); seen on 3.5.1 within a minute of ``kill -9`` under load.
+    The member may apply an entry twice (etcd #13766, fixed in 3.5.3); seen on 3.5.1 within a minute of ``kill -9``
+    under load.
     """
     return (3, 5, 0) <= version <= (3, 5, 2)

@@ -1,4 +1,4 @@
-"""The view of a feed: its range's keys and values now, folded from a snapshot and the batches after it."""
+"""The view of a feed: the current keys and values of its range, made of a snapshot and the batches after it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from .log import MayKeep, keep_all
 from .sized import Sized
 from .snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 
-# A block that has become so much smaller than the largest goes into the one in front of it.
+# A part that has shrunk below a quarter (1 / SMALL) of the limits is merged into the part before it.
 SMALL = 4
 
 
 class View(Sized):
-    """Latest value per key at ``revision``; ``bytes``: what it holds, and ``encoded``: what of that it can do without.
+    """The latest value of each key at ``revision``.
 
-    The keys are divided, in their order, into *parts*. A snapshot has a block for each, and the next one shares the
-    blocks in whose part nothing was written; each item is encoded once, and each block framed once.
+    ``bytes`` is all memory that the view holds. ``encoded`` is the share of it that can be dropped and encoded again.
+    The keys are divided, in their order, into *parts*. A snapshot has one block for each part, and the next snapshot
+    shares the blocks of the parts in which nothing was written. Each item is encoded once, and each block is framed
+    once.
     """
 
     __slots__ = (
@@ -30,11 +32,11 @@ class View(Sized):
 
     def __init__(self, snapshot: Snapshot, may_keep: MayKeep = keep_all) -> None:
         self._may_keep = may_keep
-        self._bounds: list[bytes] = [b""]  # of each part: none of its keys is smaller, and all of those in front are
-        self._parts: list[dict[bytes, KeyValue]] = [{}]  # one at the least
-        self._blocks: list[Block | None] = [None]  # of each part: None when it has been written since
-        self._frames: dict[Block, dict[tuple[str, str], bytes]] = {}  # of those blocks, by format and encoding
-        self._bodies: dict[str, dict[bytes, bytes]] = {}  # by encoding and key
+        self._bounds: list[bytes] = [b""]  # the lower bound of each part; all keys of earlier parts are smaller
+        self._parts: list[dict[bytes, KeyValue]] = [{}]  # at least one
+        self._blocks: list[Block | None] = [None]  # of each part; None after a write to the part
+        self._frames: dict[Block, dict[tuple[str, str], bytes]] = {}  # by block, then by format and encoding
+        self._bodies: dict[str, dict[bytes, bytes]] = {}  # JSON objects, by encoding and key
         self._snapshot: Snapshot | None = snapshot
         self._replace(0, snapshot.blocks)
         self._keys = sum(map(len, self._parts))
@@ -46,12 +48,12 @@ class View(Sized):
         return self._keys
 
     def follows(self, batch: Batch) -> bool:
-        """Whether *batch* can be what came next in this history.
+        """Whether *batch* can come next in this history.
 
-        etcd counts the puts of a key since it was created (``version``; API reference, ``KeyValue``). So a revision of
-        another history, or one before which something is missing, gives itself away by the keys that it shares with
-        what we hold. A key may come twice in a revision: etcd's check for that (checkIntervals in its v3rpc/key.go)
-        lets pass a put after a delete of all from the key on, and a delete after a put when both are nested.
+        etcd counts the puts of a key since its creation (``version``; API reference, ``KeyValue``). So a batch of
+        another history, or a batch after a gap, is revealed by the keys that it shares with the view. A key may come
+        twice in a revision: etcd's check against that (checkIntervals in its v3rpc/key.go) lets pass a put after a
+        delete of all keys from that key on, and a delete after a put when both are nested.
         """
         within: dict[bytes, Event] = {}
         for event in batch.events:
@@ -61,11 +63,11 @@ class View(Sized):
         return True
 
     def holds(self, last: Iterable[Event]) -> bool:
-        """Whether the last event of each of these keys is what we hold of them."""
+        """Whether the view agrees with these events, each of which is the last one of its key."""
         return all(self._find(event.key) == (event if isinstance(event, KeyValue) else None) for event in last)
 
     def apply(self, batch: Batch) -> None:
-        """Fold one complete revision in."""
+        """Apply one complete revision."""
         for event in batch.events:
             number = bisect_right(self._bounds, event.key) - 1
             part = self._parts[number]
@@ -82,15 +84,16 @@ class View(Sized):
                 del part[event.key]
                 self._keys -= 1
             self._leave(number)
-            if len(part) > 2 * MAX_ITEMS:  # who joins next would wait for all of them at once
+            # The next reader that joins would wait for the encoding of all these items at once.
+            if len(part) > 2 * MAX_ITEMS:
                 self._replace(number, blocks_of(part.values(), MAX_BYTES))
         self.revision = batch.revision
         self._snapshot = None
 
     def snapshot(self, revision: int) -> Snapshot:
-        """The state as an immutable value, known to be exact up to *revision* (the log's tip, never below the view).
+        """Return the state as an immutable value that is exact up to *revision* (the log's tip, never below the view).
 
-        One object is shared until the next batch, however many join.
+        All readers share one object until the next batch.
         """
         if self._snapshot is None:
             self._snapshot = Snapshot(revision, self._latest())
@@ -99,9 +102,10 @@ class View(Sized):
         return self._snapshot
 
     def frame(self, block: Block, form: str, encoding: str) -> bytes:
-        """The items of a snapshot's *block* as they are sent.
+        """Return the items of a snapshot's *block* as bytes on the wire.
 
-        Made once for all, until one of them is written, where there is memory to keep that; else for each.
+        The frame is made once for all readers, and kept until one of its items is written. If there is no memory to
+        keep it, it is made for each reader.
         """
         frames = self._frames.get(block, {})
         frame = frames.get((form, encoding))
@@ -113,7 +117,7 @@ class View(Sized):
         return frame
 
     def reclaim(self) -> int:
-        """Drop what is encoded; bytes given back. It is encoded again when somebody needs it."""
+        """Drop everything that is encoded, and encode it again when needed. Return the bytes freed."""
         given = self.encoded
         self._bodies = {}
         for frames in self._frames.values():
@@ -126,7 +130,7 @@ class View(Sized):
         self.bytes += size
 
     def _bodies_of(self, block: Block, encoding: str) -> list[bytes]:
-        """Items' JSON objects without their closing brace; each encoded once, as long as it is its key's latest."""
+        """Return the items' JSON objects without the closing brace. Each key's latest item is encoded only once."""
         known = self._bodies.setdefault(encoding, {})
         own = block in self._frames
         bodies: list[bytes] = []
@@ -141,7 +145,7 @@ class View(Sized):
             bodies.append(body)
         size = sum(map(len, made.values()))
         if made and self._may_keep(size):
-            # Asked anew: to make room for others, the bodies may have been reclaimed meanwhile.
+            # Look up the dict again: making room for these bodies may have reclaimed it.
             self._bodies.setdefault(encoding, {}).update(made)
             self._count(size)
         return bodies
@@ -152,14 +156,14 @@ class View(Sized):
         return self._parts[bisect_right(self._bounds, key) - 1].get(key)
 
     def _leave(self, number: int) -> None:
-        """The block of this part does not say any more what is there."""
+        """Drop the block of a part that was written."""
         block = self._blocks[number]
         if block is not None:
             self._blocks[number] = None
             self._count(-sum(map(len, self._frames.pop(block).values())))
 
     def _replace(self, number: int, blocks: Sequence[Block]) -> None:
-        """A part, whose block is left, by one for each of *blocks*; the first begins where it began."""
+        """Replace a part, whose block was dropped, by one part per block. The first keeps the old lower bound."""
         if not blocks:
             return
         span = slice(number, number + 1)
@@ -169,18 +173,18 @@ class View(Sized):
         self._frames.update((block, {}) for block in blocks)
 
     def _latest(self) -> list[Block]:
-        """Blocks of what is there now: none too large, and not many small ones."""
+        """Return the current items in blocks: none too large, and not many small ones."""
         for number in range(len(self._parts) - 1, -1, -1):
             if self._blocks[number] is None and not self._merge(number):
                 part = self._parts[number]
                 size = sum(item.size for item in part.values())
                 pieces = max(-(-size // MAX_BYTES), -(-len(part) // MAX_ITEMS), 1)
-                # Pieces of one size: were the first one full, the next put of a new key would divide it again.
+                # Pieces of equal size: if the first one were full, the next put of a new key would divide it again.
                 self._replace(number, blocks_of(part.values(), -(-size // pieces)))
         return [block for block in self._blocks if block is not None]
 
     def _merge(self, number: int) -> bool:
-        """Put a part that has become small into the one in front, where that has room; whether it went."""
+        """Merge a part that has become small into the part before it, if there is room. Return whether it is merged."""
         part = self._parts[number]
         if number == 0:
             if part or len(self._parts) == 1:

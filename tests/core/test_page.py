@@ -58,7 +58,7 @@ def test_no_token_raises_anything_else(text: bytes) -> None:
 @pytest.mark.parametrize("text", [b"", b"AAAA", token(b"16214fff-12"), token(b"16214fff-x-/svc/a"), token(b"16214fff")])
 def test_what_is_no_token(text: bytes) -> None:
     """The answer says where tokens come from."""
-    with pytest.raises(BadRequestError, match="'page' is no token of ours: take it from 'next_page'"):
+    with pytest.raises(BadRequestError, match="'page' is not a token of this gateway; use the value of 'next_page'"):
         parse_page(text, SERVICES)
 
 

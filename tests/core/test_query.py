@@ -43,7 +43,7 @@ def test_what_libraries_append() -> None:
     """The last one counts where that is said, and a broken escape is taken as it is; nowhere else."""
     raw = b"limit=1&limit=%zz&limit=2%"
     assert parse_query(raw, KNOWN, lenient={"limit"}, appended={"limit"}) == {"limit": b"2%"}
-    with pytest.raises(BadRequestError, match="more than once"):
+    with pytest.raises(BadRequestError, match="only once"):
         parse_query(raw, KNOWN, lenient={"limit"})
     with pytest.raises(BadRequestError, match="two hex digits"):
         parse_query(raw, KNOWN, appended={"limit"})
@@ -91,16 +91,21 @@ def test_what_a_query_says(raw: bytes, found: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("raw", "code", "parameter", "detail"),
     [
-        (b"perfix=/a", "unknown-parameter", "perfix", "unknown parameter 'perfix'; known are key, limit, prefix"),
+        (
+            b"perfix=/a",
+            "unknown-parameter",
+            "perfix",
+            "unknown parameter 'perfix'; known parameters are key, limit, prefix",
+        ),
         (b"=1", "unknown-parameter", "", "unknown parameter ''"),
         (b"Key=a", "unknown-parameter", "Key", "unknown parameter 'Key'"),
         (b"key%=a", "unknown-parameter", "key%", "unknown parameter 'key%'"),
         (b"%ff=1", "unknown-parameter", "\\xff", "unknown parameter"),
         (b"x" * 99 + b"=1", "unknown-parameter", "x" * 64, "'" + "x" * 64 + "'"),
-        (b"limit=1&limit=1", "repeated-parameter", "limit", "'limit' stands more than once"),
+        (b"limit=1&limit=1", "repeated-parameter", "limit", "'limit' must be given only once"),
         (b"key=a&key=b", "repeated-parameter", "key", "several ranges on one stream are not supported yet"),
         (b"prefix=a&%70refix=b", "repeated-parameter", "prefix", "several ranges"),
-        (b"key=100%", "invalid-parameter", "key", "a percent sign is '%25'"),
+        (b"key=100%", "invalid-parameter", "key", "write a percent sign as '%25'"),
         (b"key=%2", "invalid-parameter", "key", "without two hex digits"),
         (b"key=%zz", "invalid-parameter", "key", "without two hex digits"),
         (b"key=%+1", "invalid-parameter", "key", "without two hex digits"),
@@ -173,7 +178,7 @@ def test_what_is_absent_is_the_default() -> None:
 @pytest.mark.parametrize("value", [b"", b"yes", b"2", b"01", b" 1", b"\xff"])
 def test_no_flags(value: bytes) -> None:
     """Neither yes nor no is guessed."""
-    with pytest.raises(BadRequestError, match="'f' is 1 or 0, not ") as caught:
+    with pytest.raises(BadRequestError, match="'f' must be 1 or 0, not ") as caught:
         parse_flag({"f": value}, "f", default=True)
     assert caught.value.parameter == "f"
 
@@ -186,7 +191,7 @@ def test_choices(value: bytes, valid: bool) -> None:
     if valid:
         assert parse_choice({"c": value}, "c", ("a", "b")) == value.decode()
         return
-    with pytest.raises(BadRequestError, match="'c' is one of a, b, not ") as caught:
+    with pytest.raises(BadRequestError, match="'c' must be one of a, b, not ") as caught:
         parse_choice({"c": value}, "c", ("a", "b"))
     assert caught.value.parameter == "c"
 
@@ -199,7 +204,7 @@ def test_numbers(number: int, most: int) -> None:
     if 1 <= number <= most:
         assert parse_number(query, "n", default=5, most=most) == number
         return
-    with pytest.raises(BadRequestError, match=f"'n' is a whole number from 1 to {most}, not ") as caught:
+    with pytest.raises(BadRequestError, match=f"'n' must be a whole number from 1 to {most}, not ") as caught:
         parse_number(query, "n", default=5, most=most)
     assert caught.value.parameter == "n"
 
