@@ -49,7 +49,6 @@ lint: $(INSTALLED)  ## ruff: rules and format
 
 types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy tools
 
 helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTES (and the Dockerfile's lint)
 	$(BIN)/python -m pytest tests/deploy/test_chart.py $(ARGS)
