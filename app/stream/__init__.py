@@ -1,1 +1,1 @@
-"""A stream from a reader to a socket: delivery, sinks, timers, counters."""
+"""The path of a stream from a reader to a socket: delivery, sinks, transport, timers, counters."""

@@ -1,4 +1,4 @@
-"""One ASGI response being sent to a client that may leave, or not read."""
+"""One ASGI response that is sent to a client. The client may disconnect, or stop reading."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..core.slow_reader import StallTimer
 from ..ports import spawn
 from .transport import HTTP_1_0, ClientTransport, nothing
 
-# Looks in each GATEWAY_SEND_TIMEOUT at a write that the client has not taken.
+# The gateway checks a write that the client has not taken this many times in each GATEWAY_SEND_TIMEOUT.
 LOOKS = 4
 
 
 class StuckError(Exception):
-    """A client took nothing for ``GATEWAY_SEND_TIMEOUT``: the connection was aborted."""
+    """The client took nothing for ``GATEWAY_SEND_TIMEOUT``, so the gateway has aborted the connection."""
 
 
 class Connection:
-    """One ASGI response being sent. Inside ``async with`` it calls ``on_gone`` when the client leaves."""
+    """One ASGI response that is sent. Inside ``async with``, ``on_gone`` is called when the client disconnects."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
         self.client = ClientTransport.claim(scope)
-        self.chunked = scope["http_version"] != HTTP_1_0  # must a sink that writes below ASGI frame its bytes?
+        self.chunked = scope["http_version"] != HTTP_1_0  # a sink that writes below ASGI must then chunk its bytes
         self.send_timeout = send_timeout
         self._receive = receive
         self._send = send
@@ -44,7 +44,7 @@ class Connection:
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
-        if self.client.on_lost == self._lose:  # otherwise a sink has taken the connection over
+        if self.client.on_lost == self._lose:  # otherwise a sink has taken over the connection
             self.client.leave()
         if self._listener is not None:
             self._listener.cancel()
@@ -60,18 +60,19 @@ class Connection:
         self.on_gone()
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the head."""
+        """Send the status and the headers."""
         await self._send_once({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, data: bytes | memoryview, *, more: bool = True) -> None:
-        """Send bytes. Raises StuckError, with the connection aborted, when the client does not take them in time."""
-        # ASGI says bytes, and not every server takes another kind of buffer.
+        """Send bytes. Raises StuckError, with the connection aborted, if the client does not take them in time."""
+        # ASGI specifies bytes, and not every server accepts another kind of buffer.
         await self._send_once({"type": "http.response.body", "body": bytes(data), "more_body": more})
 
     async def finish(self) -> None:
-        """End a response of unknown length when its last bytes are acknowledged, or when that is hopeless.
+        """End a response of unknown length after the client has acknowledged its last bytes.
 
-        Raises StuckError as ``send`` does: without our extension the server may still wait for its client here.
+        A client that acknowledges nothing for the send timeout is disconnected instead. Raises StuckError as ``send``
+        does: a server without our extension may still wait for its client here.
         """
         await self.client.until_acked(self.send_timeout)
         if not (self.ended or self.client.lost):
@@ -83,8 +84,10 @@ class Connection:
         return self.gone or self._aborted
 
     async def _send_once(self, message: dict[str, Any]) -> None:
-        """Send one message, once. The send is cancelled only when the client is given up: a server may write a message
-        before it waits (hypercorn does), so a message that is cancelled and sent again would arrive twice.
+        """Send one message exactly once. The send is cancelled only when the client is stuck and is disconnected.
+
+        A server may write a message before it waits (hypercorn does). So a message that is cancelled and then sent
+        again would arrive twice.
         """
         loop = asyncio.get_running_loop()
         stall = StallTimer(self.send_timeout, self.client.unacked_bytes if self.client.buffered else 0)
@@ -105,18 +108,18 @@ class Connection:
                 await self._send(message)
         except TimeoutError:
             if not deadline.expired():
-                raise  # the server's own
+                raise  # the server raised this, not our deadline
             await self.cut_off()
             raise StuckError from None
         finally:
             timer.cancel()
 
     def drop(self) -> None:
-        """Drop the connection at once. The task that sends notices by itself."""
+        """Abort the connection at once. The task that is sending detects the abort by itself."""
         self._aborted = True
         self.client.abort()
 
     async def cut_off(self) -> None:
-        """Drop the connection, with all bytes that the client has not taken."""
+        """Abort the connection, and discard all bytes that the client has not taken."""
         self.drop()
-        await asyncio.sleep(0)  # lets the server notice; otherwise it reports a response without an end
+        await asyncio.sleep(0)  # the server must notice first, or it reports an incomplete response

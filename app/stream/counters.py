@@ -1,7 +1,7 @@
-"""What streams count: plain integers, which the metrics read at each scrape.
+"""The counters of all streams: plain integers, which the metrics read at each scrape.
 
-Each is added to when something happens. None is a sum over the open streams: such a sum falls when a stream ends before
-its part is added.
+Each counter is increased when something happens. No counter is a sum over the open streams: such a sum falls when a
+stream ends before its part is added.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .sink import SINKS
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since the process began, except ``serving``."""
+    """Counts since the process began, except ``serving``, which counts the open streams."""
 
     opened: int = 0
-    serving: Counter[str] = field(default_factory=Counter)  # open now, by sink
+    serving: Counter[str] = field(default_factory=Counter)  # by sink
     bytes: int = 0
-    handed: Counts = field(default_factory=Counts)  # what all readers were handed
+    handed: Counts = field(default_factory=Counts)  # what all readers have returned
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
 
     def statistics(self) -> StreamStatistics:
-        """A copy that stays as it is."""
+        """Return a copy that does not change any more."""
         return StreamStatistics(
             opened=self.opened,
             serving={name: self.serving[name] for name in SINKS},
@@ -40,7 +40,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class StreamStatistics:
-    """What ``Counters`` had counted at one moment; ``serving`` is by sink, the last three by reason."""
+    """The values of ``Counters`` at one moment. ``serving`` is by sink, the last three are by reason."""
 
     opened: int
     serving: Mapping[str, int]

@@ -1,7 +1,7 @@
-"""One stream being served: its reader's bytes go to its sink, with heartbeats, until one of the two ends.
+"""One stream that is served: its reader's bytes go to its sink, with heartbeats, until one of the two ends.
 
-A stream's subscriber belongs to its ``Delivery``, and every way out is ``Delivery.end``: close, reset, a client gone
-before the first byte, a send that is stuck, an error of ours, shutdown.
+A stream's subscriber belongs to its ``Delivery``. Every way out is ``Delivery.end``: a close, a reset, a client that
+disconnects before the first byte, a stuck send, an error of ours, a shutdown.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .streams import Streams
 
 logger = logging.getLogger("gateway.stream")
 
-# Bytes asked of a reader, and given to the sink, at a time. A subscriber that does not read holds about twice this in
-# the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
+# Bytes that one read asks for, and that one write gives to the sink. A subscriber that does not read holds about twice
+# this in the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
 WRITE_SIZE = 64 * 1024
-# Bytes written to one subscriber in one turn of the loop: a snapshot of 100 MB must not hold up the others.
+# Bytes written to one subscriber in one turn of the event loop: a snapshot of 100 MB must not delay the others.
 STEP_SIZE = 4 * WRITE_SIZE
-# Seconds between looks at whether a reader waits in vain.
+# Seconds between checks whether a waiting reader waits in vain.
 WAITING_LOOK = 0.25
-# The reason of a stream that ends by a defect of ours.
+# The reason of a stream that an error of ours ends.
 FAILED = "error"
 
 
 @contextlib.contextmanager
 def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
-    """End *delivery* when the code inside raises. After its client has gone an exception counts as the client's end."""
+    """End *delivery* if the code inside raises. If the client has disconnected, the disconnect counts as the reason."""
     try:
         yield
     except StuckError:
@@ -54,8 +54,8 @@ def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
 class Delivery:
     """See the module.
 
-    No method waits. The feed calls ``step`` when there may be something to read, the sink calls ``resume_writing``
-    when it takes more, the timer wheel calls ``tick``. ``end`` is the one way out: it is synchronous, and works once.
+    No method waits. The feed calls ``step`` when there may be something to read. The sink calls ``resume_writing`` when
+    it takes more. The timer wheel calls ``tick``. ``end`` is the only way out: it is synchronous and idempotent.
     """
 
     __slots__ = (
@@ -80,18 +80,18 @@ class Delivery:
         age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
         self._deadline = now + age
         self._heartbeat_due = False
-        self._bookmark_waits = False  # for the end of a large write
-        self._rest: memoryview | None = None  # of a large write
-        self._write_size = 0  # bytes of the write that the sink has not taken; 0: there is none
+        self._bookmark_waits = False  # a bookmark is due at the end of the large write
+        self._rest: memoryview | None = None  # the rest of a large write
+        self._write_size = 0  # bytes of the write that the sink has not finished; 0 if there is none
         self._write_began = 0.0
-        self._looked_at = 0.0  # when the sink was last asked whether that write is stuck
+        self._looked_at = 0.0  # when the sink was last asked whether this write is stuck
         self._close_sent = False
-        self._joining: Joining | None = None  # once the reader has wanted something
+        self._joining: Joining | None = None  # made when the reader first wants something
         streams.counters.opened += 1
         streams.counters.serving[sink.name] += 1
 
     def begin(self) -> None:
-        """Listen to the feed and the timers from now on: the head of the response is sent."""
+        """Start to follow the feed and the timers. Called after the head of the response is sent."""
         streams = self._streams
         self._subscriber.on_close = self.step
         self._feed.notifier.add(self.step)
@@ -100,12 +100,12 @@ class Delivery:
         self._set_timer(streams.clock())
 
     def end(self, reason: str, error: Exception | None = None) -> None:
-        """Release everything, and log and count *reason*. The first call decides; later calls do nothing."""
+        """Release everything, and log and count *reason*. Only the first call has an effect."""
         if self.ended:
             return
         self.ended = True
         if reason == STUCK and self._reader.pace.behind_a_reset:
-            self._add_retry_penalty()  # this client cannot be told, but its next time counts
+            self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
         self._subscriber.on_close = None
         self._feed.notifier.discard(self.step)
         self._streams.timers.unset(self)
@@ -118,20 +118,20 @@ class Delivery:
         self._sink.end(reason, error)
 
     def cancelled(self) -> None:
-        """The server has cancelled the request."""
+        """End the stream, because the server has cancelled the request."""
         self.end("shutdown" if self._streams.registry.draining else "cancelled")
 
-    # --- what happens -------------------------------------------------------------------------------------------------
+    # --- callbacks ----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Write what there is, as far as the sink takes it. An error of ours ends this stream, but not the caller."""
+        """Write what there is, as far as the sink takes it. An error of ours ends this stream, and is not raised."""
         try:
             self._step()
         except Exception as error:
             self.end(FAILED, error)
 
     def tick(self, now: float) -> None:
-        """See ``Timed``. An error of ours ends this stream, but not its neighbours of the same slot."""
+        """See ``Timed``. An error of ours ends this stream, but not the other streams of the same slot."""
         try:
             self._tick(now)
         except Exception as error:
@@ -147,7 +147,8 @@ class Delivery:
                 self.end(STUCK)
                 return
         if not self._sink.ready:
-            # By the clock: heartbeats look, too, and each look was counted as a quarter of GATEWAY_SEND_TIMEOUT.
+            # Measured by the clock: heartbeats check too, and each check used to count as a quarter of
+            # GATEWAY_SEND_TIMEOUT.
             seconds, self._looked_at = now - self._looked_at, now
             if self._sink.stuck(seconds):
                 self.end(STUCK)
@@ -159,7 +160,7 @@ class Delivery:
         self._set_timer(now)
 
     def resume_writing(self) -> None:
-        """The sink takes more: the write that it had not taken is done."""
+        """Continue after the sink has finished the pending write."""
         if self._write_size:
             now = self._streams.clock()
             self._reader.pace.wrote(self._write_size, now - self._write_began)
@@ -181,7 +182,7 @@ class Delivery:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
         self._streams.timers.set(self, when)
 
-    # --- what is written ----------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         sink, reader, subscriber = self._sink, self._reader, self._subscriber
@@ -201,14 +202,15 @@ class Delivery:
                 continue
             else:
                 due = self._heartbeat_due or reader.told_stale is not self._stale
-                # A subscriber that lacks something is told "stale" before it is sent that; any other one after its
-                # events. One of an older generation is not told first: `reset` is, because no id may follow events
-                # that it does not fit.
+                # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
+                # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
+                # because no id may follow events that it does not fit.
                 first = due and reader.lacks_since is not None
                 said = self._status_and_bookmark() if first else b""
                 said += reader.read(WRITE_SIZE)
                 if due and not first:
-                    # After a large write a bookmark would be old when it is taken, so it waits for the write's end.
+                    # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the
+                    # bookmark waits until the write is finished.
                     self._bookmark_waits = len(said) > WRITE_SIZE
                     if not self._bookmark_waits:
                         said += self._status_and_bookmark()
@@ -220,11 +222,12 @@ class Delivery:
                     continue
                 data = said
             if len(data) > WRITE_SIZE:
-                # The server copies what the kernel does not take: of a large write, in slices, at most one slice.
+                # The server copies the bytes that the kernel does not take. A large write goes out in slices, so the
+                # server copies at most one slice.
                 self._rest = memoryview(data)
                 continue
             self._write(data)
-            # When 5,000 are told of one event, nearly all return here, after one read and one write.
+            # When one event goes to 5,000 subscribers, nearly all return here, after one read and one write.
             if reader.at_tip and self._rest is None and subscriber.closing is None and not self._bookmark_waits:
                 return
             if subscriber.bytes >= enough:
@@ -232,7 +235,7 @@ class Delivery:
                 return
 
     def _status_and_bookmark(self) -> bytes:
-        """What the stream says beside the feed's events: ``status`` when that changes, ``bookmark`` when it is due."""
+        """Return the stream's own events: ``status`` if the status has changed, and ``bookmark`` if one is due."""
         reader = self._reader
         self._bookmark_waits = False
         self._check_freshness(self._streams.clock())
@@ -244,11 +247,11 @@ class Delivery:
 
     @property
     def _stale(self) -> bool:
-        """Whether the subscriber may lack something old: etcd proves nothing, or the subscriber was not given it."""
+        """Whether the subscriber may lack an old change: the feed is not proven to be current, or the client lags."""
         return self._freshness.late or self._feed.stale_since is not None
 
     def _check_freshness(self, now: float) -> None:
-        """See how far behind the subscriber is; while it is late, look more often."""
+        """Update how far the subscriber lags. While the subscriber is late, check more often."""
         reader, freshness = self._reader, self._freshness
         was_late = freshness.late
         unacked = self._sink.unacked_bytes if reader.synced else 0
@@ -258,7 +261,7 @@ class Delivery:
 
     def _slice(self) -> memoryview:
         rest = self._rest
-        assert rest is not None, "there is some"
+        assert rest is not None, "called only while a part of a large write is left"
         self._rest = rest[WRITE_SIZE:] if len(rest) > WRITE_SIZE else None
         return rest[:WRITE_SIZE]
 
@@ -286,7 +289,7 @@ class Delivery:
     def _stale_since(self) -> str | None:
         since = self._feed.stale_since
         if self._freshness.late:
-            # The estimate may be longer than the stream's life, but when the stream began nothing was missing.
+            # The estimate may exceed the age of the stream, but nothing was missing when the stream began.
             behind = min(self._freshness.behind, self._streams.clock() - self._started)
             since = min(since or float("inf"), time.time() - behind)
         return None if since is None else rfc3339(since)
@@ -320,7 +323,7 @@ class Delivery:
             )
         return self._joining.help()
 
-    # --- its end ------------------------------------------------------------------------------------------------------
+    # --- ending -------------------------------------------------------------------------------------------------------
 
     def _fail(self, error: Exception) -> None:
         self.end(FAILED, error)

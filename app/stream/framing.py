@@ -1,10 +1,10 @@
-"""How HTTP/1.1 and HTTP/1.0 frame a body of unknown length: what ``FastSink`` writes around a stream's bytes."""
+"""How HTTP/1.1 and HTTP/1.0 frame a body of unknown length. ``FastSink`` frames a stream's bytes this way."""
 
 from __future__ import annotations
 
 
 class Chunks:
-    """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1); what is sent to many in a row is framed once."""
+    """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1). Bytes for many clients in a row are framed once."""
 
     __slots__ = ("_data", "_framed")
     last = b"0\r\n\r\n"
@@ -14,7 +14,7 @@ class Chunks:
         self._framed = b""
 
     def of(self, data: bytes | memoryview) -> bytes:
-        """*data*, never empty, as one chunk."""
+        """Return *data* as one chunk. *data* must not be empty: an empty chunk ends the body."""
         if data is not self._data:
             self._framed = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
             self._data = data
@@ -22,11 +22,11 @@ class Chunks:
 
 
 class Unframed:
-    """As it is: what HTTP/1.0 has instead of chunks."""
+    """No framing: HTTP/1.0 has no chunks."""
 
     __slots__ = ()
     last = b""
 
     def of(self, data: bytes | memoryview) -> bytes | memoryview:
-        """*data*."""
+        """Return *data* unchanged."""
         return data

@@ -1,7 +1,9 @@
-"""Where a stream's bytes go: two ways to a client, with one contract (docs/decisions/0009-two-sinks.md).
+"""The two ways of a stream's bytes to a client, with one contract (docs/decisions/0009-two-sinks.md).
 
-``FastSink`` writes to the transport below ASGI, in the same turn of the loop in which there is something to write. What
-many clients are sent is framed once, and no task is woken. It needs our ASGI extension (``app.server.protocol``).
+``FastSink`` writes to the transport below ASGI, in the same turn of the event loop in which there is something to
+write. It frames bytes that go to many clients once, and wakes no task. It needs our ASGI extension
+(``app.server.protocol``).
+
 ``PortableSink`` awaits ASGI's ``send`` in the response's own task, on any server that supports ASGI's lifespan. It
 sends each message once, whether the server writes before it waits or after. A server whose ``send`` does not wait hides
 a stuck client.
@@ -23,39 +25,39 @@ logger = logging.getLogger("gateway.stream")
 
 Choice = Literal["auto", "portable", "fast"]
 SINKS = ("fast", "portable")
-# Reasons of streams that end without a `close` event: the client left, or took nothing.
+# The reasons of streams that end without a `close` event: the client disconnected, or took nothing.
 GONE, STUCK = "client", "send-timeout"
 
 
 class Source(Protocol):
-    """The one that writes to a sink: a ``Delivery``."""
+    """The writer whose bytes a sink sends: a ``Delivery``."""
 
     ended: bool
 
     def resume_writing(self) -> None:
-        """Write on: the sink is ready again."""
+        """Continue to write: the sink is ready again."""
 
     def end(self, reason: str, error: Exception | None = None) -> None:
-        """Write nothing more, and end the sink, too."""
+        """Stop writing, and end the sink too."""
 
 
 class Sink(Protocol):
-    """Takes one write at a time, and carries it to the client."""
+    """Takes one write at a time and carries it to the client."""
 
     name: str
 
     async def run(self, source: Source) -> None:
-        """Take the writes of *source*, from the head of the response until *source* ends or needs no task any more."""
+        """Send the writes of *source*. Called after the head is sent; returns when *source* ends or needs no task."""
 
     @property
     def ready(self) -> bool:
-        """Whether a write is taken now. If not, ``Source.resume_writing`` is called when one is."""
+        """Whether the sink takes a write now. If not, the sink calls ``Source.resume_writing`` as soon as it does."""
 
     def write(self, data: bytes | memoryview) -> bool:
-        """Take bytes of the body; only when ready. True if the sink is still ready."""
+        """Take bytes of the body. Call this only when ready. Returns whether the sink is still ready."""
 
     def stuck(self, seconds: float) -> bool:
-        """Whether to give the client up. Asked now and then while not ready, *seconds* after the last time."""
+        """Whether to disconnect the client. Asked repeatedly while not ready, *seconds* after the previous time."""
 
     @property
     def seconds_unacked(self) -> float:
@@ -66,13 +68,13 @@ class Sink(Protocol):
         """See ``ClientTransport.unacked_bytes``."""
 
     def end(self, reason: str, error: Exception | None) -> None:
-        """Finish the body; called once. After an *error* of ours, or STUCK, the body is broken off instead."""
+        """Finish the body; called once. After an *error* of ours, or STUCK, the body stays incomplete instead."""
 
 
 class FastSink:
-    """See the module. ``run`` takes the connection over from ASGI: of the request only this and its source are left.
+    """See the module. ``run`` takes over the connection from ASGI: only this sink and its source remain of the request.
 
-    The end of every connection arrives by ``ClientTransport.on_lost``; asyncio promises that once for each.
+    ``ClientTransport.on_lost`` reports the end of the connection. asyncio promises this call once for each connection.
     """
 
     name = "fast"
@@ -85,7 +87,7 @@ class FastSink:
         send_timeout: float,
         finishing: set[asyncio.Task[None]],
     ) -> None:
-        assert client.transport is not None, "only with our extension"
+        assert client.transport is not None, "FastSink needs our ASGI extension"
         self._client = client
         self._transport = client.transport
         self._framing = framing
@@ -100,7 +102,7 @@ class FastSink:
         return self._client.ready
 
     async def run(self, source: Source) -> None:
-        """See ``Sink``. Returns at once: from here on the transport calls, and no task is needed."""
+        """See ``Sink``. Returns at once: from now on the transport calls back, and no task is needed."""
         self._source = source
         self._client.take_over()
         self._client.on_ready, self._client.on_lost = source.resume_writing, self._lost
@@ -114,7 +116,7 @@ class FastSink:
             self._source.end(GONE)
 
     def write(self, data: bytes | memoryview) -> bool:
-        """See ``Sink``. The transport keeps what the kernel does not take at once."""
+        """See ``Sink``. The transport buffers the bytes that the kernel does not take at once."""
         self._transport.write(self._framing.of(data))
         if self._client.ready:
             return True
@@ -179,7 +181,7 @@ class PortableSink:
         return False
 
     def stuck(self, seconds: float) -> bool:
-        """See ``Sink``. Never: ``Connection.send`` itself gives up."""
+        """See ``Sink``. Always False: ``Connection.send`` itself detects a stuck client."""
         del seconds
         return False
 
@@ -200,7 +202,7 @@ class PortableSink:
         self._wake.set()
 
     async def run(self, source: Source) -> None:
-        """See ``Sink``. Raises the error that *source* ended with, and StuckError."""
+        """See ``Sink``. Raises the error that *source* ended with, or StuckError."""
         self._connection.on_gone = lambda: source.end(GONE)
         if self._connection.gone:
             source.end(GONE)
@@ -222,13 +224,13 @@ class PortableSink:
 def make_sink(
     choice: Choice, connection: Connection, chunks: Chunks, finishing: set[asyncio.Task[None]]
 ) -> FastSink | PortableSink:
-    """A fast sink if the server offers our extension and *choice* allows it; otherwise a portable one.
+    """Return a fast sink if the server offers our extension and *choice* allows it; otherwise a portable sink.
 
-    *finishing* keeps the tasks of streams that have ended and whose last bytes are still under way.
+    *finishing* holds the tasks of ended streams whose last bytes the client has not acknowledged yet.
     """
     if choice != "portable" and connection.client.transport is not None:
         framing = chunks if connection.chunked else Unframed()
         return FastSink(connection.client, framing, connection.send_timeout, finishing)
     if choice == "fast":
-        logger.warning("GATEWAY_SINK=fast can't be had: the server does not offer %s", EXTENSION)
+        logger.warning("GATEWAY_SINK=fast is not possible: the server does not offer the ASGI extension %s", EXTENSION)
     return PortableSink(connection)

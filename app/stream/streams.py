@@ -1,4 +1,4 @@
-"""What all streams of the process share."""
+"""The state that all streams of the process share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .framing import Chunks
 from .sink import Choice
 from .timers import TimerWheel
 
-# Clients come back after a time drawn from this (milliseconds), so that they do not come as one storm.
+# Milliseconds. Each client reconnects after a random time in this interval, so that not all reconnect at once.
 RETRY_MS = (1000, 5000)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """Of ``app.settings.Settings``, what streams need."""
+    """The part of ``app.settings.Settings`` that streams need."""
 
     instance: str
     heartbeat: float
@@ -38,7 +38,7 @@ class StreamSettings:
 
 
 class Streams:
-    """What all streams of the process share."""
+    """The state that all streams of the process share."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Streams:
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
         self.retry_penalty = RetryPenalty()
-        self.held: set[asyncio.Event] = set()  # of each refused EventSource that is held open: set to end it
-        self.finishing: set[asyncio.Task[None]] = set()  # of streams that have ended: their last bytes are under way
+        self.held: set[asyncio.Event] = set()  # for each refused EventSource that is held open: set to end it
+        self.finishing: set[asyncio.Task[None]] = set()  # of ended streams whose last bytes are not acknowledged
 
     def reader(self, feed: Feed, shape: Shape, *, form: str, cursor: Cursor | None, snapshot: bool) -> Reader:
-        """A reader of *feed*, as all streams use them."""
+        """Return a reader of *feed*, with the settings that all streams use."""
         settings = self.settings
         return Reader(
             feed.history,
@@ -82,7 +82,7 @@ class Streams:
         )
 
     def retry_ms(self, factor: int = 1) -> int:
-        """Milliseconds after which a client should come back; *factor* times as long as usual."""
+        """Draw the milliseconds after which a client should reconnect: *factor* times as long as usual."""
         low, high = RETRY_MS
         return factor * (low + int((high - low) * self.draw()))
 
@@ -92,5 +92,5 @@ class Streams:
             event.set()
 
     async def aclose(self) -> None:
-        """Wait for the tasks of streams that have ended. Their connections are closed by now."""
+        """Wait for the tasks of the streams that have ended. Their connections are closed by now."""
         await asyncio.gather(*self.finishing)

@@ -1,7 +1,7 @@
-"""The timers of all streams: each stream is called at a time that need not be exact.
+"""The timers of all streams. A stream's timer need not be exact.
 
-10,000 streams at rest (a heartbeat of 15 s each, and 200 looks every 0.25 s) cost 3.5 ms of CPU a second and 58 bytes
-each; with ``loop.call_at`` for each stream they cost 26 ms and 654 bytes, on uvloop. See decision 14.
+10,000 streams at rest (a heartbeat of 15 s each, and 200 checks every 0.25 s) cost 3.5 ms of CPU a second, and 58 bytes
+each. With ``loop.call_at`` for each stream they cost 26 ms a second, and 654 bytes each, on uvloop. See decision 14.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ from typing import Protocol
 
 from ..ports import Clock
 
-# Seconds of a slot. Heartbeats, time-outs and ages are seconds; a client does not see a twentieth of one.
+# Seconds of a slot. Heartbeats, timeouts and ages last seconds: a client does not notice a twentieth of a second.
 SLOT = 0.05
 
 
 class Timed(Protocol):
-    """What the wheel calls. ``slot`` is the wheel's own: the number of the slot that this waits in, 0 for none."""
+    """An object that the wheel calls. Only the wheel sets ``slot``: the slot in which the object waits, or 0."""
 
     slot: int
 
     def tick(self, now: float) -> None:
-        """Its time has come."""
+        """Handle the end of the wait. *now* is in seconds of the wheel's clock."""
 
 
 class TimerWheel:
-    """One timer of the loop for each slot of 50 ms, however many wait in that slot."""
+    """One timer of the event loop for each slot of 50 ms, however many objects wait in that slot."""
 
     __slots__ = ("_clock", "_passed", "_slots")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._slots: dict[int, dict[Timed, None]] = {}
-        self._passed = 0  # the latest slot that was called
+        self._passed = 0  # the latest slot that has been called
 
     def set(self, timed: Timed, when: float) -> None:
-        """Call *timed* at *when*, or up to a slot later. This replaces what was set before.
+        """Call *timed* at *when*, or up to one slot later. This replaces the time that was set before.
 
-        A time that is over means the next slot. It never means the slot that is being called, which would not end.
+        A time in the past means the next slot. It never means the slot that is being called now: that slot would not
+        end.
         """
         slot = max(int(when / SLOT), self._passed) + 1
         if timed.slot == slot:
@@ -52,7 +53,7 @@ class TimerWheel:
         timed.slot = slot
 
     def unset(self, timed: Timed) -> None:
-        """Do not call *timed*."""
+        """Cancel the call of *timed*, if one is set."""
         waiting = self._slots.get(timed.slot)
         if waiting is not None:
             waiting.pop(timed, None)
@@ -60,7 +61,7 @@ class TimerWheel:
 
     def _turn(self, slot: int) -> None:
         waiting = self._slots.pop(slot)
-        # uvloop counts whole milliseconds, so its timer may come a millisecond early, when nothing would be due yet.
+        # uvloop counts whole milliseconds, so its timer may fire a millisecond early, when nothing would be due yet.
         now = max(self._clock(), slot * SLOT)
         self._passed = max(self._passed, slot, int(now / SLOT))
         for timed in waiting:

@@ -1,5 +1,5 @@
-"""A client's connection below ASGI: whether it takes more, which bytes the client has not acknowledged, and how to drop
-the connection together with those bytes.
+"""A client's connection below ASGI: whether it takes more, which bytes the client has not acknowledged, and how to
+abort the connection together with those bytes.
 """
 
 from __future__ import annotations
@@ -16,74 +16,76 @@ from starlette.types import Scope
 
 from ..core.slow_reader import StallTimer
 
-# Seconds between looks at whether the last bytes of a stream are acknowledged: a round trip at first, then longer.
+# Seconds between checks whether the last bytes of a stream are acknowledged: first about a round trip, then longer.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25
-# Of Linux's struct tcp_info: tcpi_retransmits, the third byte, and tcpi_last_ack_recv, the 13th of its 32-bit words.
+# Two fields of Linux's struct tcp_info: tcpi_retransmits, the third byte, and tcpi_last_ack_recv, the 13th of its
+# 32-bit words.
 TCP_INFO = struct.Struct("=2xB5x48xI")
-# Where ``GatewayProtocol`` puts the ``ClientTransport`` in the scope's extensions, as ``client``.
+# The entry of the scope's extensions in which ``GatewayProtocol`` puts the ``ClientTransport``, as ``client``.
 EXTENSION = "etcd_watch_gateway"
-# The version, as ASGI has it, whose bodies are not chunked.
+# ASGI's name of the HTTP version that has no chunked bodies.
 HTTP_1_0 = "1.0"
 
 
 def nothing() -> None:
-    """A callback for when nobody listens."""
+    """Do nothing: the callback while nobody listens."""
 
 
 class ClientTransport:
-    """What ASGI does not tell of one connection. The protocol keeps ``ready`` and ``lost``, and calls back.
+    """The state of one connection that ASGI does not show. The protocol sets ``ready`` and ``lost``, and calls back.
 
-    On a server that does not offer our extension there is no ``transport``: then nothing is known, and a stuck stream
-    ends when its response returns.
+    On a server without our extension, ``transport`` is None. Then nothing is known about the connection, and a stuck
+    stream ends when its response returns.
     """
 
     __slots__ = ("lost", "on_lost", "on_ready", "ready", "take_over", "transport")
 
     def __init__(self, transport: asyncio.Transport | None, take_over: Callable[[], None] = nothing) -> None:
         self.transport = transport
-        self.take_over = take_over  # has the server forget the request, and leave the rest of the body to us
-        self.ready = True  # the kernel has taken all that was written, and the connection is open
+        self.take_over = take_over  # makes the server discard the request and leave the rest of the body to us
+        self.ready = True  # the kernel has taken all written bytes, and the connection is open
         self.lost = False
         self.on_ready: Callable[[], None] = nothing
         self.on_lost: Callable[[], None] = nothing
 
     @staticmethod
     def claim(scope: Scope) -> ClientTransport:
-        """The transport of a request's client, which from now on is ready only when the kernel has all of a write.
+        """Return the transport of a request's client. From now on it is ready only when the kernel has all of a write.
 
-        By default the transport is ready below 64 KiB, and a client that does not read would hold two writes here.
-        What the kernel has keeps the connection busy meanwhile.
+        By default a transport is ready while it buffers less than 64 KiB, and a client that does not read would hold
+        two writes in the process. The bytes in the kernel keep the connection busy between two writes.
         """
         client = client_of(scope)
-        # uvloop raises for a connection that is closed: its client left while the answer was read.
+        # uvloop raises for a closed connection: the client disconnected while the gateway read the answer from etcd.
         if client.transport is not None and not client.transport.is_closing():
             client.transport.set_write_buffer_limits(high=0)
         return client
 
     def pause(self) -> None:
-        """The kernel has not taken all that was written."""
+        """Record that the kernel has not taken all written bytes."""
         self.ready = False
 
     def resume(self) -> None:
-        """The kernel has taken all that was written."""
+        """Record that the kernel has taken all written bytes, and call ``on_ready``."""
         if not self.lost:
             self.ready = True
             self.on_ready()
 
     def lose(self) -> None:
-        """The connection is closed."""
+        """Record that the connection is closed, and call ``on_lost``."""
         self.ready, self.lost = False, True
         self.on_lost()
 
     def leave(self) -> None:
-        """Call nobody back any more."""
+        """Remove both callbacks."""
         self.on_ready = self.on_lost = nothing
 
     async def until_acked(self, send_timeout: float) -> None:
         """Wait until the client's kernel has all bytes, or the connection is closed. If the client takes nothing for
-        *send_timeout*, the connection is dropped.
+        *send_timeout* seconds, abort the connection.
 
-        A server that closes at once leaves what the client does not take to its kernel, which keeps that for minutes.
+        A server that closes at once leaves the bytes that the client does not take to the server's kernel, which keeps
+        them for minutes.
         """
         stall = StallTimer(send_timeout, self.unacked_bytes)
         pause = FIRST_LOOK
@@ -91,21 +93,21 @@ class ClientTransport:
             await asyncio.sleep(pause)
             if stall.ends(self.unacked_bytes, pause):
                 self.abort()
-                await asyncio.sleep(0)  # lets the server notice
+                await asyncio.sleep(0)  # gives the server a turn to notice
                 return
             pause = min(2 * pause, LAST_LOOK)
 
     @property
     def buffered(self) -> int:
-        """Bytes that the kernel has not taken."""
+        """Bytes that the kernel has not taken from the transport."""
         return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     @property
     def unacked_bytes(self) -> int:
-        """Bytes that the client's kernel has not taken, as far as this system can tell.
+        """Bytes that the client's kernel has not acknowledged, as far as this system can tell.
 
-        The kernel asks for more only when a third of its buffer is free: without a look into that buffer, a client
-        that takes 1 KiB a second would seem stuck for 40 s.
+        The kernel of the gateway asks for more bytes only when a third of its buffer is free. If only the transport's
+        buffer counted, a client that takes 1 KiB a second would seem stuck for 40 s.
         """
         sock = self._socket()
         if sock is None:
@@ -117,7 +119,7 @@ class ClientTransport:
 
     @property
     def unread(self) -> bool:
-        """Whether the client has sent bytes that nobody has read yet."""
+        """Whether the client has sent bytes that the process has not read yet."""
         sock = self._socket()
         if sock is None:
             return False
@@ -126,11 +128,11 @@ class ClientTransport:
 
     @property
     def seconds_unacked(self) -> float:
-        """Seconds for which the client's system has acknowledged nothing, while the kernel sends to it again and again.
+        """Seconds since the client's system acknowledged anything, while the kernel retransmits; otherwise 0.
 
-        A write does not tell that a client has vanished (asleep, or behind a NAT that forgot it): heartbeats fit the
-        kernel's buffer for hours, and the kernel gives up after 15 minutes (tcp_retries2). A client that is there but
-        does not read acknowledges, so for such a client this is 0.
+        A write does not show that a client has vanished (asleep, or behind a NAT that forgot the connection).
+        Heartbeats fit into the kernel's buffer for hours, and the kernel drops the connection only after 15 minutes
+        (tcp_retries2). A client that is present but does not read still acknowledges, so its value is 0.
         """
         sock = self._socket()
         if sock is None or sys.platform != "linux":
@@ -147,10 +149,10 @@ class ClientTransport:
         return sock
 
     def abort(self) -> None:
-        """Drop the connection, by RST.
+        """Abort the connection with an RST.
 
-        SO_LINGER of 0 s makes the difference. Otherwise the kernel keeps what the client does not take (83 KB for each
-        connection were seen), and tries to send it for minutes.
+        SO_LINGER of 0 s causes the RST. Without it the kernel keeps the bytes that the client does not take (83 KB for
+        each connection were seen), and tries to send them for minutes.
         """
         transport = self.transport
         if transport is None:
@@ -162,6 +164,6 @@ class ClientTransport:
 
 
 def client_of(scope: Scope) -> ClientTransport:
-    """The transport of a request's client; one that knows nothing on a server that does not offer our extension."""
+    """Return the transport of a request's client, or one that knows nothing if the server lacks our extension."""
     client: ClientTransport | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("client")
     return client if client is not None else ClientTransport(None)
