@@ -1,1 +1,1 @@
-"""HTTP: REST reads, streams, probes and metrics. It asks the registry and etcd, and decides nothing about feeds."""
+"""HTTP endpoints: reads, streams, probes and metrics. They ask the registry and etcd, and decide nothing about feeds."""

@@ -1,4 +1,4 @@
-"""Responses to clients that have gone: nobody receives them, so whatever went wrong on the way is not a failure."""
+"""Responses to clients that have disconnected. Nobody receives such a response, so an error in it is not a failure."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ..stream.transport import client_of
 
 logger = logging.getLogger("gateway.http")
 
-# nginx logs this status when the client closed the request. No client sees it; the metrics do.
+# nginx logs this status when the client has closed the request. No client sees the status; the metrics count it.
 CLIENT_CLOSED_REQUEST = 499
 
 
 class ClientGone:
-    """Middleware: a response that begins after its client has gone has the status 499, and its error is not logged.
+    """Middleware: a response that begins after its client has disconnected gets status 499 and no error in the log.
 
-    A read takes up to 5 s. A client that left meanwhile was counted as a 500, with a stack trace in the log, because
-    whatever is done with a closed connection raises.
+    A read takes up to 5 s. A client that disconnected during the read was counted as a 500, with a stack trace in the
+    log, because every operation on a closed connection raises.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything through, but an exception only while the client is there."""
+        """Pass everything through, but raise an exception only while the client is connected."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -52,7 +52,7 @@ class ClientGone:
 
 
 async def _disconnected(receive: Receive) -> bool:
-    """Whether the server reports a disconnect now: the only way to know on a server without our extension."""
+    """Whether the server reports a disconnect now. A server without our extension offers no other way to know."""
     try:
         async with asyncio.timeout(0):
             while (await receive())["type"] != "http.disconnect":

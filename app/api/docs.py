@@ -1,4 +1,4 @@
-"""``/docs``: Swagger UI over ``/openapi.json``, from this gateway alone, under whatever path a proxy serves it."""
+"""``/docs``: Swagger UI for ``/openapi.json``. It loads from this gateway alone, under any path of a proxy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-# FastAPI's own page loads these from a CDN. Only the files of the package are used, none of its code (decision 12).
+# FastAPI's own page loads these files from a CDN. Here they come from a package. None of the package's code is used
+# (decision 12).
 PACKAGE = "fastapi_offline"
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-# As much as may wait in a connection's buffer: the script has 1.5 MB, and clients may read nothing.
+# Bytes that may wait in a connection's buffer: the script has 1.5 MB, and a client may read nothing.
 PIECE = 64 << 10
-# The validator's badge would send the address of the API to swagger.io.
+# The validator's badge would send the address of the API to swagger.io, so it is switched off.
 SCRIPT = 'SwaggerUIBundle({ url: "./openapi.json", dom_id: "#api", validatorUrl: null, deepLinking: true })'
-# All addresses are relative, so that they hold behind a proxy's path, too.
+# All addresses are relative, so that they also work under a proxy's path.
 PAGE = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -27,7 +28,7 @@ PAGE = f"""<!doctype html>
 <title>API · etcd-watch-gateway</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="./docs/swagger-ui.css">
-<noscript>The API as data is at <a href="./openapi.json">openapi.json</a>.</noscript>
+<noscript>This page needs JavaScript. <a href="./openapi.json">openapi.json</a> describes the API as data.</noscript>
 <div id="api"></div>
 <script src="./docs/swagger-ui-bundle.js"></script>
 <script>{SCRIPT}</script>
@@ -35,7 +36,7 @@ PAGE = f"""<!doctype html>
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' data:; "
     f"script-src 'self' 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'; "
-    # React sets styles on elements.
+    # React sets inline styles on elements.
     "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 COMMON = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -43,7 +44,7 @@ COMMON = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Ref
 
 @cache
 def _content(name: str) -> tuple[bytes, str]:
-    """A file of Swagger UI, and its ETag."""
+    """Return a file of Swagger UI and its ETag."""
     content = (files(PACKAGE) / "static" / name).read_bytes()
     return content, f'"{sha256(content).hexdigest()[:32]}"'
 
@@ -70,7 +71,7 @@ def _asset(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def install(app: Starlette) -> None:
-    """Add ``/docs`` and what it loads."""
+    """Add ``/docs`` and the files that it loads."""
     app.add_route("/docs", _page, include_in_schema=False)
     for name in ASSETS:
         app.add_route(f"/docs/{name}", _asset(name), include_in_schema=False)

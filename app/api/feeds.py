@@ -1,4 +1,4 @@
-"""``GET /v1/feeds``: the live shared watches of this instance; with a prefix also who follows it."""
+"""``GET /v1/feeds``: the live shared watches of this instance. For one range, it also lists the subscribers."""
 
 from __future__ import annotations
 

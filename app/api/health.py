@@ -20,19 +20,22 @@ class Health:
         self._registry = registry
 
     async def livez(self, _request: Request) -> Response:
-        """The process answers, and can go on. Touches neither etcd nor feeds."""
+        """Answer whether the process can go on. This asks neither etcd nor the feeds."""
         if self._gateway.broken.is_set():
             return _plain({"status": "broken: see the log"}, 503)
         return _plain({"status": "ok"}, 200)
 
     async def readyz(self, _request: Request) -> Response:
-        """Ready once etcd has been in reach, until draining; names the endpoint and why when it is not."""
-        now = self._gateway.upstream.statistics()  # not the gateway's: a probe need not count subscribers
+        """Answer whether this instance is ready: from the first answer of etcd until the drain.
+
+        The body names the endpoint, and why etcd is not in reach if it is not.
+        """
+        now = self._gateway.upstream.statistics()  # not ``Gateway.statistics``: a probe need not count subscribers
         condition = now.condition
         draining = self._gateway.registry.draining
-        # etcd was in reach once (asked by us or not): from then on its absence is the feeds' matter (they say "stale"),
-        # not a reason for all replicas to leave the Service at once.
-        # One that can never be watched is no such etcd: it is a wrong setting.
+        # After etcd has once answered (to whichever request), the feeds report its absence to their clients as "stale".
+        # Its absence is then not a reason for all replicas to leave the Service at once.
+        # An etcd that can never be watched does not make the instance ready: such an etcd is a wrong setting.
         ready = now.reached and condition.told == OUT_OF_REACH and not draining
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": rfc3339(condition.since)}
         if condition.reason:
@@ -41,7 +44,7 @@ class Health:
         return _plain(body, 200 if ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        """Prometheus' text format."""
+        """Answer with the metrics, in Prometheus' text format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 

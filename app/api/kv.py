@@ -31,9 +31,9 @@ from .requests import authorization_of, encoding_of, query_of
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
 ENCODE_SLICE = 1024
-# Bytes of a body after which it ends, with ``next_page``.
+# A body that has reached this many bytes ends there, with ``next_page``.
 MOST_BYTES = 16 * 1024 * 1024
-# Seconds that a read waits for memory, before it is refused.
+# Seconds that a read waits for memory before it is refused.
 PATIENCE = 0.5
 _KNOWN = frozenset({"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding"})
 _PREFIX_ONLY = ("limit", "page", "keys_only", "count_only")
@@ -41,7 +41,7 @@ _PREFIX_ONLY = ("limit", "page", "keys_only", "count_only")
 
 @dataclass(frozen=True, slots=True)
 class KvRequest:
-    """A read request, understood: equal ones in flight share one Range."""
+    """A parsed request for a read. Equal requests that are in flight share one Range."""
 
     shape: Shape
     limit: int
@@ -49,14 +49,16 @@ class KvRequest:
 
 
 def parse(raw: bytes) -> KvRequest:
-    """Raises BadRequestError for a query that is wrong."""
+    """Parse a query. Raises BadRequestError if the query is wrong."""
     query = parse_query(raw, _KNOWN)
     watched = parse_range(query)
     if watched.kind == "key":
         for name in _PREFIX_ONLY:
             if name in query:
                 raise BadRequestError(
-                    f"{name!r} goes with 'prefix', not with 'key'", code="conflicting-parameters", parameter=name
+                    f"{name!r} is not allowed with 'key'; use it with 'prefix'",
+                    code="conflicting-parameters",
+                    parameter=name,
                 )
     shape = Shape(
         watched,
@@ -66,7 +68,11 @@ def parse(raw: bytes) -> KvRequest:
     )
     page = parse_page(query["page"], watched) if "page" in query else None
     if page is not None and shape.count_only:
-        raise BadRequestError("'count_only' has no pages", code="conflicting-parameters", parameter="page")
+        raise BadRequestError(
+            "'count_only' has no pages; leave out 'page' or 'count_only'",
+            code="conflicting-parameters",
+            parameter="page",
+        )
     return KvRequest(shape, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
 
 
@@ -95,7 +101,7 @@ class Kv:
         return KvResponse(body, headers, "application/json", send_timeout=self._send_timeout)
 
     async def _read(self, asked: KvRequest) -> KvBody:
-        """Read it, in memory that it owns from before the first byte is asked of etcd."""
+        """Read the values. The memory for them is reserved before etcd is asked for the first byte."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
         hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
         try:
@@ -104,10 +110,14 @@ class Kv:
                 raise _revoked()
         except CompactedError:
             hold.release()
-            raise PageExpiredError("the revision of these pages is compacted: start over", parameter="page") from None
+            raise PageExpiredError(
+                "etcd has compacted the revision of this page; start over without 'page'", parameter="page"
+            ) from None
         except FutureRevisionError:
             hold.release()
-            raise PageExpiredError("etcd was restored: start over", parameter="page") from None
+            raise PageExpiredError(
+                "etcd was restored and lacks the revision of this page; start over without 'page'", parameter="page"
+            ) from None
         except BaseException:
             hold.release()
             raise
@@ -119,7 +129,7 @@ class Kv:
         return KvBody(listing.revision, [list_body(listing.revision, cursor, "", listing.count, None)], hold)
 
     async def _list(self, asked: KvRequest, hold: Hold) -> KvBody:
-        """Page by page, each encoded before the next is asked for. It ends early where there is no memory for more."""
+        """Read page by page, and encode each page before the next is read. End early if there is no memory for more."""
         shape, page = asked.shape, asked.page
         self._check_epoch(page, shape)
         items = ListItems(shape, hold)
@@ -138,7 +148,7 @@ class Kv:
                 if not listing.more or items.count >= asked.limit or not items.may_grow():
                     break
         epoch, cursor = self._cursor(listing, shape)
-        # etcd counts from where the page starts; the contract's count is of the whole prefix, at the pages' revision.
+        # etcd counts from the start of the page. The contract's `count` is of the whole prefix, at the pages' revision.
         first = listing if page is None else await self._reads.first(shape.range, page.revision)
         following = Page(epoch, listing.revision, items.last + b"\0").token() if listing.more else None
         parts = [list_head(listing.revision, cursor), *items.parts, list_tail(first.count, following)]
@@ -157,27 +167,27 @@ class Kv:
         known = self._gateway.upstream.cluster_id
         if page is not None and known and page.epoch != self._gateway.epoch_of(known, shape):
             raise PageExpiredError(
-                "these pages are of another cluster or another request: start over", parameter="page"
+                "'page' comes from another cluster or another request; start over without 'page'", parameter="page"
             )
 
 
 def _revoked() -> OverCapacityError:
-    return OverCapacityError("the feeds need the memory that this answer had", code="too-many-reads")
+    return OverCapacityError("the feeds need the memory of this response; try again later", code="too-many-reads")
 
 
 class ListItems:
-    """The encoded items of a list, and the hold that counts them."""
+    """The encoded items of a list, and the hold that counts their bytes."""
 
     def __init__(self, shape: Shape, hold: Hold) -> None:
         self.parts: list[bytes] = []
         self.count = 0
-        self.last = b""  # key
+        self.last = b""  # the last key
         self._shape = shape
         self._hold = hold
         self._size = 0
 
     async def add(self, listing: Listing) -> None:
-        """Encode a page, in slices: 100,000 items at once would hold up every stream for about 0.2 s."""
+        """Encode a page in slices: 100,000 items at once would delay every stream by about 0.2 s."""
         items = listing.items
         for start in range(0, len(items), ENCODE_SLICE):
             some = items[start : start + ENCODE_SLICE]
@@ -186,7 +196,7 @@ class ListItems:
             self.parts.append(part)
             self._size += len(part)
             self.count += len(some)
-            # JSON may be six times as long as the value: a control character is "\\u0001".
+            # JSON may be six times as long as the value: a control character becomes "\\u0001".
             self._hold.set(max(self._hold.size, self._size))
             await asyncio.sleep(0)
         if items:
@@ -196,5 +206,5 @@ class ListItems:
             raise _revoked()
 
     def may_grow(self) -> bool:
-        """Whether another page may be added; it is reserved then."""
+        """Whether another page may be added. If so, its memory is reserved."""
         return self._size < MOST_BYTES and self._hold.grow(PAGE_BYTES)

@@ -1,7 +1,7 @@
-"""The response of ``/v1/kv``, which may be large: one body for all equal requests, sent in slices, counted while it
-exists.
+"""The response of ``/v1/kv``, which may be large. All equal requests share one body. The body is sent in slices,
+and its bytes count against the memory budget while it exists.
 
-uvicorn would take a whole body into its buffer and keep it for as long as the client likes: 30 readers that did not
+uvicorn would take a whole body into its buffer and keep it for as long as the client likes: 30 clients that did not
 read held 22 MB each, for ever.
 """
 
@@ -21,10 +21,10 @@ SLICE = 64 * 1024
 
 
 class KvBody:
-    """An encoded body, shared by the responses to all equal requests. ``parts`` is None when there is no such key.
+    """An encoded body, shared by the responses to all equal requests. ``parts`` is None if the key does not exist.
 
-    *hold* is given back when the last response has let go of the body, or when a feed needs the bytes: then the
-    clients that are still being sent the body are cut off.
+    *hold* is released after the last response has released the body, or when a feed needs the bytes. In the second
+    case the clients that are still receiving the body are disconnected.
     """
 
     __slots__ = ("__weakref__", "_senders", "parts", "revision", "revoked")
@@ -41,29 +41,29 @@ class KvBody:
 
     @property
     def size(self) -> int:
-        """Bytes of the body."""
+        """The length of the body in bytes."""
         return sum(map(len, self.parts or ()))
 
     def slices(self) -> Iterator[memoryview]:
-        """The body, in pieces small enough for the server to copy."""
+        """Yield the body in pieces that are small enough for the server to copy."""
         for part in self.parts or ():
             view = memoryview(part)
             for start in range(0, len(view), SLICE):
                 yield view[start : start + SLICE]
 
     def revoke(self) -> None:
-        """Keep nothing of the body, and cut off every client that is being sent it."""
+        """Discard the body, and disconnect every client that is receiving it."""
         self.revoked = True
         self.parts = None
         for connection in self._senders:
             connection.drop()
 
     def sent_on(self, connection: Connection) -> None:
-        """The body is being sent over *connection*."""
+        """Record that *connection* is receiving the body."""
         self._senders.add(connection)
 
     def sent(self, connection: Connection) -> None:
-        """It is no longer being sent there."""
+        """Record that *connection* no longer receives the body."""
         self._senders.discard(connection)
 
 
@@ -73,7 +73,7 @@ def _revoke(body: KvBody | None) -> None:
 
 
 class KvResponse(Response):
-    """A response of known length; a client that takes nothing for *send_timeout* is cut off."""
+    """A response of known length. A client that takes nothing for *send_timeout* seconds is disconnected."""
 
     def __init__(self, body: KvBody, headers: dict[str, str], media_type: str, *, send_timeout: float) -> None:
         super().__init__(None, headers={**headers, "Content-Length": str(body.size)}, media_type=media_type)
@@ -81,21 +81,21 @@ class KvResponse(Response):
         self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         body, self._body = self._body, None
-        assert body is not None, "a response is sent once"
+        assert body is not None, "a response is sent only once"
         connection = Connection(scope, receive, send, self._send_timeout)
         body.sent_on(connection)
         try:
             await connection.start(self.status_code, self.raw_headers)
             for data in body.slices():
                 if body.revoked:
-                    await connection.cut_off()  # the body is shorter than the length that was announced
+                    await connection.cut_off()  # the body is shorter than its Content-Length
                     return
                 await connection.send(data)
             await connection.send(b"", more=False)
         except StuckError:
-            pass  # the connection is aborted; there is nobody to tell
+            pass  # the connection is aborted, so no answer can be sent
         finally:
             body.sent(connection)
-            del body  # an error of this request, if it is kept, does not keep the body
+            del body  # so that the traceback of an error of this request does not keep the body

@@ -1,4 +1,7 @@
-"""What /docs says of the endpoints. They read raw query bytes, so FastAPI cannot derive it from signatures."""
+"""The description of the endpoints, which ``/docs`` shows.
+
+The endpoints read raw query bytes, so FastAPI cannot derive the description from their signatures.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ _TEXT = {"type": "string"}
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
 _FLAG = {"type": "integer", "enum": [0, 1]}
 _PREFIX = _parameter(
-    "prefix", "All keys that start with these percent-decoded bytes; present and empty: all keys.", _TEXT
+    "prefix", "All keys that start with these bytes, percent-encoded. An empty prefix means all keys.", _TEXT
 )
-_KEY = _parameter("key", "One key, as percent-decoded bytes. Either this or prefix.", _TEXT)
+_KEY = _parameter("key", "One key: its bytes, percent-encoded. Use either `key` or `prefix`.", _TEXT)
 _ENCODING = _parameter(
     "encoding",
-    "auto: text where it is valid UTF-8, else base64. base64: always.",
+    "`auto`: text if the bytes are valid UTF-8, otherwise base64. `base64`: always base64.",
     {"type": "string", "enum": [*ENCODINGS], "default": "auto"},
 )
 _PROBLEM = {
-    "description": "A problem (RFC 9457) with a machine word in `code`.",
+    "description": "A problem (RFC 9457). `code` names the error for programs.",
     "content": {
         "application/problem+json": {
             "schema": {
@@ -59,15 +62,15 @@ KV: dict[str, Any] = {
         "parameters": [
             _KEY,
             _PREFIX,
-            _parameter("limit", "Items a page.", _LIMIT),
-            _parameter("page", "`next_page` of the page before.", _TEXT),
-            _parameter("keys_only", "Leave the values out.", _FLAG),
-            _parameter("count_only", "Only count.", _FLAG),
+            _parameter("limit", "The maximum number of items in a page.", _LIMIT),
+            _parameter("page", "The `next_page` of the previous page.", _TEXT),
+            _parameter("keys_only", "`1`: leave out the values.", _FLAG),
+            _parameter("count_only", "`1`: return only the number of keys.", _FLAG),
             _ENCODING,
         ]
     },
     "responses": _responses(
-        "`{revision, cursor, kvs, count, next_page?}`, or `{revision, cursor, kv}` for a key.",
+        "`{revision, cursor, kvs, count, next_page?}` for a prefix, `{revision, cursor, kv}` for a key.",
         ["application/json"],
         400, 401, 403, 404, 410, 429, 502, 503,
     ),
@@ -79,16 +82,16 @@ WATCH: dict[str, Any] = {
         "parameters": [
             _KEY,
             _PREFIX,
-            _parameter("snapshot", "0: only changes, no state at the start.", _FLAG),
+            _parameter("snapshot", "`0`: send only changes, without the current state at the start.", _FLAG),
             _ENCODING,
-            _parameter("format", "Beats the Accept header.", {"type": "string", "enum": [*FORMATS]}),
-            _parameter("last_event_id", "A cursor to resume at.", _TEXT),
-            _parameter("lastEventId", "The same, as EventSource polyfills name it; beats last_event_id.", _TEXT),
-            _parameter("Last-Event-ID", "The same; beats both.", _TEXT, "header"),
+            _parameter("format", "Overrides the `Accept` header.", {"type": "string", "enum": [*FORMATS]}),
+            _parameter("last_event_id", "The cursor at which the stream resumes.", _TEXT),
+            _parameter("lastEventId", "The same, as EventSource polyfills name it. Overrides `last_event_id`.", _TEXT),
+            _parameter("Last-Event-ID", "The same. Overrides both.", _TEXT, "header"),
         ]
     },
     "responses": _responses(
-        "Events reset, put, delete, synced, bookmark, status, close.",
+        "The events `reset`, `put`, `delete`, `synced`, `bookmark`, `status` and `close`.",
         ["text/event-stream", "application/x-ndjson"],
         400, 401, 403, 429, 503,
     ),
@@ -97,5 +100,7 @@ WATCH: dict[str, Any] = {
 FEEDS: dict[str, Any] = {
     "summary": "The live shared watches of this instance",
     "openapi_extra": {"parameters": [_PREFIX, _KEY]},
-    "responses": _responses("Feeds; with a range also its subscribers.", ["application/json"], 400, 401, 403),
+    "responses": _responses(
+        "The feeds. With `prefix` or `key`: one feed, with its subscribers.", ["application/json"], 400, 401, 403
+    ),
 }

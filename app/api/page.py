@@ -1,4 +1,4 @@
-"""The page at ``/``: one file, under a policy that lets nothing run but what it brings itself."""
+"""The page at ``/``: one file. Its content security policy allows only the page's own script and style."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from starlette.responses import HTMLResponse, Response
 
 
 def content_security_policy(page: str) -> str:
-    """Hashes of the page's own script and style; it may talk to this origin only, and be framed by nobody."""
+    """Return a policy with the hashes of the page's own script and style.
+
+    The page may connect to this origin only, and no other page may frame it.
+    """
     hashes = {
         tag: " ".join(
             f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
@@ -27,7 +30,7 @@ def content_security_policy(page: str) -> str:
 
 
 class Page:
-    """The endpoint. Without *admin* the page has no links to what has moved to ``GATEWAY_ADMIN_PORT``."""
+    """The endpoint. Without *admin*, the page omits its links to the endpoints on ``GATEWAY_ADMIN_PORT``."""
 
     def __init__(self, *, admin: bool) -> None:
         self._text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -41,5 +44,5 @@ class Page:
         }
 
     async def get(self, _request: Request) -> Response:
-        """A page that follows a prefix."""
+        """Answer with a page that follows a prefix."""
         return HTMLResponse(self._text, headers=self._headers)

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: ``{"type","title","status","code","detail","parameter"?}``. Never a stack trace."""
+"""Errors as RFC 9457 problems: ``{"type","title","status","code","detail","parameter"?}``. No stack trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("gateway.http")
 
 
 def problem(error: GatewayError, *, retry_after: float | None = None) -> Response:
-    """The answer for *error*; ``Retry-After`` in seconds for what is transient."""
+    """Return the response for *error*. A transient error gets ``Retry-After``, in seconds."""
     body: dict[str, Any] = {
         "type": f"urn:etcd-watch-gateway:problem:{error.code}",
         "title": error.title,
@@ -37,29 +37,29 @@ def problem(error: GatewayError, *, retry_after: float | None = None) -> Respons
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of the app answered as a problem."""
+    """Make the app answer every error with a problem."""
 
     async def gateway_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, GatewayError), "registered for it"
+        assert isinstance(error, GatewayError), "registered for this class"
         if error.cause:
             logger.warning("not served", extra={"path": request.url.path, "code": error.code, "cause": error.cause})
         return problem(error)
 
     async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException), "registered for it"
+        assert isinstance(error, HTTPException), "registered for this class"
         if error.status_code == MethodNotAllowedError.status:
             answer = problem(MethodNotAllowedError(f"{request.method} is not allowed here; use GET or HEAD"))
             answer.headers["Allow"] = "GET, HEAD"
             return answer
-        return problem(NotFoundError(f"nothing is at {request.url.path[:128]!r}", code="no-such-path"))
+        return problem(NotFoundError(f"there is no endpoint at {request.url.path[:128]!r}", code="no-such-path"))
 
     async def validation_error(_request: Request, _error: Exception) -> Response:
-        # No endpoint declares parameters to FastAPI (they are bytes), so this is never the client's fault.
-        return problem(GatewayError("the request could not be understood"))
+        # No endpoint declares its parameters to FastAPI (they are bytes), so this is never the client's fault.
+        return problem(GatewayError("the gateway could not parse the request"))
 
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("unexpected error", exc_info=error, extra={"path": request.url.path})
-        return problem(GatewayError("an error of ours, which is in our log"))
+        return problem(GatewayError("internal error; the gateway's log has the details"))
 
     app.add_exception_handler(GatewayError, gateway_error)
     app.add_exception_handler(HTTPException, http_error)

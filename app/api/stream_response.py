@@ -1,7 +1,7 @@
-"""The response to ``GET /v1/watch``: the head, then a ``Delivery``, or a refusal that an EventSource understands, too.
+"""The response to ``GET /v1/watch``: the head, then a ``Delivery`` or a refusal that an EventSource understands.
 
-``EventSourceResponse`` gives the class, its headers and its place in FastAPI. Its ``__call__`` is replaced: it has four
-tasks, a ping, and a clean-up that depends on a generator having started (sse-starlette #156).
+``EventSourceResponse`` provides the class, its headers and its integration in FastAPI. Its ``__call__`` is replaced,
+because it runs four tasks and a ping, and its clean-up depends on a generator having started (sse-starlette #156).
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from .problems import problem
 
 logger = logging.getLogger("gateway.stream")
 
-# Refused EventSources that are held open at a time; any more are closed at once.
+# The maximum number of refused EventSources that are held open at a time. Any further one is closed at once.
 MAX_HELD = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """What a request for a stream asks for, parsed."""
+    """A parsed request for a stream."""
 
     shape: Shape
     format: str
     cursor: Cursor | None
     snapshot: bool
-    holdable: bool  # it is an EventSource's: a transient refusal must be a 200
+    holdable: bool  # an EventSource sent it: a transient refusal must be a 200
     address: str
     user_agent: str
     request_id: str
 
 
 class _NoContent:
-    """``EventSourceResponse`` wants content; ours is written by ``__call__``."""
+    """A placeholder for the content that ``EventSourceResponse`` requires. ``__call__`` writes the real content."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         raise NotImplementedError("never iterated: StreamResponse replaces __call__")
@@ -67,14 +67,14 @@ class StreamResponse(EventSourceResponse):
             },
             ping=0,
         )
-        # sse-starlette says `keep-alive`. HTTP/2 forbids that, and it contradicts the `close` that the server says to
-        # HTTP/1.0, and to whoever asks for it.
+        # sse-starlette sends `Connection: keep-alive`. HTTP/2 forbids this header. It also contradicts the `close` that
+        # the server sends to HTTP/1.0 clients, and to clients that ask for `close`.
         del self.headers["connection"]
         self._streams = streams
         self._asked = asked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response: to its end, or until the sink needs ASGI no more."""
+        """Send the response. Return at its end, or when the sink no longer needs ASGI."""
         if scope["method"] == "HEAD":
             await self._head(scope, receive, send)
             return
@@ -85,7 +85,7 @@ class StreamResponse(EventSourceResponse):
             return
         streams, asked = self._streams, self._asked
         with contextlib.ExitStack() as undo:
-            undo.enter_context(subscriber)  # released by whatever fails before a delivery owns it
+            undo.enter_context(subscriber)  # releases it if anything fails before a delivery owns it
             connection = Connection(scope, receive, send, streams.settings.send_timeout)
             sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
             feed = subscriber.feed
@@ -110,7 +110,7 @@ class StreamResponse(EventSourceResponse):
         )
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as a GET would be answered, but join nothing: a load balancer's check must cost etcd nothing."""
+        """Answer as to a GET, but do not subscribe: a load balancer's check must not cost etcd anything."""
         try:
             self._streams.registry.check(self._asked.shape.range)
         except TransientError as error:
@@ -144,7 +144,7 @@ class StreamResponse(EventSourceResponse):
                 await connection.send(close, more=False)
 
     async def _hold(self, connection: Connection, seconds: float) -> None:
-        """Keep the connection open: an EventSource that is refused at once comes back at once."""
+        """Keep the connection open for *seconds*: an EventSource that is refused at once reconnects at once."""
         over = asyncio.Event()
         self._streams.held.add(over)
         connection.on_gone = over.set

@@ -1,4 +1,4 @@
-"""``GET /v1/watch``: get-and-watch, as Server-Sent Events or NDJSON."""
+"""``GET /v1/watch``: get and watch, as Server-Sent Events or NDJSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..gateway import Gateway
 from .requests import address_of, authorization_of, encoding_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
 
-# Newest first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not: when they
-# reconnect they append `lastEventId` to the URL that they were given, which may have `last_event_id`, and even an
-# older `lastEventId`.
+# The newest cursor is first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not send
+# it: when they reconnect, they append `lastEventId` to the URL that they were given. That URL may already have
+# `last_event_id`, and even an older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
 FORMATS = ("sse", "ndjson")
@@ -25,9 +25,9 @@ _KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "format", "last_eve
 
 
 def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
-    """``Last-Event-ID`` beats ``lastEventId``, which beats ``last_event_id``.
+    """Return the request's cursor. ``Last-Event-ID`` beats ``lastEventId``, which beats ``last_event_id``.
 
-    What is present counts, even empty or unreadable: a 400 would close an EventSource for good.
+    A cursor that is present counts, even if it is empty or unreadable: a 400 would close an EventSource for good.
     """
     if header is not None:
         return parse_cursor(header)
@@ -44,11 +44,11 @@ class Watch:
         self._gateway = gateway
 
     async def get(self, request: Request) -> Response:
-        """Answer one request; what is permanent is refused here, what is transient by the stream itself."""
+        """Answer one request. This method refuses permanent errors; the stream itself refuses transient ones."""
         try:
             return StreamResponse(self._gateway.streams, self._understand(request))
         except GatewayError as error:
-            if request.method == "GET":  # a HEAD asks for no stream
+            if request.method == "GET":  # a HEAD does not ask for a stream
                 self._gateway.streams.counters.refused[error.code] += 1
             raise
 
