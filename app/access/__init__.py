@@ -1,1 +1,1 @@
-"""Who may see what: the token, and the prefixes that are served."""
+"""Access control: the bearer token, and the prefixes that the gateway serves."""

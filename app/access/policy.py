@@ -1,4 +1,4 @@
-"""Who may read what: the static token, and the prefixes that are served."""
+"""The access policy: the static bearer token, and the prefixes that the gateway serves."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ from .token import Token
 
 
 class AccessPolicy:
-    """The fence around ``/v1``. Asked before a feed is joined or started."""
+    """The access checks of ``/v1``. They run before a feed is joined or started."""
 
     def __init__(self, prefixes: Sequence[bytes], token: Token | None) -> None:
         self._prefixes = tuple(prefixes)
         self.token = token
 
     def authenticate(self, authorization: bytes) -> None:
-        """Raises UnauthorizedError unless the ``Authorization`` header carries the token, if there is one.
+        """Check the token in the ``Authorization`` header, if the gateway has a token.
 
         Args:
-            authorization: the header's value, in the bytes that the client sent; empty if there was none.
+            authorization: the header's value, in the bytes that the client sent; empty if there was no header.
+
+        Raises:
+            UnauthorizedError: the header does not carry the token.
         """
         if self.token is None:
             return
-        # Around the token HTTP knows spaces and tabs only: 0xA0 is a part of the token.
+        # HTTP allows only spaces and tabs around the token: 0xA0 is a part of the token.
         scheme, _, given = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not self.token.matches(given.strip(b" \t")):
-            raise UnauthorizedError("send the header 'Authorization: Bearer <token>' with this gateway's token")
+            raise UnauthorizedError(
+                "the bearer token is missing or wrong; send the header 'Authorization: Bearer <token>'"
+            )
 
     def authorize(self, watched: KeyRange) -> None:
-        """Raises ForbiddenError unless the whole range lies in a prefix that is served."""
+        """Check that the whole range lies in a prefix that the gateway serves. Raises ForbiddenError if it does not."""
         if not any(watched.within(prefix) for prefix in self._prefixes):
-            raise ForbiddenError(
-                f"{watched} lies outside of the prefixes that may be read here", parameter=watched.kind
-            )
+            raise ForbiddenError(f"{watched} is outside the prefixes that this gateway serves", parameter=watched.kind)

@@ -1,4 +1,4 @@
-"""The bearer token, in a file that may change while the process runs: a Secret is rotated, an operator edits it."""
+"""The bearer token, in a file that may change during a run: a Secret is rotated, or an operator edits the file."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ from ..settings import SettingsError
 
 logger = logging.getLogger("gateway")
 
-# Seconds between looks into the file, while requests come: 30 us each, where a look for each request would be its most
-# expensive part.
+# Seconds between reads of the file while requests arrive. A read takes 30 us: a read for each request would be the most
+# expensive part of the request.
 LOOK = 1.0
 
 Outcome = Literal["unchanged", "changed", "unusable"]
-# A larger file holds no token: a header may have 64 KiB in all.
+# Bytes. A larger file does not hold a token: the whole head of a request may have 64 KiB.
 MAX_TOKEN = 16 * 1024
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def read_token(path: Path, named: str) -> SecretStr:
-    """The bearer token in a file. Raises SettingsError, with *named* in front, when there is none that can be sent.
+    """Return the bearer token in a file. Bytes that are not UTF-8 become surrogates (``surrogateescape``).
 
-    Bytes that are not UTF-8 are surrogates in it (``surrogateescape``).
+    Raises:
+        SettingsError: the file has no token that a client can send; the text begins with *named*.
     """
     try:
         data = _first_bytes(path, MAX_TOKEN + 1)
     except OSError as error:
         raise SettingsError(f"{named}: cannot read {path}: {error.strerror or error}") from None
     if len(data) > MAX_TOKEN:
-        raise SettingsError(f"{named}: {path} has more than {MAX_TOKEN} bytes")
+        raise SettingsError(f"{named}: {path} has more than {MAX_TOKEN} bytes, which is too long for a token")
     if data.startswith(_BYTE_ORDER_MARKS):
-        raise SettingsError(f"{named}: {path} begins with a byte order mark, which no client sends: save it without")
+        raise SettingsError(
+            f"{named}: {path} begins with a byte order mark, which no client sends; save it without one"
+        )
     data = data.strip(b" \t\r\n\v\f")
     if not data:
-        raise SettingsError(f"{named}: {path} is empty")
+        raise SettingsError(f"{named}: {path} is empty; it must hold the token")
     if re.search(rb"[\x00-\x1f\x7f]", data):
-        raise SettingsError(f"{named}: {path} has a line break or another character that no header can have")
+        raise SettingsError(f"{named}: {path} has a line break or a control character, which a header cannot carry")
     return SecretStr(data.decode(errors="surrogateescape"))
 
 
 def _first_bytes(path: Path, most: int) -> bytes:
-    """The first *most* bytes of a file. A pipe that nobody writes to is not waited for."""
+    """Return the first *most* bytes of a file. A pipe without a writer does not block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         data = b""
@@ -60,7 +63,7 @@ def _first_bytes(path: Path, most: int) -> bytes:
 
 
 class Token:
-    """What the file said when it last said something usable. Read at once; raises SettingsError if it can't be used."""
+    """The file's latest usable token. The constructor reads the file, and raises SettingsError if it is unusable."""
 
     def __init__(self, path: Path, named: str, *, clock: Clock) -> None:
         self._path = path
@@ -74,23 +77,25 @@ class Token:
         return read_token(self._path, self._named).get_secret_value().encode(errors="surrogateescape")
 
     def matches(self, given: bytes) -> bool:
-        """Whether *given* is the token, in a time that does not depend on where they differ."""
+        """Whether *given* is the token. The time that this takes does not depend on where the two differ."""
         self.refresh()
         return hmac.compare_digest(given, self._bytes)
 
     @property
     def usable(self) -> bool:
-        """Whether the file can be used as it is now; if not, the token of before goes on."""
+        """Whether the file is usable now. If it is not, the previous token stays valid."""
         self.refresh()
         return not self._trouble
 
     def refresh(self) -> None:
-        """Look, if the last look is some time ago."""
+        """Read the file if the last read is at least ``LOOK`` seconds ago."""
         if self._clock() - self._looked >= LOOK:
             self.look()
 
     def look(self) -> Outcome:
-        """Read the file. Its content counts, not its date: two writes may share one, a swapped link has an old one."""
+        """Read the file. The content counts, not the date: two writes may share a date, and a swapped link has an
+        old date.
+        """
         self._looked = self._clock()
         try:
             found = self._read()
@@ -98,7 +103,7 @@ class Token:
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 logger.warning(
-                    "the token's file cannot be used: the token of before goes on", extra={"reason": str(error)}
+                    "the token's file cannot be used: the previous token stays valid", extra={"reason": str(error)}
                 )
             return "unusable"
         if self._trouble:

@@ -1,1 +1,1 @@
-"""HTTP endpoints: reads, streams, probes and metrics. They ask the registry and etcd, and decide nothing about feeds."""
+"""HTTP endpoints: reads, streams, probes, metrics. They ask the registry and etcd, and decide nothing about feeds."""

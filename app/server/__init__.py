@@ -1,1 +1,1 @@
-"""uvicorn as the gateway runs it: one process, its protocol, its signals."""
+"""uvicorn as the gateway runs it: one process, with our protocol, sockets and signals."""

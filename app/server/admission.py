@@ -1,4 +1,4 @@
-"""Which connections are let in, and which give way to them."""
+"""The admission of new connections, and the eviction of idle ones at the limit of open files."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ..core.capacity import Capacity
 
 logger = logging.getLogger("gateway.http")
 
-# Seconds between log lines about connections that give way.
+# Seconds between log lines about evicted connections.
 EVICTIONS = 60.0
 
 
 class Connection(Protocol):
-    """A client's connection, as far as admission goes."""
+    """The part of a client's connection that admission needs."""
 
     loop: asyncio.AbstractEventLoop
 
     def give_way(self) -> None:
-        """Close: another connection takes the place."""
+        """Close the connection: another connection takes its place."""
 
 
 class Admission:
-    """Lets connections in, for all servers of the process together, as far as there is room."""
+    """Admits connections as far as there is room, for all servers of the process together."""
 
     def __init__(self, capacity: Capacity[Connection]) -> None:
         self.capacity = capacity
         self._said = float("-inf")
 
     def let_in(self, connection: Connection) -> None:
-        """A new one; the one that has been idle longest gives way where there is no room."""
+        """Admit a new connection. If there is no room, evict the connection that has been idle longest."""
         victim = self.capacity.arrive(connection)
         if victim is None:
             return

@@ -1,18 +1,23 @@
-"""uvicorn's HTTP/1.1 protocol, with what it lacks for us.
+"""uvicorn's HTTP/1.1 protocol, with the parts that uvicorn lacks for the gateway.
 
-- ``scope["extensions"]["etcd_watch_gateway"]["client"]``: ASGI has no word for "this connection is stuck, drop it", nor
-  for "write these bytes of the body now, if the kernel takes them" (``app.stream.sink``). On another server the
-  extension is absent, and all goes by ASGI.
-- Nothing is taken in behind a stream: uvicorn would queue a pipelined request, stop reading, and so not notice that
-  the client has gone (a watch was held for up to 45 s). The connection ends with the stream.
-- A client that is done speaking (half-close) still gets its answer, but no stream: for a stream that is goodbye.
-- What is no HTTP is answered by a problem, as everything else is; never inside an answer that is under way.
-- Who speaks HTTP/1.0 gets no chunks, which it does not know (RFC 9112, section 6.1): uvicorn sends them to everybody.
-- The head of a request is bounded, in bytes and in time: uvicorn waits for ever for the end of one, and for a request
-  behind any byte that is none.
-- The number of connections is bounded: where descriptors end, ``accept`` fails, for probes and for etcd too.
-- A connection is not closed over a request that is on its way: the client would be reset, and not know whether it was
-  served. Clients are told how long a connection is kept, so that they leave first.
+- ``scope["extensions"]["etcd_watch_gateway"]["client"]``: ASGI has no message for "this connection is stuck, abort it",
+  nor for "write these bytes of the body now, if the kernel takes them" (``app.stream.sink``). Another server does not
+  offer the extension; there, everything goes through ASGI.
+- No request is accepted after a request for a stream. uvicorn would queue a pipelined request and stop reading. Then
+  uvicorn would not detect that the client has disconnected (a watch was held for up to 45 s). The connection ends with
+  the stream.
+- A client may half-close its connection and still gets its answer. A half-close ends a stream, though: for a stream it
+  counts as a disconnect.
+- Bytes that are not HTTP are answered with a problem, as every other error is, but never inside an unfinished answer.
+- An HTTP/1.0 client gets no chunks, because it does not know them (RFC 9112, section 6.1). uvicorn sends chunks to all
+  clients.
+- The head of a request is bounded, in bytes and in time. uvicorn never times out an unfinished head, nor stray bytes
+  after a request.
+- The number of connections is bounded. When the process has no descriptors left, ``accept`` fails, for probes too, and
+  so do connections to etcd.
+- The gateway does not close a connection on which a request is arriving. The client would get a reset, and would not
+  know whether the request was served. The gateway tells clients how long it keeps a connection, so that the clients
+  close it first.
 """
 
 from __future__ import annotations
@@ -32,20 +37,21 @@ from ..core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 from ..stream.transport import EXTENSION, HTTP_1_0, ClientTransport
 from .admission import Admission
 
-# Bytes of a request's line and headers; the parser itself would take, and keep, any number. A key of MAX_KEY_BYTES,
-# percent-encoded, is 12 KiB.
+# Bytes of a request's line and headers. The parser itself would accept, and keep, any number of bytes. A key of
+# MAX_KEY_BYTES is 12 KiB when it is percent-encoded.
 MAX_HEAD = 64 * 1024
-# Seconds for it, from the first byte behind the last answer, or from the connection; as nginx (client_header_timeout).
+# Seconds for a request's line and headers, from the first byte after the last answer, or from the start of the
+# connection; the same as nginx (client_header_timeout).
 HEAD_TIMEOUT = 60.0
-# Seconds by which clients are told less than the time that a connection is kept: a request takes a while to come.
+# `Keep-Alive` announces this many seconds less than the gateway waits: a request takes a while to arrive.
 EARLIER = 1
-# Seconds for a request that was on its way when the server stopped.
+# Seconds to wait, when the server stops, for a request that is arriving.
 LAST_REQUEST = 1.0
 
 
-# What is used here of uvicorn's classes, none of it documented: another version may lack a name, or mean something else
-# by it. So pyproject.toml bounds the version, and tests/server/test_protocol.py compares this list with the code below
-# and with the uvicorn that is installed.
+# The names in uvicorn's classes that this file uses. uvicorn documents none of them: another version may lack a name,
+# or give the name another meaning. So pyproject.toml bounds the version, and tests/server/test_protocol.py compares
+# this list with the code below and with the installed uvicorn.
 UVICORN = {
     "HttpToolsProtocol": {
         "app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "server_state",
@@ -62,14 +68,14 @@ UVICORN = {
     "ServerState": {"default_headers"},
 }  # fmt: skip
 
-# uvicorn keeps a deque of 624 bytes for each connection.
+# For all connections: uvicorn keeps a deque of 624 bytes for each connection.
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
-# What answers with a stream, to a GET.
+# The path that answers a GET with a stream.
 STREAMS = "/v1/watch"
 
 
 async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """*app* for HTTP/1.0: an answer that does not say its length ends with its connection."""
+    """Call *app* for an HTTP/1.0 client: an answer without a length ends with its connection."""
     cycle: RequestResponseCycle = cast("Any", send).__self__
     sized = True
 
@@ -80,28 +86,29 @@ async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
             if not sized:
                 cycle.chunked_encoding = False
         elif message["type"] == "http.response.body" and not sized:
-            cycle.expected_content_length = len(message["body"])  # uvicorn compares with what was not said
+            # uvicorn compares the body with a Content-Length, although none was sent.
+            cycle.expected_content_length = len(message["body"])
         await send(message)
 
     await app(scope, receive, send_unchunked)
 
 
 def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
-    """An IPv4 client of a socket that takes both families, by its own address: FORWARDED_ALLOW_IPS names it by that."""
+    """Return an IPv4 client of a dual-stack socket under its IPv4 address, which FORWARDED_ALLOW_IPS names."""
     if client is None or not client[0].startswith("::ffff:") or "." not in client[0]:
         return client
     return client[0].removeprefix("::ffff:"), client[1]
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """Named in the server's configuration (``http=``)."""
+    """The protocol class that the server's configuration names (``http=``)."""
 
     _head_complete = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _client_transport: ClientTransport
-    _taken = False  # by a stream
-    _deaf = False  # what comes is thrown away
+    _taken = False  # a stream has taken over the connection
+    _deaf = False  # received bytes are discarded
     _stopping = False  # the next answer is the last
 
     def __init__(self, *args: Any, admission: Admission | None = None, **more: Any) -> None:
@@ -109,7 +116,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._admission = admission or Admission(Capacity(sys.maxsize, 0))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """A client has come."""
+        """Start the timer for the first head, and admit the connection."""
         super().connection_made(transport)
         self.client = unmapped(self.client)
         self._client_transport = ClientTransport(transport, self._take_over)
@@ -117,12 +124,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self._admission.let_in(self)
 
     def give_way(self) -> None:
-        """Another connection is let in instead of this one, which is idle."""
+        """Close this idle connection: another connection is admitted instead."""
         self._deaf = True
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has gone, or was sent away."""
+        """Release everything: the client disconnected, or the gateway closed the connection."""
         super().connection_lost(exc)
         self._admission.capacity.leave(self)
         self._head_ended()
@@ -140,10 +147,10 @@ class GatewayProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._answering():
-            return  # what has begun behind an answer waits for its end; then uvicorn's own timer runs
+            return  # a head that began during an answer waits for the answer's end; then uvicorn's own timer runs
         self._deaf = True
         if self._head_complete or not self._head_bytes:
-            # A browser's, opened ahead of need: it would take an answer for that to what it asks next.
+            # A browser opens connections ahead of need. It would take a 408 for the answer to its next request.
             self.transport.close()
             return
         self._refuse(HeadTimeoutError(f"a request's line and headers must end within {HEAD_TIMEOUT:g} s"))
@@ -152,16 +159,16 @@ class GatewayProtocol(HttpToolsProtocol):
         return self._taken or (self.cycle is not None and not self.cycle.response_complete)
 
     def _streaming(self) -> bool:
-        """Whether the request under way asks for a stream: the answer to a HEAD, or to a POST, ends by itself."""
+        """Whether the unfinished request asks for a stream. The answer to a HEAD, or to a POST, ends by itself."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return False
         return bool(cycle.scope["path"] == STREAMS and cycle.scope["method"] == "GET")
 
     def _take_over(self) -> None:
-        """The rest of this answer is the stream's own, and nothing of its request is kept: it is 20 KiB a subscriber.
+        """Leave the rest of this answer to the stream, and discard its request, which is 20 KiB for each subscriber.
 
-        uvicorn is told what it knows of a client that has gone: that the application may return without an end.
+        For uvicorn the client has disconnected: only then may the application return before the response is complete.
         """
         self._taken = self._deaf = True
         self._head_ended()
@@ -170,7 +177,11 @@ class GatewayProtocol(HttpToolsProtocol):
         self.pipeline = _NO_PIPELINE
 
     def shutdown(self) -> None:
-        """The server stops: an answer under way ends first, and so does a request; a stream is ended by the gateway."""
+        """Close the connection because the server stops. An unfinished answer ends first, and so does a request that
+        is arriving.
+
+        The gateway itself ends a stream.
+        """
         if self._taken:
             return
         self._stopping = True
@@ -184,12 +195,15 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for GATEWAY_KEEP_ALIVE. Timers run before sockets are read: something may have come just now."""
+        """Close an idle connection after GATEWAY_KEEP_ALIVE.
+
+        The event loop runs timers before it reads sockets, so bytes may have arrived just now.
+        """
         if not self._client_transport.unread:
             super().timeout_keep_alive_handler()
 
     def on_response_complete(self) -> None:
-        """An answer is out. What is kept of its request is dropped with it: half of what an idle connection holds."""
+        """Discard the request after its answer is sent: it is half of the memory that an idle connection holds."""
         super().on_response_complete()
         if self._answering() or self.transport.is_closing():
             return
@@ -198,32 +212,32 @@ class GatewayProtocol(HttpToolsProtocol):
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at the beginning
 
     def pause_writing(self) -> None:
-        """The kernel has not taken all."""
+        """Record that the kernel has not taken all written bytes."""
         if not self._taken:
             super().pause_writing()
         self._client_transport.pause()
 
     def resume_writing(self) -> None:
-        """Now it has."""
+        """Record that the kernel has taken all written bytes."""
         if not self._taken:
             super().resume_writing()
         self._client_transport.resume()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; what it keeps of a head that does not end is counted."""
+        """Feed the parser, and count the bytes of an unfinished head, which the parser keeps."""
         if self._deaf or self.transport.is_closing():
             return
         super().data_received(data)
         if not self._answering() and self.timeout_keep_alive_task is None:
-            self._await_head()  # also for a line end, or the rest of a body: they stopped uvicorn's timer
+            self._await_head()  # also after a line end, or the rest of a body: both stop uvicorn's timer
         if self._head_complete:
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD:
             self._refuse_head()
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's says None, asyncio's bool or None
-        """The client is done speaking. True keeps the connection until the answer is out."""
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn declares None, asyncio bool or None
+        """Handle the client's half-close. Returns True to keep the connection until the answer is sent."""
         cycle = self.cycle
         if self._taken or cycle is None or cycle.response_complete or self._streaming():
             return None
@@ -231,7 +245,7 @@ class GatewayProtocol(HttpToolsProtocol):
         return True
 
     def on_message_begin(self) -> None:
-        """A request begins: its scope is made here."""
+        """Begin a request. Its scope is made here, so the extension is added here."""
         super().on_message_begin()
         self._head_complete, self._head_bytes = False, 0
         self._await_head()
@@ -239,7 +253,7 @@ class GatewayProtocol(HttpToolsProtocol):
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
     def on_headers_complete(self) -> None:
-        """The head has ended."""
+        """Refuse a head that is too large; otherwise call the app, unless the connection has a stream."""
         self._head_complete = True
         self._head_ended()
         if self._deaf:
@@ -266,22 +280,25 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.default_headers = [*cycle.default_headers, hint]
 
     def on_body(self, body: bytes) -> None:
-        """Part of a body that nobody asked for: behind 64 KiB of it uvicorn would read no more, nor hear of the end."""
+        """Discard the body of a request for a stream.
+
+        After 64 KiB of unread body, uvicorn would stop reading, and would not detect a disconnect.
+        """
         if not self._deaf and not self._streaming():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request has ended."""
+        """End the request."""
         if not self._deaf:
             super().on_message_complete()
 
     def _refuse_head(self) -> None:
         self._deaf = True
-        self._refuse(HeadTooLargeError(f"a request's line and headers may have {MAX_HEAD} bytes"))
+        self._refuse(HeadTooLargeError(f"a request's line and headers may have at most {MAX_HEAD} bytes"))
 
     def send_400_response(self, msg: str) -> None:
-        """The parser's refusal."""
-        self._refuse(BadRequestError(f"this is no HTTP/1.1 request: {msg}", code="malformed-request"))
+        """Answer bytes that the parser refuses."""
+        self._refuse(BadRequestError(f"this is not an HTTP/1.1 request: {msg}", code="malformed-request"))
 
     def _refuse(self, error: BadRequestError) -> None:
         if self.transport.is_closing():

@@ -1,4 +1,4 @@
-"""uvicorn, as the gateway runs it: our protocol, bounded kernel buffers, a shutdown that ends streams first."""
+"""uvicorn as the gateway runs it: our protocol, bounded kernel buffers, and a shutdown that ends the streams first."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from .stop import Stop
 
 logger = logging.getLogger("gateway")
 
-# sse-starlette hooks uvicorn's signal handler at import; we end our streams ourselves, before uvicorn waits for them.
+# sse-starlette hooks uvicorn's signal handler at import. The gateway itself ends its streams, before uvicorn waits for
+# them.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped there
 
 
 class GatewayServer(uvicorn.Server):
-    """Ends the streams when it is told to stop: uvicorn itself would wait for them for ever."""
+    """A server that ends the streams when it stops: uvicorn itself would wait for them for ever."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
@@ -41,20 +42,21 @@ class GatewayServer(uvicorn.Server):
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Listen, and set ``listening``."""
         await super().startup(sockets)
         self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are ``serve``'s: uvicorn would raise them again when it is done, before our own cleaning up."""
+        """Leave the signals to ``serve``: uvicorn would raise them again at its end, before our own clean-up."""
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn once it is to stop, before it waits for connections to end.
+        """End the streams. uvicorn calls this when it must stop, before it waits for connections to end.
 
-        Who does not take its last bytes in time is cut off: uvicorn itself would cancel the request, which is an error
-        in the log, and leave the connection open, over which the loop cannot be closed (exit status 1 was seen).
+        A client that does not take its last bytes in time is disconnected. uvicorn itself would cancel the request,
+        which is an error in the log, and would leave the connection open. The event loop cannot be closed while a
+        connection is open (exit status 1 was seen).
         """
         seconds = self._gateway.drain() + self._gateway.settings.drain_timeout
         overdue = asyncio.get_running_loop().call_later(seconds, self.cut_off)
@@ -63,29 +65,29 @@ class GatewayServer(uvicorn.Server):
         finally:
             overdue.cancel()
             self.cut_off()
-            await asyncio.sleep(0)  # in which the connections hear of it
+            await asyncio.sleep(0)  # in this turn the connections learn that they are closed
 
     def cut_off(self) -> None:
-        """Drop the connections that are left."""
+        """Abort the connections that are left."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
 def make_config(app: FastAPI, settings: Settings, admission: Admission) -> uvicorn.Config:
-    """How uvicorn is to serve an app."""
+    """Return uvicorn's configuration for an app."""
     return uvicorn.Config(
         app,
         http=cast("type[GatewayProtocol]", partial(GatewayProtocol, admission=admission)),
-        timeout_keep_alive=cast("int", settings.keep_alive),  # it is only added to the time
+        timeout_keep_alive=cast("int", settings.keep_alive),  # may be a float: uvicorn only adds it to the time
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
-        # One process is one registry; uvicorn would take a number from WEB_CONCURRENCY.
+        # One process has one registry. Without this, uvicorn would take the number of workers from WEB_CONCURRENCY.
         workers=1,
         server_header=False,
         backlog=BACKLOG,
-        # Ours comes before: see GatewayServer.shutdown.
+        # Our own timeout comes first: see GatewayServer.shutdown.
         timeout_graceful_shutdown=round(settings.drain_window + settings.drain_timeout) + 5,
     )
 
@@ -93,14 +95,15 @@ def make_config(app: FastAPI, settings: Settings, admission: Admission) -> uvico
 async def serve(
     settings: Settings, *, on_ready: Callable[[list[int]], None] | None = None, reloads: bool = True
 ) -> None:
-    """Run until a signal says stop. *on_ready* is told the ports (main, admin) once they listen.
+    """Run until a signal stops the process.
 
     Args:
-        reloads: SIGHUP has the token's file read again; otherwise SIGHUP says stop, too.
+        on_ready: called with the ports (main, admin) once all servers listen.
+        reloads: SIGHUP makes the gateway read the token's file again; otherwise SIGHUP stops the process too.
 
     Raises:
-        SettingsError: an address can't be listened on, or the token can't be read.
-        BrokenGatewayError: a defect of ours has ended it, or a server can't listen; the streams were told.
+        SettingsError: the gateway cannot listen on an address, or cannot read the token.
+        BrokenGatewayError: a defect of ours has ended the gateway, or a server cannot listen; streams were notified.
     """
     return_large_blocks()
     gateway = Gateway(settings)
@@ -129,9 +132,9 @@ async def serve(
 
 
 async def _listen(servers: list[GatewayServer], gateway: Gateway) -> bool:
-    """Wait until all servers listen; False when the gateway has failed instead.
+    """Wait until all servers listen. Returns False if the gateway has failed instead.
 
-    A server that failed before it listened was waited for without an end, through every SIGTERM.
+    Before this check, the process waited for ever for a server that had failed before it listened, and ignored SIGTERM.
     """
 
     async def listening() -> None:
@@ -148,15 +151,16 @@ async def _listen(servers: list[GatewayServer], gateway: Gateway) -> bool:
 async def _until_the_first_ends(
     tasks: list[asyncio.Task[None]], servers: list[GatewayServer], gateway: Gateway
 ) -> None:
-    """The others end with it, and all with a gateway that has failed. The admin port goes last: a drain is when
-    somebody looks at it.
+    """Wait until one server ends or the gateway fails, then end all servers.
+
+    The admin server ends after the main server: operators look at it during a drain.
     """
     broken = asyncio.create_task(_broken(gateway), name="broken")
     await asyncio.wait([*tasks, broken], return_when=asyncio.FIRST_COMPLETED)
     broken.cancel()
     for server in servers:
         server.should_exit = True
-    await asyncio.gather(*tasks, return_exceptions=True)  # an error of a server is in the log, and ended the gateway
+    await asyncio.gather(*tasks, return_exceptions=True)  # a server's error is in the log, and has ended the gateway
     for server in servers:
         server.cut_off()
 

@@ -1,4 +1,4 @@
-"""Listening sockets: addresses that can't be had are named by their setting."""
+"""Listening sockets. The error for an address that cannot be bound names its setting."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ BACKLOG = 4096
 
 
 def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
-    """A listening socket whose connections inherit a bounded send buffer (4 MiB each by default on Linux).
+    """Return a listening socket whose connections inherit a bounded send buffer (Linux's default is 4 MiB each).
 
-    It listens at once: two sockets may be bound to one port as long as neither listens. An empty *host* is every
-    address: of IPv6 and IPv4 where the kernel has both, else of IPv4.
+    The socket listens at once: two sockets may be bound to one port as long as neither listens. An empty *host* means
+    every address: of IPv6 and IPv4 if the kernel has both, otherwise of IPv4.
 
     Raises:
-        SettingsError: the address can't be had; names the setting.
+        SettingsError: the socket cannot listen on the address. The text names the setting.
     """
     try:
         family, address = _resolve(host, port)
         sock = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # no such name, or a kernel without IPv6
+    except (OSError, UnicodeError) as error:  # an unknown name, or a kernel without IPv6
         raise SettingsError(_cannot_listen("GATEWAY_HOST (--host)", host, port, error)) from None
     try:
         if family == socket.AF_INET6:
-            # "::" takes IPv4 too, whatever net.ipv6.bindv6only says.
+            # "::" accepts IPv4 too, whatever the value of net.ipv6.bindv6only.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -46,7 +46,7 @@ def _cannot_listen(setting: str, host: str, port: int, error: OSError | UnicodeE
 
 
 def _resolve(host: str, port: int) -> tuple[int, Any]:
-    """A host's family and address. IPv4 goes first, as it always did; empty is every address of both families."""
+    """Return a host's family and address. IPv4 is preferred, as before. An empty host means every address."""
     host = host.removeprefix("[").removesuffix("]")
     if not host:
         return (socket.AF_INET6, ("::", port)) if socket.has_dualstack_ipv6() else (socket.AF_INET, ("", port))

@@ -1,4 +1,4 @@
-"""What signals do to servers that run."""
+"""The handling of signals while the servers run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ..signals import SIGNALS
 
 logger = logging.getLogger("gateway")
 
-# Seconds between the second signal and the end.
+# Seconds from the second signal to the end of the process.
 HURRY = 1.0
-# Seconds after a SIGHUP in which the terminal may still go away: a shell that ends sends the signal first.
+# Seconds after a SIGHUP in which the terminal may still disappear: a shell that ends sends the signal first.
 HANGUP = 2.0
 
 
 class Stop:
-    """What signals do. SIGINT and SIGTERM stop the first server, which ends the others. A second one closes all streams
-    at once, and cuts off in HURRY who does not take that; a third one does not wait at all. SIGHUP reloads, or stops.
+    """The handler of signals.
+
+    The first SIGINT or SIGTERM stops the first server, which ends the other servers. The second closes all streams at
+    once, and after HURRY disconnects the clients that have not taken their last bytes. The third does not wait at all.
+    SIGHUP reloads or stops.
     """
 
     def __init__(self, servers: Sequence[uvicorn.Server], gateway: Gateway, *, reloads: bool) -> None:
@@ -33,7 +36,7 @@ class Stop:
         self._loop = asyncio.get_running_loop()
 
     def told(self, number: int) -> None:
-        """A signal came."""
+        """Handle one signal."""
         if number != signal.SIGHUP:
             self._stop()
         elif not self._received:
@@ -52,7 +55,7 @@ class Stop:
 
     def _stop(self) -> None:
         self._received += 1
-        if self._received <= 3:  # the log is no place for somebody's impatience
+        if self._received <= 3:  # further signals must not fill the log
             logger.info("stopping" if self._received == 1 else "stopping at once")
         self._servers[0].should_exit = True
         if self._received == 2:

@@ -125,7 +125,7 @@ def test_what_cannot_be_used_keeps_the_token(
 
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "the token's file cannot be used: the token of before goes on",
+        "the token's file cannot be used: the previous token stays valid",
         "the token's file can be used again",
         "the token has changed",
     ]

@@ -135,7 +135,7 @@ async def test_with_a_token_and_an_admin_port(etcd: EmbeddedEtcd, tmp_path: Path
     assert verdict(output).startswith("all back: 2 times 6 open streams")
     assert "top-secret" not in output
     assert no_token[0] == no_admin[0] == 2
-    assert "401 unauthorized: send the header" in verdict(no_token[1])
+    assert "401 unauthorized: the bearer token is missing or wrong; send the header" in verdict(no_token[1])
     assert f"{server.base}/v1/feeds?prefix=/svc/: 404 no-such-path" in verdict(no_admin[1])
     assert "--admin-url" in verdict(no_admin[1])
 
@@ -332,7 +332,7 @@ async def test_a_prefix_that_is_not_allowed(etcd: EmbeddedEtcd) -> None:
         status, output = await check("--url", server.base, prefix="/other/")
 
     assert status == 2
-    assert "403 forbidden: prefix=/other/ lies outside of the prefixes that may be read here" in verdict(output)
+    assert "403 forbidden: prefix=/other/ is outside the prefixes that this gateway serves" in verdict(output)
 
 
 async def test_streams_that_are_refused(etcd: EmbeddedEtcd) -> None:
