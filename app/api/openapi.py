@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.responses import Response
+
 from .kv import DEFAULT_LIMIT, MAX_LIMIT
 from .requests import ENCODINGS
 from .watch import FORMATS
@@ -78,6 +80,8 @@ KV: dict[str, Any] = {
 
 WATCH: dict[str, Any] = {
     "summary": "Get and watch, as Server-Sent Events or NDJSON",
+    # FastAPI would add `application/json`, the media type of its default response class. ``Response`` has none.
+    "response_class": Response,
     "openapi_extra": {
         "parameters": [
             _KEY,
