@@ -112,6 +112,7 @@ class StreamResponse(EventSourceResponse):
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as to a GET, but do not subscribe: a load balancer's check must not cost etcd anything."""
         try:
+            self._streams.capacity.check()
             self._streams.registry.check(self._asked.shape.range)
         except TransientError as error:
             if not self._asked.holdable:

@@ -86,6 +86,22 @@ async def test_head_request(gateway: Gateway, fake: FakeEtcd, draining: bool) ->
     assert gateway.streams.counters.refused == {}
 
 
+async def test_head_request_without_room(gateway: Gateway, fake: FakeEtcd) -> None:
+    """A HEAD gets the 429 that a GET gets when too many connections are in use, and is not counted as a refusal."""
+    gateway.capacity.limit = 0
+    get, head = (Client(gateway, method=method) for method in ("GET", "HEAD"))
+    await get.task
+    await head.task
+
+    for client in (get, head):
+        assert client.status == 429
+        assert client.headers["content-type"] == "application/problem+json"
+        assert int(client.headers["retry-after"]) >= 1
+        assert json.loads(client.text)["code"] == "too-many-connections"
+    assert fake.open_watchers == 0
+    assert gateway.streams.counters.refused == {"too-many-connections": 1}
+
+
 async def test_head_request_of_an_event_source(gateway: Gateway) -> None:
     """Its GET would be a stream, whatever stands against it now."""
     gateway.registry.draining = True
