@@ -28,12 +28,12 @@ class Health:
     async def readyz(self, _request: Request) -> Response:
         """Answer whether this instance is ready: from the first answer of etcd until the drain.
 
-        The body names the endpoint, and why etcd is not in reach if it is not.
+        The body names the endpoint and, if etcd is out of reach, the reason.
         """
         now = self._gateway.upstream.statistics()  # not ``Gateway.statistics``: a probe need not count subscribers
         condition = now.condition
         draining = self._gateway.registry.draining
-        # After etcd has once answered (to whichever request), the feeds report its absence to their clients as "stale".
+        # After etcd has once answered (to any request), the feeds report its absence to their clients as "stale".
         # Its absence is then not a reason for all replicas to leave the Service at once.
         # An etcd that can never be watched does not make the instance ready: such an etcd is a wrong setting.
         ready = now.reached and condition.told == OUT_OF_REACH and not draining

@@ -167,12 +167,15 @@ class Kv:
         known = self._gateway.upstream.cluster_id
         if page is not None and known and page.epoch != self._gateway.epoch_of(known, shape):
             raise PageExpiredError(
-                "'page' comes from another cluster or another request; start over without 'page'", parameter="page"
+                "the token in 'page' is from another cluster or another request; start over without 'page'",
+                parameter="page",
             )
 
 
 def _revoked() -> OverCapacityError:
-    return OverCapacityError("the feeds need the memory of this response; try again later", code="too-many-reads")
+    return OverCapacityError(
+        "the gateway needed the memory of this response for its feeds; try again later", code="too-many-reads"
+    )
 
 
 class ListItems:

@@ -85,7 +85,7 @@ class StreamResponse(EventSourceResponse):
             return
         streams, asked = self._streams, self._asked
         with contextlib.ExitStack() as undo:
-            undo.enter_context(subscriber)  # releases it if anything fails before a delivery owns it
+            undo.enter_context(subscriber)  # released if anything fails before a delivery owns the subscriber
             connection = Connection(scope, receive, send, streams.settings.send_timeout)
             sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
             feed = subscriber.feed

@@ -68,7 +68,7 @@ UVICORN = {
     "ServerState": {"default_headers"},
 }  # fmt: skip
 
-# For all connections: uvicorn keeps a deque of 624 bytes for each connection.
+# One empty deque for all connections: uvicorn keeps a deque of 624 bytes for each connection.
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
 # The path that answers a GET with a stream.
 STREAMS = "/v1/watch"

@@ -14,8 +14,8 @@ BACKLOG = 4096
 def bind(host: str, port: int, send_buffer: int, setting: str) -> socket.socket:
     """Return a listening socket whose connections inherit a bounded send buffer (Linux's default is 4 MiB each).
 
-    The socket listens at once: two sockets may be bound to one port as long as neither listens. An empty *host* means
-    every address: of IPv6 and IPv4 if the kernel has both, otherwise of IPv4.
+    The socket listens at once: as long as neither of two sockets listens, both may be bound to one port. An empty
+    *host* means every address: of IPv6 and IPv4 if the kernel has both, otherwise of IPv4.
 
     Raises:
         SettingsError: the socket cannot listen on the address. The text names the setting.

@@ -26,7 +26,7 @@ class Counters:
     refused: Counter[str] = field(default_factory=Counter)
 
     def statistics(self) -> StreamStatistics:
-        """Return a copy that does not change any more."""
+        """Return a snapshot of the counts."""
         return StreamStatistics(
             opened=self.opened,
             serving={name: self.serving[name] for name in SINKS},

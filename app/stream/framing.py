@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Chunks:
-    """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1). Bytes for many clients in a row are framed once."""
+    """The chunked coding of HTTP/1.1 (RFC 9112, section 7.1). The same bytes for successive clients are framed once."""
 
     __slots__ = ("_data", "_framed")
     last = b"0\r\n\r\n"

@@ -47,7 +47,7 @@ class Sink(Protocol):
     name: str
 
     async def run(self, source: Source) -> None:
-        """Send the writes of *source*. Called after the head is sent; returns when *source* ends or needs no task."""
+        """Send what *source* writes after the head. Return when *source* has ended, or when the sink needs no task."""
 
     @property
     def ready(self) -> bool:
@@ -57,7 +57,7 @@ class Sink(Protocol):
         """Take bytes of the body. Call this only when ready. Returns whether the sink is still ready."""
 
     def stuck(self, seconds: float) -> bool:
-        """Whether to disconnect the client. Asked repeatedly while not ready, *seconds* after the previous time."""
+        """Whether the client is stuck, *seconds* after the previous call. Called now and then while not ready."""
 
     @property
     def seconds_unacked(self) -> float:
