@@ -1226,7 +1226,7 @@ async def test_page_says_the_same_in_curl(page: Page, gateway: FakeGateway, pref
 async def test_page_asks_for_what_is_typed(page: Page, gateway: FakeGateway) -> None:
     """Nothing is watched before; then the address can be shared, and going back goes back."""
     await page.goto(gateway.url)
-    await expect(page.locator("#more")).to_have_text("Name a prefix to follow its keys.")
+    await expect(page.locator("#more")).to_have_text("Enter a prefix to follow its keys.")
     assert gateway.waiting == 0
     await page.fill("#prefix", "/svc/")
     await page.press("#prefix", "Enter")
