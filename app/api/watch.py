@@ -15,9 +15,9 @@ from ..gateway import Gateway
 from .requests import address_of, authorization_of, encoding_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
 
-# The newest cursor is first. event-source-polyfill and reconnecting-eventsource cannot send the header, or do not send
-# it: when they reconnect, they append `lastEventId` to the URL that they were given. That URL may already have
-# `last_event_id`, and even an older `lastEventId`.
+# Query parameters that hold a cursor, the newest cursor first. event-source-polyfill and reconnecting-eventsource
+# cannot send the header, or do not send it: when they reconnect, they append `lastEventId` to the URL that they were
+# given. That URL may already have `last_event_id`, and even an older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
 FORMATS = ("sse", "ndjson")

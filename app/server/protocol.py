@@ -3,9 +3,9 @@
 - ``scope["extensions"]["etcd_watch_gateway"]["client"]``: ASGI has no message for "this connection is stuck, abort it",
   nor for "write these bytes of the body now, if the kernel takes them" (``app.stream.sink``). Another server does not
   offer the extension; there, everything goes through ASGI.
-- No request is accepted after a request for a stream. uvicorn would queue a pipelined request and stop reading. Then
-  uvicorn would not detect that the client has disconnected (a watch was held for up to 45 s). The connection ends with
-  the stream.
+- On one connection, no request is accepted after a request for a stream. uvicorn would queue a pipelined request and
+  stop reading. Then uvicorn would not detect that the client has disconnected (a watch was held for up to 45 s). The
+  connection ends with the stream.
 - A client may half-close its connection and still gets its answer. A half-close ends a stream, though: for a stream it
   counts as a disconnect.
 - Bytes that are not HTTP are answered with a problem, as every other error is, but never inside an unfinished answer.

@@ -122,4 +122,4 @@ class Connection:
     async def cut_off(self) -> None:
         """Abort the connection, and discard all bytes that the client has not taken."""
         self.drop()
-        await asyncio.sleep(0)  # a turn for the server to notice; otherwise it reports an incomplete response
+        await asyncio.sleep(0)  # lets the server notice the abort; otherwise it reports an incomplete response

@@ -30,7 +30,7 @@ logger = logging.getLogger("gateway.stream")
 WRITE_SIZE = 64 * 1024
 # Bytes written to one subscriber in one turn of the event loop: a snapshot of 100 MB must not delay the others.
 STEP_SIZE = 4 * WRITE_SIZE
-# Seconds between checks whether a waiting reader waits in vain.
+# Seconds between checks of a waiting reader. The stream of a reader that waits in vain is closed.
 WAITING_LOOK = 0.25
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
