@@ -107,9 +107,9 @@ def _client_routes(gateway: Gateway) -> APIRouter:
 def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     router = APIRouter()
     _serve(router, "/v1/feeds", Feeds(gateway).get, **openapi.FEEDS)
-    _serve(router, "/livez", health.livez, summary="Liveness")
-    _serve(router, "/readyz", health.readyz, summary="Readiness")
-    _serve(router, "/metrics", health.metrics, summary="Prometheus metrics")
+    _serve(router, "/livez", health.livez, **openapi.LIVEZ)
+    _serve(router, "/readyz", health.readyz, **openapi.READYZ)
+    _serve(router, "/metrics", health.metrics, **openapi.METRICS)
     return router
 
 

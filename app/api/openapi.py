@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from .kv import DEFAULT_LIMIT, MAX_LIMIT
@@ -107,4 +108,28 @@ FEEDS: dict[str, Any] = {
     "responses": _responses(
         "The feeds. With `prefix` or `key`: one feed, with its subscribers.", ["application/json"], 400, 401, 403
     ),
+}
+
+_STATUS: dict[str, Any] = {"content": {"application/json": {}}}
+
+LIVEZ: dict[str, Any] = {
+    "summary": "Liveness",
+    "responses": {
+        200: {"description": "The process can go on."} | _STATUS,
+        503: {"description": "A defect has ended a task that all others depend on. Restart the process."} | _STATUS,
+    },
+}
+
+READYZ: dict[str, Any] = {
+    "summary": "Readiness",
+    "responses": {
+        200: {"description": "The gateway serves clients."} | _STATUS,
+        503: {"description": "etcd has not answered yet, or cannot be watched, or the gateway drains."} | _STATUS,
+    },
+}
+
+METRICS: dict[str, Any] = {
+    "summary": "Prometheus metrics",
+    "response_class": Response,
+    "responses": {200: {"description": "The metrics.", "content": {CONTENT_TYPE_LATEST: {}}}},
 }

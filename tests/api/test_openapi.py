@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api import kv, openapi, watch
 from app.core.errors import BadRequestError
@@ -56,3 +57,11 @@ async def test_the_document(gateway: Gateway) -> None:
                 assert list(response["content"]) == ["application/problem+json"], (path, status)
     served = document["paths"]["/v1/watch"]["get"]["responses"]["200"]["content"]
     assert set(served) == {"text/event-stream", "application/x-ndjson"}
+    for path in ("/livez", "/readyz"):
+        answers = document["paths"][path]["get"]["responses"]
+        assert {status: list(answer["content"]) for status, answer in answers.items()} == {
+            "200": ["application/json"],
+            "503": ["application/json"],
+        }
+    metrics = document["paths"]["/metrics"]["get"]["responses"]
+    assert {status: list(answer["content"]) for status, answer in metrics.items()} == {"200": [CONTENT_TYPE_LATEST]}
