@@ -1,21 +1,22 @@
-// The reference client of etcd-watch-gateway for browsers: an exact mirror of one prefix, by EventSource. An ES module:
-// name it mirror.mjs where there is no package.json with "type": "module".
+// The reference client of etcd-watch-gateway for browsers: an exact mirror of one prefix, by EventSource. This file is
+// an ES module: name it mirror.mjs if there is no package.json with "type": "module".
 //
 //   const mirror = new Mirror('http://127.0.0.1:8080', '/svc/', { onchange: (mirror, changes) => … });
 //   mirror.items     Map of identity(item) -> item, exact at mirror.revision, never between two revisions
 //   mirror.state     'connecting' (no items yet) | 'live' | 'stale' (exact at mirror.revision, unproven now)
-//   mirror.reason    why it is not live
-//   changes          the puts and deletes since the last call, also over a reset; empty when only the state moved
-//   mirror.close()   follow no more
+//   mirror.reason    why the mirror is not live
+//   changes          the puts and deletes since the last call, also across a reset; empty if only the state changed
+//   mirror.close()   stop following the prefix
 //
-// EventSource tells no status: a refusal, final or not, is the reason 'refused', and is tried again. fetch() of the same
-// range at v1/kv says more; the gateway's page does so. EventSource sends no headers of yours: for a bearer token, and in
-// Node, give the option EventSource an implementation that does, like the one of the npm package eventsource.
+// EventSource does not report a status. A refusal, final or not, has the reason 'refused', and the mirror retries.
+// fetch() of the same range at v1/kv reports more; the gateway's page does that. EventSource sends no custom headers.
+// For a bearer token, and in Node, pass an implementation that does as the option EventSource, such as the npm package
+// eventsource.
 
 // Keys that are not UTF-8 come as base64, so a key's identity is its text and its encoding.
 export const identity = ({ key, key_encoding = 'text' }) => `${key_encoding}:${key}`;
 
-// The members without which an event cannot be applied. An event that failed half-way would leave the mirror wrong.
+// The members without which an event cannot be applied. An event that failed half-way would corrupt the mirror.
 const MEMBERS = {
   reset: { reason: 'string' }, put: { key: 'string', mod_revision: 'number' },
   delete: { key: 'string', mod_revision: 'number' }, synced: { revision: 'number', heartbeat: 'number' },
@@ -30,20 +31,20 @@ const parse = (type, data) => {
   return null;
 };
 
-const LONGEST_WAIT = 300_000; // ms; the gateway never asks for more, and setTimeout takes more than 2^31 for 0
+const LONGEST_WAIT = 300_000; // ms. The gateway never asks for more, and setTimeout treats more than 2^31 as 0
 
 export class Mirror {
   items = new Map(); revision = 0; cursor = '';
   state = 'connecting'; reason = ''; since = new Date(); failures = 0;
   #url; #EventSource; #onchange; #source = null; #timer; #heard; #heartbeat = 15;
-  #next = null; // the state that follows a `reset`, built aside until `synced`
-  #pending = []; // the events of a revision whose last one has not come
-  #synced = false; #why = ''; // #why: what the last stream ended with, or a reset
-  #doubt = null; // why the gateway itself calls this stream stale: { reason, since }
+  #next = null; // the state after a `reset`, built aside until `synced`
+  #pending = []; // the events of a revision whose last event has not come
+  #synced = false; #why = ''; // #why: why the last stream ended, or the last reset
+  #doubt = null; // why the gateway itself reports this stream as stale: { reason, since }
 
   constructor(base, prefix, { onchange = () => {}, EventSource = globalThis.EventSource } = {}) {
     if (typeof EventSource !== 'function')
-      throw new TypeError('There is no EventSource here, as in Node: give one, like import { EventSource } from "eventsource"; '
+      throw new TypeError('EventSource is missing, as in Node. Pass one: import { EventSource } from "eventsource"; '
         + 'new Mirror(base, prefix, { EventSource })');
     this.#url = new URL(base, globalThis.location?.href);
     this.#url.pathname = this.#url.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
@@ -54,7 +55,7 @@ export class Mirror {
     this.#open();
   }
 
-  close() { // whoever calls this knows: onchange is not called
+  close() { // onchange is not called: the caller knows
     this.#stop();
     this.#forget('closed');
   }
@@ -66,26 +67,27 @@ export class Mirror {
   }
 
   #open() {
-    // Its own reconnects send the header Last-Event-ID, which beats the query; a new EventSource can only use the query.
+    // A reconnect of the EventSource sends the header Last-Event-ID, which overrides the query. A new EventSource can
+    // only use the query.
     if (this.cursor) this.#url.searchParams.set('last_event_id', this.cursor);
     const source = (this.#source = new this.#EventSource(this.#url.href));
     for (const type of Object.keys(MEMBERS))
       source.addEventListener(type, ({ data, lastEventId }) => {
-        if (source !== this.#source) return; // some implementations go on with what they have read
+        if (source !== this.#source) return; // some implementations still deliver what they have read
         const event = parse(type, data);
         if (event) this.#take(type, event, lastEventId);
         else this.#reopen(`not an event of the gateway: ${type} ${String(data).slice(0, 200)}`);
       });
     source.onerror = () => {
       if (source !== this.#source) return;
-      // CLOSED (2): it gave up for good. Otherwise it reconnects by itself; what it left unfinished will come again.
+      // CLOSED (2): EventSource has given up for good. Otherwise it reconnects by itself; unfinished events come again.
       if (source.readyState === 2) this.#reopen('refused'); else this.#drop('disconnected');
     };
     this.#heard = performance.now();
     this.#listen();
   }
 
-  #listen() { // nothing for 3 heartbeats: the connection is dead, whatever it says
+  #listen() { // nothing for 3 heartbeats: the connection is dead, whatever its readyState
     clearTimeout(this.#timer);
     const left = () => this.#heard + 3000 * this.#heartbeat - performance.now();
     this.#timer = setTimeout(() => (left() > 0 ? this.#listen() : this.#reopen('silent')), Math.min(left(), LONGEST_WAIT));
@@ -98,7 +100,7 @@ export class Mirror {
     this.#drop(reason);
   }
 
-  #forget(why, next = null, doubt = null) { // what a stream leaves unfinished is worth nothing: it comes again, whole
+  #forget(why, next = null, doubt = null) { // discard what a stream leaves unfinished: it comes again, complete
     [this.#next, this.#pending, this.#synced, this.#doubt] = [next, [], false, doubt];
     this.#setState(why);
   }
@@ -110,7 +112,7 @@ export class Mirror {
 
   #take(type, { more, ...event }, id) {
     this.#heard = performance.now();
-    if (id) this.cursor = id; // an event without an id repeats the one before it
+    if (id) this.cursor = id; // for an event without an id, EventSource repeats the previous id
     if (type === 'reset') {
       this.#drop(`reset: ${event.reason}`, new Map(), this.#doubt);
     } else if (type === 'put' || type === 'delete') {
@@ -123,8 +125,8 @@ export class Mirror {
       this.#tell(this.#next ? this.#swap() : []);
     } else if (type === 'bookmark') {
       this.revision = event.revision;
-      // Stale with no word of etcd before: it is this stream that is behind.
-      const behind = { reason: 'behind the gateway', since: new Date() };
+      // Stale without a `status` before: this stream is behind, not etcd.
+      const behind = { reason: 'this client is behind', since: new Date() };
       this.#doubt = event.state === 'stale' ? this.#doubt ?? behind : null;
       this.#tell([]);
     } else if (type === 'status') {
@@ -144,7 +146,7 @@ export class Mirror {
     this.#tell(changes);
   }
 
-  #swap() { // what differs is told as changes, deletes first
+  #swap() { // the differences are reported as changes, deletes first
     const [old, now] = [this.items, this.#next];
     [this.items, this.#next] = [now, null];
     const same = (a, b) => a && ['mod_revision', 'value', 'encoding'].every((field) => a[field] === b[field]);

@@ -2,18 +2,18 @@
 
 Needs Python 3.11 or newer, and httpx (pip install httpx).
 
-python mirror.py http://127.0.0.1:8080 /svc/              # prints what changes
+python mirror.py http://127.0.0.1:8080 /svc/              # prints the changes
 
 mirror = Mirror("http://127.0.0.1:8080", "/svc/", onchange=lambda mirror, changes: ...)
-following = asyncio.create_task(mirror.run())             # until it is cancelled, or fails: keep it, and look at it
+following = asyncio.create_task(mirror.run())             # keep the task and check it: it ends when cancelled or failed
 """
 
 from __future__ import annotations
 
 import sys
 
-# For asyncio.timeout. No syntax below is newer than Python 3.8, so that an older one gets as far as this line.
-if sys.version_info < (3, 11):  # noqa: UP036 - whoever copies this file may have any Python
+# For asyncio.timeout. No syntax below is newer than Python 3.8, so that an older Python can run this check.
+if sys.version_info < (3, 11):  # noqa: UP036 - a copy of this file may run on any Python
     raise ImportError(f"mirror.py needs Python 3.11 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}")
 
 import asyncio
@@ -34,7 +34,7 @@ LONGEST_WAIT = 300.0  # seconds; the gateway never asks for more
 
 
 class RefusedError(Exception):
-    """The gateway says no, and would say it again: ``problem`` is its RFC 9457 problem."""
+    """The gateway refuses, and would refuse a retry: ``problem`` is its RFC 9457 problem."""
 
     def __init__(self, status: int, problem: Item) -> None:
         self.status, self.problem = status, problem
@@ -42,8 +42,8 @@ class RefusedError(Exception):
         super().__init__(f"HTTP {status} {self.code}: {self.detail}")
 
 
-class _StreamEnd(Exception):  # noqa: N818 - a stream's end is no error: the mirror comes back
-    """Why a stream ended, and how many seconds the gateway asked to wait."""
+class _StreamEnd(Exception):  # noqa: N818 - a stream's end is not an error: the mirror reconnects
+    """Why a stream ended, and the seconds that the gateway asked the client to wait."""
 
     def __init__(self, reason: str, wait: float = 0) -> None:
         super().__init__(reason)
@@ -51,7 +51,7 @@ class _StreamEnd(Exception):  # noqa: N818 - a stream's end is no error: the mir
 
 
 def identity(item: Item) -> tuple[str, str]:
-    """Keys that are not UTF-8 come as base64, so a key's identity is its text and its encoding."""
+    """Return a key's identity: its text and its encoding, because keys that are not UTF-8 come as base64."""
     return item["key"], item.get("key_encoding", "text")
 
 
@@ -60,14 +60,14 @@ def _text(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < 1e15  # no more than a clock can be asked to wait for
+    return isinstance(value, (int, float)) and 0 <= value < 1e15  # an upper bound that a timer accepts
 
 
 def _revision(value: object) -> bool:
     return isinstance(value, int)
 
 
-# The members without which an event cannot be applied. Types of event that are not here are ignored.
+# The members without which an event cannot be applied. Event types that are not listed are ignored.
 _MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
     "reset": {"reason": _text},
     "put": {"key": _text, "mod_revision": _revision},
@@ -80,7 +80,7 @@ _MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
 
 
 def parse(line: bytearray) -> Item:
-    """One event, complete: an event that failed while it is applied would leave the mirror wrong."""
+    """Return one complete event. An event that failed while it is applied would corrupt the mirror."""
     try:
         event: Item = json.loads(line)
         members = _MEMBERS.get(event["type"], {})
@@ -97,7 +97,7 @@ def _media_type(response: httpx.Response) -> str:
 
 
 async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
-    """What an answer that is not a stream means. Only a 4xx problem is final; a proxy's own answer may pass."""
+    """Return what an answer that is not a stream means. Only a 4xx problem is final: a proxy may recover."""
     status, body = response.status_code, b""
     after = response.headers.get("retry-after", "")
     wait = float(after) if after.isdecimal() else 0
@@ -116,11 +116,11 @@ async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
 
 
 class Mirror:
-    """``items`` is exact at ``revision``, never between two revisions; ``state`` tells whether that is now.
+    """A mirror of one prefix: ``items`` is exact at ``revision``, never between two revisions.
 
-    ``connecting``: no items yet. ``live``. ``stale``: exact at ``revision``, unproven now. ``reason`` says why it is
-    not live: what the last stream ended with, or what ended ``run``.
-    ``onchange`` gets the puts and deletes since its last call, also over a reset; none when only the state moved.
+    ``state`` is ``connecting`` (no items yet), ``live`` (current), or ``stale`` (exact at ``revision``, unproven now).
+    ``reason`` says why the mirror is not live: why the last stream ended, or what ended ``run``.
+    ``onchange`` gets the puts and deletes since its last call, also across a reset; none if only the state changed.
     """
 
     def __init__(
@@ -141,22 +141,22 @@ class Mirror:
         self._headers = headers
         self._heartbeat = 15.0
         self._failures = 0
-        self._why = ""  # what the last stream ended with, or a reset
+        self._why = ""  # why the last stream ended, or the last reset
         self._forget_stream()
 
     def _forget_stream(self) -> None:
-        """What a stream leaves unfinished is worth nothing: it comes again, whole."""
+        """Discard what a stream leaves unfinished: it comes again, complete."""
         self._next: dict[tuple[str, str], Item] | None = None  # the state after a `reset`, built aside until `synced`
-        self._pending: list[Item] = []  # the events of a revision whose last one has not come
+        self._pending: list[Item] = []  # the events of a revision whose last event has not come
         self._synced = False
-        self._doubt = ""  # why the gateway itself calls this stream stale
+        self._doubt = ""  # why the gateway itself reports this stream as stale
 
     async def run(self) -> NoReturn:
         """Follow the prefix, one stream after the other, until cancelled.
 
         Raises:
             RefusedError: the gateway will not serve this prefix.
-            Exception: whatever ``onchange`` raises, and what httpx does when the address or a header is impossible.
+            Exception: ``onchange`` raised it, or httpx did because the address or a header is invalid.
         """
         try:
             async with httpx.AsyncClient(headers=self._headers, timeout=httpx.Timeout(None)) as client:
@@ -168,46 +168,46 @@ class Mirror:
             self._tell([], str(error))
             raise
         except BaseException as error:
-            # From here on nobody feeds the mirror. Who cancelled it knows, and an `onchange` that failed is not
-            # called again.
+            # From here on nothing updates the mirror. `onchange` is not called: the caller that cancelled the task
+            # knows, and an `onchange` that failed must not be called again.
             self._forget_stream()
             self._set_state(f"run() has ended: {error!r}")
             raise
 
     async def _follow(self, client: httpx.AsyncClient) -> float:
-        """Follow one stream to its end; the seconds until the next."""
+        """Follow one stream to its end. Return the seconds to wait before the next stream."""
         async with contextlib.aclosing(self._lines(client)) as lines:
             try:
                 async for line in lines:
                     self._take(parse(line))
-            except _StreamEnd as end:  # stale before the connection is closed, which may take a while
+            except _StreamEnd as end:  # report stale before the connection is closed, which may take a while
                 self._forget_stream()
                 self._tell([], end.reason)
                 if end.wait > 0:
                     return min(end.wait, LONGEST_WAIT)
         self._failures = min(self._failures + 1, 5)
-        return random.uniform(0.1, 1) * min(30.0, 2.0**self._failures)  # noqa: S311 - jitter, no secret
+        return random.uniform(0.1, 1) * min(30.0, 2.0**self._failures)  # noqa: S311 - jitter, not a secret
 
     async def _lines(self, client: httpx.AsyncClient) -> AsyncGenerator[bytearray, None]:
-        """The lines of one stream; then _StreamEnd. An error that `onchange` raises does not pass through here."""
+        """Yield the lines of one stream, then raise _StreamEnd. An error of `onchange` does not pass through here."""
         url = f"{self._url}&last_event_id={quote(self.cursor)}" if self.cursor else self._url
         now = asyncio.get_running_loop().time
         rest = bytearray()
         try:
-            # Nothing for 3 heartbeats: the connection is dead, whatever it says.
+            # Nothing for 3 heartbeats: the connection is dead, even if the system still reports it as open.
             async with asyncio.timeout(3 * self._heartbeat) as silence, client.stream("GET", url) as response:
                 if response.status_code != httpx.codes.OK or _media_type(response) != MEDIA_TYPE:
                     raise await _refusal(response)
                 async for chunk in response.aiter_bytes():
                     rest += chunk
                     if b"\n" in chunk:
-                        # Not aiter_lines(): it also splits at U+2028 and the like, which JSON leaves as they are.
+                        # Not aiter_lines(): it also splits at U+2028 and the like, which JSON need not escape.
                         *lines, rest = rest.split(b"\n")
                         for line in filter(None, lines):
                             yield line
                     silence.reschedule(now() + 3 * self._heartbeat)
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
-            raise  # our own mistake: an address or a header that cannot be sent
+            raise  # the caller's mistake: an address or a header that cannot be sent
         except TimeoutError:
             raise _StreamEnd("silent") from None
         except httpx.HTTPError as error:
@@ -233,8 +233,8 @@ class Mirror:
             self._tell(self._swap() if self._next is not None else [])
         elif kind == "bookmark":
             self.revision = event["revision"]
-            # Stale with no word of etcd before: it is this stream that is behind.
-            self._doubt = (self._doubt or "behind the gateway") if event["state"] == "stale" else ""
+            # Stale without a `status` before: this stream is behind, not etcd.
+            self._doubt = (self._doubt or "this client is behind") if event["state"] == "stale" else ""
             self._tell([])
         elif kind == "status":
             self._doubt = "etcd is out of reach, or this client is behind" if event["state"] == "stale" else ""
@@ -252,7 +252,7 @@ class Mirror:
         self._tell(changes)
 
     def _swap(self) -> list[Item]:
-        """Take the new state whole; what differs is told as changes, deletes first."""
+        """Replace the state with the new one. Return the differences as changes, deletes first."""
         old, new = self.items, self._next or {}
         self.items, self._next = new, None
         gone = [{**item, "type": "delete"} for key, item in old.items() if key not in new]
@@ -270,9 +270,9 @@ class Mirror:
 
 
 def main() -> None:
-    """Print what changes under a prefix, and each turn of the mirror's state."""
+    """Print the changes under a prefix, and each change of the mirror's state."""
     if len(sys.argv) != 3:
-        sys.exit("usage: python mirror.py URL PREFIX, like: python mirror.py http://127.0.0.1:8080 /svc/")
+        sys.exit("usage: python mirror.py URL PREFIX, for example: python mirror.py http://127.0.0.1:8080 /svc/")
     said = ""
 
     def show(mirror: Mirror, changes: list[Item]) -> None:
@@ -289,7 +289,7 @@ def main() -> None:
         asyncio.run(Mirror(sys.argv[1], sys.argv[2], onchange=show).run())
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # `| head` has read enough; Python would fail again when it flushes the rest
+    except BrokenPipeError:  # `| head` closed the pipe; Python would fail again when it flushes the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RefusedError, httpx.HTTPError, httpx.InvalidURL) as error:
         sys.exit(f"mirror.py: {error}")

@@ -530,7 +530,7 @@ async def test_says_when_its_own_stream_is_behind(client: Client, gateway: FakeG
     stream = await synced_client(client, gateway)
     await stream.bookmark(11, "stale")
     await shows(client, "stale", 11, {"/svc/a": "1", "/svc/b": "2"})
-    assert (await client.views())[-1].reason == "behind the gateway"
+    assert (await client.views())[-1].reason == "this client is behind"
     await stream.put("/svc/a", "one", 12)
     await shows(client, "stale", 12, {"/svc/a": "one", "/svc/b": "2"})
     await stream.bookmark(13)
@@ -1093,7 +1093,7 @@ async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> N
         out, err = await process.communicate()
     assert err == b""
     first, *rest = out.decode().splitlines()
-    assert first.startswith("TypeError: There is no EventSource here, as in Node: give one, like ")
+    assert first.startswith("TypeError: EventSource is missing, as in Node. Pass one: ")
     assert rest == [
         f"{gateway.url}/gw/v1/watch?prefix=%2Fsvc%2F", "live 1", "stale drain 1 x-1", "stale closed",
     ]  # fmt: skip
