@@ -125,7 +125,7 @@ export class Mirror {
       this.#tell(this.#next ? this.#swap() : []);
     } else if (type === 'bookmark') {
       this.revision = event.revision;
-      // Stale without a `status` before: this stream is behind, not etcd.
+      // `stale` without a `status` before: the cause is this stream, which is behind, and not etcd.
       const behind = { reason: 'this client is behind', since: new Date() };
       this.#doubt = event.state === 'stale' ? this.#doubt ?? behind : null;
       this.#tell([]);

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-# For asyncio.timeout. No syntax below is newer than Python 3.8, so that an older Python can run this check.
+# asyncio.timeout needs 3.11. No syntax below is newer than Python 3.8, so that an older Python can run this check.
 if sys.version_info < (3, 11):  # noqa: UP036 - a copy of this file may run on any Python
     raise ImportError(f"mirror.py needs Python 3.11 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}")
 
@@ -233,7 +233,7 @@ class Mirror:
             self._tell(self._swap() if self._next is not None else [])
         elif kind == "bookmark":
             self.revision = event["revision"]
-            # Stale without a `status` before: this stream is behind, not etcd.
+            # `stale` without a `status` before: the cause is this stream, which is behind, and not etcd.
             self._doubt = (self._doubt or "this client is behind") if event["state"] == "stale" else ""
             self._tell([])
         elif kind == "status":
