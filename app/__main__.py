@@ -1,4 +1,4 @@
-"""``python -m app serve`` is ``etcd-watch-gateway serve``; installed, it is ``python -m etcd_watch_gateway serve``."""
+"""``python -m app serve`` runs ``etcd-watch-gateway serve``. Once installed: ``python -m etcd_watch_gateway serve``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .signals import SIGNALS
 
 
 def entry() -> int:
-    """The whole program; the exit status.
+    """Run the program and return the exit status.
 
-    The rest is imported late, for it takes half a second, and a signal is heard from the first moment on: pid 1 of a
-    container would not even die of a SIGTERM that nobody handles.
+    The signal handlers are installed before the other imports, which take half a second: without a handler, SIGTERM
+    would not even kill pid 1 of a container.
     """
     stdio.mend()
     serves = sys.argv[1:2] in (["serve"], ["dev"])

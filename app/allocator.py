@@ -1,4 +1,4 @@
-"""How the process gets its memory from the system, so that what is given back leaves it."""
+"""How the process allocates memory, so that freed memory returns to the system."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ _M_ARENA_MAX = -8
 
 
 def return_large_blocks() -> bool:
-    """Have every block of 128 KiB or more mapped for itself, and unmapped when it is freed; whether that can be had.
+    """Map each block of 128 KiB or more separately, and unmap it when it is freed. Return whether that is possible.
 
-    glibc raises that threshold up to 32 MiB with each large block that is freed, and gives each thread of gRPC a heap
-    of its own. Then pages of large values stay in the process as holes: six reads of values of 0.9 MB in a bound of
-    16 MiB made it 43 to 53 MiB larger, and 33 to 40 MiB so. Where there is no glibc nothing is done.
+    By default, glibc raises this threshold (up to 32 MiB) with each large block that is freed, and gives each gRPC
+    thread its own heap. Freed pages of large values then stay in the process as holes. Six reads of values of 0.9 MB
+    within a bound of 16 MiB made the process 43 to 53 MiB larger; with these options, 33 to 40 MiB. Without glibc this
+    function does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,5 +1,5 @@
-"""The command line: ``serve`` runs the gateway, ``dev`` runs it with an etcd of its own and something to see, ``check``
-proves that one which runs releases its watches.
+"""The command line: ``serve`` runs the gateway, ``dev`` runs it with an embedded etcd and sample data, and ``check``
+proves that a running gateway releases its watches.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def _plain(default: Any) -> Any:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser: every setting is a flag."""
+    """Return the parser. Every setting is a flag."""
     parser = argparse.ArgumentParser(prog="etcd-watch-gateway", description="Follow etcd keys over HTTP.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    # A flag that is none must not be taken for the beginning of another.
+    # allow_abbrev=False: reject unknown flags instead of matching them as abbreviations.
     _add_settings(commands.add_parser("serve", help="run the gateway in front of an etcd", allow_abbrev=False))
     dev = commands.add_parser("dev", help="run the gateway with an embedded etcd and sample data", allow_abbrev=False)
     _add_settings(dev, without=[name for name in Settings.model_fields if name.startswith("etcd")])
@@ -63,8 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "check",
             help="prove that a running gateway releases its watches",
-            description="Open and abort streams at a running gateway, read what it and etcd count, and say whether "
-            "every watch came back. Exit status: 0 all back, 1 a leak, 2 cannot tell.",
+            description="Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and "
+            "report whether every watch was released. Exit status: 0 all released, 1 a leak, 2 cannot tell.",
             allow_abbrev=False,
         )
     )
@@ -79,33 +79,35 @@ def _number(text: str) -> int:
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prefix", required=True, help="the range to open streams on; best one that nobody follows")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway (default %(default)r)")
-    parser.add_argument("--admin-url", help="where its /metrics and /v1/feeds are (default: the same)")
+    parser.add_argument("--prefix", required=True, help="prefix to open streams on; choose one that nobody follows")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="URL of the gateway (default %(default)r)")
+    parser.add_argument("--admin-url", help="URL of the gateway's /metrics and /v1/feeds (default: --url)")
     parser.add_argument(
         "--etcd-metrics",
         action="append",
         default=[],
         metavar="URL",
-        help="etcd's metrics, of all members that the gateway may use; comma-separated, or several times (default: "
-        "/metrics of the endpoint that the gateway names)",
+        help="metrics URLs of all etcd members that the gateway may use, comma-separated or as repeated flags "
+        "(default: /metrics of the endpoint that the gateway reports)",
     )
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the gateway's bearer token")
-    parser.add_argument("--streams", type=_number, default=100, metavar="N", help="streams (default %(default)s)")
-    parser.add_argument("--rounds", type=_number, default=3, metavar="N", help="how often (default %(default)s)")
+    parser.add_argument(
+        "--streams", type=_number, default=100, metavar="N", help="streams to open in each round (default %(default)s)"
+    )
+    parser.add_argument("--rounds", type=_number, default=3, metavar="N", help="number of rounds (default %(default)s)")
     parser.add_argument(
         "--timeout",
         type=seconds,
         default=120.0,
         metavar="DURATION",
-        help="for the streams of a round to open, and for all to be released (default %(default)g s)",
+        help="timeout for the streams of a round to open, and again for their release (default %(default)g s)",
     )
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, on uvloop where there is one."""
+    """Run a coroutine to its end, on uvloop if it is installed."""
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    # uvloop has no wheel for some platforms and new interpreters.
+    # uvloop has no wheel for some platforms and for new interpreters.
     with contextlib.suppress(ImportError):
         loop_factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -113,7 +115,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the exit status."""
+    """Run the command and return its exit status."""
     flags = vars(make_parser().parse_args(arguments))
     command = flags.pop("command")
     if command == "check":
@@ -160,23 +162,24 @@ def _check(flags: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Nobody reads on; or Python would fail once more when it flushes the rest.
+        # The reader of standard output has gone. Without this, Python would fail again when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
-    except Exception:  # whatever it is, its status would be 1, which says that there is a leak
+    except Exception:  # an uncaught exception would exit with 1, which means a leak
         traceback.print_exc()
         return 2
 
 
 async def _work(command: str, settings: Settings) -> None:
-    """Run to the end. Whoever stops it while it starts has it end in order, too."""
+    """Run until the command ends or a signal stops it. A signal during the start ends it in order, too."""
     task = asyncio.current_task()
-    assert task is not None, "run as one"
+    assert task is not None, "runs as a task"
     stopped = False
 
     def told(number: int) -> None:
         nonlocal stopped
-        # What SIGHUP reloads is about to be read. Only the first stop counts, for what follows it cleans up.
+        # `serve` ignores a SIGHUP here: the files that it reloads are about to be read anyway. Only the first stop
+        # cancels: a second cancel would interrupt the cleanup.
         if not stopped and (number in STOP or command == "dev" or SIGNALS.terminal_gone):
             stopped = True
             task.cancel()

@@ -1,4 +1,4 @@
-"""File descriptors: as many as the system gives, and some of them not for clients."""
+"""File descriptors: the limit, and the share of them that clients cannot use."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ import resource
 
 from .settings import SettingsError
 
-# For etcd (two connections, and two more while it changes from one member to the next), the event loop, the log,
-# listening sockets, files that are read again, and connections that were just told to go. 24 are open at idle.
+# For etcd (two connections, and two more while the gateway moves from one member to the next), the event loop, the log,
+# listening sockets, files that are read again, and connections that are being evicted. 24 are open when idle.
 RESERVE = 64
-# Connections for what is short: probes, metrics, pages, refusals.
+# Connections for short requests: probes, metrics, pages, refusals.
 SPARE = 32
-# Below, there would hardly be any stream.
+# A lower limit leaves hardly any descriptor for a stream.
 LEAST = 128
 ENDLESS = 1 << 30
 
 
 def limit() -> int:
-    """How many this process may have open."""
+    """Return how many file descriptors this process may have open."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ENDLESS if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> None:
-    """Raise the soft limit to the hard one: 1,024, for programs that use select(), is the default of most systems.
+    """Raise the soft limit to the hard limit. Most systems set the soft limit to 1,024, for programs that use select().
 
     Raises:
-        SettingsError: the hard limit is too low to serve anybody.
+        SettingsError: the hard limit is too low to serve clients.
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # macOS says that there is no limit, and takes no more than another one.
+    # macOS reports no hard limit, but refuses values above another limit.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if limit() < LEAST:
         raise SettingsError(
-            f"the limit of open files is {limit()}, and at least {LEAST} are needed: raise it (ulimit -n, LimitNOFILE)"
+            f"the limit of open files is {limit()}, but the gateway needs at least {LEAST}: "
+            "raise the limit (ulimit -n, LimitNOFILE)"
         )
 
 
 def streams() -> int:
-    """How many streams there may be, if nothing else is asked."""
+    """Return how many streams the limit leaves room for, after RESERVE and SPARE."""
     return limit() - RESERVE - SPARE

@@ -1,4 +1,4 @@
-"""The gateway as one object: everything that lives as long as the process does, put together."""
+"""The gateway as one object. Builds every part that lives as long as the process, and connects these parts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .watch.statistics import RegistryStatistics
 
 logger = logging.getLogger("gateway")
 
-# A watch's message may have a quarter of GATEWAY_MAX_FEED_BYTES, and so many bytes at the least: a fragment, or one
-# event. etcd divides others but those that waited for the answer to a create.
+# The maximum size of a watch response: a quarter of GATEWAY_MAX_FEED_BYTES, but at least LEAST_MESSAGE bytes, for a
+# fragment or a single event. etcd fragments larger responses, except those that waited for the response to a create.
 MESSAGE_SHARE = 4
 LEAST_MESSAGE = 32 * 1024 * 1024
 
 
 def _credentials(settings: Settings) -> Credentials:
-    """Who we are to etcd; the files are read once here, so that a mistake is found at the start.
+    """Return the gateway's credentials for etcd. Reads the files once, so that a mistake is found at the start.
 
     Raises:
         SettingsError: a file cannot be used.
@@ -56,15 +56,15 @@ def _credentials(settings: Settings) -> Credentials:
 
 
 async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run what never ends by itself: its end is a failure, too."""
+    """Run work that must never end. Its normal return is a failure, too."""
     await work()
-    msg = "it ended"
+    msg = "the task returned, but it must run for ever"
     raise RuntimeError(msg)
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayStatistics:
-    """What a gateway holds at one moment, said by each of its parts."""
+    """What a gateway holds at one moment, reported by each of its parts."""
 
     version: str
     watch: RegistryStatistics
@@ -75,13 +75,13 @@ class GatewayStatistics:
 
 
 class Gateway:
-    """Made inside a running event loop; ``running`` is its life."""
+    """The gateway. Must be created inside a running event loop; it works within ``running``."""
 
     def __init__(self, settings: Settings, *, clock: Clock = time.monotonic, draw: Draw = random.random) -> None:
         self.settings = settings
         self.clock = clock
         self.version = __version__
-        # Set when it can't go on: whoever runs it is to end, and somebody else starts it anew.
+        # Set when the gateway cannot go on. The process must then end, and its supervisor starts a new process.
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
         token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
@@ -118,13 +118,14 @@ class Gateway:
         )
 
     def epoch_of(self, cluster_id: int, shape: Shape) -> str:
-        """The epoch of cursors for *shape*."""
+        """Return the epoch of cursors for *shape*."""
         return derive_epoch(cluster_id, self.settings.epoch, shape)
 
     def reload(self) -> None:
-        """Read again what may change while the process runs, and say what came of it.
+        """Read the files again that may change while the process runs, and log the result.
 
-        The files for etcd are read for each connection; those that stand are good, so they are only looked at.
+        The token file is reloaded. The files for etcd are only checked here: the gateway reads them for each new
+        connection, and the existing connections do not need them.
         """
         token = self.access.token.look() if self.access.token is not None else "not set"
         logger.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
@@ -138,7 +139,10 @@ class Gateway:
         return "read for each connection"
 
     def statistics(self, only: KeyRange | None = None) -> GatewayStatistics:
-        """What it holds now, of all feeds or of the feed of one range. For ``/metrics`` and ``/v1/feeds``."""
+        """Return what the gateway holds now, with all feeds or *only* the feed of one range.
+
+        For ``/metrics`` and ``/v1/feeds``.
+        """
         token = self.access.token
         return GatewayStatistics(
             version=self.version,
@@ -150,21 +154,21 @@ class Gateway:
         )
 
     def drain(self) -> float:
-        """Let nobody in any more and ask every stream to end, one after the other; the seconds until all are asked."""
+        """Refuse new streams and ask the streams to end one after the other. Return the seconds until all are asked."""
         self.streams.drain()
         return self.registry.drain()
 
     def hurry(self) -> None:
-        """Ask all streams to end, now."""
+        """Ask all streams to end now."""
         self.drain()
         self.registry.send_all_away()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Connected to etcd; afterwards nothing is left, at etcd or here.
+        """Stay connected to etcd. Afterwards everything is released, at etcd and in this process.
 
         Raises:
-            BrokenGatewayError: at its end, when it could not go on meanwhile (``broken``).
+            BrokenGatewayError: at the end, if the gateway could not go on (``broken``).
         """
         tasks = [
             spawn(for_ever(work), name=name, died=self.fail)
@@ -181,9 +185,9 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if self.broken.is_set():
-            raise BrokenGatewayError("a task without which nothing is served has ended")
+            raise BrokenGatewayError("an essential task has ended; the log says which one and why")
 
     def fail(self, _error: Exception) -> None:
-        """A task without which nothing is served has died: whoever runs the gateway is to end."""
+        """Report that an essential task has died: the process must end."""
         logger.critical("the gateway cannot go on, and ends")
         self.broken.set()

@@ -1,8 +1,8 @@
-"""Logs: one line an event of ours, for people or as JSON. Nothing of keys' values, nothing of tokens.
+"""Logs: one line for each of the gateway's events, for people or as JSON. No line holds a key's value or a token.
 
-Lines are written by a thread of their own. A reader that stalls (a full pipe: a sidecar that hangs, a stopped pager)
-stopped the event loop, and all streams with it, after some 200 lines. Now it stops the thread; beyond MAX_PENDING lines
-are dropped, counted, and the log says how many once the reader is back.
+A separate thread writes the lines. Without that thread, a reader that stalls (a full pipe: a sidecar that hangs, a
+stopped pager) blocked the event loop, and all streams with it, after about 200 lines. Now the reader blocks only the
+thread. Lines beyond MAX_PENDING are dropped and counted, and the log reports their number once the reader is back.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 logger = logging.getLogger("gateway")
 
-# Bytes of lines that wait to be written; some 5,000 lines.
+# Bytes of lines that may wait to be written: about 5,000 lines.
 MAX_PENDING = 1 << 20
-# Seconds that the end of the process waits for them.
+# Seconds that the process waits at its end for these lines.
 FLUSH_TIMEOUT = 2.0
 
-# What a LogRecord has by itself; the rest came as ``extra`` and is ours.
+# The attributes that every LogRecord has. All others came as ``extra`` and belong into the line.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -39,7 +39,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one line with a JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter``."""
@@ -56,7 +56,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class HumanFormatter(logging.Formatter):
-    """Time, level, message, and what belongs to it as name=value."""
+    """Formats a record as time, level, message, and its extra fields as name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter``."""
@@ -70,9 +70,9 @@ class HumanFormatter(logging.Formatter):
 
 
 class _Writer(QueueListener):
-    """Writes lines to a descriptor, in a daemon thread: the end of the process does not wait for a stuck one.
+    """Writes lines to a descriptor, in a daemon thread: the process can end although its thread is stuck.
 
-    Not to ``sys.stderr``: the interpreter aborts when a daemon thread holds that one's lock at its end.
+    The writer does not use ``sys.stderr``: the interpreter aborts at its end if a daemon thread holds that file's lock.
     """
 
     def __init__(self, lines: queue.SimpleQueue[bytes | None], descriptor: int) -> None:
@@ -82,9 +82,9 @@ class _Writer(QueueListener):
         self.outlet: _Outlet | None = None
         self.taken = 0  # bytes, written or lost
         self.lost = 0  # lines that could not be written
-        self._said = 0
+        self._said = 0  # dropped lines that the log has reported
 
-    def handle(self, line: bytes) -> None:  # type: ignore[override]  # ``prepare`` has made it of the record
+    def handle(self, line: bytes) -> None:  # type: ignore[override]  # ``prepare`` has turned the record into a line
         """See ``QueueListener``."""
         if not self._write(line):
             self.lost += 1
@@ -99,17 +99,17 @@ class _Writer(QueueListener):
         while rest:
             try:
                 rest = rest[write(self._descriptor, rest) :]
-            except BlockingIOError:  # whoever started us shares a descriptor that does not block
+            except BlockingIOError:  # the parent process has set the shared descriptor to non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
-            except OSError:  # nobody reads, the disk is full, the terminal has gone
+            except OSError:  # the reader has gone, the disk is full, or the terminal has hung up
                 return False
         return True
 
 
 class _Outlet(QueueHandler):
-    """Makes lines of records, for the writer. Never waits."""
+    """Formats records as lines and queues the lines for the writer. Never blocks."""
 
     def __init__(self, writer: _Writer, lines: queue.SimpleQueue[bytes | None]) -> None:
         super().__init__(lines)
@@ -121,7 +121,7 @@ class _Outlet(QueueHandler):
 
     @property
     def dropped(self) -> int:
-        """Lines that nobody will read."""
+        """The number of lines that were dropped before or during the write."""
         return self._refused + self._writer.lost
 
     def prepare(self, record: logging.LogRecord) -> bytes:
@@ -137,13 +137,13 @@ class _Outlet(QueueHandler):
         self._lines.put_nowait(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name in ``logging``
-        """A record that could not be made a line of. The default writes to ``sys.stderr``, which may block."""
+        """Count a record that could not be formatted. The default writes to ``sys.stderr``, which may block."""
         del record
         self._refused += 1
 
     def tell(self, dropped: int) -> bytes:
-        """The line that says what is missing before it."""
-        message = "log lines were dropped: the reader of the log did not take them in time"
+        """Return the line that reports how many lines are missing before it."""
+        message = "log lines were dropped: the reader of the log was too slow"
         about = {"name": "gateway.log", "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
         return self.prepare(logging.makeLogRecord(about | {"lines": dropped}))
 
@@ -152,21 +152,21 @@ _outlets: list[tuple[_Outlet, _Writer]] = []
 
 
 def dropped() -> int:
-    """Lines that could not be logged."""
+    """Return the number of log lines that were dropped."""
     return sum(outlet.dropped for outlet, _writer in _outlets)
 
 
 def flush(timeout: float = FLUSH_TIMEOUT) -> None:
-    """Wait until what was logged is written, but no longer than *timeout* seconds."""
+    """Wait until all logged lines are written, but no longer than *timeout* seconds."""
     over = time.monotonic() + timeout
-    pause = threading.Event()  # time.sleep raises EINVAL beneath libfaketime, when the wall clock steps
+    pause = threading.Event()  # under libfaketime, time.sleep raises EINVAL when the wall clock steps
     for outlet, writer in _outlets:
         while writer.taken < outlet.given and time.monotonic() < over:
             pause.wait(0.005)
 
 
 def finish() -> None:
-    """The process is about to end: what is logged from now on goes to standard error, as without ``install``."""
+    """Write the pending lines before the process ends. Unraisable exceptions go to standard error from now on."""
     sys.unraisablehook = sys.__unraisablehook__
     flush()
 
@@ -178,7 +178,7 @@ def _log_unraisable(what: sys.UnraisableHookArgs) -> None:
 
 
 def install(form: str, level: str) -> None:
-    """Have everything logged to standard error, uvicorn's lines included (but not its access log)."""
+    """Send all logs to standard error, uvicorn's too (but not its access log)."""
     human = form == "human" or (form == "auto" and sys.stderr.isatty())
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = _Writer(lines, sys.stderr.fileno())
@@ -189,9 +189,9 @@ def install(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [outlet]
     root.setLevel(logging.WARNING)
-    # Python's own way is to write these to standard error, at once.
+    # By default, Python writes warnings and unraisable exceptions to standard error itself, which may block.
     logging.captureWarnings(capture=True)
     sys.unraisablehook = _log_unraisable
     logging.getLogger("gateway").setLevel(level.upper())
-    # Its warnings are about what clients send ("Unsupported upgrade request."), and clients are told themselves.
+    # uvicorn's warnings are about clients' requests ("Unsupported upgrade request."); the client gets the error itself.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The ASGI apps: what clients talk to, and, on a port of its own if asked for, what operators talk to."""
+"""The ASGI apps: one for clients and, if ``GATEWAY_ADMIN_PORT`` is set, a second one for operators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ REVISION_HEADER = b"x-etcd-revision"
 
 
 def create_app(settings: Settings | None = None, *, gateway: Gateway | None = None) -> FastAPI:
-    """The client's app. Without *gateway* it makes one of *settings* (or the environment's) for its own lifespan."""
+    """Return the app for clients.
+
+    Without *gateway*, the app creates its own gateway from *settings* (by default: the environment's). This gateway
+    runs as long as the app's lifespan.
+    """
     holder = gateway or Gateway(settings or load({}))
 
     @contextlib.asynccontextmanager
@@ -62,7 +66,7 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
 
 
 def create_admin_app(gateway: Gateway, health: Health) -> FastAPI:
-    """The operator's app, for ``GATEWAY_ADMIN_PORT``."""
+    """Return the app for operators, served on ``GATEWAY_ADMIN_PORT``."""
     app = _new_app(None)
     app.include_router(_admin_routes(gateway, health))
     app.add_middleware(RevisionHeader, gateway=gateway)
@@ -75,21 +79,22 @@ def _new_app(lifespan: Any) -> FastAPI:
         version=__version__,
         description="Follow etcd keys over HTTP, on shared and released watches.",
         lifespan=lifespan,
-        servers=[{"url": "."}],  # from where /openapi.json is: a proxy may serve the gateway under a path
+        servers=[{"url": "."}],  # relative to /openapi.json: a proxy may serve the gateway under a path
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would name the host that a proxy in front gave us
+        redirect_slashes=False,  # a redirect would name the host that a proxy sent, which clients may not reach
     )
     problems.install(app)
     docs.install(app)
-    app.add_middleware(ClientGone)  # inside of all others: the metrics count what it makes of an answer
+    app.add_middleware(ClientGone)  # innermost: the metrics then count the status that ClientGone sets
     return app
 
 
 def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any) -> None:
-    """By GET, and by HEAD, for which the server leaves the body out: haproxy's default check is a HEAD.
+    """Serve *path* by GET and by HEAD. For HEAD the server omits the body; haproxy's default check is a HEAD.
 
-    Two routes: one for both would be twice in the OpenAPI document under one operation id.
+    GET and HEAD need separate routes: one route for both would appear twice in the OpenAPI document under the same
+    operation id.
     """
     router.add_api_route(path, endpoint, response_model=None, **described)
     router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
@@ -114,10 +119,13 @@ def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, which adds ``Origin`` to every ``Vary``, also to that of a stream, which has it already."""
+    """Starlette's CORS middleware, without duplicates in ``Vary``.
+
+    Starlette adds ``Origin`` to every ``Vary``, although a stream's ``Vary`` already has it.
+    """
 
     async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
-        """Send one message of an answer; each word of its ``Vary`` once."""
+        """Send one message of a response, with each name in ``Vary`` once."""
 
         async def send_once(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -131,14 +139,17 @@ class Cors(CORSMiddleware):
 
 
 class RevisionHeader:
-    """``X-Etcd-Revision`` on every answer but streams: its own revision where it has one, else the highest known."""
+    """Adds ``X-Etcd-Revision`` to every response except streams.
+
+    A response that already has the header keeps it. Others get the highest revision that the gateway knows.
+    """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
         self._upstream = gateway.upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything through, the head of an answer with the header."""
+        """Pass the request on, and add the header to the response's head."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,6 +1,8 @@
-"""Metrics: ``etcd_watch_gateway_*`` in etcd's words, made of ``Gateway.statistics`` at scrape time, so that nothing is
-counted twice. A counter is a number that is only ever added to, never a sum over what is there: such a sum falls when a
-part of it goes. No label comes from a request.
+"""Metrics: ``etcd_watch_gateway_*``, in etcd's terms.
+
+All values are read from ``Gateway.statistics`` at scrape time, so nothing is counted twice. A counter is a number that
+is only ever added to. A counter is never a sum over live objects: such a sum falls when an object goes. No label's
+value comes from a request.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
 
 
 def _by_reason(name: str, text: str, counts: Mapping[str, int], always: tuple[str, ...]) -> CounterMetricFamily:
-    """*always*: the reasons that are there from the start, so that an alert's rate() has a zero to begin with."""
+    """Return a counter with a reason label. The reasons in *always* are present from the start.
+
+    Without that first zero, an alert's rate() would miss the first increase.
+    """
     family = CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=["reason"])
     for reason in dict.fromkeys((*always, *counts)):
         family.add_metric([reason], counts.get(reason, 0))
@@ -48,13 +53,13 @@ def _by_reason(name: str, text: str, counts: Mapping[str, int], always: tuple[st
 
 
 class GatewayCollector(Collector):
-    """Reads a gateway when somebody scrapes."""
+    """Reads a gateway's statistics at each scrape."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Return all metric families."""
         now = self._gateway.statistics()
         limits = self._gateway.registry.limits
         yield from _of_feeds(now.watch, limits)
@@ -73,13 +78,13 @@ def _of_feeds(now: RegistryStatistics, limits: Limits) -> Iterator[Metric]:
     yield states
     yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(feed.lingering for feed in feeds))
     yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(feed.stale for feed in feeds))
-    yield _gauge("feeds_max", "Feeds that there may be.", limits.max_feeds)
+    yield _gauge("feeds_max", "Maximum number of feeds.", limits.max_feeds)
     yield _gauge("feed_bytes", "Bytes held by the views and logs of all feeds.", now.bytes)
-    yield _gauge("feed_bytes_max", "Bytes that the views and logs may hold.", now.bytes_max)
+    yield _gauge("feed_bytes_max", "Maximum number of bytes that the views and logs may hold.", now.bytes_max)
     yield _gauge("keys", "Keys in the views of all feeds.", sum(feed.keys for feed in feeds))
     yield _gauge(
         "staleness_seconds",
-        "Seconds since etcd last proved a feed current; the worst feed.",
+        "Seconds since etcd last proved a feed current, for the feed where this is longest.",
         max((feed.staleness for feed in feeds), default=0.0),
     )
     yield _counter("feeds_started", "Feeds started.", now.feeds_started)
@@ -89,14 +94,14 @@ def _of_feeds(now: RegistryStatistics, limits: Limits) -> Iterator[Metric]:
 def _of_streams(now: GatewayStatistics, limits: Limits) -> Iterator[Metric]:
     streams = now.streams
     yield _gauge("subscribers", "Streams being served.", now.watch.subscribers)
-    yield _gauge("subscribers_max", "Streams that may be served.", limits.max_subscribers)
+    yield _gauge("subscribers_max", "Maximum number of streams.", limits.max_subscribers)
     sinks = GaugeMetricFamily(f"{NAMESPACE}_streams", "Streams being served, by sink.", labels=["sink"])
     for name, serving in streams.serving.items():
         sinks.add_metric([name], serving)
     yield sinks
     yield _gauge(
         "lag_revisions",
-        "Revisions of its range that the slowest subscriber has still to be sent.",
+        "Revisions of its range that the slowest subscriber has not been sent yet.",
         max((feed.lag for feed in now.watch.feeds), default=0),
     )
     yield _counter("streams_opened", "Streams opened.", streams.opened)
@@ -110,20 +115,20 @@ def _of_streams(now: GatewayStatistics, limits: Limits) -> Iterator[Metric]:
 def _of_etcd(now: GatewayStatistics) -> Iterator[Metric]:
     etcd = now.etcd
     tasks = asyncio.all_tasks()
-    yield _gauge("etcd_watchers", "Watchers that we hold at etcd.", etcd.watchers)
+    yield _gauge("etcd_watchers", "Watchers that the gateway holds at etcd.", etcd.watchers)
     backfilling = sum(feed.backfilling for feed in now.watch.feeds)
-    yield _gauge("etcd_history_watchers", "Of these, watchers that read history for old cursors.", backfilling)
-    # Not by the pool's own books, which never have more than the maximum: a call that they forgot and nobody cancelled
-    # is the outage, and its reader runs.
+    yield _gauge("etcd_history_watchers", "Watchers at etcd that read history for old cursors.", backfilling)
+    # Counted by the running reader tasks, not by the pool's own records, which never exceed the maximum. A watch stream
+    # that the pool forgot without cancelling it is the outage, and its reader task still runs.
     open_streams = sum(task.get_name() == READER for task in tasks)
-    yield _gauge("etcd_watch_streams", "Watch streams that we hold at etcd.", open_streams)
-    yield _gauge("etcd_watch_streams_max", "Watch streams that we may hold at etcd.", MAX_STREAMS)
-    yield _gauge("etcd_up", "Whether etcd is in reach.", etcd.condition.state == "ready")
-    yield _gauge("etcd_revision", "Highest etcd revision heard of.", etcd.highest_revision)
-    yield _counter("etcd_reconnects", "Connections to etcd lost.", etcd.reconnects)
-    yield _counter("etcd_ranges", "Ranges sent to etcd.", etcd.ranges)
+    yield _gauge("etcd_watch_streams", "Watch streams that the gateway holds at etcd.", open_streams)
+    yield _gauge("etcd_watch_streams_max", "Maximum number of watch streams at etcd.", MAX_STREAMS)
+    yield _gauge("etcd_up", "1 if etcd is reachable, else 0.", etcd.condition.state == "ready")
+    yield _gauge("etcd_revision", "Highest etcd revision that the gateway knows.", etcd.highest_revision)
+    yield _counter("etcd_reconnects", "Lost connections to etcd.", etcd.reconnects)
+    yield _counter("etcd_ranges", "Range requests sent to etcd.", etcd.ranges)
     yield _gauge("tasks", "Tasks of the event loop.", len(tasks))
-    # What is held, without the allocator's part: of a few thousand streams resident memory says little.
+    # The blocks in use, without the allocator's overhead: resident memory shows little of a few thousand streams.
     yield _gauge("allocated_blocks", "Memory blocks that Python has allocated.", sys.getallocatedblocks())
     build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "Versions.", labels=["version", "etcd_version"])
     build.add_metric([now.version, etcd.condition.version], 1)
@@ -134,14 +139,17 @@ def _of_process(now: GatewayStatistics) -> Iterator[Metric]:
     held = now.connections
     yield _gauge("connections", "Connections of clients.", held.connections)
     yield _gauge("connections_busy", "Connections with a request or a stream.", held.busy)
-    yield _gauge("connections_max", "Connections that the limit of open files allows.", held.limit)
-    yield _counter("connections_evicted", "Idle connections closed at that limit.", held.evicted)
-    yield _counter("log_lines_dropped", "Lines of the log that nobody took.", logs.dropped())
-    yield _gauge("token_unusable", "Whether the token's file cannot be used.", now.token_unusable)
+    yield _gauge("connections_max", "Maximum number of connections, from the limit of open files.", held.limit)
+    yield _counter("connections_evicted", "Idle connections closed because of connections_max.", held.evicted)
+    yield _counter("log_lines_dropped", "Log lines dropped because they could not be written.", logs.dropped())
+    yield _gauge("token_unusable", "1 if the token file cannot be used, else 0.", now.token_unusable)
 
 
 def make_registry(gateway: Gateway) -> CollectorRegistry:
-    """A registry of its own (tests and `dev` run more than one gateway in a process)."""
+    """Return a new registry for *gateway*.
+
+    Not prometheus_client's global registry: tests and `dev` run more than one gateway in a process.
+    """
     registry = CollectorRegistry()
     registry.register(GatewayCollector(gateway))
     ProcessCollector(registry=registry)
@@ -151,9 +159,9 @@ def make_registry(gateway: Gateway) -> CollectorRegistry:
 
 
 def make_instrumentator(registry: CollectorRegistry) -> Instrumentator:
-    """HTTP metrics of everything but the streams, whose length says nothing about latency.
+    """Return the HTTP metrics of all requests except streams: a stream's duration says nothing about latency.
 
-    By handler and status only: a method is the client's word.
+    The labels are handler and status only: a client can send any text as the method.
     """
     instrumentator = Instrumentator(
         excluded_handlers=["^/v1/watch$"], registry=registry, should_group_status_codes=False

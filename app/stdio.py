@@ -1,4 +1,4 @@
-"""The standard streams: missing, full, or with nobody at the other end, they must not become the program's trouble."""
+"""The standard streams. A stream that is closed, full, or without a reader must not stop the program."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import select
 import sys
 from typing import TextIO
 
-# Seconds until a stream whose reader stalls is given up.
+# Seconds that a write waits for a stalled reader before the stream is discarded.
 PATIENCE = 2
 
 
 def mend() -> None:
-    """Open those that are closed on the null device.
+    """Open closed standard streams on the null device, and make unencodable characters harmless.
 
-    Otherwise the next socket gets the number, and what a library writes to "standard error" goes to a client.
+    Otherwise the next socket gets the closed descriptor's number, and a client receives what a library writes to
+    standard error.
     """
     for descriptor in range(3):
         try:
@@ -27,19 +28,19 @@ def mend() -> None:
         if stream is None:
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # as Python's
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            # What the locale has no letter for is written as an escape.
+            # Write characters that the locale cannot encode as escapes.
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(stream: TextIO, text: str) -> bool:
-    """Write *text* at once; whether that could be done.
+    """Write *text* at once. Return whether the write succeeded.
 
-    What can't be written stays in Python's buffer, is tried again at the end of the interpreter, and makes the exit
-    status 120: so the stream is then given to the null device.
+    Text that cannot be written stays in Python's buffer. The interpreter would try it again at its end, fail, and exit
+    with status 120. So after a failure the stream goes to the null device.
     """
     try:
         descriptor = stream.fileno()
-    except OSError:  # not a file: a test's
+    except OSError:  # not a file: a test's stream
         stream.write(text)
         return True
     try:
@@ -56,7 +57,7 @@ def say(stream: TextIO, text: str) -> bool:
 
 
 def complain(text: str) -> None:
-    """A line for whoever started the program."""
+    """Write a line to standard error, for the user who started the program."""
     say(sys.stderr, f"etcd-watch-gateway: {text}\n")
 
 

@@ -160,5 +160,5 @@ def test_a_system_that_takes_no_such_limit(hard: int, monkeypatch: pytest.Monkey
     soft[0] = resource.RLIM_INFINITY
     assert descriptors.limit() == descriptors.ENDLESS
     soft[0] = 64
-    with pytest.raises(SettingsError, match="the limit of open files is 64, and at least 128 are needed"):
+    with pytest.raises(SettingsError, match="the limit of open files is 64, but the gateway needs at least 128"):
         descriptors.raise_limit()

@@ -48,7 +48,7 @@ async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, 
     assert status == 1
     failed = [line for line in running.lines if line["message"] == "task failed"]
     assert [line["task"] for line in failed] == ["registry" if task.startswith("registry") else "upstream"]
-    assert ("it ended" if "quietly" in task else "a defect") in str(failed)
+    assert ("the task returned" if "quietly" in task else "a defect") in str(failed)
     assert [line for line in running.lines if line["message"] == "the gateway cannot go on, and ends"]
     assert running.other == []
 
