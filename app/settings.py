@@ -1,6 +1,7 @@
-"""Settings: every flag of ``serve`` and its environment twin, validated once at start.
+"""Settings: every flag of ``serve`` and its environment variable, validated once at start.
 
-Durations are seconds, ``30``, ``30s``, ``500ms``, ``5m`` or ``1h``; sizes are bytes, ``65536``, ``64KiB``, ``16MiB``.
+Durations are in seconds, or with a unit: ``30``, ``30s``, ``500ms``, ``5m``, ``1h``. Sizes are in bytes, or with a
+unit: ``65536``, ``64KiB``, ``16MiB``.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ PREFIX = "GATEWAY_"
 
 G = TypeVar("G")
 
-# Durations and sizes have parsers of their own. pydantic's would take what is ambiguous, or refuse what is in use: its
-# ``timedelta`` refuses "30", "500ms" and "5m", and takes "1d" and "00:00:30"; its ``ByteSize`` takes "64K" and
-# "64KB" for 64,000 bytes, and "64kib" and "1.5MiB", which are refused here.
+# Durations and sizes have their own parsers. pydantic's parsers accept ambiguous values and refuse common ones: its
+# ``timedelta`` refuses "30", "500ms" and "5m", and accepts "1d" and "00:00:30"; its ``ByteSize`` takes "64K" and "64KB"
+# for 64,000 bytes, and accepts "64kib" and "1.5MiB", which are refused here.
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
-# A longer one is a slip of the keyboard, and infinity would be one too.
+# The longest duration, ten years. A longer one is a typing error, and so is infinity.
 MAX_SECONDS = 10 * 365 * 24 * 3600
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
 _NUMBER = re.compile(r"\s*[0-9]+\s*")
 _PASSWORD = re.compile(r"//[^/]*@")
-# Bytes of the environment that are not UTF-8 arrive as surrogates.
+# Control characters, and surrogates: Python decodes bytes of the environment that are not UTF-8 to surrogates.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
-# How JSON, YAML, Python, Go and JavaScript write that there is nothing, and Helm.
+# What JSON, YAML, Python, Go, JavaScript and Helm write for an empty value.
 _NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>", "<no value>", "[]", "{}"})
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def seconds(value: Any) -> Any:
-    """A duration as it is written, in seconds; what is no text is left as it is. Raises ValueError."""
+    """Parse a duration and return seconds. Return a value that is not text unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
     match = _DURATION.fullmatch(value.strip())
     if match is None:
-        msg = f"{value!r} is no duration: write seconds, or 500ms, 30s, 5m, 1h"
+        msg = f"{value!r} is not a duration; use seconds, or 500ms, 30s, 5m, 1h"
         raise ValueError(msg)
     return float(match[1]) * _UNITS[match[2]]
 
@@ -55,27 +56,27 @@ def _bytes(value: Any) -> Any:
         return value
     match = _SIZE.fullmatch(value.strip())
     if match is None:
-        msg = f"{value!r} is no size: write bytes, or 64KiB, 16MiB, 1GiB"
+        msg = f"{value!r} is not a size; use bytes, or 64KiB, 16MiB, 1GiB"
         raise ValueError(msg)
     return int(match[1]) * _SCALES[match[2]]
 
 
 def _number(value: Any) -> Any:
-    """Pydantic alone would also take ``8080.0``, ``8_080`` and ``+8080``."""
+    """Refuse numbers that are not plain digits: pydantic also accepts ``8080.0``, ``8_080`` and ``+8080``."""
     if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
-        msg = f"{value!r} is not a number: write it in digits"
+        msg = f"{value!r} is not a number; use digits only"
         raise ValueError(msg)
     return value
 
 
 def _items(value: Any) -> Any:
-    """The items of a list. A value that is only white space is neither a list nor the empty value."""
+    """Return the items of a list. Refuse a value that is only white space: it is neither a list nor the empty value."""
     if not isinstance(value, str):
         return value
     if value and not value.strip():
-        msg = f"{value!r} is only white space: write '' for the empty value"
+        msg = f"{value!r} is only white space; use '' for the empty value"
         raise ValueError(msg)
-    # Not all that Unicode calls a space: those of other keyboards are part of an item, and refused there.
+    # Strip ASCII white space only. Unicode's other spaces stay in the item, and the item's own check refuses them.
     return [item.strip(" \t\r\n") for item in value.split(",")]
 
 
@@ -84,20 +85,20 @@ def _nothing(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Text that stands in headers, cursors, logs and requests to etcd. What is invisible there is a mistake."""
+    """Check text that goes into headers, cursors, logs and requests to etcd. Invisible characters are a mistake."""
     if not isinstance(value, str):
         return value
     if _NOT_TEXT.search(value):
-        msg = "a byte that is not UTF-8, or a control character"
+        msg = "must not contain control characters or bytes that are not UTF-8"
         raise ValueError(msg)
     if value != value.strip():
-        msg = "white space at the beginning or at the end"
+        msg = "must not begin or end with white space"
         raise ValueError(msg)
     if value.startswith(("'", '"')):
-        msg = "a quotation mark at the beginning, which a shell would have taken away: leave it out"
+        msg = "must not begin with a quotation mark; leave the quotation marks out, as no shell removes them here"
         raise ValueError(msg)
     if value.lower() in _NOTHINGS:
-        msg = "how templates write that there is nothing: leave it out"
+        msg = "is what a template writes for a missing value; leave the setting out"
         raise ValueError(msg)
     return value
 
@@ -111,61 +112,81 @@ Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
 
 
 class SettingsError(Exception):
-    """What is wrong with the settings, one line each, naming flag and variable."""
+    """The settings are wrong. The message has a line for each wrong setting, with its variable and flag."""
 
 
 class Settings(BaseSettings):
-    """What ``serve`` runs with. Read once, never changed."""
+    """The settings of ``serve``. Read once, never changed."""
 
-    # enable_decoding: a list in the environment would be read as JSON, and '[]' as an empty list. A variable means what
-    # its flag means.
+    # enable_decoding=True would read a list in the environment as JSON, and '[]' as an empty list. A variable must mean
+    # the same as its flag.
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, enable_decoding=False)
 
     etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
-    etcd_cacert: File = Field(None, description="PEM file of the CAs that sign etcd's certificates; else the system's")
-    etcd_cert: File = Field(None, description="PEM file of the certificate that the gateway shows to etcd")
-    etcd_key: File = Field(None, description="PEM file of its private key, not encrypted")
-    etcd_user: Text = Field("", description="etcd's user that the gateway is")
-    etcd_password_file: File = Field(None, description="file with that user's password")
+    etcd_cacert: File = Field(
+        None, description="PEM file of the CAs that sign etcd's certificates; by default the system's CAs"
+    )
+    etcd_cert: File = Field(None, description="PEM file of the gateway's client certificate for etcd")
+    etcd_key: File = Field(None, description="PEM file of the client certificate's private key, not encrypted")
+    etcd_user: Text = Field("", description="etcd user to log in as")
+    etcd_password_file: File = Field(None, description="file with the etcd user's password")
     host: Text = Field("127.0.0.1", description="address to listen on")
-    port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free port")
     admin_port: Annotated[int | None, BeforeValidator(_number), BeforeValidator(_nothing)] = Field(
-        None, ge=0, le=65535, description="/metrics, /v1/feeds and the probes move to this port"
+        None, ge=0, le=65535, description="separate port for /metrics, /v1/feeds and the probes"
     )
     allow_prefixes: Items | None = Field(
-        None, description="prefixes that may be read, comma-separated, percent-encoded; '' is all"
+        None, description="prefixes that clients may read, comma-separated, percent-encoded; '' allows every key"
     )
-    token_file: File = Field(None, description="file with the bearer token that /v1 asks for")
-    cors_origins: Items = Field((), description="origins that browsers may read from, comma-separated")
-    max_subscribers: Number = Field(20_000, ge=1, description="streams at a time")
-    max_feeds: Number = Field(1_000, ge=1, description="distinct ranges at a time; lingering ones go first")
-    max_feed_bytes: Size = Field(256 << 20, ge=1, description="memory of all feeds' views and logs together")
-    max_ranges: Number = Field(32, ge=1, description="Ranges in flight at etcd")
-    linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber")
-    log_batches: Number = Field(4096, ge=1, description="revisions that a feed's log keeps")
-    log_bytes: Size = Field(16 << 20, ge=1, description="bytes that a feed's log keeps")
+    token_file: File = Field(None, description="file with the bearer token that clients of /v1 must send")
+    cors_origins: Items = Field((), description="origins whose pages may read from the gateway, comma-separated")
+    max_subscribers: Number = Field(20_000, ge=1, description="maximum number of streams at a time")
+    max_feeds: Number = Field(
+        1_000, ge=1, description="maximum number of distinct ranges at a time; lingering feeds are evicted first"
+    )
+    max_feed_bytes: Size = Field(256 << 20, ge=1, description="maximum memory of all feeds' views and logs together")
+    max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
+    linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber has left")
+    log_batches: Number = Field(4096, ge=1, description="maximum number of revisions in a feed's log")
+    log_bytes: Size = Field(16 << 20, ge=1, description="maximum size of a feed's log")
     log_age: Seconds = Field(600.0, gt=0, description="how long a feed's log keeps a revision")
-    reach_back: Number = Field(10_000, ge=0, description="revisions of history that a cursor may need from etcd")
-    heartbeat: Seconds = Field(15.0, gt=0, description="time between signs of life on a stream")
+    reach_back: Number = Field(
+        10_000, ge=0, description="maximum number of revisions that the gateway reads again at etcd for an old cursor"
+    )
+    heartbeat: Seconds = Field(15.0, gt=0, description="interval between heartbeats on a stream")
     stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
-    sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resume to prove itself")
-    send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck subscriber is cut off")
-    min_rate: Size = Field(16 << 10, ge=0, description="bytes a second that a state must be taken at; 0 is off")
+    sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resumed watch to prove that it lost nothing")
+    send_timeout: Seconds = Field(
+        30.0, gt=0, description="time for one write before a stuck subscriber is disconnected"
+    )
+    min_rate: Size = Field(
+        16 << 10, ge=0, description="minimum bytes a second at which a client must read a state; 0 is off"
+    )
     send_buffer: Size = Field(64 << 10, ge=4096, le=1 << 30, description="kernel send buffer per connection")
     sink: Literal["auto", "portable", "fast"] = Field(
-        "auto", description="way of streams to clients; portable: by ASGI only; fast: warns where it can't be had"
+        "auto", description="how streams are written; portable: by ASGI only; fast: warns where it is not available"
     )
-    keep_alive: Seconds = Field(75.0, ge=0, description="how long a connection is kept for its next request; 0: not")
-    max_age: Seconds = Field(0.0, ge=0, description="longest life of a stream, times 0.8 to 1.0; 0 is off")
-    drain_window: Seconds = Field(30.0, ge=0, description="time over which streams are closed at shutdown")
-    drain_pace: Number = Field(100, ge=1, description="streams closed in a second, unless the window is too short")
-    drain_timeout: Seconds = Field(10.0, ge=0, description="longest wait behind that for streams to end")
-    epoch: Text = Field("", max_length=64, description="change after restoring a backup of etcd")
+    keep_alive: Seconds = Field(
+        75.0, ge=0, description="how long an idle connection is kept for its next request; 0 closes it at once"
+    )
+    max_age: Seconds = Field(
+        0.0, ge=0, description="maximum age of a stream, times a random factor of 0.8 to 1.0; 0 is off"
+    )
+    drain_window: Seconds = Field(30.0, ge=0, description="time within which all streams are closed at shutdown")
+    drain_pace: Number = Field(
+        100, ge=1, description="streams closed per second at shutdown; more if the window is too short"
+    )
+    drain_timeout: Seconds = Field(
+        10.0, ge=0, description="after the window, how long the gateway waits for the last streams to end"
+    )
+    epoch: Text = Field("", max_length=64, description="part of every cursor; change it after restoring an etcd backup")
     instance: Text = Field(
-        "", max_length=128, pattern=r"^[!-~]*$", description="name of this instance; by default the host's"
+        "", max_length=128, pattern=r"^[!-~]*$", description="name of this instance; by default the host's name"
     )
     log_format: Literal["auto", "human", "json"] = Field("auto", description="auto: human on a terminal, else JSON")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest severity that is logged"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -176,14 +197,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags beat the environment; no other source is read."""
+        """Read flags first, then the environment, and no other source."""
         del settings_cls, dotenv_settings, file_secret_settings
         return init_settings, env_settings
 
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
-        """Bytes that are not UTF-8 come as lone surrogates, and nothing that is sent can hold those."""
+        """Refuse lone surrogates: bytes that are not UTF-8 arrive as surrogates, and these cannot be sent."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and not text.isascii():
                 try:
@@ -197,11 +218,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or not all(value):
-            msg = "at least one endpoint, and none empty"
+            msg = "at least one endpoint is required, and no item may be empty"
             raise ValueError(msg)
         endpoints = tuple(_endpoint(text) for text in value)
         if len({endpoint.partition("://")[0] for endpoint in endpoints}) > 1:
-            msg = "http:// and https:// endpoints together: a fail-over would send in plain text what was secret before"
+            msg = "must not mix http:// and https:// endpoints: a fail-over could send secrets in plain text"
             raise ValueError(msg)
         return endpoints
 
@@ -211,14 +232,14 @@ class Settings(BaseSettings):
         if value == ("",):
             return ()
         if len(value) > 1 and not all(value):
-            msg = "an empty origin beside others: remove a comma"
+            msg = "must not have an empty origin among others; remove a comma"
             raise ValueError(msg)
         if len(value) > 1 and "*" in value:
-            msg = "'*' beside others would allow every origin: write it alone"
+            msg = "'*' among other origins would allow every origin; use '*' alone, or remove it"
             raise ValueError(msg)
         for origin in value:
             if origin != "*" and not _is_origin(origin):
-                msg = f"{origin!r} is no origin: write it like https://app.example, as browsers send it"
+                msg = f"{origin!r} is not an origin; use the form that browsers send, like https://app.example"
                 raise ValueError(msg)
         return value
 
@@ -228,10 +249,10 @@ class Settings(BaseSettings):
         if value is None:
             return None
         if not value:
-            msg = "an empty list: write '' for all"
+            msg = "must not be an empty list; use '' to allow every key"
             raise ValueError(msg)
         if len(value) > 1 and not all(value):
-            msg = "an empty prefix beside others would allow everything: remove a comma, or write '' alone for all"
+            msg = "an empty prefix among others would allow every key; remove a comma, or use '' alone if you want that"
             raise ValueError(msg)
         for item in value:
             if why := _wrong_with_prefix(item):
@@ -242,8 +263,8 @@ class Settings(BaseSettings):
     def _check_fence(self) -> Settings:
         if self.allow_prefixes is None and not is_loopback(self.host):
             msg = (
-                f"{self.host} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes) must say which "
-                "prefixes may be read; '' means all, on purpose"
+                f"{self.host} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes) is required: it "
+                "lists the prefixes that clients may read, and '' allows every key"
             )
             raise ValueError(msg)
         return self
@@ -261,7 +282,7 @@ class Settings(BaseSettings):
             if getattr(self, name) and why
         ]
         if not self.etcd_is_tls:
-            # Somebody believes that this connection is secret, or that etcd knows us by the certificate.
+            # The user believes that the connection is encrypted, or that etcd authenticates the gateway's certificate.
             lines += [
                 f"{named(name)}: needs https:// endpoints in GATEWAY_ETCD (--etcd)"
                 for name in ("etcd_cacert", "etcd_cert", "etcd_key")
@@ -273,26 +294,26 @@ class Settings(BaseSettings):
 
     @property
     def etcd_is_tls(self) -> bool:
-        """Whether the endpoints are https://: all are, or none."""
+        """Whether the endpoints are https://. Either all are, or none."""
         return self.etcd[0].startswith("https://")
 
     @property
     def etcd_hosts(self) -> tuple[str, ...]:
-        """The endpoints' hosts."""
+        """The hosts of the endpoints."""
         return tuple(urlsplit(endpoint).hostname or "" for endpoint in self.etcd)
 
     @property
     def allowed(self) -> tuple[bytes, ...]:
-        """The prefixes that may be read, as bytes; ``(b"",)`` is all."""
+        """The prefixes that clients may read, as bytes. ``(b"",)`` allows every key."""
         items = ("",) if self.allow_prefixes is None else self.allow_prefixes
         return tuple(map(unquote_to_bytes, items))
 
     def group(self, kind: type[G], prefix: str = "") -> G:
-        """The settings that a part of the gateway runs with, as one frozen value of the dataclass *kind*.
+        """Return the settings of one part of the gateway, as a frozen value of the dataclass *kind*.
 
-        Each field is the setting of the same name, *prefix* put before it; a field that is a dataclass itself is a
-        group of the settings that begin with its name. So a part declares which settings it needs, by their own names,
-        and nothing else copies them. ``tests/test_settings.py`` compares names and types.
+        Each field holds the setting of the same name, after *prefix*. A field that is itself a dataclass is a group of
+        the settings that begin with the field's name. So each part declares the settings that it needs, by their own
+        names, and no other code copies them. ``tests/test_settings.py`` compares names and types.
         """
         return kind(
             **{
@@ -305,28 +326,31 @@ class Settings(BaseSettings):
 
 
 def named(name: str) -> str:
-    """A setting as errors call it: its variable, and its flag."""
+    """Return a setting's name for error messages: its variable and its flag."""
     return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
 def _wrong_with_user(user: str, password_file: Path | None) -> str:
     if ":" in user:
-        # What etcdctl takes; the value is not repeated.
-        return "the password does not go behind the name, but into the file of GATEWAY_ETCD_PASSWORD_FILE"
+        # etcdctl accepts user:password. The message does not repeat the value, which holds a password.
+        return "must be the name only; put the password into the file of GATEWAY_ETCD_PASSWORD_FILE"
     return "" if password_file else "needs GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"
 
 
 def _wrong_with_prefix(item: str) -> str:
-    """Why an item of the fence does not mean what it says; empty if it does."""
+    """Return why an allowed prefix is probably a mistake, or an empty text."""
     if re.search("%(?![0-9a-fA-F]{2})|[\ud800-\udfff]", item):
-        return "is not percent-encoded: write it as it stands in a query, like /svc/%ff"
+        return "is not percent-encoded; use the form of a query, like /svc/%ff"
     if re.search(r"[\x00-\x20\x7f]|\s", item):
-        return "has white space or a control character: separate items by commas, and write a space as %20"
+        return "contains white space or a control character; separate items by commas, and write a space as %20"
     if item.endswith("*"):
-        return "ends with a star: a prefix needs none, and a key's '*' is %2A"
+        return "ends with '*'; remove it, or write %2A if the keys contain a '*'"
     if item.startswith(("[", "{", '"', "'")) or item.lower() in _NOTHINGS:
         encoded = f"%{ord(item[0]):X}{item[1:]}"
-        return f"is no prefix: write items between commas, and '' alone for all; if keys begin so, write {encoded!r}"
+        return (
+            "is not a prefix; separate prefixes by commas, and use '' alone to allow every key; if keys begin with "
+            f"this text, write {encoded!r}"
+        )
     return ""
 
 
@@ -334,7 +358,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def _is_origin(text: str) -> bool:
-    """Whether a browser sends it so: an upper-case host, or the scheme's own port, would never match."""
+    """Whether *text* is an origin as browsers send it. An upper-case host or the default port would never match."""
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -349,13 +373,13 @@ def _is_origin(text: str) -> bool:
 
 def _endpoint(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
-    no_endpoint = f"{text!r} is no endpoint: write it like http://127.0.0.1:2379"
+    no_endpoint = f"{text!r} is not an endpoint; use the form http://127.0.0.1:2379"
     try:
         parts = urlsplit(url)
     except ValueError:
         raise ValueError(no_endpoint) from None
     if "@" in parts.netloc:
-        msg = "user and password do not go into an endpoint: GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE have them"
+        msg = "an endpoint must not contain user and password; use GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE"
         raise ValueError(msg)
     try:
         port = parts.port
@@ -384,10 +408,10 @@ def is_loopback(host: str) -> bool:
 
 
 def load(flags: Mapping[str, Any]) -> Settings:
-    """The settings of *flags* (name to value) over those of the environment.
+    """Return the settings from *flags* (name to value) and the environment. A flag beats its variable.
 
     Raises:
-        SettingsError: with one line per setting that is wrong.
+        SettingsError: with a line for each wrong setting.
     """
     try:
         return Settings(**flags)
@@ -408,13 +432,13 @@ def _explain(item: Mapping[str, Any]) -> str:
         line += f", got {_PASSWORD.sub('//***@', repr(shown))}"
     if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value):
         line += (
-            "; that looks like a Kubernetes service link (a Service named 'gateway' beside this pod): set "
-            "enableServiceLinks: false, or name the Service otherwise"
+            "; this looks like a Kubernetes service link (from a Service named 'gateway' in the pod's namespace): set "
+            "enableServiceLinks: false, or rename the Service"
         )
     return line
 
 
 def unknown_variables(environment: Iterable[str] = os.environ) -> list[str]:
-    """Variables that begin like ours and are none: a misspelling, or a Kubernetes service link."""
+    """Return the variables that begin with GATEWAY_ but are not settings: misspellings, or Kubernetes service links."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)

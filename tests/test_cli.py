@@ -100,7 +100,7 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--linger", "soon"], "GATEWAY_LINGER (--linger): 'soon' is no duration"),
+        (["--linger", "soon"], "GATEWAY_LINGER (--linger): 'soon' is not a duration"),
         (["--port", "tcp://10.0.0.1:80"], "Kubernetes service link"),
         (["--host", "0.0.0.0"], "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)"),
         (["--allow-prefixes", "/a/,"], "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)"),

@@ -64,7 +64,7 @@ def test_no_durations(text: str) -> None:
     """Refused with what would be one."""
     (line,) = refused(linger=text)
 
-    assert line == f"GATEWAY_LINGER (--linger): {text!r} is no duration: write seconds, or 500ms, 30s, 5m, 1h"
+    assert line == f"GATEWAY_LINGER (--linger): {text!r} is not a duration; use seconds, or 500ms, 30s, 5m, 1h"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_no_sizes(text: str) -> None:
     """A kilobyte that might be one or the other is none."""
     (line,) = refused(send_buffer=text)
 
-    assert line == f"GATEWAY_SEND_BUFFER (--send-buffer): {text!r} is no size: write bytes, or 64KiB, 16MiB, 1GiB"
+    assert line == f"GATEWAY_SEND_BUFFER (--send-buffer): {text!r} is not a size; use bytes, or 64KiB, 16MiB, 1GiB"
 
 
 FREE_TEXT = {"host", "epoch", "token_file"}  # whatever stands there is taken, and judged when it is used
@@ -236,7 +236,7 @@ def test_tls_endpoints() -> None:
     assert load({"etcd": "https://a:2379,https://b:2379"}).etcd == ("https://a:2379", "https://b:2379")
     (line,) = refused(etcd="https://a:2379,b:2379")
 
-    assert "http:// and https:// endpoints together" in line
+    assert "must not mix http:// and https:// endpoints" in line
 
 
 TLS = {"etcd": "https://a:1"}
@@ -321,7 +321,7 @@ def test_a_comma_too_many_does_not_allow_everything(text: str) -> None:
     """The empty prefix is all keys: it must stand alone."""
     (line,) = refused(allow_prefixes=text)
 
-    assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): an empty prefix beside others")
+    assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): an empty prefix among others")
 
 
 NOT_A_FENCE = [
@@ -514,7 +514,7 @@ def test_no_origins(text: str) -> None:
     """A browser would never send it, so it would silently not work."""
     (line,) = refused(cors_origins=text)
 
-    assert "is no origin: write it like https://app.example" in line
+    assert "is not an origin; use the form that browsers send, like https://app.example" in line
 
 
 @pytest.mark.parametrize("text", ["https://a.example,", ",https://a.example", "*,https://a.example", " "])
