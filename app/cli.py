@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
             "check",
             help="prove that a running gateway releases its watches",
             description="Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and "
-            "report whether every watch was released. Exit status: 0 all released, 1 a leak, 2 cannot tell.",
+            "report whether every watch was released. Exit status: 0 all back, 1 a leak, 2 cannot tell.",
             allow_abbrev=False,
         )
     )

@@ -1,1 +1,1 @@
-"""``etcd-watch-gateway check``: proves at a running gateway that streams release what they hold."""
+"""``etcd-watch-gateway check``: proves that a running gateway releases what its streams hold."""

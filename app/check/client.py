@@ -1,6 +1,7 @@
-"""HTTP/1.1 as the check speaks it: a GET, and a stream that is left in one of the ways in which clients go.
+"""The check's HTTP/1.1 client: a GET, and a stream that ends in one of the ways in which clients disconnect.
 
-``h11`` reads and writes the protocol. The sockets are ours, because a client library would not leave rudely.
+``h11`` reads and writes the protocol. The client opens the sockets itself, because a client library always disconnects
+properly, and the check must also reset connections.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ import h11
 from .. import __version__
 from .verdict import GRACE
 
-# Seconds without a byte of an answer, while counts are read.
+# Seconds without a byte of the response, while the check reads counts.
 REQUEST_TIMEOUT = 10.0
 AGENT = f"etcd-watch-gateway-check/{__version__}"
 
 
 class UnreachableError(Exception):
-    """What could not be reached, or did not answer as it must, and why."""
+    """A server is unreachable, or its response is not as expected. The message says which server, and why."""
 
 
 class Departure(Enum):
-    """The ways that a client goes, in turn."""
+    """The ways in which a client disconnects. The streams of a round use them in turn."""
 
     CLOSE = "closed"
     RESET = "reset"
@@ -42,10 +43,10 @@ class Departure(Enum):
 
 
 class Client:
-    """Makes the requests. TLS is verified against the system's CAs."""
+    """Sends the requests. Verifies TLS certificates against the system's CAs."""
 
     async def get(self, url: str, headers: Mapping[str, str]) -> bytes:
-        """The body of a 200. Raises UnreachableError for everything else."""
+        """Return the body of a 200 response. Raises UnreachableError for everything else."""
         connection = Connection(url, headers, self._tls_for(url), REQUEST_TIMEOUT)
         with explained(url):
             try:
@@ -56,7 +57,7 @@ class Client:
                 await connection.close()
 
     def stream(self, url: str, headers: Mapping[str, str], departure: Departure) -> Stream:
-        """A stream, to be opened."""
+        """Return a stream that is not open yet."""
         return Stream(url, headers, self._tls_for(url), departure)
 
     def _tls_for(self, url: str) -> ssl.SSLContext | None:
@@ -68,13 +69,13 @@ class Client:
 
 
 class Connection:
-    """One GET and its answer. *timeout* is for each wait, in seconds; None is for ever."""
+    """One GET and its response. *timeout* is the limit of each wait, in seconds; None waits for ever."""
 
     def __init__(
         self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, timeout: float | None = None
     ) -> None:
         self.url = url
-        self.address = ""  # ours
+        self.address = ""  # the client's own address
         self._headers = headers
         self._tls = tls
         self._timeout = timeout
@@ -83,7 +84,7 @@ class Connection:
         self._writer: asyncio.StreamWriter | None = None
 
     async def send(self) -> None:
-        """Connect, and ask."""
+        """Connect and send the request."""
         parts = split(self.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         async with asyncio.timeout(self._timeout):
@@ -99,19 +100,19 @@ class Connection:
         self._writer.write((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
 
     async def accepted(self) -> None:
-        """Wait for the head of a 200. Raises UnreachableError with the refusal's own words."""
+        """Wait for the head of a 200 response. Raises UnreachableError with the text of a refusal."""
         while not isinstance(answer := await self._event(), h11.Response):
             pass  # 1xx
         if answer.status_code != HTTPStatus.OK:
             raise UnreachableError(f"{self.url}: {_refusal(answer.status_code, await self.read_all())}")
 
     async def read(self) -> bytes:
-        """Some of the body; nothing at its end."""
+        """Return the next part of the body, or b"" at its end."""
         event = await self._event()
         return bytes(event.data) if isinstance(event, h11.Data) else b""
 
     async def read_all(self) -> bytes:
-        """The rest of the body."""
+        """Return the rest of the body."""
         body = bytearray()
         while data := await self.read():
             body += data
@@ -127,7 +128,7 @@ class Connection:
         return event
 
     async def close(self) -> None:
-        """Say goodbye, as TLS and TCP do."""
+        """Close the connection properly: TLS close_notify, then TCP FIN."""
         if self._writer is not None:
             self._writer.close()
             with contextlib.suppress(OSError, TimeoutError):
@@ -135,23 +136,23 @@ class Connection:
                     await self._writer.wait_closed()
 
     def abort(self) -> None:
-        """Go at once."""
+        """Close the connection at once."""
         if self._writer is not None:
             self._writer.transport.abort()
 
 
 class Stream(Connection):
-    """One client of a range: ``open``, then ``leave``."""
+    """One client of a range. Call ``open``, then ``leave``."""
 
     def __init__(self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, departure: Departure) -> None:
         super().__init__(url, headers, tls)
         self.departure = departure
 
     async def open(self) -> None:
-        """Come, and wait for ``synced``. A client that is to be gone before the first byte goes here.
+        """Connect, and wait for ``synced``. With ``Departure.UNREAD``, disconnect right after the request instead.
 
         Raises:
-            UnreachableError: it can't be had.
+            UnreachableError: the stream cannot be opened.
         """
         with explained(self.url):
             await self.send()
@@ -173,7 +174,7 @@ class Stream(Connection):
         raise EOFError("the stream ended before it was synced")
 
     async def leave(self) -> None:
-        """Go, in its way."""
+        """Disconnect in the stream's way."""
         writer = self._writer
         if writer is None or writer.transport.is_closing():
             return
@@ -186,13 +187,13 @@ class Stream(Connection):
             if self.departure is Departure.HALF_CLOSE and writer.can_write_eof():
                 writer.write_eof()
                 async with asyncio.timeout(GRACE):
-                    await self._reader.read(-1)  # until the gateway takes it for goodbye
+                    await self._reader.read(-1)  # until the gateway closes its side
             await self.close()
 
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Whatever goes wrong on the way is an UnreachableError."""
+    """Turn each failure of the connection or of the protocol into an UnreachableError."""
     try:
         yield
     except (OSError, ValueError, EOFError, h11.ProtocolError) as error:
@@ -203,13 +204,13 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError) and not error.errno:
         return "timed out"
     if isinstance(error, ConnectionError) and error.errno:
-        # asyncio's own words name an address, and no reason.
+        # asyncio's message names the address, but not the reason.
         return f"[Errno {error.errno}] {os.strerror(error.errno)}"
     return str(error) or type(error).__name__
 
 
 def _refusal(status: int, body: bytes) -> str:
-    """A problem's own words, or the beginning of the body."""
+    """Return the code and the detail of a problem, or the beginning of the body."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         problem = json.loads(body)
         return f"{status} {problem['code']}: {problem['detail']}"
@@ -217,12 +218,12 @@ def _refusal(status: int, body: bytes) -> str:
 
 
 def split(url: str) -> SplitResult:
-    """The parts of *url*. Raises UnreachableError for one that nobody can ask."""
+    """Return the parts of *url*. Raises UnreachableError if no server can be asked by it."""
     try:
         parts = urlsplit(url)
         if url.isascii() and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            parts.hostname.encode("idna")  # as the name is looked up: a label may be too long, or empty
+            parts.hostname.encode("idna")  # as the lookup does: fails if a label is too long, or empty
             return parts
     except ValueError:
         pass
-    raise UnreachableError(f"{url!r} is no URL: write it like http://127.0.0.1:8080")
+    raise UnreachableError(f"{url!r} is not a URL; use the form http://127.0.0.1:8080")

@@ -1,5 +1,5 @@
-"""``etcd-watch-gateway check``: opens and aborts streams at a running gateway, reads what it and etcd count meanwhile,
-and says whether every watch came back. What the counts prove is decided by ``app.check.verdict``.
+"""``etcd-watch-gateway check``: opens and aborts streams at a running gateway, reads the counts of the gateway and of
+etcd meanwhile, and reports whether every watch was released. ``app.check.verdict`` decides what the counts prove.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from .client import Client, Departure, Stream, UnreachableError
 from .samples import Sampler
 from .verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
 
-# Seconds between two looks; a look is three requests.
+# Seconds between two samples. A sample takes three requests.
 PAUSE = 0.5
-# Streams that are being opened at a time.
+# Streams that the check opens at the same time.
 AT_A_TIME = 100
 WORDS = {Outcome.BACK: "all back", Outcome.LEAK: "LEAK", Outcome.UNKNOWN: "cannot tell"}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command's flags. URLs are without a slash at the end."""
+    """The command's flags. URLs do not end with a slash."""
 
     prefix: bytes
     url: str
     admin_url: str
-    etcd_metrics: tuple[str, ...]  # none: what the gateway names
+    etcd_metrics: tuple[str, ...]  # if empty: the endpoint that the gateway reports
     token: str
     streams: int
     rounds: int
@@ -49,7 +49,8 @@ class Check:
         self._options = options
         self._range = str(KeyRange("prefix", options.prefix))
         self._run = secrets.token_hex(4)
-        # For the gateway alone, not for etcd. As bytes it is UTF-8, which headers are written as if they were Latin-1.
+        # Only for the gateway, not for etcd. The token is UTF-8, but the client encodes headers as Latin-1. Decoded as
+        # Latin-1 here, the token is sent as its original bytes.
         token = options.token.encode(errors="surrogateescape").decode("latin-1")
         self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = Client()
@@ -59,18 +60,18 @@ class Check:
         self._numbers = 0
 
     async def run(self) -> Verdict:
-        """Do it, and say what is seen on standard output.
+        """Run the check, and print each sample to standard output.
 
         Raises:
-            UnreachableError: something is out of reach, and what was seen before proves no leak.
+            UnreachableError: a server is unreachable, and the samples so far do not prove a leak.
         """
         options = self._options
         before = (await self._settled(None))[-1]
         unread = sum(departure is Departure.UNREAD for departure in self._departures())
         _say(
             f"{self._range} at {options.url}, etcd by {', '.join(self._sampler.etcd_metrics)}",
-            f"{options.streams} streams a round, {unread} of them gone before their first byte; the gateway lingers "
-            f"{self._sampler.linger:g} s",
+            f"{options.streams} streams a round, {unread} of them gone before their first byte; the gateway keeps an "
+            f"unused feed for {self._sampler.linger:g} s",
             "",
             *HEADINGS,
             _row("before", before),
@@ -78,8 +79,8 @@ class Check:
         linger = self._sampler.linger
         if options.timeout <= linger + GRACE:
             raise UnreachableError(
-                f"--timeout is {options.timeout:g} s, but the gateway keeps a feed for {linger:g} s: it must be "
-                f"more than {linger + GRACE:g} s"
+                f"--timeout is {options.timeout:g} s, but the gateway keeps an unused feed for {linger:g} s: "
+                f"--timeout must be more than {linger + GRACE:g} s"
             )
         rounds: list[Round] = []
         began = time.monotonic()
@@ -95,8 +96,8 @@ class Check:
             if verdict.suspicious and len(rounds) > 1:
                 return judge(before, rounds, await self._control(time.monotonic() - began))
         except UnreachableError:
-            # With a leak it may be the gateway itself that gives up: one that forgets a watch stream hears nothing on
-            # it, and takes etcd for dead.
+            # A leak may be the reason: a gateway that forgets a watch stream receives nothing on it, and takes etcd for
+            # dead.
             verdict = judge(before, rounds)
             if verdict.outcome is not Outcome.LEAK:
                 raise
@@ -150,7 +151,10 @@ class Check:
                 raise result
 
     async def _listed(self, held: int) -> Sample:
-        """When the gateway has a feed for all that are open, and has noticed who went; or when it should have."""
+        """Return a sample once the gateway has a feed for all open streams, and has noticed each disconnect.
+
+        After GRACE seconds, return the sample as it is.
+        """
         deadline = time.monotonic() + GRACE
         while True:
             sample = await self._sampler.sample()
@@ -159,8 +163,10 @@ class Check:
             await asyncio.sleep(PAUSE)
 
     async def _settled(self, before: Sample | None) -> tuple[Sample, ...]:
-        """Look until the range has no feed and all is as *before*, twice (a watch of somebody else that comes and goes
-        would make it look so for a moment), or until that is no more to be expected. See ``Round.looks``.
+        """Take samples until the range has no feed and all counts are as in *before*; see ``Round.looks``.
+
+        Two samples in a row must agree: another client's watch may hide a leak for a moment. Stop also when the counts
+        are overdue.
         """
         now = time.monotonic()
         kept_until, back_until = now + self._options.timeout, now + GRACE
@@ -182,8 +188,8 @@ class Check:
             await asyncio.sleep(PAUSE)
 
     async def _control(self, seconds: float) -> list[Sample]:
-        """Samples of a time without streams."""
-        _say(f"etcd's counts moved in step with the rounds: looking at them without streams for {seconds:.0f} s")
+        """Take samples for a time without streams."""
+        _say(f"etcd's counts moved in step with the rounds: watching them without streams for {seconds:.0f} s")
         until = time.monotonic() + seconds
         samples = []
         while time.monotonic() < until:
@@ -215,10 +221,10 @@ def _say(*lines: str) -> None:
 
 
 async def check(options: Options) -> int:
-    """Run it; the exit status: 0 all back, 1 a leak, 2 cannot tell.
+    """Run the check and return the exit status: 0 all back, 1 a leak, 2 cannot tell.
 
     Raises:
-        OSError: nobody reads what is said.
+        OSError: standard output has no reader.
     """
     try:
         verdict = await Check(options).run()
@@ -229,7 +235,7 @@ async def check(options: Options) -> int:
 
 
 def options_of(flags: dict[str, Any]) -> Options:
-    """The options of the command line. Raises SettingsError when the token cannot be read."""
+    """Return the options of the command line. Raises SettingsError if the token cannot be read."""
     url = flags["url"].rstrip("/")
     token_file: Path | None = flags["token_file"]
     return Options(

@@ -1,4 +1,4 @@
-"""Reads all counts, of the gateway and of etcd, into a ``Sample``. ``app.check.verdict`` decides what they prove."""
+"""Reads all counts of the gateway and of etcd into a ``Sample``. ``app.check.verdict`` decides what they prove."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from .client import Client, UnreachableError
 from .verdict import Checked, EtcdCounts, GatewayCounts, Sample
 
-# As in ``app.metrics``, which would bring gRPC and FastAPI into a pod that has to bear this process, too.
+# The same as in ``app.metrics``. Importing that would load gRPC and FastAPI, and a pod must hold this process, too.
 NAMESPACE = "etcd_watch_gateway"
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
@@ -23,10 +23,10 @@ class Sampler:
     """Takes samples, one at a time.
 
     Args:
-        authorization: the header for the gateway; not for etcd.
-        range_: the range that is checked, as a query.
-        run: what the request ids of our own streams begin with; by that we know them among the subscribers.
-        etcd_metrics: URLs; if there are none, what the gateway names.
+        authorization: the header for the gateway, not for etcd.
+        range_: the checked range, as a query.
+        run: the prefix of the request ids of the check's own streams, which tells them from other subscribers.
+        etcd_metrics: URLs; if empty, the endpoint that the gateway reports.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Sampler:
         self._opened = -1
         self._quiet_since = 0.0
         self.etcd_metrics = etcd_metrics
-        self.linger = 0.0  # seconds, of the gateway
-        self.addresses: set[str] = set()  # of our streams, as the gateway sees them
+        self.linger = 0.0  # the gateway's linger, in seconds
+        self.addresses: set[str] = set()  # of the check's streams, as the gateway sees them
 
     def begin_quiet(self) -> None:
-        """We have closed our streams: from here on it is quiet, see ``Checked.quiet``."""
+        """Start the quiet time (``Checked.quiet``): the check has closed its streams."""
         self._opened = -1
 
     async def sample(self) -> Sample:
-        """All counts, now."""
+        """Return all counts, read now."""
         described = _described(self._feeds_url, await self._feeds())
         metrics = await self._metrics(self._metrics_url, self._authorization)
         self.linger = float(described["linger"])
@@ -68,7 +68,7 @@ class Sampler:
         except UnreachableError as error:
             if "no-such-path" not in str(error):
                 raise
-            raise UnreachableError(f"{error}; where GATEWAY_ADMIN_PORT is set, --admin-url must name it") from None
+            raise UnreachableError(f"{error}; if GATEWAY_ADMIN_PORT is set, --admin-url must name that port") from None
 
     async def _metrics(self, url: str, headers: Mapping[str, str]) -> Metrics:
         return Metrics(url, await self._client.get(url, headers))
@@ -90,7 +90,7 @@ class Sampler:
 
 
 class Metrics:
-    """What one ``/metrics`` says. Raises UnreachableError if that cannot be read."""
+    """The samples of one ``/metrics``. Raises UnreachableError if the text cannot be parsed."""
 
     def __init__(self, url: str, body: bytes) -> None:
         self._url = url
@@ -101,27 +101,27 @@ class Metrics:
                     for name in {sample.name, " ".join((sample.name, *sample.labels.values()))}:
                         self._values[name] = self._values.get(name, 0.0) + sample.value
         except ValueError as error:
-            raise UnreachableError(f"{url}: no metrics: {error}") from None
+            raise UnreachableError(f"{url}: this is not a page of metrics: {error}") from None
 
     def find(self, name: str) -> float | None:
-        """By name, summed over labels; or by name and label values: ``feeds live``."""
+        """Return a value by its name, summed over all labels; or by its name and label values: ``feeds live``."""
         return self._values.get(name)
 
     def value(self, name: str) -> int:
-        """The same, of what must be there."""
+        """Return a value as an integer. Raises UnreachableError if the value is missing or not finite."""
         try:
             return int(self._values[name])
         except KeyError:
-            raise UnreachableError(f"{self._url}: there is no {name}") from None
+            raise UnreachableError(f"{self._url}: there is no metric {name}") from None
         except (ValueError, OverflowError):
-            raise UnreachableError(f"{self._url}: {name} is {self._values[name]}") from None
+            raise UnreachableError(f"{self._url}: {name} is not a finite number: {self._values[name]}") from None
 
 
 def _gateway_counts(instance: str, metrics: Metrics) -> GatewayCounts:
     def value(name: str) -> int:
         return metrics.value(f"{NAMESPACE}_{name}")
 
-    # Not on every platform; where it is absent, the instance must do.
+    # The metric does not exist on every platform. Without it, the instance's name identifies the process.
     start = metrics.find("process_start_time_seconds")
     return GatewayCounts(
         process=instance + (f" since {start:.2f}" if start else ""),
@@ -137,10 +137,10 @@ def _gateway_counts(instance: str, metrics: Metrics) -> GatewayCounts:
 
 
 def _described(url: str, body: bytes) -> dict[str, Any]:
-    """``/v1/feeds``."""
+    """Return the parsed body of ``/v1/feeds``."""
     try:
         described = json.loads(body)
         described["linger"], described["instance"], described["etcd"]["endpoint"], described["feeds"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreachableError(f"{url}: this is not what a gateway of this version says: {error!r}") from None
+        raise UnreachableError(f"{url}: this is not the response of a gateway of this version: {error!r}") from None
     return dict(described)

@@ -1,15 +1,16 @@
-"""Whether every watch came back: concluded from what a gateway and etcd count before, during and after some streams.
+"""Decides whether every watch was released, from the counts of a gateway and of etcd before, during and after streams.
 
-Must live here: what may be concluded, and from what. Must not: how counts are read, and when.
+Must live here: what may be concluded, and from which counts. Must not: how and when counts are read.
 
-There are two kinds of evidence. The gateway's own word: more watchers than feeds, or a feed that outlives its linger,
-is a leak, whoever was there meanwhile. And what etcd counts beyond what the gateway says it holds: that *foreign* share
-stays as it is while no other client of etcd does anything, and etcd sees each watch come and go of which the gateway
-says so. If it moves, others may have done that; only what moves in step with the rounds, and not without them, is ours.
+There are two kinds of evidence. First, the gateway's own counts. More watchers than feeds, or a feed that outlives its
+linger, is a leak, whatever other clients did meanwhile. Second, the *foreign* share: what etcd counts beyond what the
+gateway reports. The foreign share does not change while no other client of etcd changes anything and while etcd sees
+each watch come and go that the gateway reports. If the foreign share moves, other clients may be the reason. Only a
+share that moves in step with the rounds, and does not move without them, is a leak of the gateway.
 
-All is back only where everything adds up. What this cannot see: a leak that the gateway does not know of, while another
-client of etcd lets go exactly as much in each round; a watch stream that is left behind, while one of those that the
-gateway has for others ends in each round.
+The verdict is "all back" only if all counts add up. Two leaks stay hidden: a leak that the gateway does not know of,
+while another client of etcd releases exactly as much in each round; and a leaked watch stream, while in each round one
+of the gateway's watch streams for other clients ends.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-# Seconds for what a gateway does at once: notice that a client has gone, end a feed whose linger is over, cancel its
-# watch. It takes milliseconds; on a busy machine some seconds were seen.
+# Seconds for what a gateway does at once: notice that a client has disconnected, end a feed after its linger, cancel
+# the feed's watch. Each takes milliseconds; on a busy machine it took some seconds.
 GRACE = 10.0
 
 
 class Outcome(Enum):
-    """What is known; the values are exit statuses."""
+    """The result of a check. The values are exit statuses."""
 
     BACK = 0
     LEAK = 1
@@ -33,7 +34,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EtcdCounts:
-    """What is held at etcd, in etcd's words."""
+    """What is held at etcd, in etcd's terms."""
 
     watchers: int
     streams: int
@@ -53,58 +54,58 @@ NOTHING = EtcdCounts(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class GatewayCounts:
-    """What a gateway says of itself, at one moment."""
+    """A gateway's own counts at one moment."""
 
-    process: str  # another one has other counts
-    reconnects: int  # connections to etcd that were lost; behind each all watches are made again
-    opened: int  # streams, ever
+    process: str  # tells processes apart: each has its own counts
+    reconnects: int  # lost connections to etcd; after each the gateway creates all watches again
+    opened: int  # streams opened since the process started
     feeds: int
-    live: int  # feeds that have their watch for certain; others may wait for theirs
+    live: int  # feeds that certainly have their watch; the others may still wait for it
     held: EtcdCounts
-    history: int  # of the watchers held: those that read history for old cursors, beside their feeds' own
+    history: int  # of the watchers held: those that read history for old cursors, beside their feeds' own watchers
     subscribers: int
     served: int  # subscribers that have a connection
 
     @property
     def even(self) -> bool:
-        """Whether each feed has its watch, and each watch its feed."""
+        """Whether each feed has a watch, and each watch has a feed."""
         return self.live == self.feeds == self.held.watchers - self.history
 
     @property
     def excess(self) -> int:
-        """Watchers that certainly belong to no feed."""
+        """The number of watchers that certainly belong to no feed."""
         return self.held.watchers - self.history - self.feeds
 
     @property
     def unserved(self) -> int:
-        """Subscribers that have no connection any more, or not yet."""
+        """The number of subscribers that have no connection: no longer, or not yet."""
         return self.subscribers - self.served
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the gateway says of the range that is checked. Times are in seconds.
+    """The gateway's counts of the checked range. Times are in seconds.
 
-    ``quiet`` is how long nobody has come, as far as we know: we have closed our streams, no other is there, and no
-    stream was opened at this gateway.
+    ``quiet`` is how long, as far as the check knows, no client has come: the check has closed its streams, the range
+    has no other subscriber, and the gateway has opened no stream.
     """
 
-    feeds: int  # one or none
-    ours: int = 0  # subscribers
-    others: int = 0
+    feeds: int  # 1 or 0
+    ours: int = 0  # subscribers of the check
+    others: int = 0  # other subscribers
     quiet: float = 0.0
     linger: float = 0.0
 
     @property
     def stuck(self) -> bool:
-        """Whether it is still there, though it should have gone."""
+        """Whether the range still has a feed although the feed should have ended."""
         due = GRACE if self.ours else self.linger + GRACE
         return self.feeds > 0 and not self.others and self.quiet > due
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All counts, as nearly at one moment as they can be had."""
+    """All counts, read as close together as possible."""
 
     gateway: GatewayCounts
     checked: Checked
@@ -112,19 +113,19 @@ class Sample:
 
     @property
     def foreign(self) -> EtcdCounts:
-        """What etcd holds beyond what the gateway says."""
+        """What etcd counts beyond what the gateway reports."""
         return self.etcd - self.gateway.held
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Streams that came and went.
+    """One round of streams that were opened and closed.
 
     Args:
-        streams: open at ``open``.
-        looks: what was seen since the range had no feed any more, for GRACE unless all was back before; or, if it kept
-            its feed, what was seen last. At least one.
-        direct: nothing stands between us and the gateway that could keep a connection which we have closed.
+        streams: how many streams were open in the sample ``open``.
+        looks: the samples taken after the range's feed had ended: until all was released, but for GRACE at most. If the
+            range kept its feed: the last samples. At least one sample.
+        direct: no proxy stands between the check and the gateway: a proxy could keep connections that the check closed.
     """
 
     streams: int
@@ -134,19 +135,22 @@ class Round:
 
     @property
     def after(self) -> Sample:
-        """How it ended."""
+        """The last sample of the round."""
         return self.looks[-1]
 
     def always(self, holds: Callable[[GatewayCounts], bool]) -> bool:
-        """Whether it held at every look: counts may be out of step for a moment, while others come and go."""
+        """Whether *holds* was true in every sample, of two or more.
+
+        A single sample proves nothing: while other clients come and go, counts may disagree for a moment.
+        """
         return len(self.looks) > 1 and all(holds(sample.gateway) for sample in self.looks)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome, and sentences that say why.
+    """The outcome and the reasons for it.
 
-    ``suspicious``: etcd's counts are those of a leak; more rounds, and a look at them without streams, can tell.
+    ``suspicious``: etcd's counts look like a leak. More rounds, and samples without streams, can prove or refute it.
     """
 
     outcome: Outcome
@@ -155,22 +159,22 @@ class Verdict:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 feed``, ``2 feeds``."""
+    """Return a number with its noun: ``1 feed``, ``2 feeds``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def returned(before: Sample, now: Sample) -> bool:
-    """Whether all is as it was, but for what others have at the gateway."""
+    """Whether all counts are as in *before*, except for what other clients hold at the gateway."""
     return now.foreign == before.foreign and not list(_not_back(before, now))
 
 
 def judge(before: Sample, rounds: Sequence[Round], control: Sequence[Sample] = ()) -> Verdict:
-    """Conclude from all there is; *control* was seen without streams, for as long as the rounds took."""
+    """Return the verdict. *control*: samples taken without streams, for as long as the rounds took."""
     seen = [sample for each in rounds for sample in (each.open, *each.looks)]
     processes = dict.fromkeys(sample.gateway.process for sample in (before, *seen, *control))
     if len(processes) > 1:
         text = f"the counts are of {len(processes)} processes ({', '.join(processes)}): the gateway was restarted, or "
-        return Verdict(Outcome.UNKNOWN, (f"{text}several stand behind one address; check each by itself",))
+        return Verdict(Outcome.UNKNOWN, (f"{text}several gateways share one address; check each gateway by itself",))
     if leaks := tuple(_leaks(before, rounds)):
         return Verdict(Outcome.LEAK, leaks)
     if doubts := tuple(_doubts(before, rounds, [*seen, *control])):
@@ -185,22 +189,24 @@ def judge(before: Sample, rounds: Sequence[Round], control: Sequence[Sample] = (
 
 def _balance(rounds: Sequence[Round]) -> str:
     after = rounds[-1].after
-    times = "once" if len(rounds) == 1 else f"{len(rounds)} times"
+    times = "in 1 round" if len(rounds) == 1 else f"in {len(rounds)} rounds"
     return (
-        f"{times} {counted(rounds[-1].streams, 'open stream')} cost etcd one watcher, and it came back; etcd counts "
+        f"{times}, {counted(rounds[-1].streams, 'open stream')} cost etcd one watcher, which was released; etcd counts "
         f"{after.etcd}, of which the gateway holds {after.gateway.held.watchers} and {after.gateway.held.streams}"
     )
 
 
-# --- the gateway's word -----------------------------------------------------------------------------------------------
+# --- the gateway's own counts -----------------------------------------------------------------------------------------
 
 
 def _leaks(before: Sample, rounds: Sequence[Round]) -> Iterator[str]:
-    """What proves a leak by itself."""
+    """Yield the findings that prove a leak, each by itself."""
     for sample, direct in ((before, False), *((each.after, each.direct) for each in rounds)):
         checked = sample.checked
         if checked.stuck and (direct or not checked.ours):
-            whom = f"{counted(checked.ours, 'subscriber')} whose connection is closed" if checked.ours else "nobody"
+            whom = (
+                f"{counted(checked.ours, 'subscriber')} whose connection is closed" if checked.ours else "no subscriber"
+            )
             yield f"the range still has a feed, for {whom}, {checked.quiet:.0f} s after the last stream was closed"
             break
     for number, each in enumerate(rounds, 1):
@@ -211,7 +217,7 @@ def _leaks(before: Sample, rounds: Sequence[Round]) -> Iterator[str]:
         if each.always(lambda gateway: gateway.held.streams > 0 and not gateway.feeds):
             found.append(f"{counted(last.held.streams, 'watch stream')} at etcd without a feed")
         if each.after.checked.ours and each.always(lambda gateway: gateway.unserved > 0):
-            found.append(f"{counted(last.subscribers, 'subscriber')}, of whom it serves {last.served}")
+            found.append(f"{counted(last.subscribers, 'subscriber')}, of which it serves {last.served}")
         if found:
             yield f"after round {number} the gateway had {', and '.join(found)}"
             return
@@ -224,13 +230,13 @@ def _leaks(before: Sample, rounds: Sequence[Round]) -> Iterator[str]:
 
 
 def _doubts(before: Sample, rounds: Sequence[Round], seen: Sequence[Sample]) -> Iterator[str]:
-    """What does not add up at the gateway: a leak could hide in it, or somebody else be taken for one."""
+    """Yield each mismatch in the gateway's counts: it may hide a leak, or may make another client look like one."""
     others = max(sample.checked.others for sample in (before, *seen))
     if others:
-        yield f"somebody else follows the range ({counted(others, 'subscriber')}): check one that nobody follows"
+        yield f"another client follows the range ({counted(others, 'subscriber')}): choose a range that nobody follows"
         return
     if any(sample.gateway.reconnects != before.gateway.reconnects for sample in seen):
-        yield "the gateway lost its connection to etcd meanwhile, and made its watches again"
+        yield "the gateway lost its connection to etcd meanwhile, and created its watches again"
     if before.checked.feeds:
         yield f"the range had a feed before the first stream: {_keeps(before.checked)}"
         return
@@ -243,7 +249,7 @@ def _doubts(before: Sample, rounds: Sequence[Round], seen: Sequence[Sample]) -> 
         if checked.feeds != 1 or checked.ours != each.streams:
             yield (
                 f"round {number}: of {counted(each.streams, 'open stream')} the gateway whose counts were read has "
-                f"{checked.ours}, in {counted(checked.feeds, 'feed')}; do several stand behind one address?"
+                f"{checked.ours}, in {counted(checked.feeds, 'feed')}; do several gateways share one address?"
             )
         elif not shown.even:
             yield f"round {number}, open: {_uneven(shown)}"
@@ -252,12 +258,12 @@ def _doubts(before: Sample, rounds: Sequence[Round], seen: Sequence[Sample]) -> 
 
 
 def _not_back(before: Sample, now: Sample) -> Iterator[str]:
-    """What is not at the gateway as it was. Feeds and subscribers may have come and gone with others."""
+    """Yield what has not returned to its state in *before*. Other clients may have changed feeds and subscribers."""
     gateway, checked = now.gateway, now.checked
     if checked.ours:
         yield (
-            f"the gateway still serves {counted(checked.ours, 'stream')} of ours; something between us and it keeps "
-            "connections that we have closed: ask the process directly"
+            f"the gateway still serves {counted(checked.ours, 'stream')} of this check: a proxy before the gateway "
+            "probably keeps connections that the check has closed; use the URL of the process itself"
         )
     elif checked.feeds:
         yield f"the range still has a feed: {_keeps(checked)}"
@@ -265,21 +271,21 @@ def _not_back(before: Sample, now: Sample) -> Iterator[str]:
         yield _uneven(gateway)
     if gateway.held.streams != before.gateway.held.streams:
         yield (
-            f"the gateway holds {counted(gateway.held.streams, 'watch stream')}, before "
-            f"{before.gateway.held.streams}; others may have come or gone"
+            f"the gateway holds {counted(gateway.held.streams, 'watch stream')}, but before the rounds "
+            f"{before.gateway.held.streams}; other clients may have come or gone"
         )
     if gateway.unserved:
         yield f"the gateway counts {counted(gateway.subscribers, 'subscriber')} and serves {gateway.served}"
 
 
 def _keeps(checked: Checked) -> str:
-    return f"it lingers {checked.linger:g} s, and others may have come to it until {checked.quiet:.0f} s ago"
+    return f"it lingers {checked.linger:g} s, and other clients may have used it until {checked.quiet:.0f} s ago"
 
 
 def _uneven(gateway: GatewayCounts) -> str:
     return (
         f"the gateway holds {counted(gateway.held.watchers, 'watcher')} for {counted(gateway.feeds, 'feed')}, of which "
-        f"{gateway.live} are live; others may be coming or going"
+        f"{gateway.live} are live; other clients may be coming or going"
     )
 
 
@@ -287,8 +293,10 @@ def _uneven(gateway: GatewayCounts) -> str:
 
 
 def _step(before: Sample, rounds: Sequence[Round]) -> tuple[EtcdCounts, EtcdCounts] | None:
-    """By how much the foreign share moved as the streams came, and as they went; if that is the same in each round, and
-    what a leak does: something came with them, or did not go with them.
+    """Return by how much the foreign share moved as the streams opened, and as they closed.
+
+    Return None if that differs between the rounds, or does not look like a leak: a leak adds to the share while the
+    streams are open, or keeps something after they are closed.
     """
     starts = [before, *(each.after for each in rounds[:-1])]
     steps = {
@@ -304,14 +312,14 @@ def _step(before: Sample, rounds: Sequence[Round]) -> tuple[EtcdCounts, EtcdCoun
 
 
 def _moved(before: Sample, rounds: Sequence[Round], control: Sequence[Sample]) -> Verdict:
-    """The foreign share did not stay what it was."""
+    """Return the verdict for a foreign share that moved."""
     seen = [before, *(sample for each in rounds for sample in (each.open, *each.looks)), *control]
     shown = rounds[0].open
     if any(min(sample.foreign.watchers, sample.foreign.streams) < 0 for sample in seen) or all(
         each.open.etcd == before.etcd for each in rounds
     ):
-        text = f"etcd counted {shown.etcd} while the gateway held {shown.gateway.held}: these are not, or not all, the "
-        return Verdict(Outcome.UNKNOWN, (f"{text}members that may serve it; name them all with --etcd-metrics",))
+        text = f"etcd counted {shown.etcd} while the gateway held {shown.gateway.held}: the counts are not of all etcd "
+        return Verdict(Outcome.UNKNOWN, (f"{text}members that the gateway may use; name them all with --etcd-metrics",))
     step = _step(before, rounds)
     quiet = bool(control) and all(sample.foreign == rounds[-1].after.foreign for sample in control)
     if step is not None and len(rounds) > 1 and quiet:
@@ -321,8 +329,8 @@ def _moved(before: Sample, rounds: Sequence[Round], control: Sequence[Sample]) -
             if stayed == NOTHING
             else f"each of {len(rounds)} rounds left {stayed} at etcd that the gateway does not count"
         )
-        return Verdict(Outcome.LEAK, (f"{text}; without streams nothing moved for as long",))
+        return Verdict(Outcome.LEAK, (f"{text}; without streams the counts stood still for as long",))
     watchers, streams = [[getattr(s.foreign, name) for s in seen] for name in ("watchers", "streams")]
-    text = f"beside the gateway's, etcd counted {min(watchers)} to {max(watchers)} watchers and {min(streams)} to "
+    text = f"besides the gateway's, etcd counted {min(watchers)} to {max(watchers)} watchers and {min(streams)} to "
     text += f"{max(streams)} watch streams: other clients of etcd came or went"
     return Verdict(Outcome.UNKNOWN, (text,), suspicious=step is not None and not control)

@@ -134,7 +134,7 @@ async def test_no_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_what_is_no_url(url: str) -> None:
     """Nobody is asked."""
-    with pytest.raises(UnreachableError, match=r"is no URL: write it like http://127\.0\.0\.1:8080"):
+    with pytest.raises(UnreachableError, match=r"is not a URL; use the form http://127\.0\.0\.1:8080"):
         split(url)
 
 

@@ -77,7 +77,9 @@ async def test_a_healthy_gateway(server: GatewayProcess) -> None:
         **{f"round {number}, open": [1, 1, 1, 1, 1, 75, 1, 75, 0] for number in (1, 2, 3)},
         **{f"round {number}, gone": [0] * 9 for number in (1, 2, 3)},
     }
-    assert verdict(output).startswith("all back: 3 times 75 open streams cost etcd one watcher, and it came back;")
+    assert verdict(output).startswith(
+        "all back: in 3 rounds, 75 open streams cost etcd one watcher, which was released;"
+    )
 
 
 async def test_the_documented_command(server: GatewayProcess) -> None:
@@ -114,7 +116,7 @@ async def test_beside_others(etcd: EmbeddedEtcd) -> None:
         "round 1, gone": [2, 2, 1, 1, 1, 1, 0, 0, 0],
     }
     assert verdict(output) == (
-        "all back: once 1 open stream cost etcd one watcher, and it came back; etcd counts 2 watchers and "
+        "all back: in 1 round, 1 open stream cost etcd one watcher, which was released; etcd counts 2 watchers and "
         "2 watch streams, of which the gateway holds 1 and 1"
     )
 
@@ -132,7 +134,7 @@ async def test_with_a_token_and_an_admin_port(etcd: EmbeddedEtcd, tmp_path: Path
         no_admin = await check(*flags, "--token-file", str(token))
 
     assert status == 0, output
-    assert verdict(output).startswith("all back: 2 times 6 open streams")
+    assert verdict(output).startswith("all back: in 2 rounds, 6 open streams")
     assert "top-secret" not in output
     assert no_token[0] == no_admin[0] == 2
     assert "401 unauthorized: the bearer token is missing or wrong; send the header" in verdict(no_token[1])
@@ -199,7 +201,7 @@ FOUND = {
     "watches": "LEAK: after round 1 the gateway had 1 watcher at etcd for 0 feeds",
     "streams": "LEAK: after round 1 the gateway had 1 watch stream at etcd without a feed",
     "leases": "LEAK: the range still has a feed, for 8 subscribers whose connection is closed, 1",
-    "lingers": "LEAK: the range still has a feed, for nobody, 1",
+    "lingers": "LEAK: the range still has a feed, for no subscriber, 1",
 }
 
 
@@ -233,8 +235,8 @@ async def test_out_of_reach(server: GatewayProcess) -> None:
     assert [no_gateway[0], no_etcd[0], no_metrics[0], no_url[0]] == [2, 2, 2, 2]
     assert re.search(rf"cannot tell: {NOWHERE}/v1/feeds\?prefix=/svc/: .*Connection refused", verdict(no_gateway[1]))
     assert re.search(rf"cannot tell: {NOWHERE}/metrics: .*Connection refused", verdict(no_etcd[1]))
-    assert "there is no etcd_debugging_mvcc_watcher_total" in verdict(no_metrics[1])
-    assert "is no URL: write it like http://127.0.0.1:8080" in verdict(no_url[1])
+    assert "there is no metric etcd_debugging_mvcc_watcher_total" in verdict(no_metrics[1])
+    assert "is not a URL; use the form http://127.0.0.1:8080" in verdict(no_url[1])
 
 
 @contextlib.asynccontextmanager
@@ -259,7 +261,7 @@ async def counting_nothing(metrics: bytes = b"") -> AsyncIterator[tuple[int, lis
 def test_what_is_no_url(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It is no leak, either."""
     assert main(["check", "--prefix", "/svc/", "--url", url]) == 2
-    assert "is no URL: write it like http://127.0.0.1:8080" in capsys.readouterr().out
+    assert "is not a URL; use the form http://127.0.0.1:8080" in capsys.readouterr().out
 
 
 async def test_counts_that_are_no_numbers(server: GatewayProcess) -> None:
@@ -268,7 +270,7 @@ async def test_counts_that_are_no_numbers(server: GatewayProcess) -> None:
         status, output = await check("--url", server.base, "--etcd-metrics", f"http://127.0.0.1:{port}/metrics")
 
     assert status == 2
-    assert verdict(output).endswith("/metrics: etcd_debugging_mvcc_watcher_total is nan")
+    assert verdict(output).endswith("/metrics: etcd_debugging_mvcc_watcher_total is not a finite number: nan")
 
 
 async def test_a_gateway_that_is_none() -> None:
@@ -277,7 +279,7 @@ async def test_a_gateway_that_is_none() -> None:
         status, output = await check("--url", f"http://127.0.0.1:{port}")
 
     assert status == 2
-    assert "this is not what a gateway of this version says" in verdict(output)
+    assert "this is not the response of a gateway of this version" in verdict(output)
 
 
 async def test_the_token_is_for_the_gateway_alone(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ async def test_the_token_is_for_the_gateway_alone(etcd: EmbeddedEtcd, tmp_path: 
             break
 
     assert status == 2
-    assert "there is no etcd_debugging_mvcc_watcher_total" in verdict(output)
+    assert "there is no metric etcd_debugging_mvcc_watcher_total" in verdict(output)
     assert heads
     assert "authorization" not in "".join(heads).lower()
 
@@ -354,7 +356,7 @@ async def test_somebody_else_on_the_range(server: GatewayProcess) -> None:
 
     assert status == 2
     assert verdict(output) == (
-        "cannot tell: somebody else follows the range (1 subscriber): check one that nobody follows"
+        "cannot tell: another client follows the range (1 subscriber): choose a range that nobody follows"
     )
     assert list(rows(output)) == ["before"]
 
@@ -395,7 +397,10 @@ async def test_less_time_than_the_gateway_takes(etcd: EmbeddedEtcd) -> None:
         status, output = await check("--url", server.base)
 
     assert status == 2
-    assert "--timeout is 120 s, but the gateway keeps a feed for 300 s: it must be more than 310 s" in verdict(output)
+    assert (
+        "--timeout is 120 s, but the gateway keeps an unused feed for 300 s: --timeout must be more than 310 s"
+        in verdict(output)
+    )
     assert list(rows(output)) == ["before"]
 
 

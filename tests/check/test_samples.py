@@ -117,24 +117,26 @@ async def test_a_gateway_that_is_none(feeds: object) -> None:
     """It says something else."""
     world = World()
     world.feeds = feeds
-    with pytest.raises(UnreachableError, match="this is not what a gateway of this version says"):
+    with pytest.raises(UnreachableError, match="this is not the response of a gateway of this version"):
         await sampler(world).sample()
 
 
 async def test_the_other_port() -> None:
     """What is missing is said, when the path is not there."""
-    with pytest.raises(UnreachableError, match=r"no-such-path.*GATEWAY_ADMIN_PORT is set, --admin-url must name it"):
+    with pytest.raises(
+        UnreachableError, match=r"no-such-path.*GATEWAY_ADMIN_PORT is set, --admin-url must name that port"
+    ):
         await sampler(World(), admin="http://gateway:80").sample()
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"a 1\n", "there is no name"),
-        (b"name NaN\n", "name is nan"),
-        (b"name +Inf\n", "name is inf"),
-        (b"name one\n", "no metrics: "),
-        (b"\xff", "no metrics: "),
+        (b"a 1\n", "there is no metric name"),
+        (b"name NaN\n", "name is not a finite number: nan"),
+        (b"name +Inf\n", "name is not a finite number: inf"),
+        (b"name one\n", "this is not a page of metrics: "),
+        (b"\xff", "this is not a page of metrics: "),
     ],
 )
 def test_metrics_that_are_none(body: bytes, said: str) -> None:

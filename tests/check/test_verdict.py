@@ -180,7 +180,7 @@ def test_a_leak_that_the_gateway_counts(world: World, number: int, rounds: int, 
         "watches": "watcher",
         "streams": "watch stream",
         "leases": "whose connection is closed",
-        "lingers": "for nobody",
+        "lingers": "for no subscriber",
         "unshared": "not shared",
     }
     verdict = judge(before, done)
@@ -262,7 +262,7 @@ def plain(**changed: int) -> tuple[Sample, Round]:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"others": 1}, "somebody else follows the range (1 subscriber)"),
+        ({"others": 1}, "another client follows the range (1 subscriber)"),
         ({"ours": 2}, "of 4 open streams the gateway whose counts were read has 2"),
         ({"feeds": 0, "ours": 0}, "has 0, in 0 feeds"),
         ({"feeds": 2}, "has 4, in 2 feeds"),
@@ -287,9 +287,9 @@ def test_connections_that_something_between_may_keep() -> None:
     verdict = judge(before, [behind])
 
     assert judge(before, [replace(behind, direct=True)]).outcome is Outcome.LEAK
-    assert "4 subscribers, of whom it serves 0" in said(judge(before, [replace(done, direct=False)]))
+    assert "4 subscribers, of which it serves 0" in said(judge(before, [replace(done, direct=False)]))
     assert verdict.outcome is Outcome.UNKNOWN
-    assert "ask the process directly" in said(verdict)
+    assert "use the URL of the process itself" in said(verdict)
 
 
 @pytest.mark.parametrize(("quiet", "outcome"), [(LINGER + GRACE, Outcome.UNKNOWN), (LINGER + GRACE + 1, Outcome.LEAK)])
