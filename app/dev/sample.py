@@ -1,4 +1,4 @@
-"""The data that ``dev`` shows: a small registry of services under ``/svc/``, in which something changes."""
+"""The sample data of ``dev``: a small registry of services under ``/svc/`` that keeps changing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ZONES = ("a", "b", "c")
 
 @contextlib.asynccontextmanager
 async def sample(endpoint: str, pace: float = PACE) -> AsyncIterator[None]:
-    """Write the registry, and meanwhile change something in it every *pace* seconds."""
+    """Write the registry, and change it every *pace* seconds until the context ends."""
     async with grpc.aio.insecure_channel(endpoint.removeprefix("http://"), options=OPTIONS) as channel:
         kv = rpc.KVStub(channel)
         for service, zone in itertools.product(SERVICES, ZONES):
@@ -36,13 +36,14 @@ async def sample(endpoint: str, pace: float = PACE) -> AsyncIterator[None]:
 async def _change(kv: rpc.KVStub, pace: float) -> None:
     for turn in itertools.count(1):
         await asyncio.sleep(pace)
-        with contextlib.suppress(rpc.AioRpcError):  # an etcd that is being stopped needs no sample
+        with contextlib.suppress(rpc.AioRpcError):  # etcd may be about to stop
             await _write(kv, change(turn))
 
 
 def change(turn: int) -> dict[str, str | None]:
-    """What a turn writes: a put, a transaction of two keys, or a delete (None). Only keys of the last zone ever go, so
-    that what the quick start reads is there whenever somebody types it.
+    """Return the writes of a turn: a put, a transaction of two keys, or a delete (None).
+
+    Only keys of the last zone are ever deleted, so that the keys that the quick start reads always exist.
     """
     service, zone = SERVICES[turn % len(SERVICES)], ZONES[turn % len(ZONES)]
     if turn % 7 == 0:

@@ -1,11 +1,11 @@
-"""The process between us and etcd: when we are gone, however we ended, it kills etcd and removes etcd's folder.
+"""The process between ``dev`` and etcd. When its parent has ended, it kills etcd and removes etcd's folder.
 
-``python -I -S watchdog.py PARENT FOLDER COMMAND...`` starts COMMAND and writes its pid as a line to standard output.
-Its standard input is the read end of a pipe whose only other end is the parent's. Run by its path, it imports nothing
-of the gateway: every start of an etcd waits for it.
+``python -I -S watchdog.py PARENT FOLDER COMMAND...`` starts COMMAND and writes COMMAND's pid as a line to standard
+output. Standard input is the read end of a pipe; only the parent holds the write end. The watchdog runs by its path and
+imports nothing of the gateway, because every start of an etcd waits for it.
 
-It ends with COMMAND. At a signal it kills COMMAND and leaves FOLDER. When the parent is gone, it does both: kills and
-removes.
+The watchdog ends when COMMAND ends. At a signal it kills COMMAND and keeps FOLDER. When the parent has ended, it kills
+COMMAND and removes FOLDER.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-# Seconds between two looks at the parent. The pipe says at once that the parent died, unless a fork of the parent holds
-# the other end open.
+# Seconds between two checks of the parent. The pipe shows the parent's end at once, unless a fork of the parent still
+# holds the write end open.
 LOOK = 0.5
 
 
 def watch(parent: int, folder: str, command: list[str]) -> None:
-    """Run *command* until it ends, or a signal comes, or *parent* is gone. Say its pid first."""
+    """Write the pid of *command*, and run it until it ends, a signal comes, or *parent* has ended."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -44,7 +44,7 @@ def watch(parent: int, folder: str, command: list[str]) -> None:
             gone = os.waitpid(child, os.WNOHANG)[0] == child
             if gone:
                 break
-            # Nothing is ever written to the pipe: it can be read when its other end is closed.
+            # Nobody writes to the pipe, so it becomes readable only when its write end is closed.
             orphaned = 0 in ready or os.getppid() != parent
     except OSError:
         orphaned = True
@@ -57,11 +57,11 @@ def watch(parent: int, folder: str, command: list[str]) -> None:
 
 
 def start(command: list[str]) -> int:
-    """Start *command*, which on Linux is killed when this process is. Its pid.
+    """Start *command* and return its pid. On Linux, *command* is killed when this process ends.
 
-    It reads nothing, and writes to standard error alone.
+    *command* reads nothing, and writes only to standard error.
     """
-    # Loaded here: between fork and exec as little as possible is done.
+    # Load prctl before the fork: between fork and exec, a process should do as little as possible.
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     watchdog = os.getpid()
     child = os.fork()
@@ -69,7 +69,8 @@ def start(command: list[str]) -> int:
         return child
     try:
         if prctl is not None:
-            # The order is bound to the thread that forks, and this process has only one. It survives exec.
+            # The kernel sends the signal when the forking thread ends, and this process has only that thread. The
+            # setting survives exec.
             prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             if os.getppid() != watchdog:
                 os._exit(1)

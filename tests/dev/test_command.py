@@ -198,7 +198,7 @@ async def test_dev_without_a_reader(tmp_path: Path) -> None:
     assert process.stderr is not None
     said: list[str] = []
     async with asyncio.timeout(HANG):
-        while "standard output takes nothing" not in said:
+        while "standard output cannot be written" not in said:
             said.append(json.loads(await process.stderr.readline())["message"])
         process.send_signal(signal.SIGHUP)
         _out, rest = await process.communicate()
@@ -216,7 +216,7 @@ def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> No
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(SettingsError, match="no folder for the data of etcd: No usable temporary directory"):
+    with pytest.raises(SettingsError, match="cannot create a folder for etcd's data: No usable temporary directory"):
         asyncio.run(run_dev(load({"port": "0"})))
 
 
@@ -233,4 +233,4 @@ async def test_an_etcd_whose_progress_is_not_believed(
     with caplog.at_level(logging.WARNING, "gateway.dev"), pytest.raises(SettingsError, match="did not start"):
         await run_dev(load({"port": "0"}))
 
-    assert ("begins with a reset" in caplog.text) == warned
+    assert ("begin with a reset" in caplog.text) == warned
