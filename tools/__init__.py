@@ -1,1 +1,1 @@
-"""Commands for those who work on the project; none of them is installed."""
+"""Commands for contributors. The wheel does not contain them."""

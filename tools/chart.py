@@ -1,8 +1,7 @@
-"""Writes what the chart says about its values: values.schema.json from the types below, README.md's table from the
-comments of values.yaml. And its versions into Chart.yaml: the chart's is the gateway's.
+"""Writes the generated files of the chart: values.schema.json from the types below, README.md's table from the comments
+of values.yaml, and the versions in Chart.yaml (the chart has the gateway's version).
 
-Usage: ``python tools/chart.py``; ``make chart`` does. A test fails when they are not as
-this would write them.
+Usage: ``python tools/chart.py``, or ``make chart``. A test fails if a file differs from what this command would write.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ BEGIN, END = "<!-- values: written by `make chart` -->\n", "<!-- end of values -
 Texts: TypeAlias = dict[str, str]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
-# As the gateway's settings are written.
+# The formats of the gateway's settings.
 Duration: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)?$")]
 Amount: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(B|KiB|MiB|GiB)?$")]
-# As Prometheus writes durations and, without the braces, selectors.
+# Prometheus' formats of durations and, without the braces, of selectors.
 Period: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$")]
 _MATCHER = r'[a-zA-Z_][a-zA-Z0-9_]*(=|!=|=~|!~)"[^"]*"'
 Matchers: TypeAlias = Annotated[str, Field(pattern=rf"^({_MATCHER}(,{_MATCHER})*)?$")]
-# As Kubernetes writes amounts of CPU and memory.
+# Kubernetes' format of amounts of CPU and memory.
 Quantity: TypeAlias = (
     Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi)?$")]
 )
@@ -41,7 +40,7 @@ Host: TypeAlias = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-
 
 
 class Values(BaseModel):
-    """A part of the values: no name but those below, and each must be there."""
+    """A part of the values. Every field is required, and no other name is allowed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +49,7 @@ class Image(Values):
     repository: Name
     tag: str
     digest: Annotated[str, Field(pattern="^(sha256:[0-9a-f]{64})?$")]
-    pullPolicy: Literal["Always", "IfNotPresent", "Never"]  # noqa: N815  # names of values.yaml, here and below
+    pullPolicy: Literal["Always", "IfNotPresent", "Never"]  # noqa: N815  # names from values.yaml, here and below
     pullSecrets: list[Name]  # noqa: N815
 
 
@@ -145,7 +144,7 @@ class Ingress(Values):
     className: str  # noqa: N815
     hosts: list[Host]
     tlsSecret: str  # noqa: N815
-    annotations: dict[str, str | None]  # null takes one of the chart's own away
+    annotations: dict[str, str | None]  # null removes one of the chart's own annotations
 
 
 class ParentRef(Values):
@@ -175,7 +174,7 @@ class Selector(Values):
     matchExpressions: list[Expression] | None = None  # noqa: N815
 
 
-IpBlock = create_model("IpBlock", __base__=Values, cidr=(Name, ...), **{"except": (list[Name] | None, None)})  # type: ignore[call-overload]  # a keyword of Python is a name there
+IpBlock = create_model("IpBlock", __base__=Values, cidr=(Name, ...), **{"except": (list[Name] | None, None)})  # type: ignore[call-overload]  # the field's name, except, is a keyword of Python
 
 
 class Peer(Values):
@@ -210,7 +209,7 @@ class Toleration(Values):
 
 
 class Affinity(Values):
-    """Kubernetes itself checks what is inside."""
+    """Only the names of the parts are checked. Kubernetes itself checks the rest."""
 
     nodeAffinity: dict[str, Any] | None = None  # noqa: N815
     podAffinity: dict[str, Any] | None = None  # noqa: N815
@@ -251,7 +250,8 @@ class Dashboard(Values):
     annotations: Texts
 
 
-# Settings of the gateway that are values of another name, or of none: the pod's name is the instance.
+# Settings of the gateway that the chart sets by a value with another name, or without a value: GATEWAY_INSTANCE is the
+# pod's name by default.
 ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
     "allow_prefixes", "token_file", "cors_origins", "epoch", "drain_window", "drain_timeout", "instance",
@@ -260,7 +260,7 @@ _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
 
 
 def camel(name: str) -> str:
-    """A setting's name as the chart writes it."""
+    """Return a setting's name in the chart: camel case."""
     return re.sub("_(.)", lambda match: match[1].upper(), name)
 
 
@@ -275,7 +275,7 @@ def _kind(name: str) -> Any:
 
 
 def root() -> type[Values]:
-    """The type of values.yaml as a whole."""
+    """Return the type of the whole values.yaml."""
     settings = {camel(name): (_kind(name), None) for name in Settings.model_fields if name not in ELSEWHERE}
     kinds: dict[str, Any] = {
         "allowPrefixes": list[Annotated[str, Field(pattern=r"^[^,\s]*$")]],
@@ -313,14 +313,18 @@ def root() -> type[Values]:
         "dashboard": Dashboard,
     }
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
-    # What a parent chart shares with its subcharts; not read here, and not in values.yaml.
-    fields["podSecurityContext"] = (PodSecurityContext | None, None)  # as a whole null, too
+    # podSecurityContext may also be null as a whole. A parent chart shares "global" with its subcharts: this chart does
+    # not read it, and values.yaml does not have it.
+    fields["podSecurityContext"] = (PodSecurityContext | None, None)
     fields["global"] = (dict[str, Any] | None, None)
     return create_model("Whole", __base__=Values, **fields)
 
 
 def _plain(node: Any) -> Any:
-    """The schema without titles and defaults, and `null` as a type among others: Helm's messages are short then."""
+    """Return the schema without titles and defaults, and with `null` in the list of types.
+
+    Helm's messages are then short.
+    """
     if isinstance(node, list):
         return [_plain(item) for item in node]
     if not isinstance(node, dict):
@@ -341,14 +345,14 @@ def _plain(node: Any) -> Any:
 
 
 def schema() -> str:
-    """values.schema.json."""
+    """Return the text of values.schema.json."""
     written = _plain(root().model_json_schema())
-    first = {"$schema": "http://json-schema.org/draft-07/schema#"}  # the one that Helm 3 and 4 both read
+    first = {"$schema": "http://json-schema.org/draft-07/schema#"}  # the version that Helm 3 and Helm 4 both read
     return json.dumps(first | written, indent=2, ensure_ascii=False) + "\n"
 
 
 def _comment(lines: list[str], line: int, column: int) -> str:
-    """The comment right above a *line* (from 0), of the same indentation."""
+    """Return the comment directly above *line* (counted from 0), with the same indentation."""
     found: list[str] = []
     mark = " " * column + "# "
     while line and lines[line - 1].startswith(mark):
@@ -357,7 +361,7 @@ def _comment(lines: list[str], line: int, column: int) -> str:
     return " ".join(found)
 
 
-# Settings say themselves what they are.
+# The settings' own descriptions, for values without a comment.
 _SAID = {f"settings.{camel(name)}": field.description or "" for name, field in Settings.model_fields.items()}
 
 
@@ -376,7 +380,7 @@ def _rows(node: yaml.MappingNode, lines: list[str], path: str) -> Iterator[str]:
 
 
 def readme(old: str) -> str:
-    """README.md, with the table between its marks written anew from values.yaml."""
+    """Return README.md with a new table between its markers, made from values.yaml."""
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)
@@ -386,13 +390,13 @@ def readme(old: str) -> str:
 
 
 def versions(old: str) -> str:
-    """Chart.yaml, with the version of app/__init__.py."""
+    """Return Chart.yaml with the version of app/__init__.py."""
     new = re.sub(r"^version: .*$", f"version: {__version__}", old, count=1, flags=re.MULTILINE)
     return re.sub(r"^appVersion: .*$", f'appVersion: "{__version__}"', new, count=1, flags=re.MULTILINE)
 
 
 def main() -> None:
-    """Write all three."""
+    """Write the three files."""
     chart = CHART / "Chart.yaml"
     chart.write_text(versions(chart.read_text(encoding="utf-8")), encoding="utf-8")
     (CHART / "values.schema.json").write_text(schema(), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Draws the rooms of ``app/`` and who imports whom into docs/map.svg, from the imports themselves.
+"""Draws the rooms of ``app/`` and their imports into docs/map.svg, from the source files' imports.
 
-Usage: ``make map``. ``tests/test_docs.py`` compares.
+Usage: ``make map``. ``tests/test_docs.py`` checks that the file is up to date.
 
-A room is a folder of ``app/``, or a single file beside the folders. Rooms that import nobody stand at the bottom; each
-other stands one row above the highest that it imports. So an arrow that goes up is an import that goes back: it is red.
+A room is a folder of ``app/``, or a single file beside the folders. Rooms without imports stand at the bottom. Each
+other room stands one row above the highest room that it imports. So an upward arrow is a backward import: it is red.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.imports import imports_of
 APP = Path("app")
 PICTURE = Path("docs/map.svg")
 
-LINE = 15  # pixels, as all below
+LINE = 15  # pixels, like all sizes below
 CHARACTER = 6.7
 TITLE = 24
 MARGIN = 24
@@ -37,25 +37,25 @@ class Room:
 
     @property
     def columns(self) -> int:
-        """Files are listed in columns of at most eight."""
+        """The number of columns. A column lists at most eight files."""
         return max(1, -(-len(self.files) // 8))
 
     @property
     def width(self) -> int:
-        """Pixels."""
-        title = len(self.name + ".py") * CHARACTER * 1.15  # it is bold
+        """The width in pixels."""
+        title = len(self.name + ".py") * CHARACTER * 1.15  # the title is bold
         longest = max(map(len, self.files), default=0)
         return round(max(title, (CHARACTER * longest + 12) * self.columns)) + 20
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """The height in pixels."""
         return TITLE + 10 + LINE * -(-len(self.files) // self.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A room on the map: its upper left corner, pixels."""
+    """A room's place on the map: its upper left corner, in pixels."""
 
     room: Room
     x: float
@@ -63,7 +63,7 @@ class Place:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The rooms that a file imports, its own too."""
+    """Yield the rooms that a file imports, including its own."""
     for name in imports_of(path.read_text(encoding="utf-8"), ".".join(path.parent.parts)):
         top, _, rest = name.partition(".")
         if top == APP.name and rest:
@@ -71,7 +71,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 def rooms() -> dict[str, Room]:
-    """All rooms by name. What ``app/__init__.py`` itself defines is no room."""
+    """Return all rooms by name. Names that ``app/__init__.py`` itself defines are not rooms."""
     found = {}
     for place in sorted(APP.iterdir()):
         name = place.stem
@@ -86,7 +86,7 @@ def rooms() -> dict[str, Room]:
 
 
 def rows(known: dict[str, Room]) -> list[list[Room]]:
-    """From the top to the bottom. In a circle of imports one arrow has to go up: that of the later name."""
+    """Return the rows from top to bottom. In a cycle of imports one arrow goes up: the arrow of the later name."""
     height: dict[str, int] = {}
 
     def place(name: str, above: tuple[str, ...]) -> int:
@@ -104,7 +104,7 @@ def rows(known: dict[str, Room]) -> list[list[Room]]:
 
 
 def picture() -> str:
-    """The map as SVG."""
+    """Return the map as SVG."""
     known = rooms()
     placed: dict[str, Place] = {}
     y = MARGIN
@@ -157,11 +157,11 @@ def _box(room: Room, x: float, y: float) -> list[str]:
 
 
 def _arrows(placed: dict[str, Place]) -> Iterator[str]:
-    """Far ones first, and lighter: they lie under the others."""
+    """Yield the arrows. Long arrows come first and are lighter: the other arrows lie on top of them."""
     pairs = [(place, placed[other]) for place in placed.values() for other in sorted(place.room.imports)]
     for start, end in sorted(pairs, key=lambda pair: pair[0].y - pair[1].y):
         back = start.y >= end.y
-        # Each arrow has an end of its own on the edge of a box, in the order of where the other end is.
+        # Each arrow has its own end point on the edge of a box, in the order of the boxes at the other ends.
         leaving = sorted((one.x, one.room.name) for origin, one in pairs if origin is start)
         arriving = sorted((origin.x, origin.room.name) for origin, one in pairs if one is end)
         x1 = start.x + start.room.width * (leaving.index((end.x, end.room.name)) + 1) / (len(leaving) + 1)
@@ -176,7 +176,7 @@ def _arrows(placed: dict[str, Place]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Write it."""
+    """Write the map."""
     old = PICTURE.read_text(encoding="utf-8") if PICTURE.exists() else ""
     new = picture()
     PICTURE.write_text(new, encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Draws the life of a feed, and of its read of history, into docs/architecture.md, from the tables of the code.
+"""Draws the states of a feed, and of its backfill, into docs/architecture.md, from the transition tables of the code.
 
-Usage: ``python -m tools.draw_states``, from the top of the checkout. ``tests/test_docs.py`` compares.
+Usage: ``python -m tools.draw_states``, from the top of the checkout. ``tests/test_docs.py`` checks that the document is
+up to date.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ DOC = Path("docs/architecture.md")
 
 @dataclass(frozen=True)
 class Machine:
-    """A table, and what its picture has beside it."""
+    """A transition table, and what its diagram needs besides the table."""
 
-    name: str  # in the markers of its place
+    name: str  # in the markers that enclose the diagram in the document
     states: Iterable[Enum]
     table: Mapping[tuple[Any, type], Any]
     ignore: Callable[..., Any]
     first: str
-    end: Enum  # where ``Stop`` leads from everywhere: one line says it
+    end: Enum  # where ``Stop`` leads from every state: the diagram shows that by one note
     last_lines: tuple[str, ...]
 
     @property
     def begin_mark(self) -> str:
-        """What stands before its picture."""
+        """The marker before the diagram."""
         return f"<!-- {self.name}: written by python -m tools.draw_states -->"
 
     @property
     def end_mark(self) -> str:
-        """What stands behind it."""
+        """The marker after the diagram."""
         return f"<!-- /{self.name} -->"
 
 
@@ -45,7 +46,7 @@ LIFE = Machine(
     "states",
     feed.State,
     feed.TABLE,
-    feed.FeedCore._ignore,  # noqa: SLF001  # the table names it
+    feed.FeedCore._ignore,  # noqa: SLF001  # the table uses this method
     "idle",
     feed.State.CLOSED,
     ("    closed --> [*]", "    note right of closed: Stop leads here from every state"),
@@ -63,18 +64,18 @@ END = LIFE.end_mark
 
 
 def _name(state: Enum) -> str:
-    """Mermaid takes a hyphen in a name for an arrow's."""
+    """Return a state's name for Mermaid, which takes a hyphen in a name for a part of an arrow."""
     return str(state.value).replace("-", "_")
 
 
 def stoppable(machine: Machine) -> bool:
-    """Whether ``Stop`` ends it from everywhere: then one line says it."""
+    """Whether ``Stop`` leads to the end from every state, so that one note can show it."""
     states = (state for state in machine.states if state is not feed.State.CLOSED)
     return all(machine.table[state, Stop].leads_to == (machine.end,) for state in states)
 
 
 def diagram(machine: Machine) -> str:
-    """The states and what leads from one to another. What an input leaves where it is, is not drawn."""
+    """Return the diagram of the states and transitions. A transition to the same state is not drawn."""
     assert stoppable(machine), "draw Stop by itself"
     arrows: dict[tuple[Enum, Enum], list[str]] = {}
     for (state, given), entry in machine.table.items():
@@ -88,7 +89,7 @@ def diagram(machine: Machine) -> str:
 
 
 def table(machine: Machine) -> str:
-    """Every input that each state knows, and where it may lead; an ignored one is in parentheses."""
+    """Return a table of each state's inputs and the states to which they lead. Ignored inputs are in parentheses."""
     rows = ["| state | input → state |", "|---|---|"]
     for state in machine.states:
         cells = []
@@ -104,7 +105,7 @@ def table(machine: Machine) -> str:
 
 
 def drawn(text: str) -> str:
-    """*text*, a document, with the pictures between their markers drawn anew."""
+    """Return the document *text* with new diagrams between their markers."""
     for machine in (LIFE, HISTORY):
         before, begin, rest = text.partition(machine.begin_mark)
         _old, end, after = rest.partition(machine.end_mark)
@@ -115,7 +116,7 @@ def drawn(text: str) -> str:
 
 
 def main() -> None:
-    """Write it."""
+    """Write the document."""
     text = DOC.read_text(encoding="utf-8")
     new = drawn(text)
     DOC.write_text(new, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The image, built by buildah: for ``make release`` and for tests/deploy/test_image.py."""
+"""Builds the image with buildah, for ``make release`` and for tests/deploy/test_image.py."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ HOUR = 3600.0  # seconds that only a hang reaches
 
 
 class CommandError(Exception):
-    """A command that failed, with the end of what it wrote."""
+    """A command failed. The message has the command and the end of its output."""
 
     def __init__(self, command: Iterable[str | Path], output: str) -> None:
         super().__init__(f"{' '.join(map(str, command))}\n{output[-4000:].strip()}")
 
 
 def run(*command: str | Path, environment: dict[str, str] | None = None) -> str:
-    """What *command* wrote to standard output.
+    """Run *command* and return what it wrote to standard output.
 
     Raises:
-        CommandError: it failed.
-        subprocess.TimeoutExpired: it hangs.
+        CommandError: the command failed.
+        subprocess.TimeoutExpired: the command hangs.
     """
-    done = subprocess.run(  # noqa: S603  # commands of this folder
+    done = subprocess.run(  # noqa: S603  # only commands from this folder
         command, check=False, capture_output=True, text=True, timeout=HOUR, cwd=TOP, env=environment
     )
     if done.returncode:
@@ -36,34 +36,35 @@ def run(*command: str | Path, environment: dict[str, str] | None = None) -> str:
 
 
 def base() -> str:
-    """The image that the Dockerfile builds on.
+    """Return the base image of the Dockerfile.
 
     Raises:
-        ValueError: the two stages build on different ones, so the venv of the first would not run in the second.
+        ValueError: the two stages have different base images: the first stage's venv would not run in the second.
     """
     names = set(re.findall(r"^FROM (\S+)", (TOP / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
     if len(names) != 1:
-        msg = f"the stages of the Dockerfile build on different images: {sorted(names)}"
+        msg = f"the stages of the Dockerfile must have the same base image, but have {sorted(names)}"
         raise ValueError(msg)
     return f"docker.io/library/{names.pop()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """buildah with images of its own below *root*: those of the machine are not touched."""
+    """buildah with its own store of images below *root*, apart from the machine's images."""
 
     root: Path
 
     def buildah(self, *arguments: str | Path) -> str:
-        """What a command of buildah writes."""
+        """Run a command of buildah and return its output."""
         self.root.mkdir(parents=True, exist_ok=True)
-        # An overlay can't lie on an overlay, which a checkout inside a container is; vfs took five times as long.
+        # An overlay cannot lie on an overlay, and a checkout inside a container lies on one. Elsewhere use overlay: vfs
+        # took five times as long.
         driver = "vfs" if run("df", "--output=fstype", self.root).endswith("overlay") else "overlay"
         places = ("--root", self.root / "store", "--runroot", self.root / "run")
         return run("buildah", "--storage-driver", driver, *places, *arguments)
 
     def make_stand_in(self, scratch: Path) -> None:
-        """Without a registry: Debian's own Python, from debootstrap in *scratch*, under the name of the base."""
+        """Make a base image without a registry: Debian's own Python, from debootstrap, under the base image's name."""
         if self.buildah("images", "--quiet", "--filter", f"reference={base()}"):
             return
         packages = "python3,python3-venv,python3-pip,ca-certificates"
@@ -75,7 +76,7 @@ class Store:
         self.buildah("rm", container)
 
     def build(self, name: str, scratch: Path, *arguments: str) -> None:
-        """Build the Dockerfile as *name*. pip inside gets the settings that pip has here, from a file in *scratch*."""
+        """Build the Dockerfile as *name*. pip in the build gets this machine's pip settings, by a file in *scratch*."""
         settings = scratch / "pip.conf"
         settings.write_text(_pip_settings(), encoding="utf-8")
         mounts = [f"--volume={settings}:/etc/pip.conf:ro"]

@@ -1,4 +1,4 @@
-"""The names that a source file imports, in full: what a relative import leaves out is added."""
+"""Finds the names that a source file imports, with relative imports made absolute."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 def imports_of(source: str | ast.AST, package: str) -> Iterator[str]:
-    """Every name that *source*, a module in *package*, imports, in functions and under ``TYPE_CHECKING`` too.
+    """Yield every name that *source*, a module in *package*, imports, also in functions and under ``TYPE_CHECKING``.
 
     Raises:
-        ImportError: for a relative import that leaves the top of *package*.
+        ImportError: a relative import goes above the top of *package*.
     """
     for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Import):

