@@ -215,7 +215,7 @@ def test_readme_has_every_value() -> None:
     text = (CHART / "README.md").read_text()
 
     assert "| `etcd.tls.clientCertificate` | `false` | Show etcd" in text
-    assert "| `replicas` | `3` | Two survive" in text
+    assert "| `replicas` | `3` | Two replicas survive" in text
     assert "| `settings.linger` | `null` | how long a feed stays" in text
     for name in yaml.safe_load((CHART / "values.yaml").read_text()):
         assert f"`{name}" in text or f"**{name}**" in text
@@ -716,11 +716,11 @@ def test_notes() -> None:
     assert "port-forward service/demo-etcd-watch-gateway 8080:80" in text
     assert "curl -N 'http://127.0.0.1:8080/v1/watch?prefix=/svc/'" in text
     assert "No image is published" in text
-    assert "No token is asked for" in text
+    assert "No token is required" in text
     assert "port-forward deployment/demo-etcd-watch-gateway 8081:8081" in text
     assert "curl http://127.0.0.1:8081/v1/feeds" in text
     assert "helm test demo --namespace here" in text
-    assert "Every key" not in text
+    assert "every key" not in text
     assert "outside" not in text
     assert "{{" not in text
 
@@ -738,7 +738,9 @@ def test_notes_follow_the_values() -> None:
     assert "same port" in notes(*CHOICE, "--set", "adminPort=0")
     assert "  https://gateway.example/v1/watch?prefix=/svc/\n  https://*.other.example/v1/watch?prefix=/svc/\n" in text
     assert "2 to 6 replicas" in text
-    assert "without a token: allowPrefixes has an empty prefix" in notes("--set-json", 'allowPrefixes=[""]')
+    assert "Without a token, everyone who reaches the Service may read every key" in notes(
+        "--set-json", 'allowPrefixes=[""]'
+    )
 
 
 def test_dockerfile() -> None:

@@ -193,7 +193,13 @@ async def filled_in(server: Prometheus, expression: str) -> str:
 
 async def test_every_panel_shows_data(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
     """Each expression is taken by Prometheus, and has series; what must have happened is more than 0."""
-    busy = {"Subscribers", "Feeds by state", "Watchers: ours and etcd's", "Watch streams: ours and etcd's", "Keys"}
+    busy = {
+        "Subscribers",
+        "Feeds by state",
+        "Watchers: the gateway's and etcd's",
+        "Watch streams: the gateway's and etcd's",
+        "Keys",
+    }
     async with (
         gateway(etcd.endpoint, settings=SETTINGS, quick=False) as running,
         prometheus(

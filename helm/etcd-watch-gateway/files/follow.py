@@ -1,4 +1,4 @@
-"""What `helm test` runs, in the gateway's image: a read, and a stream from its cursor until it is synced."""
+"""The script of `helm test`, in the gateway's image: a read, and a stream from the read's cursor until `synced`."""
 
 import json
 import os
@@ -6,11 +6,11 @@ import sys
 import urllib.error
 import urllib.request
 
-SECONDS = 30  # without a byte
+SECONDS = 30  # timeout without a byte
 
 
 def ask(path: str) -> dict[str, object]:
-    """The answer, or the first `synced` of a stream."""
+    """Return the response's JSON, or the first `synced` of a stream."""
     request = urllib.request.Request(os.environ["GATEWAY_URL"] + path)
     if token := os.environ.get("GATEWAY_TOKEN"):
         request.add_header("Authorization", "Bearer " + token)

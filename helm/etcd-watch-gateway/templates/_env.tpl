@@ -1,4 +1,4 @@
-{{- /* What the chart itself tells the gateway; extraEnv may name none of these again. */ -}}
+{{- /* The environment that the chart sets. extraEnv must not have any of these names. */ -}}
 {{- define "gateway.env" -}}
 - name: GATEWAY_HOST
   value: {{ .Values.host | quote }}

@@ -6,7 +6,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* Never changed: a Deployment's selector cannot be. */ -}}
+{{- /* Never change these labels: a Deployment's selector is immutable. */ -}}
 {{- define "gateway.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -54,7 +54,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{- /* Where pods may run. */ -}}
+{{- /* The nodes on which pods may run. */ -}}
 {{- define "gateway.placement" -}}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . }}
@@ -70,30 +70,30 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{- /* What the schema cannot say: a choice that must be made, and numbers that must fit each other. */ -}}
+{{- /* Checks that the schema cannot express: required choices, and values that must fit together. */ -}}
 {{- define "gateway.check" -}}
 {{- if not .Values.allowPrefixes -}}
-{{- fail "allowPrefixes is required: the prefixes of etcd that everyone who reaches the Service may read, like --set 'allowPrefixes={/svc/}'; [\"\"] in a values file is every key, on purpose" -}}
+{{- fail "allowPrefixes is required: set the prefixes of etcd that everyone who reaches the Service may read, like --set 'allowPrefixes={/svc/}'; [\"\"] in a values file allows every key" -}}
 {{- end -}}
 {{- $https := 0 -}}
 {{- range .Values.etcd.endpoints -}}{{- if hasPrefix "https://" . -}}{{- $https = add1 $https -}}{{- end -}}{{- end -}}
 {{- if and $https (ne (int $https) (len .Values.etcd.endpoints)) -}}
-{{- fail "etcd.endpoints must be all https:// or all http://" -}}
+{{- fail "etcd.endpoints must not mix https:// and http://" -}}
 {{- end -}}
 {{- if and .Values.etcd.tls.existingSecret (not $https) -}}
 {{- fail "etcd.tls.existingSecret needs https:// endpoints" -}}
 {{- end -}}
 {{- if and .Values.etcd.tls.clientCertificate (not .Values.etcd.tls.existingSecret) -}}
-{{- fail "etcd.tls.clientCertificate needs etcd.tls.existingSecret, which holds it" -}}
+{{- fail "etcd.tls.clientCertificate needs etcd.tls.existingSecret, the Secret with the certificate" -}}
 {{- end -}}
 {{- if eq (int .Values.adminPort) 8080 -}}
-{{- fail "adminPort must not be 8080, the port that the gateway serves on" -}}
+{{- fail "adminPort must not be 8080, the gateway's public port; choose another port" -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
-{{- fail "ingress.hosts is required with ingress.enabled: without a host the Ingress would take /v1/kv and /v1/watch of every name" -}}
+{{- fail "ingress.hosts is required with ingress.enabled: without a host, the Ingress would match /v1/kv and /v1/watch of every host" -}}
 {{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
-{{- fail "httpRoute.parentRefs is required with httpRoute.enabled: without a gateway nobody takes the route" -}}
+{{- fail "httpRoute.parentRefs is required with httpRoute.enabled: without a parent, no Gateway serves the route" -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
@@ -104,45 +104,45 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- range fromYamlArray (include "gateway.env" .) -}}{{- $named = append $named .name -}}{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name $named -}}
-{{- fail (printf "extraEnv names %s, which the chart sets already, or twice: use the chart's value for it, as a pod must not have two of a name" .name) -}}
+{{- fail (printf "extraEnv has %s twice, or the chart already sets it: name each variable once, and use the chart's value for it if there is one" .name) -}}
 {{- end -}}
 {{- $named = append $named .name -}}
 {{- end -}}
 {{- $needed := add .Values.preStopSeconds .Values.drainWindowSeconds .Values.drainTimeoutSeconds -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $needed) -}}
-{{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSeconds + drainWindowSeconds + drainTimeoutSeconds (%d), or streams are cut while they are being closed" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
+{{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSeconds + drainWindowSeconds + drainTimeoutSeconds (%d); otherwise the kubelet kills the pod before its streams are closed" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Helm reads numbers as floats: 268435456 would be written 2.68435456e+08. */ -}}
+{{- /* A value as text. Helm reads numbers as floats, and would write 268435456 as 2.68435456e+08. */ -}}
 {{- define "gateway.text" -}}
 {{- if kindIs "string" . -}}{{ . }}{{- else -}}{{ int64 . }}{{- end -}}
 {{- end -}}
 
-{{- /* The first allowed prefix as it goes into a URL inside single quotes; it is percent-encoded already, mostly. */ -}}
+{{- /* The first allowed prefix, for a URL inside single quotes. Most characters are percent-encoded already. */ -}}
 {{- define "gateway.example" -}}
 {{- first .Values.allowPrefixes | replace "'" "%27" | replace "&" "%26" | replace "#" "%23" | replace "+" "%2B" | replace " " "%20" -}}
 {{- end -}}
 
-{{- /* The ports of etcd.endpoints, each once. */ -}}
+{{- /* The ports of etcd.endpoints, without duplicates. */ -}}
 {{- define "gateway.etcdPorts" -}}
 {{- $ports := list -}}
 {{- range .Values.etcd.endpoints -}}{{- $ports = append $ports (splitList ":" . | last | int) -}}{{- end -}}
 {{- toJson (uniq $ports) -}}
 {{- end -}}
 
-{{- /* The pod of `helm test`: not the gateway's selector, or the Service would send clients to it. */ -}}
+{{- /* Labels of the `helm test` pod. Not the gateway's selector: otherwise the Service would send clients to this pod. */ -}}
 {{- define "gateway.tester" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- /* Matchers of this release's series; service and namespace are what the operator writes for a ServiceMonitor. */ -}}
+{{- /* Matchers of this release's series. By default, the labels that the operator adds for a ServiceMonitor. */ -}}
 {{- define "gateway.series" -}}
 {{- .Values.prometheusRule.selector | default (printf "namespace=%q,service=%q" .Release.Namespace (include "gateway.name" .)) -}}
 {{- end -}}
 
-{{- /* The annotation that leads to an alert's entry; headings of the runbook are the names. Given a list: the root, the name. */ -}}
+{{- /* The annotation with the URL of an alert's entry: the runbook's headings are the alerts' names. Takes a list: the root, the name. */ -}}
 {{- define "gateway.runbook" -}}
 {{- with (index . 0).Values.prometheusRule.runbookUrl -}}
 runbook_url: {{ printf "%s#%s" . (lower (index $ 1)) | quote }}
