@@ -29,9 +29,9 @@ RUN rm -rf /usr/local/lib/python3.*/ensurepip /usr/local/lib/python3.*/site-pack
 
 COPY --from=build /opt/venv /opt/venv
 
-# GATEWAY_HOST: clients cannot reach a container that listens on loopback. On this address, `serve` refuses to start
-# until GATEWAY_ALLOW_PREFIXES lists the prefixes that clients may read ('' allows every key). This is on purpose: nobody
-# should publish an etcd by accident.
+# GATEWAY_HOST: clients cannot reach a container that listens on loopback. With 0.0.0.0, `serve` refuses to start until
+# GATEWAY_ALLOW_PREFIXES lists the prefixes that clients may read ('' allows every key). This is on purpose:
+# nobody should publish an etcd by accident.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

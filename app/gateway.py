@@ -139,7 +139,7 @@ class Gateway:
         return "read for each connection"
 
     def statistics(self, only: KeyRange | None = None) -> GatewayStatistics:
-        """Return what the gateway holds now, with all feeds or *only* the feed of one range.
+        """Return what the gateway holds now: of all feeds or, with *only*, of the feed of this range.
 
         For ``/metrics`` and ``/v1/feeds``.
         """

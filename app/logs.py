@@ -23,7 +23,7 @@ logger = logging.getLogger("gateway")
 
 # Bytes of lines that may wait to be written: about 5,000 lines.
 MAX_PENDING = 1 << 20
-# Seconds that the process waits at its end for these lines.
+# Seconds that the process waits at its end until the pending lines are written.
 FLUSH_TIMEOUT = 2.0
 
 # The attributes that every LogRecord has. All others came as ``extra`` and belong into the line.

@@ -358,7 +358,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def _is_origin(text: str) -> bool:
-    """Whether *text* is an origin as browsers send it. An upper-case host or the default port would never match."""
+    """Whether *text* is an origin as browsers send it: never with an upper-case host, nor with the default port."""
     try:
         parts = urlsplit(text)
         port = parts.port

@@ -75,7 +75,7 @@ class Release:
 
     @property
     def image_archive(self) -> Path:
-        """The path of the image, which has this machine's architecture."""
+        """The path of the image's archive. The image is for this machine's architecture."""
         machine = platform.machine()
         base = "-on-a-stand-in-base" if self.stand_in_base else ""
         return self.folder / f"{NAME}-{self.version}-image-{ARCHITECTURES.get(machine, machine)}{base}.oci.tar"

@@ -96,8 +96,8 @@ class Check:
             if verdict.suspicious and len(rounds) > 1:
                 return judge(before, rounds, await self._control(time.monotonic() - began))
         except UnreachableError:
-            # A leak may be the reason: a gateway that forgets a watch stream receives nothing on it, and takes etcd for
-            # dead.
+            # The gateway may fail because it leaks: a gateway that forgets a watch stream receives nothing on it, and
+            # takes etcd for dead. So report a leak that the samples already prove.
             verdict = judge(before, rounds)
             if verdict.outcome is not Outcome.LEAK:
                 raise
@@ -188,7 +188,7 @@ class Check:
             await asyncio.sleep(PAUSE)
 
     async def _control(self, seconds: float) -> list[Sample]:
-        """Take samples for a time without streams."""
+        """Take samples for *seconds*, while the check has no open streams."""
         _say(f"etcd's counts moved in step with the rounds: watching them without streams for {seconds:.0f} s")
         until = time.monotonic() + seconds
         samples = []
