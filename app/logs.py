@@ -26,7 +26,7 @@ MAX_PENDING = 1 << 20
 # Seconds that the process waits at its end until the pending lines are written.
 FLUSH_TIMEOUT = 2.0
 
-# The attributes that every LogRecord has. All others came as ``extra`` and belong into the line.
+# The attributes that every LogRecord has. All other attributes come from ``extra`` and belong in the line.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 

@@ -222,7 +222,10 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         endpoints = tuple(_endpoint(text) for text in value)
         if len({endpoint.partition("://")[0] for endpoint in endpoints}) > 1:
-            msg = "must not mix http:// and https:// endpoints: a fail-over could send secrets in plain text"
+            msg = (
+                "must not mix http:// and https:// endpoints: a fail-over would send in plain text what was encrypted "
+                "before"
+            )
             raise ValueError(msg)
         return endpoints
 
@@ -282,7 +285,7 @@ class Settings(BaseSettings):
             if getattr(self, name) and why
         ]
         if not self.etcd_is_tls:
-            # The user believes that the connection is encrypted, or that etcd authenticates the gateway's certificate.
+            # Otherwise the user would believe that the connection is encrypted, or that etcd checks the certificate.
             lines += [
                 f"{named(name)}: needs https:// endpoints in GATEWAY_ETCD (--etcd)"
                 for name in ("etcd_cacert", "etcd_cert", "etcd_key")
@@ -311,9 +314,9 @@ class Settings(BaseSettings):
     def group(self, kind: type[G], prefix: str = "") -> G:
         """Return the settings of one part of the gateway, as a frozen value of the dataclass *kind*.
 
-        Each field holds the setting of the same name, after *prefix*. A field that is itself a dataclass is a group of
-        the settings that begin with the field's name. So each part declares the settings that it needs, by their own
-        names, and no other code copies them. ``tests/test_settings.py`` compares names and types.
+        Each field holds the setting whose name is *prefix* and the field's name. A field that is itself a dataclass is
+        a group of the settings that begin with the field's name. So each part declares the settings that it needs, by
+        their own names, and no other code copies them. ``tests/test_settings.py`` compares names and types.
         """
         return kind(
             **{
@@ -344,7 +347,7 @@ def _wrong_with_prefix(item: str) -> str:
     if re.search(r"[\x00-\x20\x7f]|\s", item):
         return "contains white space or a control character; separate items by commas, and write a space as %20"
     if item.endswith("*"):
-        return "ends with '*'; remove it, or write %2A if the keys contain a '*'"
+        return "ends with '*', which a prefix does not need; remove it, or write %2A if the keys contain a '*'"
     if item.startswith(("[", "{", '"', "'")) or item.lower() in _NOTHINGS:
         encoded = f"%{ord(item[0]):X}{item[1:]}"
         return (

@@ -218,7 +218,7 @@ def _refusal(status: int, body: bytes) -> str:
 
 
 def split(url: str) -> SplitResult:
-    """Return the parts of *url*. Raises UnreachableError if no server can be asked by it."""
+    """Return the parts of *url*. Raises UnreachableError if *url* is not a valid HTTP URL with a host."""
     try:
         parts = urlsplit(url)
         if url.isascii() and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
