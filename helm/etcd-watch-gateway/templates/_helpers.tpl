@@ -104,7 +104,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- range fromYamlArray (include "gateway.env" .) -}}{{- $named = append $named .name -}}{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name $named -}}
-{{- fail (printf "extraEnv has %s twice, or the chart already sets it: name each variable once, and use the chart's value for it if there is one" .name) -}}
+{{- fail (printf "extraEnv must not set %s: the chart already sets it (use the chart's value), or extraEnv has it twice; a pod must not have two variables with one name" .name) -}}
 {{- end -}}
 {{- $named = append $named .name -}}
 {{- end -}}
