@@ -1,4 +1,4 @@
-"""What was measured, as a page: tables of medians and spread, ratios, and plots."""
+"""The measurements as a page: tables of medians and spread, ratios, and plots."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_report(folder: Path, chosen: Sequence[Comparison], rounds: Rounds, goa
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
-    """Markdown."""
+    """The goals as a table in Markdown."""
     rows = [
         f"| {goal.what} | {'<=' if goal.most else '>='} {goal.bound:g} | {goal.value:.2f} "
         f"| {'yes' if goal.reached else '**no**'} |"
@@ -83,7 +83,7 @@ def _values(rounds: Sequence[Figures], name: str) -> list[float]:
 
 
 def _cell(values: list[float], base: list[float]) -> str:
-    """Median, spread, and how many times the first side's."""
+    """The median, the spread, and the ratio to the first side."""
     if not values:
         return ""
     text = f"{_number(median(values))} ({_number(min(values))} to {_number(max(values))})"
@@ -104,7 +104,7 @@ def _plot(path: Path, title: str, figure: str, found: Mapping[str, Sequence[Figu
         [at - min(some) for at, some in zip(middle, values, strict=True)],
         [max(some) - at for at, some in zip(middle, values, strict=True)],
     ]
-    # The same file for the same figures: no date, no drawn ids.
+    # The same figures give the same file: no date, no random ids.
     with pyplot.rc_context({"svg.hashsalt": path.name, "font.size": 9}):
         drawing, axes = pyplot.subplots(figsize=(7, 0.6 + 0.4 * len(sides)))
         colours = ["#2f6f9f" if side.startswith(GATEWAY) or "subscribers" in side else "#b0b0b0" for side in sides]

@@ -1,4 +1,4 @@
-"""What is measured, on whom, and what must be reached: the plan of ``make bench``, as values."""
+"""What is measured, on which peer, and which goals must be reached: the plan of ``make bench``, as values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; ``SMALL`` shows that the suite works, and its figures mean nothing."""
+    """The size of each measurement; ``SMALL`` shows that the suite works, and its figures mean nothing."""
 
     many: int = 5000
     events: int = 20
@@ -58,7 +58,7 @@ SMALL = Size(many=50, events=3, burst_to=20, burst=50, followers=5, puts=200, gr
 
 
 def comparisons(size: Size) -> list[Comparison]:
-    """Everything, in the order of the report."""
+    """All comparisons, in the order of the report."""
     many, events = size.many, size.events
     return [
         Comparison(
@@ -121,12 +121,12 @@ def comparisons(size: Size) -> list[Comparison]:
 
 
 Rounds = Mapping[str, Mapping[str, Sequence[Figures]]]
-"""comparison -> side -> a round each."""
+"""comparison -> side -> one entry per round."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio that must be reached. *most*: at the most so much, else at least."""
+    """A ratio that must be reached. *most*: the ratio is a maximum, otherwise a minimum."""
 
     what: str
     bound: float
@@ -135,7 +135,7 @@ class Goal:
 
     @property
     def reached(self) -> bool:
-        """Whether it is."""
+        """Whether the goal is reached."""
         return self.value <= self.bound if self.most else self.value >= self.bound
 
 
@@ -149,7 +149,7 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         return of(comparison, side, figure) / of(comparison, other, figure)
 
     def spread(comparison: str, side: str, other: str, figure: str) -> float:
-        """The larger of the two sides' own: what is less than that is noise."""
+        """The larger spread of the two sides: a smaller difference is noise."""
         found = ([figures[figure] for figures in rounds[comparison][name]] for name in (side, other))
         return max(0.01, *(max(values) - min(values) for values in found))
 
