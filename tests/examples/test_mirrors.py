@@ -592,8 +592,8 @@ async def test_stops_when_told(client: Client, gateway: FakeGateway) -> None:
 
     with pytest.raises(TimeoutError):
         await gateway.stream(within=5)
-    assert (await client.views())[-1].state == "live", "the client must not report its own stop"
-    assert await client.state() == "stale", "the client must be idle, although its last state stays live"
+    assert (await client.views())[-1].state == "live", "a stop that the caller asked for must not be reported"
+    assert await client.state() == "stale", "a stopped mirror must be stale: nothing feeds it any more"
 
 
 # --- answers that are not the gateway's -----------------------------------------------------------------------------
