@@ -294,7 +294,7 @@ async def test_without_cors(etcd: EmbeddedEtcd) -> None:
     assert asked.status == 405
 
 
-# --- caps, and what is transient --------------------------------------------------------------------------------------
+# --- caps, and other transient refusals -------------------------------------------------------------------------------
 
 
 async def refused_for_now(server: GatewayProcess, query: str, status: int, code: str) -> None:

@@ -281,7 +281,7 @@ async def test_no_label_comes_from_a_request(etcd: EmbeddedEtcd, etcd_kv: EtcdCl
 
 
 async def test_streams_stay_out_of_the_latency(etcd: EmbeddedEtcd) -> None:
-    """Streams are not in the latency histogram, because their length is no latency; reads are."""
+    """Streams are not in the latency histogram, because their length is not a latency; reads are."""
     async with gateway(etcd.endpoint) as server, client(server.base) as http:
         await http.get("/v1/kv?prefix=/")
         async with await watch(server.base, "prefix=/") as stream:
@@ -412,7 +412,7 @@ async def test_log_of_trouble_with_etcd() -> None:
     assert 1 <= said.count("etcd is out of reach") <= 3
 
 
-# --- what explains itself ---------------------------------------------------------------------------------------------
+# --- documentation and page -------------------------------------------------------------------------------------------
 
 
 async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:

@@ -156,7 +156,7 @@ def said(verdict: Verdict) -> str:
     return "; ".join(verdict.reasons)
 
 
-# --- nobody else ------------------------------------------------------------------------------------------------------
+# --- without others ---------------------------------------------------------------------------------------------------
 
 
 @given(world=worlds, number=streams, rounds=st.integers(1, 4))
@@ -251,7 +251,7 @@ def test_a_restart_is_never_judged(world: World, script: list[tuple[Noise, Noise
     assert "restarted" in said(verdict)
 
 
-# --- one by one -------------------------------------------------------------------------------------------------------
+# --- single cases -----------------------------------------------------------------------------------------------------
 
 
 def plain(**changed: int) -> tuple[Sample, Round]:

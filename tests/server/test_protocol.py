@@ -231,7 +231,7 @@ def test_connections_are_counted_through_their_life() -> None:
     run(work())
 
 
-# --- what of uvicorn is used ------------------------------------------------------------------------------------------
+# --- the names of uvicorn that are used -------------------------------------------------------------------------------
 
 
 def used_names() -> dict[str, set[str]]:
