@@ -18,15 +18,14 @@ from benchmarks.suite import GATEWAY, Comparison, Goal, Rounds
 
 HEAD = """# Benchmarks
 
-`make bench` measures the gateway and its peers side by side on one machine, one after the other in a drawn order,
-{rounds}, and writes this page. Every figure is the median of the rounds, with the least and the greatest behind it.
-Seconds mean little on a noisy machine, and nothing on another one: what is to be trusted is CPU per delivery, and the
-ratios.
+`make bench` measures the gateway and its peers on one machine, one after the other in random order, {rounds}, and
+writes this page. Every figure is the median of the rounds, followed by the minimum and the maximum. Seconds mean little
+on a noisy machine, and nothing on another machine: CPU per delivery and the ratios are reliable.
 
-Every delivery is checked by the load generator (`benchmarks/load/load.c`): each of its clients must get every event,
-in order, once; if one does not there is no figure. CPU is the scheduler's account of the server's processes, user and
-system; etcd's own is not in it, but for its JSON gateway, which is etcd. On loopback the kernel's work for the receiver
-is done, and counted, in the sender's call: alike for every peer. Events are puts of 30 bytes, 130 bytes of JSON.
+The load generator (`benchmarks/load/load.c`) checks every delivery: each of its clients must get every event, in order,
+once; otherwise there is no figure. CPU is the scheduler's account of the server's processes, user and system. It leaves
+out etcd's CPU, except for etcd's JSON gateway, which is a part of etcd. On loopback the kernel does the receiver's work
+in the sender's call, and counts it there: alike for every peer. Events are puts of 30 bytes, 130 bytes of JSON.
 
 Measured on {cpus} cores ({model}), {system}, Python {python}.
 """
