@@ -146,7 +146,7 @@ async def test_nothing_starts_for_the_refused(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_a_page_does_not_lead_outside(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """A page token that is forged from a readable one must match the prefix of its request."""
+    """A page token from a wider prefix does not lead outside: a token must match the prefix of its request."""
     await etcd_kv.transact({"/svc/p1": "", "/svc/p2": "", "/zzz/secret": "s"})
     async with gateway(etcd.endpoint) as open_server, httpx.AsyncClient(base_url=open_server.base) as http:
         token = (await http.get("/v1/kv?prefix=/&limit=1")).json()["next_page"]

@@ -58,7 +58,7 @@ async def scrape(http: httpx.AsyncClient) -> Samples:
     for family in text_string_to_metric_families(answer.text):
         for sample in family.samples:
             name = (sample.name, tuple(sorted(sample.labels.items())))
-            assert name not in found, f"{name} twice"
+            assert name not in found, f"the sample {name} appears twice"
             found[name] = sample.value
     return found
 

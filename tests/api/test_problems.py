@@ -1,4 +1,6 @@
-"""Errors as problems: what clients are told, and what about etcd they are never told (its address, our user there)."""
+"""Errors as problems: what clients are told, and what about etcd they are never told (its address, the gateway's user
+there).
+"""
 
 from __future__ import annotations
 

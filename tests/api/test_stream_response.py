@@ -142,8 +142,8 @@ async def test_an_event_source_is_held_and_leaves(full: Gateway) -> None:
     ("case", "reason"), [("many are held", "overloaded"), ("draining", "drain"), ("no room", "overloaded")]
 )
 async def test_when_it_is_not_held(full: Gateway, monkeypatch: pytest.MonkeyPatch, case: str, reason: str) -> None:
-    """A held client is a connection, too, and must not outlive the gateway: if it may not be held, it is closed at
-    once.
+    """A refused EventSource that may not be held is closed at once: a held client is a connection, too, and must not
+    outlive the gateway.
     """
     with monkeypatch.context() as patch:
         if case == "many are held":

@@ -172,8 +172,8 @@ async def test_large_transactions_while_live(etcd: EmbeddedEtcd, kv: EtcdClient,
 async def test_history_that_does_not_fit(
     etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cursor from before an oversized revision asks for that revision again and again: its client is reset, and
-    nobody else.
+    """A client with a cursor from before an oversized revision makes the gateway read that revision again and again:
+    the gateway resets this client, and no other.
     """
     # A connection that is replaced because the machine is slow would use up one of the three tries.
     monkeypatch.setattr(Upstream, "_patience", lambda _self: HANG)
@@ -253,7 +253,7 @@ class Narrow(Proxy):
 async def test_pages_that_do_not_come_in_time(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page that takes longer than a Range may take would take as long at the next attempt."""
+    """The gateway must not ask again for the same page after a timeout: the page would take as long as before."""
     kept = [(name, value) for name, value in channels.OPTIONS if name != "grpc.max_receive_message_length"]
     monkeypatch.setattr(channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", channels.MAX_MESSAGE)))
     monkeypatch.setattr(reads, "RANGE_TIMEOUT", 2.0)

@@ -119,7 +119,9 @@ async def a_client_goes(server: GatewayProcess, etcd: EmbeddedEtcd, *, later: bo
 
 @pytest.mark.one_etcd
 async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Otherwise a client could hold memory by not reading; meanwhile other reads are refused, streams are not."""
+    """A client that does not read its answer is cut off, because it holds memory: meanwhile other reads are refused,
+    streams are not.
+    """
     for number in range(20):
         await kv.put(f"/big/{number}", "x" * 300_000)
     settings = {"GATEWAY_MAX_FEED_BYTES": "5MiB"}
@@ -216,9 +218,7 @@ async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
 
 @pytest.mark.one_etcd
 async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A stream that waits for its turn is served as before; each stream ends properly, and never before its newest
-    event.
-    """
+    """A stream that waits for its turn is served as before; each stream ends properly, with its own position."""
     settings = {"GATEWAY_DRAIN_WINDOW": "1h", "GATEWAY_DRAIN_PACE": "1"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(200)]

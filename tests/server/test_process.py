@@ -344,7 +344,9 @@ async def test_a_log_that_does_not_block() -> None:
 
 
 def test_what_python_prints_by_itself_is_logged() -> None:
-    """Warnings, and errors that no caller can get, become lines of the log, written by the thread that may block."""
+    """Warnings, and exceptions that Python cannot raise to a caller, become lines of the log, written by the thread
+    that may block.
+    """
     program = """
 import warnings
 from app import logs
@@ -457,7 +459,9 @@ async def test_closed_streams_are_not_given_away() -> None:
     ],
 )
 async def test_odd_environments(settings: dict[str, str]) -> None:
-    """Without the locale or a home the gateway serves, and a bad setting is named, whatever the locale can print."""
+    """Without the locale or a home the gateway serves, and the error names a bad setting, whatever characters the
+    locale can print.
+    """
     status, error = await shell("GATEWAY", settings=settings)
     refused, named = await shell("GATEWAY --log-level=läut", settings=settings)
 

@@ -41,8 +41,8 @@ async def test_who_sustains_it_is_synced(etcd: EmbeddedEtcd) -> None:
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("form", ["sse", "ndjson"])
 async def test_who_does_not_is_told_with_growing_patience(etcd: EmbeddedEtcd, form: str) -> None:
-    """A slower client gets the beginning of one snapshot each time, and twice the retry delay; a browser also gets it
-    as a `retry` field.
+    """A slower client gets the beginning of one snapshot, and each time twice the previous retry delay; a browser also
+    gets the delay in SSE's `retry` field.
     """
     settings = {"GATEWAY_SEND_TIMEOUT": "2s", "GATEWAY_MIN_RATE": "1MiB"}
     waits = []
