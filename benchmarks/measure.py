@@ -92,9 +92,7 @@ async def beside_slow_ones(start: Start, subscribers: int, events: int, slow: in
 
 
 async def ingest(subscribers: int, puts: int) -> Figures:
-    """Make as many puts as etcd accepts, from a separate process, with *subscribers* that follow; 0: without a
-    gateway.
-    """
+    """Make as many puts as etcd accepts, from a separate process, with *subscribers* (0: without a gateway)."""
     async with EmbeddedEtcd() as etcd, AsyncExitStack() as stack:
         if subscribers:
             peer = await stack.enter_async_context(gateway_at(etcd))
@@ -113,9 +111,7 @@ async def ingest(subscribers: int, puts: int) -> Figures:
 
 
 async def end_to_end(subscribers: int, events: int) -> Figures:
-    """Measure from a put to a watch client of gRPC, and to the first and the last of many clients behind the gateway,
-    at once.
-    """
+    """Measure from a put to a gRPC watch client, and to the first and the last client behind the gateway, at once."""
     async with EmbeddedEtcd() as etcd, gateway_at(etcd) as peer, load(peer, subscribers) as readers:
         watcher = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.watcher", etcd.endpoint, KEY, str(events)),

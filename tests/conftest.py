@@ -46,9 +46,7 @@ SPAWNING = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "
 
 
 class Guard:
-    """Fails a test that starts a process without the marker `process`: otherwise `make check` would no longer be
-    quick.
-    """
+    """Fails a test that starts a process without the marker `process`: otherwise `make check` would be slow."""
 
     def __init__(self) -> None:
         self.quiet: str | None = None

@@ -1,6 +1,4 @@
-"""At the limit of open files: streams are refused with a reason, idle connections give way, probes and etcd are
-served.
-"""
+"""At the limit of open files streams are refused with a reason, idle connections give way, probes and etcd work."""
 
 from __future__ import annotations
 
@@ -99,8 +97,8 @@ async def test_streams_up_to_the_limit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
 
 @pytest.mark.parametrize("flags", [(), ("--admin-port=0",)])
 async def test_connections_that_send_nothing(etcd: EmbeddedEtcd, kv: EtcdClient, flags: tuple[str, ...]) -> None:
-    """With three times as many connections as allowed, probes, streams and etcd are served, and one log line reports
-    the evictions.
+    """With three times as many connections as allowed, probes, streams and etcd are served; one line reports
+    evictions.
     """
     async with (
         narrow(etcd, "-n 256", *flags) as server,

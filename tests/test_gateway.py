@@ -18,9 +18,7 @@ SVC, KEY = KeyRange("prefix", b"/svc/"), KeyRange("key", b"/svc/a")
 
 
 def subscribe(gateway: Gateway, watched: KeyRange, address: str = "") -> Subscriber:
-    """Subscribe before the gateway runs: the gateway does not know yet that etcd is away, so the feed waits for
-    etcd.
-    """
+    """Subscribe before the gateway runs: it does not know yet that etcd is away, so the feed waits for etcd."""
     return gateway.registry.subscribe(watched, address=address, user_agent="u", request_id="r", has_cursor=False)
 
 

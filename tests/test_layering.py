@@ -1,6 +1,4 @@
-"""Which room may import which: the core decides and imports no other room; its shells import the core and not each
-other.
-"""
+"""Which room may import which: the core imports no other room; its shells import the core and not each other."""
 
 from __future__ import annotations
 
@@ -78,9 +76,7 @@ def forbidden(room: str, source: str, package: str) -> list[str]:
 
 
 def own_names(source: str) -> Iterator[str]:
-    """The places where *source* uses the name ``app``: the wheel installs the package under another name. Docstrings
-    may use it.
-    """
+    """The places where *source* uses the name ``app``, except docstrings: the wheel installs it under another name."""
     tree = ast.parse(source)
     rooms = "|".join(sorted(path.stem for path in APP.iterdir() if not path.name.startswith("_")))
     said = re.compile(rf"\bapp\.({rooms})\b|-m app\b|\b(from|import) app\b")
@@ -152,9 +148,7 @@ def test_no_import_goes_back() -> None:
 
 
 def test_files_import_each_other_in_no_circle() -> None:
-    """No files import each other in a circle, within a room either. An import only for types counts: such files cannot
-    be read apart.
-    """
+    """No files import each other in a circle, not even for types or within a room: they could not be read apart."""
     files = {".".join(path.relative_to(APP.parent).with_suffix("").parts): path for path in APP.rglob("*.py")}
     imported: dict[str, set[str]] = {}
     for name, path in files.items():

@@ -272,9 +272,7 @@ PASSWORD = {"etcd_password_file": "/e"}
 
 
 def test_no_password_behind_the_user() -> None:
-    """etcdctl takes user:password; here the password would be visible in a process list. The message does not repeat
-    it.
-    """
+    """etcdctl takes user:password; here a process list would show the password. The message does not repeat it."""
     (line,) = refused(etcd_user="root:hunter2", **PASSWORD)
 
     assert line.startswith("GATEWAY_ETCD_USER (--etcd-user): ")
@@ -291,9 +289,7 @@ def test_no_password_in_an_endpoint() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
 def test_refuses_to_be_open_by_accident(host: str) -> None:
-    """On an address that is not loopback the user must name the prefixes that may be read; '' deliberately allows
-    all.
-    """
+    """On an address that is not loopback, the readable prefixes must be named; '' deliberately allows all."""
     (line,) = refused(host=host)
 
     assert "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
@@ -342,9 +338,7 @@ NOT_A_FENCE = [
 @pytest.mark.parametrize("source", ["flag", "environment"])
 @pytest.mark.parametrize("text", NOT_A_FENCE)
 def test_what_is_no_fence(text: str, source: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An invalid prefix is refused, whatever rendered it: it must neither open every key nor shut out the keys that it
-    means.
-    """
+    """An invalid prefix is refused, whatever rendered it: it must neither open every key nor shut out its own keys."""
     if source == "environment":
         monkeypatch.setenv("GATEWAY_ALLOW_PREFIXES", text)
     (line,) = refused(host=host, **({"allow_prefixes": text} if source == "flag" else {}))
@@ -475,9 +469,7 @@ def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
     "text", [" a", "a ", "\u00a0", "a\n", "a\x7f", "\udcff", '""', "'a'", '"a"', "null", "None", "<no value>", "[]"]
 )
 def test_no_text(name: str, text: str) -> None:
-    """A text is refused that is invisible in a log, is not UTF-8, is still quoted, or is a template's way to write
-    nothing.
-    """
+    """A text is refused that is invisible in a log, not UTF-8, still quoted, or a template's way to write nothing."""
     (line, *_more) = refused(**{name: text, "allow_prefixes": "", "etcd_password_file": "/a" * (name == "etcd_user")})
 
     assert line.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): ")
@@ -561,9 +553,7 @@ def test_a_group_has_the_values_of_its_settings() -> None:
 
 @pytest.mark.parametrize(("kind", "prefix"), GROUPS)
 def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None:
-    """Types do not check ``Settings.group``: this test checks that every field is a setting, with the setting's
-    type.
-    """
+    """Types do not check ``Settings.group``; this does: every field is a setting, with the setting's type."""
     types = get_type_hints(Settings)
 
     assert {name: hint for name, _field, hint in fields_of(kind, prefix)} == {

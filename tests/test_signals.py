@@ -1,6 +1,4 @@
-"""Signals: which listener gets a signal, and that a signal without a listener has no effect. (Processes:
-tests/server.)
-"""
+"""Signals: which listener gets a signal, and that one without a listener has no effect. (Processes: tests/server.)"""
 
 from __future__ import annotations
 

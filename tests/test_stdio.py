@@ -31,9 +31,7 @@ def test_a_stream_that_is_not_a_file() -> None:
 
 
 def test_nobody_reads() -> None:
-    """The first failure is reported; then the stream is the null device, so that Python has nothing to flush again at
-    its end.
-    """
+    """The first failure is reported; then the stream is the null device, so that Python's end flushes nothing."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w", encoding="utf-8") as stream:

@@ -95,9 +95,7 @@ def found(kind: str) -> set[str]:
 
 @pytest.mark.parametrize(("kind", "allowed"), [("clocks", CLOCKS_ALLOWED), ("timeouts", TIMEOUTS_ALLOWED)])
 def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str, str]) -> None:
-    """Decide questions of time in the core, with a given clock; wait for conditions, with HANG; or give the reason in
-    the table.
-    """
+    """Decide questions of time in the core, with a given clock; wait for conditions, with HANG; or give the reason."""
     files = found(kind)
     named = {
         name: next((entry for entry in allowed if name == entry or name.startswith(f"{entry}/")), "") for name in files

@@ -1,6 +1,4 @@
-"""Tasks that fail by a defect: the process ends with a reason, or the one thing that the task did is ended. A defect is
-never silent.
-"""
+"""Tasks that fail by a defect: the process ends with a reason, or the task's own work is ended. No defect is silent."""
 
 from __future__ import annotations
 

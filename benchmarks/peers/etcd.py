@@ -79,9 +79,7 @@ async def gateway_portable() -> AsyncIterator[Peer]:
 
 @contextlib.asynccontextmanager
 async def naive() -> AsyncIterator[Peer]:
-    """FastAPI + sse-starlette + etcd3, one watch and a queue per subscriber: what people write once they share the
-    watch.
-    """
+    """FastAPI + sse-starlette + etcd3, one watch and a queue per subscriber: what people write to share the watch."""
     async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as kv:
         [port] = free_ports(1)
         process = await asyncio.create_subprocess_exec(

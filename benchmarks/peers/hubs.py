@@ -97,9 +97,7 @@ timeout=600
 
 
 class Publisher:
-    """Numbers events from 1 and POSTs them, each call over a separate connection: Pushpin closes the connection after
-    one.
-    """
+    """Numbers events from 1 and POSTs them, over a new connection for each call: Pushpin closes it after one."""
 
     def __init__(self, port: int, path: str, bodies: Callable[[range], list[bytes]]) -> None:
         self._port = port

@@ -180,9 +180,7 @@ async def test_a_page_does_not_lead_outside(etcd: EmbeddedEtcd, etcd_kv: EtcdCli
     ],
 )
 async def test_wrong_token(fenced: GatewayProcess, headers: dict[str, str]) -> None:
-    """A wrong token gets a 401 that names the scheme, before the gateway checks the rest of the request; an EventSource
-    gets it too.
-    """
+    """A wrong token gets a 401 that names the scheme, before any other check of the request, even as an EventSource."""
     for target in ("/v1/kv?prefix=/svc/", "/v1/watch?prefix=/svc/", "/v1/feeds", "/v1/kv?prefix=/other/", "/v1/watch"):
         for accept in ({}, EVENT_SOURCE):
             answer = await ask(fenced, target, {**headers, **accept})
@@ -399,9 +397,7 @@ async def test_cap_of_feeds(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_cap_of_feed_bytes(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """A feed that does not fit, at its start or by growing, is closed as too large; feeds that fit are served beside
-    it.
-    """
+    """A feed that does not fit, at its start or by growing, is closed as too large; others are served beside it."""
     for number in range(20):
         await etcd_kv.put(f"/large/{number}", "x" * 20_000)
     async with (
@@ -453,9 +449,7 @@ async def test_refusals_are_counted(etcd: EmbeddedEtcd, token_file: Path) -> Non
 
 
 async def test_etcd_absent() -> None:
-    """Without a view and without etcd, the answer is a 503, or a held stream for an EventSource, which comes back by
-    itself.
-    """
+    """Without a view and etcd, the answer is a 503, or a held stream for an EventSource, which comes back by itself."""
     async with gateway(NOWHERE) as server, httpx.AsyncClient(base_url=server.base) as http:
 
         async def known_to_be_away() -> bool:

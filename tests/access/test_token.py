@@ -45,9 +45,7 @@ def test_the_token_in_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"one\ntwo\n"])
 def test_no_token_in_a_file(tmp_path: Path, content: bytes | None) -> None:
-    """A file that is absent, empty, not text, or not valid in a header is refused: a gateway must not be open by
-    accident.
-    """
+    """A file that is absent, empty, not text, or not valid in a header is refused: no gateway is open by accident."""
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -83,9 +81,7 @@ def test_dates_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_link_that_is_swapped(tmp_path: Path) -> None:
-    """A swapped link is seen: Kubernetes replaces a Secret's content by renaming a link to a folder over the previous
-    link.
-    """
+    """A swapped link is seen: Kubernetes replaces a Secret by renaming a link to a folder over the previous link."""
     clock = Clock()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

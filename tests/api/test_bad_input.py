@@ -175,9 +175,7 @@ CHANGING = {"date", "x-request-id"}
      f"{KV}?prefix=%zz", "/nothing"],
 )  # fmt: skip
 async def test_head_is_get_without_a_body(line: Line, target: str) -> None:
-    """HEAD returns GET's status and headers and no body; the next answer on the connection belongs to the next
-    request.
-    """
+    """HEAD returns GET's status and headers and no body; the connection's next answer is for the next request."""
     head = await line.ask(target, "HEAD")
     assert (await line.ask("/livez")).body == b'{"status":"ok"}\n'
     if target.startswith(WATCH) and head.status == 200:
@@ -197,9 +195,7 @@ async def test_head_is_get_without_a_body(line: Line, target: str) -> None:
 
 
 async def test_a_head_of_a_stream_joins_nothing(server: GatewayProcess) -> None:
-    """A HEAD of a stream starts no feed, opens no stream, and leaves nothing; a client that has half-closed gets its
-    answer.
-    """
+    """A HEAD of a stream starts no feed, opens no stream, and leaves nothing; a half-closed client is answered."""
     before = await counted(server.base)
     for _ in range(20):
         stream = await request(f"{server.base}/v1/watch?prefix=/head/", method="HEAD")
@@ -236,9 +232,7 @@ async def test_a_body_that_nobody_asked_for(line: Line, path: str) -> None:
      "/../etc/passwd", "/v1/kv/" + "a" * 4000, "/redoc", "/favicon.ico"],
 )  # fmt: skip
 async def test_unknown_paths(line: Line, path: str) -> None:
-    """A path with another slash is unknown: a redirect would lose a proxy's prefix, and name a host that is not
-    ours.
-    """
+    """A path with another slash is unknown: a redirect would lose a proxy's prefix, and name a foreign host."""
     answer = await line.ask(f"{path}?prefix=/a/")
 
     assert answer.status == 404

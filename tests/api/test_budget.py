@@ -1,6 +1,4 @@
-"""The memory budget: nothing stays counted after a read, a snapshot or a stream, however it ends, and nothing is
-counted twice.
-"""
+"""The memory budget: nothing stays counted however a read, a snapshot or a stream ends, and nothing counts twice."""
 
 from __future__ import annotations
 
@@ -139,9 +137,7 @@ async def test_answers_give_way_to_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 
 
 async def test_states_that_are_not_read_to_their_end(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A snapshot that is not read to its end leaves nothing counted: its subscriber leaves meanwhile, or the snapshot
-    does not fit.
-    """
+    """A snapshot that is not read to its end, because its subscriber leaves or it does not fit, leaves nothing."""
     await fill(kv, "/b/", 30, 100_000)
     async with running(etcd, max_feed_bytes=2 << 20) as gateway:
         for _ in range(3):

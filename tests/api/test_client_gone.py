@@ -34,9 +34,7 @@ PATHS = (
 @pytest.mark.etcd
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_clients_that_reset_during_their_read(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -> None:
-    """A client may reset its connection at any moment of its read. ``gateway`` asserts that nothing is logged as an
-    error.
-    """
+    """A client may reset its connection at any moment of its read. ``gateway`` asserts that no error is logged."""
     for n in range(100):
         await kv.put(f"/svc/{n:03}", "x" * 20_000)
     async with gateway(etcd.endpoint, settings={"GATEWAY_SINK": sink}) as server:
@@ -64,9 +62,7 @@ async def test_clients_that_reset_during_their_read(etcd: EmbeddedEtcd, kv: Etcd
 
 
 class OneRequest:
-    """One request to an app with failing endpoints, on a server that does or does not report disconnects to its
-    connections.
-    """
+    """One request to an app with failing endpoints, on a server that does or does not report disconnects."""
 
     def __init__(self, *, told: bool) -> None:
         self.app = create_app(load({"etcd": NOWHERE}))

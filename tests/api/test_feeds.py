@@ -28,9 +28,7 @@ async def feeds(http: httpx.AsyncClient, query: str = "") -> list[dict[str, Any]
 
 
 async def test_one_feed_for_all_who_follow_a_range(http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd) -> None:
-    """All subscribers of a range share one feed, another range has another feed, and no feed is left when all have
-    gone.
-    """
+    """All subscribers of a range share one feed, another range has another, and none is left when all have gone."""
     clients = [Client(gateway, swallow, query) for query in (b"prefix=/svc/", b"prefix=/svc/", b"key=/svc/a")]
     for client in clients:
         await synced(client)

@@ -61,9 +61,7 @@ async def test_ready(http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd) 
 
 
 async def test_not_ready_before_etcd_was_in_reach() -> None:
-    """Before it has reached etcd, the gateway is not ready, and names the endpoint and the reason; the process is alive
-    nevertheless.
-    """
+    """A gateway that has not reached etcd is alive, but not ready, and names the endpoint and the reason."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     async with gateway.running(), client(gateway) as http:
 

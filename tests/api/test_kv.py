@@ -159,9 +159,7 @@ async def test_pages_are_of_one_revision(http: httpx.AsyncClient, etcd_kv: EtcdC
 
 
 async def test_pages_larger_than_one_range(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """A page that takes several Ranges has the requested length and counts all keys; the next page may have another
-    length.
-    """
+    """A page of several Ranges has the requested length and counts all keys; the next may have another length."""
     for start in range(0, 800, 100):
         await etcd_kv.transact({f"/long/{n:04}": "" for n in range(start, start + 100)})
     first = await read(http, "prefix=/long/&limit=700")
@@ -381,9 +379,7 @@ async def test_etcd_away_and_back() -> None:
 
 
 async def test_etcd_mute() -> None:
-    """When etcd keeps its connections but answers nothing, reads that are under way get a 503 while etcd is still
-    mute.
-    """
+    """When etcd keeps its connections but answers nothing, reads under way get a 503 while etcd is still mute."""
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint) as server,

@@ -27,9 +27,7 @@ def test_every_parameter_is_described() -> None:
 
 
 def test_the_limits_are_those_of_the_endpoint() -> None:
-    """The documented maximum is accepted, one more is refused, and the default is the limit of a request that names
-    none.
-    """
+    """The documented maximum is accepted, one more is refused, and the default is the limit of a plain request."""
     limit = parameters(openapi.KV)["limit"]
     assert kv.parse(b"prefix=").limit == limit["default"]
     for value in (limit["minimum"], limit["maximum"]):

@@ -345,9 +345,7 @@ async def test_admin_port(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_log(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """The log has one line for each start and each end, none for what happens between, and no stored or secret
-    value.
-    """
+    """The log has one line for each start and each end, none for what is in between, and no stored or secret value."""
     await etcd_kv.put("/log/a", "value-at-first")
     async with gateway(etcd.endpoint) as server, client(server.base) as http:
         async with (

@@ -1,6 +1,4 @@
-"""Errors as problems: what clients are told, and what about etcd they are never told (its address, the gateway's user
-there).
-"""
+"""Errors as problems: what clients are told, and what they are never told (etcd's address, the gateway's user)."""
 
 from __future__ import annotations
 

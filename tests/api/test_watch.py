@@ -20,9 +20,7 @@ A, B, C = (f"0123456{digit}-{digit}" for digit in "123")
 
 @pytest.mark.parametrize("names", [*itertools.combinations(("header", "lastEventId", "last_event_id"), 2), ("header",)])
 def test_the_newest_cursor_counts(names: tuple[str, ...]) -> None:
-    """The header beats ``lastEventId``, which beats ``last_event_id``: polyfills append to the URL that they were
-    given.
-    """
+    """The header beats ``lastEventId``, which beats ``last_event_id``: polyfills append to the URL they were given."""
     values = {"header": A, "lastEventId": B, "last_event_id": C}
     query = {name: values[name].encode() for name in names if name != "header"}
     header = A if "header" in names else None

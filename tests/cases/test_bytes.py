@@ -49,9 +49,7 @@ VALUES = [b"", b"\x00", b"text\r\n\ndata: \xe2\x80\xa9", b"\xff\xfe", TWIN]
 
 
 async def test_every_key_in_every_range(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive gateway decodes with replacement, splits lines at a key's newline, and computes a wrong range end for
-    ff.
-    """
+    """A naive gateway decodes with replacement, splits lines at a key's newline, and ends a range of ff wrongly."""
     values = itertools.cycle(VALUES)
     for key in KEYS:
         await kv.put(key, next(values))

@@ -28,9 +28,7 @@ async def read_some(stream: Stream, mirror: Mirror, count: int) -> None:
 
 @pytest.mark.one_etcd
 async def test_cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive `reset` keeps the old cursor: after a cut inside the snapshot, the client resumes with a mirror that it
-    has emptied.
-    """
+    """A naive `reset` keeps the old cursor: cut inside the snapshot, the client resumes with an emptied mirror."""
     for form in ("sse", "ndjson"):
         await cut_inside_a_snapshot(server, kv, form)
 
@@ -65,7 +63,7 @@ async def cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient, form: st
 
 @pytest.mark.one_etcd
 async def test_cut_inside_a_transaction(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive id on every event lets the client resume after the part of the transaction that it got: the rest is
+    """A naive id on every event lets the client resume after the part of a transaction that it got: the rest is
     lost.
     """
     client = Client()
@@ -90,9 +88,7 @@ async def test_cut_inside_a_transaction(server: GatewayProcess, kv: EtcdClient) 
 
 
 async def test_etcd_is_cut_off_between_two_fragments(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive gateway publishes each fragment as it comes, or joins fragments from before the cut to those from after
-    it.
-    """
+    """A naive gateway publishes each fragment as it comes, or joins fragments from before and after the cut."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID
     for start in range(0, 700, 100):
         puts = [rpc.PutRequest(key=b"/svc/%04000d" % n, value=b"v", lease=lease) for n in range(start, start + 100)]

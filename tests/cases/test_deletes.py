@@ -62,9 +62,7 @@ async def the_last_thing_was_a_delete(server: GatewayProcess, kv: EtcdClient, ot
 
 
 async def test_the_last_thing_was_a_delete_and_is_compacted(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive watch from the cursor is accepted, and etcd <= 3.5.17 leaves out the delete at the compaction
-    revision.
-    """
+    """A naive watch from the cursor is accepted, and etcd <= 3.5.17 omits the delete at the compaction revision."""
     for others in (0, 5):
         await kv.put("/svc/gone", "1")
         client = Client()
@@ -109,9 +107,7 @@ async def test_a_delete_at_the_compaction_while_cut_off(etcd: EmbeddedEtcd, kv: 
 
 
 async def test_a_delete_at_the_compaction_right_behind_the_tip(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive watch at tip+1 is not compacted if tip+1 is the compaction revision: etcd accepts it, without the delete
-    there.
-    """
+    """A naive watch at tip+1 is accepted if tip+1 is the compaction revision, and etcd omits the delete there."""
     await kv.transact({"/svc/gone": "1", "/svc/stays": "1"})
     for n in range(10):
         tip = await kv.put("/other", str(n))
@@ -194,9 +190,7 @@ async def test_the_compaction_passes_a_quiet_range(
 
 
 async def test_compacted_between_two_pages_of_a_snapshot(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive snapshot continues with pages of a newer revision: a state that never was, and deletes that never
-    come.
-    """
+    """A naive snapshot continues with pages of a newer revision: a state that never was, and deletes never come."""
     for start in range(0, 3000, 100):
         await kv.transact({f"/svc/{n:04}": "x" * 500 for n in range(start, start + 100)})
     async with valve(etcd.endpoint) as between, gateway(between.endpoint) as server:

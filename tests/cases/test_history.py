@@ -50,9 +50,7 @@ async def old_client(fake: SlowEtcd, base: str) -> Client:
 
 
 async def test_an_old_cursor_costs_those_who_follow_nothing(fake: SlowEtcd) -> None:
-    """While an old cursor waits in vain, followers get their events; then it is reset, and the next old cursor is reset
-    at once.
-    """
+    """While an old cursor waits in vain, followers get their events; it is reset, and the next one at once."""
     async with gateway(fake.endpoint, settings=SETTINGS) as server:
         old = await old_client(fake, server.base)
         async with joined(server.base) as (follower,):
@@ -106,9 +104,7 @@ async def test_a_start_for_an_old_cursor_costs_those_who_join_nothing(fake: Slow
 
 
 async def test_many_histories_take_turns(fake: SlowEtcd) -> None:
-    """When more ranges want history than may read at a time, the rest wait, and etcd holds a bounded amount for
-    them.
-    """
+    """When too many ranges want to read history, the rest wait, and etcd holds a bounded amount for them."""
     ranges = [f"/r{n:03}/" for n in range(60)]
     for prefix in ranges:
         fake.put(f"{prefix}a".encode(), b"0")
@@ -160,7 +156,7 @@ async def test_a_joiner_of_a_feed_in_doubt_is_told(fake: SlowEtcd) -> None:
 
 
 async def test_a_cursor_that_nobody_can_judge_is_told(fake: SlowEtcd) -> None:
-    """A cursor that is ahead of a served feed while etcd is away is refused: a state older than the cursor must not be
+    """A cursor ahead of a served feed is refused while etcd is away: a state older than the cursor must not be
     shown.
     """
     async with gateway(fake.endpoint, settings=STALE_SOON) as server, joined(server.base) as (follower,):

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def test_transactions_divided_by_fragments(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive feed takes a fragment for whole revisions: the second half of a transaction becomes a revision of its
-    own.
-    """
+    """A naive feed takes a fragment for whole revisions: half of a transaction becomes a revision of its own."""
     await kv.put("/svc/a", "1")
     async with (
         proxy(etcd.endpoint) as between,

@@ -1,6 +1,4 @@
-"""An answer that is larger than gRPC's message limit: its watch goes on without it, and so do the watch's
-neighbours.
-"""
+"""An answer that is larger than gRPC's message limit: its watch and the watch's neighbours continue."""
 
 from __future__ import annotations
 

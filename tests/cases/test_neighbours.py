@@ -35,9 +35,7 @@ async def holds(fake: FakeEtcd, watchers: int, streams: int = 1) -> None:
 
 
 def cancel(fake: FakeEtcd, prefix: bytes, reason: str) -> int:
-    """Cancel a watch as etcd does on its own: the watcher stays counted, but gets nothing more. Return the watch's
-    id.
-    """
+    """Cancel a watch as etcd does: the watcher stays counted, but gets nothing more. Return the watch's id."""
     ((call, watcher),) = [(c, w) for c in fake.calls for w in c.watchers.values() if w.start == prefix]
     watcher.compacted = True
     call.answers.put_nowait(
@@ -131,9 +129,7 @@ async def test_a_watch_that_compaction_cancels_beside_others(etcd: EmbeddedEtcd,
 
 @pytest.mark.process
 async def test_a_long_catch_up_beside_live_events(fake: FakeEtcd, truth: EtcdClient) -> None:
-    """A naive client has all watches on one stream: live events queue up after the history of another client's
-    range.
-    """
+    """A naive client has all watches on one stream: live events wait for the history of another client's range."""
     fake.txn([(b"/live/a", b"1"), (b"/big/a", b"1")])
     settings = {"GATEWAY_LOG_BYTES": "64MiB", "GATEWAY_LOG_BATCHES": "10000"}
     async with (

@@ -1,6 +1,4 @@
-"""A proxy that acts in the middle of etcd's answers: after so many bytes it cuts the connection, or holds the rest
-back.
-"""
+"""A proxy that acts in the middle of etcd's answers: after so many bytes it cuts or holds back the connection."""
 
 from __future__ import annotations
 

@@ -141,9 +141,7 @@ async def test_with_a_token_and_an_admin_port(etcd: EmbeddedEtcd, tmp_path: Path
 
 
 async def test_several_members() -> None:
-    """Each etcd member counts only the watches that it serves: the check asks all members, or the one that the gateway
-    names.
-    """
+    """An etcd member counts only the watches that it serves: the check asks all, or the one that the gateway names."""
     async with EmbeddedCluster(3) as cluster, gateway(",".join(cluster.endpoints)) as server:
         metrics = [f"{endpoint}/metrics" for endpoint in cluster.endpoints]
         flags = ("--url", server.base, "--streams", "8", "--rounds", "2")

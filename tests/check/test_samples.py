@@ -95,9 +95,7 @@ async def test_where_the_start_is_not_known() -> None:
 
 
 async def test_the_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quiet begins when the check says so, and again whenever a client comes, even if that client has left
-    again.
-    """
+    """The quiet begins when the check says so, and again when a client comes, even if the client has left again."""
     now = 100.0
     monkeypatch.setattr("app.check.samples.time.monotonic", lambda: now)
     world = World()

@@ -191,9 +191,7 @@ def test_a_leak_that_the_gateway_counts(world: World, number: int, rounds: int, 
 
 @given(world=worlds, number=st.integers(2, 100), rounds=st.integers(1, 4), leak=st.sampled_from(UNKNOWN), late=noises)
 def test_a_leak_that_only_etcd_counts(world: World, number: int, rounds: int, leak: str, late: Noise) -> None:
-    """The leak is suspected until etcd's counts have stood still without streams; after only one round it stays
-    suspected.
-    """
+    """A leak is suspected until etcd's counts have stood still without streams; after one round it stays suspected."""
     world.leak = leak
     before, done = play(world, number, still(rounds))
     quiet = [world.look(0), world.look(0)]

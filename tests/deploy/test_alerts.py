@@ -1,6 +1,4 @@
-"""The chart's alerts: promtool shows that each fires on its own fault and on nothing else, and each is in the
-runbook.
-"""
+"""The chart's alerts: promtool shows that each fires on its own fault and nothing else, and each is in the runbook."""
 
 from __future__ import annotations
 
@@ -278,7 +276,7 @@ def missing(start: float, end: float, shape: Shape, after: Shape | None = None) 
 
 
 def rollout() -> World:
-    """Pods c and d replace a and b, one at a time; the clients of a stopped pod go to the remaining pods. Counters
+    """Pods c and d replace a and b, one at a time; a stopped pod's clients go to the remaining pods. Counters
     restart.
     """
     crowd: dict[str, Shape] = {}
@@ -339,9 +337,7 @@ def etcd_restarts() -> World:
 
 
 def foreign_client() -> World:
-    """A foreign client comes with 2,000 watchers on 50 streams, restarts, comes back, and opens and closes one watcher
-    all the time.
-    """
+    """A foreign client comes with 2,000 watchers on 50 streams, restarts, and opens and closes one all the time."""
 
     def present(minute: float) -> int:
         return int(30 <= minute < 50 or minute >= 55)
@@ -489,9 +485,7 @@ def test_matchers() -> None:
 
 
 def test_what_is_left_out() -> None:
-    """Without etcd's metrics its alerts could not fire, and without replicas none can be missing: those rules are left
-    out.
-    """
+    """Without etcd's metrics its alerts, and without replicas the alerts about missing ones, are left out."""
     etcd = {"EtcdWatchStreamsGrow", "EtcdWatchersGrow"}
 
     assert set(alerts()) - set(alerts(*ON, "--set", "prometheusRule.etcdMetrics=false")) == etcd
@@ -521,9 +515,7 @@ def test_metrics_and_reasons_exist() -> None:
 
 
 def test_runbook() -> None:
-    """Every alert has an entry and every entry an alert; each entry explains the alert, where to look and what to
-    do.
-    """
+    """Every alert has an entry and every entry an alert; each explains the alert, where to look and what to do."""
     text = (TOP / "docs" / "runbook.md").read_text(encoding="utf-8")
     entries = re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
 

@@ -469,9 +469,7 @@ def test_autoscaling(tool: Path) -> None:
 
 
 def test_ingress(tool: Path) -> None:
-    """The Ingress has exactly two paths for each host, to the Service's port, with what a stream needs of
-    ingress-nginx.
-    """
+    """The Ingress has exactly two paths for each host, to the Service's port, and ingress-nginx' stream settings."""
     found = manifests(template(tool, *CHOICE, "--set", "ingress.enabled=true,ingress.hosts={a.example,b.example}"))
     ingress, service = found["Ingress"], found["Service"]
 
@@ -528,9 +526,7 @@ def test_http_route(tool: Path) -> None:
 
 
 def test_network_policy(tool: Path) -> None:
-    """Clients may reach the public port, Prometheus the admin port, and the gateway DNS and etcd; nothing else is
-    allowed.
-    """
+    """Clients may reach the public port, Prometheus the admin port, the gateway DNS and etcd; nothing else is open."""
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
     spec = found["NetworkPolicy"]["spec"]
     clients, metrics = spec["ingress"]
@@ -556,9 +552,7 @@ def test_network_policy(tool: Path) -> None:
 
 
 def test_network_policy_without_peers(tool: Path) -> None:
-    """Without peers, everyone may reach the public port, nobody the admin port, and the gateway the ports of all
-    endpoints.
-    """
+    """Without peers, all may reach the public port, none the admin port, and the gateway the ports of all endpoints."""
     endpoints = "etcd.endpoints={http://a:2379,http://b:2379,http://c:4001}"
     found = manifests(template(tool, *CHOICE, "--set", "networkPolicy.enabled=true", "--set", endpoints))
     spec = found["NetworkPolicy"]["spec"]

@@ -134,9 +134,7 @@ def test_configuration(config: dict[str, Any]) -> None:
 
 
 def test_content(root: Path) -> None:
-    """The image has what runs, and no tools: no build backend, no pip in the venv, no pip cache, no etcd, nothing of
-    the checkout.
-    """
+    """The image has what runs and no tools: no build backend, pip, pip cache, etcd, nor anything of the checkout."""
     packages = {path.name for path in root.glob("opt/venv/lib/python3.*/site-packages/*")}
 
     assert "fastapi" in packages
@@ -154,9 +152,7 @@ def test_content(root: Path) -> None:
 
 
 def test_size(root: Path) -> None:
-    """The size that the product adds to the base: 62 MB were measured, of which grpcio and uvloop are 35, Swagger UI
-    3.
-    """
+    """The product's size above the base: 62 MB were measured, of which grpcio and uvloop are 35, Swagger UI 3."""
     files = [path for path in (root / "opt" / "venv").rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
 
@@ -164,9 +160,7 @@ def test_size(root: Path) -> None:
 
 
 def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path: Path) -> None:
-    """The gateway listens on all interfaces, so it refuses to start without a choice of the prefixes that may be
-    read.
-    """
+    """The gateway listens on all interfaces, so it refuses to start without a choice of readable prefixes."""
     bundle(root, config, tmp_path / "bundle")
     with running(tmp_path / "bundle") as process:
         output, _ = process.communicate(timeout=HANG)

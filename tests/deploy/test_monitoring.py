@@ -1,6 +1,4 @@
-"""A real Prometheus scrapes real gateways: the alerts fire on leaks and are quiet otherwise, and every panel shows
-data.
-"""
+"""A real Prometheus scrapes real gateways: the alerts fire on leaks and only then, and every panel shows data."""
 
 from __future__ import annotations
 
@@ -194,9 +192,7 @@ async def filled_in(server: Prometheus, expression: str) -> str:
 
 
 async def test_every_panel_shows_data(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """Prometheus accepts each expression, and each has series; where something must have happened, the value is more
-    than 0.
-    """
+    """Prometheus accepts each expression, and each has series; a series that must have counted is more than 0."""
     busy = {"Subscribers", "Feeds by state", "Watchers: ours and etcd's", "Watch streams: ours and etcd's", "Keys"}
     async with (
         gateway(etcd.endpoint, settings=SETTINGS, quick=False) as running,

@@ -1,6 +1,4 @@
-"""``make release`` in its short form: wheel, sdist, chart, checksums. The image and the SBOM take minutes, and a
-registry.
-"""
+"""``make release`` without image and SBOM, which take minutes and a registry: wheel, sdist, chart, checksums."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ def _taken() -> Iterator[int]:
 
 
 class Dev:
-    """``python -m app dev`` as a terminal runs it: in its own process group, with a scratch folder that the tests look
-    into.
-    """
+    """``python -m app dev`` as a terminal runs it: in its own process group, with a scratch folder to inspect."""
 
     def __init__(self, process: asyncio.subprocess.Process, scratch: Path) -> None:
         self.process = process
@@ -103,9 +101,7 @@ async def dev(scratch: Path, *flags: str) -> AsyncIterator[Dev]:
 @pytest.mark.etcd
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_dev(tmp_path: Path, number: int) -> None:
-    """``dev`` prints what to open, serves data that changes, and ends well with all that it started, streams
-    included.
-    """
+    """``dev`` prints what to open, serves data that changes, and ends with all that it started, streams included."""
     async with dev(tmp_path) as running:
         base = await running.ready()
         urls = re.findall(r"http://127\.0\.0\.1:\d+/[^\s']*", running.text)

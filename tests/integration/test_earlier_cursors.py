@@ -66,9 +66,7 @@ async def write(kv: EtcdClient, value: str) -> None:
 
 
 async def recorded(server: GatewayProcess) -> dict[str, list[str]]:
-    """The cursors that the gateway gives out now, by path and query: the last cursor of a stream, and the cursor of a
-    read.
-    """
+    """The cursors that the gateway gives out now, by path and query: a stream's last cursor, and a read's."""
     found: dict[str, list[str]] = {}
     for query in QUERIES:
         async with await watch(server.base, query) as stream:

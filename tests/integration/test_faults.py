@@ -133,9 +133,7 @@ async def _put(kv: EtcdClient) -> bool:
 
 
 async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Events that etcd compacted meanwhile cannot be sent: the client gets a reset with `compacted`, and the
-    snapshot.
-    """
+    """Events that etcd compacted meanwhile cannot be sent: the client gets a `compacted` reset and the snapshot."""
     async with proxy(etcd.endpoint) as between, gateway(between.endpoint) as server, AsyncExitStack() as stack:
         await write(kv, random.Random(1), 50)
         followers = await stack.enter_async_context(follow(server.base, 5))
@@ -152,7 +150,7 @@ async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
 
 
 async def test_cut_off_is_said(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """On a frozen connection (nothing comes, nothing closes) the stream is stale within the bound, and live again
+    """On a frozen connection (nothing comes, nothing closes) the stream is stale within the bound, and live
     afterwards.
     """
     async with (
@@ -188,9 +186,7 @@ async def test_fail_over_to_another_member() -> None:
 
 
 async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A feed without any event resumes from its snapshot's newest key, while the keys of other ranges change all the
-    time.
-    """
+    """A feed without any event resumes from its snapshot's newest key, while other ranges' keys change."""
     await kv.put("/quiet/a", "1")
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
         followers = await stack.enter_async_context(follow(server.base, 3, "/quiet/"))
@@ -205,9 +201,7 @@ async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -
 
 
 async def test_revision_larger_than_a_fragment(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """The end of a lease deletes 3 MB of keys at one revision: etcd sends fragments, and the gateway sends one
-    revision.
-    """
+    """A lease's end deletes 3 MB of keys at one revision: etcd sends fragments, and the gateway sends one revision."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID
     for start_at in range(0, 3000, 100):
         operations = [

@@ -52,9 +52,7 @@ async def on_another_host(
 
 
 async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Subscribers are notified that their view is stale, and then get everything that they have missed, without a
-    reset.
-    """
+    """Subscribers are notified that their view is stale, and then get all that they have missed, without a reset."""
     async with (
         on_another_host(etcd, **STALE_SOON) as (_running, url, to_etcd, _),
         await watch(url, "prefix=/svc/") as stream,
@@ -80,9 +78,7 @@ async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) 
 
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -> None:
-    """A vanished client is disconnected although there is nothing to send but heartbeats; its watch is released,
-    too.
-    """
+    """A vanished client is disconnected although only heartbeats are sent to it; its watch is released, too."""
     settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_SINK": sink}
     async with on_another_host(etcd, **settings) as (running, url, _, to_clients):
         stream = await watch(url, "prefix=/svc/")

@@ -99,7 +99,7 @@ async def read(server: GatewayProcess, query: str) -> tuple[int, int]:
 
 @pytest.mark.one_etcd
 async def test_states_read_at_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Of 12 nested prefixes of 10 MB, as many as fit are served, the others get `too-large`, and no byte is over the
+    """Of 12 nested prefixes of 10 MB, as many as fit are served, the others get `too-large`; no byte is over the
     bound.
     """
     prefixes = ["/n/" + "a/" * depth for depth in range(12)]
@@ -208,9 +208,7 @@ async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClie
 
 
 async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """When both views do not fit, the old view is dropped first. Its readers get stale, then a reset; a joiner
-    waits.
-    """
+    """When both views do not fit, the old view goes first. Its readers get stale, then a reset; a joiner waits."""
     await fill(kv, "/svc/", count=110, size=100_000)
     async with proxy(etcd.endpoint) as between, bounded(between.endpoint) as (server, peak):
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]

@@ -63,9 +63,7 @@ async def event_by_event(stream: Stream, kv: EtcdClient, count: int = 5) -> None
 async def test_events_arrive_one_by_one(
     server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str
 ) -> None:
-    """Events arrive one by one without a buffering setting in nginx; a client that leaves, by FIN or RST, is
-    released.
-    """
+    """Events arrive one by one without a buffering setting in nginx; a client that leaves by FIN or RST is released."""
     async with nginx(tmp_path / "nginx", [server.base], config) as front:
         async with await watch(front.base, "prefix=/svc/") as stream:
             await stream.until("synced")
@@ -83,9 +81,7 @@ async def test_events_arrive_one_by_one(
 
 
 async def test_with_the_header_ignored_events_are_held_back(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """With the header ignored, nginx holds events back: an HTTP/1.0 body ends with its connection, and nginx waits for
-    that end.
-    """
+    """With the header ignored, nginx holds events back: an HTTP/1.0 body ends with its connection, and nginx waits."""
     async with (
         gateway(etcd.endpoint) as server,
         nginx(tmp_path / "nginx", [server.base], IGNORING) as front,
@@ -339,7 +335,7 @@ async def test_an_event_source_outlives_an_outage(
 
 @pytest.mark.parametrize("kept", [True, False], ids=["as in the recipe", "without max_fails=0"])
 async def test_gateways_that_are_back_are_used(etcd: EmbeddedEtcd, tmp_path: Path, kept: bool) -> None:
-    """After a refused connection nginx, by default, skips every gateway for a while, and answers 502 although they are
+    """After refused connections nginx, by default, skips the gateways for a while: it answers 502 though they are
     back.
     """
     config = recipe("streams")
@@ -398,9 +394,7 @@ def by_prefix(config: str) -> str:
 
 
 async def test_hash_sends_a_prefix_to_one_gateway(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """With the hash, etcd has one watch for each prefix, not one for each gateway; a stopped gateway's prefixes go to
-    the other.
-    """
+    """With the hash, etcd has one watch for each prefix, not for each gateway; a stopped gateway's prefixes move."""
     prefixes = [f"/svc/{number}/" for number in range(20)]
     async with contextlib.AsyncExitStack() as stack:
         ones = [

@@ -57,8 +57,8 @@ def test_what_is_not_run_says_so() -> None:
 
 @pytest.mark.parametrize("major", [3, 4])
 def test_the_chart_takes_the_values(major: int) -> None:
-    """The chart accepts the values of ``helm upgrade`` and ``helm install``; without a cluster nothing else can be
-    tested.
+    """The chart accepts the values of ``helm upgrade`` and ``helm install``; more cannot be tested without a
+    cluster.
     """
     lines = re.findall(r"^helm (?:upgrade|install) .*", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) == 2
@@ -93,9 +93,7 @@ async def shell(etcd: EmbeddedEtcd, folder: Path, text: str, user: str = "") -> 
 
 
 async def test_the_gateways_user(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """A user made by the documented commands may read the served prefixes and a single key; it may neither read more
-    nor write.
-    """
+    """A user made by the documented commands may read the served prefixes and a single key, but no more, nor write."""
     secret = tmp_path / "gateway-password"
     secret.write_text("hunter2\n")
     (tmp_path / "root-password").write_text("top-secret\n")

@@ -87,7 +87,7 @@ async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: Embedded
 async def test_a_request_behind_a_stream_does_not_hide_that_its_client_goes(
     etcd: EmbeddedEtcd, later: bool, reset: bool
 ) -> None:
-    """uvicorn would queue the second request, stop reading, and hold the watch until its own writes fail (45 s were
+    """uvicorn would queue the second request, stop reading, and hold the watch until its writes fail (45 s were
     seen).
     """
     # Without a heartbeat no write can fail.
@@ -194,9 +194,7 @@ async def _is(found: Awaitable[object], expected: object) -> bool:
 
 @pytest.mark.one_etcd
 async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
-    """At SIGTERM each stream gets its position, a close, and its proper end; etcd holds nothing; the exit status is
-    0.
-    """
+    """At SIGTERM each stream gets its position, a close, and its proper end; etcd holds nothing; the status is 0."""
     async with gateway(etcd.endpoint) as server:
         streams = [await watch(server.base, f"prefix=/svc/{n % 3}/") for n in range(30)]
         for stream in streams:

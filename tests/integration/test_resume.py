@@ -31,7 +31,7 @@ def patience(version: tuple[int, int, int]) -> dict[str, str]:
 async def test_fresh_process_resumes_after_a_delete(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
-    """The last event of the range is a delete, and then the keys of other ranges changed: only progress proves the
+    """The range's last event is a delete, and then the keys of other ranges changed: only progress proves the
     delete.
     """
     await kv.put("/svc/a", "1")
@@ -53,9 +53,7 @@ async def test_fresh_process_resumes_after_a_delete(
 
 
 async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
-    """Other ranges' keys moved etcd on, and the feed of a quiet prefix has not noticed: the feed must catch up, or
-    reset.
-    """
+    """Other ranges moved etcd on, and the feed of a quiet prefix has not noticed: the feed must catch up, or reset."""
     await kv.put("/svc/a", "1")
     settings = patience(version)
     async with gateway(etcd.endpoint, settings=settings) as server, await watch(server.base, "prefix=/svc/") as first:
@@ -77,7 +75,7 @@ async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, 
 
 
 async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
-    """The cursor is below the log's floor: with trusted progress the one watch reaches back, otherwise the client is
+    """For a cursor below the log's floor, the one watch reaches back if progress is trusted; otherwise it is a
     reset.
     """
     await kv.put("/svc/a", "0")
@@ -140,9 +138,7 @@ async def test_compacted_cursor(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 
 async def test_slow_reader_lags(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A reader that falls behind the log gets a reset with `lagged`, and the snapshot in the same stream; others are
-    not affected.
-    """
+    """A reader behind the log gets a `lagged` reset and the snapshot in the same stream; others are not affected."""
     settings = {"GATEWAY_LOG_BATCHES": "5", "GATEWAY_SEND_TIMEOUT": "600s"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         slow = await watch(server.base, "prefix=/svc/", receive_buffer=4096)

@@ -48,7 +48,7 @@ async def test_snapshot_then_live(server: GatewayProcess, kv: EtcdClient) -> Non
 
 
 async def test_transaction_is_one_revision(server: GatewayProcess, kv: EtcdClient) -> None:
-    """All events of a transaction but the last carry ``more``, only the last has the id; deletes carry key and
+    """All events of a transaction but the last have ``more``, only the last has the id; deletes have key and
     revision.
     """
     await kv.put("/svc/a", "1")
@@ -195,9 +195,7 @@ async def test_ndjson_is_the_same_objects(server: GatewayProcess, kv: EtcdClient
 
 @pytest.mark.one_etcd
 async def test_bytes_survive(server: GatewayProcess, kv: EtcdClient) -> None:
-    """Keys and values that are not text are base64, and marked as such; a key's identity is its text and its
-    encoding.
-    """
+    """Keys and values that are not text are base64, and marked as such; text and encoding identify a key."""
     await kv.put(b"/b/\xff\x00\n", b"\x80\x81")
     await kv.put(b"/b/L2IvAA==", "a\r\n\u2028b")
     async with await watch(server.base, "prefix=/b/") as stream:

@@ -84,9 +84,7 @@ async def test_signals_come_until_the_end(number: int, period: float) -> None:
 @linux
 @pytest.mark.etcd
 async def test_signals_come_until_the_end_of_streams(etcd: EmbeddedEtcd) -> None:
-    """The same holds with subscribers, who get the reason for their close; a SIGHUP among the signals changes
-    nothing.
-    """
+    """The same holds with subscribers, who get the reason for their close; a SIGHUP in between changes nothing."""
     running = await start("--port=0", f"--etcd={etcd.endpoint}")
     await running.listening()
     async with contextlib.AsyncExitStack() as stack:
@@ -113,7 +111,7 @@ def catches(pid: int, number: int) -> bool:
 @pytest.mark.parametrize("command", ["serve", "dev"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_while_it_starts(command: str, number: int) -> None:
-    """A signal after the first handler is installed, long before the gateway listens, stops the gateway with status
+    """A signal after the first handler is installed, long before the gateway listens, ends the gateway with status
     0.
     """
     process = await asyncio.create_subprocess_exec(
@@ -276,9 +274,7 @@ def all_of(descriptor: int) -> list[dict[str, object]]:
 
 
 async def test_a_stalled_reader_stops_nothing() -> None:
-    """With a full pipe on standard error, the gateway still serves, drops lines beyond its bound, and reports their
-    number.
-    """
+    """With a full pipe on standard error, the gateway still serves, drops lines beyond its bound, and counts them."""
     reading, writing = os.pipe()
     async with quiet_gateway(writing) as (process, http):
         os.close(writing)

@@ -76,9 +76,7 @@ async def connection(port: int) -> AsyncIterator[Asker]:
 
 
 async def test_a_connection_is_kept() -> None:
-    """A connection is kept longer than load balancers keep theirs (60 s), and clients are told how long, so that they
-    leave first.
-    """
+    """A connection is kept for longer than by load balancers (60 s), and clients are told so that they leave first."""
     async with gateway(NOWHERE) as server, connection(server.port) as one:
         first, second = await one.ask(), await one.ask()
 
@@ -165,9 +163,7 @@ def run(work: object) -> None:
 
 
 def test_a_request_that_comes_when_the_time_is_over() -> None:
-    """A request came while the loop was busy, and the timer is due before the read: the request is answered, not
-    reset.
-    """
+    """A request came while the loop was busy, and the timer is due before the read: it is answered, not reset."""
 
     async def work() -> None:
         async with Served("0.2s") as served, connection(served.port) as one:
@@ -235,9 +231,7 @@ def test_connections_are_counted_through_their_life() -> None:
 
 
 def used_names() -> dict[str, set[str]]:
-    """The names of uvicorn's classes that app/server/protocol.py reads, sets, calls and overrides, found in its
-    source.
-    """
+    """The names of uvicorn's classes that app/server/protocol.py reads, sets, calls and overrides, from its source."""
     tree = ast.parse(inspect.getsource(protocol_module))
     (own,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GatewayProtocol")
     methods = {node.name for node in own.body if isinstance(node, ast.FunctionDef)}
@@ -263,9 +257,7 @@ def test_what_is_used_of_uvicorn_is_listed() -> None:
 
 
 async def test_what_is_used_of_uvicorn_is_there() -> None:
-    """The installed uvicorn has every name in the list: otherwise the first request that needs a missing name would
-    fail.
-    """
+    """The installed uvicorn has every name in the list: otherwise the first request that needs it would fail."""
     settings = load({"etcd": NOWHERE})
     config = make_config(create_app(gateway=Gateway(settings)), settings, Admission(Capacity(100, 10)))
     config.load()

@@ -81,9 +81,7 @@ async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayP
 
 
 async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
-    """Rubbish after a stream's request gets no answer: the client would take an answer inside the stream for its
-    data.
-    """
+    """Rubbish after a stream's request gets no answer: the client would take the answer for the stream's data."""
     async with await open_stream(server.base, "prefix=/a/") as stream:
         await stream.until("synced")
         stream.writer.write(b"RUBBISH\r\n\r\n")
@@ -158,9 +156,7 @@ async def test_a_head_that_does_not_end(hasty: GatewayProcess, before: str) -> N
 
 
 async def test_a_connection_that_says_nothing(hasty: GatewayProcess) -> None:
-    """A silent connection is closed without an answer, which a browser would take for the answer to its next
-    request.
-    """
+    """A silent connection is closed without an answer: a browser would take it for the answer to its next request."""
     line = Line(hasty.port)
     await line.send(b"")
     assert await line.rest() == b""
@@ -187,9 +183,7 @@ async def test_a_byte_behind_an_answer(hasty: GatewayProcess, request_: bytes, b
     "behind", [GET, GET + b"\r\n", (GET + b"\r\n") * 2, GET + b"\r\n" + GET], ids=["half", "one", "two", "one-and-half"]
 )
 async def test_requests_behind_that_of_a_stream(hasty: GatewayProcess, behind: bytes) -> None:
-    """The timeout is for the head alone: a stream outlives it, and no answer to another request gets into the
-    stream.
-    """
+    """The timeout is for the head alone: a stream outlives it, and gets no answer to another request inside."""
     line = Line(hasty.port)
     await line.send(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
     said = [await line.until(b"event: bookmark") for _ in range(3)]

@@ -56,9 +56,7 @@ async def stop(drain: float, drain_timeout: float, *seconds: float | None) -> li
 
 @pytest.mark.parametrize(("drain", "drain_timeout"), [(0.0, 5.0), (10.0, 5.0), (25.0, 0.5)])
 def test_held_clients_are_cut_off_at_the_end_of_the_drain(drain: float, drain_timeout: float) -> None:
-    """A stop does not wait for clients that have left; the others delay it by no more than the drain and its
-    timeout.
-    """
+    """A stop does not wait for clients that have left; the others delay it by at most the drain and its timeout."""
     aborted, took = virtually(stop(drain, drain_timeout, drain / 2, None, None))
     assert aborted == [None, drain + drain_timeout, drain + drain_timeout]
     assert drain + drain_timeout <= took <= drain + drain_timeout + 2 * POLL

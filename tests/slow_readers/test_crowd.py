@@ -36,9 +36,7 @@ def documented(what: str) -> int:
 
 
 async def round_of_puts(server: GatewayProcess, kv: EtcdClient, healthy: Sequence[Stream], size: int) -> float:
-    """The gateway's seconds of CPU until 40 puts have reached all readers: CPU time does not depend on what else
-    runs.
-    """
+    """The gateway's seconds of CPU until 40 puts have reached all readers: these do not depend on what else runs."""
     start = cpu_seconds(server.pid)
     reading = [asyncio.create_task(stream.changes(40)) for stream in healthy]
     for _ in range(40):
@@ -66,9 +64,7 @@ async def subscribers(server: GatewayProcess) -> int:
 async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
     etcd: EmbeddedEtcd, kv: EtcdClient, state: bool
 ) -> None:
-    """The costs are compared within one run, once the stuck clients' buffers are full; a second crowd reuses the memory
-    of the first.
-    """
+    """Costs are compared within one run, once the buffers are full; a second crowd reuses the first one's memory."""
     for n in range(100 if state else 1):
         await kv.put(f"/svc/state/{n}", "x" * 10_000)
     settings = {"GATEWAY_SEND_TIMEOUT": "300s", "GATEWAY_LOG_BYTES": "8MiB", "GATEWAY_SEND_BUFFER": f"{SEND_BUFFER}"}

@@ -42,9 +42,7 @@ async def has_heard(server: GatewayProcess, revision: int) -> bool:
 async def test_a_stalled_reader_keeps_its_place_and_catches_up_in_large_writes(
     etcd: EmbeddedEtcd, kv: EtcdClient
 ) -> None:
-    """A stalled reader gets everything that the log covers, in order, with no reset; the backlog comes in few
-    writes.
-    """
+    """A stalled reader gets all that the log covers, in order, with no reset; the backlog comes in few writes."""
     async with gateway(etcd.endpoint) as server:
         client = await stuck(server.base, "prefix=/svc/")
         async with closing(client):
@@ -168,9 +166,7 @@ async def writing(kv: EtcdClient, size: int, pause: float) -> AsyncIterator[None
 
 @pytest.mark.slow
 async def test_one_that_the_log_always_outruns_is_closed(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A reader that the log always outruns gets three snapshots in total, and then `too-slow`, with its cursor and a
-    retry delay.
-    """
+    """A reader that the log always outruns gets three snapshots, then `too-slow`, with its cursor and a retry delay."""
     for n in range(20):
         await kv.put(f"/svc/{n}", "x" * 30_000)
     settings = {"GATEWAY_LOG_BATCHES": "5", "GATEWAY_MIN_RATE": "0"}

@@ -1,6 +1,4 @@
-"""One revision that is larger than a log may be: clients that keep up get it, the others are reset, and nothing
-loops.
-"""
+"""One revision that is larger than a log may be: clients that keep up get it, the others are reset, nothing loops."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ async def reach(stream: Stream, mirror: Mirror, revision: int) -> None:
 
 
 async def test_who_is_current_gets_it(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A client that keeps up gets a large value, and many events in one transaction, as changes, whole, without a
-    reset.
-    """
+    """A client that keeps up gets a large value, and many events in one transaction, whole, without a reset."""
     async with (
         gateway(etcd.endpoint, settings=SMALL_LOG) as server,
         await watch(server.base, "prefix=/svc/") as stream,
@@ -49,7 +45,7 @@ async def test_who_is_current_gets_it(etcd: EmbeddedEtcd, kv: EtcdClient) -> Non
 
 
 async def test_a_burst_of_them_ends_in_the_exact_state(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Clients that keep up and one that does not all reach the exact state with a few resets; then the streams are
+    """Clients that keep up and one that does not reach the exact state with a few resets; then the streams are
     quiet.
     """
     async with gateway(etcd.endpoint, settings=SMALL_LOG) as server:

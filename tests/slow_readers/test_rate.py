@@ -1,6 +1,4 @@
-"""The minimum rate: a client that sustains it always reaches ``synced``; a slower client is told so, with a growing
-retry delay.
-"""
+"""The minimum rate: a client that sustains it always reaches ``synced``; a slower one gets a growing retry delay."""
 
 from __future__ import annotations
 

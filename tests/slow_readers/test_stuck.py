@@ -39,9 +39,7 @@ def ends(server: GatewayProcess) -> list[str]:
 
 
 async def nothing_is_left(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
-    """Whether there is no subscriber, no watcher at etcd, and no socket of the port in any state: an orphan would hold
-    its buffer.
-    """
+    """Whether there is no subscriber, no watcher, and no socket in any state: an orphan would hold its buffer."""
     async with httpx.AsyncClient(base_url=server.base) as client:
         feeds = (await client.get("/v1/feeds", headers={"Connection": "close"})).json()["feeds"]
     watchers = await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total")
@@ -60,8 +58,8 @@ async def test_a_stuck_socket_is_reset_and_nothing_stays(quick: GatewayProcess, 
 
 
 async def test_last_words_that_are_not_taken_do_not_stay(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A stream that fits in the kernel's buffers has ended for the gateway, not for the kernel: its client must take it
-    in time, too.
+    """A stream that fits in the kernel's buffers has ended for the gateway, but its client must take it in time,
+    too.
     """
     for n in range(3):
         await kv.put(f"/svc/{n}", "x" * 20_000)
@@ -95,9 +93,7 @@ async def test_last_words_are_waited_for(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_the_time_is_the_clocks(etcd: EmbeddedEtcd, sink: str) -> None:
-    """Heartbeats check a write too, and each check was counted as a quarter of the timeout: the client was cut off
-    after four.
-    """
+    """Heartbeats check a write, too, and each check once counted as a quarter of the timeout: the fourth cut it off."""
     settings = {"GATEWAY_SINK": sink, "GATEWAY_HEARTBEAT": "100ms"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await stuck(server.base, "prefix=/svc/")
@@ -110,9 +106,7 @@ async def test_the_time_is_the_clocks(etcd: EmbeddedEtcd, sink: str) -> None:
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("kib", [16, 64])
 async def test_the_kernels_buffer_is_bounded(etcd: EmbeddedEtcd, kib: int) -> None:
-    """Each connection inherits the send buffer of the listening socket; without a bound, Linux takes up to 4 MiB for
-    each.
-    """
+    """Each connection inherits the listening socket's send buffer; without a bound, Linux takes up to 4 MiB each."""
     settings = {"GATEWAY_SEND_BUFFER": f"{kib}KiB"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await stuck(server.base, "prefix=/svc/")

@@ -153,9 +153,7 @@ async def _churn(rng: random.Random, server: GatewayProcess, between: Proxy, kv:
 
 
 async def _client(rng: random.Random, base: str, left: Iterator[None]) -> None:
-    """A client that comes and goes: at the end of a stream, after some events, before the first byte; or one that just
-    reads.
-    """
+    """A client that leaves at the end of a stream, after some events, before the first byte; or one that just reads."""
     cursor = ""
     for _ in left:
         query = f"prefix=/svc/{rng.randrange(PREFIXES)}/" if rng.random() < 0.5 else "prefix=/svc/"
