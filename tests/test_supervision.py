@@ -168,7 +168,9 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
 def test_a_setting_that_is_not_utf_8(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """Such a setting is refused at the start: in a request to etcd it silently ended the connection's task."""
+    """A setting that is not UTF-8 is refused at the start: in a request to etcd it silently ended the connection's
+    task.
+    """
     monkeypatch.setenv(f"GATEWAY_{name.upper()}", "a\udcff")
     monkeypatch.setenv("GATEWAY_ETCD_PASSWORD_FILE", "/dev/null")
     assert main(["serve", "--port", "0"]) == 2

@@ -41,7 +41,7 @@ async def test_the_last_thing_was_a_delete(
 
 
 async def the_last_thing_was_a_delete(server: GatewayProcess, kv: EtcdClient, others: int, *, provable: bool) -> None:
-    """The same, in an empty range and in a range with another key."""
+    """Run the case in an empty range and in a range with another key."""
     for left in (0, 1):
         prefix = f"/{left}/"
         await kv.transact({f"{prefix}gone": "1", **{f"{prefix}{n}": "1" for n in range(left)}})

@@ -267,7 +267,7 @@ async def test_pages_that_do_not_come_in_time(
 
 
 async def test_a_revision_over_the_message_limit() -> None:
-    """The same on the fake, which is read to the end: every watcher and every stream is released."""
+    """A fake etcd without fragments sends an oversized revision: every watcher and every stream is released."""
     async with FakeEtcd() as fake, etcd_client(fake.endpoint) as kv:
         fake.fragment_bytes = 1 << 30  # an etcd that does not send fragments
         fake.txn([(b"/svc/a", b"1"), (b"/live/a", b"1")])

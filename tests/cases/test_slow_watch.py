@@ -47,7 +47,7 @@ async def test_a_delete_while_the_gateway_did_not_read(
 
 
 async def test_a_delete_that_a_full_channel_hides() -> None:
-    """The same, at its worst: only the delete is lost, nothing else shows the loss, and no event follows."""
+    """A full channel loses only the delete: nothing else shows the loss, and no event follows."""
     async with FakeEtcd("3.5.1") as fake, etcd_client(fake.endpoint) as truth:
         fake.channel = 128
         fake.txn([(b"/svc/gone", b"1"), (b"/svc/kept", b"1")])

@@ -451,7 +451,7 @@ def link_to(etcd: EmbeddedEtcd, clock: Clock) -> Link:
 
 
 async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None:
-    """Otherwise the gateway would drop the connection, and every watch on it, some time after any stream was closed."""
+    """A closed stream is not silent: a silent stream makes the gateway drop the connection and all its watches."""
     now = 0.0
     link = link_to(etcd, lambda: now)
     created = asyncio.Event()

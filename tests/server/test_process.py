@@ -84,7 +84,9 @@ async def test_signals_come_until_the_end(number: int, period: float) -> None:
 @linux
 @pytest.mark.etcd
 async def test_signals_come_until_the_end_of_streams(etcd: EmbeddedEtcd) -> None:
-    """The same holds with subscribers, who get the reason for their close; a SIGHUP in between changes nothing."""
+    """With subscribers, who get the reason for the close, late signals also end in status 0; a SIGHUP changes
+    nothing.
+    """
     running = await start("--port=0", f"--etcd={etcd.endpoint}")
     await running.listening()
     async with contextlib.AsyncExitStack() as stack:
