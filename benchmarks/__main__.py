@@ -1,8 +1,8 @@
-"""Everything, side by side: ``python -m benchmarks [--rounds 5] [--only single,burst] [--small] [--report FOLDER]``.
+"""Run every benchmark: ``python -m benchmarks [--rounds 5] [--only single,burst] [--small] [--report FOLDER]``.
 
-In every round each side is measured once, in a drawn order, so that what disturbs the machine disturbs all alike. The
-figures are kept in ``.cache/bench.json``; ``docs/benchmarks.md`` and its plots are made of them. With ``--only`` those
-comparisons are measured again, and take the place of what was kept. Exit status 1 when a goal is not reached.
+In every round each side is measured once, in random order, so that a disturbance of the machine disturbs all sides
+alike. The figures are kept in ``.cache/bench.json``; ``docs/benchmarks.md`` and its plots are made from them. With
+``--only`` those comparisons are measured again, and replace the kept figures. Exit status 1 if a goal is not reached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEPT = Path(".cache/bench.json")
 
 
 async def run(chosen: list[suite.Comparison], rounds: int) -> dict[str, dict[str, list[Figures]]]:
-    """Every side of every comparison, once a round."""
+    """Measure every side of every comparison once per round."""
     found: dict[str, dict[str, list[Figures]]] = {
         comparison.name: {side: [] for side in comparison.sides} for comparison in chosen
     }
@@ -42,12 +42,12 @@ async def run(chosen: list[suite.Comparison], rounds: int) -> dict[str, dict[str
 
 
 def main() -> int:
-    """Measure, keep, report."""
+    """Measure, keep the figures, write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="comparisons, with commas between")
-    parser.add_argument("--small", action="store_true", help="shows that all works; its figures mean nothing")
-    parser.add_argument("--report", type=Path, default=Path("docs"), help="the folder that the report goes to")
+    parser.add_argument("--only", help="comparisons, separated by commas")
+    parser.add_argument("--small", action="store_true", help="only show that all works; the figures mean nothing")
+    parser.add_argument("--report", type=Path, default=Path("docs"), help="the folder for the report")
     given = parser.parse_args()
     if lacking := missing():
         print(f"missing: {' '.join(lacking)} (Debian: apt-get install {' '.join(lacking)})", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a process has cost: CPU time and memory, read from ``/proc``. Linux only."""
+"""The cost of a process: CPU time and memory, read from ``/proc``. Linux only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PROC = Path("/proc")
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     children = [
         int(child) for task in (PROC / str(pid) / "task").iterdir() for child in (task / "children").read_text().split()
     ]
@@ -16,10 +16,10 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time used by the process and all below it, user and system, to the nanosecond.
+    """CPU time used by the process and all its descendants, user and system, to the nanosecond.
 
-    From ``schedstat``, the scheduler's own account: ``stat`` counts ticks of 10 ms. What the kernel does on loopback
-    for the receiver's socket happens in the sender's ``send`` and is the sender's: alike for every peer.
+    The source is ``schedstat``, the scheduler's own account: ``stat`` counts ticks of 10 ms. The kernel's work on
+    loopback for the receiver's socket happens in the sender's ``send`` and counts for the sender: alike for every peer.
     """
     total = 0
     for process in tree(pid):
@@ -29,7 +29,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_kib(pid: int) -> int:
-    """Resident memory of the process and all below it, in KiB."""
+    """Resident memory of the process and all its descendants, in KiB."""
     total = 0
     for process in tree(pid):
         lines = (PROC / str(process) / "status").read_text().splitlines()

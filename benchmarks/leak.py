@@ -1,8 +1,8 @@
-"""The outage, reproduced and gone: what etcd holds while clients come and go.
+"""The outage, reproduced and solved: what etcd holds while clients come and go.
 
 ``python -m benchmarks.leak [--requests 200] [--gateway-requests 2000]`` starts an etcd, then (a) the naive app of
 ``naive.py`` and (b) the gateway, sends each the requests of clients that leave again, and prints etcd's own
-``etcd_debugging_mvcc_watch_stream_total`` and ``watcher_total`` on the way. Exit status 0 when the naive one leaks and
+``etcd_debugging_mvcc_watch_stream_total`` and ``watcher_total`` on the way. Exit status 0 if the naive app leaks and
 the gateway does not.
 """
 
@@ -36,7 +36,7 @@ async def released(etcd: EmbeddedEtcd) -> bool:
 
 
 async def come_and_go(port: int, path: str) -> None:
-    """One client: asks, reads what comes first, leaves."""
+    """Run one client: send the request, read the first bytes, leave."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
     async with asyncio.timeout(30):
@@ -47,7 +47,7 @@ async def come_and_go(port: int, path: str) -> None:
 
 
 async def many(etcd: EmbeddedEtcd, port: int, path: str, count: int, at_a_time: int) -> list[tuple[int, int, int]]:
-    """Rows of (requests so far, streams, watchers)."""
+    """Run many clients; return rows of (requests so far, streams, watchers)."""
     rows = []
     for done in range(0, count, at_a_time):
         await asyncio.gather(*(come_and_go(port, path) for _ in range(min(at_a_time, count - done))))
@@ -57,7 +57,7 @@ async def many(etcd: EmbeddedEtcd, port: int, path: str, count: int, at_a_time: 
 
 @contextlib.asynccontextmanager
 async def naive(etcd: EmbeddedEtcd) -> AsyncIterator[int]:
-    """The naive app, running; its port."""
+    """A running naive app: its port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     etcd_port = etcd.endpoint.rpartition(":")[2]
@@ -79,14 +79,14 @@ async def naive(etcd: EmbeddedEtcd) -> AsyncIterator[int]:
 
 
 async def measure_naive(requests: int) -> list[tuple[int, int, int]]:
-    """What etcd holds while the naive app is used."""
+    """Measure what etcd holds while the naive app is used."""
     async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as kv, naive(etcd) as port:
         await kv.put("/svc/a", "1")
         return await many(etcd, port, "/watch?prefix=/svc/", requests, 10)
 
 
 async def measure_gateway(requests: int) -> list[tuple[int, int, int]]:
-    """What etcd holds while the gateway is used, and, in the last row, once its linger is over."""
+    """Measure what etcd holds while the gateway is used, and, in the last row, after its linger."""
     async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as kv, gateway(etcd.endpoint) as server:
         await kv.put("/svc/a", "1")
         rows = await many(etcd, server.port, "/v1/watch?prefix=/svc/", requests, 100)
@@ -95,7 +95,7 @@ async def measure_gateway(requests: int) -> list[tuple[int, int, int]]:
 
 
 def show(name: str, rows: list[tuple[int, int, int]]) -> None:
-    """A few rows of a table."""
+    """Print a few rows of a table."""
     print(f"\n{name}\n  requests  watch streams  watchers   (at etcd)")
     step = max(1, len(rows) // 5)
     for requests, streams, watchers in [*rows[:-1:step], rows[-1]]:
@@ -103,9 +103,9 @@ def show(name: str, rows: list[tuple[int, int, int]]) -> None:
 
 
 def main() -> int:
-    """Measure both, print, judge."""
+    """Measure both, print the result, judge it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=200, help="to the naive app (every one leaks a thread there)")
+    parser.add_argument("--requests", type=int, default=200, help="to the naive app (each leaks a thread there)")
     parser.add_argument("--gateway-requests", type=int, default=2000)
     chosen = parser.parse_args()
     leaking = asyncio.run(measure_naive(chosen.requests))

@@ -1,6 +1,6 @@
-"""One peer, measured once: each function starts it, loads it, and gives back figures by name.
+"""Measure one peer once: each function starts the peer, loads it, and returns figures by name.
 
-CPU is the figure to trust: seconds are only compared within a run, where both sides were disturbed alike.
+CPU is the reliable figure: compare seconds only within a run, where both sides were disturbed alike.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tests.support.etcd import etcd_client
 Start = Callable[[], AbstractAsyncContextManager[Peer]]
 Figures = dict[str, float]
 
-# Seconds for what was begun to come to rest: connections accepted, buffers filled, garbage collected.
+# Seconds for started work to settle: connections accepted, buffers filled, garbage collected.
 SETTLE = 1.0
-# Seconds between single events: none of the peers still works on the one before.
+# Seconds between single events: by then every peer has finished the event before.
 PAUSE = 0.1
 
 
 async def one_at_a_time(
     peer: Peer, readers: Load, events: int, *, every: float = 0.0
 ) -> tuple[list[Published], list[Arrivals]]:
-    """Publish the next once everybody has the one before, and no sooner than *every* seconds after it."""
+    """Publish the next event once every client has the previous one, and at least *every* seconds after it."""
     first = await peer.next_number()
     await readers.expect(first, events)
     published: list[Published] = []
@@ -43,7 +43,7 @@ async def one_at_a_time(
 
 
 async def fan_out(start: Start, subscribers: int, events: int) -> Figures:
-    """One event at a time to many: CPU a delivery, the last one served, memory of one that is idle."""
+    """Send one event at a time to many: CPU per delivery, the last client served, memory of an idle client."""
     async with start() as peer:
         before = resident_kib(peer.pid)
         async with load(peer, subscribers) as readers:
@@ -61,7 +61,7 @@ async def fan_out(start: Start, subscribers: int, events: int) -> Figures:
 
 
 async def burst(start: Start, subscribers: int, events: int) -> Figures:
-    """Many events to many, as fast as they can be published."""
+    """Send many events to many, as fast as they can be published."""
     async with start() as peer, load(peer, subscribers) as readers:
         events = min(events, peer.burst_size)
         await asyncio.sleep(SETTLE)
@@ -77,11 +77,11 @@ async def burst(start: Start, subscribers: int, events: int) -> Figures:
 
 
 async def beside_slow_ones(start: Start, subscribers: int, events: int, slow: int) -> Figures:
-    """One event at a time, with *slow* others that read at 1 KiB a second: how the fast ones are served."""
+    """Send one event at a time beside *slow* clients that read at 1 KiB a second: how the fast clients are served."""
     async with start() as peer, AsyncExitStack() as others, load(peer, subscribers) as readers:
         if slow:
             await others.enter_async_context(load(peer, slow, bytes_per_second=1024))
-        # 200 KiB: the slow ones are behind by minutes from here on.
+        # 200 KiB: from here on the slow clients are minutes behind.
         await readers.expect(await peer.next_number(), 1000)
         await peer.burst(1000)
         await readers.arrivals()
@@ -92,7 +92,7 @@ async def beside_slow_ones(start: Start, subscribers: int, events: int, slow: in
 
 
 async def ingest(subscribers: int, puts: int) -> Figures:
-    """As many puts as etcd takes, from a process of their own, with *subscribers* that follow; 0: without a gateway."""
+    """Make as many puts as etcd accepts, from a separate process, with *subscribers* (0: without a gateway)."""
     async with EmbeddedEtcd() as etcd, AsyncExitStack() as stack:
         if subscribers:
             peer = await stack.enter_async_context(gateway_at(etcd))
@@ -105,13 +105,13 @@ async def ingest(subscribers: int, puts: int) -> Figures:
         begun, ended = (float(word) for word in said.split())
         figures = {"puts a second": puts / (ended - begun)}
         if subscribers:
-            arrivals = await readers.arrivals()  # raises if one is missing, or a reset came between
+            arrivals = await readers.arrivals()  # raises if an event is missing, or a reset came in between
             figures["behind the last (ms)"] = 1e3 * (max(came.last for came in arrivals) - ended)
     return figures
 
 
 async def end_to_end(subscribers: int, events: int) -> Figures:
-    """From a put to a watch client of gRPC, and to the first and the last of many behind the gateway, at once."""
+    """Measure from a put to a gRPC watch client, and to the first and the last client behind the gateway, at once."""
     async with EmbeddedEtcd() as etcd, gateway_at(etcd) as peer, load(peer, subscribers) as readers:
         watcher = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.watcher", etcd.endpoint, KEY, str(events)),
@@ -141,7 +141,7 @@ async def end_to_end(subscribers: int, events: int) -> Figures:
 
 
 async def at_etcd(through: str, subscribers: int, events: int) -> Figures:
-    """What etcd spends, and holds, while *subscribers* follow *through* ``gateway`` or its own ``json``."""
+    """Measure etcd's CPU and memory while *subscribers* follow *through* ``gateway`` or etcd's own ``json``."""
     async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as kv:
         await burst_of_puts(kv, 100)
         before = resident_kib(etcd.pid)
@@ -149,7 +149,7 @@ async def at_etcd(through: str, subscribers: int, events: int) -> Figures:
         async with start(etcd) as peer, load(peer, subscribers) as readers:
             await asyncio.sleep(SETTLE)
             used = cpu_seconds(etcd.pid)
-            # As often for all: an etcd that has nothing to do uses some ms of CPU a second.
+            # All sides get the same rate: an idle etcd uses some ms of CPU a second.
             await one_at_a_time(peer, readers, events, every=0.5)
             used = cpu_seconds(etcd.pid) - used
             held = resident_kib(etcd.pid)

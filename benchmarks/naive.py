@@ -1,7 +1,7 @@
 """The outage, as it was written: every request opens an etcd watch, nothing shares it and nothing ends it.
 
-``python -m benchmarks.naive ETCD_PORT PORT``. A peer for measurements, in a process of its own: etcd3 0.12.0 (2020)
-loads with a current protobuf only in its pure-Python mode.
+``python -m benchmarks.naive ETCD_PORT PORT``. A peer for measurements, in a separate process: etcd3 0.12.0 (2020) loads
+with a current protobuf only in its pure-Python mode.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from fastapi.responses import StreamingResponse
 
 
 def make_app(etcd_port: int) -> FastAPI:
-    """One endpoint: the state, then the changes."""
+    """An app with one endpoint: the state, then the changes."""
 
     @asynccontextmanager
     async def threads(_app: FastAPI) -> AsyncIterator[None]:
-        # A blocking watch holds a thread; at the default of 40 the app would stop answering before etcd suffers.
+        # A blocking watch holds a thread; at the default of 40 threads the app would stop answering before etcd
+        # suffers.
         to_thread.current_default_thread_limiter().total_tokens = 100_000
         yield
 
@@ -39,7 +40,7 @@ def make_app(etcd_port: int) -> FastAPI:
         def body() -> Iterator[bytes]:
             for value, meta in client.get_prefix(prefix):
                 yield b"data: " + meta.key + b"=" + value + b"\n\n"
-            for event in events:  # blocks until something changes: a client that left is not noticed before
+            for event in events:  # blocks until the next change: until then, a disconnect is not noticed
                 yield b"data: " + event.key + b"=" + event.value + b"\n\n"
 
         return StreamingResponse(body(), media_type="text/event-stream")

@@ -1,4 +1,4 @@
-"""What was measured, as a page: tables of medians and spread, ratios, and plots."""
+"""The measurements as a page: tables of medians and spread, ratios, and plots."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from benchmarks.suite import GATEWAY, Comparison, Goal, Rounds
 
 HEAD = """# Benchmarks
 
-`make bench` measures the gateway and its peers side by side on one machine, one after the other in a drawn order,
-{rounds}, and writes this page. Every figure is the median of the rounds, with the least and the greatest behind it.
-Seconds mean little on a noisy machine, and nothing on another one: what is to be trusted is CPU per delivery, and the
-ratios.
+`make bench` measures the gateway and its peers on one machine, one after the other in random order, {rounds}, and
+writes this page. Every figure is the median of the rounds, followed by the minimum and the maximum. Seconds mean little
+on a noisy machine, and nothing on another machine: CPU per delivery and the ratios are reliable.
 
-Every delivery is checked by the load generator (`benchmarks/load/load.c`): each of its clients must get every event,
-in order, once; if one does not there is no figure. CPU is the scheduler's account of the server's processes, user and
-system; etcd's own is not in it, but for its JSON gateway, which is etcd. On loopback the kernel's work for the receiver
-is done, and counted, in the sender's call: alike for every peer. Events are puts of 30 bytes, 130 bytes of JSON.
+The load generator (`benchmarks/load/load.c`) checks every delivery: each of its clients must get every event, in order,
+once; otherwise there is no figure. CPU is the scheduler's account of the server's processes, user and system. It leaves
+out etcd's CPU, except for etcd's JSON gateway, which is a part of etcd. On loopback the kernel does the receiver's work
+in the sender's call, and counts it there: alike for every peer. Events are puts of 30 bytes, 130 bytes of JSON.
 
 Measured on {cpus} cores ({model}), {system}, Python {python}.
 """
@@ -56,7 +55,7 @@ def write_report(folder: Path, chosen: Sequence[Comparison], rounds: Rounds, goa
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
-    """Markdown."""
+    """The goals as a table in Markdown."""
     rows = [
         f"| {goal.what} | {'<=' if goal.most else '>='} {goal.bound:g} | {goal.value:.2f} "
         f"| {'yes' if goal.reached else '**no**'} |"
@@ -83,7 +82,7 @@ def _values(rounds: Sequence[Figures], name: str) -> list[float]:
 
 
 def _cell(values: list[float], base: list[float]) -> str:
-    """Median, spread, and how many times the first side's."""
+    """The median, the spread, and the ratio to the first side."""
     if not values:
         return ""
     text = f"{_number(median(values))} ({_number(min(values))} to {_number(max(values))})"
@@ -104,7 +103,7 @@ def _plot(path: Path, title: str, figure: str, found: Mapping[str, Sequence[Figu
         [at - min(some) for at, some in zip(middle, values, strict=True)],
         [max(some) - at for at, some in zip(middle, values, strict=True)],
     ]
-    # The same file for the same figures: no date, no drawn ids.
+    # The same figures give the same file: no date, no random ids.
     with pyplot.rc_context({"svg.hashsalt": path.name, "font.size": 9}):
         drawing, axes = pyplot.subplots(figsize=(7, 0.6 + 0.4 * len(sides)))
         colours = ["#2f6f9f" if side.startswith(GATEWAY) or "subscribers" in side else "#b0b0b0" for side in sides]

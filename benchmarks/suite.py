@@ -1,4 +1,4 @@
-"""What is measured, on whom, and what must be reached: the plan of ``make bench``, as values."""
+"""What is measured, on which peer, and which goals must be reached: the plan of ``make bench``, as values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; ``SMALL`` shows that the suite works, and its figures mean nothing."""
+    """The size of each measurement; ``SMALL`` shows that the suite works, and its figures mean nothing."""
 
     many: int = 5000
     events: int = 20
@@ -58,26 +58,26 @@ SMALL = Size(many=50, events=3, burst_to=20, burst=50, followers=5, puts=200, gr
 
 
 def comparisons(size: Size) -> list[Comparison]:
-    """Everything, in the order of the report."""
+    """All comparisons, in the order of the report."""
     many, events = size.many, size.events
     return [
         Comparison(
             "single",
             f"One event at a time, {many:,} subscribers",
-            "The next event is published 0.1 s after the last subscriber has the one before. Memory is that of the "
-            "process before the first event, over what it was without subscribers.",
+            "The next event is published 0.1 s after the last subscriber has the previous one. Memory is the growth of "
+            "the process from no subscribers to the moment before the first event.",
             {name: partial(measure.fan_out, start, many, events) for name, start in PEERS.items()},
         ),
         Comparison(
             "burst",
             f"A burst of {size.burst:,} events, {size.burst_to:,} subscribers",
-            "As fast as the publisher can; those who would take minutes get 100 or 200 events.",
+            "As fast as the publisher can; peers that would need minutes get 100 or 200 events.",
             {name: partial(measure.burst, start, size.burst_to, size.burst) for name, start in PEERS.items()},
         ),
         Comparison(
             "ingest",
             f"As many puts as etcd takes ({size.puts:,}), {size.followers} subscribers",
-            "The writer is a process of its own, with 100 puts on the way.",
+            "The writer is a separate process, with 100 concurrent puts.",
             {
                 "etcd alone": partial(measure.ingest, 0, size.puts),
                 GATEWAY: partial(measure.ingest, size.followers, size.puts),
@@ -95,7 +95,7 @@ def comparisons(size: Size) -> list[Comparison]:
         Comparison(
             "etcd",
             "What etcd spends",
-            "One event at a time; what etcd uses for the put itself is in all of them.",
+            "One event at a time; every figure includes etcd's own work for the put.",
             {
                 "gateway, 1 subscriber": partial(measure.at_etcd, "gateway", 1, events),
                 f"gateway, {many:,} subscribers": partial(measure.at_etcd, "gateway", many, events),
@@ -111,7 +111,7 @@ def comparisons(size: Size) -> list[Comparison]:
         Comparison(
             "slow",
             f"{size.slow} subscribers that read at 1 KiB a second, beside {many:,} fast ones",
-            "One event at a time, after a burst of 1,000 that puts the slow ones minutes behind.",
+            "One event at a time, after a burst of 1,000 that puts the slow subscribers minutes behind.",
             {
                 "without": partial(measure.beside_slow_ones, PEERS[GATEWAY], many, events, 0),
                 "with": partial(measure.beside_slow_ones, PEERS[GATEWAY], many, events, size.slow),
@@ -121,12 +121,12 @@ def comparisons(size: Size) -> list[Comparison]:
 
 
 Rounds = Mapping[str, Mapping[str, Sequence[Figures]]]
-"""comparison -> side -> a round each."""
+"""comparison -> side -> one entry per round."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio that must be reached. *most*: at the most so much, else at least."""
+    """A ratio that must be reached. *most*: the ratio is a maximum, otherwise a minimum."""
 
     what: str
     bound: float
@@ -135,7 +135,7 @@ class Goal:
 
     @property
     def reached(self) -> bool:
-        """Whether it is."""
+        """Whether the goal is reached."""
         return self.value <= self.bound if self.most else self.value >= self.bound
 
 
@@ -149,7 +149,7 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         return of(comparison, side, figure) / of(comparison, other, figure)
 
     def spread(comparison: str, side: str, other: str, figure: str) -> float:
-        """The larger of the two sides' own: what is less than that is noise."""
+        """The larger spread of the two sides: a smaller difference is noise."""
         found = ([figures[figure] for figures in rounds[comparison][name]] for name in (side, other))
         return max(0.01, *(max(values) - min(values) for values in found))
 
@@ -165,24 +165,36 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
     direct = of("latency", GATEWAY, "put to a direct watch (ms)")
     bound_of_last = 2 * direct + 1.1 * of("latency", NCHAN, last)
     return [
-        Goal("one event at a time: CPU a delivery, to Nchan", 1.1, ratio("single", GATEWAY, NCHAN, cpu)),
-        Goal("one event at a time: the last served, to Nchan", 1.1, ratio("single", GATEWAY, NCHAN, last)),
-        Goal("burst: deliveries a second, to Nchan", 3, ratio("burst", GATEWAY, NCHAN, rate), most=False),
-        Goal("burst: deliveries a second, to naive", 10, ratio("burst", GATEWAY, NAIVE, rate), most=False),
-        Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
-        Goal("memory of an idle subscriber, to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
-        Goal("all delivered so long after the last put, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),
-        Goal("put to the first, to a direct watch", 2, of("latency", GATEWAY, "put to the first (ms)") / direct),
+        Goal("one event at a time: CPU per delivery, relative to Nchan", 1.1, ratio("single", GATEWAY, NCHAN, cpu)),
         Goal(
-            "put to the last, to twice a direct watch and 1.1 times Nchan's fan-out",
+            "one event at a time: the last subscriber served, relative to Nchan",
+            1.1,
+            ratio("single", GATEWAY, NCHAN, last),
+        ),
+        Goal("burst: deliveries a second, relative to Nchan", 3, ratio("burst", GATEWAY, NCHAN, rate), most=False),
+        Goal("burst: deliveries a second, relative to naive", 10, ratio("burst", GATEWAY, NAIVE, rate), most=False),
+        Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
+        Goal("memory of an idle subscriber, relative to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
+        Goal("from the last put to the last delivery, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),
+        Goal(
+            "put to the first subscriber, relative to a direct watch",
+            2,
+            of("latency", GATEWAY, "put to the first (ms)") / direct,
+        ),
+        Goal(
+            "put to the last subscriber, relative to twice a direct watch plus 1.1 times Nchan's fan-out",
             1,
             of("latency", GATEWAY, "put to the last (ms)") / bound_of_last,
         ),
         Goal(
-            f"etcd's CPU, {size.many:,} subscribers less one, to what it differs by between rounds",
+            f"etcd's CPU with {size.many:,} subscribers minus with 1, relative to the spread between rounds",
             1,
             (of("etcd", many, etcd_cpu) - of("etcd", one, etcd_cpu)) / spread("etcd", many, one, etcd_cpu),
         ),
-        Goal(f"CPU a delivery, {most} to {least}", 1.3, ratio("growth", most, least, cpu)),
-        Goal("p99 of the fast, with slow ones to without", 1.2, ratio("slow", "with", "without", "p99 (ms)")),
+        Goal(f"CPU per delivery, {most} relative to {least}", 1.3, ratio("growth", most, least, cpu)),
+        Goal(
+            "p99 of the fast subscribers, with slow ones relative to without",
+            1.2,
+            ratio("slow", "with", "without", "p99 (ms)"),
+        ),
     ]

@@ -1,5 +1,5 @@
-"""A client of etcd's own watch: ``python -m benchmarks.watcher ENDPOINT KEY COUNT``. Says ``ready``, and then for each
-event when it came, CLOCK_MONOTONIC in seconds.
+"""A client of etcd's own watch: ``python -m benchmarks.watcher ENDPOINT KEY COUNT``. Prints ``ready``, and then for
+each event when it came, CLOCK_MONOTONIC in seconds.
 """
 
 from __future__ import annotations

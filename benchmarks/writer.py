@@ -1,5 +1,5 @@
-"""Puts as fast as etcd takes them: ``python -m benchmarks.writer ENDPOINT COUNT``. Prints when the first was sent and
-the last was acknowledged, CLOCK_MONOTONIC in seconds.
+"""Put as fast as etcd accepts: ``python -m benchmarks.writer ENDPOINT COUNT``. Prints when the first put was sent and
+when the last was acknowledged, CLOCK_MONOTONIC in seconds.
 """
 
 from __future__ import annotations

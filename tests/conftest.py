@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses."""
+"""Fixtures for more than one folder of tests, and the settings of the whole suite."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from tests.support.waiting import HANG
 
 pytest_plugins = ["tests.support.measured"]
 
-# A shell's background job ignores Ctrl-C, and so would all that it starts: `make test &` must test the same.
+# A shell's background job ignores Ctrl-C, and so would all its children: `make test &` must test the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Without it each worker rewrites the assertions of all tests anew, for 5 s of CPU, whatever this machine's shell says.
+# With this variable each worker would rewrite the assertions of all tests anew, for 5 s of CPU, whatever this machine's
+# shell sets.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# What libraries would call late, on a machine that is only slow: an example of Hypothesis after 0.2 s, an answer to
-# httpx after 5 s, an etcd that starts after 30 s.
+# Libraries have timeouts that a slow machine exceeds: an example of Hypothesis after 0.2 s, an answer to httpx after 5
+# s, an etcd that starts after 30 s.
 hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
@@ -45,7 +46,7 @@ SPAWNING = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "
 
 
 class Guard:
-    """Fails what starts a process in a test that is not marked `process`: `make check` would not be quick any more."""
+    """Fails a test that starts a process without the marker `process`: otherwise `make check` would be slow."""
 
     def __init__(self) -> None:
         self.quiet: str | None = None
@@ -61,8 +62,8 @@ GUARD = Guard()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest first, and mark what starts a process; the contract's tests, which also run on a fake, mark
-    themselves.
+    """Put the longest tests first, and mark the tests that start a process; the contract's tests, which also run on a
+    fake, mark themselves.
     """
     items.sort(key=lambda item: turn(item.nodeid))
     for item in items:
@@ -73,13 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
-    """How the workers share the tests."""
+    """The scheduler that shares the tests among the workers."""
     return Schedule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Guard it."""
+    """Guard each test."""
     GUARD.quiet = None if item.get_closest_marker("process") else item.nodeid
     try:
         return (yield)
@@ -89,20 +90,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(name="etcd")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
-    """An etcd of the test's own."""
+    """A fresh etcd for each test."""
     async with EmbeddedEtcd(args=ALONE) as etcd:
         yield etcd
 
 
 @pytest.fixture(name="kv")
 async def _kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
-    """Plain access to it."""
+    """A plain client of ``etcd``."""
     async with etcd_client(etcd.endpoint) as client:
         yield client
 
 
 @pytest.fixture(name="server")
 async def _server(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
-    """A gateway in front of it, with quick settings."""
+    """A gateway in front of ``etcd``, with quick settings."""
     async with gateway(etcd.endpoint) as running:
         yield running

@@ -1,4 +1,4 @@
-"""The allocator's settings: taken where there is glibc, and nothing is done elsewhere."""
+"""The allocator's settings: applied with glibc, and skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PROGRAM = "import sys; from app.allocator import return_large_blocks; sys.exit(n
 
 
 @pytest.mark.process
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="NOT RUN: no glibc here")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="NOT RUN: this machine has no glibc")
 def test_with_glibc() -> None:
-    """In a process of its own: it is for good."""
+    """The settings last for the life of a process, so they are applied in a separate process."""
     assert subprocess.run([sys.executable, "-c", PROGRAM], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("error", [OSError, AttributeError])
 def test_without_glibc(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS, musl."""
+    """On macOS and musl, nothing happens."""
 
     def refuse(_name: None) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""The command line, as it is typed: its errors, ``serve`` and ``dev``, and that nothing is left when they end."""
+"""The command line as a user types it: its errors, ``serve`` and ``dev``, and that nothing is left when they end."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ NOWHERE = "http://127.0.0.1:1"
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any setting of whoever runs the tests."""
+    """Remove every setting from the environment of the tests."""
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(name="taken")
 def _taken() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port that is already in use."""
     with socket.socket() as owner:
         owner.bind(("127.0.0.1", 0))
         owner.listen()
@@ -42,7 +42,7 @@ def _taken() -> Iterator[int]:
 
 
 def run(*arguments: str, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """``python -m app`` to its end."""
+    """Run ``python -m app`` to its end."""
     command = [sys.executable, "-W", "error", "-m", "app", *arguments]
     return subprocess.run(
         command, env=environment(settings or {}), capture_output=True, text=True, timeout=HANG, check=False
@@ -54,7 +54,7 @@ def run(*arguments: str, settings: dict[str, str] | None = None) -> subprocess.C
 
 @pytest.mark.process
 def test_version_and_help() -> None:
-    """On standard output, with status 0."""
+    """Version and help go to standard output, with status 0."""
     version, help_text = run("--version"), run("--help")
 
     assert (version.returncode, version.stdout, version.stderr) == (0, f"{__version__}\n", "")
@@ -65,7 +65,7 @@ def test_version_and_help() -> None:
 
 @pytest.mark.parametrize("command", ["serve", "dev"])
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every setting is a flag, with its variable; ``dev`` brings its own etcd."""
+    """Every setting is a flag, with its variable; ``dev`` starts its own etcd."""
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -88,7 +88,7 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 2, and what is wrong."""
+    """A wrong command line gives status 2 and the error."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
 
@@ -109,7 +109,7 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
     ],
 )
 def test_bad_settings(command: str, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 2 and one line, before anything is started."""
+    """Bad settings give status 2 and one line, before anything is started."""
     status = main([command, *flags])
     (line,) = capsys.readouterr().err.splitlines()
 
@@ -120,7 +120,7 @@ def test_bad_settings(command: str, flags: list[str], said: str, capsys: pytest.
 
 @pytest.mark.process
 def test_bad_setting_of_a_process() -> None:
-    """The same from the environment and through ``python -m app``: no traceback."""
+    """A bad setting from the environment, through ``python -m app``, gives the same and no traceback."""
     done = run("serve", settings={"GATEWAY_MAX_FEEDS": "many", "GATEWAY_HEARTBEAT": "-1"})
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -136,7 +136,7 @@ def test_bad_setting_of_a_process() -> None:
 @pytest.mark.parametrize("setting", ["port", "admin-port"])
 @pytest.mark.process
 def test_port_in_use(taken: int, setting: str) -> None:
-    """Named, with status 2 and no traceback."""
+    """A port in use is named, with status 2 and no traceback."""
     other = "admin-port" if setting == "port" else "port"
     done = run("serve", f"--{setting}", str(taken), f"--{other}", "0", "--log-level", "error")
     name = f"GATEWAY_{setting.upper().replace('-', '_')} (--{setting})"
@@ -147,7 +147,7 @@ def test_port_in_use(taken: int, setting: str) -> None:
 
 @pytest.mark.process
 def test_one_port_for_both() -> None:
-    """The two listeners can't share one."""
+    """The two listeners cannot share a port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,7 +161,7 @@ def test_one_port_for_both() -> None:
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 @pytest.mark.process
 def test_address_that_is_not_ours(host: str) -> None:
-    """It is the host that is wrong, not the port."""
+    """For an address of another machine, the error names the host, not the port."""
     done = run("serve", "--host", host, "--allow-prefixes", "", "--port", "0", "--log-level", "error")
 
     assert done.returncode == 2
@@ -170,7 +170,7 @@ def test_address_that_is_not_ours(host: str) -> None:
 
 @pytest.mark.process
 async def test_serve_says_what_it_ignores() -> None:
-    """Unknown variables are warned about by name, their values are not shown; it runs none the less."""
+    """``serve`` warns about unknown variables by name, does not show their values, and runs nevertheless."""
     unknown = {"GATEWAY_LINGR": "5s", "GATEWAY_SERVICE_HOST": "10.96.0.1"}
     async with gateway(NOWHERE, settings=unknown) as server:
         warned = [line["variable"] for line in server.lines if line["message"].startswith("unknown setting")]
@@ -181,7 +181,7 @@ async def test_serve_says_what_it_ignores() -> None:
 
 @pytest.mark.process
 async def test_open_on_purpose() -> None:
-    """All interfaces, with '' for all prefixes: accepted."""
+    """On all interfaces, '' for all prefixes is accepted as a deliberate choice."""
     server = await start("--host=0.0.0.0", "--port=0", "--allow-prefixes=", f"--etcd={NOWHERE}")
     await server.listening()
     async with httpx.AsyncClient() as http:
@@ -193,7 +193,7 @@ async def test_open_on_purpose() -> None:
 
 @pytest.mark.process
 async def test_one_process_whatever_web_concurrency_says() -> None:
-    """One process is one registry."""
+    """There is one process, whatever WEB_CONCURRENCY is, because there is one registry."""
     async with gateway(NOWHERE, settings={"WEB_CONCURRENCY": "4", "UVICORN_WORKERS": "4"}) as server:
         children = [pid for pid, parent, _command in processes() if parent == server.pid]
 
@@ -203,7 +203,7 @@ async def test_one_process_whatever_web_concurrency_says() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.process
 async def test_signals_end_serve_well(number: int) -> None:
-    """Status 0 for both: it was asked to stop, and did; also when etcd was never there, and somebody waits."""
+    """Both signals end ``serve`` with status 0, even if etcd was never there and a client waits."""
     async with (
         gateway(NOWHERE) as server,
         await watch(server.base, "prefix=/", {"Accept": "text/event-stream"}) as stream,
@@ -218,7 +218,7 @@ async def test_signals_end_serve_well(number: int) -> None:
 
 @pytest.mark.process
 async def test_human_log() -> None:
-    """For a terminal: time, level, message, and what belongs to it."""
+    """On a terminal a log line has time, level, message, and its fields."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "serve", "--port=0", f"--etcd={NOWHERE}", "--log-format=human"),
         env=environment({}),

@@ -1,4 +1,4 @@
-"""At the limit of open files: streams are refused with a word, idle connections give way, probes and etcd go on."""
+"""At the limit of open files streams are refused with a reason, idle connections give way, probes and etcd work."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ STREAMS = 256 - descriptors.RESERVE - descriptors.SPARE
 
 
 def limited(arguments: str) -> Sequence[str]:
-    """What has a shell set a limit, and then run what follows."""
+    """The command by which a shell sets a limit, and then runs the following command."""
     return ("sh", "-c", f'ulimit {arguments}; exec "$@"', "sh")
 
 
 @contextlib.asynccontextmanager
 async def narrow(etcd: EmbeddedEtcd, arguments: str, *flags: str) -> AsyncIterator[GatewayProcess]:
-    """A gateway with a limit; it must end well, and without an error in its log."""
+    """A gateway with a limit; it must end with status 0, and without an error in its log."""
     running = await start("--port=0", f"--etcd={etcd.endpoint}", *flags, before=limited(arguments))
     try:
         await running.listening()
@@ -53,14 +53,14 @@ def idle(port: int, count: int) -> Iterator[None]:
 
 
 async def test_the_soft_limit_is_raised(etcd: EmbeddedEtcd) -> None:
-    """To the hard one, which is the bound of connections and said by a metric."""
+    """The soft limit is raised to the hard limit, which bounds the connections and is shown by a metric."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with narrow(etcd, "-Sn 256") as server, httpx.AsyncClient(base_url=server.base) as http:
         assert await gateway_metric(http, "connections_max") == hard - descriptors.RESERVE
 
 
 async def test_streams_up_to_the_limit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """What is too much gets its 429, or the form that an EventSource understands; nothing else notices."""
+    """A stream over the limit gets its 429, or the form that an EventSource understands; all else is served."""
     async with narrow(etcd, "-n 256") as server, contextlib.AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(await watch(server.base, "prefix=/")) for _ in range(STREAMS)]
         for stream in streams:
@@ -78,7 +78,7 @@ async def test_streams_up_to_the_limit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
         async with httpx.AsyncClient(base_url=server.base) as http:
             assert (await http.get("/livez")).status_code == 200
             assert await gateway_metric(http, "connections_busy") == STREAMS + 1
-        # etcd, which has to be connected to anew, and everybody who is there.
+        # The gateway must reconnect to etcd, and serve all its clients.
         await etcd.restart()
         await kv.put("/after", "1")
         for stream in streams:
@@ -97,7 +97,9 @@ async def test_streams_up_to_the_limit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
 
 @pytest.mark.parametrize("flags", [(), ("--admin-port=0",)])
 async def test_connections_that_send_nothing(etcd: EmbeddedEtcd, kv: EtcdClient, flags: tuple[str, ...]) -> None:
-    """Three times as many as there may be: probes, streams and etcd are served, and one line says what happened."""
+    """With three times as many connections as allowed, probes, streams and etcd are served; one line reports
+    evictions.
+    """
     async with (
         narrow(etcd, "-n 256", *flags) as server,
         await watch(server.base, "prefix=/") as stream,
@@ -125,7 +127,7 @@ async def test_connections_that_send_nothing(etcd: EmbeddedEtcd, kv: EtcdClient,
 
 
 async def test_half_a_request_is_idle(etcd: EmbeddedEtcd) -> None:
-    """Heads that do not end hold no connection against those that do."""
+    """A connection with an unfinished head counts as idle, and gives way to complete requests."""
     async with narrow(etcd, "-n 256") as server, contextlib.AsyncExitStack() as stack:
         for _ in range(300):
             _reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -136,7 +138,7 @@ async def test_half_a_request_is_idle(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_a_limit_that_is_too_low() -> None:
-    """Refused with a line, instead of a gateway that serves nobody."""
+    """A limit that is too low is refused with one line, instead of a gateway that serves nobody."""
     running = await start("--port=0", before=limited(f"-n {descriptors.LEAST - 1}"))
     status = await running.stop(0)
 
@@ -147,7 +149,7 @@ async def test_a_limit_that_is_too_low() -> None:
 
 @pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 1 << 20])
 def test_a_system_that_takes_no_such_limit(hard: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS: unlimited, it says, and refuses it. What there is has to do, if it is enough."""
+    """macOS reports an unlimited hard limit, and refuses it. The soft limit stays, and must be high enough."""
 
     def refuse(_which: int, _limits: tuple[int, int]) -> None:
         raise ValueError("current limit exceeds maximum limit")

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: names, defaults, codes, reasons, pictures, and commands that are run."""
+"""The documentation agrees with the code: names, defaults, codes, reasons, pictures, and commands that are run."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ PLACE = "http://127.0.0.1:8080"
 
 
 def read(name: str) -> str:
-    """A document of docs/."""
+    """The text of a document in docs/."""
     return (DOCS / name).read_text(encoding="utf-8")
 
 
 def section(name: str, heading: str) -> str:
-    """What stands under a heading of a document, up to the next of the same level or above."""
+    """The text under a heading of a document, up to the next heading of the same or a higher level."""
     lines = read(name).splitlines()
     start = lines.index(heading) + 1
     level = len(heading) - len(heading.lstrip("#"))
@@ -71,7 +71,7 @@ def keys(text: str) -> list[str]:
 
 
 def nodes(*, but: str = "") -> Iterator[ast.AST]:
-    """Everything in app/, parsed, except the files that are named *but*."""
+    """The syntax tree of everything in app/, except the files in *but*."""
     for path in sorted(APP.rglob("*.py")):
         if path.name == but:
             continue
@@ -82,7 +82,7 @@ def nodes(*, but: str = "") -> Iterator[ast.AST]:
 
 
 def emitted() -> dict[str, tuple[int, bool]]:
-    """Every problem code that app/ makes an error with: its status, and whether it is transient."""
+    """Every problem code that app/ creates an error with: its status, and whether it is transient."""
     found: dict[str, tuple[int, bool]] = {}
     for node in nodes():
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
@@ -115,7 +115,7 @@ def test_transient_problems_stand_apart() -> None:
 
 
 def meant(name: str, text: str) -> Any:
-    """What the default in a table's cell means, read as the setting itself would be."""
+    """The value of the default in a table's cell, parsed as the setting itself would be."""
     field = Settings.model_fields[name]
     match text:
         case "none":
@@ -150,7 +150,7 @@ def test_settings_that_are_spoken_of_exist() -> None:
 
 
 def ours(name: str) -> bool:
-    """Not those of the instrumentator."""
+    """Whether the metric is ours, not the instrumentator's."""
     return name.startswith(f"{NAMESPACE}_") and not name.startswith(f"{NAMESPACE}_http_")
 
 
@@ -169,7 +169,7 @@ async def test_metrics_are_those_of_a_scrape(server: GatewayProcess) -> None:
     for name, kind in tables.items():
         assert kind.partition(",")[0] == types[name], name
         assert set(re.findall(r"`(\w+)`", kind)) == labels[name], name
-    # Also those in prose.
+    # Names in prose count, too.
     mentioned = {name for name in re.findall(rf"{NAMESPACE}_[a-z_]+\b", read("metrics.md")) if ours(name)}
     assert mentioned == set(labels)
 
@@ -183,7 +183,7 @@ def test_reasons_are_those_of_the_code() -> None:
 
 
 def test_every_reason_is_given_somewhere() -> None:
-    """mypy knows that no other is given. A reason that nobody gives any more is out of date."""
+    """mypy allows no other reason. A reason that the code no longer gives is out of date."""
     given = {node.value for node in nodes(but="reasons.py") if isinstance(node, ast.Constant)}
     assert {*RESET_REASONS, *CLOSE_REASONS, *END_REASONS} <= given
 
@@ -193,7 +193,7 @@ def test_every_refusal_is_a_problem() -> None:
 
 
 def test_every_event_has_a_section() -> None:
-    kinds = {"put", "delete"}  # made by encoding.event_body
+    kinds = {"put", "delete"}  # created by encoding.event_body
     for node in nodes():
         match node:
             case ast.Call(func=ast.Name(id="control"), args=[_form, ast.Constant(value=str(kind)), *_rest]):
@@ -294,7 +294,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    """app/__init__.py has it; ``make chart`` writes it into the chart."""
+    """app/__init__.py has the version; ``make chart`` writes it into the chart."""
     chart = yaml.safe_load((ROOT / "helm" / "etcd-watch-gateway" / "Chart.yaml").read_text(encoding="utf-8"))
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__), "make chart"
     assert PROJECT["project"]["dynamic"] == ["version"]
@@ -302,7 +302,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_make_targets_that_are_spoken_of_exist() -> None:
-    """In code, where a command stands; prose may say "make sure"."""
+    """The test reads targets from code, where a command stands; prose may contain "make sure"."""
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         code = re.findall(r"```sh\n(.*?)```|`(make [^`]*)`", text, re.DOTALL)
@@ -347,31 +347,31 @@ def test_every_room_has_a_row_in_contributing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A block of shell, and what its output must hold."""
+    """A shell block, and a text that its output must contain."""
 
     shell: str
     expected: str
 
 
-# A fence that is to be run stands behind `<!-- run: what its output must hold -->`.
+# A fence after `<!-- run: what its output must hold -->` is run.
 COMMANDS = [
     Command(shell, expected)
     for expected, shell in re.findall(r"<!-- run: ([^\n]+) -->\n```sh\n(.*?)```", read("quickstart.md"), re.DOTALL)
 ]
-# A key that a reader is told to type.
+# The keys that a reader must type.
 KEYS = set(re.findall(r"[?&]key=(/svc/[^'&\s]+)", read("quickstart.md") + (ROOT / "README.md").read_text()))
 
 
 @pytest.fixture(name="sample")
 async def _sample(etcd: EmbeddedEtcd) -> AsyncIterator[None]:
-    """What ``dev`` shows, but five changes a second."""
+    """The sample of ``dev``, with five changes a second."""
     async with dev.sample(etcd.endpoint, 0.2):
         yield
 
 
 def test_the_sample_keeps_the_keys_of_the_quick_start() -> None:
-    """Whenever somebody types a command, its key is there; and yet keys go, and come back."""
-    turns = [dev.change(turn) for turn in range(1, 4 * 3 * 5 * 7 + 1)]  # then it begins again
+    """Whenever a reader types a command, its key exists; other keys are deleted and come back."""
+    turns = [dev.change(turn) for turn in range(1, 4 * 3 * 5 * 7 + 1)]  # then the changes repeat
     gone = [key for changes in turns for key, value in changes.items() if value is None]
     put = {key for changes in turns for key, value in changes.items() if value is not None}
     assert KEYS

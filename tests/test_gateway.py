@@ -1,4 +1,4 @@
-"""The gateway as one object: what it says it holds, what it reads again, and that it hears of its own failure."""
+"""The gateway as one object: what it reports, what it reads again, and how it notices its own failure."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SVC, KEY = KeyRange("prefix", b"/svc/"), KeyRange("key", b"/svc/a")
 
 
 def subscribe(gateway: Gateway, watched: KeyRange, address: str = "") -> Subscriber:
-    """Before the gateway runs: etcd is not known to be away, so a feed waits for it."""
+    """Subscribe before the gateway runs: it does not know yet that etcd is away, so the feed waits for etcd."""
     return gateway.registry.subscribe(watched, address=address, user_agent="u", request_id="r", has_cursor=False)
 
 
 async def test_what_it_holds() -> None:
-    """Each feed with its subscribers; of one range only, when asked so."""
+    """The gateway reports each feed with its subscribers, or one range's feed if asked for that range."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     subscribers = [subscribe(gateway, SVC, "a:1"), subscribe(gateway, SVC, "b:2"), subscribe(gateway, KEY)]
     subscribers.pop().release()
@@ -44,7 +44,7 @@ async def test_what_it_holds() -> None:
 
 
 async def test_statistics_are_a_value() -> None:
-    """They stay as they were at their moment, and nobody can change them."""
+    """Statistics stay as they were when taken, and are immutable."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     before = gateway.statistics()
     counters = gateway.streams.counters
@@ -64,7 +64,7 @@ async def test_statistics_are_a_value() -> None:
 
 
 async def test_an_etcd_that_was_never_reached() -> None:
-    """What ``/readyz`` and the metrics are made of before the first answer."""
+    """Before etcd's first answer ``/readyz`` and the metrics already have values."""
     etcd = Gateway(load({"etcd": NOWHERE})).statistics().etcd
 
     assert (etcd.reached, etcd.watchers, etcd.highest_revision, etcd.reconnects, etcd.ranges) == (False, 0, 0, 0, 0)
@@ -72,7 +72,7 @@ async def test_an_etcd_that_was_never_reached() -> None:
 
 
 async def test_a_reload_says_what_came_of_each_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The token's file is looked at; files for etcd are read for each connection anyway."""
+    """A reload reads the token file; files for etcd are read for each connection anyway."""
     file = tmp_path / "token"
     file.write_text("one")
     with_token, without = Gateway(load({"etcd": NOWHERE, "token_file": str(file)})), Gateway(load({"etcd": NOWHERE}))
@@ -89,7 +89,7 @@ async def test_a_reload_says_what_came_of_each_part(tmp_path: Path, caplog: pyte
 
 
 async def test_credentials_that_cannot_be_used(tmp_path: Path) -> None:
-    """Found when it is made, and named by their setting."""
+    """Unusable credentials are an error when the gateway is created, and the error names their setting."""
     with pytest.raises(SettingsError, match=r"^GATEWAY_ETCD_PASSWORD_FILE \(--etcd-password-file\): "):
         Gateway(load({"etcd": NOWHERE, "etcd_user": "a", "etcd_password_file": str(tmp_path / "none")}))
 
@@ -98,7 +98,7 @@ async def test_credentials_that_cannot_be_used(tmp_path: Path) -> None:
 async def test_a_password_in_plain_text(
     etcd: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Warned about where others may listen."""
+    """A password over plain text is warned about, unless etcd is on this machine."""
     (tmp_path / "password").write_text("s3cret")
     Gateway(load({"etcd": etcd, "etcd_user": "a", "etcd_password_file": str(tmp_path / "password")}))
 
@@ -108,7 +108,7 @@ async def test_a_password_in_plain_text(
 
 
 async def test_the_name_of_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is set, else the host's."""
+    """The instance is named by its setting, otherwise by the host."""
     monkeypatch.setattr("socket.gethostname", lambda: "the-host")
 
     assert Gateway(load({"etcd": NOWHERE})).instance == "the-host"
@@ -116,7 +116,7 @@ async def test_the_name_of_the_instance(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_it_hears_of_its_own_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever runs it waits for ``broken``."""
+    """A failure sets ``broken``, which the server waits for."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     assert not gateway.broken.is_set()
     gateway.fail(RuntimeError("a defect"))

@@ -1,4 +1,4 @@
-"""Which room may import which: the core decides and knows nobody, its shells know it and not each other."""
+"""Which room may import which: the core imports no other room; its shells import the core and not each other."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tools.imports import imports_of
 
 APP = Path(app.__file__).parent
 
-# Of each room of ``app/``, the rooms that it imports, from the lowest to the highest: docs/map.svg in words. A room is
-# a folder, or one file beside the folders. Every other import is forbidden. Before you add one, ask whether the name
-# that you want stands in the right room.
+# For each room of ``app/``, the rooms that it imports, from the lowest to the highest: docs/map.svg in words. A room is
+# a folder, or one file beside the folders. Every other import is forbidden. Before you add an import, ask whether the
+# name that you want is in the right room.
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "settings": set(),
@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dev": {"core", "etcd", "server", "settings", "stdio"},
     "cli": {"access", "check", "descriptors", "dev", "logs", "ports", "server", "settings", "signals", "stdio"},
 }
-# These need the standard library and nothing else.
+# These rooms need the standard library and nothing else.
 STANDARD = {"core", "ports", "watch"}
-# Modules of the standard library that the core may not import: they wait, tell the time, draw lots or log.
+# Modules of the standard library that the core may not import, because they wait, tell the time, draw random numbers or
+# log.
 IMPURE = {"asyncio", "concurrent", "logging", "os", "random", "secrets", "select", "socket", "threading", "time"}
 WAITING = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 
@@ -55,7 +56,7 @@ def files_of(room: str) -> list[Path]:
 
 
 def package_of(path: Path) -> str:
-    """The package that a file of ``app/`` is in."""
+    """The package that contains a file of ``app/``."""
     return ".".join(path.parent.relative_to(APP.parent).parts)
 
 
@@ -75,7 +76,7 @@ def forbidden(room: str, source: str, package: str) -> list[str]:
 
 
 def own_names(source: str) -> Iterator[str]:
-    """Where *source* names ``app`` by that name: the wheel installs it under another. Docstrings may."""
+    """The places where *source* uses the name ``app``, except docstrings: the wheel installs it under another name."""
     tree = ast.parse(source)
     rooms = "|".join(sorted(path.stem for path in APP.iterdir() if not path.name.startswith("_")))
     said = re.compile(rf"\bapp\.({rooms})\b|-m app\b|\b(from|import) app\b")
@@ -91,7 +92,7 @@ def own_names(source: str) -> Iterator[str]:
 
 
 def waits(source: str) -> bool:
-    """Whether there is an ``async`` or ``await`` in it."""
+    """Whether *source* contains an ``async`` or ``await``."""
     return any(
         isinstance(node, WAITING) or (isinstance(node, ast.comprehension) and node.is_async)
         for node in ast.walk(ast.parse(source))
@@ -99,7 +100,7 @@ def waits(source: str) -> bool:
 
 
 def test_the_code_does_not_know_the_name_of_its_package() -> None:
-    """It is ``app`` in a checkout and ``etcd_watch_gateway`` in the wheel."""
+    """The package is ``app`` in a checkout and ``etcd_watch_gateway`` in the wheel, so the code uses neither name."""
     found = {str(path.relative_to(APP)): list(own_names(path.read_text())) for path in sorted(APP.rglob("*.py"))}
     assert {name: names for name, names in found.items() if names} == {}
 
@@ -119,13 +120,13 @@ def test_the_code_does_not_know_the_name_of_its_package() -> None:
     ],
 )
 def test_the_name_is_found(source: str, named: int) -> None:
-    """As an import or in a string, but not in a docstring."""
+    """The name is found in an import and in a string, but not in a docstring."""
     assert len(list(own_names(source))) == named
 
 
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))
 def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
-    """The failure names the file and the import."""
+    """A room imports only the rooms in the table; a failure names the file and the import."""
     found = {
         str(path.relative_to(APP)): forbidden(room, path.read_text(encoding="utf-8"), package_of(path))
         for path in files_of(room)
@@ -134,12 +135,12 @@ def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
 
 
 def test_the_table_is_the_map() -> None:
-    """The table has every room, and allows no import that nobody makes any more."""
+    """The table has every room, and allows no import that no file makes."""
     assert {name: room.imports for name, room in rooms().items()} == MAY_IMPORT
 
 
 def test_no_import_goes_back() -> None:
-    """Whatever a room imports stands above the room in the table, so no arrow of docs/map.svg is red."""
+    """A room imports only rooms above it in the table, so no arrow of docs/map.svg is red."""
     above: set[str] = set()
     for room, others in MAY_IMPORT.items():
         assert others <= above, room
@@ -147,19 +148,19 @@ def test_no_import_goes_back() -> None:
 
 
 def test_files_import_each_other_in_no_circle() -> None:
-    """Within a room, too. One that only the types need is a circle as well: the two files cannot be read apart."""
+    """No files import each other in a circle, not even for types or within a room: they could not be read apart."""
     files = {".".join(path.relative_to(APP.parent).with_suffix("").parts): path for path in APP.rglob("*.py")}
     imported: dict[str, set[str]] = {}
     for name, path in files.items():
         names = set(imports_of(path.read_text(encoding="utf-8"), package_of(path)))
-        # ``from app.core.log import Log`` names app.core.log.Log: a file, or something in a file.
+        # ``from app.core.log import Log`` names app.core.log.Log: a file, or a name in a file.
         imported[name] = ({other for one in names for other in (one, one.rpartition(".")[0])} & set(files)) - {name}
 
     graphlib.TopologicalSorter(imported).prepare()  # raises CycleError, with the files
 
 
 def test_the_core_never_waits() -> None:
-    """Whatever it does is done when it returns: no step of it can be interleaved with another."""
+    """A step of the core is complete when it returns: no other step can come in between."""
     assert [path.name for path in files_of("core") if waits(path.read_text(encoding="utf-8"))] == []
 
 
@@ -193,7 +194,7 @@ def test_the_core_never_waits() -> None:
     ],
 )
 def test_a_forbidden_import_is_found(room: str, source: str) -> None:
-    """In any form that an import can be written in."""
+    """A forbidden import is found in any form that an import can have."""
     assert forbidden(room, source, f"app.{room}" if (APP / room).is_dir() else "app")
 
 
@@ -209,7 +210,7 @@ def test_a_forbidden_import_is_found(room: str, source: str) -> None:
     ],
 )
 def test_an_allowed_import_is_not_found(room: str, source: str) -> None:
-    """What the table allows is allowed."""
+    """An import that the table allows is not reported."""
     assert forbidden(room, source, f"app.{room}") == []
 
 
@@ -223,5 +224,5 @@ def test_an_allowed_import_is_not_found(room: str, source: str) -> None:
     ],
 )
 def test_waiting_is_found(source: str, found: bool) -> None:
-    """The syntax, not the word."""
+    """The syntax is found, not the word."""
     assert waits(source) is found

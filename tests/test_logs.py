@@ -1,4 +1,4 @@
-"""Lines of the log: their two formats, and what is dropped when nobody takes them. (Processes: tests/server.)"""
+"""Log lines: their two formats, and the lines that are dropped when nobody reads the log. (Processes: tests/server.)"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.waiting import HANG
 
 
 def record(message: str, **extra: Any) -> logging.LogRecord:
-    """As a logger makes it."""
+    """A record as a logger makes it."""
     made = logging.getLogger("gateway.test").makeRecord(
         "gateway.test", logging.WARNING, "file.py", 1, message, (), None, extra=extra
     )
@@ -26,7 +26,7 @@ def record(message: str, **extra: Any) -> logging.LogRecord:
 
 
 def test_a_json_line() -> None:
-    """Time, level, logger, message, and what was given beside it; letters as they are."""
+    """A JSON line has time, level, logger, message, and the extra fields; letters are not escaped."""
     assert json.loads(JsonFormatter().format(record("läuft", range="/svc/", odd={1}))) == {
         "time": "1970-01-01T00:00:01.500Z",
         "level": "warning",
@@ -38,7 +38,7 @@ def test_a_json_line() -> None:
 
 
 def test_a_json_line_with_an_exception() -> None:
-    """Its traceback is one member, so that the line stays one."""
+    """The traceback is one member, so that the line stays one line."""
     failed = record("failed")
     try:
         raise RuntimeError("a defect")
@@ -51,7 +51,7 @@ def test_a_json_line_with_an_exception() -> None:
 
 
 def test_a_human_line() -> None:
-    """Time of the day, level, message, and what belongs to it as name=value."""
+    """A human line has the time of day, level, message, and its fields as name=value."""
     assert HumanFormatter().format(record("feed start")) == "00:00:01.500Z warning feed start"
     assert HumanFormatter().format(record("feed start", range="/svc/", keys=3)) == (
         "00:00:01.500Z warning feed start                 range=/svc/ keys=3"
@@ -59,7 +59,7 @@ def test_a_human_line() -> None:
 
 
 def outlet(descriptor: int) -> tuple[logs._Outlet, logs._Writer]:
-    """Not started: nobody takes the lines."""
+    """An outlet that is not started, so nothing takes its lines."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = logs._Writer(lines, descriptor)
     made = logs._Outlet(writer, lines)
@@ -68,7 +68,7 @@ def outlet(descriptor: int) -> tuple[logs._Outlet, logs._Writer]:
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines beyond MAX_PENDING are dropped and counted; when the reader is back, one line says how many."""
+    """Lines beyond MAX_PENDING are dropped and counted; when the reader is back, one line reports the number."""
     monkeypatch.setattr(logs, "MAX_PENDING", 1000)
     reading, writing = os.pipe()
     given, writer = outlet(writing)
@@ -89,7 +89,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_that_cannot_be_written_is_counted() -> None:
-    """Nobody reads."""
+    """A line to a closed pipe is counted as dropped."""
     reading, writing = os.pipe()
     os.close(reading)
     given, writer = outlet(writing)
@@ -102,7 +102,7 @@ def test_a_line_that_cannot_be_written_is_counted() -> None:
 
 
 def test_a_record_that_cannot_be_formatted_is_counted() -> None:
-    """And writes nothing by itself, as the default of ``logging`` does."""
+    """A record that cannot be formatted is counted, and nothing is printed, unlike the default of ``logging``."""
     given, _writer = outlet(-1)
     broken = record("a %s line")
     broken.args = (1, 2)

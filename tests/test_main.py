@@ -21,18 +21,18 @@ def app_of(gateway: Gateway | None = None, **settings: str) -> tuple[FastAPI, Ga
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
-    """For one app."""
+    """A client of one app."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 async def statuses(app: FastAPI, *paths: str) -> list[int]:
-    """Of GET on each."""
+    """The statuses of a GET of each path."""
     async with client(app) as http:
         return [(await http.get(path)).status_code for path in paths]
 
 
 async def test_one_app_serves_all() -> None:
-    """Without an admin port."""
+    """Without an admin port one app serves everything."""
     app, _gateway = app_of()
 
     assert await statuses(app, *ADMIN, "/") == [200, 200, 503, 200, 200]
@@ -40,7 +40,7 @@ async def test_one_app_serves_all() -> None:
 
 
 async def test_the_admin_app_takes_the_operators_part() -> None:
-    """With an admin port: all of it, and nothing of the clients' part."""
+    """With an admin port the admin app serves all operators' paths and none of the clients' paths."""
     app, _gateway = app_of(admin_port="0")
 
     assert await statuses(app, *ADMIN, "/") == [404, 404, 404, 404, 200]
@@ -49,14 +49,14 @@ async def test_the_admin_app_takes_the_operators_part() -> None:
 
 @pytest.mark.parametrize("path", ["/livez", "/metrics", "/"])
 async def test_head_is_served_where_get_is(path: str) -> None:
-    """The default check of haproxy is a HEAD."""
+    """A HEAD is served like a GET, because haproxy's default check is a HEAD."""
     app, _gateway = app_of()
     async with client(app) as http:
         assert (await http.head(path)).status_code == 200
 
 
 async def test_the_highest_revision_is_on_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the client's app and of the operator's, as soon as one is known."""
+    """Every answer of either app has the highest revision, as soon as one is known."""
     app, gateway = app_of(admin_port="0")
     async with client(app) as http, client(app.state.admin) as admin:
         before = await http.get("/")
@@ -68,7 +68,7 @@ async def test_the_highest_revision_is_on_every_answer(monkeypatch: pytest.Monke
 
 
 async def test_cors_only_where_it_is_asked_for() -> None:
-    """Each word of ``Vary`` once, and an origin that is not listed is not let in."""
+    """With CORS every value of ``Vary`` appears once, and an unlisted origin is not allowed."""
     (plain, _), (listed, _) = app_of(), app_of(cors_origins="https://app.example,https://b.example")
     origin = {"Origin": "https://app.example"}
     async with client(plain) as http, client(listed) as cors:
@@ -89,7 +89,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("environment")
 async def test_an_app_for_another_server() -> None:
-    """``create_app`` alone reads the environment; its gateway lives as long as the app's lifespan."""
+    """``create_app`` without arguments reads the environment; its gateway runs during the app's lifespan."""
     app = create_app()
     gateway: Gateway = app.state.gateway
     async with app.router.lifespan_context(app):

@@ -29,14 +29,14 @@ def samples(gateway: Gateway) -> Mapping[tuple[str, ...], float]:
 
 
 async def test_limits_are_those_of_the_settings() -> None:
-    """What may be held, beside what is."""
+    """The limits are shown beside the current values."""
     found = samples(Gateway(load({"etcd": NOWHERE, "max_subscribers": "7", "max_feeds": "5", "max_feed_bytes": "9"})))
 
     assert (found["subscribers_max",], found["feeds_max",], found["feed_bytes_max",]) == (7, 5, 9)
 
 
 async def test_what_is_held() -> None:
-    """Feeds by state, those without a subscriber, and streams by sink."""
+    """Feeds are shown by state, lingering feeds apart, and streams by sink."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     leases = [
         gateway.registry.subscribe(KeyRange("key", key), address="", user_agent="", request_id="", has_cursor=False)
@@ -59,14 +59,14 @@ async def test_what_is_held() -> None:
     [("resets_total", RESET_REASONS), ("streams_closed_total", END_REASONS), ("refusals_total", REFUSAL_REASONS)],
 )
 async def test_reasons_are_there_from_the_beginning(name: str, reasons: tuple[str, ...]) -> None:
-    """An alert's rate() needs a zero to start from."""
+    """Every reason has a series from the start, because an alert's rate() must start from zero."""
     found = samples(Gateway(load({"etcd": NOWHERE})))
 
     assert {labels[0]: value for (key, *labels), value in found.items() if key == name} == dict.fromkeys(reasons, 0)
 
 
 async def test_a_reason_that_nobody_foresaw_is_counted() -> None:
-    """Beside those that are always there."""
+    """An unknown reason is counted beside the known ones."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     gateway.streams.counters.closed["new"] += 3
     gateway.streams.counters.closed["drain"] += 1
@@ -76,14 +76,14 @@ async def test_a_reason_that_nobody_foresaw_is_counted() -> None:
 
 
 async def test_etcd_out_of_reach() -> None:
-    """Down, and nothing held there."""
+    """When etcd is out of reach, it is shown as down, with nothing held there."""
     found = samples(Gateway(load({"etcd": NOWHERE})))
 
     assert [found[name,] for name in ("etcd_up", "etcd_watchers", "etcd_watch_streams", "etcd_ranges_total")] == [0] * 4
 
 
 async def test_two_gateways_count_apart() -> None:
-    """Each has a registry of its own: tests and ``dev`` run more than one in a process."""
+    """Each gateway has its own registry: tests and ``dev`` run more than one gateway in a process."""
     one, other = Gateway(load({"etcd": NOWHERE})), Gateway(load({"etcd": NOWHERE}))
     one.streams.counters.opened += 1
 

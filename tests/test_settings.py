@@ -1,4 +1,4 @@
-"""Settings: what is accepted, what is refused and how clearly, and that each of them is used."""
+"""Settings: which values are accepted, which are refused and how clearly, and that each setting is used."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from app.watch.limits import Limits
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any setting of whoever runs the tests."""
+    """Remove every setting from the environment of the tests."""
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
 
 def refused(**flags: Any) -> list[str]:
-    """The lines that *flags* are refused with."""
+    """The lines that refuse *flags*."""
     with pytest.raises(SettingsError) as caught:
         load(flags)
     return str(caught.value).splitlines()
 
 
 def test_defaults() -> None:
-    """Those of the design: on a loopback address, everything may be read."""
+    """The defaults are the design's: on a loopback address, everything may be read."""
     settings = load({})
 
     assert settings.etcd == ("http://127.0.0.1:2379",)
@@ -55,13 +55,13 @@ def test_defaults() -> None:
     [("30", 30), ("30s", 30), ("0.5", 0.5), ("500ms", 0.5), ("5m", 300), ("1h", 3600), (" 2 s ", 2), ("1.5m", 90)],
 )
 def test_durations(text: str, seconds: float) -> None:
-    """Seconds, with or without a unit."""
+    """A duration is in seconds, with or without a unit."""
     assert load({"linger": text}).linger == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1", "1d", "1 2", "1e3", "inf", "nan", "30S", "1h30m", "0x10", "1,5", "½"])
 def test_no_durations(text: str) -> None:
-    """Refused with what would be one."""
+    """A text that is not a duration is refused, with an example of a duration."""
     (line,) = refused(linger=text)
 
     assert line == f"GATEWAY_LINGER (--linger): {text!r} is not a duration; use seconds, or 500ms, 30s, 5m, 1h"
@@ -71,27 +71,27 @@ def test_no_durations(text: str) -> None:
     ("text", "size"), [("65536", 65536), ("64KiB", 65536), ("16MiB", 16 << 20), ("1GiB", 1 << 30), ("4096 B", 4096)]
 )
 def test_sizes(text: str, size: int) -> None:
-    """Bytes, with or without a unit."""
+    """A size is in bytes, with or without a unit."""
     assert load({"send_buffer": text}).send_buffer == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "64K", "64KB", "64kib", "1.5MiB", "-1", "1TiB"])
 def test_no_sizes(text: str) -> None:
-    """A kilobyte that might be one or the other is none."""
+    """An ambiguous kilobyte is not a size."""
     (line,) = refused(send_buffer=text)
 
     assert line == f"GATEWAY_SEND_BUFFER (--send-buffer): {text!r} is not a size; use bytes, or 64KiB, 16MiB, 1GiB"
 
 
-FREE_TEXT = {"host", "epoch", "token_file"}  # whatever stands there is taken, and judged when it is used
-TOGETHER = {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # judged with each other, below
+FREE_TEXT = {"host", "epoch", "token_file"}  # any text is accepted, and checked when it is used
+TOGETHER = {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # checked with each other, below
 BAD = {"instance": "two words", "allow_prefixes": "/svc/,"}
 
 
 @pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - FREE_TEXT - TOGETHER))
 @pytest.mark.parametrize("source", ["flag", "environment"])
 def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its variable, its flag, and what it is."""
+    """A bad value is named with its variable, its flag, and the text."""
     value = BAD.get(name, "rubbish!")
     if source == "environment":
         monkeypatch.setenv(f"{PREFIX}{name.upper()}", value)
@@ -132,7 +132,7 @@ def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.Mo
     ],
 )
 def test_bounds(name: str, value: str) -> None:
-    """What would make no sense is refused at the start."""
+    """A value without a sensible meaning is refused at the start."""
     (line,) = refused(**{name: value})
 
     assert line.startswith(f"{PREFIX}{name.upper()} ")
@@ -140,19 +140,19 @@ def test_bounds(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", ["token_file", "admin_port", "etcd_cacert"])
 def test_empty_is_none(name: str) -> None:
-    """As charts and compose files write what is not used."""
+    """An empty value counts as not set, because charts and compose files write it so."""
     assert getattr(load({name: ""}), name) is None
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    """A line for each: nobody wants to find them one restart at a time."""
+    """Each error gets a line: nobody should find them one restart at a time."""
     lines = refused(port="x", linger="y", log_level="loud")
 
     assert [line.partition(" ")[0] for line in lines] == ["GATEWAY_PORT", "GATEWAY_LINGER", "GATEWAY_LOG_LEVEL"]
 
 
 def test_kubernetes_service_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Service named "gateway" sets GATEWAY_PORT in every pod beside it: the message knows."""
+    """A Service named "gateway" sets GATEWAY_PORT in every pod beside it: the message explains this."""
     monkeypatch.setenv("GATEWAY_PORT", "tcp://10.96.0.1:8080")
     (line,) = refused()
 
@@ -162,7 +162,7 @@ def test_kubernetes_service_link(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_variables() -> None:
-    """Misspelt ones and service links are reported; known ones and others' are not."""
+    """Misspelt variables and service links are reported; known variables and those of other programs are not."""
     names = [
         "GATEWAY_LINGR",
         "GATEWAY_SERVICE_HOST",
@@ -177,7 +177,7 @@ def test_unknown_variables() -> None:
 
 
 def test_flags_beat_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each by itself."""
+    """Each flag beats its own variable."""
     monkeypatch.setenv("GATEWAY_LINGER", "1s")
     monkeypatch.setenv("GATEWAY_PORT", "81")
     settings = load({"linger": "2s"})
@@ -186,7 +186,7 @@ def test_flags_beat_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_else_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No .env of the folder that the process happens to be in."""
+    """No other source is read, not even a .env in the working folder."""
     (tmp_path / ".env").write_text("GATEWAY_PORT=99\n")
     monkeypatch.chdir(tmp_path)
 
@@ -202,7 +202,7 @@ def test_nothing_else_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_endpoints(text: str, endpoints: tuple[str, ...]) -> None:
-    """A list; http:// may be left out."""
+    """Endpoints are a list; http:// may be left out."""
     assert load({"etcd": text}).etcd == endpoints
 
 
@@ -225,14 +225,14 @@ def test_endpoints(text: str, endpoints: tuple[str, ...]) -> None:
     ],
 )
 def test_no_endpoints(text: str) -> None:
-    """One that is none of a list is enough."""
+    """One invalid endpoint in a list is enough to refuse the list."""
     (line,) = refused(etcd=text)
 
     assert line.startswith("GATEWAY_ETCD (--etcd): ")
 
 
 def test_tls_endpoints() -> None:
-    """All or none: a fail-over must not change what the network sees."""
+    """All endpoints use TLS or none: a fail-over must not change what the network sees."""
     assert load({"etcd": "https://a:2379,https://b:2379"}).etcd == ("https://a:2379", "https://b:2379")
     (line,) = refused(etcd="https://a:2379,b:2379")
 
@@ -255,12 +255,12 @@ TLS = {"etcd": "https://a:1"}
     ],
 )
 def test_half_of_the_credentials(flags: dict[str, str], names: list[str]) -> None:
-    """What would be used for nothing is a mistake that somebody relies on."""
+    """Credentials that would have no effect are an error, because somebody relies on them."""
     assert [line.partition(" ")[0] for line in refused(**flags)] == names
 
 
 def test_credentials() -> None:
-    """All of them, or none; the files are read later, by who uses them."""
+    """Complete credentials or none are accepted; the files are read later, by the code that uses them."""
     settings = load({**TLS, "etcd_cacert": "/a", "etcd_cert": "/b", "etcd_key": "/c", "etcd_user": "d"} | PASSWORD)
 
     assert (settings.etcd_cacert, settings.etcd_user) == (Path("/a"), "d")
@@ -272,7 +272,7 @@ PASSWORD = {"etcd_password_file": "/e"}
 
 
 def test_no_password_behind_the_user() -> None:
-    """etcdctl takes it so; here it would stand in a process list. The message does not repeat it."""
+    """etcdctl takes user:password; here a process list would show the password. The message does not repeat it."""
     (line,) = refused(etcd_user="root:hunter2", **PASSWORD)
 
     assert line.startswith("GATEWAY_ETCD_USER (--etcd-user): ")
@@ -280,7 +280,7 @@ def test_no_password_behind_the_user() -> None:
 
 
 def test_no_password_in_an_endpoint() -> None:
-    """It would stand in every log line; the message does not repeat it either."""
+    """A password in an endpoint would be in every log line; the message does not repeat it either."""
     (line,) = refused(etcd="http://root:hunter2@a:2379")
 
     assert "user and password" in line
@@ -289,7 +289,7 @@ def test_no_password_in_an_endpoint() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
 def test_refuses_to_be_open_by_accident(host: str) -> None:
-    """On any address that is not loopback somebody has to say what may be read; '' is all, on purpose."""
+    """On an address that is not loopback, the readable prefixes must be named; '' deliberately allows all."""
     (line,) = refused(host=host)
 
     assert "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
@@ -298,7 +298,7 @@ def test_refuses_to_be_open_by_accident(host: str) -> None:
 
 
 def test_empty_variable_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment can say '' too."""
+    """'' also works in the environment."""
     monkeypatch.setenv("GATEWAY_ALLOW_PREFIXES", "")
 
     assert load({"host": "0.0.0.0"}).allowed == (b"",)
@@ -306,19 +306,19 @@ def test_empty_variable_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]"])
 def test_loopback(host: str) -> None:
-    """Only this machine gets there."""
+    """A loopback address is reachable only from this machine."""
     assert is_loopback(host)
     assert load({"host": host}).allowed == (b"",)
 
 
 def test_allow_prefixes() -> None:
-    """Comma-separated, percent-encoded: bytes."""
+    """Allowed prefixes are comma-separated and percent-encoded: bytes."""
     assert load({"allow_prefixes": "/a/, /b%2C/ ,%ff"}).allowed == (b"/a/", b"/b,/", b"\xff")
 
 
 @pytest.mark.parametrize("text", ["/a/,", ",/a/", "/a/,,/b/", ",", " , /a/"])
 def test_a_comma_too_many_does_not_allow_everything(text: str) -> None:
-    """The empty prefix is all keys: it must stand alone."""
+    """The empty prefix allows all keys: it must be the only one."""
     (line,) = refused(allow_prefixes=text)
 
     assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): an empty prefix among others")
@@ -329,7 +329,7 @@ NOT_A_FENCE = [
     *("[]", "[ ]", "{}", '[""]', '["/svc/"]', '["/svc/","/b/"]', "['/svc/']", "['']", '""', "''", '"/svc/"', "'/svc/'"),
     *("null", "NULL", "None", "none", "nil", "~", "undefined", "<nil>", "<no value>", "<none>"),
     *(" ", "  ", "\t", "\n", "\u00a0", "\u3000"),
-    # Lists that are separated otherwise, and what a shell or a proxy would take for "all below".
+    # Lists with another separator, and what a shell or a proxy would read as "all below".
     *("/a/ /b/", "/a/\n/b/", "/a/\u00a0", "/svc/*", "*", "/a/,[]", '/a/,"/b/"', "/a/,null"),
 ]
 
@@ -338,7 +338,7 @@ NOT_A_FENCE = [
 @pytest.mark.parametrize("source", ["flag", "environment"])
 @pytest.mark.parametrize("text", NOT_A_FENCE)
 def test_what_is_no_fence(text: str, source: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused, whoever renders it: it must neither open every key nor shut out what it names."""
+    """An invalid prefix is refused, whatever rendered it: it must neither open every key nor shut out its own keys."""
     if source == "environment":
         monkeypatch.setenv("GATEWAY_ALLOW_PREFIXES", text)
     (line,) = refused(host=host, **({"allow_prefixes": text} if source == "flag" else {}))
@@ -348,7 +348,7 @@ def test_what_is_no_fence(text: str, source: str, host: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("items", [(), [], (" ",), ("[]",)])
 def test_no_fence_from_a_program(items: Any) -> None:
-    """Settings that are made in Python are held to the same."""
+    """Settings that are made in Python follow the same rules."""
     with pytest.raises(ValidationError):
         Settings.model_validate({"allow_prefixes": items})
 
@@ -402,7 +402,7 @@ ODD = [
 
 
 def outcome(flags: dict[str, Any], name: str) -> Any:
-    """What a setting comes to: its value, or the lines that refuse it."""
+    """The result of a setting: its value, or the lines that refuse it."""
     try:
         return getattr(load(flags), name)
     except SettingsError as error:
@@ -411,7 +411,7 @@ def outcome(flags: dict[str, Any], name: str) -> Any:
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_a_variable_means_what_its_flag_means(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every setting and every odd value: the same value, or refused by the same line."""
+    """For every setting and every odd value, variable and flag give the same value, or the same refusal."""
     for text in ODD:
         flag = outcome({name: text}, name)
         monkeypatch.setenv(f"{PREFIX}{name.upper()}", text)
@@ -421,7 +421,8 @@ def test_a_variable_means_what_its_flag_means(name: str, monkeypatch: pytest.Mon
         assert variable == flag, text
 
 
-# What each kind of setting takes of ``ODD``: what a reader sees there. All else is refused.
+# For each kind of setting, the values of ``ODD`` that it accepts, with their plain meaning. All other values are
+# refused.
 NUMBERS = {"0": 0, "1": 1, "8080": 8080, " 8080 ": 8080, "08080": 8080}
 DURATIONS = NUMBERS | {"1.0": 1, "30s": 30, " 30 s ": 30}
 SIZES = NUMBERS | {"64KiB": 65536, "1" * 400: int("1" * 400)}
@@ -452,7 +453,7 @@ SIZES = NUMBERS | {"64KiB": 65536, "1" * 400: int("1" * 400)}
     ],
 )
 def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
-    """Each is what it says, or is refused by name."""
+    """An odd value has its plain meaning, or is refused by name."""
     for name in names:
         for text in ODD:
             found = outcome({name: text}, name)
@@ -468,14 +469,14 @@ def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
     "text", [" a", "a ", "\u00a0", "a\n", "a\x7f", "\udcff", '""', "'a'", '"a"', "null", "None", "<no value>", "[]"]
 )
 def test_no_text(name: str, text: str) -> None:
-    """What is invisible in a log, or no UTF-8, or still quoted, or how a template writes nothing."""
+    """A text is refused that is invisible in a log, not UTF-8, still quoted, or a template's way to write nothing."""
     (line, *_more) = refused(**{name: text, "allow_prefixes": "", "etcd_password_file": "/a" * (name == "etcd_user")})
 
     assert line.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): ")
 
 
 def test_a_password_is_not_repeated_for_another_mistake() -> None:
-    """The user's value is bad in two ways at once."""
+    """The user's value is bad in two ways at once, and the message does not show the password."""
     (line,) = refused(etcd_user="root:hunter2 ", **PASSWORD)
 
     assert line.startswith("GATEWAY_ETCD_USER (--etcd-user): ")
@@ -483,7 +484,7 @@ def test_a_password_is_not_repeated_for_another_mistake() -> None:
 
 
 def test_cors_origins() -> None:
-    """A list; an empty one is none."""
+    """CORS origins are a list; an empty list means none."""
     assert load({"cors_origins": "https://a.example, http://b:3000"}).cors_origins == (
         "https://a.example",
         "http://b:3000",
@@ -505,13 +506,13 @@ def test_cors_origins() -> None:
             "[]",
             '["https://a"]',
         ),
-        # What no browser sends: upper case, the scheme's own port, a query, a user, a bad port.
+        # Texts that no browser sends: upper case, the scheme's default port, a query, a user, a bad port.
         *("https://A.example", "https://a.example:443", "http://a.example:80", "https://a.example?b", "https://u@a.b"),
         *("https://a.example:x", "https://[a", "https://a b", "https://a#b"),
     ],
 )
 def test_no_origins(text: str) -> None:
-    """A browser would never send it, so it would silently not work."""
+    """An origin that a browser never sends is refused, because it would silently have no effect."""
     (line,) = refused(cors_origins=text)
 
     assert "is not an origin; use the form that browsers send, like https://app.example" in line
@@ -519,21 +520,21 @@ def test_no_origins(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["https://a.example,", ",https://a.example", "*,https://a.example", " "])
 def test_no_list_of_origins(text: str) -> None:
-    """A comma too many; a star that says more than what stands beside it."""
+    """An extra comma is refused, and so is a star beside other origins, which it already includes."""
     (line,) = refused(cors_origins=text)
 
     assert line.startswith("GATEWAY_CORS_ORIGINS (--cors-origins): ")
 
 
-# --- handed on --------------------------------------------------------------------------------------------------------
+# --- groups -----------------------------------------------------------------------------------------------------------
 
-# Each group of settings that a part of the gateway is made with, and what stands before its fields' names.
+# Each group of settings that a part of the gateway is made with, and the prefix of its fields' settings.
 GROUPS: list[tuple[type, str]] = [(Credentials, "etcd_"), (Limits, ""), (StreamSettings, "")]
 APP = Path(app.__file__).parent
 
 
 def fields_of(kind: type, prefix: str) -> Iterator[tuple[str, str, Any]]:
-    """Of each field in a group: the setting, the field's own name, and the field's type."""
+    """For each field in a group: the setting, the field's own name, and the field's type."""
     for name, hint in get_type_hints(kind).items():
         if isinstance(hint, type) and is_dataclass(hint):
             yield from fields_of(hint, f"{name}_")
@@ -542,7 +543,7 @@ def fields_of(kind: type, prefix: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def test_a_group_has_the_values_of_its_settings() -> None:
-    """With a prefix, and with a group inside of it."""
+    """A group has its settings' values, also with a prefix, and with a group inside."""
     settings = load({"log_batches": "7", "linger": "3s", **TLS, "etcd_cacert": "/a"})
     limits = settings.group(Limits)
 
@@ -552,7 +553,7 @@ def test_a_group_has_the_values_of_its_settings() -> None:
 
 @pytest.mark.parametrize(("kind", "prefix"), GROUPS)
 def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None:
-    """``Settings.group`` is not checked by types: every field is a setting, and of the setting's type."""
+    """Types do not check ``Settings.group``; this does: every field is a setting, with the setting's type."""
     types = get_type_hints(Settings)
 
     assert {name: hint for name, _field, hint in fields_of(kind, prefix)} == {
@@ -562,7 +563,7 @@ def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None
 
 @pytest.mark.parametrize(("kind", "prefix"), GROUPS)
 def test_every_field_of_a_group_is_read(kind: type, prefix: str) -> None:
-    """In the room that the group belongs to, or in the core."""
+    """Every field is read in the room that the group belongs to, or in the core."""
     room = APP / kind.__module__.split(".")[1]
     files = [*room.rglob("*.py"), *(APP / "core").rglob("*.py")]
     read = {
@@ -576,7 +577,7 @@ def test_every_field_of_a_group_is_read(kind: type, prefix: str) -> None:
 
 
 def test_every_group_is_known_here() -> None:
-    """All calls of ``Settings.group`` in the program."""
+    """GROUPS names all calls of ``Settings.group`` in the program."""
     calls = {
         ast.unparse(node.args[0])
         for path in APP.rglob("*.py")
@@ -589,7 +590,7 @@ def test_every_group_is_known_here() -> None:
 
 
 def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
-    """The attributes that are read of anything called one of *owners*: ``settings.port``, ``gateway.settings.port``."""
+    """The attributes that are read from anything named in *owners*: ``settings.port``, ``gateway.settings.port``."""
     return {
         node.attr
         for node in ast.walk(tree)
@@ -603,13 +604,13 @@ def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
 
 
 def knows_settings(tree: ast.AST) -> bool:
-    """Whether a module's "settings" are these: it imports them, or the gateway that has them."""
+    """Whether a module's "settings" are these: the module imports them, or the gateway that has them."""
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     return bool(names & {"app.settings", "app.gateway", "settings", "gateway"})  # relative imports have no "app."
 
 
 def test_every_setting_is_read() -> None:
-    """One that nothing reads would be a promise not kept; the methods of ``Settings`` count if they are called."""
+    """A setting that nothing reads would be a broken promise; a method of ``Settings`` reads only if it is called."""
     own = Path(app.__file__).with_name("settings.py")
     trees = [ast.parse(path.read_text()) for path in own.parent.rglob("*.py") if path != own]
     read = set().union(*(attributes_of(tree, "settings") for tree in trees if knows_settings(tree)))

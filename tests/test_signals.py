@@ -1,4 +1,4 @@
-"""Signals: who hears one, and that nothing is disturbed when nobody listens. (Processes: tests/server.)"""
+"""Signals: which listener gets a signal, and that one without a listener has no effect. (Processes: tests/server.)"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERS = (*STOP, signal.SIGHUP)
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Those of the tests' own process, put back at the end."""
+    """Put the handlers of the tests' own process back at the end."""
     before = {number: signal.getsignal(number) for number in NUMBERS}
     yield
     for number, handler in before.items():
@@ -23,7 +23,7 @@ def _handlers() -> Iterator[None]:
 
 
 class NowLoop:
-    """Calls at once what is to be called soon."""
+    """A loop that calls at once instead of soon."""
 
     def call_soon_threadsafe(self, callback: Callable[[int], object], number: int) -> object:
         """See ``app.signals.Loop``."""
@@ -32,7 +32,7 @@ class NowLoop:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_is_heard_by_whoever_listens(number: int) -> None:
-    """While it listens; afterwards the same signal does nothing."""
+    """A listener gets a signal while it listens; afterwards the same signal does nothing."""
     signals, heard = Signals(), list[int]()
     with signals.heard_by(NowLoop(), heard.append):
         os.kill(os.getpid(), number)
@@ -42,7 +42,7 @@ def test_a_signal_is_heard_by_whoever_listens(number: int) -> None:
 
 
 def test_the_last_listener_hears() -> None:
-    """``serve`` takes over from the command line, which hears no more, nor after it."""
+    """``serve`` takes over from the command line, whose listener gets nothing more, even after ``serve``."""
     signals, first, second = Signals(), list[int](), list[int]()
     with signals.heard_by(NowLoop(), first.append):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -54,7 +54,7 @@ def test_the_last_listener_hears() -> None:
 
 
 def test_ignored_by_the_kernel_at_the_end() -> None:
-    """Python's own end takes its handlers away, and leaves this as it is."""
+    """When Python ends, it removes its own handlers, but leaves SIG_IGN."""
     signals = Signals()
     signals.install()
     signals.ignore()
@@ -63,7 +63,7 @@ def test_ignored_by_the_kernel_at_the_end() -> None:
 
 
 def test_sighup_that_is_ignored_stays_so() -> None:
-    """What nohup asks for."""
+    """An ignored SIGHUP stays ignored, as nohup requires."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     Signals().install()
 
@@ -71,7 +71,7 @@ def test_sighup_that_is_ignored_stays_so() -> None:
 
 
 def test_a_terminal_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one that was there can go."""
+    """Only a terminal that existed at the start counts as gone."""
     terminal = [False]
     monkeypatch.setattr("app.signals.has_terminal", lambda: terminal[0])
     never = Signals()
@@ -87,7 +87,9 @@ def test_a_terminal_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_before_anybody_listens_a_stop_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing to clean up; SIGHUP is not a stop, for what it reloads is still to be read."""
+    """Before there is a listener nothing needs a cleanup, so a stop ends the process; a SIGHUP does not, because its
+    files are not read yet.
+    """
     ended: list[int] = []
     monkeypatch.setattr("app.signals.os._exit", ended.append)
     monkeypatch.setattr("app.signals.has_terminal", lambda: False)

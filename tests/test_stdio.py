@@ -1,4 +1,4 @@
-"""The standard streams: one that nobody reads, or that is full, is given up, and the program goes on."""
+"""The standard streams: a stream that nobody reads, or that is full, is abandoned, and the program continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.stdio import complain, say
 
 
 def test_what_is_said_is_written_at_once() -> None:
-    """Not when the buffer is full."""
+    """A line is written at once, not when the buffer is full."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
         assert say(stream, "a line\n")
@@ -23,7 +23,7 @@ def test_what_is_said_is_written_at_once() -> None:
 
 
 def test_a_stream_that_is_not_a_file() -> None:
-    """A test's."""
+    """A stream without a descriptor, such as a test's, works, too."""
     stream = io.StringIO()
 
     assert say(stream, "a line\n")
@@ -31,7 +31,7 @@ def test_a_stream_that_is_not_a_file() -> None:
 
 
 def test_nobody_reads() -> None:
-    """Said so, once; from then on the stream is the null device, and the interpreter's end has nothing to try again."""
+    """The first failure is reported; then the stream is the null device, so that Python's end flushes nothing."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
@@ -41,7 +41,7 @@ def test_nobody_reads() -> None:
 
 
 def test_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given up after PATIENCE."""
+    """A stream whose reader stalls is abandoned after PATIENCE."""
     monkeypatch.setattr(stdio, "PATIENCE", 0.01)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -54,7 +54,7 @@ def test_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_complaints_name_the_program(capsys: pytest.CaptureFixture[str]) -> None:
-    """On standard error."""
+    """A complaint goes to standard error, with the name of the program."""
     complain("this is wrong")
 
     assert capsys.readouterr() == ("", "etcd-watch-gateway: this is wrong\n")

@@ -1,4 +1,4 @@
-"""Tasks that fail by a defect: the process ends and says so, or the one thing that they did is ended. Never silence."""
+"""Tasks that fail by a defect: the process ends with a reason, or the task's own work is ended. No defect is silent."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tests.support.waiting import eventually
     "task", ["upstream", "upstream-quietly", "registry", "registry-quietly", "permissions", "quorum"]
 )
 async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, task: str) -> None:
-    """With a status that has it started anew; streams are told first."""
+    """The process ends with a status that causes a restart, after the streams have been notified."""
     password = tmp_path / "password"
     password.write_text("secret")
     named = {
         "GATEWAY_ETCD_USER": "gateway",
         "GATEWAY_ETCD_PASSWORD_FILE": str(password),
-    }  # then watches are audited
+    }  # with a user, the gateway also audits the watches
     settings = {**QUICK, **named, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
     running = await start(settings=settings, program=("tests.support.dying", task))
     try:
@@ -54,7 +54,7 @@ async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, 
 
 
 async def test_streams_are_told_that_it_ends(etcd: EmbeddedEtcd) -> None:
-    """As by a drain: another replica has them."""
+    """A defect closes the streams as a drain does: another replica has their ranges."""
     settings = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
     running = await start(settings=settings, program=("tests.support.dying", "registry"))
     try:
@@ -66,7 +66,7 @@ async def test_streams_are_told_that_it_ends(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_another_server_is_told_by_livez_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the app for a guest, and must not be ended by it."""
+    """Another server has the app as a guest, which must not end the server."""
 
     async def fail(_self: object) -> None:
         raise RuntimeError("a defect")
@@ -88,7 +88,7 @@ async def test_another_server_is_told_by_livez_and_at_its_end(monkeypatch: pytes
 
 
 async def test_what_a_failed_task_was_to_do_is_ended(caplog: pytest.LogCaptureFixture) -> None:
-    """Its death is logged, and heard; being cancelled is no death."""
+    """The death of a task is logged, and its callback is called; a cancellation is not a death."""
     heard: list[Exception] = []
 
     async def fail() -> None:
@@ -101,7 +101,7 @@ async def test_what_a_failed_task_was_to_do_is_ended(caplog: pytest.LogCaptureFi
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
     async def be_cancelled() -> None:
-        raise asyncio.CancelledError  # as a gRPC call does that its server has cancelled
+        raise asyncio.CancelledError  # as a gRPC call raises when its server has cancelled it
 
     task = spawn(be_cancelled(), name="doomed", died=heard.append)
     await asyncio.wait([task])
@@ -116,7 +116,7 @@ async def test_what_a_failed_task_was_to_do_is_ended(caplog: pytest.LogCaptureFi
 
 
 async def test_a_call_that_its_server_cancels_ends_no_task() -> None:
-    """gRPC raises CancelledError for it in the task that made the call, be that the upstream's own."""
+    """gRPC raises CancelledError for such a call in the task that made it, even if that task is the upstream's own."""
     async with FakeEtcd() as fake:
         fake.fail_ranges(2, grpc.StatusCode.CANCELLED)
         async with gateway(fake.endpoint) as server, httpx.AsyncClient(base_url=server.base, timeout=30) as http:
@@ -131,7 +131,9 @@ async def test_a_call_that_its_server_cancels_ends_no_task() -> None:
 
 
 async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its subscribers are closed, and the next one starts it anew. (Other calls: tests/watch/test_feed.py.)"""
+    """The feed closes its subscribers, and the next one starts the feed anew. (Other calls:
+    tests/watch/test_feed.py.)
+    """
 
     async def fail(*_args: object) -> None:
         raise RuntimeError("a defect")
@@ -166,7 +168,9 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
 def test_a_setting_that_is_not_utf_8(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """It is named at the start: in a request to etcd it ended the connection's task, and nothing said so."""
+    """A setting that is not UTF-8 is refused at the start: in a request to etcd it silently ended the connection's
+    task.
+    """
     monkeypatch.setenv(f"GATEWAY_{name.upper()}", "a\udcff")
     monkeypatch.setenv("GATEWAY_ETCD_PASSWORD_FILE", "/dev/null")
     assert main(["serve", "--port", "0"]) == 2

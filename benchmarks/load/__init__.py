@@ -1,4 +1,4 @@
-"""Many readers of one stream, in C: see ``load.c`` for what they check and say."""
+"""Many readers of one stream, in C: see ``load.c`` for what they check and print."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BINARY = Path(".cache/load")
 
 
 class DeliveryError(Exception):
-    """Something did not arrive, or not in order: there is no figure then."""
+    """An event did not arrive, or arrived out of order: the figure is discarded."""
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """When one event came to the clients: CLOCK_MONOTONIC, in seconds."""
+    """When one event reached the clients: CLOCK_MONOTONIC, in seconds."""
 
     first: float
     median: float
@@ -33,7 +33,7 @@ class Arrivals:
 
 
 def build() -> Path:
-    """Compile it if its source is newer; the binary."""
+    """Compile the load generator if its source is newer; return the binary."""
     if not BINARY.exists() or BINARY.stat().st_mtime < SOURCE.stat().st_mtime:
         BINARY.parent.mkdir(exist_ok=True)
         subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(BINARY), str(SOURCE)], check=True)
@@ -41,7 +41,7 @@ def build() -> Path:
 
 
 def raise_limit() -> None:
-    """As many descriptors as this process may have; children inherit it."""
+    """Raise the limit of descriptors to this process' maximum; children inherit the limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -53,22 +53,22 @@ class Load:
         self._process = process
 
     async def expect(self, first: int, count: int) -> None:
-        """From now on, every client has to get the numbers from *first* on."""
+        """From now on, every client must get the numbers from *first* on."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"expect {first} {count}\n".encode())
         await self._said("expecting")
 
     async def served(self, number: int) -> None:
-        """Until every client has it. Raises DeliveryError."""
+        """Wait until every client has the number. Raises DeliveryError."""
         while await self._said("served") != number:
             pass
 
     async def arrivals(self) -> list[Arrivals]:
-        """Until everything expected has come to everybody. Raises DeliveryError."""
+        """Wait until everything expected has reached every client. Raises DeliveryError."""
         return [Arrivals(*(at / 1e9 for at in row)) for row in await self._said("rows")]
 
     async def ready(self) -> None:
-        """Until every client is."""
+        """Wait until every client is ready."""
         await self._said("ready")
 
     async def _said(self, word: str) -> Any:
@@ -85,13 +85,13 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def load(peer: Peer, clients: int, *, bytes_per_second: int = 0) -> AsyncIterator[Load]:
-    """*clients* readers of *peer*, ready; slow ones if *bytes_per_second* is given, which nothing is checked of."""
+    """*clients* readers of *peer*, ready; with *bytes_per_second* they are slow, and their events are not checked."""
     slow = [str(bytes_per_second)] if bytes_per_second else []
     process = await asyncio.create_subprocess_exec(
         *(str(build().absolute()), str(peer.port), str(clients), peer.ready, peer.mark, *slow),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        limit=1 << 28,  # a burst's rows come in one line
+        limit=1 << 28,  # the rows of a burst come in one line
     )
     assert process.stdin is not None
     try:

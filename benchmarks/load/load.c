@@ -2,12 +2,12 @@
  *
  * usage: load PORT CLIENTS READY MARK [BYTES_PER_SECOND] <commands
  *
- * The first line on standard input is the length in bytes of the request that follows it. CLIENTS connections to
- * 127.0.0.1:PORT send it, spread over source addresses (28,000 ports each), at most 20 on the way at a time (a listen
- * queue is 511 at nginx). A client is ready once READY has come. Until all are, one that is closed tries again, 100
- * times in all: Pushpin closes one or two of 5,000. From then on a delivery is MARK and a decimal number; what lies
- * between is not looked at, so one program reads what every peer makes of an event. An empty READY is the end of the
- * response's head.
+ * The first line on standard input is the length in bytes of the request that follows. CLIENTS connections to
+ * 127.0.0.1:PORT send the request, spread over source addresses (28,000 ports each); at most 20 of them connect at the
+ * same time (nginx' listen queue is 511). A client is ready once READY has come. Until all clients are ready, a closed
+ * client retries, 100 times in total: Pushpin closes one or two of 5,000. From then on a delivery is MARK and a decimal
+ * number; the program skips the bytes in between, so that it can read the events of every peer. An empty READY is the
+ * end of the response's head.
  *
  *   expect FIRST COUNT    every client must get the numbers FIRST .. FIRST+COUNT-1, in order, each once
  *
@@ -15,10 +15,10 @@
  *   {"ready": CLIENTS}
  *   {"expecting": FIRST}
  *   {"served": NUMBER}    every client has it
- *   {"rows": [[first, median, p99, last], ...], "wrong": 0}     all have all; a row a number: when it came to clients
+ *   {"rows": [[first, median, p99, last], ...], "wrong": 0}     all clients have all; per number, when clients got it
  *   {"lost": CLIENT, "why": "..."}                              a connection that ended, or a number out of order
  *
- * With BYTES_PER_SECOND the clients are slow: a small receive buffer, so many bytes a second each, and no checks. */
+ * With BYTES_PER_SECOND the clients are slow: each has a small receive buffer and that rate, and nothing is checked. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,7 +40,7 @@
 
 enum { BUFFER = 1 << 18, CARRY = 128, ON_THE_WAY = 20, PER_ADDRESS = 2000, TICKS = 10, RETRIES = 100, MAX_HEAD = 8192 };
 
-/* Where a response is: RFC 9112, section 7.1. A server may divide an event anywhere by chunks. */
+/* The parser's position in a response: RFC 9112, section 7.1. A chunk may end anywhere inside an event. */
 enum where { HEAD, SIZE, DATA, DATA_END, NOT_CHUNKED };
 
 struct client {
@@ -49,7 +49,7 @@ struct client {
     int carried;
     int head_length;
     enum where where;
-    size_t chunk; /* bytes of it that have not come */
+    size_t chunk; /* bytes of the chunk that have not come */
     uint64_t next;
     char carry[CARRY];
     char *head;
@@ -65,8 +65,8 @@ static size_t request_length;
 static char buffer[CARRY + BUFFER];
 
 static uint64_t first_number, numbers;
-static uint64_t *arrivals;   /* a row a number, filled from the left */
-static uint32_t *arrived;    /* how many of the row */
+static uint64_t *arrivals;   /* one row per number, filled from the left */
+static uint32_t *arrived;    /* entries of each row that are filled */
 static uint64_t wrong, left;
 
 static void die(const char *what) {
@@ -114,7 +114,7 @@ static void send_request(struct client *c, uint32_t i) {
     if (epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &e)) die("epoll_ctl");
 }
 
-/* It is over with this one; the others go on. */
+/* End this client; the others go on. */
 static void lost(struct client *c, const char *why) {
     wrong++;
     close(c->fd);
@@ -157,7 +157,7 @@ static void delivered(struct client *c, uint64_t number, uint64_t at) {
     if (--left == 0) report();
 }
 
-/* The body's bytes of what came, moved to the front; how many they are. */
+/* Move the body's bytes of *data* to its front; return their number. */
 static size_t body(struct client *c, char *data, size_t length) {
     char *in = data, *out = data, *end = data + length;
     while (in < end) {
@@ -176,7 +176,7 @@ static size_t body(struct client *c, char *data, size_t length) {
         case SIZE: {
             int digit = *in++;
             if (digit == '\n') {
-                if (!c->chunk) return (size_t)(out - data); /* the last: the end of the connection follows */
+                if (!c->chunk) return (size_t)(out - data); /* the last chunk: the connection ends next */
                 c->where = DATA;
             } else if (digit != '\r') {
                 c->chunk = c->chunk * 16 + (size_t)(digit <= '9' ? digit - '0' : (digit | 32) - 'a' + 10);
@@ -203,7 +203,7 @@ static size_t body(struct client *c, char *data, size_t length) {
     return (size_t)(out - data);
 }
 
-/* What is left over at the end is carried to the next read: the start of a mark, or a number that is not whole. */
+/* Bytes left over at the end (the start of a mark, or an incomplete number) are carried to the next read. */
 static void scan(struct client *c, char *data, size_t length, uint64_t at) {
     char *p = data, *end = data + length;
     if (!c->ready) {
@@ -228,7 +228,7 @@ static void scan(struct client *c, char *data, size_t length, uint64_t at) {
         while (digit < end && *digit >= '0' && *digit <= '9') number = number * 10 + (uint64_t)(*digit++ - '0');
         if (digit == end) {
             p = found;
-            wanted_length = CARRY; /* keep it all */
+            wanted_length = CARRY; /* keep everything */
             break;
         }
         delivered(c, number, at);

@@ -1,4 +1,4 @@
-"""The servers that are measured side by side, each started by the suite itself, behind one description."""
+"""The servers that are measured side by side: the suite starts each, and one description fits all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VALUE = "10.0.0.7:8080;weight=1;zone=a;"
 
 @dataclass(frozen=True)
 class Published:
-    """One event: when it was sent and when that was acknowledged, CLOCK_MONOTONIC in seconds."""
+    """One event: when it was sent and when it was acknowledged, CLOCK_MONOTONIC in seconds."""
 
     sent: float
     acknowledged: float
@@ -22,23 +22,23 @@ class Published:
 
 @dataclass(frozen=True)
 class Peer:
-    """A server that is running, and how to read from it and write to it."""
+    """A running server, how to read from it, and how to write to it."""
 
     pid: int
-    """What is measured: this process and all below it."""
+    """The process that is measured, with all its descendants."""
     port: int
     request: bytes
-    """What a subscriber sends."""
+    """The request of a subscriber."""
     ready: str
-    """What has come to a subscriber that is there; empty: the head of its response."""
+    """The text that a subscriber has received once it is ready; empty: the head of its response."""
     mark: str
-    """What stands before the number of an event. Numbers follow each other."""
+    """The text before the number of an event. The numbers are consecutive."""
     next_number: Callable[[], Awaitable[int]]
     publish: Callable[[], Awaitable[Published]]
     burst: Callable[[int], Awaitable[None]]
-    """Publish so many, as fast as can be."""
+    """Publish so many events, as fast as possible."""
     burst_size: int = 2000
-    """Fewer for those who would take minutes over it; what counts is deliveries a second."""
+    """Smaller for peers that would need minutes; the figure is deliveries a second."""
 
 
 def get(path: str, accept: str = "text/event-stream") -> bytes:
@@ -47,13 +47,13 @@ def get(path: str, accept: str = "text/event-stream") -> bytes:
 
 
 def event(number: int) -> bytes:
-    """The event as the gateway would say it, for those who do not follow etcd themselves."""
+    """The event as the gateway would send it, for peers that do not follow etcd themselves."""
     said = {"type": "put", "key": KEY, "value": VALUE, "create_revision": 2, "mod_revision": number, "version": number}
     return json.dumps(said, separators=(",", ":")).encode()
 
 
 async def timed(act: Awaitable[object]) -> Published:
-    """Around one publishing."""
+    """Time one publishing."""
     sent = time.monotonic()
     await act
     return Published(sent, time.monotonic())

@@ -1,4 +1,4 @@
-"""The peers that follow etcd: all are written to by puts of one key."""
+"""The peers that follow etcd: all get their events by puts to one key."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import gateway as gateway_process
 
-# At a time, while a burst is written: enough to keep etcd busy.
+# Concurrent writers of a burst: enough to keep etcd busy.
 WRITERS = 100
 
 
 async def burst_of_puts(kv: EtcdClient, count: int) -> None:
-    """So many puts, many at a time."""
+    """Make so many puts, many at a time."""
     left = iter(range(count))
 
     async def write() -> None:
@@ -47,7 +47,7 @@ def _described(kv: EtcdClient, **rest: Any) -> Peer:
 
 @contextlib.asynccontextmanager
 async def gateway_at(etcd: EmbeddedEtcd, settings: Mapping[str, str] | None = None) -> AsyncIterator[Peer]:
-    """Ours, in front of *etcd*."""
+    """The gateway, in front of *etcd*."""
     async with (
         etcd_client(etcd.endpoint) as kv,
         gateway_process(etcd.endpoint, settings=settings, quick=False) as server,
@@ -64,14 +64,14 @@ async def gateway_at(etcd: EmbeddedEtcd, settings: Mapping[str, str] | None = No
 
 @contextlib.asynccontextmanager
 async def gateway() -> AsyncIterator[Peer]:
-    """Ours, with an etcd of its own."""
+    """The gateway, with its own etcd."""
     async with EmbeddedEtcd() as etcd, gateway_at(etcd) as peer:
         yield peer
 
 
 @contextlib.asynccontextmanager
 async def gateway_portable() -> AsyncIterator[Peer]:
-    """Ours, through ASGI alone."""
+    """The gateway, through ASGI alone."""
     settings = {"GATEWAY_SINK": "portable"}
     async with EmbeddedEtcd() as etcd, gateway_at(etcd, settings) as peer:
         yield peer
@@ -79,7 +79,7 @@ async def gateway_portable() -> AsyncIterator[Peer]:
 
 @contextlib.asynccontextmanager
 async def naive() -> AsyncIterator[Peer]:
-    """FastAPI + sse-starlette + etcd3, one watch and a queue a subscriber: what people write once they share."""
+    """FastAPI + sse-starlette + etcd3, one watch and a queue per subscriber: what people write to share the watch."""
     async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as kv:
         [port] = free_ports(1)
         process = await asyncio.create_subprocess_exec(
@@ -105,7 +105,7 @@ async def naive() -> AsyncIterator[Peer]:
 
 @contextlib.asynccontextmanager
 async def json_gateway_at(etcd: EmbeddedEtcd) -> AsyncIterator[Peer]:
-    """etcd's own, inside etcd: a watch a request."""
+    """etcd's own JSON gateway, inside etcd: a watch per request."""
     watch = {"create_request": {"key": base64.b64encode(KEY.encode()).decode()}}
     body = json.dumps(watch).encode()
     head = f"POST /v3/watch HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -123,13 +123,13 @@ async def json_gateway_at(etcd: EmbeddedEtcd) -> AsyncIterator[Peer]:
 
 @contextlib.asynccontextmanager
 async def json_gateway() -> AsyncIterator[Peer]:
-    """etcd's own, in an etcd of its own."""
+    """etcd's own JSON gateway, with its own etcd."""
     async with EmbeddedEtcd() as etcd, json_gateway_at(etcd) as peer:
         yield peer
 
 
 async def listening(port: int) -> None:
-    """Until somebody listens there."""
+    """Wait until a server listens there."""
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The peers that know nothing of etcd: they are given the gateway's own JSON, over HTTP."""
+"""The peers that know nothing of etcd: they get the gateway's own JSON over HTTP."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ timeout=600
 
 
 class Publisher:
-    """Numbers events from 1 and POSTs them, each call over a connection of its own: Pushpin closes it after one."""
+    """Numbers events from 1 and POSTs them, over a new connection for each call: Pushpin closes it after one."""
 
     def __init__(self, port: int, path: str, bodies: Callable[[range], list[bytes]]) -> None:
         self._port = port
@@ -106,15 +106,15 @@ class Publisher:
         self._next = 1
 
     async def next_number(self) -> int:
-        """That of the next event."""
+        """The number of the next event."""
         return self._next
 
     async def publish(self) -> Published:
-        """One."""
+        """Publish one event."""
         return await timed(self.burst(1))
 
     async def burst(self, count: int) -> None:
-        """So many, pipelined: no answer is waited for before the next is sent."""
+        """Publish so many events, pipelined: the next event is sent before the answer to the previous one."""
         bodies = self._bodies(range(self._next, self._next + count))
         self._next += count
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -174,7 +174,7 @@ async def nchan() -> AsyncIterator[Peer]:
 
 
 async def _grip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The backend of pushpin: says "hold this open, it follows channel b"."""
+    """The backend of Pushpin: it answers "hold this open, it follows channel b"."""
     await reader.readuntil(b"\r\n\r\n")
     hello = b"event: ready\ndata:\n\n"
     writer.write(
@@ -186,7 +186,7 @@ async def _grip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _follows(port: int) -> None:
-    """Until a subscriber is served: what Pushpin is asked before its processes know each other is refused, or lost."""
+    """Wait until a subscriber is served: before Pushpin's processes know each other, a request is refused, or lost."""
     async with asyncio.timeout(30):
         while True:
             await listening(port)
@@ -203,7 +203,7 @@ async def _follows(port: int) -> None:
 
 
 def _items(numbers: range) -> list[bytes]:
-    """All in one body: a connection takes one POST."""
+    """All events in one body: a connection takes one POST."""
 
     def item(number: int) -> dict[str, Any]:
         content = f"event: put\ndata: {event(number).decode()}\nid: {number}\n\n"
@@ -215,7 +215,7 @@ def _items(numbers: range) -> list[bytes]:
 @contextlib.asynccontextmanager
 async def pushpin() -> AsyncIterator[Peer]:
     """Pushpin 1.36: a proxy (Rust) and a handler (C++), three processes."""
-    with tempfile.TemporaryDirectory(prefix="ewg-", dir="/tmp") as folder:  # a socket's path is short
+    with tempfile.TemporaryDirectory(prefix="ewg-", dir="/tmp") as folder:  # the path of a socket must be short
         port, publish_port, origin = free_ports(3)
         publisher = Publisher(publish_port, "/publish/", _items)
         for name in ("run", "log"):
@@ -245,7 +245,7 @@ async def pushpin() -> AsyncIterator[Peer]:
 
 
 def missing() -> list[str]:
-    """The Debian packages that are not there."""
+    """The Debian packages that are missing."""
     return [
         package
         for package, there in (

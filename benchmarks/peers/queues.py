@@ -1,7 +1,7 @@
-"""What people write once they share the watch: a queue a subscriber, sse-starlette's response.
+"""What people write once they share the watch: a queue per subscriber, and sse-starlette's response.
 
-``python -m benchmarks.peers.queues ETCD_PORT PORT``. etcd3 0.12.0 (2020) loads with a current protobuf only in its
-pure-Python mode, hence a process of its own.
+``python -m benchmarks.peers.queues ETCD_PORT PORT``. A separate process, because etcd3 0.12.0 (2020) loads with a
+current protobuf only in its pure-Python mode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREFIX = "/bench/"
 
 
 def make_app(etcd_port: int) -> FastAPI:
-    """One endpoint: the changes from now on."""
+    """An app with one endpoint: the changes from now on."""
     queues: set[asyncio.Queue[dict[str, Any]]] = set()
 
     @asynccontextmanager
@@ -39,14 +39,15 @@ def make_app(etcd_port: int) -> FastAPI:
                     "type": "put",
                     "key": event.key.decode(),
                     "value": event.value.decode(),
-                    "create_revision": event._event.kv.create_revision,  # noqa: SLF001  # etcd3 does not offer it otherwise
+                    # etcd3 has no public attribute for it.
+                    "create_revision": event._event.kv.create_revision,  # noqa: SLF001
                     "mod_revision": event.mod_revision,
                     "version": event.version,
                 }
                 for queue in queues:
                     queue.put_nowait(said)
 
-        def heard(response: Any) -> None:  # on etcd3's thread
+        def heard(response: Any) -> None:  # runs on etcd3's thread
             loop.call_soon_threadsafe(publish, response.events)
 
         client.add_watch_prefix_callback(PREFIX, heard)

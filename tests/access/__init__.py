@@ -1,1 +1,1 @@
-"""Who may see what: the token, and the prefixes that are served."""
+"""Access: the token, and the allowed prefixes."""

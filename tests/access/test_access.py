@@ -1,4 +1,6 @@
-"""The fence: who may read what, from which page, and how many at a time; and how a refusal looks to whom."""
+"""Access over HTTP: which client may read which range, from which page, how many clients at a time, and how each kind
+of client sees a refusal.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ NOWHERE = "http://127.0.0.1:1"
 
 @pytest_asyncio.fixture(name="etcd", scope="module", loop_scope="module")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
-    """One for all tests here."""
+    """One etcd for all tests of this module."""
     async with EmbeddedEtcd(args=ALONE) as etcd, etcd_client(etcd.endpoint) as client:
         await client.put("/svc/a", "1")
         yield etcd
@@ -53,7 +55,7 @@ def _token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(name="fenced", scope="module", loop_scope="module")
 async def _fenced(etcd: EmbeddedEtcd, token_file: Path) -> AsyncIterator[GatewayProcess]:
-    """A gateway with allow-list, token and CORS list, all at once, as it is in earnest."""
+    """A gateway with an allow-list, a token and a CORS list at the same time, as in production."""
     fence = {
         "GATEWAY_ALLOW_PREFIXES": "/svc/, /bin/%ff",
         "GATEWAY_TOKEN_FILE": str(token_file),
@@ -65,21 +67,21 @@ async def _fenced(etcd: EmbeddedEtcd, token_file: Path) -> AsyncIterator[Gateway
 
 
 def bearer(token: str = TOKEN) -> dict[str, str]:
-    """The header, in the bytes that a client sends."""
+    """The Authorization header, in the bytes that a client sends."""
     return {"Authorization": f"Bearer {token}"}
 
 
 async def ask(
     server: GatewayProcess, target: str, headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> Stream:
-    """One request on a connection of its own; a stream is left at its first byte."""
+    """Send one request on its own connection; a stream is left after its first byte."""
     answer = await request(server.base + target, dict(headers or {}), method=method)
     await answer.close()
     return answer
 
 
 def problem(answer: Stream) -> dict[str, Any]:
-    """The answer's problem."""
+    """The problem in the answer."""
     assert answer.headers["content-type"] == "application/problem+json", (answer.status, answer.headers)
     found: dict[str, Any] = json.loads(answer.body)
     return found
@@ -92,7 +94,7 @@ def problem(answer: Stream) -> dict[str, Any]:
     "query", ["prefix=/svc/", "prefix=/svc/a/b", "prefix=%2fsvc%2F", "key=/svc/a", "key=/svc/", "prefix=/bin/%FF%00"]
 )
 async def test_inside(fenced: GatewayProcess, query: str) -> None:
-    """An allowed prefix itself, and whatever starts with it; compared as bytes."""
+    """An allowed prefix and every range that starts with it may be read; prefixes are compared as bytes."""
     for path in ("/v1/kv", "/v1/watch", "/v1/feeds"):
         answer = await ask(fenced, f"{path}?{query}", bearer())
 
@@ -108,7 +110,9 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("query", OUTSIDE)
 async def test_outside(fenced: GatewayProcess, query: str) -> None:
-    """Wider, beside, or otherwise spelt: a real 403 that names the parameter, to an EventSource too."""
+    """A range that is wider than, beside, or spelt differently from an allowed prefix gets a real 403 that names the
+    parameter, even as an EventSource.
+    """
     for path in ("/v1/kv", "/v1/watch", "/v1/feeds"):
         for headers in ({}, EVENT_SOURCE):
             answer = await ask(fenced, f"{path}?{query}", {**bearer(), **headers})
@@ -119,12 +123,12 @@ async def test_outside(fenced: GatewayProcess, query: str) -> None:
 
 
 async def test_nothing_starts_for_the_refused(etcd: EmbeddedEtcd) -> None:
-    """No feed, no watcher and no Range at etcd for what may not be read."""
+    """A refused range starts no feed, no watcher and no Range at etcd."""
 
     async def no_watcher() -> bool:
         return await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 0
 
-    await eventually(no_watcher)  # those of the tests before linger
+    await eventually(no_watcher)  # the watchers of earlier tests linger
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_ALLOW_PREFIXES": "/svc/", "GATEWAY_LINGER": "60s"}) as server,
         httpx.AsyncClient(base_url=server.base) as http,
@@ -142,7 +146,7 @@ async def test_nothing_starts_for_the_refused(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_a_page_does_not_lead_outside(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """A token forged from a readable one is held to the prefix that it is used with."""
+    """A page token from a wider prefix does not lead outside: a token must match the prefix of its request."""
     await etcd_kv.transact({"/svc/p1": "", "/svc/p2": "", "/zzz/secret": "s"})
     async with gateway(etcd.endpoint) as open_server, httpx.AsyncClient(base_url=open_server.base) as http:
         token = (await http.get("/v1/kv?prefix=/&limit=1")).json()["next_page"]
@@ -176,7 +180,7 @@ async def test_a_page_does_not_lead_outside(etcd: EmbeddedEtcd, etcd_kv: EtcdCli
     ],
 )
 async def test_wrong_token(fenced: GatewayProcess, headers: dict[str, str]) -> None:
-    """401, which says how to ask, before anything of the request is judged; to an EventSource too."""
+    """A wrong token gets a 401 that names the scheme, before any other check of the request, even as an EventSource."""
     for target in ("/v1/kv?prefix=/svc/", "/v1/watch?prefix=/svc/", "/v1/feeds", "/v1/kv?prefix=/other/", "/v1/watch"):
         for accept in ({}, EVENT_SOURCE):
             answer = await ask(fenced, target, {**headers, **accept})
@@ -188,7 +192,7 @@ async def test_wrong_token(fenced: GatewayProcess, headers: dict[str, str]) -> N
 
 @pytest.mark.parametrize("value", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER   {TOKEN} "])
 async def test_right_token(fenced: GatewayProcess, value: str) -> None:
-    """The scheme's case and spaces around the token do not matter."""
+    """The case of the scheme and the spaces around the token do not matter."""
     answer = await ask(fenced, "/v1/kv?prefix=/svc/", {"Authorization": value})
 
     assert answer.status == 200
@@ -196,7 +200,7 @@ async def test_right_token(fenced: GatewayProcess, value: str) -> None:
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json"])
 async def test_what_needs_no_token(fenced: GatewayProcess, path: str) -> None:
-    """Probes, metrics and the page are open: there is nothing of etcd in them."""
+    """Probes, metrics and the page need no token: they show nothing that is stored in etcd."""
     assert (await ask(fenced, path)).status == 200
 
 
@@ -205,7 +209,9 @@ async def test_what_needs_no_token(fenced: GatewayProcess, path: str) -> None:
 
 @pytest.mark.parametrize("origin", ["https://app.example", "http://localhost:3000"])
 async def test_listed_origin(fenced: GatewayProcess, origin: str) -> None:
-    """May read everything, errors included, and see our headers; caches are told that it depends on the origin."""
+    """A listed origin may read every answer, errors included, and our headers; ``Vary`` tells caches that the answer
+    depends on the origin.
+    """
     for target, headers, status in (
         ("/v1/kv?prefix=/svc/", bearer(), 200),
         ("/v1/watch?prefix=/svc/", bearer(), 200),
@@ -224,7 +230,7 @@ async def test_listed_origin(fenced: GatewayProcess, origin: str) -> None:
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "https://app.example.evil", "http://app.example", "null"])
 async def test_unlisted_origin(fenced: GatewayProcess, origin: str) -> None:
-    """Gets no permission, neither asked before nor after."""
+    """An unlisted origin gets no permission, neither in the preflight nor in the answer."""
     answer = await ask(fenced, "/v1/kv?prefix=/svc/", {**bearer(), "Origin": origin})
     stream = await ask(fenced, "/v1/watch?prefix=/svc/", {**bearer(), "Origin": origin})
     asked = await ask(
@@ -238,7 +244,7 @@ async def test_unlisted_origin(fenced: GatewayProcess, origin: str) -> None:
 
 
 async def test_preflight(fenced: GatewayProcess) -> None:
-    """A browser that wants to send the token or a cursor may, without the token yet."""
+    """A browser may send the token or a cursor: its preflight passes without the token."""
     asking = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "GET",
@@ -257,7 +263,7 @@ async def test_preflight(fenced: GatewayProcess) -> None:
 
 
 async def test_vary_of_a_stream(fenced: GatewayProcess) -> None:
-    """What its answer depends on."""
+    """A stream's ``Vary`` names what the answer depends on."""
     answer = await ask(fenced, "/v1/watch?prefix=/svc/", {**bearer(), "Origin": "https://app.example"})
 
     assert answer.headers["vary"] == "Last-Event-ID, Accept, Origin"
@@ -266,7 +272,7 @@ async def test_vary_of_a_stream(fenced: GatewayProcess) -> None:
 @pytest.mark.parametrize("origin", [None, "https://app.example", "https://evil.example"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_no_header_says_anything_twice(fenced: GatewayProcess, origin: str | None, method: str) -> None:
-    """``Vary`` said "Origin" twice. ``request`` asserts it for every answer that it gets, in all tests."""
+    """``Vary`` contained "Origin" twice once. ``request`` asserts in all tests that no header value appears twice."""
     headers = {**bearer(), **({"Origin": origin} if origin else {})}
     for path in ("/v1/kv", "/v1/watch", "/v1/feeds", "/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json"):
         for query in ("prefix=/svc/", "prefix=/other/", "bogus=1"):
@@ -275,7 +281,7 @@ async def test_no_header_says_anything_twice(fenced: GatewayProcess, origin: str
 
 
 async def test_without_cors(etcd: EmbeddedEtcd) -> None:
-    """By default no page of another origin may read."""
+    """By default, no page of another origin may read."""
     async with gateway(etcd.endpoint) as server:
         answer = await ask(server, "/v1/kv?prefix=/svc/", {"Origin": "https://app.example"})
         asked = await ask(
@@ -286,11 +292,11 @@ async def test_without_cors(etcd: EmbeddedEtcd) -> None:
     assert asked.status == 405
 
 
-# --- caps, and what is transient --------------------------------------------------------------------------------------
+# --- caps, and other transient refusals -------------------------------------------------------------------------------
 
 
 async def refused_for_now(server: GatewayProcess, query: str, status: int, code: str) -> None:
-    """The answer to everybody but an EventSource: a status, and when to come again."""
+    """A client that is not an EventSource gets a status and ``Retry-After``."""
     for headers in ({}, {"Accept": "*/*"}, {"Accept": "application/x-ndjson"}, {"Accept": "text/*"}):
         answer = await ask(server, f"/v1/watch?{query}", headers)
 
@@ -301,7 +307,7 @@ async def refused_for_now(server: GatewayProcess, query: str, status: int, code:
 async def held_open(
     server: GatewayProcess, query: str, reason: str, accept: str = "text/event-stream", *, retry: bool = True
 ) -> None:
-    """The answer to an EventSource: a stream that says when to come back, waits that long, and then says why."""
+    """An EventSource gets a stream that states a retry delay, stays open for that time, and then gives the reason."""
     started = time.monotonic()
     async with await watch(server.base, query, {"Accept": accept}) as stream:
         close = await stream.next_event()
@@ -316,7 +322,7 @@ async def held_open(
 
 
 async def test_cap_of_subscribers(etcd: EmbeddedEtcd) -> None:
-    """The one too many is refused until somebody leaves; those inside notice nothing."""
+    """A subscriber over the cap is refused until another one leaves; the accepted subscribers notice nothing."""
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_MAX_SUBSCRIBERS": "2"}) as server,
         await watch(server.base, "prefix=/svc/") as first,
@@ -339,7 +345,9 @@ async def test_cap_of_subscribers(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_who_is_held_open_may_leave(etcd: EmbeddedEtcd) -> None:
-    """And the gateway, told to stop, does not wait for those that it holds: they hear why, at once."""
+    """A refused client that is held open may leave; a gateway that stops does not wait for held clients: they get the
+    reason at once.
+    """
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_MAX_SUBSCRIBERS": "1"}) as server,
         await watch(server.base, "prefix=/svc/") as inside,
@@ -361,7 +369,7 @@ async def test_who_is_held_open_may_leave(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_cap_of_feeds(etcd: EmbeddedEtcd) -> None:
-    """A distinct range too many is refused; a range that is followed already is not; a lingering one makes room."""
+    """A new range over the cap of feeds is refused, a range with a feed is not, and a lingering feed makes room."""
     limits = {"GATEWAY_MAX_FEEDS": "2", "GATEWAY_LINGER": "60s"}
     async with (
         gateway(etcd.endpoint, settings=limits) as server,
@@ -389,7 +397,7 @@ async def test_cap_of_feeds(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_cap_of_feed_bytes(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """What does not fit, at the start or by growing, is closed as too large; what fits is served beside it."""
+    """A feed that does not fit, at its start or by growing, is closed as too large; others are served beside it."""
     for number in range(20):
         await etcd_kv.put(f"/large/{number}", "x" * 20_000)
     async with (
@@ -403,7 +411,8 @@ async def test_cap_of_feed_bytes(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> Non
             assert (close.type, close.data["reason"]) == ("close", "too-large")
             assert close.data["retry_ms"] >= 10_000
             assert await stream.next_event() is None
-        # Remembered for a while: etcd is not asked for all of it by everyone who comes back.
+        # The refusal is remembered for a while: clients that come back do not make the gateway read the whole range
+        # again.
         async with await request(f"{server.base}/v1/watch?prefix=/large/") as refused:
             assert refused.status == 503
             assert json.loads(refused.body)["code"] == "too-large"
@@ -427,7 +436,7 @@ async def test_cap_of_feed_bytes(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> Non
 
 
 async def test_refusals_are_counted(etcd: EmbeddedEtcd, token_file: Path) -> None:
-    """By their code: also those that are for good."""
+    """Refusals are counted by their code, the permanent ones too."""
     settings = {"GATEWAY_TOKEN_FILE": str(token_file), "GATEWAY_ALLOW_PREFIXES": "/svc/"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         await ask(server, "/v1/watch?prefix=/svc/")
@@ -440,7 +449,7 @@ async def test_refusals_are_counted(etcd: EmbeddedEtcd, token_file: Path) -> Non
 
 
 async def test_etcd_absent() -> None:
-    """No view and no etcd: 503, or a stream that is held open, for what comes back by itself."""
+    """Without a view and etcd, the answer is a 503, or a held stream for an EventSource, which comes back by itself."""
     async with gateway(NOWHERE) as server, httpx.AsyncClient(base_url=server.base) as http:
 
         async def known_to_be_away() -> bool:
@@ -453,7 +462,7 @@ async def test_etcd_absent() -> None:
 
 
 async def test_draining() -> None:
-    """Who comes while the gateway is about to stop is sent elsewhere."""
+    """A client that arrives while the gateway drains is sent elsewhere."""
     draining = Gateway(load({"etcd": NOWHERE}), draw=lambda: 0.0)
     transport = httpx.ASGITransport(app=create_app(gateway=draining))
     async with draining.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -1,4 +1,4 @@
-"""Who may read what, without a server: the header that carries the token, and ranges inside and outside of prefixes."""
+"""The access policy without a server: the header with the token, and ranges inside and outside the allowed prefixes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _with_token(tmp_path: Path) -> Make:
 
 @pytest.mark.parametrize("header", [b"Bearer s3cret", b"bearer s3cret", b"BEARER   s3cret\t ", b"Bearer \ts3cret"])
 def test_the_right_token(with_token: Make, header: bytes) -> None:
-    """The scheme's case, and spaces and tabs around the token, do not matter."""
+    """The case of the scheme, and spaces and tabs around the token, do not matter."""
     with_token(b"s3cret\n").authenticate(header)
 
 
@@ -35,7 +35,7 @@ def test_the_right_token(with_token: Make, header: bytes) -> None:
     [b"", b"Bearer", b"Bearer ", b"s3cret", b"Basic s3cret", b"Bearer s3cretx", b"Bearer S3CRET", b"Bearer s3cret\xa0"],
 )
 def test_a_wrong_token(with_token: Make, header: bytes) -> None:
-    """Refused with how to ask, and without the token."""
+    """A wrong token is refused with the scheme to use, and the refusal does not show the token."""
     with pytest.raises(UnauthorizedError, match="Authorization: Bearer <token>") as caught:
         with_token(b"s3cret\n").authenticate(header)
 
@@ -43,7 +43,7 @@ def test_a_wrong_token(with_token: Make, header: bytes) -> None:
 
 
 def test_a_token_ends_with_its_own_bytes(with_token: Make) -> None:
-    """0xA0 is white space to Latin-1, and a part of the token here."""
+    """0xA0 is white space in Latin-1, but it is a part of the token here."""
     policy = with_token(b"abc\xa0")
 
     policy.authenticate(b"Bearer abc\xa0")
@@ -52,7 +52,7 @@ def test_a_token_ends_with_its_own_bytes(with_token: Make) -> None:
 
 
 def test_without_a_token_any_header_will_do() -> None:
-    """A proxy in front may send one of its own."""
+    """Without a configured token any Authorization header is accepted: a proxy in front may send its own."""
     policy = AccessPolicy([b""], None)
 
     policy.authenticate(b"")
@@ -69,7 +69,7 @@ def test_without_a_token_any_header_will_do() -> None:
     ],
 )
 def test_a_range_inside(watched: KeyRange) -> None:
-    """All of it lies in one of the prefixes."""
+    """A range is inside if one of the prefixes contains all of it."""
     AccessPolicy([b"/svc/", b"\xff"], None).authorize(watched)
 
 
@@ -84,7 +84,7 @@ def test_a_range_inside(watched: KeyRange) -> None:
     ],
 )
 def test_a_range_outside(watched: KeyRange) -> None:
-    """A part of it does not: the error names the parameter."""
+    """A range that is partly outside is refused, and the error names the parameter."""
     with pytest.raises(ForbiddenError) as caught:
         AccessPolicy([b"/svc/", b"\xff"], None).authorize(watched)
 
@@ -92,7 +92,7 @@ def test_a_range_outside(watched: KeyRange) -> None:
 
 
 def test_the_empty_prefix_is_every_key() -> None:
-    """And no prefix is none."""
+    """The empty prefix allows every key; no prefix at all allows none."""
     AccessPolicy([b""], None).authorize(KeyRange("prefix", b""))
     with pytest.raises(ForbiddenError):
         AccessPolicy([], None).authorize(KeyRange("key", b"a"))

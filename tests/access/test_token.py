@@ -1,4 +1,4 @@
-"""The token's file: what may stand in it, and that it is read anew when it changes."""
+"""The token file: what it may contain, and that the gateway reads it again when it changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 class Clock:
-    """Stands until it is moved."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -29,12 +29,12 @@ class Clock:
 
 
 def token(file: Path, clock: Clock) -> Token:
-    """Of a file."""
+    """The token of a file."""
     return Token(file, "GATEWAY_TOKEN_FILE", clock=clock)
 
 
 def test_the_token_in_a_file(tmp_path: Path) -> None:
-    """The content without the line end of its editor; never shown."""
+    """The token is the content without the editor's line end, and is never shown."""
     file = tmp_path / "token"
     file.write_text("  s3cret\n")
     found = read_token(file, "GATEWAY_TOKEN_FILE")
@@ -45,7 +45,7 @@ def test_the_token_in_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"one\ntwo\n"])
 def test_no_token_in_a_file(tmp_path: Path, content: bytes | None) -> None:
-    """Absent, empty, no text, or nothing that a header can have: open by accident is not an option."""
+    """A file that is absent, empty, not text, or not valid in a header is refused: no gateway is open by accident."""
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -56,7 +56,7 @@ def test_no_token_in_a_file(tmp_path: Path, content: bytes | None) -> None:
 
 
 def test_a_change_is_seen_after_a_second(tmp_path: Path) -> None:
-    """Not before: the file is not read for each request."""
+    """A change is seen after a second, not before: the file is not read for each request."""
     file, clock = tmp_path / "token", Clock()
     file.write_bytes(b"one\n")
     found = token(file, clock)
@@ -69,7 +69,7 @@ def test_a_change_is_seen_after_a_second(tmp_path: Path) -> None:
 
 
 def test_dates_do_not_matter(tmp_path: Path) -> None:
-    """The same size, date and inode: it is the content that counts."""
+    """A change with the same size, date and inode is seen: only the content counts."""
     file, clock = tmp_path / "token", Clock()
     file.write_bytes(b"one")
     found, before = token(file, clock), file.stat()
@@ -81,7 +81,7 @@ def test_dates_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_link_that_is_swapped(tmp_path: Path) -> None:
-    """As Kubernetes replaces what a Secret holds: a link to a folder is renamed over the one before."""
+    """A swapped link is seen: Kubernetes replaces a Secret by renaming a link to a folder over the previous link."""
     clock = Clock()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -104,7 +104,9 @@ UNUSABLE = [b"", b" \n", b"a\nb", b"a\x00b", b"\xef\xbb\xbfabc", b"\xff\xfea", b
 def test_what_cannot_be_used_keeps_the_token(
     tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither open nor shut for all: the token of before goes on, said once, until the file can be used again."""
+    """An unusable file neither opens nor shuts the gateway: the previous token stays valid, with one log line, until
+    the file is usable again.
+    """
     file, clock = tmp_path / "token", Clock()
     file.write_bytes(b"one")
     found = token(file, clock)
@@ -134,7 +136,7 @@ def test_what_cannot_be_used_keeps_the_token(
 
 @pytest.mark.parametrize("content", UNUSABLE)
 def test_what_cannot_be_used_at_the_start(tmp_path: Path, content: bytes) -> None:
-    """Refused, by name."""
+    """An unusable file at the start is refused, and the error names it."""
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"^GATEWAY_TOKEN_FILE: .*token "):
@@ -142,7 +144,7 @@ def test_what_cannot_be_used_at_the_start(tmp_path: Path, content: bytes) -> Non
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    """Nobody writes to it."""
+    """A pipe without a writer is not waited for."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SettingsError, match="is empty"):
         token(tmp_path / "pipe", Clock())
@@ -162,7 +164,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     ],
 )
 async def test_every_byte_of_a_token_counts(tmp_path: Path, content: bytes, sent: bytes) -> None:
-    """Only the white space of ASCII around it does not; in particular 0xA0 is no space in HTTP."""
+    """Every byte of a token counts, except ASCII white space around it; in particular, 0xA0 is not a space in HTTP."""
     file = tmp_path / "token"
     file.write_bytes(content)
     async with (
@@ -181,7 +183,7 @@ async def test_every_byte_of_a_token_counts(tmp_path: Path, content: bytes, sent
 
 
 async def test_a_token_is_rotated(tmp_path: Path) -> None:
-    """End to end, with no signal and no restart; the metric says when the file is of no use."""
+    """A token is rotated end to end without a signal or a restart; a metric shows when the file is unusable."""
     file = tmp_path / "token"
     file.write_bytes(b"one")
     async with (

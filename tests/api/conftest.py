@@ -1,4 +1,4 @@
-"""A gateway in the test's own process, as the tests of streams have it."""
+"""A gateway in the test's own process, with the fixtures of the stream tests."""
 
 from tests.stream.conftest import _fake, _gateway
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request, the answer is a problem that says what, and never an error of ours."""
+"""Every wrong request gets a problem that names the error, and never a 500."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATHS = (*RANGED, "/livez", "/readyz", "/metrics", "/", "/docs", "/openapi.json"
 
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
 async def _server() -> AsyncIterator[GatewayProcess]:
-    """One gateway for all: nothing here changes it."""
+    """One gateway for all tests of this module: no test changes it."""
     async with EmbeddedEtcd(args=ALONE) as etcd, gateway(etcd.endpoint) as running:
         yield running
 
@@ -74,7 +74,7 @@ LONG = "a" * (MAX_KEY_BYTES + 1)
     ],
 )
 async def test_range_parameters(line: Line, path: str, query: str, code: str, parameter: str) -> None:
-    """Every endpoint with a range refuses a wrong one, and names the parameter."""
+    """Every endpoint with a range refuses a wrong range and names the parameter."""
     answer = await line.ask(f"{path}?{query}")
     found = answer.problem()
 
@@ -123,7 +123,7 @@ async def test_range_parameters(line: Line, path: str, query: str, code: str, pa
     ],
 )  # fmt: skip
 async def test_other_parameters(line: Line, target: str, code: str, parameter: str) -> None:
-    """A value that makes no sense, or a parameter that goes with something else."""
+    """A meaningless value, or a parameter that conflicts with another, is refused."""
     answer = await line.ask(target)
     found = answer.problem()
 
@@ -134,7 +134,7 @@ async def test_other_parameters(line: Line, target: str, code: str, parameter: s
     "query", ["", "&", "&&prefix=&", "prefix", "prefix=", "prefix=%00", "prefix=%ff%FF", "prefix=%25", "prefix=a=b"]
 )
 async def test_odd_but_right(line: Line, query: str) -> None:
-    """Empty parts, a name without "=", and any byte are fine."""
+    """Empty parts, a name without "=", and any byte are accepted."""
     answer = await line.ask(f"{FEEDS}?{query}")
 
     assert answer.status == 200
@@ -144,7 +144,7 @@ async def test_odd_but_right(line: Line, query: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("buster", ["_=1767225600000", "_", "_=", "_=1&_=2", "%5f=1", "_=%zz", "_=%ff&&_"])
 async def test_a_cache_buster_is_ignored(line: Line, path: str, buster: str) -> None:
-    """Clients append it against caches; it says nothing, wherever it is."""
+    """A cache buster, which clients append against caches, is ignored wherever it stands."""
     for query in (f"prefix=/a/&{buster}", f"{buster}&prefix=/a/"):
         answer = await line.ask(f"{path}?{query}")
 
@@ -154,7 +154,7 @@ async def test_a_cache_buster_is_ignored(line: Line, path: str, buster: str) -> 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
 async def test_methods(line: Line, path: str, method: str) -> None:
-    """GET and HEAD are all there is: 405 with Allow, an OPTIONS without Origin too."""
+    """Only GET and HEAD are allowed: any other method gets 405 with Allow, and so does an OPTIONS without Origin."""
     answer = await line.ask(f"{path}?prefix=/a/", method)
 
     assert answer.status == 405
@@ -164,7 +164,7 @@ async def test_methods(line: Line, path: str, method: str) -> None:
     assert method in found["detail"]
 
 
-# Those that change from one answer to the next.
+# These headers change from one answer to the next.
 CHANGING = {"date", "x-request-id"}
 
 
@@ -175,7 +175,7 @@ CHANGING = {"date", "x-request-id"}
      f"{KV}?prefix=%zz", "/nothing"],
 )  # fmt: skip
 async def test_head_is_get_without_a_body(line: Line, target: str) -> None:
-    """The same status and headers and nothing behind them; the next answer on the connection is the next request's."""
+    """HEAD returns GET's status and headers and no body; the connection's next answer is for the next request."""
     head = await line.ask(target, "HEAD")
     assert (await line.ask("/livez")).body == b'{"status":"ok"}\n'
     if target.startswith(WATCH) and head.status == 200:
@@ -195,7 +195,7 @@ async def test_head_is_get_without_a_body(line: Line, target: str) -> None:
 
 
 async def test_a_head_of_a_stream_joins_nothing(server: GatewayProcess) -> None:
-    """No feed starts and no stream opens; nothing stays of the request. A client that is done speaking is answered."""
+    """A HEAD of a stream starts no feed, opens no stream, and leaves nothing; a half-closed client is answered."""
     before = await counted(server.base)
     for _ in range(20):
         stream = await request(f"{server.base}/v1/watch?prefix=/head/", method="HEAD")
@@ -211,14 +211,14 @@ async def test_a_head_of_a_stream_joins_nothing(server: GatewayProcess) -> None:
 
 
 async def counted(base: str) -> list[float]:
-    """Feeds and streams since the beginning, and requests refused."""
+    """The feeds and streams started so far, and the requests refused."""
     names = ("feeds_started_total", "streams_opened_total", "subscribers", "refusals_total")
     return [await etcd_metric(base, f"etcd_watch_gateway_{name}") for name in names]
 
 
 @pytest.mark.parametrize("path", [KV, WATCH, "/nothing"])
 async def test_a_body_that_nobody_asked_for(line: Line, path: str) -> None:
-    """It is passed over; the connection goes on with the next request."""
+    """An unexpected request body is skipped, and the connection continues with the next request."""
     await line.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" % path.encode() + b"x" * 300_000)
     (await line.receive()).problem()
     answer = await line.ask("/livez")
@@ -232,7 +232,7 @@ async def test_a_body_that_nobody_asked_for(line: Line, path: str) -> None:
      "/../etc/passwd", "/v1/kv/" + "a" * 4000, "/redoc", "/favicon.ico"],
 )  # fmt: skip
 async def test_unknown_paths(line: Line, path: str) -> None:
-    """Another slash is another path: a redirect would lose proxies their prefix, and name a host that is not ours."""
+    """A path with another slash is unknown: a redirect would lose a proxy's prefix, and name a foreign host."""
     answer = await line.ask(f"{path}?prefix=/a/")
 
     assert answer.status == 404
@@ -250,7 +250,7 @@ QUERIES = st.one_of(TEXTS, st.lists(st.tuples(NAMES, VALUES), max_size=5).map(la
 @given(path=st.sampled_from([KV, FEEDS]), query=QUERIES)
 @example(path=KV, query="prefix=/a/&page=YS05LS9hLw")
 async def test_fuzzed_queries(line: Line, path: str, query: str) -> None:
-    """An answer or a problem of the client's making, whatever the query, all over one connection."""
+    """Any query gets an answer or a 4xx problem, all over one connection."""
     answer = await line.ask(f"{path}?{query}")
 
     if answer.status == 200:
@@ -265,7 +265,7 @@ async def test_fuzzed_queries(line: Line, path: str, query: str) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=QUERIES, last_event_id=st.one_of(st.none(), TEXTS))
 async def test_fuzzed_watches(server: GatewayProcess, query: str, last_event_id: str | None) -> None:
-    """A stream or a problem; a cursor in the header is never a reason for one."""
+    """Any watch query gets a stream or a problem; a cursor in the header never causes a problem."""
     line = Line(server.port)
     answer = await line.ask(f"{WATCH}?{query}", headers=f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else "")
     await line.close()

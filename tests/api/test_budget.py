@@ -1,4 +1,4 @@
-"""What a gateway counts: nothing is left of whatever way a read, a state or a stream ends, and nothing counts twice."""
+"""The memory budget: nothing stays counted however a read, a snapshot or a stream ends, and nothing counts twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOUND = 16 << 20
 
 @contextlib.asynccontextmanager
 async def running(etcd: EmbeddedEtcd, **settings: object) -> AsyncIterator[Gateway]:
-    """A gateway in this process; at the end it holds nothing."""
+    """A gateway in this process; at the end its budget holds nothing."""
     gateway = Gateway(load({"etcd": etcd.endpoint, "linger": 0, "max_feed_bytes": BOUND, **settings}))
     async with gateway.running():
         yield gateway
@@ -34,24 +34,26 @@ async def running(etcd: EmbeddedEtcd, **settings: object) -> AsyncIterator[Gatew
 
 
 async def nothing_held(gateway: Gateway) -> bool:
-    """Neither inside nor outside, and nobody waits."""
+    """Whether the budget is empty, inside and outside, and nobody waits for it."""
     budget = gateway.budget
     return not (budget.held or budget.paged or budget.outside) and not any(budget.waiting(use) for use in Use)
 
 
 def client(gateway: Gateway) -> httpx.AsyncClient:
-    """Of its app, without a socket."""
+    """A client of the gateway's app, without a socket."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://x")
 
 
 async def fill(kv: EtcdClient, prefix: str, count: int, size: int) -> None:
-    """*count* values of *size* bytes."""
+    """Put *count* values of *size* bytes."""
     for number in range(count):
         await kv.put(f"{prefix}{number:04}", "x" * size)
 
 
 async def test_reads(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Lists, keys, counts, absent keys, expired pages, reads that etcd does not answer, and cancelled ones."""
+    """Lists, keys, counts, absent keys, expired pages, reads that etcd does not answer, and cancelled reads leave
+    nothing counted.
+    """
     await fill(kv, "/b/", 20, 100_000)
     async with running(etcd) as gateway, client(gateway) as http:
         for query, status in (
@@ -76,12 +78,12 @@ async def test_reads(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 
 async def asks(gateway: Gateway) -> bool:
-    """Whether a page is held, and others wait."""
+    """Whether a page is held while other reads wait."""
     return bool(gateway.budget.holds(Use.PAGE)) and gateway.budget.waiting(Use.ANSWER) > 0
 
 
 async def test_equal_reads_are_one_body(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """However many wait for it, and until the last of them lets go."""
+    """Equal reads share one body, which stays counted until the last of them has released it."""
     await fill(kv, "/b/", 20, 100_000)
     async with running(etcd) as gateway:
         endpoint, asked = Kv(gateway), parse(b"prefix=/b/")
@@ -99,7 +101,7 @@ async def test_equal_reads_are_one_body(etcd: EmbeddedEtcd, kv: EtcdClient) -> N
 
 
 async def test_an_answer_ends_early_where_memory_is_short(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """With a page that goes on from there; all of them together are the whole list, once."""
+    """An answer that is short of memory ends early, with a page token; all pages together are the whole list, once."""
     await fill(kv, "/b/", 60, 100_000)
     async with running(etcd) as gateway, client(gateway) as http:
         found: list[str] = []
@@ -113,11 +115,11 @@ async def test_an_answer_ends_early_where_memory_is_short(etcd: EmbeddedEtcd, kv
                 break
             token = f"&page={body['next_page']}"
     assert found == [f"/b/{number:04}" for number in range(60)]
-    assert pages > 1  # 6 MB do not fit a quarter of 16 MiB
+    assert pages > 1  # 6 MB do not fit in a quarter of 16 MiB
 
 
 async def test_answers_give_way_to_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """What clients have not taken is cut off when a feed would have to end; the feed lives."""
+    """Answers that clients have not taken are cut off when a feed would otherwise have to end; the feed survives."""
     await fill(kv, "/b/", 30, 100_000)
     await fill(kv, "/feed/", 140, 100_000)
     async with running(etcd) as gateway:
@@ -135,7 +137,7 @@ async def test_answers_give_way_to_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 
 
 async def test_states_that_are_not_read_to_their_end(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Its subscriber leaves while the state is being read; or it does not fit."""
+    """A snapshot that is not read to its end, because its subscriber leaves or it does not fit, leaves nothing."""
     await fill(kv, "/b/", 30, 100_000)
     async with running(etcd, max_feed_bytes=2 << 20) as gateway:
         for _ in range(3):
@@ -149,5 +151,5 @@ async def test_states_that_are_not_read_to_their_end(etcd: EmbeddedEtcd, kv: Etc
 
 
 async def closed(follower: Client) -> bool:
-    """It was told that its range is too large."""
+    """The subscriber was told that its range is too large."""
     return '"reason":"too-large"' in follower.text

@@ -1,4 +1,4 @@
-"""Clients that leave before their answer: no error in the log, no 500 in the metrics, whatever was asked for."""
+"""A client that leaves before its answer causes no error in the log and no 500 in the metrics, at any endpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATHS = (
 @pytest.mark.etcd
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_clients_that_reset_during_their_read(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -> None:
-    """At any moment of it. ``gateway`` asserts that nothing is logged as an error."""
+    """A client may reset its connection at any moment of its read. ``gateway`` asserts that no error is logged."""
     for n in range(100):
         await kv.put(f"/svc/{n:03}", "x" * 20_000)
     async with gateway(etcd.endpoint, settings={"GATEWAY_SINK": sink}) as server:
@@ -62,7 +62,7 @@ async def test_clients_that_reset_during_their_read(etcd: EmbeddedEtcd, kv: Etcd
 
 
 class OneRequest:
-    """One request to an app that has endpoints which fail, by a server that does or does not tell its connections."""
+    """One request to an app with failing endpoints, on a server that does or does not report disconnects."""
 
     def __init__(self, *, told: bool) -> None:
         self.app = create_app(load({"etcd": NOWHERE}))
@@ -73,7 +73,7 @@ class OneRequest:
             self.app.add_api_route(path, endpoint, response_model=None)
 
     def leave(self) -> None:
-        """The client goes."""
+        """The client disconnects."""
         self.gone = True
         if self.client is not None:
             self.client.lose()
@@ -99,17 +99,17 @@ class OneRequest:
         return Broken()
 
     async def receive(self) -> Message:
-        """A request without a body, then nothing until its client goes."""
+        """Return the disconnect, once the client has disconnected."""
         if not self.gone:
             await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Keep it."""
+        """Keep the message."""
         self.messages.append(message)
 
     async def get(self, path: str) -> None:
-        """Have it served."""
+        """Serve the request."""
         extensions = {EXTENSION: {"client": self.client}} if self.client is not None else {}
         scope = http_scope(path, extensions=extensions)
         await self.app(scope, self.receive, self.send)
@@ -120,9 +120,11 @@ class OneRequest:
 async def test_an_error_behind_a_client_that_has_gone_is_none(
     caplog: pytest.LogCaptureFixture, told: bool, path: str, status: int
 ) -> None:
-    """Whatever raises, at whatever endpoint; an answer that had begun keeps its status."""
+    """An error after the client has gone is not logged, whatever raises it, at any endpoint; an answer that had begun
+    keeps its status.
+    """
     if not told and path == "/late":
-        status = 200  # a server that does not tell is asked only when something fails
+        status = 200  # a server that does not report disconnects is asked only when something fails
     asked = OneRequest(told=told)
     with caplog.at_level(logging.INFO):
         await asked.get(path)
@@ -132,9 +134,9 @@ async def test_an_error_behind_a_client_that_has_gone_is_none(
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_an_error_for_a_client_that_is_there_is_one(caplog: pytest.LogCaptureFixture, told: bool) -> None:
-    """A defect of ours is logged, and answered by a 500."""
+    """An error for a client that is still there is our defect: it is logged and answered with a 500."""
     asked = OneRequest(told=told)
-    asked.leave = lambda: None  # type: ignore[method-assign]  # it stays
+    asked.leave = lambda: None  # type: ignore[method-assign]  # the client stays
     with pytest.raises(RuntimeError, match="closed"):
         await asked.get("/raises")
     assert [message["status"] for message in asked.messages if message["type"] == "http.response.start"] == [500]

@@ -1,4 +1,4 @@
-"""``/docs``: Swagger UI from this gateway alone."""
+"""``/docs``: Swagger UI, served by this gateway alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def _http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_the_page_loads_only_what_is_here(http: httpx.AsyncClient) -> None:
-    """By addresses that hold under any path of a proxy."""
+    """The page loads only from this gateway, by addresses that work under any path of a proxy."""
     page = await http.get("/docs")
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert page.text == PAGE
@@ -36,7 +36,7 @@ async def test_the_page_loads_only_what_is_here(http: httpx.AsyncClient) -> None
 
 
 async def test_its_policy_names_its_script(http: httpx.AsyncClient) -> None:
-    """And no other one that stands in the page."""
+    """The page's policy allows its own script, and no other script in the page."""
     page = await http.get("/docs")
     digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
 
@@ -46,7 +46,7 @@ async def test_its_policy_names_its_script(http: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("name", ASSETS)
 async def test_assets_are_cached_by_their_content(http: httpx.AsyncClient, name: str) -> None:
-    """Whole at first; not again while they are the same."""
+    """An asset is sent whole at first, and not again while it is unchanged."""
     first = await http.get(f"/docs/{name}")
     again = await http.get(f"/docs/{name}", headers={"If-None-Match": first.headers["etag"]})
     other = await http.get(f"/docs/{name}", headers={"If-None-Match": '"another"'})
@@ -59,6 +59,6 @@ async def test_assets_are_cached_by_their_content(http: httpx.AsyncClient, name:
 
 
 async def test_nothing_else_of_the_package(http: httpx.AsyncClient) -> None:
-    """No path leads to its other files."""
+    """No path leads to other files of the package."""
     for path in ("/docs/", "/docs/redoc.standalone.js", "/docs/../docs.py", "/redoc"):
         assert (await http.get(path)).status_code == 404, path

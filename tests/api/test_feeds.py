@@ -1,4 +1,4 @@
-"""``GET /v1/feeds``, asked without a server."""
+"""``GET /v1/feeds``, requested without a server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ async def _http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def feeds(http: httpx.AsyncClient, query: str = "") -> list[dict[str, Any]]:
-    """What it says."""
+    """What the endpoint returns."""
     found: list[dict[str, Any]] = (await http.get(f"/v1/feeds?{query}")).json()["feeds"]
     return found
 
 
 async def test_one_feed_for_all_who_follow_a_range(http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd) -> None:
-    """However many; another range is another feed, and none is left when all have gone."""
+    """All subscribers of a range share one feed, another range has another, and none is left when all have gone."""
     clients = [Client(gateway, swallow, query) for query in (b"prefix=/svc/", b"prefix=/svc/", b"key=/svc/a")]
     for client in clients:
         await synced(client)
@@ -46,7 +46,7 @@ async def test_one_feed_for_all_who_follow_a_range(http: httpx.AsyncClient, gate
 async def test_subscribers_only_of_a_range_that_is_named(
     http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd
 ) -> None:
-    """A list of all would be long."""
+    """Subscribers are listed only for a named range: a list of all of them would be long."""
     client = Client(gateway, swallow, headers=[(b"user-agent", b"x" * 300), (b"x-request-id", b"req-1")])
     await synced(client)
     (all_,) = await feeds(http)
@@ -65,7 +65,7 @@ async def test_subscribers_only_of_a_range_that_is_named(
 
 @pytest.mark.parametrize("query", ["bogus=1", "prefix=/a/&key=b", "prefix=%zz"])
 async def test_a_wrong_query(http: httpx.AsyncClient, query: str) -> None:
-    """Is refused, as everywhere."""
+    """A wrong query is refused, as at every endpoint."""
     answer = await http.get(f"/v1/feeds?{query}")
 
     assert answer.status_code == 400

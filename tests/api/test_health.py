@@ -1,4 +1,4 @@
-"""Probes and metrics, asked without a server."""
+"""Probes and metrics, requested without a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 def client(gateway: Gateway) -> httpx.AsyncClient:
-    """Of its app."""
+    """A client of the gateway's app."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://x")
 
 
@@ -35,7 +35,7 @@ async def _http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_alive(http: httpx.AsyncClient, gateway: Gateway) -> None:
-    """Until a task has died without which nothing is served."""
+    """The gateway is alive until a task that serving needs has died."""
     answer = await http.get("/livez")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     gateway.broken.set()
@@ -47,7 +47,7 @@ async def test_alive(http: httpx.AsyncClient, gateway: Gateway) -> None:
 
 
 async def test_ready(http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd) -> None:
-    """Once etcd was in reach; no more when it is about to stop."""
+    """The gateway is ready once it has reached etcd, and no longer when it is about to stop."""
     answer = (await http.get("/readyz")).json()
     gateway.registry.draining = True
     draining = await http.get("/readyz")
@@ -61,7 +61,7 @@ async def test_ready(http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd) 
 
 
 async def test_not_ready_before_etcd_was_in_reach() -> None:
-    """It says which, and why not; the process is alive all the same."""
+    """A gateway that has not reached etcd is alive, but not ready, and names the endpoint and the reason."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     async with gateway.running(), client(gateway) as http:
 
@@ -79,7 +79,7 @@ async def test_not_ready_before_etcd_was_in_reach() -> None:
 
 
 async def test_metrics(http: httpx.AsyncClient) -> None:
-    """In the format that Prometheus reads, each by its own name once."""
+    """The metrics have Prometheus' format, each name once."""
     answer = await http.get("/metrics")
     names = re.findall(r"^# TYPE (\S+)", answer.text, re.MULTILINE)
 

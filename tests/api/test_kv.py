@@ -1,4 +1,4 @@
-"""``GET /v1/kv`` as a client sees it, on a real etcd."""
+"""``GET /v1/kv`` as a client sees it, with a real etcd."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANGES = "etcd_watch_gateway_etcd_ranges_total"
 
 @pytest_asyncio.fixture(name="etcd", scope="module", loop_scope="module")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
-    """One for all tests here: each has prefixes of its own."""
+    """One etcd for all tests of this module: each test has its own prefixes."""
     async with EmbeddedEtcd() as etcd:
         yield etcd
 
@@ -38,7 +38,7 @@ async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
 
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
 async def _server(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
-    """One for all; it does not mind a frozen etcd for a moment."""
+    """One gateway for all tests of this module; a brief freeze of etcd does not disturb it."""
     async with gateway(etcd.endpoint) as running:
         yield running
 
@@ -50,7 +50,7 @@ async def _http(server: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def read(http: httpx.AsyncClient, query: str) -> dict[str, Any]:
-    """An answer that must be good."""
+    """Return the body of an answer that must be 200."""
     answer = await http.get(f"/v1/kv?{query}")
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -61,7 +61,7 @@ async def read(http: httpx.AsyncClient, query: str) -> dict[str, Any]:
 
 
 async def test_single_key(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """Every field by etcd's name; no lease, so none is shown."""
+    """A single key has every field under etcd's name; a key without a lease has no ``lease``."""
     created = await etcd_kv.put("/one/a", "1")
     await etcd_kv.put("/one/ab", "other")
     modified = await etcd_kv.put("/one/a", "2")
@@ -77,7 +77,7 @@ async def test_single_key(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
 
 
 async def test_absent_key(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """A 404 that says as of when, as a problem; also for a key that was deleted."""
+    """An absent key, also a deleted one, gets a 404 problem that names the revision it is true for."""
     await etcd_kv.put("/gone", "1")
     revision = await etcd_kv.delete("/gone")
     for key in ("/gone", "/never"):
@@ -91,7 +91,7 @@ async def test_absent_key(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
 
 
 async def test_list(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """The keys under the prefix, in order, and nothing beside it."""
+    """A list has the keys under the prefix, in order, and no others."""
     await etcd_kv.put("/listed", "no")
     await etcd_kv.put("/listed/b", "2")
     await etcd_kv.put("/listed/a", "")
@@ -109,7 +109,7 @@ async def test_list(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
 
 
 async def test_nothing_there(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """An empty list is an answer; an empty prefix means all keys."""
+    """An empty list is a valid answer; an empty prefix means all keys."""
     await etcd_kv.put("/something", "1")
     empty = await read(http, "prefix=/nothing/here/")
     everything = await read(http, "prefix=")
@@ -119,7 +119,7 @@ async def test_nothing_there(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> No
 
 
 async def test_keys_only_and_count_only(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """What is not asked for is left out; what stays is the same."""
+    """``keys_only`` and ``count_only`` leave fields out and do not change the others."""
     for name in "abc":
         await etcd_kv.put(f"/part/{name}", name * 3)
     full = await read(http, "prefix=/part/")
@@ -135,7 +135,7 @@ async def test_keys_only_and_count_only(http: httpx.AsyncClient, etcd_kv: EtcdCl
 
 
 async def test_pages_are_of_one_revision(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """Whatever changes meanwhile: all pages together are the state at the first one's revision, each with its count."""
+    """All pages are of the first page's revision whatever changes meanwhile, and each page has that state's count."""
     await etcd_kv.transact({f"/paged/{n:03}": f"{n}" for n in range(25)})
     expected = [(f"/paged/{n:03}", f"{n}") for n in range(25)]
     found: list[tuple[str, str]] = []
@@ -159,7 +159,7 @@ async def test_pages_are_of_one_revision(http: httpx.AsyncClient, etcd_kv: EtcdC
 
 
 async def test_pages_larger_than_one_range(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """A page that takes several Ranges is as long as asked and counts all; the next may be of another length."""
+    """A page of several Ranges has the requested length and counts all keys; the next may have another length."""
     for start in range(0, 800, 100):
         await etcd_kv.transact({f"/long/{n:04}": "" for n in range(start, start + 100)})
     first = await read(http, "prefix=/long/&limit=700")
@@ -175,7 +175,7 @@ async def test_pages_larger_than_one_range(http: httpx.AsyncClient, etcd_kv: Etc
 
 
 async def test_pages_of_binary_keys(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """The next page starts right behind any key, its smallest successor included."""
+    """The next page starts directly after any key, even if the next key is its smallest successor."""
     keys = [b"/bp/\xff", b"/bp/\xff\x00", b"/bp/\xff\x00\x00", b"/bp/\xff\xff"]
     for key in keys:
         await etcd_kv.put(key, "")
@@ -191,7 +191,7 @@ async def test_pages_of_binary_keys(http: httpx.AsyncClient, etcd_kv: EtcdClient
 
 
 async def test_foreign_pages(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """A token of another prefix is the client's mistake; of the same one asked otherwise, it has expired."""
+    """A page token of another prefix is a client error; a token of the same prefix but another question has expired."""
     await etcd_kv.transact({"/mine/a": "", "/mine/b": "", "/yours/a": "", "/yours/b": ""})
     token = (await read(http, "prefix=/yours/&limit=1"))["next_page"]
     foreign = await http.get(f"/v1/kv?prefix=/mine/&page={token}")
@@ -206,7 +206,7 @@ async def test_foreign_pages(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> No
 
 
 async def test_page_after_compaction(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """Its revision is no more: 410, start over."""
+    """After the compaction of its revision a page token gets a 410: the client must start over."""
     await etcd_kv.transact({"/short/a": "", "/short/b": "", "/short/c": ""})
     token = (await read(http, "prefix=/short/&limit=1"))["next_page"]
     await etcd_kv.compact(await etcd_kv.put("/short/d"))
@@ -219,7 +219,7 @@ async def test_page_after_compaction(http: httpx.AsyncClient, etcd_kv: EtcdClien
 
 @pytest.mark.parametrize(("lease", "text"), [(0x7000_0000_0000_0ABC, "7000000000000abc"), (255, "ff")])
 async def test_lease(http: httpx.AsyncClient, etcd_kv: EtcdClient, lease: int, text: str) -> None:
-    """Lower-case hex, as etcdctl prints it; a number of 64 bits would not survive JavaScript."""
+    """A lease is lower-case hex, as etcdctl prints it; JavaScript would round a 64-bit number."""
     await etcd_kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=60, ID=lease))
     await etcd_kv.put("/leased", "1", lease=lease)
 
@@ -227,7 +227,7 @@ async def test_lease(http: httpx.AsyncClient, etcd_kv: EtcdClient, lease: int, t
 
 
 async def test_bytes(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """Keys and values that are no text are base64 and say so; query bytes are bytes; "+" is a space."""
+    """Keys and values that are not text are base64, and marked as such; query bytes are bytes; "+" is a space."""
     await etcd_kv.put(b"/bin/\xff\x00", b"\x80\x81")
     await etcd_kv.put(b"/bin/a b+c", b"text")
     binary = (await read(http, "key=/bin/%ff%00"))["kv"]
@@ -248,7 +248,7 @@ async def test_bytes(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
 async def test_cursor_starts_a_watch(
     http: httpx.AsyncClient, server: GatewayProcess, etcd_kv: EtcdClient, query: str
 ) -> None:
-    """Nothing is missing, so nothing is reset: synced there, then what happens."""
+    """A watch from a list's cursor needs no reset: it is synced there, and then gets the later events."""
     await etcd_kv.put("/start/a", "1")
     body = await read(http, query)
     async with await watch(server.base, f"{query}&last_event_id={body['cursor']}") as stream:
@@ -262,7 +262,7 @@ async def test_cursor_starts_a_watch(
 
 
 async def test_cursor_of_another_question(http: httpx.AsyncClient, server: GatewayProcess, etcd_kv: EtcdClient) -> None:
-    """Without the values no mirror of values could start: it is reset, never silently wrong."""
+    """A cursor of a list without values cannot start a mirror of values: the watch is reset, never silently wrong."""
     await etcd_kv.put("/asked/a", "1")
     body = await read(http, "prefix=/asked/&keys_only=1")
     async with await watch(server.base, f"prefix=/asked/&last_event_id={body['cursor']}") as stream:
@@ -273,7 +273,7 @@ async def test_cursor_of_another_question(http: httpx.AsyncClient, server: Gatew
 
 
 async def ranges(http: httpx.AsyncClient, etcd: EmbeddedEtcd) -> tuple[float, float]:
-    """Ranges, as the gateway and as etcd count them."""
+    """The Ranges, as the gateway and as etcd count them."""
     text = (await http.get("/metrics")).text
     (ours,) = [float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{RANGES} ")]
     return ours, await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Range")
@@ -282,10 +282,10 @@ async def ranges(http: httpx.AsyncClient, etcd: EmbeddedEtcd) -> tuple[float, fl
 async def test_identical_reads_share(
     http: httpx.AsyncClient, server: GatewayProcess, etcd: EmbeddedEtcd, etcd_kv: EtcdClient
 ) -> None:
-    """200 that ask the same while one is under way: that one, the next for all others, and no more."""
+    """200 equal reads share Ranges: the one under way, the next one for all the others, and no more."""
     await etcd_kv.put("/shared/a", "1")
 
-    async def nobody_follows() -> bool:  # or the read that proves feeds current would be counted
+    async def nobody_follows() -> bool:  # otherwise the read that proves feeds current would be counted
         return bool((await http.get("/v1/feeds")).json()["feeds"] == [])
 
     await eventually(nobody_follows)
@@ -296,7 +296,7 @@ async def test_identical_reads_share(
         for _reader, writer in lines:
             writer.write(b"GET /v1/kv?prefix=/shared/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await asyncio.gather(*(writer.drain() for _reader, writer in lines))
-        for _ in range(3):  # rounds of the gateway's loop: it has read all of them by then
+        for _ in range(3):  # rounds of the gateway's loop: by then it has read all requests
             await http.get("/livez")
     finally:
         etcd.sigcont()
@@ -312,7 +312,7 @@ async def test_identical_reads_share(
 
 
 async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
-    """Under many equal reads, who has written before asking reads what was written."""
+    """A shared read is not older than its request: among many equal reads, a client reads what it wrote before."""
     running = True
 
     async def keep_reading() -> None:
@@ -331,7 +331,7 @@ async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncCli
 
 
 async def test_revision_header(http: httpx.AsyncClient, server: GatewayProcess, etcd_kv: EtcdClient) -> None:
-    """On every answer, good or bad, but on streams, whose events say it."""
+    """Every answer, good or bad, has the revision header, except streams, whose events carry the revision."""
     revision = await etcd_kv.put("/header", "1")
     await read(http, "key=/header")
     targets = [
@@ -355,7 +355,7 @@ async def test_revision_header(http: httpx.AsyncClient, server: GatewayProcess, 
 
 
 async def test_etcd_away_and_back() -> None:
-    """503 with Retry-After, without waiting for it, for as long as it is away; then it works again by itself."""
+    """While etcd is away, reads get 503 with Retry-After at once; when etcd is back, reads work again by themselves."""
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint) as server,
@@ -379,7 +379,7 @@ async def test_etcd_away_and_back() -> None:
 
 
 async def test_etcd_mute() -> None:
-    """An etcd that keeps its connections and says nothing: the reads under way are told too, while it is mute."""
+    """When etcd keeps its connections but answers nothing, reads under way get a 503 while etcd is still mute."""
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint) as server,
@@ -397,7 +397,7 @@ async def test_etcd_mute() -> None:
 
 
 async def test_queue_of_ranges_is_bounded() -> None:
-    """More different reads than may wait: 429 at once, not a longer queue."""
+    """A read over the bound of waiting reads gets a 429 at once: the queue does not grow."""
     async with (
         EmbeddedEtcd() as etcd,
         gateway(etcd.endpoint, settings={"GATEWAY_MAX_RANGES": "1"}) as server,

@@ -18,13 +18,13 @@ def _budget() -> Budget:
 
 
 def body_of(budget: Budget, *parts: bytes) -> tuple[KvBody, Hold]:
-    """A body, and what it is counted by."""
+    """A body, and the budget that counts it."""
     hold = budget.hold(Use.ANSWER)
     return KvBody(7, parts, hold), hold
 
 
 class Client:
-    """One that takes what it is sent when it is told to."""
+    """A client that takes its bytes when the test tells it to."""
 
     def __init__(self, *, takes: bool = True) -> None:
         self.takes = asyncio.Event()
@@ -42,7 +42,7 @@ class Client:
             await self.takes.wait()
 
     async def ask(self, body: KvBody, send_timeout: float = 60.0) -> None:
-        """Have it sent."""
+        """Send the answer to the client."""
         response = KvResponse(body, {"X-Etcd-Revision": "7"}, "application/json", send_timeout=send_timeout)
         del body
         await response(http_scope("/v1/kv"), self.receive, self.send)
@@ -54,12 +54,12 @@ class Client:
 
     @property
     def whole(self) -> bool:
-        """Whether it was told that this is all."""
+        """Whether the client was told that the body is complete."""
         return self.sent[-1].get("more_body") is False
 
 
 async def test_in_slices(budget: Budget) -> None:
-    """Whole, with its length, and no piece larger than a slice."""
+    """The body arrives whole, with its length, and no piece is larger than a slice."""
     parts = (b"head", b"x" * (2 * SLICE + 5), b"", b"tail")
     body, hold = body_of(budget, *parts)
     client = Client()
@@ -75,7 +75,7 @@ async def test_in_slices(budget: Budget) -> None:
 
 
 async def test_counted_once_until_the_last_has_it(budget: Budget) -> None:
-    """However many are sent it."""
+    """A body counts once, however many clients it is sent to, until the last of them has it."""
     body, _hold = body_of(budget, b"x" * 1000)
     clients = [Client(takes=False) for _ in range(3)]
     asking = [asyncio.create_task(client.ask(body)) for client in clients]
@@ -92,7 +92,9 @@ async def test_counted_once_until_the_last_has_it(budget: Budget) -> None:
 
 
 async def test_a_feed_needs_the_bytes(budget: Budget) -> None:
-    """They are free at once; a client that is being sent them is cut off, and never told that it has all."""
+    """When a feed needs the bytes they are free at once; a client in the middle of the body is cut off and never told
+    that the body is complete.
+    """
     body, hold = body_of(budget, b"x" * (3 * SLICE))
     slow, other = Client(takes=False), Client()
     asking = asyncio.create_task(slow.ask(body))
@@ -111,7 +113,7 @@ async def test_a_feed_needs_the_bytes(budget: Budget) -> None:
 
 
 async def test_a_client_that_takes_nothing(budget: Budget) -> None:
-    """It is given up, without an error, and lets go of the body."""
+    """A client that takes nothing is disconnected without an error, and its body is released."""
     body, _hold = body_of(budget, b"x" * (2 * SLICE))
     client = Client(takes=False)
     await client.ask(body, send_timeout=0.05)
@@ -122,7 +124,7 @@ async def test_a_client_that_takes_nothing(budget: Budget) -> None:
 
 
 async def test_no_such_key(budget: Budget) -> None:
-    """Nothing is nothing, and counts as nothing."""
+    """An answer without a key is empty and counts nothing."""
     hold = budget.hold(Use.ANSWER)
     body = KvBody(7, None, hold)
 

@@ -1,4 +1,4 @@
-"""What /docs says of the endpoints is what they do."""
+"""The endpoints' documentation in /docs agrees with the endpoints."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from app.main import create_app
 
 
 def parameters(described: dict[str, Any], where: str = "query") -> dict[str, dict[str, Any]]:
-    """Of one endpoint, by name."""
+    """The parameters of one endpoint, by name."""
     found: list[dict[str, Any]] = described["openapi_extra"]["parameters"]
     return {parameter["name"]: parameter["schema"] for parameter in found if parameter["in"] == where}
 
 
 def test_every_parameter_is_described() -> None:
-    """No more and no less than the endpoint knows."""
+    """Exactly the endpoint's parameters are described."""
     assert set(parameters(openapi.KV)) == kv._KNOWN
     assert set(parameters(openapi.WATCH)) == watch._KNOWN
     assert set(parameters(openapi.WATCH, "header")) == {"Last-Event-ID"}
 
 
 def test_the_limits_are_those_of_the_endpoint() -> None:
-    """The largest is taken, one more is refused, and the default is what a request without a limit has."""
+    """The documented maximum is accepted, one more is refused, and the default is the limit of a plain request."""
     limit = parameters(openapi.KV)["limit"]
     assert kv.parse(b"prefix=").limit == limit["default"]
     for value in (limit["minimum"], limit["maximum"]):
@@ -39,7 +39,7 @@ def test_the_limits_are_those_of_the_endpoint() -> None:
 
 @pytest.mark.parametrize("name", ["encoding", "keys_only", "count_only"])
 def test_every_choice_is_taken(name: str) -> None:
-    """Of each parameter that has choices, and no other value."""
+    """Each documented choice of a parameter is accepted, and no other value."""
     for value in parameters(openapi.KV)[name]["enum"]:
         kv.parse(f"prefix=&{name}={value}".encode())
     with pytest.raises(BadRequestError):
@@ -47,7 +47,7 @@ def test_every_choice_is_taken(name: str) -> None:
 
 
 async def test_the_document(gateway: Gateway) -> None:
-    """FastAPI puts it together; every answer other than 200 is a problem."""
+    """FastAPI can build the document; every answer other than 200 is a problem."""
     document = create_app(gateway=gateway).openapi()
     for path in ("/v1/kv", "/v1/watch", "/v1/feeds"):
         responses = document["paths"][path]["get"]["responses"]

@@ -1,4 +1,4 @@
-"""What operators look at: probes, the feeds, the metrics, the log, the documentation."""
+"""The operators' view: probes, feeds, metrics, log and documentation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @pytest_asyncio.fixture(name="etcd", scope="module", loop_scope="module")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
-    """One for all tests here but those that stop it."""
+    """One etcd for all tests of this module except those that stop it."""
     async with EmbeddedEtcd() as etcd:
         yield etcd
 
@@ -58,13 +58,13 @@ async def scrape(http: httpx.AsyncClient) -> Samples:
     for family in text_string_to_metric_families(answer.text):
         for sample in family.samples:
             name = (sample.name, tuple(sorted(sample.labels.items())))
-            assert name not in found, f"{name} twice"
+            assert name not in found, f"the sample {name} appears twice"
             found[name] = sample.value
     return found
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
-    """One of ours."""
+    """The value of one of our metrics."""
     return samples[f"{NS}_{name}", tuple(sorted(labels.items()))]
 
 
@@ -72,7 +72,9 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 async def test_ready_when_etcd_appears_and_from_then_on() -> None:
-    """Absent at the start: not ready, and it says which endpoint and why; afterwards its absence is no reason."""
+    """While etcd is absent at the start, the gateway is not ready, and names the endpoint and the reason; later
+    absences do not matter.
+    """
     async with EmbeddedEtcd() as etcd:
         await etcd.kill()
         async with gateway(etcd.endpoint) as server, client(server.base) as http:
@@ -102,7 +104,7 @@ async def test_ready_when_etcd_appears_and_from_then_on() -> None:
 
 
 async def test_ready_does_not_depend_on_having_been_asked() -> None:
-    """The first probe comes when etcd has been there and is away again."""
+    """Readiness does not depend on an earlier probe: the first probe comes after etcd was there and has gone again."""
     async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as server, client(server.base) as http:
         assert (await http.get("/v1/kv?prefix=/")).status_code == 200
         await etcd.kill()
@@ -117,7 +119,7 @@ async def test_ready_does_not_depend_on_having_been_asked() -> None:
 
 
 async def test_fails_over_to_the_endpoint_that_works(etcd: EmbeddedEtcd) -> None:
-    """Of several endpoints the first may be dead from the start."""
+    """With several endpoints, the first may be dead from the start."""
     async with gateway(f"http://127.0.0.1:1,{etcd.endpoint}") as server, client(server.base) as http:
 
         async def on_that_one() -> bool:
@@ -132,7 +134,7 @@ async def test_fails_over_to_the_endpoint_that_works(etcd: EmbeddedEtcd) -> None
 
 
 async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """What is followed; with a range, also by whom."""
+    """``/v1/feeds`` lists the feeds; for a named range, the subscribers too."""
     await etcd_kv.transact({"/fd/a": "1", "/fd/b": "2", "/fe/\xff": ""})
     headers = {"User-Agent": "tester/1.0 \u00e9", "X-Request-Id": "req-1"}
     settings = {"GATEWAY_INSTANCE": "gw-7f9c", "GATEWAY_EPOCH": "e1", "GATEWAY_LINGER": "60s"}
@@ -191,7 +193,7 @@ async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
 
 
 async def test_metrics_count_what_happens(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """Scraped before, during and after: every number is what was done."""
+    """Before, during and after, every metric counts exactly what was done."""
     await etcd_kv.transact({"/m/a": "1", "/m/b": "1"})
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_MAX_SUBSCRIBERS": "2"}) as server,
@@ -247,19 +249,19 @@ async def test_metrics_count_what_happens(etcd: EmbeddedEtcd, etcd_kv: EtcdClien
 
 
 def label_values(samples: Samples) -> Iterable[str]:
-    """All of them."""
+    """The values of all labels."""
     return {text for _name, labels in samples for _label, text in labels}
 
 
 async def ask_secrets(http: httpx.AsyncClient, number: str) -> None:
-    """Of each kind of request one, with something of its own everywhere."""
+    """Send one request of each kind, with a secret in every part."""
     headers = {"User-Agent": f"secret-{number}", "X-Request-Id": f"secret-{number}", "Host": f"secret{number}.host"}
     for target in ("/v1/kv?prefix=/secret-prefix/", "/v1/kv?secret=", "/v1/kv?key=/secret", "/secret/", "/v1/watch/no"):
         await http.get(f"{target}{number}", headers=headers)
 
 
 async def test_no_label_comes_from_a_request(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """Whatever clients ask for: the same series as before, so nobody can fill a Prometheus from outside."""
+    """Requests add no series: clients cannot fill a Prometheus from outside."""
     await etcd_kv.put("/secret-prefix/key", "secret-value")
     async with (
         gateway(etcd.endpoint) as server,
@@ -279,7 +281,7 @@ async def test_no_label_comes_from_a_request(etcd: EmbeddedEtcd, etcd_kv: EtcdCl
 
 
 async def test_streams_stay_out_of_the_latency(etcd: EmbeddedEtcd) -> None:
-    """Their length says nothing about it; reads are in."""
+    """Streams are not in the latency histogram, because their length is not a latency; reads are."""
     async with gateway(etcd.endpoint) as server, client(server.base) as http:
         await http.get("/v1/kv?prefix=/")
         async with await watch(server.base, "prefix=/") as stream:
@@ -293,7 +295,7 @@ async def test_streams_stay_out_of_the_latency(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_metrics_without_etcd() -> None:
-    """They are there when they are needed most."""
+    """The metrics are there while etcd is away, when they are needed most."""
     async with gateway("http://127.0.0.1:1") as server, client(server.base) as http:
 
         async def down() -> bool:
@@ -308,7 +310,7 @@ async def test_metrics_without_etcd() -> None:
 
 
 async def test_admin_port(etcd: EmbeddedEtcd) -> None:
-    """Probes, metrics and feeds move there, and are nowhere else; the data does not move with them."""
+    """Probes, metrics and feeds move to the admin port and are nowhere else; the data does not move."""
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_ADMIN_PORT": "0"}) as server,
         client(server.base) as http,
@@ -343,7 +345,7 @@ async def test_admin_port(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_log(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
-    """A line for each start and end, none for what happens between; nothing of what is stored or secret."""
+    """The log has one line for each start and each end, none for what is in between, and no stored or secret value."""
     await etcd_kv.put("/log/a", "value-at-first")
     async with gateway(etcd.endpoint) as server, client(server.base) as http:
         async with (
@@ -355,7 +357,7 @@ async def test_log(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
             async def live() -> bool:
                 return any(line["message"] == "feed live" for line in server.lines)
 
-            await eventually(live)  # lines are written by a thread
+            await eventually(live)  # a thread writes the lines
             quiet_from = len(server.lines)
             for number in range(50):
                 await etcd_kv.put("/log/a", f"value-{number}")
@@ -389,7 +391,7 @@ async def test_log(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
 
 
 async def test_log_of_trouble_with_etcd() -> None:
-    """One line when it goes, one when it is back: not one for each attempt."""
+    """The log has one line when etcd goes and one when it is back, not one for each attempt."""
     async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as server, client(server.base) as http:
 
         async def state(wanted: str) -> bool:
@@ -398,7 +400,7 @@ async def test_log_of_trouble_with_etcd() -> None:
         await eventually(lambda: state("ready"))
         await etcd.kill()
         await eventually(lambda: state("down"))
-        for _ in range(5):  # each takes as long as a read waits for etcd: attempts go on meanwhile
+        for _ in range(5):  # each read takes as long as it may wait for etcd: attempts continue meanwhile
             assert (await http.get("/v1/kv?prefix=/")).status_code == 503
         await etcd.restart()
         await eventually(lambda: state("ready"))
@@ -408,11 +410,11 @@ async def test_log_of_trouble_with_etcd() -> None:
     assert 1 <= said.count("etcd is out of reach") <= 3
 
 
-# --- what explains itself ---------------------------------------------------------------------------------------------
+# --- documentation and page -------------------------------------------------------------------------------------------
 
 
 async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
-    """/docs and /openapi.json know every endpoint and parameter; the page at / is ours and whole."""
+    """/docs and /openapi.json list every endpoint and parameter; the page at / is ours and complete."""
     async with gateway(etcd.endpoint) as server, client(server.base) as http:
         spec = (await http.get("/openapi.json")).json()
         docs = await http.get("/docs")

@@ -1,4 +1,4 @@
-"""The page at ``/``, as it is served; what it does in a browser is in tests/examples."""
+"""The page at ``/`` as it is served; tests/examples tests it in a browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCE = (Path(__file__).parents[2] / "app/api/page.html").read_text()
 
 
 def test_the_policy_lets_only_the_page_itself_run() -> None:
-    """By hash; another text has another one."""
+    """The policy lets only the page's own script run, by its hash; another text has another hash."""
     policy = content_security_policy("<style>a{}</style><script>run()</script>")
     hashes = {text: b64encode(sha256(text.encode()).digest()).decode() for text in ("a{}", "run()", "run( )")}
 
@@ -33,7 +33,7 @@ def test_the_policy_lets_only_the_page_itself_run() -> None:
 
 @pytest.mark.parametrize("admin_port", [None, 0])
 async def test_as_served(fake: FakeEtcd, admin_port: int | None) -> None:
-    """Under the policy of what is served; links to what has moved to another port are left out."""
+    """The served page has the policy of its text, and no links to what has moved to another port."""
     gateway = Gateway(load({"etcd": fake.endpoint, "admin_port": admin_port}))
     transport = httpx.ASGITransport(create_app(gateway=gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:

@@ -1,4 +1,4 @@
-"""Errors as problems: what clients are told, and what of etcd they are never told (where it is, who we are there)."""
+"""Errors as problems: what clients are told, and what they are never told (etcd's address, the gateway's user)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SSE = {"Accept": "text/event-stream"}
 
 
 def body_of(error: GatewayError) -> dict[str, Any]:
-    """What is said of it."""
+    """The body of a problem."""
     found: dict[str, Any] = json.loads(bytes(problem(error).body))
     return found
 
 
 def kinds(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
-    """All that there are."""
+    """All kinds of errors."""
     yield kind
     for below in kind.__subclasses__():
         yield from kinds(below)
@@ -42,7 +42,7 @@ def kinds(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
 def test_every_error_is_a_problem(kind: type[GatewayError]) -> None:
-    """As RFC 9457 has it, with a word for machines; none may be kept by a cache."""
+    """Every error is a problem as in RFC 9457, with a code for machines; caches may keep none of them."""
     answer = problem(kind("what is wrong"))
     body = body_of(kind("what is wrong"))
 
@@ -60,19 +60,19 @@ def test_every_error_is_a_problem(kind: type[GatewayError]) -> None:
 
 
 def test_the_parameter_is_named() -> None:
-    """Of a wrong request, where there is one."""
+    """A problem of a wrong request names the parameter, if there is one."""
     assert body_of(BadRequestError("x", parameter="prefix"))["parameter"] == "prefix"
     assert body_of(BadRequestError("x", parameter=""))["parameter"] == ""
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(None, "10"), (0.2, "1"), (1.0, "1"), (3600.1, "3601")])
 def test_when_to_come_back(seconds: float | None, header: str) -> None:
-    """In whole seconds, never too early; by default as the error itself has it."""
+    """``Retry-After`` is in whole seconds, never too early; its default is the error's own."""
     assert problem(TooLargeError("x"), retry_after=seconds).headers["retry-after"] == header
 
 
 def test_headers_of_the_error() -> None:
-    """Are those of the answer."""
+    """The error's headers are the headers of the answer."""
     error = BadRequestError("x")
     error.headers = {"X-Etcd-Revision": "7"}
 
@@ -80,7 +80,7 @@ def test_headers_of_the_error() -> None:
 
 
 async def ask(path: str, method: str = "GET") -> httpx.Response:
-    """An app with endpoints that fail in each way."""
+    """Request endpoints that fail in each way."""
     app = FastAPI(docs_url=None)
     install(app)
 
@@ -111,7 +111,7 @@ async def ask(path: str, method: str = "GET") -> httpx.Response:
     ],
 )
 async def test_whatever_fails_is_answered_by_a_problem(path: str, method: str, status: int, code: str) -> None:
-    """An error of ours without its words."""
+    """Every failure is answered with a problem; a problem of our own defect does not quote the error."""
     answer = await ask(path, method)
 
     assert answer.headers["content-type"] == "application/problem+json"
@@ -125,9 +125,9 @@ async def test_whatever_fails_is_answered_by_a_problem(path: str, method: str, s
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda code: code.name)
 def test_no_failure_of_a_call_is_told_with_its_words(code: grpc.StatusCode) -> None:
-    """Whatever the code: an address can be in the words of any."""
+    """The text of a failed call is never told, whatever its code: it may contain an address."""
     error = range_error(ENDPOINT, rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), WORDS))
-    if isinstance(error, GatewayError):  # others are never told to clients
+    if isinstance(error, GatewayError):  # other errors are never told to clients
         said = bytes(problem(error).body).decode()
         assert not [word for word in ("secret", "2379", "10.9.8.7", "gateway'") if word in said], said
         assert ENDPOINT in str(error)
@@ -136,7 +136,7 @@ def test_no_failure_of_a_call_is_told_with_its_words(code: grpc.StatusCode) -> N
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT])
 def test_the_words_of_etcd_itself_are_told(code: grpc.StatusCode) -> None:
-    """Of a refusal."""
+    """etcd's own text of a refusal is told."""
     words = "etcdserver: user name is empty"
     error = range_error(ENDPOINT, rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), words))
     assert isinstance(error, GatewayError)
@@ -144,7 +144,7 @@ def test_the_words_of_etcd_itself_are_told(code: grpc.StatusCode) -> None:
 
 
 async def everything(server: GatewayProcess) -> list[str]:
-    """All that clients are told, asked in every way, status and all."""
+    """All that clients are told by every kind of request, status included."""
     said = []
     async with httpx.AsyncClient(base_url=server.base, timeout=30, trust_env=False) as http:
         for path in (
@@ -168,7 +168,7 @@ async def everything(server: GatewayProcess) -> list[str]:
 
 
 async def test_etcd_is_away() -> None:
-    """Clients are told that; operators are told where it is, in the log and by /readyz."""
+    """Clients are told that etcd is away; operators are told where it is, by the log and /readyz."""
     async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as server:
         await etcd.kill()
 
@@ -186,7 +186,7 @@ async def test_etcd_is_away() -> None:
 
 
 async def test_an_endpoint_says_its_address() -> None:
-    """In the words of a failure, as gRPC's own do."""
+    """An endpoint's failure names its address, as gRPC's own texts do."""
     async with FakeEtcd() as fake, gateway(fake.endpoint) as server:
         fake.fail_ranges(1000, grpc.StatusCode.UNKNOWN, WORDS)
         async with httpx.AsyncClient(base_url=server.base, timeout=30, trust_env=False) as http:

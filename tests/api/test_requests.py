@@ -1,4 +1,4 @@
-"""Small facts of a request."""
+"""Small facts about a request."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.asgi_client import http_scope
     ],
 )
 def test_address(client: tuple[str, int] | None, address: str) -> None:
-    """As a URL writes it: the port can be told from an IPv6 address."""
+    """An address is written as in a URL: an IPv6 address cannot be confused with the port."""
     assert address_of(Request(http_scope("/", client=client))) == address
 
 
 @pytest.mark.parametrize("given", ["a", "req-1", "2f1c.a_b:c-D", "x" * 64])
 def test_a_harmless_request_id_is_kept(given: str) -> None:
-    """A proxy's, so that its log and ours fit together."""
+    """A harmless request id is kept: a proxy sent it, and its log and ours fit together."""
     request = Request(http_scope("/", headers=[(b"x-request-id", given.encode())]))
 
     assert request_id_of(request) == given
@@ -34,7 +34,7 @@ def test_a_harmless_request_id_is_kept(given: str) -> None:
 
 @pytest.mark.parametrize("given", [None, b"", b"x" * 65, b"a b", b'a"b', b"a,b", b"\xe4", b"a/b"])
 def test_any_other_is_replaced(given: bytes | None) -> None:
-    """By one that nobody else has: it goes into the log."""
+    """Any other request id is replaced by a unique one, because the id goes into the log."""
     request = Request(http_scope("/", headers=[] if given is None else [(b"x-request-id", given)]))
     one, other = request_id_of(request), request_id_of(request)
 
@@ -44,7 +44,7 @@ def test_any_other_is_replaced(given: bytes | None) -> None:
 
 
 def test_query_is_raw() -> None:
-    """Nothing is decoded: a key is any bytes."""
+    """Nothing in the query is decoded: a key is any bytes."""
     raw = b"prefix=%ff+%2B&&key="
 
     assert query_of(Request(http_scope("/", raw))) == raw
@@ -54,13 +54,13 @@ def test_query_is_raw() -> None:
     ("raw", "encoding"), [(b"", "auto"), (b"encoding=auto", "auto"), (b"encoding=base64", "base64")]
 )
 def test_encoding(raw: bytes, encoding: str) -> None:
-    """``auto`` unless another is asked for."""
+    """The encoding is ``auto`` unless the request names another."""
     assert encoding_of(parse_query(raw, {"encoding"})) == encoding
 
 
 @pytest.mark.parametrize("raw", [b"encoding=", b"encoding=hex", b"encoding=Base64"])
 def test_another_encoding(raw: bytes) -> None:
-    """Is refused by its name."""
+    """An unknown encoding is refused by its name."""
     with pytest.raises(BadRequestError) as refused:
         encoding_of(parse_query(raw, {"encoding"}))
 

@@ -20,7 +20,7 @@ NDJSON = [(b"accept", b"application/x-ndjson")]
 
 
 async def held(gateway: Gateway, count: int = 1) -> None:
-    """So many refused EventSources are held open."""
+    """Whether so many refused EventSources are held open."""
 
     async def are() -> bool:
         return len(gateway.streams.held) == count
@@ -30,7 +30,7 @@ async def held(gateway: Gateway, count: int = 1) -> None:
 
 @pytest.fixture(name="full")
 async def _full(fake: FakeEtcd) -> AsyncIterator[Gateway]:
-    """A gateway that has all the subscribers it may have, and tells others to come back in an hour."""
+    """A gateway with all its subscribers taken, which tells others to come back in an hour."""
     gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "max_subscribers": 1}))
     gateway.streams.retry_ms = lambda factor=1: 3_600_000 * factor  # type: ignore[method-assign]
     async with gateway.running():
@@ -43,7 +43,7 @@ async def _full(fake: FakeEtcd) -> AsyncIterator[Gateway]:
 
 
 async def test_head_of_a_stream(gateway: Gateway, fake: FakeEtcd) -> None:
-    """What proxies and clients must know; nothing about the connection, which is the server's."""
+    """The head has what proxies and clients need, and nothing about the connection, which is the server's."""
     client = Client(gateway, headers=[(b"x-request-id", b"req-1")])
     await synced(client)
     await client.leave()
@@ -61,7 +61,7 @@ async def test_head_of_a_stream(gateway: Gateway, fake: FakeEtcd) -> None:
 
 
 async def test_ndjson(gateway: Gateway, fake: FakeEtcd) -> None:
-    """By its media type, a JSON object a line."""
+    """NDJSON has its media type and one JSON object a line."""
     client = Client(gateway, headers=NDJSON)
     await client.until('"synced"')
     await client.leave()
@@ -73,7 +73,7 @@ async def test_ndjson(gateway: Gateway, fake: FakeEtcd) -> None:
 
 @pytest.mark.parametrize("draining", [False, True])
 async def test_head_request(gateway: Gateway, fake: FakeEtcd, draining: bool) -> None:
-    """Joins nothing, and is answered as a GET would be."""
+    """HEAD joins no feed, and gets the answer of a GET."""
     gateway.registry.draining = draining
     client = Client(gateway, method="HEAD")
     await client.task
@@ -103,7 +103,7 @@ async def test_head_request_without_room(gateway: Gateway, fake: FakeEtcd) -> No
 
 
 async def test_head_request_of_an_event_source(gateway: Gateway) -> None:
-    """Its GET would be a stream, whatever stands against it now."""
+    """HEAD of an EventSource gets a stream's head even if the GET would be refused for now."""
     gateway.registry.draining = True
     client = Client(gateway, method="HEAD", headers=EVENT_SOURCE)
     await client.task
@@ -113,7 +113,7 @@ async def test_head_request_of_an_event_source(gateway: Gateway) -> None:
 
 
 async def test_a_refusal_is_a_problem(full: Gateway) -> None:
-    """For all that are not an EventSource: it says when to come back."""
+    """A refusal is a problem with ``Retry-After`` for every client that is not an EventSource."""
     client = Client(full)
     await client.task
 
@@ -125,7 +125,9 @@ async def test_a_refusal_is_a_problem(full: Gateway) -> None:
 
 
 async def test_an_event_source_is_held_and_leaves(full: Gateway) -> None:
-    """It gets a 200 that says how long to wait, so that it does not come back at once, or never; nothing is kept."""
+    """A refused EventSource gets a 200 with its retry delay, so that it comes back neither at once nor never; nothing
+    is kept when it leaves.
+    """
     client = Client(full, headers=EVENT_SOURCE)
     await held(full)
     assert client.status == 200
@@ -140,7 +142,9 @@ async def test_an_event_source_is_held_and_leaves(full: Gateway) -> None:
     ("case", "reason"), [("many are held", "overloaded"), ("draining", "drain"), ("no room", "overloaded")]
 )
 async def test_when_it_is_not_held(full: Gateway, monkeypatch: pytest.MonkeyPatch, case: str, reason: str) -> None:
-    """But closed at once: a held one is a connection, too, and must not outlive the gateway."""
+    """A refused EventSource that may not be held is closed at once: a held client is a connection, too, and must not
+    outlive the gateway.
+    """
     with monkeypatch.context() as patch:
         if case == "many are held":
             patch.setattr(stream_response, "MAX_HELD", 0)
@@ -156,7 +160,7 @@ async def test_when_it_is_not_held(full: Gateway, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_drain_ends_those_that_are_held(full: Gateway) -> None:
-    """With a word, at once."""
+    """A drain ends the held clients at once, with a close event."""
     clients = [Client(full, headers=EVENT_SOURCE) for _ in range(3)]
     await held(full, 3)
     full.streams.drain()
@@ -168,7 +172,7 @@ async def test_a_drain_ends_those_that_are_held(full: Gateway) -> None:
 
 
 async def test_held_for_no_longer_than_it_is_told(full: Gateway) -> None:
-    """Then it is closed, and may come."""
+    """A held client is closed after its retry delay, and may come back."""
     full.streams.retry_ms = lambda factor=1: 20 * factor  # type: ignore[method-assign]
     client = Client(full, headers=EVENT_SOURCE)
     await client.task
@@ -178,7 +182,7 @@ async def test_held_for_no_longer_than_it_is_told(full: Gateway) -> None:
 
 
 async def test_a_refused_client_that_takes_nothing(full: Gateway) -> None:
-    """It is given up as any other, and nothing is held."""
+    """A refused client that takes nothing is disconnected like any other, and nothing is held."""
     full.streams.retry_ms = lambda factor=1: 20 * factor  # type: ignore[method-assign]
 
     async def fails(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""``GET /v1/watch``: what a request is understood to ask for."""
+"""``GET /v1/watch``: how the gateway understands a request."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_the_newest_cursor_counts(names: tuple[str, ...]) -> None:
 
 
 def test_no_cursor() -> None:
-    """Is not an empty one."""
+    """An absent cursor is not an empty cursor."""
     assert cursor_of(None, {}) is None
     assert cursor_of("", {}) == NOTHING
 
 
 @pytest.mark.parametrize("value", [b"nonsense", b"\xff\xfe", b"01234567-x"])
 def test_an_unreadable_cursor_is_one(value: bytes) -> None:
-    """It counts as present: a 400 would close an EventSource for good."""
+    """An unreadable cursor counts as present: a 400 would close an EventSource for good."""
     assert cursor_of(None, {"lastEventId": value, "last_event_id": C.encode()}) == UNREADABLE
 
 
 def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
-    """A request with that query, and headers."""
+    """The watch that a request with this query and these headers asks for."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     return Watch(gateway)._understand(Request(http_scope("/v1/watch", query, headers=raw)))
 
@@ -59,14 +59,14 @@ def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
     ],
 )
 async def test_format(gateway: Gateway, query: bytes, accept: str, format_: str, holdable: bool) -> None:
-    """The parameter beats the header; an EventSource is known by its header alone."""
+    """The parameter beats the header; only its header identifies an EventSource."""
     asked = understood(gateway, b"prefix=/svc/" + query, accept=accept)
 
     assert (asked.format, asked.holdable) == (format_, holdable)
 
 
 async def test_all_of_a_request(gateway: Gateway) -> None:
-    """Each part at its place."""
+    """Each part of a request arrives in its field."""
     asked = understood(
         gateway,
         b"key=%ff&encoding=base64&snapshot=0",
@@ -82,7 +82,7 @@ async def test_all_of_a_request(gateway: Gateway) -> None:
 
 
 async def test_defaults(gateway: Gateway) -> None:
-    """With nothing but a prefix."""
+    """A request with nothing but a prefix has the defaults."""
     asked = understood(gateway, b"prefix=")
 
     assert asked.shape.range == KeyRange("prefix", b"")
@@ -91,7 +91,7 @@ async def test_defaults(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(("method", "refused"), [("GET", 1), ("HEAD", 0)])
 async def test_refusals_are_counted(gateway: Gateway, method: str, refused: int) -> None:
-    """Of streams: a HEAD asks for none."""
+    """Refused streams are counted; a HEAD asks for none."""
     request = Request(http_scope("/v1/watch", b"prefix=&bogus=1", method=method))
     with pytest.raises(BadRequestError):
         await Watch(gateway).get(request)
@@ -100,7 +100,7 @@ async def test_refusals_are_counted(gateway: Gateway, method: str, refused: int)
 
 
 async def test_nothing_is_held_by_asking(gateway: Gateway) -> None:
-    """A response that is never sent has joined nothing."""
+    """A response that is never sent has joined no feed."""
     await Watch(gateway).get(Request(http_scope("/v1/watch", b"prefix=/svc/")))
 
     assert len(gateway.registry) == 0
@@ -109,7 +109,7 @@ async def test_nothing_is_held_by_asking(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("query", [b"", b"prefix=&limit=1", b"prefix=&format=json", b"prefix=&snapshot=2"])
 async def test_what_is_permanent_is_refused_at_once(gateway: Gateway, query: bytes) -> None:
-    """Also to an EventSource: it would ask the same again."""
+    """A permanent refusal is sent at once, also to an EventSource: it would only ask the same again."""
     with pytest.raises(GatewayError) as refused:
         understood(gateway, query, accept="text/event-stream")
 

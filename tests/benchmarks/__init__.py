@@ -1,1 +1,1 @@
-"""That the benchmarks run."""
+"""Tests that the benchmarks run."""

@@ -1,4 +1,4 @@
-"""That the benchmarks run: everything once, too small for its figures to mean anything."""
+"""The benchmarks run: everything once, too small for meaningful figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.suite import SMALL, comparisons
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing()), reason=f"not installed: {' '.join(missing())}")
 async def test_everything_is_measured_and_reported(tmp_path: Path) -> None:
-    """Every side of every comparison, with every delivery checked, and a page with a plot each."""
+    """Every side of every comparison is measured, every delivery is checked, and the page has a plot for each."""
     command = [sys.executable, "-m", "benchmarks", "--small", "--rounds=1", f"--report={tmp_path}"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -36,7 +36,7 @@ async def test_everything_is_measured_and_reported(tmp_path: Path) -> None:
 
 @pytest.mark.etcd
 async def test_what_did_not_arrive_is_no_figure() -> None:
-    """The load generator notices an event that it does not expect: a gap, or one twice, looks the same to it."""
+    """The load generator reports an unexpected event: it treats a gap and a duplicate alike."""
     async with gateway() as peer, load(peer, 5) as readers:
         await readers.expect(await peer.next_number() + 1, 2)
         await peer.publish()

@@ -1,1 +1,1 @@
-"""Cases that break a naive design: every test says in its first sentence what a naive one does wrong there."""
+"""Cases that break a naive design: the first sentence of every test states what a naive design does wrong there."""

@@ -1,4 +1,4 @@
-"""A client as the contract wants it: one strict mirror and its cursor, over any number of streams and replicas."""
+"""A client that follows the contract: one strict mirror and its cursor, over any number of streams and replicas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 
 class Client:
-    """Reads in the background what ``join`` opened; what came is in ``events``, those of the open stream only."""
+    """Reads the stream that ``join`` opened in the background; ``events`` has the events of that stream only."""
 
     def __init__(self, query: str = "prefix=/svc/") -> None:
         self.query = query
@@ -30,7 +30,7 @@ class Client:
         self._reading: asyncio.Task[None] | None = None
 
     async def join(self, base: str) -> None:
-        """Go on, here, from where it stands."""
+        """Resume, at this gateway, from the client's cursor."""
         self.mirror = carried_on(self.mirror)
         self.events = []
         headers = {} if self.cursor is None else {"Last-Event-ID": self.cursor}
@@ -38,7 +38,7 @@ class Client:
         self._reading = asyncio.create_task(self._read(self.stream), name=f"client of {self.query}")
 
     async def adopt(self, base: str) -> None:
-        """Begin with what REST tells instead of with a snapshot in a stream."""
+        """Start from a REST list instead of a snapshot in a stream."""
         async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
             body = (await http.get(f"/v1/kv?{self.query.partition('&')[0]}")).json()
         state = {(item["key"], item.get("key_encoding")): {"type": "put", **item} for item in body["kvs"]}
@@ -51,7 +51,7 @@ class Client:
             self.cursor = event.id if event.id is not None else self.cursor
 
     async def leave(self, *, crash: bool = False) -> None:
-        """Close the stream, or break it. Raises what reading it raised."""
+        """Close the stream, or break it. Raise what reading the stream raised."""
         if self._reading is None or self.stream is None:
             return
         reading, self._reading = self._reading, None
@@ -65,16 +65,16 @@ class Client:
 
     @property
     def resets(self) -> list[str]:
-        """Reasons, over all its streams."""
+        """The reasons of all resets, over all its streams."""
         return self.mirror.resets
 
     @property
     def beats(self) -> int:
-        """Signs of life that are no event: what a stream says while it waits."""
+        """The number of keep-alives, which a stream sends while it waits."""
         return len(self.stream.comments) - 1 if self.stream is not None else 0
 
     def holds(self, items: Iterable[Any]) -> bool:
-        """Whether its mirror is synced and equals these items of etcd (mvccpb.KeyValue), in all their fields."""
+        """Whether the mirror is synced and equals these items of etcd (mvccpb.KeyValue) in all their fields."""
         if self._reading is not None and self._reading.done():
             self._reading.result()
         expected = sorted(
@@ -85,18 +85,18 @@ class Client:
 
 
 def carried_on(mirror: Mirror) -> Mirror:
-    """What is left of a mirror when its stream is cut: what was not complete is dropped."""
+    """What is left of a mirror after its stream was cut: an incomplete snapshot or revision is dropped."""
     return Mirror(mirror.state, mirror.revision, resets=mirror.resets, changes=mirror.changes)
 
 
 def contents(mirror: Mirror) -> list[Change]:
-    """What it holds, as bytes."""
+    """The mirror's items, as bytes."""
     return sorted((change_of(data) for data in mirror.state.values()), key=lambda change: change.key)
 
 
 @contextlib.asynccontextmanager
 async def joined(base: str, query: str = "prefix=/svc/", count: int = 1) -> AsyncIterator[list[Client]]:
-    """Clients of one range, synced; they leave at the end."""
+    """Synced clients of one range; they leave at the end."""
     clients = [Client(query) for _ in range(count)]
     try:
         for client in clients:
@@ -109,7 +109,7 @@ async def joined(base: str, query: str = "prefix=/svc/", count: int = 1) -> Asyn
 
 
 async def true(found: bool) -> bool:
-    """For ``eventually``."""
+    """Adapt a condition for ``eventually``."""
     return found
 
 
@@ -117,7 +117,7 @@ async def exact(clients: Iterable[Client], kv: EtcdClient, prefix: bytes = b"/sv
     """Return once every mirror equals etcd."""
 
     async def equal() -> bool:
-        # All keys, and our own idea of a prefix: not the arithmetic that is tested.
+        # Read all keys and filter by prefix here: the prefix arithmetic is under test, so it must not be used.
         _revision, state = await kv.state(b"")
         wanted = [item for key, item in state.items() if key.startswith(prefix)]
         return all(client.holds(wanted) for client in clients)
@@ -126,12 +126,12 @@ async def exact(clients: Iterable[Client], kv: EtcdClient, prefix: bytes = b"/sv
 
 
 async def is_held(etcd: EmbeddedEtcd, watchers: int) -> bool:
-    """Whether etcd counts that many watchers, on as few streams as can be."""
+    """Whether etcd counts so many watchers, on as few streams as possible."""
     return await held_at_etcd(etcd) == (watchers, min(watchers, 1))
 
 
 async def feed_of(base: str, query: str = "prefix=/svc/") -> dict[str, Any]:
-    """What /v1/feeds says of a range; empty when there is no such feed."""
+    """The entry of a range in /v1/feeds; empty if the range has no feed."""
     async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
         feeds = (await http.get(f"/v1/feeds?{query}")).json()["feeds"]
     return feeds[0] if feeds else {}

@@ -1,4 +1,4 @@
-"""As tests/integration: every test with ``etcd`` runs on each etcd that this machine has, slow ones on the first."""
+"""As in tests/integration, every test with ``etcd`` runs on each etcd of this machine, slow tests only on the first."""
 
 from __future__ import annotations
 

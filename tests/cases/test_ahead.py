@@ -1,4 +1,4 @@
-"""A cursor ahead of the replica that it comes to: lag, a quiet range, or a lie."""
+"""A cursor that is ahead of its replica: the replica lags, the range is quiet, or the cursor is forged."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
 
-# Time for a slow replica to get there before it may give up.
+# A slow replica has this long to catch up before it may abort the wait.
 PATIENT = {"GATEWAY_SYNC_TIMEOUT": "60s", "GATEWAY_HEARTBEAT": "300ms"}
 
 
 def revision_of(cursor: str | None) -> int:
-    """What a cursor says."""
+    """The revision in a cursor."""
     return int((cursor or "").partition("-")[2])
 
 
 async def test_the_replica_lags(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive replica resets, or says synced at its own older revision, when the cursor is newer than what it heard."""
+    """A naive replica resets a cursor that is newer than its own revision, or reports synced at that older revision."""
     await kv.put("/svc/a", "0")
     async with (
         proxy(etcd.endpoint) as between,
@@ -56,7 +56,7 @@ async def test_the_replica_lags(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 
 async def test_the_replica_hears_everything_later(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive replica sends the events between its own position and the cursor once more, or none at all."""
+    """A naive replica sends the events between its own revision and the cursor again, or sends none at all."""
     await kv.put("/svc/a", "0")
     async with (
         proxy(etcd.endpoint) as between,
@@ -84,7 +84,7 @@ async def test_the_replica_hears_everything_later(etcd: EmbeddedEtcd, kv: EtcdCl
 async def test_quiet_here_while_the_other_replica_moved_on(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
-    """A naive replica takes a cursor that another one's progress moved for one of a restored etcd, and resets."""
+    """A naive replica resets a cursor that another replica's progress moved: it assumes that etcd was restored."""
     await kv.put("/svc/a", "0")
     settings = PATIENT if progress_is_trusted(version) else {**PATIENT, "GATEWAY_SYNC_TIMEOUT": "1s"}
     async with (
@@ -102,7 +102,7 @@ async def test_quiet_here_while_the_other_replica_moved_on(
             await client.leave()
         else:
             await client.leave()
-            await client.adopt(ahead.base)  # the only way to a newer cursor there
+            await client.adopt(ahead.base)  # without trusted progress, only a REST list gives a newer cursor
         assert revision_of(client.cursor) >= revision
         await client.join(behind.base)
         await eventually(lambda: true(client.beats >= 2))
@@ -120,7 +120,7 @@ async def test_quiet_here_while_the_other_replica_moved_on(
 
 
 async def test_two_hundred_forged_cursors(server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive gateway asks etcd once for each cursor that is ahead of it, so anybody can make it flood etcd."""
+    """A naive gateway asks etcd once for each cursor that is ahead of it, so any client can make it flood etcd."""
     await kv.put("/svc/a", "1")
     async with joined(server.base) as (honest,):
         epoch = (honest.cursor or "").partition("-")[0]
@@ -132,7 +132,7 @@ async def test_two_hundred_forged_cursors(server: GatewayProcess, etcd: Embedded
 
         assert {events[0].data["reason"] for events in found} == {"restored"}
         assert {tuple(event.data.get("key") for event in events) for events in found} == {(None, "/svc/a", None)}
-        # One read a second at most, and the one that may be under way.
+        # At most one read a second, plus the one that may be under way.
         assert asked <= seconds + 2
         assert await held_at_etcd(etcd) == (1, 1)
         await asyncio.gather(*(stream.close() for stream in streams))
@@ -144,7 +144,7 @@ async def test_two_hundred_forged_cursors(server: GatewayProcess, etcd: Embedded
 
 
 async def test_a_forged_cursor_for_a_feed_that_must_start(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive gateway opens its watch where the cursor says: etcd takes a future start, and is silent for ever."""
+    """A naive gateway opens its watch at the cursor: etcd accepts a future start, and stays silent for ever."""
     await kv.put("/svc/a", "1")
     client = Client()
     await client.adopt(server.base)

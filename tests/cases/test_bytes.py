@@ -1,4 +1,4 @@
-"""Keys and values are bytes: any of them, in any range, by any way of asking."""
+"""Keys and values are bytes: any bytes, in any range, in any kind of request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.gateway import GatewayProcess
 
 pytestmark = pytest.mark.etcd
 
-# A text key whose text is the base64 of another key.
+# A text key that is the base64 of another key.
 TWIN = base64.b64encode(b"/b/\xff\x00")
 KEYS = [
     b"\x00",
@@ -31,7 +31,7 @@ KEYS = [
     b"/b/\x00",
     b"/b/\x00\x00",
     b"/b/\xe2\x80\xa8\xc2\x85\xef\xbb\xbf",  # U+2028, U+0085 and a byte order mark are text
-    b"/b/\xed\xa0\x80",  # a surrogate is none
+    b"/b/\xed\xa0\x80",  # a surrogate is not text
     b"/b/\xff",
     b"/b/\xff\x00",
     b"/b/\xff\xff",
@@ -49,7 +49,7 @@ VALUES = [b"", b"\x00", b"text\r\n\ndata: \xe2\x80\xa9", b"\xff\xfe", TWIN]
 
 
 async def test_every_key_in_every_range(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive gateway decodes with replacement, splits lines at a key's newline, and ends ff at the wrong place."""
+    """A naive gateway decodes with replacement, splits lines at a key's newline, and ends a range of ff wrongly."""
     values = itertools.cycle(VALUES)
     for key in KEYS:
         await kv.put(key, next(values))
@@ -61,7 +61,7 @@ async def test_every_key_in_every_range(server: GatewayProcess, kv: EtcdClient) 
             clients.append((prefix, client))
         for prefix, client in clients:
             await exact([client], kv, prefix)
-        # All at once: every key, deletes among them; then each by itself.
+        # First all keys at once, with deletes among them; then each key by itself.
         await kv.transact({key: None if n % 3 == 0 else next(values) for n, key in enumerate(KEYS)})
         for key in KEYS[::2]:
             await kv.put(key, next(values))
@@ -85,13 +85,13 @@ async def test_every_key_in_every_range(server: GatewayProcess, kv: EtcdClient) 
 
 
 def fields_of(item: dict[str, Any]) -> tuple[bytes, bytes | None, int, int, int]:
-    """Of an item of a REST answer."""
+    """The fields of an item of a REST answer."""
     change = change_of({"type": "put", **item})
     return change.key, change.value, change.create_revision, change.mod_revision, change.version
 
 
 async def test_a_text_key_beside_the_key_whose_base64_it_is(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive mirror keyed by the text alone takes the two for one: the delete of one removes the other."""
+    """A naive mirror that stores only the text takes both keys for one: the delete of one removes the other."""
     binary = b"/b/\xff\x00"
     await kv.transact({binary: "binary", TWIN: "text"})
     async with joined(server.base, "prefix=") as (client,):

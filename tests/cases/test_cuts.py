@@ -1,4 +1,4 @@
-"""Cut in the midst of something: a snapshot, a transaction, a revision that etcd sends in fragments."""
+"""Streams that are cut inside a snapshot, a transaction, or a revision that etcd sends in fragments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def read_some(stream: Stream, mirror: Mirror, count: int) -> None:
-    """Take that many events in."""
+    """Take in so many events."""
     for _ in range(count):
         event = await stream.next_event()
         assert event is not None
@@ -28,13 +28,13 @@ async def read_some(stream: Stream, mirror: Mirror, count: int) -> None:
 
 @pytest.mark.one_etcd
 async def test_cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive `reset` leaves the old cursor standing: cut inside, the client resumes over a mirror it has emptied."""
+    """A naive `reset` keeps the old cursor: cut inside the snapshot, the client resumes with an emptied mirror."""
     for form in ("sse", "ndjson"):
         await cut_inside_a_snapshot(server, kv, form)
 
 
 async def cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient, form: str) -> None:
-    """Three times, with a cursor that is compacted; and then to its end."""
+    """Cut three times, with a compacted cursor; then read to the end."""
     await kv.put(f"/{form}/old", "1")
     client = Client(f"prefix=/{form}/&format={form}")
     await client.adopt(server.base)
@@ -56,14 +56,16 @@ async def cut_inside_a_snapshot(server: GatewayProcess, kv: EtcdClient, form: st
     finally:
         await client.leave()
 
-    # It always came back with "I hold nothing", and was given the state from its beginning.
+    # The client always came back without a cursor ("I hold nothing"), and got the snapshot from its beginning.
     assert client.resets == ["compacted", "initial", "initial", "initial"]
     assert client.events[0].type == "reset"
 
 
 @pytest.mark.one_etcd
 async def test_cut_inside_a_transaction(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive id on every event lets the client resume behind the part it got: the rest of the revision is lost."""
+    """A naive id on every event lets the client resume after the part of a transaction that it got: the rest is
+    lost.
+    """
     client = Client()
     stream = await watch(server.base, client.query, receive_buffer=4096)
     await read_some(stream, client.mirror, 2)
@@ -86,7 +88,7 @@ async def test_cut_inside_a_transaction(server: GatewayProcess, kv: EtcdClient) 
 
 
 async def test_etcd_is_cut_off_between_two_fragments(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive gateway publishes each fragment as it comes, or joins what came before the cut to what comes after it."""
+    """A naive gateway publishes each fragment as it comes, or joins fragments from before and after the cut."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID
     for start in range(0, 700, 100):
         puts = [rpc.PutRequest(key=b"/svc/%04000d" % n, value=b"v", lease=lease) for n in range(start, start + 100)]
@@ -96,7 +98,7 @@ async def test_etcd_is_cut_off_between_two_fragments(etcd: EmbeddedEtcd, kv: Etc
         gateway(between.endpoint) as server,
         joined(server.base) as (client,),
     ):
-        # 2.8 MB of deletes, in fragments of 2 MiB: the first one passes, and half of the second.
+        # The deletes have 2.8 MB, in fragments of 2 MiB: the valve passes the first fragment and half of the second.
         between.arm(2_400_000, "cut")
         await kv.lease.LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease))
         async with asyncio.timeout(HANG):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def resumed(client: Client, base: str, kv: EtcdClient, prefix: bytes = b"/svc/") -> None:
-    """Go on from its cursor until its mirror is exact."""
+    """Resume from the client's cursor, until its mirror is exact."""
     await client.join(base)
     try:
         await exact([client], kv, prefix)
@@ -34,14 +34,14 @@ async def resumed(client: Client, base: str, kv: EtcdClient, prefix: bytes = b"/
 async def test_the_last_thing_was_a_delete(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int], others: int
 ) -> None:
-    """A naive feed takes progress, or the age of what its snapshot shows, for "nothing happened": the key stays."""
+    """A naive feed takes progress, or the age of its snapshot's keys, for "nothing happened": the deleted key stays."""
     provable = progress_is_trusted(version) or not others
     async with gateway(etcd.endpoint, settings={} if provable else UNPROVEN_SOON) as server:
         await the_last_thing_was_a_delete(server, kv, others, provable=provable)
 
 
 async def the_last_thing_was_a_delete(server: GatewayProcess, kv: EtcdClient, others: int, *, provable: bool) -> None:
-    """In an empty range, and in one that has another key."""
+    """Run the case in an empty range and in a range with another key."""
     for left in (0, 1):
         prefix = f"/{left}/"
         await kv.transact({f"{prefix}gone": "1", **{f"{prefix}{n}": "1" for n in range(left)}})
@@ -53,7 +53,7 @@ async def the_last_thing_was_a_delete(server: GatewayProcess, kv: EtcdClient, ot
         await resumed(client, server.base, kv, prefix.encode())
 
         if provable:
-            # An event at the store's own revision proves as well that nothing is missing.
+            # An event at the store's own revision also proves that nothing is missing.
             first = client.events[0]
             assert (first.type, first.data["mod_revision"]) == ("delete", deleted)
             assert client.resets == []
@@ -62,7 +62,7 @@ async def the_last_thing_was_a_delete(server: GatewayProcess, kv: EtcdClient, ot
 
 
 async def test_the_last_thing_was_a_delete_and_is_compacted(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive watch from the cursor on is accepted, and etcd <= 3.5.17 leaves out the delete at the compaction."""
+    """A naive watch from the cursor is accepted, and etcd <= 3.5.17 omits the delete at the compaction revision."""
     for others in (0, 5):
         await kv.put("/svc/gone", "1")
         client = Client()
@@ -78,7 +78,7 @@ async def test_the_last_thing_was_a_delete_and_is_compacted(server: GatewayProce
 
 
 async def forgotten(base: str) -> bool:
-    """Whether the feed is gone: the next one starts anew."""
+    """Whether the feed is gone, so that the next one starts anew."""
     return await feed_of(base) == {}
 
 
@@ -86,7 +86,7 @@ async def forgotten(base: str) -> bool:
 
 
 async def test_a_delete_at_the_compaction_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive resume at the compaction revision misses the delete that is just there, and nothing says so."""
+    """A naive resume at the compaction revision misses the delete at that revision, and nothing reports the loss."""
     await kv.transact({"/svc/gone": "1", "/svc/stays": "1"})
     async with (
         proxy(etcd.endpoint) as between,
@@ -107,11 +107,11 @@ async def test_a_delete_at_the_compaction_while_cut_off(etcd: EmbeddedEtcd, kv: 
 
 
 async def test_a_delete_at_the_compaction_right_behind_the_tip(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive watch at tip+1 is not compacted if that is the compaction: etcd accepts it, without the delete there."""
+    """A naive watch at tip+1 is accepted if tip+1 is the compaction revision, and etcd omits the delete there."""
     await kv.transact({"/svc/gone": "1", "/svc/stays": "1"})
     for n in range(10):
         tip = await kv.put("/other", str(n))
-    # Too far from the snapshot's revision to what it shows: the feed can only go on behind its tip.
+    # The snapshot's revision is too far from its newest key: the feed can only resume after its tip.
     settings = {"GATEWAY_REACH_BACK": "5"}
     async with (
         proxy(etcd.endpoint) as between,
@@ -124,7 +124,7 @@ async def test_a_delete_at_the_compaction_right_behind_the_tip(etcd: EmbeddedEtc
         for n in range(3):
             await kv.put("/other", str(n))
         await kv.compact(deleted)
-        # What is above it comes, and looks as if all had come.
+        # Later events arrive, so it looks as if everything had arrived.
         await kv.put("/svc/stays", "2")
         between.heal()
         await exact([client], kv)
@@ -160,7 +160,7 @@ async def test_two_compactions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient)
 async def test_the_compaction_passes_a_quiet_range(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
-    """A naive feed stays at its last event: the first compaction behind it costs every subscriber a full snapshot."""
+    """A naive feed stays at its last event: the first compaction after it costs every subscriber a full snapshot."""
     await kv.put("/quiet/a", "1")
     async with (
         proxy(etcd.endpoint) as between,
@@ -190,12 +190,12 @@ async def test_the_compaction_passes_a_quiet_range(
 
 
 async def test_compacted_between_two_pages_of_a_snapshot(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive snapshot goes on with pages of a newer revision: a state that never was, and deletes that never come."""
+    """A naive snapshot continues with pages of a newer revision: a state that never was, and deletes never come."""
     for start in range(0, 3000, 100):
         await kv.transact({f"/svc/{n:04}": "x" * 500 for n in range(start, start + 100)})
     async with valve(etcd.endpoint) as between, gateway(between.endpoint) as server:
         client = Client()
-        # The first page has 256 keys, the second 1,024: it is held back in its midst.
+        # The first page has 256 keys, the second has 1,024: the valve holds the second page back in its middle.
         between.arm(400_000, "freeze")
         await client.join(server.base)
         async with asyncio.timeout(HANG):

@@ -1,4 +1,6 @@
-"""Whoever asks for history never costs those who follow; and whoever waits for anything is told in the end."""
+"""A client that asks for history never costs the subscribers that follow anything, and every waiting client gets an
+answer in the end.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from tests.support.gateway import STALE_SOON, gateway
 from tests.support.streams import watch
 from tests.support.waiting import eventually
 
-# The proof of a history never comes in these tests: whether this is long does not matter to those who follow.
+# The history is never proven in these tests: a long timeout makes no difference to the followers.
 SETTINGS = {"GATEWAY_SYNC_TIMEOUT": "2s", "GATEWAY_LINGER": "60s"}
 
 
 class SlowEtcd(FakeEtcd):
-    """One whose history up to ``slow_up_to`` takes for ever to read, as over a link that is too narrow for it."""
+    """A fake etcd that never finishes reading its history up to ``slow_up_to``, as over a link that is too narrow."""
 
     slow_up_to = 0
 
@@ -27,7 +29,7 @@ class SlowEtcd(FakeEtcd):
         return watcher.next <= self.slow_up_to or super().is_held(watcher)
 
     def creates(self) -> int:
-        """Watches that were ever asked for."""
+        """The number of watches that were ever requested."""
         return len(self.asked.creates)
 
 
@@ -39,7 +41,7 @@ async def _fake() -> AsyncIterator[SlowEtcd]:
 
 
 async def old_client(fake: SlowEtcd, base: str) -> Client:
-    """Somebody whose cursor is from before what takes for ever to read."""
+    """A client whose cursor is older than the history that is never read to its end."""
     old = Client()
     await old.adopt(base)
     for n in range(20):
@@ -48,7 +50,7 @@ async def old_client(fake: SlowEtcd, base: str) -> Client:
 
 
 async def test_an_old_cursor_costs_those_who_follow_nothing(fake: SlowEtcd) -> None:
-    """While it waits in vain, they are told what happens; then it is reset, and the next like it at once."""
+    """While an old cursor waits in vain, followers get their events; it is reset, and the next one at once."""
     async with gateway(fake.endpoint, settings=SETTINGS) as server:
         old = await old_client(fake, server.base)
         async with joined(server.base) as (follower,):
@@ -66,7 +68,7 @@ async def test_an_old_cursor_costs_those_who_follow_nothing(fake: SlowEtcd) -> N
             await eventually(lambda: true(again.mirror.synced))
             await again.leave()
             assert again.resets == ["unproven"]
-            assert fake.creates() == 2, "the same is not read again at once"
+            assert fake.creates() == 2, "a second client must not read the same history again"
             revision = fake.put(b"/svc/b", b"end")
             await eventually(lambda: true(follower.mirror.revision >= revision))
 
@@ -75,13 +77,13 @@ async def test_an_old_cursor_costs_those_who_follow_nothing(fake: SlowEtcd) -> N
 
 
 async def feed_watchers(fake: SlowEtcd) -> int:
-    """Those that etcd is left with."""
+    """The watchers that etcd still has."""
     await fake.until(lambda: fake.open_watchers == 1)
     return fake.open_watchers
 
 
 async def test_a_start_for_an_old_cursor_costs_those_who_join_nothing(fake: SlowEtcd) -> None:
-    """The feed starts for the one with a cursor; all the others are served from its first snapshot at once."""
+    """The feed starts for the client with a cursor; all others are served at once from its first snapshot."""
     settings = SETTINGS | {"GATEWAY_SYNC_TIMEOUT": "60s"}
     async with gateway(fake.endpoint, settings=settings) as server:
         old = await old_client(fake, server.base)
@@ -91,7 +93,7 @@ async def test_a_start_for_an_old_cursor_costs_those_who_join_nothing(fake: Slow
             revision = fake.put(b"/svc/b", b"1")
             for other in others:
                 await eventually(lambda one=other, at=revision: true(one.mirror.revision >= at))  # type: ignore[misc]
-            assert old.resets == [], "it waits still"
+            assert old.resets == [], "the client with the old cursor must still wait"
             fake.slow_up_to = 0
             fake.release()
             await eventually(lambda: true(old.mirror.revision >= revision))
@@ -102,7 +104,7 @@ async def test_a_start_for_an_old_cursor_costs_those_who_join_nothing(fake: Slow
 
 
 async def test_many_histories_take_turns(fake: SlowEtcd) -> None:
-    """More ranges than may read at a time: the rest waits, and what etcd holds for it is bounded."""
+    """When too many ranges want to read history, the rest wait, and etcd holds a bounded amount for them."""
     ranges = [f"/r{n:03}/" for n in range(60)]
     for prefix in ranges:
         fake.put(f"{prefix}a".encode(), b"0")
@@ -126,7 +128,7 @@ async def test_many_histories_take_turns(fake: SlowEtcd) -> None:
 
 
 async def test_a_joiner_of_a_feed_in_doubt_is_told(fake: SlowEtcd) -> None:
-    """etcd leaves during a fresh start's snapshot: those who had a view keep it, and nobody waits for ever."""
+    """etcd leaves during a fresh start's snapshot: subscribers with a view keep it, and no joiner waits for ever."""
     async with (
         gateway(fake.endpoint, settings=STALE_SOON) as server,
         joined(server.base) as (follower,),
@@ -140,25 +142,28 @@ async def test_a_joiner_of_a_feed_in_doubt_is_told(fake: SlowEtcd) -> None:
         await fake.until(lambda: fake.ranges_in_flight > 0)
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(2)]
         ahead = await watch(server.base, "prefix=/svc/", {"Last-Event-ID": f"{(follower.cursor or '')[:9]}999"})
-        fake.fail_ranges(100)  # those that are under way, too
+        fake.fail_ranges(100)  # including those under way
         await fake.stop()
         for stream in (*streams, ahead):
             events = await stream.until("close")
             assert events[-1].data["reason"] == "unavailable"
             assert [event.type for event in events if event.type in ("reset", "put", "synced")] == []
             await stream.close()
-        async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:  # the next need not wait at all
+        # the next client need not wait at all
+        async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
             assert (await http.get("/v1/watch?prefix=/svc/")).status_code == 503
         assert follower.resets == ["initial"]
 
 
 async def test_a_cursor_that_nobody_can_judge_is_told(fake: SlowEtcd) -> None:
-    """Ahead of a feed that is served, while etcd is away: a state older than the cursor must not be shown."""
+    """A cursor ahead of a served feed is refused while etcd is away: a state older than the cursor must not be
+    shown.
+    """
     async with gateway(fake.endpoint, settings=STALE_SOON) as server, joined(server.base) as (follower,):
         cursor = f"{(follower.cursor or '')[:9]}999"
         fake.hold_ranges()
         ahead = await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor})
-        fake.fail_ranges(100)  # those that are under way, too
+        fake.fail_ranges(100)  # including those under way
         await fake.stop()
         events = await ahead.until("close")
         await ahead.close()

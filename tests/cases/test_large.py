@@ -1,4 +1,4 @@
-"""More than one message, one log or one write holds: revisions and transactions stay whole all the same."""
+"""Data that is larger than a message, the log or a write: revisions and transactions stay whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def test_transactions_divided_by_fragments(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive feed takes a fragment for whole revisions: the second half of a transaction is a revision of its own."""
+    """A naive feed takes a fragment for whole revisions: half of a transaction becomes a revision of its own."""
     await kv.put("/svc/a", "1")
     async with (
         proxy(etcd.endpoint) as between,
@@ -27,7 +27,7 @@ async def test_transactions_divided_by_fragments(etcd: EmbeddedEtcd, kv: EtcdCli
         joined(server.base) as (client,),
     ):
         between.cut()
-        # etcd allows 128 operations of 1.5 MiB in all, sends them in one answer, and divides that at 2 MiB.
+        # etcd allows 128 operations with 1.5 MiB in total, sends them in one answer, and divides the answer at 2 MiB.
         revisions = [
             await kv.transact({f"/svc/{n:03}": f"{turn}{n % 10}" * 5_000 for n in range(128)}) for turn in range(3)
         ]
@@ -44,7 +44,7 @@ async def test_transactions_divided_by_fragments(etcd: EmbeddedEtcd, kv: EtcdCli
 async def test_a_revision_larger_than_the_log(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
-    """A naive ring drops what does not fit, or a part of it: those who keep up must get it whole all the same."""
+    """A naive ring drops a revision that does not fit, or a part of it; subscribers that keep up must get it whole."""
     await kv.put("/svc/a", "1")
     settings = {"GATEWAY_LOG_BYTES": "64KiB"}
     async with gateway(etcd.endpoint, settings=settings) as server, joined(server.base, count=3) as clients:
@@ -60,13 +60,14 @@ async def test_a_revision_larger_than_the_log(
 
         assert [client.resets for client in present] == [["initial"]] * 2
         assert [client.mirror.changes for client in present] == [257] * 2
-        # It was away for longer than the log reaches; at the most etcd could be asked again.
+        # The client was away for longer than the log reaches; at best, the gateway can read the history from etcd
+        # again.
         assert absent.resets[1:] in ([["lagged"], []] if progress_is_trusted(version) else [["lagged"]])
         await eventually(lambda: is_held(etcd, 1))
 
 
 async def test_large_revisions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive feed that catches up holds what the log can't, and loses it, or its oldest part, without a word."""
+    """A naive feed that catches up holds what the log can't, and loses it, or its oldest part, without a report."""
     await kv.put("/svc/a", "1")
     settings = {"GATEWAY_LOG_BYTES": "64KiB"}
     async with (
@@ -87,7 +88,7 @@ async def test_large_revisions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient)
 
 @pytest.mark.slow
 async def test_ten_thousand_keys_of_a_lease_expire(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A naive feed falls behind a burst of deletes and loses it, or sends a part of what went at one revision."""
+    """A naive feed falls behind a burst of deletes and loses some, or sends a part of the deletes of one revision."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=5))).ID
 
     async def write(start: int) -> None:
@@ -106,7 +107,8 @@ async def test_ten_thousand_keys_of_a_lease_expire(server: GatewayProcess, kv: E
         await exact([client], kv)
         assert client.resets == ["initial"]
         assert client.mirror.changes == 10_000
-        # The strict mirror has held each revision to be whole; here it is as many ids as revisions.
+        # The strict mirror has checked that each revision is whole; this line checks that there are as many ids as
+        # revisions.
         deletes = [event for event in client.events if event.type == "delete"]
         assert sum(event.id is not None for event in deletes) == len({e.data["mod_revision"] for e in deletes})
 
@@ -128,5 +130,5 @@ async def test_a_hundred_transactions_at_once(server: GatewayProcess, etcd: Embe
 
         assert resident.resets == passing.resets == ["initial"]
         assert resident.mirror.changes == 4000
-        assert passing.mirror.changes >= 4000  # what was seen of a transaction before a cut is counted again
+        assert passing.mirror.changes >= 4000  # changes of a transaction that were seen before a cut count again
         await eventually(lambda: is_held(etcd, 1))

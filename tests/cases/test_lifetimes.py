@@ -1,4 +1,4 @@
-"""A feed's first and last moments: who comes or goes in the midst of them, and what is left."""
+"""A feed's first and last moments: subscribers come or go in the middle of them, and nothing is left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SVC = KeyRange("prefix", b"/svc/")
 
 @pytest.mark.etcd
 async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive feed reads on for nobody: the pages that are left, then a watch that nobody will ever release."""
+    """A naive feed reads the remaining pages for nobody, and then opens a watch that nobody will ever release."""
     for start in range(0, 12_000, 100):
         await kv.transact({f"/svc/{n:05}": "x" * 500 for n in range(start, start + 100)})
     settings = {"GATEWAY_LINGER": "0s"}
@@ -47,7 +47,7 @@ async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, k
         await eventually(forgotten)
         between.heal()
         await eventually(lambda: all_released(server, etcd))
-        # Somebody new starts anew, and gets all of it.
+        # A new subscriber starts the feed anew, and gets all keys.
         async with joined(server.base, "prefix=/svc/029") as (other,):
             assert len(other.mirror.state) == 100
             # 100 keys are pages of 16, 64 and 20, and a new connection asks for one key. Three large pages were left.
@@ -63,13 +63,13 @@ async def _fake() -> AsyncIterator[FakeEtcd]:
 
 
 def hold(gateway: Gateway) -> Subscriber:
-    """A subscription, taken and given back at a moment that the test chooses."""
+    """Subscribe; the test chooses when, and when to release."""
     return gateway.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=False)
 
 
 @pytest.mark.parametrize("first", ["join", "end"])
 async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str) -> None:
-    """A naive timer that has fired ends the feed under the one who has just joined, or leaves two for one range."""
+    """A naive linger timer that has fired ends the feed under a new subscriber, or leaves two feeds for one range."""
     gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0.05}))
     async with gateway.running():
         loop = asyncio.get_running_loop()
@@ -89,10 +89,10 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             loop.call_at(timer.when() + (-1e-9 if first == "join" else 1e-9), join)
             loop.call_at(timer.when(), turn.append, "end")
             await eventually(lambda turn=turn: true("next turn" in turn))  # type: ignore[misc]
-            assert turn.index("next turn") == 2, "both were due in the same turn"
+            assert turn.index("next turn") == 2, "the join and the end of the linger must be due in the same turn"
             (subscriber,) = taken
             assert (subscriber.feed is before.feed) == (first == "join")
-            # Whichever it is, it is the one that lives, is followed and told.
+            # Whichever feed it is, it is the registered one, follows etcd and gets the event.
             assert gateway.registry.feeds() == [subscriber.feed]
             revision = fake.put(b"/svc/a", b"2")
             feed = subscriber.feed
@@ -108,7 +108,7 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
 
 @pytest.mark.etcd
 async def test_a_lingering_feed_that_turned_stale_is_joined(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A naive cache serves what it holds as if it were live, or never wakes up again once somebody joins it."""
+    """A naive cache serves a stale view as if it were live, or never recovers after a subscriber joins."""
     await kv.put("/svc/a", "1")
     settings = {"GATEWAY_LINGER": "60s", "GATEWAY_STALE_AFTER": "500ms"}
     async with proxy(etcd.endpoint) as between, gateway(between.endpoint, settings=settings) as server:
@@ -126,7 +126,7 @@ async def test_a_lingering_feed_that_turned_stale_is_joined(etcd: EmbeddedEtcd, 
         try:
             await eventually(lambda: true(any(event.type == "status" for event in client.events)))
             told = [event.data.get("state") for event in client.events if event.type in ("synced", "status")]
-            assert told == [None, "stale"], "it is told at once that what it was given may be old"
+            assert told == [None, "stale"], "the client must be told at once that its view may be stale"
             assert [key for key, _ in client.mirror.state] == ["/svc/a"]
             between.heal()
             await exact([client], kv)

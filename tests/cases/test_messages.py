@@ -1,4 +1,4 @@
-"""An answer that is larger than a message may be: the watch goes on without it, and so do its neighbours."""
+"""An answer that is larger than gRPC's message limit: its watch and the watch's neighbours continue."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.support.waiting import HANG, eventually
 
 LIMIT = 64 * 1024
 KEYS = 100
-LARGE = "x" * 1000  # so many keys of it are one and a half messages
+LARGE = "x" * 1000  # 100 such keys fill one and a half messages
 MOST_CREATES = 9
 
 
 def mirror_of(client: Client) -> Mirror:
-    """What its stream has built so far, held to the contract."""
+    """The mirror that the client's stream has built so far, checked against the contract."""
     mirror = Mirror()
     for block in client.text.split("\n\n")[:-1]:
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
@@ -47,13 +47,13 @@ def mirror_of(client: Client) -> Mirror:
 
 
 def values(client: Client) -> dict[str, str]:
-    """Its mirror's."""
+    """The values in the client's mirror."""
     mirror = mirror_of(client)
     return {key: data["value"] for (key, _), data in mirror.state.items()} if mirror.synced else {}
 
 
 async def state(kv: EtcdClient, prefix: str) -> dict[str, str]:
-    """etcd's. (A client of its own, with gRPC's limit of 4 MiB.)"""
+    """The values in etcd, read by a separate client with gRPC's limit of 4 MiB."""
     _revision, found = await kv.state(prefix)
     return {key.decode(): item.value.decode() for key, item in found.items()}
 
@@ -69,7 +69,7 @@ async def exact(kv: EtcdClient, clients: dict[str, Client]) -> None:
 
 @contextlib.asynccontextmanager
 async def following(endpoint: str, prefixes: list[str]) -> AsyncIterator[tuple[Gateway, dict[str, Client]]]:
-    """A gateway in this process, and a synced client of each prefix."""
+    """A gateway in this process, and a synced client for each prefix."""
     gateway = Gateway(load({"etcd": endpoint, "linger": 0, "stale_after": 60, "heartbeat": 0.5, "sync_timeout": 60}))
     async with gateway.running():
         clients = {prefix: Client(gateway, swallow, f"prefix={prefix}".encode()) for prefix in prefixes}
@@ -81,7 +81,7 @@ async def following(endpoint: str, prefixes: list[str]) -> AsyncIterator[tuple[G
 
 
 async def gone(client: Client) -> None:
-    """It leaves."""
+    """Let the client leave."""
     client.leaves.set()
     await client.task
 
@@ -94,7 +94,7 @@ def _small_messages_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Watched:
-    """What was asked of etcd: how often each prefix was watched, and the most streams at a time."""
+    """What etcd was asked: how often each prefix was watched, and the most streams at a time."""
 
     creates: Counter[str] = field(default_factory=Counter)
     streams: int = 0
@@ -118,13 +118,13 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 def large(turn: int) -> dict[str, str | None]:
-    """A transaction that does not fit a message."""
+    """A transaction that does not fit in a message."""
     return {f"/svc/{n:03}": f"{turn}{LARGE}" for n in range(KEYS)}
 
 
 @pytest.mark.etcd
 async def test_large_transactions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
-    """A naive client asks for the same history for ever, and breaks the stream that it shares each time."""
+    """A naive client asks for the same history for ever, and each time breaks the stream that it shares."""
     await kv.transact({"/svc/a": "1", "/live/a": "1"})
     async with (
         proxy(etcd.endpoint) as between,
@@ -142,7 +142,7 @@ async def test_large_transactions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClie
         assert (mirror_of(clients["/live/"]).resets, mirror_of(clients["/live/"]).changes) == (["initial"], 6)
         assert max(watched.creates.values()) <= MOST_CREATES
 
-        # And it is a watch like any other again.
+        # Afterwards the watch behaves like any other.
         before = watched.creates.copy()
         await kv.transact({"/svc/a": "2", "/live/a": "2"})
         await exact(kv, clients)
@@ -151,14 +151,14 @@ async def test_large_transactions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClie
 
 @pytest.mark.etcd
 async def test_large_transactions_while_live(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
-    """What is lost live is too large again when it is caught up with: only a snapshot ends that."""
+    """A change that is too large live is too large again in the catch-up: only a snapshot ends the loop."""
     await kv.transact({"/svc/a": "1", "/live/a": "1"})
     async with following(etcd.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
         for turn in range(3):
             await kv.transact(large(turn) | {"/live/a": f"{turn}"})
             await kv.put("/svc/a", f"{turn}")
             await exact(kv, clients)
-            # Between the turns all are where they were: what breaks next is the shared stream.
+            # Between the turns all watches are back on one stream, so the shared stream breaks next.
             await eventually(lambda: true(len(gateway.upstream.streams) == 1))
 
         assert mirror_of(clients["/svc/"]).resets == ["initial", *["lagged"] * 3]
@@ -170,8 +170,10 @@ async def test_large_transactions_while_live(etcd: EmbeddedEtcd, kv: EtcdClient,
 async def test_history_that_does_not_fit(
     etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cursor from before it asks for it again and again: whoever brings one is reset, and nobody else."""
-    # A connection that is given up because the machine is slow would use up one of the three tries.
+    """A client with a cursor from before an oversized revision makes the gateway read that revision again and again:
+    the gateway resets this client, and no other.
+    """
+    # A connection that is replaced because the machine is slow would use up one of the three tries.
     monkeypatch.setattr(Upstream, "_patience", lambda _self: HANG)
     await kv.transact({"/svc/a": "1", "/live/a": "1"})
     async with following(etcd.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
@@ -200,7 +202,7 @@ async def test_history_that_does_not_fit(
 
 @pytest.mark.etcd
 async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
-    """More than may have a stream to themselves at a time: all get their turn, and the bound holds."""
+    """More neighbours than may have a dedicated stream at a time: each gets its turn, and the bound holds."""
     neighbours = [f"/live/{n:02}/" for n in range(5 * DEDICATED_STREAMS)]
     await kv.transact({f"{prefix}a": "1" for prefix in ["/svc/", *neighbours]})
     async with (
@@ -223,7 +225,7 @@ async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watc
 
 @pytest.mark.etcd
 async def test_pages_that_do_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Pages have grown over small keys when the large ones come: a naive reader fails there, whenever it tries."""
+    """Pages have grown over small keys when the large keys come: a naive reader fails there at every attempt."""
     for start in range(0, 3000, 100):
         await kv.transact({f"/svc/a{n:04}": "1" for n in range(start, start + 100)})
     for start in range(0, 150, 50):
@@ -234,12 +236,12 @@ async def test_pages_that_do_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None
 
 
 class Narrow(Proxy):
-    """Passes answers on at so many bytes a second."""
+    """A proxy that passes answers on at so many bytes a second."""
 
     rate = 1_000_000
 
     async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
-        """In its own time."""
+        """Pass the answers on at that rate."""
         if answer:
             await asyncio.sleep(len(data) / self.rate)
         await super().pass_on(data, sink, answer=answer)
@@ -249,7 +251,7 @@ class Narrow(Proxy):
 async def test_pages_that_do_not_come_in_time(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page that takes longer than a Range may would take as long when it is asked for again."""
+    """The gateway must not ask again for the same page after a timeout: the page would take as long as before."""
     kept = [(name, value) for name, value in channels.OPTIONS if name != "grpc.max_receive_message_length"]
     monkeypatch.setattr(channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", channels.MAX_MESSAGE)))
     monkeypatch.setattr(reads, "RANGE_TIMEOUT", 2.0)
@@ -265,9 +267,9 @@ async def test_pages_that_do_not_come_in_time(
 
 
 async def test_a_revision_over_the_message_limit() -> None:
-    """As above on the fake, which is heard to the end: every watcher and every stream is let go."""
+    """A fake etcd without fragments sends an oversized revision: every watcher and every stream is released."""
     async with FakeEtcd() as fake, etcd_client(fake.endpoint) as kv:
-        fake.fragment_bytes = 1 << 30  # an etcd that does not divide
+        fake.fragment_bytes = 1 << 30  # an etcd that does not send fragments
         fake.txn([(b"/svc/a", b"1"), (b"/live/a", b"1")])
         async with following(fake.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
             fake.txn([(b"/svc/%03d" % n, LARGE.encode()) for n in range(KEYS)])

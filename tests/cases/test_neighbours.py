@@ -1,4 +1,4 @@
-"""Watches that share a stream: what befalls one is not felt by the others."""
+"""Watches that share a stream: an event that hits one watch does not affect the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _fake() -> AsyncIterator[FakeEtcd]:
 
 @pytest.fixture(name="truth")
 async def _truth(fake: FakeEtcd) -> AsyncIterator[EtcdClient]:
-    """Of the fake."""
+    """A client of the fake, for its true state."""
     async with etcd_client(fake.endpoint) as client:
         yield client
 
@@ -35,7 +35,7 @@ async def holds(fake: FakeEtcd, watchers: int, streams: int = 1) -> None:
 
 
 def cancel(fake: FakeEtcd, prefix: bytes, reason: str) -> int:
-    """As etcd does it by itself: it stays counted, but hears nothing more. The watch's id."""
+    """Cancel a watch as etcd does: the watcher stays counted, but gets nothing more. Return the watch's id."""
     ((call, watcher),) = [(c, w) for c in fake.calls for w in c.watchers.values() if w.start == prefix]
     watcher.compacted = True
     call.answers.put_nowait(
@@ -98,7 +98,7 @@ async def test_a_watch_that_etcd_cancels_beside_others(fake: FakeEtcd, truth: Et
 async def test_a_watch_that_compaction_cancels_beside_others(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive client forgets a watch that compaction cancelled: etcd keeps counting its watcher, one more each time."""
     await kv.transact({f"/svc/{n}/a": "1" for n in range(5)} | {"/live/a": "1"})
-    # Where nothing proves the history, it is read for as long as this before its watches go.
+    # Where nothing proves the history, the gateway reads it for this long before its watches go.
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_SYNC_TIMEOUT": "10s"}) as server,
         joined(server.base, "prefix=/live/") as (neighbour,),
@@ -111,7 +111,8 @@ async def test_a_watch_that_compaction_cancels_beside_others(etcd: EmbeddedEtcd,
         await kv.transact({f"/svc/{n}/a": "2" for n in range(5)} | {"/live/a": "3"})
         try:
             for n, client in enumerate(clients):
-                # Its history is asked for from the first revision on: cancelled, and asked for again.
+                # The gateway asks for history from the first revision on; etcd cancels the watch, and the gateway asks
+                # again.
                 await client.join(server.base)
                 await kv.put("/live/a", f"{n}")
                 await exact([client], kv, f"/svc/{n}/".encode())
@@ -128,7 +129,7 @@ async def test_a_watch_that_compaction_cancels_beside_others(etcd: EmbeddedEtcd,
 
 @pytest.mark.process
 async def test_a_long_catch_up_beside_live_events(fake: FakeEtcd, truth: EtcdClient) -> None:
-    """A naive client has all watches on one stream: live events queue behind the history of somebody else's range."""
+    """A naive client has all watches on one stream: live events wait for the history of another client's range."""
     fake.txn([(b"/live/a", b"1"), (b"/big/a", b"1")])
     settings = {"GATEWAY_LOG_BYTES": "64MiB", "GATEWAY_LOG_BATCHES": "10000"}
     async with (
@@ -143,14 +144,14 @@ async def test_a_long_catch_up_beside_live_events(fake: FakeEtcd, truth: EtcdCli
         await late.join(server.base)
         try:
             await fake.until(lambda: sum(create.key == b"/big/" for create in fake.asked.creates) == 2)
-            # etcd gives each stream one queue: what is on the same one comes behind all of that history.
+            # etcd has one queue for each stream: live events on the same stream would come after all of that history.
             carried = sorted(sorted(watcher.start for watcher in call.watchers.values()) for call in fake.calls)
             assert carried == [[b"/big/"], [b"/big/", b"/live/"]]
             live = [fake.put(b"/live/a", b"%d" % n) for n in range(20)]
             await eventually(lambda: true(neighbour.mirror.revision >= live[-1]))
             await exact([late], truth, b"/big/")
             await exact([neighbour], truth, b"/live/")
-            # And now that all history is read, nobody has another stream.
+            # When all history is read, no watch has a second stream.
             await fake.until(lambda: fake.open_streams == 1)
             last = fake.txn([(b"/live/a", b"end"), (b"/big/0", b"end")])
             await eventually(lambda: true(late.mirror.revision == neighbour.mirror.revision == last))

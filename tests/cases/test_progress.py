@@ -11,7 +11,7 @@ from tests.support.etcd import etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway
 
-# No proof is to be missing because the test is slow; the progress requests come every 0.5 s all the same.
+# A slow machine must not make a proof fail; the progress requests still come every 0.5 s.
 PATIENT = {"GATEWAY_SYNC_TIMEOUT": "60s", "GATEWAY_STALE_AFTER": "2s"}
 REACH_BACK = 50
 
@@ -19,8 +19,8 @@ REACH_BACK = 50
 @pytest.mark.parametrize("anchor", ["in reach", "out of reach"])
 @pytest.mark.parametrize("answers", [1, 3])
 async def test_an_answer_older_than_the_watch(anchor: str, answers: int) -> None:
-    """A naive gateway takes it for "all was said": the key that was deleted stays for ever, or a reset says "restored"
-    where nothing was.
+    """A naive gateway takes an old answer for "all was sent": the deleted key stays for ever, or a reset claims
+    "restored" without a restore.
     """
     async with FakeEtcd() as fake, etcd_client(fake.endpoint) as truth:
         fake.txn([(b"/svc/kept", b"1"), (b"/svc/gone", b"1"), (b"/live/a", b"1")])
@@ -31,7 +31,7 @@ async def test_an_answer_older_than_the_watch(anchor: str, answers: int) -> None
             client = Client()
             await client.adopt(server.base)
             deleted = fake.delete(b"/svc/gone")
-            # etcd's send loop is busy: answers wait in its watch channel when the create comes.
+            # etcd's send loop is busy: answers wait in its watch channel when the create request comes.
             fake.stall()
             asked = fake.asked.progress
             await fake.until(lambda: fake.asked.progress >= asked + answers, timeout=60)
@@ -39,7 +39,7 @@ async def test_an_answer_older_than_the_watch(anchor: str, answers: int) -> None
             await client.join(server.base)
             try:
                 await fake.until(lambda: any(create.key == b"/svc/" for create in fake.asked.creates), timeout=60)
-                # ``created`` comes first, then the old answers, and only then the events that are owed.
+                # ``created`` comes first, then the old answers, and only then the events that etcd owes.
                 fake.control_first = lambda: True
                 fake.flow()
                 asked = fake.asked.progress
@@ -54,7 +54,7 @@ async def test_an_answer_older_than_the_watch(anchor: str, answers: int) -> None
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_any_order_of_what_etcd_says(seed: int) -> None:
-    """Ranges come and go with cursors while etcd's two queues are read by chance: all resume, none is reset."""
+    """Ranges come and go with cursors while etcd reads its two queues in random order: all resume, none is reset."""
     drawn = random.Random(seed)
     async with FakeEtcd() as fake, etcd_client(fake.endpoint) as truth:
         ranges = [f"/svc/{n}/" for n in range(4)]

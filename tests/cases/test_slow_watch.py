@@ -1,4 +1,4 @@
-"""A watch that etcd calls a slow one: it serves it from history then, and some versions lose a delete so."""
+"""A watch that etcd counts as slow: etcd then serves it from history, and some versions lose a delete on the way."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SLOW = "etcd_debugging_mvcc_slow_watcher_total"
 async def test_a_delete_while_the_gateway_did_not_read(
     server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient
 ) -> None:
-    """A naive gateway believes what comes next: 3.4.23 and 3.5.1 have lost the delete at the compaction, and say
-    nothing. The key stays, for those who come later, too.
+    """A naive gateway believes the next events: 3.4.23 and 3.5.1 lose the delete at the compaction and do not report
+    it. The key stays, also for later clients.
     """
     await kv.transact({"/svc/gone": "1", "/svc/kept": "1"})
     async with joined(server.base) as (client,):
@@ -34,7 +34,7 @@ async def test_a_delete_while_the_gateway_did_not_read(
                 if await etcd_metric(etcd.endpoint, SLOW):
                     break
             else:
-                pytest.fail("etcd did not call the watch slow")
+                pytest.fail("etcd did not count the watch as slow")
             deleted = await kv.delete("/svc/gone")
             await kv.compact(deleted)
         finally:
@@ -47,7 +47,7 @@ async def test_a_delete_while_the_gateway_did_not_read(
 
 
 async def test_a_delete_that_a_full_channel_hides() -> None:
-    """The same where all is known: only the delete is lost, nothing else says so, and nothing comes after it."""
+    """A full channel loses only the delete: nothing else shows the loss, and no event follows."""
     async with FakeEtcd("3.5.1") as fake, etcd_client(fake.endpoint) as truth:
         fake.channel = 128
         fake.txn([(b"/svc/gone", b"1"), (b"/svc/kept", b"1")])
@@ -63,7 +63,7 @@ async def test_a_delete_that_a_full_channel_hides() -> None:
 
 @pytest.mark.parametrize("version", ["3.5.1", "3.5.16"])
 async def test_a_full_channel_without_a_compaction(version: str) -> None:
-    """What was not lost costs nobody a reset, whoever was slow."""
+    """When nothing was lost, no client is reset, whichever watch was slow."""
     async with FakeEtcd(version) as fake, etcd_client(fake.endpoint) as truth:
         fake.channel = 128
         fake.txn([(b"/svc/gone", b"1"), (b"/svc/kept", b"1")])
@@ -78,8 +78,8 @@ async def test_a_full_channel_without_a_compaction(version: str) -> None:
 
 
 async def test_many_watches_in_one_revision() -> None:
-    """More watches of a stream than its channel holds answers, and one transaction for all: each proves itself, and the
-    proofs end.
+    """A stream has more watches than its channel holds answers, and one transaction changes all of them: each watch is
+    proven, and the proofs end.
     """
     ranges = [f"/svc/{n}/" for n in range(200)]
     async with FakeEtcd("3.5.1") as fake, etcd_client(fake.endpoint) as truth:

@@ -1,4 +1,4 @@
-"""A proxy that acts in the midst of what etcd says: after so many bytes of an answer it cuts, or holds it back."""
+"""A proxy that acts in the middle of etcd's answers: after so many bytes it cuts or holds back the connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.proxy import Proxy
 
 
 class Valve(Proxy):
-    """``arm`` it; ``shut`` is set once that many bytes of one connection have passed."""
+    """A valve: call ``arm``; ``shut`` is set once so many bytes of one connection have passed."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
@@ -22,13 +22,13 @@ class Valve(Proxy):
         self.shut = asyncio.Event()
 
     def arm(self, allowance: int, then: Literal["cut", "freeze"]) -> None:
-        """Let *allowance* more bytes through on each connection, and then act, once."""
+        """Let *allowance* more bytes pass on each connection; then act, once."""
         self._allowance, self._then = allowance, then
         self._passed.clear()
         self.shut.clear()
 
     async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
-        """Up to the allowance, and the rest once it flows again."""
+        """Pass bytes on up to the allowance, and the rest once the proxy flows again."""
         if answer and self._allowance is not None:
             room = self._allowance - self._passed[sink]
             self._passed[sink] += len(data)

@@ -1,1 +1,1 @@
-"""The ``check`` command: its verdict, and the command at real gateways."""
+"""Tests of the ``check`` command: its verdict, and the command against real gateways."""

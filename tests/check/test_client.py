@@ -1,4 +1,4 @@
-"""The check's HTTP: answers in every form that HTTP/1.1 has, and each way to go, as the other end sees it."""
+"""The HTTP client of ``check``: every form of an HTTP/1.1 answer, and each departure as the server sees it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SYNCED = b'{"type":"reset"}\n\n{"type":"syn', b'ced","revision":1}\n'
 
 
 class Server:
-    """Answers each request with what it is given, and tells how each connection ended."""
+    """A server that answers each request with a given text, and records how each connection ended."""
 
     def __init__(self, parts: tuple[bytes, ...], *, stay: bool = False) -> None:
         self._parts = parts
-        self._stay = stay  # as a stream does
+        self._stay = stay  # keep the connection open, as a stream does
         self.heads: list[bytes] = []
         self.ends: asyncio.Queue[str] = asyncio.Queue()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Answer one connection."""
         try:
             self.heads.append(await reader.readuntil(b"\r\n\r\n"))
             for part in self._parts:
@@ -44,20 +44,20 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(*parts: bytes, stay: bool = False) -> AsyncIterator[tuple[str, Server]]:
-    """Its URL, and the server."""
+    """The URL of a server, and the server."""
     server = Server(parts, stay=stay)
     async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", server
 
 
 def chunked(*bodies: bytes, status: bytes = b"200 OK") -> tuple[bytes, ...]:
-    """An answer in chunks, without its end."""
+    """A chunked answer without its last chunk."""
     head = b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n" % status
     return (head, *(b"%x\r\n%b\r\n" % (len(body), body) for body in bodies))
 
 
 async def failure(action: Callable[[], Awaitable[object]]) -> str:
-    """What it fails with."""
+    """The text of the error that the call raises."""
     async with asyncio.timeout(HANG):
         with pytest.raises(UnreachableError) as caught:
             await action()
@@ -80,7 +80,7 @@ async def failure(action: Callable[[], Awaitable[object]]) -> str:
     ids=["length", "until-closed", "chunks", "chunk-extension", "informational", "http-1.0"],
 )
 async def test_an_answer(parts: tuple[bytes, ...]) -> None:
-    """In every form that it can have."""
+    """An answer is read in every form that it can have."""
     async with serving(*parts) as (url, server):
         assert await Client().get(f"{url}/v1/feeds?prefix=/a%20b", {"X-Name": "f\xfcr"}) == b"hello"
 
@@ -106,19 +106,19 @@ async def test_an_answer(parts: tuple[bytes, ...]) -> None:
     ids=["problem", "text-in-chunks", "nothing", "not-a-problem", "cut-off", "not-http", "silence"],
 )  # fmt: skip
 async def test_no_answer(parts: tuple[bytes, ...], said: str) -> None:
-    """The URL, and why."""
+    """An answer that cannot be read fails with the URL and the reason."""
     async with serving(*parts) as (url, _server):
         assert (await failure(lambda: Client().get(f"{url}/x", {}))).startswith(f"{url}/x: {said}")
 
 
 async def test_nobody_there() -> None:
-    """As the system says it."""
+    """A refused connection fails with the system's own text."""
     said = await failure(lambda: Client().get("http://127.0.0.1:1/", {}))
     assert said == f"http://127.0.0.1:1/: [Errno {errno.ECONNREFUSED}] Connection refused"
 
 
 async def test_no_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not waited for, for ever."""
+    """A missing answer fails at the timeout."""
     monkeypatch.setattr(module, "REQUEST_TIMEOUT", 0.05)
     async with serving(stay=True) as (url, server):
         assert await failure(lambda: Client().get(url, {})) == f"{url}: timed out"
@@ -133,7 +133,7 @@ async def test_no_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_url(url: str) -> None:
-    """Nobody is asked."""
+    """A text that is not a URL fails without a request."""
     with pytest.raises(UnreachableError, match=r"is not a URL; use the form http://127\.0\.0\.1:8080"):
         split(url)
 
@@ -143,7 +143,7 @@ def test_what_is_no_url(url: str) -> None:
 
 @pytest.mark.parametrize("departure", list(Departure))
 async def test_each_departure(departure: Departure) -> None:
-    """What the other end sees of it."""
+    """The server sees each departure as documented."""
     async with serving(*chunked(*SYNCED), stay=True) as (url, server), asyncio.timeout(HANG):
         stream = Client().stream(f"{url}/v1/watch", {}, departure)
         await stream.open()
@@ -154,16 +154,16 @@ async def test_each_departure(departure: Departure) -> None:
         stream.abort()
 
     assert stream.address.startswith("127.0.0.1:")
-    assert gone, "an open stream stays"
+    assert gone, "the stream must stay open"
     assert end in {
         Departure.RESET: ["ConnectionResetError"],
-        # Before its request is read, or after.
+        # The reset comes before the server reads the request, or after.
         Departure.UNREAD: ["ConnectionResetError", "IncompleteReadError", "end of file"],
     }.get(departure, ["end of file"])
 
 
 async def test_a_half_close_waits_for_the_goodbye() -> None:
-    """It reads until the other end closes."""
+    """After a half-close, the client reads until the server closes."""
     async with serving(*chunked(*SYNCED, b"more" * 100_000), stay=True) as (url, server), asyncio.timeout(HANG):
         stream = Client().stream(url, {}, Departure.HALF_CLOSE)
         await stream.open()
@@ -183,7 +183,7 @@ async def test_a_half_close_waits_for_the_goodbye() -> None:
     ids=["closed", "ended", "cut-off", "not-ours", "refused"],
 )
 async def test_a_stream_that_is_not_synced(parts: tuple[bytes, ...], said: str) -> None:
-    """The URL, and why; it can be left all the same."""
+    """A stream that does not reach synced fails with the URL and the reason, and can still be left."""
     async with serving(*parts) as (url, _server):
         stream = Client().stream(url, {}, Departure.CLOSE)
         assert (await failure(stream.open)).startswith(f"{url}: {said}")
@@ -191,7 +191,7 @@ async def test_a_stream_that_is_not_synced(parts: tuple[bytes, ...], said: str) 
 
 
 async def test_a_stream_that_was_never_open() -> None:
-    """There is nothing to leave."""
+    """A stream that was never open can be left."""
     stream = Client().stream("http://127.0.0.1:1", {}, Departure.RESET)
     assert "Connection refused" in await failure(stream.open)
     await stream.leave()

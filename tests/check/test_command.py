@@ -1,4 +1,4 @@
-"""``etcd-watch-gateway check``, as it is typed, at real gateways and etcds: its exit status, and why."""
+"""``etcd-watch-gateway check``, run as a command against real gateways and etcds: its exit status and its reasons."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def check(
     settings: dict[str, str] | None = None,
     on_line: Callable[[str], None] = lambda _line: None,
 ) -> tuple[int, str]:
-    """Run it to its end; exit status and output. *on_line* is told each line as it comes."""
+    """Run the command to its end; return exit status and output. *on_line* is called with each line as it comes."""
     process = await run("app", "check", "--prefix", prefix, *flags, settings=settings, merged=True)
     lines = []
     try:
@@ -54,13 +54,13 @@ async def check(
 
 
 def rows(output: str) -> dict[str, list[int]]:
-    """The table."""
+    """The rows of the table."""
     found = re.findall(r"^(before|round \d, (?:open|gone)) +([\d ]+)$", output, re.MULTILINE)
     return {name: [int(number) for number in numbers.split()] for name, numbers in found}
 
 
 def verdict(output: str) -> str:
-    """The last line."""
+    """The last line: the verdict."""
     return output.splitlines()[-1]
 
 
@@ -68,7 +68,7 @@ def verdict(output: str) -> str:
 
 
 async def test_a_healthy_gateway(server: GatewayProcess) -> None:
-    """100 streams cost one watcher and one stream at etcd, three times, and nothing stays."""
+    """100 streams cost one watcher and one stream at etcd, three times, and nothing is left."""
     status, output = await check("--url", server.base)
 
     assert status == 0, output
@@ -83,7 +83,7 @@ async def test_a_healthy_gateway(server: GatewayProcess) -> None:
 
 
 async def test_the_documented_command(server: GatewayProcess) -> None:
-    """docs/operations.md has it."""
+    """The command in docs/operations.md works."""
     program, command, *flags = commands("check").replace("http://127.0.0.1:8080", server.base).split()
     prefix = flags[flags.index("--prefix") + 1]
     status, output = await check(*flags, "--rounds", "1", prefix=prefix)
@@ -93,7 +93,7 @@ async def test_the_documented_command(server: GatewayProcess) -> None:
 
 
 async def test_beside_others(etcd: EmbeddedEtcd) -> None:
-    """Other ranges are followed, and others watch at etcd; a prefix is bytes; URLs may end with a slash."""
+    """Other followed ranges and other watches at etcd do not disturb; a prefix is bytes; URLs may end with a slash."""
     settings = {"GATEWAY_LINGER": "0", "GATEWAY_ALLOW_PREFIXES": "/svc/,/a+%25%26%c3%bc%ff/"}
     async with (
         gateway(etcd.endpoint, settings=settings) as server,
@@ -122,7 +122,7 @@ async def test_beside_others(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_with_a_token_and_an_admin_port(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """Both must be told; without either it cannot tell, and says what is missing."""
+    """The token and the admin URL are both needed; without either the check cannot tell, and names what is missing."""
     token = tmp_path / "token"
     token.write_text("top-secret\n")
     settings = {"GATEWAY_TOKEN_FILE": str(token), "GATEWAY_ADMIN_PORT": "0"}
@@ -143,7 +143,7 @@ async def test_with_a_token_and_an_admin_port(etcd: EmbeddedEtcd, tmp_path: Path
 
 
 async def test_several_members() -> None:
-    """Watches are counted by the member that serves them: all are asked, or the one that the gateway names."""
+    """An etcd member counts only the watches that it serves: the check asks all, or the one that the gateway names."""
     async with EmbeddedCluster(3) as cluster, gateway(",".join(cluster.endpoints)) as server:
         metrics = [f"{endpoint}/metrics" for endpoint in cluster.endpoints]
         flags = ("--url", server.base, "--streams", "8", "--rounds", "2")
@@ -161,7 +161,7 @@ async def test_several_members() -> None:
 
 @contextlib.asynccontextmanager
 async def tls_in_front(port: int, folder: Path) -> AsyncIterator[tuple[str, Path]]:
-    """A proxy that ends TLS; its URL, and the CA to trust."""
+    """A proxy that terminates TLS: its URL, and the CA to trust."""
     authority = Ca(folder)
     pair = authority.sign("proxy")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -208,7 +208,7 @@ FOUND = {
 @pytest.mark.slow
 @pytest.mark.parametrize("leak", LEAKS)
 async def test_a_leak_is_found(etcd: EmbeddedEtcd, leak: str) -> None:
-    """Each that can be put into a gateway, by what it shows."""
+    """Each leak that can be put into a gateway is found, by its own sign."""
     settings = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
     leaky = await start(settings=settings, program=("tests.support.leaks", leak))
     try:
@@ -226,7 +226,7 @@ async def test_a_leak_is_found(etcd: EmbeddedEtcd, leak: str) -> None:
 
 
 async def test_out_of_reach(server: GatewayProcess) -> None:
-    """The gateway, then etcd's metrics: named, with the reason."""
+    """An unreachable gateway, or unreachable etcd metrics, are named with the reason."""
     no_gateway = await check("--url", NOWHERE)
     no_etcd = await check("--url", server.base, "--etcd-metrics", f"{NOWHERE}/metrics")
     no_metrics = await check("--url", server.base, "--etcd-metrics", f"{server.base}/metrics")
@@ -241,7 +241,7 @@ async def test_out_of_reach(server: GatewayProcess) -> None:
 
 @contextlib.asynccontextmanager
 async def counting_nothing(metrics: bytes = b"") -> AsyncIterator[tuple[int, list[str]]]:
-    """What is no etcd, but answers with *metrics*; its port, and the heads of the requests that came."""
+    """A server that is not etcd, but answers with *metrics*: its port, and the heads of the requests that came."""
     heads = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -259,13 +259,13 @@ async def counting_nothing(metrics: bytes = b"") -> AsyncIterator[tuple[int, lis
     ids=["empty-label", "long-label", "not-ascii", "port-0", "bracket"],
 )
 def test_what_is_no_url(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is no leak, either."""
+    """A text that is not a URL is not a leak, either."""
     assert main(["check", "--prefix", "/svc/", "--url", url]) == 2
     assert "is not a URL; use the form http://127.0.0.1:8080" in capsys.readouterr().out
 
 
 async def test_counts_that_are_no_numbers(server: GatewayProcess) -> None:
-    """Named, with what they are."""
+    """Counts that are not numbers are named with their text."""
     async with counting_nothing(b"etcd_debugging_mvcc_watcher_total NaN\n") as (port, _):
         status, output = await check("--url", server.base, "--etcd-metrics", f"http://127.0.0.1:{port}/metrics")
 
@@ -274,7 +274,7 @@ async def test_counts_that_are_no_numbers(server: GatewayProcess) -> None:
 
 
 async def test_a_gateway_that_is_none() -> None:
-    """It answers, with nothing that a gateway says."""
+    """A server that is not a gateway is recognised: its answer has nothing of a gateway's."""
     async with counting_nothing() as (port, _):
         status, output = await check("--url", f"http://127.0.0.1:{port}")
 
@@ -283,7 +283,7 @@ async def test_a_gateway_that_is_none() -> None:
 
 
 async def test_the_token_is_for_the_gateway_alone(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """Also where etcd's URL begins with the gateway's, but for a digit of the port."""
+    """The token goes only to the gateway, even if etcd's URL is the gateway's plus a digit of the port."""
     token = tmp_path / "token"
     token.write_text("top-secret\n")
     while True:
@@ -305,7 +305,7 @@ async def test_the_token_is_for_the_gateway_alone(etcd: EmbeddedEtcd, tmp_path: 
 
 
 async def test_nobody_reads(server: GatewayProcess) -> None:
-    """As of ``check … | head -1``: it is no leak."""
+    """A closed pipe, as after ``check … | head -1``, is not a leak."""
     reader, writer = os.pipe()
     os.close(reader)
     process = await asyncio.create_subprocess_exec(
@@ -322,14 +322,14 @@ async def test_nobody_reads(server: GatewayProcess) -> None:
 
 
 def test_what_nobody_expected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error of ours is no leak of the gateway."""
+    """A defect of the check is not a leak of the gateway."""
     monkeypatch.setattr("app.check.command.Check.run", lambda _self: 1 / 0)
     assert main(["check", "--prefix", "/svc/"]) == 2
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 async def test_a_prefix_that_is_not_allowed(etcd: EmbeddedEtcd) -> None:
-    """The problem's own words."""
+    """A refused prefix is reported with the problem's own text."""
     async with gateway(etcd.endpoint, settings={"GATEWAY_ALLOW_PREFIXES": "/svc/"}) as server:
         status, output = await check("--url", server.base, prefix="/other/")
 
@@ -338,7 +338,7 @@ async def test_a_prefix_that_is_not_allowed(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_streams_that_are_refused(etcd: EmbeddedEtcd) -> None:
-    """More than the gateway serves; those that were open are gone again."""
+    """With more streams than the gateway serves, the check cannot tell, and the accepted streams are gone again."""
     async with gateway(etcd.endpoint, settings={"GATEWAY_MAX_SUBSCRIBERS": "4"}) as server:
         refused = await check("--url", server.base, "--streams", "16")
         few = await check("--url", server.base, "--streams", "2", "--rounds", "1")
@@ -349,7 +349,7 @@ async def test_streams_that_are_refused(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_somebody_else_on_the_range(server: GatewayProcess) -> None:
-    """Theirs is the watch, too: nothing is opened."""
+    """A range with another follower cannot be checked, because it shares its watch: the check opens nothing."""
     async with await watch(server.base, "prefix=/svc/") as other:
         await other.until("synced")
         status, output = await check("--url", server.base)
@@ -363,7 +363,9 @@ async def test_somebody_else_on_the_range(server: GatewayProcess) -> None:
 
 @pytest.mark.slow
 async def test_another_client_of_etcd(etcd: EmbeddedEtcd, server: GatewayProcess) -> None:
-    """That opens a watch for each of ours, as a leak would; and goes on when we have stopped."""
+    """If another client of etcd opens a watch for each of our streams, as a leak would, and goes on after them, the
+    check cannot tell.
+    """
     async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
         call = rpc.WatchStub(channel).Watch()
         tasks = set()
@@ -383,7 +385,7 @@ async def test_another_client_of_etcd(etcd: EmbeddedEtcd, server: GatewayProcess
 
 @pytest.mark.slow
 async def test_several_gateways_behind_one_address(etcd: EmbeddedEtcd) -> None:
-    """Streams at one, counts of the other."""
+    """If one gateway has the streams and another gives the counts, the check cannot tell."""
     async with gateway(etcd.endpoint) as one, gateway(etcd.endpoint) as other:
         status, output = await check("--url", one.base, "--admin-url", other.base, "--streams", "8")
 
@@ -392,7 +394,7 @@ async def test_several_gateways_behind_one_address(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_less_time_than_the_gateway_takes(etcd: EmbeddedEtcd) -> None:
-    """Said before a stream is opened."""
+    """Less time than the gateway needs is refused before a stream is opened."""
     async with gateway(etcd.endpoint, settings={"GATEWAY_LINGER": "5m"}) as server:
         status, output = await check("--url", server.base)
 
@@ -417,7 +419,7 @@ async def test_less_time_than_the_gateway_takes(etcd: EmbeddedEtcd) -> None:
     ],
 )
 def test_wrong_usage(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 2, and what is wrong."""
+    """A wrong command line gives status 2 and the error."""
     with pytest.raises(SystemExit) as caught:
         main(["check", *flags])
 
@@ -426,7 +428,7 @@ def test_wrong_usage(flags: list[str], said: str, capsys: pytest.CaptureFixture[
 
 
 def test_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that cannot be read."""
+    """A token file that cannot be read is refused."""
     status = main(["check", "--prefix", "/", "--token-file", str(tmp_path)])
 
     assert status == 2

@@ -1,4 +1,4 @@
-"""What is read of a gateway's and etcd's counts, and what cannot be read."""
+"""What the check reads from the counts of a gateway and etcd, and what it cannot read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ETCD = "etcd_debugging_mvcc_watcher_total {watchers}\netcd_debugging_mvcc_watch_
 
 
 class World(Client):
-    """What is said at each URL, and which of them was sent a header."""
+    """A fake HTTP client: the answer of each URL, and the URLs that were sent a header."""
 
     def __init__(self) -> None:
         self.feeds: Any = {"linger": 30, "instance": "gw", "etcd": {"endpoint": "http://etcd:2379"}, "feeds": []}
@@ -38,7 +38,7 @@ class World(Client):
         self.told: set[str] = set()
 
     async def get(self, url: str, headers: Mapping[str, str]) -> bytes:
-        """As over HTTP."""
+        """Return the answer of *url*, as HTTP would."""
         if headers:
             self.told.add(url)
         if url == f"{ADMIN}/v1/feeds?prefix=/svc/":
@@ -48,18 +48,18 @@ class World(Client):
         return self.pages[url].encode()
 
     def follow(self, *subscribers: tuple[str, str]) -> None:
-        """The range's subscribers: request id and address."""
+        """Set the range's subscribers: request id and address."""
         listed = [{"request_id": request, "address": address} for request, address in subscribers]
         self.feeds["feeds"] = [{"subscriber_list": listed}] if listed else []
 
 
 def sampler(world: World, *etcd_metrics: str, admin: str = ADMIN) -> Sampler:
-    """Of our own streams ``us-…``."""
+    """A sampler whose own streams are ``us-…``."""
     return Sampler(world, admin, {"Authorization": "Bearer x"}, "prefix=/svc/", "us", etcd_metrics)
 
 
 async def test_a_sample() -> None:
-    """Every count from its place; the token is for the gateway alone."""
+    """A sample takes every count from its place; the token goes to the gateway alone."""
     world = World()
     world.follow(("us-1", "10.0.0.1:1"), ("us-2", "10.0.0.1:2"), ("usurper", "10.0.0.2:1"))
     it = sampler(world)
@@ -78,7 +78,7 @@ async def test_a_sample() -> None:
 
 
 async def test_several_members() -> None:
-    """They are added up; the one that the gateway names is not asked."""
+    """The counts of several members are added up; the member that the gateway names is not asked."""
     world = World()
     world.pages |= {"http://a/metrics": ETCD.format(watchers=1), "http://b/metrics": ETCD.format(watchers=2)}
     sample = await sampler(world, "http://a/metrics", "http://b/metrics").sample()
@@ -87,7 +87,7 @@ async def test_several_members() -> None:
 
 
 async def test_where_the_start_is_not_known() -> None:
-    """The instance must do."""
+    """Without a known start time, the instance alone names the process."""
     world = World()
     world.pages[f"{ADMIN}/metrics"] = GATEWAY.format(opened=9).split("\n", 1)[1]
 
@@ -95,7 +95,7 @@ async def test_where_the_start_is_not_known() -> None:
 
 
 async def test_the_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins when we say so, and anew when somebody comes, whether still there or not."""
+    """The quiet begins when the check says so, and again when a client comes, even if the client has left again."""
     now = 100.0
     monkeypatch.setattr("app.check.samples.time.monotonic", lambda: now)
     world = World()
@@ -114,7 +114,7 @@ async def test_the_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("feeds", [[], {}, {"linger": 1, "instance": "x", "etcd": None, "feeds": []}, None])
 async def test_a_gateway_that_is_none(feeds: object) -> None:
-    """It says something else."""
+    """An answer that is not a gateway's is refused."""
     world = World()
     world.feeds = feeds
     with pytest.raises(UnreachableError, match="this is not the response of a gateway of this version"):
@@ -122,7 +122,7 @@ async def test_a_gateway_that_is_none(feeds: object) -> None:
 
 
 async def test_the_other_port() -> None:
-    """What is missing is said, when the path is not there."""
+    """When the path is missing, the error names the option that is needed."""
     with pytest.raises(
         UnreachableError, match=r"no-such-path.*GATEWAY_ADMIN_PORT is set, --admin-url must name that port"
     ):
@@ -140,13 +140,13 @@ async def test_the_other_port() -> None:
     ],
 )
 def test_metrics_that_are_none(body: bytes, said: str) -> None:
-    """The URL, and what is wrong."""
+    """Metrics that cannot be read fail with the URL and the reason."""
     with pytest.raises(UnreachableError, match=f"^http://etcd/metrics: {said}"):
         Metrics("http://etcd/metrics", body).value("name")
 
 
 def test_metrics() -> None:
-    """Summed over labels, and by the labels' values."""
+    """Metrics are summed over labels, or given by the labels' values."""
     metrics = Metrics("", b'name{a="x",b="y z"} 1\nname{a="x",b="w"} 2\nother 3.9\n')
 
     assert (metrics.value("name"), metrics.value("name x y z"), metrics.value("other")) == (3, 1, 3)

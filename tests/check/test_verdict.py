@@ -1,4 +1,4 @@
-"""``app.check.verdict`` against a world that is known: what leaks in it, and what others do meanwhile."""
+"""``app.check.verdict`` against a simulated world: the test knows what leaks in it and what others do meanwhile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from app.check.verdict import (
 
 LINGER = 30.0
 NOTHING = EtcdCounts(0, 0)
-# What the gateway's own words show, and what only etcd shows. ``proxied``: what stands between keeps the connections.
+# Leaks that the gateway's own counts show, and leaks that only etcd's counts show.
 KNOWN = ("watches", "streams", "leases", "lingers", "unshared")
 UNKNOWN = ("unseen watches", "unseen streams", "unseen unshared")
 
@@ -34,10 +34,10 @@ UNKNOWN = ("unseen watches", "unseen streams", "unseen unshared")
 class Noise:
     """What others do before a look."""
 
-    foreign: EtcdCounts = NOTHING  # at etcd
-    feeds: int = 0  # on other ranges of the gateway; each has a subscriber
-    waiting: int = 0  # of these, more that have no watch at the moment
-    starting: int = 0  # more subscribers that have no connection yet
+    foreign: EtcdCounts = NOTHING  # changes at etcd
+    feeds: int = 0  # new feeds on other ranges of the gateway, each with a subscriber
+    waiting: int = 0  # how many of the feeds have no watch at the moment
+    starting: int = 0  # additional subscribers without a connection yet
     on_range: int = 0
     reconnects: int = 0
     restarts: int = 0
@@ -49,7 +49,7 @@ QUIET = Noise()
 
 @dataclass
 class World:
-    """A gateway and an etcd. *leak* is what each round leaves."""
+    """A gateway and an etcd. *leak* names what each round leaves."""
 
     leak: str = ""
     foreign: EtcdCounts = NOTHING
@@ -63,12 +63,12 @@ class World:
     opened: int = 0
     lost: EtcdCounts = NOTHING
     unseen: EtcdCounts = NOTHING
-    kept: int = 0  # subscribers of ours that are not released
+    kept: int = 0  # our subscribers that were not released
     lingers: bool = False
     seen: list[Sample] = field(default_factory=list)
 
     def hear(self, noise: Noise) -> None:
-        """Others act."""
+        """Apply what others do."""
         self.foreign = self.foreign + noise.foreign
         self.feeds += noise.feeds
         self.waiting, self.starting = min(noise.waiting, self.feeds), noise.starting
@@ -78,7 +78,7 @@ class World:
         self.restarts += noise.restarts
 
     def look(self, ours: int, noise: Noise = QUIET, quiet: float = 0.0) -> Sample:
-        """What can be seen, with that many of our streams open."""
+        """What the check sees with so many of our streams open."""
         self.hear(noise)
         subscribers = ours + self.kept
         on_range = int(bool(subscribers or self.lingers or self.on_range))
@@ -104,7 +104,7 @@ class World:
         return sample
 
     def round(self, streams: int, *noises: Noise, direct: bool = True) -> Round:
-        """Streams come and go; the noises are before ``open``, and before each look behind it."""
+        """Streams come and go; the first noise is before ``open``, the others are before each later look."""
         self.opened += streams
         during = self.look(streams, noises[0])
         match self.leak:
@@ -136,19 +136,19 @@ noises = st.builds(
     reconnects=st.sampled_from([0, 0, 0, 1]),
     restarts=st.sampled_from([0, 0, 0, 1]),
 )
-# Of one round: before its streams, and before two looks behind them.
+# The noises of one round: before its streams, and before two later looks.
 scripts = st.lists(st.tuples(noises, noises, noises), min_size=1, max_size=4)
 worlds = st.builds(World, foreign=st.builds(EtcdCounts, st.integers(0, 9), st.integers(0, 9)), feeds=st.integers(0, 3))
 streams = st.integers(1, 100)
 
 
 def play(world: World, number: int, script: list[tuple[Noise, Noise, Noise]]) -> tuple[Sample, list[Round]]:
-    """All rounds of a script."""
+    """Play all rounds of a script."""
     return world.look(0), [world.round(number, *each) for each in script]
 
 
 def still(rounds: int) -> list[tuple[Noise, Noise, Noise]]:
-    """A script in which nobody does anything."""
+    """A script in which others do nothing."""
     return [(QUIET, QUIET, QUIET)] * rounds
 
 
@@ -156,12 +156,12 @@ def said(verdict: Verdict) -> str:
     return "; ".join(verdict.reasons)
 
 
-# --- nobody else ------------------------------------------------------------------------------------------------------
+# --- without others ---------------------------------------------------------------------------------------------------
 
 
 @given(world=worlds, number=streams, rounds=st.integers(1, 4))
 def test_without_a_leak_and_without_others_all_is_back(world: World, number: int, rounds: int) -> None:
-    """Whatever etcd and the gateway held before."""
+    """Without a leak and without others, all counts are back, whatever etcd and the gateway held before."""
     before, done = play(world, number, still(rounds))
     verdict = judge(before, done)
 
@@ -172,7 +172,7 @@ def test_without_a_leak_and_without_others_all_is_back(world: World, number: int
 
 @given(world=worlds, number=st.integers(2, 100), rounds=st.integers(2, 4), leak=st.sampled_from(KNOWN))
 def test_a_leak_that_the_gateway_counts(world: World, number: int, rounds: int, leak: str) -> None:
-    """It is told by the gateway alone; a lost stream only where no other feed may have wanted it."""
+    """The gateway's counts alone prove the leak; a lost stream is proven only if no other feed may have needed it."""
     world.leak = leak
     assume(leak != "streams" or not world.feeds)
     before, done = play(world, number, still(rounds))
@@ -191,7 +191,7 @@ def test_a_leak_that_the_gateway_counts(world: World, number: int, rounds: int, 
 
 @given(world=worlds, number=st.integers(2, 100), rounds=st.integers(1, 4), leak=st.sampled_from(UNKNOWN), late=noises)
 def test_a_leak_that_only_etcd_counts(world: World, number: int, rounds: int, leak: str, late: Noise) -> None:
-    """It is a suspicion, until etcd's counts were seen to stand still without streams; of one round it stays one."""
+    """A leak is suspected until etcd's counts have stood still without streams; after one round it stays suspected."""
     world.leak = leak
     before, done = play(world, number, still(rounds))
     quiet = [world.look(0), world.look(0)]
@@ -214,7 +214,7 @@ def test_a_leak_that_only_etcd_counts(world: World, number: int, rounds: int, le
 def test_what_others_do_is_never_a_leak(
     world: World, number: int, script: list[tuple[Noise, Noise, Noise]], control: list[Noise] | None
 ) -> None:
-    """But for what looks, in each round and only in them, exactly like one."""
+    """What others do is never called a leak, unless it looks exactly like a leak in each round and only then."""
     before, done = play(world, number, script)
     looks = [world.look(0, noise) for noise in control or ()]
     assume(not looks or any(look.foreign != done[-1].after.foreign for look in looks))
@@ -226,13 +226,13 @@ def test_what_others_do_is_never_a_leak(
 def test_nothing_that_others_do_hides_a_leak(
     world: World, number: int, script: list[tuple[Noise, Noise, Noise]], leak: str
 ) -> None:
-    """But for who lets go, at every look, exactly what was left at etcd."""
+    """A leak is never called back, unless others release, at every look, exactly what was left at etcd."""
     world.leak = leak
     before, done = play(world, number, script)
     if leak in UNKNOWN:
         assume(any(sample.foreign != before.foreign for each in done for sample in (each.open, each.after)))
     if leak == "streams":
-        # One of those that the gateway has for others may have ended.
+        # Otherwise the lost stream may stand for a stream that the gateway has closed for others.
         assume(any(each.after.gateway.held.streams != before.gateway.held.streams for each in done))
 
     assert judge(before, done).outcome is not Outcome.BACK
@@ -240,7 +240,7 @@ def test_nothing_that_others_do_hides_a_leak(
 
 @given(world=worlds, script=scripts)
 def test_a_restart_is_never_judged(world: World, script: list[tuple[Noise, Noise, Noise]]) -> None:
-    """Nor are several gateways behind one address."""
+    """A restart, or several gateways behind one address, gives no verdict."""
     before, done = play(world, 4, script)
     assume(world.restarts)
     verdict = judge(before, done)
@@ -249,11 +249,11 @@ def test_a_restart_is_never_judged(world: World, script: list[tuple[Noise, Noise
     assert "restarted" in said(verdict)
 
 
-# --- one by one -------------------------------------------------------------------------------------------------------
+# --- single cases -----------------------------------------------------------------------------------------------------
 
 
 def plain(**changed: int) -> tuple[Sample, Round]:
-    """A round in which all is well; *changed* in what is said of the range while it is open."""
+    """A round without a leak; *changed* replaces counts of the range while it is open."""
     world = World()
     before, (done,) = play(world, 4, still(1))
     return before, replace(done, open=replace(done.open, checked=replace(done.open.checked, **changed)))
@@ -269,7 +269,7 @@ def plain(**changed: int) -> tuple[Sample, Round]:
     ],
 )
 def test_not_one_feed_for_ours_alone(changed: dict[str, int], reason: str) -> None:
-    """While they are open, the range has one feed, and no subscriber but ours."""
+    """While our streams are open, the range must have one feed, and no subscribers but ours."""
     before, done = plain(**changed)
     verdict = judge(before, [done])
 
@@ -278,7 +278,7 @@ def test_not_one_feed_for_ours_alone(changed: dict[str, int], reason: str) -> No
 
 
 def test_connections_that_something_between_may_keep() -> None:
-    """A proxy that has not let go is no leak of the gateway's."""
+    """A connection that a proxy still keeps is not a leak of the gateway."""
     world = World(leak="leases")
     before = world.look(0)
     done = world.round(4, QUIET, QUIET, QUIET)
@@ -294,14 +294,14 @@ def test_connections_that_something_between_may_keep() -> None:
 
 @pytest.mark.parametrize(("quiet", "outcome"), [(LINGER + GRACE, Outcome.UNKNOWN), (LINGER + GRACE + 1, Outcome.LEAK)])
 def test_a_feed_before_the_first_stream(quiet: float, outcome: Outcome) -> None:
-    """It may linger, as long as it may."""
+    """A feed without subscribers may linger for the gateway's linger, not longer."""
     world = World(lingers=True)
 
     assert judge(world.look(0, quiet=quiet), []).outcome is outcome
 
 
 def test_metrics_of_another_member() -> None:
-    """They stand still while the gateway's watch comes and goes."""
+    """Metrics that stand still while the gateway's watch comes and goes are another member's."""
     before, done = plain()
     other = replace(done, open=replace(done.open, etcd=before.etcd))
     verdict = judge(before, [other])
@@ -311,7 +311,7 @@ def test_metrics_of_another_member() -> None:
 
 
 def test_a_moment_proves_nothing() -> None:
-    """Counts are out of step while others come and go: a leak is what every look shows, and more than one."""
+    """Counts are inconsistent while others come and go: a leak must show in every look, and in more than one."""
     world = World(leak="watches")
     before = world.look(0)
     done = world.round(4, QUIET, QUIET, QUIET)
@@ -322,12 +322,12 @@ def test_a_moment_proves_nothing() -> None:
 
 
 def test_nothing_was_done() -> None:
-    """Nothing is known."""
+    """Without a round, nothing is known."""
     assert judge(World().look(0), []).outcome is Outcome.UNKNOWN
 
 
 def test_it_only_concludes() -> None:
-    """Neither a clock nor a loop: the same counts give the same verdict."""
+    """The verdict uses neither a clock nor a loop: the same counts give the same verdict."""
     source = Path(verdict.__file__).read_text()
     modules = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
 

@@ -1,1 +1,1 @@
-"""What is deployed: the chart, the image, alerts, dashboards, locks."""
+"""Deployment: the chart, the image, alerts, dashboards and locks."""

@@ -1,4 +1,4 @@
-"""The chart's alerts: each fires on what it is for and on nothing else, by promtool; and each is in the runbook."""
+"""The chart's alerts: promtool shows that each fires on its own fault and nothing else, and each is in the runbook."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.prometheus import promtool
 Rule = dict[str, Any]
 
 ON = (*CHOICE, "--set", "prometheusRule.enabled=true")
-pytestmark = pytest.mark.process  # helm
+pytestmark = pytest.mark.process  # helm is a process
 
 EVERYTHING = ("-f", str(CHART / "ci" / "full-values.yaml"))
 
 
 @cache
 def rendered(*arguments: str) -> dict[str, Any]:
-    """The PrometheusRule's spec: a file of rules as Prometheus reads it."""
+    """The PrometheusRule's spec: a rules file as Prometheus reads it."""
     spec = manifests(template(get_helm(4), *arguments))["PrometheusRule"]["spec"]
     assert isinstance(spec, dict)
     return spec
@@ -42,11 +42,11 @@ def alerts(*arguments: str) -> dict[str, Rule]:
 
 # --- a world, by the minute -------------------------------------------------------------------------------------------
 
-# A value, or what it is at a minute; None where the series is not there.
+# A constant value, or a function of the minute; None where the series does not exist.
 Shape = float | Callable[[float], float | None]
 World = dict[str, Shape]
 
-# Something begins here; all is well before.
+# The fault begins here; before, all is well.
 START = 30.0
 END = 100.0
 
@@ -56,7 +56,7 @@ def at(shape: Shape, minute: float) -> float | None:
 
 
 def later(before: Shape, after: Callable[[float], float | None], start: float = START) -> Shape:
-    """*before*, and from *start* on what *after* says of the minutes since."""
+    """Follow *before*; from *start* on follow *after*, which takes the minutes since *start*."""
     return lambda minute: at(before, minute) if minute < start else after(minute - start)
 
 
@@ -106,7 +106,7 @@ def pod(name: str, **changed: Shape) -> World:
 
 
 def member(number: int, watchers: Shape, streams: Shape) -> World:
-    """What a member of etcd counts."""
+    """The counts of an etcd member."""
     where = {"job": "etcd", "instance": f"etcd-{number}:2379"}
     return {
         labelled("etcd_debugging_mvcc_watcher_total", **where): watchers,
@@ -115,13 +115,15 @@ def member(number: int, watchers: Shape, streams: Shape) -> World:
 
 
 def world(a: Mapping[str, Shape] | None = None, etcd: World | None = None) -> World:
-    """Two gateways and an etcd of three members, the first with a foreign client; *a* is changed in gateway a."""
+    """Two gateways and an etcd of three members, the first with a foreign client; *a* changes gateway a."""
     foreign = member(0, 15, 4) if etcd is None else etcd
     return {**pod("a", **(a or {})), **pod("b"), **foreign, **member(1, 10, 1), **member(2, 0, 0)}
 
 
 def notation(shape: Shape) -> str:
-    """As promtool reads it, every half minute; a series that goes is marked, as by a scrape that finds nothing."""
+    """The series in promtool's notation, every half minute; where a series ends it is stale, as after a scrape that
+    does not find it.
+    """
     written: list[str] = []
     for half in range(int(2 * END) + 1):
         value = at(shape, half / 2)
@@ -133,7 +135,7 @@ def notation(shape: Shape) -> str:
 
 
 def check(folder: Path, given: World, expected: Mapping[float, set[tuple[str, str]]], *arguments: str) -> None:
-    """That at each minute exactly those fire: (name, severity); at END, those that ever did."""
+    """Check that exactly these alerts (name, severity) fire at each minute; at END, exactly these ever fired."""
     (folder / "rules.yaml").write_text(yaml.safe_dump(rendered(*(arguments or ON))), encoding="utf-8")
     firing = 'ALERTS{alertstate="firing"}'
     test = {
@@ -165,7 +167,7 @@ def check(folder: Path, given: World, expected: Mapping[float, set[tuple[str, st
 
 
 def minutes(duration: str) -> float:
-    """Of a ``for:``."""
+    """The minutes of a ``for:``."""
     match = re.fullmatch(r"(\d+)([smh])", duration)
     assert match is not None
     return int(match[1]) * {"s": 1 / 60, "m": 1, "h": 60}[match[2]]
@@ -173,7 +175,7 @@ def minutes(duration: str) -> float:
 
 # --- each fires -------------------------------------------------------------------------------------------------------
 
-# What is wrong from START on, and the minutes after which it must be known.
+# Each alert's fault, which begins at START, and the minutes within which the alert must fire.
 SEEDS: dict[str, tuple[World, float]] = {
     "GatewayWatchersAboveFeeds": (world({"etcd_watchers": later(11, lambda _: 12), "etcd_history_watchers": 1}), 6),
     "GatewayWatchStreamsAboveMax": (world({"etcd_watch_streams": later(1, lambda _: 5)}), 6),
@@ -223,7 +225,7 @@ SEEDS: dict[str, tuple[World, float]] = {
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_fires(name: str, tmp_path: Path) -> None:
-    """It fires on what it is for, alone, in time, and not before its ``for:`` is over."""
+    """The alert fires on its own fault, alone, in time, and not before its ``for:`` is over."""
     given, soon = SEEDS[name]
     rule = alerts()[name]
     waits = minutes(rule.get("for", "0s"))
@@ -237,7 +239,7 @@ def test_every_alert_is_seeded() -> None:
 
 
 def test_etcd_of_our_own(tmp_path: Path) -> None:
-    """Where only gateways use etcd, what nobody of them knows of is a page."""
+    """If only gateways use etcd, watches that no gateway knows of are a page."""
     arguments = (*ON, "--set", "etcd.shared=false")
 
     for name in ("EtcdWatchStreamsGrow", "EtcdWatchersGrow"):
@@ -253,17 +255,17 @@ def test_etcd_of_our_own(tmp_path: Path) -> None:
 
 
 def born(start: float, shape: Shape) -> Shape:
-    """A series that begins."""
+    """A series that begins at *start*."""
     return lambda minute: None if minute < start else at(shape, minute - start)
 
 
 def gone(end: float, shape: Shape) -> Shape:
-    """A series that ends."""
+    """A series that ends at *end*."""
     return lambda minute: None if minute >= end else at(shape, minute)
 
 
 def missing(start: float, end: float, shape: Shape, after: Shape | None = None) -> Shape:
-    """A series with a gap; behind it comes *after*, from its own beginning."""
+    """A series with a gap; *after* follows the gap, from its own beginning."""
 
     def value(minute: float) -> float | None:
         if start <= minute < end:
@@ -274,7 +276,9 @@ def missing(start: float, end: float, shape: Shape, after: Shape | None = None) 
 
 
 def rollout() -> World:
-    """Pods c and d for a and b, one at a time; the clients of who goes come to those that stay. Counters begin anew."""
+    """Pods c and d replace a and b, one at a time; a stopped pod's clients go to the remaining pods. Counters
+    restart.
+    """
     crowd: dict[str, Shape] = {}
     for metric in ("subscribers", "streams__fast", "streams_opened_total", "resets_total__compacted"):
         crowd[metric] = lambda minute: min(100.0, 50 * minute)
@@ -295,7 +299,7 @@ def rollout() -> World:
 
 
 def killed_container() -> World:
-    """The container of a dies: the same pod, without its counts, and everybody comes back at once."""
+    """The container of a dies: the same pod without its counts, and all clients come back at once."""
     fresh = pod(
         "a",
         subscribers=lambda since: 0 if since < 0.5 else 100,
@@ -311,7 +315,7 @@ def killed_container() -> World:
 
 
 def etcd_restarts() -> World:
-    """Its members restart one after the other, two minutes each; each time everybody is reset."""
+    """The members restart one after the other, two minutes each; each time every client is reset."""
 
     def down(minute: float) -> bool:
         return any(start <= minute < start + 2 for start in (30, 35, 40))
@@ -333,7 +337,7 @@ def etcd_restarts() -> World:
 
 
 def foreign_client() -> World:
-    """It comes with 2,000 watchers on 50 streams, restarts, comes again, and opens and closes one all the time."""
+    """A foreign client comes with 2,000 watchers on 50 streams, restarts, and opens and closes one all the time."""
 
     def present(minute: float) -> int:
         return int(30 <= minute < 50 or minute >= 55)
@@ -348,7 +352,7 @@ def foreign_client() -> World:
 
 
 def more_clients() -> World:
-    """A morning: seventy times the subscribers within an hour, and they follow seventy times the ranges."""
+    """A morning: within an hour, seventy times as many subscribers follow seventy times as many ranges."""
     people: Shape = later(100, lambda since: min(7000, 100 + 120 * since))
     ranges: Shape = later(10, lambda since: min(700, 10 + 12 * since))
     return world(
@@ -364,8 +368,8 @@ def more_clients() -> World:
 
 
 def passers_by() -> World:
-    """Ever more clients that follow a range of their own for a moment: what grows are the feeds that linger (30 s)."""
-    a_second = 1 / 6  # more, each minute
+    """More and more clients each follow their own range for a moment: the feeds that linger (30 s) grow."""
+    a_second = 1 / 6  # the increase for each minute
     feeds: Shape = later(10, lambda since: 10 + 30 * a_second * since)
     return world(
         {
@@ -403,12 +407,14 @@ QUIET: dict[str, Callable[[], World]] = {
 
 @pytest.mark.parametrize("name", QUIET)
 def test_quiet(name: str, tmp_path: Path) -> None:
-    """Nothing fires at any time, also where etcd is said to be ours alone."""
+    """Nothing fires at any time, even if etcd is declared to be ours alone."""
     check(tmp_path, QUIET[name](), {END: set()}, *ON, "--set", "etcd.shared=false")
 
 
 def test_a_client_cannot_page(tmp_path: Path) -> None:
-    """One that comes every second with the same old cursor, and one that is always too slow: a warning."""
+    """A client that comes back every second with the same old cursor, and a client that is always too slow, cause a
+    warning, not a page.
+    """
     mad = world(
         {
             "streams_opened_total": later(1000, lambda since: 1000 + 60 * since),
@@ -425,7 +431,7 @@ def test_a_client_cannot_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [ON, EVERYTHING], ids=["default", "full"])
 def test_rules(values: tuple[str, ...], tmp_path: Path) -> None:
-    """promtool takes them; each says how bad it is, what there is, what to do, and where to read on."""
+    """promtool accepts the rules; each states its severity, what is wrong, what to do, and where to read on."""
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rendered(*values)), encoding="utf-8")
     done = promtool("check", "rules", tmp_path / "rules.yaml")
     base = "docs/runbook.md" if values is ON else "https://wiki.example/etcd-watch-gateway/runbook"
@@ -440,7 +446,7 @@ def test_rules(values: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_no_runbook() -> None:
-    """An empty base leaves the annotation out, and nothing else."""
+    """An empty runbook base leaves out the annotation, and nothing else."""
     bare = alerts(*ON, "--set", "prometheusRule.runbookUrl=")
 
     for name, rule in alerts().items():
@@ -449,7 +455,7 @@ def test_no_runbook() -> None:
 
 
 def test_pages_are_ours() -> None:
-    """Nobody is woken for what another client of etcd, or one of the gateway's, can do alone."""
+    """Nothing pages that another client of etcd, or a client of the gateway, can cause alone."""
     assert {name for name, rule in alerts().items() if rule["labels"]["severity"] == "page"} == {
         "GatewayWatchersAboveFeeds",
         "GatewayWatchStreamsAboveMax",
@@ -461,7 +467,7 @@ def test_pages_are_ours() -> None:
 
 
 def test_matchers() -> None:
-    """Every series of ours is selected as this release's, or as the values say; etcd's as they say."""
+    """Every series of ours is selected as this release's, or as the values specify; etcd's as the values specify."""
 
     def selectors(*arguments: str) -> dict[bool, set[str]]:
         text = " ".join(rule["expr"] for rule in alerts(*arguments).values())
@@ -479,7 +485,7 @@ def test_matchers() -> None:
 
 
 def test_what_is_left_out() -> None:
-    """Without etcd's metrics its alerts could not fire; without replicas there is nothing to miss."""
+    """Without etcd's metrics its alerts, and without replicas the alerts about missing ones, are left out."""
     etcd = {"EtcdWatchStreamsGrow", "EtcdWatchersGrow"}
 
     assert set(alerts()) - set(alerts(*ON, "--set", "prometheusRule.etcdMetrics=false")) == etcd
@@ -487,13 +493,13 @@ def test_what_is_left_out() -> None:
 
 
 def documented() -> set[str]:
-    """The metrics of docs/metrics.md, which a test holds against a scrape."""
+    """The metrics of docs/metrics.md, which another test compares with a scrape."""
     text = (TOP / "docs" / "metrics.md").read_text(encoding="utf-8")
     return set(re.findall(r"^\| `(\w+)` \| (?:gauge|counter)", text, re.MULTILINE))
 
 
 def test_metrics_and_reasons_exist() -> None:
-    """A rule over a name that nobody exports would be quiet for ever."""
+    """A rule uses only exported metrics and reasons: a rule on an unknown name would stay quiet for ever."""
     text = " ".join(rule["expr"] for rule in alerts().values())
     named = set(re.findall(rf"\b{NAMESPACE}_\w+", text))
 
@@ -509,7 +515,7 @@ def test_metrics_and_reasons_exist() -> None:
 
 
 def test_runbook() -> None:
-    """Every alert has an entry and every entry an alert; each says what it means, where to look and what to do."""
+    """Every alert has an entry and every entry an alert; each explains the alert, where to look and what to do."""
     text = (TOP / "docs" / "runbook.md").read_text(encoding="utf-8")
     entries = re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
 

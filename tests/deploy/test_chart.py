@@ -1,4 +1,4 @@
-"""The Helm chart, with Helm 3 and 4, and the Dockerfile's lint."""
+"""The Helm chart, with Helm 3 and 4, and the lint of the Dockerfile."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.support.gateway import gateway
 from tests.support.waiting import HANG
 from tools import chart
 
-pytestmark = pytest.mark.process  # helm
+pytestmark = pytest.mark.process  # helm is a process
 
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
-# The oldest that Chart.yaml allows, one in the middle, the newest that kubernetes-validate 1.37.0 has.
+# The oldest version that Chart.yaml allows, one in the middle, and the newest that kubernetes-validate 1.37.0 has.
 KUBERNETES = ("1.25", "1.31", "1.37")
-# Kinds of the Prometheus operator.
+# The Prometheus operator's kinds.
 OPERATOR = ("ServiceMonitor", "PrometheusRule")
-# What is always there, and what `helm test` adds.
+# The kinds that are always there, and what `helm test` adds.
 ALWAYS = {"Deployment", "Service", "PodDisruptionBudget", "Pod"}
 ON_DEMAND = {"ConfigMap", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy"}
 
@@ -52,12 +52,12 @@ def container(deployment: Manifest) -> Manifest:
 
 
 def environment(deployment: Manifest) -> dict[str, str]:
-    """What the process sees; what a Secret holds is not known here."""
+    """The environment of the process; the values from a Secret are unknown here."""
     return {item["name"]: item.get("value", "of-a-secret") for item in container(deployment)["env"]}
 
 
 def notes(*arguments: str) -> str:
-    """The text that `helm install` ends with. Helm 3 needs a cluster for it, Helm 4 does not."""
+    """The text that `helm install` ends with. Helm 3 needs a cluster for the text, Helm 4 does not."""
     done = run(get_helm(4), "install", "demo", CHART, "--namespace", "here", "--dry-run=client", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.partition("NOTES:\n")[2]
@@ -65,7 +65,7 @@ def notes(*arguments: str) -> str:
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_lint(tool: Path, values: Path) -> None:
-    """`helm lint --strict` has nothing to say about the values of ci/."""
+    """`helm lint --strict` finds no fault with the values of ci/."""
     done = run(tool, "lint", "--strict", CHART, "-f", values)
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,7 +82,7 @@ def test_manifests(tool: Path, values: Path, kubernetes: str, tmp_path: Path) ->
     done = run(sys.executable, "-m", "kubernetes_validate", "--strict", "-k", kubernetes, tmp_path / "rendered.yaml")
 
     assert done.returncode == 0, done.stdout + done.stderr
-    # A kind without a schema is a warning with status 0, so the passes are counted.
+    # A kind without a schema is only a warning with status 0, so the test counts the passes.
     said = done.stdout + done.stderr
     known = set(manifests(text)) - set(OPERATOR) - {"HTTPRoute"}
     assert said.count(" passed for resource ") == len(known), said
@@ -90,7 +90,7 @@ def test_manifests(tool: Path, values: Path, kubernetes: str, tmp_path: Path) ->
 
 
 def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
-    """The check above would see a misspelling."""
+    """The check above finds a misspelling."""
     (tmp_path / "bad.yaml").write_text(template(tool, *CHOICE).replace("minReadySeconds", "minReadySecond"))
     done = run(sys.executable, "-m", "kubernetes_validate", "--strict", "-k", KUBERNETES[0], tmp_path / "bad.yaml")
 
@@ -99,7 +99,7 @@ def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
 
 
 def vanished(given: object, kept: object, path: str = "") -> Iterator[str]:
-    """Paths of what is in *given* and not in *kept*."""
+    """The paths of what is in *given* and not in *kept*."""
     if isinstance(given, dict) and isinstance(kept, dict):
         for name, inner in given.items():
             if name in kept:
@@ -112,8 +112,8 @@ def vanished(given: object, kept: object, path: str = "") -> Iterator[str]:
 
 
 def unknown_fields(manifest: Manifest) -> list[str]:
-    """Fields that the operator's kind does not have: its models take them without a word, and drop them."""
-    # Not above: these models take 4 s of CPU to import, and every worker imports every file of tests.
+    """Fields that the operator's kind does not have: its models accept them silently, and drop them."""
+    # Imported here, because these models take 4 s of CPU and every worker imports every test file.
     from cloudcoil.models.prometheus_operator import v1
 
     kind: type[BaseModel] = getattr(v1, manifest["kind"])
@@ -124,7 +124,7 @@ def unknown_fields(manifest: Manifest) -> list[str]:
 @pytest.mark.parametrize("admin_port", [0, 9090])
 @pytest.mark.parametrize("kind", OPERATOR)
 def test_kinds_of_the_operator(tool: Path, kind: str, admin_port: int) -> None:
-    """The Prometheus operator's own kinds know every field; they are there only when they are asked for."""
+    """The Prometheus operator's own kinds know every field; these objects exist only if the values ask for them."""
     values = str(CHART / "ci" / "full-values.yaml")
     manifest = manifests(template(tool, "-f", values, "--set", f"adminPort={admin_port}"))[kind]
 
@@ -134,7 +134,7 @@ def test_kinds_of_the_operator(tool: Path, kind: str, admin_port: int) -> None:
 
 
 def test_the_check_of_kinds_bites(tool: Path) -> None:
-    """It would see a misspelling, also deep inside, and a value of the wrong type."""
+    """The check of kinds finds a misspelling, also deep inside, and a value of the wrong type."""
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
     monitor, rules = found["ServiceMonitor"], found["PrometheusRule"]
     monitor["spec"]["endpoints"][0]["intervall"] = "30s"
@@ -149,7 +149,7 @@ def test_the_check_of_kinds_bites(tool: Path) -> None:
 
 @pytest.mark.parametrize(("admin_port", "where"), [(0, {"port": "http"}), (9090, {"targetPort": "admin"})])
 def test_monitor_finds_the_metrics(tool: Path, admin_port: int, where: dict[str, str]) -> None:
-    """It selects the Service, and names a port that the Service, or behind it the pod, has."""
+    """The monitor selects the Service, and names a port that the Service has, or that only the pods have."""
     chosen = f"serviceMonitor.enabled=true,adminPort={admin_port}"
     found = manifests(template(tool, *CHOICE, "--set", chosen))
     spec = found["ServiceMonitor"]["spec"]
@@ -163,7 +163,7 @@ def test_monitor_finds_the_metrics(tool: Path, admin_port: int, where: dict[str,
 
 
 def test_required_choice(tool: Path) -> None:
-    """Without a word about the prefixes nothing is rendered, and the message says what to do."""
+    """Without a choice of prefixes nothing is rendered, and the message tells what to do."""
     assert "allowPrefixes is required" in refusal(tool)
     assert "allowPrefixes is required" in refusal(tool, "--set-json", "allowPrefixes=[]")
 
@@ -187,7 +187,7 @@ def objects(schema: Manifest, path: str = "") -> Iterator[tuple[str, Manifest]]:
 
 
 def test_schema_is_closed() -> None:
-    """No object of ours takes names that nobody reads; what is open belongs to Kubernetes or to the installer."""
+    """Our own objects accept no unknown names; an open object belongs to Kubernetes or to the installer."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     opened = {path for path, found in objects(schema) if found.get("additionalProperties") is not False}
 
@@ -200,7 +200,7 @@ def test_schema_is_closed() -> None:
 
 
 def test_generated_files_are_current() -> None:
-    """`make chart` would write the schema and the README as they are; so no value is without its type."""
+    """`make chart` would leave the schema and the README unchanged; so every value has a type."""
     text = (CHART / "README.md").read_text()
 
     assert chart.schema() == (CHART / "values.schema.json").read_text()
@@ -211,7 +211,7 @@ def test_generated_files_are_current() -> None:
 
 
 def test_readme_has_every_value() -> None:
-    """Each value of values.yaml has its line, with its default."""
+    """Each value of values.yaml has a line in the README, with its default."""
     text = (CHART / "README.md").read_text()
 
     assert "| `etcd.tls.clientCertificate` | `false` | Show etcd" in text
@@ -298,14 +298,14 @@ def test_readme_has_every_value() -> None:
     ],
 )
 def test_refused_values(tool: Path, setting: str) -> None:
-    """What the gateway would not understand, or nobody would read, is refused before it is installed."""
+    """A value that the gateway would not understand, or that nothing would read, is refused before the installation."""
     message = refusal(tool, *CHOICE, "--set", setting)
 
     assert setting.partition("=")[0].rpartition(".")[2].partition("[")[0] in message
 
 
 def test_hardened(tool: Path) -> None:
-    """The pod is what the restricted Pod Security Standard asks for, and a little more."""
+    """The pod meets the restricted Pod Security Standard, and a little more."""
     pod = manifests(template(tool, *CHOICE))["Deployment"]["spec"]["template"]["spec"]
     (only,) = pod["containers"]
 
@@ -321,7 +321,7 @@ def test_hardened(tool: Path) -> None:
     }
 
 
-# What OpenShift's restricted-v2 asks for: no id of the chart's own.
+# OpenShift's restricted-v2 requires that the chart sets no ids.
 IDS = ("runAsUser", "runAsGroup", "fsGroup")
 NO_IDS = tuple(f"--set=podSecurityContext.{name}=null" for name in IDS)
 
@@ -330,7 +330,7 @@ NO_IDS = tuple(f"--set=podSecurityContext.{name}=null" for name in IDS)
     "arguments", [NO_IDS, ("--set-json", "podSecurityContext=null"), ("-f", "FILE")], ids=["each", "whole", "file"]
 )
 def test_ids_of_the_cluster(tool: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """null takes the chart's ids away, from the pod of `helm test` too; what makes it restricted stays."""
+    """null removes the chart's ids, also from the pod of `helm test`; the other restrictions stay."""
     file = tmp_path / "values.yaml"
     file.write_text("podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n")
     found = manifests(template(tool, *CHOICE, *(str(file) if each == "FILE" else each for each in arguments)))
@@ -340,7 +340,7 @@ def test_ids_of_the_cluster(tool: Path, tmp_path: Path, arguments: tuple[str, ..
 
 
 def test_ids_of_ones_own(tool: Path) -> None:
-    """Each by itself; a number that OpenShift gives stays a number, and the group 0 stays one."""
+    """Each id can be set alone; a number that OpenShift gives stays a number, and the group 0 stays 0."""
     ids = "podSecurityContext.runAsUser=1000680000,podSecurityContext.runAsGroup=0,podSecurityContext.fsGroup=null"
     pod = manifests(template(tool, *CHOICE, "--set", ids))["Deployment"]["spec"]["template"]["spec"]
 
@@ -352,7 +352,7 @@ def test_ids_of_ones_own(tool: Path) -> None:
 
 @pytest.mark.parametrize("host", ["", "::", "10.0.0.1"])
 def test_host(tool: Path, host: str) -> None:
-    """Both families, unless somebody says which."""
+    """The pod listens on both address families, unless the values name one."""
     arguments = ("--set-string", f"host={host}") if host else ()
     told = environment(manifests(template(tool, *CHOICE, *arguments))["Deployment"])
 
@@ -375,7 +375,7 @@ extraEnvFrom:
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
 def test_further_environment(tool: Path, tmp_path: Path, kubernetes: str) -> None:
-    """It comes behind the chart's own, as it was written, and Kubernetes knows all of it."""
+    """Further variables come after the chart's own, unchanged, and Kubernetes knows every field of them."""
     (tmp_path / "values.yaml").write_text(EXTRA)
     text = template(tool, *CHOICE, "-f", str(tmp_path / "values.yaml"), "--kube-version", kubernetes)
     given = yaml.safe_load(EXTRA)
@@ -392,7 +392,9 @@ def test_further_environment(tool: Path, tmp_path: Path, kubernetes: str) -> Non
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_further_environment_says_nothing_twice(tool: Path, values: Path) -> None:
-    """Of two variables of a name Kubernetes takes the last, and loses one of them at the next upgrade."""
+    """A variable that the chart sets is refused: of two variables with one name Kubernetes takes the last, and loses
+    one of them at the next upgrade.
+    """
     for name in environment(manifests(template(tool, "-f", str(values)))["Deployment"]):
         assert f"extraEnv must not set {name}" in refusal(tool, "-f", str(values), "--set", f"extraEnv[0].name={name}")
     twice = "extraEnv[0].name=TZ,extraEnv[1].name=TZ"
@@ -401,7 +403,7 @@ def test_further_environment_says_nothing_twice(tool: Path, values: Path) -> Non
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_drain_fits(tool: Path, values: Path) -> None:
-    """A pod is killed later than it has to be done with its streams."""
+    """The grace period of a pod is longer than its drain."""
     deployment = manifests(template(tool, "-f", str(values)))["Deployment"]
     pause = container(deployment).get("lifecycle", {"preStop": {"exec": {"command": ["sleep", "0"]}}})
     sleep, seconds = pause["preStop"]["exec"]["command"]
@@ -413,7 +415,7 @@ def test_drain_fits(tool: Path, values: Path) -> None:
 
 
 def test_service_finds_the_pods(tool: Path) -> None:
-    """The Service selects what the Deployment makes, and names a port that the container has."""
+    """The Service selects the Deployment's pods, and names a port that the container has."""
     found = manifests(template(tool, *CHOICE))
     labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
     (port,) = found["Service"]["spec"]["ports"]
@@ -435,7 +437,7 @@ def test_service_finds_the_pods(tool: Path) -> None:
     ],
 )
 def test_disruption_budget(tool: Path, settings: str, there: bool) -> None:
-    """It would keep the node of a single replica from being drained, so that one has none."""
+    """A single replica has no budget, which would keep its node from being drained."""
     found = manifests(template(tool, *CHOICE, "--set", settings))
 
     assert ("PodDisruptionBudget" in found) == there
@@ -447,14 +449,14 @@ def test_disruption_budget(tool: Path, settings: str, there: bool) -> None:
 
 @pytest.mark.parametrize(("kubernetes", "said"), [("1.25", None), ("1.27", "AlwaysAllow")])
 def test_eviction_of_what_is_not_ready(tool: Path, kubernetes: str, said: str | None) -> None:
-    """Where Kubernetes has the field by default, a pod that is not ready keeps no node."""
+    """Where Kubernetes has the field by default, a pod that is not ready does not keep its node from being drained."""
     found = manifests(template(tool, *CHOICE, "--kube-version", kubernetes))
 
     assert found["PodDisruptionBudget"]["spec"].get("unhealthyPodEvictionPolicy") == said
 
 
 def test_autoscaling(tool: Path) -> None:
-    """The autoscaler scales the Deployment, which then has no number of its own to fight with."""
+    """The autoscaler scales the Deployment, which then sets no number of replicas that would conflict."""
     found = manifests(template(tool, *CHOICE, "--set", "autoscaling.enabled=true"))
     spec = found["HorizontalPodAutoscaler"]["spec"]
     target = {key: found["Deployment"][key] for key in ("apiVersion", "kind")}
@@ -467,7 +469,7 @@ def test_autoscaling(tool: Path) -> None:
 
 
 def test_ingress(tool: Path) -> None:
-    """Two paths, exactly; for each host, over the Service's port; with what a stream needs of ingress-nginx."""
+    """The Ingress has exactly two paths for each host, to the Service's port, and ingress-nginx' stream settings."""
     found = manifests(template(tool, *CHOICE, "--set", "ingress.enabled=true,ingress.hosts={a.example,b.example}"))
     ingress, service = found["Ingress"], found["Service"]
 
@@ -491,7 +493,7 @@ def test_ingress(tool: Path) -> None:
 
 
 def test_ingress_over_tls(tool: Path) -> None:
-    """The certificate is for all hosts; an annotation that is null is gone."""
+    """The certificate is for all hosts; an annotation that is null is removed."""
     ingress = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Ingress"]
     names = {name.rpartition("/")[2] for name in ingress["metadata"]["annotations"]}
 
@@ -501,7 +503,7 @@ def test_ingress_over_tls(tool: Path) -> None:
 
 
 def test_http_route(tool: Path) -> None:
-    """The same two paths, and no end to a stream."""
+    """The route has the same two paths, and no timeout for a stream."""
     values = str(CHART / "ci" / "full-values.yaml")
     found = manifests(template(tool, "-f", values))
     route = gateway_api.HTTPRoute.model_validate(found["HTTPRoute"])
@@ -524,7 +526,7 @@ def test_http_route(tool: Path) -> None:
 
 
 def test_network_policy(tool: Path) -> None:
-    """Clients to the public port, Prometheus to the admin port, the gateway to DNS and etcd; nothing else."""
+    """Clients may reach the public port, Prometheus the admin port, the gateway DNS and etcd; nothing else is open."""
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
     spec = found["NetworkPolicy"]["spec"]
     clients, metrics = spec["ingress"]
@@ -550,7 +552,7 @@ def test_network_policy(tool: Path) -> None:
 
 
 def test_network_policy_without_peers(tool: Path) -> None:
-    """By itself: everyone to the public port, nobody to the admin port, and out to the ports of all endpoints."""
+    """Without peers, all may reach the public port, none the admin port, and the gateway the ports of all endpoints."""
     endpoints = "etcd.endpoints={http://a:2379,http://b:2379,http://c:4001}"
     found = manifests(template(tool, *CHOICE, "--set", "networkPolicy.enabled=true", "--set", endpoints))
     spec = found["NetworkPolicy"]["spec"]
@@ -561,7 +563,7 @@ def test_network_policy_without_peers(tool: Path) -> None:
 
 
 def test_network_policy_without_admin_port(tool: Path) -> None:
-    """Then Prometheus comes to the public port, also where clients are named."""
+    """Without an admin port Prometheus may reach the public port, even if the values name the clients."""
     values = str(CHART / "ci" / "full-values.yaml")
     (only,) = manifests(template(tool, "-f", values, "--set", "adminPort=0"))["NetworkPolicy"]["spec"]["ingress"]
 
@@ -571,7 +573,7 @@ def test_network_policy_without_admin_port(tool: Path) -> None:
 
 
 def test_the_test_pod_gets_no_clients(tool: Path) -> None:
-    """`helm test` adds a pod that is hardened as the others are, and that the Service does not send clients to."""
+    """`helm test` adds a pod that is hardened like the others, and that the Service sends no clients to."""
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
     pod, deployment = found["Pod"], found["Deployment"]["spec"]["template"]["spec"]
 
@@ -587,7 +589,7 @@ def test_the_test_pod_gets_no_clients(tool: Path) -> None:
 
 
 def follow(tool: Path, url: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """What the pod of `helm test` runs, run here, with the gateway at *url*."""
+    """Run what the pod of `helm test` runs, here, with the gateway at *url*."""
     pod = manifests(template(tool, *CHOICE, *arguments))["Pod"]
     (only,) = pod["spec"]["containers"]
     told = {item["name"]: item["value"] for item in only["env"] if "value" in item}
@@ -601,7 +603,7 @@ def follow(tool: Path, url: str, *arguments: str, **more: str) -> subprocess.Com
 
 @pytest.mark.etcd
 async def test_what_helm_test_runs(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """It passes in front of a gateway, and fails with the gateway's own words where it may not read."""
+    """The `helm test` script passes with a gateway, and fails with the gateway's own text where it may not read."""
     tool = get_helm(4)
     (tmp_path / "token").write_text("secret")
     settings = {"GATEWAY_ALLOW_PREFIXES": "/svc/", "GATEWAY_TOKEN_FILE": str(tmp_path / "token")}
@@ -621,7 +623,7 @@ async def test_what_helm_test_runs(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
 
 
 def test_admin_port(tool: Path) -> None:
-    """With an admin port the probes ask there, and the Service does not have it."""
+    """With an admin port, the probes use that port, and the Service does not have it."""
     found = manifests(template(tool, *CHOICE, "--set", "adminPort=9090"))
     gateway = container(found["Deployment"])
 
@@ -633,7 +635,9 @@ def test_admin_port(tool: Path) -> None:
 
 
 def test_secrets_for_etcd(tool: Path) -> None:
-    """Each file that a variable names is mounted from a Secret, as a folder that changes with it; else none is."""
+    """Each file that a variable names is mounted from a Secret, as a folder that changes with the Secret; otherwise
+    nothing is mounted.
+    """
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Deployment"]
     volumes = {volume["name"]: volume["secret"] for volume in found["spec"]["template"]["spec"]["volumes"]}
     files = {
@@ -672,7 +676,7 @@ def test_secrets_for_etcd(tool: Path) -> None:
     ids=["ca", "certificate", "user"],
 )
 def test_one_secret_alone(tool: Path, settings: str, names: set[str]) -> None:
-    """Each goes without the others."""
+    """Each Secret works without the others."""
     endpoints = "etcd.endpoints={https://a:1}"
     found = manifests(template(tool, *CHOICE, "--set", endpoints, "--set", settings))["Deployment"]
 
@@ -682,10 +686,10 @@ def test_one_secret_alone(tool: Path, settings: str, names: set[str]) -> None:
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_environment_is_understood(tool: Path, values: Path) -> None:
-    """Each variable is a setting of the gateway, and the gateway takes its value."""
+    """Each variable is a setting of the gateway, and the gateway accepts its value."""
     deployment = manifests(template(tool, "-f", str(values)))["Deployment"]
     told = environment(deployment)
-    # uvicorn's own.
+    # This variable is uvicorn's own.
     assert told.pop("FORWARDED_ALLOW_IPS", "") == ("10.0.0.0/8,192.0.2.1" if values.stem == "full-values" else "")
     fields = {name.removeprefix("GATEWAY_").lower(): value for name, value in told.items()}
 
@@ -699,18 +703,18 @@ def test_environment_is_understood(tool: Path, values: Path) -> None:
 
 
 def test_every_setting_has_a_value() -> None:
-    """What the gateway can be told, the chart can tell it."""
+    """The chart has a value for every setting of the gateway."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = {re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name) for name in values["settings"]}
     deployment = manifests(template(get_helm(4), "-f", str(CHART / "ci" / "full-values.yaml")))["Deployment"]
     told = {name.removeprefix("GATEWAY_").lower() for name in environment(deployment)}
 
     assert named == set(Settings.model_fields) - chart.ELSEWHERE
-    assert set(Settings.model_fields) - told == {"instance"}  # the pod's name, which is the host's
+    assert set(Settings.model_fields) - told == {"instance"}  # the pod's name, which is its hostname
 
 
 def test_notes() -> None:
-    """The text after an installation says what is there: names, ports, prefixes, and what is open."""
+    """The notes after an installation name what is there: names, ports, prefixes, and what is open."""
     text = notes(*CHOICE)
 
     assert "port-forward service/demo-etcd-watch-gateway 8080:80" in text
@@ -726,7 +730,7 @@ def test_notes() -> None:
 
 
 def test_notes_follow_the_values() -> None:
-    """Every sentence goes with what was chosen."""
+    """Every sentence of the notes depends on the chosen values."""
     text = notes("-f", str(CHART / "ci" / "full-values.yaml"))
 
     assert "No image is published" not in text
@@ -744,7 +748,7 @@ def test_notes_follow_the_values() -> None:
 
 
 def test_dockerfile() -> None:
-    """hadolint has nothing to say."""
+    """hadolint finds no fault."""
     done = run(Path(sys.executable).parent / "hadolint", TOP / "Dockerfile")
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
-"""The image, built by buildah and run by runc as the chart would run it; ``make image`` runs this alone.
+"""The image, built by buildah and run by runc as the chart would run it; ``make image`` runs this file alone.
 
-There is no registry here: a base with Debian's Python, made by debootstrap, stands in under the name that the
-Dockerfile has in FROM. So what is tested is the Dockerfile and the product in it, not the official base image.
+No registry is used: a base with Debian's Python, made by debootstrap, stands in under the name in the Dockerfile's
+FROM. So the test covers the Dockerfile and the product in the image, not the official base image.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ TOOLS = ("buildah", "debootstrap", "runc")
 if not Path("/etc/debian_version").exists() or os.geteuid() != 0 or not all(map(shutil.which, TOOLS)):
     pytest.skip("NOT RUN: the image: needs root on Debian with buildah, debootstrap, runc", allow_module_level=True)
 
-# One worker builds it, and begins with it (tests/support/schedule.py): it takes longer than all but a few tests.
+# One worker builds the image, and starts with it (tests/support/schedule.py): it takes longer than all but a few tests.
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(name="image", scope="module")
 def _image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The built image's name."""
+    """The name of the built image."""
     scratch = tmp_path_factory.mktemp("image")
     STORE.make_stand_in(scratch / "base")
     STORE.build(NAME, scratch, "--pull-never")
@@ -63,7 +63,7 @@ def _config(image: str) -> dict[str, Any]:
 
 
 def bundle(root: Path, config: dict[str, Any], folder: Path, **environment: str) -> None:
-    """A runc bundle with the rules of the chart: read-only root, no capabilities, no new privileges."""
+    """A runc bundle with the chart's rules: read-only root, no capabilities, no new privileges."""
     folder.mkdir()
     run("runc", "spec", "--bundle", folder)
     spec = json.loads((folder / "config.json").read_text())
@@ -80,7 +80,7 @@ def bundle(root: Path, config: dict[str, Any], folder: Path, **environment: str)
     )
     spec["process"].pop("rlimits", None)
     spec["linux"]["namespaces"] = [item for item in spec["linux"]["namespaces"] if item["type"] != "network"]
-    # sysfs cannot be mounted without a network namespace of one's own; the gateway does not read it.
+    # sysfs cannot be mounted without a separate network namespace; the gateway does not read sysfs.
     spec["mounts"] = [item for item in spec["mounts"] if item["destination"] not in ("/sys", "/sys/fs/cgroup")]
     (folder / "config.json").write_text(json.dumps(spec))
 
@@ -101,7 +101,7 @@ def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def get(url: str, seconds: float = HANG) -> tuple[int, bytes]:
-    """The answer, waited for."""
+    """Wait for the answer, and return it."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -124,7 +124,7 @@ def free_port() -> int:
 
 
 def test_configuration(config: dict[str, Any]) -> None:
-    """What Kubernetes and Docker read."""
+    """The configuration that Kubernetes and Docker read."""
     assert config["User"] == "65532:65532"
     assert config["Entrypoint"] == ["etcd-watch-gateway"]
     assert config["Cmd"] == ["serve"]
@@ -134,7 +134,7 @@ def test_configuration(config: dict[str, Any]) -> None:
 
 
 def test_content(root: Path) -> None:
-    """What runs, and no tools: no build backend, no pip in the venv, no pip cache, no etcd, nothing of the checkout."""
+    """The image has what runs and no tools: no build backend, pip, pip cache, etcd, nor anything of the checkout."""
     packages = {path.name for path in root.glob("opt/venv/lib/python3.*/site-packages/*")}
 
     assert "fastapi" in packages
@@ -147,20 +147,20 @@ def test_content(root: Path) -> None:
     assert not (root / "src").exists()
     assert not (root / "opt" / "build").exists()
     assert list(root.glob("opt/venv/lib/python3.*/site-packages/etcd_watch_gateway/__pycache__/*.pyc")), (
-        "compiled, as it cannot be later"
+        "must be compiled: the root file system is read-only at run time"
     )
 
 
 def test_size(root: Path) -> None:
-    """What the product adds to the base: 62 MB were measured, of which grpcio and uvloop are 35, Swagger UI 3."""
+    """The product's size above the base: 62 MB were measured, of which grpcio and uvloop are 35, Swagger UI 3."""
     files = [path for path in (root / "opt" / "venv").rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
 
-    assert size < 80 * 1000 * 1000, f"{size / 1e6:.0f} MB"
+    assert size < 80 * 1000 * 1000, f"the product adds {size / 1e6:.0f} MB"
 
 
 def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path: Path) -> None:
-    """Listening on all interfaces, it wants to be told which prefixes may be read."""
+    """The gateway listens on all interfaces, so it refuses to start without a choice of readable prefixes."""
     bundle(root, config, tmp_path / "bundle")
     with running(tmp_path / "bundle") as process:
         output, _ = process.communicate(timeout=HANG)
@@ -170,7 +170,7 @@ def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path
 
 
 def test_serves_and_stops(root: Path, config: dict[str, Any], tmp_path: Path) -> None:
-    """Hardened as in the chart, without an etcd to be had, it lives, is not ready, and goes at TERM with status 0."""
+    """Hardened as in the chart and without etcd, the gateway is alive, is not ready, and ends at TERM with status 0."""
     port, nobody = free_port(), free_port()
     bundle(
         root, config, tmp_path / "bundle",
@@ -179,7 +179,7 @@ def test_serves_and_stops(root: Path, config: dict[str, Any], tmp_path: Path) ->
     with running(tmp_path / "bundle") as process:
         alive, _ = get(f"http://127.0.0.1:{port}/livez")
         ready, why = get(f"http://127.0.0.1:{port}/readyz")
-        # To process 1 of the container, as the kubelet does.
+        # The signal goes to process 1 of the container, as the kubelet sends it.
         run("runc", "--root", tmp_path / "bundle" / "state", "kill", f"gateway-test-{os.getpid()}", "TERM")
         output, _ = process.communicate(timeout=HANG)
 

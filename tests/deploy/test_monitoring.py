@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes real gateways: the alerts fire on leaks and are quiet otherwise, every panel shows data."""
+"""A real Prometheus scrapes real gateways: the alerts fire on leaks and only then, and every panel shows data."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.etcd
 
 # Time is compressed: a minute of the rules takes half a second, so half an hour takes 15 s. A scrape each quarter of a
-# second is one each 30 s then, as the chart has it. The gateway's own times are what they are.
+# second then stands for one each 30 s, as in the chart. The gateway's own times are not compressed.
 MINUTE = 500
 INTERVAL = "250ms"
-# What fires when scrapes come late. Its 10 minutes are 5 s here, and a busy machine is that late.
+# This alert fires when scrapes are late. Its 10 minutes are 5 s here, and a busy machine can be that late.
 LATE = "GatewayMetricsMissing"
-# Without a linger, so that watches and their streams come and go; the rest are the defaults, for busy machines.
+# No linger, so that watches and their streams come and go; the other settings are the defaults, for busy machines.
 SETTINGS = {"GATEWAY_PORT": "0", "GATEWAY_LINGER": "0"}
 
 WHERE = {"namespace": "default", "service": "demo-etcd-watch-gateway"}
@@ -41,7 +41,7 @@ DASHBOARD = json.loads((CHART / "dashboards" / "etcd-watch-gateway.json").read_t
 
 
 def rules() -> dict[str, Any]:
-    """The chart's, with every time in them compressed: ``for:``, ranges, offsets."""
+    """The chart's rules, with every time in them compressed: ``for:``, ranges, offsets."""
     spec = manifests(template(get_helm(4), *CHOICE, "--set", "prometheusRule.enabled=true"))["PrometheusRule"]["spec"]
 
     def compressed(text: str) -> str:
@@ -56,13 +56,13 @@ def rules() -> dict[str, Any]:
 
 
 def pod(name: str, running: GatewayProcess) -> Target:
-    """As a ServiceMonitor's targets are labelled."""
+    """A target with the labels that a ServiceMonitor gives."""
     return f"127.0.0.1:{running.port}", {**WHERE, "pod": name}
 
 
 @contextlib.asynccontextmanager
 async def leaky(etcd: str, leak: str) -> AsyncIterator[GatewayProcess]:
-    """A gateway that leaks; it is killed, for one that forgot its calls cannot end them."""
+    """A gateway that leaks; it is killed, because a gateway that forgot its calls cannot end them."""
     settings = {**SETTINGS, "GATEWAY_ETCD": etcd}
     running = await start(settings=settings, program=("tests.support.leaks", leak))
     try:
@@ -73,7 +73,7 @@ async def leaky(etcd: str, leak: str) -> AsyncIterator[GatewayProcess]:
 
 
 async def pass_by(bases: Sequence[str]) -> None:
-    """Clients that follow a range of their own for a moment, five a second at each gateway."""
+    """At each gateway, let five clients a second follow their own range for a moment."""
     number = 0
     while True:
         number += 1
@@ -84,7 +84,7 @@ async def pass_by(bases: Sequence[str]) -> None:
 
 
 async def leak_at(endpoint: str) -> None:
-    """A client of etcd that never lets go: five streams a second, of twelve watchers each."""
+    """A client of etcd that releases nothing: five streams a second, with twelve watchers each."""
     async with grpc.aio.insecure_channel(endpoint.removeprefix("http://")) as channel:
         calls = []
         while True:
@@ -97,7 +97,7 @@ async def leak_at(endpoint: str) -> None:
 
 @contextlib.asynccontextmanager
 async def going_on(*work: Any) -> AsyncIterator[None]:
-    """Those coroutines run meanwhile, and have not failed."""
+    """Run the coroutines in the background; none of them may end."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         yield
@@ -118,8 +118,8 @@ async def evaluated(server: Prometheus) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("kv")
 async def test_leaks_are_found(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """Each leak fires its own page, at its own gateway; a client that leaks at etcd is a warning. The healthy gateway
-    between them, under the same clients, fires nothing.
+    """Each leak fires its own page, at its own gateway; a client that leaks at etcd fires a warning. The healthy
+    gateway between them, with the same clients, fires nothing.
     """
     expected = {
         ("GatewayWatchersAboveFeeds", "page", "watches"),
@@ -160,7 +160,7 @@ async def test_leaks_are_found(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("kv")
 async def test_metrics_are_good(server: GatewayProcess) -> None:
-    """promtool has nothing to say about a scrape; and would have."""
+    """promtool finds no fault with a scrape, and finds one in a worse scrape."""
     async with httpx.AsyncClient(trust_env=False) as client:
         text = (await client.get(f"{server.base}/metrics")).text
     checked = promtool("check", "metrics", text=text)
@@ -174,12 +174,12 @@ async def test_metrics_are_good(server: GatewayProcess) -> None:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """(panel, expression), of all panels."""
+    """The (panel, expression) pairs of all panels."""
     return [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
 async def filled_in(server: Prometheus, expression: str) -> str:
-    """With each variable's values, as Grafana asks for them, and its interval."""
+    """Fill in each variable's values, queried as Grafana queries them, and Grafana's interval."""
     for variable in DASHBOARD["templating"]["list"]:
         if f"${variable['name']}" in expression and variable["type"] == "query":
             match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
@@ -192,7 +192,7 @@ async def filled_in(server: Prometheus, expression: str) -> str:
 
 
 async def test_every_panel_shows_data(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """Each expression is taken by Prometheus, and has series; what must have happened is more than 0."""
+    """Prometheus accepts each expression, and each has series; a series that must have counted is more than 0."""
     busy = {
         "Subscribers",
         "Feeds by state",
@@ -230,13 +230,13 @@ async def test_every_panel_shows_data(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_pa
             try:
                 await eventually(shown)
             except TimeoutError:
-                pytest.fail(f"empty: {empty}")
-            # Long enough for whatever a minute would bring.
+                pytest.fail(f"these expressions have no data: {empty}")
+            # By now any alert would have fired.
             assert [alert for alert in await server.alerts() if alert["labels"]["alertname"] != LATE] == []
 
 
 def test_the_dashboard_is_whole() -> None:
-    """Panels have ids of their own, do not overlap, and use variables that are there; the ConfigMap has it as it is."""
+    """Panels have unique ids, do not overlap, and use existing variables; the ConfigMap has the dashboard unchanged."""
     panels = DASHBOARD["panels"]
     places = {
         (panel["gridPos"]["x"] + dx, panel["gridPos"]["y"] + dy)

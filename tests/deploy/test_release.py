@@ -1,4 +1,4 @@
-"""``make release`` in its short form: wheel, sdist, chart, checksums. Image and SBOM take minutes, and a registry."""
+"""``make release`` without image and SBOM, which take minutes and a registry: wheel, sdist, chart, checksums."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EPOCH = 1_700_000_000
 
 
 def build(folder: Path) -> Release:
-    """All but the image."""
-    get_helm(4)  # or the test is skipped
+    """Build all but the image."""
+    get_helm(4)  # skips the test if there is no Helm 4
     release = Release(folder, __version__, EPOCH)
     release.build_python()
     release.build_chart()
@@ -33,7 +33,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metadata(folder: Path) -> Message:
-    """That of the wheel."""
+    """The wheel's metadata."""
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         return HeaderParser().parsestr(wheel.read(name).decode())
@@ -63,7 +63,7 @@ def test_checksums_are_those_of_the_files(folder: Path) -> None:
 
 
 def test_wheel_says_what_it_is(folder: Path) -> None:
-    """What an index shows, and what a company's licence check reads."""
+    """The wheel has the metadata that an index shows and a company's licence check reads."""
     found = metadata(folder)
     assert (found["Name"], found["Version"], found["License-Expression"]) == (NAME, __version__, "Apache-2.0")
     assert found["License-File"] == "LICENSE"

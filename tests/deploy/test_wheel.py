@@ -24,7 +24,7 @@ PACKAGE = "etcd_watch_gateway"
 
 
 class Installed:
-    """A venv that has the wheel, and a working directory that has an ``app/`` of somebody else."""
+    """A venv that has the wheel, and a working directory with somebody else's ``app/``."""
 
     def __init__(self, root: Path) -> None:
         self.work = root / "work"
@@ -33,7 +33,7 @@ class Installed:
         self.venv = root / "venv"
         venv.create(self.venv, symlinks=True)
         self.site = Path(sysconfig.get_path("purelib", "venv", {"base": str(self.venv), "platbase": str(self.venv)}))
-        # Without .pth files, so without the checkout: only what the wheel asks for.
+        # Dependencies without .pth files, so without the checkout: only what the wheel asks for.
         dependencies = sysconfig.get_path("purelib")
         path = os.pathsep.join([str(self.work), dependencies])
         self.environment = environment({"PYTHONPATH": path, "PYTHONWARNINGS": "error"})
@@ -45,7 +45,7 @@ class Installed:
         return [str(self.venv / "bin" / "python"), "-m", PACKAGE, *arguments]
 
     def run(self, command: list[str]) -> str:
-        """What it writes to standard output."""
+        """Run a command; return its standard output."""
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=HANG, cwd=self.work, env=self.environment
         )
@@ -73,7 +73,7 @@ def test_it_brings_one_name(installed: Installed) -> None:
 
 
 def test_it_brings_every_file(installed: Installed) -> None:
-    """Data too, like the page."""
+    """The wheel brings every file, also data such as the page."""
 
     def files(folder: Path) -> dict[str, bytes]:
         found = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
@@ -93,7 +93,7 @@ def test_the_command_runs(installed: Installed) -> None:
 
 
 def test_it_leaves_the_other_app_alone(installed: Installed) -> None:
-    """Every module of ours can be imported, and none of them took the name."""
+    """Every module of ours can be imported, and none of them uses the name ``app``."""
     code = (
         f"import pkgutil, sys, {PACKAGE}, app\n"
         f"names = [found.name for found in pkgutil.walk_packages({PACKAGE}.__path__, '{PACKAGE}.')]\n"
@@ -108,7 +108,7 @@ def test_it_leaves_the_other_app_alone(installed: Installed) -> None:
 
 @pytest.mark.parametrize("how", ["command", "module"])
 async def test_it_serves(installed: Installed, how: str) -> None:
-    """Items of etcd, the page, and the API's page with the files of its own."""
+    """The gateway serves items of etcd, the page, and the API's page with its files."""
     start = {"command": installed.command, "module": installed.module}[how]
     async with FakeEtcd() as etcd:
         etcd.put(b"/svc/a", b"1")
@@ -130,7 +130,7 @@ async def test_it_serves(installed: Installed, how: str) -> None:
 
 
 def test_a_checkout_runs_beside_another_app(installed: Installed) -> None:
-    """The command that ``make install`` writes; it runs this checkout's ``app``, wherever it is typed."""
+    """The command that ``make install`` writes runs this checkout's ``app`` from any folder."""
     command = shutil.which("etcd-watch-gateway", path=str(Path(sys.executable).parent))
     assert command is not None, "make install"
     done = subprocess.run(

@@ -1,1 +1,1 @@
-"""The etcd that ``dev`` starts."""
+"""Tests of ``dev``: the command, its etcd, the watchdog and the sample data."""

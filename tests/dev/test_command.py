@@ -1,4 +1,4 @@
-"""``etcd-watch-gateway dev``, as it is typed: what it says, and that nothing is left when it ends."""
+"""``etcd-watch-gateway dev`` as a command: its output, and that nothing is left when it ends."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.support.waiting import HANG, eventually
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any setting of whoever runs the tests."""
+    """Remove every setting from the environment of the tests."""
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(name="taken")
 def _taken() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port that is already in use."""
     with socket.socket() as owner:
         owner.bind(("127.0.0.1", 0))
         owner.listen()
@@ -44,7 +44,7 @@ def _taken() -> Iterator[int]:
 
 
 class Dev:
-    """``python -m app dev``, as a terminal runs it: a process group of its own, with a scratch folder to look into."""
+    """``python -m app dev`` as a terminal runs it: in its own process group, with a scratch folder to inspect."""
 
     def __init__(self, process: asyncio.subprocess.Process, scratch: Path) -> None:
         self.process = process
@@ -52,7 +52,7 @@ class Dev:
         self.text = ""
 
     async def ready(self) -> str:
-        """Read until it has said everything; its URL."""
+        """Read the output until it is complete; return the URL."""
         assert self.process.stdout is not None
         async with asyncio.timeout(HANG):
             while "Ctrl-C" not in self.text:
@@ -64,11 +64,11 @@ class Dev:
         return found[1]
 
     def etcds(self) -> list[str]:
-        """Processes that have to do with its scratch folder."""
+        """The processes that use the scratch folder."""
         return [command for _pid, _parent, command in processes() if str(self.scratch) in command]
 
     async def signal(self, number: int) -> int:
-        """As Ctrl-C is sent, to the whole group; the exit status."""
+        """Send a signal to the whole group, as Ctrl-C does; return the exit status."""
         os.killpg(self.process.pid, number)
         async with asyncio.timeout(HANG):
             await self.process.communicate()
@@ -76,13 +76,13 @@ class Dev:
         return self.process.returncode
 
     async def nothing_left(self) -> bool:
-        """No process and no folder."""
+        """Assert that no process and no folder is left."""
         return self.etcds() == [] and list(self.scratch.iterdir()) == []
 
 
 @contextlib.asynccontextmanager
 async def dev(scratch: Path, *flags: str) -> AsyncIterator[Dev]:
-    """Running, whatever it has come to."""
+    """A running ``dev``, killed at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-m", "app", "dev", "--port=0", *flags),
         env=environment({"TMPDIR": str(scratch)}),
@@ -101,7 +101,7 @@ async def dev(scratch: Path, *flags: str) -> AsyncIterator[Dev]:
 @pytest.mark.etcd
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_dev(tmp_path: Path, number: int) -> None:
-    """Prints what to open, serves data that changes, and ends well with all that it started, streams included."""
+    """``dev`` prints what to open, serves data that changes, and ends with all that it started, streams included."""
     async with dev(tmp_path) as running:
         base = await running.ready()
         urls = re.findall(r"http://127\.0\.0\.1:\d+/[^\s']*", running.text)
@@ -128,7 +128,7 @@ async def test_dev(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.etcd
 async def test_dev_with_a_token(tmp_path: Path) -> None:
-    """What it prints works as printed, and keeps the token out of the terminal's scrollback."""
+    """The printed commands work as printed, and keep the token out of the terminal's scrollback."""
     token = tmp_path / "a token"
     token.write_text("s3cret\n")
     scratch = tmp_path / "scratch"
@@ -147,7 +147,7 @@ async def test_dev_with_a_token(tmp_path: Path) -> None:
 
 @pytest.mark.etcd
 async def test_dev_killed(tmp_path: Path) -> None:
-    """kill -9 leaves no time for anything: its etcd and its folder go none the less."""
+    """kill -9 leaves no time to clean up, but the etcd of ``dev`` and its folder go nevertheless."""
     async with dev(tmp_path) as running:
         await running.ready()
         assert running.etcds() != []
@@ -160,7 +160,7 @@ async def test_dev_killed(tmp_path: Path) -> None:
 @pytest.mark.etcd
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_dev_interrupted_while_it_starts(tmp_path: Path, number: int) -> None:
-    """Nothing is left either; it was asked to stop, and did."""
+    """``dev`` that is interrupted while it starts leaves nothing, and ends with success."""
     async with dev(tmp_path) as running:
 
         async def etcd_is_starting() -> bool:
@@ -175,7 +175,7 @@ async def test_dev_interrupted_while_it_starts(tmp_path: Path, number: int) -> N
 
 @pytest.mark.etcd
 async def test_dev_with_a_port_in_use(tmp_path: Path, taken: int) -> None:
-    """The error of ``serve``, and no etcd left."""
+    """A port in use gives the error of ``serve``, and leaves no etcd."""
     async with dev(tmp_path, "--port", str(taken), "--log-level", "error") as running:
         async with asyncio.timeout(HANG):
             _out, error = await running.process.communicate()
@@ -188,7 +188,7 @@ async def test_dev_with_a_port_in_use(tmp_path: Path, taken: int) -> None:
 
 @pytest.mark.etcd
 async def test_dev_without_a_reader(tmp_path: Path) -> None:
-    """Nobody takes what it prints, and SIGHUP, which a terminal sends at its end, ends it in order."""
+    """``dev`` survives a closed output, and SIGHUP, which a closing terminal sends, ends it in order."""
     process = await asyncio.create_subprocess_shell(
         f"exec {sys.executable} -W error -m app dev --port=0 --log-format=json >/dev/full",
         env=environment({"TMPDIR": str(tmp_path)}),
@@ -210,7 +210,7 @@ async def test_dev_without_a_reader(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that says what is missing; no traceback."""
+    """Without a place for its data, ``dev`` prints one line that names what is missing; no traceback."""
 
     def refuse(**_more: object) -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
@@ -225,7 +225,7 @@ def test_dev_without_a_place_for_its_data(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_an_etcd_whose_progress_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, warned: bool
 ) -> None:
-    """What that means is said, in words for somebody who tries the gateway."""
+    """For an etcd whose progress is not trusted, ``dev`` prints what that means for a user who tries the gateway."""
     binary = tmp_path / "etcd"
     binary.write_text(f"#!/bin/sh\necho 'etcd Version: {version}'\n")
     binary.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The tests' own etcd: it comes back, freezes, and is a member of a cluster."""
+"""The tests' own etcd: it can restart, freeze, and be a member of a cluster."""
 
 from __future__ import annotations
 

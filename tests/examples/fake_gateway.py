@@ -1,7 +1,7 @@
-"""A gateway whose streams a test writes by hand: the wire contract with every cut in the place where it hurts.
+"""A gateway whose streams a test writes by hand: the wire contract, with cuts in the worst places.
 
 Must live here: bytes of the contract, SSE and NDJSON, over plain HTTP/1.1. Must not: any logic of the real gateway,
-which it would then share the mistakes of.
+because the fake would then share its mistakes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cursor(revision: int) -> str:
 
 @dataclass
 class Stream:
-    """One watch that a client opened; the test writes what it gets."""
+    """One watch that a client opened; the test writes its bytes."""
 
     query: dict[str, str]
     headers: dict[str, str]
@@ -46,34 +46,34 @@ class Stream:
 
     @property
     def media_type(self) -> str:
-        """What such a stream is sent as."""
+        """The media type of such a stream."""
         return "text/event-stream" if self.form == "sse" else "application/x-ndjson"
 
     @property
     def cursor(self) -> str | None:
-        """What the client wants to resume from: the header beats the query."""
+        """The cursor that the client wants to resume from: the header beats the query."""
         return self.headers.get("last-event-id", self.query.get("last_event_id"))
 
     async def raw(self, data: bytes) -> None:
-        """Bytes as they are, as one chunk."""
+        """Send bytes unchanged, as one chunk."""
         self._writer.write(b"%x\r\n%s\r\n" % (len(data), data))
         await self._writer.drain()
 
     async def answer(self, head: str, body: bytes = b"") -> None:
-        """An answer of somebody else's: the status line and headers, and all or a part of the body; then the end."""
+        """Send a foreign answer: the status line and headers, and all or a part of the body; then close."""
         self._writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         with contextlib.suppress(ConnectionError):
             await self._writer.drain()
         await self.cut()
 
     async def open(self, retry_ms: int = 20) -> None:
-        """The head, and the first bytes."""
+        """Send the head and the first bytes."""
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {self.media_type}\r\nCache-Control: no-store\r\n"
         self._writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         await self.raw(f"retry: {retry_ms}\n: connected fake\n".encode() if self.form == "sse" else b"\n")
 
     def encoded(self, kind: str, at: int | None = None, **members: object) -> bytes:
-        """One event; *at*: the revision of its cursor, if it carries one."""
+        """The bytes of one event; *at* is the revision of its cursor, if it carries one."""
         data = {"type": kind, **members}
         if self.form == "ndjson":
             return (
@@ -83,19 +83,19 @@ class Stream:
         return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n{tail}\n".encode()
 
     async def event(self, kind: str, at: int | None = None, **members: object) -> None:
-        """Send one."""
+        """Send one event."""
         await self.raw(self.encoded(kind, at, **members))
 
     async def reset(self, reason: str = "initial") -> None:
-        """State follows."""
+        """Announce a snapshot."""
         await self.event("reset", 0, reason=reason, ranges=["prefix=/svc/"])
 
     async def item(self, key: str, value: str, revision: int, *, key_encoding: str | None = None) -> None:
-        """A key of a snapshot."""
+        """Send a key of a snapshot."""
         await self.event("put", **_put(key, value, revision), **_marked(key_encoding))
 
     async def put(self, key: str, value: str, revision: int, *, more: bool = False, **members: str) -> None:
-        """A live put: with ``more``, or with the cursor."""
+        """Send a live put: with ``more``, or with the cursor."""
         fields = {**_put(key, value, revision), **members}
         if more:
             await self.event("put", **fields, more=True)
@@ -103,7 +103,7 @@ class Stream:
             await self.event("put", revision, **fields)
 
     async def delete(self, key: str, revision: int, *, more: bool = False, key_encoding: str | None = None) -> None:
-        """A live delete."""
+        """Send a live delete."""
         fields = {"key": key, "mod_revision": revision, **_marked(key_encoding)}
         if more:
             await self.event("delete", **fields, more=True)
@@ -111,22 +111,22 @@ class Stream:
             await self.event("delete", revision, **fields)
 
     async def synced(self, revision: int, heartbeat: float = 15) -> None:
-        """The mirror is exact."""
+        """Send that the mirror is exact."""
         await self.event("synced", revision, revision=revision, heartbeat=heartbeat)
 
     async def bookmark(self, revision: int, state: str = "live") -> None:
-        """This far."""
+        """Send a bookmark at this revision."""
         await self.event("bookmark", revision, revision=revision, state=state)
 
     async def snapshot(self, revision: int, heartbeat: float = 15, **values: str) -> None:
-        """A whole snapshot of ``/svc/<name>``, all of it written at *revision*."""
+        """Send a whole snapshot of ``/svc/<name>``, with every key written at *revision*."""
         await self.reset()
         for name, value in values.items():
             await self.item(f"/svc/{name}", value, revision)
         await self.synced(revision, heartbeat)
 
     async def cut(self) -> None:
-        """Break the connection where it is: what was written arrives, the end of the body never does."""
+        """Break the connection: what was written arrives, the end of the body never does."""
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -137,7 +137,7 @@ class Stream:
         await self.cut()
 
     async def gone(self) -> None:
-        """Wait until the client has closed."""
+        """Wait until the client has closed the connection."""
         async with asyncio.timeout(HANG):
             await self.closed.wait()
 
@@ -153,7 +153,8 @@ def _marked(key_encoding: str | None) -> dict[str, Any]:
 class FakeGateway:
     """Serves the page, the examples, and the watches that a test plays.
 
-    ``problem``: what every request of ``/v1`` is refused with, when set. ``path``: what a proxy would put in front.
+    ``problem``: the problem that every request to ``/v1`` gets, if set. ``path``: the path that a proxy would add in
+    front.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -174,7 +175,7 @@ class FakeGateway:
 
     @property
     def waiting(self) -> int:
-        """Watches asked for and not taken by ``stream``."""
+        """The number of watches that were asked for and not taken by ``stream``."""
         return self._streams.qsize()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -185,7 +186,7 @@ class FakeGateway:
                 pass
             self._streams.put_nowait(stream)
             try:
-                await reader.read()  # ends when the client closes, or resets
+                await reader.read()  # ends when the client closes or resets the connection
             finally:
                 stream.closed.set()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -195,7 +196,7 @@ class FakeGateway:
             writer.close()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream | None:
-        """Answer one request; a watch is for the test to answer."""
+        """Answer one request; a watch is left to the test."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         target, *lines = head.split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -234,7 +235,7 @@ class FakeGateway:
 
 @contextlib.asynccontextmanager
 async def fake_gateway(path: str = "") -> AsyncIterator[FakeGateway]:
-    """A running one, on a port of its own; *path*: what a proxy would serve it under."""
+    """A running fake gateway on its own port; *path* is the path under which a proxy would serve it."""
     fake = FakeGateway(path)
     server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}"

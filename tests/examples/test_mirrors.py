@@ -1,6 +1,7 @@
-"""The reference clients: right after every kind of break, and back with the right cursor.
+"""The reference clients: correct after every kind of break, and back with the right cursor.
 
-One body per case, run by ``mirror.py`` and by ``mirror.js`` in Chromium: the contract is one, so its clients agree.
+Each case has one body, which ``mirror.py`` and ``mirror.js`` (in Chromium) both run: one contract, so both clients
+agree.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tests.support.waiting import HANG
 if TYPE_CHECKING:
     from mirror import Item, Mirror
 
-# Playwright's own is 5 s.
+# Playwright's default is 5 s.
 expect.set_options(timeout=HANG * 1000)
 
 # One browser serves the module, so its tests share a loop.
@@ -53,7 +54,7 @@ class View:
 
 
 def problem(status: int, code: str, detail: str) -> dict[str, Any]:
-    """What a gateway refuses with."""
+    """The problem of a refusal."""
     return {"type": "x", "title": "No", "status": status, "code": code, "detail": detail}
 
 
@@ -61,23 +62,23 @@ class Client(Protocol):
     """A mirror of either kind."""
 
     async def start(self, url: str, prefix: str) -> None:
-        """Follow."""
+        """Start to follow."""
 
     async def views(self) -> list[View]:
-        """Everything it has shown, in order."""
+        """Everything that the client has shown, in order."""
 
     async def state(self) -> str:
-        """Its state now, shown or not."""
+        """The client's state now, shown or not."""
 
     async def changes(self) -> list[tuple[str, str]]:
-        """Everything it was told to have changed: (type, key)."""
+        """Every change that the client reported: (type, key)."""
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
 
 
 def load_mirror() -> ModuleType:
-    """``docs/examples/mirror.py``, which is in no package; it draws the shortest delays."""
+    """``docs/examples/mirror.py``, which is in no package; its random delays are always the shortest."""
     spec = importlib.util.spec_from_file_location("mirror", EXAMPLES / "mirror.py")
     assert spec is not None
     assert spec.loader is not None
@@ -103,7 +104,7 @@ class PythonClient:
 
     @property
     def task(self) -> asyncio.Task[None]:
-        """Its `run`."""
+        """The task of `run`."""
         assert self._task is not None
         return self._task
 
@@ -115,15 +116,15 @@ class PythonClient:
 
     @property
     def shown(self) -> list[View]:
-        """Everything it has shown, also when it has ended."""
+        """Everything that the client has shown, even if `run` has failed."""
         return self._views
 
     def run(self) -> None:
-        """Follow, from the start or again."""
+        """Start to follow, or resume."""
         self._task = asyncio.create_task(self.mirror.run())
 
     async def start(self, url: str, prefix: str) -> None:
-        """Follow."""
+        """Start to follow."""
 
         def onchange(mirror: Mirror, changes: list[Item]) -> None:
             items = {named(*identity): item["value"] for identity, item in mirror.items.items()}
@@ -134,21 +135,21 @@ class PythonClient:
         self.run()
 
     async def views(self) -> list[View]:
-        """Everything it has shown."""
+        """Everything that the client has shown."""
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
         return self._views
 
     async def state(self) -> str:
-        """Its state now."""
+        """The client's state now."""
         return self.mirror.state
 
     async def changes(self) -> list[tuple[str, str]]:
-        """Everything it was told."""
+        """Every change that the client reported."""
         return self._changes
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -174,27 +175,27 @@ class BrowserClient:
         self._page = page
 
     async def start(self, url: str, prefix: str) -> None:
-        """Follow."""
+        """Start to follow."""
         await self._page.goto(f"{url}/blank")
         await self._page.evaluate(START, [url, prefix])
 
     async def views(self) -> list[View]:
-        """Everything it has shown."""
+        """Everything that the client has shown."""
         return [
             View(state, revision, at, {named(key, encoding): value for key, encoding, value in items}, reason)
             for state, revision, at, items, reason in await self._page.evaluate("window.views")
         ]
 
     async def state(self) -> str:
-        """Its state now."""
+        """The client's state now."""
         return str(await self._page.evaluate("mirror.state"))
 
     async def changes(self) -> list[tuple[str, str]]:
-        """Everything it was told."""
+        """Every change that the client reported."""
         return [(kind, key) for kind, key in await self._page.evaluate("window.changes")]
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         await self._page.evaluate("mirror.close()")
 
 
@@ -213,24 +214,24 @@ def _idle(request: pytest.FixtureRequest) -> Client:
 
 @pytest_asyncio.fixture(loop_scope="module", name="client")
 async def _client(idle: Client, gateway: FakeGateway) -> AsyncIterator[Client]:
-    """A client that follows ``/svc/``, and has asked for its first stream."""
+    """A client that follows ``/svc/`` and has asked for its first stream."""
     await idle.start(gateway.url, "/svc/")
     yield idle
     await idle.stop()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]]) -> None:
-    """Wait for it; at the deadline say what there is instead."""
+    """Wait for the condition; at the deadline raise *what*, which describes the actual state."""
     try:
         async with asyncio.timeout(HANG):
-            while not await condition():  # noqa: ASYNC110 - what changes is in another process
+            while not await condition():  # noqa: ASYNC110 - the state changes in another process
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(await what()) from None
 
 
 async def shows(client: Client, state: str, at: int, items: dict[str, str], *, at_cursor: int | None = None) -> None:
-    """Wait until the client shows just this; its cursor is the revision's unless said otherwise."""
+    """Wait until the client shows exactly this; its cursor is the revision's unless *at_cursor* is given."""
     expected = View(state, at, cursor(at if at_cursor is None else at_cursor), items)
 
     async def last() -> list[View]:
@@ -243,7 +244,7 @@ async def shows(client: Client, state: str, at: int, items: dict[str, str], *, a
 
 
 async def turns(client: Client, state: str) -> View:
-    """Wait until the client's state is this."""
+    """Wait until the client is in this state."""
 
     async def seen() -> bool:
         views = await client.views()
@@ -254,7 +255,7 @@ async def turns(client: Client, state: str) -> View:
 
 
 async def synced_client(client: Client, gateway: FakeGateway, heartbeat: float = 15) -> Stream:
-    """A client that is live at 10 with two keys."""
+    """A client that is live at revision 10 with two keys."""
     stream = await gateway.stream()
     await stream.snapshot(10, heartbeat, a="1", b="2")
     await shows(client, "live", 10, {"/svc/a": "1", "/svc/b": "2"})
@@ -262,7 +263,7 @@ async def synced_client(client: Client, gateway: FakeGateway, heartbeat: float =
 
 
 async def test_asks_for_its_prefix_with_no_cursor(client: Client, gateway: FakeGateway) -> None:
-    """The first request holds nothing back and nothing more."""
+    """The first request has the prefix, no cursor, and nothing else."""
     stream = await gateway.stream()
     await stream.snapshot(1)
     await turns(client, "live")
@@ -271,7 +272,7 @@ async def test_asks_for_its_prefix_with_no_cursor(client: Client, gateway: FakeG
 
 
 async def test_shows_nothing_of_a_snapshot_before_synced(client: Client, gateway: FakeGateway) -> None:
-    """The first state appears at once and whole."""
+    """The first snapshot appears at once and whole."""
     await synced_client(client, gateway)
 
     shown = [view.items for view in await client.views() if view.items]
@@ -280,7 +281,7 @@ async def test_shows_nothing_of_a_snapshot_before_synced(client: Client, gateway
 
 
 async def test_applies_live_events(client: Client, gateway: FakeGateway) -> None:
-    """Put, overwrite, delete; each moves revision and cursor."""
+    """Put, overwrite and delete each move the revision and the cursor."""
     stream = await synced_client(client, gateway)
     await stream.put("/svc/c", "3", 11)
     await stream.put("/svc/a", "one", 12)
@@ -297,7 +298,7 @@ async def test_applies_live_events(client: Client, gateway: FakeGateway) -> None
 
 
 async def test_commits_a_transaction_at_once(client: Client, gateway: FakeGateway) -> None:
-    """Three events of one revision are never seen one by one."""
+    """Three events of one revision are never shown one by one."""
     stream = await synced_client(client, gateway)
     await stream.put("/svc/a", "x", 13, more=True)
     await stream.delete("/svc/b", 13, more=True)
@@ -309,7 +310,7 @@ async def test_commits_a_transaction_at_once(client: Client, gateway: FakeGatewa
 
 
 async def test_tells_keys_apart_by_their_encoding(client: Client, gateway: FakeGateway) -> None:
-    """A key of the bytes ff ff and one that is the text "//8=" are two."""
+    """A key of the bytes ff ff and a key that is the text "//8=" are two keys."""
     stream = await gateway.stream()
     await stream.reset()
     await stream.item("//8=", "text", 3)
@@ -322,7 +323,7 @@ async def test_tells_keys_apart_by_their_encoding(client: Client, gateway: FakeG
 
 
 async def test_takes_characters_that_some_readers_end_lines_at(client: Client, gateway: FakeGateway) -> None:
-    """JSON leaves U+2028, U+2029 and U+0085 as they are; none of them ends a line."""
+    """JSON contains U+2028, U+2029 and U+0085 unescaped; none of them ends a line."""
     stream = await synced_client(client, gateway)
     await stream.put("/svc/a", "1\u2028\u2029\x85\n\r2", 11)
 
@@ -330,7 +331,7 @@ async def test_takes_characters_that_some_readers_end_lines_at(client: Client, g
 
 
 async def test_takes_events_in_any_pieces(client: Client, gateway: FakeGateway) -> None:
-    """Chunks are no lines: an event may come byte by byte, also inside a character."""
+    """Chunks are not lines: an event may come byte by byte, even split inside a character."""
     stream = await synced_client(client, gateway)
     data = stream.encoded("put", 11, key="/svc/a", value="é", create_revision=1, mod_revision=11, version=2)
     for byte in data:
@@ -340,7 +341,7 @@ async def test_takes_events_in_any_pieces(client: Client, gateway: FakeGateway) 
 
 
 async def test_comes_back_with_its_cursor(client: Client, gateway: FakeGateway) -> None:
-    """Cut while it is quiet: resumes, replays, and is live only after `synced`."""
+    """After a cut while quiet, the client resumes, replays, and is live only after `synced`."""
     stream = await synced_client(client, gateway)
     await stream.put("/svc/a", "one", 11)
     await stream.bookmark(14)
@@ -357,11 +358,12 @@ async def test_comes_back_with_its_cursor(client: Client, gateway: FakeGateway) 
 
 
 async def test_cut_inside_the_first_snapshot(client: Client, gateway: FakeGateway) -> None:
-    """It holds nothing, and says so."""
+    """After a cut inside the first snapshot the client has nothing, and asks without a cursor."""
     stream = await gateway.stream()
     await stream.reset()
     await stream.item("/svc/a", "old", 9)
-    # Seen first: Chromium may drop what came right before a break (seen once in 1,800 tests on a busy machine).
+    # Wait for the event first: Chromium may drop the last bytes before a break (seen once in 1,800 tests on a busy
+    # machine).
     await shows(client, "connecting", 0, {})
     await stream.cut()
 
@@ -373,7 +375,7 @@ async def test_cut_inside_the_first_snapshot(client: Client, gateway: FakeGatewa
 
 
 async def test_cut_inside_a_later_snapshot(client: Client, gateway: FakeGateway) -> None:
-    """The old mirror stays, stale; what came of the new one is dropped, and never resumed over."""
+    """The old mirror stays, stale; the part of the new snapshot is dropped, and never resumed from."""
     stream = await synced_client(client, gateway)
     await stream.reset("lagged")
     await stream.item("/svc/z", "half", 30)
@@ -388,7 +390,7 @@ async def test_cut_inside_a_later_snapshot(client: Client, gateway: FakeGateway)
 
 
 async def test_cut_inside_a_transaction(client: Client, gateway: FakeGateway) -> None:
-    """The half is dropped, and comes again whole from the cursor before it."""
+    """Half of a transaction is dropped, and comes again whole after the cursor before it."""
     stream = await synced_client(client, gateway)
     before = len(await client.changes())
     await stream.put("/svc/a", "half", 11, more=True)
@@ -407,7 +409,7 @@ async def test_cut_inside_a_transaction(client: Client, gateway: FakeGateway) ->
 
 
 async def test_half_a_transaction_does_not_outlive_a_reset(client: Client, gateway: FakeGateway) -> None:
-    """What waits for its last event is dropped by a reset as by a break."""
+    """A reset drops an unfinished transaction, as a break does."""
     stream = await synced_client(client, gateway)
     await stream.put("/svc/a", "half", 11, more=True)
     await stream.snapshot(12, b="2")
@@ -417,7 +419,7 @@ async def test_half_a_transaction_does_not_outlive_a_reset(client: Client, gatew
 
 
 async def test_cut_inside_an_event(client: Client, gateway: FakeGateway) -> None:
-    """An unfinished block or line is nothing, its id neither."""
+    """An unfinished block or line counts for nothing, and neither does its id."""
     stream = await synced_client(client, gateway)
     whole = stream.encoded("put", 11, key="/svc/a", value="half", create_revision=1, mod_revision=11, version=2)
     await stream.raw(whole[:-1])
@@ -428,7 +430,7 @@ async def test_cut_inside_an_event(client: Client, gateway: FakeGateway) -> None
 
 
 async def test_reset_in_the_middle(client: Client, gateway: FakeGateway) -> None:
-    """The old state is shown as stale until the swap; what differs is told, deletes first, and nothing else."""
+    """The old state is shown as stale until the swap; only the differences are reported, deletes first."""
     stream = await synced_client(client, gateway)
     before = len(await client.changes())
     await stream.reset("compacted")
@@ -442,7 +444,7 @@ async def test_reset_in_the_middle(client: Client, gateway: FakeGateway) -> None
 
 
 async def test_a_value_that_differs_at_the_same_revision_is_told(client: Client, gateway: FakeGateway) -> None:
-    """After a restore another history may have the same revisions."""
+    """A different value at the same revision is reported: after a restore, revisions repeat with another history."""
     stream = await synced_client(client, gateway)
     before = len(await client.changes())
     await stream.reset("restored")
@@ -455,7 +457,7 @@ async def test_a_value_that_differs_at_the_same_revision_is_told(client: Client,
 
 
 async def test_close_with_a_time_to_come_back(client: Client, gateway: FakeGateway) -> None:
-    """It waits as long as it was told, and comes back from the last bookmark."""
+    """After a `close` with a retry delay the client waits that long, and resumes from the last bookmark."""
     stream = await synced_client(client, gateway)
     await stream.bookmark(12)
     closed = asyncio.get_running_loop().time()
@@ -472,7 +474,7 @@ async def test_close_with_a_time_to_come_back(client: Client, gateway: FakeGatew
 
 
 async def test_refused_for_the_moment(client: Client, gateway: FakeGateway) -> None:
-    """Over capacity: a stream that holds only a `close`."""
+    """Over capacity, the client gets a stream that contains only a `close`, and comes back."""
     stream = await gateway.stream()
     await stream.event("close", reason="overloaded", retry_ms=50)
     await stream.end()
@@ -482,7 +484,7 @@ async def test_refused_for_the_moment(client: Client, gateway: FakeGateway) -> N
 
 
 async def test_silence_of_three_heartbeats(client: Client, gateway: FakeGateway) -> None:
-    """A connection that says nothing is stale, is closed, and another one opened with the cursor."""
+    """A silent connection is stale after three heartbeats; the client closes it, and reconnects with the cursor."""
     stream = await gateway.stream()
     said = asyncio.get_running_loop().time()
     await stream.snapshot(10, 0.2, a="1", b="2")
@@ -500,21 +502,21 @@ async def test_silence_of_three_heartbeats(client: Client, gateway: FakeGateway)
 
 
 async def test_bookmarks_keep_it_open(client: Client, gateway: FakeGateway) -> None:
-    """With some in each it stays live beyond three heartbeats: 4.5 s, in which a slow machine may stand still."""
+    """Bookmarks keep the client live beyond three heartbeats (4.5 s); there are several in each for slow machines."""
     stream = await synced_client(client, gateway, heartbeat=1.5)
     loop = asyncio.get_running_loop()
     started, revision = loop.time(), 10
     while loop.time() - started < 5:
         revision += 1
         await stream.bookmark(revision)
-        await asyncio.sleep(0.1)  # the gateway's own pace, not a wait for anything
+        await asyncio.sleep(0.1)  # the gateway's own pace, not a wait for a condition
 
     await shows(client, "live", revision, {"/svc/a": "1", "/svc/b": "2"})
     assert gateway.waiting == 0
 
 
 async def test_says_when_etcd_is_away(client: Client, gateway: FakeGateway) -> None:
-    """Stale by `status`, still by a bookmark, live again by `status`."""
+    """The client is stale after `status`, still stale after a bookmark, and live again after `status`."""
     stream = await synced_client(client, gateway)
     await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
     await shows(client, "stale", 10, {"/svc/a": "1", "/svc/b": "2"})
@@ -526,7 +528,7 @@ async def test_says_when_etcd_is_away(client: Client, gateway: FakeGateway) -> N
 
 
 async def test_says_when_its_own_stream_is_behind(client: Client, gateway: FakeGateway) -> None:
-    """A bookmark is about the reader: it may be stale with no `status` before it, and later live again."""
+    """A bookmark is about this stream: it may be stale without a `status` before it, and live again later."""
     stream = await synced_client(client, gateway)
     await stream.bookmark(11, "stale")
     await shows(client, "stale", 11, {"/svc/a": "1", "/svc/b": "2"})
@@ -538,7 +540,7 @@ async def test_says_when_its_own_stream_is_behind(client: Client, gateway: FakeG
 
 
 async def test_a_reset_does_not_hide_that_etcd_is_away(client: Client, gateway: FakeGateway) -> None:
-    """A stream says `stale` once; a snapshot out of the gateway's memory does not take it back."""
+    """A stream sends `stale` once; a snapshot from the gateway's memory does not cancel it."""
     stream = await synced_client(client, gateway)
     await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
     await stream.snapshot(12, b="2")
@@ -548,7 +550,7 @@ async def test_a_reset_does_not_hide_that_etcd_is_away(client: Client, gateway: 
 
 
 async def test_status_before_the_first_state(client: Client, gateway: FakeGateway) -> None:
-    """A gateway that has no view yet: not live, nothing shown; and a new stream starts with a clean slate."""
+    """While the gateway has no view yet, the client is not live and shows nothing; a new stream starts clean."""
     stream = await gateway.stream()
     await stream.event("status", state="stale", since="2026-01-01T00:00:00Z", ranges=["prefix=/svc/"])
     assert (await turns(client, "connecting")).reason == "etcd is out of reach, or this client is behind"
@@ -558,7 +560,7 @@ async def test_status_before_the_first_state(client: Client, gateway: FakeGatewa
 
 
 async def test_comes_back_after_a_refusal(client: Client, gateway: FakeGateway) -> None:
-    """A browser gives up on a non-200 for good; the mirror does not."""
+    """A browser's EventSource never retries after a non-200; the mirror does."""
     stream = await synced_client(client, gateway)
     gateway.problem = problem(503, "draining", "stopping")
     await stream.cut()
@@ -575,22 +577,22 @@ async def test_comes_back_after_a_refusal(client: Client, gateway: FakeGateway) 
 
 
 async def test_stops_when_told(client: Client, gateway: FakeGateway) -> None:
-    """The connection is closed, and no other opened, also when three heartbeats have passed."""
+    """A stopped client closes its connection and opens no other, even after three heartbeats."""
     stream = await synced_client(client, gateway, heartbeat=1.5)
     await client.stop()
     await stream.gone()
 
     with pytest.raises(TimeoutError):
         await gateway.stream(within=5)
-    assert (await client.views())[-1].state == "live", "nobody is told what they did themselves"
-    assert await client.state() == "stale", "and yet nobody feeds it any more"
+    assert (await client.views())[-1].state == "live", "a stop that the caller asked for must not be reported"
+    assert await client.state() == "stale", "a stopped mirror must be stale: nothing feeds it any more"
 
 
 # --- answers that are not the gateway's -----------------------------------------------------------------------------
 
 
 def foreign(head: str, body: str = "", *, says: str, length: int | None = None) -> tuple[str, bytes, str]:
-    """An answer, and what `mirror.py` names it by. "TYPE" is the media type that the client asked for."""
+    """An answer, and the text by which `mirror.py` names it. "TYPE" is the media type that the client asked for."""
     data = body.encode()
     return f"{head}\nContent-Length: {len(data) if length is None else length}", data, says
 
@@ -631,7 +633,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 async def test_outlives_a_foreign_answer(client: Client, gateway: FakeGateway, name: str) -> None:
-    """Whoever else answers: the mirror keeps what it has, is not live, says what it saw, and comes back."""
+    """After an answer that is not the gateway's, the mirror is not live, keeps its items, names it, and comes back."""
     head, body, says = FOREIGN[name]
     stream = await synced_client(client, gateway)
     await stream.cut()
@@ -650,7 +652,7 @@ async def test_outlives_a_foreign_answer(client: Client, gateway: FakeGateway, n
 
 
 async def test_silence_from_the_first_byte(client: Client, gateway: FakeGateway) -> None:
-    """A connection that is taken and never answered is given up like one that falls silent."""
+    """A connection that is accepted and never answered is abandoned like one that falls silent."""
     stream = await synced_client(client, gateway, heartbeat=0.2)
     await stream.cut()
     silent = await gateway.stream(opened=False)
@@ -662,7 +664,7 @@ async def test_silence_from_the_first_byte(client: Client, gateway: FakeGateway)
     await shows(client, "live", 11, {"/svc/a": "1", "/svc/b": "2"})
 
 
-# Name and data of an event, and the cursor that it claims to be at.
+# Name and data of an event, and the cursor that it carries.
 GARBLED = {
     "text": ("put", "oops"),
     "half": ("put", '{"type":"put","key":"/svc/a"'),
@@ -683,7 +685,7 @@ GARBLED = {
 
 @pytest.mark.parametrize("name", GARBLED)
 async def test_takes_nothing_of_a_garbled_event(client: Client, gateway: FakeGateway, name: str) -> None:
-    """It is not applied, not even its cursor; the mirror is not live, says so, and asks again from before."""
+    """A garbled event is not applied, nor its cursor; the mirror is not live, reports it, and resumes from before."""
     kind, data = GARBLED[name]
     stream = await synced_client(client, gateway)
     if stream.form == "sse":
@@ -701,7 +703,7 @@ async def test_takes_nothing_of_a_garbled_event(client: Client, gateway: FakeGat
 
 
 async def test_passes_over_events_and_members_that_it_does_not_know(client: Client, gateway: FakeGateway) -> None:
-    """v1 may grow: neither ends a stream, nor the transaction that it comes in."""
+    """v1 may grow: an unknown event or member ends neither the stream nor the transaction that contains it."""
     stream = await synced_client(client, gateway)
     await stream.event("news", 11, about="weather")
     await stream.put("/svc/a", "one", 12, more=True)
@@ -711,7 +713,7 @@ async def test_passes_over_events_and_members_that_it_does_not_know(client: Clie
 
 
 async def test_takes_a_large_value(client: Client, gateway: FakeGateway) -> None:
-    """One event is one line, of any length, and comes in many pieces."""
+    """One event is one line of any length, and comes in many pieces."""
     stream = await synced_client(client, gateway)
     value = "x" * (12 << 20)
     await stream.put("/svc/a", value, 11)
@@ -720,7 +722,9 @@ async def test_takes_a_large_value(client: Client, gateway: FakeGateway) -> None
 
 @pytest.mark.parametrize("delay", [0, -1, 3e9])
 async def test_odd_delays_of_a_close(client: Client, gateway: FakeGateway, delay: float) -> None:
-    """None, or a negative one: its own. One beyond what a timer takes: it waits, and does not come back at once."""
+    """Without a delay, or with a negative one, the client uses its own; with a delay longer than a timer takes, it
+    waits instead of coming back at once.
+    """
     stream = await synced_client(client, gateway)
     await stream.event("close", reason="drain", retry_ms=delay)
     if delay > 0:
@@ -756,7 +760,7 @@ async def ended(client: PythonClient) -> BaseException:
 async def test_python_client_ends_with_what_will_not_pass(
     gateway: FakeGateway, status: int, code: str, *, was_live: bool
 ) -> None:
-    """The problem is raised to whoever waits, and shown; nothing is asked again."""
+    """A permanent problem is raised to the caller and shown; the client sends no further request."""
     client = PythonClient()
     if was_live:
         await client.start(gateway.url, "/svc/")
@@ -783,7 +787,7 @@ async def test_python_client_ends_with_what_will_not_pass(
     [(408, "head-timeout"), (429, "too-many-feeds"), (500, "internal"), (502, "etcd-refused"), (503, "draining")],
 )
 async def test_python_client_outlives_what_passes(gateway: FakeGateway, status: int, code: str) -> None:
-    """It says what it was told meanwhile."""
+    """The client reports a transient problem, and goes on."""
     gateway.problem = problem(status, code, "not now")
     client = PythonClient()
     await client.start(gateway.url, "/svc/")
@@ -803,7 +807,7 @@ async def test_python_client_outlives_what_passes(gateway: FakeGateway, status: 
     [("7", 7.0), ("99999999999", 300.0), ("0", 0.2), ("soon", 0.2), ("\xb2", 0.2), ("-1", 0.2), ("", 0.2)],
 )
 async def test_python_client_waits_as_long_as_it_is_told(gateway: FakeGateway, after: str, expected: float) -> None:
-    """By Retry-After, up to five minutes; otherwise by its own delay, which is never none."""
+    """The client waits for Retry-After, up to five minutes; otherwise for its own delay, which is never zero."""
     mirror: Mirror = load_mirror().Mirror(gateway.url, "/svc/")
 
     async def answer() -> None:
@@ -817,7 +821,7 @@ async def test_python_client_waits_as_long_as_it_is_told(gateway: FakeGateway, a
 
 
 class OnchangeError(Exception):
-    """No other code raises it."""
+    """An error that no other code raises."""
 
 
 ERRORS: list[BaseException] = [
@@ -825,7 +829,7 @@ ERRORS: list[BaseException] = [
     ValueError("mine"),
     KeyError("type"),
     ConnectionResetError("mine"),
-    # What the mirror itself meets on a stream.
+    # Errors that the mirror itself handles on a stream.
     TimeoutError("mine"),
     httpx.ReadTimeout("mine"),
     httpx.RemoteProtocolError("mine"),
@@ -839,7 +843,7 @@ ERRORS: list[BaseException] = [
 async def test_python_client_is_not_live_when_onchange_raises(
     gateway: FakeGateway, at: str, error: BaseException
 ) -> None:
-    """Whatever it raises comes out of `run`, and nothing is taken for a fault of the connection."""
+    """Any error of onchange comes out of `run`, and is never taken for a fault of the connection."""
     module = load_mirror()
 
     def onchange(mirror: Mirror, _changes: list[Item]) -> None:
@@ -875,13 +879,13 @@ async def test_python_client_is_not_live_when_onchange_raises(
     assert mirror.reason == f"run() has ended: {error!r}"
     assert gateway.waiting == 0
 
-    # Whoever mends the cause may run it again: it goes on where it is.
+    # A caller that has removed the cause may run the mirror again: it goes on from where it is.
     seen = {"live": 10, "change": 11, "bookmark": 12, "stale": 12}[at]
     assert (mirror.revision, mirror.cursor) == (seen, cursor(seen))
 
 
 async def test_python_client_runs_again(gateway: FakeGateway) -> None:
-    """After an end, from where it was: with nothing of the stream before."""
+    """After its end the mirror runs again from its position, with nothing of the earlier stream."""
     client = PythonClient()
     await client.start(gateway.url, "/svc/")
     stream = await synced_client(client, gateway)
@@ -912,7 +916,7 @@ async def test_python_client_runs_again(gateway: FakeGateway) -> None:
 async def test_python_client_ends_with_what_cannot_be_asked(
     gateway: FakeGateway, url: str | None, headers: dict[str, str] | None, says: str
 ) -> None:
-    """An address or a header that is none will not become one."""
+    """An invalid address or header stays invalid, so it ends the client."""
     mirror: Mirror = load_mirror().Mirror(url or gateway.url, "/svc/", headers=headers)
     with pytest.raises((httpx.HTTPError, httpx.InvalidURL), match=says):
         async with asyncio.timeout(HANG):
@@ -921,7 +925,7 @@ async def test_python_client_ends_with_what_cannot_be_asked(
 
 
 async def command(*arguments: object) -> tuple[int | None, str, str]:
-    """`mirror.py` run to its end."""
+    """Run `mirror.py` to its end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, EXAMPLES / "mirror.py", *map(str, arguments), stdout=PIPE, stderr=PIPE
     )
@@ -931,7 +935,7 @@ async def command(*arguments: object) -> tuple[int | None, str, str]:
 
 
 async def test_python_command_ends_with_a_line(gateway: FakeGateway) -> None:
-    """What is wrong, and no stack trace."""
+    """The command ends with one line that names the error, and no stack trace."""
     gateway.problem = problem(403, "forbidden", "not yours")
     status, out, err = await command(gateway.url, "/svc/")
     assert (status, err) == (1, "mirror.py: HTTP 403 forbidden: not yours\n")
@@ -945,7 +949,7 @@ async def test_python_command_ends_with_a_line(gateway: FakeGateway) -> None:
 
 
 async def test_python_command_in_a_pipe_that_is_read_no_more(gateway: FakeGateway) -> None:
-    """`| head -n 1` ends it, and nothing is said."""
+    """`| head -n 1` ends the command without a message."""
     shell = shlex.join([sys.executable, str(EXAMPLES / "mirror.py"), gateway.url, "/svc/"])
     process = await asyncio.create_subprocess_shell(f"{shell} | head -n 1", stdout=PIPE, stderr=PIPE)
     stream = await gateway.stream()
@@ -967,7 +971,7 @@ def old_python(version: str) -> str:
 
 @pytest.mark.parametrize("version", [(3, 8), (3, 10)])
 async def test_python_client_says_which_python_it_needs(version: tuple[int, int]) -> None:
-    """An older one understands it as far as the line that says so, before anything is imported that it has not."""
+    """An older Python gets as far as the line that names the required version, before any import that it lacks."""
     ast.parse((EXAMPLES / "mirror.py").read_text(), feature_version=version)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", old_python(f"{(*version, 0, 'final', 0)}"), stdout=PIPE, stderr=PIPE
@@ -978,7 +982,7 @@ async def test_python_client_says_which_python_it_needs(version: tuple[int, int]
 
 
 async def test_python_client_asks_for_a_prefix_of_any_bytes(gateway: FakeGateway) -> None:
-    """Bytes that are not text go percent-encoded."""
+    """Bytes that are not text are sent percent-encoded."""
     mirror: Mirror = load_mirror().Mirror(gateway.url, b"/\xff&'")
     task = asyncio.create_task(mirror.run())
     stream = await gateway.stream()
@@ -990,7 +994,7 @@ async def test_python_client_asks_for_a_prefix_of_any_bytes(gateway: FakeGateway
 
 @pytest.mark.process
 async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
-    """Prints changes as JSON lines, and every turn of its state."""
+    """The command prints changes as JSON lines, and every change of its state."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, EXAMPLES / "mirror.py", gateway.url, "/svc/", stdout=asyncio.subprocess.PIPE
     )
@@ -1015,7 +1019,7 @@ async def test_python_client_as_a_command(gateway: FakeGateway) -> None:
 
 
 async def test_browser_client_goes_on_when_onchange_throws(page: Page, gateway: FakeGateway) -> None:
-    """The browser reports it, and the mirror is fed as before: live is true."""
+    """When onchange throws, the browser reports the error, and the mirror goes on: live is true."""
     client = BrowserClient(page)
     await page.goto(f"{gateway.url}/blank")
     await page.evaluate("window.thrown = []; window.onerror = (said) => { if (said) thrown.push(said); return true; }")
@@ -1039,7 +1043,7 @@ async def test_browser_client_goes_on_when_onchange_throws(page: Page, gateway: 
 @pytest.mark.parametrize("tail", ["", "/", "/?prefix=/x/#prefix=/y/"])
 @pytest.mark.parametrize("path", ["", "/gate/way", "//twice"])
 async def test_clients_find_a_gateway_under_a_path(page: Page, path: str, tail: str) -> None:
-    """With or without a slash behind it; a query and a fragment, as an address bar has them, are none of it."""
+    """The URL may end with a slash; a query and a fragment, as an address bar has them, are not part of it."""
     async with fake_gateway(path) as gateway:
         await page.goto(gateway.url.removesuffix(path) + f"{path}/blank")
         await page.evaluate(
@@ -1057,7 +1061,7 @@ async def test_clients_find_a_gateway_under_a_path(page: Page, path: str, tail: 
 
 
 async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> None:
-    """Node has no EventSource: it says what to do; and with one it works, without `location` and the like."""
+    """Node has no EventSource: the client tells what to do; with one it works, without `location` and the like."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("NOT RUN: node is not installed")
@@ -1089,7 +1093,7 @@ async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> N
     process = await asyncio.create_subprocess_exec(
         node, tmp_path / "main.mjs", f"{gateway.url}/gw", stdout=PIPE, stderr=PIPE
     )
-    async with asyncio.timeout(HANG):  # no timer is left that would keep it alive
+    async with asyncio.timeout(HANG):  # no timer that would keep the process alive is left
         out, err = await process.communicate()
     assert err == b""
     first, *rest = out.decode().splitlines()
@@ -1100,7 +1104,7 @@ async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> N
 
 
 async def test_browser_client_reopens_by_query_what_it_would_resume_by_header(page: Page, gateway: FakeGateway) -> None:
-    """EventSource's own reconnect says the cursor in the header, a new EventSource in the query."""
+    """EventSource's own reconnect sends the cursor in the header, a new EventSource in the query."""
     client = BrowserClient(page)
     await client.start(gateway.url, "/svc/")
     stream = await synced_client(client, gateway)
@@ -1120,7 +1124,7 @@ async def test_browser_client_reopens_by_query_what_it_would_resume_by_header(pa
 
 
 async def open_page(page: Page, gateway: FakeGateway, where: str = "#prefix=/svc/") -> Stream:
-    """The page, and the stream it asks for."""
+    """Open the page, and return the stream that it asks for."""
     await page.goto(f"{gateway.url}/{where}")
     return await gateway.stream()
 
@@ -1134,7 +1138,7 @@ async def rows(page: Page) -> list[list[str]]:
 
 
 async def table_is(page: Page, expected: list[list[str]]) -> None:
-    """Wait until the table shows just this."""
+    """Wait until the table shows exactly this."""
 
     async def seen() -> bool:
         return await rows(page) == expected
@@ -1143,7 +1147,7 @@ async def table_is(page: Page, expected: list[list[str]]) -> None:
 
 
 async def test_page_carries_the_reference_client_word_for_word() -> None:
-    """One client, in two places that cannot drift."""
+    """The page contains the reference client verbatim, so that the two copies cannot drift apart."""
     client = (EXAMPLES / "mirror.js").read_text()
     client = client[client.index("// Keys that are not UTF-8") :].replace("export ", "")
 
@@ -1151,7 +1155,7 @@ async def test_page_carries_the_reference_client_word_for_word() -> None:
 
 
 async def test_page_follows_a_prefix(page: Page, gateway: FakeGateway) -> None:
-    """Rows in order of their keys, the count, the revision, and the state, as they change."""
+    """The page shows rows in the order of their keys, the count, the revision and the state, as they change."""
     stream = await open_page(page, gateway)
     await expect(page.locator("#state")).to_have_text("connecting")
     await stream.snapshot(10, b="2", a="1")
@@ -1175,7 +1179,7 @@ async def test_page_follows_a_prefix(page: Page, gateway: FakeGateway) -> None:
 
 
 async def test_page_flashes_what_changed(page: Page, gateway: FakeGateway) -> None:
-    """The row that changed and no other; none at the first fill."""
+    """The changed row flashes and no other; no row flashes at the first fill."""
     stream = await open_page(page, gateway)
     await stream.snapshot(10, a="1", b="2")
     await table_is(page, [["/svc/a", "1", "10"], ["/svc/b", "2", "10"]])
@@ -1188,7 +1192,7 @@ async def test_page_flashes_what_changed(page: Page, gateway: FakeGateway) -> No
 
 
 async def test_page_shows_values_as_text(page: Page, gateway: FakeGateway) -> None:
-    """Whoever writes to etcd does not write to the page."""
+    """Values are shown as text, so a writer to etcd cannot inject markup into the page."""
     evil = "<img src=x onerror='document.title=1'><script>document.title=2</script>"
     stream = await open_page(page, gateway)
     await stream.reset()
@@ -1200,7 +1204,7 @@ async def test_page_shows_values_as_text(page: Page, gateway: FakeGateway) -> No
 
 
 async def test_page_marks_base64(page: Page, gateway: FakeGateway) -> None:
-    """A key and a value that are no text are shown as what they are."""
+    """A key and a value that are not text are marked as base64."""
     stream = await open_page(page, gateway)
     await stream.put("//8=", "AAE=", 3, key_encoding="base64", encoding="base64")
     await stream.put("/svc/a", "AAE=", 4)
@@ -1212,19 +1216,19 @@ async def test_page_marks_base64(page: Page, gateway: FakeGateway) -> None:
 
 @pytest.mark.parametrize("prefix", ["/svc/", "", 'it\'s $(x) `y` "z" & ; [1-2] {a,b} é%20+\n!!', "--help"])
 async def test_page_says_the_same_in_curl(page: Page, gateway: FakeGateway, prefix: str) -> None:
-    """What a shell makes of the line is one URL, which asks for this prefix, also behind a path of a proxy's."""
+    """A shell reads the curl line as one URL, which asks for this prefix, also under a path of a proxy."""
     stream = await open_page(page, gateway, f"#prefix={quote(prefix, safe='')}")
     assert stream.query["prefix"] == prefix
 
     command, option, url = shlex.split(await page.locator("#curl").inner_text())
     assert (command, option) == ("curl", "-N")
-    assert not set("[]{}") & set(url), "curl would take them for a pattern"
+    assert not set("[]{}") & set(url), "curl would take the brackets for a pattern"
     assert url.startswith(f"{gateway.url}/v1/watch?prefix=")
     assert parse_qs(urlsplit(url).query, keep_blank_values=True) == {"prefix": [prefix]}
 
 
 async def test_page_asks_for_what_is_typed(page: Page, gateway: FakeGateway) -> None:
-    """Nothing is watched before; then the address can be shared, and going back goes back."""
+    """The page watches nothing before a prefix is typed; then the address can be shared, and the back button works."""
     await page.goto(gateway.url)
     await expect(page.locator("#more")).to_have_text("Enter a prefix to follow its keys.")
     assert gateway.waiting == 0
@@ -1245,12 +1249,12 @@ async def test_page_asks_for_what_is_typed(page: Page, gateway: FakeGateway) -> 
 
 
 async def test_page_takes_its_prefix_from_the_query(page: Page, gateway: FakeGateway) -> None:
-    """?prefix= is a link too, for those who cannot write a fragment."""
+    """?prefix= is a link too, for users who cannot write a fragment."""
     assert (await open_page(page, gateway, "?prefix=%2Fsvc%2F")).query["prefix"] == "/svc/"
 
 
 async def test_page_shows_a_problem(page: Page, gateway: FakeGateway) -> None:
-    """EventSource tells no reason; the page does, until it is over."""
+    """EventSource gives no reason for a failure; the page shows the problem until it is over."""
     detail = "prefix=/svc/ lies outside of the prefixes that may be read here"
     gateway.problem = {"type": "x", "title": "Forbidden", "status": 403, "code": "forbidden", "detail": detail}
     await page.goto(f"{gateway.url}/#prefix=/svc/")
@@ -1266,7 +1270,7 @@ async def test_page_shows_a_problem(page: Page, gateway: FakeGateway) -> None:
 
 
 async def test_page_caps_its_rows(page: Page, gateway: FakeGateway) -> None:
-    """The first thousand by key are shown, and that there are more; a key that goes makes room for the next."""
+    """The page shows the first thousand keys, and that there are more; a deleted key makes room for the next."""
     stream = await open_page(page, gateway)
     await stream.reset()
     names = [f"/svc/{number:06}" for number in range(100_000)]

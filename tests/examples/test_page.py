@@ -1,4 +1,4 @@
-"""The page at ``/`` of the real gateway, as people come to it: by the link that ``dev`` prints, and behind a proxy."""
+"""The page at ``/`` of the real gateway, as users come to it: by the link that ``dev`` prints, and behind a proxy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support.gateway import environment
 from tests.support.nginx import nginx, recipe
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
-# Only a hang reaches it.
+# Only a hang takes this long.
 PATIENCE = 60.0
 expect.set_options(timeout=PATIENCE * 1000)
 
 
 @contextlib.asynccontextmanager
 async def dev(*flags: str) -> AsyncIterator[str]:
-    """``dev``, and the link to the page that it prints."""
+    """A running ``dev``, and the link to the page that it prints."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "dev", "--port=0", *flags), env=environment({}), stdout=PIPE, stderr=DEVNULL
     )
@@ -53,7 +53,7 @@ async def _link() -> AsyncIterator[str]:
 
 
 async def test_link_of_dev(page: Page, link: str) -> None:
-    """It shows the sample, live; and another prefix is followed when it is typed, back and forth."""
+    """The link shows the sample, live; a typed prefix is followed, and the back and forward buttons work."""
     await page.goto(link)
     base = link.removesuffix("?prefix=/svc/")
     assert link == f"{base}?prefix=/svc/"
@@ -65,7 +65,7 @@ async def test_link_of_dev(page: Page, link: str) -> None:
     await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
     await expect(page.locator("#state")).to_have_text("live")
     await expect(page.locator("#curl")).to_have_text(f"curl -N '{base}v1/watch?prefix=/svc/api/'")
-    assert page.url == f"{base}#prefix=/svc/api/", "a link to what is shown, and to nothing else"
+    assert page.url == f"{base}#prefix=/svc/api/", "the page must link to the shown prefix, and to nothing else"
 
     await page.fill("#prefix", "/nothing/")
     await page.click("button")
@@ -83,7 +83,7 @@ async def test_link_of_dev(page: Page, link: str) -> None:
 
 
 async def test_the_same_prefix_again(page: Page, link: str) -> None:
-    """It is followed anew, and stands once in the history."""
+    """The same prefix, typed again, is followed anew, and is in the history once."""
     await page.goto(link)
     await page.fill("#prefix", "/svc/mail/")
     await page.press("#prefix", "Enter")
@@ -95,7 +95,7 @@ async def test_the_same_prefix_again(page: Page, link: str) -> None:
 
 
 async def test_a_fragment_that_is_typed(page: Page, link: str) -> None:
-    """Into the address bar of the page as the link opened it: the fragment is newer than the query."""
+    """A fragment that is typed into the address bar wins over the query of the link: the fragment is newer."""
     await page.goto(link)
     await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
     await page.evaluate("location.hash = 'prefix=/svc/api/'")
@@ -104,7 +104,7 @@ async def test_a_fragment_that_is_typed(page: Page, link: str) -> None:
 
 
 async def test_links_of_the_page_lead_somewhere(page: Page, link: str) -> None:
-    """The API, the feeds, the metrics."""
+    """The page's links to the API, the feeds and the metrics work."""
     await page.goto(link)
     links = await page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.href)")
     assert len(links) == 3
@@ -114,7 +114,7 @@ async def test_links_of_the_page_lead_somewhere(page: Page, link: str) -> None:
 
 
 async def test_links_of_the_page_with_an_admin_port(page: Page) -> None:
-    """What has moved to another port has no link."""
+    """The page has no link to what has moved to another port."""
     async with dev("--admin-port=0") as link:
         await page.goto(link)
         await expect(page.locator("#state")).to_have_text("live")
@@ -129,7 +129,7 @@ async def test_links_of_the_page_with_an_admin_port(page: Page) -> None:
 
 
 async def shows_the_api(page: Page, base: str) -> list[str]:
-    """Open ``/docs`` with no network but *base*; what it shows. Nothing is asked of anybody else."""
+    """Open ``/docs`` with no network but *base*, and return what it shows. The page asks no other host."""
     asked: list[str] = []
 
     async def only_the_gateway(route: Route) -> None:
@@ -148,7 +148,7 @@ async def shows_the_api(page: Page, base: str) -> list[str]:
 
 
 async def can_try_it_out(page: Page, base: str) -> None:
-    """The form of ``/v1/kv`` asks this gateway, where it is."""
+    """The form of ``/v1/kv`` asks this gateway at its own address."""
     await page.locator(".opblock-summary", has_text="/v1/kv").click()
     await page.click(".try-out__btn")
     await page.fill("tr[data-param-name=prefix] input", "/svc/mail/")
@@ -161,14 +161,14 @@ ADMIN = ["/v1/feeds", "/livez", "/readyz", "/metrics"]
 
 
 async def test_docs_with_no_network(page: Page, link: str) -> None:
-    """The whole API, by what the gateway brings itself."""
+    """/docs shows the whole API with only the files of the gateway."""
     base = link.partition("?")[0]
     assert await shows_the_api(page, base) == ["/v1/kv", "/v1/watch", *ADMIN]
     await can_try_it_out(page, base)
 
 
 async def test_docs_of_the_admin_port(page: Page) -> None:
-    """Each port's are about that port."""
+    """Each port's /docs is about that port."""
     ports = free_ports(2)
     async with dev(f"--port={ports[0]}", f"--admin-port={ports[1]}"):
         assert await shows_the_api(page, f"http://127.0.0.1:{ports[1]}/") == ADMIN
@@ -177,7 +177,7 @@ async def test_docs_of_the_admin_port(page: Page) -> None:
 
 
 async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> None:
-    """The recipe of docs/operations.md: the page, what it links to, what it follows, and /docs."""
+    """The recipe of docs/operations.md works: the page, its links, its stream, and /docs."""
     gateway = link.partition("?")[0]
     http = f"upstream gateways {{ server gateway-0:8080; }} server {{ listen 80; {recipe('path')} }}"
     async with nginx(tmp_path / "nginx", [gateway], http) as proxy:
@@ -199,7 +199,7 @@ async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> N
 
 
 async def test_files_of_docs(link: str) -> None:
-    """They come whole, are asked for anew only when they have changed, and are nobody else's."""
+    """The files of /docs come whole, are requested again only after a change, and are served from the gateway alone."""
     async with httpx.AsyncClient(base_url=link.partition("?")[0]) as http:
         for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
             first = await http.get(f"docs/{name}")

@@ -1,5 +1,5 @@
-"""Every test here runs on each etcd that this machine has; those marked `slow` or `one_etcd`, which are about the
-gateway itself, on the first.
+"""Every test here runs on each etcd of this machine; tests marked `slow` or `one_etcd`, which are about the gateway
+itself, run on the first etcd only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.versions import Candidate, real_etcds
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
-    """Keep one variant of each test that one etcd does for."""
+    """Keep one variant of each test that needs only one etcd."""
     first = real_etcds()[0].version if real_etcds() else ""
     dropped = [
         item
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
 
 @pytest.fixture(name="etcd", params=real_etcds(), ids=lambda candidate: candidate.version)
 async def _etcd(request: pytest.FixtureRequest) -> AsyncIterator[EmbeddedEtcd]:
-    """An etcd of the test's own, of each version."""
+    """A fresh etcd for each test, of each version."""
     async with EmbeddedEtcd(folder=request.param.folder, args=ALONE) as etcd:
         yield etcd
 

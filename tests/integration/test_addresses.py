@@ -1,4 +1,4 @@
-"""Where the gateway listens, and by which address it knows its clients."""
+"""The addresses on which the gateway listens, and the addresses by which it knows its clients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch
 
-DUAL = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="NOT RUN: no IPv6 here")
+DUAL = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="NOT RUN: this machine has no IPv6")
 
 
 async def address(server: GatewayProcess, host: str, forwarded: str = "") -> str:
-    """What /v1/feeds calls a client that comes to *host*, without its port."""
+    """The address, without the port, that /v1/feeds shows for a client that comes to *host*."""
     base = f"http://{host}:{server.port}"
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     async with await watch(base, "prefix=/svc/", headers=headers) as stream:
@@ -32,7 +32,9 @@ async def address(server: GatewayProcess, host: str, forwarded: str = "") -> str
 @DUAL
 @pytest.mark.parametrize("host", ["", "::"])
 async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> None:
-    """As the chart asks for. A client by IPv4 is known, and believed as a proxy, by its IPv4 address."""
+    """The gateway listens on both families, as the chart needs, and knows IPv4 clients and proxies by IPv4
+    addresses.
+    """
     settings = {"GATEWAY_HOST": host, "GATEWAY_ALLOW_PREFIXES": "", "FORWARDED_ALLOW_IPS": "127.0.0.0/8"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         assert await address(server, "127.0.0.1") == "127.0.0.1"
@@ -43,14 +45,14 @@ async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> 
 
 @DUAL
 def test_both_families_whatever_the_system_prefers() -> None:
-    """net.ipv6.bindv6only is not asked."""
+    """The gateway listens on both families whatever net.ipv6.bindv6only is."""
     for host in ("", "::"):
         with bind(host, 0, 65536, "GATEWAY_PORT") as sock:
             assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
 
 
 def test_every_address_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel without it: those of IPv4."""
+    """On a kernel without IPv6, the gateway listens on the IPv4 addresses."""
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     with bind("", 0, 65536, "GATEWAY_PORT") as sock:
         assert (sock.family, sock.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")

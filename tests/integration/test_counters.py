@@ -1,4 +1,4 @@
-"""Counters count: between two scrapes none goes back, whatever happens to feeds and to those who follow them."""
+"""Counters count: no counter decreases between two scrapes, whatever happens to feeds and their subscribers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
 
-# Of a counter or a histogram, in Prometheus' text format; `_created` is a time.
+# The endings of a counter or a histogram in Prometheus' text format; `_created` is a time.
 ENDINGS = ("_total", "_count", "_sum", "_bucket")
 
 
 class Scrapes:
-    """Scrapes a gateway, and asserts that no series of a counter fell or went since the last time."""
+    """Scrapes a gateway, and asserts that no counter series has decreased or vanished since the last scrape."""
 
     def __init__(self, server: GatewayProcess) -> None:
         self._server = server
         self._last: dict[str, float] = {}
 
     async def scrape(self) -> dict[str, float]:
-        """All series of counters now, by name and labels."""
+        """All counter series now, by name and labels."""
         async with httpx.AsyncClient(base_url=self._server.base, trust_env=False, timeout=30) as http:
             text = (await http.get("/metrics")).text
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
@@ -39,7 +39,7 @@ class Scrapes:
         return found
 
     async def streams(self) -> int:
-        """Streams that have not ended."""
+        """The number of streams that have not ended."""
         async with httpx.AsyncClient(base_url=self._server.base, trust_env=False, timeout=30) as http:
             return sum((await http.get("/v1/feeds")).json()["sinks"].values())
 
@@ -47,7 +47,7 @@ class Scrapes:
 @pytest.mark.one_etcd
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_no_counter_falls(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -> None:
-    """Readers that are stuck were taken out of the sums when their feed failed, and put back when they ended."""
+    """Stuck readers once left the sums when their feed failed, and came back at their end: no counter may decrease."""
     for n in range(40):
         await kv.put(f"/svc/{n}", "x" * 20_000)
     settings = {"GATEWAY_SINK": sink, "GATEWAY_MAX_FEED_BYTES": "2MiB"}
@@ -65,7 +65,7 @@ async def test_no_counter_falls(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str) -
                 await scrapes.scrape()
             assert (await quick.until("close"))[-1].data["reason"] == "too-large"
 
-            await scrapes.scrape()  # the others are as stuck as before, and their feed is no more
+            await scrapes.scrape()  # the stuck readers are still stuck, and their feed has ended
 
         async def ended() -> bool:
             await scrapes.scrape()

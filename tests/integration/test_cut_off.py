@@ -1,4 +1,4 @@
-"""A member that answers, and hears nothing of its cluster any more: its disk hangs."""
+"""A member that answers requests, but gets nothing more from its cluster: its disk hangs."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ every_etcd = pytest.mark.parametrize("candidate", real_etcds(), ids=lambda candi
 
 @dataclass
 class Cluster:
-    """Three members; the disk of one, which does not lead, can hang."""
+    """Three members; the disk of one follower can hang."""
 
     follower: EmbeddedEtcd
     others: list[EmbeddedEtcd]
     disk: Disk
-    kv: EtcdClient  # of the leader
+    kv: EtcdClient  # a client of the leader
 
     @property
     def endpoints(self) -> str:
-        """The follower first."""
+        """All endpoints, the follower's first."""
         return ",".join(member.endpoint for member in (self.follower, *self.others))
 
 
 @contextlib.asynccontextmanager
 async def cluster_with_such_a_follower(folder: Path, candidate: Candidate) -> AsyncIterator[Cluster]:
-    """See ``Cluster``."""
+    """Start the cluster that ``Cluster`` describes."""
     async with disk(folder) as its:
         cluster = EmbeddedCluster(folder=candidate.folder)
         follower = EmbeddedEtcd(folder=candidate.folder, data_dir=its.path / "data")
@@ -66,13 +66,13 @@ async def cluster_with_such_a_follower(folder: Path, candidate: Candidate) -> As
 
 
 async def lead(member: EmbeddedEtcd, cluster: EmbeddedCluster) -> None:
-    """Make it the leader."""
+    """Make *member* the leader."""
     async with (
         etcd_client(member.endpoint) as there,
         etcd_client((await cluster.leader()).endpoint) as leader,
     ):
         us = (await there.maintenance.Status(rpc.StatusRequest())).header.member_id
-        with contextlib.suppress(grpc.aio.AioRpcError):  # it leads already
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the member leads already
             await leader.maintenance.MoveLeader(rpc.MoveLeaderRequest(targetID=us))
     await eventually(member.is_leader)
 
@@ -89,7 +89,7 @@ async def endpoint_of(base: str) -> str:
 
 
 async def until_live_with(stream: Stream, value: str) -> list[str]:
-    """Read on until the event of *value* has come and the stream says live; the states that it said on the way."""
+    """Read until the event with *value* has come and the stream is live; return the states reported on the way."""
     states: list[str] = []
     got = False
     async with asyncio.timeout(120):
@@ -105,7 +105,9 @@ async def until_live_with(stream: Stream, value: str) -> list[str]:
 
 @every_etcd
 async def test_its_streams_are_stale_and_then_of_another_member(tmp_path: Path, candidate: Candidate) -> None:
-    """It goes on answering progress on its streams. They say stale all the same, and another member is used."""
+    """The member goes on answering progress on its streams. The streams are stale nevertheless, and the gateway changes
+    to another member.
+    """
     async with (
         cluster_with_such_a_follower(tmp_path, candidate) as cluster,
         gateway(cluster.endpoints, settings=STALE_SOON) as running,
@@ -125,7 +127,7 @@ async def test_its_streams_are_stale_and_then_of_another_member(tmp_path: Path, 
 
 
 async def test_a_gateway_starts_elsewhere(tmp_path: Path) -> None:
-    """It is the first endpoint, and does not answer a single linearizable read."""
+    """A gateway starts on another member if its first endpoint answers no linearizable read."""
     async with cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster:
         await cluster.disk.freeze()
         await cluster.kv.put("/svc/a", "written without it")
@@ -140,7 +142,7 @@ async def test_a_gateway_starts_elsewhere(tmp_path: Path) -> None:
 
 
 async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
-    """A read that is not answered in time is reason enough to look."""
+    """A read that is not answered in time makes the gateway check its member, even without a watch."""
     async with (
         cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster,
         gateway(cluster.endpoints, settings=STALE_SOON) as running,
@@ -157,7 +159,7 @@ async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
 
 
 class SplitProxy(Proxy):
-    """One name for several members: the first connection of a pair, for reads, goes to one, the second to another."""
+    """One address for several members: of two connections, the first, for reads, goes to one, the second to another."""
 
     def __init__(self, reads: str, watches: str) -> None:
         super().__init__(reads)
@@ -170,7 +172,7 @@ class SplitProxy(Proxy):
 
 
 async def test_reads_answer_and_watches_stand_still(tmp_path: Path) -> None:
-    """Behind one name, the watches' connection alone has got to such a member."""
+    """Behind one address, only the connection of the watches has reached the cut-off member."""
     async with cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster:
         healthy = cluster.others[0].endpoint
         name = SplitProxy(healthy, cluster.follower.endpoint)
@@ -194,7 +196,7 @@ async def test_reads_answer_and_watches_stand_still(tmp_path: Path) -> None:
 
 @every_etcd
 async def test_a_quiet_range_is_live_while_others_are_written(candidate: Candidate) -> None:
-    """Also where progress is not believed: otherwise it would stay stale for ever."""
+    """A quiet range is live while others are written, even without trusted progress: it must not stay stale."""
     stale_after = 2 * float(STALE_SOON["GATEWAY_STALE_AFTER"].rstrip("s"))
     async with (
         EmbeddedEtcd(folder=candidate.folder, args=ALONE) as etcd,
@@ -209,4 +211,4 @@ async def test_a_quiet_range_is_live_while_others_are_written(candidate: Candida
             bookmark = (await stream.until("bookmark"))[-1]
             if bookmark.data["state"] == "live" and time.monotonic() > since + 2 * stale_after:
                 break
-            assert time.monotonic() < since + HANG, "it stays stale"
+            assert time.monotonic() < since + HANG, "the stream stays stale"

@@ -1,9 +1,9 @@
-"""Cursors that earlier releases gave out resume on this one.
+"""Cursors from earlier releases resume on this one.
 
-``earlier_cursors.json`` holds, per release, the cursor that it gave out for each watch and read. The cluster's id is
-part of a cursor: it follows from the names below, so the test makes that cluster and its history again. Never change a
-recorded cursor: it is in somebody's browser. ``python -m tests.integration.test_earlier_cursors RELEASE`` records those
-of the present code.
+``earlier_cursors.json`` holds, for each release, the cursor that it gave out for each watch and read. A cursor contains
+the cluster's id. The id follows from the names below, so the test rebuilds that cluster and its history. Never change a
+recorded cursor: it is in somebody's browser. ``python -m tests.integration.test_earlier_cursors RELEASE`` records the
+cursors of the present code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.streams import request, watch
 pytestmark = pytest.mark.etcd
 
 RECORDED = Path(__file__).with_name("earlier_cursors.json")
-# What the cluster's id is made of. The peer address is only a name here: nothing listens on it.
+# The cluster's id is computed from these. The peer address is only a name: nothing listens on it.
 NAME = "recorded"
 PEER_URL = "http://127.0.0.1:2380"
 KEYS = (b"/svc/a", b"/svc/b", b"/svc/\xff", b"/svc/\xc3\xa9", b"/svc/100%", b"/")
@@ -49,7 +49,7 @@ EPOCHS = ("", "restored-2026")
 
 @asynccontextmanager
 async def same_cluster() -> AsyncIterator[EmbeddedEtcd]:
-    """An etcd with the cluster id of the recording, and nothing in it."""
+    """An empty etcd with the cluster id of the recording."""
     etcd = EmbeddedEtcd(args=[f"--initial-advertise-peer-urls={PEER_URL}"])
     try:
         await etcd.launch(Place(NAME, NAME, *free_ports(2)), f"{NAME}={PEER_URL}")
@@ -60,13 +60,13 @@ async def same_cluster() -> AsyncIterator[EmbeddedEtcd]:
 
 
 async def write(kv: EtcdClient, value: str) -> None:
-    """One revision for each key."""
+    """Write each key, in one revision each."""
     for key in KEYS:
         await kv.put(key, value)
 
 
 async def recorded(server: GatewayProcess) -> dict[str, list[str]]:
-    """What the gateway gives out now, as path and query to cursors: the last of a stream, and that of a read."""
+    """The cursors that the gateway gives out now, by path and query: a stream's last cursor, and a read's."""
     found: dict[str, list[str]] = {}
     for query in QUERIES:
         async with await watch(server.base, query) as stream:
@@ -80,15 +80,14 @@ async def recorded(server: GatewayProcess) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("epoch", EPOCHS)
 async def test_recorded_cursors_resume(epoch: str) -> None:
-    """Each brings what was written since, and no reset."""
+    """Each recorded cursor brings the later changes, and no reset."""
     releases: dict[str, dict[str, dict[str, list[str]]]] = json.loads(RECORDED.read_text(encoding="utf-8"))
     async with AsyncExitStack() as stack:
         etcd = await stack.enter_async_context(same_cluster())
         kv = await stack.enter_async_context(etcd_client(etcd.endpoint))
         await write(kv, "1")
         server = await stack.enter_async_context(gateway(etcd.endpoint, settings={"GATEWAY_EPOCH": epoch}))
-        # Somebody follows each range from before: then its log has what follows, also where etcd's progress is not
-        # believed.
+        # Follow each range from before: then its log has the later changes, even if etcd's progress is not trusted.
         for query in QUERIES:
             stream = await stack.enter_async_context(await watch(server.base, query))
             await stream.until("synced")
@@ -106,7 +105,7 @@ async def test_recorded_cursors_resume(epoch: str) -> None:
 
 
 async def _resumed(server: GatewayProcess, query: str, cursor: str) -> list[tuple[str, int]]:
-    """Types and revisions of what comes to one who brings *cursor*, until the range's last change."""
+    """The types and revisions that a client with *cursor* gets, until the range's last change."""
     found: list[tuple[str, int]] = []
     async with await watch(server.base, query, {"Last-Event-ID": cursor}) as stream:
         while len(found) < len(_expected(query)):
@@ -118,7 +117,7 @@ async def _resumed(server: GatewayProcess, query: str, cursor: str) -> list[tupl
 
 
 def _expected(query: str) -> list[tuple[str, int]]:
-    """The second writes to the range: the first revision of etcd is 2, and each key was written once before."""
+    """The second writes to the range: etcd's first revision is 2, and each key was written once before."""
     names: dict[str, Any] = {
         "prefix=": KEYS,
         "prefix=/": KEYS,

@@ -1,4 +1,4 @@
-"""Mirrors stay right, or say that they start anew, whatever happens to etcd; nothing is silent."""
+"""Whatever happens to etcd, a mirror stays right, or reports a reset; no loss is silent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.etcd
 
 
 class Follower:
-    """A stream and the mirror that it feeds, read by a task of its own."""
+    """A stream and its mirror, which a separate task feeds."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -38,7 +38,7 @@ class Follower:
                 self.states.append(event.data["state"])
 
     async def close(self) -> None:
-        """Leave. Raises what the reading raised."""
+        """Leave. Raise what the reading raised."""
         self.task.cancel()
         results = await asyncio.gather(self.task, return_exceptions=True)
         await self.stream.close()
@@ -76,7 +76,7 @@ async def all_hold(followers: list[Follower], kv: EtcdClient, prefix: str = "/sv
 
 
 async def write(kv: EtcdClient, rng: random.Random, count: int) -> int:
-    """Random puts, deletes and transactions under /svc/; the last revision."""
+    """Make random puts, deletes and transactions under /svc/; return the last revision."""
     revision = 0
     for n in range(count):
         key = f"/svc/{rng.randrange(50)}"
@@ -93,13 +93,13 @@ async def write(kv: EtcdClient, rng: random.Random, count: int) -> int:
 
 @pytest.mark.slow
 async def test_five_hundred_mirrors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """1,000 puts, deletes and transactions at full speed: 500 mirrors equal etcd, which sees one watcher."""
+    """After 1,000 puts, deletes and transactions at full speed, 500 mirrors equal etcd, which sees one watcher."""
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
         await write(kv, random.Random(1), 50)
         followers = await stack.enter_async_context(follow(server.base, 500))
         last = await write(kv, random.Random(2), 1000)
         watchers, streams = await held_at_etcd(etcd)
-        # First what is cheap to look at: comparing 500 mirrors takes a second of CPU.
+        # First compare the revisions, which is cheap: comparing 500 mirrors takes a second of CPU.
         await eventually(lambda: _all(follower.mirror.revision >= last for follower in followers))
         await eventually(lambda: all_hold(followers, kv))
 
@@ -109,7 +109,7 @@ async def test_five_hundred_mirrors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 
 async def test_etcd_killed_and_restarted_under_load(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """The feed resumes at its anchor: mirrors equal again, without a reset, one watcher."""
+    """The feed resumes at its anchor: the mirrors equal etcd again, without a reset, with one watcher."""
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
         followers = await stack.enter_async_context(follow(server.base, 10))
         for turn in range(3):
@@ -133,7 +133,7 @@ async def _put(kv: EtcdClient) -> bool:
 
 
 async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """What etcd forgot meanwhile can't be sent: reset, compacted, and the state."""
+    """Events that etcd compacted meanwhile cannot be sent: the client gets a `compacted` reset and the snapshot."""
     async with proxy(etcd.endpoint) as between, gateway(between.endpoint) as server, AsyncExitStack() as stack:
         await write(kv, random.Random(1), 50)
         followers = await stack.enter_async_context(follow(server.base, 5))
@@ -150,7 +150,9 @@ async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
 
 
 async def test_cut_off_is_said(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Frozen (nothing comes, nothing closes): stale is said within the bound, and live again afterwards."""
+    """On a frozen connection (nothing comes, nothing closes) the stream is stale within the bound, and live
+    afterwards.
+    """
     async with (
         proxy(etcd.endpoint) as between,
         gateway(between.endpoint, settings=STALE_SOON) as server,
@@ -169,7 +171,7 @@ async def test_cut_off_is_said(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 
 async def test_fail_over_to_another_member() -> None:
-    """Three members; the one we use dies: the feed goes on at another, nothing lost."""
+    """When the used member of three dies, the feed continues on another member, and nothing is lost."""
     async with EmbeddedCluster(3) as cluster:
         endpoints = cluster.endpoints
         async with etcd_client(endpoints[2]) as kv, gateway(",".join(endpoints)) as server, AsyncExitStack() as stack:
@@ -184,7 +186,7 @@ async def test_fail_over_to_another_member() -> None:
 
 
 async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A feed that never saw an event resumes at what its snapshot shows, while others' keys change all the time."""
+    """A feed without any event resumes from its snapshot's newest key, while other ranges' keys change."""
     await kv.put("/quiet/a", "1")
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
         followers = await stack.enter_async_context(follow(server.base, 3, "/quiet/"))
@@ -199,7 +201,7 @@ async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -
 
 
 async def test_revision_larger_than_a_fragment(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A lease's end deletes 3 MB of keys at one revision: it comes in fragments, and leaves as one revision."""
+    """A lease's end deletes 3 MB of keys at one revision: etcd sends fragments, and the gateway sends one revision."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID
     for start_at in range(0, 3000, 100):
         operations = [

@@ -1,4 +1,4 @@
-"""How long streams live, and what they say when the gateway ends them."""
+"""The lifetime of streams, and their last events when the gateway ends them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ pytestmark = pytest.mark.etcd
 
 
 async def test_max_age_moves_on_without_loss(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A stream of age gets its position and a close; with that cursor the next one goes on, without a reset."""
+    """A stream that reaches its maximum age gets its position and a close; with that cursor the next stream continues
+    without a reset.
+    """
     async with gateway(etcd.endpoint, settings={"GATEWAY_MAX_AGE": "1s", "GATEWAY_LINGER": "1h"}) as server:
         async with await watch(server.base, "prefix=/svc/") as stream:
             *_events, bookmark, close = await stream.until("close")
             assert await stream.next_event() is None
         revision = await kv.put("/svc/a", "1")
         cursor, events = bookmark.id, [bookmark]
-        # The feed may hear of the put only after the stream has joined it, and the stream may have its age before that.
+        # The put may reach the feed only after the stream has joined, and the stream may reach its maximum age before
+        # that.
         while not [event for event in events if event.type == "put"]:
             async with await watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor or ""}) as again:
                 events = await again.until("put", "close")
@@ -34,7 +37,7 @@ async def test_max_age_moves_on_without_loss(etcd: EmbeddedEtcd, kv: EtcdClient)
 
 @pytest.mark.one_etcd
 async def test_key_and_prefix_of_the_same_name_are_two_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """And their cursors are not each other's: a cursor of another request is lost, never a wrong mirror."""
+    """The feeds do not share cursors: a cursor of another request is lost, and never gives a wrong mirror."""
     await kv.put("/svc", "1")
     async with (
         gateway(etcd.endpoint) as server,
@@ -56,7 +59,7 @@ async def test_key_and_prefix_of_the_same_name_are_two_feeds(etcd: EmbeddedEtcd,
 
 @pytest.mark.one_etcd
 async def test_epoch_setting_loses_all_cursors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """After a restore, operators change GATEWAY_EPOCH: no cursor from before is resumed."""
+    """After a restore, operators change GATEWAY_EPOCH: no earlier cursor is resumed."""
     await kv.put("/svc/a", "1")
     async with gateway(etcd.endpoint) as before, await watch(before.base, "prefix=/svc/") as stream:
         cursor = (await stream.until("synced"))[-1].id or ""
@@ -72,7 +75,7 @@ async def test_epoch_setting_loses_all_cursors(etcd: EmbeddedEtcd, kv: EtcdClien
 
 
 async def test_two_replicas_share_cursors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A cursor from one continues on the other."""
+    """A cursor from one replica continues on the other."""
     async with (
         gateway(etcd.endpoint) as one,
         gateway(etcd.endpoint) as two,

@@ -1,4 +1,4 @@
-"""Packets that are lost without a word: between the gateway and etcd, and between it and a client."""
+"""Packets that are silently lost: between the gateway and etcd, and between the gateway and a client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [
 async def on_another_host(
     etcd: EmbeddedEtcd, **settings: str
 ) -> AsyncIterator[tuple[GatewayProcess, str, Cable, Cable]]:
-    """A gateway there, its URL, its cable to etcd, and its cable to clients."""
+    """A gateway on the other host, its URL, its cable to etcd, and its cable to clients."""
     async with namespace(2) as other:
         to_etcd, to_clients = other.cables
         relay = Proxy(etcd.endpoint, to_etcd.here)
@@ -52,7 +52,7 @@ async def on_another_host(
 
 
 async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Subscribers are told that it is stale, and then everything that they have missed, without a reset."""
+    """Subscribers are notified that their view is stale, and then get all that they have missed, without a reset."""
     async with (
         on_another_host(etcd, **STALE_SOON) as (_running, url, to_etcd, _),
         await watch(url, "prefix=/svc/") as stream,
@@ -78,7 +78,7 @@ async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) 
 
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -> None:
-    """A client that has vanished is let go, with nothing to send but heartbeats: its watch, too."""
+    """A vanished client is disconnected although only heartbeats are sent to it; its watch is released, too."""
     settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_SINK": sink}
     async with on_another_host(etcd, **settings) as (running, url, _, to_clients):
         stream = await watch(url, "prefix=/svc/")
@@ -89,7 +89,7 @@ async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -
         async def released() -> bool:
             return await held_at_etcd(etcd) == (0, 0)
 
-        # The kernel itself would give up after 15 minutes.
+        # The kernel itself would abort the connection after 15 minutes.
         await eventually(released)
         ends = [line["reason"] for line in running.lines if line["message"] == "stream end"]
         assert ends == ["send-timeout"]

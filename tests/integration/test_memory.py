@@ -1,6 +1,6 @@
-"""What a gateway may hold: its process never grows by more than docs/sizing.md says, whatever its clients ask for.
+"""The memory bound: the process never grows by more than docs/sizing.md states, whatever its clients request.
 
-Bytes are measured, not time: the peak of the process' resident memory, as the kernel counts it.
+The tests measure bytes, not time: the peak of the process' resident memory, as the kernel counts it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.etcd
 
 MIB = 1 << 20
 BOUND = 16
-# Of docs/sizing.md, in MiB: what a byte that is counted takes of the process, and what is outside the bound.
+# From docs/sizing.md: the resident bytes for each counted byte, and the MiB outside the bound.
 FACTOR = 1.25
 OUTSIDE = 32
 PER_CONNECTION = 0.25
 
 
 class Peak:
-    """The peak of a process' memory above what it had at the beginning."""
+    """The peak of a process' memory above its memory at the beginning."""
 
     def __init__(self, server: GatewayProcess) -> None:
         self._folder = Path(f"/proc/{server.pid}")
@@ -45,18 +45,18 @@ class Peak:
 
     @property
     def grown(self) -> float:
-        """MiB."""
+        """The growth in MiB."""
         return self._read("VmHWM") - self._base
 
     def check(self, connections: int) -> None:
-        """Hold it to the formula of docs/sizing.md."""
+        """Assert the formula of docs/sizing.md."""
         most = BOUND * FACTOR + OUTSIDE + connections * PER_CONNECTION
-        assert self.grown <= most, f"{self.grown:.0f} MiB, at most {most:.0f}"
+        assert self.grown <= most, f"the process grew by {self.grown:.0f} MiB, at most {most:.0f} MiB are allowed"
 
 
 @contextlib.asynccontextmanager
 async def bounded(etcd: str) -> AsyncIterator[tuple[GatewayProcess, Peak]]:
-    """A gateway of a small bound that has served one read and one stream, and its memory from there on."""
+    """A gateway with a small bound that has served one read and one stream, and its memory from then on."""
     settings = {"GATEWAY_MAX_FEED_BYTES": f"{BOUND}MiB", "GATEWAY_SEND_TIMEOUT": "60s", "GATEWAY_LINGER": "0"}
     async with gateway(etcd, settings=settings) as server:
         async with httpx.AsyncClient(base_url=server.base) as http:
@@ -67,13 +67,13 @@ async def bounded(etcd: str) -> AsyncIterator[tuple[GatewayProcess, Peak]]:
 
 
 async def fill(kv: EtcdClient, prefix: str, *, count: int, size: int) -> None:
-    """*count* values of *size* bytes under *prefix*."""
+    """Put *count* values of *size* bytes under *prefix*."""
     for number in range(count):
         await kv.put(f"{prefix}{number:05}", f"{number:05}" + "x" * (size - 5))
 
 
 async def ask(server: GatewayProcess, query: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A client that takes only what its kernel must, and its request."""
+    """Connect a client whose kernel buffers as little as possible, and send its request."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
@@ -84,12 +84,12 @@ async def ask(server: GatewayProcess, query: str) -> tuple[asyncio.StreamReader,
 
 
 async def status_of(reader: asyncio.StreamReader) -> int:
-    """Of the answer that begins there."""
+    """The status of the answer that begins there."""
     return int((await reader.readline()).split()[1])
 
 
 async def read(server: GatewayProcess, query: str) -> tuple[int, int]:
-    """Status and bytes of an answer that its client takes."""
+    """Status and size of an answer that its client reads."""
     async with (
         httpx.AsyncClient(base_url=server.base, timeout=120) as http,
         http.stream("GET", f"/v1/kv?{query}") as got,
@@ -99,7 +99,9 @@ async def read(server: GatewayProcess, query: str) -> tuple[int, int]:
 
 @pytest.mark.one_etcd
 async def test_states_read_at_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """12 nested prefixes of 10 MB: as many as fit are served, the others are told so, and no byte is over the bound."""
+    """Of 12 nested prefixes of 10 MB, as many as fit are served, the others get `too-large`; no byte is over the
+    bound.
+    """
     prefixes = ["/n/" + "a/" * depth for depth in range(12)]
     await fill(kv, prefixes[-1], count=200, size=50_000)
     async with bounded(etcd.endpoint) as (server, peak):
@@ -123,7 +125,7 @@ async def test_states_read_at_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 @pytest.mark.one_etcd
 async def test_answers_that_nobody_takes(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """60 different reads of 4 MB, none of them taken: a quarter of the bound is held, the other reads are refused."""
+    """60 different reads of 4 MB that nobody takes hold a quarter of the bound; the other reads are refused."""
     await fill(kv, "/big/", count=200, size=20_000)
     async with bounded(etcd.endpoint) as (server, peak):
         connections = [await ask(server, f"prefix=/big/&limit={141 + number}") for number in range(60)]
@@ -143,7 +145,7 @@ async def test_answers_that_nobody_takes(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 
 @pytest.mark.one_etcd
 async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """64 values of 0.9 MB, and six reads of them at once: each is answered, in pages that are as large as may be."""
+    """Six concurrent reads of 64 values of 0.9 MB are all answered, in pages that are as large as possible."""
     await fill(kv, "/v/", count=64, size=900_000)
     async with bounded(etcd.endpoint) as (server, peak):
 
@@ -153,7 +155,7 @@ async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
                 while True:
                     answer = await http.get(f"/v1/kv?prefix=/v/&limit={limit}{token}")
                     if answer.status_code in (429, 503):
-                        # The other five hold what there is; and an etcd that is busy with them takes its time.
+                        # The other five hold all the memory; and a busy etcd is slow.
                         assert answer.json()["code"] in ("too-many-reads", "etcd-unavailable")
                         continue
                     body = answer.json()
@@ -171,7 +173,7 @@ async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
 
 @pytest.mark.one_etcd
 async def test_small_values_in_front_of_large_ones(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """1,500 small keys, then 100 of 1 MB: what is read of them is no guess by those before."""
+    """After 1,500 small keys come 100 keys of 1 MB: the gateway does not guess their size from the keys before."""
     await fill(kv, "/mix/a", count=1_500, size=100)
     await fill(kv, "/mix/b", count=100, size=1_000_000)
     async with bounded(etcd.endpoint) as (server, peak):
@@ -188,13 +190,13 @@ async def test_small_values_in_front_of_large_ones(etcd: EmbeddedEtcd, kv: EtcdC
 
 @pytest.mark.one_etcd
 async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """20 equal reads of 3 MB that nobody takes are one body, and leave room for another."""
+    """20 equal reads of 3 MB that nobody takes share one body, and leave room for another read."""
     await fill(kv, "/big/", count=150, size=20_000)
     async with bounded(etcd.endpoint) as (server, peak):
-        etcd.sigstop()  # so that they come while one is under way, and share the next
+        etcd.sigstop()  # so that the reads come while one is under way, and share the next
         connections = [await ask(server, "prefix=/big/") for _ in range(20)]
         async with httpx.AsyncClient(base_url=server.base) as http:
-            for _ in range(5):  # each comes after all that was sent before
+            for _ in range(5):  # each of these comes after all that was sent before
                 (await http.get("/livez")).raise_for_status()
         etcd.sigcont()
         statuses = await asyncio.gather(*(status_of(reader) for reader, _writer in connections))
@@ -206,7 +208,7 @@ async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClie
 
 
 async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Both views do not fit: the old one goes first. Its readers are told stale, then reset; a joiner waits."""
+    """When both views do not fit, the old view goes first. Its readers get stale, then a reset; a joiner waits."""
     await fill(kv, "/svc/", count=110, size=100_000)
     async with proxy(etcd.endpoint) as between, bounded(between.endpoint) as (server, peak):
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]
@@ -233,7 +235,7 @@ async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(etcd: 
 
 
 def truth(count: int) -> set[tuple[str, str | None]]:
-    """The keys that are there in the end."""
+    """The keys that exist in the end."""
     return {(f"/svc/{number:05}", None) for number in range(count) if number != 1}
 
 
@@ -241,12 +243,12 @@ async def follow(stream: Stream, mirror: Mirror, until: Callable[[Mirror], bool]
     """Read until the mirror is as wanted."""
     while not until(mirror):
         event = await stream.next_event()
-        assert event is not None, "the stream ended"
+        assert event is not None, "the stream ended before the mirror was as wanted"
         mirror.apply(event)
 
 
 async def test_a_value_that_is_larger_than_a_page(etcd: EmbeddedEtcd) -> None:
-    """It is read alone, on a connection of its own, by a list, by its key, and by a watch."""
+    """A list, a read of the key and a watch each read the value alone, on a separate connection."""
     async with (
         EmbeddedEtcd(folder=etcd.binary.parent, args=[*ALONE, "--max-request-bytes=16777216"]) as roomy,
         etcd_client(roomy.endpoint) as kv,

@@ -1,4 +1,4 @@
-"""The reference clients against the real gateway, while etcd and the gateway go away and come back."""
+"""The reference clients with the real gateway, while etcd and the gateway stop and restart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def test_mirror_py_survives_everything(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """etcd is killed, the gateway is stopped and comes back at the same port: the mirror is exact, and knows it."""
+    """After etcd is killed, and the gateway is stopped and restarted on the same port, the mirror is exact and live."""
     rng = random.Random(7)
     mirror: Any = None
 

@@ -1,4 +1,4 @@
-"""The gateway behind a real nginx: what docs/operations.md says of it, and what nginx does where we said nothing."""
+"""The gateway behind a real nginx: what docs/operations.md promises, and what nginx does by default."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
-# What somebody has who never heard of streams: nginx speaks HTTP/1.0 to the gateway, and buffers by default.
+# The configuration of a user who does not know about streams: by default, nginx speaks HTTP/1.0 to the gateway, and
+# buffers.
 PLAIN = "server { listen 80; location / { proxy_pass http://gateway-0:8080; %s } }"
 IGNORING = PLAIN % "proxy_ignore_headers X-Accel-Buffering;"
 KEEPALIVE = """
@@ -45,13 +46,13 @@ server {
 
 @pytest.fixture(name="etcd")
 async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
-    """One version does: what nginx makes of a stream has nothing to do with etcd's."""
+    """One etcd version is enough: nginx treats the streams of all versions alike."""
     async with EmbeddedEtcd(args=ALONE) as etcd:
         yield etcd
 
 
 async def event_by_event(stream: Stream, kv: EtcdClient, count: int = 5) -> None:
-    """Each change arrives before the next is made."""
+    """Assert that each change arrives before the next is made."""
     for number in range(count):
         revision = await kv.put("/svc/a", str(number))
         (change,) = await stream.changes(1)
@@ -62,12 +63,12 @@ async def event_by_event(stream: Stream, kv: EtcdClient, count: int = 5) -> None
 async def test_events_arrive_one_by_one(
     server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str
 ) -> None:
-    """Without a word about buffering in nginx's configuration; and a client that leaves, FIN or RST, releases."""
+    """Events arrive one by one without a buffering setting in nginx; a client that leaves by FIN or RST is released."""
     async with nginx(tmp_path / "nginx", [server.base], config) as front:
         async with await watch(front.base, "prefix=/svc/") as stream:
             await stream.until("synced")
             await event_by_event(stream, kv)
-            assert "x-accel-buffering" not in stream.headers  # it was for nginx, and nginx has understood it
+            assert "x-accel-buffering" not in stream.headers  # the header is for nginx, which has removed it
             assert stream.headers["cache-control"] == "no-store, no-transform"
             assert await held_at_etcd(etcd) == (1, 1)
         await eventually(lambda: all_released(server, etcd))
@@ -80,7 +81,7 @@ async def test_events_arrive_one_by_one(
 
 
 async def test_with_the_header_ignored_events_are_held_back(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """What it is for: to nginx' HTTP/1.0 a body ends with its connection, and it waits for that."""
+    """With the header ignored, nginx holds events back: an HTTP/1.0 body ends with its connection, and nginx waits."""
     async with (
         gateway(etcd.endpoint) as server,
         nginx(tmp_path / "nginx", [server.base], IGNORING) as front,
@@ -104,16 +105,17 @@ async def test_with_the_header_ignored_events_are_held_back(etcd: EmbeddedEtcd, 
 async def test_the_header_lets_the_gateway_see_who_is_stuck(
     etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, config: str, seen: bool
 ) -> None:
-    """What it is for: with it, a client that takes nothing is cut off as if nginx were not there. With the header
-    ignored, nginx takes in its stead what it does not, to a file of up to 1 GiB, and no bound of the gateway's holds.
+    """With the header, a stuck client is cut off as if nginx were not there. With the header ignored, nginx takes what
+    the client does not, in a file of up to 1 GiB, and no bound of the gateway applies.
     """
     config = config.replace("listen 80", "listen 80 sndbuf=16k")
-    await kv.put("/svc/a", "x" * 50_000)  # or what buffers would have nothing to send, not even the head
+    await kv.put("/svc/a", "x" * 50_000)  # otherwise the buffering nginx would send nothing, not even the head
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_SEND_TIMEOUT": "500ms"}) as server,
         nginx(tmp_path / "nginx", [server.base], config) as front,
         await watch(front.base, "prefix=/svc/", receive_buffer=4096) as stuck,
-        # What it follows is so little that the kernel takes all of it: it is not stuck, however slow this machine is.
+        # The healthy client follows so little that the kernel takes all of it: the client is not stuck, however slow
+        # this machine is.
         await watch(server.base, "prefix=/svc/b") as healthy,
     ):
         await healthy.until("synced")
@@ -136,7 +138,7 @@ async def _is(server: GatewayProcess, count: int) -> bool:
 
 
 async def test_keepalive_spares_connections(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
-    """Reads, and then a stream, on one connection; a stream's connection is not used again."""
+    """Reads, and then a stream, share one connection; a stream's connection is not used again."""
     await kv.put("/svc/a", "1")
     async with (
         proxy(server.base) as between,
@@ -155,7 +157,9 @@ async def test_keepalive_spares_connections(server: GatewayProcess, kv: EtcdClie
 
 
 async def test_a_read_timeout_below_the_heartbeat_cuts(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """Quiet streams are cut again and again; who comes back with the cursor loses nothing. Above it, none is cut."""
+    """With a read timeout below the heartbeat, quiet streams are cut again and again, and a client that comes back with
+    its cursor loses nothing. Above the heartbeat, no stream is cut.
+    """
     short, long = PLAIN % "proxy_read_timeout 500ms;", PLAIN % "proxy_read_timeout 5s;"
     async with (
         gateway(etcd.endpoint, settings={"GATEWAY_HEARTBEAT": "1h", "GATEWAY_LINGER": "1h"}) as server,
@@ -191,14 +195,16 @@ async def _holds(client: ReturningClient, revision: int) -> bool:
 
 
 async def test_a_reload_cuts_and_loses_nothing(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
-    """Old workers end with ``worker_shutdown_timeout``, and their streams with them: ingress-nginx does that often."""
+    """Old workers end with ``worker_shutdown_timeout``, and so do their streams: ingress-nginx reloads often. No client
+    loses an event.
+    """
     async with (
         nginx(tmp_path / "nginx", [server.base], PLAIN % "", main="worker_shutdown_timeout 100ms;") as front,
         returning(front.base, "prefix=/svc/", 5) as clients,
     ):
         written = [await kv.put("/svc/a", "before")]
         await eventually(lambda: _all_hold(clients, written[-1]))
-        # Who joined behind the put has it in the state.
+        # A client that joined after the put has the put in its snapshot.
         before = [list(client.revisions) for client in clients]
         front.reload()
         await eventually(lambda: _all_cut(clients))
@@ -218,7 +224,7 @@ async def _all_cut(clients: Sequence[ReturningClient]) -> bool:
 
 
 async def test_gzip_by_default_leaves_streams_alone(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
-    """``gzip on`` is for text/html unless told otherwise."""
+    """``gzip on`` compresses only text/html unless configured otherwise."""
     async with (
         nginx(tmp_path / "nginx", [server.base], "gzip on; gzip_proxied any;" + PLAIN % "") as front,
         await watch(front.base, "prefix=/svc/", {"Accept-Encoding": "gzip"}) as stream,
@@ -229,7 +235,7 @@ async def test_gzip_by_default_leaves_streams_alone(server: GatewayProcess, kv: 
 
 
 async def test_gzip_of_streams_holds_nothing_back(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
-    """Told to, nginx compresses streams whatever ``no-transform`` says, and flushes with every write."""
+    """If configured to, nginx compresses streams in spite of ``no-transform``, and flushes after every write."""
     told = "gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream;"
     async with (
         nginx(tmp_path / "nginx", [server.base], told + PLAIN % "") as front,
@@ -256,7 +262,7 @@ async def test_gzip_of_streams_holds_nothing_back(server: GatewayProcess, kv: Et
 
 @contextlib.asynccontextmanager
 async def browser_page() -> AsyncIterator[Page]:
-    """A tab of Chromium's; any certificate will do."""
+    """A tab of Chromium that accepts any certificate."""
     if not await asyncio.to_thread(CHROMIUM.exists):
         pytest.skip(f"NOT RUN: a browser through nginx: chromium is not at {CHROMIUM}")
     async with async_playwright() as playwright:
@@ -267,7 +273,7 @@ async def browser_page() -> AsyncIterator[Page]:
 
 
 async def test_the_page_through_nginx(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
-    """Our own page, a change, in Chromium."""
+    """The gateway's page shows a change in Chromium, through nginx."""
     async with (
         nginx(tmp_path / "nginx", [server.base, server.base], recipe("streams")) as front,
         browser_page() as page,
@@ -279,7 +285,7 @@ async def test_the_page_through_nginx(server: GatewayProcess, kv: EtcdClient, tm
 
 
 async def finds(page: Page, expression: str) -> bool:
-    """What a tab makes of it; Playwright's own waiting is forbidden by our page's Content-Security-Policy."""
+    """Whether *expression* is true in a tab; our page's Content-Security-Policy forbids Playwright's own waiting."""
     return bool(await page.evaluate(expression))
 
 
@@ -296,7 +302,7 @@ FOLLOW = """(path) => {
 async def test_an_event_source_outlives_an_outage(
     etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, kept: bool
 ) -> None:
-    """No gateway at all for a while: nginx' own 502 ends an EventSource for good; the recipe's 200 does not."""
+    """While no gateway runs, nginx' own 502 would end an EventSource for good; the recipe's 200 does not."""
     config = recipe("streams")
     if not kept:
         config = config.replace("error_page 502 503 504 = @later;", "")
@@ -329,10 +335,12 @@ async def test_an_event_source_outlives_an_outage(
 
 @pytest.mark.parametrize("kept", [True, False], ids=["as in the recipe", "without max_fails=0"])
 async def test_gateways_that_are_back_are_used(etcd: EmbeddedEtcd, tmp_path: Path, kept: bool) -> None:
-    """By default nginx asks none for a while after each refused a connection, and answers 502 though they are there."""
+    """After refused connections nginx, by default, skips the gateways for a while: it answers 502 though they are
+    back.
+    """
     config = recipe("streams")
     if not kept:
-        # By default 10 s, in which a slow machine may not have started a gateway.
+        # The default is 10 s, in which a slow machine may not have started a gateway.
         config = config.replace(" max_fails=0", " fail_timeout=1h")
     async with contextlib.AsyncExitStack() as stack:
         async with gateway(etcd.endpoint) as server:
@@ -349,7 +357,7 @@ async def test_gateways_that_are_back_are_used(etcd: EmbeddedEtcd, tmp_path: Pat
 
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2.0"])
 async def test_streams_of_a_browser(server: GatewayProcess, tmp_path: Path, version: str) -> None:
-    """Six over HTTP/1.1, and the seventh waits; over HTTP/2 all ten are served, on one connection."""
+    """HTTP/1.1 serves six streams, and the seventh waits; HTTP/2 serves all ten, on one connection."""
     folder = tmp_path / "nginx"
     folder.mkdir()
     pair = Ca(tmp_path / "ca").sign("nginx")
@@ -369,7 +377,7 @@ async def test_streams_of_a_browser(server: GatewayProcess, tmp_path: Path, vers
                     source.addEventListener('bookmark', () => beats[n] += 1);
                 });
             }""")
-            # Those that are served have had time for two heartbeats: those that wait, wait.
+            # The served streams have had time for two heartbeats, so the others are waiting.
             await eventually(lambda: finds(page, f"beats.filter((n) => n >= 2).length === {served}"))
             assert await page.evaluate("synced") == served
             assert await subscribers(server) == served
@@ -381,12 +389,12 @@ async def test_streams_of_a_browser(server: GatewayProcess, tmp_path: Path, vers
 
 
 def by_prefix(config: str) -> str:
-    """The recipe with its upstream replaced by that which hashes."""
+    """The recipe, with its upstream replaced by the hashing one."""
     return re.sub(r"upstream gateways \{.*?\n\}\n", recipe("hash"), config, flags=re.DOTALL)
 
 
 async def test_hash_sends_a_prefix_to_one_gateway(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """Then etcd has one watch of it, and not one of each gateway; a gateway that goes leaves its own to the other."""
+    """With the hash, etcd has one watch for each prefix, not for each gateway; a stopped gateway's prefixes move."""
     prefixes = [f"/svc/{number}/" for number in range(20)]
     async with contextlib.AsyncExitStack() as stack:
         ones = [
@@ -406,7 +414,7 @@ async def test_hash_sends_a_prefix_to_one_gateway(etcd: EmbeddedEtcd, tmp_path: 
         assert all(len(instances) == 1 for instances in served.values())
         assert set.union(*served.values()) == {"gw-0", "gw-1"}
         assert (await held_at_etcd(etcd))[0] == len(prefixes)
-        # In turn, as without the recipe, both come to watch each prefix.
+        # With round-robin, as without the recipe, both gateways come to watch each prefix.
         for prefix in prefixes:
             for _ in range(2):
                 stream = await stack.enter_async_context(await watch(turn.base, f"prefix={prefix}"))
@@ -419,6 +427,6 @@ async def test_hash_sends_a_prefix_to_one_gateway(etcd: EmbeddedEtcd, tmp_path: 
 
 
 async def served_by(base: str, prefix: str, instance: str) -> bool:
-    """Whether a stream of *prefix* comes from there."""
+    """Whether that gateway serves a stream of *prefix*."""
     async with await watch(base, f"prefix={prefix}", {"Accept": "text/event-stream"}) as stream:
         return stream.headers["x-gateway-instance"] == instance

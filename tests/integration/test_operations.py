@@ -1,4 +1,4 @@
-"""docs/operations.md, done: its commands for etcd's user, and what it says of a restore."""
+"""docs/operations.md, tested: the commands for etcd's user, and the text about a restore."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROOT = "root:top-secret"
 
 
 def commands(name: str) -> str:
-    """The block of docs/operations.md behind ``<!-- commands: name -->``."""
+    """The block of docs/operations.md after ``<!-- commands: name -->``."""
     text = DOCS.read_text(encoding="utf-8")
     (found,) = re.findall(rf"<!-- commands: {name} -->\n```sh\n(.*?)```", text, re.DOTALL)
     return str(found)
 
 
 def test_what_is_not_run_says_so() -> None:
-    """A block is behind a mark by which a test finds it, or its section says that it was not tested."""
+    """Every block follows a mark by which a test finds it, or its section states that it was not tested."""
     text = DOCS.read_text(encoding="utf-8")
     marks = {
         "nginx: streams",
@@ -39,7 +39,7 @@ def test_what_is_not_run_says_so() -> None:
         "nginx: hash",
         "nginx: path",
         "commands: check",
-        "commands: hypercorn",  # by tests/stream/test_other_servers.py
+        "commands: hypercorn",  # tested by tests/stream/test_other_servers.py
         "commands: user",
         "commands: auth",
         "commands: everything",
@@ -57,7 +57,9 @@ def test_what_is_not_run_says_so() -> None:
 
 @pytest.mark.parametrize("major", [3, 4])
 def test_the_chart_takes_the_values(major: int) -> None:
-    """Of ``helm upgrade`` and ``helm install``; without a cluster that is all that can be seen."""
+    """The chart accepts the values of ``helm upgrade`` and ``helm install``; more cannot be tested without a
+    cluster.
+    """
     lines = re.findall(r"^helm (?:upgrade|install) .*", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
@@ -68,7 +70,7 @@ def test_the_chart_takes_the_values(major: int) -> None:
 
 
 async def shell(etcd: EmbeddedEtcd, folder: Path, text: str, user: str = "") -> tuple[int, str]:
-    """Run it in *folder*, with the etcdctl of this etcd, as *user* (``name:password``); exit status and output."""
+    """Run *text* in *folder*, with the etcdctl of this etcd, as *user* (``name:password``); exit status and output."""
     environment = {
         "ETCDCTL_API": "3",
         "ETCDCTL_ENDPOINTS": etcd.endpoint,
@@ -91,7 +93,7 @@ async def shell(etcd: EmbeddedEtcd, folder: Path, text: str, user: str = "") -> 
 
 
 async def test_the_gateways_user(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """Made by the documented commands it may read what it is to serve, a single key too; no more, nor write."""
+    """A user made by the documented commands may read the served prefixes and a single key, but no more, nor write."""
     secret = tmp_path / "gateway-password"
     secret.write_text("hunter2\n")
     (tmp_path / "root-password").write_text("top-secret\n")
@@ -129,8 +131,8 @@ async def test_the_gateways_user(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
 
 
 async def test_a_restore_needs_another_epoch(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """A gateway that was not there believes a cursor of the history before: a wrong mirror. With another epoch it says
-    `cursor-lost`, and sends the state.
+    """A gateway that did not run during the restore trusts a cursor from the earlier history: the mirror is wrong. With
+    another epoch it reports `cursor-lost`, and sends the snapshot.
     """
     await kv.put("/svc/kept", "1")
     status, said = await shell(etcd, tmp_path, "etcdctl snapshot save backup.db")
@@ -165,7 +167,7 @@ async def test_a_restore_needs_another_epoch(etcd: EmbeddedEtcd, kv: EtcdClient,
     ):
         reset, *state, _synced = await stream.until("synced")
 
-    # It never hears of /svc/new, and holds /svc/lost for ever.
+    # The mirror never gets /svc/new, and keeps /svc/lost for ever.
     assert [event.data.get("key") for event in believed if event.type != "synced"] == ["/svc/newer"]
     assert reset.data["reason"] == "cursor-lost"
     assert {event.data["key"] for event in state} == {"/svc/kept", "/svc/new", "/svc/newer"}

@@ -1,4 +1,4 @@
-"""A watch lives exactly as long as its subscribers: every way a stream can end releases, measured at etcd itself."""
+"""A watch lives exactly as long as its subscribers: every way a stream can end releases, as etcd's own counts show."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
 
 async def subscribers(server: GatewayProcess) -> int:
-    """As /v1/feeds counts them."""
+    """The subscribers that /v1/feeds counts."""
     async with httpx.AsyncClient(base_url=server.base) as client:
         feeds = (await client.get("/v1/feeds")).json()["feeds"]
     return sum(feed["subscribers"] for feed in feeds)
 
 
 async def held_at_etcd(etcd: EmbeddedEtcd) -> tuple[float, float]:
-    """Watchers and watch streams, by etcd's own count."""
+    """Watchers and watch streams, as etcd counts them."""
     return await etcd_metric(etcd.endpoint, WATCHERS), await etcd_metric(etcd.endpoint, STREAMS)
 
 
 async def ranges(etcd: EmbeddedEtcd) -> float:
-    """Ranges that etcd has answered."""
+    """The number of Ranges that etcd has answered."""
     return await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Range", grpc_code="OK")
 
 
 async def all_released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
-    """Nobody is counted, nothing is held."""
+    """Whether no subscriber is counted and nothing is held."""
     return await subscribers(server) == 0 and await held_at_etcd(etcd) == (0, 0)
 
 
 async def test_close_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """A client that closes; the watch goes after the linger."""
+    """A client that closes is released; the watch goes after the linger."""
     async with await watch(server.base, "prefix=/svc/") as stream:
         await stream.until("synced")
         assert await held_at_etcd(etcd) == (1, 1)
@@ -62,7 +62,7 @@ async def test_close_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> Non
 
 @pytest.mark.one_etcd
 async def test_reset_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """A client that crashes (RST)."""
+    """A client that crashes (RST) is released."""
     stream = await watch(server.base, "prefix=/svc/")
     await stream.until("synced")
     stream.reset()
@@ -71,11 +71,11 @@ async def test_reset_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> Non
 
 
 async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """Clients that send a request and vanish, in every phase of its being answered."""
+    """Clients that send a request and vanish are released, in every phase of the answer."""
     for delay in [0.0, 0.0, 0.0005, 0.001, 0.002, 0.004] * 20:
         _reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n")
-        await asyncio.sleep(delay)  # not to wait for something: the moment of going is what varies
+        await asyncio.sleep(delay)  # not a wait for a condition: the moment of leaving varies
         writer.transport.abort()
 
     await eventually(lambda: all_released(server, etcd))
@@ -87,14 +87,16 @@ async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: Embedded
 async def test_a_request_behind_a_stream_does_not_hide_that_its_client_goes(
     etcd: EmbeddedEtcd, later: bool, reset: bool
 ) -> None:
-    """uvicorn would queue it, stop reading, and hold the watch until its own writes fail (45 s were seen)."""
-    # Without a heartbeat there is no write that could fail.
+    """uvicorn would queue the second request, stop reading, and hold the watch until its writes fail (45 s were
+    seen).
+    """
+    # Without a heartbeat no write can fail.
     async with gateway(etcd.endpoint, settings={"GATEWAY_HEARTBEAT": "1h"}) as server:
         await a_client_goes(server, etcd, later=later, reset=reset)
 
 
 async def a_client_goes(server: GatewayProcess, etcd: EmbeddedEtcd, *, later: bool, reset: bool) -> None:
-    """With a request behind that of its stream."""
+    """A client leaves that has sent a second request after its stream's."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     first, second = (
         b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target for target in (b"/v1/watch?prefix=/svc/", b"/livez")
@@ -117,7 +119,9 @@ async def a_client_goes(server: GatewayProcess, etcd: EmbeddedEtcd, *, later: bo
 
 @pytest.mark.one_etcd
 async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Or memory would belong to whoever asks and does not read; the others are refused meanwhile, not the streams."""
+    """A client that does not read its answer is cut off, because it holds memory: meanwhile other reads are refused,
+    streams are not.
+    """
     for number in range(20):
         await kv.put(f"/big/{number}", "x" * 300_000)
     settings = {"GATEWAY_MAX_FEED_BYTES": "5MiB"}
@@ -130,7 +134,7 @@ async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: Em
     async def answers(client: httpx.AsyncClient, status: int) -> bool:
         return (await client.get("/v1/kv?key=/big/0")).status_code == status
 
-    # As long as it stays; then its room is given back.
+    # The client stays for the whole test; then its memory is released.
     async with (
         gateway(etcd.endpoint, settings={**settings, "GATEWAY_SEND_TIMEOUT": "1h"}) as server,
         httpx.AsyncClient(base_url=server.base) as client,
@@ -139,7 +143,7 @@ async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: Em
         await eventually(lambda: answers(client, 429))
         writer.transport.abort()
         await eventually(lambda: answers(client, 200))
-    # And it cannot stay for ever.
+    # The client cannot stay for ever.
     async with (
         gateway(etcd.endpoint, settings={**settings, "GATEWAY_SEND_TIMEOUT": "1s"}) as server,
         httpx.AsyncClient(base_url=server.base) as client,
@@ -158,17 +162,18 @@ async def test_a_reader_of_a_large_answer_that_takes_nothing_is_cut_off(etcd: Em
 
 
 async def is_stuck(server: GatewayProcess, count: int) -> bool:
-    """Whether the kernel holds something for so many clients, which they do not take."""
+    """Whether so many clients have bytes in the kernel that they do not take."""
     return len([held for held in sockets(server.port) if held.unsent]) == count
 
 
 @pytest.mark.one_etcd
 async def test_stuck_in_a_send(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A client that does not read is aborted after GATEWAY_SEND_TIMEOUT; another beside it misses nothing."""
+    """A client that does not read is aborted after GATEWAY_SEND_TIMEOUT; another client beside it misses nothing."""
     settings = {"GATEWAY_SEND_TIMEOUT": "500ms", "GATEWAY_SEND_BUFFER": "16KiB"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         stuck = await watch(server.base, "prefix=/svc/", receive_buffer=4096)
-        # 120 KB are more than the kernel takes for the one, and less than for the other, which may read when it can.
+        # 120 KB are more than the kernel takes for the stuck client, and less than for the healthy one, which may read
+        # late.
         async with await watch(server.base, "prefix=/svc/", receive_buffer=1 << 20) as healthy:
             await healthy.until("synced")
             for _ in range(40):
@@ -189,7 +194,7 @@ async def _is(found: Awaitable[object], expected: object) -> bool:
 
 @pytest.mark.one_etcd
 async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
-    """SIGTERM: each stream gets its position, a close, and its proper end; etcd holds nothing; exit status 0."""
+    """At SIGTERM each stream gets its position, a close, and its proper end; etcd holds nothing; the status is 0."""
     async with gateway(etcd.endpoint) as server:
         streams = [await watch(server.base, f"prefix=/svc/{n % 3}/") for n in range(30)]
         for stream in streams:
@@ -211,7 +216,7 @@ async def test_shutdown_says_close_and_releases(etcd: EmbeddedEtcd) -> None:
 
 @pytest.mark.one_etcd
 async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Who waits for its turn is served as before; each comes to a proper end, nowhere earlier than where it stands."""
+    """A stream that waits for its turn is served as before; each stream ends properly, with its own position."""
     settings = {"GATEWAY_DRAIN_WINDOW": "1h", "GATEWAY_DRAIN_PACE": "1"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(200)]
@@ -221,7 +226,7 @@ async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: Et
         closings = [asyncio.create_task(stream.until("close")) for stream in streams]
         await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
         revision = await kv.put("/svc/late", "1")
-        # The last in the row has minutes to hear of it.
+        # The last stream in the order has minutes to get the event.
         await eventually(lambda: true(any(stream.last_id == f"{epoch(stream)}-{revision}" for stream in streams)))
         server.process.send_signal(signal.SIGTERM)
         told = 0
@@ -232,35 +237,35 @@ async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: Et
             await stream.close()
         assert await server.process.wait() == 0
 
-    # The first went before it; what the pace is, tests/core/test_drain.py says.
+    # At least the first stream was closed earlier; tests/core/test_drain.py tests the pace.
     assert 1 <= told < len(streams)
 
 
 async def true(found: bool) -> bool:
-    """For ``eventually``."""
+    """Adapt a condition for ``eventually``."""
     return found
 
 
 def epoch(stream: Stream) -> str:
-    """Of its cursors."""
+    """The epoch of the stream's cursors."""
     return (stream.last_id or "").partition("-")[0]
 
 
 async def says(server: GatewayProcess, message: str) -> bool:
-    """Whether its log has such a line."""
+    """Whether the gateway's log has such a line."""
     return any(line["message"] == message for line in server.lines)
 
 
 @pytest.mark.one_etcd
 async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
-    """Without waiting for anybody's turn, and still with a word to each."""
+    """The second signal closes all streams without their turns, and still with a close event for each."""
     settings = {"GATEWAY_DRAIN_WINDOW": "1h", "GATEWAY_DRAIN_PACE": "1"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(200)]
         for stream in streams:
             await stream.until("synced")
         server.process.send_signal(signal.SIGTERM)
-        await eventually(lambda: says(server, "stopping"))  # or both signals would be one
+        await eventually(lambda: says(server, "stopping"))  # otherwise both signals would be one
         server.process.send_signal(signal.SIGTERM)
         for stream in streams:
             _bookmark, close = (await stream.until("close"))[-2:]
@@ -272,7 +277,9 @@ async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
 @pytest.mark.one_etcd
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_shutdown_with_a_client_that_does_not_read(etcd: EmbeddedEtcd, kv: EtcdClient, signals: int) -> None:
-    """It is cut off when the drain is over, or at the second signal: exit status 0, and no error in the log."""
+    """A client that does not read is cut off at the end of the drain, or at the second signal: exit status 0, and no
+    error in the log.
+    """
     settings = {"GATEWAY_SEND_TIMEOUT": "60s", "GATEWAY_DRAIN_TIMEOUT": "1s" if signals == 1 else "60s"}
     for number in range(30):
         await kv.put(f"/svc/{number}", "x" * 50_000)
@@ -294,7 +301,7 @@ async def test_shutdown_with_a_client_that_does_not_read(etcd: EmbeddedEtcd, kv:
 
 
 async def test_killed_gateway_leaves_nothing(etcd: EmbeddedEtcd) -> None:
-    """kill -9 closes the connections, and etcd frees what was on them."""
+    """kill -9 closes the connections, and etcd frees what they held."""
     server = await start(settings={"GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint})
     await server.listening()
     stream = await watch(server.base, "prefix=/svc/")
@@ -306,7 +313,7 @@ async def test_killed_gateway_leaves_nothing(etcd: EmbeddedEtcd) -> None:
 
 
 async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A join during the linger gets the same feed: one feed start in all, and no further Range at etcd."""
+    """A join during the linger gets the same feed: one feed start in total, and no further Range at etcd."""
     await kv.put("/svc/a", "1")
     async with gateway(etcd.endpoint, settings={"GATEWAY_LINGER": "1h"}) as server:
         before = await ranges(etcd)
@@ -320,7 +327,7 @@ async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None
 
 
 async def test_after_the_linger_a_feed_starts_anew(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """What was held is gone, so a join has to ask etcd again."""
+    """After the linger nothing is held, so a join must ask etcd again."""
     for count in (1, 2):
         async with await watch(server.base, "prefix=/svc/") as stream:
             await stream.until("synced")
@@ -329,13 +336,13 @@ async def test_after_the_linger_a_feed_starts_anew(server: GatewayProcess, etcd:
 
 
 def starts(server: GatewayProcess) -> list[dict[str, Any]]:
-    """Of feeds, in its log."""
+    """The number of feed starts in the gateway's log."""
     return [line for line in server.lines if line["message"] == "feed start"]
 
 
 @pytest.mark.one_etcd
 async def test_concurrent_first_joins_start_one(etcd: EmbeddedEtcd) -> None:
-    """A hundred at once: one feed, one watcher, one Range."""
+    """A hundred concurrent joins start one feed, with one watcher and one Range."""
     # The Ranges that prove feeds current are half of this time apart.
     async with gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": "5m"}) as server:
         before = await ranges(etcd)
@@ -348,12 +355,12 @@ async def test_concurrent_first_joins_start_one(etcd: EmbeddedEtcd) -> None:
 
 
 def descriptors(pid: int) -> int:
-    """Open file descriptors of a process (Linux)."""
+    """The open file descriptors of a process (Linux)."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 async def few_descriptors(pid: int, at_most: int) -> bool:
-    """Whether they are no more than before; one is the connection of the asking itself."""
+    """Whether there are no more descriptors than before; one is the connection of this request itself."""
     return descriptors(pid) <= at_most + 1
 
 
@@ -366,7 +373,7 @@ async def _many(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
 
 @pytest.mark.slow
 async def test_two_thousand_requests_one_watch(many: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """The outage, gone: 2,000 requests opened and ended in every way are never more than one watcher at etcd."""
+    """The outage, solved: 2,000 requests that open and end in every way never cause more than one watcher at etcd."""
     await kv.put("/svc/a", "x" * 20_000)
     async with await watch(many.base, "prefix=/svc/") as stream:
         await stream.until("synced")
@@ -388,7 +395,7 @@ async def test_two_thousand_requests_one_watch(many: GatewayProcess, etcd: Embed
             writer.transport.abort()
             return
         stream = await watch(many.base, "prefix=/svc/" + ("&format=ndjson" if way == 3 else ""), receive_buffer=16384)
-        if way == 4:  # leaves with what was sent unread
+        if way == 4:  # leaves with unread bytes
             await stream.close()
             return
         await stream.until("synced")
@@ -411,9 +418,9 @@ async def test_two_thousand_requests_one_watch(many: GatewayProcess, etcd: Embed
 
 @pytest.mark.slow
 async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """5,000 distinct prefixes, one subscriber each, and all gone again, on the fixed number of streams."""
+    """5,000 distinct prefixes with one subscriber each, and all released again, use the fixed number of streams."""
     async with await watch(many.base, "prefix=/p/") as stream:
-        await stream.until("synced")  # from here on both connections to etcd are there
+        await stream.until("synced")  # from here on both connections to etcd exist
     before = descriptors(many.pid)
     streams = []
     for start_at in range(0, 5000, 250):
@@ -432,7 +439,7 @@ async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) 
 
 
 def link_to(etcd: EmbeddedEtcd, clock: Clock) -> Link:
-    """A connection that asks for nothing by itself."""
+    """A connection that requests nothing by itself."""
     return Link(
         etcd.endpoint,
         Credentials(),
@@ -444,7 +451,7 @@ def link_to(etcd: EmbeddedEtcd, clock: Clock) -> Link:
 
 
 async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None:
-    """Else the connection, and every watch on it, is given up a while after any stream has done its work."""
+    """A closed stream is not silent: a silent stream makes the gateway drop the connection and all its watches."""
     now = 0.0
     link = link_to(etcd, lambda: now)
     created = asyncio.Event()
@@ -461,7 +468,9 @@ async def test_a_stream_that_we_closed_is_not_silent(etcd: EmbeddedEtcd) -> None
 
 
 async def test_a_stream_stands_still_by_what_its_member_says(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """One that goes on answering below a revision that its cluster had long ago; not a silent one, nor a new one."""
+    """A stream stands still if its member answers below a revision that the cluster reached long ago; a silent or a new
+    stream does not.
+    """
     now = 0.0
     link = link_to(etcd, lambda: now)
     heard = asyncio.Event()
@@ -473,15 +482,15 @@ async def test_a_stream_stands_still_by_what_its_member_says(etcd: EmbeddedEtcd,
     assert reached > 0
 
     now = 10.0
-    assert not stream.stands_still(reached + 1, 5.0), "it has said nothing since"
+    assert not stream.stands_still(reached + 1, 5.0), "a silent stream does not stand still"
     heard.clear()
     link.ask_for_progress()
     await heard.wait()
-    assert stream.stands_still(reached + 1, 5.0), "it answers, at the old revision"
-    assert not stream.stands_still(reached, 5.0), "it has got there"
+    assert stream.stands_still(reached + 1, 5.0), "the stream answers at the old revision, so it stands still"
+    assert not stream.stands_still(reached, 5.0), "the stream has reached that revision"
     heard.clear()
     await kv.put("/svc/a", "1")
     await heard.wait()
     assert stream.revision == reached + 1
-    assert not stream.stands_still(reached + 2, 5.0), "it moves"
+    assert not stream.stands_still(reached + 2, 5.0), "the stream moves"
     await link.aclose("done")

@@ -1,4 +1,4 @@
-"""Cursors: any replica, any age that etcd still knows; otherwise a reset that says why."""
+"""A cursor resumes on any replica, as long as etcd has its history; otherwise a reset gives the reason."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ async def cursor_now(base: str, prefix: str = "/svc/") -> str:
 
 
 def patience(version: tuple[int, int, int]) -> dict[str, str]:
-    """Where nothing can prove a history, the proof is not waited for long."""
+    """The settings that shorten the wait for a proof, if nothing can prove a history."""
     return {} if progress_is_trusted(version) else UNPROVEN_SOON
 
 
 async def test_fresh_process_resumes_after_a_delete(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
-    """The last thing that happened in the range is a delete, then others' keys changed: only progress proves it."""
+    """The range's last event is a delete, and then the keys of other ranges changed: only progress proves the
+    delete.
+    """
     await kv.put("/svc/a", "1")
     async with gateway(etcd.endpoint, settings=patience(version)) as server:
         cursor = await cursor_now(server.base)
@@ -51,7 +53,7 @@ async def test_fresh_process_resumes_after_a_delete(
 
 
 async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
-    """Others' keys moved etcd on; the feed of a quiet prefix has not heard: it must get there, or say reset."""
+    """Other ranges moved etcd on, and the feed of a quiet prefix has not noticed: the feed must catch up, or reset."""
     await kv.put("/svc/a", "1")
     settings = patience(version)
     async with gateway(etcd.endpoint, settings=settings) as server, await watch(server.base, "prefix=/svc/") as first:
@@ -73,7 +75,9 @@ async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, 
 
 
 async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
-    """Below the log's floor: where progress can be trusted the one watch reaches back, elsewhere it is a reset."""
+    """For a cursor below the log's floor, the one watch reaches back if progress is trusted; otherwise it is a
+    reset.
+    """
     await kv.put("/svc/a", "0")
     async with gateway(etcd.endpoint) as server:
         cursor = await cursor_now(server.base)
@@ -94,7 +98,7 @@ async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, ver
 
 
 async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """1,000 cursors of various age come to a fresh process: one Range, one watch, no reset."""
+    """1,000 cursors of various ages come to a fresh process: one Range, one watch, no reset."""
     await kv.put("/svc/a", "0")
     async with gateway(etcd.endpoint) as first:
         epoch = (await cursor_now(first.base)).partition("-")[0]
@@ -118,7 +122,7 @@ async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv:
 
 
 async def test_compacted_cursor(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """History that etcd has forgotten: reset, and the reason."""
+    """For history that etcd has compacted, the client gets a reset with the reason."""
     await kv.put("/svc/a", "0")
     async with gateway(etcd.endpoint) as server:
         cursor = await cursor_now(server.base)
@@ -134,7 +138,7 @@ async def test_compacted_cursor(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
 
 async def test_slow_reader_lags(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Beyond the log: reset, lagged, and the state, in the same stream; the others are not touched."""
+    """A reader behind the log gets a `lagged` reset and the snapshot in the same stream; others are not affected."""
     settings = {"GATEWAY_LOG_BATCHES": "5", "GATEWAY_SEND_TIMEOUT": "600s"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         slow = await watch(server.base, "prefix=/svc/", receive_buffer=4096)

@@ -1,4 +1,4 @@
-"""A rollout as clients behind nginx live through it: one of two gateways goes, and nobody loses a thing."""
+"""A rollout as clients behind nginx see it: one of two gateways stops, and no client loses an event."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREFIX = "prefix=/svc/"
 
 
 class Writer:
-    """Two changes a second, as long as it is told to; ``revisions`` are what it wrote."""
+    """Makes two changes a second until it is stopped; ``revisions`` are the revisions that it wrote."""
 
     def __init__(self, kv: EtcdClient) -> None:
         self.revisions: list[int] = []
@@ -35,7 +35,7 @@ class Writer:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> int:
-        """The last revision."""
+        """Stop; return the last revision."""
         self._stopping.set()
         await self._task
         return self.revisions[-1]
@@ -51,9 +51,9 @@ class Writer:
 
 @pytest.mark.slow
 async def test_two_thousand_streams_move(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """SIGTERM to one gateway, with the defaults of a drain: all its streams go on at the other, no faster than at the
-    drain's pace, and each has every change once, in order, and no state anew. etcd sees one watcher more at the most.
-    How even they come is decided in the core: tests/core/test_drain.py.
+    """After SIGTERM to one gateway, with the defaults of a drain, all its streams continue on the other, no faster than
+    at the drain's pace. Each stream has every change once, in order, and no new snapshot. etcd sees at most one
+    additional watcher. tests/core/test_drain.py tests how evenly the streams come.
     """
     count = 2000
     async with contextlib.AsyncExitStack() as stack:
@@ -93,7 +93,7 @@ async def test_two_thousand_streams_move(etcd: EmbeddedEtcd, kv: EtcdClient, tmp
         assert {client.cuts for client in clients} == {0}
         assert {tuple(client.mirror.resets) for client in clients} == {("initial",)}
         assert {tuple(client.revisions) for client in clients} == {tuple(writer.revisions)}
-        assert len(writer.revisions) > 1  # it went on meanwhile
+        assert len(writer.revisions) > 1  # the writer went on meanwhile
         assert highest[0] - before[0] <= 1
         assert drained >= (len(moving) - 1) / DRAIN_PACE
         assert {client.visits for client in moving} == {("leaving", "staying")}
@@ -101,17 +101,17 @@ async def test_two_thousand_streams_move(etcd: EmbeddedEtcd, kv: EtcdClient, tmp
 
 
 async def all_synced(clients: Sequence[ReturningClient]) -> bool:
-    """Whether all are live."""
+    """Whether all clients are live."""
     return all(client.mirror.synced for client in clients)
 
 
 async def all_at(instance: str, clients: Sequence[ReturningClient]) -> bool:
-    """Whether that instance serves them all."""
+    """Whether that instance serves all clients."""
     return all(client.at == instance for client in clients)
 
 
 async def all_hold(revision: int, clients: Sequence[ReturningClient]) -> bool:
-    """Whether all have got so far."""
+    """Whether all clients have reached that revision."""
     return all(client.holds(revision) for client in clients)
 
 

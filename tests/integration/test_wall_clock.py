@@ -1,4 +1,4 @@
-"""The wall clock steps, as it does at a correction, on a resumed laptop or in a migrated machine: nobody notices."""
+"""Steps of the wall clock, as at a correction, on a resumed laptop or in a migrated machine, have no effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.wallclock import HOUR, WallClock, library
 
 pytestmark = pytest.mark.etcd
 
-# Each is far below the step, and far above what the test takes.
+# Each of these times is far shorter than the step, and far longer than the test.
 SETTINGS = {
     **QUICK,
     "GATEWAY_LINGER": "30m",
@@ -34,7 +34,7 @@ SETTINGS = {
 @pytest.mark.one_etcd
 @pytest.mark.skipif(library() is None, reason="NOT RUN: a wall clock that steps: faketime is not installed")
 async def test_steps_of_the_wall_clock(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
-    """Neither staleness nor linger, heartbeats, the log's age nor a stream's is judged by it."""
+    """Staleness, linger, heartbeats, the log's age and a stream's age do not depend on the wall clock."""
     clock = WallClock(tmp_path / "offset")
     before = ("env", *(f"{name}={text}" for name, text in clock.environment.items()))
     settings = {**SETTINGS, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint}
@@ -61,7 +61,7 @@ async def test_steps_of_the_wall_clock(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_p
             written = []
             for turn, offset in enumerate((HOUR, 0, -HOUR, HOUR)):
                 clock.step(offset)
-                # A feed that starts now says what its clock shows, so the step has arrived.
+                # A feed that starts now shows its start by the gateway's wall clock, so the step has taken effect.
                 async with await watch(running.base, f"prefix=/new/{turn}/") as new:
                     await new.until("synced")
                 shown = seconds((await feeds())[f"prefix=/new/{turn}/"]) - seconds(first)
@@ -80,7 +80,7 @@ async def test_steps_of_the_wall_clock(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_p
                     found = await again.until("synced")
                 assert [event.data.get("mod_revision") for event in found[:-1]] == written
                 assert await lingers()
-            # What lingers, and what is followed: nothing was started anew.
+            # The lingering and the followed feeds: none was started again.
             starts = [line["range"] for line in running.lines if line["message"] == "feed start"]
             assert len(starts) == len(set(starts)) == 6
             assert await held_at_etcd(etcd) == (6, 1)
@@ -89,11 +89,11 @@ async def test_steps_of_the_wall_clock(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_p
     assert not running.other, "".join(running.other)
     assert status == 0
     said = [line["message"] for line in running.lines if line["level"] != "info"]
-    # Of etcd's version, and of this machine's limit of open files.
+    # Warnings about etcd's version and about this machine's limit of open files are expected.
     known = ("upgrade", "GATEWAY_MAX_SUBSCRIBERS")
     assert [message for message in said if not message.endswith(known) and "version" not in message] == []
 
 
 def seconds(feed: dict[str, Any]) -> float:
-    """When it started, by the gateway's wall clock."""
+    """The feed's start, by the gateway's wall clock."""
     return datetime.datetime.fromisoformat(feed["started"]).timestamp()

@@ -1,4 +1,4 @@
-"""The wire contract of /v1/watch, as a client sees it, on a real etcd."""
+"""The wire contract of /v1/watch, as a client sees it, with a real etcd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def test_snapshot_then_live(server: GatewayProcess, kv: EtcdClient) -> None:
-    """Reset with revision 0, the items, synced, then what happens."""
+    """A stream has a reset with revision 0, the items, synced, and then the changes."""
     await kv.put("/svc/a", "1")
     last = await kv.put("/svc/b", "2")
 
@@ -48,7 +48,9 @@ async def test_snapshot_then_live(server: GatewayProcess, kv: EtcdClient) -> Non
 
 
 async def test_transaction_is_one_revision(server: GatewayProcess, kv: EtcdClient) -> None:
-    """All but the last say more, only the last has the id; deletes carry key and revision."""
+    """All events of a transaction but the last have ``more``, only the last has the id; deletes have key and
+    revision.
+    """
     await kv.put("/svc/a", "1")
     async with await watch(server.base, "prefix=/svc/") as stream:
         await stream.until("synced")
@@ -64,7 +66,7 @@ async def test_transaction_is_one_revision(server: GatewayProcess, kv: EtcdClien
 
 
 async def test_resume_is_exact(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A cursor brings what came after it, then synced, and no reset."""
+    """A cursor brings the events after it, then synced, and no reset."""
     async with await watch(server.base, "prefix=/svc/") as stream:
         synced = (await stream.until("synced"))[-1]
         revisions = [await kv.put("/svc/a", str(n)) for n in range(5)]
@@ -78,7 +80,7 @@ async def test_resume_is_exact(server: GatewayProcess, kv: EtcdClient) -> None:
 
 
 async def test_resume_in_a_new_process_needs_proof(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A feed that starts with a cursor reaches back; a later event of the range proves the history complete."""
+    """A feed that starts with a cursor reaches back; a later event of the range proves that the history is complete."""
     await kv.put("/svc/a", "0")
     async with httpx.AsyncClient(base_url=server.base) as client:
         answer = (await client.get("/v1/kv", params={"prefix": "/svc/"})).json()
@@ -96,7 +98,7 @@ async def test_resume_in_a_new_process_needs_proof(server: GatewayProcess, kv: E
     [("", "initial"), ("nonsense", "cursor-lost"), ("00000000-5", "cursor-lost"), ("zzzz \u00e9", "cursor-lost")],
 )
 async def test_unusable_cursors_reset(server: GatewayProcess, cursor: str, reason: str) -> None:
-    """A header that is present counts, even empty or unreadable: a reset, never a 4xx."""
+    """A header that is present counts, even if it is empty or unreadable: the answer is a reset, never a 4xx."""
     async with await watch(server.base, "prefix=/svc/&last_event_id=00000000-1", {"Last-Event-ID": cursor}) as stream:
         (reset, synced) = await stream.until("synced")
 
@@ -112,7 +114,7 @@ async def test_unusable_cursors_reset(server: GatewayProcess, cursor: str, reaso
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
 async def test_unusable_cursors_in_the_query_reset(server: GatewayProcess, name: str, cursor: str, reason: str) -> None:
-    """As the header's: a 4xx would close an EventSource for good."""
+    """An unusable cursor in the query is treated like one in the header: a 4xx would close an EventSource for good."""
     async with await watch(server.base, f"prefix=/svc/&{name}={cursor}") as stream:
         (reset, synced) = await stream.until("synced")
 
@@ -122,7 +124,7 @@ async def test_unusable_cursors_in_the_query_reset(server: GatewayProcess, name:
 
 @pytest.mark.one_etcd
 async def test_the_newest_cursor_counts(server: GatewayProcess, kv: EtcdClient) -> None:
-    """The header, then what polyfills append, then what the URL had from the beginning.
+    """The header counts first, then what polyfills append, then what the URL had from the beginning.
 
     The queries are those that event-source-polyfill 1.0.31 and reconnecting-eventsource 1.6.5 were seen to send when
     they reconnect: the first drops an older ``lastEventId``, the second appends another.
@@ -149,7 +151,7 @@ async def test_the_newest_cursor_counts(server: GatewayProcess, kv: EtcdClient) 
 
 
 async def test_cursor_ahead_is_judged(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A forged cursor far ahead is above a linearizable read: reset, restored."""
+    """A forged cursor far ahead is above a linearizable read: the client gets a reset with `restored`."""
     await kv.put("/svc/a", "1")
     async with await watch(server.base, "prefix=/svc/") as stream:
         epoch = ((await stream.until("synced"))[-1].id or "").partition("-")[0]
@@ -161,7 +163,7 @@ async def test_cursor_ahead_is_judged(server: GatewayProcess, kv: EtcdClient) ->
 
 
 async def test_without_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
-    """snapshot=0: synced at once, then only what happens."""
+    """With snapshot=0 the stream is synced at once, and then has only the changes."""
     await kv.put("/svc/a", "1")
     async with await watch(server.base, "prefix=/svc/&snapshot=0") as stream:
         first = await stream.next_event()
@@ -175,7 +177,7 @@ async def test_without_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
 
 @pytest.mark.one_etcd
 async def test_ndjson_is_the_same_objects(server: GatewayProcess, kv: EtcdClient) -> None:
-    """By Accept or by parameter; the cursor stands where SSE has an id."""
+    """NDJSON, by Accept or by parameter, has the same objects; the cursor replaces SSE's id."""
     await kv.put("/svc/a", "1")
     async with (
         await watch(server.base, "prefix=/svc/") as sse,
@@ -193,7 +195,7 @@ async def test_ndjson_is_the_same_objects(server: GatewayProcess, kv: EtcdClient
 
 @pytest.mark.one_etcd
 async def test_bytes_survive(server: GatewayProcess, kv: EtcdClient) -> None:
-    """Keys and values that are no text are base64 and say so; a key's identity is both."""
+    """Keys and values that are not text are base64, and marked as such; text and encoding identify a key."""
     await kv.put(b"/b/\xff\x00\n", b"\x80\x81")
     await kv.put(b"/b/L2IvAA==", "a\r\n\u2028b")
     async with await watch(server.base, "prefix=/b/") as stream:
@@ -212,7 +214,7 @@ async def test_bytes_survive(server: GatewayProcess, kv: EtcdClient) -> None:
 
 
 async def test_bookmarks_are_the_heartbeat(server: GatewayProcess) -> None:
-    """A quiet stream still says that it lives, and where it stands."""
+    """A quiet stream still shows that it is alive, and its revision."""
     async with await watch(server.base, "prefix=/quiet/") as stream:
         synced = (await stream.until("synced"))[-1]
         bookmark = (await stream.until("bookmark"))[-1]
@@ -236,7 +238,7 @@ async def test_single_key(server: GatewayProcess, kv: EtcdClient) -> None:
 
 
 async def test_a_key_written_twice_in_a_revision(server: GatewayProcess, kv: EtcdClient) -> None:
-    """All is told, and it is no sign of another history."""
+    """All changes are sent, and the repeated revision is not taken for another history."""
     await kv.put("/svc/a", "1")
     put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"/svc/a", value=b"2"))
     delete = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=b"/svc/a"))
@@ -261,7 +263,7 @@ async def test_a_key_written_twice_in_a_revision(server: GatewayProcess, kv: Etc
 
 @pytest.mark.one_etcd
 async def test_headers(server: GatewayProcess) -> None:
-    """What proxies and caches must know."""
+    """The headers have what proxies and caches must know."""
     async with await watch(server.base, "prefix=/x/") as stream:
         assert stream.headers["cache-control"] == "no-store, no-transform"
         assert stream.headers["x-accel-buffering"] == "no"
@@ -274,7 +276,7 @@ async def test_headers(server: GatewayProcess) -> None:
 
 @pytest.mark.slow
 async def test_a_hundred_thousand_keys(server: GatewayProcess, kv: EtcdClient) -> None:
-    """A large snapshot is complete, in pages of one revision, while the range changes under it."""
+    """A large snapshot is complete, in pages of one revision, while the range changes."""
     for start in range(0, 100_000, 125):
         await kv.transact({f"/big/{n:06}": "x" * 20 for n in range(start, start + 125)})
     async with await watch(server.base, "prefix=/big/") as stream:

@@ -1,1 +1,1 @@
-"""The process: its signals, its standard streams, its connections."""
+"""The server: its signals, its sockets, its connections, and how the process runs."""

@@ -1,4 +1,4 @@
-"""Which connections are let in at the limit of open files, and which give way."""
+"""Which connections are accepted at the limit of open files, and which give way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.server.admission import EVICTIONS, Admission
 
 
 class Clock:
-    """Of a loop: stands until it is moved."""
+    """A loop's clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -23,7 +23,7 @@ class Clock:
 
 
 class Connection:
-    """Of the protocol, what is asked of it."""
+    """The part of a connection that the admission uses."""
 
     def __init__(self, loop: Clock) -> None:
         self.loop = loop
@@ -35,7 +35,9 @@ class Connection:
 
 
 def test_the_one_that_is_idle_longest_gives_way(caplog: pytest.LogCaptureFixture) -> None:
-    """A busy one does not. The log says so once in EVICTIONS seconds, with what there is."""
+    """The connection that has been idle longest gives way; a busy one does not. The log reports evictions once in
+    EVICTIONS seconds, with their number.
+    """
     clock, capacity = Clock(), Capacity[Any](2, 1)
     admission = Admission(capacity)
     busy, first, second, third, late = (Connection(clock) for _ in range(5))

@@ -38,9 +38,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or size
 
 @contextlib.contextmanager
 def repeated(process: int, number: int, period: float) -> Iterator[None]:
-    """The signal again and again, until the process is gone; from a thread, which no busy loop holds up."""
+    """Send the signal again and again until the process is gone; from a thread, which a busy loop does not delay."""
     over = threading.Event()
-    descriptor = os.pidfd_open(process)  # never another process that got the number
+    descriptor = os.pidfd_open(process)  # never signals another process that got the same pid
 
     def repeat() -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -59,7 +59,7 @@ def repeated(process: int, number: int, period: float) -> Iterator[None]:
 
 
 async def gone(running: GatewayProcess) -> int:
-    """Wait for its end, which somebody else brings about; the status."""
+    """Wait until the process has ended by itself; return the status."""
     async with asyncio.timeout(60):
         await running.process.wait()
     return await running.stop()
@@ -69,7 +69,7 @@ async def gone(running: GatewayProcess) -> int:
 @pytest.mark.parametrize("period", [0.001, 0.01, 0.1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_come_until_the_end(number: int, period: float) -> None:
-    """An orderly end is status 0, whatever comes how late: a handler must not go before the process does."""
+    """An orderly end has status 0 however late a signal comes: the handler must stay until the process has gone."""
     running = await start("--port=0", f"--etcd={NOWHERE}")
     await running.listening()
     with repeated(running.pid, number, period):
@@ -84,7 +84,9 @@ async def test_signals_come_until_the_end(number: int, period: float) -> None:
 @linux
 @pytest.mark.etcd
 async def test_signals_come_until_the_end_of_streams(etcd: EmbeddedEtcd) -> None:
-    """The same with subscribers, who hear why they are sent away; a SIGHUP among them changes nothing."""
+    """With subscribers, who get the reason for the close, late signals also end in status 0; a SIGHUP changes
+    nothing.
+    """
     running = await start("--port=0", f"--etcd={etcd.endpoint}")
     await running.listening()
     async with contextlib.AsyncExitStack() as stack:
@@ -111,7 +113,9 @@ def catches(pid: int, number: int) -> bool:
 @pytest.mark.parametrize("command", ["serve", "dev"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_while_it_starts(command: str, number: int) -> None:
-    """From the first handler on, long before it listens: it was asked to stop, and does."""
+    """A signal after the first handler is installed, long before the gateway listens, ends the gateway with status
+    0.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-m", "app", command, "--port=0", "--log-format=json"),
         env=environment({}),
@@ -121,7 +125,7 @@ async def test_signals_while_it_starts(command: str, number: int) -> None:
     )
 
     async def handled() -> bool:
-        # SIGINT has Python's own handler from the beginning; both are handled by then.
+        # Python handles SIGINT from the beginning; once SIGTERM is handled, both are.
         return catches(process.pid, signal.SIGTERM)
 
     await eventually(handled)
@@ -134,7 +138,7 @@ async def test_signals_while_it_starts(command: str, number: int) -> None:
 
 
 async def test_sighup_reloads(tmp_path: Path) -> None:
-    """The token's file is read at once, and the log says what came of each part; the process goes on."""
+    """SIGHUP reads the token file at once, and the log reports the result for each part; the process continues."""
     file = tmp_path / "token"
     file.write_bytes(b"one\n")
     async with gateway(NOWHERE, settings={"GATEWAY_TOKEN_FILE": str(file)}) as server:
@@ -157,14 +161,14 @@ async def test_sighup_reloads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["hang-up", "shell"])
 async def test_a_terminal_that_goes_away(way: str) -> None:
-    """``serve`` ends in order with its terminal; also where a shell passes SIGHUP on while the terminal is there."""
+    """``serve`` ends in order with its terminal, even if a shell passes SIGHUP on while the terminal still exists."""
     master, slave = pty.openpty()
 
     def own_terminal() -> None:
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    process = subprocess.Popen(  # noqa: ASYNC220  # asyncio's gives no way into the child
+    process = subprocess.Popen(  # noqa: ASYNC220  # asyncio's runs no code in the child
         [sys.executable, "-W", "error", "-m", "app", "serve", "--port=0", f"--etcd={NOWHERE}"],
         env=environment({}),
         stdin=slave,
@@ -181,7 +185,7 @@ async def test_a_terminal_that_goes_away(way: str) -> None:
             process.send_signal(signal.SIGHUP)
             while b"reloaded" not in said:
                 said += os.read(master, 4096)
-        os.close(master)  # the kernel sends SIGHUP to the session's leader: ours here
+        os.close(master)  # the kernel sends SIGHUP to the session's leader, which is this gateway
         status = await asyncio.to_thread(process.wait, 30)
     finally:
         process.kill()
@@ -190,7 +194,7 @@ async def test_a_terminal_that_goes_away(way: str) -> None:
 
 
 async def test_sighup_that_was_ignored_stays_so() -> None:
-    """What nohup asks for."""
+    """SIGHUP that was ignored at the start stays ignored, as nohup requires."""
     program = (
         sys.executable,
         "-c",
@@ -245,7 +249,7 @@ async def quiet_gateway(
 
 
 async def end(process: asyncio.subprocess.Process) -> int:
-    """SIGTERM; the status."""
+    """Send SIGTERM; return the status."""
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(30):
         return await process.wait()
@@ -255,7 +259,7 @@ LONG = "x" * 4000
 
 
 async def log_much(http: httpx.AsyncClient, lines: int) -> None:
-    """Refusals, whose log lines name a range of 4,000 bytes."""
+    """Cause refusals, whose log lines contain a range of 4,000 bytes."""
 
     async def down() -> bool:
         return bool((await http.get("/readyz")).json()["etcd"]["state"] == "down")
@@ -266,13 +270,13 @@ async def log_much(http: httpx.AsyncClient, lines: int) -> None:
 
 
 def all_of(descriptor: int) -> list[dict[str, object]]:
-    """Read to the end: the log."""
+    """Read the log to its end."""
     with open(descriptor, "rb") as file:
         return [json.loads(line) for line in file.read().splitlines()]
 
 
 async def test_a_stalled_reader_stops_nothing() -> None:
-    """A full pipe on standard error: the gateway serves on, drops what is beyond its bound, and says how many."""
+    """With a full pipe on standard error, the gateway still serves, drops lines beyond its bound, and counts them."""
     reading, writing = os.pipe()
     async with quiet_gateway(writing) as (process, http):
         os.close(writing)
@@ -293,7 +297,7 @@ async def test_a_stalled_reader_stops_nothing() -> None:
 
 
 async def test_a_reader_that_stalls_for_good() -> None:
-    """Nobody ever reads: the process ends none the less, and well."""
+    """If nobody ever reads the log, the process still ends, with status 0."""
     reading, writing = os.pipe()
     async with quiet_gateway(writing) as (process, http):
         os.close(writing)
@@ -305,7 +309,7 @@ async def test_a_reader_that_stalls_for_good() -> None:
 
 
 async def test_a_reader_that_has_gone() -> None:
-    """EPIPE for every line: served on, counted, ended well."""
+    """With EPIPE for every line, the gateway still serves, counts the lines, and ends with status 0."""
     reading, writing = os.pipe()
     async with quiet_gateway(writing) as (process, http):
         os.close(writing)
@@ -322,7 +326,7 @@ async def test_a_reader_that_has_gone() -> None:
 
 
 async def test_a_log_that_does_not_block() -> None:
-    """Whoever starts us may share a descriptor that does not block: lines wait, and are whole."""
+    """The parent may share a descriptor that does not block: lines wait, and stay whole."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     async with quiet_gateway(writing) as (process, http):
@@ -338,7 +342,9 @@ async def test_a_log_that_does_not_block() -> None:
 
 
 def test_what_python_prints_by_itself_is_logged() -> None:
-    """Warnings, and errors that nobody can be told: as lines of the log, by the thread that may wait."""
+    """Warnings, and exceptions that Python cannot raise to a caller, become lines of the log, written by the thread
+    that may block.
+    """
     program = """
 import warnings
 from app import logs
@@ -364,7 +370,7 @@ CLOSED = ["2>&-", "<&- >&- 2>&-", "<&- 2>/dev/null", ">&- 2>/dev/null", "2>/dev/
 
 
 async def shell(text: str, *, settings: dict[str, str] | None = None, cwd: Path | None = None) -> tuple[int, bytes]:
-    """Run a gateway as a shell starts it; wait until it answers, or ends; its status, and what it said."""
+    """Run a gateway as a shell starts it; wait until it answers or ends; return its status and its output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -398,7 +404,9 @@ async def shell(text: str, *, settings: dict[str, str] | None = None, cwd: Path 
 
 @pytest.mark.parametrize("streams", CLOSED)
 async def test_without_standard_streams(streams: str) -> None:
-    """Closed or full: it serves, and ends well. No socket gets the number of a standard stream."""
+    """With closed or full standard streams the gateway serves, and ends with status 0. No socket gets a standard
+    stream's number.
+    """
     status, _error = await shell(f"GATEWAY {streams}")
 
     assert status == 0
@@ -406,14 +414,14 @@ async def test_without_standard_streams(streams: str) -> None:
 
 @pytest.mark.parametrize("streams", CLOSED)
 async def test_bad_settings_without_standard_streams(streams: str) -> None:
-    """Nobody can be told; the status says it."""
+    """Without standard streams only the status reports bad settings."""
     status, _error = await shell(f"GATEWAY --linger=soon {streams}")
 
     assert status == 2
 
 
 def links_of(pid: int) -> dict[str, str]:
-    """What a process has open."""
+    """The targets of a process' open descriptors."""
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -449,7 +457,9 @@ async def test_closed_streams_are_not_given_away() -> None:
     ],
 )
 async def test_odd_environments(settings: dict[str, str]) -> None:
-    """Locales that are not there, no home: it serves, and a bad setting is named in whatever letters there are."""
+    """Without the locale or a home the gateway serves, and the error names a bad setting, whatever characters the
+    locale can print.
+    """
     status, error = await shell("GATEWAY", settings=settings)
     refused, named = await shell("GATEWAY --log-level=läut", settings=settings)
 
@@ -460,7 +470,7 @@ async def test_odd_environments(settings: dict[str, str]) -> None:
 
 
 async def test_without_a_folder_or_an_environment(tmp_path: Path) -> None:
-    """The folder it is started in is gone or not to be written to; nothing is set at all."""
+    """The gateway serves if its working folder is gone or not writable, or if the environment is empty."""
     gone = tmp_path / "gone"
     status, error = await shell(f"mkdir {gone}; cd {gone}; rmdir {gone}; GATEWAY")
     assert (status, error.count(b"Traceback")) == (0, 0)
@@ -476,7 +486,7 @@ async def test_without_a_folder_or_an_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["::", "[::]", "::1"])
 def test_no_ipv6(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel without it: the line names the host."""
+    """On a kernel without IPv6 the error names the host."""
 
     def refuse(family: int, *_rest: object) -> None:
         assert family == socket.AF_INET6
@@ -488,9 +498,9 @@ def test_no_ipv6(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_all_addresses_of_ipv6() -> None:
-    """``--host ::`` listens where the system has IPv6."""
+    """``--host ::`` listens if the system has IPv6."""
     if not socket.has_dualstack_ipv6():
-        pytest.skip("NOT RUN: no IPv6 here")
+        pytest.skip("NOT RUN: this machine has no IPv6")
     running = await start("--host=::", "--allow-prefixes=", "--port=0", f"--etcd={NOWHERE}")
     await running.listening()
     async with httpx.AsyncClient() as http:

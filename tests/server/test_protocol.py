@@ -1,4 +1,4 @@
-"""uvicorn's protocol as the gateway runs it: which names of uvicorn it uses, and how long a connection is kept for its
+"""uvicorn's protocol as the gateway runs it: which names of uvicorn it uses, and how long it keeps a connection for the
 next request, so that no request on its way is lost.
 """
 
@@ -44,30 +44,30 @@ class Asker:
         self.writer = writer
 
     async def ask(self) -> dict[str, str]:
-        """The headers of an answer, with its status."""
+        """Send a request; return the headers of the answer, with its status."""
         self.writer.write(REQUEST)
         return await self.answer()
 
     def push(self, data: bytes) -> None:
-        """Give it to the kernel at once, whatever the loop is doing."""
+        """Write bytes to the kernel at once, whatever the loop is doing."""
         assert os.write(self.writer.get_extra_info("socket").fileno(), data) == len(data)
 
     async def answer(self) -> dict[str, str]:
-        """To what was sent before."""
+        """The answer to what was sent before."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         found = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         await self.reader.readexactly(int(found["content-length"]))
         return {"status": head[0].split()[1], **found}
 
     async def closed(self) -> bool:
-        """Whether the server closes it, in order; waits for that."""
+        """Wait until the server closes the connection; whether it closes in order."""
         async with asyncio.timeout(30):
             return await self.reader.read() == b""
 
 
 @contextlib.asynccontextmanager
 async def connection(port: int) -> AsyncIterator[Asker]:
-    """One to a gateway."""
+    """A connection to a gateway."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         yield Asker(reader, writer)
@@ -76,7 +76,7 @@ async def connection(port: int) -> AsyncIterator[Asker]:
 
 
 async def test_a_connection_is_kept() -> None:
-    """Longer than load balancers keep theirs (60 s), and clients are told, so that they leave first."""
+    """A connection is kept for longer than by load balancers (60 s), and clients are told so that they leave first."""
     async with gateway(NOWHERE) as server, connection(server.port) as one:
         first, second = await one.ask(), await one.ask()
 
@@ -87,7 +87,7 @@ async def test_a_connection_is_kept() -> None:
 
 
 async def test_it_ends_when_nothing_comes() -> None:
-    """Not before its time."""
+    """An idle connection ends after its time, not before."""
     async with (
         gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "2s"}) as server,
         connection(server.port) as one,
@@ -102,7 +102,7 @@ async def test_it_ends_when_nothing_comes() -> None:
 
 
 async def test_not_at_all() -> None:
-    """0: the answer says that it is the last."""
+    """With 0 the answer tells the client that it is the last."""
     async with gateway(NOWHERE, settings={"GATEWAY_KEEP_ALIVE": "0"}) as server, connection(server.port) as one:
         answer = await one.ask()
         assert await one.closed()
@@ -112,7 +112,7 @@ async def test_not_at_all() -> None:
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
-    """They close at once, in order; nobody waits for their time."""
+    """At the end idle connections close at once, in order; the gateway does not wait for their time."""
     async with gateway(NOWHERE) as server, contextlib.AsyncExitStack() as stack:
         idle = [await stack.enter_async_context(connection(server.port)) for _ in range(20)]
         for one in idle[:10]:
@@ -126,7 +126,7 @@ async def test_idle_connections_do_not_hold_up_the_end() -> None:
 
 
 class Served:
-    """The protocol in this process, so that its moments can be chosen."""
+    """The protocol in this process, so that the test can choose its moments."""
 
     def __init__(self, keep_alive: str) -> None:
         settings = load({"etcd": NOWHERE, "keep_alive": keep_alive})
@@ -150,20 +150,20 @@ class Served:
 
     @property
     def protocol(self) -> GatewayProtocol:
-        """Of the one connection."""
+        """The protocol of the only connection."""
         (found,) = self.state.connections
         assert isinstance(found, GatewayProtocol)
         return found
 
 
 def run(work: object) -> None:
-    """On the loop of production: its timers run before it reads again."""
+    """Run on the loop of production: its timers run before it reads again."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)  # type: ignore[arg-type]  # a coroutine
 
 
 def test_a_request_that_comes_when_the_time_is_over() -> None:
-    """The loop was busy when it came, and the timer is due before it is read: it is answered, not reset."""
+    """A request came while the loop was busy, and the timer is due before the read: it is answered, not reset."""
 
     async def work() -> None:
         async with Served("0.2s") as served, connection(served.port) as one:
@@ -185,7 +185,7 @@ def test_a_request_that_comes_when_the_time_is_over() -> None:
 
 
 def test_a_request_that_comes_when_the_server_stops() -> None:
-    """It is answered, and told that it was the last; one that is never completed is not waited for."""
+    """A request at the stop is answered, as the last of its connection; an unfinished request is not waited for."""
 
     async def work() -> None:
         async with Served("60s") as served:
@@ -202,7 +202,7 @@ def test_a_request_that_comes_when_the_server_stops() -> None:
 
 
 def test_connections_are_counted_through_their_life() -> None:
-    """Idle, busy and idle again, and gone: nothing of it stays."""
+    """Connections are counted as idle, busy, idle again, and gone; nothing stays counted."""
 
     async def work() -> None:
         async with Served("60s") as served:
@@ -212,7 +212,7 @@ def test_connections_are_counted_through_their_life() -> None:
                     await one.ask()
                     assert (capacity.connections, capacity.busy) == (1, 0)
                     assert served.protocol.cycle is None
-                one.writer.write(REQUEST * 3)  # one behind the other
+                one.writer.write(REQUEST * 3)  # three pipelined requests
                 for _ in range(3):
                     await one.answer()
                 assert (capacity.connections, capacity.busy) == (1, 0)
@@ -221,17 +221,17 @@ def test_connections_are_counted_through_their_life() -> None:
                 one.writer.write(b"12345" + REQUEST)
                 assert (await one.answer())["status"] == "200"
             async with asyncio.timeout(30):
-                while capacity.connections:  # noqa: ASYNC110  # the loop's own work
+                while capacity.connections:  # noqa: ASYNC110  # waits for the loop's own work
                     await asyncio.sleep(0.01)
 
     run(work())
 
 
-# --- what of uvicorn is used ------------------------------------------------------------------------------------------
+# --- the names of uvicorn that are used -------------------------------------------------------------------------------
 
 
 def used_names() -> dict[str, set[str]]:
-    """What app/server/protocol.py reads, sets, calls and overrides of uvicorn's classes, found in its source."""
+    """The names of uvicorn's classes that app/server/protocol.py reads, sets, calls and overrides, from its source."""
     tree = ast.parse(inspect.getsource(protocol_module))
     (own,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GatewayProtocol")
     methods = {node.name for node in own.body if isinstance(node, ast.FunctionDef)}
@@ -252,12 +252,12 @@ def used_names() -> dict[str, set[str]]:
 
 
 def test_what_is_used_of_uvicorn_is_listed() -> None:
-    """All of it, and nothing else: the list is where somebody looks when uvicorn changes."""
+    """The list has exactly the used names: it is what a maintainer checks when uvicorn changes."""
     assert used_names() == UVICORN
 
 
 async def test_what_is_used_of_uvicorn_is_there() -> None:
-    """On the uvicorn that is installed: a name that is gone would be found by whoever's request needs it."""
+    """The installed uvicorn has every name in the list: otherwise the first request that needs it would fail."""
     settings = load({"etcd": NOWHERE})
     config = make_config(create_app(gateway=Gateway(settings)), settings, Admission(Capacity(100, 10)))
     config.load()

@@ -1,4 +1,4 @@
-"""The gateway's own HTTP/1.1 protocol, told things that no client library would say."""
+"""The gateway's own HTTP/1.1 protocol, with requests that no client library would send."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")
 async def _server() -> AsyncIterator[GatewayProcess]:
-    """One gateway for all: nothing here changes it."""
+    """One gateway for all tests of this module: no test changes it."""
     async with EmbeddedEtcd() as etcd, gateway(etcd.endpoint) as running:
         yield running
 
@@ -29,7 +29,7 @@ async def _server() -> AsyncIterator[GatewayProcess]:
     "raw",
     [
         b"GARBAGE\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS to a plain port
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS to a plain-text port
         b"GET /v1/kv?prefix=\xff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /v1/kv?prefix=a b HTTP/1.1\r\nHost: x\r\n\r\n",
         b"BREW /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -40,7 +40,7 @@ async def _server() -> AsyncIterator[GatewayProcess]:
     ],
 )
 async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
-    """What the parser refuses is answered by a problem too, and the connection is closed."""
+    """A request that the parser refuses gets a problem, too, and the connection is closed."""
     line = Line(server.port)
     await line.send(raw)
     answer = await line.receive()
@@ -58,7 +58,7 @@ async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
     ids=["headers", "target"],
 )
 async def test_a_head_over_its_limit(server: GatewayProcess, head: bytes) -> None:
-    """Also one that comes whole, in one write."""
+    """A head over its limit is refused, even if it comes whole, in one write."""
     line = Line(server.port)
     await line.send(head)
     answer = await line.receive()
@@ -68,7 +68,7 @@ async def test_a_head_over_its_limit(server: GatewayProcess, head: bytes) -> Non
 
 @pytest.mark.parametrize("target", ["/v1/kv?prefix=/a/", "/livez", "/v1/kv?prefix=/a/&x"])
 async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayProcess, target: str) -> None:
-    """Half-closed: `printf … | nc -N`."""
+    """A client that has half-closed is answered: `printf … | nc -N`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     writer.write_eof()
@@ -81,7 +81,7 @@ async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayP
 
 
 async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
-    """Nobody hears it; an answer inside of the stream would be taken for its data, and would not be one."""
+    """Rubbish after a stream's request gets no answer: the client would take the answer for the stream's data."""
     async with await open_stream(server.base, "prefix=/a/") as stream:
         await stream.until("synced")
         stream.writer.write(b"RUBBISH\r\n\r\n")
@@ -100,7 +100,7 @@ async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: Gat
     ],
 )
 async def test_huge_queries(server: GatewayProcess, head: bytes) -> None:
-    """They are refused; what the answer quotes of them is short."""
+    """A huge query is refused; the answer quotes only a short part of it."""
     line = Line(server.port)
     await line.send(head)
     answer = await line.receive()
@@ -113,7 +113,7 @@ async def test_huge_queries(server: GatewayProcess, head: bytes) -> None:
 
 @pytest.mark.parametrize("start", [b"GET /v1/kv?prefix=&", b"GET /v1/kv?prefix= HTTP/1.1\r\nCookie: ", b"\r\n"])
 async def test_a_head_without_end_is_bounded(server: GatewayProcess, start: bytes) -> None:
-    """A request that never ends does not fill the memory: it is cut off."""
+    """A head without an end is cut off, so that it does not fill the memory."""
     line = Line(server.port)
     sent = 0
     with contextlib.suppress(ConnectionError):
@@ -128,7 +128,7 @@ async def test_a_head_without_end_is_bounded(server: GatewayProcess, start: byte
 
 @pytest_asyncio.fixture(name="hasty", scope="module", loop_scope="module", params=["fast", "portable"])
 async def _hasty(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
-    """One that waits 0.2 s for the head of a request, where the product waits a minute."""
+    """A gateway that waits 0.2 s for the head of a request; the product waits a minute."""
     async with EmbeddedEtcd() as etcd:
         chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, "GATEWAY_SINK": request.param}
         running = await start(settings=chosen, program=("tests.support.hasty",))
@@ -141,7 +141,9 @@ async def _hasty(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess
 
 @pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
 async def test_a_head_that_does_not_end(hasty: GatewayProcess, before: str) -> None:
-    """Whoever opens connections and says half a request would keep them for ever."""
+    """A head that does not end is refused after its timeout: otherwise clients could keep connections for ever with
+    half a request.
+    """
     line = Line(hasty.port)
     if before:
         await line.send(before.encode())
@@ -154,7 +156,7 @@ async def test_a_head_that_does_not_end(hasty: GatewayProcess, before: str) -> N
 
 
 async def test_a_connection_that_says_nothing(hasty: GatewayProcess) -> None:
-    """It is closed without a word, which a browser would take for the answer to what it asks next."""
+    """A silent connection is closed without an answer: a browser would take it for the answer to its next request."""
     line = Line(hasty.port)
     await line.send(b"")
     assert await line.rest() == b""
@@ -169,7 +171,7 @@ GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
     ids=["line-end", "body"],
 )
 async def test_a_byte_behind_an_answer(hasty: GatewayProcess, request_: bytes, behind: bytes) -> None:
-    """It stops uvicorn's own timer, and is no request."""
+    """A byte after an answer stops uvicorn's own timer and is not a request: the connection is closed nevertheless."""
     line = Line(hasty.port)
     await line.send(request_)
     assert (await line.receive()).status == 200
@@ -181,7 +183,7 @@ async def test_a_byte_behind_an_answer(hasty: GatewayProcess, request_: bytes, b
     "behind", [GET, GET + b"\r\n", (GET + b"\r\n") * 2, GET + b"\r\n" + GET], ids=["half", "one", "two", "one-and-half"]
 )
 async def test_requests_behind_that_of_a_stream(hasty: GatewayProcess, behind: bytes) -> None:
-    """The time is the head's: a stream outlives it, and nothing is said within it."""
+    """The timeout is for the head alone: a stream outlives it, and gets no answer to another request inside."""
     line = Line(hasty.port)
     await line.send(b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
     said = [await line.until(b"event: bookmark") for _ in range(3)]
@@ -192,7 +194,7 @@ async def test_requests_behind_that_of_a_stream(hasty: GatewayProcess, behind: b
 
 
 async def test_an_answer_may_take_longer_than_a_head(hasty: GatewayProcess) -> None:
-    """The time is the head's: a stream outlives it."""
+    """The timeout is for the head alone: a stream outlives it."""
     async with await open_stream(hasty.base, "prefix=/svc/") as stream:
         await stream.until("synced")
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""How the gateway runs uvicorn: what is told to whom when a server can't do its work."""
+"""How the gateway runs uvicorn: what it reports when a server cannot work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ NOWHERE = "http://127.0.0.1:1"
 
 @pytest.mark.parametrize("server", ["server", "server-second"])
 async def test_a_server_that_dies_before_it_listens(server: str) -> None:
-    """Of two, the first or the second: the process says why and ends, with a status that has it started anew."""
+    """If the first or the second server dies before it listens, the process reports the reason and ends with a status
+    that causes a restart.
+    """
     running = await start("--port=0", "--admin-port=0", f"--etcd={NOWHERE}", program=("tests.support.dying", server))
     try:
         async with asyncio.timeout(HANG):

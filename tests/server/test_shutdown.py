@@ -1,4 +1,4 @@
-"""How long a stop may take, by a clock that the tests have in hand: clients that take nothing are cut off in time."""
+"""The duration of a stop, by a clock that the tests control: clients that take nothing are cut off in time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from app.server.run import GatewayServer, make_config
 from app.settings import load
 from tests.support.virtual_time import now, virtually
 
-# Seconds between uvicorn's looks at what is still open.
+# Seconds between two checks by uvicorn of what is still open.
 POLL = 0.1
 
 
 class Held:
-    """A connection whose client takes nothing, and which ends by itself after *seconds*, if it ends."""
+    """A connection whose client takes nothing, and which ends after *seconds*, or never."""
 
     def __init__(self, server: GatewayServer, seconds: float | None) -> None:
         self._connections = server.server_state.connections
@@ -31,16 +31,16 @@ class Held:
             asyncio.get_running_loop().call_later(seconds, self._connections.discard, self)
 
     def shutdown(self) -> None:
-        """It has a stream, so it goes on."""
+        """Ignore the shutdown, as a connection with a stream does."""
 
     def abort(self) -> None:
-        """Cut off."""
+        """Cut the connection off."""
         self.aborted_at = round(now(), 6)
         self._connections.discard(cast("Any", self))
 
 
 async def stop(drain: float, drain_timeout: float, *seconds: float | None) -> list[float | None]:
-    """Stop a server that has these connections; when each was cut off."""
+    """Stop a server that has these connections; return when each was cut off."""
     settings = load({"etcd": "http://127.0.0.1:1", "drain_timeout": drain_timeout})
     gateway = Gateway(settings, clock=now)
     config = make_config(create_app(gateway=gateway), settings, Admission(gateway.capacity))
@@ -56,7 +56,7 @@ async def stop(drain: float, drain_timeout: float, *seconds: float | None) -> li
 
 @pytest.mark.parametrize(("drain", "drain_timeout"), [(0.0, 5.0), (10.0, 5.0), (25.0, 0.5)])
 def test_held_clients_are_cut_off_at_the_end_of_the_drain(drain: float, drain_timeout: float) -> None:
-    """Those that have left are not waited for; those that have not cost no more than the drain and its time-out."""
+    """A stop does not wait for clients that have left; the others delay it by at most the drain and its timeout."""
     aborted, took = virtually(stop(drain, drain_timeout, drain / 2, None, None))
     assert aborted == [None, drain + drain_timeout, drain + drain_timeout]
     assert drain + drain_timeout <= took <= drain + drain_timeout + 2 * POLL

@@ -1,4 +1,4 @@
-"""What each signal does to servers that run: the first, the second, the third, and SIGHUP."""
+"""What each signal does to running servers: the first, the second, the third, and SIGHUP."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.waiting import eventually
 
 
 class Server:
-    """Of uvicorn's, what is set."""
+    """The attributes of uvicorn's server that a stop sets."""
 
     def __init__(self) -> None:
         self.should_exit = self.force_exit = False
 
 
 class Gateway:
-    """Of ours, what is called."""
+    """The methods of the gateway that a stop calls."""
 
     def __init__(self) -> None:
         self.called: list[str] = []
@@ -47,24 +47,24 @@ class Running:
 
     @property
     def exits(self) -> list[bool]:
-        """Whether each is told to end in order."""
+        """Whether each server is told to end in order."""
         return [server.should_exit for server in self.servers]
 
     async def forced(self) -> bool:
-        """Whether all are told to end at once."""
+        """Whether all servers are told to end at once."""
         return all(server.force_exit for server in self.servers)
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would come a second later."""
+    """Shorten the delays of about a second."""
     monkeypatch.setattr(stop, "HURRY", 0.01)
     monkeypatch.setattr(stop, "HANGUP", 0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_first_stops_in_order(number: int) -> None:
-    """The first server only: the admin port goes last."""
+    """The first signal stops only the first server in order: the admin port goes last."""
     running = Running()
     running.stop.told(number)
 
@@ -72,7 +72,7 @@ async def test_the_first_stops_in_order(number: int) -> None:
 
 
 async def test_the_second_closes_all_streams_and_soon_cuts_off() -> None:
-    """Whoever has not taken the last bytes by then."""
+    """The second signal closes all streams, and soon cuts off the clients that have not taken the last bytes."""
     running = Running()
     running.stop.told(signal.SIGTERM)
     running.stop.told(signal.SIGTERM)
@@ -82,7 +82,7 @@ async def test_the_second_closes_all_streams_and_soon_cuts_off() -> None:
 
 
 async def test_the_third_does_not_wait() -> None:
-    """For nothing."""
+    """The third signal ends all servers without a delay."""
     running = Running()
     for _ in range(3):
         running.stop.told(signal.SIGINT)
@@ -91,7 +91,7 @@ async def test_the_third_does_not_wait() -> None:
 
 
 async def test_sighup_reloads() -> None:
-    """And stops nothing, but where there is nothing to reload."""
+    """SIGHUP reloads and stops nothing; where there is nothing to reload, it stops."""
     running, guest = Running(), Running(reloads=False)
     running.stop.told(signal.SIGHUP)
     guest.stop.told(signal.SIGHUP)
@@ -101,7 +101,7 @@ async def test_sighup_reloads() -> None:
 
 
 async def test_sighup_after_a_stop_changes_nothing() -> None:
-    """It is neither a reload nor a second stop."""
+    """SIGHUP after a stop is neither a reload nor a second stop."""
     running = Running()
     running.stop.told(signal.SIGTERM)
     running.stop.told(signal.SIGHUP)
@@ -111,7 +111,7 @@ async def test_sighup_after_a_stop_changes_nothing() -> None:
 
 @pytest.mark.parametrize("gone", ["before", "after"])
 async def test_a_terminal_that_goes_away(gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the signal, or after it, as with a shell that passes the signal on before it ends."""
+    """The terminal may go before the signal, or after it, as when a shell passes the signal on before it ends."""
     terminal = [gone == "after"]
     monkeypatch.setattr(Signals, "terminal_gone", property(lambda _self: not terminal[0]))
     running = Running()

@@ -1,4 +1,4 @@
-"""Clients that read as slowly as they are told to, or not at all."""
+"""Clients that read at a given rate, or not at all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from tests.support.streams import Event, Stream, watch
 from tests.support.waiting import HANG
 
-# Bytes: what the kernel then takes on behalf of a client that reads nothing is a few KiB.
+# Bytes: with this the kernel buffers only a few KiB for a client that reads nothing.
 RECEIVE_BUFFER = 4096
 
 
 async def slow(base: str, query: str, rate: float, headers: dict[str, str] | None = None) -> Stream:
-    """A strict client that reads *rate* bytes a second: being slow is what is tested, hence the sleeping."""
+    """A strict client that reads *rate* bytes a second: slowness is under test, hence the sleeping."""
     stream = await stuck(base, query, headers)
     clock = asyncio.get_running_loop().time
     started, taken = clock(), 0
@@ -35,13 +35,13 @@ async def slow(base: str, query: str, rate: float, headers: dict[str, str] | Non
 
 
 async def stuck(base: str, query: str, headers: dict[str, str] | None = None) -> Stream:
-    """A strict client that reads nothing but the head, until it is asked to."""
+    """A strict client that reads only the head, until the test asks for more."""
     return await watch(base, query, headers, receive_buffer=RECEIVE_BUFFER)
 
 
 @contextlib.asynccontextmanager
 async def closing(*streams: Stream) -> AsyncIterator[None]:
-    """Leave, however it ends: by RST, for what is unread does not matter."""
+    """Leave by RST whatever happens, because unread bytes do not matter."""
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ async def closing(*streams: Stream) -> AsyncIterator[None]:
 
 
 async def to_the_end(stream: Stream, timeout: float = HANG) -> list[Event]:
-    """All events until the gateway ends the stream."""
+    """Read all events until the gateway ends the stream."""
     found: list[Event] = []
     async with asyncio.timeout(timeout):
         while (event := await stream.next_event(timeout)) is not None:
@@ -60,5 +60,5 @@ async def to_the_end(stream: Stream, timeout: float = HANG) -> list[Event]:
 
 
 def resets(events: list[Event]) -> list[str]:
-    """The reasons of the resets among them."""
+    """The reasons of the resets among the events."""
     return [event.data["reason"] for event in events if event.type == "reset"]

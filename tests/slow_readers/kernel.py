@@ -1,4 +1,4 @@
-"""What Linux holds for sockets: their states, what they have queued, and their memory."""
+"""What Linux holds for sockets: their states, their queues, and their memory."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def sockets(port: int) -> list[Held]:
 
 
 def socket_memory(port: int) -> int:
-    """Bytes of the kernel's memory that the server's ends of its connections hold: queued both ways, and kept ready.
+    """Bytes of the kernel's memory that the server's ends of its connections hold: queued both ways, and reserved.
 
-    By socket, of sock_diag (`ss -m`): /proc/net/sockstat counts the whole machine's, other tests' among it (CI once
-    showed 39 MB of them).
+    The figures are for each socket, from sock_diag (`ss -m`): /proc/net/sockstat counts the whole machine's memory,
+    other tests' included (CI once showed 39 MB of it).
     """
     told = subprocess.run(
         ("ss", "-tmnHO", "state", "all", f"sport = :{port}"), check=True, capture_output=True, text=True
@@ -44,13 +44,13 @@ def socket_memory(port: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process, by now."""
+    """The CPU time of a process so far."""
     words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory of a process."""
+    """The resident memory of a process, in bytes."""
     found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""Hundreds that are stuck: the others do not feel it, and the memory of each is what docs/sizing.md says."""
+"""Hundreds of stuck clients: the others are not affected, and the memory of each is what docs/sizing.md states."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SIZING = Path(app.__file__).parent.parent / "docs" / "sizing.md"
 
 
 def documented(what: str) -> int:
-    """Bytes: the number in docs/sizing.md's row about *what*."""
+    """The bytes in docs/sizing.md's row about *what*."""
     found = re.search(rf"^\| {re.escape(what)} \| ([0-9]+) KiB \|", SIZING.read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None, what
     return int(found[1]) * KIB
 
 
 async def round_of_puts(server: GatewayProcess, kv: EtcdClient, healthy: Sequence[Stream], size: int) -> float:
-    """The gateway's seconds of CPU until 40 puts have come to all who read: those do not depend on what else runs."""
+    """The gateway's seconds of CPU until 40 puts have reached all readers: these do not depend on what else runs."""
     start = cpu_seconds(server.pid)
     reading = [asyncio.create_task(stream.changes(40)) for stream in healthy]
     for _ in range(40):
@@ -46,7 +46,7 @@ async def round_of_puts(server: GatewayProcess, kv: EtcdClient, healthy: Sequenc
 
 
 async def crowd(server: GatewayProcess) -> list[Stream]:
-    """Those who are stuck, joined."""
+    """The stuck clients, joined."""
     return [
         stream
         for _ in range(0, STUCK, 50)
@@ -55,7 +55,7 @@ async def crowd(server: GatewayProcess) -> list[Stream]:
 
 
 async def subscribers(server: GatewayProcess) -> int:
-    """As /v1/feeds counts them."""
+    """The subscribers that /v1/feeds counts."""
     async with httpx.AsyncClient(base_url=server.base) as client:
         return sum(feed["subscribers"] for feed in (await client.get("/v1/feeds")).json()["feeds"])
 
@@ -64,7 +64,7 @@ async def subscribers(server: GatewayProcess) -> int:
 async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
     etcd: EmbeddedEtcd, kv: EtcdClient, state: bool
 ) -> None:
-    """Compared within one run, once their buffers are full; and a second crowd takes the place of the first."""
+    """Costs are compared within one run, once the buffers are full; a second crowd reuses the first one's memory."""
     for n in range(100 if state else 1):
         await kv.put(f"/svc/state/{n}", "x" * 10_000)
     settings = {"GATEWAY_SEND_TIMEOUT": "300s", "GATEWAY_LOG_BYTES": "8MiB", "GATEWAY_SEND_BUFFER": f"{SEND_BUFFER}"}
@@ -72,7 +72,7 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
         healthy = [await watch(server.base, "prefix=/svc/") for _ in range(HEALTHY)]
         for stream in healthy:
             await stream.until("synced")
-        for _ in range(12):  # the log is full
+        for _ in range(12):  # fill the log
             await round_of_puts(server, kv, healthy, 10_000)
         alone = [await round_of_puts(server, kv, healthy, 10_000) for _ in range(5)]
         process = resident(server.pid)
@@ -91,7 +91,7 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
                     await round_of_puts(server, kv, healthy, 10_000)
                 crowded = [await round_of_puts(server, kv, healthy, 10_000) for _ in range(5)]
                 grown.append((resident(server.pid) - process) / STUCK)
-                held_by_kernel = socket_memory(server.port) / STUCK  # those who read hold nothing
+                held_by_kernel = socket_memory(server.port) / STUCK  # clients that read hold nothing
                 unsent = max(held.unsent for held in sockets(server.port))
                 assert await subscribers(server) == STUCK + HEALTHY
             expected = 0 if len(grown) == 2 else HEALTHY
@@ -104,8 +104,8 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
     print(f"alone {sum(alone):.2f} s, crowded {sum(crowded):.2f} s of CPU")  # noqa: T201
     print(f"each: process {[round(size / KIB) for size in grown]} KiB, kernel {held_by_kernel / KIB:.0f} KiB")  # noqa: T201
     assert sum(crowded) < 2 * sum(alone) + 0.2
-    # Of both crowds: how much each takes differs (45 KiB and 76 were seen in one run) by how many share what they are
-    # stuck at. What is kept for good is looked for by tests/soak.
+    # Of both crowds: their memory differs (45 KiB and 76 were seen in one run) with the number of clients that are
+    # stuck at the same write. tests/soak looks for memory that is never released.
     assert max(grown) <= documented("the process, stuck")
     assert unsent <= 2 * SEND_BUFFER
     assert SEND_BUFFER / 2 < held_by_kernel <= documented("the kernel, stuck")

@@ -1,4 +1,4 @@
-"""Readers that fall behind the feed: they keep their place in the log, are reset beyond it, and not for ever."""
+"""Readers that fall behind the feed: they keep their place in the log, are reset beyond the log, but not for ever."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.etcd
 
 
 async def up_to(stream: Stream, revision: int, mirror: Mirror) -> list[Event]:
-    """Events until the mirror is at *revision*."""
+    """The events until the mirror is at *revision*."""
     found: list[Event] = []
     while not mirror.synced or mirror.revision < revision:
         event = await stream.next_event()
@@ -35,14 +35,14 @@ async def up_to(stream: Stream, revision: int, mirror: Mirror) -> list[Event]:
 
 
 async def has_heard(server: GatewayProcess, revision: int) -> bool:
-    """Whether the feed has got so far: from then on its readers are behind it."""
+    """Whether the feed has reached that revision: from then on its readers are behind."""
     return int((await feed_of(server.base))["revision"]) >= revision
 
 
 async def test_a_stalled_reader_keeps_its_place_and_catches_up_in_large_writes(
     etcd: EmbeddedEtcd, kv: EtcdClient
 ) -> None:
-    """Everything that the log covers, in order, with no reset; what piled up comes in few writes."""
+    """A stalled reader gets all that the log covers, in order, with no reset; the backlog comes in few writes."""
     async with gateway(etcd.endpoint) as server:
         client = await stuck(server.base, "prefix=/svc/")
         async with closing(client):
@@ -67,12 +67,14 @@ async def test_a_stalled_reader_keeps_its_place_and_catches_up_in_large_writes(
 
     assert [event.data["mod_revision"] for event in events if event.type == "put"] == sorted(revisions)
     assert resets(events) == []
-    # 2,000 events of 430 bytes: the first of them came one by one, and filled the buffers.
+    # 2,000 events of 430 bytes: the first events came one by one, and filled the buffers.
     assert sum(size for size in sizes if size > 40_000) > 0.5 * sum(sizes)
 
 
 async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """However often, as long as the reader catches up between: it is slow at times, not too slow."""
+    """A reader beyond the log gets the snapshot again in its stream, however often, as long as it catches up in
+    between: it is slow at times, not too slow.
+    """
     async with gateway(etcd.endpoint, settings={"GATEWAY_LOG_BATCHES": "5"}) as server:
         client = await stuck(server.base, "prefix=/svc/")
         async with closing(client):
@@ -82,7 +84,7 @@ async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: Emb
                 for n in range(40):
                     last = await kv.put(f"/svc/{n % 3}", str(n) * 10_000)
                 await eventually(functools.partial(has_heard, server, last))
-                # Twice is possible: the first snapshot may have begun while the puts went on, and ended behind the log.
+                # Two resets are possible: the first snapshot may have begun during the puts, and ended beyond the log.
                 assert resets(await up_to(client, last, mirror)) in (["lagged"], ["lagged", "lagged"])
             _revision, truth = await kv.state("/svc/")
 
@@ -95,9 +97,11 @@ async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: Emb
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 @pytest.mark.parametrize("form", ["sse", "ndjson"])
 async def test_who_lacks_what_is_old_is_told_so(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str, form: str) -> None:
-    """Once stale, and live when it has been given what there is; beside it another is live all the time.
+    """A reader that misses old events gets one `stale`, and `live` when it has caught up; another reader is live all
+    the time.
 
-    One that does not read has taken what its buffers hold; what it lacks then is older than GATEWAY_STALE_AFTER (5 s).
+    A client that does not read has what its buffers hold; the events that it misses are then older than
+    GATEWAY_STALE_AFTER (5 s).
     """
     query = f"prefix=/svc/&format={form}"
     settings = {"GATEWAY_SINK": sink, "GATEWAY_SEND_BUFFER": "16KiB", "GATEWAY_STALE_AFTER": "5s"}
@@ -116,7 +120,7 @@ async def test_who_lacks_what_is_old_is_told_so(etcd: EmbeddedEtcd, kv: EtcdClie
                 return bool(feed["lag"] > 0)
 
             await eventually(behind)
-            await asyncio.sleep(6)  # in which what it lacks grows old
+            await asyncio.sleep(6)  # meanwhile, the missed events grow old
             told = [event for event in await beyond(client, last) if event.type not in ("put", "delete")]
             beside = await quick.changes(60)
             beside += [(await quick.until("bookmark"))[-1] for _ in range(2)]
@@ -132,7 +136,7 @@ async def test_who_lacks_what_is_old_is_told_so(etcd: EmbeddedEtcd, kv: EtcdClie
 
 
 async def beyond(stream: Stream, last: int) -> list[Event]:
-    """Events up to the second bookmark behind the change of revision *last*."""
+    """The events up to the second bookmark after the change of revision *last*."""
     found = await stream.changes(1)
     while found[-1].data.get("mod_revision") != last:
         event = await stream.next_event(60)
@@ -145,7 +149,7 @@ async def beyond(stream: Stream, last: int) -> list[Event]:
 
 @contextlib.asynccontextmanager
 async def writing(kv: EtcdClient, size: int, pause: float) -> AsyncIterator[None]:
-    """Meanwhile, a put of *size* bytes every *pause* seconds."""
+    """In the background, put *size* bytes every *pause* seconds."""
 
     async def write() -> None:
         while True:
@@ -162,7 +166,7 @@ async def writing(kv: EtcdClient, size: int, pause: float) -> AsyncIterator[None
 
 @pytest.mark.slow
 async def test_one_that_the_log_always_outruns_is_closed(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Not sent snapshots for ever: three in all, and then ``too-slow``, with its place and the time to come back."""
+    """A reader that the log always outruns gets three snapshots, then `too-slow`, with its cursor and a retry delay."""
     for n in range(20):
         await kv.put(f"/svc/{n}", "x" * 30_000)
     settings = {"GATEWAY_LOG_BATCHES": "5", "GATEWAY_MIN_RATE": "0"}

@@ -1,4 +1,4 @@
-"""One revision larger than all that a log may hold: whoever keeps up gets it, the others are reset, nothing loops."""
+"""One revision that is larger than a log may be: clients that keep up get it, the others are reset, nothing loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE = 700_000
 
 
 async def reach(stream: Stream, mirror: Mirror, revision: int) -> None:
-    """Read until the mirror is there."""
+    """Read until the mirror has reached the revision."""
     while not mirror.synced or mirror.revision < revision:
         event = await stream.next_event()
         assert event is not None
@@ -27,7 +27,7 @@ async def reach(stream: Stream, mirror: Mirror, revision: int) -> None:
 
 
 async def test_who_is_current_gets_it(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A large value, and many events in one transaction: as changes, whole, without a reset."""
+    """A client that keeps up gets a large value, and many events in one transaction, whole, without a reset."""
     async with (
         gateway(etcd.endpoint, settings=SMALL_LOG) as server,
         await watch(server.base, "prefix=/svc/") as stream,
@@ -45,18 +45,20 @@ async def test_who_is_current_gets_it(etcd: EmbeddedEtcd, kv: EtcdClient) -> Non
 
 
 async def test_a_burst_of_them_ends_in_the_exact_state(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Those who keep up and one who does not: all get there, with a few resets, and then there is peace."""
+    """Clients that keep up and one that does not reach the exact state with a few resets; then the streams are
+    quiet.
+    """
     async with gateway(etcd.endpoint, settings=SMALL_LOG) as server:
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]
         streams.append(await stuck(server.base, "prefix=/svc/"))
         async with closing(*streams):
             mirrors = [Mirror() for _ in streams]
             await asyncio.gather(*(reach(s, m, 1) for s, m in zip(streams, mirrors, strict=True)))
-            for n in range(3):  # more could outrun a reader three times: that is for test_lag
+            for n in range(3):  # more puts could outrun a reader three times, which test_lag tests
                 last = await kv.put(f"/svc/{n}", str(n) * LARGE)
             await asyncio.gather(*(reach(s, m, last) for s, m in zip(streams, mirrors, strict=True)))
             counts = [len(mirror.resets) for mirror in mirrors]
-            # Two heartbeats of peace: each stream says where it is, and nothing else.
+            # For two quiet heartbeats each stream sends its position, and nothing else.
             for stream in streams:
                 assert [event.type for event in await stream.until("bookmark")][-1] == "bookmark"
                 assert [event.type for event in await stream.until("bookmark")] == ["bookmark"]

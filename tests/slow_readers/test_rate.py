@@ -1,4 +1,4 @@
-"""The minimum rate: who sustains it always gets to ``synced``; who does not is told so, and to stay away for longer."""
+"""The minimum rate: a client that sustains it always reaches ``synced``; a slower one gets a growing retry delay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ async def _state(kv: EtcdClient) -> None:
 
 @pytest.mark.usefixtures("state")
 async def test_who_sustains_it_is_synced(etcd: EmbeddedEtcd) -> None:
-    """However long that takes: here three times GATEWAY_SEND_TIMEOUT. Exact rates: tests/core/test_slow_reader.py."""
+    """A client at the minimum rate is synced, however long that takes: here three times GATEWAY_SEND_TIMEOUT. Exact
+    rates: tests/core/test_slow_reader.py.
+    """
     settings = {"GATEWAY_SEND_TIMEOUT": "2s", "GATEWAY_MIN_RATE": "20KiB"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await slow(server.base, "prefix=/svc/", 110 * KIB)
@@ -37,7 +39,9 @@ async def test_who_sustains_it_is_synced(etcd: EmbeddedEtcd) -> None:
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("form", ["sse", "ndjson"])
 async def test_who_does_not_is_told_with_growing_patience(etcd: EmbeddedEtcd, form: str) -> None:
-    """One snapshot begun each time, and twice the wait; a browser is told in its own word, too."""
+    """A slower client gets the beginning of one snapshot, and each time twice the previous retry delay; a browser also
+    gets the delay in SSE's `retry` field.
+    """
     settings = {"GATEWAY_SEND_TIMEOUT": "2s", "GATEWAY_MIN_RATE": "1MiB"}
     waits = []
     async with gateway(etcd.endpoint, settings=settings) as server:
@@ -49,7 +53,7 @@ async def test_who_does_not_is_told_with_growing_patience(etcd: EmbeddedEtcd, fo
             assert events[-1].data["reason"] == "too-slow"
             waits.append(events[-1].data["retry_ms"])
             assert client.retry == (waits[-1] if form == "sse" else None)
-        # Another range is another matter.
+        # Another range has its own delay.
         other = await slow(server.base, f"prefix=/svc&format={form}", 60 * KIB)
         async with closing(other):
             waits.append((await to_the_end(other))[-1].data["retry_ms"])
@@ -64,7 +68,7 @@ async def test_who_does_not_is_told_with_growing_patience(etcd: EmbeddedEtcd, fo
 
 @pytest.mark.usefixtures("state")
 async def test_slow_is_not_stuck(etcd: EmbeddedEtcd) -> None:
-    """One write of it takes twice GATEWAY_SEND_TIMEOUT; with the rule switched off it gets all the same."""
+    """One write takes twice GATEWAY_SEND_TIMEOUT; without a minimum rate, the client still gets everything."""
     settings = {"GATEWAY_SEND_TIMEOUT": "2s", "GATEWAY_MIN_RATE": "0"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await slow(server.base, "prefix=/svc/1", 16 * KIB)

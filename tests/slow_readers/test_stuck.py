@@ -1,4 +1,4 @@
-"""Sockets that are not read at all: what they may hold, how long, and that nothing of them stays."""
+"""Sockets that nobody reads: what they may hold, for how long, and that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.etcd
 
 @pytest.fixture(name="state")
 async def _state(kv: EtcdClient) -> None:
-    """More than all buffers together hold."""
+    """A snapshot that is larger than all buffers together."""
     for n in range(40):
         await kv.put(f"/svc/{n}", "x" * 20_000)
 
@@ -34,12 +34,12 @@ async def _quick(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
 
 
 def ends(server: GatewayProcess) -> list[str]:
-    """Why streams ended."""
+    """The reasons for which streams ended."""
     return [line["reason"] for line in server.lines if line["message"] == "stream end"]
 
 
 async def nothing_is_left(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
-    """No subscriber, no watcher at etcd, and no socket of the port in any state: an orphan would hold its buffer."""
+    """Whether there is no subscriber, no watcher, and no socket in any state: an orphan would hold its buffer."""
     async with httpx.AsyncClient(base_url=server.base) as client:
         feeds = (await client.get("/v1/feeds", headers={"Connection": "close"})).json()["feeds"]
     watchers = await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total")
@@ -48,7 +48,7 @@ async def nothing_is_left(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
 
 @pytest.mark.usefixtures("state")
 async def test_a_stuck_socket_is_reset_and_nothing_stays(quick: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """By RST: a close would leave 80 KB in the kernel, in FIN-WAIT-1, for minutes."""
+    """A stuck socket ends by RST: a close would leave 80 KB in the kernel, in FIN-WAIT-1, for minutes."""
     client = await stuck(quick.base, "prefix=/svc/")
     async with closing(client):
         await eventually(lambda: nothing_is_left(quick, etcd))
@@ -58,7 +58,9 @@ async def test_a_stuck_socket_is_reset_and_nothing_stays(quick: GatewayProcess, 
 
 
 async def test_last_words_that_are_not_taken_do_not_stay(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """A stream that fits the kernel's buffers is over for us, not for the kernel: it has to be taken as well."""
+    """A stream that fits in the kernel's buffers has ended for the gateway, but its client must take it in time,
+    too.
+    """
     for n in range(3):
         await kv.put(f"/svc/{n}", "x" * 20_000)
     settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_MAX_AGE": "1s"}
@@ -72,7 +74,7 @@ async def test_last_words_that_are_not_taken_do_not_stay(etcd: EmbeddedEtcd, kv:
 
 
 async def test_last_words_are_waited_for(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Who reads them late gets them, whole, with a proper end."""
+    """A client that reads the last bytes late gets them, whole, with a proper end."""
     for n in range(3):
         await kv.put(f"/svc/{n}", "x" * 20_000)
     settings = {"GATEWAY_SEND_TIMEOUT": "1h", "GATEWAY_MAX_AGE": "200ms"}
@@ -91,7 +93,7 @@ async def test_last_words_are_waited_for(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 async def test_the_time_is_the_clocks(etcd: EmbeddedEtcd, sink: str) -> None:
-    """Heartbeats look at a write too, and each look was taken for a quarter of the time: it was cut off after four."""
+    """Heartbeats check a write, too, and each check once counted as a quarter of the timeout: the fourth cut it off."""
     settings = {"GATEWAY_SINK": sink, "GATEWAY_HEARTBEAT": "100ms"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await stuck(server.base, "prefix=/svc/")
@@ -104,7 +106,7 @@ async def test_the_time_is_the_clocks(etcd: EmbeddedEtcd, sink: str) -> None:
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("kib", [16, 64])
 async def test_the_kernels_buffer_is_bounded(etcd: EmbeddedEtcd, kib: int) -> None:
-    """Set on the listening socket, inherited by each connection; without it, Linux takes up to 4 MiB for each."""
+    """Each connection inherits the listening socket's send buffer; without a bound, Linux takes up to 4 MiB each."""
     settings = {"GATEWAY_SEND_BUFFER": f"{kib}KiB"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         client = await stuck(server.base, "prefix=/svc/")
@@ -114,14 +116,14 @@ async def test_the_kernels_buffer_is_bounded(etcd: EmbeddedEtcd, kib: int) -> No
                 return max((held.unsent for held in sockets(server.port)), default=0) > kib * 1024 / 2
 
             await eventually(full)
-            await asyncio.sleep(0.2)  # whatever more it would take
+            await asyncio.sleep(0.2)  # time in which the kernel could take more
             (held,) = (found for found in sockets(server.port) if found.unsent)
             assert held.unsent <= 2 * kib * 1024
 
 
 @pytest.mark.usefixtures("state")
 async def test_others_get_everything_meanwhile(quick: GatewayProcess, kv: EtcdClient) -> None:
-    """Beside ten that are stuck, and while they are cut off, a reader misses nothing and is never reset."""
+    """While ten stuck clients are cut off, a reader beside them misses nothing and is never reset."""
     clients = [await stuck(quick.base, "prefix=/svc/") for _ in range(10)]
     async with closing(*clients), await watch(quick.base, "prefix=/svc/") as healthy:
         await healthy.until("synced")

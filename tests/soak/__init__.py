@@ -1,1 +1,1 @@
-"""Nothing grows: subscribers and prefixes come and go for as long as one likes, and what is held stays flat."""
+"""Nothing grows: subscribers and prefixes come and go for any length of time, and what the gateway holds stays flat."""

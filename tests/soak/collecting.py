@@ -1,4 +1,4 @@
-"""``python -m tests.soak.collecting serve``: a gateway that collects its garbage when it is told to, by SIGUSR2.
+"""``python -m tests.soak.collecting serve``: a gateway that collects its garbage on SIGUSR2.
 
 Cycles that wait for the collector are 20,000 blocks at one moment and 5,000 at another. In a short run that is more
 than a leak.

@@ -1,9 +1,9 @@
 """Churn, then quiet, again and again; what the gateway holds in the quiet must not grow. ``make soak MINUTES=30``.
 
-In each round subscribers of many prefixes come and go in every way, while something writes and the connection to etcd
-breaks now and then. Then all are gone, and the gateway has to hold nothing: no feed, no watcher and no watch stream at
-etcd, as many tasks and descriptors as in the round before. Memory is judged by its slope over all rounds (Theil-Sen:
-the median of the slopes between any two), in bytes per stream that was served: what leaks, leaks per stream.
+In each round subscribers of many prefixes come and go in every way, while a writer writes and the connection to etcd
+breaks now and then. Then all subscribers leave, and the gateway must hold nothing: no feed, no watcher and no watch
+stream at etcd, and as many tasks and descriptors as in the round before. Memory is judged by its slope over all rounds
+(Theil-Sen: the median of the slopes between any two), in bytes per served stream, because a leak is a leak per stream.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tests.support.proxy import Proxy, proxy
 from tests.support.streams import request
 from tests.support.waiting import eventually
 
-STREAMS = 400  # of each round
+STREAMS = 400  # in each round
 CLIENTS = 40
 PREFIXES = 500
-# Rounds before counting: the allocator, the interpreter and gRPC take what they keep.
+# Rounds before the count starts: the allocator, the interpreter and gRPC take the memory that they keep.
 WARM_UP = 3
-# Seconds in which a connection that has just ended, the scrape's own among them, is closed on the slowest machine.
+# Seconds in which the slowest machine closes a connection that has just ended, the scrape's own included.
 PATIENCE = 10.0
-# gRPC's pool takes another thread when it finds the others busy, and keeps it: 8 at first, 9 after 12 s of one run.
+# gRPC's pool adds a thread when it finds the others busy, and keeps it: 8 at first, 9 after 12 s of one run.
 GRPC_THREADS = 2
 SETTINGS = {"GATEWAY_LINGER": "0.2s", "GATEWAY_MAX_AGE": "2s", "GATEWAY_LOG_BATCHES": "100"}
 
@@ -49,32 +49,32 @@ SETTINGS = {"GATEWAY_LINGER": "0.2s", "GATEWAY_MAX_AGE": "2s", "GATEWAY_LOG_BATC
 class Sample:
     """What a process holds in the quiet."""
 
-    streams: int  # served so far
-    rss: int  # bytes
+    streams: int  # streams served so far
+    rss: int  # in bytes
     descriptors: int
     threads: int
     tasks: int
-    blocks: int  # that Python has allocated
+    blocks: int  # allocated by Python
 
 
 @dataclass
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def slope(self) -> float:
-        """Bytes of memory per stream served."""
+        """Bytes of memory per served stream."""
         return self._slope("rss")
 
     @property
     def blocks(self) -> float:
-        """Blocks of Python's per stream served: what it holds, without the allocator's noise."""
+        """Python's blocks per served stream: what Python holds, without the allocator's noise."""
         return self._slope("blocks")
 
     def _slope(self, name: str) -> float:
-        """Theil-Sen, over the last two thirds: before, heaps grow to what they need."""
+        """Theil-Sen, over the last two thirds of the rounds: before, heaps grow to what they need."""
         points = [(sample.streams, getattr(sample, name)) for sample in self.samples[len(self.samples) // 3 :]]
         slopes: list[float] = [
             (b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(points, 2) if b[0] > a[0]
@@ -82,9 +82,10 @@ class Report:
         return statistics.median(slopes)
 
     def grown(self) -> list[str]:
-        """What else is more at the end than it was: names and numbers.
+        """What else has grown by the end: names and numbers.
 
-        By the least of each half: something that just ends is counted now and then (a sixth task in one round of four).
+        The minimum of each half counts: a task that is about to end is counted now and then (a sixth task in one round
+        of four).
         """
         half = len(self.samples) // 2
         found = []
@@ -108,7 +109,7 @@ class Report:
 
 
 async def soak(seed: str, seconds: float = 0.0, *, log: Callable[[str], None] = lambda _text: None) -> Report:
-    """Run it: for *seconds*, and at least for as many rounds as a slope takes.
+    """Run the soak for *seconds*, and for at least as many rounds as a slope needs.
 
     Raises:
         TimeoutError: something was not released in a quiet.
@@ -133,7 +134,7 @@ async def soak(seed: str, seconds: float = 0.0, *, log: Callable[[str], None] = 
 
 
 async def _churn(rng: random.Random, server: GatewayProcess, between: Proxy, kv: EtcdClient) -> None:
-    """As many streams whatever this machine can do: what is kept for each is looked for, not how many there are."""
+    """Open the same number of streams however fast this machine is: the soak looks for what is kept for each stream."""
     left = itertools.repeat(None, STREAMS)
     others = [
         asyncio.create_task(work)
@@ -152,7 +153,7 @@ async def _churn(rng: random.Random, server: GatewayProcess, between: Proxy, kv:
 
 
 async def _client(rng: random.Random, base: str, left: Iterator[None]) -> None:
-    """Comes and goes: at the end of a stream, after some events, before the first byte; or just reads."""
+    """A client that leaves at the end of a stream, after some events, before the first byte; or one that just reads."""
     cursor = ""
     for _ in left:
         query = f"prefix=/svc/{rng.randrange(PREFIXES)}/" if rng.random() < 0.5 else "prefix=/svc/"
@@ -193,7 +194,7 @@ async def _writer(rng: random.Random, kv: EtcdClient) -> None:
 
 
 async def _breaker(rng: random.Random, between: Proxy) -> None:
-    """New channels, again and again: what leaks per connection shows too."""
+    """Break the channels again and again: a leak per connection shows, too."""
     while True:
         await asyncio.sleep(rng.uniform(0.5, 1.5))
         between.cut()
@@ -212,7 +213,7 @@ async def _released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
 
 
 async def _settled(server: GatewayProcess, first: Sample | None) -> Sample:
-    """Once it holds no more than at first; whatever it keeps holding for *PATIENCE* is what has grown."""
+    """Sample once the process holds no more than at first; what it still holds after *PATIENCE* has grown."""
     end = time.monotonic() + PATIENCE
     while True:
         sample = await _sample(server)
@@ -224,7 +225,7 @@ async def _settled(server: GatewayProcess, first: Sample | None) -> Sample:
 
 
 async def _sample(server: GatewayProcess) -> Sample:
-    server.process.send_signal(signal.SIGUSR2)  # handled before what comes after it is answered
+    server.process.send_signal(signal.SIGUSR2)  # handled before the next request is answered
     async with httpx.AsyncClient(base_url=server.base, trust_env=False) as client:
         text = (await client.get("/metrics")).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -241,12 +242,12 @@ async def _sample(server: GatewayProcess) -> Sample:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit status 1 when anything grew."""
+    """Run the command. Exit status 1 if anything grew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
-    parser.add_argument("--most", type=float, default=150.0, help="bytes per stream that may be noise")
-    parser.add_argument("--json", action="store_true", help="print the samples too")
+    parser.add_argument("--most", type=float, default=150.0, help="bytes per stream that count as noise")
+    parser.add_argument("--json", action="store_true", help="also print the samples")
     chosen = parser.parse_args(arguments)
     print(f"seed {chosen.seed}")
     report = asyncio.run(soak(chosen.seed, chosen.minutes * 60, log=lambda text: print(text, flush=True)))

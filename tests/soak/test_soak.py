@@ -1,4 +1,4 @@
-"""A short form of ``make soak``: what leaks per stream shows within a minute."""
+"""A short form of ``make soak``: a leak per stream shows within a minute."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from tests.soak.soak import soak
 
-# Blocks per stream. The scope of a request that is kept for each is 60. Garbage is collected before they are counted
-# (seen: -0.4 to 0.3).
+# Blocks per stream. A request scope that is kept for each stream is 60. Garbage is collected before the count (seen:
+# -0.4 to 0.3).
 MOST_BLOCKS = 5
-# Bytes per stream: what is held outside of Python, where 64 KiB are one buffer. Heaps still grow to what they need in
-# so short a run (seen: -400 to 3,027; 29 in 30 minutes).
+# Bytes per stream: what is held outside of Python, where one buffer is 64 KiB. In so short a run heaps still grow to
+# what they need (seen: -400 to 3,027; 29 in 30 minutes).
 MOST_BYTES = 10_000
 
 
@@ -20,7 +20,7 @@ MOST_BYTES = 10_000
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_nothing_grows() -> None:
-    """Neither descriptors nor tasks nor threads, nor memory per stream served; at etcd nothing is left in any round."""
+    """Descriptors, tasks, threads and memory per served stream do not grow; in each round nothing is left at etcd."""
     report = await soak("7", log=print)
 
     assert report.grown() == [], str(report)
