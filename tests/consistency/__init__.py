@@ -1,1 +1,3 @@
-"""A checker that would find us out: what every subscriber saw, against etcd's own history, under every fault."""
+"""A checker that would expose the gateway's errors: what every subscriber saw, against etcd's history, under every
+fault.
+"""

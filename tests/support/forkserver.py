@@ -36,8 +36,7 @@ from tests.support.wallclock import WallClock, of_this_process
 
 # The modules that `serve` and `check` import in the end, some of them late.
 MODULES = ("app.cli", "app.server.run", "app.check.command", "uvloop")
-# With this variable coverage.py measures a process. The fork server is never measured; each fork that has the variable
-# is.
+# With this variable coverage.py measures a process. It never measures the fork server, but each fork with the variable.
 MEASURED = "COVERAGE_PROCESS_CONFIG"
 MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
