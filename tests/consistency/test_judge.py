@@ -158,7 +158,7 @@ def test_live_while_something_is_missing(judge: Judge) -> None:
     judge.check_live(12.9)
     for now in (11.0, 12.0, 13.0, 14.0, 15.0):
         judge.receive(bookmark(4), now)
-    with pytest.raises(ViolationError, match="says live at 4"):
+    with pytest.raises(ViolationError, match="reports live at 4"):
         judge.check_live(15.1)
     judge.receive(bookmark(4, "stale"), 16.0)
     judge.check_live(16.1)

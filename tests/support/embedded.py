@@ -118,7 +118,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
     async def _end_by(self, number: signal.Signals) -> None:
         self._signal(number)
         async with asyncio.timeout(STOP_TIMEOUT):
-            while self.running:  # noqa: ASYNC110  # no event loop reports the end of a process that it did not start
+            while self.running:  # noqa: ASYNC110  # nothing sets an event when the process ends
                 await asyncio.sleep(embedded.POLL)
         self._end()
 
