@@ -164,10 +164,8 @@ class SimulatedWatch:
         """Run one round of etcd's syncWatchers, for a watch that lags."""
         assert self.history is not None, "registered"
         compacted = self._store.compacted(self.member)
-        skips = (
-            self.full and self._store.loses_deletes
-            # before 3.5.13, a full channel refuses the "compacted" response, and etcd forgets the response
-        )
+        # Before 3.5.13, a full channel refuses the "compacted" response, and etcd forgets the response.
+        skips = self.full and self._store.loses_deletes
         if self._next < compacted and not skips:
             self.ended = True
             self.queue.append(Compacted(compacted))
