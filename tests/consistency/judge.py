@@ -39,7 +39,7 @@ RECENT = 30.0
 
 
 class ViolationError(AssertionError):
-    """A subscriber saw what cannot be."""
+    """A subscriber saw something impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Judge:
         self._add_forks(self.stand)
         return now.number not in self._candidates and now.tip + FAR_AHEAD > self.stand
 
-    # --- what only history can confirm --------------------------------------------------------------------------------
+    # --- claims, which only history can confirm -----------------------------------------------------------------------
 
     def settle(self, *, final: bool = False) -> None:
         """Check the claims against history, as far as the oracle is; with *final*, check all claims."""

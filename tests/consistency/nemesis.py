@@ -157,7 +157,7 @@ class Nemesis:
         ]
 
     async def run(self) -> None:
-        """Until ``stopping`` is set; what is being done is undone first."""
+        """Run until ``stopping`` is set; then undo the fault under way."""
         async with asyncio.TaskGroup() as group:
             for number, hand in enumerate(self.hands()):
                 chosen = {kind: fault for kind, fault in hand.items() if self._kinds is None or kind in self._kinds}
@@ -177,7 +177,7 @@ class Nemesis:
                 self.counts[kind] += 1
 
     async def _rest(self) -> None:
-        """Let things get well, and the other hands have their turn: whoever is always hit shows little."""
+        """Let the cluster recover, and give the other hands their turn: a system under constant faults shows little."""
         await asyncio.sleep(3 * self._pause)
 
     async def heal(self) -> None:

@@ -28,17 +28,17 @@ def event(data: dict[str, Any], revision: int | None = None) -> Event:
 
 
 def reset(reason: str = "initial") -> Event:
-    """The beginning of a state."""
+    """The beginning of a state: a reset event."""
     return event({"type": "reset", "reason": reason, "ranges": []}, 0)
 
 
 def synced(revision: int) -> Event:
-    """The end of a state, or of a replay."""
+    """The end of a state, or of a replay: a synced event."""
     return event({"type": "synced", "revision": revision, "heartbeat": 1}, revision)
 
 
 def bookmark(revision: int, state: str = "live") -> Event:
-    """A heartbeat."""
+    """A bookmark, as a heartbeat."""
     return event({"type": "bookmark", "revision": revision, "state": state}, revision)
 
 

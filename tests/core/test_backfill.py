@@ -210,7 +210,7 @@ def test_what_a_stage_does_not_know_changes_nothing() -> None:
             assert core.backfill.stage is stage
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_proven_goes_below_the_floor() -> None:
@@ -328,7 +328,7 @@ def test_what_is_held_is_bounded(first: Sequence[int], sizes: Sequence[int]) -> 
         assert core.backfill.bytes + core.history.log.bytes <= max(BOUNDS.bytes, core.history.log.bytes)
 
 
-# --- what it must meet -----------------------------------------------------------------------------------------------
+# --- joining the log -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_what_the_log_holds_must_follow_from_it() -> None:
         assert revisions(core) == [101, 102]
 
 
-# --- why not, and not again ------------------------------------------------------------------------------------------
+# --- refusals and pauses ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_what_is_given_back_while_room_is_made_goes_to_whom_it_is_made_for() -> 
     budget = Budget(100)
     cache, feed = budget.hold(Use.FEED), budget.hold(Use.FEED)
     cache.set(100)
-    budget.ask(Use.PAGE, 300)  # outside
+    budget.ask(Use.PAGE, 300)  # granted outside
     waits = budget.ask(Use.PAGE, 10)
     assert not waits.granted
     assert feed.grow(30, lambda size: cache.set(cache.size - budget.lacks(size)))

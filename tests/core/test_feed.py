@@ -429,7 +429,7 @@ def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
     assert send(core, batches(90, 110)) == UNPROVEN_ANEW
 
 
-# --- what comes next --------------------------------------------------------------------------------------------------
+# --- an event must follow from the view -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,7 @@ def test_without_an_answer_nothing_held_is_published(outcome: Literal["compacted
     assert core.bytes < before
 
 
-# --- what readers are told -------------------------------------------------------------------------------------------
+# --- the reason that readers get -------------------------------------------------------------------------------------
 
 DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(105))
 

@@ -262,7 +262,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.probe = self.probed = None
         self.retry = False
 
-    # --- what responses tell the process -----------------------------------------------------------------------------
+    # --- the process notices revisions and restores in responses -----------------------------------------------------
 
     def note(self, revision: int) -> None:
         """Take note of any response's header, as ``Upstream._note`` does."""
@@ -464,7 +464,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.held.ended = True
         self.handle(Refused("permission denied"))
 
-    # --- the watch that reads history ---------------------------------------------------------------------------------
+    # --- the watch of a backfill --------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.core.backfill.stage is not Stage.RESTING)
     @rule(move=st.sampled_from(HISTORY_MOVES), number=st.integers(0, 6))
@@ -710,7 +710,7 @@ class FeedMachine(RuleBasedStateMachine):
         snapshot = view.snapshot(self.core.history.log.tip)
         return Reader(self.core, snapshot.revision, {item.key: item for item in snapshot.items})
 
-    # --- all goes well for a while -----------------------------------------------------------------------------------
+    # --- some steps without a fault ----------------------------------------------------------------------------------
 
     @rule(steps=st.integers(1, 14))
     def go_on(self, steps: int) -> None:
@@ -798,7 +798,7 @@ class FeedMachine(RuleBasedStateMachine):
             return False
         return True
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------------------------
 
     @invariant()
     def waits_for_something(self) -> None:

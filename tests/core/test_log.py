@@ -233,7 +233,7 @@ def test_history_that_does_not_fit_loses_its_old_end() -> None:
     assert (log.floor, log.covers(5), log.covers(4)) == (5, True, False)
 
 
-# --- what is encoded is kept only where there is room for it, and is the same bytes either way ------------------------
+# --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
 
 REPRESENTATION = ("sse", "auto", "01234567")
 

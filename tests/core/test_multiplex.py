@@ -72,7 +72,7 @@ class StreamMachine(RuleBasedStateMachine):
         """The watches for which etcd would send something: etcd has not seen our cancels yet."""
         return [one for one in self.watches if one.created and not one.cancelled_by_etcd]
 
-    # --- us ----------------------------------------------------------------------------------------------------------
+    # --- the gateway -------------------------------------------------------------------------------------------------
 
     @rule(start=st.integers(0, 9))
     def create(self, start: int) -> None:
@@ -222,7 +222,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.unanswered = []
         assert len(self.mux) == 0
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------------------------
 
     def compare(self, served: Served) -> bool:
         """Each sink received exactly the inputs for it, in order."""

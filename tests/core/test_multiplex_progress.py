@@ -56,7 +56,7 @@ class ProgressMachine(RuleBasedStateMachine):
         """Send a request to etcd."""
         self.etcd.requests.append((request, every))
 
-    # --- us ----------------------------------------------------------------------------------------------------------
+    # --- the gateway -------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.watches) < 6)
     @rule(every=st.integers(1, 4), back=st.integers(0, 6), waits=st.booleans())

@@ -583,7 +583,7 @@ def test_without_state_only_changes() -> None:
     assert resets(one) == ["lagged"]
 
 
-# --- beside the history ----------------------------------------------------------------------------------------------
+# --- heartbeats, staleness, first and last messages ------------------------------------------------------------------
 
 
 def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
@@ -609,7 +609,7 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
 
 
 def lacks(one: Reader) -> float | None:
-    """For mypy, which takes a property for a constant."""
+    """The reader's ``lacks_since``; a function, because mypy takes a property for a constant."""
     return one.lacks_since
 
 

@@ -9,7 +9,7 @@ from app.core.slow_reader import RetryPenalty
 
 
 def test_an_empty_one_is_true() -> None:
-    """``given or another`` returns *another* only for None."""
+    """``given or another`` returns *another* only for None, not for an empty object."""
     for empty in (Multiplexer(), RetryPenalty(), RefCounts[str](), Log(Bounds(1, 1, 1.0))):
         assert len(empty) == 0
         assert empty

@@ -276,7 +276,7 @@ def test_a_block_of_another_view_is_not_its_own() -> None:
     assert new.encoded == encoded
 
 
-# --- what is encoded is kept only where there is room for it, and is the same bytes either way ------------------------
+# --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
 
 ROOMY_ITEMS = [KeyValue(b"/a/%d" % n, b"x" * 100, n + 1, n + 1, 1) for n in range(10)]
 

@@ -133,7 +133,7 @@ def test_the_most_streams_that_there_may_be(world: World) -> None:
 
 
 def test_the_end_ends_all(world: World) -> None:
-    """Nothing is left."""
+    """Closing the pool ends every stream."""
     for stream_kind in ("live", "catch-up", "dedicated"):
         world.place(stream_kind)
     world.pool.close(None)

@@ -28,7 +28,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.etcd
 
 
-# --- servers written by hand -----------------------------------------------------------------------------------------
+# --- hand-written servers --------------------------------------------------------------------------------------------
 
 Wait = Callable[[], Awaitable[None]]
 
@@ -36,7 +36,7 @@ Wait = Callable[[], Awaitable[None]]
 class Server:
     """One request to an app, as an ASGI server passes it.
 
-    *before* and *behind*: the waits of ``send`` before a write, as in uvicorn, and after the write, as in hypercorn.
+    *before* and *behind*: the waits of ``send`` before the write, as in uvicorn, and after the write, as in hypercorn.
     """
 
     def __init__(self, before: Wait, behind: Wait) -> None:

@@ -155,7 +155,7 @@ async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None
         await eventually(gone)
 
 
-# --- each alone, with a source that is written by hand ---------------------------------------------------------------
+# --- each sink alone, with a hand-written source ---------------------------------------------------------------------
 
 
 class Transport(asyncio.Transport):

@@ -49,7 +49,7 @@ async def test_closing_waits_for_last_bytes(gateway: Gateway) -> None:
     """Closing awaits the tasks of streams that have ended."""
     may_end = asyncio.Event()
     task = asyncio.create_task(may_end.wait())
-    gateway.streams.finishing.add(task)  # type: ignore[arg-type]  # what it returns is nobody's
+    gateway.streams.finishing.add(task)  # type: ignore[arg-type]  # its result is not used
     closing = asyncio.create_task(gateway.streams.aclose())
     await asyncio.sleep(0)
     assert not closing.done()

@@ -489,7 +489,7 @@ class FakeEtcd:
         self.fragment_bytes = FRAGMENT_BYTES
         self.cut_after: int | None = None
         self.mute_progress = False
-        self.loses_deletes: bool | None = None  # None: as the version does
+        self.loses_deletes: bool | None = None  # None: as in the version
         self.channel: int | None = None
         self.control_first: Callable[[], bool] | None = None
         self.flowing = asyncio.Event()
@@ -612,7 +612,7 @@ class FakeEtcd:
                 self.store.delete(kv.key)
         return self._commit()
 
-    # --- Making trouble ---
+    # --- Faults ---
 
     def break_streams(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "broken") -> None:
         """End all Watch calls with an error, after what was already sent."""
@@ -686,7 +686,7 @@ class FakeEtcd:
         """Fail the next Range requests."""
         self._range_failures.extend([Break(code, details)] * count)
 
-    # --- What the parts above use ---
+    # --- For the parts above ---
 
     def header(self, revision: int | None = None) -> Any:
         """An answer's header."""

@@ -22,7 +22,7 @@ from tests.support.waiting import HANG
 ROOT = "root"
 # The default cost of 10 takes a tenth of a second for each login.
 CHEAP = "--bcrypt-cost=4"
-# Seconds for a call of root's: an etcd that is just restarting may lose one.
+# The timeout in seconds for one of root's calls: an etcd that is just restarting may lose a call.
 
 
 class SecureEtcd(EmbeddedEtcd):
