@@ -1,3 +1,1 @@
-"""A checker that would expose the gateway's errors: what every subscriber saw, against etcd's history, under every
-fault.
-"""
+"""A checker of the gateway: it compares what every subscriber saw with etcd's history, under every fault."""

@@ -36,9 +36,7 @@ def _unguarded() -> None:
 
 
 def resume_at_header() -> None:
-    """A feed resumes at a catch-up response's ``header.revision``, which is the store's, not the watch's (pitfall
-    1).
-    """
+    """A feed resumes at a catch-up response's ``header.revision``: the store's, not the watch's (pitfall 1)."""
     _unguarded()
     heard = [0]
     receive = Multiplexer._receive_for
@@ -128,8 +126,9 @@ def id_on_every_event() -> None:
 
 
 def id_ahead_of_its_subscriber() -> None:
-    """A bookmark carries the feed's position, for all subscribers: a subscriber that lags skips the changes in between
-    when it reconnects.
+    """A bookmark carries the feed's position, for all subscribers.
+
+    A subscriber that lags skips the changes in between when it reconnects.
     """
     beat = Reader.beat
 

@@ -1,5 +1,6 @@
-"""A random subscriber: connects, stalls, leaves, returns to another gateway with its last id; a judge sees all its
-events.
+"""A random subscriber: connects, stalls, leaves, returns to another gateway with its last id.
+
+A judge sees all its events.
 """
 
 from __future__ import annotations

@@ -87,9 +87,7 @@ class History:
         return before + own[low:high]
 
     def first_after(self, watched: Watched, revision: int) -> tuple[float, Change] | None:
-        """The first change in the range above *revision* that is not the parent's, and the time when the oracle saw
-        it.
-        """
+        """The range's first change above *revision* that is not the parent's, and the time when the oracle saw it."""
         times, own = self._slice(watched).read(self._all, watched)
         number = bisect_right(own, revision, key=lambda change: change.mod_revision)
         return (times[number], own[number]) if number < len(own) else None

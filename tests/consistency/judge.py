@@ -44,8 +44,10 @@ class ViolationError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The range went from ``after`` to ``revision`` by ``changes``; or, if ``after`` is None, the range held
-    ``changes`` at ``revision``.
+    """A statement about the range between two revisions.
+
+    The range went from ``after`` to ``revision`` by ``changes``; or, if ``after`` is None, the range held ``changes``
+    at ``revision``.
     """
 
     after: int | None
@@ -102,8 +104,9 @@ class Judge:
     _seen: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def connect(self, name: str, now: float) -> None:
-        """A new stream was accepted, for a request with ``cursor``. What the last stream left unfinished is
-        discarded.
+        """A new stream was accepted, for a request with ``cursor``.
+
+        The unfinished part of the last stream is discarded.
         """
         self._note(f"-- {name}, cursor {self.cursor}, stand {self.stand}")
         self._building, self._pending, self._synced, self._closed = None, [], False, False

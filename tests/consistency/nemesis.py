@@ -106,9 +106,7 @@ class Nemesis:
         self.counts: Counter[str] = Counter()
 
     def hands(self) -> list[Mapping[str, Fault]]:
-        """The faults of one hand come one after the other: no hand has many slow faults, so that each kind comes
-        often.
-        """
+        """The faults of one hand come one after the other, so no hand has many slow ones: each kind must come often."""
         return [
             {
                 "kill a member": self._kill_member,
@@ -249,9 +247,7 @@ class Nemesis:
         await self._rest()
 
     async def _upgrade(self, rng: random.Random) -> bool:
-        """Upgrade the members one after the other, as operators do: stop a member properly, and start the newer etcd on
-        its data.
-        """
+        """Upgrade the members one by one, as operators do: stop a member properly, start the newer etcd on its data."""
         async with self._members:
             old = [member for member in self._cluster.members if member.binary != self._upgrade_to]
             if not old or self._upgrade_to is None:
@@ -469,8 +465,8 @@ class Nemesis:
         replica.signal(signal.SIGCONT)
 
     async def _slow_watcher(self, rng: random.Random) -> bool:
-        """etcd cannot send its events to a slow gateway, and then the unsent events are compacted: the last one is a
-        delete.
+        """etcd cannot send its events to a slow gateway; the unsent ones, the last of which is a delete, are
+        compacted.
         """
         if self.counts["slow watcher"] >= MOST_SLOW:
             return False
@@ -515,8 +511,9 @@ class Nemesis:
     # --- followers ----------------------------------------------------------------------------------------------------
 
     async def _send_away(self, rng: random.Random) -> None:
-        """Send a follower away. It reconnects with its old cursor when the logs have moved on, or etcd's history
-        has.
+        """Send a follower away.
+
+        It reconnects with its old cursor when the logs have moved on, or etcd's history has.
         """
         rng.choice(self._crowd).go_away(rng.uniform(5, 25))
         await self._rest()
@@ -528,8 +525,9 @@ class Nemesis:
         await self._rotate(rng, file_first=False)
 
     async def _change_file(self, rng: random.Random) -> None:
-        """Change the password in the gateways' file first: it is wrong for a while, though the gateways may only need
-        it later.
+        """Change the password in the gateways' file first.
+
+        The file is wrong for a while, though the gateways may only need it later.
         """
         await self._rotate(rng, file_first=True)
 

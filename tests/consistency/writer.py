@@ -1,6 +1,4 @@
-"""Writes at random: puts, deletes, transactions of several keys, leases that expire, and keys that are created
-again.
-"""
+"""Writes at random: puts, deletes, transactions of several keys, expiring leases, keys that are created again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The facts about etcd on which the gateway relies, one test each, on the fake and on every real etcd of this
-machine.
-"""
+"""The facts about etcd on which the gateway relies, one test each, on the fake and on every real etcd here."""
 
 from __future__ import annotations
 
@@ -146,8 +144,9 @@ async def test_events_of_a_transaction_come_in_one_response(etcd: Etcd, prefix: 
 
 
 async def test_a_revision_may_write_a_key_twice(etcd: Etcd, prefix: bytes) -> None:
-    """A revision may write a key twice: by a nested put and a nested delete after it, or by a put after a delete of all
-    keys from this key on.
+    """A revision may write a key twice.
+
+    Either by a nested put and a nested delete after it, or by a put after a delete of all keys from this key on.
     """
     stream = etcd.stream()
     await stream.created(prefix)
@@ -202,8 +201,9 @@ async def test_a_put_of_the_same_value_is_an_event(etcd: Etcd, prefix: bytes) ->
 
 
 async def test_catching_up_says_the_current_revision_with_every_response(etcd: Etcd, prefix: bytes) -> None:
-    """Every response has the current revision, although older events are still to come: so a cursor must not use that
-    revision.
+    """Every response has the current revision, although older events are still to come.
+
+    So a cursor must not use that revision.
     """
     first = 0
     for number in range(1100):
@@ -220,8 +220,9 @@ async def test_catching_up_says_the_current_revision_with_every_response(etcd: E
 
 
 async def test_fragments_of_one_response(etcd: Etcd, prefix: bytes) -> None:
-    """The fragments have the same header, and all but the last are marked; a cut may divide a revision; joined, they
-    are complete.
+    """The fragments have the same header, and all but the last are marked.
+
+    A cut may divide a revision; joined, they are complete.
     """
     pairs, value = 30, b"x" * 30_000
     revisions = [await etcd.txn(put(prefix + b"a", value), put(prefix + b"b", value)) for _ in range(pairs)]
@@ -368,8 +369,9 @@ async def test_a_delete_at_the_compacted_revision(etcd: Etcd, prefix: bytes) -> 
 
 
 async def compact(etcd: Etcd, key: bytes) -> tuple[int, int]:
-    """Write *key* three times; return the key's first revision, which is compacted, and its second, the first one that
-    can be read.
+    """Write *key* three times.
+
+    Return the key's first revision, which is compacted, and its second, the first one that can be read.
     """
     first = await etcd.put(key)
     second = await etcd.put(key)
@@ -426,8 +428,9 @@ async def test_progress_with_a_watch_that_compaction_cancelled(etcd: Etcd, prefi
 
 
 async def test_progress_while_catching_up(etcd: Etcd, prefix: bytes) -> None:
-    """Untrusted versions answer at once, before events that the answer covers; trusted versions answer only after all
-    events.
+    """Untrusted versions answer at once, before events that the answer covers.
+
+    Trusted versions answer only after all events.
     """
     revisions = [await etcd.put(prefix) for _ in range(50)]
     stream = etcd.stream()
@@ -492,8 +495,9 @@ async def ask_progress(stream: Stream) -> Any:
 
 
 async def test_paging_at_one_revision(etcd: Etcd, prefix: bytes) -> None:
-    """Later pages show the old state, but their header has the current revision: the snapshot's revision is the first
-    page's.
+    """Later pages show the old state, but their header has the current revision.
+
+    The snapshot's revision is that of the first page.
     """
     for name in b"abcde":
         await etcd.put(prefix + bytes([name]))

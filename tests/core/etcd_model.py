@@ -138,8 +138,9 @@ class SimulatedWatch:
         self.synced = self._next > self.member
 
     def send_created(self) -> None:
-        """Send ``created``. Its revision is that of the registration, so events up to that revision may still
-        follow.
+        """Send ``created``.
+
+        Its revision is that of the registration, so events up to that revision may still follow.
         """
         self.created_sent = True
         self.queue.appendleft(Created(self.member))

@@ -153,8 +153,9 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_stage_makes_of_an_input(name: str) -> None:
-    """Each input leads to the expected stage and commands, in order; the feed does not change, except at its log's old
-    end.
+    """Each input leads to the expected stage and commands, in order.
+
+    The feed does not change, except at its log's old end.
     """
     path, given, stage, commands = CASES[name]
     core = path.walk()
@@ -214,8 +215,9 @@ def test_what_a_stage_does_not_know_changes_nothing() -> None:
 
 
 def test_what_is_proven_goes_below_the_floor() -> None:
-    """Proven history goes below the log's floor, once and in the same generation; until then it is promised and
-    counted.
+    """Proven history goes below the log's floor, once and in the same generation.
+
+    Until then it is promised and counted.
     """
     core = READING.walk()
     before = core.bytes
@@ -276,8 +278,9 @@ def test_a_log_that_went_on_without_it_is_not_joined() -> None:
 
 
 def test_a_log_that_forgot_what_was_met_is_not_joined() -> None:
-    """The log forgot the batch at which the read met the log. That batch is not part of what was read, so there would
-    be a gap.
+    """The log forgot the batch at which the read met the log.
+
+    That batch is not part of what was read, so there would be a gap.
     """
     core = BUSY_READING.then(batches(90, 101)).walk()
     core.history.log.reclaim(1)
@@ -300,8 +303,9 @@ def test_another_generation_is_not_joined() -> None:
 
 
 def test_history_that_does_not_fit_loses_its_old_end() -> None:
-    """The bound holds during the read, the log's own batches included; the promise for the dropped end is taken
-    back.
+    """The bound holds during the read, the log's own batches included.
+
+    The promise for the dropped end is taken back.
     """
     large = put(70, value=b"v" * 1200)
     core = Path((Start(backfill=False), Created(99), taken(100, large, put(90))), OPEN).walk()
@@ -469,8 +473,9 @@ def test_reads_end_however_many_ask() -> None:
 
 
 def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
-    """A range that does not fit into messages is not read again; later cursors are served with the revisions above
-    it.
+    """A range that does not fit into messages is not read again.
+
+    Later cursors are served with the revisions above it.
     """
     core = ALONE.walk()
     send(core, TOO_LARGE)
@@ -482,8 +487,9 @@ def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
 
 
 def test_whoever_waits_for_the_start_is_served_first() -> None:
-    """As soon as there is a view, clients without a cursor are served; history is read for those with a cursor, however
-    old.
+    """As soon as there is a view, clients without a cursor are served.
+
+    History is read for those with a cursor, however old.
     """
     core = Path((Start(backfill=True), Created(99))).walk()
     assert not core.owes_backfill

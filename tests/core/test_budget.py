@@ -122,8 +122,9 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_above_the_limit(self) -> None:
-        """Feeds and answers stay within the limit, and pages within their half; one page and one answer may be
-        outside.
+        """Feeds and answers stay within the limit, and pages within their half.
+
+        One page and one answer may be outside.
         """
         holds = [self.cache, *(hold for hold in self.owned if hold.granted)]
         inside = [hold for hold in holds if not hold.outside]
@@ -149,8 +150,9 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
-        """The first waiting hold of each use does not fit, even with the cache's share; and the place outside is
-        taken.
+        """The first waiting hold of each use does not fit, even with the cache's share.
+
+        The place outside is taken.
         """
         budget = self.budget
         for use in ASKED:
@@ -183,8 +185,9 @@ TestBudget = BudgetMachine.TestCase
 
 
 def test_a_page_is_always_read() -> None:
-    """However full the feeds are, pages are read one at a time, in the order of the requests; a release grants the
-    next.
+    """However full the feeds are, pages are read one at a time, in the order of the requests.
+
+    A release grants the next.
     """
     budget = Budget(100)
     budget.hold(Use.FEED).set(100)
@@ -242,8 +245,9 @@ def test_what_comes_inside_makes_place_outside(use: Use) -> None:
 
 
 def test_no_feed_ends_for_the_sake_of_a_page() -> None:
-    """A page is released within a moment, so no feed ends for it; no other page is granted until everything fits
-    again.
+    """A page is released within a moment, so no feed ends for it.
+
+    No other page is granted until everything fits again.
     """
     budget = Budget(100)
     feed = budget.hold(Use.FEED)

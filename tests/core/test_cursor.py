@@ -34,9 +34,7 @@ def test_a_cursor_comes_back_as_it_went(epoch: str, revision: int) -> None:
 @example("00000000-\u0661")
 @example("-")
 def test_no_text_raises(text: str) -> None:
-    """A client may send any text: a text that is not exactly of the cursor's form is unreadable, never another
-    cursor.
-    """
+    """A client may send any text: a text that does not have exactly the cursor's form is unreadable."""
     cursor = parse_cursor(text)
     assert cursor in (NOTHING, UNREADABLE) or str(cursor) == text
 
@@ -80,9 +78,7 @@ identities = st.tuples(st.integers(0, (1 << 64) - 1), st.text(max_size=4), shape
 
 @given(one=identities, other=identities)
 def test_whatever_differs_has_another_epoch(one: tuple[int, str, Shape], other: tuple[int, str, Shape]) -> None:
-    """Cluster, GATEWAY_EPOCH, kind, name, encoding, keys_only, count_only: a difference in any of them changes the
-    epoch.
-    """
+    """Each of cluster, GATEWAY_EPOCH, kind, name, encoding, keys_only and count_only is a part of the epoch."""
     assert (derive_epoch(*one) == derive_epoch(*other)) == (one == other)
 
 

@@ -45,9 +45,7 @@ def test_a_few_go_at_once() -> None:
 
 
 def test_they_come_back_evenly() -> None:
-    """By the defaults, 1,000 streams that close one after the other and reconnect after a random time cause no
-    storm.
-    """
+    """With the defaults, 1,000 streams close one by one and reconnect after a random time, without a storm."""
     window, pace = (Settings.model_fields[name].default for name in ("drain_window", "drain_pace"))
     drain, rng = Drain(1000, window=window, pace=pace), random.Random(1)
 

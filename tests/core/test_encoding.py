@@ -66,8 +66,9 @@ def test_an_event_comes_back_as_it_went(event: Event, encoding: Encoding) -> Non
 
 @given(event=events, encoding=encodings)
 def test_the_text_is_that_of_json(event: Event, encoding: Encoding) -> None:
-    """The hand-written encoder, made for speed, equals ``json.dumps`` to the byte; and every reader sees a single
-    line.
+    """The hand-written encoder, made for speed, equals ``json.dumps`` to the byte.
+
+    Every reader sees a single line.
     """
     text = event_body(event, encoding).decode() + "}"
     assert text == dumps(json.loads(text))

@@ -438,8 +438,9 @@ def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
     ids=["live", "after a break", "behind the tip"],
 )
 def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[FeedInput]) -> None:
-    """When a key's version jumps, something is missing, or the history is another one. The events before the jump
-    stay.
+    """When a key's version jumps, something is missing, or the history is another one.
+
+    The events before the jump stay.
     """
     core = path.then(*before).walk()
     first, second = KeyValue(b"90", b"w", 90, 151, 2), KeyValue(b"90", b"w", 90, 152, 4)
@@ -535,9 +536,7 @@ def test_another_cluster_is_another_history() -> None:
 
 @pytest.mark.parametrize(("revision", "reason"), [(99, "restored"), (100, "unproven")])
 def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: ResetReason) -> None:
-    """A snapshot is linearizable, so etcd has been at least where the feed has been; a lower one is of another
-    history.
-    """
+    """A snapshot is linearizable, so a snapshot below the feed's tip is of another history."""
     core = OVERLAP.then(SyncTimeout(), Created(revision), taken(revision)).walk()
     assert core.history.reason == reason
 
@@ -548,8 +547,9 @@ AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
 
 
 def test_what_was_too_large_is_not_asked_for_again() -> None:
-    """The large message may be the snapshot's newest revision: there is no anchor until there are news, and no older
-    history.
+    """The large message may be the snapshot's newest revision.
+
+    So there is no anchor until there are news, and no older history.
     """
     core = AFTER_IT.walk()
     assert not core.may_backfill(199, 60.0, trusted=True)

@@ -670,8 +670,9 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.core.history.joinable)
     @rule(back=st.integers(1, 8), steps=st.integers(0, 14), lag=st.integers(0, 2))
     def read_history(self, back: int, steps: int, lag: int) -> None:
-        """A client with an old cursor joins, and nothing goes wrong for some steps; *lag* is that of the member that
-        serves the read.
+        """A client with an old cursor joins, and nothing goes wrong for some steps.
+
+        *lag* is that of the member that serves the read.
         """
         self.core.backfill._not_before = float("-inf")  # as if time had passed, and the log had not grown old
         self.want_backfill(back)
@@ -845,8 +846,10 @@ class FeedMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_too_large_is_given_up(self) -> None:
-        """A message breaks at most three streams: a shared one, a dedicated one, and one more if history was unknown.
-        Then the feed takes a snapshot.
+        """The feed requests a too large message at most three times, and then takes a snapshot.
+
+        The first request is on a shared stream, the second on a dedicated one, and the third if the second left out
+        history.
         """
         assert self.in_vain <= 3
 
@@ -1019,9 +1022,7 @@ class Moments(FeedMachine):
 def test_history_is_exact_or_is_not_given(
     writes: int, trusted: bool, loses: bool, reach: bool, moments: list[tuple[str, int]]
 ) -> None:
-    """When a live feed reads history, its log is etcd's own history, and the feed goes on as if there had been no
-    request.
-    """
+    """A live feed that reads history has etcd's own history in its log, and otherwise goes on like its twin."""
     machine = Moments()
     machine.begin(trusted, loses, reach, writes, 0, None)
     machine.live()
@@ -1032,8 +1033,9 @@ def test_history_is_exact_or_is_not_given(
 
 
 def test_a_delete_lost_where_history_starts_is_not_missed() -> None:
-    """A compaction exactly at the start silently removes the delete (etcd #18089): only the Range request below reveals
-    it.
+    """A compaction exactly at the start silently removes the delete (etcd #18089).
+
+    Only the Range request below reveals that.
     """
     machine = Moments()
     machine.begin(True, True, False, 0, 0, None)

@@ -111,9 +111,7 @@ BESIDE = 320
 @example(Batch(1 << 62, [KeyValue(b"\xff" * 99, b"\xff" * 999, 1 << 62, 1 << 62, 1 << 62, -1)]), "ndjson", "base64")
 @example(Batch(1 << 62, [KeyValue(b"\xc2\x85" * 99, b"\xe2\x80\xa8" * 999, 1 << 62, 1 << 62, 1 << 62)]), "sse", "auto")
 def test_a_line_is_not_longer_than_the_docs_say(batch: Batch, form: str, kind: str) -> None:
-    """The docs state the longest line that a client must be able to read: aiohttp refuses lines above 512 KiB by
-    default.
-    """
+    """The docs state the longest line that a client must accept: aiohttp refuses lines above 512 KiB by default."""
     longest = max(len(event.key) + len(getattr(event, "value", b"")) for event in batch.events)
     bound = 6 * longest if kind == "auto" else -(-4 * longest // 3) + 8
     for line in batch_frame(batch, form, kind, EPOCH).split(b"\n"):
@@ -142,8 +140,9 @@ def test_a_revision_cut_short_leaves_the_old_cursor(
 
 @given(batch=batches, encoding=encodings)
 def test_no_line_reader_tears_an_event_apart(batch: Batch, encoding: str) -> None:
-    """No event is divided by httpx and requests, which split lines as ``str.splitlines`` does: on more characters than
-    SSE or NDJSON know.
+    """httpx and requests divide no event.
+
+    They split lines as ``str.splitlines`` does: on more characters than SSE or NDJSON know.
     """
     for form in FORMS:
         frame = batch_frame(batch, form, encoding, EPOCH)

@@ -50,8 +50,9 @@ def test_what_is_gone_from_the_log_is_older_than_anything() -> None:
 
 
 def test_what_was_not_taken_has_an_age_too() -> None:
-    """Written bytes that the client has not read have an age, too: it is overestimated by at most a quarter of the
-    limit, and never underestimated.
+    """Written bytes that the client has not read have an age, too.
+
+    The age is overestimated by at most a quarter of the limit, and never underestimated.
     """
     fresh = Freshness(LIMIT)
     for second in range(60):

@@ -1,6 +1,4 @@
-"""``app.core.history``: when readers may join, why a generation ended, and how a view in doubt is reclaimed for the
-next.
-"""
+"""``app.core.history``: when readers may join, why a generation ended, and how a view in doubt is reclaimed."""
 
 from __future__ import annotations
 
@@ -130,8 +128,9 @@ def test_a_snapshot_begins_a_generation() -> None:
 
 
 def test_the_next_generation_says_why_it_began() -> None:
-    """A generation begins for the reason that made the last one unproven; but another cluster, or a lower revision,
-    means a restore.
+    """A generation begins for the reason that made the last one unproven.
+
+    But another cluster, or a lower revision, means a restore.
     """
     for snapshot, cluster_id, reason in [
         (Snapshot.of(200, []), 7, "lagged"),

@@ -14,8 +14,9 @@ names = st.one_of(tight, st.binary(max_size=12))
 
 
 def in_range(key: bytes, watched: KeyRange) -> bool:
-    r"""Whether etcd's ``key`` and ``range_end`` include *key*: an empty end is one key, ``b"\0"`` means all keys from
-    the start on.
+    r"""Whether etcd's ``key`` and ``range_end`` include *key*.
+
+    An empty end means one key, ``b"\0"`` means all keys from the start on.
     """
     start, end = watched.start, watched.end
     if not end:

@@ -108,9 +108,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 6000))
     def shed(self, size: int) -> None:
-        """Memory is short: the log drops its oldest batches first, keeps the newest, and drops no more than
-        requested.
-        """
+        """Memory is short: the log drops its oldest batches, but not the newest one, and no more than requested."""
         before, held = self.kept(), self.log.bytes
         given_back = self.log.reclaim(size)
         assert given_back == held - self.log.bytes
@@ -130,8 +128,8 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.integers(0, 4000))
     def read(self, data: st.DataObject, size: int) -> None:
-        """A reader gets whole revisions, in order, at least one if there is one, and about as many bytes as
-        requested.
+        """A reader gets whole revisions, in order, at least one if there is one, and about as many bytes as asked
+        for.
         """
         if not self.readers:
             return
@@ -159,9 +157,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def holds_the_suffix(self) -> None:
-        """For every covered revision the log finds exactly the batches after it: whole batches, and the very same
-        objects.
-        """
+        """For every covered revision the log finds exactly the batches after it, as the very same objects."""
         if not hasattr(self, "log"):
             return
         log = self.log

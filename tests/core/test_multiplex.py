@@ -209,8 +209,9 @@ class StreamMachine(RuleBasedStateMachine):
 
     @rule(too_large=st.booleans())
     def lose(self, too_large: bool) -> None:
-        """The stream breaks: each watch is notified once, unless etcd ended the watch before; unfinished messages are
-        dropped.
+        """The stream breaks: each watch is notified once, unless etcd ended the watch before.
+
+        Unfinished messages are dropped.
         """
         for served in self.watches:
             ended = served.cancelled_by_etcd or (served.answered and not served.created)

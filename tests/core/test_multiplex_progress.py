@@ -199,9 +199,7 @@ def _small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_small")
 def test_no_answer_is_believed_too_early_and_no_slow_watch_missed() -> None:
-    """In any order of steps, progress covers only received events, and messages that found etcd's channel full are
-    late.
-    """
+    """In any order of steps, progress covers only received events, and messages that met a full channel are late."""
     run_state_machine_as_test(
         ProgressMachine,
         settings=settings(

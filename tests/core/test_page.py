@@ -73,9 +73,7 @@ def test_what_is_no_token(text: bytes) -> None:
     ],
 )
 def test_a_token_does_not_reach_out_of_its_range(page: Page) -> None:
-    """A token cannot read outside its range, or at a revision that etcd cannot have: a request is authorized by its
-    range.
-    """
+    """No token reads outside its range, by which a request is authorized, or at a revision that etcd cannot have."""
     with pytest.raises(BadRequestError, match="'page' belongs to another range") as caught:
         parse_page(page.token().encode(), SERVICES)
     assert caught.value.parameter == "page"

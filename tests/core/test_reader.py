@@ -208,9 +208,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 20), same=st.booleans())
     def restore(self, back: int, same: bool) -> None:
-        """Begin another history, of another cluster or (recognised by its revisions) of the same cluster with another
-        epoch.
-        """
+        """Begin another history, of another cluster, or (recognised by its revisions) of this one with a new epoch."""
         self.cluster += 1
         revision = max(1, self.core.history.log.tip - back)
         self.now = {KEYS[0]: put(revision)} if same else {}
@@ -384,8 +382,9 @@ def test_it_waits_for_a_feed_that_has_nothing() -> None:
 
 @pytest.mark.parametrize("cursor", [None, Cursor(EPOCH, 103)])
 def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
-    """Present readers stay; a new reader waits for the new history, and gets a reset if its cursor is of the old
-    one.
+    """Present readers stay.
+
+    A new reader waits for the new history, and gets a reset if its cursor is of the old one.
     """
     core = live(put(90))
     say(core, 103)
@@ -403,8 +402,9 @@ def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_cursor_that_waited_through_a_restore(before: bool) -> None:
-    """A restore that keeps the cluster's id also keeps the epoch: a waiting cursor must not be taken for one of the new
-    history.
+    """A restore that keeps the cluster's id also keeps the epoch.
+
+    A cursor that waited must not be taken for one of the new history.
     """
     core = live(put(90))
     if not before:
@@ -430,8 +430,9 @@ def test_a_cursor_that_waited_through_a_restore(before: bool) -> None:
     ],
 )
 def test_a_cursor_that_is_none_of_ours(cursor: Cursor, reason: str) -> None:
-    """A client without a mirror loses nothing, so its reset is initial; a client with a foreign cursor is notified of
-    the loss.
+    """A client without a mirror loses nothing, so its reset is initial.
+
+    A client with a foreign cursor is notified of the loss.
     """
     one = reader(live(), cursor)
     assert words(one.read(PLENTY)) == [f"reset:{reason}", "synced@100"]
@@ -451,9 +452,7 @@ def test_a_resume_has_no_reset() -> None:
 
 
 def test_a_cursor_ahead_that_the_feed_reaches() -> None:
-    """A cursor ahead of the feed is of a revision that etcd has reached: when the feed has caught up, the reader goes
-    on.
-    """
+    """A cursor ahead of the feed, but not of etcd, is valid: when the feed has caught up, the reader goes on."""
     core = live()
     one = reader(core, Cursor(EPOCH, 105))
     assert (one.read(PLENTY), one.wants) == (b"", Wants.LINEARIZABLE)
@@ -473,8 +472,9 @@ def test_a_cursor_ahead_of_etcd_is_of_another_history() -> None:
 
 
 def test_a_cursor_ahead_that_cannot_be_proven() -> None:
-    """A snapshot that is new enough replaces the unproven cursor; later events from before the snapshot are not sent
-    again.
+    """A snapshot that is new enough replaces the unproven cursor.
+
+    Later events from before the snapshot are not sent again.
     """
     core = live(put(90))
     one = reader(core, Cursor(EPOCH, 105))
@@ -570,8 +570,9 @@ def test_what_happens_during_a_snapshot_comes_after_it() -> None:
 
 
 def test_without_state_only_changes() -> None:
-    """With ``snapshot=0``, a first join is not a reset; a later reset reports that something was lost, but brings no
-    state.
+    """With ``snapshot=0``, a first join is not a reset.
+
+    A later reset reports that something was lost, but brings no state.
     """
     core = live(put(90), bounds=Bounds(batches=1))
     one = reader(core, snapshot=False)

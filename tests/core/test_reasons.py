@@ -7,8 +7,9 @@ from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_
 
 
 def test_the_words_of_the_wire_stay() -> None:
-    """Clients compare these reasons, and dashboards and alerts use them. A reason may be added here, but none may
-    change.
+    """Clients compare these reasons, and dashboards and alerts use them.
+
+    A reason may be added here, but none may change.
     """
     assert RESET_REASONS == ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
     assert set(CLOSE_REASONS) == {

@@ -16,8 +16,9 @@ keys = st.sampled_from(KEYS)
 
 
 class CountsMachine(RuleBasedStateMachine):
-    """``held`` counts the leases, ``lingering`` lists the lingering keys in order; ``feeds`` is the set that a shell
-    would run.
+    """``held`` counts the leases, ``lingering`` lists the lingering keys in order.
+
+    ``feeds`` is the set that a shell would run.
     """
 
     def __init__(self) -> None:

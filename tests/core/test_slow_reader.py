@@ -26,9 +26,7 @@ def test_who_sustains_the_rate_is_never_too_slow(rate: int, pause: float, sizes:
 
 @given(rate=rates, pause=st.floats(0.1, 60), seconds=st.floats(0.1, 60), slower=st.floats(0.01, 0.5))
 def test_who_stays_below_it_is_too_slow_in_the_end(rate: int, pause: float, seconds: float, slower: float) -> None:
-    """A client at less than half the rate never reads an endless snapshot: it is found too slow within twice the pause,
-    plus one write.
-    """
+    """A client at half the rate or less, in a snapshot without end, is too slow after twice the pause and one write."""
     pace = SlowReaderPolicy(pause, rate)
     pace.begin_snapshot()
     waited = 0.0

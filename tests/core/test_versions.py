@@ -70,8 +70,9 @@ def test_members_that_differ_after_a_crash(text: str, diverges: bool) -> None:
     ],
 )
 def test_trust_has_a_version(text: str, trusted: bool, loses: bool) -> None:
-    """On-demand progress is trusted from 3.4.25 and 3.5.8 on; an unknown version is not trusted, but is not suspected
-    of losing deletes either.
+    """On-demand progress is trusted from 3.4.25 and 3.5.8 on.
+
+    An unknown version is not trusted, but is not suspected of losing deletes either.
     """
     version = parse_version(text)
     assert (progress_is_trusted(version), known_to_lose_events(version)) == (trusted, loses)

@@ -49,8 +49,9 @@ class Call:
 
 
 async def test_a_call_that_its_server_cancels_is_an_error() -> None:
-    """gRPC raises CancelledError when the server cancels a call, which would end the caller's task; here it becomes an
-    error.
+    """gRPC raises CancelledError when the server cancels a call, which would end the caller's task.
+
+    ``app.etcd.calls`` raises an error instead.
     """
 
     async def call(_request: Any) -> None:

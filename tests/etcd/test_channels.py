@@ -32,9 +32,7 @@ def _opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_three_channels(opened: Opened, scheme: str) -> None:
-    """Reads accept a page, watches accept their configured limit, and the channel for single large items accepts any
-    size.
-    """
+    """Reads accept a page, watches accept their configured limit, and single large items have a third channel."""
     open_channels(f"{scheme}://etcd-0:2379", Credentials(), 32 << 20)
     assert [(kind, target) for kind, target, _ in opened] == [(scheme, "etcd-0:2379")] * 3
     sizes = [options["grpc.max_receive_message_length"] for _, _, options in opened]

@@ -64,8 +64,9 @@ def test_a_header_without_a_cluster(cluster: Cluster) -> None:
 
 
 def test_only_after_a_while_and_when_all_were_tried(cluster: Cluster, time: Time, told: list[int]) -> None:
-    """Another cluster is followed only after a while and after all endpoints were tried; then its history begins at its
-    revision.
+    """Another cluster is followed only after a while and after all endpoints were tried.
+
+    Then its history begins at its revision.
     """
     assert cluster.admit(header(8, 3), tried_all=True) is not None
     time.now += 59

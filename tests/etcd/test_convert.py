@@ -54,9 +54,7 @@ def test_a_message() -> None:
 
 
 def test_requests() -> None:
-    """A create asks for fragments and progress, and never for the previous value, which costs etcd a Range for each
-    event.
-    """
+    """A create asks for fragments and progress, but not for the previous value, which costs etcd a Range an event."""
     create = watch_request(CreateRequest(3, KeyRange("prefix", b"/svc/"), 17)).create_request
     assert (create.watch_id, create.key, create.range_end, create.start_revision) == (3, b"/svc/", b"/svc0", 17)
     assert (create.fragment, create.progress_notify, create.prev_kv) == (True, True, False)

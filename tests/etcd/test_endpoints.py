@@ -97,8 +97,9 @@ async def test_ipv6(candidate: Candidate) -> None:
 
 
 async def test_a_black_hole(etcd: SecureEtcd) -> None:
-    """A silent endpoint delays the gateway no longer than a health check; if it is the only one, it is reported as
-    silent.
+    """A silent endpoint delays the gateway no longer than a health check.
+
+    If it is the only one, it is reported as silent.
     """
     async with black_hole() as mute:
         async with gateway(f"{mute},{etcd.endpoint}") as server:
@@ -128,8 +129,9 @@ async def two_clusters(candidate: Candidate) -> AsyncIterator[tuple[SecureEtcd, 
 
 
 async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
-    """Another cluster in the list is skipped, with the reason; its data is never shown, however often our cluster is
-    cut off.
+    """Another cluster in the list is skipped, with the reason.
+
+    Its data is never shown, however often our cluster is cut off.
     """
     async with (
         two_clusters(candidate) as (ours, foreign),
@@ -197,8 +199,9 @@ async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> 
 
 
 async def test_a_member_without_leader(candidate: Candidate) -> None:
-    """A member without a leader answers, but learns nothing new: another member is used; a single such member is
-    reported.
+    """A member without a leader answers, but learns nothing new: another member is used.
+
+    A single such member is reported.
     """
     async with EmbeddedCluster(3, folder=candidate.folder) as cluster:
         one, two, three = cluster.members

@@ -1,5 +1,6 @@
-"""Members that hide their status from the gateway's user (3.5.28 and later), played by a fake: this machine has no such
-etcd.
+"""Members that hide their status from the gateway's user (3.5.28 and later).
+
+A fake plays them: this machine has no such etcd.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from tests.support.waiting import eventually
 
 
 class Discreet(FakeEtcd):
-    """From 3.5.28 on only root may read the status (etcd #21663); *shy*: as 3.5.28, which hides the list of members
-    too.
+    """From 3.5.28 on only root may read the status (etcd #21663).
+
+    *shy*: as 3.5.28, which hides the list of members too.
     """
 
     shy = False

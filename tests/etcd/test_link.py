@@ -34,9 +34,7 @@ def link_to(endpoint: str, credentials: Credentials = ANONYMOUS) -> Link:
 
 @pytest.mark.parametrize("same", [True, False])
 async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
-    """With one name for several members, reads may go to a 3.5.16 and watches to a 3.5.1, whose progress overtakes
-    events.
-    """
+    """One name may lead reads to a 3.5.16 and watches to a 3.5.1, whose progress overtakes events."""
     async with FakeEtcd("3.5.16") as etcd:
         link = link_to(etcd.endpoint)
         assert await link.check(2) is None
@@ -135,8 +133,9 @@ async def test_its_end_is_told_to_its_watches() -> None:
 
 
 async def test_whether_watches_are_matched() -> None:
-    """The link tests a server with a watch under an id that no server chooses; afterwards nothing of that watch is
-    left.
+    """The link tests a server with a watch under an id that no server chooses.
+
+    Afterwards nothing of that watch is left.
     """
     async with FakeEtcd() as etcd:
         link = link_to(etcd.endpoint)

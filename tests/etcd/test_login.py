@@ -118,9 +118,7 @@ async def test_a_jwt_is_renewed_by_its_age(login: Login, auth: Auth) -> None:
 
 
 async def test_one_login_for_all_whose_token_is_stale(login: Login, auth: Auth) -> None:
-    """One login serves all calls whose token is stale: bcrypt costs etcd a tenth of a second of a core for each
-    login.
-    """
+    """One login serves all calls whose token is stale: each bcrypt costs etcd a tenth of a second of a core."""
     await login.ensure()
     auth.token = "simple.2"
     await asyncio.gather(*(login.renew("simple.1") for _ in range(10)))

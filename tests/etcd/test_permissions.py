@@ -106,8 +106,9 @@ async def test_each_has_its_turn() -> None:
 
 
 async def test_only_the_cluster_ends_a_watch() -> None:
-    """A member that does not know of a role yet denies what the cluster permits; only the cluster's answer ends a
-    watch.
+    """A member that does not know of a role yet denies what the cluster permits.
+
+    Only the cluster's answer ends a watch.
     """
     kv = Kv()
     kv.denied_by_member = {b"/a/", b"/b/"}
@@ -137,8 +138,9 @@ async def test_no_answer_is_no_denial() -> None:
 
 
 async def test_a_defect_at_one_keeps_no_other_from_its_turn() -> None:
-    """A defect at one watch is logged, and the other watches have their turns; the failed check is repeated after the
-    interval.
+    """A defect at one watch is logged, and the other watches have their turns.
+
+    The failed check is repeated after the interval.
     """
     kv = Kv()
     kv.raises[b"/a/"] = RuntimeError("a defect")
@@ -149,8 +151,9 @@ async def test_a_defect_at_one_keeps_no_other_from_its_turn() -> None:
 
 
 async def test_a_watch_that_is_let_go_meanwhile_is_not_revoked() -> None:
-    """A watch that was released meanwhile is not revoked, nor one that moved to another stream: its new create
-    decides.
+    """A watch that was released meanwhile is not revoked.
+
+    Nor is a watch that moved to another stream: its new create decides.
     """
     kv = Kv()
     kv.denied_by_member = kv.denied = {b"/a/"}

@@ -1,5 +1,6 @@
-"""The reads that prove that a link's member is in touch with its cluster: their key, their number, and when the gateway
-leaves.
+"""The reads that prove that a link's member is in touch with its cluster.
+
+Which key they ask for, how many there are, and when the gateway leaves the member.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ async def asked_often(member: Member, times: int = 3) -> None:
 
 
 async def test_nobody_watches_nothing_is_asked() -> None:
-    """Without a watch there are no reads, nor after the last watch has ended; but a client's read that timed out causes
-    one.
+    """Without a watch there are no reads, nor after the last watch has ended.
+
+    But a client's read that timed out causes one.
     """
     member, watches = Member(lambda _key: 5), [watch("/a/")]
     async with proving(member, watches) as (checker, _):
@@ -146,8 +148,9 @@ async def test_another_key_is_asked_for_when_one_is_denied() -> None:
 
 
 async def test_a_member_that_denies_everything_is_not_cut_off() -> None:
-    """A member that denies everything has asked its cluster before it checks roles, so the gateway stays; but nothing
-    is proven.
+    """A member that denies everything has asked its cluster before it checks roles, so the gateway stays.
+
+    But nothing is proven.
     """
     member = Member(lambda _key: refuse(grpc.StatusCode.PERMISSION_DENIED))
     async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):

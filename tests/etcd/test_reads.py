@@ -125,8 +125,9 @@ def test_without_a_link_nobody_waits_long(known: bool, patience: float) -> None:
 
 
 async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
-    """gRPC raises CancelledError for a call whose channel is closed, but the caller was not cancelled: it gets an
-    error.
+    """gRPC raises CancelledError for a call whose channel is closed.
+
+    The caller was not cancelled, so it gets an error instead.
     """
     async with FakeEtcd() as etcd:
         given_up = Link(
@@ -155,8 +156,9 @@ async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
 
 
 async def test_a_denied_range_does_not_speak_for_others() -> None:
-    """A question about the whole store is asked once, with one key; if that key is denied, each range asks for
-    itself.
+    """A question about the whole store is asked once, with one key.
+
+    If that key is denied, each range asks for itself.
     """
 
     class OneIsDenied:

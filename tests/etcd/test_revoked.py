@@ -1,5 +1,6 @@
-"""Permissions that are revoked, granted, and never existed: which subscribers are notified, and which must notice
-nothing.
+"""Permissions that are revoked, granted, and never existed.
+
+Which subscribers are notified, and which must notice nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ async def holds_nothing(etcd: SecureEtcd) -> bool:
 
 
 async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """A revoked subscriber gets `close`, `revoked`, and nothing is left at etcd; a new one waits; after a new grant, it
-    works again.
+    """A revoked subscriber gets `close`, `revoked`, and nothing is left at etcd.
+
+    A new one waits; after a new grant, it works again.
     """
     await root.grant(USER, "/other/")
     settings = {**login, **STALE_LATER}

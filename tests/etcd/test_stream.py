@@ -1,5 +1,6 @@
-"""One watch stream: the reason of its end, whichever task sees the end first; and that nothing of the stream is
-left.
+"""One watch stream: the reason of its end, whichever task sees the end first.
+
+Nothing of the stream is left.
 """
 
 from __future__ import annotations
@@ -162,8 +163,9 @@ async def test_a_message_over_the_limit_while_much_is_written() -> None:
 
 
 async def test_the_last_watch_ends_the_stream() -> None:
-    """The end of the last watch cancels the call, which frees everything at etcd; no task is left, and no output
-    follows.
+    """The end of the last watch cancels the call, which frees everything at etcd.
+
+    No task is left, and no output follows.
     """
     heard = Heard()
     async with (

@@ -141,9 +141,7 @@ def test_the_end_ends_all(world: World) -> None:
 
 
 def test_a_watch_goes_to_the_stream_that_was_opened_for_it() -> None:
-    """A watch uses a new stream with the current token, not an older stream: a stream is new before it has its first
-    watch.
-    """
+    """A watch uses a new stream with the current token, not an older one: a stream is new before its first watch."""
     world = World()
     for token in ("old", *(f"renewed {n}" for n in range(1, LIVE_STREAMS))):
         world.token = token

@@ -82,8 +82,9 @@ async def test_the_systems_roots(etcd: SecureEtcd, ca: Ca) -> None:
 
 
 async def test_a_certificate_of_somebody_else(etcd: SecureEtcd, tmp_path: Path) -> None:
-    """A server with a foreign certificate is refused, and reported; once the right CA file is there, the next
-    connection works.
+    """A server with a foreign certificate is refused, and reported.
+
+    Once the right CA file is there, the next connection works.
     """
     other = tmp_path / "ca.crt"
     shutil.copy(Ca(tmp_path, "other").cert, other)

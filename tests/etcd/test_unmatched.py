@@ -21,8 +21,9 @@ WORDS = "ids of its own, as etcd's grpc-proxy does"
 
 @pytest.mark.etcd
 async def test_a_grpc_proxy_is_refused_by_name(etcd: SecureEtcd, candidate: Candidate) -> None:
-    """The server is refused before a stream waits for it, and is named in /readyz, /v1/feeds, the log, and stream
-    requests' errors.
+    """The server is refused before a stream waits for it.
+
+    /readyz, /v1/feeds, the log, and the errors of stream requests name it.
     """
     async with grpc_proxy(etcd.endpoint, candidate.folder) as endpoint, gateway(endpoint) as server:
         await eventually(lambda: says(server, "down", WORDS))
@@ -62,9 +63,7 @@ async def test_another_endpoint_is_used(etcd: SecureEtcd, candidate: Candidate) 
 
 
 def test_an_answer_for_nobody_is_no_ones() -> None:
-    """Two creates are unanswered: the answer to the first has the second's id, and an answer before it has an unknown
-    id.
-    """
+    """Of two creates, the first is answered with the second's id, after an answer with an id that no create has."""
     mux = Multiplexer()
     heard: list[object] = []
     for _ in range(2):

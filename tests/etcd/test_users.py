@@ -77,8 +77,9 @@ def write(path: Path, text: str | None) -> None:
 
 
 async def test_wrong_password(etcd: SecureEtcd, root: Admin, login: Settings, password_file: Path) -> None:
-    """/readyz reports the error; a corrected password in the file is used, and so is one that changes while the gateway
-    runs.
+    """/readyz reports the error.
+
+    A corrected password in the file is used, and so is one that changes while the gateway runs.
     """
     write(password_file, "nonsense")
     async with gateway(etcd.endpoint, settings=login) as server:
@@ -120,8 +121,9 @@ async def _short(candidate: Candidate) -> AsyncIterator[SecureEtcd]:
 
 
 async def test_a_simple_token_expires(short: SecureEtcd, login: Settings) -> None:
-    """etcd refuses a create on a stream with a forgotten token; the stream is retired, its watches resume, without a
-    reset.
+    """etcd refuses a create on a stream with a forgotten token.
+
+    The stream is retired, its watches resume, without a reset.
     """
     async with administered(short) as root:
         await root.add_user(USER, PASSWORD, "/svc/", "/more/")
@@ -172,8 +174,9 @@ async def _jwt(candidate: Candidate, tmp_path: Path) -> AsyncIterator[SecureEtcd
 
 
 async def test_a_jwt_is_renewed_in_time(jwt: SecureEtcd, login: Settings) -> None:
-    """Long after the first token expired, streams and reads work; a token is renewed at 80 % of its life, not at every
-    call.
+    """Long after the first token expired, streams and reads work.
+
+    A token is renewed at 80 % of its life, not at every call.
     """
     async with administered(jwt) as root:
         await root.add_user(USER, PASSWORD, "/svc/")

@@ -38,8 +38,9 @@ class Server:
             raise
 
     def connection(self, send_timeout: float = 60.0, client: ClientTransport | None = None) -> Connection:
-        """A response to the request; *client*: the connection's transport, which only the gateway's own server passes
-        on.
+        """A response to the request.
+
+        *client*: the connection's transport, which only the gateway's own server passes on.
         """
         extensions = {} if client is None else {EXTENSION: {"client": client}}
         return Connection(http_scope("/", extensions=extensions), self.receive, self.send, send_timeout)

@@ -228,8 +228,9 @@ async def test_compaction_cancel_is_answered(gateway: Gateway, fake: FakeEtcd) -
 async def test_a_feed_that_fails_takes_no_other_with_it(
     gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error in one feed's state machine closes that feed's streams; another feed on the same watch stream goes
-    on.
+    """An error in one feed's state machine closes that feed's streams.
+
+    Another feed on the same watch stream goes on.
     """
     fake.put(b"/other/a", b"1")
     failing, healthy = Client(gateway, swallow), Client(gateway, swallow, b"prefix=/other/")

@@ -1,5 +1,6 @@
-"""The portable sink on ASGI servers other than ours: each item once, in order, whatever the server's ``send`` waits
-for.
+"""The portable sink on ASGI servers other than ours.
+
+Each item comes once, in order, whatever the server's ``send`` waits for.
 """
 
 from __future__ import annotations
@@ -116,9 +117,7 @@ async def events_of(server: Server) -> Mirror:
 async def test_a_send_is_made_once(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch, before: Wait, behind: Wait
 ) -> None:
-    """When a send was cancelled at a check and made again, three items came twice on a server that writes before it
-    waits.
-    """
+    """A send that was cancelled at a check and made again wrote three items twice, on a server that writes first."""
     monkeypatch.setattr(connection, "LOOKS", 3000)  # per GATEWAY_SEND_TIMEOUT: one in 10 ms
     for n in range(30):
         await kv.put(f"/svc/{n:03}", "x" * 10_000)

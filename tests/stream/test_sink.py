@@ -132,8 +132,9 @@ async def test_who_stalls_holds_up_nobody_and_catches_up(served: tuple[str, Gate
 
 @contract
 async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None:
-    """A GET may have a body of any size, which the gateway does not read; when the client disconnects, the stream
-    ends.
+    """A GET may have a body of any size, which the gateway does not read.
+
+    When the client disconnects, the stream ends.
     """
     _name, server = served
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

@@ -181,8 +181,9 @@ def test_timers_that_come_early(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_unset_by_another_of_the_same_slot(loop: Loop, wheel: TimerWheel) -> None:
-    """An alarm may unset another during their slot's calls; if that other is set again, it is called later, and only
-    then.
+    """An alarm may unset another during their slot's calls.
+
+    If that other is set again, it is called later, and only then.
     """
     second = Alarm(wheel)
 

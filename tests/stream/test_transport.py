@@ -74,8 +74,9 @@ async def drain(peer: socket.socket, size: int) -> None:
 
 
 async def test_ready_until_the_kernel_is_full() -> None:
-    """A write that the kernel accepts completely leaves the transport ready; any other write makes it wait for the
-    client.
+    """A write that the kernel accepts completely leaves the transport ready.
+
+    Any other write makes it wait for the client.
     """
     async with connected() as (client, peer):
         assert client.transport is not None
@@ -166,8 +167,9 @@ async def test_nobody_listens_after_leaving() -> None:
 
 
 async def test_a_closed_connection_tells_nothing() -> None:
-    """uvloop and asyncio raise for a closed connection's socket; here it has no bytes, and may be claimed and dropped
-    again.
+    """uvloop and asyncio raise for a closed connection's socket.
+
+    Here it has no bytes, and may be claimed and dropped again.
     """
     async with connected() as (client, _peer):
         client.abort()

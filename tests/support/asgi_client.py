@@ -1,6 +1,4 @@
-"""A client of the app without a server: hand-written ``receive`` and ``send``, for endings that no socket can
-provoke.
-"""
+"""A client of the app without a server: hand-written ``receive`` and ``send`` cause endings that no socket can."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ def _has_openssl() -> bool:
 
 
 def openssl(*arguments: str | Path) -> None:
-    """Run ``openssl``; raise with its output if it fails. Skip the test without OpenSSL 3.0 or later (for ``req
-    -CA``).
+    """Run ``openssl``; raise with its output if it fails.
+
+    Skip the test without OpenSSL 3.0 or later (for ``req -CA``).
     """
     if not _has_openssl():
         pytest.skip("NOT RUN: TLS to etcd: OpenSSL 3 is not installed")

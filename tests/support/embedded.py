@@ -130,9 +130,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
 
 
 class EmbeddedCluster:
-    """A cluster of several members on this machine: ``async with EmbeddedCluster() as cluster:
-    ...cluster.endpoints``.
-    """
+    """A cluster of members on this machine: ``async with EmbeddedCluster() as cluster: ...cluster.endpoints``."""
 
     def __init__(self, size: int = 3, *, folder: Path | None = None, args: Sequence[str] = ()) -> None:
         self.members = [EmbeddedEtcd(folder=folder, args=args) for _ in range(size)]

@@ -34,8 +34,9 @@ class EtcdClient:
         return int(response.header.revision)
 
     async def txn(self, **changes: str | bytes | None) -> int:
-        """Run one transaction and return its revision: *changes* maps keys to values, None deletes. Write ``__`` for
-        ``/`` in keys.
+        """Run one transaction and return its revision: *changes* maps keys to values, None deletes.
+
+        Write ``__`` for ``/`` in keys.
         """
         return await self.transact({name.replace("__", "/"): value for name, value in changes.items()})
 

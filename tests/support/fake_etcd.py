@@ -53,8 +53,9 @@ class RefusedError(Exception):
 
 
 def within(key: bytes, start: bytes, end: bytes) -> bool:
-    """Whether *key* is in etcd's range: without an end the range is one key; an end of one NUL means all keys from
-    *start* on.
+    """Whether *key* is in etcd's range: without an end the range is one key.
+
+    An end of one NUL means all keys from *start* on.
     """
     if not end:
         return key == start
@@ -121,8 +122,9 @@ class Store:
         return gone
 
     def commit(self) -> list[Any]:
-        """Make everything since the last commit one revision, and return its events. Without a change there is no
-        revision.
+        """Make everything since the last commit one revision, and return its events.
+
+        Without a change there is no revision.
         """
         events, self._pending = self._pending, []
         if events:
@@ -223,8 +225,9 @@ class Answers:
         return self._etcd.channel is not None and len(self._channel) >= self._etcd.channel
 
     def put_nowait(self, answer: Any, *, control: bool = False) -> None:
-        """Append an answer to its queue; a ``Break`` comes after everything queued, and nothing comes after a
-        ``Break``.
+        """Append an answer to its queue.
+
+        A ``Break`` comes after everything queued, and nothing comes after a ``Break``.
         """
         if self._break is not None:
             return
@@ -290,8 +293,9 @@ class WatchCall:
             self._progress()
 
     def synced(self, watcher: Watcher) -> bool:
-        """Whether the watcher has had every event. As in etcd, a watcher that a compaction cancelled is never
-        synced.
+        """Whether the watcher has had every event.
+
+        As in etcd, a watcher that a compaction cancelled is never synced.
         """
         return not watcher.compacted and watcher.victim is None and watcher.next > self._etcd.store.revision
 
@@ -426,8 +430,9 @@ class WatchCall:
         return rpc.Event(type=event.type, kv=event.kv, prev_kv=before)
 
     def _split(self, whole: Any) -> list[Any]:
-        """Split a response as etcd's sendFragments does: each piece stays below the limit, unless it is a single
-        event.
+        """Split a response as etcd's sendFragments does.
+
+        Each piece stays below the limit, unless it is a single event.
         """
         limit = self._etcd.fragment_bytes
         if whole.ByteSize() < limit or len(whole.events) < 2:
@@ -543,8 +548,9 @@ class FakeEtcd:
 
     @property
     def progress_trusted(self) -> bool:
-        """Whether on-demand progress waits for events, as it does since 3.4.25 and 3.5.8; older versions answer at
-        once.
+        """Whether on-demand progress waits for events, as it does since 3.4.25 and 3.5.8.
+
+        Older versions answer at once.
         """
         return self._at_least((3, 4, 25), (3, 5, 8))
 

@@ -96,8 +96,9 @@ class Forked:
 
 
 async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], merged: bool = False) -> Forked:
-    """Run ``python -W error -m module arguments`` with stderr piped; with *merged*, stdout and stderr share one
-    pipe.
+    """Run ``python -W error -m module arguments`` with stderr piped.
+
+    With *merged*, stdout and stderr share one pipe.
     """
     output, output_in = os.pipe()
     status, status_in = os.pipe()

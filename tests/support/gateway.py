@@ -153,8 +153,9 @@ async def gateway(
     quick: bool = True,
     program: Sequence[str] = ("app",),
 ) -> AsyncIterator[GatewayProcess]:
-    """A listening gateway in front of *etcd*; at the end it is stopped, and must exit cleanly and without logged
-    errors.
+    """A listening gateway in front of *etcd*.
+
+    At the end it is stopped, and must exit cleanly and without logged errors.
     """
     chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
     running = await start(settings=chosen, program=program)

@@ -1,6 +1,4 @@
-"""A client that reconnects: it brings its cursor to whichever gateway answers at the same address, as the contract
-requires.
-"""
+"""A client that reconnects with its cursor, to any gateway at the same address, as the contract requires."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ AFTER_A_CUT = 0.05
 
 
 class ReturningClient:
-    """Follows *query* at *base* until it is closed. Everything it receives must be right (``Mirror``), and is
-    counted.
+    """Follows *query* at *base* until it is closed.
+
+    Everything it receives must be right (``Mirror``), and is counted.
     """
 
     def __init__(self, base: str, query: str) -> None:

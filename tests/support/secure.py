@@ -52,8 +52,9 @@ class SecureEtcd(EmbeddedEtcd):
         return f"https://localhost:{self._tls_port}"
 
     def install(self, ca: Ca) -> None:
-        """Install certificates of *ca*. etcd reads the certificates for each new connection, but reads its CA only when
-        it starts.
+        """Install certificates of *ca*.
+
+        etcd reads the certificates for each new connection, but reads its CA only when it starts.
         """
         assert self.pki is not None
         self.pki.mkdir(parents=True, exist_ok=True)

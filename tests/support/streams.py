@@ -25,8 +25,9 @@ class Event:
 
 @dataclass
 class Stream:
-    """An open stream. ``async for`` or ``next_event`` return events; comments and ``retry:`` lines are kept
-    separately.
+    """An open stream.
+
+    ``async for`` or ``next_event`` return events; comments and ``retry:`` lines are kept separately.
     """
 
     reader: asyncio.StreamReader

@@ -1,5 +1,6 @@
-"""The wall clock of a process, stepped while the process runs: Debian's package ``faketime``. The monotonic clock goes
-on.
+"""The wall clock of a process, stepped while the process runs: Debian's package ``faketime``.
+
+The monotonic clock goes on.
 """
 
 from __future__ import annotations

@@ -55,8 +55,9 @@ async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: 
 @pytest.mark.parametrize("has_cursor", [True, False])
 @pytest.mark.parametrize("call", ["watch", "snapshot", "clock", "condition"])
 async def test_what_a_start_needs_is_told_at_once(call: str, has_cursor: bool) -> None:
-    """An error at the start is raised to the subscriber before it holds anything, or closes its stream. Later
-    subscribers are treated alike.
+    """An error at the start is raised to the subscriber before it holds anything, or closes its stream.
+
+    Later subscribers are treated alike.
     """
     world = World(Trap(call, 1))
     for _ in range(3):

@@ -109,8 +109,9 @@ async def _case() -> Case:
 
 @pytest.mark.parametrize(("history", "given"), [(True, []), (False, ["no history"])])
 async def test_history(case: Case, history: bool, given: list[str]) -> None:
-    """The feed is asked for the history that the cursor needs; the reader is notified of a refusal. In both cases the
-    reader is read again immediately.
+    """The feed is asked for the history that the cursor needs; the reader is notified of a refusal.
+
+    In both cases the reader is read again immediately.
     """
     case.feed.history = history
     case.reader.wants = Wants.BACKFILL

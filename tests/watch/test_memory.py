@@ -1,6 +1,4 @@
-"""``app.watch.memory``: which feeds give memory back when the budget of all feeds is full, in which order, and which do
-not.
-"""
+"""``app.watch.memory``: which feeds give memory back when the budget of all feeds is full, and in which order."""
 
 from __future__ import annotations
 
@@ -140,8 +138,9 @@ def test_a_feed_that_lingers_is_not_ended_for_itself() -> None:
 
 
 def test_what_is_encoded_takes_an_eighth_from_logs() -> None:
-    """Encoded bytes take up to an eighth of the budget from logs, and never from the feed's own log; beyond that each
-    reader has its own encoding.
+    """Encoded bytes take up to an eighth of the budget from logs, and never from the feed's own log.
+
+    Beyond that each reader has its own encoding.
     """
     world = World()
     feed, other = world.add("a", log=500), world.add("b", log=500)

@@ -25,8 +25,9 @@ def listener(calls: list[str], name: str) -> Callable[[], None]:
 
 
 async def test_a_pass_calls_all_once_however_often_there_is_news() -> None:
-    """However often there is news, a pass calls each listener once, in the order of registration, after the caller has
-    finished.
+    """However often there is news, a pass calls each listener once.
+
+    The pass comes after the caller has finished, and calls the listeners in the order of registration.
     """
     calls: list[str] = []
     notifier = Notifier()

@@ -1,6 +1,4 @@
-"""``app.watch.snapshot_turns``: snapshots are read concurrently while they fit into memory, and one after the other
-otherwise.
-"""
+"""``app.watch.snapshot_turns``: snapshots are read concurrently while they fit, and otherwise one by one."""
 
 from __future__ import annotations
 
