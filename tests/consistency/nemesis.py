@@ -465,7 +465,7 @@ class Nemesis:
         replica.signal(signal.SIGCONT)
 
     async def _slow_watcher(self, rng: random.Random) -> bool:
-        """etcd cannot send its events to a slow gateway; the unsent ones, the last of which is a delete, are
+        """etcd cannot send its events to a slow gateway, and the unsent events, the last one a delete, are
         compacted.
         """
         if self.counts["slow watcher"] >= MOST_SLOW:

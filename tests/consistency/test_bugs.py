@@ -7,8 +7,7 @@ import pytest
 from tests.consistency.bugs import BUGS
 from tests.consistency.torture import torture
 
-# A run ends at the first violation, which most bugs show within 10 s. Only a bug that is not found takes all of these
-# seconds.
+# A run ends at the first violation, which most bugs show within 10 s. Only an undetected bug takes all these seconds.
 SECONDS = 600
 # The faults that provoke a bug. A bug that is missing here needs any fault, or only the followers' own coming and
 # going.

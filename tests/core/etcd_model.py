@@ -83,7 +83,10 @@ class Store:
         self._written = 0
 
     def write(self, operations: Sequence[tuple[int, bool]]) -> None:
-        """Commit a transaction of (number of a key, whether it is put); no value is ever written twice."""
+        """Commit a transaction.
+
+        Each operation is the number of a key, and whether the key is put or deleted; no value is ever written twice.
+        """
         self._written += 1
         value = b"%d" % self._written
         self.history.commit([(KEYS[number], value if is_put else None) for number, is_put in operations])

@@ -148,8 +148,8 @@ class FeedMachine(RuleBasedStateMachine):
         assert core.state in TABLE[before, type(given)].leads_to
         assert self.twin.handle(given, self.now) == commands
         if isinstance(given, Lost) and core.state is State.OPENING:
-            assert given.too_large, "only a message that was too large leads here"
-            assert self.stream_kind == "dedicated", "the feed does not request its own too large message again"
+            assert given.too_large, "only a message over the limit starts a feed anew"
+            assert self.stream_kind == "dedicated", "the feed must not request its own message over the limit again"
         if core.state is State.LIVE or isinstance(given, SnapshotTaken):
             self.in_vain = 0
         if isinstance(given, SnapshotTaken):

@@ -128,8 +128,8 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.integers(0, 4000))
     def read(self, data: st.DataObject, size: int) -> None:
-        """A reader gets whole revisions, in order, at least one if there is one, and about as many bytes as asked
-        for.
+        """A reader gets whole revisions, in order, at least one if there is one, and about as many bytes as
+        requested.
         """
         if not self.readers:
             return

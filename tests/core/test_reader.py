@@ -464,7 +464,7 @@ def test_a_cursor_ahead_that_the_feed_reaches() -> None:
 
 
 def test_a_cursor_ahead_of_etcd_is_of_another_history() -> None:
-    """No linearizable revision was ever so high: a backup was restored."""
+    """The cursor is above etcd's linearizable revision, so a backup was restored."""
     one = reader(live(put(90)), Cursor(EPOCH, 105))
     one.read(PLENTY)
     one.give_linearizable(104)

@@ -69,7 +69,7 @@ async def drain(peer: socket.socket, size: int) -> None:
     loop = asyncio.get_running_loop()
     while size > 0:
         some = await loop.sock_recv(peer, 1 << 16)
-        assert some, "the connection must not end before *size* bytes"
+        assert some, "the connection ended before the client had read enough"
         size -= len(some)
 
 

@@ -125,8 +125,8 @@ async def nginx(folder: Path, gateways: Sequence[str], http: str, *, main: str =
     """An nginx that runs in *folder*, in front of *gateways* (URLs).
 
     *http* is the content of ``http {}``, written as for production: ``listen 80`` and ``listen 443`` become free ports
-    of 127.0.0.1, ``gateway-0:8080`` and ``gateway-1:8080`` become the gateways. *main* is the content outside ``http
-    {}``.
+    of 127.0.0.1, ``gateway-0:8080`` and ``gateway-1:8080`` become the gateways. *main* is the content outside the
+    block.
     """
     port, tls_port = free_ports(2)
     http = re.sub(r"\blisten 80\b", f"listen 127.0.0.1:{port}", http)

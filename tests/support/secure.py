@@ -120,7 +120,7 @@ class LoginFirst(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 class Admin(EtcdClient):
-    """Root's access: keys, and users with one role each, of the user's name."""
+    """Root's client: it writes keys, and adds users, each with one role of the same name."""
 
     def __init__(self, channel: Any, plain: Any) -> None:
         super().__init__(channel)
