@@ -465,9 +465,7 @@ class Nemesis:
         replica.signal(signal.SIGCONT)
 
     async def _slow_watcher(self, rng: random.Random) -> bool:
-        """etcd cannot send its events to a slow gateway, and the unsent events, the last one a delete, are
-        compacted.
-        """
+        """Stall a gateway until etcd cannot send, and compact the unsent events, the last of which is a delete."""
         if self.counts["slow watcher"] >= MOST_SLOW:
             return False
         replica = rng.choice(self._replicas)

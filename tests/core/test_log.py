@@ -128,9 +128,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.integers(0, 4000))
     def read(self, data: st.DataObject, size: int) -> None:
-        """A reader gets whole revisions, in order, at least one if there is one, and about as many bytes as
-        requested.
-        """
+        """A reader gets whole revisions in order, at least one if there is one, and about the requested bytes."""
         if not self.readers:
             return
         index = data.draw(st.integers(0, len(self.readers) - 1))

@@ -204,7 +204,7 @@ class Answers:
     watch channel.
 
     etcd's send loop takes from either queue at random. Here the answers come in the order in which they were queued,
-    unless a test tells the fake how to choose. As in etcd, a watch's event waits until the watch's ``created`` is out.
+    unless a test chooses. As in etcd, an event of a watch waits until the watch's ``created`` was written.
     """
 
     def __init__(self, etcd: FakeEtcd) -> None:
