@@ -249,12 +249,11 @@ class Judge:
             self.live_since = now
 
     def beyond_promises(self) -> bool:
-        """Whether the cursor is of a history that a restore ended, and may be taken for a cursor of the history after
-        it.
+        """Whether the cursor is of a history that a restore ended, and could be taken for one of the next history.
 
         A gateway that was not connected at the restore cannot tell the difference (docs/guarantees.md): the operator
-        changes GATEWAY_EPOCH, which has the same effect as forgetting the cursor. A gateway can tell a cursor that is
-        far ahead of the new history.
+        changes GATEWAY_EPOCH, which has the same effect as forgetting the cursor. A gateway detects a cursor that
+        is far ahead of the new history.
         """
         now = self.chronicle.now
         if self.stand is None or now.parent is None:
@@ -279,7 +278,7 @@ class Judge:
             true = {history.number for history in known if _holds(claim, self.watched, history)}
             open_ = {h.number for h in known if h.tip < claim.revision and not h.ended}
             if open_ and not final:
-                return  # the claim may be about etcd's current history, which has not got so far
+                return  # the claim may be about etcd's current history, which has not reached its revision
             if not true and claim.after is not None:
                 found = [h for h in self.chronicle.histories if self._same_state(h, claim.after)]
                 true = {h.number for h in found if _holds(claim, self.watched, h)}

@@ -200,8 +200,9 @@ class Break:
 
 
 class Answers:
-    """The answers that a call has yet to write, in etcd's two queues: control answers to creates and cancels, and the
-    watch channel.
+    """The answers that a call has yet to write, in etcd's two queues.
+
+    One queue has the control answers to creates and cancels, the other is the watch channel.
 
     etcd's send loop takes from either queue at random. Here the answers come in the order in which they were queued,
     unless a test chooses. As in etcd, an event of a watch waits until the watch's ``created`` was written.
@@ -625,8 +626,9 @@ class FakeEtcd:
             call.stop(code, details)
 
     def refuse_create(self, reason: str = PERMISSION_DENIED, *, echo: bool = True) -> None:
-        """Refuse the next create that is not already to be refused. With *echo* the answer has the requested id, as
-        3.5.1; else -1, as newer versions.
+        """Refuse the next create that is not refused yet.
+
+        With *echo* the answer has the requested id, as in 3.5.1; otherwise -1, as in newer versions.
         """
         self.refusals.append(Refusal(reason, echo))
 
