@@ -49,7 +49,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
         hold = self.budget.ask(use, size, on_granted)
         told.append(hold)
-        self.told[hold] += hold.granted  # it was notified before there was a hold to count for
+        self.told[hold] += hold.granted  # a grant at once comes before ``told`` has the hold
         hold.on_revoked = lambda: self.revoked.update([hold])
         self.owned.append(hold)
 

@@ -38,7 +38,7 @@ class Dispatched:
 
 
 class EventSource:
-    """Section 9.2.6 of the HTML standard, line by line."""
+    """A parser that follows section 9.2.6 of the HTML standard, line by line."""
 
     def __init__(self, stream: bytes) -> None:
         self.events: list[Dispatched] = []

@@ -179,7 +179,7 @@ def test_blocks_are_the_items_by_key(sizes: list[int], small: int) -> None:
         assert block.size <= MAX_BYTES or len(block.items) == 1
     for one, other in pairwise(blocks):
         full = len(one.items) == MAX_ITEMS or one.size + other.items[0].size > MAX_BYTES
-        assert full, "there are no more blocks than necessary"
+        assert full, "every block but the last must be full"
 
 
 # Enough and large enough keys to divide and merge parts of five items or 1,000 bytes.

@@ -115,7 +115,7 @@ async def test_nobody(etcd: SecureEtcd, root: Admin) -> None:
 async def _short(candidate: Candidate) -> AsyncIterator[SecureEtcd]:
     """An etcd whose tokens live 2 s after their last use."""
     if candidate.version < "3.5":
-        pytest.skip("--auth-token-ttl came with 3.5; the 300 s of before are too long for a test")
+        pytest.skip("--auth-token-ttl came with 3.5; the fixed 300 s of 3.4 are too long for a test")
     async with SecureEtcd(folder=candidate.folder, args=["--auth-token-ttl=2"]) as etcd:
         yield etcd
 

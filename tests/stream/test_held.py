@@ -33,7 +33,7 @@ def refused(draw: float, *, drained_after: float | None = None) -> tuple[httpx.R
 
 @pytest.mark.parametrize(("draw", "seconds"), [(0.0, 1.0), (0.5, 3.0), (0.99975, 4.999)])
 def test_as_long_as_its_retry_and_no_longer(draw: float, seconds: float) -> None:
-    """The stream tells the client to reconnect after 1 to 5 s, and is closed then."""
+    """The stream is held open for its retry time, 1 to 5 s, and then closed."""
     answer, took = refused(draw)
     told = f"{1000 * seconds:.0f}"
     close = f'{{"type":"close","reason":"unavailable","retry_ms":{told},"detail":"etcd is out of reach"}}'
