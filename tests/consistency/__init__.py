@@ -1,1 +1,1 @@
-"""A checker that would find us out: what every subscriber saw, against etcd's own history, under every fault."""
+"""A checker of the gateway: it compares what every subscriber saw with etcd's history, under every fault."""

@@ -1,6 +1,6 @@
-"""How the tests' own tools speak with etcd, and what the gateways show it: a password that changes.
+"""How the tests' own tools talk to etcd, and the password that the gateways present, which changes.
 
-A tool logs in anew with every channel, and makes another channel after every error: no token has to be renewed.
+A tool logs in for every channel, and makes another channel after every error: so no token has to be renewed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.secure import ROOT, Admin
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
 GATEWAY = "gateway"
 TIMEOUT = 2.0
-# Seconds for what has to be done while the members are well; one that was thawed just now may want a new leader.
+# Seconds for a request while the members are well; a member that was thawed just now may start an election.
 PATIENCE = 60.0
 
 Metadata = tuple[tuple[str, str], ...]
@@ -30,13 +30,13 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """As *user*, whose password is its name; as nobody without one."""
+    """Access as *user*, whose password is the user's name; without a user, access without a login."""
 
     user: str = ""
 
     @contextlib.asynccontextmanager
     async def channel(self, endpoint: str) -> AsyncIterator[tuple[Any, Metadata]]:
-        """One to *endpoint*, and what each call on it has to carry. Raises rpc.AioRpcError."""
+        """A channel to *endpoint*, and the metadata that each call on it must carry. Raises rpc.AioRpcError."""
         target = endpoint.partition("://")[2]
         async with grpc.aio.insecure_channel(target, options=OPTIONS) as channel:
             yield channel, await self._login(channel)
@@ -49,11 +49,11 @@ class Access:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """For etcdctl."""
+        """The flags for etcdctl."""
         return (f"--user={self.user}:{self.user}",) if self.user else ()
 
     async def revision(self, endpoint: str) -> int:
-        """Where etcd is now; asked until it answers."""
+        """etcd's current revision; asks until etcd answers."""
         request = rpc.RangeRequest(key=b"\0", count_only=True)
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -65,7 +65,7 @@ class Access:
 
 
 class Password:
-    """The gateways' at etcd: ``now`` is what etcd takes, and *file* what they read."""
+    """The gateways' password: ``now`` is the one that etcd accepts, *file* has the one that the gateways read."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -74,22 +74,22 @@ class Password:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Of a gateway."""
+        """The settings of a gateway."""
         return {"GATEWAY_ETCD_USER": GATEWAY, "GATEWAY_ETCD_PASSWORD_FILE": str(self._file)}
 
     def write(self, password: str) -> None:
-        """Into the file: the old one or the new one is read, and nothing between."""
+        """Write the password into the file atomically: a reader gets the old password or the new one."""
         fresh = self._file.with_suffix(".new")
         fresh.write_text(f"{password}\n")
         fresh.replace(self._file)
 
     def restore(self, password: str) -> None:
-        """etcd was restored from a backup that had this one."""
+        """etcd was restored from a backup with this password."""
         self.now = password
         self.write(password)
 
     async def change(self, access: Access, endpoints: Sequence[str], password: str) -> None:
-        """At etcd; its members are asked in turn until it is done."""
+        """Change the password at etcd; ask its members in turn until one has done it."""
         request = rpc.AuthUserChangePasswordRequest(name=GATEWAY, password=password)
         async with asyncio.timeout(PATIENCE):
             for endpoint in itertools.cycle(endpoints):
@@ -102,7 +102,7 @@ class Password:
 
 
 async def enable_auth(cluster: EmbeddedCluster, password: Password) -> Access:
-    """From now on only root may do everything, and the gateways read everything; returns root's access."""
+    """Enable auth: only root may do everything, and the gateways may read everything. Returns root's access."""
     async with Access().channel(cluster.endpoints[0]) as (channel, _nothing):
         admin, auth = Admin(channel, channel), rpc.AuthStub(channel)
         await admin.add_user(ROOT, ROOT)

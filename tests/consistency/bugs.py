@@ -1,7 +1,7 @@
-"""Known bugs, to be put into a gateway: a checker that does not catch them checks nothing.
+"""Known bugs to inject into a gateway: a checker that does not catch them checks nothing.
 
-Usage: ``python -m tests.consistency.bugs cursor-off-by-one serve …`` runs a gateway that has it. Each replaces one
-thing of the product in that process; nothing of the product knows of them.
+Usage: ``python -m tests.consistency.bugs cursor-off-by-one serve …`` runs a gateway with that bug. Each bug replaces
+one part of the product in that process; the product knows nothing about the bugs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def _replace(owner: object, name: str, new: object) -> None:
 
 
 def _unguarded() -> None:
-    """Without the guard that notices by a key's version that something is missing: it is the last of several."""
+    """Remove the guard that notices by a key's version that something is missing: it is the last of several guards."""
     _replace(View, "follows", lambda _self, _batch: True)
 
 
 def resume_at_header() -> None:
-    """A catch-up response's ``header.revision`` is the store's, not how far the watch has said (pitfall 1)."""
+    """A feed resumes at a catch-up response's ``header.revision``: the store's, not the watch's (pitfall 1)."""
     _unguarded()
     heard = [0]
     receive = Multiplexer._receive_for
@@ -56,7 +56,7 @@ def resume_at_header() -> None:
 
 
 def restart_at_compact_revision() -> None:
-    """Whatever lies between the feed's tip and the compaction is gone, and nobody is told (pitfall 11)."""
+    """Everything between the feed's tip and the compaction is lost, and no subscriber is notified (pitfall 11)."""
     _unguarded()
     start_anew = FeedCore._start_anew
 
@@ -71,20 +71,20 @@ def restart_at_compact_revision() -> None:
 
 
 def _live_from(core: FeedCore, start: int) -> Any:
-    """Live on a watch that proved nothing."""
+    """Become live on a watch that proved nothing."""
     feed.TABLE[feed.State.LIVE, Created] = Transition(FeedCore._ignore, (feed.State.LIVE,))
     core._become_live()
     return (CloseWatch(), OpenWatch(start))
 
 
 def cursor_off_by_one() -> None:
-    """A resume begins behind the first event that the client lacks."""
+    """A resume begins after the first event that the client lacks."""
     resume = Reader._resume
     _replace(Reader, "_resume", lambda self, revision: resume(self, revision + 1))
 
 
 def deletes_lost_after_reconnect() -> None:
-    """What happened while the watch was away is taken from the state, which shows no deletes."""
+    """The changes during a watch's absence are taken from the state, which shows no deletes."""
     _unguarded()
     check = FeedCore._check_overlap
 
@@ -96,7 +96,7 @@ def deletes_lost_after_reconnect() -> None:
 
 
 def synced_too_early() -> None:
-    """``synced`` after the first slice of a snapshot."""
+    """The gateway sends ``synced`` after the first slice of a snapshot."""
     begin = Reader._next_items
 
     def first_only(self: Reader) -> bytes:
@@ -108,7 +108,7 @@ def synced_too_early() -> None:
 
 
 def id_on_every_event() -> None:
-    """A client cut inside a transaction resumes behind it, and lacks the rest (pitfall 5)."""
+    """Every event has an id: a client cut inside a transaction resumes after it, and lacks the rest (pitfall 5)."""
 
     def frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
         cursor = f"{epoch}-{batch.revision}".encode()
@@ -126,7 +126,10 @@ def id_on_every_event() -> None:
 
 
 def id_ahead_of_its_subscriber() -> None:
-    """A bookmark of the feed's position, for all: who is behind skips what lies between when it comes back."""
+    """A bookmark carries the feed's position, for all subscribers.
+
+    A subscriber that lags skips the changes in between when it reconnects.
+    """
     beat = Reader.beat
 
     def broadcast(self: Reader, *, stale: bool) -> bytes:
@@ -140,12 +143,12 @@ def id_ahead_of_its_subscriber() -> None:
 
 
 def untrusted_progress() -> None:
-    """On-demand progress of old servers overtakes events (etcd #15220)."""
+    """The gateway trusts the on-demand progress of old servers, which overtakes events (etcd #15220)."""
     _unguarded()
     _replace(link, "progress_is_trusted", lambda _version: True)
 
     def publish_all(self: FeedCore, found: Sequence[Batch], now: float) -> Any:
-        # Without the guard that would notice: what is overtaken is taken for known.
+        # Without the guard that would notice, an overtaken event counts as known.
         for batch in found:
             if batch.revision > self.history.log.tip:
                 self.history.publish(batch, now)
@@ -155,7 +158,7 @@ def untrusted_progress() -> None:
 
 
 def cursor_of_another_request() -> None:
-    """The epoch of a cursor is not looked at."""
+    """The gateway ignores the epoch of a cursor."""
     join = Reader._join
 
     def join_anyhow(self: Reader, size: int) -> bytes:
@@ -168,7 +171,7 @@ def cursor_of_another_request() -> None:
 
 
 def restore_not_noticed() -> None:
-    """No overlap, nobody who compares revisions or terms: a watch simply goes on at its next revision."""
+    """No overlap, and no comparison of revisions or terms: a watch just goes on at its next revision."""
     _unguarded()
     _replace(FeedCore, "_restored", FeedCore._ignore)
     for key, entry in list(feed.TABLE.items()):
@@ -197,7 +200,7 @@ def cursor_kept_through_a_reset() -> None:
 
 
 def reader_survives_generation() -> None:
-    """A position in the old log is taken for one in the new."""
+    """A reader takes its position in the old log for a position in the new log."""
     read = Reader.read
 
     def read_on(self: Reader, size: int) -> bytes:
@@ -209,7 +212,7 @@ def reader_survives_generation() -> None:
 
 
 def cursor_advanced_by_a_time_out() -> None:
-    """A watch that says nothing in time is taken for one that has nothing to say (apisix PR 12514)."""
+    """A watch that sends nothing in time is taken for a watch that has nothing to send (apisix PR 12514)."""
     _unguarded()
 
     def timed_out(self: FeedCore, _given: SyncTimeout, _now: float) -> Any:
@@ -219,7 +222,7 @@ def cursor_advanced_by_a_time_out() -> None:
 
     feed.TABLE[feed.State.CATCHING_UP, SyncTimeout] = Transition(timed_out, (feed.State.LIVE,))
     set_timer = Feed._set_timer
-    # What is behind by more than etcd says at once needs longer than this.
+    # A watch that lags by more than one response of etcd needs longer than this.
     _replace(
         Feed,
         "_set_timer",

@@ -1,4 +1,4 @@
-"""``docs/examples/mirror.py`` as one of the subscribers: whenever it says that it is live, it has to be exact."""
+"""``docs/examples/mirror.py`` as one of the subscribers: whenever it reports that it is live, it must be exact."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.consistency.history import Change, Chronicle, Watched
 from tests.consistency.judge import ViolationError, change_of
 from tests.examples.test_mirrors import load_mirror
 
-# Claims that wait for the oracle; one in so many changes is looked at, for each is a copy of the whole mirror.
+# One claim in so many changes is checked: each claim copies the whole mirror, and waits for the oracle.
 EVERY = 20
 
 
 class Client:
-    """The reference client, at one gateway. It is made anew after a restore: see ``Judge.beyond_promises``."""
+    """The reference client, at one gateway. A restore replaces it by a new one: see ``Judge.beyond_promises``."""
 
     def __init__(self, number: int, base: str, prefix: str, chronicle: Chronicle) -> None:
         self.name = f"mirror.py {number}"
@@ -27,13 +27,13 @@ class Client:
         self._chronicle = chronicle
         self._history = chronicle.now
         self._changes = 0
-        self._sound = False  # it was seen to be of the history that etcd is in
+        self._sound = False  # whether a check has shown that the mirror is of etcd's current history
         self._again = False
         self._claims: deque[tuple[int, list[Change]]] = deque()
         self.mirror: Any = None
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Run until cancelled."""
         while True:
             self._history = self._chronicle.now
             self._claims.clear()
@@ -58,7 +58,7 @@ class Client:
             self._claims.append((mirror.revision, sorted(items, key=lambda change: change.key)))
 
     def settle(self) -> None:
-        """Hold what it said against history, as far as that is known."""
+        """Check the mirror's claims against history, as far as history is known."""
         while self._claims and self._claims[0][0] <= self._history.tip and self.violation is None:
             revision, items = self._claims.popleft()
             self.checked += 1
@@ -66,9 +66,12 @@ class Client:
             if items == truth:
                 self._sound = True
             elif not self._sound and self._chronicle.now.parent is not None:
-                # Its gateway has not noticed a restore yet. Cut off before it does, its cursor tells nobody.
+                # The mirror's gateway has not noticed a restore yet. If the client is cut off before the gateway does,
+                # nothing tells it that its cursor is of the old history.
                 self._again = True
                 self._claims.clear()
             else:
                 wrong = [item for item in items if item not in truth] + [item for item in truth if item not in items]
-                self.violation = ViolationError(f"it says live at {revision}, and is wrong about {wrong[:5]}")
+                self.violation = ViolationError(
+                    f"the mirror reports live at {revision}, and is wrong about {wrong[:5]}"
+                )

@@ -1,4 +1,4 @@
-"""A disk that can hang: a file system of its own, in a file, for one member's data. Needs root."""
+"""A disk that can hang: a separate file system in a file, for one member's data. Needs root."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Self
 
 TOOLS = ("mkfs.ext4", "mount", "umount", "fsfreeze")
-SIZE = 4 * 1024**3  # bytes at the most: the file is sparse
+SIZE = 4 * 1024**3  # bytes at most: the file is sparse
 
 
 class NoDiskError(Exception):
-    """It can't be had here; with the reason."""
+    """This machine cannot have such a disk; with the reason."""
 
 
 class Disk:
-    """``folder`` is where it is mounted. What is written to it while it is frozen waits, in the kernel."""
+    """A disk; ``folder`` is its mount point. While the disk is frozen, writes to it wait in the kernel."""
 
     def __init__(self) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="etcd-disk-"))
@@ -27,7 +27,7 @@ class Disk:
         self._mounted = self._frozen = False
 
     async def __aenter__(self) -> Self:
-        """Raises NoDiskError."""
+        """Make and mount the disk. Raises NoDiskError."""
         try:
             missing = [tool for tool in TOOLS if shutil.which(tool) is None]
             if os.geteuid() != 0 or missing:
@@ -52,12 +52,12 @@ class Disk:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def freeze(self) -> None:
-        """From now on nothing is written."""
+        """Freeze the disk: no write is completed from now on."""
         await _run("fsfreeze", "--freeze", str(self.folder))
         self._frozen = True
 
     async def thaw(self) -> None:
-        """What waits is written. Idempotent."""
+        """Thaw the disk: the waiting writes are completed. Idempotent."""
         if self._frozen:
             await _run("fsfreeze", "--unfreeze", str(self.folder))
             self._frozen = False

@@ -1,4 +1,7 @@
-"""A subscriber at random: comes, stalls, goes, comes back elsewhere with its last id; a judge sees what it sees."""
+"""A random subscriber: connects, stalls, leaves, returns to another gateway with its last id.
+
+A judge sees all its events.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SILENT = 4.0  # longer than three heartbeats of the torture's gateways
 
 
 def watched_of(rng: random.Random) -> Watched:
-    """A range to follow: mostly a prefix that others follow too."""
+    """A range to follow: mostly a prefix that other followers follow too."""
     draw = rng.random()
     if draw < 0.1:
         return Watched("prefix", b"")
@@ -30,7 +33,7 @@ def watched_of(rng: random.Random) -> Watched:
 
 
 class Follower:
-    """Goes on for ever; ``violation`` is what its judge found."""
+    """A follower that never stops; ``violation`` is what its judge found."""
 
     def __init__(self, number: int, seed: str, bases: Sequence[str], chronicle: Chronicle, bound: float) -> None:
         self._rng = random.Random(seed)
@@ -40,17 +43,17 @@ class Follower:
         self._query = f"{self.judge.watched.kind}={quote(self.judge.watched.name, safe='')}"
         if self._rng.random() < 0.2:
             self._query += "&encoding=base64"
-        # Some hold hardly anything on their way: when they stall, they fall behind at the gateway itself.
+        # Some have small socket buffers: when they stall, they fall behind at the gateway itself.
         self._narrow = self._rng.random() < 0.3
-        self.request = self._query  # what decides a cursor's epoch
+        self.request = self._query  # the part of a request that decides its cursors' epoch
         self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = 0
-        self._back_at = 0.0  # it is away until then
+        self._back_at = 0.0  # it stays away until then
         self.violation: AssertionError | None = None
 
     async def run(self) -> None:
-        """Until it is cancelled, or has seen what cannot be."""
+        """Run until cancelled, or until the judge finds a violation."""
         try:
             while True:
                 with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
@@ -58,11 +61,11 @@ class Follower:
                 self.reading = False
                 self.judge.end()
                 await asyncio.sleep(self._rng.random() * 0.3 + max(0.0, self._back_at - time.monotonic()))
-        except AssertionError as violation:  # the judge's, or the strict client's own
+        except AssertionError as violation:  # from the judge, or from the strict client itself
             self.violation = violation
 
     def go_away(self, seconds: float) -> None:
-        """Leave, and come back so much later, with the cursor from before."""
+        """Leave, and return after *seconds* with the same cursor."""
         self._back_at = time.monotonic() + seconds
 
     async def finish(self, revision: int) -> None:
@@ -87,7 +90,7 @@ class Follower:
             self.judge.forget()
             if rng.random() < 0.5:
                 await self._read_state(base)
-        # Of those that stand somewhere: who has just brought another's cursor may hold our own.
+        # Only followers with a mirror: a follower that has just brought another's cursor may hold our own.
         standing = [follower for follower in self.others if follower.judge.stand is not None]
         others = [follower for follower in standing if follower.request != self.request]
         if rng.random() < 0.03 and others:
@@ -103,7 +106,7 @@ class Follower:
                 url += f"&last_event_id={self.judge.cursor}"
         stream = await request(url, headers, receive_buffer=4096 if self._narrow else None)
         if stream.status != 200 or history is not self.judge.chronicle.now:
-            # Restored between the request and its answer: for its cursor the same holds as for one that was away.
+            # etcd was restored between the request and its answer: the cursor is like that of a client that was away.
             await stream.close()
             return False
         try:
@@ -118,7 +121,7 @@ class Follower:
     ) -> bool:
         rng, judge = self._rng, self.judge
         leave = time.monotonic() + seconds
-        # Cut after a few events: within a snapshot, within a transaction.
+        # Cut after a few events: inside a snapshot, or inside a transaction.
         events = rng.randrange(1, 60) if rng.random() < 0.3 and seconds < 60 else None
         judge.connect(f"{self.name} at {base}", time.monotonic())
         self.streams += 1
@@ -128,8 +131,9 @@ class Follower:
             if event is None:
                 return enough()
             if not judge.told and history is not judge.chronicle.now:
-                # Restored while it was waiting for the first word. A gateway that was started after the old history's
-                # last sign of life knows nothing of it, and takes the cursor for one of the new history.
+                # etcd was restored while the follower waited for the first event. A gateway that started after the old
+                # history's last sign of life knows nothing of that history, and takes the cursor for one of the new
+                # history.
                 return False
             judge.receive(event, time.monotonic())
             if enough():
@@ -151,6 +155,6 @@ class Follower:
             return
         body = json.loads(answer.body)
         if body["revision"] < known and not history.ended and history is self.judge.chronicle.now:
-            raise ViolationError(f"a read at {body['revision']} was begun when etcd was at {known}: not linearizable")
+            raise ViolationError(f"a read at {body['revision']} began when etcd was at {known}: not linearizable")
         items = body["kvs"] if "kvs" in body else [body["kv"]]
         self.judge.adopt(body["cursor"], body["revision"], items, time.monotonic())

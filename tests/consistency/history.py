@@ -1,7 +1,7 @@
-"""What etcd really went through, told by etcd itself: the truth that streams are judged by.
+"""The history that etcd really had, as etcd itself reports it: the truth for judging streams.
 
-A restore begins another history, which shares what lies up to the restored snapshot: histories form a tree, of which
-the last is the one that etcd is in. Pure: who reads it from etcd is ``oracle``.
+A restore begins another history, which shares everything up to the restored snapshot. So the histories form a tree;
+etcd is in the last one. Pure: ``oracle`` reads the history from etcd.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A range as the checker knows it: all keys that start with *name*, or the one of that name."""
+    """A range as the checker knows it: all keys that start with *name*, or the single key of that name."""
 
     kind: str
     name: bytes
 
     def contains(self, key: bytes) -> bool:
-        """Whether *key* is in it."""
+        """Whether *key* is in the range."""
         return key.startswith(self.name) if self.kind == "prefix" else key == self.name
 
 
 @dataclass
 class History:
-    """The revisions above ``forked_at``; those below are its parent's."""
+    """The revisions above ``forked_at``; the revisions below are the parent's."""
 
     number: int
     parent: History | None = None
     forked_at: int = 0
-    ended: bool = False  # etcd is in another history now
+    ended: bool = False  # etcd is now in another history
     tip: int = 0
     _base: dict[bytes, Change] = field(default_factory=dict)  # the state at forked_at
     _keys: dict[bytes, list[Change]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class History:
         self.tip = max(self.tip, self.forked_at)
 
     def add(self, revision: int, changes: Iterable[Change], at: float) -> None:
-        """A revision, whole, seen *at* (seconds of the checker's clock)."""
+        """Add a whole revision, seen *at* (seconds of the checker's clock)."""
         assert revision > self.tip, f"{revision} after {self.tip}: the oracle itself is out of order"
         for change in changes:
             self._keys.setdefault(change.key, []).append(change)
@@ -61,11 +61,11 @@ class History:
         self.tip = revision
 
     def fork(self, number: int, revision: int) -> History:
-        """The history that a restore of the snapshot at *revision* begins."""
+        """The history that begins with a restore of the snapshot at *revision*."""
         return History(number, self, revision, _base={c.key: c for c in self.state(Watched("prefix", b""), revision)})
 
     def state(self, watched: Watched, revision: int) -> list[Change]:
-        """What the range held at *revision*, by key."""
+        """The range's content at *revision*, sorted by key."""
         if self.parent is not None and revision < self.forked_at:
             return self.parent.state(watched, revision)
         found = {key: change for key, change in self._base.items() if watched.contains(key)}
@@ -77,7 +77,7 @@ class History:
         return [found[key] for key in sorted(found) if found[key].value is not None]
 
     def changes(self, watched: Watched, after: int, to: int) -> list[Change]:
-        """What happened in the range above *after*, up to *to*, in order."""
+        """The changes in the range above *after*, up to *to*, in order."""
         before: list[Change] = []
         if self.parent is not None and after < self.forked_at:
             before = self.parent.changes(watched, after, min(to, self.forked_at))
@@ -87,13 +87,13 @@ class History:
         return before + own[low:high]
 
     def first_after(self, watched: Watched, revision: int) -> tuple[float, Change] | None:
-        """The first change in the range above *revision* that is this history's own, and when it was seen."""
+        """The range's first change above *revision* that is not the parent's, and the time when the oracle saw it."""
         times, own = self._slice(watched).read(self._all, watched)
         number = bisect_right(own, revision, key=lambda change: change.mod_revision)
         return (times[number], own[number]) if number < len(own) else None
 
     def last_deletes(self) -> list[int]:
-        """Revisions among the last ones that deleted something."""
+        """The latest revisions that deleted something."""
         return [change.mod_revision for _at, change in self._all[-200:] if change.value is None]
 
     def _slice(self, watched: Watched) -> _Slice:
@@ -102,7 +102,7 @@ class History:
 
 @dataclass
 class _Slice:
-    """The changes of one range, filtered as far as somebody asked."""
+    """The changes of one range, filtered as far as a caller has asked."""
 
     read_to: int = 0
     times: list[float] = field(default_factory=list)
@@ -118,7 +118,7 @@ class _Slice:
 
 
 class Chronicle:
-    """All histories, the last of which is etcd's now."""
+    """All histories; etcd is now in the last one."""
 
     def __init__(self) -> None:
         self.histories = [History(0)]
@@ -130,7 +130,7 @@ class Chronicle:
         return self.histories[-1]
 
     def restore(self, of: History, revision: int, at: float) -> None:
-        """etcd was restored from a snapshot of a history at *revision*."""
+        """etcd was restored from the snapshot of history *of* at *revision*."""
         self.now.ended = True
         self.histories.append(of.fork(len(self.histories), revision))
         self.restored_at = at

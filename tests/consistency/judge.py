@@ -1,13 +1,18 @@
 """Judges what one subscriber saw, over all its streams, against etcd's history. Pure: events in, a verdict out.
 
-Held against every stream: order; nothing missing between ``synced`` and ``reset``; nothing twice; no revision divided,
-by a resume neither; snapshots and the state at ``synced`` equal to etcd's at that very revision; ids only where the
-contract has them, and never ahead; a ``reset`` not older than what it replaces; ``live`` only while that is true.
+The checks on every stream:
+- events are in order;
+- nothing is missing between ``synced`` and ``reset``, and nothing comes twice;
+- no revision is divided, not even by a resume;
+- snapshots, and the state at ``synced``, equal etcd's at that very revision;
+- ids are only where the contract has them, and never ahead;
+- a ``reset`` is not older than what it replaces;
+- ``live`` is sent only while it is true.
 
-Every event either moves the *stand* (the revision at which the mirror is exact) or it doesn't. A move says something
+Every event either moves the *stand* (the revision at which the mirror is exact) or does not. A move makes a statement
 that history can confirm: "from 7 to 12 these three changes happened in my range", or "at 12 this is the state". Such
-*claims* are settled once the oracle has got as far; a restore leaves several histories in which they may be true, of
-which all claims up to the next ``reset`` must share one.
+*claims* are settled once the oracle has reached their revision. After a restore, a claim may be true in several
+histories; all claims up to the next ``reset`` must be true in one of them.
 """
 
 from __future__ import annotations
@@ -22,33 +27,37 @@ from tests.support.streams import Event
 
 RESET_REASONS = {"initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"}
 CLOSE_REASONS = {"drain", "max-age", "unavailable", "overloaded", "too-slow", "too-large", "revoked"}
-# A reset for one of these stays in the same history, and so may not take a mirror back.
+# A reset for one of these reasons stays in the same history, and so must not take a mirror back.
 FORWARD = {"lagged", "compacted", "unproven"}
-# A stream is silent for a client after this many heartbeats.
+# Heartbeats without a sign of life after which a client considers its stream silent.
 SILENT = 3
 REMEMBERED = 40
-# Revisions that writers do not make while a gateway judges a cursor.
+# Writers make fewer revisions than this while a gateway judges a cursor.
 FAR_AHEAD = 1000
-# Seconds after a restore in which a reset may go back for whatever reason was noticed first.
+# Seconds after a restore in which a reset may go back, whatever reason the gateway noticed first.
 RECENT = 30.0
 
 
 class ViolationError(AssertionError):
-    """A subscriber saw what cannot be."""
+    """A subscriber saw something impossible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The range went from ``after`` to ``revision`` by ``changes``; or, where ``after`` is None, held them then."""
+    """A statement about the range between two revisions.
+
+    The range went from ``after`` to ``revision`` by ``changes``; or, if ``after`` is None, the range held ``changes``
+    at ``revision``.
+    """
 
     after: int | None
     revision: int
     changes: list[Change]
-    at: float = 0.0  # when it was made
+    at: float = 0.0  # when the claim was made
 
 
 def change_of(data: dict[str, Any]) -> Change:
-    """A change as the wire tells it."""
+    """A change from its form on the wire."""
     key = _bytes(data["key"], data.get("key_encoding"))
     if data["type"] == "delete":
         return Change(key, data["mod_revision"])
@@ -68,23 +77,23 @@ def _bytes(text: str, encoding: str | None) -> bytes:
 
 @dataclass
 class Judge:
-    """Of one subscriber. ``bound``: seconds that a mirror may say ``live`` while it lacks something."""
+    """The judge of one subscriber. ``bound``: seconds that a mirror may report ``live`` while it lacks something."""
 
     watched: Watched
     chronicle: Chronicle
     bound: float
-    cursor: str | None = None  # what the subscriber resumes with
-    stand: int | None = None  # its mirror is exact at this revision; None: it holds nothing
+    cursor: str | None = None  # the cursor with which the subscriber resumes
+    stand: int | None = None  # the revision at which its mirror is exact; None: the mirror is empty
     live_since: float | None = None
     deliveries: int = 0
     resets: list[str] = field(default_factory=list)
     closes: list[str] = field(default_factory=list)
-    lags: float = 0.0  # the longest time that it said live while it lacked something
+    lags: float = 0.0  # the longest time that it reported live while it lacked something
     _candidates: set[int] = field(default_factory=set)
     _claims: deque[Claim] = field(default_factory=deque)
     _building: dict[bytes, Change] | None = None
     _pending: list[Change] = field(default_factory=list)
-    told: bool = False  # this stream has said something of the state
+    told: bool = False  # whether this stream has sent something about the state
     _synced: bool = False
     _closed: bool = False
     _asked: bool = False
@@ -95,7 +104,10 @@ class Judge:
     _seen: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def connect(self, name: str, now: float) -> None:
-        """A new stream was accepted, asked for with ``cursor``. What the last one left unfinished is gone."""
+        """A new stream was accepted, for a request with ``cursor``.
+
+        The unfinished part of the last stream is discarded.
+        """
         self._note(f"-- {name}, cursor {self.cursor}, stand {self.stand}")
         self._building, self._pending, self._synced, self._closed = None, [], False, False
         self.told = False
@@ -112,12 +124,12 @@ class Judge:
         self.cursor = self.stand = None
 
     def bring(self, cursor: str) -> None:
-        """The subscriber brings the cursor of another request: it can only be told to start anew."""
+        """The subscriber brings the cursor of another request: the gateway can only answer with a reset."""
         self._note(f"-- brings {cursor}, which is not of this request")
         self.cursor, self.stand = cursor, None
 
     def adopt(self, cursor: str, revision: int, items: list[dict[str, Any]], now: float) -> None:
-        """It begins with what a REST answer told."""
+        """The subscriber starts from the content of a REST answer."""
         self._note(f"-- REST at {revision}, cursor {cursor}, {len(items)} items")
         self.cursor, self.stand = cursor, revision
         self._require(cursor.endswith(f"-{revision}"), "the cursor of a REST answer is of another revision")
@@ -125,7 +137,7 @@ class Judge:
         self._heard = now
 
     def receive(self, event: Event, now: float) -> None:
-        """One event."""
+        """Judge one event."""
         self._note(f"{event.type} {event.data} id={event.id}")
         self._require(not self._closed, "an event after close")
         self._heard = now
@@ -144,7 +156,7 @@ class Judge:
                 self._move(event, event.data["revision"], [])
                 self._live(event.data["state"], now)
             case "status":
-                self._require(event.id is None, "status has no id")
+                self._require(event.id is None, "status must have no id")
                 self._live(event.data["state"], now)
             case "close":
                 self._require(event.data["reason"] in CLOSE_REASONS, "unknown reason to close")
@@ -157,11 +169,11 @@ class Judge:
             self.cursor = event.id
 
     def end(self) -> None:
-        """The stream is over."""
+        """The stream has ended."""
         self.live_since = None
 
     def heard(self, now: float) -> None:
-        """A sign of life that is no event; or the subscriber itself had stopped listening until now."""
+        """A sign of life that is not an event; or the subscriber itself has not read until now."""
         self._heard = now
         if self.live_since is not None:
             self.live_since = now
@@ -180,7 +192,7 @@ class Judge:
         self.resets.append(reason)
 
     def _build(self, event: Event, building: dict[bytes, Change]) -> None:
-        self._require(event.type == "put", "a snapshot has puts only")
+        self._require(event.type == "put", "a snapshot must have only puts")
         self._require(event.id is None, "an id inside a snapshot")
         self._require("more" not in event.data, "more inside a snapshot")
         change = change_of(event.data)
@@ -237,10 +249,11 @@ class Judge:
             self.live_since = now
 
     def beyond_promises(self) -> bool:
-        """Whether the cursor is of a history that a restore ended, and may be taken for one of the history after it.
+        """Whether the cursor is of a history that a restore ended, and could be taken for one of the next history.
 
-        Nobody who was not connected can tell then (docs/guarantees.md): the operator changes GATEWAY_EPOCH, which ends
-        in the same as forgetting the cursor. One far ahead of the new history can be told.
+        A gateway that was not connected at the restore cannot tell the difference (docs/guarantees.md): the operator
+        changes GATEWAY_EPOCH, which has the same effect as forgetting the cursor. A gateway detects a cursor that
+        is far ahead of the new history.
         """
         now = self.chronicle.now
         if self.stand is None or now.parent is None:
@@ -251,10 +264,10 @@ class Judge:
         self._add_forks(self.stand)
         return now.number not in self._candidates and now.tip + FAR_AHEAD > self.stand
 
-    # --- what only history can confirm --------------------------------------------------------------------------------
+    # --- claims, which only history can confirm -----------------------------------------------------------------------
 
     def settle(self, *, final: bool = False) -> None:
-        """Hold the claims against history, as far as the oracle is; all of them when it is *final*."""
+        """Check the claims against history, as far as the oracle is; with *final*, check all claims."""
         while self._claims:
             claim = self._claims[0]
             if claim.after is None:
@@ -265,12 +278,12 @@ class Judge:
             true = {history.number for history in known if _holds(claim, self.watched, history)}
             open_ = {h.number for h in known if h.tip < claim.revision and not h.ended}
             if open_ and not final:
-                return  # it may be a claim about the history that etcd is in, which has not got there
+                return  # the claim may be about etcd's current history, which has not reached its revision
             if not true and claim.after is not None:
                 found = [h for h in self.chronicle.histories if self._same_state(h, claim.after)]
                 true = {h.number for h in found if _holds(claim, self.watched, h)}
             if not true and claim.at - self.chronicle.restored_at < RECENT:
-                # A replica that has not noticed the restore tells the old history, whatever cursor it is given; it says
+                # A replica that has not noticed the restore serves the old history, whatever cursor it gets; it sends
                 # `reset` when it notices (docs/guarantees.md, moments around a restore).
                 ended = [history for history in self.chronicle.histories if history.ended]
                 true = {h.number for h in ended if _holds(claim, self.watched, h)}
@@ -280,14 +293,14 @@ class Judge:
             self._claims.popleft()
 
     def _add_forks(self, stand: int) -> None:
-        """What is true of a history up to a fork is true of that fork."""
+        """A claim that is true of a history up to a fork is true of that fork."""
         for history in self.chronicle.histories:
             parent = history.parent
             if parent is not None and parent.number in self._candidates and stand <= history.forked_at:
                 self._candidates.add(history.number)
 
     def _same_state(self, history: History, stand: int) -> bool:
-        """Whether a mirror that is exact at *stand* is exact in *history* too: nothing else counts for it."""
+        """Whether a mirror that is exact at *stand* is exact in *history* too: only the mirror's content counts."""
         if history.tip < stand:
             return False
         state = history.state(self.watched, stand)
@@ -295,7 +308,7 @@ class Judge:
         return any(other.state(self.watched, stand) == state for other in known)
 
     def check_live(self, now: float) -> None:
-        """Whether what says that it is live is so. To be called now and then, while the subscriber reads."""
+        """Whether a stream that reports live is live. Call this now and then, while the subscriber reads."""
         if self.live_since is None or self.stand is None or now - self._heard > SILENT * self._heartbeat:
             return
         history = self.chronicle.now
@@ -308,7 +321,7 @@ class Judge:
         lag = now - max(since, self.live_since)
         self.lags = max(self.lags, lag)
         if lag > self.bound:
-            self._fail(f"says live at {self.stand} for {lag:.1f} s, and lacks {missing} of history {history.number}")
+            self._fail(f"reports live at {self.stand} for {lag:.1f} s, and lacks {missing} of history {history.number}")
 
     def _explain(self, claim: Claim) -> str:
         history = self.chronicle.now

@@ -1,7 +1,7 @@
-"""Does what goes wrong, at random, from a seed: to members, network, stored history, gateways, and their password.
+"""Causes faults at random, from a seed: in members, network, stored history, gateways, and the gateways' password.
 
-Each kind of trouble has a *hand* of its own, so that troubles meet. Everything is undone after a while: what is checked
-is not that a gateway works while nothing can, but that it never lies, and gets well.
+Each kind of fault has its own *hand*, so that faults of different kinds overlap. Every fault is undone after a while.
+The check is not that a gateway works while nothing can, but that the gateway never lies, and recovers.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from tests.consistency.writer import PREFIXES, Writer
 from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.support.proxy import Proxy
 
-# A key of which hardly anybody is told: values that fill etcd's queues are not to fill everybody's. And their size.
+# A key that hardly any subscriber watches: its values must fill etcd's queues, not the subscribers'. And the size of
+# its values.
 BULK = b"/zzz/bulk"
 BULK_SIZE = 200_000
-# Values that it takes at the most (etcd queues 128 answers; kernels and gRPC hold some, too), and how often a run can
-# have so many: the judge keeps all history.
+# The most values that filling etcd's queues takes (etcd queues 128 answers; kernels and gRPC hold some, too), and how
+# often a run can have so many: the judge keeps all history.
 MOST_BULK = 600
 MOST_SLOW = 8
 
-# False says that there was nothing to do.
+# False means that there was nothing to do.
 Fault = Callable[[random.Random], Awaitable[bool | None]]
 
 
@@ -50,16 +51,16 @@ class _Backup:
     file: Path
     history: History
     revision: int
-    binary: Path  # that made it, and that a restore goes back to
-    password: str  # of the gateways, at the time
+    binary: Path  # the binary that made the backup, and that a restore uses
+    password: str  # the gateways' password at that time
 
 
 class Nemesis:
-    """All hands. ``counts`` says what was done how often; *log* hears of each.
+    """All hands. ``counts`` has the number of each kind of fault; *log* is called with each fault.
 
-    *gently* ends members by SIGTERM, until all are upgraded: a crash of etcd 3.5.0 to 3.5.2 can make a member apply an
+    *gently*: end members by SIGTERM until all are upgraded. A crash of etcd 3.5.0 to 3.5.2 can make a member apply an
     entry twice, and from then on members differ (etcd #13766; seen here on 3.5.1 within a minute, as events with a
-    revision one too high). *password* is None where etcd knows no users.
+    revision one too high). *password* is None if etcd has no users.
     """
 
     def __init__(
@@ -91,21 +92,21 @@ class Nemesis:
         self._disk = disk
         self._log = log
         self._pause = pause
-        self._members = asyncio.Lock()  # members are not restored while they are killed
-        self._proxied = asyncio.Lock()  # gateways are not let through while members are restored
+        self._members = asyncio.Lock()  # no member is restored while it is killed
+        self._proxied = asyncio.Lock()  # no gateway is let through while members are restored
         self._kinds = kinds
         self._oldest = cluster.members[0].binary
         self._fragile = self._oldest if gently else None
         self._upgrade_to = find_etcd(upgrade_to) if upgrade_to is not None else None
         self._folder = tempfile.TemporaryDirectory(prefix="etcd-backups-")
-        self._backup: _Backup | None = None  # the last one
-        self._old_backup: _Backup | None = None  # the last one of the etcd that we began with
+        self._backup: _Backup | None = None  # the last backup
+        self._old_backup: _Backup | None = None  # the last backup of the etcd with which the run began
         self._numbers = itertools.count()
         self.stopping = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
     def hands(self) -> list[Mapping[str, Fault]]:
-        """Those of one hand come one after the other: that each kind comes often, none has many that take long."""
+        """The faults of one hand come one after the other, so no hand has many slow ones: each kind must come often."""
         return [
             {
                 "kill a member": self._kill_member,
@@ -154,7 +155,7 @@ class Nemesis:
         ]
 
     async def run(self) -> None:
-        """Until ``stopping`` is set; what is being done is undone first."""
+        """Run until ``stopping`` is set; then undo the fault under way."""
         async with asyncio.TaskGroup() as group:
             for number, hand in enumerate(self.hands()):
                 chosen = {kind: fault for kind, fault in hand.items() if self._kinds is None or kind in self._kinds}
@@ -174,11 +175,11 @@ class Nemesis:
                 self.counts[kind] += 1
 
     async def _rest(self) -> None:
-        """Let things get well, and the other hands have their turn: whoever is always hit shows little."""
+        """Let the cluster recover, and give the other hands their turn: a system under constant faults shows little."""
         await asyncio.sleep(3 * self._pause)
 
     async def heal(self) -> None:
-        """Undo what may be left of everything."""
+        """Undo whatever fault may still be active."""
         self._heal_proxies()
         for member in self._cluster.members:
             if member.running:
@@ -211,7 +212,8 @@ class Nemesis:
 
     async def _end(self, member: EmbeddedEtcd) -> None:
         if member.binary == self._fragile:
-            with contextlib.suppress(TimeoutError):  # without a quorum it may wait for one; it writes nothing then
+            # without a quorum the member may wait for one; it writes nothing then
+            with contextlib.suppress(TimeoutError):
                 await member.terminate()
         await member.kill()
 
@@ -233,19 +235,19 @@ class Nemesis:
         await self._rest()
 
     async def _freeze_disk(self, rng: random.Random) -> None:
-        """A member whose disk hangs hears of nothing new, and goes on answering on its streams."""
+        """A member whose disk hangs receives nothing new, but goes on answering on its streams."""
         disk = self._disk
-        assert disk is not None, "only where there is one"
-        async with self._members:  # what waits for its disk can't be killed
+        assert disk is not None, "this fault is only drawn where there is a disk"
+        async with self._members:  # a process that waits for its disk cannot be killed
             await disk.freeze()
             try:
-                await asyncio.sleep(3 + _a_while(rng))  # longer than a gateway may believe it
+                await asyncio.sleep(3 + _a_while(rng))  # longer than a gateway may trust the member
             finally:
                 await disk.thaw()
         await self._rest()
 
     async def _upgrade(self, rng: random.Random) -> bool:
-        """One member after the other, as it is done: stopped well, and started as the newer etcd on its data."""
+        """Upgrade the members one by one, as operators do: stop a member properly, start the newer etcd on its data."""
         async with self._members:
             old = [member for member in self._cluster.members if member.binary != self._upgrade_to]
             if not old or self._upgrade_to is None:
@@ -266,11 +268,11 @@ class Nemesis:
     # --- another history ----------------------------------------------------------------------------------------------
 
     async def _restore_lower(self, _rng: random.Random) -> bool:
-        """From a snapshot of some seconds ago: the revision falls, and the gateways see that it does."""
+        """Restore a snapshot that is some seconds old: the revision falls, and the gateways see that."""
         async with self._members:
             upgraded = all(member.binary != self._oldest for member in self._cluster.members)
             backup = self._old_backup if upgraded else self._backup
-            self._backup = await self._save()  # for the next time
+            self._backup = await self._save()  # for the next restore
             if backup is None:
                 return False
             async with self._proxied:
@@ -281,7 +283,7 @@ class Nemesis:
         return True
 
     async def _restore_passed(self, rng: random.Random) -> None:
-        """The same, but the gateways are cut off until the new history has passed all cursors again."""
+        """Restore likewise, but cut the gateways off until the new history has passed all cursors again."""
         async with self._members:
             backup = await self._save()
             await asyncio.sleep(rng.random())
@@ -309,13 +311,13 @@ class Nemesis:
         return made
 
     def _drop_backups(self) -> None:
-        """Those that nobody goes back to any more: a run makes hundreds."""
+        """Drop the backups that no restore can use any more: a run makes hundreds."""
         kept = {backup.file for backup in (self._backup, self._old_backup) if backup is not None}
         for file in set(Path(self._folder.name).glob("backup *")) - kept:
             file.unlink()
 
     async def _save_to(self, file: Path, member: EmbeddedEtcd) -> bool:
-        """Whether it could: a login wants a leader."""
+        """Whether the backup succeeded: a login requires a leader."""
         try:
             await _etcdctl(member, "snapshot", "save", str(file), *self._access.flags)
         except EtcdctlError:
@@ -323,10 +325,11 @@ class Nemesis:
         return True
 
     async def _end_history(self) -> int:
-        """All members are dead, and all gateways cut off; returns the revision that it ended with."""
+        """Kill all members and cut off all gateways; return the revision at which the history ended."""
         for writer in self._writers:
             writer.running.clear()
-        # Nobody is to see of the old history what the oracle does not: a write under way, a lease that ends.
+        # No gateway must see anything of the old history that the oracle does not see: a write under way, a lease that
+        # ends.
         for proxy in self._all_proxies():
             proxy.cut()
         await self._oracle.reach(await self._access.revision(self._cluster.endpoints[0]))
@@ -429,7 +432,7 @@ class Nemesis:
         with contextlib.suppress(rpc.AioRpcError):
             async with self._access.channel(rng.choice(self._cluster.endpoints)) as (channel, metadata):
                 if self._oracle.paused or self._oracle.chronicle.now is not history:
-                    return False  # restored meanwhile: the revision may be one that the oracle does not have yet
+                    return False  # etcd was restored meanwhile: the oracle may not have this revision yet
                 request = rpc.CompactionRequest(revision=revision)
                 await rpc.KVStub(channel).Compact(request, timeout=2, metadata=metadata)
                 return True
@@ -462,7 +465,7 @@ class Nemesis:
         replica.signal(signal.SIGCONT)
 
     async def _slow_watcher(self, rng: random.Random) -> bool:
-        """etcd can't get rid of what it has to say, and what it owes then is compacted: a delete, at the very end."""
+        """Stall a gateway until etcd cannot send, and compact the unsent events, the last of which is a delete."""
         if self.counts["slow watcher"] >= MOST_SLOW:
             return False
         replica = rng.choice(self._replicas)
@@ -493,7 +496,7 @@ class Nemesis:
         return await self._compact_to(answer.header.revision, rng)
 
     async def _slow_watchers(self) -> int:
-        """At all members that say."""
+        """The number of slow watchers, at all members that answer."""
         count = 0
         async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
             for endpoint in self._cluster.endpoints:
@@ -506,18 +509,24 @@ class Nemesis:
     # --- followers ----------------------------------------------------------------------------------------------------
 
     async def _send_away(self, rng: random.Random) -> None:
-        """It comes back when logs have moved on, or etcd's history has: with the cursor from before."""
+        """Send a follower away.
+
+        It reconnects with its old cursor when the logs have moved on, or etcd's history has.
+        """
         rng.choice(self._crowd).go_away(rng.uniform(5, 25))
         await self._rest()
 
     # --- the password -------------------------------------------------------------------------------------------------
 
     async def _change_password(self, rng: random.Random) -> None:
-        """What the gateways know is wrong for a while."""
+        """Change the password at etcd first: the gateways' password is wrong for a while."""
         await self._rotate(rng, file_first=False)
 
     async def _change_file(self, rng: random.Random) -> None:
-        """What the gateways are told is wrong for a while, though they may need it only later."""
+        """Change the password in the gateways' file first.
+
+        The file is wrong for a while, though the gateways may only need it later.
+        """
         await self._rotate(rng, file_first=True)
 
     async def _rotate(self, rng: random.Random, *, file_first: bool) -> None:
@@ -531,16 +540,16 @@ class Nemesis:
             await password.change(self._access, rng.sample(endpoints, len(endpoints)), new)
         if not file_first:
             await asyncio.sleep(rng.expovariate(2))
-        password.write(password.now)  # a restore may have brought another one meanwhile
+        password.write(password.now)  # a restore may have brought back another password meanwhile
         await self._rest()
 
 
 class EtcdctlError(Exception):
-    """It failed; with what it said."""
+    """etcdctl failed; with its output."""
 
 
 def _a_while(rng: random.Random) -> float:
-    """Seconds: mostly about one; up to 6, which is longer than gateways wait before they give a member up."""
+    """Seconds: mostly about one, at most 6, which is longer than gateways wait before they leave a member."""
     return min(6.0, 0.2 + rng.expovariate(1))
 
 

@@ -1,7 +1,7 @@
-"""Reads etcd's history from etcd, by a watch of its own: nothing of the gateway is trusted here.
+"""Reads etcd's history from etcd, by its own watch: it trusts nothing of the gateway.
 
-It asks without fragments, so a response never divides a revision; it restarts behind what it has, and the nemesis
-compacts no further than that, so it never meets the hole at a compaction revision.
+The oracle asks without fragments, so a response never divides a revision. It restarts after the last revision that it
+has, and the nemesis compacts no further than that, so the oracle never meets the hole at a compaction revision.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from aetcd import rpc
 from tests.consistency.access import Access, Metadata
 from tests.consistency.history import Change, Chronicle, History
 
-# Writers never pause so long: a member that says nothing is frozen, cut off or gone.
+# Seconds; writers never pause so long: a silent member is frozen, cut off or gone.
 SILENCE = 1.0
 
 
 class Oracle:
-    """Follows everything, from member to member, into a ``Chronicle``."""
+    """Follows all keys, from member to member, into a ``Chronicle``."""
 
     def __init__(self, endpoints: Sequence[str], access: Access) -> None:
         self._endpoints = endpoints
@@ -36,7 +36,7 @@ class Oracle:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """In the background."""
+        """Run in the background."""
         task = self._task = asyncio.create_task(self._run(), name="oracle")
         try:
             yield
@@ -46,16 +46,16 @@ class Oracle:
                 await task
 
     def pause(self) -> None:
-        """etcd is being restored: what comes now belongs to no history yet."""
+        """etcd is being restored: incoming events belong to no history yet."""
         self.paused = True
 
     def resume(self, history: History, restored_to: int) -> None:
-        """It runs again, from a snapshot of *history* at *restored_to*."""
+        """etcd runs again, from a snapshot of *history* at *restored_to*."""
         self.chronicle.restore(history, restored_to, time.monotonic())
         self.paused = False
 
     async def reach(self, revision: int) -> None:
-        """Wait until it knows everything up to *revision*."""
+        """Wait until the oracle knows everything up to *revision*."""
         async with asyncio.timeout(60):
             while self.chronicle.now.tip < revision:
                 assert self._task is not None
@@ -85,7 +85,7 @@ class Oracle:
                     response = await call.read()
                 if response is grpc.aio.EOF or self.paused or history.ended:
                     return
-                assert not response.compact_revision, "the nemesis compacted ahead of the oracle"
+                assert not response.compact_revision, "the nemesis compacted revisions that the oracle lacks"
                 if response.canceled:
                     return
                 self._take(response)

@@ -1,4 +1,4 @@
-"""One gateway process of several, always at the same URL, behind proxies of its own to every etcd member."""
+"""One gateway process of several, always at the same URL, with its own proxies to every etcd member."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 class Replica:
-    """Started, killed and started again; ``troubles`` are the errors that it logged."""
+    """A gateway that is started, killed and started again; ``troubles`` are the errors that it logged."""
 
     def __init__(self, name: str, settings: Mapping[str, str], program: Sequence[str] = ("app",)) -> None:
         self.name = name
@@ -39,7 +39,7 @@ class Replica:
         self._process: GatewayProcess | None = None
 
     async def connect(self, endpoints: Sequence[str]) -> None:
-        """Set up the proxies; before the first start."""
+        """Set up the proxies; call this before the first start."""
         for endpoint in endpoints:
             proxy = Proxy(endpoint)
             await proxy.start()
@@ -58,23 +58,23 @@ class Replica:
 
     @property
     def base(self) -> str:
-        """Its URL."""
+        """The replica's URL."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def process(self) -> GatewayProcess:
-        """As it runs now."""
+        """The process that runs now."""
         assert self._process is not None
         return self._process
 
     async def start(self) -> None:
-        """Start it, and return when it listens."""
+        """Start the gateway, and return when it listens."""
         endpoints = ",".join(proxy.endpoint for proxy in self.proxies)
         self._process = await start(settings={**self._settings, "GATEWAY_ETCD": endpoints}, program=self._program)
         await self._process.listening()
 
     async def stop(self, number: int) -> None:
-        """End it by a signal; what it said wrong is kept."""
+        """End the gateway by a signal; keep the errors that it logged."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -87,5 +87,5 @@ class Replica:
         self.words += process.other
 
     def signal(self, number: int) -> None:
-        """Send it a signal, and do not wait."""
+        """Send the gateway a signal, and do not wait."""
         self.process.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The checker finds the bugs that mirrors are known to die of: each is put into a gateway, and must be seen."""
+"""The checker finds the bugs that mirrors are known for: each bug is injected into a gateway, and must be found."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import pytest
 from tests.consistency.bugs import BUGS
 from tests.consistency.torture import torture
 
-# A run ends at the first violation, which most bugs show within 10 s. Only a bug that is not seen takes all of it.
+# A run ends at the first violation, which most bugs show within 10 s. Only an undetected bug takes all these seconds.
 SECONDS = 600
-# What provokes it. Not here: anything, or the followers' own coming and going.
+# The faults that provoke a bug. A bug that is missing here needs any fault, or only the followers' own coming and
+# going.
 FAULTS = {
     "resume-at-header": ["cut", "cut all", "black hole"],
     "restart-at-compact-revision": ["cut all", "compact all", "compact", "black hole"],
@@ -25,7 +26,7 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", sorted(BUGS))
 async def test_a_known_bug_is_caught(bug: str) -> None:
-    """On etcd 3.5.1, whose on-demand progress overtakes events."""
+    """The checker finds each known bug on etcd 3.5.1, whose on-demand progress overtakes events."""
     report = await torture(
         "bug",
         SECONDS,

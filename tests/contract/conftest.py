@@ -1,4 +1,4 @@
-"""The etcds that the contract is checked on: the fake, and every real one that this machine has."""
+"""The etcds on which the contract is checked: the fake, and every real etcd of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.support.metrics import etcd_metric
 from tests.support.versions import Candidate, real_etcds
 from tests.support.waiting import HANG
 
-# etcd cuts a response into fragments of this and 512 KiB: with its default of 1.5 MiB a test would write MiBs.
+# etcd splits a response into fragments of this size plus 512 KiB: with etcd's default of 1.5 MiB a test would write
+# several MiB.
 MAX_REQUEST_BYTES = 64 * 1024
 FRAGMENT_BYTES = MAX_REQUEST_BYTES + 512 * 1024
 
@@ -27,26 +28,26 @@ STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
 
 def candidates() -> Iterator[Candidate | None]:
-    """None is the fake."""
+    """The real etcds, and None for the fake."""
     yield None
     yield from real_etcds()
 
 
 def as_parameter(candidate: Candidate | None) -> Any:
-    """With the version as id, and real ones marked."""
+    """A parameter with the version as id; real etcds have a mark."""
     if candidate is None:
         return pytest.param(None, id="fake")
     return pytest.param(candidate, id=candidate.version, marks=pytest.mark.etcd)
 
 
 def flags(version: str) -> list[str]:
-    """Of a real one."""
+    """The flags of a real etcd."""
     timer = ["--experimental-watch-progress-notify-interval=100ms"] if version >= "3.5" else []
     return [*ALONE, f"--max-request-bytes={MAX_REQUEST_BYTES}", *timer]
 
 
 class Stream:
-    """A Watch call, plainly: what is sent, what comes."""
+    """A plain Watch call: the requests that it sends, and the responses that come."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.call = rpc.WatchStub(channel).Watch(metadata=(("hasleader", "true"),))
@@ -64,12 +65,12 @@ class Stream:
         await self.call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
 
     async def read(self, timeout: float = HANG) -> Any:
-        """The next response, as it comes."""
+        """The next response, as it arrives."""
         async with asyncio.timeout(timeout):
             return await self.call.read()
 
     async def read_whole(self) -> Any:
-        """The next response, its fragments joined."""
+        """The next response, with its fragments joined."""
         whole = await self.read()
         while whole.fragment:
             piece = await self.read()
@@ -78,14 +79,14 @@ class Stream:
         return whole
 
     async def read_events(self, count: int) -> list[Any]:
-        """The next events, at least so many."""
+        """The next events, at least *count*."""
         events: list[Any] = []
         while len(events) < count:
             events.extend((await self.read_whole()).events)
         return events
 
     async def created(self, key: bytes, **fields: Any) -> Any:
-        """Create, and the answer."""
+        """Send a create, and return the answer."""
         await self.create(key, **fields)
         answer = await self.read()
         assert answer.created
@@ -93,7 +94,7 @@ class Stream:
 
 
 def transaction(*requests: Any) -> Any:
-    """Of puts, deletes and transactions."""
+    """A transaction of puts, deletes and transactions."""
     fields = {
         rpc.PutRequest: "request_put",
         rpc.DeleteRangeRequest: "request_delete_range",
@@ -103,7 +104,7 @@ def transaction(*requests: Any) -> Any:
 
 
 class Etcd:
-    """One etcd, fake or real, to the tests."""
+    """One etcd, fake or real, as the tests use it."""
 
     def __init__(self, endpoint: str, version: str, fake: FakeEtcd | None) -> None:
         self.endpoint = endpoint
@@ -139,38 +140,38 @@ class Etcd:
         return stream
 
     async def put(self, key: bytes, value: bytes = b"") -> int:
-        """Its revision."""
+        """Put a key; return the revision."""
         answer = await self.kv.Put(rpc.PutRequest(key=key, value=value), timeout=HANG)
         return int(answer.header.revision)
 
     async def delete(self, key: bytes, range_end: bytes = b"") -> int:
-        """Its revision."""
+        """Delete a key or range; return the revision."""
         answer = await self.kv.DeleteRange(rpc.DeleteRangeRequest(key=key, range_end=range_end), timeout=HANG)
         return int(answer.header.revision)
 
     async def txn(self, *requests: Any) -> int:
-        """Puts, deletes and transactions as one; the revision."""
+        """Put, delete and run transactions in one transaction; return the revision."""
         answer = await self.kv.Txn(transaction(*requests), timeout=HANG)
         return int(answer.header.revision)
 
     async def range(self, key: bytes, **fields: Any) -> Any:
-        """A Range."""
+        """Send a Range request."""
         return await self.kv.Range(rpc.RangeRequest(key=key, **fields), timeout=HANG)
 
     async def compact(self, revision: int) -> None:
-        """Now, physically too."""
+        """Compact at once, physically too."""
         await self.kv.Compact(rpc.CompactionRequest(revision=revision, physical=True), timeout=HANG)
 
     async def watchers(self) -> int:
-        """Open at etcd."""
+        """The number of open watchers at etcd."""
         return self.fake.open_watchers if self.fake else int(await etcd_metric(self.endpoint, WATCHERS))
 
     async def streams(self) -> int:
-        """Open at etcd."""
+        """The number of open watch streams at etcd."""
         return self.fake.open_streams if self.fake else int(await etcd_metric(self.endpoint, STREAMS))
 
     async def until_counted(self, *, watchers: int | None = None, streams: int | None = None) -> None:
-        """Until etcd has so many."""
+        """Wait until etcd has so many watchers and streams."""
         if watchers is not None:
             await until(self.watchers, watchers)
         if streams is not None:
@@ -178,7 +179,7 @@ class Etcd:
 
 
 async def until(count: Callable[[], Awaitable[int]], expected: int) -> None:
-    """Wait for a number that no event tells."""
+    """Wait for a number whose change no event announces."""
     seen = await count()
     try:
         async with asyncio.timeout(HANG):
@@ -191,7 +192,7 @@ async def until(count: Callable[[], Awaitable[int]], expected: int) -> None:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=[as_parameter(c) for c in candidates()])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str] | None]:
-    """Endpoint and version of a real etcd, which serves all tests; None for the fake: each test has its own."""
+    """Endpoint and version of a real etcd, which serves all tests; None for the fake, as each test has its own."""
     candidate: Candidate | None = request.param
     if candidate is None:
         yield None
@@ -202,7 +203,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str
 
 @pytest_asyncio.fixture
 async def etcd(server: tuple[str, str] | None) -> AsyncIterator[Etcd]:
-    """The etcd under test; nothing is open at it before and after."""
+    """The etcd under test; no watcher or stream is open there before and after the test."""
     if server is not None:
         async with Etcd(*server, fake=None) as real:
             yield real
@@ -215,5 +216,5 @@ async def etcd(server: tuple[str, str] | None) -> AsyncIterator[Etcd]:
 
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> bytes:
-    """Keys of this test alone: a real etcd serves them all."""
+    """A prefix for this test alone: one real etcd serves all tests."""
     return f"/{request.node.name}/".encode()

@@ -1,4 +1,4 @@
-"""The facts of etcd that the gateway leans on, one test each, on the fake and on every real etcd of this machine."""
+"""The facts about etcd on which the gateway relies, one test each, on the fake and on every real etcd here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def end_of(prefix: bytes) -> bytes:
 
 
 def told(events: list[Any]) -> list[tuple[int, bytes, int]]:
-    """What identifies events."""
+    """The parts of events that identify them."""
     return [(event.type, event.kv.key, event.kv.mod_revision) for event in events]
 
 
@@ -42,7 +42,7 @@ async def test_created_echoes_our_id(etcd: Etcd, prefix: bytes) -> None:
 
 
 async def test_an_id_in_use_is_refused(etcd: Etcd, prefix: bytes) -> None:
-    """The refusal names no id; the watch that has it goes on, and the stream."""
+    """The refusal has no id; the watch with that id goes on, and so does the stream."""
     stream = etcd.stream()
     await stream.created(prefix, range_end=end_of(prefix), watch_id=7)
 
@@ -102,7 +102,9 @@ async def test_start_revision_in_the_future_is_accepted_and_mute_until_then(etcd
 
 
 async def test_restarting_at_the_last_revision_brings_it_again(etcd: Etcd, prefix: bytes) -> None:
-    """The overlap by which the gateway proves that nothing was lost: a put, a delete, a whole transaction."""
+    """A restart at the last revision brings that revision again, by which the gateway proves that nothing was lost: a
+    put, a delete, a whole transaction.
+    """
     await etcd.put(prefix + b"a")
     last_put = await etcd.put(prefix + b"b")
     assert told(await again(etcd, prefix, last_put)) == [(PUT, prefix + b"b", last_put)]
@@ -142,7 +144,10 @@ async def test_events_of_a_transaction_come_in_one_response(etcd: Etcd, prefix: 
 
 
 async def test_a_revision_may_write_a_key_twice(etcd: Etcd, prefix: bytes) -> None:
-    """By a delete behind a put, if both are nested, or a put behind a delete of all from this key on."""
+    """A revision may write a key twice.
+
+    Either by a nested put and a nested delete after it, or by a put after a delete of all keys from this key on.
+    """
     stream = etcd.stream()
     await stream.created(prefix)
     await etcd.put(prefix)
@@ -157,7 +162,7 @@ async def test_a_revision_may_write_a_key_twice(etcd: Etcd, prefix: bytes) -> No
     anew = await etcd.txn(rpc.DeleteRangeRequest(key=prefix, range_end=b"\0"), put(prefix))
     deleted, there = (await stream.read_whole()).events
     assert told([deleted, there]) == [(DELETE, prefix, anew), (PUT, prefix, anew)]
-    assert (there.kv.create_revision, there.kv.version) == (anew, 1), "counted from its new beginning"
+    assert (there.kv.create_revision, there.kv.version) == (anew, 1), "the version counts from the new creation"
 
 
 async def test_a_delete_carries_key_and_mod_revision_only(etcd: Etcd, prefix: bytes) -> None:
@@ -196,7 +201,10 @@ async def test_a_put_of_the_same_value_is_an_event(etcd: Etcd, prefix: bytes) ->
 
 
 async def test_catching_up_says_the_current_revision_with_every_response(etcd: Etcd, prefix: bytes) -> None:
-    """Although older events are still to come: no cursor may be taken from it."""
+    """Every response has the current revision, although older events are still to come.
+
+    So a cursor must not use that revision.
+    """
     first = 0
     for number in range(1100):
         revision = await etcd.put(prefix, str(number).encode())
@@ -212,7 +220,10 @@ async def test_catching_up_says_the_current_revision_with_every_response(etcd: E
 
 
 async def test_fragments_of_one_response(etcd: Etcd, prefix: bytes) -> None:
-    """Same header, marked but for the last, cut inside a revision too; joined, all is there."""
+    """The fragments have the same header, and all but the last are marked.
+
+    A cut may divide a revision; joined, they are complete.
+    """
     pairs, value = 30, b"x" * 30_000
     revisions = [await etcd.txn(put(prefix + b"a", value), put(prefix + b"b", value)) for _ in range(pairs)]
     stream = etcd.stream()
@@ -232,7 +243,7 @@ async def test_fragments_of_one_response(etcd: Etcd, prefix: bytes) -> None:
 
 
 async def test_one_large_revision_is_cut_as_well(etcd: Etcd, prefix: bytes) -> None:
-    """A small delete of many long keys."""
+    """A single large revision is split, too: a small delete of many long keys."""
     keys, padding = 60, b"k" * 15_000
     for number in range(keys):
         await etcd.put(prefix + padding + bytes([number]))
@@ -252,7 +263,7 @@ async def test_one_large_revision_is_cut_as_well(etcd: Etcd, prefix: bytes) -> N
 
 
 async def test_create_and_cancel_back_to_back(etcd: Etcd, prefix: bytes) -> None:
-    """With an id of our own we need not wait for created."""
+    """With its own id, a client need not wait for created before it cancels."""
     stream = etcd.stream()
     await stream.create(prefix, watch_id=5)
     await stream.cancel(5)
@@ -321,7 +332,7 @@ async def test_a_watch_that_compaction_cancelled_still_needs_our_cancel(etcd: Et
     assert await etcd.watchers() == 1
 
     again = await stream.created(prefix, watch_id=4)
-    assert again.canceled  # its id is in use too
+    assert again.canceled  # the watch's id is in use, too
 
     await stream.cancel(4)
 
@@ -338,9 +349,10 @@ async def test_a_watch_may_start_at_the_compacted_revision(etcd: Etcd, prefix: b
 
 
 async def test_a_delete_at_the_compacted_revision(etcd: Etcd, prefix: bytes) -> None:
-    """Lost without a word until 3.4.34 and 3.5.16 (etcd #18089): why a resume there is proved by a Range.
+    """A delete at the compacted revision is silently lost until 3.4.34 and 3.5.16 (etcd #18089): so a Range request
+    must prove a resume there.
 
-    What 3.4.36 and 3.5.18 mended beyond that (etcd #19179) needs a restart in the middle of a compaction.
+    The further fix of 3.4.36 and 3.5.18 (etcd #19179) matters only after a restart in the middle of a compaction.
     """
     await etcd.put(prefix + b"a")
     deleted = await etcd.delete(prefix + b"a")
@@ -357,7 +369,10 @@ async def test_a_delete_at_the_compacted_revision(etcd: Etcd, prefix: bytes) -> 
 
 
 async def compact(etcd: Etcd, key: bytes) -> tuple[int, int]:
-    """Write *key* thrice; its first revision, which is gone, and its second, from which on all is there."""
+    """Write *key* three times.
+
+    Return the key's first revision, which is compacted, and its second, the first one that can be read.
+    """
     first = await etcd.put(key)
     second = await etcd.put(key)
     await etcd.put(key)
@@ -369,7 +384,7 @@ async def compact(etcd: Etcd, key: bytes) -> tuple[int, int]:
 
 
 async def test_progress_on_demand_is_answered_for_the_whole_stream(etcd: Etcd, prefix: bytes) -> None:
-    """With id -1, once, by the current revision, which events of other keys made."""
+    """The stream gets one answer with id -1 and the current revision, which includes other keys' events."""
     stream = etcd.stream()
     await stream.created(prefix, watch_id=1)
     await stream.created(prefix, watch_id=2)
@@ -383,7 +398,7 @@ async def test_progress_on_demand_is_answered_for_the_whole_stream(etcd: Etcd, p
 
 
 async def test_progress_without_a_watch(etcd: Etcd, prefix: bytes) -> None:
-    """Trusted versions are silent: there is nobody whom it could be true of."""
+    """Trusted versions are silent: without a watch there is nothing that the progress could be true of."""
     stream = etcd.stream()
     await stream.progress()
 
@@ -394,7 +409,7 @@ async def test_progress_without_a_watch(etcd: Etcd, prefix: bytes) -> None:
 
 
 async def test_progress_with_a_watch_that_compaction_cancelled(etcd: Etcd, prefix: bytes) -> None:
-    """Trusted versions are silent for the whole stream until we cancel it."""
+    """Trusted versions are silent for the whole stream until the client cancels the watch."""
     first, _ = await compact(etcd, prefix)
     stream = etcd.stream()
     await stream.created(prefix, start_revision=first, watch_id=1)
@@ -413,7 +428,10 @@ async def test_progress_with_a_watch_that_compaction_cancelled(etcd: Etcd, prefi
 
 
 async def test_progress_while_catching_up(etcd: Etcd, prefix: bytes) -> None:
-    """Untrusted versions answer at once, before events which the answer covers; trusted ones only when all is sent."""
+    """Untrusted versions answer at once, before events that the answer covers.
+
+    Trusted versions answer only after all events.
+    """
     revisions = [await etcd.put(prefix) for _ in range(50)]
     stream = etcd.stream()
     if etcd.fake:
@@ -437,7 +455,7 @@ async def test_progress_while_catching_up(etcd: Etcd, prefix: bytes) -> None:
 
 async def test_progress_of_the_timer_carries_the_id_of_the_watch(etcd: Etcd, prefix: bytes) -> None:
     if etcd.version < (3, 5):
-        pytest.skip("3.4 has no flag for it, and the timer is 10 minutes")
+        pytest.skip("3.4 has no flag for the interval, and its timer is 10 minutes")
     stream = etcd.stream()
     await stream.created(prefix, watch_id=6, progress_notify=True)
     revision = await etcd.put(prefix + b"other")
@@ -445,7 +463,7 @@ async def test_progress_of_the_timer_carries_the_id_of_the_watch(etcd: Etcd, pre
         etcd.fake.notify_progress()
 
     answer = await stream.read()
-    while answer.header.revision < revision:  # a real timer may have rung before the put
+    while answer.header.revision < revision:  # a real timer may have fired before the put
         answer = await stream.read()
 
     assert answer.watch_id == 6
@@ -453,7 +471,7 @@ async def test_progress_of_the_timer_carries_the_id_of_the_watch(etcd: Etcd, pre
 
 
 def is_bare(answer: Any) -> bool:
-    """Whether it says nothing but progress."""
+    """Whether the response contains only progress."""
     return not any((answer.created, answer.canceled, answer.events, answer.compact_revision))
 
 
@@ -463,7 +481,7 @@ def trusted(etcd: Etcd) -> bool:
 
 
 async def ask_progress(stream: Stream) -> Any:
-    """Until there is an answer: trusted versions give none while a watch is behind."""
+    """Ask until there is an answer: trusted versions do not answer while a watch lags."""
     for _ in range(100):
         await stream.progress()
         try:
@@ -477,7 +495,10 @@ async def ask_progress(stream: Stream) -> Any:
 
 
 async def test_paging_at_one_revision(etcd: Etcd, prefix: bytes) -> None:
-    """Later pages show the old state, but their header says the current revision: ours is the first page's."""
+    """Later pages show the old state, but their header has the current revision.
+
+    The snapshot's revision is that of the first page.
+    """
     for name in b"abcde":
         await etcd.put(prefix + bytes([name]))
     watched = {"range_end": end_of(prefix), "limit": 2}
@@ -564,7 +585,7 @@ async def test_a_transaction_compares(etcd: Etcd, prefix: bytes) -> None:
     assert first.succeeded
     assert not second.succeeded
     assert second.responses[0].response_range.kvs[0].value == b"2"
-    assert second.header.revision == first.header.revision  # a read makes no revision
+    assert second.header.revision == first.header.revision  # a read makes no new revision
 
 
 async def test_the_end_of_a_lease_is_deletes_in_one_revision(etcd: Etcd, prefix: bytes) -> None:

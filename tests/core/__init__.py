@@ -1,1 +1,1 @@
-"""The pure half, tested purely: no event loop, no etcd, no sleeps."""
+"""Tests of the pure core: no event loop, no etcd, no sleeps."""

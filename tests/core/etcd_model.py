@@ -1,8 +1,8 @@
-"""A simulated etcd for the tests of the feed: all of its history, and everything unkind that the real ones do.
+"""A simulated etcd for the tests of the feed: its whole history, and every unpleasant behaviour of the real ones.
 
-Must live here: what etcd does, as measured (FIELD-NOTES): compaction, the loss of a delete exactly at it, watches that
-are slow, members that lag, answers that overtake events, messages over the limit. Must not: what a feed ought to make
-of that.
+Must live here: etcd's behaviour, as measured (FIELD-NOTES): compaction, the loss of a delete exactly at the compaction
+revision, slow watches, members that lag, answers that overtake events, messages over the limit. Must not live here: how
+a feed should react.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, WatchInput
 
 PREFIX = b"/a/"
-KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/z")  # the last one is not in the range
+KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/z")  # the last key is not in the range
 
 
 class History:
@@ -29,18 +29,18 @@ class History:
         return 1 + len(self.revisions)
 
     def at(self, revision: int) -> tuple[Event, ...]:
-        """The events of one revision that lie in the range."""
+        """The events of one revision that are in the range."""
         if not 2 <= revision <= self.current:
             return ()
         return tuple(event for event in self.revisions[revision - 2] if event.key.startswith(PREFIX))
 
     def between(self, after: int, upto: int) -> list[tuple[int, tuple[Event, ...]]]:
-        """The range's events of (*after*, *upto*], a pair for each revision that has some."""
+        """The range's events of (*after*, *upto*]: a pair for each revision that has events."""
         found = [(revision, self.at(revision)) for revision in range(max(2, after + 1), upto + 1)]
         return [(revision, events) for revision, events in found if events]
 
     def state(self, revision: int, *, everything: bool = False) -> dict[bytes, KeyValue]:
-        """The range's keys and values at *revision*; with *everything*, all keys'."""
+        """The range's keys and values at *revision*; with *everything*, those of all keys."""
         found: dict[bytes, KeyValue] = {}
         for events in self.revisions[: max(0, revision - 1)]:
             for event in events:
@@ -51,8 +51,8 @@ class History:
         return found if everything else {key: item for key, item in found.items() if key.startswith(PREFIX)}
 
     def commit(self, operations: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """One transaction: puts, and deletes (of value None), also of the same key (``tests/contract`` has how). One
-        that changes nothing makes no revision.
+        """Commit one transaction: puts, and deletes (value None), even of one key (``tests/contract`` shows how). A
+        transaction that changes nothing makes no revision.
         """
         state = self.state(self.current, everything=True)
         revision = self.current + 1
@@ -70,7 +70,7 @@ class History:
 
 
 class Store:
-    """A cluster: a history, its compactions, and what its version does well or badly."""
+    """A cluster: a history, its compactions, and the strengths and faults of its version."""
 
     def __init__(self, *, progress_trusted: bool, loses_deletes: bool, batch_revisions: int) -> None:
         self.history = History()
@@ -78,23 +78,26 @@ class Store:
         self.progress_trusted = progress_trusted
         self.loses_deletes = loses_deletes
         self.batch_revisions = batch_revisions  # etcd's watchBatchMaxRevs
-        self.message_events: int | None = None  # so many fit a message
+        self.message_events: int | None = None  # the most events that fit a message
         self._compactions: list[tuple[int, int]] = []  # (current revision then, compacted up to)
         self._written = 0
 
     def write(self, operations: Sequence[tuple[int, bool]]) -> None:
-        """A transaction of (number of a key, whether it is put); no value is ever written twice."""
+        """Commit a transaction.
+
+        Each operation is the number of a key, and whether the key is put or deleted; no value is ever written twice.
+        """
         self._written += 1
         value = b"%d" % self._written
         self.history.commit([(KEYS[number], value if is_put else None) for number, is_put in operations])
 
     def compact(self, revision: int) -> None:
-        """Compact at *revision*, if that can be."""
+        """Compact at *revision*, if that is possible."""
         if self.compacted() < revision <= self.history.current:
             self._compactions.append((self.history.current, revision))
 
     def compacted(self, member: int | None = None) -> int:
-        """The compaction revision; that of a member that has only got to *member*."""
+        """The compaction revision; with *member*, the one that a member knows whose revision is *member*."""
         return max((c for at, c in self._compactions if member is None or at <= member), default=0)
 
     def restore(self, revision: int, *, keep_cluster: bool) -> None:
@@ -105,43 +108,48 @@ class Store:
 
 
 class SimulatedWatch:
-    """One watch at one member. What it says waits in ``queue`` until the test delivers it."""
+    """One watch at one member. Its messages wait in ``queue`` until the test delivers them."""
 
     def __init__(self, store: Store, start: int) -> None:
         self._store = store
         self.start = start
-        self.history: History | None = None  # None: waits for a connection
+        self.history: History | None = None  # None: the watch waits for a connection
         self.queue: deque[WatchInput] = deque()
         self.member = 0
         self.created_sent = self.created_given = False
-        self.ended = False  # etcd says no more
-        self.lost = False  # its stream is gone, and nobody has noticed yet
+        self.ended = False  # etcd sends nothing more
+        self.lost = False  # its stream is broken, and nothing has noticed yet
         self.synced = False
-        self.asked = False  # for progress, by a test that goes on in peace
-        self.full = False  # the stream's channel is: what is told comes late, and the watch is a slow one
+        self.asked = False  # the test asked for progress, and injects no more faults
+        self.full = False  # the stream's channel is full: events come late, and the watch is a slow one
         self._next = 0
         self._heard = self._late = False
-        self.answer: int | None = None  # asked for: whether anything was written since this revision, of a late message
+        # The revision of a late message: the client has asked whether anything was written since. None: no such
+        # question.
+        self.answer: int | None = None
 
     @property
     def open(self) -> bool:
-        """Whether etcd holds it."""
+        """Whether etcd holds the watch."""
         return self.history is not None and not self.ended and not self.lost
 
     def register(self, lag: int) -> None:
-        """etcd takes it on, at a member that is *lag* revisions behind."""
+        """etcd registers the watch, at a member that is *lag* revisions behind."""
         self.history = self._store.history
         self.member = max(1, self.history.current - lag)
         self._next = self.start or self.member + 1
         self.synced = self._next > self.member
 
     def send_created(self) -> None:
-        """The answer; its revision is read after the registration, so events up to it may still follow."""
+        """Send ``created``.
+
+        Its revision is that of the registration, so events up to that revision may still follow.
+        """
         self.created_sent = True
         self.queue.appendleft(Created(self.member))
 
     def apply(self, count: int) -> None:
-        """The member catches up; a synced watch says at once what that brings."""
+        """The member catches up by *count* revisions; a synced watch sends their events at once."""
         assert self.history is not None, "registered"
         for _ in range(count):
             if self.member >= self.history.current:
@@ -157,12 +165,11 @@ class SimulatedWatch:
                     return
 
     def sync(self) -> None:
-        """One round of etcd's syncWatchers, for a watch that is behind."""
+        """Run one round of etcd's syncWatchers, for a watch that lags."""
         assert self.history is not None, "registered"
         compacted = self._store.compacted(self.member)
-        skips = (
-            self.full and self._store.loses_deletes
-        )  # before 3.5.13: what says "compacted" is refused, and forgotten
+        # Before 3.5.13, a full channel refuses the "compacted" response, and etcd forgets the response.
+        skips = self.full and self._store.loses_deletes
         if self._next < compacted and not skips:
             self.ended = True
             self.queue.append(Compacted(compacted))
@@ -198,7 +205,7 @@ class SimulatedWatch:
         self._heard = True
 
     def clear(self) -> None:
-        """An answer that was asked for after a late message: the watch is behind, or never was."""
+        """Answer the question after a late message: either the watch is behind, or it never was."""
         assert self.answer is not None
         if self.member > self.answer:
             self.queue.append(Batches((), behind=True))
@@ -207,5 +214,5 @@ class SimulatedWatch:
         self.answer = None
 
     def say_progress(self) -> None:
-        """What may be trusted: behind all events that it covers."""
+        """Send a progress response that can be trusted: it comes after all events that it covers."""
         self.queue.append(Progress(self.member, trusted=True))

@@ -1,7 +1,7 @@
-"""One watch stream as etcd serves it: its two queues, its watches that fall behind, its answers that get lost.
+"""One watch stream as etcd serves it: its two queues, its watches that fall behind, its lost answers.
 
-Must live here: what etcd's code does, step by step, so that a test can put anything between two steps. Must not: what a
-client ought to make of that.
+Must live here: the behaviour of etcd's code, step by step, so that a test can put anything between two steps. Must not
+live here: how a client should react.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from app.core.events import Event, KeyValue
 from app.core.multiplex import CancelRequest, CreateRequest, Message, ProgressRequest, Request
 
 # How a member answers progress requests. "early": at once, beside the events (before 3.4.25 and 3.5.8). "deferring":
-# when all watches are synced, later if need be, one for many (3.5.8 to 3.5.12). "silent": then, or never.
+# when all watches are synced, later if necessary, with one answer for many requests (3.5.8 to 3.5.12). "silent": when
+# all watches are synced, or never.
 Answering = Literal["early", "deferring", "silent"]
-# What came of a message: it went straight into the channel; it had found it full; or its watch had been slow before.
+# The fate of a message: it went straight into the channel; it found the channel full; or its watch had been slow
+# before.
 Fate = Literal["", "victim", "lagged"]
 
 
 @dataclass
 class Watcher:
-    """One watch. Of revision r it wants the events if r is a multiple of ``every``."""
+    """One watch. It matches the events of revision r if r is a multiple of ``every``."""
 
     watch_id: int
     every: int
-    next: int  # nothing below it is owed
+    next: int  # etcd owes the watch nothing below this revision
     state: Literal["synced", "unsynced", "victim"] = "synced"
-    message: Message | None = None  # a victim's
-    lagged: bool = False  # it was served from history after it had been synced: events may be missing from now on
+    message: Message | None = None  # the message of a victim
+    lagged: bool = False  # etcd served it from history after it had been synced: events may be missing from now on
 
     def event(self, revision: int) -> Event | None:
-        """What a revision brings to it."""
+        """The watch's event in a revision, if there is one."""
         return KeyValue(b"/a/", b"", revision, revision, 1) if revision % self.every == 0 else None
 
 
 @dataclass
 class StreamModel:
-    """etcd's side of a stream. Every method is one step; ``send`` gives the client's next message."""
+    """etcd's side of a stream. Every method is one step; ``send`` returns the next message for the client."""
 
     answering: Answering
     capacity: int
@@ -48,21 +50,21 @@ class StreamModel:
     control: deque[Message] = field(default_factory=deque)
     channel: deque[tuple[Message, Fate]] = field(default_factory=deque)
     watchers: dict[int, Watcher] = field(default_factory=dict)
-    creating: tuple[CreateRequest, int, int] | None = None  # its request, ``every``, the revision read for ``created``
-    writing: bool = False  # a revision's events are told, the revision is not the store's yet
+    creating: tuple[CreateRequest, int, int] | None = None  # the request, ``every``, the revision read for ``created``
+    writing: bool = False  # a revision's events are sent, but the revision is not the store's yet
     deferred: bool = False
     announced: set[int] = field(default_factory=set)
     early: dict[int, list[tuple[Message, Fate]]] = field(default_factory=dict)
     ready: deque[tuple[Message, Fate]] = field(default_factory=deque)
-    hidden: bool = False  # the channel held something that the client was not sent in its turn
+    hidden: bool = False  # the channel held a message that the client did not get in its turn
 
     def serve(self) -> None:
-        """Read the next request; of a create only the revision for its answer."""
+        """Read the next request; of a create, only read the revision for its answer."""
         if self.creating is not None or not self.requests:
             return
         request, every = self.requests[0]
         if isinstance(request, ProgressRequest) and self.writing and self.answering != "early":
-            return  # it waits for the writer
+            return  # the request waits for the writer
         self.requests.popleft()
         if isinstance(request, CreateRequest):
             self.creating = (request, every, self.revision)
@@ -76,7 +78,7 @@ class StreamModel:
             self.deferred = self.answering == "deferring"
 
     def register(self) -> None:
-        """The rest of a create."""
+        """Do the rest of a create."""
         if self.creating is None or self.writing:
             return
         (request, every, read), self.creating = self.creating, None
@@ -87,7 +89,7 @@ class StreamModel:
         self.control.append(Message(request.watch_id, read, created=True))
 
     def write(self) -> None:
-        """A revision's events are told to who is synced."""
+        """Send the next revision's events to the synced watches."""
         if self.writing:
             return
         self.writing = True
@@ -101,12 +103,12 @@ class StreamModel:
                 self._tell(watcher, Message(watcher.watch_id, revision, events=[event]))
 
     def commit(self) -> None:
-        """And then it is the store's."""
+        """Make the written revision the store's."""
         self.revision += self.writing
         self.writing = False
 
     def sync(self) -> None:
-        """A round for all that are not synced."""
+        """Run one round for all watches that are not synced."""
         if self.writing:
             return
         for watcher in self.watchers.values():
@@ -120,7 +122,7 @@ class StreamModel:
                     self._tell(watcher, Message(watcher.watch_id, self.revision, events=events))
 
     def move_victims(self) -> None:
-        """Try once more what found the channel full."""
+        """Try again to send the messages that found the channel full."""
         if self.writing:
             return
         for watcher in self.watchers.values():
@@ -128,7 +130,7 @@ class StreamModel:
                 assert watcher.message is not None
                 self.channel.append((watcher.message, "lagged" if watcher.lagged else "victim"))
                 watcher.state = "synced" if watcher.next > self.revision else "unsynced"
-                # Otherwise the message was one of several rounds, and full: its size says that there is more.
+                # Otherwise the message was a full one of several rounds: its size shows that more follows.
                 watcher.lagged |= watcher.state == "unsynced" and watcher.next > watcher.message.revision
                 watcher.message = None
 
@@ -160,7 +162,7 @@ class StreamModel:
             watcher.state, watcher.message = "victim", message
 
     def _answer(self) -> bool:
-        """Whether all are synced; what finds the channel full is lost."""
+        """Answer a progress request, unless a watch is not synced; an answer that finds the channel full is lost."""
         if any(watcher.state != "synced" for watcher in self.watchers.values()):
             return False
         if self.watchers and len(self.channel) < self.capacity:

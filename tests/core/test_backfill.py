@@ -1,4 +1,4 @@
-"""``app.core.backfill`` by named examples: how history is read, proven and given up, beside a feed that goes on.
+"""``app.core.backfill`` by named examples: reading, proving and abandoning history, beside a feed that goes on.
 
 Random walks are in ``test_feed_machine``.
 """
@@ -43,9 +43,9 @@ from tests.core.test_feed import BOUNDS, EVERYTHING, REACH_BACK, batches, heavy,
 # A feed that is live at 100; its newest key was written at 90.
 TAKEN = taken(100, put(60), put(70), put(90))
 LIVE: tuple[FeedInput, ...] = (Start(backfill=False), Created(99), TAKEN)
-# One whose log holds something: 101 and 103.
+# A feed whose log holds two revisions: 101 and 103.
 BUSY = (*LIVE, batches(101, 103))
-# One whose log has grown old: it knows of 103 only that nothing came since.
+# A feed whose log has grown old: it only knows that nothing has come since 103.
 OLD = (*BUSY, Progress(110, trusted=True))
 
 END = (EndProof(), CloseWatch())
@@ -59,17 +59,17 @@ CONFIRMING = (*OPEN, batches(70, 90), SURE)
 
 @dataclass(frozen=True)
 class Path:
-    """A feed that has come somewhere, and what its history was told since."""
+    """A feed in some state, and the inputs of its backfill since."""
 
     feed: Sequence[FeedInput]
     history: Sequence[BackfillInput] = ()
 
     def then(self, *inputs: BackfillInput) -> Path:
-        """Further on."""
+        """The path with more inputs."""
         return Path(self.feed, (*self.history, *inputs))
 
     def walk(self) -> FeedCore:
-        """The feed there."""
+        """The feed at the end of the path."""
         core = FeedCore(BOUNDS, REACH_BACK)
         for given in self.feed:
             core.handle(given, 0.0)
@@ -81,7 +81,7 @@ class Path:
 
 
 def send(core: FeedCore, *inputs: BackfillInput, now: float = 0.0) -> Commands:
-    """One after the other; the commands of the last."""
+    """Pass the inputs one after the other; return the commands of the last."""
     commands: Commands = ()
     for given in inputs:
         commands = core.backfill.handle(given, now)
@@ -153,7 +153,10 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_stage_makes_of_an_input(name: str) -> None:
-    """Where it leads and what is to be done, in order; and the feed is what it was, but for its log's old end."""
+    """Each input leads to the expected stage and commands, in order.
+
+    The feed does not change, except at its log's old end.
+    """
     path, given, stage, commands = CASES[name]
     core = path.walk()
     before = (
@@ -179,7 +182,7 @@ def test_what_a_stage_makes_of_an_input(name: str) -> None:
 
 
 def test_every_way_of_the_table_is_shown() -> None:
-    """No row that nothing reaches, and none that leads where the table does not say."""
+    """The examples reach every row of the table, and no transition leads outside the table."""
     shown = {(path.walk().backfill.stage, type(given), stage) for path, given, stage, _ in CASES.values()}
     promised = {(stage, given, to) for (stage, given), entry in TABLE.items() for to in entry.leads_to}
     assert shown - promised == set()
@@ -193,7 +196,7 @@ INPUTS: tuple[BackfillInput, ...] = (
 
 
 def test_what_a_stage_does_not_know_changes_nothing() -> None:
-    """Every pair that the table lacks is refused by name."""
+    """Every pair of stage and input that the table lacks is refused by name, and changes nothing."""
     assert {type(given) for given in INPUTS} == set(get_args(BackfillInput))
     for path in (AT_REST, OPENING, READING, PROBING):
         for given in INPUTS:
@@ -208,16 +211,19 @@ def test_what_a_stage_does_not_know_changes_nothing() -> None:
             assert core.backfill.stage is stage
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_proven_goes_below_the_floor() -> None:
-    """In the same generation, once, with nothing held any more; until then it is promised and counted."""
+    """Proven history goes below the log's floor, once and in the same generation.
+
+    Until then it is promised and counted.
+    """
     core = READING.walk()
     before = core.bytes
     assert [core.backfill.promises(revision) for revision in (48, 49, 99)] == [False, True, True]
     send(core, batches(60, 90))
-    assert (revisions(core), core.history.log.floor) == ([], 100), "not before it is proven"
+    assert (revisions(core), core.history.log.floor) == ([], 100), "history goes into the log only after its proof"
     assert core.bytes > before
     send(core, SURE, Probed("ok"))
     assert (revisions(core), core.history.log.floor, core.history.log.tip, core.history.log.generation) == (
@@ -230,7 +236,7 @@ def test_what_is_proven_goes_below_the_floor() -> None:
 
 
 def test_the_feed_goes_on_meanwhile() -> None:
-    """Its own watch publishes what comes, whatever the other is saying."""
+    """The feed's own watch publishes its events, whatever the watch of the backfill sends."""
     core = READING.walk()
     core.handle(batches(101), 0.0)
     send(core, batches(60, 90))
@@ -242,7 +248,7 @@ def test_the_feed_goes_on_meanwhile() -> None:
 
 
 def test_a_young_etcd_has_nothing_below() -> None:
-    """The probe asks for the first revision that there is."""
+    """At a young etcd, the probe asks for the first revision that exists."""
     core = Path((Start(backfill=False), Created(20), taken(20, put(9)))).walk()
     send(core, WantBackfill(3), Created(20), batches(9))
     assert send(core, Progress(20, trusted=True)) == (CloseWatch(), AwaitProof(), Probe(1))
@@ -251,7 +257,7 @@ def test_a_young_etcd_has_nothing_below() -> None:
 
 
 def test_what_the_log_forgets_meanwhile_is_read_too() -> None:
-    """The floor rises under the read: it reads on, up to where the floor is then."""
+    """When the floor rises during a read, the read goes on to the new floor."""
     core = BUSY_READING.walk()
     core.history.log.reclaim(1)
     assert (core.history.log.floor, revisions(core)) == (101, [103])
@@ -262,7 +268,7 @@ def test_what_the_log_forgets_meanwhile_is_read_too() -> None:
 
 
 def test_a_log_that_went_on_without_it_is_not_joined() -> None:
-    """Forgotten between the end of the read and its proof: there would be a gap."""
+    """Without the revisions that the log forgot between the end of the read and the proof, there would be a gap."""
     core = BUSY_READING.then(batches(90, 101)).walk()
     core.handle(batches(104), 0.0)
     core.history.log.reclaim(600)
@@ -272,7 +278,10 @@ def test_a_log_that_went_on_without_it_is_not_joined() -> None:
 
 
 def test_a_log_that_forgot_what_was_met_is_not_joined() -> None:
-    """Only the batch at which the read met the log: it is not part of what was read, so there would be a gap."""
+    """The log forgot the batch at which the read met the log.
+
+    That batch is not part of what was read, so there would be a gap.
+    """
     core = BUSY_READING.then(batches(90, 101)).walk()
     core.history.log.reclaim(1)
     assert (core.history.log.floor, revisions(core)) == (101, [103])
@@ -281,7 +290,7 @@ def test_a_log_that_forgot_what_was_met_is_not_joined() -> None:
 
 
 def test_another_generation_is_not_joined() -> None:
-    """The feed began anew: what was read belongs to nobody."""
+    """When the feed starts anew, the history that was read belongs to no generation, and is dropped."""
     core = PROBING.walk()
     core.handle(Restored(), 0.0)
     assert not core.history.joinable
@@ -294,7 +303,10 @@ def test_another_generation_is_not_joined() -> None:
 
 
 def test_history_that_does_not_fit_loses_its_old_end() -> None:
-    """The bound holds while it is read, the log's own batches counted, and the promise is taken back."""
+    """The bound holds during the read, the log's own batches included.
+
+    The promise for the dropped end is taken back.
+    """
     large = put(70, value=b"v" * 1200)
     core = Path((Start(backfill=False), Created(99), taken(100, large, put(90))), OPEN).walk()
     send(core, WantBackfill(80), heavy(60), said(large), said(put(90)))
@@ -307,7 +319,7 @@ def test_history_that_does_not_fit_loses_its_old_end() -> None:
 
 @given_by(first=st.lists(st.integers(0, 900), max_size=4), sizes=st.lists(st.integers(0, 1500), max_size=12))
 def test_what_is_held_is_bounded(first: Sequence[int], sizes: Sequence[int]) -> None:
-    """With the log it never exceeds the log's bound; and it is counted."""
+    """Together with the log, the history never exceeds the log's bound; and its bytes are counted."""
     core = READING.walk()
     for revision, size in enumerate(first, 101):
         core.handle(said(put(revision, value=b"v" * size)), 0.0)
@@ -320,17 +332,17 @@ def test_what_is_held_is_bounded(first: Sequence[int], sizes: Sequence[int]) -> 
         assert core.backfill.bytes + core.history.log.bytes <= max(BOUNDS.bytes, core.history.log.bytes)
 
 
-# --- what it must meet -----------------------------------------------------------------------------------------------
+# --- joining the log -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("path", "found", "joins"),
     [
-        # The snapshot's newest put must come, as it is known.
+        # The snapshot's newest put must come, unchanged.
         (READING, (put(90),), True),
         (READING, (), False),
         (READING, (put(90, value=b"x"),), False),
-        # What is deleted there is not in the view, and what is put there and not deleted is.
+        # A key that the history deletes is not in the view; a key that the history puts and does not delete is.
         (READING, (put(90), Delete(b"b", 95)), True),
         (READING, (put(90), put(95)), False),
         (READING, (put(70, b"b"), put(90)), False),
@@ -338,7 +350,7 @@ def test_what_is_held_is_bounded(first: Sequence[int], sizes: Sequence[int]) -> 
     ],
 )
 def test_an_empty_log_is_met_by_what_the_view_holds(path: Path, found: Sequence[Event], joins: bool) -> None:
-    """Anything else is of another history."""
+    """A read joins an empty log if it agrees with the view; any other read is of another history."""
     core = path.walk()
     for event in found:
         send(core, said(event))
@@ -349,7 +361,7 @@ def test_an_empty_log_is_met_by_what_the_view_holds(path: Path, found: Sequence[
 
 
 def test_a_log_grown_old_is_met_by_its_last_batch() -> None:
-    """All that it held is forgotten: the last of that is known exactly."""
+    """When the log has forgotten everything, a read joins at its last batch, which the log still knows exactly."""
     path = Path(OLD, (ASK, Created(110)))
     for last, joins in ((put(103), True), (put(103, value=b"x"), False), (Delete(b"103", 103), False)):
         core = path.walk()
@@ -359,10 +371,10 @@ def test_a_log_grown_old_is_met_by_its_last_batch() -> None:
 
 
 def test_what_the_log_holds_must_follow_from_it() -> None:
-    """A put counts the puts before it."""
+    """The log's events must follow from the history that was read: a put counts the puts before it."""
     second = KeyValue(b"90", b"w", 90, 102, 2)
     feed = (*LIVE, batches(101), said(second))
-    for value, joins in ((b"v", True), (b"x", True)):  # of the value, the log says nothing
+    for value, joins in ((b"v", True), (b"x", True)):  # the log knows nothing about this value
         core = Path(feed, OPEN).walk()
         send(core, said(put(90, value=value)), batches(101), Probed("ok"))
         assert (90 in revisions(core)) == joins
@@ -372,7 +384,7 @@ def test_what_the_log_holds_must_follow_from_it() -> None:
         assert revisions(core) == [101, 102]
 
 
-# --- why not, and not again ------------------------------------------------------------------------------------------
+# --- refusals and pauses ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -392,7 +404,7 @@ def test_what_the_log_holds_must_follow_from_it() -> None:
     ],
 )
 def test_why_a_cursor_is_not_served(path: Path, given: BackfillInput, reason: ResetReason) -> None:
-    """Who asked is told; a cursor that it was not for has merely come too late."""
+    """A cursor within the read gets the reason of the failure; a cursor below has merely come too late."""
     core = path.walk()
     send(core, given)
     assert core.backfill.why_not(60) == reason
@@ -400,7 +412,7 @@ def test_why_a_cursor_is_not_served(path: Path, given: BackfillInput, reason: Re
 
 
 def test_it_is_not_read_for_everybody() -> None:
-    """Within reach, on a live feed with room for it, one read at a time, where it can be proven."""
+    """A backfill is allowed within reach, on a live feed with room for it, one at a time, where it can be proven."""
     core = AT_REST.walk()
     assert core.may_backfill(50, 0.0, trusted=True)
     assert not core.may_backfill(49, 0.0, trusted=True)
@@ -415,7 +427,7 @@ def test_it_is_not_read_for_everybody() -> None:
 
 
 def test_a_read_is_not_repeated_at_once() -> None:
-    """After one that succeeded there is a pause."""
+    """After a successful read there is a pause."""
     core = PROBING.walk()
     send(core, Probed("ok"), now=7.0)
     core.history.log.reclaim(EVERYTHING)
@@ -425,7 +437,7 @@ def test_a_read_is_not_repeated_at_once() -> None:
 
 
 def test_what_failed_is_tried_ever_more_seldom() -> None:
-    """Twice as long each time, up to a bound; a success begins anew."""
+    """The pause after a failure doubles each time, up to a bound; a success resets it."""
     core, now, waits = AT_REST.walk(), 0.0, []
     for _ in range(9):
         send(core, ASK, SyncTimeout(), now=now)
@@ -439,7 +451,7 @@ def test_what_failed_is_tried_ever_more_seldom() -> None:
 
 
 def test_what_was_too_much_is_asked_for_by_less_than_half() -> None:
-    """A cursor from just now need not suffer from an old one; each such read is half of the one before."""
+    """A recent cursor does not suffer from an old one: after each failed read, the next may span at most half."""
     core = OPENING.walk()
     send(core, SyncTimeout())
     assert [core.may_backfill(revision, 1.0, trusted=True) for revision in (60, 74, 75, 99)] == [
@@ -451,7 +463,7 @@ def test_what_was_too_much_is_asked_for_by_less_than_half() -> None:
 
 
 def test_reads_end_however_many_ask() -> None:
-    """Cursors of every age, none patient: no more reads than halves."""
+    """With impatient cursors of every age, there are no more reads than halves."""
     core, reads = AT_REST.walk(), 0
     for asked in range(50, 100):
         if core.may_backfill(asked, 0.0, trusted=True):
@@ -461,7 +473,10 @@ def test_reads_end_however_many_ask() -> None:
 
 
 def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
-    """Who comes later is served with what lies above it."""
+    """A range that does not fit into messages is not read again.
+
+    Later cursors are served with the revisions above it.
+    """
     core = ALONE.walk()
     send(core, TOO_LARGE)
     assert not core.may_backfill(99, 1e6, trusted=True)
@@ -472,7 +487,10 @@ def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
 
 
 def test_whoever_waits_for_the_start_is_served_first() -> None:
-    """As soon as there is a view, everybody else is; history is read for those with a cursor, whatever theirs is."""
+    """As soon as there is a view, clients without a cursor are served.
+
+    History is read for those with a cursor, however old.
+    """
     core = Path((Start(backfill=True), Created(99))).walk()
     assert not core.owes_backfill
     core.handle(taken(100, put(90)), 0.0)
@@ -480,11 +498,11 @@ def test_whoever_waits_for_the_start_is_served_first() -> None:
     assert send(core, WantBackfill()) == (AwaitProof(), FROM_50)
     assert not core.owes_backfill
     send(core, Created(100), heavy(60), heavy(80))
-    assert core.backfill.stage is Stage.READING, "nobody knows yet whom it is for"
+    assert core.backfill.stage is Stage.READING, "the read goes on: the cursors that it is for are not known yet"
 
 
 def test_an_error_of_ours_is_a_failure() -> None:
-    """The same is not tried again at once."""
+    """After an error of the gateway's own code, the same read is not tried again at once."""
     core = READING.walk()
     core.backfill.abandon(0.0)
     assert (core.backfill.stage, core.backfill.bytes) == (Stage.RESTING, 0)
@@ -493,7 +511,7 @@ def test_an_error_of_ours_is_a_failure() -> None:
 
 
 def test_bounds_of_a_log_without_room_for_a_batch() -> None:
-    """Its number of batches is a bound as well."""
+    """The log's number of batches is a bound for a backfill, too."""
     core = FeedCore(Bounds(batches=2, bytes=2000, age=600.0), REACH_BACK)
     for given in (*LIVE, batches(101)):
         core.handle(given, 0.0)

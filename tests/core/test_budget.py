@@ -1,4 +1,4 @@
-"""``app.core.budget`` against a list of what is held: never above the limit, and all given back exactly once."""
+"""``app.core.budget`` against a list of all holds: never above the limit, and everything released exactly once."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class BudgetMachine(RuleBasedStateMachine):
         self.revoked: Counter[Hold] = Counter()
 
     def make_room(self, size: int) -> None:
-        """The cache shrinks by as much as is missing."""
+        """Shrink the cache by the bytes that are missing."""
         lacks = max(0, self.budget.lacks(size))
         self.cache.set(max(0, self.cache.size - lacks))
 
     def pick(self, data: st.DataObject, holds: list[Hold]) -> Hold:
-        """One of them."""
+        """One of the holds."""
         return holds[data.draw(st.integers(0, len(holds) - 1))]
 
     @rule(use=st.sampled_from(ASKED), size=sizes)
     def ask(self, use: Use, size: int) -> None:
-        """Whoever asks is told exactly once when it is granted, now or later."""
+        """An owner that asks is notified exactly once when its hold is granted, now or later."""
         told: list[Hold] = []
 
         def on_granted() -> None:
@@ -49,19 +49,19 @@ class BudgetMachine(RuleBasedStateMachine):
 
         hold = self.budget.ask(use, size, on_granted)
         told.append(hold)
-        self.told[hold] += hold.granted  # it was told while there was no hold to count for
+        self.told[hold] += hold.granted  # a grant at once comes before ``told`` has the hold
         hold.on_revoked = lambda: self.revoked.update([hold])
         self.owned.append(hold)
 
     @rule()
     def begin(self) -> None:
-        """A feed, or a state to be read."""
+        """Take a hold for a feed, or for a state to be read."""
         self.owned.append(self.budget.hold(Use.FEED))
 
     @precondition(lambda self: self.owned)
     @rule(data=st.data(), size=sizes)
     def grow(self, data: st.DataObject, size: int) -> None:
-        """All of it, or nothing."""
+        """A hold grows by the whole size, or not at all."""
         hold = self.pick(data, self.owned)
         before = hold.size
         grew = hold.grow(size)
@@ -71,19 +71,19 @@ class BudgetMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(hold.granted for hold in self.owned))
     @rule(data=st.data(), share=st.floats(0, 1))
     def shrink(self, data: st.DataObject, share: float) -> None:
-        """It is less than was asked for."""
+        """The owner needs less than it asked for."""
         hold = self.pick(data, [hold for hold in self.owned if hold.granted])
         hold.set(int(hold.size * share))
 
     @precondition(lambda self: self.budget.lacks() <= 0)
     @rule()
     def fill_the_cache(self) -> None:
-        """Caches take whatever nobody needs."""
+        """The cache takes all memory that is free."""
         self.cache.set(self.cache.size - self.budget.lacks())
 
     @rule(size=sizes)
     def hear(self, size: int) -> None:
-        """An event: the cache gives way, then the answers; if that is not enough, its feed ends."""
+        """An event arrives: the cache gives way, then the answers; if that is not enough, the event's feed ends."""
         feed = self.budget.hold(Use.FEED)
         feed.set(size)
 
@@ -105,7 +105,7 @@ class BudgetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.owned)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        """While it waits, too: a cancelled request."""
+        """Release a hold, even one that still waits: a cancelled request."""
         hold = self.pick(data, self.owned)
         self.owned.remove(hold)
         hold.release()
@@ -114,7 +114,7 @@ class BudgetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.gone)
     @rule(data=st.data(), size=sizes)
     def use_what_is_gone(self, data: st.DataObject, size: int) -> None:
-        """As often as one likes, and to no effect (the invariants see to that)."""
+        """Using a released hold has no effect, however often (the invariants check that)."""
         hold = self.pick(data, self.gone)
         hold.release()
         hold.set(size)
@@ -122,7 +122,10 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_above_the_limit(self) -> None:
-        """Feeds and answers, nor pages above their half; but for one page and one answer, which are outside."""
+        """Feeds and answers stay within the limit, and pages within their half.
+
+        One page and one answer may be outside.
+        """
         holds = [self.cache, *(hold for hold in self.owned if hold.granted)]
         inside = [hold for hold in holds if not hold.outside]
         assert self.budget.held == sum(hold.size for hold in inside if hold.use is not Use.PAGE) <= LIMIT
@@ -137,7 +140,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @invariant()
     def given_back_once(self) -> None:
-        """What is gone has nothing, and was told of no more than one grant and one revocation."""
+        """A released hold has no bytes, and was notified of at most one grant and one revocation."""
         assert all(hold.size == 0 and hold.released for hold in self.gone)
         assert all(count == 1 for count in self.revoked.values())
         for hold in self.owned:
@@ -147,14 +150,17 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
-        """The first of each use does not fit, with all of the cache that it may take; and the way outside is taken."""
+        """The first waiting hold of each use does not fit, even with the cache's share.
+
+        The place outside is taken.
+        """
         budget = self.budget
         for use in ASKED:
             waiting = [hold for hold in self.owned if hold.use is use and not hold.granted]
             assert budget.waiting(use) == len(waiting)
             if not waiting:
                 continue
-            first = waiting[0]  # in the order of asking
+            first = waiting[0]  # in the order of the requests
             if use is Use.PAGE:
                 assert any(hold.outside for hold in budget.holds(use))
                 pages = budget.paged + first.asked
@@ -166,7 +172,7 @@ class BudgetMachine(RuleBasedStateMachine):
                 assert not within or budget.lacks(first.asked) > self.cache.size
 
     def teardown(self) -> None:
-        """When all is given back nothing is left, and nobody waits."""
+        """When everything is released, nothing is held, and no hold waits."""
         while self.owned:
             self.owned.pop().release()
         self.cache.release()
@@ -179,7 +185,10 @@ TestBudget = BudgetMachine.TestCase
 
 
 def test_a_page_is_always_read() -> None:
-    """However full the feeds are, one at a time, in the order of asking; what is given back goes to the next."""
+    """However full the feeds are, pages are read one at a time, in the order of the requests.
+
+    A release grants the next.
+    """
     budget = Budget(100)
     budget.hold(Use.FEED).set(100)
     turns: list[str] = []
@@ -195,7 +204,7 @@ def test_a_page_is_always_read() -> None:
 
 
 def test_answers_leave_the_feeds_alone() -> None:
-    """A quarter is theirs; beyond that they wait, though there is room."""
+    """Answers get a quarter; beyond that quarter they wait, even if there is room."""
     budget = Budget(100)
     first = budget.ask(Use.ANSWER, 20)
     second = budget.ask(Use.ANSWER, 20)
@@ -209,11 +218,11 @@ def test_answers_leave_the_feeds_alone() -> None:
 
 
 def test_what_is_given_back_while_room_is_made_goes_to_whom_it_is_made_for() -> None:
-    """Others that wait do not take it away: a feed would give up all that it has, and get nothing."""
+    """Other waiting holds do not take it: a feed would give up everything that it has, and get nothing."""
     budget = Budget(100)
     cache, feed = budget.hold(Use.FEED), budget.hold(Use.FEED)
     cache.set(100)
-    budget.ask(Use.PAGE, 300)  # outside
+    budget.ask(Use.PAGE, 300)  # granted outside
     waits = budget.ask(Use.PAGE, 10)
     assert not waits.granted
     assert feed.grow(30, lambda size: cache.set(cache.size - budget.lacks(size)))
@@ -222,7 +231,7 @@ def test_what_is_given_back_while_room_is_made_goes_to_whom_it_is_made_for() -> 
 
 @pytest.mark.parametrize("use", ASKED)
 def test_what_comes_inside_makes_place_outside(use: Use) -> None:
-    """A hold that was granted outside grows only when all of it fits."""
+    """A hold that was granted outside grows only when the whole hold fits."""
     budget = Budget(100)
     feed = budget.hold(Use.FEED)
     feed.set(100)
@@ -236,7 +245,10 @@ def test_what_comes_inside_makes_place_outside(use: Use) -> None:
 
 
 def test_no_feed_ends_for_the_sake_of_a_page() -> None:
-    """A page is gone in a moment; no other is granted until all fits again."""
+    """A page is released within a moment, so no feed ends for it.
+
+    No other page is granted until everything fits again.
+    """
     budget = Budget(100)
     feed = budget.hold(Use.FEED)
     page = budget.ask(Use.PAGE, 50)

@@ -1,4 +1,4 @@
-"""How many connections there may be, and which gives way."""
+"""The limit of connections, and the connection that is closed when the limit is reached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.core.errors import OverCapacityError
 
 
 def test_the_longest_idle_gives_way() -> None:
-    """Neither a busy one, nor one that has rested since."""
+    """The connection that has been idle for longest is closed: neither a busy one, nor one that became idle later."""
     capacity: Capacity[str] = Capacity(3, 1)
     assert [capacity.arrive(name) for name in "abc"] == [None, None, None]
     capacity.occupy("a")
@@ -27,7 +27,7 @@ def test_the_longest_idle_gives_way() -> None:
 
 
 def test_when_all_are_busy_the_new_one_goes() -> None:
-    """There is nobody else."""
+    """When all connections are busy, the new one is closed."""
     capacity: Capacity[str] = Capacity(2, 0)
     for name in "ab":
         capacity.arrive(name)
@@ -37,7 +37,7 @@ def test_when_all_are_busy_the_new_one_goes() -> None:
 
 
 def test_spare_ones_are_not_for_what_takes_long() -> None:
-    """The one that asks is busy itself."""
+    """Spare connections are not for slow requests: the connection that asks is busy itself."""
     capacity: Capacity[int] = Capacity(5, 2)
     for number in range(3):
         capacity.arrive(number)
@@ -57,14 +57,14 @@ def test_spare_ones_are_not_for_what_takes_long() -> None:
 
 
 class Crowd(RuleBasedStateMachine):
-    """Connections that come, ask, rest, and go in any order, and victims that go at once."""
+    """Connections that come, ask, become idle, and go in any order, and evicted connections that go at once."""
 
     there = Bundle("there")
 
     def __init__(self) -> None:
         super().__init__()
         self.capacity: Capacity[int] = Capacity(4, 2)
-        self.states: dict[int, bool] = {}  # busy
+        self.states: dict[int, bool] = {}  # whether each is busy
         self.count = 0
 
     @rule(target=there)

@@ -1,4 +1,4 @@
-"""What linearizable reads prove of a watch, against a history of commits."""
+"""Linearizable reads prove how current a watch is, checked against a history of commits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.core.currentness import GRACE, KEPT, Currentness
 STALE_AFTER = 10.0
 
 times = st.floats(0, 100, allow_nan=False)
-# When each revision was committed; reads, each with when it was asked for and how long its answer took.
+# The times at which the revisions were committed; the reads, each with its start and its duration.
 commits = st.lists(times, max_size=40).map(sorted)
 reads = st.lists(st.tuples(times, st.floats(0, 5)), max_size=40).map(sorted)
 
@@ -29,10 +29,10 @@ def committed(history: Sequence[float], at: float) -> int:
 def test_what_is_proven_is_true(
     history: list[float], asked: list[tuple[float, float]], reached: int, luck: float
 ) -> None:
-    """Nothing that was committed before the time of a proof is above what was reached."""
+    """No revision that was committed before the time of a proof is above the revision that was reached."""
     currentness = Currentness(STALE_AFTER)
     for asked_at, took in asked:
-        # A linearizable answer is of some moment between question and answer.
+        # A linearizable answer is of some moment between the question and the answer.
         currentness.note(asked_at, committed(history, asked_at + luck * took))
     proven = currentness.proven_at(reached)
     if proven is not None:
@@ -42,7 +42,7 @@ def test_what_is_proven_is_true(
 @settings(deadline=None)
 @given(st.floats(1, 60), st.lists(st.floats(0, 0.9), min_size=5, max_size=30), st.integers(1, 1000))
 def test_a_watch_that_keeps_up_is_never_stale(stale_after: float, latencies: list[float], writes: int) -> None:
-    """Reads begin when they are due; one that takes less than half their interval never makes a feed stale."""
+    """Reads begin when they are due; a read that takes less than half their interval never makes a feed stale."""
     currentness = Currentness(stale_after)
     now = since = revision = 0.0
     for latency in latencies:
@@ -57,7 +57,7 @@ def test_a_watch_that_keeps_up_is_never_stale(stale_after: float, latencies: lis
 
 
 def test_one_that_stands_still_is_proven_no_further() -> None:
-    """The last proof is the last read that it had reached."""
+    """A feed that stands still is proven up to the last read whose revision it had reached."""
     currentness = Currentness(STALE_AFTER)
     for asked_at, revision in ((0.0, 5), (5.0, 5), (10.0, 6), (15.0, 7)):
         currentness.note(asked_at, revision)
@@ -68,7 +68,7 @@ def test_one_that_stands_still_is_proven_no_further() -> None:
 
 
 def test_without_reads_nothing_is_proven() -> None:
-    """Nor after a restore, whose revisions count anew."""
+    """Without reads nothing is proven; nor after a restore, whose revisions start anew."""
     currentness = Currentness(STALE_AFTER)
     assert currentness.proven_at(10) is None
     currentness.note(1.0, 5)
@@ -82,7 +82,7 @@ def test_without_reads_nothing_is_proven() -> None:
     [(100.0, 100.0, 5.0), (104.0, 100.0, 1.0), (110.0, 100.0, 0.0), (100.0, 20.0, 3.0), (120.0, 20.0, 0.0)],
 )
 def test_when_the_next_read_is_due(now: float, since: float, due: float) -> None:
-    """Half of the time after the last one, or after somebody began to need them."""
+    """The next read is due half of the stale time after the last read, or after the first subscriber needed reads."""
     currentness = Currentness(STALE_AFTER)
     currentness.note(98.0, 1)
     assert currentness.due(now, since) == due
@@ -91,7 +91,10 @@ def test_when_the_next_read_is_due(now: float, since: float, due: float) -> None
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 20), max_size=200))
 def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
-    """The latest reading older than all patience; however many reads there are, a few are remembered."""
+    """When reads are overdue, the latest proof is older than any patience.
+
+    However many reads there are, few are remembered.
+    """
     currentness = Currentness(STALE_AFTER)
     horizon = STALE_AFTER + GRACE
     now, asked = 0.0, []
@@ -108,7 +111,7 @@ def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
 
 
 def test_an_answer_that_comes_late_proves_no_less() -> None:
-    """A read that was asked for before another, and answered after it, takes nothing back."""
+    """A read that started before another, and was answered after it, does not take the other's proof back."""
     currentness = Currentness(STALE_AFTER)
     currentness.note(5.0, 7)
     currentness.note(1.0, 6)
@@ -116,6 +119,6 @@ def test_an_answer_that_comes_late_proves_no_less() -> None:
 
 
 def test_a_read_is_overdue_when_its_streams_have_said_stale() -> None:
-    """A feed looks once a second, so it has turned stale before its member is left."""
+    """A feed checks once a second, so it has become stale before the gateway leaves the feed's member."""
     currentness = Currentness(STALE_AFTER)
     assert currentness.interval + currentness.answer_timeout >= STALE_AFTER + 1

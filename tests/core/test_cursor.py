@@ -1,4 +1,4 @@
-"""``app.core.cursor``: where a mirror stands, for every replica and every later version."""
+"""``app.core.cursor``: the position of a mirror, for every replica and every later version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ epochs = st.text("0123456789abcdef", min_size=8, max_size=8)
 
 @given(epoch=epochs, revision=st.integers(0, (1 << 63) - 1))
 def test_a_cursor_comes_back_as_it_went(epoch: str, revision: int) -> None:
-    """What we send is what we read."""
+    """Parsing a cursor's text returns the cursor."""
     cursor = Cursor(epoch, revision)
     assert parse_cursor(str(cursor)) == cursor
     assert cursor.empty == (revision == 0)
@@ -34,13 +34,13 @@ def test_a_cursor_comes_back_as_it_went(epoch: str, revision: int) -> None:
 @example("00000000-\u0661")
 @example("-")
 def test_no_text_raises(text: str) -> None:
-    """A client may bring anything: what is not exactly of our form is unreadable, never another cursor."""
+    """A client may send any text: a text that does not have exactly the cursor's form is unreadable."""
     cursor = parse_cursor(text)
     assert cursor in (NOTHING, UNREADABLE) or str(cursor) == text
 
 
 def test_an_empty_text_holds_nothing_and_an_unreadable_one_is_not_empty() -> None:
-    """Both reset, for different reasons."""
+    """An empty cursor and an unreadable one both reset, for different reasons."""
     assert parse_cursor("") is NOTHING
     assert parse_cursor("5") is UNREADABLE
     assert NOTHING.empty
@@ -48,7 +48,7 @@ def test_an_empty_text_holds_nothing_and_an_unreadable_one_is_not_empty() -> Non
 
 
 def test_the_largest_revision_is_of_63_bits() -> None:
-    """Revisions are int64 at etcd."""
+    """The largest revision has 63 bits: revisions are int64 at etcd."""
     assert parse_cursor("00000000-9223372036854775807").revision == (1 << 63) - 1
     assert parse_cursor("00000000-9223372036854775808") is UNREADABLE
 
@@ -56,7 +56,7 @@ def test_the_largest_revision_is_of_63_bits() -> None:
 @pytest.mark.parametrize(
     ("cluster", "gateway_epoch", "shape", "epoch"),
     [
-        # Frozen within v1: a change here resets every client in the world. Never adapt these to the code.
+        # Frozen within v1: a change here resets every client in the world. Never adapt these values to the code.
         (CLUSTER, "", SERVICES, "16214fff"),
         (CLUSTER, "restored-1", SERVICES, "1324e58e"),
         (0, "", Shape(KeyRange("prefix", b"")), "da222670"),
@@ -67,7 +67,7 @@ def test_the_largest_revision_is_of_63_bits() -> None:
     ],
 )
 def test_the_derivation_is_frozen(cluster: int, gateway_epoch: str, shape: Shape, epoch: str) -> None:
-    """Literal epochs, as the first release derived them."""
+    """The epochs are literally those that the first release derived."""
     assert derive_epoch(cluster, gateway_epoch, shape) == epoch
 
 
@@ -78,7 +78,7 @@ identities = st.tuples(st.integers(0, (1 << 64) - 1), st.text(max_size=4), shape
 
 @given(one=identities, other=identities)
 def test_whatever_differs_has_another_epoch(one: tuple[int, str, Shape], other: tuple[int, str, Shape]) -> None:
-    """Cluster, GATEWAY_EPOCH, kind, name, encoding, keys_only, count_only: each is part of it."""
+    """Each of cluster, GATEWAY_EPOCH, kind, name, encoding, keys_only and count_only is a part of the epoch."""
     assert (derive_epoch(*one) == derive_epoch(*other)) == (one == other)
 
 
@@ -95,5 +95,5 @@ def test_whatever_differs_has_another_epoch(one: tuple[int, str, Shape], other: 
     ],
 )
 def test_each_difference_alone_has_another_epoch(cluster: int, gateway_epoch: str, shape: Shape) -> None:
-    """One difference is enough."""
+    """One difference alone is enough for another epoch."""
     assert derive_epoch(cluster, gateway_epoch, shape) != derive_epoch(CLUSTER, "", SERVICES)

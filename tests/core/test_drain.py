@@ -1,4 +1,4 @@
-"""``app.core.drain``: everybody in time, nobody in a storm."""
+"""``app.core.drain``: every stream is closed in time, without a storm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ paces = st.floats(1, 1000)
 
 @given(counts, windows, paces)
 def test_all_are_gone_at_the_end_and_the_end_is_within_the_window(count: int, window: float, pace: float) -> None:
-    """However many there are."""
+    """All streams are closed at the end of the window, however many there are."""
     drain = Drain(count, window=window, pace=pace)
     assert drain.seconds <= window
     assert drain.due(drain.seconds) == count
@@ -27,7 +27,7 @@ def test_all_are_gone_at_the_end_and_the_end_is_within_the_window(count: int, wi
 
 @given(counts, windows, paces, st.lists(st.floats(0, 1), min_size=2).map(sorted))
 def test_they_go_evenly(count: int, window: float, pace: float, moments: list[float]) -> None:
-    """Between two moments no more than their share, and never fewer than before."""
+    """Between two moments no more streams are closed than their share, and the number of closed streams never falls."""
     drain = Drain(count, window=window, pace=pace)
     at = [moment * drain.seconds for moment in moments]
     due = [drain.due(moment) for moment in at]
@@ -38,14 +38,14 @@ def test_they_go_evenly(count: int, window: float, pace: float, moments: list[fl
 
 
 def test_a_few_go_at_once() -> None:
-    """Nobody waits 30 seconds for one stream."""
+    """A few streams are closed at once: one stream does not wait 30 seconds."""
     assert Drain(1, window=30, pace=100).seconds == 0.01
     assert Drain(0, window=30, pace=100).due(0) == 0
     assert Drain(6000, window=30, pace=100).seconds == 30
 
 
 def test_they_come_back_evenly() -> None:
-    """By the defaults, 1,000 that go one after the other and come back after a drawn time: no storm anywhere."""
+    """With the defaults, 1,000 streams close one by one and reconnect after a random time, without a storm."""
     window, pace = (Settings.model_fields[name].default for name in ("drain_window", "drain_pace"))
     drain, rng = Drain(1000, window=window, pace=pace), random.Random(1)
 
@@ -58,4 +58,4 @@ def test_they_come_back_evenly() -> None:
     goes = [tick for tick, before, now in zip(ticks, [0, *due], due, strict=False) for _ in range(now - before)]
     assert len(goes) == 1000
     assert busiest_second(goes) <= 1.5 * pace
-    assert busiest_second([0.0] * 1000) > 2 * pace  # what all at once would be
+    assert busiest_second([0.0] * 1000) > 2 * pace  # the rate if all came at once

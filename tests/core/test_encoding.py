@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.core.encoding import Encoding, compact, event_body, item_body, item_fields, list_body, list_items
 from app.core.events import Delete, Event, KeyValue
 
-# Text of all kinds, the three line ends that JSON does not know among it, and bytes that are none.
+# Text of all kinds, including the three line ends that JSON does not know, and bytes that are not text.
 tricky = st.text(
     st.sampled_from('a"\\/\n\r\t\0\x0b\x0c\x1c\x1f\x7f\x85\u2028\u2029\u00e9\U0001f600<&\ufeff'), max_size=8
 )
@@ -26,7 +26,7 @@ LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def dumps(value: object) -> str:
-    """What ``json`` makes of it, with the line ends of ``str.splitlines`` escaped."""
+    """The text from ``json``, with the line ends of ``str.splitlines`` escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character, escape in LINE_ENDS.items():
         text = text.replace(character, escape)
@@ -34,7 +34,7 @@ def dumps(value: object) -> str:
 
 
 def back(found: dict[str, object], name: str, mark: str) -> bytes:
-    """The bytes that a member stands for, as a client reads it."""
+    """The bytes that a member stands for, as a client decodes them."""
     value = found[name]
     assert isinstance(value, str)
     if mark not in found:
@@ -49,7 +49,7 @@ def back(found: dict[str, object], name: str, mark: str) -> bytes:
 @example(event=KeyValue(b"k", b"\xed\xa0\x80", 1, 1, 1), encoding="auto")
 @example(event=Delete(b'\x00\x1f\x7f"\\', 1), encoding="auto")
 def test_an_event_comes_back_as_it_went(event: Event, encoding: Encoding) -> None:
-    """Any bytes, in either encoding: what a client decodes is what etcd holds."""
+    """A client decodes exactly the bytes that etcd holds, in either encoding."""
     found = json.loads(event_body(event, encoding) + b"}")
     assert back(found, "key", "key_encoding") == event.key
     assert found["mod_revision"] == event.mod_revision
@@ -66,7 +66,10 @@ def test_an_event_comes_back_as_it_went(event: Event, encoding: Encoding) -> Non
 
 @given(event=events, encoding=encodings)
 def test_the_text_is_that_of_json(event: Event, encoding: Encoding) -> None:
-    """Written by hand for its speed, equal to ``json.dumps`` to the byte; and one line to everybody."""
+    """The hand-written encoder, made for speed, equals ``json.dumps`` to the byte.
+
+    Every reader sees a single line.
+    """
     text = event_body(event, encoding).decode() + "}"
     assert text == dumps(json.loads(text))
     assert len(text.splitlines()) == 1
@@ -74,7 +77,7 @@ def test_the_text_is_that_of_json(event: Event, encoding: Encoding) -> None:
 
 @given(name=data, value=data)
 def test_auto_is_text_where_it_can_be(name: bytes, value: bytes) -> None:
-    """Key and value each by itself: UTF-8 stays text, anything else is base64."""
+    """In `auto`, key and value are encoded separately: UTF-8 stays text, anything else is base64."""
     found = json.loads("{" + item_fields(KeyValue(name, value, 1, 1, 1), "auto") + "}")
     for content, mark in ((name, "key_encoding"), (value, "encoding")):
         try:
@@ -87,7 +90,7 @@ def test_auto_is_text_where_it_can_be(name: bytes, value: bytes) -> None:
 
 @given(event=events)
 def test_base64_is_so_throughout(event: Event) -> None:
-    """Who asks for base64 needs no second way to read; and it is plain ASCII."""
+    """In `base64`, a client needs no second way to decode; and the text is plain ASCII."""
     body = event_body(event, "base64")
     found = json.loads(body + b"}")
     assert found["key_encoding"] == "base64"
@@ -98,7 +101,7 @@ def test_base64_is_so_throughout(event: Event) -> None:
 @pytest.mark.parametrize(
     ("event", "encoding", "body"),
     [
-        # The wire contract to the letter: an order that clients see in logs and in the docs.
+        # The wire contract to the letter: clients see this order in logs and in the docs.
         (
             KeyValue(b"/a", b"1", 2, 3, 4),
             "auto",
@@ -122,7 +125,7 @@ def test_base64_is_so_throughout(event: Event) -> None:
     ],
 )
 def test_bodies_to_the_letter(event: Event, encoding: Encoding, body: str) -> None:
-    """Members in their order, without spaces, without the closing brace."""
+    """The members are in order, without spaces, and without the closing brace."""
     assert event_body(event, encoding).decode().startswith(body)
     if '"value":"\u00e9' not in body:
         assert event_body(event, encoding) == body.encode()
@@ -130,7 +133,7 @@ def test_bodies_to_the_letter(event: Event, encoding: Encoding, body: str) -> No
 
 @given(item=items, encoding=encodings)
 def test_keys_only_leaves_out_the_value_and_nothing_else(item: KeyValue, encoding: Encoding) -> None:
-    """Neither the value nor its encoding; the rest is as ever."""
+    """`keys_only` omits the value and its encoding, and nothing else."""
     whole = json.loads("{" + item_fields(item, encoding) + "}")
     found = json.loads("{" + item_fields(item, encoding, keys_only=True) + "}")
     assert found == {name: value for name, value in whole.items() if name not in ("value", "encoding")}
@@ -146,7 +149,7 @@ def test_keys_only_leaves_out_the_value_and_nothing_else(item: KeyValue, encodin
 def test_a_list_is_json(
     listed: list[KeyValue], encoding: Encoding, keys_only: bool, revision: int, page: str | None
 ) -> None:
-    """One line with its items, and a next page only when there is one."""
+    """A list is one line with its items, and has a next page only if there is one."""
     kvs = list_items(listed, encoding, keys_only=keys_only)
     body = list_body(revision, f"16214fff-{revision}", kvs, 7, page)
     wanted: dict[str, object] = {
@@ -162,7 +165,7 @@ def test_a_list_is_json(
 
 @given(item=items, encoding=encodings, revision=counts)
 def test_an_item_is_json(item: KeyValue, encoding: Encoding, revision: int) -> None:
-    """One line with the key in it."""
+    """An item is one line that includes the key."""
     kv = json.loads("{" + item_fields(item, encoding) + "}")
     wanted = {"revision": revision, "cursor": "16214fff-5", "kv": kv}
     assert item_body(revision, "16214fff-5", item, encoding).decode() == dumps(wanted) + "\n"
@@ -170,6 +173,6 @@ def test_an_item_is_json(item: KeyValue, encoding: Encoding, revision: int) -> N
 
 @given(st.dictionaries(st.text(max_size=4), st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8))))
 def test_compact_is_json_without_spaces(value: dict[str, object]) -> None:
-    """It comes back as it went, and text stays readable."""
+    """Compact JSON decodes to the same value, and text stays readable."""
     assert json.loads(compact(value)) == value
     assert compact({"a": [1, "\u00e9"]}) == '{"a":[1,"\u00e9"]}'

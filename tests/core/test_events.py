@@ -1,4 +1,4 @@
-"""``app.core.events``: the nouns of etcd's history."""
+"""``app.core.events``: the types of etcd's history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PUT = KeyValue(b"k", b"value", 2, 7, 3, 9)
 
 
 def test_an_item_is_its_fields() -> None:
-    """Equal means equal in every field; any difference is another one."""
+    """Items are equal if every field is equal; any difference makes them unequal."""
     assert KeyValue(b"k", b"value", 2, 7, 3, 9) == PUT
     others: list[object] = [
         KeyValue(b"j", b"value", 2, 7, 3, 9),
@@ -37,7 +37,7 @@ def test_a_delete_is_its_key_and_revision() -> None:
 
 
 def test_memory_is_counted_with_its_overhead() -> None:
-    """A batch and a snapshot weigh what their events weigh."""
+    """A batch and a snapshot count the bytes of their events, overhead included."""
     assert PUT.size == 6 + ITEM_OVERHEAD
     assert Delete(b"k", 7).size == 1 + ITEM_OVERHEAD
     assert Batch(7, [PUT, Delete(b"j", 7)]).size == 7 + 2 * ITEM_OVERHEAD
@@ -46,7 +46,7 @@ def test_memory_is_counted_with_its_overhead() -> None:
 
 
 def test_they_name_themselves() -> None:
-    """Readable in a failing test."""
+    """The text of an event is readable in a failing test."""
     assert (repr(PUT), repr(Delete(b"k", 7)), repr(Batch(7, [PUT]))) == (
         "KeyValue(b'k'@7)",
         "Delete(b'k'@7)",
@@ -61,7 +61,7 @@ events = st.lists(st.integers(1, 6)).map(
 
 @given(events)
 def test_each_revision_becomes_one_batch(found: list[Event]) -> None:
-    """Nothing is lost, moved or divided."""
+    """No event is lost, moved or divided."""
     cut = list(batches(found))
     assert [event for batch in cut for event in batch.events] == found
     assert all(event.mod_revision == batch.revision for batch in cut for event in batch.events)
@@ -70,6 +70,6 @@ def test_each_revision_becomes_one_batch(found: list[Event]) -> None:
 
 
 def test_falling_revisions_are_no_history() -> None:
-    """A watch never goes back: if it did, nothing may be published of it."""
+    """A watch never goes back: falling revisions are refused, and nothing of them is published."""
     with pytest.raises(ValueError, match="revision 2 comes after the higher revision 3"):
         list(batches([Delete(b"a", 3), Delete(b"b", 2)]))

@@ -1,6 +1,6 @@
-"""``app.core.feed`` by named examples: what each state makes of each input, and how each plan proves itself.
+"""``app.core.feed`` by named examples: the result of each input in each state, and the proof of each plan.
 
-Random walks are in ``test_feed_machine``; here the table is a specification to be read.
+Random walks are in ``test_feed_machine``; here the table is a specification to read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ EVERYTHING = 1 << 40
 
 
 def put(revision: int, key: bytes = b"", value: bytes = b"v") -> KeyValue:
-    """A first put: of a key that no other revision has, unless it is told which."""
+    """A first put: of a key that no other revision has, unless *key* is given."""
     return KeyValue(key or b"%d" % revision, value, revision, revision, 1)
 
 
@@ -58,17 +58,17 @@ def batches(*revisions: int) -> Batches:
 
 
 def late(*revisions: int) -> Batches:
-    """The same, in a message that may have found etcd's channel full."""
+    """A first put in each of *revisions*, in a message that may have found etcd's channel full."""
     return Batches(batches(*revisions).batches, late=True)
 
 
 def said(*events: Event) -> Batches:
-    """One revision, with these events."""
+    """One revision with these events."""
     return Batches((Batch(events[0].mod_revision, events),))
 
 
 def heavy(*revisions: int) -> Batches:
-    """Revisions of which two do not fit the bounds."""
+    """Revisions so large that two do not fit the bounds."""
     return Batches(tuple(Batch(revision, [put(revision, value=b"v" * 1200)]) for revision in revisions))
 
 
@@ -79,17 +79,17 @@ def taken(revision: int, *items: KeyValue, cluster_id: int = 1) -> SnapshotTaken
 
 @dataclass(frozen=True)
 class Path:
-    """Inputs that lead a new feed somewhere."""
+    """Inputs that lead a new feed to some state."""
 
     inputs: tuple[FeedInput, ...]
     reach_back: int = REACH_BACK
 
     def then(self, *inputs: FeedInput) -> Path:
-        """Further on."""
+        """The path with more inputs."""
         return Path((*self.inputs, *inputs), self.reach_back)
 
     def walk(self) -> FeedCore:
-        """A feed that has come that far."""
+        """A new feed after these inputs."""
         core = FeedCore(BOUNDS, self.reach_back)
         for given in self.inputs:
             core.handle(given, 0.0)
@@ -107,11 +107,11 @@ LIVE = SNAPSHOTTING.then(TAKEN)
 WATCH_RETRY = LIVE.then(Lost("gone"))
 # The anchor is the snapshot's newest put, at 90.
 OVERLAP = WATCH_RETRY.then(RetryDue())
-# Quiet for longer than it may reach back: no anchor is near enough.
+# Quiet for longer than the feed may reach back: no anchor is near enough.
 QUIET = LIVE.then(Progress(141, trusted=True))
 PROBE = QUIET.then(Lost("gone"), RetryDue())
 CONFIRMING_PROBE = PROBE.then(Created(141))
-# A message over the limit broke a stream: was it ours?
+# A message over the limit broke a stream; the message may have been this feed's.
 TOO_LARGE = Lost("too large", too_large=True)
 ALONE = LIVE.then(TOO_LARGE, RetryDue())
 ALONE_LIVE = ALONE.then(Created(105), batches(90))
@@ -153,7 +153,7 @@ CASES: dict[str, Case] = {
     "again": (START_RETRY, RetryDue(), S.OPENING, (OpenWatch(0),)),
     "restored meanwhile": (START_RETRY, Restored(), S.START_RETRY, ()),
     "stopped meanwhile": (START_RETRY, Stop(), S.CLOSED, (CloseWatch(),)),
-    # A watch that started in the past proves itself.
+    # A watch that started in the past must prove itself.
     "catching up: proof is wanted": (OVERLAP, Created(100), S.CATCHING_UP, (AwaitProof(),)),
     "nothing lies between: no proof needed": (PROBE, Created(141), S.CONFIRMING, (EndProof(), Probe(141))),
     "something may lie between": (PROBE, Created(142), S.CATCHING_UP, (AwaitProof(),)),
@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
     "lost again": (OVERLAP, Lost("gone"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
     "restored while catching up": (OVERLAP, Restored(), S.OPENING, UNPROVEN_ANEW),
     "stopped while catching up": (OVERLAP, Stop(), S.CLOSED, (EndProof(), CloseWatch())),
-    # Complete; only: was nothing below compacted while it was read?
+    # Complete, if nothing below was compacted during the read.
     "proven": (CONFIRMING_PROBE, Probed("ok"), S.LIVE, ()),
     "proven on a stream to itself: now to a live one": (
         ALONE_CONFIRMING, Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(142))
@@ -197,7 +197,7 @@ CASES: dict[str, Case] = {
     "lost meanwhile": (CONFIRMING_PROBE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "restored while confirming": (CONFIRMING_PROBE, Restored(), S.OPENING, ANEW),
     "stopped while confirming": (CONFIRMING_PROBE, Stop(), S.CLOSED, (CloseWatch(),)),
-    # Live, and what may end that.
+    # The inputs that a live feed gets, and those that may end its being live.
     "news": (LIVE, batches(101, 103), S.LIVE, ()),
     "what the snapshot holds": (LIVE, batches(95), S.LIVE, ()),
     "what cannot be: behind the tip": (QUIET, batches(120), S.OPENING, ANEW),
@@ -231,7 +231,7 @@ CASES: dict[str, Case] = {
     "after a break: no anchor is near": (
         QUIET.then(Lost("gone")), RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(142))
     ),
-    # A message over the limit: each watch of its stream goes on alone, and then it is known whose it was.
+    # A message over the limit: each watch of the stream goes on alone, and then it is known whose message it was.
     "too large while live": (LIVE, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "too large while catching up": (OVERLAP, TOO_LARGE, S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
     "too large while confirming": (CONFIRMING_PROBE, TOO_LARGE, S.WATCH_RETRY, (CloseWatch(), Retry(1))),
@@ -263,7 +263,7 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_state_makes_of_an_input(name: str) -> None:
-    """Where it leads and what is to be done, in order."""
+    """Each input leads to the expected state and commands, in order."""
     path, given, state, commands = CASES[name]
     core = path.walk()
     assert core.handle(given, 0.0) == commands
@@ -271,7 +271,7 @@ def test_what_a_state_makes_of_an_input(name: str) -> None:
 
 
 def test_every_way_of_the_table_is_shown() -> None:
-    """No row that nothing reaches, and none that leads where the table does not say."""
+    """The examples reach every row of the table, and no transition leads outside the table."""
     shown = {(path.walk().state, type(given), state) for path, given, state, _ in CASES.values()}
     promised = {(state, given, to) for (state, given), entry in TABLE.items() for to in entry.leads_to}
     assert shown - promised == set()
@@ -297,7 +297,7 @@ INPUTS: tuple[FeedInput, ...] = (
 
 
 def portrait(core: FeedCore) -> list[object]:
-    """All that a feed knows."""
+    """Everything that a feed knows."""
     history = core.history
     log, view, proof = history.log, history.view, core._proof
     return [
@@ -310,7 +310,7 @@ def portrait(core: FeedCore) -> list[object]:
 
 
 def test_what_a_state_does_not_know_changes_nothing() -> None:
-    """Every pair of state and input that the table lacks is refused by name, and leaves the feed as it was."""
+    """Every pair of state and input that the table lacks is refused by name, and leaves the feed unchanged."""
     assert {path.walk().state for path in PLACES} == set(State)
     assert {type(given) for given in INPUTS} == set(get_args(FeedInput))
     for path in PLACES:
@@ -325,18 +325,18 @@ def test_what_a_state_does_not_know_changes_nothing() -> None:
 
 
 def revisions(core: FeedCore) -> list[int]:
-    """The revisions in its log."""
+    """The revisions in the feed's log."""
     return [batch.revision for batch in core.history.log.after(core.history.log.floor, EVERYTHING)]
 
 
 def state(core: FeedCore) -> dict[bytes, int]:
-    """The keys of its view, and the revisions that wrote them."""
+    """The keys of the feed's view, and the revisions that wrote them."""
     assert core.history.view is not None
     return {item.key: item.mod_revision for item in core.history.view.snapshot(core.history.log.tip).items}
 
 
 def send(core: FeedCore, *inputs: FeedInput) -> Commands:
-    """One after the other; the commands of the last."""
+    """Pass the inputs one after the other; return the commands of the last."""
     commands: Commands = ()
     for given in inputs:
         commands = core.handle(given, 0.0)
@@ -344,7 +344,7 @@ def send(core: FeedCore, *inputs: FeedInput) -> Commands:
 
 
 def test_a_fresh_start_publishes_what_the_snapshot_lacks() -> None:
-    """What the watch said up to the snapshot is in it already; what it said after comes once."""
+    """Events up to the snapshot are in the snapshot already; later events are published once."""
     core = SNAPSHOTTING.then(batches(90, 100, 101), batches(103)).walk()
     assert not core.history.joinable
     send(core, TAKEN)
@@ -354,7 +354,7 @@ def test_a_fresh_start_publishes_what_the_snapshot_lacks() -> None:
 
 
 def test_what_was_held_before_a_retry_is_forgotten() -> None:
-    """The next watch says it again, or the next snapshot holds it."""
+    """Events held before a retry are forgotten: the next watch sends them again, or the next snapshot includes them."""
     core = SNAPSHOTTING.then(batches(101), Lost("gone")).walk()
     assert core.bytes == 0
     send(core, RetryDue(), Created(102), taken(102, put(102)))
@@ -362,7 +362,7 @@ def test_what_was_held_before_a_retry_is_forgotten() -> None:
 
 
 def test_only_trusted_progress_moves_the_tip() -> None:
-    """What may overtake events proves nothing; the view and the generation stay."""
+    """Progress that may overtake events proves nothing; the view and the generation stay."""
     core = LIVE.walk()
     send(core, Progress(105, trusted=False))
     assert core.history.log.tip == 100
@@ -371,7 +371,7 @@ def test_only_trusted_progress_moves_the_tip() -> None:
 
 
 def test_one_revision_larger_than_the_bound_is_held() -> None:
-    """It reaches everyone who keeps up, as in the log."""
+    """A revision larger than the bound is held: it reaches every reader that keeps up, as in the log."""
     giant = said(put(142, value=b"v" * 5000))
     core = CONFIRMING_PROBE.walk()
     assert send(core, giant) == ()
@@ -383,7 +383,7 @@ def test_one_revision_larger_than_the_bound_is_held() -> None:
 
 
 def test_after_a_break_it_goes_on_behind_the_anchor() -> None:
-    """The anchor comes again and is not published again; what was missed is."""
+    """The anchor comes again and is not published again; the missed revisions are published."""
     core = LIVE.then(batches(105), Lost("gone")).walk()
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(105))
     send(core, Created(107), batches(105, 106, 107))
@@ -403,33 +403,33 @@ def test_after_a_break_it_goes_on_behind_the_anchor() -> None:
     ],
 )
 def test_an_anchor_that_was_seen_must_come_whole(found: Sequence[Event], proven: bool) -> None:
-    """Of a revision that we were sent we know every event."""
+    """Of a revision that etcd sent to the feed, the feed knows every event, so all must come again."""
     core = LIVE.then(said(put(105, b"a"), put(105, b"b")), Lost("gone"), RetryDue()).walk()
     send(core, said(*found))
     assert (core.state is State.LIVE) == proven
 
 
 def test_an_anchor_of_a_snapshot_may_bring_more() -> None:
-    """Of a revision in a snapshot we know the puts that were not overwritten or deleted since."""
+    """Of a revision in a snapshot, the feed only knows the puts that were not overwritten or deleted since."""
     core = OVERLAP.walk()
     send(core, said(put(90), Delete(b"b", 90), put(90, b"c")))
     assert (core.state, state(core)) == (State.LIVE, {b"90": 90})
 
 
 def test_what_the_snapshot_covers_is_not_published() -> None:
-    """Between its newest put and its revision a snapshot hides deletes: known as state, not as events."""
+    """Between its newest put and its revision a snapshot hides deletes: they are known as state, not as events."""
     core = OVERLAP.walk()
     send(core, Batches((*batches(90).batches, Batch(95, [Delete(b"b", 95)]), Batch(101, [put(101)]))))
     assert (core.state, revisions(core)) == (State.LIVE, [101])
 
 
 def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
-    """Progress had said that nothing lies there."""
+    """An event where progress had ruled out events is of another etcd."""
     core = LIVE.then(Progress(120, trusted=True), Lost("gone"), RetryDue()).walk()
     assert send(core, batches(90, 110)) == UNPROVEN_ANEW
 
 
-# --- what comes next --------------------------------------------------------------------------------------------------
+# --- an event must follow from the view -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,10 @@ def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
     ids=["live", "after a break", "behind the tip"],
 )
 def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[FeedInput]) -> None:
-    """A key's version has jumped: something is missing, or the history is another one. What came before it stays."""
+    """When a key's version jumps, something is missing, or the history is another one.
+
+    The events before the jump stay.
+    """
     core = path.then(*before).walk()
     first, second = KeyValue(b"90", b"w", 90, 151, 2), KeyValue(b"90", b"w", 90, 152, 4)
     commands = send(core, Batches((Batch(151, [first]), Batch(152, [second]))))
@@ -454,19 +457,19 @@ def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[F
 
 
 def test_the_anchor_is_used_as_far_as_it_may_reach() -> None:
-    """One revision further, etcd would have to scan too many."""
+    """The anchor is used up to its reach: one revision further, etcd would have to scan too many revisions."""
     core = LIVE.then(Progress(90 + REACH_BACK, trusted=True), Lost("gone")).walk()
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(90))
 
 
 def test_an_empty_range_has_no_anchor() -> None:
-    """Nothing to be seen again: it goes on behind the tip."""
+    """An empty range has no anchor that could be seen again: the watch goes on after the tip."""
     core = SNAPSHOTTING.then(taken(100), Lost("gone")).walk()
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(101))
 
 
 def test_behind_the_tip_news_wait_for_the_probe() -> None:
-    """Held until the revision at the tip was read: then nothing was compacted between."""
+    """News after the tip are held until the revision at the tip was read: then nothing was compacted in between."""
     core = PROBE.then(Created(144)).walk()
     assert send(core, batches(143)) == ()
     assert send(core, batches(144)) == (EndProof(), Probe(141))
@@ -479,7 +482,7 @@ def test_behind_the_tip_news_wait_for_the_probe() -> None:
 
 @pytest.mark.parametrize("outcome", ["compacted", "future", "failed"])
 def test_without_an_answer_nothing_held_is_published(outcome: Literal["compacted", "future", "failed"]) -> None:
-    """And its memory is given back."""
+    """Without an answer, no held event is published, and the memory is released."""
     core = CONFIRMING_PROBE.then(batches(142)).walk()
     before = core.bytes
     send(core, Probed(outcome))
@@ -487,7 +490,7 @@ def test_without_an_answer_nothing_held_is_published(outcome: Literal["compacted
     assert core.bytes < before
 
 
-# --- what readers are told -------------------------------------------------------------------------------------------
+# --- the reason that readers get -------------------------------------------------------------------------------------
 
 DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(105))
 
@@ -502,7 +505,7 @@ DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(
         (OVERLAP, said(put(90, value=b"x")), "restored"),
         (OVERLAP, Compacted(101), "compacted"),
         (PROBE, Compacted(141), "compacted"),
-        # A compaction exactly there keeps puts and takes deletes.
+        # A compaction exactly there keeps puts and removes deletes.
         (OVERLAP.then(Created(100)), SURE, "restored"),
         (DELETED, Progress(105, trusted=True), "unproven"),
         (CONFIRMING_PROBE, Probed("compacted"), "compacted"),
@@ -513,12 +516,12 @@ DELETED = LIVE.then(said(Delete(b"90", 105)), Lost("gone"), RetryDue(), Created(
     ],
 )
 def test_why_a_generation_ended(path: Path, given: FeedInput, reason: ResetReason) -> None:
-    """The old view is given to nobody new, and the new one says why it is."""
+    """The old view is not given to new readers, and the new view has the reason for the reset."""
     core = path.walk()
     assert (core.history.joinable, core.history.reason, core.history.log.generation) == (True, "initial", 1)
     send(core, given)
     assert not core.history.joinable
-    assert core.history.view is not None, "those who are there keep it until then"
+    assert core.history.view is not None, "present readers keep the view until then"
     assert core.history.log.generation == 1
     send(core, Created(200), taken(200, put(200)))
     assert (core.history.joinable, core.history.reason, core.history.log.generation) == (True, reason, 2)
@@ -526,14 +529,14 @@ def test_why_a_generation_ended(path: Path, given: FeedInput, reason: ResetReaso
 
 
 def test_another_cluster_is_another_history() -> None:
-    """Whatever ended the old one: its revisions mean nothing in the new one."""
+    """Whatever ended the old generation, the revisions of another cluster mean nothing in the new one."""
     core = OVERLAP.then(SyncTimeout(), Created(200), taken(200, put(200), cluster_id=2)).walk()
     assert (core.history.reason, core.history.cluster_id) == ("restored", 2)
 
 
 @pytest.mark.parametrize(("revision", "reason"), [(99, "restored"), (100, "unproven")])
 def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: ResetReason) -> None:
-    """It is linearizable: where the feed had been, etcd had been too."""
+    """A snapshot is linearizable, so a snapshot below the feed's tip is of another history."""
     core = OVERLAP.then(SyncTimeout(), Created(revision), taken(revision)).walk()
     assert core.history.reason == reason
 
@@ -544,7 +547,10 @@ AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
 
 
 def test_what_was_too_large_is_not_asked_for_again() -> None:
-    """It may be the snapshot's newest revision: no anchor until there are news, and no history from before."""
+    """The large message may be the snapshot's newest revision.
+
+    So there is no anchor until there are news, and no older history.
+    """
     core = AFTER_IT.walk()
     assert not core.may_backfill(199, 60.0, trusted=True)
     assert core.may_backfill(200, 60.0, trusted=True)
@@ -556,7 +562,7 @@ def test_what_was_too_large_is_not_asked_for_again() -> None:
 
 
 def test_another_history_may_fit() -> None:
-    """What was too large was in the one before the restore."""
+    """After a restore, the large message is in the old history, and the new history may fit."""
     core = AFTER_IT.then(Restored(), Created(150), taken(150, put(149))).walk()
     assert core.history.reason == "restored"
     assert core.may_backfill(100, 60.0, trusted=True)
@@ -564,7 +570,7 @@ def test_another_history_may_fit() -> None:
 
 
 def test_a_fresh_start_is_above_suspicion() -> None:
-    """Whatever made it necessary: a watch from now on goes to a shared stream, and stays there."""
+    """Whatever caused a fresh start: a watch from now on goes to a shared stream, and stays there."""
     core = ALONE.then(SyncTimeout(), Created(200), taken(200, put(200)), Lost("gone")).walk()
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(200))
     assert send(core, TOO_LARGE) == (EndProof(), CloseWatch(), Retry(1))
@@ -574,7 +580,7 @@ def test_a_fresh_start_is_above_suspicion() -> None:
 
 
 def test_retries_are_counted_until_it_is_live() -> None:
-    """Opening a watch is no success yet: the wait grows until one proves itself, and begins anew after that."""
+    """Opening a watch is not a success yet: the backoff grows until a watch proves itself, and then starts anew."""
     core = IDLE.walk()
     waits: list[Commands] = []
     send(core, Start(backfill=False))
@@ -599,7 +605,7 @@ sizes = st.lists(st.integers(0, 1500), max_size=12)
     sizes=sizes,
 )
 def test_what_is_held_back_is_bounded(path: Path, first: int, sizes: Sequence[int]) -> None:
-    """Whatever comes before the proof: at most the log's bound, or one revision; and it is counted."""
+    """Before the proof, the feed holds at most the log's bound, or one revision; and the held bytes are counted."""
     core = path.walk()
     before, start = core.state, core.history.bytes
     for revision, size in enumerate(sizes, first):
@@ -616,7 +622,7 @@ def test_what_is_held_back_is_bounded(path: Path, first: int, sizes: Sequence[in
 
 
 def test_the_greatest_compaction_is_remembered() -> None:
-    """A member that lags says less, and a live watch is told of it too."""
+    """A lagging member reports a lower compaction; a live watch learns of compactions too."""
     core = LIVE.then(Compacted(95)).walk()
     assert core.backfill.why_not(80) == "compacted"
 
@@ -625,7 +631,7 @@ def test_the_greatest_compaction_is_remembered() -> None:
 
 
 def test_what_a_slow_watch_brings_is_not_published() -> None:
-    """Neither in place of news, nor while the probe is under way."""
+    """Events of a slow watch are published neither in place of news, nor while the probe is under way."""
     core = LIVE.walk()
     send(core, Batches(batches(101, 103).batches, behind=True))
     assert (revisions(core), core.history.log.tip) == ([], 100)
@@ -634,7 +640,7 @@ def test_what_a_slow_watch_brings_is_not_published() -> None:
 
 
 def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:
-    """Deletes behind the snapshot's newest put are no news: the next watch starts where this one came to."""
+    """Deletes after the snapshot's newest put are not news: the next watch starts where this watch ended."""
     core = OVERLAP.then(Created(100)).walk()
     found = (*batches(90).batches, Batch(95, [Delete(b"b", 95)]))
     assert send(core, Batches(found, behind=True)) == (EndProof(), OpenWatch(95))

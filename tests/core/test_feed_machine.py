@@ -1,6 +1,7 @@
-"""``FeedCore`` against a simulated etcd: whatever happens, a reader sees exactly what happened there, or is reset.
+"""``FeedCore`` against a simulated etcd: in every sequence, a reader sees exactly etcd's events, or is reset.
 
-And whoever asks for history: a *twin*, of which nobody does, is told the same by the same etcd, and must do the same.
+A read of history must not disturb the feed: a *twin*, which never reads history, gets the same inputs from the same
+etcd, and must return the same commands.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from app.core.snapshot import Snapshot
 from tests.core.etcd_model import History, SimulatedWatch, Store
 
 REACH_BACK = 8
-# etcd's 1,000 revisions a round, and the feed's knowledge of it, small enough to be met.
+# etcd's 1,000 revisions a round, and the feed's knowledge of that number, made so small that tests reach it.
 BATCH_REVISIONS = 4
 BOUNDS = Bounds(batches=5, bytes=2600, age=50.0)
 
@@ -68,7 +69,7 @@ HISTORY_MOVES = (
 
 
 class Reader:
-    """A naive reader: a generation, a revision, a dict; notes every event that it was given."""
+    """A naive reader: a generation, a revision, and a dict; it records every event that it gets."""
 
     def __init__(self, core: FeedCore, revision: int, state: dict[bytes, KeyValue]) -> None:
         self.core = core
@@ -78,13 +79,13 @@ class Reader:
         self.seen: list[tuple[int, tuple[Event, ...]]] = []
 
     def read(self, size: int) -> bool:
-        """Take what there is, about *size* bytes; False when it must join anew."""
+        """Read about *size* bytes of what there is; False if the reader must join anew."""
         log = self.core.history.log
         if self.generation != log.generation or not log.covers(self.revision):
             return False
         found = log.after(self.revision, size)
         for batch in found:
-            assert batch.revision > self.revision, "in order, none twice"
+            assert batch.revision > self.revision, "revisions come in order, and none comes twice"
             self.revision = batch.revision
             self.seen.append((batch.revision, batch.events))
             for event in batch.events:
@@ -98,18 +99,19 @@ class Reader:
 
 
 class FeedMachine(RuleBasedStateMachine):
-    """Executes the core's commands as ``app.watch.feed`` does, against a ``Store`` that hypothesis tricks."""
+    """Executes the core's commands as ``app.watch.feed`` does, against a ``Store`` on which hypothesis plays tricks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.core = FeedCore(BOUNDS, REACH_BACK)
-        self.twin = FeedCore(BOUNDS, REACH_BACK)  # nobody asks it for history
+        self.twin = FeedCore(BOUNDS, REACH_BACK)  # the twin never gets a request for history
         self.store = Store(progress_trusted=True, loses_deletes=False, batch_revisions=BATCH_REVISIONS)
         self.now = 0.0
         self.watch: SimulatedWatch | None = None
         self.stream_kind: StreamKind = "live"
-        self.in_vain = 0  # streams that our own messages broke, one after the other, while catching up
-        self.unanchored = False  # the generation began because something was too large: perhaps its newest revision
+        self.in_vain = 0  # streams in a row that the feed's own messages broke while it caught up
+        # The generation began because a message was too large: perhaps that of its newest revision.
+        self.unanchored = False
         self.snapshot: Literal["none", "asked", "half", "ready"] = "none"
         self.page: tuple[History, int, list[KeyValue]] | None = None
         self.taken: SnapshotTaken | None = None
@@ -117,28 +119,28 @@ class FeedMachine(RuleBasedStateMachine):
         self.probed: Probed | None = None
         self.retry = False
         self.sync_timer = False
-        self.history: SimulatedWatch | None = None  # reads what lies below
+        self.history: SimulatedWatch | None = None  # the watch that reads the history below the log
         self.history_from: History | None = None
         self.history_stream_kind: StreamKind = "catch-up"
         self.history_probe: int | None = None
         self.history_probed: Probed | None = None
         self.history_timer = False
-        self.highest = 1  # the highest revision that this process has heard of
+        self.highest = 1  # the highest revision that this process has seen
         self.known_cluster = 0
-        self.heard: History | None = None  # the history that a restore was last noticed of
-        # What the feed's present log generation tells of; None before the first.
+        self.heard: History | None = None  # the history in which the process last noticed a restore
+        # The history that the feed's present log generation shows; None before the first.
         self.lineage: History | None = None
         self.taken_from: History | None = None
         self.generation = 0
         self.settled = 0
-        # The one thing that cannot be known: a restore that nobody saw, behind an anchor that proves nothing.
+        # The one thing that no feed can know: a restore that no process saw, after an anchor that proves nothing.
         self.excused = False
         self.readers: list[Reader] = []
 
     # --- the shell ---------------------------------------------------------------------------------------------------
 
     def handle(self, given: FeedInput) -> None:
-        """As ``Feed.handle``; and hold every step to the table."""
+        """Handle an input as ``Feed.handle`` does, and check every step against the table."""
         core, watch = self.core, self.watch
         before, tip, floor = core.state, core.history.log.tip, core.history.log.floor
         oversized = core._oversized is Oversized.CERTAIN
@@ -146,8 +148,8 @@ class FeedMachine(RuleBasedStateMachine):
         assert core.state in TABLE[before, type(given)].leads_to
         assert self.twin.handle(given, self.now) == commands
         if isinstance(given, Lost) and core.state is State.OPENING:
-            assert given.too_large, "only what was too large"
-            assert self.stream_kind == "dedicated", "and certainly ours is not asked for again"
+            assert given.too_large, "only a message over the limit starts a feed anew"
+            assert self.stream_kind == "dedicated", "the feed must not request its own message over the limit again"
         if core.state is State.LIVE or isinstance(given, SnapshotTaken):
             self.in_vain = 0
         if isinstance(given, SnapshotTaken):
@@ -169,7 +171,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.tell(WantBackfill())
 
     def tell(self, given: BackfillInput) -> None:
-        """As ``RunningBackfill.handle``; and hold every step to its table."""
+        """Handle an input as ``RunningBackfill.handle`` does, and check every step against its table."""
         core = self.core
         before = core.backfill.stage
         commands = core.backfill.handle(given, self.now)
@@ -193,7 +195,7 @@ class FeedMachine(RuleBasedStateMachine):
                     pytest.fail(f"{command} for history")
 
     def judge_continuation(self, history: History | None, tip: int) -> None:
-        """The feed goes on with *history* in a generation that began in another one: was that provably right?"""
+        """The feed goes on with *history* in a generation that began in another history: was that provably right?"""
         lineage = self.lineage
         assert history is not None
         assert lineage is not None
@@ -215,8 +217,9 @@ class FeedMachine(RuleBasedStateMachine):
             not revision
             or tip - revision > REACH_BACK
             or revision < compacted
-            # Told of a compaction by one history, the feed restarts behind it; restored since to a second one that
-            # was not compacted so far, by nobody seen: both may be right, and nothing is promised (two restores).
+            # One history reports a compaction, and the feed restarts after it. Then etcd is restored to a second
+            # history, with an older compaction, unseen by any process: both histories may be right, and nothing is
+            # promised (two restores).
             or revision <= self.core.history.compacted
             or (self.unanchored and not published)
             or (revision == compacted and gone)
@@ -225,12 +228,12 @@ class FeedMachine(RuleBasedStateMachine):
         self.excused = True
 
     def execute(self, command: Command) -> None:
-        """As ``Feed._execute``."""
+        """Execute a command as ``Feed._execute`` does."""
         match command:
             case OpenWatch(start, stream_kind):
                 self.close_watch()
                 if (self.stream_kind, stream_kind) == ("dedicated", "live"):
-                    self.in_vain = 0  # cleared, or begun anew
+                    self.in_vain = 0  # the suspicion is cleared, or the feed began anew
                 self.stream_kind = stream_kind
                 self.watch = SimulatedWatch(self.store, start)
             case CloseWatch():
@@ -253,16 +256,16 @@ class FeedMachine(RuleBasedStateMachine):
                 self.sync_timer = False
 
     def close_watch(self) -> None:
-        """The watch, and everything asked for its sake."""
+        """Close the watch, and drop everything that was requested for it."""
         self.watch = None
         self.snapshot, self.page, self.taken = "none", None, None
         self.probe = self.probed = None
         self.retry = False
 
-    # --- what responses tell the process -----------------------------------------------------------------------------
+    # --- the process notices revisions and restores in responses -----------------------------------------------------
 
     def note(self, revision: int) -> None:
-        """As ``Upstream._note``: the header of any response."""
+        """Take note of any response's header, as ``Upstream._note`` does."""
         self.highest = max(self.highest, revision)
         known, self.known_cluster = self.known_cluster, self.store.cluster_id
         if known not in (0, self.store.cluster_id):
@@ -270,7 +273,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.say_restored()
 
     def note_linearizable(self) -> None:
-        """As ``Upstream._note_linearizable``."""
+        """Take note of a linearizable response, as ``Upstream._note_linearizable`` does."""
         revision, highest = self.store.history.current, self.highest
         self.note(revision)
         if revision < highest and self.highest == highest:
@@ -278,7 +281,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.say_restored()
 
     def say_restored(self) -> None:
-        """As ``Feed.restored``."""
+        """Report a restore, as ``Feed.restored`` does."""
         self.heard = self.store.history
         if self.core.state not in (State.IDLE, State.CLOSED):
             self.handle(Restored())
@@ -294,7 +297,7 @@ class FeedMachine(RuleBasedStateMachine):
         fit=st.sampled_from([None, None, 2, 3, 5]),
     )
     def begin(self, trusted: bool, loses: bool, reach: bool, writes: int, compacted: int, fit: int | None) -> None:
-        """An etcd of some version, with some history, and somebody who wants the feed."""
+        """Begin with an etcd of some version, with some history, and a subscriber that wants the feed."""
         self.store.message_events = fit
         self.store.progress_trusted = trusted
         self.store.loses_deletes = loses
@@ -307,30 +310,30 @@ class FeedMachine(RuleBasedStateMachine):
 
     @rule(operations=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=3))
     def write(self, operations: list[tuple[int, bool]]) -> None:
-        """Somebody writes."""
+        """A client writes one transaction."""
         self.store.write(operations)
 
     @rule(operations=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
     def write_much(self, operations: list[tuple[int, bool]]) -> None:
-        """Somebody writes, one revision each."""
+        """A client writes one revision for each operation."""
         for operation in operations:
             self.store.write([operation])
 
     @rule(back=st.integers(0, 6))
     def compact(self, back: int) -> None:
-        """Somebody compacts, mostly near the end."""
+        """A client compacts, mostly near the end."""
         self.store.compact(self.store.history.current - back)
 
     @rule()
     def compact_at_anchor(self) -> None:
-        """Somebody compacts exactly at the last revision that the feed knows."""
+        """A client compacts exactly at the last revision that the feed knows."""
         last = self.core.history.log.last
         if last is not None:
             self.store.compact(last.revision)
 
     @rule()
     def compact_at_tip(self) -> None:
-        """Somebody compacts just behind the feed's tip: where a resume starts."""
+        """A client compacts just after the feed's tip, where a resume starts."""
         self.store.compact(self.core.history.log.tip + 1)
 
     @rule(
@@ -339,7 +342,7 @@ class FeedMachine(RuleBasedStateMachine):
         keep_cluster=st.sampled_from([True, True, False]),
     )
     def restore(self, back: int, operations: list[tuple[int, bool]], keep_cluster: bool) -> None:
-        """etcd is restored from a backup, and may have passed its old revision before we hear of it."""
+        """etcd is restored from a backup, and may have passed its old revision before the process notices."""
         self.store.restore(max(1, self.store.history.current - back), keep_cluster=keep_cluster)
         for operation in operations:
             self.store.write([operation])
@@ -357,25 +360,25 @@ class FeedMachine(RuleBasedStateMachine):
     # --- the watch ---------------------------------------------------------------------------------------------------
 
     def has(self, **wanted: Any) -> bool:
-        """Whether there is a watch like that."""
+        """Whether there is a watch with these attributes."""
         return self.watch is not None and all(getattr(self.watch, name) == value for name, value in wanted.items())
 
     @property
     def held(self) -> SimulatedWatch:
-        """The watch, which there is."""
+        """The watch, which exists."""
         assert self.watch is not None
         return self.watch
 
     @precondition(lambda self: self.has(history=None))
     @rule(lag=st.integers(0, 4))
     def register(self, lag: int) -> None:
-        """etcd takes the watch on."""
+        """etcd registers the watch."""
         self.held.register(lag)
 
     @precondition(lambda self: self.has(open=True, created_sent=False))
     @rule()
     def send_created(self) -> None:
-        """etcd says so."""
+        """etcd sends ``created``."""
         self.held.send_created()
 
     @precondition(lambda self: self.has(open=True))
@@ -393,13 +396,13 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.has(open=True, full=False) and self.held.answer is not None)
     @rule()
     def clear_late(self) -> None:
-        """etcd answers what was asked for a late message's sake."""
+        """etcd answers the request that a late message caused."""
         self.held.clear()
 
     @precondition(lambda self: self.has(open=True, created_sent=True))
     @rule(full=st.booleans())
     def fill(self, full: bool) -> None:
-        """The stream's channel is full, or no longer."""
+        """The stream's channel becomes full, or is no longer full."""
         self.held.full = full
 
     @precondition(lambda self: self.has(created_sent=True, lost=False) and len(self.held.queue) > 0)
@@ -426,13 +429,13 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.has(open=True, synced=True, created_sent=True))
     @rule()
     def say_progress(self) -> None:
-        """A progress answer in its place."""
+        """A progress answer comes in its order."""
         self.held.say_progress()
 
     @precondition(lambda self: self.has(open=True, created_given=True) and not self.store.progress_trusted)
     @rule()
     def overtaking_progress(self) -> None:
-        """An on-demand answer of an old member, which overtakes the events that it covers."""
+        """An on-demand answer of an old member overtakes the events that it covers."""
         history = self.held.history
         assert history is not None
         self.note(history.current)
@@ -441,7 +444,7 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.watch is not None and self.held.history is not None)
     @rule()
     def lose(self) -> None:
-        """The stream breaks; what was under way on it is gone."""
+        """The stream breaks; messages under way on it are lost."""
         self.held.ended = True
         self.handle(Lost("broken"))
 
@@ -450,7 +453,7 @@ class FeedMachine(RuleBasedStateMachine):
     )
     @rule()
     def lose_for_a_neighbour(self) -> None:
-        """What was too large for the stream was for another watch on it."""
+        """A message that was too large for the stream was for another watch on it."""
         self.held.ended = True
         self.handle(Lost("too large", too_large=True))
 
@@ -461,18 +464,18 @@ class FeedMachine(RuleBasedStateMachine):
         self.held.ended = True
         self.handle(Refused("permission denied"))
 
-    # --- the watch that reads history ---------------------------------------------------------------------------------
+    # --- the watch of a backfill --------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.core.backfill.stage is not Stage.RESTING)
     @rule(move=st.sampled_from(HISTORY_MOVES), number=st.integers(0, 6))
     def move_history(self, move: str, number: int) -> None:
-        """One of all that may happen to it, if that can be."""
+        """Do one of the moves that can happen to the watch that reads history, if the move is possible now."""
         if self.history_probe is not None or self.history_probed is not None:
             self.move_history_probe(move)
         elif move in ("time out", "no room"):
             self.tell(SyncTimeout() if move == "time out" else NoRoom())
         elif self.history is None:
-            pytest.fail("it waits for nothing")
+            pytest.fail("a backfill that is not resting must wait for something")
         elif self.history.history is None:
             if move == "register":
                 self.history.register(min(number, 4))
@@ -484,7 +487,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.move_open_history(self.history, move, number)
 
     def move_history_probe(self, move: str) -> None:
-        """Its last question."""
+        """Do a move with the final probe of a backfill."""
         if move == "answer probe" and self.history_probe is not None:
             self.note_linearizable()
             revision, self.history_probe = self.history_probe, None
@@ -500,7 +503,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.tell(given.get(move, NoRoom()))
 
     def move_open_history(self, watch: SimulatedWatch, move: str, number: int) -> None:
-        """What etcd does for it."""
+        """Do a move of etcd's with the open watch of a backfill."""
         match move:
             case "send created" if not watch.created_sent:
                 watch.send_created()
@@ -521,7 +524,7 @@ class FeedMachine(RuleBasedStateMachine):
                     self.tell(Progress(watch.history.current, trusted=False))
 
     def break_history(self, watch: SimulatedWatch, move: str) -> None:
-        """It ends before its time."""
+        """End the watch of a backfill early."""
         if move == "lose":
             self.tell(Lost("broken"))
         elif move == "refuse" and watch.open and not watch.created_given:
@@ -530,7 +533,7 @@ class FeedMachine(RuleBasedStateMachine):
             self.tell(Lost("too large", too_large=True))
 
     def deliver_history(self, watch: SimulatedWatch) -> None:
-        """Its next response arrives."""
+        """Deliver the next response of a backfill's watch."""
         if not watch.created_sent or watch.lost or not watch.queue:
             return
         given = watch.queue.popleft()
@@ -550,7 +553,7 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshot == "asked")
     @rule()
     def read_first_page(self) -> None:
-        """The first half of a snapshot, which pins its revision."""
+        """Read the first half of a snapshot, which pins the snapshot's revision."""
         self.note_linearizable()
         if self.snapshot == "asked":
             history = self.store.history
@@ -561,7 +564,7 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshot == "half")
     @rule()
     def read_last_page(self) -> None:
-        """The rest of it, at that revision."""
+        """Read the second half of the snapshot, at the same revision."""
         assert self.page is not None
         self.note_linearizable()
         if self.snapshot != "half":
@@ -570,7 +573,7 @@ class FeedMachine(RuleBasedStateMachine):
         present = self.store.history
         unheard = history is not present and self.heard is not present
         if unheard or not self.store.compacted() <= revision <= present.current:
-            self.fail_read()  # pages of two histories, and no sign of it, are not for the core to know
+            self.fail_read()  # two pages of different histories, without a sign of it, cannot reach the core
             return
         known = {item.key for item in items}
         rest = [item for item in present.state(revision).values() if item.key not in known]
@@ -581,7 +584,7 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.taken is not None)
     @rule()
     def give_snapshot(self) -> None:
-        """It arrives."""
+        """The snapshot arrives."""
         taken, self.taken, self.snapshot = self.taken, None, "none"
         assert taken is not None
         self.handle(taken)
@@ -602,7 +605,7 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.probed is not None)
     @rule()
     def give_probe(self) -> None:
-        """The answer arrives."""
+        """The answer to the probe arrives."""
         probed, self.probed = self.probed, None
         assert probed is not None
         self.handle(probed)
@@ -618,7 +621,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @rule()
     def read_elsewhere(self) -> None:
-        """Another feed of this process reads: that may tell of a restore."""
+        """Another feed of this process reads: the response may show a restore."""
         self.note_linearizable()
 
     # --- time --------------------------------------------------------------------------------------------------------
@@ -626,14 +629,14 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.retry)
     @rule()
     def retry_due(self) -> None:
-        """The wait is over."""
+        """The backoff ends."""
         self.retry = False
         self.handle(RetryDue())
 
     @precondition(lambda self: self.sync_timer)
     @rule()
     def time_out(self) -> None:
-        """There was no proof in time."""
+        """No proof came in time."""
         self.sync_timer = False
         self.handle(SyncTimeout())
 
@@ -646,7 +649,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 1500))
     def shed(self, size: int) -> None:
-        """Memory is short."""
+        """Memory is short, and the log gives some back."""
         self.core.history.log.reclaim(size)
         self.twin.history.log.reclaim(size)
 
@@ -654,7 +657,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 14))
     def want_backfill(self, back: int) -> None:
-        """A joiner with an old cursor: as ``Feed.want_backfill``."""
+        """A client with an old cursor joins, as in ``Feed.want_backfill``."""
         core = self.core
         revision = max(0, core.history.log.floor - back)
         if core.may_backfill(revision, self.now, trusted=self.store.progress_trusted):
@@ -667,7 +670,10 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.core.history.joinable)
     @rule(back=st.integers(1, 8), steps=st.integers(0, 14), lag=st.integers(0, 2))
     def read_history(self, back: int, steps: int, lag: int) -> None:
-        """The same, and all goes well with it for some steps; *lag*: of the member that it is read from."""
+        """A client with an old cursor joins, and nothing goes wrong for some steps.
+
+        *lag* is that of the member that serves the read.
+        """
         self.core.backfill._not_before = float("-inf")  # as if time had passed, and the log had not grown old
         self.want_backfill(back)
         for _ in range(steps):
@@ -679,13 +685,13 @@ class FeedMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.core.history.joinable)
     @rule()
     def join(self) -> None:
-        """A reader without cursor."""
+        """A reader without a cursor joins."""
         self.readers.append(self.fresh_reader())
 
     @precondition(lambda self: self.core.history.joinable and self.core.history.log.tip > self.core.history.log.floor)
     @rule(data=st.data())
     def join_with_cursor(self, data: st.DataObject) -> None:
-        """A reader whose mirror is exact at some revision that the log covers."""
+        """A reader joins whose mirror is exact at a revision that the log covers."""
         revision = data.draw(st.integers(self.core.history.log.floor, self.core.history.log.tip))
         assert self.lineage is not None
         self.readers.append(Reader(self.core, revision, dict(self.lineage.state(revision))))
@@ -699,13 +705,13 @@ class FeedMachine(RuleBasedStateMachine):
             self.readers[index] = self.fresh_reader()
 
     def fresh_reader(self) -> Reader:
-        """One that is sent the state."""
+        """A reader that gets the state."""
         view = self.core.history.view
         assert view is not None
         snapshot = view.snapshot(self.core.history.log.tip)
         return Reader(self.core, snapshot.revision, {item.key: item for item in snapshot.items})
 
-    # --- all goes well for a while -----------------------------------------------------------------------------------
+    # --- some steps without a fault ----------------------------------------------------------------------------------
 
     @rule(steps=st.integers(1, 14))
     def go_on(self, steps: int) -> None:
@@ -715,7 +721,7 @@ class FeedMachine(RuleBasedStateMachine):
                 return
 
     def step(self) -> bool:
-        """The next thing that a healthy etcd would do; False when there is none."""
+        """Do the next thing that a healthy etcd would do; False if there is none."""
         watch = self.watch
         if watch is not None and watch.lost:
             self.lose()
@@ -738,7 +744,7 @@ class FeedMachine(RuleBasedStateMachine):
         return True
 
     def step_of_history(self) -> bool:
-        """The next thing that a healthy etcd would do for whoever asked for history."""
+        """Do the next thing that a healthy etcd would do for a backfill; False if there is none."""
         watch = self.history
         if self.history_probe is not None or self.history_probed is not None:
             self.move_history_probe("answer probe" if self.history_probe is not None else "give probe")
@@ -764,7 +770,7 @@ class FeedMachine(RuleBasedStateMachine):
         return True
 
     def step_of(self, watch: SimulatedWatch) -> bool:
-        """The next thing that a healthy etcd would do for a watch."""
+        """Do the next thing that a healthy etcd would do for a watch; False if there is none."""
         if watch.history is None:
             watch.register(0)
         elif not watch.created_sent:
@@ -793,11 +799,11 @@ class FeedMachine(RuleBasedStateMachine):
             return False
         return True
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------------------------
 
     @invariant()
     def waits_for_something(self) -> None:
-        """No state waits for what cannot come."""
+        """No state waits for something that cannot come."""
         match self.core.state:
             case State.OPENING | State.CATCHING_UP | State.LIVE:
                 assert self.watch is not None
@@ -819,7 +825,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @invariant()
     def followers_notice_nothing(self) -> None:
-        """Whoever asks for history: what others are told is what the twin's would be."""
+        """A backfill changes nothing for followers: they read what the twin's followers would read."""
         core, twin = self.core, self.twin
         assert (core.state, core.history.unproven, core.history.reason, core.history.restores) == (
             twin.state, twin.history.unproven, twin.history.reason, twin.history.restores
@@ -828,7 +834,7 @@ class FeedMachine(RuleBasedStateMachine):
             twin.history.log.generation,
             twin.history.log.tip,
         )
-        assert core.history.log.floor <= twin.history.log.floor, "nobody falls out of the log for it"
+        assert core.history.log.floor <= twin.history.log.floor, "no reader falls out of the log because of a backfill"
         assert core.history.log.after(twin.history.log.floor, 1 << 30) == twin.history.log.after(
             twin.history.log.floor, 1 << 30
         )
@@ -840,18 +846,22 @@ class FeedMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_too_large_is_given_up(self) -> None:
-        """On a shared stream, alone, and once more if it was done without history: then there is a snapshot."""
+        """The feed requests a too large message at most three times, and then takes a snapshot.
+
+        The first request is on a shared stream, the second on a dedicated one, and the third if the second left out
+        history.
+        """
         assert self.in_vain <= 3
 
     @invariant()
     def doubt_keeps_joiners_away(self) -> None:
-        """A feed that starts anew gives its old view to nobody."""
+        """A feed that starts anew gives its old view to no new reader."""
         if self.core.state in STARTING:
             assert not self.core.history.joinable
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        """Log and held batches keep to the bounds, but for one revision that is larger by itself."""
+        """The log and the held batches keep to their bounds, except for one revision that is larger alone."""
         core = self.core
         assert len(core.history.log) <= BOUNDS.batches
         assert core.history.log.bytes <= BOUNDS.bytes or len(core.history.log) == 1
@@ -867,7 +877,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @invariant()
     def view_is_exact(self) -> None:
-        """The view is etcd's state at its revision, and still is at the log's tip."""
+        """The view is etcd's state at the view's revision, and still is at the log's tip."""
         view, lineage = self.core.history.view, self.lineage
         if view is None or lineage is None or self.excused:
             return
@@ -888,7 +898,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @invariant()
     def readers_are_exact(self) -> None:
-        """Whoever followed within one generation has seen each event of the range once, in order, and mirrors it."""
+        """A reader within one generation has seen each event of the range once, in order, and mirrors the range."""
         if self.lineage is None or self.excused:
             return
         for reader in self.readers:
@@ -897,7 +907,7 @@ class FeedMachine(RuleBasedStateMachine):
                 assert reader.state == self.lineage.state(reader.revision)
 
     def teardown(self) -> None:
-        """Left in peace, the feed gets to where etcd is; stopped, nothing of it is left."""
+        """Without further faults, the feed reaches etcd's revision; after a stop, it holds nothing."""
         if self.core.state is State.IDLE:
             return
         for _ in range(300):
@@ -918,7 +928,7 @@ class FeedMachine(RuleBasedStateMachine):
         assert self.core.state.name == "CLOSED"  # by name: mypy still believes the LIVE above
 
     def check(self) -> None:
-        """All invariants."""
+        """Check all invariants."""
         self.waits_for_something()
         self.followers_notice_nothing()
         self.what_is_too_large_is_given_up()
@@ -929,7 +939,7 @@ class FeedMachine(RuleBasedStateMachine):
 
 
 def test_readers_see_what_happened_or_are_reset() -> None:
-    """Through everything that an etcd can do, in any order, the feed is exact or begins a new generation."""
+    """In any sequence of everything that an etcd can do, the feed is exact or begins a new generation."""
     run_state_machine_as_test(
         FeedMachine,
         settings=settings(
@@ -941,7 +951,8 @@ def test_readers_see_what_happened_or_are_reset() -> None:
     )
 
 
-# What may come between asking for history and its proof, in short: the machine above seldom gets there.
+# The steps that may come between a request for history and its proof, in short sequences: the machine above seldom gets
+# there.
 MOMENTS = st.one_of(
     st.tuples(st.just("ask"), st.integers(1, 8)),
     st.tuples(st.just("ask"), st.integers(1, 8)),
@@ -959,15 +970,15 @@ MOMENTS = st.one_of(
 
 
 class Moments(FeedMachine):
-    """The same etcd and feed, told moment by moment."""
+    """The same etcd and feed, driven step by step."""
 
     def live(self) -> None:
-        """Nothing went wrong until here."""
+        """Reach the live state without a fault."""
         while self.core.state is not State.LIVE:
             self.step()
 
     def pass_moment(self, kind: str, number: int) -> None:
-        """One of ``MOMENTS``."""
+        """Do one of ``MOMENTS``."""
         match kind:
             case "ask":
                 self.core.backfill._not_before = float("-inf")  # as if time had passed
@@ -1011,7 +1022,7 @@ class Moments(FeedMachine):
 def test_history_is_exact_or_is_not_given(
     writes: int, trusted: bool, loses: bool, reach: bool, moments: list[tuple[str, int]]
 ) -> None:
-    """Asked of a feed that is live: the log is etcd's own history, and the feed goes on as if nobody had asked."""
+    """A live feed that reads history has etcd's own history in its log, and otherwise goes on like its twin."""
     machine = Moments()
     machine.begin(trusted, loses, reach, writes, 0, None)
     machine.live()
@@ -1022,10 +1033,13 @@ def test_history_is_exact_or_is_not_given(
 
 
 def test_a_delete_lost_where_history_starts_is_not_missed() -> None:
-    """A compaction exactly there takes it in silence (etcd #18089): only the Range below tells."""
+    """A compaction exactly at the start silently removes the delete (etcd #18089).
+
+    Only the Range request below reveals that.
+    """
     machine = Moments()
     machine.begin(True, True, False, 0, 0, None)
-    for key, put in [(0, True), (0, False), *[(3, True)] * REACH_BACK]:  # the last one is not in the range
+    for key, put in [(0, True), (0, False), *[(3, True)] * REACH_BACK]:  # the last key is not in the range
         machine.store.write([(key, put)])
     machine.live()
     machine.pass_moment("ask", REACH_BACK)

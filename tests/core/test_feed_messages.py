@@ -1,4 +1,4 @@
-"""``app.core.feed_messages``: every input is known to its machine, and all are values."""
+"""``app.core.feed_messages``: the machine knows every input, and all messages are values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from app.core.feed_messages import BackfillInput, Command, FeedInput, OpenWatch,
 
 
 def test_every_input_is_known_to_some_state() -> None:
-    """And no state knows another one."""
+    """Every input is known to some state, and no state knows another input."""
     assert {given for _state, given in feed.TABLE} == set(get_args(FeedInput))
     assert {given for _stage, given in backfill.TABLE} == set(get_args(BackfillInput))
 
 
 @pytest.mark.parametrize("kind", sorted({*get_args(FeedInput), *get_args(BackfillInput), *get_args(Command)}, key=str))
 def test_all_are_values(kind: type) -> None:
-    """Equal by what they say, and never changed: they can be kept, compared and sent twice."""
+    """Messages are equal if their contents are, and immutable: a caller can keep, compare and resend them."""
     one, other = (kind(*[1] * len(fields(kind))) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
@@ -28,7 +28,7 @@ def test_all_are_values(kind: type) -> None:
 
 
 def test_they_differ_by_what_they_say() -> None:
-    """A watch elsewhere, an answer that is another one."""
+    """Messages with different contents are unequal."""
     assert OpenWatch(5) == OpenWatch(5, "live")
     assert OpenWatch(5) != OpenWatch(6)
     assert Probed("ok") != Probed("compacted")

@@ -1,4 +1,4 @@
-"""``app.core.frames`` read back as a client reads them: SSE by the letter of its specification, NDJSON by lines."""
+"""``app.core.frames``, parsed as a client parses: SSE by the letter of its specification, NDJSON by lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ batches = st.builds(Batch, revisions, st.lists(events, min_size=1, max_size=4))
 
 @dataclass
 class Dispatched:
-    """An event as an EventSource hands it to its page."""
+    """An event as an EventSource passes it to its page."""
 
     kind: str
     data: str
@@ -38,7 +38,7 @@ class Dispatched:
 
 
 class EventSource:
-    """Section 9.2.6 of the HTML standard, line by line."""
+    """A parser that follows section 9.2.6 of the HTML standard, line by line."""
 
     def __init__(self, stream: bytes) -> None:
         self.events: list[Dispatched] = []
@@ -47,7 +47,7 @@ class EventSource:
         self._kind, self._data, self._id = "", "", ""
         # "Streams must be decoded using the UTF-8 decode algorithm", which drops one BOM.
         text = stream.decode(errors="replace").removeprefix("\ufeff")
-        # A last line without its end is not yet a line.
+        # A last line without its line end is not a line yet.
         for line in re.split("\r\n|\n|\r", text)[:-1]:
             self._process(line)
 
@@ -69,14 +69,14 @@ class EventSource:
             self.retry = int(value)
 
     def _dispatch(self) -> None:
-        assert self._data, "a blank line behind no data: an event with empty data to common parsers"
+        assert self._data, "a blank line without data is an event with empty data for common parsers"
         self.last_id = self._id
         self.events.append(Dispatched(self._kind or "message", self._data.removesuffix("\n"), self._id))
         self._kind, self._data = "", ""
 
 
 def objects(stream: bytes, form: str) -> list[dict[str, Any]]:
-    """The JSON objects of a stream; an SSE event's id as the member "cursor" that NDJSON has."""
+    """The JSON objects of a stream; an SSE event's id becomes the member "cursor", as in NDJSON."""
     if form == "ndjson":
         lines = stream.decode().splitlines()
         return [json.loads(line) for line in lines if line]
@@ -84,7 +84,7 @@ def objects(stream: bytes, form: str) -> list[dict[str, Any]]:
     last_id = ""
     for event in EventSource(stream).events:
         value = json.loads(event.data)
-        assert event.kind == value["type"], "the name of an event is its type"
+        assert event.kind == value["type"], "an event's name must be its type"
         if event.last_id != last_id:
             last_id = value["cursor"] = event.last_id
         found.append(value)
@@ -93,7 +93,7 @@ def objects(stream: bytes, form: str) -> list[dict[str, Any]]:
 
 @given(batch=batches, encoding=encodings, form=st.sampled_from(FORMS))
 def test_a_revision_comes_back_as_it_went(batch: Batch, encoding: str, form: str) -> None:
-    """Every event in its order; all but the last say "more", the last alone carries the cursor."""
+    """The events come back in order; all but the last have "more", and only the last has the cursor."""
     found = objects(batch_frame(batch, form, encoding, EPOCH), form)
     wanted = [json.loads(event_body(event, encoding) + b"}") for event in batch.events]
     for value in wanted[:-1]:
@@ -102,7 +102,7 @@ def test_a_revision_comes_back_as_it_went(batch: Batch, encoding: str, form: str
     assert found == wanted
 
 
-# Of a line beside its key and value: names, numbers of 19 digits, a lease, a cursor.
+# The bytes of a line besides key and value: names, numbers of 19 digits, a lease, a cursor.
 BESIDE = 320
 
 
@@ -111,7 +111,7 @@ BESIDE = 320
 @example(Batch(1 << 62, [KeyValue(b"\xff" * 99, b"\xff" * 999, 1 << 62, 1 << 62, 1 << 62, -1)]), "ndjson", "base64")
 @example(Batch(1 << 62, [KeyValue(b"\xc2\x85" * 99, b"\xe2\x80\xa8" * 999, 1 << 62, 1 << 62, 1 << 62)]), "sse", "auto")
 def test_a_line_is_not_longer_than_the_docs_say(batch: Batch, form: str, kind: str) -> None:
-    """Clients have to be told how much they must be able to take: aiohttp refuses lines above 512 KiB by default."""
+    """The docs state the longest line that a client must accept: aiohttp refuses lines above 512 KiB by default."""
     longest = max(len(event.key) + len(getattr(event, "value", b"")) for event in batch.events)
     bound = 6 * longest if kind == "auto" else -(-4 * longest // 3) + 8
     for line in batch_frame(batch, form, kind, EPOCH).split(b"\n"):
@@ -122,7 +122,7 @@ def test_a_line_is_not_longer_than_the_docs_say(batch: Batch, form: str, kind: s
 def test_a_revision_cut_short_leaves_the_old_cursor(
     before: Batch, batch: Batch, encoding: str, form: str, cut: st.DataObject
 ) -> None:
-    """Wherever a connection breaks: who comes back with the last id it saw has all events up to it."""
+    """A connection may break anywhere: a client that reconnects with its last id has all events up to that id."""
     first = batch_frame(before, form, encoding, EPOCH)
     second = batch_frame(batch, form, encoding, EPOCH)
     at = cut.draw(st.integers(0, len(second)), label="cut after")
@@ -140,7 +140,10 @@ def test_a_revision_cut_short_leaves_the_old_cursor(
 
 @given(batch=batches, encoding=encodings)
 def test_no_line_reader_tears_an_event_apart(batch: Batch, encoding: str) -> None:
-    """httpx and requests split lines as ``str.splitlines`` does: on more than SSE or NDJSON know of."""
+    """httpx and requests divide no event.
+
+    They split lines as ``str.splitlines`` does: on more characters than SSE or NDJSON know.
+    """
     for form in FORMS:
         frame = batch_frame(batch, form, encoding, EPOCH)
         assert frame.decode().splitlines() == frame.decode().removesuffix("\n").split("\n")
@@ -148,7 +151,7 @@ def test_no_line_reader_tears_an_event_apart(batch: Batch, encoding: str) -> Non
 
 @given(listed=st.lists(items, max_size=5), encoding=encodings, form=st.sampled_from(FORMS))
 def test_a_snapshot_is_puts_without_a_cursor(listed: list[KeyValue], encoding: str, form: str) -> None:
-    """They look like live ones, but no id among them: half a snapshot is nothing to resume from."""
+    """The puts of a snapshot look like live puts, but have no id: a client cannot resume from half a snapshot."""
     bodies = [event_body(item, encoding) for item in listed]
     frame = snapshot_frame(bodies, form)
     assert objects(frame, form) == [json.loads(body + b"}") for body in bodies]
@@ -158,7 +161,7 @@ def test_a_snapshot_is_puts_without_a_cursor(listed: list[KeyValue], encoding: s
 
 @given(batch=batches, encoding=encodings, form=st.sampled_from(FORMS))
 def test_a_live_put_looks_like_one_of_the_snapshot(batch: Batch, encoding: str, form: str) -> None:
-    """A client needs one way to read a put, wherever it stands."""
+    """A put has the same form in a snapshot and live, so that a client parses both in one way."""
     puts = [event for event in batch.events if isinstance(event, KeyValue)]
     from_snapshot = objects(snapshot_frame([event_body(put, encoding) for put in puts], form), form)
     live = [value for value in objects(batch_frame(batch, form, encoding, EPOCH), form) if value["type"] == "put"]
@@ -173,14 +176,14 @@ members = st.dictionaries(st.sampled_from(["reason", "revision", "ranges"]), st.
 
 @given(kind=st.sampled_from(["reset", "synced", "close"]), members=members, form=st.sampled_from(FORMS))
 def test_a_control_event_comes_back_as_it_went(kind: str, members: dict[str, object], form: str) -> None:
-    """Its type, its members, and its cursor if it has one."""
+    """A control event has its type, its members, and its cursor if it has one."""
     assert objects(control(form, kind, members), form) == [{"type": kind, **members}]
     cursor = f"{EPOCH}-5"
     assert objects(control(form, kind, members, cursor), form) == [{"type": kind, **members, "cursor": cursor}]
 
 
 def test_a_control_event_does_not_change_what_it_is_given() -> None:
-    """The members are the caller's."""
+    """Encoding a control event leaves the caller's members unchanged."""
     given: dict[str, object] = {"revision": 5}
     control("ndjson", "bookmark", given, f"{EPOCH}-5")
     assert given == {"revision": 5}
@@ -208,12 +211,12 @@ def test_a_control_event_does_not_change_what_it_is_given() -> None:
     ],
 )  # fmt: skip
 def test_frames_to_the_letter(frame: bytes, text: str) -> None:
-    """As the docs show them; the id is the last line of its block."""
+    """Frames are as in the docs; the id is the last line of its block."""
     assert frame.decode() == text
 
 
 def test_signs_of_life_mean_nothing() -> None:
-    """A comment is no event and touches no id; the greeting only sets the time to come back."""
+    """A comment is not an event and does not change the id; the greeting only sets the time until a reconnect."""
     waiting = comment("sse", "waiting")
     synced, bookmark = control("sse", "synced", {}, "e-5"), control("sse", "bookmark", {}, "e-6")
     source = EventSource(greeting("sse", "gw-1", 3000) + waiting * 2 + synced + waiting * 2 + bookmark + waiting)

@@ -1,4 +1,4 @@
-"""``app.core.freshness``: what a subscriber may call live is what it was given, and not long ago."""
+"""``app.core.freshness``: a subscriber is live only if it has received everything, and recently."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LIMIT = 10.0
 def judged(
     fresh: Freshness, now: float, *, lacks: float | None = None, written: int = 0, unacked_bytes: int = 0
 ) -> bool:
-    """Shorter."""
+    """A short form of ``update``."""
     return fresh.update(now, lacks_since=lacks, written=written, unacked_bytes=unacked_bytes)
 
 
 def test_who_has_everything_is_current() -> None:
-    """For ever, whatever was written."""
+    """A subscriber that has received everything is current for ever, however much was written."""
     fresh = Freshness(LIMIT)
     for now in range(100):
         fresh.wrote(1000 * now, float(now))
@@ -28,7 +28,9 @@ def test_who_has_everything_is_current() -> None:
 
 
 def test_what_was_not_sent_has_an_age() -> None:
-    """Beyond the limit it is late; current again only below half of that, so that it does not flap."""
+    """A subscriber is late when it lacks a change for longer than the limit. It is current again only below half the
+    limit, so that the state does not flap.
+    """
     fresh = Freshness(LIMIT)
     assert not judged(fresh, 10.0, lacks=0.0)
     assert judged(fresh, 10.1, lacks=0.0)
@@ -41,14 +43,17 @@ def test_what_was_not_sent_has_an_age() -> None:
 
 
 def test_what_is_gone_from_the_log_is_older_than_anything() -> None:
-    """It was not sent, and nobody knows how old it is."""
+    """A change that is gone from the log has not been sent, and its age is unknown: the subscriber is late."""
     fresh = Freshness(LIMIT)
     assert judged(fresh, 0.0, lacks=float("-inf"))
     assert not judged(fresh, 0.0)
 
 
 def test_what_was_not_taken_has_an_age_too() -> None:
-    """A quarter of the limit more at the most, and never less."""
+    """Written bytes that the client has not read have an age, too.
+
+    The age is overestimated by at most a quarter of the limit, and never underestimated.
+    """
     fresh = Freshness(LIMIT)
     for second in range(60):
         fresh.wrote(100 * second, float(second))
@@ -62,7 +67,7 @@ def test_what_was_not_taken_has_an_age_too() -> None:
 
 
 def test_both_add_up() -> None:
-    """What is written now is taken behind all that waits: what it lacks then has grown older."""
+    """The client reads new bytes after all waiting bytes; the change that it lacks has grown older by then."""
     fresh = Freshness(LIMIT)
     fresh.wrote(0, 0.0)
     assert not judged(fresh, 5.0, lacks=1.0, written=100, unacked_bytes=50)
@@ -71,7 +76,7 @@ def test_both_add_up() -> None:
 
 @given(writes=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 1 << 20)), max_size=300))
 def test_marks_are_few(writes: list[tuple[float, int]]) -> None:
-    """However much is written: nothing of a subscriber grows."""
+    """The number of marks is bounded, however much is written."""
     fresh, now, before = Freshness(LIMIT), 0.0, 0
     for pause, size in writes:
         now += pause
@@ -88,12 +93,13 @@ def test_marks_are_few(writes: list[tuple[float, int]]) -> None:
     steps=st.integers(20, 200),
 )
 def test_nobody_reads_live_who_lacks_what_is_old(limit: float, fill: float, backlog: float, steps: int) -> None:
-    """A burst, and a client of a constant rate: what was judged live is still true when it is read.
+    """After a burst, with a client of a constant rate, a state that was judged live is still true when the client reads
+    it.
 
     Args:
-        fill: seconds that it takes the client to read full buffers, as a part of *limit*.
-        backlog: seconds that it takes it to read all, as a multiple of *limit*.
-        steps: judgements a *limit*.
+        fill: the seconds in which the client reads full buffers, as a part of *limit*.
+        backlog: the seconds in which the client reads everything, as a multiple of *limit*.
+        steps: the number of judgements in a *limit*.
     """
     rate, fresh, flips, was = 1_000_000 / limit, Freshness(limit), 0, False
     capacity, total = int(rate * fill * limit), int(rate * backlog * limit)
@@ -115,13 +121,13 @@ def test_nobody_reads_live_who_lacks_what_is_old(limit: float, fill: float, back
         was = late
         now += limit / steps
     assert not was
-    assert flips in (0, 2), "it does not flap"
+    assert flips in (0, 2), "the state must not flap"
     assert flips == 2 or backlog <= 1 + fill + 2 / steps
 
 
 @pytest.mark.parametrize("limit", [0.2, 10.0])
 def test_a_burst_that_is_taken_at_once_is_nothing(limit: float) -> None:
-    """Bytes under way are not late: they are a round trip old."""
+    """A burst that the client reads at once makes nothing late: bytes under way are only a round trip old."""
     fresh = Freshness(limit)
     for second in range(100):
         now = float(second)

@@ -1,4 +1,4 @@
-"""``app.core.history``: what may be joined, what ended it, and a state that is given up for the next one."""
+"""``app.core.history``: when readers may join, why a generation ended, and how a view in doubt is reclaimed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEWS = [put(150, b"/a/new")]
 
 
 def unproven() -> FeedCore:
-    """A feed of three keys whose history was compacted away; its fresh start is reading."""
+    """A feed of three keys whose history was compacted away; the snapshot of its fresh start is being read."""
     core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
     say(core, 101, 102)
     core.handle(Compacted(120), 0.0)
@@ -27,12 +27,12 @@ def unproven() -> FeedCore:
 
 
 def take(core: FeedCore) -> None:
-    """The new state is read."""
+    """Complete the snapshot."""
     core.handle(SnapshotTaken(Snapshot.of(150, NEWS, block_bytes=1), 1), 0.0)
 
 
 def read_all(each: Reader) -> list[str]:
-    """All that it has now, for short."""
+    """Everything that a reader has to read now, in short form."""
     said = b""
     while data := each.read(1 << 20):
         said += data
@@ -40,7 +40,7 @@ def read_all(each: Reader) -> list[str]:
 
 
 def test_all_of_it_is_given_back() -> None:
-    """View, what is encoded, and log; the position stays, so that a restore shows."""
+    """View, encoded frames, and log are all released; the position stays, so that a restore can be noticed."""
     core = unproven()
     held, tip = core.bytes, core.history.log.tip
     assert core.history.reclaim_view() == held > 0
@@ -52,14 +52,16 @@ def test_all_of_it_is_given_back() -> None:
 
 
 def test_a_state_that_is_not_in_doubt_stays() -> None:
-    """It is served, and what grows gives way to it."""
+    """A view that is not in doubt keeps serving readers, and memory needs do not reclaim it."""
     core = live(put(5))
     assert core.history.reclaim_view() == 0
     assert core.history.view is not None
 
 
 def test_who_is_within_a_state_that_is_given_up_is_told_in_the_end() -> None:
-    """It can be told nothing else before its ``synced``. One that follows has its mirror, and is stale."""
+    """A reader in the middle of a reclaimed view can get nothing before its ``synced``, so its wait is limited. A
+    reader that follows has its mirror, and is only stale.
+    """
     core = live(put(5, b"/a/1"), put(6, b"/a/2"))
     within, follows = reader(core), reader(core)
     within.read(1)
@@ -73,7 +75,7 @@ def test_who_is_within_a_state_that_is_given_up_is_told_in_the_end() -> None:
 
 
 def test_readers_wait_and_are_reset() -> None:
-    """Those who follow, those who are behind, those in the middle of the state, and joiners."""
+    """Readers that follow, that lag, that are in the middle of the state, and that join all wait, and get a reset."""
     core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
     behind, within, follows = reader(core), reader(core), reader(core)
     read_all(behind)
@@ -96,7 +98,7 @@ def test_readers_wait_and_are_reset() -> None:
 
 
 def test_a_state_that_cannot_be_read_is_tried_again() -> None:
-    """Without the old one; what is said then is the same."""
+    """A failed snapshot is tried again without the old view."""
     core = unproven()
     core.history.reclaim_view()
     core.handle(SnapshotFailed(), 0.0)
@@ -116,7 +118,7 @@ def history_of(snapshot: Snapshot) -> History:
 
 
 def test_a_snapshot_begins_a_generation() -> None:
-    """It may be joined, and its newest revision is what a watch can be held to."""
+    """A generation may be joined, and its newest revision is one that a watch can be checked against."""
     history = history_of(LIVE)
     assert (history.joinable, history.reason, history.restores, history.cluster_id) == (True, "initial", 0, 7)
     assert (history.log.generation, history.log.floor, history.log.tip, history.snapshot_revision) == (1, 100, 100, 100)
@@ -126,7 +128,10 @@ def test_a_snapshot_begins_a_generation() -> None:
 
 
 def test_the_next_generation_says_why_it_began() -> None:
-    """For the reason that made the last one unproven; but another cluster, or a step back, is a restore."""
+    """A generation begins for the reason that made the last one unproven.
+
+    But another cluster, or a lower revision, means a restore.
+    """
     for snapshot, cluster_id, reason in [
         (Snapshot.of(200, []), 7, "lagged"),
         (Snapshot.of(200, []), 8, "restored"),
@@ -142,7 +147,7 @@ def test_the_next_generation_says_why_it_began() -> None:
 
 
 def test_what_did_not_fit_is_not_asked_for_again() -> None:
-    """Until the history is another one, in which it may fit."""
+    """A range that did not fit is not read again, until another history begins, in which it may fit."""
     history = history_of(LIVE)
     history.unproven = "lagged"
     history.install(Snapshot.of(200, [put(150)]), 7, oversized=True)
@@ -155,25 +160,25 @@ def test_what_did_not_fit_is_not_asked_for_again() -> None:
 
 
 def test_what_comes_next_is_published() -> None:
-    """Log, view and anchor move together; what does not come next changes nothing."""
+    """Log, view and anchor move together; a batch that does not follow changes nothing."""
     history = history_of(LIVE)
-    assert history.publish(Batch(98, [put(98)]), 0.0), "the snapshot holds it"
+    assert history.publish(Batch(98, [put(98)]), 0.0), "the snapshot includes this revision"
     assert history.log.tip == 100
     assert history.publish(Batch(101, [put(101, b"/a/101")]), 0.0)
     assert history.publish(Batch(105, [put(105), put(105, b"/a/2")]), 0.0)
     before = (history.log.tip, history.log.bytes, len(history.view or ()), history.anchor, history.events)
     assert (before[0], before[2], before[4]) == (105, 5, 3)
     assert not history.publish(Batch(103, [put(103)]), 0.0), "a watch never goes back"
-    assert not history.publish(Batch(106, [Delete(b"/a/unknown", 106)]), 0.0), "only what is there is deleted"
+    assert not history.publish(Batch(106, [Delete(b"/a/unknown", 106)]), 0.0), "only an existing key can be deleted"
     assert before == (history.log.tip, history.log.bytes, len(history.view or ()), history.anchor, history.events)
 
 
 def test_why_a_cursor_has_no_history() -> None:
-    """What ended that history; or it is compacted. Otherwise it could be read."""
+    """A cursor has no history because that history ended, or was compacted; otherwise history can be read."""
     history = history_of(LIVE)
     assert history.why_ended(50) is None
     history.note_compacted(80)
-    history.note_compacted(60)  # a member that lags
+    history.note_compacted(60)  # from a member that lags
     assert [history.why_ended(revision) for revision in (79, 80)] == ["compacted", None]
     history.unproven = "restored"
     history.install(Snapshot.of(200, []), 7, oversized=False)

@@ -14,7 +14,10 @@ names = st.one_of(tight, st.binary(max_size=12))
 
 
 def in_range(key: bytes, watched: KeyRange) -> bool:
-    r"""What etcd makes of ``key`` and ``range_end``: empty is one key, ``b"\0"`` is "and all behind it"."""
+    r"""Whether etcd's ``key`` and ``range_end`` include *key*.
+
+    An empty end means one key, ``b"\0"`` means all keys from the start on.
+    """
     start, end = watched.start, watched.end
     if not end:
         return key == start
@@ -28,14 +31,14 @@ def in_range(key: bytes, watched: KeyRange) -> bool:
 @example(prefix=b"a\xff", key=b"a\xff\xff")
 @example(prefix=b"\0", key=b"\0")
 def test_a_prefix_is_the_range_that_etcd_is_asked_for(prefix: bytes, key: bytes) -> None:
-    """A key starts with the prefix if and only if etcd would find it in start and end."""
+    """A key starts with the prefix if and only if etcd would find the key between start and end."""
     watched = KeyRange("prefix", prefix)
     assert key.startswith(prefix) == in_range(key, watched) == watched.contains(key)
 
 
 @given(prefix=names, rest=names)
 def test_whatever_stands_behind_a_prefix_lies_in_its_range(prefix: bytes, rest: bytes) -> None:
-    """Keys made of the prefix are never missed."""
+    """Keys that begin with the prefix are never missed."""
     key = prefix + rest
     if key:
         assert in_range(key, KeyRange("prefix", prefix))
@@ -58,7 +61,7 @@ def test_the_end_of_a_prefix_carries() -> None:
 
 @given(kind=st.sampled_from(["prefix", "key"]), name=names)
 def test_the_name_of_a_range_is_the_query_that_asks_for_it(kind: Kind, name: bytes) -> None:
-    """What ``reset`` and the logs call a range can be pasted behind a question mark, for any bytes."""
+    """The name of a range in ``reset`` and in the logs can be pasted after a question mark, for any bytes."""
     watched = KeyRange(kind, name)
     text = str(watched)
     assert text.isascii()
@@ -71,16 +74,16 @@ def test_the_name_of_a_range_is_the_query_that_asks_for_it(kind: Kind, name: byt
 
 @given(kind=st.sampled_from(["prefix", "key"]), name=names.filter(bool), allowed=names, key=names)
 def test_within_an_allowed_prefix_means_every_key_is(kind: Kind, name: bytes, allowed: bytes, key: bytes) -> None:
-    """A range within an allowed prefix holds no key outside of it; one that is not within holds some."""
+    """A range within an allowed prefix has no key outside the prefix; a range that is not within has some."""
     watched = KeyRange(kind, name)
     if watched.within(allowed):
         assert not watched.contains(key) or key.startswith(allowed)
     else:
-        assert not name.startswith(allowed)  # and its own name is a key of it
+        assert not name.startswith(allowed)  # and its own name is one of its keys
         assert watched.contains(name)
 
 
 def test_ranges_of_another_kind_are_others() -> None:
-    """A prefix and a key of the same name are not shared."""
+    """A prefix and a key of the same name are different ranges."""
     assert KeyRange("prefix", b"/a") != KeyRange("key", b"/a")
     assert len({KeyRange("prefix", b"/a"), KeyRange("prefix", b"/a"), KeyRange("key", b"/a")}) == 2

@@ -14,12 +14,12 @@ EVERYTHING = 1 << 40
 
 
 def batch(revision: int, events: int = 1, key: int = 8) -> Batch:
-    """A batch of so many deletes of keys so long."""
+    """A batch of *events* deletes of keys of *key* bytes."""
     return Batch(revision, [Delete(b"%d" % index + b"k" * key, revision) for index in range(events)])
 
 
 class LogMachine(RuleBasedStateMachine):
-    """``history`` is everything that ever happened, a list; the log must be its suffix above the floor."""
+    """``history`` is a list of everything that ever happened; the log must be its suffix above the floor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,13 +27,14 @@ class LogMachine(RuleBasedStateMachine):
         self.entered: dict[int, float] = {}
         self.now = 0.0
         self.generation = 0
-        self.readers: list[tuple[int, int, list[Batch]]] = []  # joined at, now at, seen
+        # the revision of the join, the current revision, the batches seen
+        self.readers: list[tuple[int, int, list[Batch]]] = []
 
     @initialize(
         batches=st.integers(1, 6), size=st.integers(1, 4000), age=st.sampled_from([5.0, 50.0]), at=st.integers(0, 9)
     )
     def begin(self, batches: int, size: int, age: float, at: int) -> None:
-        """A log with some bounds, at some snapshot."""
+        """Begin a log with some bounds, at some snapshot."""
         self.bounds = Bounds(batches=batches, bytes=size, age=age)
         self.log = Log(self.bounds)
         assert self.log.last is None
@@ -41,7 +42,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(revision=st.integers(0, 50))
     def restart(self, revision: int) -> None:
-        """A new generation: nothing of the old one is left."""
+        """Begin a new generation: nothing of the old one is left."""
         self.log.restart(revision)
         self.generation += 1
         self.history, self.entered, self.readers = [], {}, []
@@ -51,18 +52,18 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(gap=st.integers(1, 4), events=st.integers(1, 4), key=st.sampled_from([1, 300, 5000]))
     def append(self, gap: int, events: int, key: int) -> None:
-        """The next revision."""
+        """Append the next revision."""
         new = batch(self.log.tip + gap, events, key)
         self.log.append(new, self.now)
         self.history.append(new)
         self.entered[new.revision] = self.now
-        # Whatever its size: who keeps up gets it.
+        # Whatever its size: readers that keep up must get it.
         assert self.log.last is new
         assert self.log.tip == new.revision
 
     @rule(back=st.integers(0, 5))
     def append_what_is_no_news(self, back: int) -> None:
-        """A revision at or below the tip is refused, and nothing is changed."""
+        """A revision at or below the tip is refused, and changes nothing."""
         before = (len(self.log), self.log.bytes, self.log.floor, self.log.tip)
         with pytest.raises(ValueError, match="not above the tip"):
             self.log.append(batch(self.log.tip - back), self.now)
@@ -77,10 +78,10 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(below=st.integers(0, 8), revisions=st.sets(st.integers(1, 60), max_size=6))
     def prepend(self, below: int, revisions: set[int]) -> None:
-        """Proven history below the floor; what lies outside of the proof is left out."""
+        """Prepend proven history below the floor; the batches outside the proven span are left out."""
         floor = max(0, self.log.floor - below)
         if self.history and floor < self.first and self.log.floor > self.first:
-            floor = self.log.floor  # in the model, what was once evicted comes back as it was
+            floor = self.log.floor  # in the model, evicted history comes back unchanged
         older = [batch(revision) for revision in sorted(revisions)]
         known = {item.revision for item in self.history}
         if floor < self.first:
@@ -96,7 +97,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 60.0]))
     def trim(self, seconds: float) -> None:
-        """Time passes; what is too old goes, unless something younger stands before it."""
+        """Time passes; batches that are too old are dropped, unless a younger batch comes before them."""
         self.now += seconds
         before = self.kept()
         self.log.trim(self.now)
@@ -107,7 +108,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 6000))
     def shed(self, size: int) -> None:
-        """Memory is short: oldest first, the newest stays, and no more than is asked for."""
+        """Memory is short: the log drops its oldest batches, but not the newest one, and no more than requested."""
         before, held = self.kept(), self.log.bytes
         given_back = self.log.reclaim(size)
         assert given_back == held - self.log.bytes
@@ -122,12 +123,12 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def join(self) -> None:
-        """Somebody begins to read at the tip."""
+        """A reader joins at the tip."""
         self.readers.append((self.log.tip, self.log.tip, []))
 
     @rule(data=st.data(), size=st.integers(0, 4000))
     def read(self, data: st.DataObject, size: int) -> None:
-        """A reader reads on: whole revisions, in order, at least one if there is one, about as much as it asked for."""
+        """A reader gets whole revisions in order, at least one if there is one, and about the requested bytes."""
         if not self.readers:
             return
         index = data.draw(st.integers(0, len(self.readers) - 1))
@@ -149,12 +150,12 @@ class LogMachine(RuleBasedStateMachine):
         assert seen + found == [item for item in self.history if joined < item.revision <= revision]
 
     def kept(self) -> list[Batch]:
-        """What the log holds."""
+        """The batches in the log."""
         return list(self.log.after(self.log.floor, EVERYTHING))
 
     @invariant()
     def holds_the_suffix(self) -> None:
-        """Every covered revision finds exactly what came after it: whole batches, the very same objects."""
+        """For every covered revision the log finds exactly the batches after it, as the very same objects."""
         if not hasattr(self, "log"):
             return
         log = self.log
@@ -169,7 +170,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def keeps_to_its_bounds(self) -> None:
-        """By number and bytes, but for a single batch that is larger than the bound."""
+        """The log keeps to its bounds in number and bytes, except for a single batch that is larger than the bound."""
         if not hasattr(self, "log"):
             return
         assert len(self.log) <= self.bounds.batches
@@ -184,7 +185,7 @@ TestLog.settings = settings(max_examples=150, stateful_step_count=40, deadline=N
 
 
 def test_the_newest_batch_stays_whatever_its_size() -> None:
-    """A single revision larger than the bound reaches everyone who keeps up; the next one takes its place."""
+    """A single revision larger than the bound reaches every reader that keeps up; the next revision takes its place."""
     log = Log(Bounds(batches=10, bytes=300, age=10.0))
     log.restart(1)
     log.append(batch(2, events=50), 0.0)
@@ -194,7 +195,7 @@ def test_the_newest_batch_stays_whatever_its_size() -> None:
 
 
 def test_age_takes_the_newest_too() -> None:
-    """A quiet log forgets; its readers at the tip lose nothing by it."""
+    """A quiet log forgets even the newest batch; readers at the tip lose nothing."""
     log = Log(Bounds(age=10.0))
     log.restart(1)
     log.append(batch(5), 0.0)
@@ -208,7 +209,7 @@ def test_age_takes_the_newest_too() -> None:
 
 @given(size=st.integers(-5, 0))
 def test_a_reader_without_room_still_gets_a_revision(size: int) -> None:
-    """At least one batch, so that a reader never stands still."""
+    """A reader without room gets at least one batch, so that it never stands still."""
     log = Log(Bounds())
     log.restart(0)
     log.append(batch(1), 0.0)
@@ -217,7 +218,7 @@ def test_a_reader_without_room_still_gets_a_revision(size: int) -> None:
 
 
 def test_history_that_does_not_fit_loses_its_old_end() -> None:
-    """What is prepended is cut where the bounds are reached, and the floor says so."""
+    """Prepended history is cut where the bounds are reached, and the floor shows the cut."""
     log = Log(Bounds(batches=3))
     log.restart(10)
     log.append(batch(11), 0.0)
@@ -226,13 +227,13 @@ def test_history_that_does_not_fit_loses_its_old_end() -> None:
     assert (log.floor, log.covers(5), log.covers(4)) == (5, True, False)
 
 
-# --- what is encoded is kept only where there is room for it, and is the same bytes either way ------------------------
+# --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
 
 REPRESENTATION = ("sse", "auto", "01234567")
 
 
 def log_of(*revisions: int) -> Log:
-    """A put in each of *revisions*."""
+    """A log with a put in each of *revisions*."""
     log = Log(Bounds())
     log.restart(1)
     for revision in revisions:
@@ -242,7 +243,7 @@ def log_of(*revisions: int) -> Log:
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_a_log_without_room(size: int) -> None:
-    """The frames are not kept; what is passed on is, once for all who stand at one place, and is counted apart."""
+    """Without room, frames are not kept. Readers at one position share one encoding, which is counted separately."""
     roomy, full = log_of(2, 3, 4), log_of(2, 3, 4)
     held = full.bytes
     full.may_keep = lambda _size: False
@@ -257,7 +258,7 @@ def test_a_log_without_room(size: int) -> None:
 
 
 def test_a_log_that_reclaims_while_it_asks_for_room() -> None:
-    """A batch that goes meanwhile is not counted any more."""
+    """A batch that is dropped meanwhile no longer counts."""
     log = log_of(2, 3, 4)
     log.may_keep = lambda _size: log.reclaim(1) >= 0
     assert log.slice(1, 1 << 20, REPRESENTATION) is not None
@@ -266,7 +267,7 @@ def test_a_log_that_reclaims_while_it_asks_for_room() -> None:
 
 
 def test_a_log_that_is_cleared() -> None:
-    """Its position stays: who stands there has all."""
+    """The log's position stays: a reader at that position lacks nothing."""
     log = log_of(2, 3, 4)
     held = log.bytes
     assert log.clear() == held

@@ -34,18 +34,18 @@ def put(key: bytes, revision: int) -> KeyValue:
 
 
 class Served:
-    """A watch as the simulated etcd holds it, and what its sink must have heard."""
+    """A watch as the simulated etcd holds it, and the inputs that its sink must have received."""
 
     def __init__(self, watch_id: int) -> None:
         self.id = watch_id
         self.heard: list[WatchInput] = []
         self.expected: list[WatchInput] = []
-        self.created = False  # etcd holds it, and counts it until our cancel
+        self.created = False  # etcd holds the watch, and counts it until our cancel
         self.answered = False
         self.cancelled_by_etcd = False
-        self.let_go = False  # by us
+        self.let_go = False  # the gateway cancelled it
         self.cancels = 0
-        self.broken: list[Event] = []  # sent as fragments, not finished
+        self.broken: list[Event] = []  # sent as fragments, not completed
         self.revision = 1
 
 
@@ -60,23 +60,23 @@ class StreamMachine(RuleBasedStateMachine):
         self.ids: set[int] = set()
 
     def say(self, message: Message, *, trusted: bool = True) -> None:
-        """etcd sends."""
+        """etcd sends a message."""
         self.mux.receive(message, progress_trusted=trusted)
 
     def expect(self, served: Served, given: WatchInput) -> None:
-        """Its sink hears this, unless nobody listens any more."""
+        """The watch's sink must get this input, unless the watch was cancelled."""
         if not served.let_go:
             served.expected.append(given)
 
     def running(self) -> list[Served]:
-        """Those that etcd would send something for: it does not know of our cancel yet."""
+        """The watches for which etcd would send something: etcd has not seen our cancels yet."""
         return [one for one in self.watches if one.created and not one.cancelled_by_etcd]
 
-    # --- us ----------------------------------------------------------------------------------------------------------
+    # --- the gateway -------------------------------------------------------------------------------------------------
 
     @rule(start=st.integers(0, 9))
     def create(self, start: int) -> None:
-        """We open a watch."""
+        """The gateway opens a watch."""
         heard: list[WatchInput] = []
         request = self.mux.create(RANGE, start, heard.append)
         assert request == CreateRequest(request.watch_id, RANGE, start)
@@ -91,7 +91,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.watches)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """We let a watch go, perhaps for the second time, perhaps before etcd has answered."""
+        """The gateway cancels a watch, perhaps for the second time, perhaps before etcd has answered."""
         served = data.draw(st.sampled_from(self.watches))
         refused = served.answered and not served.created
         request = self.mux.cancel(served.id)
@@ -107,7 +107,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.unanswered)
     @rule(revision=st.integers(1, 99))
     def say_created(self, revision: int) -> None:
-        """It holds a watch."""
+        """etcd holds a watch."""
         served = self.unanswered.pop(0)
         served.answered = served.created = True
         self.expect(served, Created(revision))
@@ -116,7 +116,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.unanswered)
     @rule(echoes=st.booleans())
     def refuse(self, echoes: bool) -> None:
-        """It refuses one, under the id that was asked for (3.5.1) or -1 (newer)."""
+        """etcd refuses a watch, under the requested id (3.5.1) or -1 (newer)."""
         served = self.unanswered.pop(0)
         served.answered = True
         self.expect(served, Refused("permission denied"))
@@ -126,7 +126,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.unanswered)
     @rule(revision=st.integers(1, 99))
     def create_and_compact(self, revision: int) -> None:
-        """It holds one that is compacted, and says both at once."""
+        """etcd holds a watch whose start is compacted, and reports both at once."""
         served = self.unanswered.pop(0)
         served.answered = served.created = served.cancelled_by_etcd = True
         self.expect(served, Created(revision))
@@ -136,7 +136,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running())
     @rule(data=st.data(), pieces=st.integers(1, 4), break_off=st.booleans())
     def send_events(self, data: st.DataObject, pieces: int, break_off: bool) -> None:
-        """Whole revisions, in fragments that divide them anywhere; or fragments that never end."""
+        """etcd sends whole revisions, in fragments that divide them anywhere; or fragments that never end."""
         served = data.draw(st.sampled_from(self.running()))
         if served.broken:
             return
@@ -161,7 +161,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running())
     @rule(data=st.data(), compacted=st.booleans())
     def cancel_by_etcd(self, data: st.DataObject, compacted: bool) -> None:
-        """Compaction, or a reason of its own; what was being sent is broken off."""
+        """etcd cancels a watch, because of a compaction or for another reason; an unfinished message is cut off."""
         served = data.draw(st.sampled_from(self.running()))
         served.cancelled_by_etcd = True
         served.broken = []
@@ -175,7 +175,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(one.created for one in self.watches))
     @rule(data=st.data())
     def send_late(self, data: st.DataObject) -> None:
-        """Answers to our cancel, and events that were under way: for nobody."""
+        """etcd answers a cancel, and sends events that were under way: no sink gets them."""
         served = data.draw(st.sampled_from([one for one in self.watches if one.created]))
         if served.let_go or served.cancelled_by_etcd:
             self.say(Message(served.id, 50, events=[put(b"/a/late", 500)]))
@@ -185,7 +185,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running())
     @rule(data=st.data(), revision=st.integers(1, 99))
     def own_progress(self, data: st.DataObject, revision: int) -> None:
-        """progress_notify carries the watch's own id: trusted, whatever the version."""
+        """A response of progress_notify has the watch's own id: trusted, in any version."""
         served = data.draw(st.sampled_from(self.running()))
         if not served.broken:
             self.expect(served, Progress(revision, trusted=True))
@@ -193,14 +193,14 @@ class StreamMachine(RuleBasedStateMachine):
 
     @rule(revision=st.integers(1, 99), trusted=st.booleans())
     def progress_of_all(self, revision: int, trusted: bool) -> None:
-        """An on-demand answer is for all that etcd holds, and as good as its version."""
+        """An on-demand answer is for all watches that etcd holds, and is trusted as its version is."""
         for served in self.running():
             self.expect(served, Progress(revision, trusted=trusted))
         self.say(Message(-1, revision), trusted=trusted)
 
     @rule(watch_id=st.sampled_from([-1, 0, 10**9]))
     def nonsense(self, watch_id: int) -> None:
-        """Messages for nobody: a created that nobody asked for, events and cancels of unknown watches."""
+        """etcd sends messages without a recipient: an unrequested created, events and cancels of unknown watches."""
         self.say(Message(watch_id, 3, created=True))
         self.say(Message(watch_id, 3, events=[put(b"/a/x", 3)]))
         self.say(Message(watch_id, 3, canceled=True))
@@ -209,7 +209,10 @@ class StreamMachine(RuleBasedStateMachine):
 
     @rule(too_large=st.booleans())
     def lose(self, too_large: bool) -> None:
-        """The stream breaks: each watch hears so once, unless etcd ended it before; nothing unfinished is heard."""
+        """The stream breaks: each watch is notified once, unless etcd ended the watch before.
+
+        Unfinished messages are dropped.
+        """
         for served in self.watches:
             ended = served.cancelled_by_etcd or (served.answered and not served.created)
             if not ended:
@@ -220,10 +223,10 @@ class StreamMachine(RuleBasedStateMachine):
         self.unanswered = []
         assert len(self.mux) == 0
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------------------------
 
     def compare(self, served: Served) -> bool:
-        """Each sink heard exactly what was for it, in order."""
+        """Each sink received exactly the inputs for it, in order."""
         assert len(served.heard) == len(served.expected)
         for heard, expected in zip(served.heard, served.expected, strict=True):
             if isinstance(expected, Whole):
@@ -239,7 +242,7 @@ class StreamMachine(RuleBasedStateMachine):
 
     @invariant()
     def heard_what_was_said(self) -> None:
-        """See ``compare``."""
+        """Every sink is as in ``compare``."""
         for served in self.watches:
             self.compare(served)
 
@@ -250,7 +253,7 @@ class StreamMachine(RuleBasedStateMachine):
         assert len(self.mux) == len(held)
 
     def teardown(self) -> None:
-        """Every watch that was created gets one cancel, one that was refused none but what came before the refusal."""
+        """Each created watch gets one cancel; a refused watch gets no cancel after its refusal."""
         for served in self.watches:
             if not served.let_go and self.mux.cancel(served.id) is not None:
                 served.cancels += 1
@@ -261,7 +264,7 @@ class StreamMachine(RuleBasedStateMachine):
 
 
 class Whole(Batches):
-    """Complete revisions, as the events that they are made of."""
+    """Complete revisions, as the list of their events."""
 
     def __init__(self, events: list[Event]) -> None:
         super().__init__(())
@@ -275,7 +278,7 @@ TestStream.settings = SETTINGS
 
 
 def test_a_refusal_without_id_is_the_oldest_unanswered_one_s() -> None:
-    """Two creates are under way, the first one is refused under -1: the second one is not."""
+    """Of two unanswered creates, a refusal under -1 refuses the first, not the second."""
     mux = Multiplexer()
     first: list[WatchInput] = []
     second: list[WatchInput] = []
@@ -288,7 +291,7 @@ def test_a_refusal_without_id_is_the_oldest_unanswered_one_s() -> None:
 
 
 def test_falling_revisions_reach_nobody() -> None:
-    """A stream that goes back is broken: the error ends it, and no sink has heard a part."""
+    """A stream that goes back is broken: the error ends the stream, and no sink has received a part."""
     mux = Multiplexer()
     heard: list[WatchInput] = []
     watch = mux.create(RANGE, 0, heard.append)
@@ -299,7 +302,7 @@ def test_falling_revisions_reach_nobody() -> None:
 
 
 def test_who_lets_another_go_is_obeyed_at_once() -> None:
-    """A sink that cancels another watch while all are told of progress: the other one hears nothing more."""
+    """A sink cancels another watch while all watches get progress: the other watch gets nothing more."""
     mux = Multiplexer()
     heard: list[WatchInput] = []
 
@@ -316,7 +319,7 @@ def test_who_lets_another_go_is_obeyed_at_once() -> None:
 
 
 def test_a_watch_that_is_let_go_when_created_hears_nothing_more() -> None:
-    """A sink that cancels its own watch on "created" is not told that it is compacted."""
+    """A sink that cancels its own watch on "created" does not learn of a compaction."""
     mux = Multiplexer()
     heard: list[WatchInput] = []
 
@@ -330,7 +333,7 @@ def test_a_watch_that_is_let_go_when_created_hears_nothing_more() -> None:
 
 
 def test_who_lets_another_go_when_the_stream_breaks_is_obeyed() -> None:
-    """A sink that cancels another watch on ``Lost``: the other one hears nothing more."""
+    """A sink cancels another watch on ``Lost``: the other watch gets nothing more."""
     mux = Multiplexer()
     heard: list[WatchInput] = []
     mux.create(RANGE, 0, lambda _given: heard_nothing())
@@ -345,7 +348,9 @@ def test_who_lets_another_go_when_the_stream_breaks_is_obeyed() -> None:
 
 
 def test_what_is_complete_of_a_large_response_does_not_wait_for_its_end() -> None:
-    """Nobody counts what waits here; a revision that is not complete waits all the same, and is dropped when cut."""
+    """Complete revisions of a large response are passed on, as waiting events are not counted. An incomplete revision
+    still waits, and is dropped when cut.
+    """
     mux, heard = Multiplexer(), list[WatchInput]()
     watch_id = mux.create(KeyRange("prefix", b"/a/"), 1, heard.append).watch_id
     mux.receive(Message(watch_id, 9, created=True), progress_trusted=True)

@@ -1,4 +1,4 @@
-"""Which answers to progress requests ``app.core.multiplex`` believes, and which messages it takes for late."""
+"""Which answers to progress requests ``app.core.multiplex`` trusts, and which messages it considers late."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CAPACITY, ROUND = 4, 3
 
 
 class Followed:
-    """A watch of ours, and what it was told."""
+    """A watch of ours, and the revisions that it received."""
 
     def __init__(self, every: int, start: int) -> None:
         self.every, self.start = every, start
@@ -29,16 +29,16 @@ class Followed:
         self.late = self.behind = False  # of the last message
 
     def has(self, revision: int) -> bool:
-        """Whether it was told all up to a revision."""
+        """Whether the watch has received all its revisions up to *revision*."""
         return [r for r in self.told if r <= revision] == self.owed(revision, self.start)
 
     def owed(self, revision: int, first: int) -> list[int]:
-        """What it must have been told up to a revision."""
+        """The revisions that the watch must have received up to *revision*."""
         return [r for r in range(first, revision + 1) if r % self.every == 0]
 
 
 class ProgressMachine(RuleBasedStateMachine):
-    """Takes etcd's steps and ours in any order."""
+    """Takes etcd's steps and the gateway's in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,15 +48,15 @@ class ProgressMachine(RuleBasedStateMachine):
 
     @initialize(answering=st.sampled_from(["early", "deferring", "silent"]), writes=st.integers(0, 6))
     def begin(self, answering: Any, writes: int) -> None:
-        """A member of some version, with some history."""
+        """Begin with a member of some version, with some history."""
         self.etcd.answering = answering
         self.etcd.revision += writes
 
     def send(self, request: Request, every: int = 0) -> None:
-        """To etcd."""
+        """Send a request to etcd."""
         self.etcd.requests.append((request, every))
 
-    # --- us ----------------------------------------------------------------------------------------------------------
+    # --- the gateway -------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.watches) < 6)
     @rule(every=st.integers(1, 4), back=st.integers(0, 6), waits=st.booleans())
@@ -72,7 +72,7 @@ class ProgressMachine(RuleBasedStateMachine):
                 followed.progress = given.revision
                 if given.trusted:
                     assert followed.told == followed.owed(given.revision, followed.start), (
-                        "an answer believed too early"
+                        "the gateway trusted an answer too early"
                     )
 
         request = self.mux.create(RANGE, followed.start, hear)
@@ -84,7 +84,7 @@ class ProgressMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.watches)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Let one go."""
+        """Cancel a watch."""
         followed = data.draw(st.sampled_from(self.watches))
         self.watches.remove(followed)
         request = self.mux.cancel(followed.watch_id)
@@ -93,14 +93,14 @@ class ProgressMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3))
     def ask(self, count: int) -> None:
-        """For progress."""
+        """Ask for progress."""
         for _ in range(count):
             for request in self.mux.ask():
                 self.send(request)
 
     @rule(control_first=st.booleans(), count=st.integers(1, 8))
     def receive(self, control_first: bool, count: int) -> None:
-        """What etcd sends next."""
+        """Receive the next messages of etcd."""
         for _ in range(count):
             sent = self.etcd.send(control_first=control_first)
             if sent is None:
@@ -111,8 +111,10 @@ class ProgressMachine(RuleBasedStateMachine):
             for followed in self.watches:
                 told = followed.watch_id == message.watch_id and len(followed.told) > before[message.watch_id]
                 if told and not self.etcd.hidden:
-                    assert followed.late or followed.behind or fate != "victim", "it had found the channel full"
-                    assert followed.behind or fate != "lagged", "the watch had been a slow one"
+                    assert followed.late or followed.behind or fate != "victim", (
+                        "the message found the channel full, so it is late"
+                    )
+                    assert followed.behind or fate != "lagged", "the watch was a slow one, so it is behind"
             for request in self.mux.follow_up():
                 self.send(request)
 
@@ -120,34 +122,34 @@ class ProgressMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def serve(self, count: int) -> None:
-        """It reads requests."""
+        """etcd reads requests."""
         for _ in range(count):
             self.etcd.serve()
             self.etcd.register()
 
     @rule()
     def serve_half(self) -> None:
-        """It reads one; of a create not more than the revision."""
+        """etcd reads one request; of a create, only the revision."""
         self.etcd.serve()
 
     @rule()
     def register(self) -> None:
-        """And the rest."""
+        """etcd does the rest of a create."""
         self.etcd.register()
 
     @rule()
     def write(self) -> None:
-        """Somebody writes: it is told, and not yet the store's."""
+        """A client writes: etcd sends the event, but the revision is not the store's yet."""
         self.etcd.write()
 
     @rule()
     def commit(self) -> None:
-        """It is the store's."""
+        """The written revision becomes the store's."""
         self.etcd.commit()
 
     @rule(count=st.integers(1, 6))
     def write_much(self, count: int) -> None:
-        """Somebody writes."""
+        """A client writes several revisions."""
         for _ in range(count):
             self.etcd.commit()
             self.etcd.write()
@@ -155,16 +157,16 @@ class ProgressMachine(RuleBasedStateMachine):
 
     @rule()
     def sync(self) -> None:
-        """A round of its catching up."""
+        """etcd runs one round of catching up."""
         self.etcd.sync()
 
     @rule()
     def move_victims(self) -> None:
-        """What was refused is tried again."""
+        """etcd tries again to send the refused messages."""
         self.etcd.move_victims()
 
     def teardown(self) -> None:
-        """Left in peace, every watch that waits hears progress to the end: no loss of answers is for ever."""
+        """Without further faults, every waiting watch gets progress to the end: no lost answer stops it for ever."""
         for followed in self.watches:
             self.mux.await_proof(followed.watch_id, wanted=True)
         self.etcd.commit()
@@ -188,7 +190,7 @@ class ProgressMachine(RuleBasedStateMachine):
 
 @pytest.fixture(name="_small")
 def _small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A channel as small as the model's, with marks to fit."""
+    """A channel as small as the model's, with marks that fit."""
     monkeypatch.setattr(multiplex_module, "CHANNEL", CAPACITY)
     monkeypatch.setattr(multiplex_module, "ROUND_REVISIONS", ROUND)
     monkeypatch.setattr(multiplex_module, "MARK_EVERY", 2)
@@ -197,7 +199,7 @@ def _small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_small")
 def test_no_answer_is_believed_too_early_and_no_slow_watch_missed() -> None:
-    """Whatever the order: progress covers what was told, and what had found etcd's channel full is late."""
+    """In any order of steps, progress covers only received events, and messages that met a full channel are late."""
     run_state_machine_as_test(
         ProgressMachine,
         settings=settings(

@@ -1,4 +1,4 @@
-"""``app.core.negotiation``: what a header asks for."""
+"""``app.core.negotiation``: the format that a header asks for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.core.negotiation import format_of, names_event_stream
     ],
 )
 def test_only_the_name_itself_makes_an_event_source(accept: str, names: bool) -> None:
-    """A wildcard is curl, which can read a status; an EventSource names its type."""
+    """Only the type's own name marks an EventSource; a wildcard is curl, which can read a status."""
     assert names_event_stream(accept) == names
 
 
@@ -42,12 +42,12 @@ def test_only_the_name_itself_makes_an_event_source(accept: str, names: bool) ->
     ],
 )
 def test_the_parameter_beats_the_header(accept: str, asked: str | None, form: str) -> None:
-    """``format=`` decides, then the first type that we have, then SSE."""
+    """``format=`` decides, then the first type that the gateway supports, then SSE."""
     assert format_of(accept, asked) == form
 
 
 @given(st.text())
 def test_any_header_is_some_format(accept: str) -> None:
-    """No header is refused."""
+    """Every header selects some format; none is refused."""
     assert format_of(accept, None) in ("sse", "ndjson")
     names_event_stream(accept)

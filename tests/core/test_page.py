@@ -21,7 +21,7 @@ revisions = st.integers(1, (1 << 63) - 1)
 
 
 def token(text: bytes) -> bytes:
-    """What stands in a token, encoded as ours are."""
+    """*text* as a token, encoded as the gateway's tokens are."""
     return urlsafe_b64encode(text).rstrip(b"=")
 
 
@@ -29,7 +29,7 @@ def token(text: bytes) -> bytes:
 @example(epoch="16214fff", revision=1, start=b"-1-/svc/")
 @example(epoch="16214fff", revision=1, start=b"\xff\xfb\xef\n")
 def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -> None:
-    """Through a query, as it stands, for any bytes of a key."""
+    """A page's token comes back unchanged through a query, for any bytes of a key."""
     page = Page(epoch, revision, start)
     text = page.token()
     (found,) = parse_query(f"page={text}".encode(), {"page"}).values()
@@ -45,7 +45,7 @@ def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -
 @example(token(b"16214fff-" + b"9" * 5000 + b"-/svc/a"))
 @example(token("16214fff-\u0661-/svc/a".encode()))
 def test_no_token_raises_anything_else(text: bytes) -> None:
-    """A client may bring anything: it is a page of this range, or a bad request that names the parameter."""
+    """A client may send any text: it is a page of this range, or a bad request that names the parameter."""
     parameter, page = "page", None
     try:
         page = parse_page(text, SERVICES)
@@ -57,7 +57,7 @@ def test_no_token_raises_anything_else(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"AAAA", token(b"16214fff-12"), token(b"16214fff-x-/svc/a"), token(b"16214fff")])
 def test_what_is_no_token(text: bytes) -> None:
-    """The answer says where tokens come from."""
+    """The error says where to take tokens from."""
     with pytest.raises(BadRequestError, match="'page' is not a token of this gateway; use the value of 'next_page'"):
         parse_page(text, SERVICES)
 
@@ -73,14 +73,14 @@ def test_what_is_no_token(text: bytes) -> None:
     ],
 )
 def test_a_token_does_not_reach_out_of_its_range(page: Page) -> None:
-    """What a request may read is judged by its range: no token reads beside it, or at no revision of etcd."""
+    """No token reads outside its range, by which a request is authorized, or at a revision that etcd cannot have."""
     with pytest.raises(BadRequestError, match="'page' belongs to another range") as caught:
         parse_page(page.token().encode(), SERVICES)
     assert caught.value.parameter == "page"
 
 
 def test_the_bounds_of_a_revision_are_its_own() -> None:
-    """The first and the last revision that etcd can have are pages."""
+    """The first and the last revision that etcd can have are valid pages."""
     for revision in (1, (1 << 63) - 1):
         page = Page("16214fff", revision, b"/svc/")
         assert parse_page(page.token().encode(), SERVICES) == page

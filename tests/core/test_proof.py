@@ -1,4 +1,4 @@
-"""``app.core.proof``: an anchor knows itself again, and what is held back is bounded."""
+"""``app.core.proof``: an anchor recognises itself, and the held events are bounded."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ A, B = KeyValue(b"a", b"1", 7, 7, 1), KeyValue(b"b", b"1", 7, 7, 1)
     ],
 )
 def test_an_anchor_knows_itself_again(events: Sequence[Event], exact: bool, of_snapshot: bool) -> None:
-    """Of a revision that was seen every event is known; of a snapshot's, those that it still held."""
+    """Of a revision that a watch sent, every event is known; of a snapshot's revision, only the puts that remain."""
     found = Batch(7, events)
     assert Anchor(7, (A, B), True, 7).matches(found) is exact
     assert Anchor(7, [A, B], False, 9).matches(found) is of_snapshot
 
 
 def test_another_revision_is_no_anchor() -> None:
-    """Whatever its events."""
+    """A different revision is not the anchor, whatever its events."""
     assert not Anchor(8, (A, B), True, 8).matches(Batch(7, [A, B]))
 
 
 def test_what_is_held_back_is_bounded() -> None:
-    """By bytes; but a single revision that is larger is held."""
+    """The held events are bounded in bytes; but a single larger revision is held."""
     giant = Batch(5, [KeyValue(b"k", b"v" * 5000, 5, 5, 1)])
     small = [Batch(revision, [Delete(b"k", revision)]) for revision in (6, 7, 8)]
     proof = Proof(Plan.SNAPSHOT, most_bytes=1000)

@@ -1,4 +1,4 @@
-"""``app.core.query``: what is asked for, as bytes, and what is wrong with how it is asked."""
+"""``app.core.query``: a request's parameters as bytes, and the errors in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ queries = st.dictionaries(st.sampled_from(sorted(KNOWN)), st.binary(max_size=12)
 
 @given(query=queries, plus=st.booleans())
 def test_a_query_comes_back_as_it_went(query: dict[str, bytes], plus: bool) -> None:
-    """Any bytes, escaped by either of the two customs: %20 and + are both a space."""
+    """Any bytes come back, escaped by either custom: %20 and + both mean a space."""
     escape = quote_plus if plus else quote
     raw = "&".join(f"{name}={escape(value)}" for name, value in query.items())
     assert parse_query(raw.encode(), KNOWN) == query
@@ -34,13 +34,13 @@ def test_a_query_comes_back_as_it_went(query: dict[str, bytes], plus: bool) -> N
 
 @given(query=queries, busters=st.lists(st.binary(max_size=4).map(quote), max_size=3))
 def test_a_cache_buster_is_not_there(query: dict[str, bytes], busters: list[str]) -> None:
-    """Whatever its value is, however often it comes."""
+    """A cache buster is ignored, whatever its value is, however often it comes."""
     raw = "&".join([*(f"_={value}" for value in busters), *(f"{name}={quote(value)}" for name, value in query.items())])
     assert parse_query(raw.encode(), KNOWN) == query
 
 
 def test_what_libraries_append() -> None:
-    """The last one counts where that is said, and a broken escape is taken as it is; nowhere else."""
+    """Where it is allowed, the last parameter counts, and a broken escape is taken literally; nowhere else."""
     raw = b"limit=1&limit=%zz&limit=2%"
     assert parse_query(raw, KNOWN, lenient={"limit"}, appended={"limit"}) == {"limit": b"2%"}
     with pytest.raises(BadRequestError, match="only once"):
@@ -54,7 +54,7 @@ def test_what_libraries_append() -> None:
 @example(b"key=%u0041")
 @example(b"\xed\xa0\x80=1")
 def test_no_query_raises_anything_else(raw: bytes) -> None:
-    """A client may send anything: it is parameters, or a bad request whose text can be sent."""
+    """A client may send anything: the result is parameters, or a bad request whose text can be sent."""
     refusal, found = None, None
     try:
         found = parse_query(raw, KNOWN)
@@ -84,7 +84,7 @@ def test_no_query_raises_anything_else(raw: bytes) -> None:
     ],
 )
 def test_what_a_query_says(raw: bytes, found: dict[str, bytes]) -> None:
-    """Parameter by parameter; only ``&`` and the first ``=`` part anything."""
+    """Only ``&`` and the first ``=`` separate."""
     assert parse_query(raw, KNOWN) == found
 
 
@@ -112,7 +112,7 @@ def test_what_a_query_says(raw: bytes, found: dict[str, bytes]) -> None:
     ],
 )
 def test_what_a_query_may_not_say(raw: bytes, code: str, parameter: str, detail: str) -> None:
-    """Each with its machine word, the parameter, and what to do about it."""
+    """Each error has its code, the parameter, and a hint at what to do."""
     with pytest.raises(BadRequestError) as caught:
         parse_query(raw, KNOWN)
     assert (caught.value.code, caught.value.parameter) == (code, parameter)
@@ -120,7 +120,7 @@ def test_what_a_query_may_not_say(raw: bytes, code: str, parameter: str, detail:
 
 
 def test_only_ranges_are_told_that_one_is_the_most() -> None:
-    """Nobody asks for several limits."""
+    """Only a repeated range gets the hint that one range is the most; a repeated limit does not."""
     with pytest.raises(BadRequestError) as caught:
         parse_query(b"limit=1&limit=2", KNOWN)
     assert "ranges" not in caught.value.detail
@@ -137,7 +137,7 @@ def test_only_ranges_are_told_that_one_is_the_most() -> None:
     ],
 )
 def test_a_range_is_a_key_or_a_prefix(query: dict[str, bytes], watched: KeyRange) -> None:
-    """The empty prefix is all keys, on purpose."""
+    """The empty prefix means all keys, on purpose."""
     assert parse_range(query) == watched
 
 
@@ -152,7 +152,7 @@ def test_a_range_is_a_key_or_a_prefix(query: dict[str, bytes], watched: KeyRange
     ],
 )
 def test_no_range(query: dict[str, bytes], code: str, parameter: str) -> None:
-    """An empty key is not taken for all keys."""
+    """An empty key does not mean all keys."""
     with pytest.raises(BadRequestError) as caught:
         parse_range(query)
     assert (caught.value.code, caught.value.parameter) == (code, parameter)
@@ -162,13 +162,13 @@ def test_no_range(query: dict[str, bytes], code: str, parameter: str) -> None:
     ("value", "flag"), [(b"1", True), (b"true", True), (b"TRUE", True), (b"0", False), (b"false", False)]
 )
 def test_flags(value: bytes, flag: bool) -> None:
-    """Said, it counts whatever the default is."""
+    """A given flag counts, whatever the default is."""
     assert parse_flag({"f": value}, "f", default=True) is flag
     assert parse_flag({"f": value}, "f", default=False) is flag
 
 
 def test_what_is_absent_is_the_default() -> None:
-    """Not said is not wrong."""
+    """An absent parameter has its default."""
     assert parse_flag({}, "f", default=True) is True
     assert parse_flag({}, "f", default=False) is False
     assert parse_number({}, "n", default=7, most=9) == 7
@@ -177,7 +177,7 @@ def test_what_is_absent_is_the_default() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"yes", b"2", b"01", b" 1", b"\xff"])
 def test_no_flags(value: bytes) -> None:
-    """Neither yes nor no is guessed."""
+    """Any other text is refused: neither yes nor no is guessed."""
     with pytest.raises(BadRequestError, match="'f' must be 1 or 0, not ") as caught:
         parse_flag({"f": value}, "f", default=True)
     assert caught.value.parameter == "f"
@@ -187,7 +187,7 @@ def test_no_flags(value: bytes) -> None:
     ("value", "valid"), [(b"a", True), (b"b", True), (b"", False), (b"A", False), (b"\xff", False)]
 )
 def test_choices(value: bytes, valid: bool) -> None:
-    """One of the words, exactly, or the words are named."""
+    """A choice is one of the words, exactly; otherwise the error names the words."""
     if valid:
         assert parse_choice({"c": value}, "c", ("a", "b")) == value.decode()
         return
@@ -199,7 +199,7 @@ def test_choices(value: bytes, valid: bool) -> None:
 @given(number=st.integers(-10, 1100), most=st.integers(1, 1000))
 @example(number=0, most=1)
 def test_numbers(number: int, most: int) -> None:
-    """From 1 to the most, both included; nothing else."""
+    """A number is from 1 to the maximum, both included."""
     query = {"n": b"%d" % number}
     if 1 <= number <= most:
         assert parse_number(query, "n", default=5, most=most) == number
@@ -211,7 +211,7 @@ def test_numbers(number: int, most: int) -> None:
 
 @pytest.mark.parametrize("value", [b"", b"1.0", b" 1", b"1_0", b"+1", "\u0661".encode(), b"9" * 5000])
 def test_no_numbers(value: bytes) -> None:
-    """Not all that Python would take for an int."""
+    """Some texts that Python's int accepts are refused."""
     with pytest.raises(BadRequestError, match="whole number"):
         parse_number({"n": value}, "n", default=5, most=1 << 62)
 
@@ -219,6 +219,6 @@ def test_no_numbers(value: bytes) -> None:
 @given(value=st.binary(max_size=64), more=st.binary(max_size=40))
 @example(value=b"\xff" * 64, more=b"\xff")
 def test_a_value_for_people_is_cut_and_can_be_sent(value: bytes, more: bytes) -> None:
-    """The first 64 bytes of it, the undecodable ones escaped."""
+    """The first 64 bytes of a value are shown, the undecodable ones escaped."""
     assert text(value.ljust(64, b"a") + more) == text(value.ljust(64, b"a"))
     assert text(value).encode().decode() == value.decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""``app.core.reader``: what one subscriber is sent, read back into the mirror that a client would hold."""
+"""``app.core.reader``: the messages of one subscriber, applied to the mirror that a client would have."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def batches(*revisions: int) -> Batches:
 
 
 def put_next(core: FeedCore, revision: int, key: bytes = b"/a/1") -> KeyValue:
-    """What etcd says of a put there, by what the feed knows of the key."""
+    """The put that etcd would send at *revision*, from what the feed knows of the key."""
     assert core.history.view is not None
     for old in core.history.view.snapshot(core.history.log.tip).items:
         if old.key == key:
@@ -53,7 +53,7 @@ def put_next(core: FeedCore, revision: int, key: bytes = b"/a/1") -> KeyValue:
 
 
 def say(core: FeedCore, *revisions: int) -> None:
-    """A put in each of *revisions*."""
+    """Publish a put in each of *revisions*."""
     for revision in revisions:
         core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 0.0)
 
@@ -68,7 +68,7 @@ def live(*items: KeyValue, revision: int = 100, bounds: Bounds | None = None) ->
 
 
 def restore(core: FeedCore, *items: KeyValue, revision: int = 50, cluster_id: int = 2) -> None:
-    """Another history takes the place of the feed's."""
+    """Another history replaces the feed's."""
     core.handle(Restored(), 0.0)
     core.handle(Created(revision), 0.0)
     core.handle(SnapshotTaken(Snapshot.of(revision, items, block_bytes=1), cluster_id), 0.0)
@@ -90,12 +90,12 @@ def reader(
 
 
 def resets(one: Reader) -> list[str]:
-    """Why it was reset so far."""
+    """The reasons of the reader's resets so far."""
     return list(one._counts.resets.elements())
 
 
 def parse(stream: bytes, form: str = "ndjson") -> list[dict[str, Any]]:
-    """The JSON objects of whole blocks; an SSE block's id as the member "cursor" that NDJSON has."""
+    """The JSON objects of whole blocks; an SSE block's id becomes the member "cursor", as in NDJSON."""
     if form == "ndjson":
         return [json.loads(line) for line in stream.splitlines() if line]
     found = []
@@ -108,7 +108,7 @@ def parse(stream: bytes, form: str = "ndjson") -> list[dict[str, Any]]:
 
 
 def words(stream: bytes) -> list[str]:
-    """NDJSON for short: ``put@5``, ``delete@5``, ``synced@5``, ``reset:lagged``."""
+    """NDJSON in short form: ``put@5``, ``delete@5``, ``synced@5``, ``reset:lagged``."""
     return [
         f"reset:{item['reason']}"
         if item["type"] == "reset"
@@ -118,7 +118,7 @@ def words(stream: bytes) -> list[str]:
 
 
 class Mirror:
-    """A client: keys and the revisions that wrote them, and the last cursor it was given."""
+    """A client: keys with the revisions that wrote them, and its last cursor."""
 
     def __init__(self) -> None:
         self.state: dict[str, int] = {}
@@ -126,11 +126,11 @@ class Mirror:
         self.seen: list[tuple[str, str, int]] = []
 
     def take(self, item: dict[str, Any]) -> None:
-        """One event."""
+        """Apply one event."""
         kind = item["type"]
         if kind == "reset":
             self.state = {}
-            assert item["cursor"].endswith("-0"), "until the state is whole, it holds nothing"
+            assert item["cursor"].endswith("-0"), "until the state is whole, the client holds nothing"
         elif kind in ("put", "delete"):
             self.seen.append((kind, item["key"], item["mod_revision"]))
             if kind == "put":
@@ -148,9 +148,9 @@ sizes = st.sampled_from([0, 1, 300, 700, 2000, PLENTY])
 
 
 class ReaderMachine(RuleBasedStateMachine):
-    """One reader, one mirror, and all that may happen to the feed between two reads.
+    """One reader, one mirror, and everything that may happen to the feed between two reads.
 
-    ``histories`` holds the state after each revision, per epoch: what a mirror must hold when it has that cursor.
+    ``histories`` holds the state after each revision, per epoch: the state that a mirror with that cursor must have.
     """
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @initialize(form=st.sampled_from(["sse", "ndjson"]), keys=st.sets(st.sampled_from(KEYS)))
     def begin(self, form: str, keys: set[bytes]) -> None:
-        """A feed with a small log, and somebody who joins it."""
+        """Begin with a feed with a small log, and a reader that joins it."""
         items = [put(90, key) for key in sorted(keys)]
         self.core = live(*items, bounds=Bounds(batches=4, bytes=3000))
         self.now = {item.key: item for item in items}
@@ -170,16 +170,16 @@ class ReaderMachine(RuleBasedStateMachine):
         self.reader = reader(self.core, form=form)
 
     def shown(self) -> dict[str, int]:
-        """The state now, with keys as clients see them."""
+        """The current state, with keys as clients see them."""
         return {("L2Ev/w==" if key == KEYS[3] else key.decode()): item.mod_revision for key, item in self.now.items()}
 
     def note(self) -> None:
-        """What is true at the tip."""
+        """Record the true state at the tip."""
         self.histories[epoch_of(self.cluster, SHAPE)][self.core.history.log.tip] = self.shown()
 
     @rule(change=change, gap=st.integers(1, 3))
     def write(self, change: dict[bytes, bool], gap: int) -> None:
-        """A revision of puts and deletes."""
+        """Publish a revision of puts and deletes."""
         revision = self.core.history.log.tip + gap
         events: list[Event] = []
         for key, value in change.items():
@@ -196,19 +196,19 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @rule(by=st.integers(1, 3))
     def progress(self, by: int) -> None:
-        """Revisions that do not concern the range."""
+        """Publish revisions that do not concern the range."""
         for _ in range(by):
             self.core.handle(Progress(self.core.history.log.tip + 1, trusted=True), 0.0)
             self.note()
 
     @rule(size=sizes)
     def shed(self, size: int) -> None:
-        """Memory is short: who is behind may fall out of the log."""
+        """Memory is short: a reader that lags may fall out of the log."""
         self.core.history.log.reclaim(size)
 
     @rule(back=st.integers(0, 20), same=st.booleans())
     def restore(self, back: int, same: bool) -> None:
-        """Another history, of another cluster or (seen by its revisions) of the same with another epoch."""
+        """Begin another history, of another cluster, or (recognised by its revisions) of this one with a new epoch."""
         self.cluster += 1
         revision = max(1, self.core.history.log.tip - back)
         self.now = {KEYS[0]: put(revision)} if same else {}
@@ -218,7 +218,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @rule(size=sizes)
     def read(self, size: int) -> None:
-        """Whatever it is sent, at every cursor the mirror is what was true then, and cursors only go on."""
+        """At every cursor the mirror is the true state of that revision, and cursors only advance."""
         for item in parse(self.reader.read(size), self.form):
             before = self.mirror.cursor
             self.mirror.take(item)
@@ -236,7 +236,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @rule()
     def read_to_the_end(self) -> None:
-        """Who keeps up is where the feed is."""
+        """A reader that keeps up reaches the feed's revision."""
         for _ in range(100):
             if not self.step():
                 break
@@ -245,7 +245,7 @@ class ReaderMachine(RuleBasedStateMachine):
         assert (self.reader.revision, self.reader.behind) == (self.core.history.log.tip, 0)
 
     def step(self) -> bool:
-        """Read on; False when there is nothing."""
+        """Read on; False if there is nothing to read."""
         cursor, revision = self.mirror.cursor, self.reader.revision
         self.read(300)
         return (cursor, revision) != (self.mirror.cursor, self.reader.revision) or self.reader.phase is Phase.SNAPSHOT
@@ -253,7 +253,7 @@ class ReaderMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.reader.synced)
     @rule()
     def beat(self) -> None:
-        """A bookmark is never ahead of what was sent: with its id, the mirror is whole."""
+        """A bookmark is never ahead of the sent events: at its id, the mirror is whole."""
         (bookmark,) = parse(self.reader.beat(stale=False), self.form)
         self.mirror.take(bookmark)
         cursor = self.mirror.cursor
@@ -263,7 +263,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @rule()
     def come_back(self) -> None:
-        """The connection broke between two blocks; the client comes back with the cursor that it has."""
+        """The connection breaks between two blocks; the client reconnects with its cursor."""
         if self.mirror.cursor is not None:
             self.reader = reader(self.core, self.mirror.cursor, form=self.form)
             self.reader.refuse_backfill()
@@ -291,7 +291,7 @@ TestReader.settings = settings(max_examples=120, stateful_step_count=40, deadlin
 def test_any_slices_make_the_same_stream(
     keys: int, news: int, cursor: Cursor | None, form: str, slices: Sequence[int]
 ) -> None:
-    """However much a socket takes at a time: the bytes are the same."""
+    """However much a socket accepts at a time, the bytes are the same."""
     core = live(*[put(90, b"/a/%d" % index) for index in range(keys)])
     core.handle(Progress(103, trusted=True), 0.0)
     for revision in range(104, 104 + news):
@@ -308,7 +308,7 @@ def test_any_slices_make_the_same_stream(
 
 @given(revision=st.integers(95, 110))
 def test_a_resume_brings_exactly_what_came_after(revision: int) -> None:
-    """Wherever in the log a cursor stands, between revisions too."""
+    """A resume brings exactly the later changes, wherever the cursor is in the log, even between revisions."""
     core = live()
     news = [101, 103, 106]
     say(core, *news)
@@ -328,7 +328,7 @@ def test_a_resume_brings_exactly_what_came_after(revision: int) -> None:
 
 
 def test_a_first_join() -> None:
-    """A reset that says so, the state, and that it is whole: to the letter."""
+    """A first join brings a reset with its reason, the state, and "synced": to the letter."""
     core = live(put(90), put(95, b"/a/2"))
     one = reader(core)
     assert (one.phase, one.asked) == (Phase.WAITING, None)
@@ -344,7 +344,7 @@ def test_a_first_join() -> None:
 
 
 def test_then_changes() -> None:
-    """Each revision once; the position follows."""
+    """After "synced", each revision comes once, and the position advances."""
     core = live()
     one = reader(core)
     one.read(PLENTY)
@@ -358,7 +358,7 @@ def test_then_changes() -> None:
 
 
 def test_a_quiet_range_moves_the_position() -> None:
-    """Nothing is sent, but the next bookmark stands where the feed is known to be complete."""
+    """A quiet range gets nothing, but its next bookmark is at the revision up to which the feed is complete."""
     core = live()
     one = reader(core)
     one.read(PLENTY)
@@ -369,7 +369,7 @@ def test_a_quiet_range_moves_the_position() -> None:
 
 
 def test_it_waits_for_a_feed_that_has_nothing() -> None:
-    """Neither state nor reset before the snapshot is there."""
+    """Before the first snapshot, a reader gets neither state nor reset."""
     core = FeedCore(Bounds(), 50)
     one = reader(core)
     assert (one.read(PLENTY), one.phase, one.wants) == (b"", Phase.WAITING, Wants.NOTHING)
@@ -382,7 +382,10 @@ def test_it_waits_for_a_feed_that_has_nothing() -> None:
 
 @pytest.mark.parametrize("cursor", [None, Cursor(EPOCH, 103)])
 def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
-    """Who is there stays; who comes waits for the new history, and with a cursor of the old one is reset."""
+    """Present readers stay.
+
+    A new reader waits for the new history, and gets a reset if its cursor is of the old one.
+    """
     core = live(put(90))
     say(core, 103)
     there = reader(core)
@@ -399,7 +402,10 @@ def test_nobody_new_is_given_what_is_in_doubt(cursor: Cursor | None) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_cursor_that_waited_through_a_restore(before: bool) -> None:
-    """With the same token the cluster's id stays: its revision would be taken for one of the new history."""
+    """A restore that keeps the cluster's id also keeps the epoch.
+
+    A cursor that waited must not be taken for one of the new history.
+    """
     core = live(put(90))
     if not before:
         core.handle(Restored(), 0.0)
@@ -424,14 +430,17 @@ def test_a_cursor_that_waited_through_a_restore(before: bool) -> None:
     ],
 )
 def test_a_cursor_that_is_none_of_ours(cursor: Cursor, reason: str) -> None:
-    """Who holds nothing loses nothing; who held something else is told that it is lost."""
+    """A client without a mirror loses nothing, so its reset is initial.
+
+    A client with a foreign cursor is notified of the loss.
+    """
     one = reader(live(), cursor)
     assert words(one.read(PLENTY)) == [f"reset:{reason}", "synced@100"]
     assert resets(one) == [reason]
 
 
 def test_a_resume_has_no_reset() -> None:
-    """What was missed, then "synced" when all of it is said."""
+    """A resume brings the missed changes, and then "synced", without a reset."""
     core = live(put(90))
     say(core, 101, 103)
     one = reader(core, Cursor(EPOCH, 101))
@@ -443,7 +452,7 @@ def test_a_resume_has_no_reset() -> None:
 
 
 def test_a_cursor_ahead_that_the_feed_reaches() -> None:
-    """etcd has been there: the feed lags, and when it has caught up the reader goes on."""
+    """A cursor ahead of the feed, but not of etcd, is valid: when the feed has caught up, the reader goes on."""
     core = live()
     one = reader(core, Cursor(EPOCH, 105))
     assert (one.read(PLENTY), one.wants) == (b"", Wants.LINEARIZABLE)
@@ -455,7 +464,7 @@ def test_a_cursor_ahead_that_the_feed_reaches() -> None:
 
 
 def test_a_cursor_ahead_of_etcd_is_of_another_history() -> None:
-    """No revision so high was ever linearizable: a backup was restored."""
+    """The cursor is above etcd's linearizable revision, so a backup was restored."""
     one = reader(live(put(90)), Cursor(EPOCH, 105))
     one.read(PLENTY)
     one.give_linearizable(104)
@@ -463,14 +472,19 @@ def test_a_cursor_ahead_of_etcd_is_of_another_history() -> None:
 
 
 def test_a_cursor_ahead_that_cannot_be_proven() -> None:
-    """A snapshot that is as new takes its place; what the feed says later of the time before is not said again."""
+    """A snapshot that is new enough replaces the unproven cursor.
+
+    Later events from before the snapshot are not sent again.
+    """
     core = live(put(90))
     one = reader(core, Cursor(EPOCH, 105))
     one.read(PLENTY)
     one.give_linearizable(107)
     one.give_snapshot(Snapshot.of(106, [put(104, b"/a/2")]))
     assert words(one.read(PLENTY)) == ["reset:unproven", "put@104", "synced@106"]
-    assert (one.read(PLENTY), one.revision) == (b"", 106), "though the feed is behind it"
+    assert (one.read(PLENTY), one.revision) == (b"", 106), (
+        "the reader keeps the snapshot's revision, although the feed is behind it"
+    )
     say(core, 104, 106)
     assert (one.read(PLENTY), one.revision) == (b"", 106)
     say(core, 107)
@@ -478,7 +492,7 @@ def test_a_cursor_ahead_that_cannot_be_proven() -> None:
 
 
 def test_a_cursor_below_the_log_asks_for_history() -> None:
-    """Refused, it is reset with the reason."""
+    """A reader whose history is refused gets a reset with the reason."""
     core = live()
     one = reader(core, Cursor(EPOCH, 99))
     assert (one.read(PLENTY), one.wants) == (b"", Wants.BACKFILL)
@@ -488,7 +502,7 @@ def test_a_cursor_below_the_log_asks_for_history() -> None:
 
 
 def test_a_cursor_below_the_log_waits_for_promised_history() -> None:
-    """While the feed reaches back for it, nothing more is wanted; then it resumes."""
+    """While the feed reads the history that a cursor needs, the reader waits; then it resumes."""
     core = live(put(90))
     one = reader(core, Cursor(EPOCH, 80))
     one.read(PLENTY)
@@ -507,7 +521,7 @@ def test_a_cursor_below_the_log_waits_for_promised_history() -> None:
 
 
 def test_who_lags_is_reset_in_the_same_stream() -> None:
-    """What it lacked is no longer there: the state instead, and on it goes."""
+    """The missed changes are gone from the log: the reader gets the state instead, and goes on."""
     core = live(bounds=Bounds(batches=2))
     one = reader(core)
     one.read(PLENTY)
@@ -521,7 +535,7 @@ def test_who_lags_is_reset_in_the_same_stream() -> None:
 
 
 def test_the_last_revision_that_is_covered_does_not_lag() -> None:
-    """At the floor nothing is missing."""
+    """A reader exactly at the log's floor lacks nothing."""
     core = live(bounds=Bounds(batches=2))
     one = reader(core)
     one.read(PLENTY)
@@ -532,7 +546,7 @@ def test_the_last_revision_that_is_covered_does_not_lag() -> None:
 
 
 def test_another_history_resets_who_follows_and_who_is_being_sent_the_state() -> None:
-    """Half a state of the old one is dropped; its epoch is the new one's."""
+    """After a restore, the rest of a half-sent state is dropped, and the new state has the new epoch."""
     core = live(put(90), put(90, b"/a/2"))
     follows, begins = reader(core), reader(core)
     follows.read(PLENTY)
@@ -545,7 +559,7 @@ def test_another_history_resets_who_follows_and_who_is_being_sent_the_state() ->
 
 
 def test_what_happens_during_a_snapshot_comes_after_it() -> None:
-    """The state is of one revision, whatever the feed does while it is sent."""
+    """The state is of one revision, whatever the feed does while the state is sent."""
     core = live(put(90), put(90, b"/a/2"))
     one = reader(core)
     found = words(one.read(1))
@@ -556,7 +570,10 @@ def test_what_happens_during_a_snapshot_comes_after_it() -> None:
 
 
 def test_without_state_only_changes() -> None:
-    """``snapshot=0``: the first join is no reset; a later one says that something was lost, and brings nothing."""
+    """With ``snapshot=0``, a first join is not a reset.
+
+    A later reset reports that something was lost, but brings no state.
+    """
     core = live(put(90), bounds=Bounds(batches=1))
     one = reader(core, snapshot=False)
     assert words(one.read(PLENTY)) == ["synced@100"]
@@ -567,11 +584,11 @@ def test_without_state_only_changes() -> None:
     assert resets(one) == ["lagged"]
 
 
-# --- beside the history ----------------------------------------------------------------------------------------------
+# --- heartbeats, staleness, first and last messages ------------------------------------------------------------------
 
 
 def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
-    """Before, and again while a reset is under way, no id may stand: a comment."""
+    """Before "synced", and again during a reset, a heartbeat has no id: it is a comment."""
     core = live(put(90), put(90, b"/a/2"), bounds=Bounds(batches=1))
     one = reader(core, form="sse")
     assert one.beat(stale=False) == b": waiting\n"
@@ -583,7 +600,9 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
             f'event: bookmark\ndata: {{"type":"bookmark","revision":100,"state":"{word}"}}\nid: 00000001-100\n\n'
         )
     say(core, 101, 102)
-    assert parse(one.beat(stale=False), "sse")[0]["cursor"] == "00000001-100", "not ahead of what was sent"
+    assert parse(one.beat(stale=False), "sse")[0]["cursor"] == "00000001-100", (
+        "a bookmark must not be ahead of the sent events"
+    )
     one.read(1)
     assert one.phase is Phase.SNAPSHOT
     assert one.beat(stale=False) == b": waiting\n"
@@ -591,12 +610,12 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
 
 
 def lacks(one: Reader) -> float | None:
-    """For mypy, which takes a property for a constant."""
+    """The reader's ``lacks_since``; a function, because mypy takes a property for a constant."""
     return one.lacks_since
 
 
 def test_what_it_lacks_has_come_at_some_time() -> None:
-    """From ``synced`` on; the log knows when each revision came."""
+    """From ``synced`` on, the log knows when each missing revision came."""
     core = live(bounds=Bounds(batches=3))
     one = reader(core)
     assert lacks(one) is None
@@ -613,16 +632,16 @@ def test_what_it_lacks_has_come_at_some_time() -> None:
     assert lacks(other) is None
     other.read(1)
     assert not other.synced
-    assert lacks(other) is None, "what a resume brings may be old, and is not said to be live"
+    assert lacks(other) is None, "the changes of a resume may be old, and are not reported as live"
     for revision in range(104, 109):
         core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 20.0)
-    assert lacks(one) == float("-inf"), "the log has it no more"
+    assert lacks(one) == float("-inf"), "the log no longer has the revision"
     core.history.log.restart(110)
-    assert lacks(one) is None, "another generation: a reset is what comes next"
+    assert lacks(one) is None, "another generation: a reset comes next"
 
 
 def test_staleness_is_told_once() -> None:
-    """Live is what everybody assumes at first."""
+    """Staleness is sent once; a client assumes live at first."""
     one = reader(live())
     one.read(PLENTY)
     assert one.tell_staleness(None) == b""
@@ -635,7 +654,7 @@ def test_staleness_is_told_once() -> None:
 
 @pytest.mark.parametrize("since", [None, "2026-01-01T00:00:00Z"])
 def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
-    """ "synced" says that all is well: if it is not so, or is so again, that is said once more."""
+    """ "synced" implies live, so a stale or changed state is sent again after it."""
     core = live(bounds=Bounds(batches=1))
     one = reader(core)
     one.read(PLENTY)
@@ -647,7 +666,7 @@ def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
 
 
 def test_the_last_words() -> None:
-    """Where it stands, if that is somewhere; why it ends; when to come back."""
+    """The last messages tell the position, if there is one, the reason of the end, and when to reconnect."""
     one = reader(live())
     close = {"type": "close", "reason": "drain", "retry_ms": 500}
     assert parse(one.close("drain", 500, stale=False)) == [close]
@@ -657,19 +676,19 @@ def test_the_last_words() -> None:
 
 
 def test_the_first_words() -> None:
-    """The greeting of its form."""
+    """The first bytes are the greeting of the format."""
     assert reader(live(), form="sse").greet("gw-1", 3000) == b"retry: 3000\n: connected gw-1\n"
     assert reader(live()).greet("gw-1", 3000) == b""
 
 
 @pytest.mark.parametrize(("heartbeat", "text"), [(15.0, '"heartbeat":15,'), (0.5, '"heartbeat":0.5,')])
 def test_a_heartbeat_in_whole_seconds_is_a_whole_number(heartbeat: float, text: str) -> None:
-    """As the docs write it."""
+    """A heartbeat in whole seconds has no fraction, as in the docs."""
     assert text in reader(live(), heartbeat=heartbeat).read(PLENTY).decode()
 
 
 def test_everybody_is_sent_the_same_bytes() -> None:
-    """Encoded once, however many read; another encoding has its own."""
+    """A revision is encoded once for all readers of one encoding; another encoding has its own bytes."""
     core = live()
     one, other = reader(core), reader(core)
     base64 = reader(core, shape=Shape(SHAPE.range, "base64"))

@@ -1,4 +1,4 @@
-"""``app.core.reasons``: the wire contract's words, as they have always been."""
+"""``app.core.reasons``: the reasons of the wire contract never change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_
 
 
 def test_the_words_of_the_wire_stay() -> None:
-    """Clients compare with them, dashboards and alerts are made of them. One may be added here, none changed."""
+    """Clients compare these reasons, and dashboards and alerts use them.
+
+    A reason may be added here, but none may change.
+    """
     assert RESET_REASONS == ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
     assert set(CLOSE_REASONS) == {
         "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked",
@@ -23,13 +26,13 @@ def test_the_words_of_the_wire_stay() -> None:
 
 
 def test_no_reason_is_there_twice() -> None:
-    """A label twice is an error of the scrape."""
+    """No reason is listed twice: a duplicate label is an error at scrape time."""
     for reasons in (RESET_REASONS, CLOSE_REASONS, END_REASONS, REFUSAL_REASONS):
         assert len(set(reasons)) == len(reasons)
 
 
 def test_a_refused_stream_is_closed_for_a_reason_of_the_contract() -> None:
-    """An EventSource is told by a ``close`` what others are told by a status."""
+    """An EventSource gets the reason in a ``close``; other clients get a status."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     transient = [kind for kind in kinds if issubclass(kind, errors.TransientError)]
     assert len(transient) > 5

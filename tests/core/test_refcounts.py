@@ -16,7 +16,10 @@ keys = st.sampled_from(KEYS)
 
 
 class CountsMachine(RuleBasedStateMachine):
-    """``held`` counts the leases, ``lingering`` lists who lingers, in order; ``feeds`` is what a shell would run."""
+    """``held`` counts the leases, ``lingering`` lists the lingering keys in order.
+
+    ``feeds`` is the set that a shell would run.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class CountsMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def acquire(self, key: str) -> None:
-        """Only the first lease of a key without a feed starts one; one that lingers is taken back."""
+        """Only the first lease of a key without a feed starts a feed; a lingering feed is revived."""
         found = self.counts.acquire(key)
         assert (found is Acquired.STARTED) == (key not in self.feeds)
         assert (found is Acquired.REVIVED) == (key in self.lingering)
@@ -40,7 +43,7 @@ class CountsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held.total())
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        """The last lease of a key lets it linger, no earlier one does."""
+        """The release of a key's last lease lets the feed linger; an earlier release does not."""
         key = data.draw(st.sampled_from(sorted(self.held.elements())))
         self.held[key] -= 1
         assert self.counts.release(key) == (self.held[key] == 0)
@@ -49,14 +52,14 @@ class CountsMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def release_what_nobody_holds(self, key: str) -> None:
-        """One release too many is refused, and nothing is changed (the invariants see to that)."""
+        """A release too many is refused, and changes nothing (the invariants check that)."""
         if not self.held[key]:
             with pytest.raises(KeyError):
                 self.counts.release(key)
 
     @rule(key=keys)
     def expire(self, key: str) -> None:
-        """A timer ends a feed once, and only while nobody holds it."""
+        """A timer ends a feed once, and only while the feed has no lease."""
         assert self.counts.expire(key) == (key in self.lingering)
         if key in self.lingering:
             self.lingering.remove(key)
@@ -64,7 +67,7 @@ class CountsMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def drop(self, key: str) -> None:
-        """A feed that failed is gone with all its leases."""
+        """A failed feed is removed with all its leases."""
         assert self.counts.drop(key) == self.held[key]
         self.feeds.discard(key)
         self.held[key] = 0
@@ -73,7 +76,7 @@ class CountsMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_as_the_model(self) -> None:
-        """Every question about every key is answered as the model answers it."""
+        """Every query about every key has the model's answer."""
         for key in KEYS:
             assert self.counts.count(key) == self.held[key]
             assert (key in self.counts) == (key in self.feeds)
@@ -88,7 +91,7 @@ TestCounts.settings = settings(max_examples=100, stateful_step_count=40, deadlin
 
 
 def test_the_life_of_a_range() -> None:
-    """Started, joined, left, lingering, revived, left again, expired: each step says what is to be done."""
+    """Started, joined, left, lingering, revived, left again, expired: each step returns the right action."""
     counts: RefCounts[str] = RefCounts()
     assert counts.acquire("a") is Acquired.STARTED
     assert counts.acquire("a") is Acquired.JOINED
@@ -102,7 +105,7 @@ def test_the_life_of_a_range() -> None:
 
 
 def test_who_was_revived_lingers_anew() -> None:
-    """A range that somebody came back to is the last to go, not the first."""
+    """A revived range is the last to expire, not the first."""
     counts: RefCounts[str] = RefCounts()
     for key in ("a", "b"):
         counts.acquire(key)

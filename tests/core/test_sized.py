@@ -1,4 +1,4 @@
-"""Objects with a length, and their truth."""
+"""Objects with a length are true, even if they are empty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.core.slow_reader import RetryPenalty
 
 
 def test_an_empty_one_is_true() -> None:
-    """``given or another`` gives another for None alone."""
+    """``given or another`` returns *another* only for None, not for an empty object."""
     for empty in (Multiplexer(), RetryPenalty(), RefCounts[str](), Log(Bounds(1, 1, 1.0))):
         assert len(empty) == 0
         assert empty

@@ -16,7 +16,7 @@ writes = st.lists(st.tuples(st.integers(1, 100_000), st.floats(0, 60)), max_size
     rate=rates, pause=st.floats(0.1, 60), sizes=st.lists(st.integers(1, 100_000), max_size=40), faster=st.floats(1, 9)
 )
 def test_who_sustains_the_rate_is_never_too_slow(rate: int, pause: float, sizes: list[int], faster: float) -> None:
-    """However large the state, with one pause in it wherever that falls."""
+    """A client that sustains the rate is never too slow, however large the state, with one pause anywhere."""
     pace = SlowReaderPolicy(pause, rate)
     pace.begin_snapshot()
     for number, size in enumerate(sizes):
@@ -26,7 +26,7 @@ def test_who_sustains_the_rate_is_never_too_slow(rate: int, pause: float, sizes:
 
 @given(rate=rates, pause=st.floats(0.1, 60), seconds=st.floats(0.1, 60), slower=st.floats(0.01, 0.5))
 def test_who_stays_below_it_is_too_slow_in_the_end(rate: int, pause: float, seconds: float, slower: float) -> None:
-    """A snapshot without end is never taken: a half of the rate is found out in twice the pause, and a write."""
+    """A client at half the rate or less, in a snapshot without end, is too slow after twice the pause and one write."""
     pace = SlowReaderPolicy(pause, rate)
     pace.begin_snapshot()
     waited = 0.0
@@ -38,7 +38,7 @@ def test_who_stays_below_it_is_too_slow_in_the_end(rate: int, pause: float, seco
 
 @given(writes)
 def test_only_snapshots_have_a_rate(found: list[tuple[int, float]]) -> None:
-    """Behind one, a reader may be as slow as the log allows; and with a rate of 0, always."""
+    """After the snapshot, a reader may be as slow as the log allows; with a rate of 0, always."""
     following, unbounded = SlowReaderPolicy(0.1, 1 << 30), SlowReaderPolicy(0.1, 0)
     following.begin_snapshot()
     following.end_snapshot()
@@ -51,7 +51,7 @@ def test_only_snapshots_have_a_rate(found: list[tuple[int, float]]) -> None:
 
 
 def test_each_snapshot_is_measured_by_itself() -> None:
-    """What came before, or between, is not held against it."""
+    """The rate of each snapshot counts from its own start, not from earlier snapshots or the time between."""
     pace = SlowReaderPolicy(1.0, 1000)
     pace.begin_snapshot()
     pace.wrote(1000, 2.5)
@@ -64,7 +64,7 @@ def test_each_snapshot_is_measured_by_itself() -> None:
 
 @given(st.lists(st.sampled_from(["lag", "catch up", "snapshot"]), max_size=30))
 def test_lags_count_until_it_has_caught_up(steps: list[str]) -> None:
-    """Only as many in a row as it may have."""
+    """Only lags in a row count, up to the permitted number."""
     pace, row = SlowReaderPolicy(), 0
     for step in steps:
         if step == "lag":
@@ -81,7 +81,7 @@ def test_lags_count_until_it_has_caught_up(steps: list[str]) -> None:
 
 
 def test_behind_a_reset_in_a_snapshot() -> None:
-    """What it was sent is in vain until it has all."""
+    """The sent part of a snapshot is useless until the snapshot is complete."""
     pace = SlowReaderPolicy()
     assert not pace.behind_a_reset
     pace.begin_snapshot()
@@ -92,14 +92,14 @@ def test_behind_a_reset_in_a_snapshot() -> None:
 
 @given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
 def test_a_write_of_which_nothing_is_taken_ends_after_the_timeout(timeout: float, looks: int) -> None:
-    """Not a look before, nor one after."""
+    """The write ends exactly at the timeout, not a check earlier or later."""
     patience = StallTimer(timeout, 1000)
     assert [patience.ends(1000, timeout / looks) for _ in range(looks)] == [False] * (looks - 1) + [True]
 
 
 @given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
 def test_a_write_that_moves_goes_on_but_not_for_ever(timeout: float, looks: int) -> None:
-    """A byte now and then is not enough."""
+    """A byte now and then is not enough to keep a write alive for ever."""
     unacked_bytes = 10**6
     patience = StallTimer(timeout, unacked_bytes)
     count = 0
@@ -109,7 +109,7 @@ def test_a_write_that_moves_goes_on_but_not_for_ever(timeout: float, looks: int)
 
 
 def test_what_moves_gets_its_time_anew() -> None:
-    """Idle seconds count from the last that was taken."""
+    """The idle time counts from the last byte that the client read."""
     patience = StallTimer(1.0, 100)
     assert [patience.ends(left, 0.5) for left in (100, 99, 99, 50, 50, 50)] == [False] * 5 + [True]
 
@@ -119,7 +119,7 @@ draws = st.floats(0, 1, exclude_max=True)
 
 @given(st.lists(draws, min_size=2, max_size=20))
 def test_waits_double_up_to_the_cap(found: list[float]) -> None:
-    """Each longer than the one before, for a client that obeys and comes back too slow again."""
+    """Each wait is longer than the last, for a client that obeys the wait and is too slow again."""
     retry_penalty, now, waits = RetryPenalty(first=5_000, cap=300_000), 0.0, []
     for draw in found:
         waits.append(retry_penalty.add("a", now, draw))
@@ -135,7 +135,7 @@ def test_waits_double_up_to_the_cap(found: list[float]) -> None:
     ("pause", "count"), [(0, 4), (299, 4), (300, 3), (600, 2), (900, 1), (10**6, 1)], ids=lambda value: str(value)
 )
 def test_it_forgets(pause: int, count: int) -> None:
-    """One time for each five minutes behind what it was told to wait."""
+    """One penalty is forgotten for each five minutes after the end of the wait."""
     retry_penalty, now = RetryPenalty(forget=300.0), 0.0
     for _ in range(3):
         now += retry_penalty.add("a", now, 0.5) / 1000
@@ -143,7 +143,7 @@ def test_it_forgets(pause: int, count: int) -> None:
 
 
 def test_a_day_of_it_is_forgiven_in_an_hour() -> None:
-    """Counted no further than to the cap."""
+    """Penalties are counted only up to the cap, so that an hour is enough to forget a day of them."""
     retry_penalty, now = RetryPenalty(), 0.0
     for _ in range(1000):
         now += retry_penalty.add("a", now, 0.5) / 1000
@@ -152,7 +152,7 @@ def test_a_day_of_it_is_forgiven_in_an_hour() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1000), draws), max_size=200))
 def test_it_is_bounded_and_keeps_the_latest(found: list[tuple[int, float, float]]) -> None:
-    """As many as it may, the most recent ones; time that goes back does no harm."""
+    """The list has a bound and keeps the most recent clients; a clock that goes back does no harm."""
     retry_penalty = RetryPenalty(size=8, forget=1e9)
     recent: list[int] = []
     for who, now, draw in found:

@@ -1,4 +1,4 @@
-"""``app.core.snapshot``: all items once, by key, in blocks that are small enough to be written at a time."""
+"""``app.core.snapshot``: all items once, by key, in blocks small enough for a single write."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from app.core.snapshot import Snapshot, blocks_of
 
 
 def item(key: int, size: int = 0) -> KeyValue:
-    """A key whose value has so many bytes."""
+    """An item whose value has *size* bytes."""
     return KeyValue(b"%06d" % key, b"v" * size, 1, 1, 1)
 
 
 @given(st.dictionaries(st.integers(0, 9999), st.integers(0, 3000), max_size=40), st.integers(1, 5000))
 def test_every_item_is_in_one_block(sizes: dict[int, int], most_bytes: int) -> None:
-    """By key, in whatever order they come; no block is larger than it may be, unless it is one item."""
+    """Items are sorted by key; no block exceeds the maximum, unless it is a single item."""
     items = [item(key, size) for key, size in sizes.items()]
     blocks = blocks_of(items, most_bytes)
     assert [one for block in blocks for one in block.items] == sorted(items, key=lambda one: one.key)
@@ -28,17 +28,17 @@ def test_every_item_is_in_one_block(sizes: dict[int, int], most_bytes: int) -> N
         assert block.size == sum(one.size for one in block.items)
         assert block.size <= most_bytes or len(block.items) == 1
     for block, after in pairwise(blocks):
-        assert block.size + after.items[0].size > most_bytes, "a block is as full as it may be"
+        assert block.size + after.items[0].size > most_bytes, "a block must be as full as possible"
 
 
 def test_a_block_has_not_too_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small they are: encoding them takes the loop's time."""
+    """The number of items in a block is bounded even if they are small: encoding takes the event loop's time."""
     monkeypatch.setattr(module, "MAX_ITEMS", 3)
     assert [len(block.items) for block in blocks_of(map(item, range(7)), 1 << 20)] == [3, 3, 1]
 
 
 def test_a_snapshot_is_its_blocks() -> None:
-    """Its items and its size are theirs; nothing is in an empty one."""
+    """A snapshot's items and size are those of its blocks; an empty snapshot has none."""
     snapshot = Snapshot.of(9, [item(2, 10), item(1, 20)], block_bytes=1)
     assert (snapshot.revision, len(snapshot.blocks)) == (9, 2)
     assert [one.key for one in snapshot.items] == [b"000001", b"000002"]

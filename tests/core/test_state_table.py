@@ -1,4 +1,4 @@
-"""``app.core.state_table``: the code runs by it, and what it lacks is refused."""
+"""``app.core.state_table``: the code runs by the table, and an input that the table lacks is refused."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TABLE: dict[tuple[Light, type], Transition[Light]] = {(Light.RED, Button): trans
 
 
 def test_an_input_that_a_state_knows_has_an_action() -> None:
-    """And the states that this may lead to, in the order in which the docs name them."""
+    """A known input has its action and the states that it may lead to, in the docs' order."""
     assert find_action(TABLE, Light.RED, Button()) is press
     assert TABLE[Light.RED, Button].leads_to == (Light.GREEN, Light.RED)
 
 
 def test_an_input_that_a_state_does_not_know_is_refused() -> None:
-    """By name, and so is a kind of input that no state knows."""
+    """An unknown input is refused by name, and so is a kind of input that no state knows."""
     with pytest.raises(InvalidTransitionError, match="Button in state green"):
         find_action(TABLE, Light.GREEN, Button())
     with pytest.raises(InvalidTransitionError, match="int in state red"):

@@ -1,4 +1,4 @@
-"""``app.core.versions``: what may be believed of which etcd."""
+"""``app.core.versions``: which etcd's behaviour can be trusted."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from app.core.versions import (
     ],
 )
 def test_versions_are_read(text: str, version: Version) -> None:
-    """A pre-release counts as what it precedes; what cannot be read is unknown."""
+    """A pre-release counts as the version that it precedes; an unreadable text is unknown."""
     assert parse_version(text) == version
 
 
 @given(st.text())
 def test_no_version_raises(text: str) -> None:
-    """An etcd may call itself anything."""
+    """An etcd may report any text as its version."""
     parse_version(text)
 
 
@@ -45,7 +45,7 @@ def test_no_version_raises(text: str) -> None:
     [("3.4.23", False), ("3.5.0", True), ("3.5.2", True), ("3.5.3", False), ("3.6.0", False), ("unreadable", False)],
 )
 def test_members_that_differ_after_a_crash(text: str, diverges: bool) -> None:
-    """etcd 3.5.0 to 3.5.2."""
+    """The members of etcd 3.5.0 to 3.5.2 may differ after a crash."""
     assert known_to_diverge(parse_version(text)) == diverges
 
 
@@ -70,6 +70,9 @@ def test_members_that_differ_after_a_crash(text: str, diverges: bool) -> None:
     ],
 )
 def test_trust_has_a_version(text: str, trusted: bool, loses: bool) -> None:
-    """On-demand progress is trusted from 3.4.25 and 3.5.8 on; an unknown version is not, and not accused either."""
+    """On-demand progress is trusted from 3.4.25 and 3.5.8 on.
+
+    An unknown version is not trusted, but is not suspected of losing deletes either.
+    """
     version = parse_version(text)
     assert (progress_is_trusted(version), known_to_lose_events(version)) == (trusted, loses)

@@ -25,7 +25,7 @@ changes = st.lists(
 
 
 def batch(revision: int, change: dict[bytes, bytes | None]) -> Batch:
-    """One revision of puts, and of deletes where the value is None (of keys that may not be there, too)."""
+    """One revision of puts, and of deletes where the value is None (also of absent keys)."""
     events: list[Event] = [
         Delete(key, revision) if value is None else KeyValue(key, value, revision, revision, 1)
         for key, value in change.items()
@@ -34,7 +34,7 @@ def batch(revision: int, change: dict[bytes, bytes | None]) -> Batch:
 
 
 def folded(state: dict[bytes, KeyValue], revision: int, change: dict[bytes, bytes | None]) -> Batch:
-    """*change* as a batch, and in *state*."""
+    """*change* as a batch; also applied to *state*."""
     made = batch(revision, change)
     for event in made.events:
         if isinstance(event, KeyValue):
@@ -48,7 +48,7 @@ def folded(state: dict[bytes, KeyValue], revision: int, change: dict[bytes, byte
 def test_a_view_is_the_state_that_its_history_makes(
     before: Sequence[dict[bytes, bytes | None]], after: Sequence[dict[bytes, bytes | None]]
 ) -> None:
-    """Folding batches over a snapshot gives what a dict gives; the bytes are those of what is there."""
+    """Applying batches to a snapshot gives the same as a dict; the bytes are those of the present items."""
     state: dict[bytes, KeyValue] = {}
     for revision, change in enumerate(before, start=2):
         folded(state, revision, change)
@@ -63,7 +63,7 @@ def test_a_view_is_the_state_that_its_history_makes(
         assert {item.key: item for item in view.snapshot(revision).items} == state
         assert len(view) == len(state)
         assert view.bytes == sum(item.size for item in state.values()) == view.snapshot(revision).size
-    # Nobody's snapshot changed under their hands.
+    # No batch changed a snapshot that a reader already had.
     assert all(list(snapshot.items) == items for snapshot, items in given_out)
 
 
@@ -77,7 +77,7 @@ HISTORIES = st.lists(
 def test_every_revision_follows_from_the_one_before(
     operations: Sequence[Sequence[tuple[bytes, bytes | None]]], begun: int
 ) -> None:
-    """Wherever in a history the view began: what has come to it in order is never doubted."""
+    """Wherever a view began in a history, events that come in order always follow."""
     history = History()
     for transaction in operations:
         history.commit(transaction)
@@ -93,7 +93,7 @@ def test_every_revision_follows_from_the_one_before(
     ("event", "follows"),
     [
         (KeyValue(b"a", b"", 2, 9, 5), True),
-        (KeyValue(b"a", b"", 2, 9, 4), False),  # put already
+        (KeyValue(b"a", b"", 2, 9, 4), False),  # already put
         (KeyValue(b"a", b"", 2, 9, 6), False),  # a put is missing
         (KeyValue(b"a", b"", 9, 9, 1), False),  # a delete is missing
         (KeyValue(b"a", b"", 3, 9, 5), False),  # deleted, and put as often again
@@ -104,7 +104,7 @@ def test_every_revision_follows_from_the_one_before(
     ],
 )
 def test_what_follows(event: Event, follows: bool) -> None:
-    """By the key's own count, which etcd begins anew when it is created."""
+    """An event follows by its key's version, which etcd starts anew when the key is created."""
     view = View(Snapshot.of(8, [KeyValue(b"a", b"", 2, 7, 4)]))
     assert view.follows(Batch(9, [KeyValue(b"c", b"", 9, 9, 1), event])) is follows
     assert (view.revision, len(view)) == (8, 1), "only asked"
@@ -114,7 +114,7 @@ def test_what_follows(event: Event, follows: bool) -> None:
     ("events", "follows"),
     [
         ([Delete(b"a", 9), KeyValue(b"a", b"", 9, 9, 1)], True),
-        ([Delete(b"a", 9), KeyValue(b"a", b"", 2, 9, 5)], False),  # it was deleted
+        ([Delete(b"a", 9), KeyValue(b"a", b"", 2, 9, 5)], False),  # the key was deleted
         ([KeyValue(b"a", b"", 2, 9, 5), Delete(b"a", 9)], True),
         ([KeyValue(b"b", b"", 9, 9, 1), Delete(b"b", 9)], True),
         ([KeyValue(b"a", b"", 2, 9, 5), Delete(b"a", 9), Delete(b"a", 9)], False),
@@ -126,7 +126,7 @@ def test_what_follows_of_one_key(events: Sequence[Event], follows: bool) -> None
 
 
 def test_one_snapshot_is_shared_until_the_next_batch() -> None:
-    """However many join, the items are listed once; the first of all is the one that etcd sent."""
+    """The items are listed once for all joining readers; the first snapshot is the one that etcd sent."""
     first = Snapshot.of(5, [KeyValue(b"a", b"1", 2, 2, 1)])
     view = View(first)
     assert view.snapshot(5) is first
@@ -138,7 +138,7 @@ def test_one_snapshot_is_shared_until_the_next_batch() -> None:
 
 
 def test_progress_moves_a_snapshot_without_copying_it() -> None:
-    """The tip went on, the state did not: another revision, the same blocks."""
+    """Progress advances the tip but not the state: the snapshot has another revision and the same blocks."""
     view = View(Snapshot.of(5, [KeyValue(b"a", b"1", 2, 2, 1)]))
     moved = view.snapshot(9)
     assert moved.revision == 9
@@ -147,7 +147,7 @@ def test_progress_moves_a_snapshot_without_copying_it() -> None:
 
 
 def test_the_items_are_the_history_s_own() -> None:
-    """View, log and snapshot hold the same objects: that is what makes "encoded once" true."""
+    """View, log and snapshot share the same objects: so each is encoded only once."""
     item = KeyValue(b"a", b"1", 2, 2, 1)
     view = View(Snapshot.of(1, []))
     view.apply(Batch(2, [item]))
@@ -155,12 +155,12 @@ def test_the_items_are_the_history_s_own() -> None:
 
 
 def frames(view: View, snapshot: Snapshot, form: str = "sse") -> list[bytes]:
-    """What a reader is sent of a snapshot."""
+    """The frames that a reader gets of a snapshot."""
     return [view.frame(block, form, "auto") for block in snapshot.blocks]
 
 
 def whole(items: Sequence[KeyValue], form: str = "sse") -> bytes:
-    """The same, made at once."""
+    """The same bytes, made at once."""
     return snapshot_frame([event_body(item, "auto") for item in items], form)
 
 
@@ -168,7 +168,7 @@ def whole(items: Sequence[KeyValue], form: str = "sse") -> bytes:
 @example([], 0)
 @example([MAX_BYTES], MAX_ITEMS)
 def test_blocks_are_the_items_by_key(sizes: list[int], small: int) -> None:
-    """In rows that are neither long nor large, but where one item is."""
+    """Blocks are neither long nor large, unless a single item is large."""
     items = [KeyValue(b"l%03d" % index, b"x" * size, 1, 1, 1) for index, size in enumerate(sizes)]
     items += [KeyValue(b"%05d" % index, b"", 1, 1, 1) for index in range(small)]
     blocks = blocks_of(reversed(items), MAX_BYTES)
@@ -179,10 +179,10 @@ def test_blocks_are_the_items_by_key(sizes: list[int], small: int) -> None:
         assert block.size <= MAX_BYTES or len(block.items) == 1
     for one, other in pairwise(blocks):
         full = len(one.items) == MAX_ITEMS or one.size + other.items[0].size > MAX_BYTES
-        assert full, "and not more of them than that takes"
+        assert full, "every block but the last must be full"
 
 
-# Enough keys, and large enough, for parts of five items or 1,000 bytes to be divided and put together.
+# Enough and large enough keys to divide and merge parts of five items or 1,000 bytes.
 MANY = st.lists(
     st.dictionaries(
         st.integers(0, 40).map(b"%02d".__mod__),
@@ -196,7 +196,7 @@ MANY = st.lists(
 
 @given(MANY, st.sampled_from(["sse", "ndjson"]))
 def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form: str) -> None:
-    """All that holds for a few keys; and the snapshots that were given out stay what they were."""
+    """A large view behaves as a small one does; and snapshots that readers have stay unchanged."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.core.view.MAX_BYTES", 1000)
         for module in ("view", "snapshot"):
@@ -217,7 +217,7 @@ def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form
                 assert 0 < len(block.items) <= 5
                 assert block.size <= 1000 or len(block.items) == 1
             bodies = sum(len(event_body(item, "auto")) for item in items)
-            assert view.encoded == bodies + len(whole(items, form)), "what was left behind is not counted"
+            assert view.encoded == bodies + len(whole(items, form)), "replaced blocks are not counted"
             assert view.bytes == sum(item.size for item in items) + view.encoded
             assert len(view) == len(items)
         for given, of in given_out:
@@ -229,7 +229,7 @@ def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form
 
 
 def test_what_nothing_was_written_to_is_shared() -> None:
-    """A put makes one block anew, and one frame."""
+    """A put makes one new block and one new frame; the other blocks are shared."""
     items = [KeyValue(b"%05d" % index, b"x" * 100, 1, 1, 1) for index in range(2000)]
     view = View(Snapshot.of(1, items))
     before = view.snapshot(1)
@@ -244,7 +244,7 @@ def test_what_nothing_was_written_to_is_shared() -> None:
 
 
 def test_many_new_keys_are_divided_before_somebody_joins() -> None:
-    """Or who did would wait until all of them are put in order."""
+    """Many new keys are divided before a reader joins: otherwise that reader would wait until all keys are sorted."""
     view = View(Snapshot.of(1, []))
     for number in range(10):
         view.apply(batch(2 + number, {b"%05d" % (1000 * key + number): b"" for key in range(MAX_ITEMS)}))
@@ -253,7 +253,7 @@ def test_many_new_keys_are_divided_before_somebody_joins() -> None:
 
 
 def test_blocks_do_not_stay_small() -> None:
-    """Of parts of which nearly all was deleted."""
+    """Blocks merge after nearly all of their items were deleted."""
     items = [KeyValue(b"%05d" % index, b"x" * 100, 1, 1, 1) for index in range(20_000)]
     view = View(Snapshot.of(1, items))
     assert len(view.snapshot(1).blocks) > 50
@@ -266,7 +266,7 @@ def test_blocks_do_not_stay_small() -> None:
 
 
 def test_a_block_of_another_view_is_not_its_own() -> None:
-    """Of a feed's history before: the key is the same, and what it is encoded as is not."""
+    """A block of a feed's earlier history has the same key, but another encoding."""
     old = View(Snapshot.of(9, [KeyValue(b"a", b"old", 1, 1, 1)]))
     new = View(Snapshot.of(2, [KeyValue(b"a", b"new", 1, 1, 1)]))
     (before,) = frames(old, old.snapshot(9))
@@ -276,13 +276,13 @@ def test_a_block_of_another_view_is_not_its_own() -> None:
     assert new.encoded == encoded
 
 
-# --- what is encoded is kept only where there is room for it, and is the same bytes either way ------------------------
+# --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
 
 ROOMY_ITEMS = [KeyValue(b"/a/%d" % n, b"x" * 100, n + 1, n + 1, 1) for n in range(10)]
 
 
 def test_a_view_without_room() -> None:
-    """Each reader's blocks are encoded for it."""
+    """Without room, each reader's blocks are encoded for that reader."""
     roomy, full = View(Snapshot.of(20, ROOMY_ITEMS)), View(Snapshot.of(20, ROOMY_ITEMS), lambda _size: False)
     for _ in range(2):
         frames = [[view.frame(block, "sse", "auto") for block in view.snapshot(20).blocks] for view in (roomy, full)]
@@ -292,7 +292,7 @@ def test_a_view_without_room() -> None:
 
 
 def test_a_view_that_reclaims_while_it_asks_for_room() -> None:
-    """Room for the bodies may be made of what this very view has encoded."""
+    """A view may get the room for its encoded bodies by dropping its own encoded bodies."""
     view = View(Snapshot.of(20, ROOMY_ITEMS, block_bytes=1), lambda _size: view.reclaim() >= 0)
     for block in view.snapshot(20).blocks:
         view.frame(block, "sse", "auto")

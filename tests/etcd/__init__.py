@@ -1,1 +1,1 @@
-"""etcd with TLS, users and roles, and endpoints that are not what they should be; all with real etcds."""
+"""etcd with TLS, users and roles, and endpoints with faults; all with real etcds."""

@@ -1,4 +1,4 @@
-"""What a gRPC call has ended with: whose cancellation it is, and which of two statuses is the true one."""
+"""How a gRPC call ended: which side cancelled it, and which of two statuses is the true one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.virtual_time import virtually
 
 
 def error(code: grpc.StatusCode, details: str) -> rpc.AioRpcError:
-    """What gRPC raises."""
+    """The error that gRPC raises."""
     return rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
@@ -23,33 +23,36 @@ FAILED = error(grpc.StatusCode.INTERNAL, WRITE_FAILED)
 
 
 class Call:
-    """A call, as far as its status goes."""
+    """A call, reduced to its status."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[[Call], None]] = []
         self._status = (grpc.StatusCode.OK, "")
 
     def add_done_callback(self, callback: Callable[[Call], None]) -> None:
-        """Called with each status."""
+        """Call back with each status."""
         self._callbacks.append(callback)
 
     async def code(self) -> grpc.StatusCode:
-        """Of the last status."""
+        """The code of the last status."""
         return self._status[0]
 
     async def details(self) -> str:
-        """Of the last status."""
+        """The details of the last status."""
         return self._status[1]
 
     def end(self, status: rpc.AioRpcError) -> None:
-        """It has this status now."""
+        """Set the status."""
         self._status = status.code(), status.details() or ""
         for callback in self._callbacks:
             callback(self)
 
 
 async def test_a_call_that_its_server_cancels_is_an_error() -> None:
-    """gRPC raises CancelledError for it, which would end the task that made the call."""
+    """gRPC raises CancelledError when the server cancels a call, which would end the caller's task.
+
+    ``app.etcd.calls`` raises an error instead.
+    """
 
     async def call(_request: Any) -> None:
         raise asyncio.CancelledError
@@ -60,7 +63,7 @@ async def test_a_call_that_its_server_cancels_is_an_error() -> None:
 
 
 async def test_a_task_that_is_cancelled_is_cancelled() -> None:
-    """Whoever cancels it waits for its end."""
+    """A cancelled task stays cancelled: the canceller waits for its end."""
 
     async def call(_request: Any) -> None:
         await asyncio.Event().wait()
@@ -73,7 +76,7 @@ async def test_a_task_that_is_cancelled_is_cancelled() -> None:
 
 
 async def test_an_answer_and_an_error_pass() -> None:
-    """With what the call was made with."""
+    """An answer and an error reach the caller unchanged, with the arguments of the call."""
 
     async def call(request: int, *, more: float) -> float:
         if request:
@@ -87,7 +90,7 @@ async def test_an_answer_and_an_error_pass() -> None:
 
 @pytest.mark.parametrize("order", [(True, False), (False, True)], ids=["status first", "write first"])
 def test_the_true_status_is_not_the_one_of_a_failed_write(order: tuple[bool, bool]) -> None:
-    """Whichever comes first."""
+    """The status of a failed write never hides the true one, in either order."""
     true = error(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")
 
     async def ask() -> rpc.AioRpcError:
@@ -102,7 +105,7 @@ def test_the_true_status_is_not_the_one_of_a_failed_write(order: tuple[bool, boo
 
 
 def test_it_is_waited_for() -> None:
-    """It is on its way; and if it is not, what was said first must do."""
+    """The true status is awaited; if it does not come, the first status must do."""
     true = error(grpc.StatusCode.UNAVAILABLE, "gone")
 
     async def ask(after: float) -> rpc.AioRpcError:
@@ -119,6 +122,6 @@ def test_it_is_waited_for() -> None:
 
 
 async def test_another_error_is_true_in_itself() -> None:
-    """Nothing is waited for."""
+    """Another error is true in itself: nothing is awaited."""
     gone = error(grpc.StatusCode.UNAVAILABLE, "gone")
     assert await CallStatus(Call()).true(gone) is gone

@@ -1,4 +1,4 @@
-"""The channels of a link: what each takes, and that no proxy of the environment stands between."""
+"""The channels of a link: the largest message of each, and that no proxy from the environment is used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_three_channels(opened: Opened, scheme: str) -> None:
-    """Reads have a page, watches what they are given, and single large items everything."""
+    """Reads accept a page, watches accept their configured limit, and single large items have a third channel."""
     open_channels(f"{scheme}://etcd-0:2379", Credentials(), 32 << 20)
     assert [(kind, target) for kind, target, _ in opened] == [(scheme, "etcd-0:2379")] * 3
     sizes = [options["grpc.max_receive_message_length"] for _, _, options in opened]
@@ -40,11 +40,11 @@ def test_three_channels(opened: Opened, scheme: str) -> None:
     for _, _, options in opened:
         assert options["grpc.enable_http_proxy"] == 0
         assert options["grpc.use_local_subchannel_pool"] == 1
-    # An answer that is refused must not be read ahead; a watch may be.
+    # A response that is refused must not be read ahead; a watch response may be.
     assert ["grpc.http2.bdp_probe" in options for _, _, options in opened] == [True, False, True]
 
 
 def test_no_message_is_larger_than_any_may_be(opened: Opened) -> None:
-    """Whatever is asked for."""
+    """No channel accepts more than the largest possible message, whatever the settings are."""
     open_channels("http://etcd-0:2379", Credentials(), 2 * MAX_MESSAGE)
     assert opened[1][2]["grpc.max_receive_message_length"] == MAX_MESSAGE

@@ -1,4 +1,4 @@
-"""Which cluster we follow, as values: when another one is refused, and when it takes the place of ours."""
+"""Which cluster the gateway follows: when it refuses another cluster, and when another replaces the present one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.etcd.cluster import Cluster, ForeignClusterError
 
 
 class Time:
-    """A clock that stands until it is moved."""
+    """A clock that stands still until a test moves it."""
 
     now = 100.0
 
@@ -20,7 +20,7 @@ class Time:
 
 
 def header(cluster: int, revision: int = 1, term: int = 2) -> Any:
-    """Of some answer."""
+    """The header of an answer."""
     return SimpleNamespace(cluster_id=cluster, revision=revision, raft_term=term)
 
 
@@ -31,7 +31,7 @@ def _time() -> Time:
 
 @pytest.fixture(name="told")
 def _told() -> list[int]:
-    """A new history was begun at these revisions."""
+    """The revisions at which a new history began."""
     return []
 
 
@@ -44,12 +44,12 @@ def _cluster(time: Time, told: list[int]) -> Cluster:
 
 
 def test_the_first_is_ours(cluster: Cluster) -> None:
-    """Whoever answers first."""
+    """The cluster of the first answer is the gateway's."""
     assert (cluster.id, cluster.revision) == (7, 50)
 
 
 def test_an_answer_of_another_is_not_used(cluster: Cluster, told: list[int]) -> None:
-    """Not even its revision."""
+    """Nothing of another cluster's answer is used, not even its revision."""
     with pytest.raises(ForeignClusterError, match="another cluster, 8; this gateway follows 7"):
         cluster.note(header(8, 999))
 
@@ -57,14 +57,17 @@ def test_an_answer_of_another_is_not_used(cluster: Cluster, told: list[int]) -> 
 
 
 def test_a_header_without_a_cluster(cluster: Cluster) -> None:
-    """Some answers have none: they are of whom we speak to."""
+    """Some answers have no cluster id: such an answer is taken for one of the followed cluster."""
     cluster.note(header(0, 51))
 
     assert cluster.revision == 51
 
 
 def test_only_after_a_while_and_when_all_were_tried(cluster: Cluster, time: Time, told: list[int]) -> None:
-    """Both, and then its history begins where it is."""
+    """Another cluster is followed only after a while and after all endpoints were tried.
+
+    Then its history begins at its revision.
+    """
     assert cluster.admit(header(8, 3), tried_all=True) is not None
     time.now += 59
     assert cluster.admit(header(8, 3), tried_all=True) is not None
@@ -74,11 +77,11 @@ def test_only_after_a_while_and_when_all_were_tried(cluster: Cluster, time: Time
     assert cluster.admit(header(8, 3), tried_all=True) is None
 
     assert (cluster.id, cluster.revision, told) == (8, 3, [3])
-    assert cluster.admit(header(7, 60), tried_all=True) is not None  # nothing goes to and fro
+    assert cluster.admit(header(7, 60), tried_all=True) is not None  # the gateway does not switch to and fro
 
 
 def test_ours_starts_the_time_anew(cluster: Cluster, time: Time) -> None:
-    """Every answer of it does."""
+    """Every answer of the followed cluster starts the wait anew."""
     time.now += 59
     cluster.note(header(7))
     time.now += 59
@@ -87,13 +90,13 @@ def test_ours_starts_the_time_anew(cluster: Cluster, time: Time) -> None:
 
 
 def test_unknown_is_not_foreign(cluster: Cluster) -> None:
-    """Where nothing that we may ask names the cluster, the first answer will."""
+    """If no permitted request names the cluster, the cluster is unknown, not foreign: the first answer will name it."""
     assert cluster.admit(None, tried_all=False) is None
 
 
 @pytest.mark.parametrize("answer", [header(7, 49, 2), header(7, 60, 1)], ids=["revision", "term"])
 def test_a_restore(cluster: Cluster, told: list[int], answer: Any) -> None:
-    """The same cluster, and a linearizable revision or term that fell."""
+    """A linearizable revision or term of the same cluster that falls means a restore."""
     cluster.note_linearizable((50, 2), answer)
 
     assert told == [answer.revision]

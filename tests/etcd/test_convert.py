@@ -1,4 +1,4 @@
-"""Protobuf to the core's values and back, and what a failed Range means."""
+"""Protobuf to the core's values and back, and the meaning of a failed Range."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ KV = {"key": b"a", "value": b"1", "create_revision": 2, "mod_revision": 5, "vers
 
 
 def status(code: grpc.StatusCode, details: str = "") -> rpc.AioRpcError:
-    """What gRPC raises."""
+    """The error that gRPC raises."""
     return rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 def test_a_key_value() -> None:
-    """All its members."""
+    """All members are converted."""
     assert key_value(rpc.KeyValue(**KV)) == KeyValue(b"a", b"1", 2, 5, 3, 7)
 
 
 def test_a_message() -> None:
-    """Of a delete etcd says the key and the revision alone."""
+    """For a delete, etcd only sends the key and the revision."""
     response = rpc.WatchResponse(
         header=rpc.ResponseHeader(revision=9),
         watch_id=4,
@@ -54,7 +54,7 @@ def test_a_message() -> None:
 
 
 def test_requests() -> None:
-    """A create asks for fragments and progress, and never for the previous value, which costs etcd a Range an event."""
+    """A create asks for fragments and progress, but not for the previous value, which costs etcd a Range an event."""
     create = watch_request(CreateRequest(3, KeyRange("prefix", b"/svc/"), 17)).create_request
     assert (create.watch_id, create.key, create.range_end, create.start_revision) == (3, b"/svc/", b"/svc0", 17)
     assert (create.fragment, create.progress_notify, create.prev_kv) == (True, True, False)
@@ -74,7 +74,7 @@ def test_requests() -> None:
     ],
 )
 def test_too_large(error: BaseException | None, too_large: bool) -> None:
-    """By the words: the code is said of other things, too."""
+    """A message over the limit is recognised by its text: the code has other meanings, too."""
     assert is_too_large(error) is too_large
 
 
@@ -99,7 +99,7 @@ C = grpc.StatusCode
     ],
 )
 def test_what_a_failed_range_means(code: grpc.StatusCode, details: str, kind: type[Exception]) -> None:
-    """The exact kind; operators are told the endpoint and etcd's words."""
+    """Each failure has its exact kind; operators get the endpoint and etcd's text."""
     error: Any = range_error(ENDPOINT, status(code, details))
     assert type(error) is kind
     if isinstance(error, GatewayError):
@@ -109,7 +109,7 @@ def test_what_a_failed_range_means(code: grpc.StatusCode, details: str, kind: ty
 
 
 def test_the_size_of_a_large_message() -> None:
-    """gRPC says it; a sender's own limit has another form."""
+    """gRPC's text has the size; the text about a sender's limit has another form."""
     error: Any = range_error(
         ENDPOINT, status(C.RESOURCE_EXHAUSTED, "Received message larger than max (102947 vs. 65536)")
     )

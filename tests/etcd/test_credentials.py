@@ -1,4 +1,4 @@
-"""The files of TLS and passwords: what is refused at the start, and in which words."""
+"""The files of TLS and passwords: which are refused at the start, with which texts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tests.support.gateway import start
 
 @pytest.fixture(name="ca", scope="module")
 def _ca(tmp_path_factory: pytest.TempPathFactory) -> Ca:
-    """Some CA."""
+    """A CA."""
     return Ca(tmp_path_factory.mktemp("ca"))
 
 
 @pytest.fixture(name="pair", scope="module")
 def _pair(ca: Ca) -> Pair:
-    """Somebody's certificate."""
+    """A certificate and its key."""
     return ca.sign("somebody")
 
 
 def refused(credentials: Credentials, *, tls: bool = True) -> list[str]:
-    """The lines that they are refused with."""
+    """The lines of the refusal."""
     with pytest.raises(CredentialsError) as caught:
         credentials.check(tls=tls)
     return str(caught.value).splitlines()
 
 
 def test_good_files(ca: Ca, pair: Pair, tmp_path: Path) -> None:
-    """Nothing to say; the name that etcd may know us by is a user's or a certificate's."""
+    """Good files give no errors; the name under which etcd may know the gateway is a user's or a certificate's."""
     password = tmp_path / "password"
     password.write_text(" p w \n")
     everything = Credentials(ca.cert, pair.cert, pair.key, "user", password)
@@ -45,7 +45,7 @@ def test_good_files(ca: Ca, pair: Pair, tmp_path: Path) -> None:
 
 
 def test_missing_and_unreadable(ca: Ca, pair: Pair, tmp_path: Path) -> None:
-    """Each with its setting and file; what they hold is not repeated."""
+    """Each error names the setting and the file, but does not repeat the file's content."""
     gone, text = tmp_path / "gone", tmp_path / "text"
     text.write_text("no PEM, but a s3cret\n")
 
@@ -66,7 +66,7 @@ def test_missing_and_unreadable(ca: Ca, pair: Pair, tmp_path: Path) -> None:
 
 
 def test_a_key_of_another_certificate(ca: Ca, pair: Pair) -> None:
-    """Said here, and not by a handshake later."""
+    """A key of another certificate is refused at the start, and not by a later handshake."""
     other = ca.sign("other")
 
     assert refused(Credentials(ca.cert, pair.cert, other.key)) == [
@@ -75,7 +75,7 @@ def test_a_key_of_another_certificate(ca: Ca, pair: Pair) -> None:
 
 
 def test_an_encrypted_key(ca: Ca, pair: Pair, tmp_path: Path) -> None:
-    """Nobody is asked for a passphrase on a terminal."""
+    """An encrypted key is refused, without a request for a passphrase on a terminal."""
     locked = tmp_path / "locked.key"
     openssl("pkey", "-in", pair.key, "-aes256", "-passout", "pass:s3cret", "-out", locked)
 
@@ -85,7 +85,7 @@ def test_an_encrypted_key(ca: Ca, pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "is no text")])
 def test_no_password(tmp_path: Path, content: bytes, said: str) -> None:
-    """An empty password is a file that somebody forgot to fill."""
+    """An empty password is refused: an operator forgot to fill the file."""
     path = tmp_path / "password"
     path.write_bytes(content)
 
@@ -95,7 +95,7 @@ def test_no_password(tmp_path: Path, content: bytes, said: str) -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
-    """A line for each."""
+    """All errors are reported at once, a line for each."""
     lines = refused(Credentials(cacert=tmp_path / "a", user="user", password_file=tmp_path / "b"))
 
     assert [line.partition(" ")[0] for line in lines] == ["GATEWAY_ETCD_CACERT", "GATEWAY_ETCD_PASSWORD_FILE"]
@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_system_without_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then somebody has to say whom to trust; a folder of OpenSSL's is as good as a file."""
+    """Without root certificates in the system, a CA must be configured; an OpenSSL folder is as good as a file."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone"))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     (line,) = refused(Credentials())
@@ -115,7 +115,7 @@ def test_a_system_without_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.process
 async def test_serve_does_not_start(tmp_path: Path) -> None:
-    """Exit status 2, and the line."""
+    """`serve` exits with status 2 and that line."""
     flags = ("--etcd=https://127.0.0.1:1", f"--etcd-cacert={tmp_path / 'gone'}", "--port=0")
     running = await start(*flags)
 

@@ -1,4 +1,4 @@
-"""Endpoints that are not what they should be: mute, elsewhere, without a leader, learners; and how they are named."""
+"""Endpoints with faults: silent, of another cluster, without a leader, learners; and endpoints by name."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
 
-FAST = {"GATEWAY_STALE_AFTER": "500ms"}  # another cluster is believed after six times that
+FAST = {"GATEWAY_STALE_AFTER": "500ms"}  # the gateway accepts another cluster after six times that
 
 
 @asynccontextmanager
 async def black_hole() -> AsyncIterator[str]:
-    """An endpoint that takes connections and never says a word."""
+    """An endpoint that accepts connections and never sends a byte."""
     taken: list[asyncio.StreamWriter] = []
 
     async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,17 +48,17 @@ async def black_hole() -> AsyncIterator[str]:
 
 
 def by_name(etcd: SecureEtcd) -> str:
-    """Its endpoint with a name, which is an IPv4 address, or an IPv6 address where nobody listens as well."""
+    """etcd's endpoint by name: the name has an IPv4 address, and perhaps an IPv6 address where nothing listens."""
     return f"http://localhost:{urlsplit(etcd.endpoint).port}"
 
 
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
-    reason="needs root and Debian's util-linux, for an /etc/hosts of its own",
+    reason="needs root and Debian's util-linux, for its own /etc/hosts",
 )
 @pytest.mark.parametrize("dead", ["127.0.0.9", "240.0.0.1"], ids=["refused", "unreachable"])
 async def test_a_name_whose_first_address_is_dead(etcd: SecureEtcd, tmp_path: Path, dead: str) -> None:
-    """Every address that /etc/hosts gives for it is tried, as curl and etcdctl do."""
+    """The gateway tries every address that /etc/hosts has for a name, as curl and etcdctl do."""
     hosts = tmp_path / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n{dead} two-addresses.test\n127.0.0.1 two-addresses.test\n")
     private = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"')
@@ -73,7 +73,7 @@ async def test_a_name_whose_first_address_is_dead(etcd: SecureEtcd, tmp_path: Pa
 
 
 async def test_names(etcd: SecureEtcd) -> None:
-    """Names are looked up, those that are unknown are said, and the next endpoint is taken."""
+    """Names are resolved; an unknown name is reported, and the next endpoint is used."""
     endpoints = f"http://no-such-host.invalid:2379,{by_name(etcd)}"
     async with gateway(endpoints) as server:
         await eventually(lambda: says(server, "ready"))
@@ -85,7 +85,7 @@ async def test_names(etcd: SecureEtcd) -> None:
 
 
 async def test_ipv6(candidate: Candidate) -> None:
-    """An address in brackets."""
+    """An IPv6 address in brackets works."""
 
     class Six(SecureEtcd):
         def _flags(self) -> list[str]:
@@ -97,7 +97,10 @@ async def test_ipv6(candidate: Candidate) -> None:
 
 
 async def test_a_black_hole(etcd: SecureEtcd) -> None:
-    """Does not hold us up for longer than a health check, alone it is said to be mute."""
+    """A silent endpoint delays the gateway no longer than a health check.
+
+    If it is the only one, it is reported as silent.
+    """
     async with black_hole() as mute:
         async with gateway(f"{mute},{etcd.endpoint}") as server:
             await eventually(lambda: says(server, "ready"))
@@ -107,7 +110,7 @@ async def test_a_black_hole(etcd: SecureEtcd) -> None:
 
 
 async def test_far_away(etcd: SecureEtcd) -> None:
-    """A round trip of 160 ms is slow, and no more than that."""
+    """A round trip of 160 ms makes the gateway slow, and has no other effect."""
     async with proxy(etcd.endpoint) as between:
         between.delay = 0.08
         async with gateway(between.endpoint) as server:
@@ -117,7 +120,7 @@ async def test_far_away(etcd: SecureEtcd) -> None:
 
 @asynccontextmanager
 async def two_clusters(candidate: Candidate) -> AsyncIterator[tuple[SecureEtcd, SecureEtcd]]:
-    """Ours, and another one; each says which it is at /svc/a."""
+    """Our cluster and another; the value of /svc/a names the cluster."""
     async with SecureEtcd(folder=candidate.folder) as ours, SecureEtcd(folder=candidate.folder) as foreign:
         for etcd, name in ((ours, "ours"), (foreign, "foreign")):
             async with etcd_client(etcd.endpoint) as kv:
@@ -126,7 +129,10 @@ async def two_clusters(candidate: Candidate) -> AsyncIterator[tuple[SecureEtcd, 
 
 
 async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
-    """It is skipped, with the reason; what it holds is never shown, however often ours is cut."""
+    """Another cluster in the list is skipped, with the reason.
+
+    Its data is never shown, however often our cluster is cut off.
+    """
     async with (
         two_clusters(candidate) as (ours, foreign),
         proxy(ours.endpoint) as between,
@@ -147,11 +153,11 @@ async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
         assert follower.mirror.resets == ["initial"]
         said = [line for line in server.lines if "another cluster" in line.get("reason", "")]
         assert {line["endpoint"] for line in said} == {foreign.endpoint}
-        assert len(said) <= 3  # once for each time, and not for each try
+        assert len(said) <= 3  # once for each time, and not for each attempt
 
 
 async def test_another_cluster_for_good(candidate: Candidate) -> None:
-    """Ours is gone: after a while the other one takes its place, and everybody is told."""
+    """Our cluster is gone: after a while the other cluster replaces it, and every subscriber gets a reset."""
     async with (
         two_clusters(candidate) as (ours, foreign),
         gateway(f"{ours.endpoint},{foreign.endpoint}", settings=FAST) as server,
@@ -166,7 +172,7 @@ async def test_another_cluster_for_good(candidate: Candidate) -> None:
         assert follower.mirror.resets == ["initial", "restored"]
         assert [line["level"] for line in server.lines if "taken the place" in line["message"]] == ["warning"]
 
-        # Back again, it is the foreign one now: nothing goes to and fro.
+        # Our old cluster is back, and is the foreign one now: the gateway does not switch to and fro.
         await ours.restart()
         await kv.put("/svc/a", "still foreign")
         await eventually(lambda: all_hold([follower], kv))
@@ -174,7 +180,7 @@ async def test_another_cluster_for_good(candidate: Candidate) -> None:
 
 
 async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> None:
-    """A cluster that was made anew at its old address: stale first, then the state of the new one."""
+    """A new cluster at the old address: subscribers become stale first, then get the new cluster's state."""
     async with (
         two_clusters(candidate) as (ours, foreign),
         proxy(ours.endpoint) as between,
@@ -193,7 +199,10 @@ async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> 
 
 
 async def test_a_member_without_leader(candidate: Candidate) -> None:
-    """It answers, and knows nothing new: another is taken; alone it is said."""
+    """A member without a leader answers, but learns nothing new: another member is used.
+
+    A single such member is reported.
+    """
     async with EmbeddedCluster(3, folder=candidate.folder) as cluster:
         one, two, three = cluster.members
         await two.kill()
@@ -205,7 +214,7 @@ async def test_a_member_without_leader(candidate: Candidate) -> None:
 
 
 async def test_a_learner(candidate: Candidate) -> None:
-    """It serves no watches: another is taken; alone it is said."""
+    """A learner serves no watches: another member is used; a single learner is reported."""
     async with SecureEtcd(folder=candidate.folder) as etcd, _learner_of(etcd, candidate) as learner:
         async with gateway(learner.endpoint) as server:
             await eventually(lambda: says(server, "down", "learner"))

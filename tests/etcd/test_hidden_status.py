@@ -1,4 +1,7 @@
-"""Members that hide their status from our user (3.5.28 and later), by a fake etcd: this machine has none."""
+"""Members that hide their status from the gateway's user (3.5.28 and later).
+
+A fake plays them: this machine has no such etcd.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from tests.support.waiting import eventually
 
 
 class Discreet(FakeEtcd):
-    """From 3.5.28 on only root may ask for the status (etcd #21663); *shy*: as 3.5.28, for the members too."""
+    """From 3.5.28 on only root may read the status (etcd #21663).
+
+    *shy*: as 3.5.28, which hides the list of members too.
+    """
 
     shy = False
     learner = False
@@ -40,7 +46,7 @@ class Discreet(FakeEtcd):
 @pytest.mark.parametrize("shy", [False, True])
 @pytest.mark.process
 async def test_a_member_that_hides_its_status(shy: bool) -> None:
-    """Its version is unknown, so its progress is not believed; all else works, and it is said once."""
+    """The version is unknown, so progress is not trusted; everything else works, and the log reports this once."""
     async with Discreet("3.5.28") as etcd, gateway(etcd.endpoint) as server:
         etcd.shy = shy
         etcd.put(b"/svc/a", b"1")
@@ -54,7 +60,7 @@ async def test_a_member_that_hides_its_status(shy: bool) -> None:
 
 @pytest.mark.process
 async def test_a_learner_that_hides_its_status() -> None:
-    """The list of members knows."""
+    """A learner is recognised by the list of members."""
     async with Discreet("3.6.0") as etcd:
         etcd.learner = True
         async with gateway(etcd.endpoint) as server:

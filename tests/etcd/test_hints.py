@@ -1,4 +1,4 @@
-"""What gRPC says of a connection that cannot be made, in words that name the setting."""
+"""gRPC's text for a failed connection, extended by a hint that names the setting."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from app.etcd.hints import explain
         ("https://a:1", "failed to connect to all addresses; last error: Handshake read failed", "an http:// end"),
         ("http://a:1", "failed to connect to all addresses; last error: Socket closed", "an https:// end"),
         ("http://a:1", "failed to connect to all addresses; last error: Connection refused", None),
-        ("http://a:1", "Socket closed", None),  # it was connected: it is restarting
+        ("http://a:1", "Socket closed", None),  # it was connected before: etcd is restarting
     ],
 )
 def test_hints(endpoint: str, details: str, hint: str | None) -> None:
-    """What gRPC says, and what that means, where it means one thing only."""
+    """A hint is added to gRPC's text if the text has only one possible meaning."""
     error: Any = SimpleNamespace(code=lambda: grpc.StatusCode.UNAVAILABLE, details=lambda: details)
     said = explain(endpoint, error)
 
@@ -33,7 +33,7 @@ def test_hints(endpoint: str, details: str, hint: str | None) -> None:
 
 
 def test_another_failure_has_no_hint() -> None:
-    """An etcd that answers has taken our certificate."""
+    """No other failure gets a hint: an etcd that answers has accepted the gateway's certificate."""
     error: Any = SimpleNamespace(
         code=lambda: grpc.StatusCode.INTERNAL, details=lambda: "failed to connect: CERTIFICATE_VERIFY_FAILED"
     )

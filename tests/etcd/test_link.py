@@ -1,4 +1,4 @@
-"""One link: whose progress is believed, what ends it, and a read that waits while it is given up."""
+"""One link: whose progress it trusts, how it ends, and a read that waits while the link is closed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import HANG, eventually
 
 
 def link_to(endpoint: str, credentials: Credentials = ANONYMOUS) -> Link:
-    """A link whose clock stands."""
+    """A link whose clock stands still."""
     return Link(
         endpoint,
         credentials,
@@ -34,7 +34,7 @@ def link_to(endpoint: str, credentials: Credentials = ANONYMOUS) -> Link:
 
 @pytest.mark.parametrize("same", [True, False])
 async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
-    """Behind one name reads may go to a member of 3.5.16 and watches to one of 3.5.1: its progress overtakes events."""
+    """One name may lead reads to a 3.5.16 and watches to a 3.5.1, whose progress overtakes events."""
     async with FakeEtcd("3.5.16") as etcd:
         link = link_to(etcd.endpoint)
         assert await link.check(2) is None
@@ -50,7 +50,7 @@ async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
 @pytest.mark.etcd
 @pytest.mark.usefixtures("root")
 async def test_a_closed_channel_is_no_defect(etcd: SecureEtcd, root: Admin, password_file: Path) -> None:
-    """Found by the torture, as a 500: the password had changed, which ended the link under the renewal."""
+    """Found by the torture, as a 500: the password had changed, which ended the link during a renewal."""
     credentials = Credentials(user=USER, password_file=password_file)
     link = link_to(etcd.endpoint, credentials)
     assert await link.check(5) is None
@@ -58,7 +58,7 @@ async def test_a_closed_channel_is_no_defect(etcd: SecureEtcd, root: Admin, pass
     renew = link.login.renew
 
     async def renew_too_late(stale: str) -> None:
-        await link.aclose("the password is another one")
+        await link.aclose("the password has changed")
         await renew(stale)
 
     link.login.renew = renew_too_late  # type: ignore[method-assign]
@@ -67,7 +67,7 @@ async def test_a_closed_channel_is_no_defect(etcd: SecureEtcd, root: Admin, pass
 
 
 async def test_a_good_member() -> None:
-    """Its version says what may be believed of it."""
+    """The member's version decides what the gateway trusts."""
     for version, trusted in (("3.5.16", True), ("3.5.1", False)):
         async with FakeEtcd(version) as etcd:
             link = link_to(etcd.endpoint)
@@ -78,7 +78,7 @@ async def test_a_good_member() -> None:
 
 
 async def test_what_is_wrong_with_a_member() -> None:
-    """It has no leader; or nobody is there."""
+    """A member without a leader, and an absent member, are reported."""
     async with FakeEtcd() as etcd:
         link = link_to(etcd.endpoint)
         etcd.lose_leader()
@@ -95,13 +95,13 @@ async def test_what_is_wrong_with_a_member() -> None:
     [
         (grpc.StatusCode.UNAVAILABLE, True),
         (grpc.StatusCode.INTERNAL, True),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, False),  # what is on it is too large
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, False),  # a message on the stream is too large
         (grpc.StatusCode.PERMISSION_DENIED, False),
         (grpc.StatusCode.UNAUTHENTICATED, False),
     ],
 )
 async def test_a_stream_that_breaks(code: grpc.StatusCode, ends: bool) -> None:
-    """It ends the link, unless the reason is what is on the stream, or who opened it."""
+    """A broken stream ends the link, unless the cause is a message on the stream, or the client that opened it."""
     heard: list[WatchInput] = []
     async with FakeEtcd() as etcd:
         link = link_to(etcd.endpoint)
@@ -119,7 +119,7 @@ async def test_a_stream_that_breaks(code: grpc.StatusCode, ends: bool) -> None:
 
 
 async def test_its_end_is_told_to_its_watches() -> None:
-    """Nothing of it is left at etcd, and its reason is the first one."""
+    """The link's watches are notified of its end with the first reason; nothing of the link is left at etcd."""
     heard: list[WatchInput] = []
     async with FakeEtcd() as etcd:
         link = link_to(etcd.endpoint)
@@ -133,12 +133,16 @@ async def test_its_end_is_told_to_its_watches() -> None:
 
 
 async def test_whether_watches_are_matched() -> None:
-    """Asked with a watch under an id that no server gives by itself, of which nothing is left."""
+    """The link tests a server with a watch under an id that no server chooses.
+
+    Afterwards nothing of that watch is left.
+    """
     async with FakeEtcd() as etcd:
         link = link_to(etcd.endpoint)
         assert await link.matches(KeyRange("key", b"a"), HANG) is True
         etcd.refuse_create()
-        assert await link.matches(KeyRange("key", b"a"), HANG) is True  # refused under our id: it tells as well
+        # refused under the requested id: that proves it as well
+        assert await link.matches(KeyRange("key", b"a"), HANG) is True
         etcd.refuse_create(echo=False)
         assert await link.matches(KeyRange("key", b"a"), HANG) is None
         await etcd.until(lambda: etcd.open_streams == 0)

@@ -1,4 +1,4 @@
-"""The token of a link's user: how long it is good for, when it is renewed, and what a refusal means."""
+"""The token of a link's user: how long it is valid, when it is renewed, and the meaning of a refusal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.etcd.login import IDLE, LOGIN_TIMEOUT, RENEW_AT, Login, LoginError, lif
 
 
 def token(claims: Any) -> str:
-    """A JWT that says *claims*."""
+    """A JWT with these claims."""
     body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
     return f"eyJhbGciOiJSUzI1NiJ9.{body}.c2ln"
 
@@ -26,30 +26,30 @@ def token(claims: Any) -> str:
     ("text", "life"),
     [
         (token({"username": "a", "revision": 3, "exp": 1300}), 300),
-        (token({"iat": 5000, "exp": 5060}), 60),  # its clock is not ours
-        (token({"exp": 900}), None),  # expired by our clock: it is not to be believed
+        (token({"iat": 5000, "exp": 5060}), 60),  # its clock differs from ours
+        (token({"exp": 900}), None),  # expired by our clock: its claims are not trusted
         (token({"exp": "soon"}), None),
         (token({"revision": 3}), None),
         (token([]), None),
         (token(None), None),
-        ("vZbXHRwcgWpBnAbi.28", None),  # etcd's simple ones
+        ("vZbXHRwcgWpBnAbi.28", None),  # etcd's simple tokens
         ("a.b.c", None),
         ("a.!!!.c", None),
         ("", None),
     ],
 )
 def test_the_life_of_a_token(text: str, life: float | None) -> None:
-    """By its claims."""
+    """The claims decide the life of a token."""
     assert life_of(text, now=1000) == life
 
 
 def status(code: grpc.StatusCode, details: str) -> rpc.AioRpcError:
-    """What gRPC raises."""
+    """The error that gRPC raises."""
     return rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 class Auth:
-    """etcd's Authenticate, and the clock."""
+    """etcd's Authenticate, and a clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -58,7 +58,7 @@ class Auth:
         self.error: rpc.AioRpcError | None = None
 
     async def authenticate(self, request: Any, *, timeout: float) -> Any:
-        """One call."""
+        """Answer one call."""
         assert timeout == LOGIN_TIMEOUT
         self.asked.append((request.name, request.password))
         await asyncio.sleep(0)
@@ -69,7 +69,7 @@ class Auth:
 
 @pytest.fixture(name="auth")
 def _auth() -> Auth:
-    """An etcd."""
+    """An etcd's Authenticate."""
     return Auth()
 
 
@@ -82,7 +82,7 @@ def _login(auth: Auth, tmp_path: Path) -> Login:
 
 
 async def test_nobody_needs_no_token(auth: Auth) -> None:
-    """Without a user nothing is asked, and no call carries anything."""
+    """Without a user there is no login, and calls carry no token."""
     login = Login(auth.authenticate, Credentials(), clock=lambda: 0.0)
     await login.ensure()
     assert (login.metadata, auth.asked) == ((), [])
@@ -90,7 +90,7 @@ async def test_nobody_needs_no_token(auth: Auth) -> None:
 
 
 async def test_a_simple_token_is_renewed_when_it_was_not_used(login: Login, auth: Auth) -> None:
-    """etcd forgets it 300 s after its last use."""
+    """etcd forgets a simple token 300 s after its last use, so an unused one is renewed."""
     await login.ensure()
     assert login.metadata == (("token", "simple.1"),)
     auth.now, auth.token = IDLE - 1, "simple.2"
@@ -105,7 +105,7 @@ async def test_a_simple_token_is_renewed_when_it_was_not_used(login: Login, auth
 
 
 async def test_a_jwt_is_renewed_by_its_age(login: Login, auth: Auth) -> None:
-    """However much it is used."""
+    """A JWT is renewed by its age, however often it is used."""
     auth.token = token({"iat": 5000, "exp": 5100})
     await login.ensure()
     auth.now = 100 * RENEW_AT - 1
@@ -118,7 +118,7 @@ async def test_a_jwt_is_renewed_by_its_age(login: Login, auth: Auth) -> None:
 
 
 async def test_one_login_for_all_whose_token_is_stale(login: Login, auth: Auth) -> None:
-    """bcrypt costs etcd a tenth of a second of a core each time."""
+    """One login serves all calls whose token is stale: each bcrypt costs etcd a tenth of a second of a core."""
     await login.ensure()
     auth.token = "simple.2"
     await asyncio.gather(*(login.renew("simple.1") for _ in range(10)))
@@ -126,14 +126,14 @@ async def test_one_login_for_all_whose_token_is_stale(login: Login, auth: Auth) 
 
 
 async def test_a_refusal_names_the_user(login: Login, auth: Auth) -> None:
-    """And never the password."""
+    """A refusal names the user, and never the password."""
     auth.error = status(grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: authentication failed")
     with pytest.raises(LoginError, match=r"^user 'gateway': etcdserver: authentication failed$"):
         await login.ensure()
 
 
 async def test_an_etcd_that_is_away_keeps_the_token(login: Login, auth: Auth) -> None:
-    """It may be good for a while yet; the renewal is tried again soon."""
+    """The token may still be valid while etcd is away; the renewal is tried again soon."""
     auth.error = status(grpc.StatusCode.UNAVAILABLE, "away")
     with pytest.raises(rpc.AioRpcError):
         await login.ensure()
@@ -150,7 +150,7 @@ async def test_an_etcd_that_is_away_keeps_the_token(login: Login, auth: Auth) ->
 
 
 async def test_an_etcd_without_authentication(login: Login, auth: Auth) -> None:
-    """A user may be configured before it is enabled; then a call says that a token is needed."""
+    """A user may be configured before auth is enabled; later a call's error shows that a token is needed."""
     auth.error = status(grpc.StatusCode.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
     await login.ensure()
     await login.ensure()

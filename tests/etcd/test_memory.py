@@ -1,4 +1,4 @@
-"""Waiting for memory: granted in the order of asking, refused after a while, and given back whatever happens."""
+"""Waiting for memory: granted in the order of the requests, refused after a while, and always released."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LIMIT = 1000
 
 
 async def full() -> tuple[Budget, Hold]:
-    """A budget, and a page that has all of it: another one must wait."""
+    """A budget, and a page that holds all of it: the next page must wait."""
     budget = Budget(LIMIT)
     return budget, await reserve(budget, Use.PAGE, LIMIT, patience=0)
 
 
 async def test_what_there_is_is_granted_at_once() -> None:
-    """And is the caller's to give back."""
+    """Free memory is granted at once; the caller must release it."""
     budget = Budget(LIMIT)
     with await reserve(budget, Use.PAGE, 100, patience=0) as hold:
         assert (hold.granted, budget.of(Use.PAGE)) == (True, 100)
@@ -29,7 +29,7 @@ async def test_what_there_is_is_granted_at_once() -> None:
 
 
 def test_a_wait_ends_with_what_others_give_back() -> None:
-    """At that very moment."""
+    """A waiting request is granted at the moment of a release."""
 
     async def wait() -> float:
         budget, other = await full()
@@ -42,7 +42,7 @@ def test_a_wait_ends_with_what_others_give_back() -> None:
 
 
 def test_a_wait_ends_after_its_patience() -> None:
-    """Nothing is held or waited for then, and the client is told to come back."""
+    """After its patience a request holds nothing and no longer waits, and the client is asked to retry."""
 
     async def wait() -> Budget:
         budget, _ = await full()
@@ -58,7 +58,7 @@ def test_a_wait_ends_after_its_patience() -> None:
 
 
 async def test_one_that_is_cancelled_waits_no_more() -> None:
-    """Bytes that are granted to nobody would be lost for good."""
+    """A cancelled request no longer waits: bytes granted to it would be lost for good."""
     budget, other = await full()
     before = budget.of(Use.PAGE)
     task = asyncio.create_task(reserve(budget, Use.PAGE, LIMIT, patience=3600))

@@ -1,4 +1,4 @@
-"""The audit of open watches: in turn, and only the cluster's own word ends one."""
+"""The audit of open watches: one after the other, and only the cluster's own answer ends a watch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Watch:
     revoked: list[str] = field(default_factory=list)
 
     def revoke(self, reason: str) -> None:
-        """Recorded."""
+        """Record the reason."""
         self.permitted_at = None
         self.revoked.append(reason)
 
 
 class Kv:
-    """What KV says of each range: by the member itself (serializable), and by the cluster."""
+    """The answers of KV for each range: from the member itself (serializable), and from the cluster."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, bool]] = []
@@ -40,7 +40,7 @@ class Kv:
         self.raises: dict[bytes, Exception] = {}
 
     async def permitted(self, watched: KeyRange, *, serializable: bool = False) -> bool:
-        """As ``Reads.permitted``."""
+        """Answer as ``Reads.permitted`` does."""
         self.asked.append((watched.start, serializable))
         await asyncio.sleep(0)
         if watched.start in self.raises:
@@ -49,7 +49,7 @@ class Kv:
 
 
 class Time:
-    """A clock that is set."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -59,7 +59,7 @@ class Time:
 
 @contextlib.asynccontextmanager
 async def auditing(watches: list[Watch], kv: Kv, clock: Time) -> AsyncIterator[None]:
-    """A checker at work."""
+    """A running checker."""
     task = asyncio.create_task(PermissionChecker(watches, kv.permitted, interval=INTERVAL, clock=clock).run())
     try:
         yield
@@ -71,17 +71,17 @@ async def auditing(watches: list[Watch], kv: Kv, clock: Time) -> AsyncIterator[N
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second between two questions."""
+    """No pause of a second between two checks."""
     monkeypatch.setattr(permissions, "PACE", 0.001)
 
 
 def watch(name: str, permitted_at: float | None = 0.0) -> Watch:
-    """One of a prefix."""
+    """A watch of a prefix."""
     return Watch(KeyRange("prefix", name.encode()), permitted_at)
 
 
 async def asked(kv: Kv, times: int) -> None:
-    """So many questions were asked."""
+    """Wait for that number of checks."""
 
     async def often() -> bool:
         return len(kv.asked) >= times
@@ -90,7 +90,7 @@ async def asked(kv: Kv, times: int) -> None:
 
 
 async def test_each_has_its_turn() -> None:
-    """The one that was not asked for longest comes first; none is asked for again before the interval is over."""
+    """The watch with the oldest check comes first; no watch is checked again before the interval is over."""
     kv, clock = Kv(), Time()
     watches = [watch("/b/", 50), watch("/a/", 40), watch("/new/", 95), watch("/closed/", None)]
     async with auditing(watches, kv, clock):
@@ -106,7 +106,10 @@ async def test_each_has_its_turn() -> None:
 
 
 async def test_only_the_cluster_ends_a_watch() -> None:
-    """A member that has not heard of a role yet denies what the cluster allows."""
+    """A member that does not know of a role yet denies what the cluster permits.
+
+    Only the cluster's answer ends a watch.
+    """
     kv = Kv()
     kv.denied_by_member = {b"/a/", b"/b/"}
     kv.denied = {b"/b/"}
@@ -123,7 +126,7 @@ async def test_only_the_cluster_ends_a_watch() -> None:
 
 
 async def test_no_answer_is_no_denial() -> None:
-    """An etcd that is away says nothing about roles; the watch waits for its next turn."""
+    """An etcd that is away reveals nothing about roles; the watch waits for its next turn."""
     kv = Kv()
     kv.raises[b"/a/"] = UnavailableError("etcd is away")
     watches = [watch("/a/", 1), watch("/b/", 2)]
@@ -135,7 +138,10 @@ async def test_no_answer_is_no_denial() -> None:
 
 
 async def test_a_defect_at_one_keeps_no_other_from_its_turn() -> None:
-    """It is logged, and asked for again after the interval."""
+    """A defect at one watch is logged, and the other watches have their turns.
+
+    The failed check is repeated after the interval.
+    """
     kv = Kv()
     kv.raises[b"/a/"] = RuntimeError("a defect")
     watches = [watch("/a/", 1), watch("/b/", 2)]
@@ -145,7 +151,10 @@ async def test_a_defect_at_one_keeps_no_other_from_its_turn() -> None:
 
 
 async def test_a_watch_that_is_let_go_meanwhile_is_not_revoked() -> None:
-    """Nor one that has moved to another stream: its new create says whether it may be."""
+    """A watch that was released meanwhile is not revoked.
+
+    Nor is a watch that moved to another stream: its new create decides.
+    """
     kv = Kv()
     kv.denied_by_member = kv.denied = {b"/a/"}
     one = watch("/a/", 1)

@@ -1,4 +1,7 @@
-"""The reads that prove a link's member in touch with its cluster: whom they ask for, how many, and when one is left."""
+"""The reads that prove that a link's member is in touch with its cluster.
+
+Which key they ask for, how many there are, and when the gateway leaves the member.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from tests.support.waiting import eventually
 
 @dataclass
 class Watch:
-    """A watch that is open."""
+    """An open watch."""
 
     range: KeyRange
     permitted_at: float | None = 0.0
@@ -30,7 +33,7 @@ class Watch:
 
 @dataclass
 class Member:
-    """A link, as far as the checker uses it: each Range is answered by *answer*, or raises what that raises."""
+    """A link, as far as the checker uses it: *answer* answers each Range, or raises."""
 
     answer: Callable[[bytes], int]
     asked: list[bytes] = field(default_factory=list)
@@ -40,28 +43,28 @@ class Member:
     asked_streams: int = 0
 
     async def range(self, request: Any, _timeout: float) -> Any:
-        """One Range."""
+        """Answer one Range."""
         self.asked.append(request.key)
         return SimpleNamespace(header=SimpleNamespace(revision=self.answer(request.key)))
 
     def ask_for_progress(self) -> None:
-        """Counted."""
+        """Count the request."""
         self.asked_streams += 1
 
     def fail(self, why: str) -> None:
-        """Given up."""
+        """Record that the link failed."""
         if not self.failed.done():
             self.failed.set_result(why)
 
 
 def refuse(code: grpc.StatusCode) -> Any:
-    """What gRPC raises."""
+    """The error that gRPC raises."""
     raise rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "etcdserver: no")
 
 
 @contextlib.asynccontextmanager
 async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[QuorumChecker, Currentness]]:
-    """A checker at work there, with reads due every 10 ms."""
+    """A running checker, with reads due every 10 ms."""
     currentness = Currentness(0.02)
     checker = QuorumChecker(currentness, watches, lambda: (0, 0), lambda _known, _header: None, clock=time.monotonic)
     if watches:
@@ -75,12 +78,12 @@ async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[Q
 
 
 def watch(name: str) -> Watch:
-    """One of a prefix."""
+    """A watch of a prefix."""
     return Watch(KeyRange("prefix", name.encode()))
 
 
 async def asked_often(member: Member, times: int = 3) -> None:
-    """So many reads were made."""
+    """Wait for that number of reads."""
 
     async def often() -> bool:
         return len(member.asked) >= times
@@ -89,12 +92,15 @@ async def asked_often(member: Member, times: int = 3) -> None:
 
 
 async def test_nobody_watches_nothing_is_asked() -> None:
-    """Nor after the last one has gone; a read of somebody's that was not answered in time is reason for one."""
+    """Without a watch there are no reads, nor after the last watch has ended.
+
+    But a client's read that timed out causes one.
+    """
     member, watches = Member(lambda _key: 5), [watch("/a/")]
     async with proving(member, watches) as (checker, _):
         await asked_often(member)
         watches.clear()
-        await asyncio.sleep(0.05)  # what is under way
+        await asyncio.sleep(0.05)  # reads under way
         before = len(member.asked)
         await asyncio.sleep(0.2)
         assert len(member.asked) == before
@@ -104,7 +110,7 @@ async def test_nobody_watches_nothing_is_asked() -> None:
 
 
 async def test_one_read_is_for_all() -> None:
-    """Every watch is proven by it, and is asked how far it is."""
+    """One read proves every watch, and asks every watch for progress."""
     member, watches = Member(lambda _key: 5), [watch(f"/{n}/") for n in range(100)]
     async with proving(member, watches) as (_, currentness):
         await asked_often(member)
@@ -115,7 +121,7 @@ async def test_one_read_is_for_all() -> None:
 
 
 async def test_reads_of_others_count() -> None:
-    """Then none is made for the proof alone."""
+    """Clients' reads count, so that no read is made for the proof alone."""
     member = Member(lambda _key: 5)
     currentness = Currentness(1000)
     watches = [watch("/a/")]
@@ -132,7 +138,7 @@ async def test_reads_of_others_count() -> None:
 
 
 async def test_another_key_is_asked_for_when_one_is_denied() -> None:
-    """A role may have lost it while its watch lives on."""
+    """When one key is denied, another is read: a role may have lost the key while its watch lives on."""
     member = Member(lambda key: 5 if key == b"/b/" else refuse(grpc.StatusCode.PERMISSION_DENIED))
     async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):
         await asked_often(member)
@@ -142,7 +148,10 @@ async def test_another_key_is_asked_for_when_one_is_denied() -> None:
 
 
 async def test_a_member_that_denies_everything_is_not_cut_off() -> None:
-    """It asks its cluster before it looks at roles; nothing is proven all the same."""
+    """A member that denies everything has asked its cluster before it checks roles, so the gateway stays.
+
+    But nothing is proven.
+    """
     member = Member(lambda _key: refuse(grpc.StatusCode.PERMISSION_DENIED))
     async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):
         await asked_often(member, 5)
@@ -151,7 +160,7 @@ async def test_a_member_that_denies_everything_is_not_cut_off() -> None:
 
 
 async def test_a_member_that_answers_nothing_is_left() -> None:
-    """After more than one try: a new leader refuses reads for a moment."""
+    """A member without answers is left only after more than one read: a new leader refuses reads for a moment."""
     member = Member(lambda _key: refuse(grpc.StatusCode.UNAVAILABLE))
     async with proving(member, [watch("/a/")]):
         assert "etcdserver: no" in await asyncio.wait_for(member.failed, 30)
@@ -159,7 +168,7 @@ async def test_a_member_that_answers_nothing_is_left() -> None:
 
 
 async def test_a_member_that_is_mute_is_cut_off() -> None:
-    """Said by name."""
+    """A silent member is reported by name as cut off."""
     member = Member(lambda _key: refuse(grpc.StatusCode.DEADLINE_EXCEEDED))
     async with proving(member, [watch("/a/")]):
         assert CUT_OFF in await asyncio.wait_for(member.failed, 30)

@@ -1,4 +1,4 @@
-"""Ranges: who is answered when etcd is away or mute, in what time; what one denied range means for the others."""
+"""Ranges: how soon clients get an answer when etcd is away or silent, and the effect of one denied range on others."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import now, virtually
 
 RANGE = KeyRange("prefix", b"/svc/")
-# What docs/problems.md promises of `etcd-unavailable`.
+# The time that docs/problems.md promises for `etcd-unavailable`.
 PROMISED = 5.0
 
 
 def status(code: grpc.StatusCode, details: str = "") -> rpc.AioRpcError:
-    """What gRPC raises."""
+    """The error that gRPC raises."""
     return rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 class Mute:
-    """A link whose member never answers: each call ends at its deadline, as gRPC has it."""
+    """A link whose member never answers: each call ends at its deadline, as in gRPC."""
 
     endpoint = "http://a:1"
 
@@ -40,30 +40,30 @@ class Mute:
         self.asked = 0
 
     async def range(self, _request: Any, timeout: float, **_options: bool) -> Any:
-        """Until the deadline."""
+        """Wait until the deadline."""
         self.asked += 1
         await asyncio.sleep(timeout)
         raise status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def fail(self, _why: str) -> None:
-        """Not by a slow read alone."""
+        """A slow read alone must not fail the link."""
         raise AssertionError
 
 
 def reads_of(link: Callable[[], Awaitable[Any]], clock: Callable[[], float] = now) -> Reads:
-    """Reads over it."""
+    """Reads over the link."""
     return Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=clock)
 
 
 async def refused(read: Awaitable[Listing]) -> UnavailableError:
-    """How a read ends."""
+    """The error with which a read ends."""
     with pytest.raises(UnavailableError) as raised:
         await read
     return raised.value
 
 
 def first_page(reads: Reads) -> Awaitable[Listing]:
-    """What a `/v1/kv` of a prefix reads first."""
+    """The first read of a `/v1/kv` request for a prefix."""
     return anext(reads.pages(RANGE, limit=10))
 
 
@@ -76,7 +76,7 @@ READS: dict[str, Callable[[Reads], Awaitable[Listing]]] = {
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_a_mute_etcd_is_told_in_the_time_that_is_promised(read: Callable[[Reads], Awaitable[Listing]]) -> None:
-    """One time-out, not one for each size of a page."""
+    """A silent etcd takes one timeout, not one for each size of a page."""
 
     async def ask() -> tuple[Exception, int]:
         mute = Mute()
@@ -93,7 +93,7 @@ def test_a_mute_etcd_is_told_in_the_time_that_is_promised(read: Callable[[Reads]
 
 
 def test_reads_that_wait_for_a_mute_etcd_have_their_own_time() -> None:
-    """Twenty with four in flight: each is told 5 s after its turn, and all of them in the end."""
+    """Twenty reads with four in flight: each ends 5 s after its turn, and all of them end."""
 
     async def ask() -> list[Exception]:
         mute = Mute()
@@ -111,7 +111,7 @@ def test_reads_that_wait_for_a_mute_etcd_have_their_own_time() -> None:
 
 @pytest.mark.parametrize(("known", "patience"), [(False, CONNECT_PATIENCE), (True, DOWN_PATIENCE)])
 def test_without_a_link_nobody_waits_long(known: bool, patience: float) -> None:
-    """A read waits for the first connection, and hardly for one that is known to be down."""
+    """A read waits for the first connection, and hardly at all while etcd is known to be down."""
 
     async def ask() -> UnavailableError:
         upstream = Upstream(["http://a:1"], stale_after=10, max_ranges=4, clock=now, draw=lambda: 0.0)
@@ -125,7 +125,10 @@ def test_without_a_link_nobody_waits_long(known: bool, patience: float) -> None:
 
 
 async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
-    """gRPC raises CancelledError for a call whose channel is closed: nobody has cancelled the one who asked."""
+    """gRPC raises CancelledError for a call whose channel is closed.
+
+    The caller was not cancelled, so it gets an error instead.
+    """
     async with FakeEtcd() as etcd:
         given_up = Link(
             etcd.endpoint,
@@ -153,7 +156,10 @@ async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
 
 
 async def test_a_denied_range_does_not_speak_for_others() -> None:
-    """What the store is asked once for all ranges is asked with one key; where that is denied, each asks for itself."""
+    """A question about the whole store is asked once, with one key.
+
+    If that key is denied, each range asks for itself.
+    """
 
     class OneIsDenied:
         endpoint = "http://a:1"

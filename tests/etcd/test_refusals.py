@@ -1,4 +1,4 @@
-"""Why a create was refused: the role, or only the token of its stream. KV decides, and the watch is told."""
+"""Why etcd refused a create: the role, or only the token of the stream. KV decides, and the watch is notified."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stream:
         self.retired: list[str] = []
 
     def retire(self, reason: str) -> None:
-        """Given up for what it was opened with."""
+        """Record that the stream was retired, with the reason."""
         self.retired.append(reason)
         self.closed = True
 
@@ -43,12 +43,12 @@ class Watch:
         self.told: list[WatchInput] = []
 
     def tell(self, given: WatchInput) -> None:
-        """Recorded."""
+        """Record the input."""
         self.told.append(given)
 
 
 async def says(answer: bool | Exception) -> bool:
-    """KV."""
+    """Answer as KV."""
     await asyncio.sleep(0)
     if isinstance(answer, Exception):
         raise answer
@@ -56,7 +56,7 @@ async def says(answer: bool | Exception) -> bool:
 
 
 async def resolve(permitted: Callable[[KeyRange], Awaitable[bool]], *watches: Watch) -> None:
-    """Have each watch told; calls carry the token "new" now."""
+    """Let each watch be notified; calls now carry the token "new"."""
     refusals = RefusalChecker(permitted, lambda: "new")
     for watch in watches:
         refusals.resolve(watch, REFUSED)
@@ -72,14 +72,14 @@ async def resolve(permitted: Callable[[KeyRange], Awaitable[bool]], *watches: Wa
     ("answer", "token", "told", "retired"),
     [
         (False, "old", Refused("permission denied", denied=True), False),
-        (True, "new", REFUSED, False),  # KV takes this very token: the next try will tell
+        (True, "new", REFUSED, False),  # KV accepts this very token: the next attempt decides
         (True, "old", Lost("its stream's token is no longer valid"), True),
         (UnavailableError("etcd is away"), "old", Lost("etcd is away"), False),
         (RuntimeError("a defect"), "old", Lost("not resolved: a defect"), False),
     ],
 )
 async def test_what_a_watch_is_told(answer: bool | Exception, token: str, told: WatchInput, retired: bool) -> None:
-    """In every case something: nothing else would ever tell it."""
+    """In every case the watch gets an answer: nothing else would ever notify it."""
     stream = Stream(token)
     watch = Watch(stream)
     await resolve(lambda _range: says(answer), watch)
@@ -103,7 +103,7 @@ async def test_one_answer_is_for_all_of_a_stream() -> None:
 
 
 async def test_a_watch_that_nobody_wants_any_more() -> None:
-    """KV is not asked for its sake."""
+    """For a watch that was cancelled, KV is not asked."""
     watch, other = Watch(Stream("old")), Watch(Stream("old"))
     watch.wanted = False
     asked: list[KeyRange] = []

@@ -1,4 +1,7 @@
-"""Permissions that are taken away, given, and never were: who is told, and who is left alone."""
+"""Permissions that are revoked, granted, and never existed.
+
+Which subscribers are notified, and which must notice nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,20 @@ pytestmark = pytest.mark.etcd
 Settings = dict[str, str]
 
 
-# Long enough for the others not to turn stale on a slow machine; it is also how long a refusal takes.
+# Long enough that the other feeds do not become stale on a slow machine; a refusal takes as long.
 STALE_LATER = {"GATEWAY_STALE_AFTER": "8s"}
 
 
 async def holds_nothing(etcd: SecureEtcd) -> bool:
-    """Whether etcd has no watch and no stream of ours."""
+    """Whether etcd has no watch and no stream of the gateway."""
     return await held_at_etcd(etcd) == (0, 0)
 
 
 async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """`close`, `revoked`, and nothing is left at etcd; who comes again waits; given again, it works again."""
+    """A revoked subscriber gets `close`, `revoked`, and nothing is left at etcd.
+
+    A new one waits; after a new grant, it works again.
+    """
     await root.grant(USER, "/other/")
     settings = {**login, **STALE_LATER}
     async with gateway(etcd.endpoint, settings=settings) as server, follow(server.base, 1, "/other/") as (other,):
@@ -62,7 +68,7 @@ async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: A
 
 
 async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """Nobody follows it; whoever comes must not be given what it still holds."""
+    """A lingering feed without subscribers is revoked too: a new subscriber must not get its data."""
     async with gateway(etcd.endpoint, settings={**login, "GATEWAY_LINGER": "60s"}) as server:
         async with await watch(server.base, "prefix=/svc/") as stream:
             await stream.until("synced")
@@ -73,7 +79,7 @@ async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, lo
 
 
 async def test_a_user_is_locked_out_while_etcd_is_away(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """What is refused when the watch resumes ends the stream as well."""
+    """A refusal when the watch resumes also ends the stream."""
     async with gateway(etcd.endpoint, settings=login) as server:
         async with await watch(server.base, "prefix=/svc/") as stream:
             await stream.until("synced")
@@ -85,7 +91,7 @@ async def test_a_user_is_locked_out_while_etcd_is_away(etcd: SecureEtcd, root: A
 
 
 async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """It is tried again and again, on the stream of the others: they see nothing of it, and the streams stay few."""
+    """A denied watch is retried on the others' stream: the other watches notice nothing, and the streams stay few."""
     settings = {**login, **STALE_LATER}
     async with gateway(etcd.endpoint, settings=settings) as server, follow(server.base, 1) as (follower,):
         denied = [await watch(server.base, f"prefix=/denied/{n}/") for n in range(10)]
@@ -100,14 +106,14 @@ async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, 
         assert follower.mirror.resets == ["initial"]
         assert "stale" not in follower.states
         assert [line for line in server.lines if line["message"] == "watch stream retired"] == []
-        # One for the follower, and none was opened in vain.
+        # One call for the follower, and no call in vain.
         opened = await etcd_metric(etcd.endpoint, "grpc_server_started_total", grpc_method="Watch")
         assert opened == 1
     await eventually(lambda: holds_nothing(etcd))
 
 
 async def test_only_denied(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """A refused watch alone on its stream leaves no stream behind."""
+    """A refused watch that is alone on its stream leaves no stream open."""
     del root
     async with gateway(etcd.endpoint, settings=login) as server:
         async with await watch(server.base, "prefix=/denied/") as stream:
@@ -116,7 +122,7 @@ async def test_only_denied(etcd: SecureEtcd, root: Admin, login: Settings) -> No
 
 
 async def test_audits_read_nothing(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """They are asked at a revision to come, so that etcd looks at roles only; it does not complain in its log."""
+    """Audits ask at a future revision, so that etcd only checks roles; etcd logs no complaint."""
     async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1):
         await root.put("/svc/a", "1")
         before = await audits(etcd)
@@ -128,22 +134,22 @@ async def test_audits_read_nothing(etcd: SecureEtcd, root: Admin, login: Setting
 
 
 async def audits(etcd: SecureEtcd) -> float:
-    """Ranges that ended so."""
+    """The number of Range calls that ended like that."""
     return await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Range", grpc_code="OutOfRange")
 
 
 async def more_audits(etcd: SecureEtcd, count: float) -> bool:
-    """Whether there were so many."""
+    """Whether there were more audits than *count*."""
     return await audits(etcd) >= count
 
 
 async def test_the_name_in_a_certificate(candidate: Candidate, tmp_path: Path) -> None:
-    """Without a password: the certificate's name is the user, whose roles may change just the same."""
+    """Without a password, the certificate's name is the user, whose roles may change just the same."""
     ca = Ca(tmp_path / "ca")
     etcd = SecureEtcd(folder=candidate.folder, pki=tmp_path / "pki", client_auth=True)
     etcd.install(ca)
     async with etcd, administered(etcd) as root:
-        # 3.4 knows no user without a password; this one is never used.
+        # 3.4 has no users without a password; this password is never used.
         await root.add_user(USER, "unused", "/svc/")
         files = {**STALE_LATER, **client_files(tmp_path / "client", ca, USER)}
         async with (

@@ -1,4 +1,4 @@
-"""Reads that are shared: one at a time for a key, and never one that began before it was asked for."""
+"""Shared reads: one at a time for each key, and no caller gets a read that began before its request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.etcd.shared_reads import SharedReads
 
 
 class Store:
-    """A read of it takes until ``answer`` is called, and returns what the store held when the read began."""
+    """A read takes until ``answer`` is called, and returns the store's content at the start of the read."""
 
     def __init__(self) -> None:
         self.value = 1
@@ -24,7 +24,7 @@ class Store:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def read(self) -> int:
-        """One read."""
+        """Read once."""
         found = self.value
         self.begun += 1
         self.running += 1
@@ -38,7 +38,7 @@ class Store:
         return found
 
     def answer(self, error: Exception | None = None) -> None:
-        """End the read that is under way."""
+        """End the current read."""
         turn = self._waiting.pop(0)
         if error is not None:
             turn.set_exception(error)
@@ -47,19 +47,19 @@ class Store:
 
 
 async def steps(condition: Callable[[], bool] = lambda: True) -> None:
-    """Let what is ready run; *condition* must hold after that."""
+    """Let the ready tasks run; then *condition* must hold."""
     for _ in range(20):
         await asyncio.sleep(0)
     assert condition()
 
 
 def ask(shared: SharedReads, store: Store, count: int = 1, key: str = "key") -> list[asyncio.Task[int]]:
-    """So many ask."""
+    """Start *count* requests."""
     return [asyncio.create_task(shared.run(key, store.read)) for _ in range(count)]
 
 
 async def test_who_comes_during_a_read_waits_for_the_next() -> None:
-    """The one under way may be older than the question: its answer would not be linearizable."""
+    """A read under way may be older than a new request: its answer would not be linearizable."""
     shared, store = SharedReads(), Store()
     first = ask(shared, store)
     await steps(lambda: store.begun == 1)
@@ -76,7 +76,7 @@ async def test_who_comes_during_a_read_waits_for_the_next() -> None:
 
 
 async def test_other_keys_do_not_wait() -> None:
-    """Each key has reads of its own."""
+    """Each key has its own reads."""
     shared, one, two = SharedReads(), Store(), Store()
     asked = [*ask(shared, one, key="one"), *ask(shared, two, key="two")]
     await steps(lambda: (one.begun, two.begun) == (1, 1))
@@ -86,7 +86,7 @@ async def test_other_keys_do_not_wait() -> None:
 
 
 async def test_an_error_is_for_all_who_waited_for_it_and_no_others() -> None:
-    """The next read is made all the same."""
+    """An error goes to the callers that waited for that read; the next read is made all the same."""
     shared, store = SharedReads(), Store()
     first = ask(shared, store, 2)
     await steps(lambda: store.begun == 1)
@@ -102,7 +102,7 @@ async def test_an_error_is_for_all_who_waited_for_it_and_no_others() -> None:
 
 
 async def test_an_error_that_nobody_waits_for_is_not_reported() -> None:
-    """All who asked have gone; asyncio would complain of an error that was never retrieved."""
+    """When all callers have gone, asyncio must not complain of an error that was never retrieved."""
     shared, store = SharedReads(), Store()
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
@@ -118,7 +118,7 @@ async def test_an_error_that_nobody_waits_for_is_not_reported() -> None:
 
 
 async def test_one_that_is_cancelled_cancels_no_other() -> None:
-    """Neither the read under way nor the one to come."""
+    """A cancelled caller cancels neither the current read nor the next."""
     shared, store = SharedReads(), Store()
     first = ask(shared, store, 2)
     await steps(lambda: store.begun == 1)
@@ -134,7 +134,7 @@ async def test_one_that_is_cancelled_cancels_no_other() -> None:
 
 
 async def test_a_read_that_nobody_wants_any_more_is_not_begun() -> None:
-    """It would cost etcd a Range for nobody."""
+    """A read without waiting callers is not begun: it would cost etcd a useless Range."""
     shared, store = SharedReads(), Store()
     first = ask(shared, store)
     await steps(lambda: store.begun == 1)
@@ -150,7 +150,7 @@ async def test_a_read_that_nobody_wants_any_more_is_not_begun() -> None:
 
 
 async def test_the_end_cancels_what_is_under_way() -> None:
-    """And those who wait, for the next one too."""
+    """Closing cancels the current read and all callers, also those of the next read."""
     shared, store = SharedReads(), Store()
     asked = ask(shared, store)
     await steps(lambda: store.begun == 1)
@@ -163,7 +163,7 @@ async def test_the_end_cancels_what_is_under_way() -> None:
 
 
 async def test_a_result_is_not_kept() -> None:
-    """It may be a state of many megabytes."""
+    """A result is not kept: it may be a state of many megabytes."""
 
     class State:
         pass
@@ -182,7 +182,7 @@ async def test_a_result_is_not_kept() -> None:
 
 
 async def test_a_call_that_raises_at_once() -> None:
-    """Nothing is left of it."""
+    """A call that raises at once leaves nothing behind."""
     shared = SharedReads()
 
     async def read() -> None:

@@ -1,4 +1,7 @@
-"""One watch stream: why it has ended, whoever of its tasks met the end first; and that nothing of it is left."""
+"""One watch stream: the reason of its end, whichever task sees the end first.
+
+Nothing of the stream is left.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ TOO_LARGE = f"CLIENT: Received message larger than max (102947 vs. {LIMIT})"
 
 
 class Heard:
-    """What a stream and its watch have said."""
+    """The outputs of a stream and its watch."""
 
     def __init__(self) -> None:
         self.watch: list[WatchInput] = []
@@ -47,9 +50,9 @@ class Heard:
 
 
 class Call:
-    """A call that has ended with *status* when something is written, *after* seconds sooner or later.
+    """A call that ends with *status* when something is written, *after* seconds earlier or later.
 
-    As in gRPC, the failed write puts a status of its own in the place of the one that there is.
+    As in gRPC, the failed write replaces the true status with its own status.
     """
 
     def __init__(self, status: tuple[grpc.StatusCode, str], *, after: float) -> None:
@@ -60,14 +63,14 @@ class Call:
         self._broken = asyncio.Event()
 
     def add_done_callback(self, callback: Callable[[Call], None]) -> None:
-        """Called with each status."""
+        """Call back with each status."""
         self._callbacks.append(callback)
 
     def cancel(self) -> None:
-        """Nothing is left of it anyway."""
+        """Nothing is left to cancel."""
 
     async def write(self, _request: Any) -> None:
-        """Fails."""
+        """Fail."""
         if self._after >= 0:
             asyncio.get_running_loop().call_later(self._after, self._set_status, self._true)
         else:
@@ -77,16 +80,16 @@ class Call:
         raise self._error()
 
     async def read(self) -> Any:
-        """Fails after that."""
+        """Fail after the write."""
         await self._broken.wait()
         raise self._error()
 
     async def code(self) -> grpc.StatusCode:
-        """As it is now."""
+        """The current status's code."""
         return self._now[0]
 
     async def details(self) -> str:
-        """As it is now."""
+        """The current status's details."""
         return self._now[1]
 
     def _set_status(self, status: tuple[grpc.StatusCode, str]) -> None:
@@ -99,13 +102,13 @@ class Call:
 
 
 async def ended(stream: WatchStream) -> None:
-    """All its tasks have."""
+    """Wait until all tasks of the stream have ended."""
     await asyncio.gather(*stream.tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("after", [-1.0, 0.0, 0.9])
 def test_a_failed_write_does_not_hide_why_the_call_ended(after: float) -> None:
-    """Taken for a failure of the member, a message over the limit would cost everybody the connection."""
+    """A message over the limit, if taken for a failure of the member, would cost every subscriber the connection."""
 
     async def break_one() -> Heard:
         heard = Heard()
@@ -121,7 +124,7 @@ def test_a_failed_write_does_not_hide_why_the_call_ended(after: float) -> None:
 
 
 def test_a_status_that_never_comes_is_not_waited_for() -> None:
-    """Then the call has ended with what was said first."""
+    """If the true status never comes, the call has ended with the first status."""
 
     async def break_one() -> Heard:
         heard = Heard()
@@ -135,10 +138,10 @@ def test_a_status_that_never_comes_is_not_waited_for() -> None:
 
 
 async def test_a_message_over_the_limit_while_much_is_written() -> None:
-    """By gRPC's own channel: without the wait, a third of the streams named another reason."""
+    """With gRPC's own channel: without the wait, a third of the streams reported another reason."""
     options = [("grpc.max_receive_message_length", LIMIT), ("grpc.use_local_subchannel_pool", 1)]
     async with FakeEtcd("3.4.23") as etcd:
-        etcd.fragment_bytes = 1 << 30  # as what waits for the answer to a create
+        etcd.fragment_bytes = 1 << 30  # as large as a message that waits for the answer to a create
         for turn in range(20):
             heard = Heard()
             async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), options=options) as channel:
@@ -160,7 +163,10 @@ async def test_a_message_over_the_limit_while_much_is_written() -> None:
 
 
 async def test_the_last_watch_ends_the_stream() -> None:
-    """Its call is cancelled, which frees everything at etcd; no task is left, and nothing more is said."""
+    """The end of the last watch cancels the call, which frees everything at etcd.
+
+    No task is left, and no output follows.
+    """
     heard = Heard()
     async with (
         FakeEtcd() as etcd,

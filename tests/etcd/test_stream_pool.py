@@ -1,4 +1,4 @@
-"""Which stream a watch goes to: live, catch-up and dedicated ones, by load, by token, and by what is unanswered."""
+"""Which stream a watch uses: live, catch-up and dedicated streams, by load, by token, and by unanswered requests."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Stream(Sized):
         return self.watches
 
     def create(self, _watched: KeyRange, _start: int, _sink: WatchCallback) -> int:
-        """An id."""
+        """Return an id."""
         self.watches += 1
         return self.watches
 
     def close(self, _error: BaseException | None = None) -> None:
-        """It has ended."""
+        """Record the end of the stream."""
         self._forget(self)
 
 
 class World:
-    """A pool, and what it does."""
+    """A pool, and its actions."""
 
     def __init__(self) -> None:
         self.token = ""
@@ -63,12 +63,12 @@ class World:
         self.rooms += 1
 
     def create(self, stream_kind: StreamKind) -> Stream | None:
-        """One more watch; the stream that it is on."""
+        """Create one more watch; return its stream."""
         opened = self.pool.create(RANGE, 0, lambda _given: None, stream_kind=stream_kind)
         return cast("Stream", opened[0]) if opened is not None else None
 
     def place(self, stream_kind: StreamKind) -> Stream:
-        """One more watch, for which there is a stream."""
+        """Create one more watch, which must get a stream."""
         stream = self.create(stream_kind)
         assert stream is not None
         return stream
@@ -76,12 +76,12 @@ class World:
 
 @pytest.fixture(name="world")
 def _world() -> World:
-    """An empty one."""
+    """An empty pool."""
     return World()
 
 
 def test_live_watches_fill_one_stream_before_the_next(world: World) -> None:
-    """Few streams cost etcd little; more than three are never opened for load."""
+    """Few streams cost etcd little; load never opens more than three."""
     for count in range(FILL * LIVE_STREAMS):
         world.place("live")
         assert len(world.pool.streams) == 1 + count // FILL
@@ -91,7 +91,7 @@ def test_live_watches_fill_one_stream_before_the_next(world: World) -> None:
 
 
 def test_a_stream_with_much_unanswered_takes_no_new_watch(world: World) -> None:
-    """A spare one takes its place; when all are so, the emptiest must do."""
+    """A spare stream replaces one with many unanswered requests; if all are like that, the emptiest must do."""
     for _ in range(LIVE_STREAMS + SPARE_STREAMS):
         stream = world.place("live")
         assert len(stream) == 1
@@ -101,7 +101,7 @@ def test_a_stream_with_much_unanswered_takes_no_new_watch(world: World) -> None:
 
 
 def test_histories_wait_for_their_turn(world: World) -> None:
-    """They are spread; beyond a number each waits, and room is told when a stream ends."""
+    """Catch-up watches are spread over streams; beyond a limit each waits, and is notified when a stream ends."""
     for _ in range(CATCH_UP_STREAMS * HISTORIES):
         world.place("catch-up")
     assert list(map(len, world.pool.streams)) == [HISTORIES] * CATCH_UP_STREAMS
@@ -113,7 +113,7 @@ def test_histories_wait_for_their_turn(world: World) -> None:
 
 
 def test_a_dedicated_stream_has_one_watch(world: World) -> None:
-    """Each watch has its own, and those beyond a number wait."""
+    """Each dedicated watch has its own stream, and watches beyond a limit wait."""
     streams = [world.place("dedicated") for _ in range(DEDICATED_STREAMS)]
     assert list(map(len, streams)) == [1] * DEDICATED_STREAMS
     assert world.create("dedicated") is None
@@ -123,7 +123,7 @@ def test_a_dedicated_stream_has_one_watch(world: World) -> None:
 
 
 def test_the_most_streams_that_there_may_be(world: World) -> None:
-    """It is a metric, and an alert compares with it."""
+    """The highest number of streams is a metric, and an alert compares with it."""
     for _ in range(2 * MAX_STREAMS):
         world.create("dedicated")
         world.place("live").unanswered = MOST_UNANSWERED + 1
@@ -133,7 +133,7 @@ def test_the_most_streams_that_there_may_be(world: World) -> None:
 
 
 def test_the_end_ends_all(world: World) -> None:
-    """Nothing is left."""
+    """Closing the pool ends every stream."""
     for stream_kind in ("live", "catch-up", "dedicated"):
         world.place(stream_kind)
     world.pool.close(None)
@@ -141,12 +141,12 @@ def test_the_end_ends_all(world: World) -> None:
 
 
 def test_a_watch_goes_to_the_stream_that_was_opened_for_it() -> None:
-    """With the token that etcd takes now, and not to an older one: a stream is new before its first watch is on it."""
+    """A watch uses a new stream with the current token, not an older one: a stream is new before its first watch."""
     world = World()
     for token in ("old", *(f"renewed {n}" for n in range(1, LIVE_STREAMS))):
         world.token = token
         stream = world.place("live")
         assert stream.token == token
-        stream.watches = 0  # as for a moment each is
+        stream.watches = 0  # as each stream is for a moment
     world.token = "the last"
     assert world.place("live").token == "old"

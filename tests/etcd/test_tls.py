@@ -1,4 +1,4 @@
-"""TLS to etcd: whom we take for etcd, who we are to it, and files that change while we run."""
+"""TLS to etcd: which servers the gateway trusts, its own certificate, and files that change while the gateway runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.etcd
 
 @pytest.fixture(name="ca")
 def _ca(tmp_path: Path) -> Ca:
-    """Whom etcd's certificate is from."""
+    """The CA of etcd's certificate."""
     return Ca(tmp_path / "ca")
 
 
 @pytest.fixture(name="etcd")
 async def _etcd(candidate: Candidate, tmp_path: Path, ca: Ca) -> AsyncIterator[SecureEtcd]:
-    """Whoever comes may read."""
+    """An etcd that any client may read."""
     etcd = SecureEtcd(folder=candidate.folder, pki=tmp_path / "pki")
     etcd.install(ca)
     async with etcd:
@@ -38,7 +38,7 @@ async def _etcd(candidate: Candidate, tmp_path: Path, ca: Ca) -> AsyncIterator[S
 
 @pytest.fixture(name="strict")
 async def _strict(candidate: Candidate, tmp_path: Path, ca: Ca) -> AsyncIterator[SecureEtcd]:
-    """Asks clients for a certificate."""
+    """An etcd that requires a client certificate."""
     etcd = SecureEtcd(folder=candidate.folder, pki=tmp_path / "pki", client_auth=True)
     etcd.install(ca)
     async with etcd:
@@ -46,7 +46,7 @@ async def _strict(candidate: Candidate, tmp_path: Path, ca: Ca) -> AsyncIterator
 
 
 def client_files(folder: Path, ca: Ca, name: str = "gateway") -> dict[str, str]:
-    """The settings for a certificate of *ca*; the files are put where they may be there already."""
+    """The settings for a certificate of *ca*; the files may exist already, and are then replaced."""
     folder.mkdir(exist_ok=True)
     pair = ca.sign(name)
     for source, file in ((ca.cert, "ca.crt"), (pair.cert, "tls.crt"), (pair.key, "tls.key")):
@@ -59,7 +59,7 @@ def client_files(folder: Path, ca: Ca, name: str = "gateway") -> dict[str, str]:
 
 
 async def test_reads_and_watches(etcd: SecureEtcd, ca: Ca) -> None:
-    """All of it over TLS, to a name and to an address."""
+    """Reads and watches work over TLS, by name and by address."""
     endpoints = (etcd.tls_endpoint, etcd.tls_endpoint.replace("localhost", "127.0.0.1"))
     for endpoint in endpoints:
         async with (
@@ -76,13 +76,16 @@ async def test_reads_and_watches(etcd: SecureEtcd, ca: Ca) -> None:
 
 
 async def test_the_systems_roots(etcd: SecureEtcd, ca: Ca) -> None:
-    """Without a CA file the system's are trusted: those that OpenSSL would find."""
+    """Without a CA file, the system's CAs are trusted: those that OpenSSL would find."""
     async with gateway(etcd.tls_endpoint, settings={"SSL_CERT_FILE": str(ca.cert)}) as server:
         await eventually(lambda: says(server, "ready"))
 
 
 async def test_a_certificate_of_somebody_else(etcd: SecureEtcd, tmp_path: Path) -> None:
-    """Not taken for etcd, and said; with the right file there, the next connection is."""
+    """A server with a foreign certificate is refused, and reported.
+
+    Once the right CA file is there, the next connection works.
+    """
     other = tmp_path / "ca.crt"
     shutil.copy(Ca(tmp_path, "other").cert, other)
     async with gateway(etcd.tls_endpoint, settings={"GATEWAY_ETCD_CACERT": str(other)}) as server:
@@ -93,7 +96,7 @@ async def test_a_certificate_of_somebody_else(etcd: SecureEtcd, tmp_path: Path) 
 
 
 async def test_a_certificate_for_another_name(etcd: SecureEtcd, ca: Ca) -> None:
-    """Signed by the right CA, for a server that is called otherwise."""
+    """A certificate of the right CA for another server's name is refused."""
     assert etcd.pki is not None
     wrong = ca.sign("wrong", names="DNS:etcd.example")
     shutil.copy(wrong.cert, etcd.pki / "server.crt")
@@ -103,7 +106,7 @@ async def test_a_certificate_for_another_name(etcd: SecureEtcd, ca: Ca) -> None:
 
 
 async def test_client_certificate(strict: SecureEtcd, ca: Ca, tmp_path: Path) -> None:
-    """With one we are let in; without, and with one of another CA, not, and /readyz says that it is down."""
+    """etcd accepts the right certificate; without one, or with one of another CA, /readyz reports that etcd is down."""
     files = client_files(tmp_path / "client", ca)
     async with gateway(strict.tls_endpoint, settings=files) as server:
         assert (await values(server))[0] == 200
@@ -115,7 +118,7 @@ async def test_client_certificate(strict: SecureEtcd, ca: Ca, tmp_path: Path) ->
 
 
 async def test_everything_is_renewed(strict: SecureEtcd, ca: Ca, tmp_path: Path) -> None:
-    """Another CA, another server certificate, another client certificate: no restart of ours, no reset."""
+    """Another CA, server certificate and client certificate need no restart of the gateway, and cause no reset."""
     files = client_files(tmp_path / "client", ca)
     async with (
         etcd_client(strict.endpoint) as kv,
@@ -126,7 +129,7 @@ async def test_everything_is_renewed(strict: SecureEtcd, ca: Ca, tmp_path: Path)
         strict.install(renewed)
         await strict.restart()
         await eventually(lambda: says(server, "down"))
-        # Caught while it is being written: one more connection that fails, and no more than that.
+        # A file that is read while it is being written costs one more failed connection, and no more.
         shutil.copy(__file__, files["GATEWAY_ETCD_CACERT"])
         await eventually(lambda: says(server, "down", "GATEWAY_ETCD_CACERT", "holds no certificate in PEM"))
         client_files(tmp_path / "client", renewed)

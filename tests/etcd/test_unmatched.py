@@ -1,4 +1,4 @@
-"""Servers that answer watches under ids of their own, in the place of etcd: etcd's grpc-proxy is one."""
+"""Servers in the place of etcd that answer watches under their own ids, such as etcd's grpc-proxy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ WORDS = "ids of its own, as etcd's grpc-proxy does"
 
 @pytest.mark.etcd
 async def test_a_grpc_proxy_is_refused_by_name(etcd: SecureEtcd, candidate: Candidate) -> None:
-    """At once, before a stream waits for it: by /readyz, /v1/feeds, the log, and to those who ask for a stream."""
+    """The server is refused before a stream waits for it.
+
+    /readyz, /v1/feeds, the log, and the errors of stream requests name it.
+    """
     async with grpc_proxy(etcd.endpoint, candidate.folder) as endpoint, gateway(endpoint) as server:
         await eventually(lambda: says(server, "down", WORDS))
         async with httpx.AsyncClient(base_url=server.base, timeout=30, trust_env=False) as http:
@@ -40,7 +43,7 @@ async def test_a_grpc_proxy_is_refused_by_name(etcd: SecureEtcd, candidate: Cand
 
 @pytest.mark.etcd
 async def test_another_endpoint_is_used(etcd: SecureEtcd, candidate: Candidate) -> None:
-    """And what the trial cost is gone: neither a watcher nor a stream is left at etcd."""
+    """Another endpoint is used, and the attempt at the proxy leaves neither a watcher nor a stream at etcd."""
     async with (
         grpc_proxy(etcd.endpoint, candidate.folder) as endpoint,
         gateway(f"{endpoint},{etcd.endpoint}") as server,
@@ -60,7 +63,7 @@ async def test_another_endpoint_is_used(etcd: SecureEtcd, candidate: Candidate) 
 
 
 def test_an_answer_for_nobody_is_no_ones() -> None:
-    """Two creates are under way; the answer to the first has the second's id, and before it one that nobody has."""
+    """Of two creates, the first is answered with the second's id, after an answer with an id that no create has."""
     mux = Multiplexer()
     heard: list[object] = []
     for _ in range(2):
@@ -71,7 +74,7 @@ def test_an_answer_for_nobody_is_no_ones() -> None:
 
 
 def test_a_refusal_under_no_id_is_no_sign() -> None:
-    """etcd itself says -1 there."""
+    """A refusal with id -1 is not a sign: etcd itself sends -1 there."""
     mux = Multiplexer()
     heard: list[object] = []
     mux.create(KeyRange("prefix", b"/svc/"), 0, heard.append)

@@ -1,4 +1,4 @@
-"""Which member is used: the endpoints in turn, and what is said of those that are not to be had."""
+"""Which member is used: the endpoints one after the other, and the reports about unavailable endpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANGE = KeyRange("prefix", b"/svc/")
 
 @contextlib.asynccontextmanager
 async def connecting(*endpoints: str) -> AsyncIterator[Upstream]:
-    """An upstream at work."""
+    """A running upstream."""
     upstream = Upstream(endpoints, stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
     task = asyncio.create_task(upstream.run())
     try:
@@ -36,7 +36,7 @@ async def connecting(*endpoints: str) -> AsyncIterator[Upstream]:
 
 
 async def becomes(upstream: Upstream, state: str, endpoint: str = "", reason: str = "") -> None:
-    """Wait until it is so."""
+    """Wait until the upstream's condition is that."""
 
     async def is_so() -> bool:
         now = upstream.condition
@@ -46,7 +46,7 @@ async def becomes(upstream: Upstream, state: str, endpoint: str = "", reason: st
 
 
 async def test_the_next_endpoint_is_tried() -> None:
-    """And after the last one the first again."""
+    """The next endpoint is tried, and the first again after the last."""
     async with FakeEtcd() as one, FakeEtcd() as two, connecting(NOWHERE, one.endpoint, two.endpoint) as upstream:
         await becomes(upstream, "ready", one.endpoint)
         assert upstream.cluster_id == one.cluster_id
@@ -58,7 +58,7 @@ async def test_the_next_endpoint_is_tried() -> None:
 
 
 async def test_what_is_said_of_endpoints_that_are_away() -> None:
-    """Operators are told of each why; clients are told no address."""
+    """Operators get the reason for each endpoint; clients get no address."""
     async with FakeEtcd() as leaderless:
         leaderless.lose_leader()
         async with connecting(NOWHERE, leaderless.endpoint) as upstream:
@@ -70,7 +70,7 @@ async def test_what_is_said_of_endpoints_that_are_away() -> None:
 
 
 async def test_a_watch_is_lost_with_its_link() -> None:
-    """Its feed asks for another one, which is opened at the next member."""
+    """A watch is lost with its link; the feed opens another watch at the next member."""
     heard: list[WatchInput] = []
     async with FakeEtcd() as one, FakeEtcd() as two, connecting(one.endpoint, two.endpoint) as upstream:
         upstream.watch(RANGE, 0, heard.append, stream_kind="live")
@@ -93,7 +93,7 @@ async def test_a_watch_is_lost_with_its_link() -> None:
 
 
 async def test_a_member_that_answers_no_linearizable_read_is_not_used() -> None:
-    """It is cut off from its cluster, though it answers health checks."""
+    """A member that answers health checks but no linearizable reads is cut off from its cluster, and is not used."""
     async with FakeEtcd() as etcd:
         etcd.fail_ranges(1, grpc.StatusCode.DEADLINE_EXCEEDED)
         async with connecting(etcd.endpoint) as upstream:
@@ -102,7 +102,7 @@ async def test_a_member_that_answers_no_linearizable_read_is_not_used() -> None:
 
 
 async def test_another_cluster_is_skipped() -> None:
-    """Its data would take the place of everybody's."""
+    """Another cluster is skipped: its data would replace everything that subscribers have."""
     async with FakeEtcd() as ours, FakeEtcd() as foreign:
         foreign.cluster_id = ours.cluster_id + 1
         async with connecting(ours.endpoint, foreign.endpoint) as upstream:
@@ -115,11 +115,11 @@ async def test_another_cluster_is_skipped() -> None:
 
 
 async def test_a_server_whose_answers_cannot_be_matched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused by name: nothing else would ever say why no stream comes."""
+    """Such a server is refused by name: nothing else would explain why no stream opens."""
     create = WatchCall._create
 
     def renamed(self: WatchCall, request: Any) -> None:
-        request.watch_id = 0  # the server chooses
+        request.watch_id = 0  # the server chooses the id
         create(self, request)
 
     monkeypatch.setattr(WatchCall, "_create", renamed)

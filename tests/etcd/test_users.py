@@ -1,4 +1,4 @@
-"""A user and password at etcd: tokens that expire, are forgotten and outdated, and passwords that change."""
+"""A user and password at etcd: tokens that expire, are forgotten or outdated, and passwords that change."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ pytestmark = pytest.mark.etcd
 Settings = dict[str, str]
 
 
-# Nothing is stale just because the machine is slow.
+# Long, so that nothing is stale just because the machine is slow.
 STALE_LATE = {"GATEWAY_STALE_AFTER": "60s"}
 
 
 async def logins(etcd: SecureEtcd) -> float:
-    """How often anybody asked etcd for a token, the tests' root included."""
+    """The number of logins at etcd, by the tests' root too."""
     return await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Authenticate")
 
 
 async def test_reads_and_watches(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """With a role that may read the prefix and nothing else: all that the gateway does works, resumes included."""
+    """With a role that may only read the prefix, everything that the gateway does works, resumes included."""
     await root.put("/svc/a", "1")
     async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1) as (follower,):
         assert await values(server) == (200, {"/svc/a": "1"})
@@ -54,14 +54,14 @@ async def test_reads_and_watches(etcd: SecureEtcd, root: Admin, login: Settings)
 
 
 async def test_auth_that_is_enabled_later(etcd: SecureEtcd, login: Settings) -> None:
-    """A user that is not needed yet does no harm; when it is, it is used."""
+    """A configured user does no harm before auth is enabled; afterwards it is used."""
     async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1) as (follower,):
         async with administered(etcd) as root:
             await root.add_user(USER, PASSWORD, "/svc/")
             assert (await values(server))[0] == 200
             await root.put("/svc/a", "1")
             await eventually(lambda: all_hold([follower], root))
-            # On a stream that was opened as nobody.
+            # On a stream that was opened without a user.
             async with await watch(server.base, "prefix=/svc/b/") as stream:
                 await stream.until("synced")
 
@@ -69,7 +69,7 @@ async def test_auth_that_is_enabled_later(etcd: SecureEtcd, login: Settings) -> 
 
 
 def write(path: Path, text: str | None) -> None:
-    """What somebody else does to the file; None removes it."""
+    """Write the file as an operator would; None removes it."""
     if text is None:
         path.unlink()
     else:
@@ -77,7 +77,10 @@ def write(path: Path, text: str | None) -> None:
 
 
 async def test_wrong_password(etcd: SecureEtcd, root: Admin, login: Settings, password_file: Path) -> None:
-    """/readyz says what is wrong; a right one in the file is picked up, and so is one that is changed while we run."""
+    """/readyz reports the error.
+
+    A corrected password in the file is used, and so is one that changes while the gateway runs.
+    """
     write(password_file, "nonsense")
     async with gateway(etcd.endpoint, settings=login) as server:
         await eventually(lambda: says(server, "down", "'gateway'", "authentication failed"))
@@ -86,7 +89,7 @@ async def test_wrong_password(etcd: SecureEtcd, root: Admin, login: Settings, pa
 
         async with follow(server.base, 1) as (follower,):
             await root.change_password(USER, "new")
-            # What was opened before lives on at etcd; the gateway notices that it was locked out.
+            # Streams from before live on at etcd; the gateway notices that it was locked out.
             await eventually(lambda: says(server, "down", "'gateway'", "authentication failed"))
             write(password_file, None)
             await eventually(lambda: says(server, "down", "GATEWAY_ETCD_PASSWORD_FILE", str(password_file)))
@@ -99,7 +102,7 @@ async def test_wrong_password(etcd: SecureEtcd, root: Admin, login: Settings, pa
 
 
 async def test_nobody(etcd: SecureEtcd, root: Admin) -> None:
-    """Without a user where one is needed: reads are refused, and a stream says that there is nothing to show."""
+    """Without a required user, reads are refused, and a stream reports that it has no data."""
     del root
     async with gateway(etcd.endpoint, settings=STALE_SOON) as server:
         assert (await values(server))[0] == 502
@@ -110,15 +113,18 @@ async def test_nobody(etcd: SecureEtcd, root: Admin) -> None:
 
 @pytest.fixture(name="short")
 async def _short(candidate: Candidate) -> AsyncIterator[SecureEtcd]:
-    """Its tokens live 2 s from their last use."""
+    """An etcd whose tokens live 2 s after their last use."""
     if candidate.version < "3.5":
-        pytest.skip("--auth-token-ttl came with 3.5; the 300 s of before are too long for a test")
+        pytest.skip("--auth-token-ttl came with 3.5; the fixed 300 s of 3.4 are too long for a test")
     async with SecureEtcd(folder=candidate.folder, args=["--auth-token-ttl=2"]) as etcd:
         yield etcd
 
 
 async def test_a_simple_token_expires(short: SecureEtcd, login: Settings) -> None:
-    """A create on a stream of a forgotten token is refused; the stream is retired, others on it resume, no reset."""
+    """etcd refuses a create on a stream with a forgotten token.
+
+    The stream is retired, its watches resume, without a reset.
+    """
     async with administered(short) as root:
         await root.add_user(USER, PASSWORD, "/svc/", "/more/")
         # Audits would keep the token alive.
@@ -131,7 +137,7 @@ async def test_a_simple_token_expires(short: SecureEtcd, login: Settings) -> Non
             await eventually(lambda: forgotten(root, canaries))
             async with await watch(server.base, "prefix=/more/") as stream:
                 await stream.until("synced")
-                # One of ours. Root logs in for each call, and has made none.
+                # One login of the gateway. Root logs in for each call, and has made no call.
                 assert await logins(short) - before <= 2
                 await root.put("/svc/a", "1")
                 await eventually(lambda: all_hold([follower], root))
@@ -143,12 +149,12 @@ async def test_a_simple_token_expires(short: SecureEtcd, login: Settings) -> Non
 
 
 async def forgotten(root: Admin, canaries: list[str]) -> bool:
-    """Whether etcd has forgotten a token that was not used since: looking at one renews it, so another each time."""
+    """Whether etcd has forgotten an unused token: a check renews the token, so each check uses another one."""
     return not await root.takes(canaries.pop())
 
 
 async def test_the_member_forgets_tokens(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
-    """A restart loses simple tokens: logged in anew, resumed, no reset."""
+    """A restarted member has lost its simple tokens: the gateway logs in again and resumes, without a reset."""
     async with gateway(etcd.endpoint, settings=login) as server, follow(server.base, 1) as (follower,):
         await etcd.restart()
         await root.put("/svc/a", "1")
@@ -160,7 +166,7 @@ async def test_the_member_forgets_tokens(etcd: SecureEtcd, root: Admin, login: S
 
 @pytest.fixture(name="jwt")
 async def _jwt(candidate: Candidate, tmp_path: Path) -> AsyncIterator[SecureEtcd]:
-    """Its tokens are JWTs that live 3 s."""
+    """An etcd whose tokens are JWTs that live 3 s."""
     public, private = jwt_keys(tmp_path)
     token = f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=3s"
     async with SecureEtcd(folder=candidate.folder, args=[token]) as etcd:
@@ -168,7 +174,10 @@ async def _jwt(candidate: Candidate, tmp_path: Path) -> AsyncIterator[SecureEtcd
 
 
 async def test_a_jwt_is_renewed_in_time(jwt: SecureEtcd, login: Settings) -> None:
-    """Long after the first one expired, streams open and reads are answered; renewed at 80 %, not at every call."""
+    """Long after the first token expired, streams and reads work.
+
+    A token is renewed at 80 % of its life, not at every call.
+    """
     async with administered(jwt) as root:
         await root.add_user(USER, PASSWORD, "/svc/")
         settings = {**login, **STALE_LATE}
@@ -183,7 +192,7 @@ async def test_a_jwt_is_renewed_in_time(jwt: SecureEtcd, login: Settings) -> Non
                 assert (await values(server))[0] == 200
                 assert (await held_at_etcd(jwt))[1] <= 4
                 renewals = await logins(jwt) - before
-            # A token says its end in whole seconds: it lives 2 s at least, and is renewed after 1.6 s of them.
+            # A token's end is in whole seconds: the token lives at least 2 s, and is renewed after 1.6 s.
             assert renewals <= (clock() - start) / 1.6 + 1, renewals
             await root.put("/svc/a", "1")
             await eventually(lambda: all_hold([follower], root))
@@ -193,7 +202,7 @@ async def test_a_jwt_is_renewed_in_time(jwt: SecureEtcd, login: Settings) -> Non
 
 
 async def test_roles_that_change_outdate_a_jwt(candidate: Candidate, login: Settings, tmp_path: Path) -> None:
-    """ "revision of auth store is old": another token, the same answer; nothing to see for anybody."""
+    """ "revision of auth store is old": the gateway gets another token, and clients notice nothing."""
     public, private = jwt_keys(tmp_path)
     token = f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=1h"
     async with SecureEtcd(folder=candidate.folder, args=[token]) as etcd, administered(etcd) as root:
@@ -216,5 +225,5 @@ async def test_roles_that_change_outdate_a_jwt(candidate: Candidate, login: Sett
 
 
 async def only_one(server: GatewayProcess, etcd: SecureEtcd) -> bool:
-    """Whether one watch is left of all that there were."""
+    """Whether one watch is left."""
     return await subscribers(server) == 1 and (await held_at_etcd(etcd))[0] == 1

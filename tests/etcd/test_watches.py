@@ -1,4 +1,4 @@
-"""The upstream's watches: those that wait for a link are opened with it, and a defect costs one of them alone."""
+"""The upstream's watches: waiting watches open with the link, and a defect affects only one of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ranges(*names: str) -> list[KeyRange]:
 
 @contextlib.asynccontextmanager
 async def connected(etcd: FakeEtcd, before: Callable[[Upstream], None]) -> AsyncIterator[Upstream]:
-    """An upstream at work there; *before* is called with it while it has no link yet."""
+    """A running upstream; *before* is called with it before it has a link."""
     upstream = Upstream([etcd.endpoint], stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
     before(upstream)
     task = asyncio.create_task(upstream.run())
@@ -40,19 +40,19 @@ async def connected(etcd: FakeEtcd, before: Callable[[Upstream], None]) -> Async
 
 
 class Watches:
-    """What each watch of an upstream hears."""
+    """The inputs that each watch of an upstream receives."""
 
     def __init__(self) -> None:
         self.heard: dict[KeyRange, list[WatchInput]] = {}
 
     def open(self, upstream: Upstream, *watched: KeyRange) -> None:
-        """One of each range."""
+        """Open a watch for each range."""
         for one in watched:
             self.heard[one] = []
             upstream.watch(one, 0, self.heard[one].append, stream_kind="live")
 
     async def until(self, condition: Callable[[dict[KeyRange, list[WatchInput]]], bool]) -> None:
-        """Wait for what must be heard."""
+        """Wait until the received inputs meet *condition*."""
 
         async def holds() -> bool:
             return condition(self.heard)
@@ -74,7 +74,7 @@ def _broken_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_watches_wait_for_a_link() -> None:
-    """Each is opened once there is one, and then hears its events."""
+    """Each waiting watch is opened once there is a link, and then receives its events."""
     watches, (a, b) = Watches(), ranges("/a/", "/b/")
     async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a, b)) as upstream:
         await watches.until(lambda heard: all(heard.values()))
@@ -87,7 +87,7 @@ async def test_watches_wait_for_a_link() -> None:
 
 @pytest.mark.usefixtures("broken_pool")
 async def test_a_pending_watch_that_cannot_be_opened_strands_no_other() -> None:
-    """It is told, and forgotten; those after it are opened, and the link is used."""
+    """The failed watch is notified, and removed; the watches after it are opened, and the link is used."""
     watches, (a, b) = Watches(), ranges("/a/", "/b/")
     async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a, BROKEN, b)) as upstream:
         await watches.until(lambda heard: all(heard.values()))
@@ -101,7 +101,7 @@ async def test_a_pending_watch_that_cannot_be_opened_strands_no_other() -> None:
 
 @pytest.mark.usefixtures("broken_pool")
 async def test_a_watch_that_cannot_be_opened_at_once_is_forgotten() -> None:
-    """Its caller has no watch to cancel: it would count as wanted for ever, and be read for."""
+    """The caller has no watch to cancel: the failed watch would count as wanted for ever, and cause reads."""
     watches, (a,) = Watches(), ranges("/a/")
     async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a)) as upstream:
         await watches.until(lambda heard: bool(heard[a]))
@@ -111,7 +111,7 @@ async def test_a_watch_that_cannot_be_opened_at_once_is_forgotten() -> None:
 
 
 async def test_a_watch_that_another_cancels_meanwhile_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A feed that hears of its lost watch may let go of another one, whose turn has not come."""
+    """A feed that is notified of its lost watch may cancel another watch whose turn has not come."""
     create = StreamPool.create
     (victim,) = ranges("/victim/")
 
@@ -139,7 +139,7 @@ async def test_a_watch_that_another_cancels_meanwhile_is_not_opened(monkeypatch:
 
 
 async def test_a_sink_that_raises_costs_its_own_watch(caplog: pytest.LogCaptureFixture) -> None:
-    """The others of its stream go on, with no word; it is let go at etcd."""
+    """The other watches of the stream go on and notice nothing; the failed watch is cancelled at etcd."""
     watches, (a, b, bad) = Watches(), ranges("/a/", "/b/", "/bad/")
 
     def fail(given: WatchInput) -> None:
@@ -164,7 +164,7 @@ async def test_a_sink_that_raises_costs_its_own_watch(caplog: pytest.LogCaptureF
 
 
 async def test_a_sink_that_raises_while_a_stream_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """All others hear of the loss."""
+    """All other watches are notified of the loss."""
     watches, (a, b, bad) = Watches(), ranges("/a/", "/b/", "/bad/")
 
     def fail(given: WatchInput) -> None:
@@ -185,7 +185,7 @@ async def test_a_sink_that_raises_while_a_stream_is_lost(caplog: pytest.LogCaptu
 
 
 async def test_a_revoked_watch_is_told_once() -> None:
-    """As refused, and after that nothing."""
+    """A revoked watch is notified once, with a refusal, and receives nothing more."""
     watches, (a,) = Watches(), ranges("/a/")
     async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a)) as upstream:
         await watches.until(lambda heard: bool(heard[a]))

@@ -1,1 +1,1 @@
-"""A stream from a reader to a socket."""
+"""``app.stream``: a stream from a reader to a socket."""

@@ -1,4 +1,4 @@
-"""One ASGI response being sent, by a server that does or does not offer our extension."""
+"""One ASGI response, sent by a server with or without the gateway's extension."""
 
 from __future__ import annotations
 
@@ -38,20 +38,23 @@ class Server:
             raise
 
     def connection(self, send_timeout: float = 60.0, client: ClientTransport | None = None) -> Connection:
-        """A response to it; *client*: what a server of ours knows of its connection."""
+        """A response to the request.
+
+        *client*: the connection's transport, which only the gateway's own server passes on.
+        """
         extensions = {} if client is None else {EXTENSION: {"client": client}}
         return Connection(http_scope("/", extensions=extensions), self.receive, self.send, send_timeout)
 
 
 class Transport(asyncio.Transport):
-    """A transport of which only the ends matter."""
+    """A transport of which only its end matters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.aborted = False
 
     def is_closing(self) -> bool:
-        return True  # it has no socket to look at
+        return True  # it has no socket to inspect
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         del name
@@ -65,7 +68,7 @@ class Transport(asyncio.Transport):
 
 
 async def test_a_whole_response() -> None:
-    """Head, body, end; what is sent is bytes, whatever it was."""
+    """Head, body and end are sent, and the body is bytes, whatever type it was."""
     server = Server()
     async with server.connection() as connection:
         await connection.start(200, [(b"a", b"b")])
@@ -82,7 +85,7 @@ async def test_a_whole_response() -> None:
 
 
 async def test_the_client_leaves_by_asgi() -> None:
-    """It is heard of; no end is sent to nobody, and no task is left."""
+    """The response notices the disconnect, sends no end, and leaves no task."""
     before = asyncio.all_tasks()
     server = Server()
     async with server.connection() as connection:
@@ -100,7 +103,7 @@ async def test_the_client_leaves_by_asgi() -> None:
 
 @pytest.mark.parametrize("early", [True, False])
 async def test_the_client_leaves_by_our_extension(early: bool) -> None:
-    """Before the response begins or while it is sent; no task listens for it."""
+    """The client disconnects before or during the response; the response needs no task that listens for that."""
     before = asyncio.all_tasks()
     client = ClientTransport(Transport())
     if early:
@@ -110,11 +113,11 @@ async def test_the_client_leaves_by_our_extension(early: bool) -> None:
         client.lose()
         assert connection.gone
 
-    client.on_lost()  # nobody listens any more
+    client.on_lost()  # no listener is left
 
 
 async def test_a_sink_takes_the_connection_over() -> None:
-    """What it listens to stays when the response's own part has ended."""
+    """A sink's listeners stay when the response itself has ended."""
     heard: list[str] = []
     client = ClientTransport(Transport())
     async with Server().connection(client=client) as connection:
@@ -127,7 +130,7 @@ async def test_a_sink_takes_the_connection_over() -> None:
 
 @pytest.mark.parametrize("extension", [True, False])
 async def test_a_client_that_takes_nothing(extension: bool) -> None:
-    """The send is cancelled, once, and the connection aborted."""
+    """The send is cancelled once, and the connection is aborted."""
     transport = Transport()
     server = Server()
     server.takes.clear()
@@ -143,7 +146,7 @@ async def test_a_client_that_takes_nothing(extension: bool) -> None:
 
 
 async def test_a_time_out_of_the_servers_own() -> None:
-    """Is an error of the server, and not a stuck client."""
+    """A TimeoutError of the server is an error of the server, not a stuck client."""
     server = Server()
     server.error = TimeoutError()
     async with server.connection() as connection:
@@ -154,7 +157,7 @@ async def test_a_time_out_of_the_servers_own() -> None:
 
 @pytest.mark.parametrize(("version", "chunked"), [("1.0", False), ("1.1", True), ("2", True)])
 async def test_who_is_sent_chunks(version: str, chunked: bool) -> None:
-    """All but HTTP/1.0 (RFC 9112, section 6.1)."""
+    """Every client gets chunks except one of HTTP/1.0 (RFC 9112, section 6.1)."""
     server = Server()
     connection = Connection(http_scope("/", http_version=version), server.receive, server.send, 1.0)
 

@@ -1,4 +1,4 @@
-"""What streams count: from zero, and only ever up."""
+"""The counters of streams start at zero and never fall."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.fake_etcd import FakeEtcd
 
 
 def test_from_zero() -> None:
-    """Those of one process know nothing of another's."""
+    """The counters of one gateway are independent of another's."""
     one, other = Counters(), Counters()
     one.opened += 1
     one.closed["client"] += 1
@@ -20,7 +20,7 @@ def test_from_zero() -> None:
 
 
 async def test_no_count_falls_when_a_stream_ends(gateway: Gateway, fake: FakeEtcd) -> None:
-    """But for those that are open now."""
+    """No counter falls when a stream ends, except the number of open streams."""
     counters = gateway.streams.counters
     client = Client(gateway)
     await synced(client)

@@ -1,4 +1,4 @@
-"""Ends of a stream that no real client can provoke at will, with hand-written receive and send, on the fake etcd."""
+"""Endings of a stream that no real client can provoke at will, with hand-written receive and send, on the fake etcd."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 
 async def test_disconnect(gateway: Gateway, fake: FakeEtcd) -> None:
-    """The ordinary one, for comparison: the response returns, and everything is released."""
+    """An ordinary disconnect, for comparison: the response returns, and everything is released."""
     client = Client(gateway, swallow)
     await synced(client)
     client.leaves.set()
@@ -32,7 +32,7 @@ async def test_disconnect(gateway: Gateway, fake: FakeEtcd) -> None:
 
 
 async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
-    """The disconnect is there before the first byte was sent."""
+    """The disconnect comes before the first byte was sent."""
     client = Client(gateway, swallow)
     client.leaves.set()
     await client.task
@@ -50,7 +50,7 @@ async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
 async def test_a_stream_that_cannot_be_made(
     gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Whatever fails after the feed is held: it is let go."""
+    """Whatever fails after the stream has a feed, the feed is released."""
 
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError(f"no {name}")
@@ -64,7 +64,7 @@ async def test_a_stream_that_cannot_be_made(
 
 
 async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
-    """Servers of ASGI 2.4 raise OSError from send when the client is gone."""
+    """Servers of ASGI 2.4 raise OSError from send after the client has disconnected."""
 
     async def broken(_message: Message) -> None:
         raise OSError("gone")
@@ -78,7 +78,7 @@ async def test_send_raises(gateway: Gateway, fake: FakeEtcd) -> None:
 
 
 async def test_send_never_returns(gateway: Gateway, fake: FakeEtcd) -> None:
-    """A send that hangs ends by its time-out, on a server without our extension too."""
+    """A send that hangs ends by its timeout, also on a server without the gateway's extension."""
 
     async def stuck(_message: Message) -> None:
         await asyncio.Event().wait()
@@ -91,7 +91,7 @@ async def test_send_never_returns(gateway: Gateway, fake: FakeEtcd) -> None:
 
 
 async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception while streaming ends that stream, and releases."""
+    """An exception while streaming ends that stream, and releases everything."""
     client = Client(gateway, swallow)
     await synced(client)
 
@@ -108,7 +108,7 @@ async def test_error_of_ours(gateway: Gateway, fake: FakeEtcd, monkeypatch: pyte
 
 
 async def test_an_error_in_a_tick(gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends that stream: the timers of its neighbours go on."""
+    """An error in one stream's tick ends that stream only: the timers of the others go on."""
     deliveries: list[Delivery] = []
 
     class Noted(Delivery):
@@ -138,7 +138,7 @@ async def test_an_error_in_a_tick(gateway: Gateway, fake: FakeEtcd, monkeypatch:
 
 
 async def test_what_is_logged_of_a_stream(gateway: Gateway, fake: FakeEtcd, caplog: pytest.LogCaptureFixture) -> None:
-    """Whose it was, why it ended, and what it was sent."""
+    """The log has the stream's client, the reason of its end, and the counts of what it was sent."""
     with caplog.at_level(logging.INFO, logger="gateway.stream"):
         client = Client(gateway, swallow, headers=[(b"x-request-id", b"req-1")])
         await synced(client)
@@ -155,7 +155,7 @@ async def test_what_is_logged_of_a_stream(gateway: Gateway, fake: FakeEtcd, capl
 
 @pytest.mark.parametrize("moment", ["at once", "synced"])
 async def test_cancelled(gateway: Gateway, fake: FakeEtcd, moment: str) -> None:
-    """The server cancels the request's task, at its shutdown for example."""
+    """The server cancels the request's task, for example at its shutdown."""
     client = Client(gateway, swallow)
     if moment == "synced":
         await synced(client)
@@ -168,7 +168,7 @@ async def test_cancelled(gateway: Gateway, fake: FakeEtcd, moment: str) -> None:
 
 
 async def test_first_joiner_leaves_while_the_feed_starts(gateway: Gateway, fake: FakeEtcd) -> None:
-    """The others still get their snapshot; when all have left meanwhile, nothing stays."""
+    """The other subscribers still get their snapshot; when all have left meanwhile, nothing is left."""
     fake.hold_ranges()
     first, second = Client(gateway, swallow), Client(gateway, swallow)
     await fake.until(lambda: fake.ranges_in_flight == 1)
@@ -190,7 +190,7 @@ async def test_first_joiner_leaves_while_the_feed_starts(gateway: Gateway, fake:
 
 
 async def test_refused_create_is_tried_again(gateway: Gateway, fake: FakeEtcd) -> None:
-    """Refused once, under the asked id or under -1: the feed tries again, and nothing is left over."""
+    """etcd refuses once, with the requested id or with -1: the feed tries again, and nothing is left over."""
     for echo in (True, False):
         fake.refuse_create("etcdserver: permission denied", echo=echo)
         client = Client(gateway, swallow)
@@ -201,7 +201,7 @@ async def test_refused_create_is_tried_again(gateway: Gateway, fake: FakeEtcd) -
 
 
 async def test_compaction_cancel_is_answered(gateway: Gateway, fake: FakeEtcd) -> None:
-    """A stream that breaks while etcd compacts: reset, and no watcher is left over."""
+    """A stream breaks while etcd compacts: the client gets a reset, and no watcher is left over."""
     client = Client(gateway, swallow)
     await synced(client)
     fake.put(b"/svc/a", b"2")
@@ -228,7 +228,10 @@ async def test_compaction_cancel_is_answered(gateway: Gateway, fake: FakeEtcd) -
 async def test_a_feed_that_fails_takes_no_other_with_it(
     gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error in one feed's state machine closes its streams; its neighbour on the same watch stream goes on."""
+    """An error in one feed's state machine closes that feed's streams.
+
+    Another feed on the same watch stream goes on.
+    """
     fake.put(b"/other/a", b"1")
     failing, healthy = Client(gateway, swallow), Client(gateway, swallow, b"prefix=/other/")
     await synced(failing)

@@ -1,4 +1,4 @@
-"""What a sink writes around a stream's bytes."""
+"""The bytes that a sink writes around a stream's bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.stream.framing import Chunks, Unframed
 
 
 def decoded(framed: bytes) -> bytes:
-    """The body of a chunked response, as h11 reads it; it must be whole."""
+    """The body of a chunked response, as h11 reads it; the body must be complete."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     connection.send(h11.EndOfMessage())
@@ -35,12 +35,12 @@ def test_chunks(parts: list[bytes]) -> None:
 
 
 def test_a_view_is_a_chunk_too() -> None:
-    """Of a large write each slice is one."""
+    """Each slice of a large write is a chunk."""
     assert Chunks().of(memoryview(b"abcdef")[2:5]) == Chunks().of(b"cde") == b"3\r\ncde\r\n"
 
 
 def test_framed_once_for_all() -> None:
-    """The same object in a row is framed once; an equal one that is not the same may be framed anew."""
+    """The same object several times in a row is framed once; an equal but different object may be framed anew."""
     chunks = Chunks()
     one, equal = b"ab" * 100, bytes(bytearray(b"ab" * 100))
     framed = chunks.of(one)
@@ -52,7 +52,7 @@ def test_framed_once_for_all() -> None:
 
 
 def test_unframed() -> None:
-    """HTTP/1.0 gets the bytes, not even copied, and the end of the connection."""
+    """HTTP/1.0 gets the same bytes object, not a copy, and the end of the connection."""
     data = b"event: put\n\n"
 
     assert Unframed().of(data) is data

@@ -1,4 +1,4 @@
-"""How long a refused EventSource is held open, by a clock that the tests have in hand."""
+"""How long the gateway holds a refused EventSource open, with a clock that the tests control."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EVENT_SOURCE = {"Accept": "text/event-stream"}
 
 
 def refused(draw: float, *, drained_after: float | None = None) -> tuple[httpx.Response, float]:
-    """What one is answered for a range that cannot be served, and the seconds that it took."""
+    """The answer to an EventSource whose range cannot be served, and the seconds that the answer took."""
 
     async def ask() -> httpx.Response:
-        # Not running: it has no etcd, and never will.
+        # The gateway does not run: it has no etcd, and never will.
         gateway = Gateway(load({"etcd": "http://127.0.0.1:1"}), clock=now, draw=lambda: draw)
         gateway.upstream._say_down("http://127.0.0.1:1", "away")
         if drained_after is not None:
@@ -33,7 +33,7 @@ def refused(draw: float, *, drained_after: float | None = None) -> tuple[httpx.R
 
 @pytest.mark.parametrize(("draw", "seconds"), [(0.0, 1.0), (0.5, 3.0), (0.99975, 4.999)])
 def test_as_long_as_its_retry_and_no_longer(draw: float, seconds: float) -> None:
-    """It is told to come back after 1 to 5 s, and is closed then."""
+    """The stream is held open for its retry time, 1 to 5 s, and then closed."""
     answer, took = refused(draw)
     told = f"{1000 * seconds:.0f}"
     close = f'{{"type":"close","reason":"unavailable","retry_ms":{told},"detail":"etcd is out of reach"}}'
@@ -43,14 +43,14 @@ def test_as_long_as_its_retry_and_no_longer(draw: float, seconds: float) -> None
 
 
 def test_no_longer_than_to_a_stop() -> None:
-    """A gateway that stops does not wait for those that it has refused."""
+    """A gateway that stops does not wait for refused clients."""
     answer, took = refused(0.5, drained_after=0.25)
     assert (answer.status_code, took) == (200, 0.25)
     assert "event: close\n" in answer.text
 
 
 def test_not_at_all_during_a_stop() -> None:
-    """Another replica has what it wants."""
+    """During a stop a refused client is closed at once: another replica can serve it."""
     answer, took = refused(0.5, drained_after=0.0)
     assert (answer.status_code, took) == (200, 0.0)
     assert "event: close\n" in answer.text

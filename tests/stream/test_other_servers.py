@@ -1,4 +1,7 @@
-"""The portable sink on other ASGI servers than ours: each item once, in order, whatever their ``send`` waits for."""
+"""The portable sink on ASGI servers other than ours.
+
+Each item comes once, in order, whatever the server's ``send`` waits for.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,15 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.etcd
 
 
-# --- servers written by hand -----------------------------------------------------------------------------------------
+# --- hand-written servers --------------------------------------------------------------------------------------------
 
 Wait = Callable[[], Awaitable[None]]
 
 
 class Server:
-    """One request to an app, as an ASGI server hands it over.
+    """One request to an app, as an ASGI server passes it.
 
-    *before* and *behind*: what its ``send`` waits for before it writes, as uvicorn does, and behind that, as hypercorn
-    does.
+    *before* and *behind*: the waits of ``send`` before the write, as in uvicorn, and after the write, as in hypercorn.
     """
 
     def __init__(self, before: Wait, behind: Wait) -> None:
@@ -52,7 +54,7 @@ class Server:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        assert not self.sending, "a message before the one in front of it was taken"
+        assert not self.sending, "a message was sent before the last one was accepted"
         self.sending += 1
         try:
             await self._before()
@@ -69,16 +71,16 @@ class Server:
             assert message["status"] == 200
             self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         else:
-            assert isinstance(message["body"], bytes), "ASGI has no other kind of buffer"
+            assert isinstance(message["body"], bytes), "ASGI only permits bytes"
             self.written += message["body"]
 
     def leave(self) -> None:
-        """The client has gone."""
+        """The client disconnects."""
         self._gone.set()
 
 
 def scope(query: str) -> Scope:
-    """A GET of a stream, without headers."""
+    """The scope of a GET of a stream, without headers."""
     return http_scope("/v1/watch", query.encode(), headers=[])
 
 
@@ -87,17 +89,17 @@ async def at_once() -> None:
 
 
 async def a_while() -> None:
-    """Several looks at a write that is not taken."""
+    """A wait for several checks of an unfinished write."""
     await asyncio.sleep(0.1)
 
 
 async def for_ever() -> None:
-    """A client that takes nothing."""
+    """A client that reads nothing."""
     await asyncio.Event().wait()
 
 
 async def events_of(server: Server) -> Mirror:
-    """What was written, through the strict parser: it asserts order, and that nothing comes twice."""
+    """The written events, parsed strictly: the parser asserts the order, and that nothing comes twice."""
     reader = asyncio.StreamReader()
     reader.feed_data(bytes(server.written))
     reader.feed_eof()
@@ -115,8 +117,8 @@ async def events_of(server: Server) -> Mirror:
 async def test_a_send_is_made_once(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch, before: Wait, behind: Wait
 ) -> None:
-    """It was cancelled at a look and made again: where the server writes before it waits, three items came twice."""
-    monkeypatch.setattr(connection, "LOOKS", 3000)  # of GATEWAY_SEND_TIMEOUT: one in 10 ms
+    """A send that was cancelled at a check and made again wrote three items twice, on a server that writes first."""
+    monkeypatch.setattr(connection, "LOOKS", 3000)  # per GATEWAY_SEND_TIMEOUT: one in 10 ms
     for n in range(30):
         await kv.put(f"/svc/{n:03}", "x" * 10_000)
     app = create_app(load({"etcd": etcd.endpoint, "linger": "0s", "heartbeat": "0.3s"}))
@@ -150,7 +152,7 @@ async def test_a_send_is_made_once(
 async def test_who_takes_nothing_is_cut_off(
     etcd: EmbeddedEtcd, kv: EtcdClient, before: Wait, behind: Wait, accept: str
 ) -> None:
-    """The send is cancelled, once, and the app returns; nothing is held any more."""
+    """The send is cancelled once, and the app returns; nothing is held any more."""
     await kv.put("/svc/a", "1")
     app = create_app(load({"etcd": etcd.endpoint, "linger": "0s", "send_timeout": "0.4s"}))
     async with app.router.lifespan_context(app):
@@ -164,7 +166,7 @@ async def test_who_takes_nothing_is_cut_off(
 
 
 async def test_a_servers_own_time_out_is_its_own(etcd: EmbeddedEtcd) -> None:
-    """A TimeoutError of its ``send`` is not taken for a client that is given up."""
+    """A TimeoutError of the server's ``send`` is not taken for a stuck client."""
 
     async def raises() -> None:
         raise TimeoutError
@@ -183,7 +185,7 @@ async def test_a_servers_own_time_out_is_its_own(etcd: EmbeddedEtcd) -> None:
 
 @contextlib.asynccontextmanager
 async def hypercorn(etcd: str, **settings: str) -> AsyncIterator[str]:
-    """The app behind it, with small kernel buffers; its URL."""
+    """Hypercorn with the app, with small kernel buffers; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         chosen = {"GATEWAY_ETCD": etcd, "GATEWAY_ALLOW_PREFIXES": "", "GATEWAY_LINGER": "0s", **settings}
@@ -212,7 +214,7 @@ async def hypercorn(etcd: str, **settings: str) -> AsyncIterator[str]:
 
 
 async def subscribers(base: str) -> Sequence[int]:
-    """Of each feed."""
+    """The number of subscribers of each feed."""
     async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=30) as http:
         answer = (await http.get("/v1/feeds")).json()
     assert answer["sinks"]["fast"] == 0
@@ -220,7 +222,7 @@ async def subscribers(base: str) -> Sequence[int]:
 
 
 async def test_a_slow_client_of_hypercorn_gets_each_item_once(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """The state and changes, each write of which waits for many looks."""
+    """The client gets the state and the changes, each write of which takes many checks."""
     for n in range(40):
         await kv.put(f"/svc/{n:03}", "x" * 10_000)
     async with hypercorn(etcd.endpoint) as base:
@@ -240,7 +242,7 @@ async def test_a_slow_client_of_hypercorn_gets_each_item_once(etcd: EmbeddedEtcd
 
 
 async def test_a_stuck_client_of_hypercorn_is_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """It holds no subscriber, feed or watch any more; others are served, and get everything."""
+    """The stuck client no longer holds a subscriber, feed or watch; other clients are served, and get everything."""
     for n in range(40):
         await kv.put(f"/svc/{n:03}", "x" * 10_000)
     async with hypercorn(etcd.endpoint, GATEWAY_SEND_TIMEOUT="2s") as base:
@@ -257,7 +259,7 @@ async def test_a_stuck_client_of_hypercorn_is_cut_off(etcd: EmbeddedEtcd, kv: Et
 
 
 async def test_who_leaves_hypercorn_is_released(etcd: EmbeddedEtcd) -> None:
-    """Closed or reset; nothing else says that a client of a quiet range has gone."""
+    """A client that closes or resets is released; nothing else shows that a client of a quiet range has gone."""
     async with hypercorn(etcd.endpoint) as base:
         for reset in (False, True):
             stream = await watch(base, "prefix=/svc/")

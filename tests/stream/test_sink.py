@@ -1,4 +1,4 @@
-"""Both ways of a stream's bytes to its client, held to one contract."""
+"""Both ways of a stream's bytes to its client, tested against one contract."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from tests.support.metrics import etcd_metric
 from tests.support.streams import request, watch
 from tests.support.waiting import eventually
 
-contract = pytest.mark.etcd  # what both are held to, over real sockets
+contract = pytest.mark.etcd  # the contract for both, over real sockets
 
 
 @pytest.fixture(params=["fast", "portable"])
 async def served(request: pytest.FixtureRequest, etcd: EmbeddedEtcd) -> AsyncIterator[tuple[str, GatewayProcess]]:
-    """A gateway with one of them, and which."""
+    """A gateway with one of the sinks, and the sink's name."""
     settings = {"GATEWAY_SINK": request.param, "GATEWAY_HEARTBEAT": "0.3s", "GATEWAY_SEND_BUFFER": "4096"}
-    settings["GATEWAY_SEND_TIMEOUT"] = "1h"  # who stalls here is not to be cut off
+    settings["GATEWAY_SEND_TIMEOUT"] = "1h"  # a client that stalls here must not be cut off
     async with gateway(etcd.endpoint, settings=settings) as server:
         yield request.param, server
 
 
 @contract
 async def test_it_says_which(served: tuple[str, GatewayProcess]) -> None:
-    """In /v1/feeds and in a metric, for as long as the stream is there."""
+    """/v1/feeds and a metric name the sink for as long as the stream is open."""
     name, server = served
     other = {"fast": "portable", "portable": "fast"}[name]
     async with httpx.AsyncClient(base_url=server.base) as http:
@@ -55,7 +55,7 @@ async def test_it_says_which(served: tuple[str, GatewayProcess]) -> None:
 
 @contract
 async def test_everything_arrives_in_order(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
-    """A state of many writes, a revision larger than one write, many small ones, beats between them."""
+    """A state of many writes, a revision larger than one write, many small revisions, and heartbeats between them."""
     _name, server = served
     for n in range(40):
         await kv.put(f"/all/{n:03}", "x" * 10_000)
@@ -72,7 +72,7 @@ async def test_everything_arrives_in_order(served: tuple[str, GatewayProcess], k
 
 @contract
 async def test_a_stream_that_we_end_is_whole(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
-    """HTTP/1.1 chunks (RFC 9112, section 7.1) to the last, which is empty; then the end of the connection."""
+    """HTTP/1.1 chunks (RFC 9112, section 7.1) up to the last, which is empty; then the end of the connection."""
     _name, server = served
     await kv.put("/framed/a", "1")
     async with await watch(server.base, "prefix=/framed/") as stream:
@@ -88,7 +88,7 @@ async def test_a_stream_that_we_end_is_whole(served: tuple[str, GatewayProcess],
 
 @contract
 async def test_http_1_0_has_no_chunks(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
-    """A body of unknown length ends with its connection (RFC 9112, section 6.1); all else says its length."""
+    """A body of unknown length ends with its connection (RFC 9112, section 6.1); every other response has a length."""
     _name, server = served
     for n in range(40):
         await kv.put(f"/bare/{n:03}", "x" * 10_000)
@@ -114,7 +114,7 @@ async def test_http_1_0_has_no_chunks(served: tuple[str, GatewayProcess], kv: Et
 
 @contract
 async def test_who_stalls_holds_up_nobody_and_catches_up(served: tuple[str, GatewayProcess], kv: EtcdClient) -> None:
-    """One does not read: another gets everything; then it gets all of it, too, in its order."""
+    """One client does not read: another client gets everything; later the first gets all of it, too, in order."""
     _name, server = served
     async with await stuck(server.base, "prefix=/stall/") as slow, await watch(server.base, "prefix=/stall/") as quick:
         await quick.until("synced")
@@ -132,7 +132,10 @@ async def test_who_stalls_holds_up_nobody_and_catches_up(served: tuple[str, Gate
 
 @contract
 async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None:
-    """A GET may have a body, of any size; nobody reads it, and when its client goes the stream ends."""
+    """A GET may have a body of any size, which the gateway does not read.
+
+    When the client disconnects, the stream ends.
+    """
     _name, server = served
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /v1/watch?prefix=/body/ HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n")
@@ -153,11 +156,11 @@ async def test_a_body_hides_no_going(served: tuple[str, GatewayProcess]) -> None
         await eventually(gone)
 
 
-# --- each alone, with a source that is written by hand ---------------------------------------------------------------
+# --- each sink alone, with a hand-written source ---------------------------------------------------------------------
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written; ``full``: the kernel takes nothing more."""
+    """Keeps the written bytes; ``full``: the kernel accepts no more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +178,7 @@ class Transport(asyncio.Transport):
             self.client.pause()
 
     def is_closing(self) -> bool:
-        return True  # it has no socket to look at
+        return True  # it has no socket to inspect
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         del name
@@ -192,7 +195,7 @@ class Transport(asyncio.Transport):
 
 
 class Source:
-    """Writes its parts, one whenever the sink is ready, and ends after the last if it is to."""
+    """Writes its parts, one whenever the sink is ready, and ends after the last part if it has to."""
 
     def __init__(self, sink: FastSink | PortableSink, *parts: bytes, ends: bool = False) -> None:
         self.ended = False
@@ -214,13 +217,13 @@ class Source:
 
 
 def fast(send_timeout: float = 60.0) -> tuple[FastSink, Transport, set[asyncio.Task[None]]]:
-    """A fast sink, what it writes to, and the tasks of its end."""
+    """A fast sink, its transport, and the tasks of its end."""
     transport, finishing = Transport(), set[asyncio.Task[None]]()
     return FastSink(transport.client, Chunks(), send_timeout, finishing), transport, finishing
 
 
 async def test_fast_takes_the_connection_over() -> None:
-    """The first writes are made at once, framed; no task is left but that of the end."""
+    """The first writes are made at once, framed; the only remaining task is that of the end."""
     sink, transport, finishing = fast()
     source = Source(sink, b"abc", b"de", ends=True)
     await sink.run(source)
@@ -235,7 +238,7 @@ async def test_fast_takes_the_connection_over() -> None:
 
 
 async def test_fast_waits_for_the_kernel() -> None:
-    """It takes one write, and no more until the kernel has that."""
+    """The sink makes one write, and no more until the kernel has accepted it."""
     sink, transport, _finishing = fast()
     source = Source(sink, b"one", b"two")
     transport.full = True
@@ -250,7 +253,7 @@ async def test_fast_waits_for_the_kernel() -> None:
 
 
 async def test_fast_gives_up_who_takes_nothing() -> None:
-    """After the time-out in looks, however many they are; then the connection is aborted, without an end."""
+    """After the timeout, whatever the number of checks, the connection is aborted without an end of the body."""
     sink, transport, finishing = fast(send_timeout=10.0)
     source = Source(sink, b"one")
     transport.full = True
@@ -264,7 +267,7 @@ async def test_fast_gives_up_who_takes_nothing() -> None:
 
 @pytest.mark.parametrize("early", [True, False])
 async def test_fast_hears_of_its_clients_end(early: bool) -> None:
-    """Also of one that left before the sink took the connection over."""
+    """The sink notices the disconnect of a client, also of one that left before the sink took over the connection."""
     sink, transport, finishing = fast()
     source = Source(sink, b"one")
     if early:
@@ -279,7 +282,7 @@ async def test_fast_hears_of_its_clients_end(early: bool) -> None:
 
 
 async def test_fast_breaks_off_after_an_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
-    """A client must not take the body for whole."""
+    """After an error of the gateway's own code, the connection is cut: a client must not take the body for complete."""
     sink, transport, finishing = fast()
     source = Source(sink, b"one")
     await sink.run(source)
@@ -291,7 +294,7 @@ async def test_fast_breaks_off_after_an_error_of_ours(caplog: pytest.LogCaptureF
 
 
 class Portable:
-    """A portable sink on a server that takes what it is told to."""
+    """A portable sink on a server that accepts as much as a test permits."""
 
     def __init__(self, send_timeout: float = 60.0) -> None:
         self.leaves = asyncio.Event()
@@ -310,13 +313,13 @@ class Portable:
         await self.takes.wait()
 
     async def run(self, source: Source) -> None:
-        """As a response does it."""
+        """Run the sink as a response does."""
         async with self.connection:
             await self.sink.run(source)
 
 
 async def test_portable_runs_to_the_end() -> None:
-    """One message a write, in order; then the end of the body."""
+    """One message for each write, in order; then the end of the body."""
     portable = Portable()
     await portable.run(Source(portable.sink, b"one", b"two", ends=True))
 
@@ -324,7 +327,7 @@ async def test_portable_runs_to_the_end() -> None:
 
 
 async def test_portable_waits_for_the_server() -> None:
-    """It is not ready while the server has not taken a write."""
+    """The sink is not ready until the server has accepted the write."""
     portable = Portable()
     portable.takes.clear()
     source = Source(portable.sink, b"one", b"two", ends=True)
@@ -340,7 +343,7 @@ async def test_portable_waits_for_the_server() -> None:
 
 
 async def test_portable_raises_what_its_source_ended_with() -> None:
-    """So that the server breaks the body off."""
+    """The sink raises the error of its source, so that the server cuts the body off."""
     portable = Portable()
     source = Source(portable.sink)
     running = asyncio.create_task(portable.run(source))
@@ -353,7 +356,7 @@ async def test_portable_raises_what_its_source_ended_with() -> None:
 
 
 async def test_portable_gives_up_who_takes_nothing() -> None:
-    """By StuckError, which ends the stream."""
+    """A StuckError ends the stream of a client that reads nothing."""
     portable = Portable(send_timeout=0.05)
     portable.takes.clear()
     with pytest.raises(StuckError):
@@ -361,7 +364,7 @@ async def test_portable_gives_up_who_takes_nothing() -> None:
 
 
 async def test_portable_hears_of_its_clients_end() -> None:
-    """And sends no end to nobody."""
+    """After a disconnect, the sink sends no end."""
     portable = Portable()
     source = Source(portable.sink)
     running = asyncio.create_task(portable.run(source))
@@ -386,7 +389,7 @@ async def test_portable_hears_of_its_clients_end() -> None:
 async def test_which_sink(
     caplog: pytest.LogCaptureFixture, choice: Choice, extension: bool, name: str, warned: bool
 ) -> None:
-    """The fast one where it can be had and is not forbidden; who asks for it in vain is told."""
+    """The fast sink is used where it is possible and not forbidden; a request for it that cannot be met is reported."""
     extensions = {EXTENSION: {"client": Transport().client}} if extension else {}
     portable = Portable()
     connection = Connection(http_scope("/", extensions=extensions), portable._receive, portable._send, 1.0)

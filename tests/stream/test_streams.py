@@ -1,4 +1,4 @@
-"""What all streams of the process share."""
+"""The parts that all streams of the process share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.fake_etcd import FakeEtcd
 
 @pytest.mark.parametrize("factor", [1, 10])
 async def test_clients_come_back_at_different_times(gateway: Gateway, factor: int) -> None:
-    """Spread over all that is allowed, and not beyond it."""
+    """The reconnect times are spread over the whole permitted span, and not beyond."""
     low, high = RETRY_MS
     streams = gateway.streams
     found = []
@@ -28,14 +28,14 @@ async def test_clients_come_back_at_different_times(gateway: Gateway, factor: in
 
 
 async def test_one_chunk_for_all(gateway: Gateway) -> None:
-    """The framing is shared: what many are sent in a row is framed once."""
+    """The framing is shared: bytes that many streams send in a row are framed once."""
     data = b"event: put\n\n"
 
     assert gateway.streams.chunks.of(data) is gateway.streams.chunks.of(data)
 
 
 async def test_a_drain_ends_the_refused_that_are_held(gateway: Gateway) -> None:
-    """All of them, and again without harm."""
+    """A drain ends all held streams of refused clients; a second drain does no harm."""
     held = [asyncio.Event() for _ in range(3)]
     gateway.streams.held.update(held)
     gateway.streams.drain()
@@ -46,10 +46,10 @@ async def test_a_drain_ends_the_refused_that_are_held(gateway: Gateway) -> None:
 
 
 async def test_closing_waits_for_last_bytes(gateway: Gateway) -> None:
-    """The tasks of streams that have ended are awaited."""
+    """Closing awaits the tasks of streams that have ended."""
     may_end = asyncio.Event()
     task = asyncio.create_task(may_end.wait())
-    gateway.streams.finishing.add(task)  # type: ignore[arg-type]  # what it returns is nobody's
+    gateway.streams.finishing.add(task)  # type: ignore[arg-type]  # its result is not used
     closing = asyncio.create_task(gateway.streams.aclose())
     await asyncio.sleep(0)
     assert not closing.done()
@@ -60,7 +60,7 @@ async def test_closing_waits_for_last_bytes(gateway: Gateway) -> None:
 
 
 async def test_a_reader_has_the_streams_settings(gateway: Gateway, fake: FakeEtcd) -> None:
-    """Its heartbeat is told to the client, and what it is handed is counted for all."""
+    """The client gets the streams' heartbeat, and the bytes of each reader count for all streams."""
     client = Client(gateway)
     await synced(client)
     await client.leave()

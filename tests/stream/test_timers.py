@@ -1,4 +1,4 @@
-"""The timer wheel, on a loop whose clock is the wheel's."""
+"""The timer wheel, on a loop with a clock of the test."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.waiting import HANG
 
 
 class Loop:
-    """A loop of timers alone, in a time that only ``advance`` moves."""
+    """A loop with timers only; only ``advance`` moves its time."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.early = 0.0  # seconds by which timers come too soon
+        self.early = 0.0  # seconds by which timers come too early
         self.timers: list[tuple[float, object]] = []
         self._calls: list[tuple[float, object, tuple[object, ...]]] = []
 
@@ -30,11 +30,11 @@ class Loop:
 
     @property
     def pending(self) -> int:
-        """Timers that have not been called."""
+        """The number of timers that have not been called."""
         return len(self._calls)
 
     def advance(self, seconds: float, *, blocked: bool = False) -> None:
-        """Let time pass. *blocked*: the loop calls nobody before the end of it."""
+        """Let time pass. *blocked*: the loop makes its calls only at the end of that time."""
         end = self.now + seconds
         if blocked:
             self.now = end
@@ -47,12 +47,12 @@ class Loop:
             self.now = max(self.now, call[0])
             call[1](*call[2])  # type: ignore[operator]
         else:
-            pytest.fail("the wheel turns for ever")
+            pytest.fail("the wheel schedules calls for ever")
         self.now = max(self.now, end)
 
 
 class Alarm:
-    """One that is called, and notes when."""
+    """An object whose calls are recorded with their times."""
 
     def __init__(self, wheel: TimerWheel, again: float | None = None) -> None:
         self.slot = 0
@@ -61,7 +61,7 @@ class Alarm:
         self._again = again
 
     def tick(self, now: float) -> None:
-        """Its time has come."""
+        """Record the call."""
         self.called.append(now)
         if self._again is not None:
             self._wheel.set(self, now + self._again)
@@ -80,7 +80,7 @@ def _wheel(loop: Loop) -> TimerWheel:
 
 
 def test_called_in_time(loop: Loop, wheel: TimerWheel) -> None:
-    """Never before, and at most one slot after."""
+    """A call is never early, and at most one slot late."""
     for delay in (0.0, 0.01, SLOT, 0.3, 7.777, 15.0, 3600.0):
         alarm = Alarm(wheel)
         when = loop.now + delay
@@ -92,7 +92,7 @@ def test_called_in_time(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_called_once(loop: Loop, wheel: TimerWheel) -> None:
-    """Until it is set again; nothing of it stays with the loop."""
+    """There is one call until the alarm is set again, and then no timer is left in the loop."""
     alarm = Alarm(wheel)
     wheel.set(alarm, loop.now + 1)
     loop.advance(100)
@@ -103,7 +103,7 @@ def test_called_once(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_the_last_time_counts(loop: Loop, wheel: TimerWheel) -> None:
-    """Set earlier or later than before."""
+    """When an alarm is set again, earlier or later, only the last time counts."""
     sooner, later = Alarm(wheel), Alarm(wheel)
     start = loop.now
     wheel.set(sooner, start + 10)
@@ -118,7 +118,7 @@ def test_the_last_time_counts(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_unset(loop: Loop, wheel: TimerWheel) -> None:
-    """It is not called, and nothing holds it any more; unset twice is unset once."""
+    """An alarm that was unset is not called and not referenced; unsetting twice does no harm."""
     alarm, other = Alarm(wheel), Alarm(wheel)
     wheel.set(alarm, loop.now + 1)
     wheel.set(other, loop.now + 1)
@@ -132,7 +132,7 @@ def test_unset(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_one_timer_for_all_of_a_slot(loop: Loop, wheel: TimerWheel) -> None:
-    """However many they are, and however often they are set."""
+    """There is one timer, however many alarms share a slot, and however often they are set."""
     alarms = [Alarm(wheel, again=15.0) for _ in range(1000)]
     for alarm in alarms:
         wheel.set(alarm, loop.now + 15)
@@ -146,7 +146,7 @@ def test_one_timer_for_all_of_a_slot(loop: Loop, wheel: TimerWheel) -> None:
 
 @pytest.mark.parametrize("again", [-5.0, 0.0, SLOT / 10])
 def test_a_time_that_is_over_is_the_next_slot(loop: Loop, wheel: TimerWheel, again: float) -> None:
-    """An age that was over, of a stream whose client took nothing, had the wheel turn for ever."""
+    """The wheel ran for ever on a past time: that of a stream whose client read nothing."""
     alarm = Alarm(wheel, again)
     wheel.set(alarm, loop.now - 10)
     loop.advance(1)
@@ -156,7 +156,7 @@ def test_a_time_that_is_over_is_the_next_slot(loop: Loop, wheel: TimerWheel, aga
 
 
 def test_after_the_loop_was_blocked(loop: Loop, wheel: TimerWheel) -> None:
-    """All that is due is called, and what is set then is not called for each slot that was missed."""
+    """All due alarms are called; an alarm that is set then is not called for each missed slot."""
     repeated = Alarm(wheel, again=0.0)
     waiting = [Alarm(wheel) for _ in range(20)]
     for number, alarm in enumerate(waiting):
@@ -169,7 +169,7 @@ def test_after_the_loop_was_blocked(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_timers_that_come_early(loop: Loop, wheel: TimerWheel) -> None:
-    """uvloop's may, by a millisecond: what is due by the slot's end is due, and not a slot later."""
+    """uvloop's timers may come a millisecond early: all alarms of the slot are called, and not a slot later."""
     loop.early = 0.0015
     alarm = Alarm(wheel)
     when = (int(loop.now / SLOT) + 10) * SLOT - 0.0001
@@ -181,7 +181,10 @@ def test_timers_that_come_early(loop: Loop, wheel: TimerWheel) -> None:
 
 
 def test_unset_by_another_of_the_same_slot(loop: Loop, wheel: TimerWheel) -> None:
-    """While their slot is called: set anew meanwhile it is called later, and only then."""
+    """An alarm may unset another during their slot's calls.
+
+    If that other is set again, it is called later, and only then.
+    """
     second = Alarm(wheel)
 
     class Postponing(Alarm):
@@ -201,7 +204,7 @@ def test_unset_by_another_of_the_same_slot(loop: Loop, wheel: TimerWheel) -> Non
 
 
 def test_an_error_of_one_leaves_the_next_slot(loop: Loop, wheel: TimerWheel) -> None:
-    """It is the loop's to report; those of later slots are called."""
+    """The loop reports the error; alarms in later slots are called."""
 
     class Broken(Alarm):
         def tick(self, now: float) -> None:
@@ -218,7 +221,7 @@ def test_an_error_of_one_leaves_the_next_slot(loop: Loop, wheel: TimerWheel) -> 
 
 
 async def test_on_a_real_loop(gateway: Gateway) -> None:
-    """As streams have it."""
+    """The wheel works on a real loop, as streams use it."""
     done = asyncio.Event()
 
     class Bell:

@@ -1,4 +1,4 @@
-"""A client's connection below ASGI, over real sockets of this system."""
+"""A client's connection below ASGI, over real sockets of this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.stream.transport import EXTENSION, ClientTransport, client_of
 from tests.support.asgi_client import http_scope
 from tests.support.waiting import eventually
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a client has acknowledged")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports how much a client has acknowledged")
 
 
 class Protocol(asyncio.Protocol):
@@ -42,7 +42,7 @@ class Protocol(asyncio.Protocol):
 
 @contextlib.asynccontextmanager
 async def connected() -> AsyncIterator[tuple[ClientTransport, socket.socket]]:
-    """Our side of a connection with small buffers, and the client's, which reads when it is told to."""
+    """The gateway's side of a connection with small buffers, and the client's socket, which reads when a test asks."""
     loop = asyncio.get_running_loop()
     protocol = Protocol()
     listening = socket.create_server(("127.0.0.1", 0))
@@ -65,16 +65,19 @@ async def connected() -> AsyncIterator[tuple[ClientTransport, socket.socket]]:
 
 
 async def drain(peer: socket.socket, size: int) -> None:
-    """Have the client read so many bytes."""
+    """Let the client read *size* bytes."""
     loop = asyncio.get_running_loop()
     while size > 0:
         some = await loop.sock_recv(peer, 1 << 16)
-        assert some, "the connection has ended"
+        assert some, "the connection ended before the client had read enough"
         size -= len(some)
 
 
 async def test_ready_until_the_kernel_is_full() -> None:
-    """A write that the kernel takes leaves it ready; one that it does not take makes it wait for the client."""
+    """A write that the kernel accepts completely leaves the transport ready.
+
+    Any other write makes it wait for the client.
+    """
     async with connected() as (client, peer):
         assert client.transport is not None
         resumed = asyncio.Event()
@@ -93,7 +96,7 @@ async def test_ready_until_the_kernel_is_full() -> None:
 
 @linux
 async def test_bytes_are_acknowledged_when_the_clients_kernel_has_them() -> None:
-    """Not when ours has."""
+    """Bytes count as acknowledged when the client's kernel has them, not when ours has."""
     async with connected() as (client, peer):
         assert client.transport is not None
         client.transport.write(b"x" * 200_000)
@@ -108,7 +111,7 @@ async def test_bytes_are_acknowledged_when_the_clients_kernel_has_them() -> None
 
 
 async def test_until_all_is_acknowledged() -> None:
-    """The end of a stream waits for a client that reads."""
+    """The end of a stream waits until the client has read everything."""
     async with connected() as (client, peer):
         assert client.transport is not None
         client.transport.write(b"x" * 200_000)
@@ -121,7 +124,7 @@ async def test_until_all_is_acknowledged() -> None:
 
 
 async def test_a_client_that_takes_nothing_is_dropped() -> None:
-    """By RST, so that the kernel keeps nothing for it."""
+    """The connection ends by RST, so that the kernel keeps no bytes for the client."""
     async with connected() as (client, peer):
         assert client.transport is not None
         lost = asyncio.Event()
@@ -135,7 +138,7 @@ async def test_a_client_that_takes_nothing_is_dropped() -> None:
 
 
 async def test_what_the_client_has_sent() -> None:
-    """Is seen before anybody reads it."""
+    """The transport sees the client's bytes before they are read."""
     async with connected() as (client, peer):
         assert not client.unread
         await asyncio.get_running_loop().sock_sendall(peer, b"x")
@@ -147,7 +150,7 @@ async def test_what_the_client_has_sent() -> None:
 
 
 async def test_nobody_listens_after_leaving() -> None:
-    """Neither to the connection's end nor to its being ready."""
+    """After leaving, neither the connection's end nor its readiness causes a call."""
     async with connected() as (client, _peer):
         heard: list[str] = []
         client.on_ready = lambda: heard.append("ready")
@@ -164,7 +167,10 @@ async def test_nobody_listens_after_leaving() -> None:
 
 
 async def test_a_closed_connection_tells_nothing() -> None:
-    """uvloop and asyncio raise for its socket; here it has no bytes, and may be claimed and dropped again."""
+    """uvloop and asyncio raise for a closed connection's socket.
+
+    Here it has no bytes, and may be claimed and dropped again.
+    """
     async with connected() as (client, _peer):
         client.abort()
         assert (client.unacked_bytes, client.unread, client.seconds_unacked) == (0, False, 0.0)
@@ -173,7 +179,7 @@ async def test_a_closed_connection_tells_nothing() -> None:
 
 
 async def test_without_our_extension() -> None:
-    """On another server nothing is known, and everything may be called."""
+    """On another server nothing is known about the connection, and every method may be called."""
     for scope in (http_scope("/"), http_scope("/", extensions={}), http_scope("/", extensions=None)):
         client = client_of(scope)
         assert client.transport is None

@@ -1,7 +1,8 @@
-"""The app for another ASGI server than ours: ``hypercorn tests.support.asgi:app``; its settings are the environment's.
+"""The app for an ASGI server other than ours: ``hypercorn tests.support.asgi:app``. Its settings come from the
+environment.
 
-A write that is not taken at once is looked at every 1/600 of GATEWAY_SEND_TIMEOUT, where the product looks four times:
-so a client need not be slow for seconds until its writes are looked at.
+The gateway checks an unfinished write every 1/600 of GATEWAY_SEND_TIMEOUT; the product checks four times within that
+timeout. So a test's client need not stay slow for seconds before the gateway looks at its writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A client of the app without a server: hand-written ``receive`` and ``send``, for ends that no socket can provoke."""
+"""A client of the app without a server: hand-written ``receive`` and ``send`` cause endings that no socket can."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from app.main import create_app
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
 
-# Names of the tasks that the gateway makes.
+# Prefixes of the names of the gateway's tasks.
 OURS = ("upstream", "registry", "watch-stream", "feed", "stream-", "shared-read")
 
 Send = Callable[[Message], Awaitable[None]]
 
 
 def http_scope(path: str, query: bytes = b"", **more: Any) -> Scope:
-    """A GET, as an ASGI server describes it; *more* replaces or adds members."""
+    """A GET request's scope, as an ASGI server passes it; *more* replaces or adds members."""
     return {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
         "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query, "root_path": "",
@@ -30,7 +30,7 @@ def http_scope(path: str, query: bytes = b"", **more: Any) -> Scope:
 
 
 async def swallow(_message: Message) -> None:
-    """A send that always works."""
+    """A ``send`` that always succeeds."""
 
 
 class Client:
@@ -55,21 +55,21 @@ class Client:
 
     @property
     def status(self) -> int:
-        """Of the response."""
+        """The response's status."""
         return int(self.sent[0]["status"])
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the response."""
+        """The response's headers."""
         return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
 
     @property
     def text(self) -> str:
-        """The body so far."""
+        """The response's body so far."""
         return b"".join(message.get("body", b"") for message in self.sent).decode()
 
     async def until(self, text: str) -> None:
-        """Wait until the body has *text*."""
+        """Wait until the body contains *text*."""
 
         async def said() -> bool:
             return text in self.text
@@ -83,7 +83,7 @@ class Client:
 
 
 async def released(gateway: Gateway, fake: FakeEtcd) -> None:
-    """Nothing is held: no subscriber, no feed, no watcher, no stream."""
+    """Wait until the gateway has released everything: no subscriber, feed, watcher or stream is left."""
 
     async def holds_nothing() -> bool:
         return (len(gateway.registry), gateway.registry.feeds(), fake.open_watchers, fake.open_streams) == (0, [], 0, 0)
@@ -92,5 +92,5 @@ async def released(gateway: Gateway, fake: FakeEtcd) -> None:
 
 
 async def synced(client: Client) -> None:
-    """The stream has said synced."""
+    """Wait until the stream has sent ``synced``."""
     await client.until("event: synced")

@@ -1,4 +1,4 @@
-"""Certificates for tests, made by the ``openssl`` program: a CA, and what it signs."""
+"""Certificates for tests, made by the ``openssl`` program: a CA and the certificates that it signs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def _has_openssl() -> bool:
 
 
 def openssl(*arguments: str | Path) -> None:
-    """Run it; what it says is in the error. Skips the test where there is none of 3.0 or later (``req -CA``)."""
+    """Run ``openssl``; raise with its output if it fails.
+
+    Skip the test without OpenSSL 3.0 or later (for ``req -CA``).
+    """
     if not _has_openssl():
         pytest.skip("NOT RUN: TLS to etcd: OpenSSL 3 is not installed")
     done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
@@ -38,7 +41,7 @@ class Pair:
 
 
 class Ca:
-    """A certificate authority in a folder of its own. Another *name* is another CA."""
+    """A certificate authority in its own folder. A CA with another *name* is another CA."""
 
     def __init__(self, folder: Path, name: str = "tests") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +50,7 @@ class Ca:
         openssl("req", "-x509", *EC, "-keyout", self._key, "-out", self.cert, "-days", "1", "-subj", f"/CN={name} CA")
 
     def sign(self, name: str, *, names: str = "DNS:localhost,IP:127.0.0.1,IP:::1") -> Pair:
-        """A certificate for *name*, which is the user for etcd, and for servers called *names*."""
+        """A certificate for *name*: etcd takes *name* for the user, and servers may be called by any of *names*."""
         pair = Pair(self._folder / f"{name}-signed.crt", self._folder / f"{name}-signed.key")
         openssl(
             *("req", "-x509", *EC, "-keyout", pair.key, "-out", pair.cert, "-days", "1", "-subj", f"/CN={name}"),
@@ -58,7 +61,7 @@ class Ca:
 
 
 def jwt_keys(folder: Path) -> tuple[Path, Path]:
-    """An RSA key for etcd's tokens: public, private."""
+    """An RSA key pair for etcd's tokens: the public key's file, then the private key's."""
     public, private = folder / "jwt.pub", folder / "jwt.key"
     openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", private)
     openssl("pkey", "-in", private, "-pubout", "-out", public)

@@ -1,4 +1,4 @@
-"""The chart, rendered."""
+"""The Helm chart, rendered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 
 def get_helm(major: int) -> Path:
-    """That Helm; without it the test is skipped, and said to be."""
+    """The Helm of that major version; without it the test is skipped, with a message."""
     try:
         return helm.ensure(major)
     except helm.NotToBeHadError as error:
@@ -28,19 +28,19 @@ def get_helm(major: int) -> Path:
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command, run at the top of the checkout."""
+    """Run a command at the top of the checkout."""
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG, cwd=TOP)
 
 
 def template(tool: Path, *arguments: str) -> str:
-    """What `helm template` writes for a release named demo."""
+    """The output of `helm template` for a release named demo."""
     done = run(tool, "template", "demo", CHART, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def manifests(text: str) -> dict[str, Manifest]:
-    """By kind; the chart has one of each."""
+    """The manifests by kind; the chart has one manifest of each kind."""
     documents = [document for document in yaml.safe_load_all(text) if document]
     found = {document["kind"]: document for document in documents}
     assert len(found) == len(documents)

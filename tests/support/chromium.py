@@ -1,4 +1,4 @@
-"""Where Chromium is, and the arguments that keep it off the network."""
+"""The path of Chromium, and the arguments that keep it off the network."""
 
 from pathlib import Path
 

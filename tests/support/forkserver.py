@@ -1,10 +1,10 @@
 """A fork server: it imports the product once, and each process of the product is then a fork of it.
 
 ``python -m app serve`` spends 0.5 s of CPU on its imports, of 0.6 s from start to end, and the suite starts several
-hundred. A fork runs the same modules by the same ``python -m``, in a process of its own with its own environment,
-arguments and standard streams. What an interpreter decides at its start (locale, ``PYTHON*``) is the server's: a
-process that wants something else there must be started the long way, as ``tests/support/gateway.py`` does. So are the
-processes of tests/test_cli.py, which are about the start itself.
+hundred processes. A fork runs the same modules by the same ``python -m``, in its own process with its own environment,
+arguments and standard streams. The fork server's interpreter decides what an interpreter decides at its start (locale,
+``PYTHON*``). A process that needs something else there must start without the fork server, as
+``tests/support/gateway.py`` does. So do the processes of tests/test_cli.py, which test the start itself.
 
 With ``STEP_CLOCK=1`` in the environment of the tests, the wall clock of all forks steps by an hour, again and again.
 """
@@ -34,16 +34,16 @@ import coverage
 
 from tests.support.wallclock import WallClock, of_this_process
 
-# What `serve` and `check` import in the end, some of it late.
+# The modules that `serve` and `check` import in the end, some of them late.
 MODULES = ("app.cli", "app.server.run", "app.check.command", "uvloop")
-# Has coverage.py measure a process. The server itself is never measured; each fork whose environment has it is.
+# With this variable coverage.py measures a process. It never measures the fork server, but each fork with the variable.
 MEASURED = "COVERAGE_PROCESS_CONFIG"
 MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
 
 
 class Pipe(asyncio.StreamReaderProtocol):
-    """The reading end of a pipe; ``ended`` once it is closed."""
+    """The reading end of a pipe; ``ended`` is set once the pipe is closed."""
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader(limit=LIMIT)
@@ -57,8 +57,10 @@ class Pipe(asyncio.StreamReaderProtocol):
 
 
 class Forked:
-    """A forked process: what the tests use of ``asyncio.subprocess.Process``. It is the server's child, not ours. Its
-    output, stderr or both, is in ``stdout`` and in ``stderr``.
+    """A forked process, with the part of ``asyncio.subprocess.Process`` that the tests use.
+
+    The process is the fork server's child, not ours. Its output (stderr, or stdout and stderr) is in ``stdout`` and in
+    ``stderr``.
     """
 
     def __init__(self, pid: int, output: Pipe, status: Pipe) -> None:
@@ -68,33 +70,36 @@ class Forked:
         self._ended = asyncio.create_task(self._await_end(output, status))
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing if it has ended."""
+        """Send a signal; do nothing if the process has ended."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Its exit status; negative for the signal that ended it."""
+        """Wait for the exit status; it is negative for the signal that ended the process."""
         return await asyncio.shield(self._ended)
 
     async def _await_end(self, output: Pipe, status: Pipe) -> int:
         code = int(await status.reader.readline())
-        # As asyncio does: what it said has come, and no pipe is left open.
+        # As asyncio does: all output has arrived, and no pipe is left open.
         await asyncio.gather(output.ended, status.ended)
         self.returncode = code
         return code
 
 
 async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], merged: bool = False) -> Forked:
-    """``python -W error -m module arguments``. Its stderr is piped; *merged*: its stdout, and its stderr with it."""
+    """Run ``python -W error -m module arguments`` with stderr piped.
+
+    With *merged*, stdout and stderr share one pipe.
+    """
     output, output_in = os.pipe()
     status, status_in = os.pipe()
     words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (module, *arguments)]
@@ -135,7 +140,7 @@ class _Server:
         socket.send_fds(self._socket, [order], list(descriptors))
 
     def _end(self) -> None:
-        self._socket.close()  # the server hears it, and kills what it has left
+        self._socket.close()  # the server notices, and kills its remaining children
         self._process.wait()
 
 
@@ -143,7 +148,7 @@ _server = functools.cache(_Server)
 
 
 def serve(orders: socket.socket) -> list[str]:
-    """Fork for each order until the tests have ended. Returns in each child, with the words of its command."""
+    """Fork for each order until the tests have ended. In each child, return the words of the child's command."""
     children: dict[int, int] = {}
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
@@ -175,7 +180,7 @@ def serve(orders: socket.socket) -> list[str]:
             os.dup2(output, 2)
             if merged:
                 os.dup2(output, 1)
-            # Python knows of each stream whether it can seek: a file that became a pipe would raise.
+            # Python remembers for each stream whether it can seek: a file that became a pipe would raise.
             sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as Python's, here and below
             sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
             orders.close()
@@ -196,7 +201,7 @@ def _reap(children: dict[int, int], options: int = os.WNOHANG) -> None:
         if not pid:
             return
         descriptor = children.pop(pid)
-        with contextlib.suppress(BrokenPipeError):  # its test has ended
+        with contextlib.suppress(BrokenPipeError):  # the child's test has ended
             os.write(descriptor, b"%d\n" % os.waitstatus_to_exitcode(status))
         os.close(descriptor)
 
@@ -204,7 +209,7 @@ def _reap(children: dict[int, int], options: int = os.WNOHANG) -> None:
 def _main(descriptor: int) -> None:
     for name in MODULES:
         importlib.import_module(name)
-    gc.freeze()  # or each fork's collector would touch, and so copy, all of it
+    gc.freeze()  # without this each fork's collector would touch, and so copy, every object
     with socket.socket(fileno=descriptor) as orders:
         module, *arguments = serve(orders)
     sys.argv = [module, *arguments]

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 TOOLS = ("mount", "umount", "mkfs.ext4", "fsfreeze")
-# etcd preallocates 64 MB for its log; blocks that nobody has written take no room.
+# Bytes: etcd preallocates 64 MB for its log. Unwritten blocks use no space.
 SIZE = 512 * 1024 * 1024
 
 possible = sys.platform == "linux" and os.geteuid() == 0 and all(map(shutil.which, TOOLS))
@@ -26,19 +26,19 @@ async def _run(*command: str) -> None:
 
 
 class Disk:
-    """``path`` is where it is mounted."""
+    """A mounted disk; ``path`` is the mount point."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._frozen = False
 
     async def freeze(self) -> None:
-        """Every write waits from now on."""
+        """Freeze the disk: every write waits from now on."""
         await _run("fsfreeze", "--freeze", str(self.path))
         self._frozen = True
 
     async def thaw(self) -> None:
-        """The writes go on. Idempotent."""
+        """Thaw the disk: the waiting writes go on. Idempotent."""
         if self._frozen:
             self._frozen = False
             await _run("fsfreeze", "--unfreeze", str(self.path))

@@ -1,4 +1,4 @@
-"""A gateway as its users have it: a process of its own, told by flags and environment, spoken to over sockets."""
+"""A gateway as its users run it: its own process, configured by flags and environment, reached over sockets."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.support import forkserver
 from tests.support.forkserver import Forked
 from tests.support.waiting import HANG
 
-# Elsewhere a process that has loaded the system's frameworks cannot be forked safely.
+# Outside Linux, a process that has loaded the system's frameworks cannot be forked safely.
 FORKS = sys.platform == "linux"
-# What tests wait for is quick. How long etcd may take before a feed is stale, or history unproven, is not: on a slow
-# machine that would happen to tests which are about something else. A test of it sets it.
+# Timings that tests wait for are short. Timeouts that make a feed stale, or history unproven, are not: on a slow
+# machine they would hit tests about something else. A test about such a timeout sets it.
 QUICK = {
     "GATEWAY_LINGER": "0.3s",
     "GATEWAY_HEARTBEAT": "1s",
     "GATEWAY_STALE_AFTER": "60s",
     "GATEWAY_SYNC_TIMEOUT": "60s",
 }
-# Stale soon, for tests of that.
+# A short time to stale, for tests of staleness.
 STALE_SOON = {"GATEWAY_STALE_AFTER": "2s"}
-# Soon unproven, for tests of that.
+# A short time to unproven, for tests of unproven history.
 UNPROVEN_SOON = {"GATEWAY_SYNC_TIMEOUT": "1s"}
 
 
@@ -45,16 +45,16 @@ class GatewayProcess:
 
     @property
     def base(self) -> str:
-        """Its URL."""
+        """The gateway's URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The gateway's process id."""
         return self.process.pid
 
     async def listening(self) -> None:
-        """Wait until it listens; raises with its output when it ends instead."""
+        """Wait until the gateway listens; raise with its output if it ends instead."""
         waiter = asyncio.create_task(self._listening.wait())
         try:
             await asyncio.wait({waiter, self._reader}, return_when=asyncio.FIRST_COMPLETED, timeout=HANG)
@@ -65,7 +65,7 @@ class GatewayProcess:
             waiter.cancel()
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; the exit status."""
+        """Send a signal, wait for the end, and return the exit status."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
@@ -94,7 +94,7 @@ class GatewayProcess:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without any gateway settings of its own, plus *settings*."""
+    """This process's environment without its gateway settings, plus *settings*."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     return inherited | dict(settings)
 
@@ -102,7 +102,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 async def run(
     module: str, *arguments: str | bytes, settings: Mapping[str, str] | None = None, merged: bool = False
 ) -> Forked | asyncio.subprocess.Process:
-    """``python -W error -m module``: its stderr is piped; *merged*: its stdout, with its stderr in it."""
+    """Run ``python -W error -m module`` with stderr piped; with *merged*, stdout and stderr share one pipe."""
     env = environment(settings or {})
     changed = {name for name in env.keys() | os.environ.keys() if env.get(name) != os.environ.get(name)}
     if FORKS and all(name.startswith("GATEWAY_") for name in changed):
@@ -122,8 +122,9 @@ async def start(
     program: Sequence[str] = ("app",),
     before: Sequence[str] = (),
 ) -> GatewayProcess:
-    """Start one; it may not be listening yet. *program* is the module to run, and what it needs before ``serve``;
-    *before*: what runs it.
+    """Start a gateway; it may not be listening yet.
+
+    *program* is the module to run and its arguments before ``serve``; *before* is the command that runs Python.
     """
     if not before:
         return GatewayProcess(await run(*program, "serve", "--log-format=json", *flags, settings=settings))
@@ -152,7 +153,10 @@ async def gateway(
     quick: bool = True,
     program: Sequence[str] = ("app",),
 ) -> AsyncIterator[GatewayProcess]:
-    """A gateway in front of *etcd*, listening; stopped at the end, and held to have ended well and without errors."""
+    """A listening gateway in front of *etcd*.
+
+    At the end it is stopped, and must exit cleanly and without logged errors.
+    """
     chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
     running = await start(settings=chosen, program=program)
     try:

@@ -1,7 +1,7 @@
-"""The Gateway API's HTTPRoute, v1, as far as the chart writes it: no package has its schema.
+"""The Gateway API's HTTPRoute v1, as far as the chart writes it: no package has its schema.
 
 Fields and patterns are those of the API's specification (gateway.networking.k8s.io/v1, HTTPRoute; durations: GEP-2257).
-What is not here is refused, so a new field of the chart must be looked up before it is added.
+A field that is missing here is refused, so look up a new field of the chart before you add it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Hostname = Annotated[
 
 
 class Part(BaseModel):
-    """A part of the route: no other names, no conversions."""
+    """A part of the route: unknown names are refused, and values are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

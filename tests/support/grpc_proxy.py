@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 @contextlib.asynccontextmanager
 async def grpc_proxy(endpoint: str, folder: Path | None = None) -> AsyncIterator[str]:
-    """One in front of *endpoint*; its own endpoint. *folder* holds the binary."""
+    """A proxy in front of *endpoint*; yields the proxy's endpoint. *folder* holds the binary."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""``python -m tests.support.hasty serve``: a gateway that does not wait long for the head of a request."""
+"""``python -m tests.support.hasty serve``: a gateway with a short timeout for the head of a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from app import cli
 from app.server import protocol
 
-# Seconds; tests wait for it.
+# Seconds; the tests wait this long.
 HEAD_TIMEOUT = 0.2
 
 if __name__ == "__main__":

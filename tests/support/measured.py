@@ -1,9 +1,9 @@
-"""Which processes of the tests are measured when ``make test`` measures what the tests reach.
+"""Which processes are measured when ``make test`` measures the tests' coverage.
 
-``coverage run`` hands its settings to every Python process in an environment variable. This plugin takes the variable
-away while a test runs that does not stand in the folder of a room. Those tests are about bytes, time, crowds and
-faults: the tracer would change what they measure, and it adds about 40 % to the CPU of a test with gateways. The rooms'
-own tests reach the same lines.
+``coverage run`` passes its settings to every Python process in an environment variable. This plugin removes the
+variable while a test outside the rooms' folders runs. Those tests are about bytes, time, crowds and faults: the tracer
+would change what they measure, and it adds about 40 % to the CPU of a test with gateways. The rooms' own tests reach
+the same lines.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TESTS = Path(__file__).parents[1]
 
 
 def is_of_a_room(path: Path) -> bool:
-    """Whether a file of tests stands in a folder that mirrors a room, or beside the folders."""
+    """Whether a test file is in a folder that mirrors a room, or directly in ``tests``."""
     return path.parent == TESTS or path.relative_to(TESTS).parts[0] in ROOMS
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Take the variable away for a test of another folder."""
+    """Remove the variable while a test of another folder runs."""
     hidden = None if is_of_a_room(item.path) else os.environ.pop(MEASURED, None)
     try:
         return (yield)

@@ -1,4 +1,4 @@
-"""What a real etcd, and a gateway, count."""
+"""Metrics of a real etcd and of a gateway."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.waiting import HANG
 
 
 async def etcd_metric(endpoint: str, name: str, **labels: str) -> float:
-    """The sum over all label sets of a metric at etcd's ``/metrics`` that have *labels*; 0 if it has none yet."""
+    """The sum of all series of a metric at etcd's ``/metrics`` that have *labels*; 0 without a series."""
     async with httpx.AsyncClient(trust_env=False) as client:
         answer = await client.get(f"{endpoint}/metrics", timeout=HANG)
     answer.raise_for_status()
@@ -21,7 +21,7 @@ async def etcd_metric(endpoint: str, name: str, **labels: str) -> float:
 
 
 async def gateway_metric(http: httpx.AsyncClient, name: str) -> float:
-    """One of the gateway's own metrics that have no labels."""
+    """The value of a gateway's metric that has no labels."""
     answer = await http.get("/metrics")
     answer.raise_for_status()
     (found,) = [line for line in answer.text.splitlines() if line.startswith(f"etcd_watch_gateway_{name} ")]

@@ -1,4 +1,4 @@
-"""A host of its own on this machine: a network namespace of Linux, on cables that can be pulled.
+"""A separate host on this machine: a Linux network namespace, on cables that can be cut.
 
 Root only, with Debian's iproute2 and iptables.
 """
@@ -25,26 +25,26 @@ async def _run(*command: str) -> None:
 
 @dataclass(frozen=True)
 class Cable:
-    """Between this host (``here``) and the other (``there``); ``device`` is our end."""
+    """A cable between this host (address ``here``) and the other (``there``); ``device`` is this host's end."""
 
     device: str
     here: str
     there: str
 
     async def drop(self) -> None:
-        """Lose every packet, both ways: no connection ends by that, and nobody is told."""
+        """Drop every packet, both ways: no connection is closed by that, and neither side is notified."""
         for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
             await _run("iptables", "-w", "-I", chain, way, self.device, "-j", "DROP")
 
     async def heal(self) -> None:
-        """Lose none."""
+        """Drop no more packets."""
         for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
             await _run("iptables", "-w", "-D", chain, way, self.device, "-j", "DROP")
 
 
 @dataclass(frozen=True)
 class Namespace:
-    """``before`` is what a command is run there by."""
+    """The other host; ``before`` is the command prefix that runs a command there."""
 
     before: tuple[str, ...]
     cables: tuple[Cable, ...]
@@ -52,9 +52,9 @@ class Namespace:
 
 @contextlib.asynccontextmanager
 async def namespace(cables: int) -> AsyncIterator[Namespace]:
-    """Another host, with so many cables to this one."""
+    """Another host, with *cables* cables to this one."""
     number = next(_numbers)
-    # Of this process and no other: the name has to fit 15 bytes, the network is one of 16,384 of 10.99.0.0/16.
+    # Unique to this process. The name must fit 15 bytes; the network is one of 16,384 in 10.99.0.0/16.
     name = f"g{os.getpid() % 0xFFFFF:x}n{number}"
     made: list[Cable] = []
     await _run("ip", "netns", "add", name)

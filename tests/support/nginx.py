@@ -19,11 +19,11 @@ from app.dev.etcd import free_ports
 from tests.support.waiting import eventually
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "operations.md"
-# Of one process: a stream is a connection on either side, and a test has 2,000.
+# Per process: a stream takes a connection on either side, and a test opens 2,000 streams.
 CONNECTIONS = 8192
 
-# What every configuration begins with: nothing of the system's is read or written. As root, workers become another
-# user unless told who, and then cannot write below pytest's folder.
+# The frame of every configuration: it reads and writes none of the system's files. If root starts nginx, the workers
+# switch to another user unless the configuration names one, and then cannot write below pytest's folder.
 FRAME = """
 {user}
 {main}
@@ -45,7 +45,7 @@ http {{
 
 
 def recipe(name: str) -> str:
-    """The block of docs/operations.md behind ``<!-- nginx: name -->``."""
+    """The block of docs/operations.md after ``<!-- nginx: name -->``."""
     found = re.findall(
         rf"<!-- nginx: {re.escape(name)} -->\n```nginx\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL
     )
@@ -54,7 +54,7 @@ def recipe(name: str) -> str:
 
 
 def _binary() -> Path:
-    # Debian keeps it where only root's PATH leads.
+    # Debian installs nginx where only root's PATH leads.
     found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
         pytest.skip("NOT RUN: the gateway behind nginx: nginx is not installed")
@@ -62,7 +62,7 @@ def _binary() -> Path:
 
 
 class Nginx:
-    """One that runs."""
+    """A running nginx."""
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path, port: int, tls_port: int) -> None:
         self._process = process
@@ -72,26 +72,26 @@ class Nginx:
 
     @property
     def base(self) -> str:
-        """Its URL: what ``listen 80`` has become."""
+        """The URL of ``listen 80``."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def tls_base(self) -> str:
-        """What ``listen 443`` has become."""
+        """The URL of ``listen 443``."""
         return f"https://127.0.0.1:{self._tls_port}"
 
     @property
     def errors(self) -> str:
-        """Its error log."""
+        """The error log."""
         return (self._folder / "error.log").read_text(encoding="utf-8")
 
     @property
     def requests(self) -> str:
-        """Its access log; a stream stands there when it has ended."""
+        """The access log; nginx logs a stream when the stream has ended."""
         return (self._folder / "access.log").read_text(encoding="utf-8")
 
     def reload(self) -> None:
-        """Read the configuration again: new workers, and the old ones end (``worker_shutdown_timeout``)."""
+        """Reload the configuration: new workers start, and the old workers end (``worker_shutdown_timeout``)."""
         self._process.send_signal(signal.SIGHUP)
 
     async def _listens(self) -> bool:
@@ -105,11 +105,11 @@ class Nginx:
         return True
 
     async def start(self) -> None:
-        """Wait until it listens."""
+        """Wait until nginx listens."""
         await eventually(self._listens)
 
     async def stop(self) -> None:
-        """End it, connections and all."""
+        """End nginx with all its connections."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         await self._process.wait()
@@ -122,10 +122,11 @@ def _write(folder: Path, config: str) -> None:
 
 @contextlib.asynccontextmanager
 async def nginx(folder: Path, gateways: Sequence[str], http: str, *, main: str = "") -> AsyncIterator[Nginx]:
-    """Runs in *folder*, in front of *gateways* (URLs).
+    """An nginx that runs in *folder*, in front of *gateways* (URLs).
 
-    *http* is what stands in ``http {}``, written as for production: ``listen 80`` and ``listen 443`` become free ports
-    of 127.0.0.1, ``gateway-0:8080``, ``gateway-1:8080`` the gateways. *main* stands outside of it.
+    *http* is the content of ``http {}``, written as for production: ``listen 80`` and ``listen 443`` become free ports
+    of 127.0.0.1, ``gateway-0:8080`` and ``gateway-1:8080`` become the gateways. *main* is the content outside the
+    block.
     """
     port, tls_port = free_ports(2)
     http = re.sub(r"\blisten 80\b", f"listen 127.0.0.1:{port}", http)

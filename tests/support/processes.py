@@ -1,4 +1,4 @@
-"""What ``ps`` says of processes."""
+"""Processes, as ``ps`` reports them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import subprocess
 
 
 def ps(pid: int, column: str) -> str:
-    """What ps says of a process; empty if there is none."""
+    """A column of ``ps`` for a process; empty if the process does not exist."""
     command = ["ps", "-o", column, "-p", str(pid)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie, which waits only for somebody to ask for its status, does not."""
+    """Whether a process runs; a zombie, which waits only for its parent to read its status, does not run."""
     return not ps(pid, "stat=").startswith("Z") and bool(ps(pid, "stat="))
 
 
 def processes() -> list[tuple[int, int, str]]:
-    """Id, parent and command of everything that runs; zombies have no command of interest."""
+    """Id, parent and command of every process; the commands of zombies are meaningless."""
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,command="]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.split(None, 2) for line in listing.splitlines())

@@ -17,12 +17,12 @@ import yaml
 from app.dev.etcd import free_ports
 from tests.support.waiting import HANG, eventually
 
-# Where it is scraped, and the labels that this target's series get.
+# The address to scrape, and the labels for this target's series.
 Target = tuple[str, Mapping[str, str]]
 
 
 def tool(name: str) -> Path:
-    """``prometheus`` or ``promtool``; without it the test is skipped, and said to be."""
+    """``prometheus`` or ``promtool``; without it the test is skipped, with a message."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"NOT RUN: rules and dashboard: {name} is not installed")
@@ -30,40 +30,40 @@ def tool(name: str) -> Path:
 
 
 def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it; *text* is its standard input."""
+    """Run promtool; *text* is its standard input."""
     return subprocess.run(
         [tool("promtool"), *arguments], check=False, capture_output=True, text=True, timeout=HANG, input=text
     )
 
 
 class Prometheus:
-    """One that runs."""
+    """A running Prometheus."""
 
     def __init__(self, base: str, client: httpx.AsyncClient) -> None:
         self._base = base
         self._client = client
 
     async def ready(self) -> bool:
-        """Whether it answers."""
+        """Whether Prometheus is ready."""
         try:
             return (await self._client.get(f"{self._base}/-/ready")).status_code == 200
         except httpx.TransportError:
             return False
 
     async def ask(self, path: str, **parameters: str) -> Any:
-        """``data`` of an answer of its API; an answer that is an error fails the test."""
+        """``data`` of an API answer; an error answer fails the test."""
         answer = (await self._client.get(f"{self._base}/api/v1/{path}", params=parameters)).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
     async def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series of an expression, now."""
+        """The current series of an expression."""
         found = await self.ask("query", query=expression)
         assert found["resultType"] == "vector", expression
         return list(found["result"])
 
     async def targets(self) -> dict[str, str]:
-        """Health of each target, by its URL."""
+        """The health of each target, by its URL."""
         return {target["scrapeUrl"]: target["health"] for target in (await self.ask("targets"))["activeTargets"]}
 
     async def rules(self) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class Prometheus:
         return [rule for group in (await self.ask("rules"))["groups"] for rule in group["rules"]]
 
     async def alerts(self, state: str = "firing") -> list[dict[str, Any]]:
-        """The alerts in that state."""
+        """The alerts in *state*."""
         return [alert for alert in (await self.ask("alerts"))["alerts"] if alert["state"] == state]
 
 
@@ -79,9 +79,10 @@ class Prometheus:
 async def prometheus(
     folder: Path, jobs: Mapping[str, Sequence[Target]], rules: Mapping[str, Any], *, interval: str
 ) -> AsyncIterator[Prometheus]:
-    """Scrapes *jobs* and evaluates *rules* (``groups:``) every *interval*, on a loopback port, with data in *folder*.
+    """A Prometheus that scrapes *jobs* and evaluates *rules* (``groups:``) every *interval*, on a loopback port, with
+    its data in *folder*.
 
-    Its configuration passes ``promtool check config`` first.
+    Its configuration must pass ``promtool check config`` first.
     """
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules)), encoding="utf-8")
     config = {

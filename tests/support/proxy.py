@@ -1,4 +1,4 @@
-"""A TCP proxy that can be cut: between a gateway and its etcd, or a client and its gateway."""
+"""A TCP proxy that can be cut: between a gateway and its etcd, or between a client and its gateway."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards to one address.
+    """Forwards connections to one address.
 
-    ``cut`` refuses and breaks connections, ``freeze`` lets them hang (a black hole), ``half_close`` ends what the
-    client says (its other half stays open), and ``delay`` seconds pass before anything is passed on.
+    ``cut`` refuses and breaks connections. ``freeze`` lets connections hang (a black hole). ``half_close`` closes the
+    client's direction; the other direction stays open. The proxy waits ``delay`` seconds before it forwards data.
     """
 
     def __init__(self, target: str, host: str = "127.0.0.1") -> None:
@@ -32,40 +32,41 @@ class Proxy:
 
     @property
     def endpoint(self) -> str:
-        """Where it listens."""
+        """The address where the proxy listens."""
         assert self._server is not None
         return f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
-        """Break what is open, refuse what comes."""
+        """Break the open connections and refuse new ones."""
         self._refusing = True
         for writer in list(self._writers):
             writer.transport.abort()
 
     def freeze(self) -> None:
-        """Pass nothing on, and close nothing."""
+        """Forward nothing, and close nothing."""
         self._flowing.clear()
 
     def half_close(self) -> None:
-        """Tell the target, on every open connection, that the client is done speaking."""
+        """Send the target end-of-file on every open connection, as if the client had finished sending."""
         for writer in self._upstreams - self._ended:
             if not writer.is_closing():
                 self._ended.add(writer)
-                with contextlib.suppress(OSError):  # reset by the other side, and not noticed yet
+                # the other side reset the connection, and asyncio has not noticed yet
+                with contextlib.suppress(OSError):
                     writer.write_eof()
 
     def heal(self) -> None:
-        """Work again."""
+        """Forward and accept again."""
         self._refusing = False
         self.delay = 0.0
         self._flowing.set()
 
     async def flow(self) -> None:
-        """Wait until it is not frozen."""
+        """Wait until the proxy is not frozen."""
         await self._flowing.wait()
 
     async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, answer: bool) -> None:
-        """Give *sink* what came from the other side; *answer*: what the target said. Here a proxy may do otherwise."""
+        """Forward *data* to *sink*; *answer* is True for data from the target. A subclass may change the data."""
         del answer
         sink.write(data)
         await sink.drain()
@@ -75,7 +76,7 @@ class Proxy:
         self._server = await asyncio.start_server(self._accept, self._host, 0)
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Close the listener and all connections."""
         assert self._server is not None
         self._server.close()
         for writer in list(self._writers):

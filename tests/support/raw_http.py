@@ -1,4 +1,4 @@
-"""HTTP as bytes: requests that no client library would send, and answers read as they are."""
+"""HTTP as bytes: requests that no client library would send, and answers without interpretation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ REQUIRED = {"type", "title", "status", "code", "detail"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, its body read."""
+    """One answer, with its body."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def problem(self) -> dict[str, Any]:
-        """Its problem; asserts that it is one, as RFC 9457 and our contract have it."""
+        """The answer's problem; assert that it follows RFC 9457 and our contract."""
         assert self.headers["content-type"] == "application/problem+json", self
         found: dict[str, Any] = json.loads(self.body)
         assert REQUIRED <= set(found) <= REQUIRED | {"parameter"}, found
@@ -35,7 +35,7 @@ class Answer:
 
 
 class Line:
-    """One connection, over which bytes go as they are."""
+    """One connection for raw bytes."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -43,14 +43,14 @@ class Line:
         self._writer: asyncio.StreamWriter | None = None
 
     async def send(self, raw: bytes) -> None:
-        """Send bytes, on a new connection if there is none."""
+        """Send bytes; open a connection first if there is none."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         self._writer.write(raw)
         await self._writer.drain()
 
     async def receive(self, *, body: bool = True) -> Answer:
-        """The next answer; *body* False for those to HEAD."""
+        """The next answer; pass *body* False after a HEAD request."""
         assert self._reader is not None
         async with asyncio.timeout(HANG):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -62,13 +62,13 @@ class Line:
         return Answer(int(head[0].split()[1]), headers, content)
 
     async def until(self, mark: bytes) -> bytes:
-        """All that comes until *mark*."""
+        """All bytes up to and including *mark*."""
         assert self._reader is not None
         async with asyncio.timeout(HANG):
             return await self._reader.readuntil(mark)
 
     async def rest(self) -> bytes:
-        """All that comes until the other side closes."""
+        """All bytes until the other side closes."""
         assert self._reader is not None
         async with asyncio.timeout(HANG):
             found = await self._reader.read()
@@ -76,7 +76,7 @@ class Line:
         return found
 
     async def ask(self, target: bytes | str, method: str = "GET", headers: str = "") -> Answer:
-        """One request, and its answer."""
+        """Send one request and return its answer."""
         where = target.encode() if isinstance(target, str) else target
         raw = b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method.encode(), where, headers.encode())
         used = self._writer is not None
@@ -84,7 +84,7 @@ class Line:
             await self.send(raw)
             return await self.receive(body=method != "HEAD")
         except (asyncio.IncompleteReadError, ConnectionError):
-            # A connection that was not used for a while is closed by the gateway: every client knows that.
+            # The gateway closes an idle connection after a while: every client must expect that.
             await self.close()
             if not used:
                 raise
@@ -92,7 +92,7 @@ class Line:
         return await self.receive(body=method != "HEAD")
 
     async def close(self) -> None:
-        """Also done when the other side is about to."""
+        """Close the connection; the other side may close it at the same time."""
         if self._writer is not None:
             self._writer.close()
             with contextlib.suppress(ConnectionError):

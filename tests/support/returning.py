@@ -1,4 +1,4 @@
-"""A client that comes back: with its cursor, to whatever answers at the same address, as the contract asks of it."""
+"""A client that reconnects with its cursor, to any gateway at the same address, as the contract requires."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import httpx
 
 from tests.support.streams import Mirror, request
 
-# Seconds before it comes back from a cut; after a `close` it is as many as that says.
+# Seconds until the client reconnects after a cut; after a `close` event the client waits for the time in that event.
 AFTER_A_CUT = 0.05
 
 
 class ReturningClient:
-    """Follows *query* at *base* until it is closed; what it is told must be right (``Mirror``), and is counted."""
+    """Follows *query* at *base* until it is closed.
+
+    Everything it receives must be right (``Mirror``), and is counted.
+    """
 
     def __init__(self, base: str, query: str) -> None:
         self.mirror = Mirror()
         self.cursor: str | None = None
-        # The instance that served each of its streams.
+        # The instance that served each of the client's streams.
         self.visits: tuple[str, ...] = ()
         self.closes: list[str] = []
         self.cuts = 0
@@ -32,17 +35,17 @@ class ReturningClient:
 
     @property
     def at(self) -> str:
-        """Who serves it, or did last."""
+        """The instance that serves the client, or served it last."""
         return self.visits[-1] if self.visits else ""
 
     def holds(self, revision: int) -> bool:
-        """Whether it has got so far; raises what has ended it."""
+        """Whether the client has reached *revision*; raise the error that ended the client, if any."""
         if self._task.done():
             self._task.result()
         return self.mirror.synced and self.mirror.revision >= revision
 
     async def close(self) -> None:
-        """Leave. Raises what has ended it before."""
+        """Disconnect. Raise the error that ended the client before, if any."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -82,7 +85,7 @@ class ReturningClient:
 
 @contextlib.asynccontextmanager
 async def returning(base: str, query: str, count: int) -> AsyncIterator[Sequence[ReturningClient]]:
-    """*count* of them, all at once."""
+    """*count* clients, all at once."""
     clients = [ReturningClient(base, query) for _ in range(count)]
     try:
         yield clients

@@ -1,30 +1,31 @@
-"""Which tests one worker runs together, and which tests start first.
+"""Which tests run together on one worker, and which tests start first.
 
-pytest-xdist's own ``--dist=loadgroup`` does the first, by a mark, but knows no order. And with pytest 9.2 it groups
-nothing, in silence, because it writes the group to an attribute that pytest no longer reads (pytest-xdist issue 1386):
-four workers each waited for the image.
+pytest-xdist's own ``--dist=loadgroup`` does the first, by a mark, but has no order. With pytest 9.2 it silently groups
+nothing: it writes the group to an attribute that pytest no longer reads (pytest-xdist issue 1386). Then four workers
+each waited for the image.
 """
 
 from __future__ import annotations
 
 from xdist.scheduler import LoadScopeScheduling
 
-# One worker runs all tests of each of these, one after the other: they share what is expensive to start, or too much at
-# once would run beside them.
+# One worker runs all tests of each entry, one after the other: the tests share something expensive to start, or would
+# overload the machine if they ran at once.
 TOGETHER = (
     "tests/deploy/test_image.py",  # builds the image
-    "tests/consistency/",  # each torture has three members, two gateways and 40 clients
-    "tests/examples/test_mirrors.py",  # a browser
-    "tests/examples/test_page.py",  # a browser
-    "tests/contract/",  # an etcd of each version
-    "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # models that take 3 s of CPU to import
-    "tests/access/test_access.py",  # an etcd and gateways
+    "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
+    "tests/examples/test_mirrors.py",  # starts a browser
+    "tests/examples/test_page.py",  # starts a browser
+    "tests/contract/",  # starts an etcd of each version
+    "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # imports models that take 3 s of CPU
+    "tests/access/test_access.py",  # starts an etcd and gateways
     "tests/api/test_bad_input.py",
     "tests/api/test_kv.py",
     "tests/api/test_operations.py",
     "tests/test_suite.py::test_no_test_depends_on_how_fast_the_machine_is",  # parses all tests
 )
-# The longest first, so that at the end of a run no worker is alone with one of them. By the seconds that they took.
+# The longest tests first, so that no worker is alone with one of them at the end of a run. In order of their measured
+# seconds.
 FIRST = (
     "tests/deploy/test_image.py",
     "tests/consistency/",
@@ -50,16 +51,16 @@ FIRST = (
 
 
 def turn(nodeid: str) -> int:
-    """The place of a test in the order of a run."""
+    """A test's place in the order of a run."""
     return next((place for place, prefix in enumerate(FIRST) if nodeid.startswith(prefix)), len(FIRST))
 
 
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
-    """Gives each worker that is free the next test, or the next group, in the order of the collection."""
+    """Gives each free worker the next test, or the next group, in the order of collection."""
 
     def schedule(self) -> None:
         """Called by pytest-xdist."""
-        self.config.option.loadscopereorder = False  # or the group with the most tests would come first
+        self.config.option.loadscopereorder = False  # otherwise the group with the most tests would come first
         super().schedule()
 
     def _split_scope(self, nodeid: str) -> str:

@@ -1,4 +1,4 @@
-"""An etcd with TLS and users beside its plain port, which stays for the truth: health, metrics, and root's changes."""
+"""An etcd with TLS and users. It keeps a plain port for the true state: health, metrics, and root's changes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.support.etcd import ALONE, EtcdClient
 from tests.support.waiting import HANG
 
 ROOT = "root"
-# The default of 10 costs a tenth of a second for each login.
+# The default cost of 10 takes a tenth of a second for each login.
 CHEAP = "--bcrypt-cost=4"
-# Seconds for a call of root's: an etcd that is just restarting may lose one.
+# The timeout in seconds for one of root's calls: an etcd that is just restarting may lose a call.
 
 
 class SecureEtcd(EmbeddedEtcd):
-    """Listens on ``tls_endpoint`` too when it has *pki*, a folder with ca.crt, server.crt and server.key.
+    """Listens on ``tls_endpoint`` too if it has *pki*, a folder with ca.crt, server.crt and server.key.
 
-    *client_auth*: clients must show a certificate there. ``users`` says that auth is enabled, so that a restart is not
-    waited for with a read.
+    *client_auth*: clients must present a certificate there. ``users`` is true while auth is enabled; a restart then
+    does not wait with a read.
     """
 
     def __init__(
@@ -48,11 +48,14 @@ class SecureEtcd(EmbeddedEtcd):
 
     @property
     def tls_endpoint(self) -> str:
-        """By name: ``https://localhost:port``."""
+        """The TLS endpoint, by name: ``https://localhost:port``."""
         return f"https://localhost:{self._tls_port}"
 
     def install(self, ca: Ca) -> None:
-        """Give it certificates of *ca*; etcd reads them for each new connection, but its CA only when it starts."""
+        """Install certificates of *ca*.
+
+        etcd reads the certificates for each new connection, but reads its CA only when it starts.
+        """
         assert self.pki is not None
         self.pki.mkdir(parents=True, exist_ok=True)
         server = ca.sign("etcd")
@@ -76,7 +79,7 @@ class SecureEtcd(EmbeddedEtcd):
         ]
 
     async def wait_healthy(self) -> None:
-        """Until it answers and has a leader: with users a plain read is refused."""
+        """Wait until etcd answers and has a leader; with users, etcd refuses a plain read."""
         if not self.users:
             await super().wait_healthy()
             return
@@ -97,27 +100,27 @@ async def _leads(channel: grpc.aio.Channel) -> bool:
 
 
 def plain_channel(etcd: EmbeddedEtcd, *interceptors: Any) -> grpc.aio.Channel:
-    """To its plain port."""
+    """A channel to etcd's plain port."""
     target = etcd.endpoint.removeprefix("http://")
     return grpc.aio.insecure_channel(target, embedded.LOOPBACK_OPTIONS, interceptors=interceptors)
 
 
 class LoginFirst(grpc.aio.UnaryUnaryClientInterceptor):
-    """Logs in anew before every call, so that no token of the tests' own ever expires."""
+    """Logs in before every call, so that the tests' own token never expires."""
 
     def __init__(self, channel: grpc.aio.Channel, user: str, password: str) -> None:
         self._auth = rpc.AuthStub(channel)
         self._request = rpc.AuthenticateRequest(name=user, password=password)
 
     async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        """Add the token."""
+        """Add the token to the call."""
         token = (await self._auth.Authenticate(self._request, timeout=HANG)).token
         metadata = grpc.aio.Metadata(*(details.metadata or ()), ("token", token))
         return await continuation(details._replace(metadata=metadata, timeout=HANG), request)
 
 
 class Admin(EtcdClient):
-    """root's hands: keys, and users with one role of their own name each."""
+    """Root's client: it writes keys, and adds users, each with one role of the same name."""
 
     def __init__(self, channel: Any, plain: Any) -> None:
         super().__init__(channel)
@@ -125,12 +128,12 @@ class Admin(EtcdClient):
         self._plain = plain
 
     async def token(self, user: str, password: str) -> str:
-        """A token of anybody."""
+        """A token of *user*."""
         answer = await rpc.AuthStub(self._plain).Authenticate(rpc.AuthenticateRequest(name=user, password=password))
         return str(answer.token)
 
     async def takes(self, token: str) -> bool:
-        """Whether etcd takes it (and then it lives on)."""
+        """Whether etcd accepts the token (which prolongs the token's life)."""
         try:
             await rpc.KVStub(self._plain).Range(rpc.RangeRequest(key=b"/svc/"), metadata=(("token", token),))
         except rpc.AioRpcError as error:
@@ -140,7 +143,7 @@ class Admin(EtcdClient):
         return True
 
     async def add_user(self, name: str, password: str = "", *prefixes: str) -> None:
-        """A user who may read *prefixes*; without a password a certificate must name it."""
+        """Add a user who may read *prefixes*; without a password, a certificate must name the user."""
         options = rpc.UserAddOptions(no_password=not password)
         await self._auth.UserAdd(rpc.AuthUserAddRequest(name=name, password=password, options=options))
         await self._auth.RoleAdd(rpc.AuthRoleAddRequest(name=name))
@@ -149,18 +152,18 @@ class Admin(EtcdClient):
             await self.grant(name, prefix)
 
     async def grant(self, role: str, prefix: str) -> None:
-        """Let it read *prefix*."""
+        """Permit *role* to read *prefix*."""
         start, end = _range(prefix)
         permission = rpc.Permission(permType=rpc.Permission.READ, key=start, range_end=end)
         await self._auth.RoleGrantPermission(rpc.AuthRoleGrantPermissionRequest(name=role, perm=permission))
 
     async def revoke(self, role: str, prefix: str) -> None:
-        """And no longer."""
+        """Revoke the permission of *role* to read *prefix*."""
         start, end = _range(prefix)
         await self._auth.RoleRevokePermission(rpc.AuthRoleRevokePermissionRequest(role=role, key=start, range_end=end))
 
     async def change_password(self, user: str, password: str) -> None:
-        """Its tokens are no longer taken."""
+        """Change a user's password; etcd no longer accepts the user's tokens."""
         await self._auth.UserChangePassword(rpc.AuthUserChangePasswordRequest(name=user, password=password))
 
 
@@ -171,7 +174,7 @@ def _range(prefix: str) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def administered(etcd: SecureEtcd) -> AsyncIterator[Admin]:
-    """Enable auth, and be root."""
+    """Enable auth, and yield root's access."""
     async with plain_channel(etcd) as channel:
         root = Admin(channel, channel)
         await root.add_user(ROOT, ROOT)

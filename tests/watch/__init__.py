@@ -1,1 +1,1 @@
-"""``app.watch``: feeds and the registry, running, over an etcd that a test makes fail."""
+"""``app.watch``: running feeds and a running registry, over an etcd that a test makes fail."""

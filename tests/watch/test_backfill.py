@@ -1,4 +1,4 @@
-"""``app.watch.backfill``: what a read of older history needs of the world outside, and what ends it."""
+"""``app.watch.backfill``: the watches, reads and memory that a read of older history uses, and how the read ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.watch.world import SVC, World
 
 
 async def live(world: World, *, has_cursor: bool = False) -> Subscriber:
-    """A subscriber of a feed that is live."""
+    """A subscriber of a live feed."""
     subscriber = world.subscribe(has_cursor=has_cursor)
 
     async def so() -> bool:
@@ -28,7 +28,7 @@ async def live(world: World, *, has_cursor: bool = False) -> Subscriber:
 
 
 async def rests(feed: Feed) -> None:
-    """Return once no history is read."""
+    """Return once no history is being read."""
 
     async def so() -> bool:
         return feed.core.backfill.stage is Stage.RESTING and not feed.backfilling
@@ -37,13 +37,13 @@ async def rests(feed: Feed) -> None:
 
 
 async def over(world: World, subscriber: Subscriber) -> None:
-    """It goes, and nothing is left."""
+    """Release the subscriber, and wait until nothing is left."""
     subscriber.release()
     await world.empty()
 
 
 async def test_history_is_read_by_a_watch_of_its_own() -> None:
-    """Beside the feed's; when it is proven the watch is gone, and the log covers the cursor."""
+    """The history's watch runs beside the feed's; after the proof it is gone, and the log covers the cursor."""
     world = World()
     subscriber = await live(world)
     feed = subscriber.feed
@@ -58,7 +58,7 @@ async def test_history_is_read_by_a_watch_of_its_own() -> None:
 
 
 async def test_a_cursor_out_of_reach_is_refused_at_once() -> None:
-    """Nothing is asked of etcd for it."""
+    """A refused cursor costs no request to etcd."""
     world = World()
     subscriber = await live(world)
     assert not subscriber.feed.want_backfill(49)
@@ -67,7 +67,7 @@ async def test_a_cursor_out_of_reach_is_refused_at_once() -> None:
 
 
 async def test_a_read_that_is_not_done_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its watch says nothing. The feed goes on as before."""
+    """The watch of the history sends nothing in time, so the read ends. The feed goes on as before."""
     world = World(sync_timeout=0.01)
     subscriber = await live(world)
     feed = subscriber.feed
@@ -80,7 +80,7 @@ async def test_a_read_that_is_not_done_in_time_is_given_up(monkeypatch: pytest.M
 
 
 async def test_a_probe_that_fails_ends_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """etcd went out of reach at the last moment: nothing is believed."""
+    """etcd went out of reach at the last moment: the history is not proven, so it is dropped."""
     world = World()
 
     async def fail(*_args: object) -> Any:
@@ -97,7 +97,7 @@ async def test_a_probe_that_fails_ends_the_read(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And its watch with it; the feed stays."""
+    """The unproven history is dropped, together with its watch; the feed stays."""
     world = World()
     subscriber = await live(world)
     feed = subscriber.feed
@@ -106,7 +106,7 @@ async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: p
     feed._backfill.handle(Created(100))
     feed._backfill.handle(Batches(()))
     assert feed.core.backfill.stage is Stage.READING
-    assert feed.reclaim_unproven() == 0  # nothing has come, but the read is over
+    assert feed.reclaim_unproven() == 0  # nothing has been read, but the read is over
     await rests(feed)
     assert feed.state is State.LIVE
     assert feed.core.backfill.why_not(60) == "lagged"
@@ -114,7 +114,7 @@ async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: p
 
 
 async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waited for it is reset, with the reason."""
+    """The reader that waited for the history gets a reset with the reason."""
     world = World()
     subscriber = await live(world)
     feed = subscriber.feed
@@ -134,21 +134,21 @@ async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pyte
 
 
 async def test_a_feed_that_ends_stops_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its watch would still have said."""
+    """A feed that ends stops the read, even if the history's watch would still send something."""
     world = World()
     subscriber = await live(world)
     feed = subscriber.feed
     silent(world, monkeypatch)
     assert feed.want_backfill(60)
     feed._backfill.handle(Lost("broken"))
-    assert feed.backfilling, "it is begun again"
+    assert feed.backfilling, "the read must have begun again"
     await over(world, subscriber)
     assert not feed.backfilling
     assert world.registry.feed(SVC) is None
 
 
 def silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on watches say nothing by themselves."""
+    """From now on, watches send nothing by themselves."""
     watch = world.etcd.watch
 
     def mute(*args: Any, **options: Any) -> Any:

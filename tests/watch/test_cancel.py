@@ -1,4 +1,4 @@
-"""``app.watch.cancel``: what comes after it is done, whatever a watch's ``cancel`` raises."""
+"""``app.watch.cancel``: an error from a watch's ``cancel`` does not stop the code after it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.watch.world import StubEtcd, StubWatch, Trap
 
 
 def test_no_watch_is_cancelled_by_nothing() -> None:
-    """There may be none."""
+    """Cancelling does nothing if there is no watch."""
     cancel_watch(None)
 
 
 async def test_an_error_is_logged_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """The watch heard of it; the log has the error."""
+    """The watch was asked to cancel; the log has the error."""
     etcd = StubEtcd(Trap("cancel", 1))
     watch = StubWatch(etcd, 0, lambda _given: None)
     cancel_watch(watch)

@@ -1,4 +1,4 @@
-"""``app.watch.feed``: its start and its whole life, also when what it needs of the world outside raises."""
+"""``app.watch.feed``: a feed's start and its whole life, also when one of its dependencies raises."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALLS = (
 @pytest.mark.parametrize("nth", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("call", CALLS)
 async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: int) -> None:
-    """Two come one after the other and go; and with the trap taken away, the next one is served."""
+    """Two subscribers come and leave, and nothing is left; once the trap is removed, the next subscriber is served."""
     world = World(Trap(call, nth))
     subscribers: list[Subscriber] = []
     for _ in range(2):
@@ -55,7 +55,10 @@ async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: 
 @pytest.mark.parametrize("has_cursor", [True, False])
 @pytest.mark.parametrize("call", ["watch", "snapshot", "clock", "condition"])
 async def test_what_a_start_needs_is_told_at_once(call: str, has_cursor: bool) -> None:
-    """Raised to the one who comes, before anything is held; or its stream is closed. Later ones are treated alike."""
+    """An error at the start is raised to the subscriber before it holds anything, or closes its stream.
+
+    Later subscribers are treated alike.
+    """
     world = World(Trap(call, 1))
     for _ in range(3):
         try:
@@ -71,7 +74,7 @@ async def test_what_a_start_needs_is_told_at_once(call: str, has_cursor: bool) -
 
 
 async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
-    """A constructor starts nothing: whoever comes at that very moment finds the feed."""
+    """A constructor starts nothing: a subscriber that comes at that very moment finds the feed."""
     world = World(Trap("", 0))
     found: list[bool] = []
 
@@ -92,7 +95,7 @@ async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
 
 
 async def test_a_state_is_counted_once_when_the_feed_takes_it_over() -> None:
-    """Counted twice it left no room for others; not counted in between, its bytes were given to others."""
+    """Counted twice, the state left no room for others; not counted in between, its bytes were given to others."""
     world = World()
     budget = world.registry.memory.budget
     counted: list[int] = []
@@ -112,7 +115,7 @@ async def test_a_state_is_counted_once_when_the_feed_takes_it_over() -> None:
 
 
 async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> None:
-    """It ends while its state is being read: nothing of that is counted."""
+    """A feed that ends while its state is being read releases the state's memory."""
     world = World()
     held: list[Hold] = []
     grow = world.registry.memory.grow
@@ -133,7 +136,7 @@ async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> N
 
 
 async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
-    """And is counted for as long as somebody has it."""
+    """The shared snapshot is counted for as long as a reader has it."""
     world = World()
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)
@@ -145,14 +148,14 @@ async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
     assert all(one is found[0] for one in found)
     assert await feed.fresh_snapshot(100) is found[0], "kept for a while"
     assert world.registry.memory.bytes == feed.core.bytes + A.size
-    assert await feed.fresh_snapshot(101) is None, "etcd has not got there"
+    assert await feed.fresh_snapshot(101) is None, "etcd has not reached this revision"
     del found
     subscriber.release()
     await world.empty()
 
 
 async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
-    """Nobody would give back what it holds."""
+    """No owner would release the snapshot's memory."""
     world = World()
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)
@@ -165,7 +168,7 @@ async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
 
 
 async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -> None:
-    """The read is cancelled, and not the reader that waits for it. A reader that is cancelled is."""
+    """The read is cancelled, but not the reader that waits for it. A reader that is cancelled stays cancelled."""
     world = World()
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)

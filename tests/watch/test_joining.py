@@ -1,4 +1,4 @@
-"""What the feed gets for a reader that waits, on a feed and a reader that only note what they are asked."""
+"""The help that the feed gives a waiting reader, with a feed and a reader that only record their calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SNAPSHOT = cast("Snapshot", object())
 
 
 class FakeFeed:
-    """Answers from lists; ``ahead`` counts the readers that are ahead of it."""
+    """A feed that answers from lists; ``ahead`` counts the readers that are ahead of the feed."""
 
     def __init__(self) -> None:
         self.ahead = 0
@@ -53,7 +53,7 @@ class FakeFeed:
 
 
 class FakeReader:
-    """Wants what it is told to want; ``given`` is what it got."""
+    """A reader whose wants a test sets; ``given`` lists what it got."""
 
     def __init__(self) -> None:
         self.wants = Wants.NOTHING
@@ -90,7 +90,7 @@ class Case:
         self.woken.set()
 
     async def help(self, wants: Wants) -> None:
-        """Let it want that, and wait until it is woken."""
+        """Let the reader want *wants*, and wait until it is woken."""
         self.reader.wants = wants
         assert not self.joining.help()
         async with asyncio.timeout(HANG):
@@ -98,7 +98,7 @@ class Case:
         await asyncio.sleep(0)
 
     def tasks(self) -> list[str]:
-        """Of its own."""
+        """The names of the tasks that it started."""
         return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("stream-")]
 
 
@@ -109,7 +109,10 @@ async def _case() -> Case:
 
 @pytest.mark.parametrize(("history", "given"), [(True, []), (False, ["no history"])])
 async def test_history(case: Case, history: bool, given: list[str]) -> None:
-    """The feed is asked for what the cursor needs; a refusal is told. Either way the reader is read again at once."""
+    """The feed is asked for the history that the cursor needs; the reader is notified of a refusal.
+
+    In both cases the reader is read again immediately.
+    """
     case.feed.history = history
     case.reader.wants = Wants.BACKFILL
 
@@ -120,13 +123,13 @@ async def test_history(case: Case, history: bool, given: list[str]) -> None:
 
 
 async def test_nothing(case: Case) -> None:
-    """Costs nothing."""
+    """A reader that wants nothing costs nothing."""
     assert not case.joining.help()
     assert case.tasks() == []
 
 
 async def test_linearizable_revision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read again until etcd answers; meanwhile the feed knows of a reader ahead of it."""
+    """The revision is read again until etcd answers; meanwhile the feed counts a reader ahead of it."""
     monkeypatch.setattr(joining, "READ_AGAIN", 0.0)
     case.feed.revisions = [UnavailableError("away"), UnavailableError("still away"), 12]
     await case.help(Wants.LINEARIZABLE)
@@ -137,7 +140,7 @@ async def test_linearizable_revision(case: Case, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_catch_up(case: Case) -> None:
-    """The state is read, at the cursor or above, until it can be had."""
+    """The state, at the cursor's revision or a later one, is read until the read succeeds."""
     case.feed.snapshots = [None, None, SNAPSHOT]
     await case.help(Wants.CATCH_UP)
 
@@ -147,7 +150,7 @@ async def test_catch_up(case: Case) -> None:
 
 
 async def test_one_task_however_often_it_is_asked(case: Case) -> None:
-    """And the feed counts the reader once."""
+    """Repeated calls make one task, and the feed counts the reader once."""
     case.reader.wants = Wants.LINEARIZABLE
     for _ in range(5):
         assert not case.joining.help()
@@ -159,7 +162,7 @@ async def test_one_task_however_often_it_is_asked(case: Case) -> None:
 
 
 async def test_what_it_wants_changes(case: Case) -> None:
-    """What was being got is given up."""
+    """When the reader's want changes, the fetch under way is cancelled."""
     case.reader.wants = Wants.LINEARIZABLE
     case.joining.help()
     await asyncio.sleep(0)
@@ -179,7 +182,7 @@ async def test_what_it_wants_changes(case: Case) -> None:
 
 
 async def test_stop(case: Case) -> None:
-    """Nothing is left, and nobody is woken; as often as one likes. It may begin anew."""
+    """After a stop, no task is left, and the reader is not woken; stopping is idempotent. Joining may begin again."""
     for wants in (Wants.LINEARIZABLE, Wants.CATCH_UP):
         case.reader.wants = wants
         case.joining.help()
@@ -197,7 +200,7 @@ async def test_stop(case: Case) -> None:
 
 
 async def test_an_error_of_ours(case: Case, caplog: pytest.LogCaptureFixture) -> None:
-    """Ends the stream, with a line in the log, and not in silence."""
+    """An error of the gateway's own code ends the stream, with a line in the log."""
     case.feed.revisions = [RuntimeError("seeded")]
     await case.help(Wants.LINEARIZABLE)
 

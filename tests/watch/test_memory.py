@@ -1,4 +1,4 @@
-"""``app.watch.memory``: who gives way when the budget of all feeds is full, in which order, and who doesn't."""
+"""``app.watch.memory``: which feeds give memory back when the budget of all feeds is full, and in which order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from app.watch.memory import ENCODED_SHARE, FeedMemory, Holder
 
 
 class StubFeed:
-    """Holds so many bytes of each kind, and gives them back."""
+    """A feed that holds so many bytes of each kind, and gives them back."""
 
     def __init__(self, name: str, given: list[str], *, unproven: int = 0, encoded: int = 0, log: int = 0) -> None:
         self.name = name
@@ -16,7 +16,7 @@ class StubFeed:
         self.view_bytes = 0
 
     def hold(self, memory: FeedMemory) -> StubFeed:
-        """Have it counted."""
+        """Count the feed's bytes."""
         self._hold = memory.hold()
         self._count()
         return self
@@ -52,12 +52,12 @@ class StubFeed:
         return self._give(f"log {size}", size)
 
     def release(self) -> None:
-        """It ends."""
+        """End the feed."""
         self._hold.release()
 
 
 class World:
-    """Feeds in a memory of 1,000 bytes; the first of *lingering* is the next to expire."""
+    """Feeds in a memory of 1,000 bytes; the first of *lingering* expires next."""
 
     def __init__(self) -> None:
         self.given: list[str] = []
@@ -67,7 +67,7 @@ class World:
         self.memory = FeedMemory(self.budget, lambda: self.feeds, self._expire)
 
     def add(self, name: str, *, unproven: int = 0, encoded: int = 0, log: int = 0) -> StubFeed:
-        """One more."""
+        """Add a feed."""
         feed = StubFeed(name, self.given, unproven=unproven, encoded=encoded, log=log)
         self.feeds.append(feed.hold(self.memory))
         return feed
@@ -83,7 +83,7 @@ class World:
 
 
 def test_nobody_gives_way_where_there_is_room() -> None:
-    """What fits is counted, and nothing else happens."""
+    """While there is room, bytes are only counted."""
     world = World()
     feed = world.add("a", unproven=100, encoded=100, log=100)
     hold = world.memory.hold()
@@ -92,7 +92,7 @@ def test_nobody_gives_way_where_there_is_room() -> None:
 
 
 def test_each_gives_way_in_its_turn() -> None:
-    """What lingers, what is not proven, what can be encoded again, the old state, logs: the largest of each first."""
+    """The order: lingering feeds, unproven history, encoded bytes, old views, logs; the largest of each kind first."""
     world = World()
     old = world.add("old", log=50)
     world.lingering.append(old)
@@ -111,7 +111,7 @@ def test_each_gives_way_in_its_turn() -> None:
 
 
 def test_no_more_is_taken_than_is_needed() -> None:
-    """A log gives its old end, and the others keep theirs."""
+    """No more is reclaimed than needed: one log drops its old end, and the other logs stay whole."""
     world = World()
     feed = world.add("a", log=600)
     world.add("b", log=300)
@@ -120,7 +120,7 @@ def test_no_more_is_taken_than_is_needed() -> None:
 
 
 def test_what_does_not_fit_at_all_is_refused() -> None:
-    """Whatever the others give."""
+    """A size that does not fit at all is refused, whatever the others could give back."""
     world = World()
     feed = world.add("a", log=100)
     hold = world.memory.hold()
@@ -129,7 +129,7 @@ def test_what_does_not_fit_at_all_is_refused() -> None:
 
 
 def test_a_feed_that_lingers_is_not_ended_for_itself() -> None:
-    """It is what grows."""
+    """A lingering feed that grows is not ended to make room for itself."""
     world = World()
     feed = world.add("a", log=900)
     world.lingering.append(feed)
@@ -138,7 +138,10 @@ def test_a_feed_that_lingers_is_not_ended_for_itself() -> None:
 
 
 def test_what_is_encoded_takes_an_eighth_from_logs() -> None:
-    """Beyond that it is made again for each reader; and never from the feed's own log."""
+    """Encoded bytes take up to an eighth of the budget from logs, and never from the feed's own log.
+
+    Beyond that each reader has its own encoding.
+    """
     world = World()
     feed, other = world.add("a", log=500), world.add("b", log=500)
     share = 1000 // ENCODED_SHARE
@@ -152,7 +155,7 @@ def test_what_is_encoded_takes_an_eighth_from_logs() -> None:
 
 
 def test_answers_take_from_caches_and_end_no_feed() -> None:
-    """A REST read gets what can be had again; what lingers stays."""
+    """A REST read gets the memory of everything that can be made again; lingering feeds stay."""
     world = World()
     world.lingering.append(world.add("old", log=400))
     world.add("a", unproven=300, encoded=100, log=200)
@@ -162,7 +165,7 @@ def test_answers_take_from_caches_and_end_no_feed() -> None:
 
 
 def test_answers_give_way_to_feeds() -> None:
-    """Their owners are told."""
+    """The owners of reclaimed answers are notified."""
     world = World()
     feed = world.add("a")
     told: list[str] = []
@@ -173,7 +176,7 @@ def test_answers_give_way_to_feeds() -> None:
 
 
 def test_what_is_held_already_is_settled() -> None:
-    """A feed has grown by what etcd sent: room is made, or it is told that there is none."""
+    """etcd's events have made a feed grow: either room is made, or the feed is refused."""
     world = World()
     feed = world.add("a", log=400)
     world.add("b", log=500)

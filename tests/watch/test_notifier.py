@@ -1,4 +1,4 @@
-"""``app.watch.notifier``: every pass calls all that listen, once, and leaves the loop to others in between."""
+"""``app.watch.notifier``: every pass calls all listeners once, and leaves the loop to other work in between."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from tests.support.waiting import HANG
 
 
 async def turns(count: int) -> None:
-    """So many turns of the loop."""
+    """Let the loop run *count* turns."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def listener(calls: list[str], name: str) -> Callable[[], None]:
-    """One that notes that it was called."""
+    """A listener that records its calls."""
     return lambda: calls.append(name)
 
 
 async def test_a_pass_calls_all_once_however_often_there_is_news() -> None:
-    """In the order in which they came, after the caller is done."""
+    """However often there is news, a pass calls each listener once.
+
+    The pass comes after the caller has finished, and calls the listeners in the order of registration.
+    """
     calls: list[str] = []
     notifier = Notifier()
     for name in "abc":
@@ -38,7 +41,7 @@ async def test_a_pass_calls_all_once_however_often_there_is_news() -> None:
 
 
 async def test_nobody_is_called_who_does_not_listen() -> None:
-    """Neither after it is discarded, nor where nobody listens at all."""
+    """A discarded listener is not called; a notifier without listeners does nothing."""
     calls: list[str] = []
     notifier = Notifier()
     notifier.notify()
@@ -56,7 +59,7 @@ async def test_nobody_is_called_who_does_not_listen() -> None:
 
 
 async def test_thousands_are_called_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two slices the loop serves others."""
+    """Between two slices of calls the loop does other work."""
     monkeypatch.setattr(module, "SLICE", 3)
     calls: list[str] = []
     notifier = Notifier()
@@ -71,26 +74,26 @@ async def test_thousands_are_called_in_slices(monkeypatch: pytest.MonkeyPatch) -
 
 
 class SlowLoop:
-    """A loop whose clock a test sets, and which runs what is due when it is told."""
+    """A loop whose clock a test sets, and which runs due calls when the test asks."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.due: list[tuple[float, Callable[[], None]]] = []
 
     def time(self) -> float:
-        """Seconds."""
+        """The time in seconds."""
         return self.now
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """At once."""
+        """Call at once."""
         self.due.append((self.now, callback))
 
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        """Then."""
+        """Call at that time."""
         self.due.append((when, callback))
 
     def run(self) -> float:
-        """What is due next; when that was."""
+        """Run the next due call, and return its time."""
         when, callback = self.due.pop(0)
         self.now = max(self.now, when)
         callback()
@@ -99,7 +102,7 @@ class SlowLoop:
 
 @pytest.mark.parametrize(("took", "pause"), [(0.001, 0.002), (0.1, module.MAX_PAUSE)])
 def test_after_a_pass_the_loop_is_left_alone(monkeypatch: pytest.MonkeyPatch, took: float, pause: float) -> None:
-    """For twice as long as the pass took, up to a limit; news that come meanwhile leave in one pass after that."""
+    """The pause is twice as long as the pass took, up to a limit; news during the pause go out in one pass after it."""
     loop: Any = SlowLoop()
     monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
     notifier = Notifier()
@@ -118,7 +121,7 @@ def test_after_a_pass_the_loop_is_left_alone(monkeypatch: pytest.MonkeyPatch, to
 
 
 async def test_a_listener_that_raises_does_not_end_the_passes() -> None:
-    """Its error is the loop's to log; whoever comes with the next news is called."""
+    """The loop logs the listener's error; later listeners are called with the next news."""
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
     notifier = Notifier()

@@ -1,4 +1,4 @@
-"""``app.watch.registry``: who is let in, which feeds there are for them, and when these end."""
+"""``app.watch.registry``: which subscribers are admitted, which feeds serve them, and when feeds end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THIRD = KeyRange("prefix", b"/third/")
 
 
 async def test_all_of_one_range_share_a_feed() -> None:
-    """It ends with the last of them, and each range has its own."""
+    """The feed ends with its last subscriber, and each range has its own feed."""
     world = World()
     registry = world.registry
     first, second, other = world.subscribe(), world.subscribe(), world.subscribe(OTHER)
@@ -41,7 +41,7 @@ async def test_all_of_one_range_share_a_feed() -> None:
 
 
 async def test_a_feed_that_nobody_holds_lingers() -> None:
-    """Somebody who comes meanwhile finds it as it is; otherwise it ends when its time is over."""
+    """A new subscriber finds a lingering feed unchanged; otherwise the feed ends when its linger time is over."""
     world = World(linger=1000.0)
     registry = world.registry
     first = world.subscribe()
@@ -60,7 +60,7 @@ async def test_a_feed_that_nobody_holds_lingers() -> None:
 
 
 async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
-    """The one that has lingered longest."""
+    """A new range replaces the range that has lingered longest."""
     world = World(linger=1000.0, max_feeds=2)
     for watched in (SVC, OTHER):
         world.subscribe(watched).release()
@@ -70,7 +70,7 @@ async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
     with pytest.raises(OverCapacityError, match="GATEWAY_MAX_FEEDS is 2") as refused:
         world.subscribe(SVC)
     assert refused.value.code == "too-many-feeds"
-    again = world.subscribe(THIRD)  # a range that there is needs no place
+    again = world.subscribe(THIRD)  # an existing range needs no place
     for subscriber in (third, held, again):
         subscriber.release()
     for watched in (OTHER, THIRD):
@@ -79,7 +79,7 @@ async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
 
 
 async def test_no_more_subscribers_than_may_be() -> None:
-    """Those that are leaving are counted until they have left."""
+    """Subscribers that are leaving count until they have left."""
     world = World(max_subscribers=1)
     only = world.subscribe()
     only.close("max-age")
@@ -92,7 +92,7 @@ async def test_no_more_subscribers_than_may_be() -> None:
 
 
 async def test_an_etcd_out_of_reach_refuses_whom_no_feed_can_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes to a state that is there is served from that."""
+    """A subscriber whose range has a state is served from that state."""
     world = World()
     served = world.subscribe()
     await world.told(served)
@@ -108,7 +108,7 @@ async def test_an_etcd_out_of_reach_refuses_whom_no_feed_can_serve(monkeypatch: 
 
 
 async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its subscribers are told; a pause later it is tried again."""
+    """The range's subscribers are notified; after a pause the range is tried again."""
     world = World()
 
     async def too_large(_watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
@@ -132,7 +132,7 @@ async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: 
 
 
 async def test_a_drain_sends_all_away_and_lets_nobody_in() -> None:
-    """What lingers ends at once; the others are asked to leave, by and by."""
+    """Lingering feeds end at once; the subscribers are asked to leave, spread over the window."""
     world = World(linger=1000.0, drain_window=0.1, drain_pace=1e6)
     world.subscribe(OTHER).release()
     members = [world.subscribe() for _ in range(3)]
@@ -151,7 +151,7 @@ async def test_a_drain_sends_all_away_and_lets_nobody_in() -> None:
 
 
 async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
-    """At the end of the time that a stop has."""
+    """At the end of a stop's time, the remaining subscribers are asked to leave, too."""
     world = World(drain_window=1000.0, drain_pace=0.001)
     members = [world.subscribe() for _ in range(3)]
     assert world.registry.drain() > 0
@@ -161,12 +161,12 @@ async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
     assert world.registry.feeds() == []
     assert [member.feed.state for member in members] == [State.CLOSED] * 3
     for member in members:
-        member.release()  # its feed is gone: nothing happens
+        member.release()  # its feed is gone: the release does nothing
     assert len(world.registry) == 0
 
 
 async def test_a_restore_is_told_to_every_feed() -> None:
-    """Each starts anew, and keeps its readers."""
+    """After a restore each feed starts anew, and keeps its readers."""
     world = World()
     members = [world.subscribe(watched) for watched in (SVC, OTHER)]
     for member in members:
@@ -181,7 +181,7 @@ async def test_a_restore_is_told_to_every_feed() -> None:
 
 
 async def test_readers_drop_what_their_feed_gives_up() -> None:
-    """A part of the old state, half sent, would keep its memory."""
+    """Otherwise a half-sent part of the old state would keep its memory."""
     world = World()
     with_reader, without = world.subscribe(), world.subscribe()
     dropped: list[str] = []
@@ -197,11 +197,11 @@ async def test_readers_drop_what_their_feed_gives_up() -> None:
     without.release()
     await world.empty()
     world.registry.view_reclaimed(with_reader.feed)
-    assert dropped == ["snapshot"], "a feed that has ended has no readers"
+    assert dropped == ["snapshot"], "only the first reclaim may reach the readers: a feed that has ended has none"
 
 
 async def test_staleness_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what has ended is waited for."""
+    """Staleness is checked again and again, and the registry awaits the feeds that have ended."""
     monkeypatch.setattr(module, "TICK", 0.0)
     world = World()
     subscriber = world.subscribe()

@@ -1,4 +1,4 @@
-"""``app.watch.snapshot_turns``: snapshots are read beside each other while they fit, and in turn when they don't."""
+"""``app.watch.snapshot_turns``: snapshots are read concurrently while they fit, and otherwise one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.watch.snapshot_turns import SnapshotTurns
 
 
 class Memory:
-    """Room for so many pages; each snapshot has two, and is read page by page."""
+    """Room for some pages; each snapshot has two pages, and is read page by page."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -19,7 +19,7 @@ class Memory:
         self.attempts = 0
 
     async def read(self) -> int:
-        """One attempt; what it returns is its number."""
+        """Try to read; return the number of the attempt."""
         self.attempts += 1
         number, held = self.attempts, 0
         try:
@@ -35,14 +35,14 @@ class Memory:
 
 
 async def test_what_fits_is_read_at_once() -> None:
-    """Nobody waits for anybody."""
+    """Snapshots that fit do not wait for each other."""
     turns, memory = SnapshotTurns(), Memory(room=6)
     found = await asyncio.gather(*[turns.read(memory.read) for _ in range(3)])
     assert (sorted(found), memory.attempts) == ([1, 2, 3], 3)
 
 
 async def test_what_does_not_fit_beside_others_is_read_after_them() -> None:
-    """Each gives back what it has read, and none fails: one after the other they fit."""
+    """Each read releases its pages, and none fails: one after the other they fit."""
     turns, memory = SnapshotTurns(), Memory(room=2)
     found = await asyncio.gather(*[turns.read(memory.read) for _ in range(4)])
     assert len(set(found)) == 4
@@ -50,7 +50,7 @@ async def test_what_does_not_fit_beside_others_is_read_after_them() -> None:
 
 
 async def test_what_does_not_fit_alone_fails_at_once() -> None:
-    """It would not fit the next time either, and every try costs etcd a Range of the whole prefix."""
+    """It would not fit the next time either, and every attempt costs etcd a Range of the whole prefix."""
     turns, memory = SnapshotTurns(), Memory(room=1)
     with pytest.raises(NoRoomError):
         await turns.read(memory.read)
@@ -58,7 +58,7 @@ async def test_what_does_not_fit_alone_fails_at_once() -> None:
 
 
 async def test_who_is_cancelled_in_its_turn_holds_nobody_up() -> None:
-    """The next one has its turn."""
+    """A read that is cancelled in its turn passes the turn to the next."""
     turns, memory = SnapshotTurns(), Memory(room=2)
     first, second, third = (asyncio.create_task(turns.read(memory.read)) for _ in range(3))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""``app.watch.subscriber``: it leaves once, and is asked to leave once."""
+"""``app.watch.subscriber``: a subscriber leaves once, and is asked to leave once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.watch.world import World
 
 
 async def test_a_subscriber_is_released_once() -> None:
-    """However often, and by whichever way."""
+    """However often and in whichever way a subscriber is released, it is released once."""
     world = World()
     with world.subscribe(has_cursor=False) as subscriber:
         assert len(world.registry) == 1
@@ -19,7 +19,7 @@ async def test_a_subscriber_is_released_once() -> None:
 
 
 async def test_the_first_reason_to_close_is_the_one() -> None:
-    """And is told once."""
+    """Only the first reason to close counts, and the stream is notified once."""
     world = World()
     told: list[str | None] = []
     subscriber = world.subscribe(has_cursor=False)
@@ -32,7 +32,7 @@ async def test_the_first_reason_to_close_is_the_one() -> None:
 
 
 async def test_a_subscriber_without_reader_lacks_nothing() -> None:
-    """Its delivery has not begun."""
+    """A subscriber whose delivery has not begun lacks nothing."""
     world = World()
     subscriber: Subscriber = world.subscribe(has_cursor=False)
     assert subscriber.behind == 0

@@ -1,4 +1,4 @@
-"""A registry over an etcd of one key, in which any call can be made to raise."""
+"""A registry over an etcd with one key, in which a test can make any call raise."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ LIMITS = Limits(
 
 
 class Trap:
-    """Raises at the *nth* time that *call* is made, and from then on while it is armed."""
+    """Raises at the *nth* call of *call*, and at every later call while the trap is armed."""
 
     def __init__(self, call: str, nth: int) -> None:
         self.call, self.left = call, nth
         self.armed, self.sprung = True, False
 
     def pass_by(self, call: str) -> None:
-        """A call is made."""
+        """Count a call, and raise if it is trapped."""
         if self.armed and call == self.call:
             self.left -= 1
             if self.left <= 0:
@@ -57,7 +57,7 @@ class Trap:
 
 
 class StubWatch:
-    """One that says at once what it has to say."""
+    """A watch that sends everything at once."""
 
     def __init__(self, etcd: StubEtcd, start: int, sink: WatchCallback) -> None:
         self._etcd = etcd
@@ -92,14 +92,14 @@ class StubWatch:
 
 
 class StubEtcd:
-    """An etcd with one key, written at 90; it is at 100."""
+    """An etcd with one key, written at 90; etcd's revision is 100."""
 
     cluster_id = 1
 
     def __init__(self, trap: Trap) -> None:
         self.trap = trap
         self.open: set[StubWatch] = set()
-        self.snapshots = 0  # that were read
+        self.snapshots = 0  # how many snapshots were read
 
     @property
     def progress_trusted(self) -> bool:
@@ -140,7 +140,7 @@ class StubEtcd:
 
 
 class World:
-    """A registry over it."""
+    """A registry over the stub."""
 
     def __init__(self, trap: Trap | None = None, **limited: Any) -> None:
         self.trap = trap = trap if trap is not None else Trap("", 0)
@@ -154,11 +154,11 @@ class World:
         return time.monotonic()
 
     def subscribe(self, watched: KeyRange = SVC, *, has_cursor: bool = True) -> Subscriber:
-        """Somebody comes."""
+        """Add a subscriber."""
         return self.registry.subscribe(watched, address="", user_agent="", request_id="", has_cursor=has_cursor)
 
     async def told(self, subscriber: Subscriber) -> None:
-        """Return once *subscriber* is served, or told that it is not."""
+        """Return once *subscriber* is served or refused."""
         feed = subscriber.feed
 
         async def so() -> bool:
@@ -168,7 +168,7 @@ class World:
         await eventually(so)
 
     async def empty(self) -> None:
-        """Return once nothing is left of anybody."""
+        """Return once no subscriber and no feed is left."""
 
         async def so() -> bool:
             tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("feed")]
