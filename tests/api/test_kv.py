@@ -11,8 +11,13 @@ import pytest
 import pytest_asyncio
 from aetcd import rpc
 
+from app.etcd import reads
+from app.gateway import Gateway
+from app.main import create_app
+from app.settings import load
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.streams import watch
@@ -396,23 +401,21 @@ async def test_etcd_mute() -> None:
     assert {answer.json()["code"] for answer in answers} == {"etcd-unavailable"}
 
 
-async def test_queue_of_ranges_is_bounded() -> None:
+async def test_queue_of_ranges_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read over the bound of waiting reads gets a 429 at once: the queue does not grow."""
-    async with (
-        EmbeddedEtcd() as etcd,
-        gateway(etcd.endpoint, settings={"GATEWAY_MAX_RANGES": "1"}) as server,
-        httpx.AsyncClient(base_url=server.base, timeout=HANG, limits=httpx.Limits(max_connections=100)) as http,
-    ):
-        await read(http, "prefix=/")
-        etcd.sigstop()
-        try:
+    monkeypatch.setattr(reads, "RANGE_TIMEOUT", HANG)  # or reads of a slow machine would fail before the last is asked
+    async with FakeEtcd() as fake:
+        server = Gateway(load({"etcd": fake.endpoint, "max_ranges": "1"}))
+        transport = httpx.ASGITransport(create_app(gateway=server))
+        async with server.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            await read(http, "prefix=/")
+            fake.hold_ranges()
             asking = [asyncio.create_task(http.get(f"/v1/kv?prefix=/{n}")) for n in range(80)]
             refused: set[asyncio.Task[httpx.Response]] = set()
             while len(refused) < 80 - 64:
                 refused |= (await asyncio.wait(set(asking) - refused, return_when=asyncio.FIRST_COMPLETED))[0]
-        finally:
-            etcd.sigcont()
-        answers = await asyncio.gather(*asking)
+            fake.release_ranges()
+            answers = await asyncio.gather(*asking)
 
     assert {task.result().json()["code"] for task in refused} == {"too-many-ranges"}
     assert all("retry-after" in task.result().headers for task in refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import signal
@@ -74,12 +75,13 @@ async def leaky(etcd: str, leak: str) -> AsyncIterator[GatewayProcess]:
 
 async def pass_by(bases: Sequence[str]) -> None:
     """At each gateway, let five clients a second follow their own range for a moment."""
-    number = 0
-    while True:
-        number += 1
-        for stream in await asyncio.gather(*(watch(base, f"prefix=/passer/{number}/") for base in bases)):
+
+    async def visit(base: str, number: int) -> None:
+        async with await watch(base, f"prefix=/passer/{number}/") as stream:
             await stream.next_event()
-            await stream.close()
+
+    for number in itertools.count(1):
+        await asyncio.gather(*(visit(base, number) for base in bases))
         await asyncio.sleep(0.2)
 
 
