@@ -324,7 +324,7 @@ async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncCli
         while running:
             await http.get("/v1/kv?key=/linear")
 
-    readers = [asyncio.create_task(keep_reading()) for _ in range(8)]
+    readers = [asyncio.create_task(keep_reading()) for _ in range(4)]
     try:
         for number in range(100):
             await etcd_kv.put("/linear", str(number))
