@@ -1,6 +1,6 @@
-"""What the feeds need of the world outside: an etcd, a clock, chance, tasks.
+"""The interfaces through which feeds use the outside world: etcd, a clock, randomness, tasks.
 
-The real ones are ``app.etcd`` and asyncio's.
+``app.etcd`` and asyncio provide the real implementations.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Draw = Callable[[], float]  # uniform in [0, 1)
 
 
 class BrokenGatewayError(Exception):
-    """A defect of ours, which is in the log, has ended a task that all others depend on."""
+    """A defect in the gateway has ended a task that all others depend on. The log has the details."""
 
 
 def spawn(work: Coroutine[Any, Any, T], *, name: str, died: Callable[[Exception], None]) -> asyncio.Task[T]:
-    """A task whose death is heard: what it raises is logged, and *died* is called with it.
+    """Start a task. If the task raises, log the exception and call *died* with it.
 
-    One that nobody awaits would end in silence otherwise, and whoever waits for what it was to do would wait for ever.
+    Otherwise a task that nobody awaits would fail silently, and a caller that waits for its effect would wait for ever.
     """
 
     def ended(task: asyncio.Task[T]) -> None:
         error: BaseException | None
         if task.cancelled():
-            # gRPC raises CancelledError, too, for a call that its server cancels: then nobody has cancelled the task.
-            error = None if task.cancelling() else RuntimeError("it was cancelled by nobody")
+            # gRPC also raises CancelledError when the server cancels a call. Then nothing has cancelled the task.
+            error = None if task.cancelling() else RuntimeError("the task ended as cancelled, but nothing cancelled it")
         else:
             error = task.exception()
         if error is not None:
@@ -55,27 +55,27 @@ class Watch(Protocol):
     """One watch at etcd, open or waiting for a connection."""
 
     def cancel(self) -> None:
-        """Let it go: its callback is not called any more. Synchronous and idempotent."""
+        """Cancel the watch: its callback is not called any more. Synchronous and idempotent."""
 
     def await_proof(self, wanted: bool) -> None:
-        """Ask for progress often, or no longer."""
+        """Set whether to request progress often."""
 
     def proven_at(self, reached: int) -> float | None:
-        """Nothing committed before this time (monotonic seconds) is missing; None while that is not known.
+        """Return the time (monotonic seconds) before which no committed event is missing; None while it is unknown.
 
-        *reached*: everything up to this revision was said.
+        *reached*: the watch has delivered everything up to this revision.
         """
 
 
-# What clients are told of an etcd that can't be used, where nothing more is known.
+# The reason that clients see for an etcd that cannot be used, unless a more specific one is known.
 OUT_OF_REACH = "etcd is out of reach"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How the upstream is, for ``/readyz``, ``/v1/feeds`` and the metrics.
+    """The state of the upstream, for ``/readyz``, ``/v1/feeds`` and the metrics.
 
-    ``told``: what clients may know of ``reason``, which holds addresses.
+    ``told`` is the reason that clients may see: ``reason`` holds addresses.
     """
 
     endpoint: str
@@ -86,7 +86,7 @@ class Condition:
     told: str = OUT_OF_REACH
 
     def error(self) -> UnavailableError:
-        """For who asks meanwhile."""
+        """Return the error for requests that arrive in this condition."""
         return UnavailableError(self.told, cause=f"{self.endpoint}: {self.reason}")
 
 
@@ -95,27 +95,27 @@ class Etcd(Protocol):
 
     @property
     def cluster_id(self) -> int:
-        """Of the cluster last heard of; 0 before."""
+        """The id of the cluster that the gateway follows; 0 before etcd's first answer."""
 
     @property
     def progress_trusted(self) -> bool:
-        """Whether on-demand progress of the member we talk to may be believed."""
+        """Whether the present member's answers to progress requests can be trusted."""
 
     @property
     def condition(self) -> Condition:
-        """How it is."""
+        """The present condition."""
 
     def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> Watch:
-        """Open a watch; while there is no connection, or no stream for it, it waits for one."""
+        """Open a watch. The watch waits while there is no connection, or no stream with room for it."""
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        """The whole range at one linearizable revision, and the cluster's id.
+        """Return the whole range at one linearizable revision, and the cluster's id.
 
-        *budget* is called with the bytes of each page and may raise to stop.
+        *budget* is called with the size of each page in bytes. It may raise to stop the read.
         """
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
-        """Whether *revision* is still readable; *watched* names a key that may be read."""
+        """Return whether *revision* is still readable; *watched* names a key that the gateway may read."""
 
     async def revision(self, watched: KeyRange) -> int:
-        """A linearizable revision read begun after this call; shared, at most one a second."""
+        """Return a linearizable revision from a read that began after this call. Shared; at most one read a second."""

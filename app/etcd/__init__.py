@@ -1,1 +1,1 @@
-"""The upstream: etcd over gRPC. It decides nothing about feeds; what it hears it hands on in the core's words."""
+"""The upstream: etcd over gRPC. It decides nothing about feeds; it passes etcd's answers on as the core's values."""

@@ -1,4 +1,4 @@
-"""What a gRPC call has ended with: grpc.aio says it in several ways, of which some say something else."""
+"""The status that a gRPC call ended with: grpc.aio reports it in several ways, and some of them are wrong."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from aetcd import rpc
 
 T = TypeVar("T")
 
-# A write that fails because the call has just ended: grpc.aio puts this status in the place of the true one (grpcio
-# 1.85.1). With much to write, a third of 800 calls that a message over the limit had ended said only this.
+# When a write fails because the call has just ended, grpc.aio replaces the call's true status with this one (grpcio
+# 1.85.1). Of 800 calls with much to write that a message over the limit had ended, a third reported only this status.
 WRITE_FAILED = "Internal error from Core"
-# Seconds to wait for the true status where the write was first: it is on its way.
+# Seconds to wait for the true status when the failed write is reported first: the true status is already on its way.
 STATUS_PATIENCE = 1.0
 
 
 def raise_unless_cancelled() -> None:
-    """Within ``except CancelledError``: go on with it if somebody has cancelled this task.
+    """Re-raise the CancelledError if this task was cancelled. For use within ``except CancelledError``.
 
-    gRPC raises the same when a server, or what stands before it, ends a call with the status CANCELLED, and when the
-    channel is closed. That would end the task for whose sake the call was made.
+    gRPC raises the same error when a server, or a proxy in front of it, ends a call with the status CANCELLED, and when
+    the channel is closed. That error would end the task that made the call.
     """
     task = asyncio.current_task()
     if task is None or task.cancelling():
@@ -30,7 +30,7 @@ def raise_unless_cancelled() -> None:
 
 
 async def unary(call: Callable[..., Awaitable[Any]], request: Any, **options: Any) -> Any:
-    """One call. Raises rpc.AioRpcError whatever ends it, and CancelledError when this task is cancelled."""
+    """Make one call. Raises rpc.AioRpcError however the call fails; CancelledError only if this task is cancelled."""
     try:
         return await call(request, **options)
     except asyncio.CancelledError:
@@ -40,14 +40,14 @@ async def unary(call: Callable[..., Awaitable[Any]], request: Any, **options: An
 
 
 class CallStatus:
-    """The first status that a streaming call has had: a write that fails after that puts its own in its place."""
+    """The first status of a streaming call: a write that fails later replaces the call's status with its own."""
 
     def __init__(self, call: Any) -> None:
         self._first: asyncio.Future[rpc.AioRpcError] = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._note)
 
     async def true(self, error: rpc.AioRpcError) -> rpc.AioRpcError:
-        """What the call has ended with, when it raised *error*."""
+        """Return the error that the call really ended with, given that it raised *error*."""
         if error.details() != WRITE_FAILED:
             return error
         try:
@@ -64,12 +64,12 @@ class CallStatus:
 
 
 def _done(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that has nothing to wait for: a task would run when the status is another one."""
+    """Return the result of a coroutine that never waits. A task would run later, after the status has changed."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
         value: T = stop.value
         return value
     coroutine.close()
-    msg = "it waits"
+    msg = "the coroutine waits; it must return at once"
     raise AssertionError(msg)

@@ -1,10 +1,12 @@
-"""Which cluster we follow, and how far its history is known: what every answer of etcd is compared with.
+"""The cluster that the gateway follows, and the known end of its history. Every answer of etcd is compared with both.
 
-A linearizable revision or raft term below the highest that was known when it was asked for means that the history is
-another one: etcd was restored, and every feed is told. Another cluster's id is not taken for that at once. An endpoint
-that leads elsewhere (a wrong list, a name or an address that was given to others) must not swap everybody's mirror for
-other data, nor be changed with the right ones in turn: it is skipped. Only when nobody of our cluster was to be had for
-a while is the other one believed to have replaced it.
+A linearizable revision or raft term below the highest one known when the read began means that the history has been
+replaced: etcd was restored, and every feed is notified.
+
+A different cluster id alone does not prove a restore. The endpoint may lead to the wrong cluster: the list of endpoints
+is wrong, or a name or address was reassigned. Such an endpoint must not replace every client's mirror with other data,
+and the gateway must not alternate between two clusters. So the endpoint is skipped. The gateway accepts that another
+cluster has replaced its own only after no member of its own was available for a while.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ logger = logging.getLogger("gateway.etcd")
 
 
 class ForeignClusterError(ConnectionError):
-    """An answer of a cluster that we do not follow; nothing in it is to be used."""
+    """An answer came from a cluster that the gateway does not follow. Nothing in the answer may be used."""
 
 
 class Cluster:
     """See the module.
 
     Args:
-        patience: seconds without our cluster after which another one may take its place.
+        patience: seconds without an answer of our cluster after which another cluster may replace it.
     """
 
     def __init__(self, *, patience: float, clock: Clock) -> None:
@@ -36,26 +38,26 @@ class Cluster:
         self._seen_at = -math.inf
         self._restored: list[Callable[[], None]] = []
         self.id = 0
-        # The highest heard of, in this history.
+        # The highest values known in this history.
         self.revision = 0
         self.term = 0
-        # The highest raft index that a member was heard to have applied.
+        # The highest raft index that any member has reported as applied.
         self.applied = 0
 
     @property
     def known(self) -> tuple[int, int]:
-        """The highest (revision, raft term) heard of."""
+        """The highest known (revision, raft term)."""
         return self.revision, self.term
 
     def on_restored(self, callback: Callable[[], None]) -> None:
-        """Have *callback* called whenever the history turns out to be another one."""
+        """Call *callback* whenever etcd's history turns out to have been replaced."""
         self._restored.append(callback)
 
     def note(self, header: Any) -> None:
-        """The header of any answer.
+        """Take note of the header of any answer.
 
         Raises:
-            ForeignClusterError: it is not ours.
+            ForeignClusterError: the answer comes from another cluster.
         """
         if header.cluster_id:
             if not self.id:
@@ -66,40 +68,48 @@ class Cluster:
         self.revision = max(self.revision, header.revision)
 
     def note_linearizable(self, before: tuple[int, int], header: Any) -> None:
-        """A linearizable answer, and the highest (revision, term) that was known when it was asked for.
+        """Take note of the header of a linearizable answer.
 
-        Neither can have fallen since, unless etcd was restored. Raises as ``note``.
+        *before*: the highest (revision, term) that was known when the read began. Neither can have fallen since, unless
+        etcd was restored. Raises as ``note``.
         """
         self.note(header)
         if header.revision < before[0] or header.raft_term < before[1]:
-            logger.warning("etcd went back: it was restored", extra={"revision": header.revision, "was": before[0]})
+            logger.warning(
+                "etcd's history went back: etcd was restored", extra={"revision": header.revision, "was": before[0]}
+            )
             self._start_anew(header)
         self.term = max(self.term, header.raft_term)
 
     def note_applied(self, index: int) -> None:
-        """What a member has applied; 0 when it does not say."""
+        """Take note of the raft index that a member has applied; 0 if the member does not report one."""
         self.applied = max(self.applied, index)
 
     def compare_applied(self, before: int, index: int, header: Any) -> None:
-        """What a member had applied *after* a linearizable read there, and the highest known before that read.
+        """Detect a restore by the raft index that a member has applied.
 
-        The read made it apply all that anybody had. A restore begins a new raft log, so this tells also of one whose
-        revision has passed ours again: a feed that knows no event of its range has nothing else to tell by.
+        *index*: what the member had applied *after* a linearizable read there. *before*: the highest index known before
+        that read. The read made the member apply everything that any member had applied. A restore begins a new raft
+        log, so the index also reveals a restore whose revision has already passed ours. A feed that knows no event of
+        its range has no other sign of such a restore.
         """
         if 0 < index < before:
-            logger.warning("etcd's raft log begins anew: it was restored", extra={"applied": index, "was": before})
+            logger.warning("etcd's raft log began anew: etcd was restored", extra={"applied": index, "was": before})
             self._start_anew(header)
         self.note_applied(index)
 
     def admit(self, header: Any, *, tried_all: bool) -> str | None:
-        """Whether a new link's member may be used: None, or why not. *tried_all*: no other endpoint had ours either."""
+        """Return why a new link's member may not be used; None if it may.
+
+        *tried_all*: every endpoint was tried, and none led to our cluster.
+        """
         if header is None:
             return None
         if header.cluster_id not in (0, self.id) and self.id:
             if not tried_all or self._clock() - self._seen_at < self._patience:
                 return self._foreign(header)
             logger.warning(
-                "another cluster has taken the place of ours",
+                "another cluster has replaced the one that the gateway followed",
                 extra={"was": f"{self.id:x}", "is": f"{header.cluster_id:x}"},
             )
             self.id = header.cluster_id
@@ -108,7 +118,7 @@ class Cluster:
         return None
 
     def _foreign(self, header: Any) -> str:
-        return f"it is of another cluster, {header.cluster_id:x}; this gateway follows {self.id:x}"
+        return f"the endpoint is a member of another cluster, {header.cluster_id:x}; this gateway follows {self.id:x}"
 
     def _start_anew(self, header: Any) -> None:
         self.revision, self.term, self.applied = header.revision, header.raft_term, 0

@@ -1,4 +1,4 @@
-"""Protobuf to the core's values and back, gRPC's errors to ours; pure."""
+"""Convert protobuf messages to the core's values and back, and gRPC's errors to the gateway's; pure."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..core.multiplex import CancelRequest, CreateRequest, Message, Request
 from ..ports import OUT_OF_REACH
 from .hints import explain
 
-# gRPC rejects a message by the length in front of it, reads no further, and says the length (grpcio 1.85.1: refusing
-# 200 MB added nothing to the process, taking them added 540 MB).
+# gRPC rejects a message by its length prefix, reads no further, and reports the length (grpcio 1.85.1: rejecting 200 MB
+# added nothing to the process; accepting 200 MB added 540 MB).
 _LENGTHS = re.compile(r"larger than max \((\d+) vs\. \d+\)")
 
 
 def key_value(kv: Any) -> KeyValue:
-    """mvccpb.KeyValue."""
+    """Convert an mvccpb.KeyValue."""
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
 def event(ev: Any) -> Event:
-    """mvccpb.Event: type 0 is PUT, 1 is DELETE."""
+    """Convert an mvccpb.Event: type 0 is PUT, type 1 is DELETE."""
     kv = ev.kv
     if ev.type:
         return Delete(kv.key, kv.mod_revision)
@@ -40,7 +40,7 @@ def event(ev: Any) -> Event:
 
 
 def message(response: Any) -> Message:
-    """etcdserverpb.WatchResponse."""
+    """Convert an etcdserverpb.WatchResponse."""
     return Message(
         watch_id=response.watch_id,
         revision=response.header.revision,
@@ -54,7 +54,10 @@ def message(response: Any) -> Message:
 
 
 def watch_request(request: Request) -> Any:
-    """etcdserverpb.WatchRequest: never prev_kv (it costs etcd a Range per event), always fragments and progress."""
+    """Return an etcdserverpb.WatchRequest.
+
+    It always asks for fragments and progress, and never for prev_kv, which costs etcd a Range per event.
+    """
     if isinstance(request, CreateRequest):
         return rpc.WatchRequest(
             create_request=rpc.WatchCreateRequest(
@@ -72,10 +75,11 @@ def watch_request(request: Request) -> Any:
 
 
 def is_too_large(error: BaseException | None) -> bool:
-    """Whether a message was over the limit, ours or the sender's.
+    """Whether a message was over the limit, the gateway's or the sender's.
 
-    By its words, since etcd and proxies say RESOURCE_EXHAUSTED for other things too: "CLIENT: Received message larger
-    than max (102947 vs. 65536)" (grpcio 1.85.1), "trying to send message larger than max" (etcd's own gRPC, 2 GiB).
+    The text decides, because etcd and proxies use RESOURCE_EXHAUSTED for other failures too: "CLIENT: Received message
+    larger than max (102947 vs. 65536)" (grpcio 1.85.1), "trying to send message larger than max" (etcd's own gRPC,
+    2 GiB).
     """
     return (
         isinstance(error, rpc.AioRpcError)
@@ -85,14 +89,14 @@ def is_too_large(error: BaseException | None) -> bool:
 
 
 def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
-    """What a failed call means to us."""
+    """Return the gateway's exception for a failed call."""
     code, details = error.code(), error.details() or ""
     if code is rpc.StatusCode.OUT_OF_RANGE:
         return CompactedError(details) if "compacted" in details else FutureRevisionError(details)
     if is_too_large(error):
         lengths = _LENGTHS.search(details)
         return LargeMessageError(
-            "etcd's answer does not fit a message",
+            "etcd's answer is too large for one message",
             int(lengths[1]) if lengths is not None else 0,
             cause=f"{endpoint}: {details}",
         )
@@ -110,10 +114,10 @@ def range_error(endpoint: str, error: rpc.AioRpcError) -> Exception:
 
 
 def unavailable(endpoint: str, why: str) -> UnavailableError:
-    """etcd can't be used; why is for operators."""
+    """Return the error for an etcd that cannot be used. Operators see *why*; clients do not."""
     return UnavailableError(OUT_OF_REACH, cause=f"{endpoint}: {why}")
 
 
 def _told(details: str) -> str:
-    """What a client may read of a refusal: etcd's own words, and not those of anything that stands between."""
+    """Return what a client may read of a refusal: etcd's own text, but not the text of a proxy in between."""
     return details if details.startswith("etcdserver: ") else "etcd refused the request"

@@ -1,7 +1,7 @@
-"""Who we are to etcd, and whom we take for etcd: TLS files, and a user with a password file.
+"""How the gateway identifies itself to etcd, and how it verifies etcd: TLS files, and a user with a password file.
 
-The files are read again for every link, so that whoever renews them (cert-manager, the kubelet, an operator) need not
-restart us; a bad one at that time is that link's failure, with the name of the setting in its reason.
+The files are read again for every link, so that cert-manager, the kubelet or an operator can renew them without a
+restart of the gateway. If a file is bad at that time, the link fails, and the reason names the setting.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ CACERT = "GATEWAY_ETCD_CACERT (--etcd-cacert)"
 CERT = "GATEWAY_ETCD_CERT (--etcd-cert)"
 KEY = "GATEWAY_ETCD_KEY (--etcd-key)"
 PASSWORD_FILE = "GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"  # noqa: S105 -- the setting's name
-# How OpenSSL names the certificates of a folder.
+# The file names that OpenSSL expects in a folder of certificates.
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
 class CredentialsError(Exception):
-    """A file cannot be used; names the setting and the file, and never holds what is in it."""
+    """A file cannot be used. The text names the setting and the file, and never quotes the file's content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """See the module. All may be missing: plain text, as nobody."""
+    """See the module. All fields may be unset: plain text, without a user."""
 
     cacert: Path | None = None
     cert: Path | None = None
@@ -37,14 +37,14 @@ class Credentials:
 
     @property
     def named(self) -> bool:
-        """Whether etcd may know us by a name, so that its roles may refuse us what they allowed before."""
+        """Whether etcd may know the gateway by a name. Then etcd's roles may refuse what they permitted before."""
         return bool(self.user) or self.cert is not None
 
     def check(self, *, tls: bool) -> None:
-        """Read all files once, to find at the start what is wrong.
+        """Read all files once, to report errors at startup.
 
         Raises:
-            CredentialsError: with a line for each setting that is wrong.
+            CredentialsError: with one line for each setting that is wrong.
         """
         lines = []
         for read in (self.channel if tls else None, self.password if self.user else None):
@@ -57,7 +57,7 @@ class Credentials:
             raise CredentialsError("\n".join(lines))
 
     def channel(self) -> grpc.ChannelCredentials:
-        """For one TLS connection, from the files as they are now. Raises CredentialsError."""
+        """Return the credentials of one TLS connection, from the files as they are now. Raises CredentialsError."""
         roots = _certificates(CACERT, self.cacert) if self.cacert is not None else _system_roots()
         if self.cert is None or self.key is None:
             return grpc.ssl_channel_credentials(roots)
@@ -66,12 +66,12 @@ class Credentials:
         return grpc.ssl_channel_credentials(roots, key, chain)
 
     def password(self) -> str:
-        """The file's content without the line end of its editor. Raises CredentialsError."""
-        assert self.password_file is not None, "the settings ask for it beside a user"
+        """Return the password file's content without the line end that an editor adds. Raises CredentialsError."""
+        assert self.password_file is not None, "the settings require a password file with a user"
         try:
             text = _read(PASSWORD_FILE, self.password_file).decode().strip()
         except UnicodeDecodeError:
-            msg = f"{PASSWORD_FILE}: {self.password_file} is no text"
+            msg = f"{PASSWORD_FILE}: {self.password_file} is not UTF-8 text"
             raise CredentialsError(msg) from None
         if not text:
             msg = f"{PASSWORD_FILE}: {self.password_file} is empty"
@@ -90,7 +90,7 @@ def _read(setting: str, path: Path) -> bytes:
 def _certificates(setting: str, path: Path) -> bytes:
     data = _read(setting, path)
     try:
-        # gRPC takes any bytes, and says only at the handshake that something is wrong.
+        # gRPC accepts any bytes and reports an error only at the handshake.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError):
         msg = f"{setting}: {path} holds no certificate in PEM"
@@ -100,7 +100,7 @@ def _certificates(setting: str, path: Path) -> bytes:
 
 def _check_pair(cert: Path, key: Path) -> None:
     def refuse() -> str:
-        msg = f"{KEY}: {key} is encrypted: there is no setting for its passphrase"
+        msg = f"{KEY}: {key} is encrypted, and there is no setting for its passphrase: use a key without one"
         raise CredentialsError(msg)
 
     try:
@@ -109,15 +109,15 @@ def _check_pair(cert: Path, key: Path) -> None:
         why = f"is not the key of {cert}" if error.reason == "KEY_VALUES_MISMATCH" else "holds no private key in PEM"
         msg = f"{KEY}: {key} {why}"
         raise CredentialsError(msg) from None
-    except OSError as error:  # gone since it was read
+    except OSError as error:  # the file has gone since it was read
         msg = f"{KEY}: cannot read {cert} and {key}: {error.strerror or error}"
         raise CredentialsError(msg) from None
 
 
 def _system_roots() -> bytes:
-    """What this system trusts, as OpenSSL finds it (``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
+    """Return the certificates that this system trusts, as OpenSSL finds them (``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
 
-    gRPC alone would take the list that it was built with, which knows no CA of a company and is never updated.
+    By default, gRPC would use the list that it was built with. That list has no company's CA and is never updated.
     """
     paths = ssl.get_default_verify_paths()
     files = [Path(paths.cafile)] if paths.cafile else []

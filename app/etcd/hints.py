@@ -1,29 +1,29 @@
-"""What is wrong with an endpoint, in words for ``/readyz`` and the log: gRPC's, and what they mean here."""
+"""Explain what is wrong with an endpoint, for ``/readyz`` and the log: gRPC's text, and what the text means here."""
 
 from __future__ import annotations
 
 from aetcd import rpc
 
-# Seen with grpcio 1.85.1. A server that speaks TLS 1.3 says only after the handshake that it does not take our
-# certificate, and gRPC takes that alert for corrupted data (etcd 3.4.23, 3.5.16; 3.5.1 speaks TLS 1.2 with it).
+# Seen with grpcio 1.85.1. A server that uses TLS 1.3 rejects the gateway's certificate only after the handshake, and
+# gRPC takes that alert for corrupted data (etcd 3.4.23 and 3.5.16; 3.5.1 uses TLS 1.2 with grpcio).
 HINTS = (
-    ("https", "CERTIFICATE_VERIFY_FAILED", "etcd's certificate is not of a CA in GATEWAY_ETCD_CACERT, or expired"),
-    ("https", "Hostname Verification", "etcd's certificate is for other names than this endpoint's"),
-    ("https", "TSI_DATA_CORRUPTED", "etcd does not take GATEWAY_ETCD_CERT, or wants one and there is none"),
-    ("https", "_ALERT_", "etcd does not take GATEWAY_ETCD_CERT, or wants one and there is none"),
-    ("https", "Handshake read failed", "no TLS is spoken there: is it an http:// endpoint?"),
-    ("https", "WRONG_VERSION_NUMBER", "no TLS is spoken there: is it an http:// endpoint?"),
-    ("http", "Socket closed", "it hangs up on plain text: is it an https:// endpoint?"),
-    ("http", "Connection reset", "it hangs up on plain text: is it an https:// endpoint?"),
+    ("https", "CERTIFICATE_VERIFY_FAILED", "no CA in GATEWAY_ETCD_CACERT signed etcd's certificate, or it expired"),
+    ("https", "Hostname Verification", "etcd's certificate is for other names, not for this endpoint"),
+    ("https", "TSI_DATA_CORRUPTED", "etcd rejects GATEWAY_ETCD_CERT, or requires a certificate and none is set"),
+    ("https", "_ALERT_", "etcd rejects GATEWAY_ETCD_CERT, or requires a certificate and none is set"),
+    ("https", "Handshake read failed", "the server does not use TLS: is it an http:// endpoint?"),
+    ("https", "WRONG_VERSION_NUMBER", "the server does not use TLS: is it an http:// endpoint?"),
+    ("http", "Socket closed", "the server closes plain-text connections: is it an https:// endpoint?"),
+    ("http", "Connection reset", "the server closes plain-text connections: is it an https:// endpoint?"),
 )
 
 
 def explain(endpoint: str, error: rpc.AioRpcError) -> str:
-    """Why a call failed."""
+    """Return why a call failed: gRPC's status and text, with a hint where one is known."""
     details = error.details() or ""
     said = f"{error.code().name.lower()}: {details}"
     if error.code() is not rpc.StatusCode.UNAVAILABLE or "failed to connect" not in details:
-        return said  # a connection that was there says nothing about credentials by its end
+        return said  # when an established connection ends, its credentials are not the reason
     scheme = endpoint.partition("://")[0]
     hint = next((hint for when, words, hint in HINTS if when == scheme and words in details), "")
     return f"{hint} ({said})" if hint else said

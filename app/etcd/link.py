@@ -1,11 +1,11 @@
-"""A connection to one etcd endpoint: its channels, its login, its health, its watch streams.
+"""A connection to one etcd endpoint: its channels, its login, its health checks, its watch streams.
 
-Watches and reads have a connection each: a big Range would starve the watches on a shared one (etcd #15402). A third
-one is for items that do not fit a page; most gateways never open it.
+Watches and reads have separate connections: on a shared connection, a big Range would starve the watches (etcd #15402).
+A third connection is for items that do not fit a page; most gateways never open it.
 
-A link never recovers: what fails is closed, and the upstream makes the next one, to the next endpoint. So a channel
-that reconnects by itself with credentials that are no longer good ends its link, and the next one reads the files
-again.
+A link never recovers. When something fails, the upstream closes the link and makes the next one, to the next endpoint.
+So a channel that reconnects by itself with credentials that are no longer valid ends its link, and the next link reads
+the files again.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from .stream_pool import StreamPool
 
 logger = logging.getLogger("gateway.etcd")
 
-# No server that counts its watches would give this one by itself.
+# A server that numbers the watches itself would never reach this id.
 PROBE_ID = 1 << 40
 
 
 class Link:
-    """See the module. ``failed`` is set, once, with the reason.
+    """See the module. ``failed`` is set once, to the reason.
 
     Raises:
         CredentialsError: a file cannot be used.
@@ -71,18 +71,18 @@ class Link:
         self._clock = clock
         self._streams: set[WatchStream] = set()
         self.pool = StreamPool(self._open_stream, lambda: self.login.token, on_room)
-        # Of the last health check: who answered. None when nothing that we may ask names it.
+        # The header of the last health check identifies the member. None if the user may make no call that returns one.
         self.header: Any = None
         self.version_text = ""
         self.version: Version = UNKNOWN
-        self.applied = 0  # of its raft log; 0 while it does not say
+        self.applied = 0  # the member's applied raft index; 0 while the member does not report it
         self._watch_member = 0
         self._may_not_ask = False
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
     def progress_trusted(self) -> bool:
-        """Whether on-demand progress may be believed, as far as we know now."""
+        """Whether answers to progress requests can be trusted, as far as the gateway knows now."""
         return self._trusts(self._watch_member or self._member)
 
     @property
@@ -90,26 +90,30 @@ class Link:
         return int(self.header.member_id) if self.header is not None else 0
 
     def _trusts(self, member: int) -> bool:
-        """By the version that *our* member said: behind one name or Service there may be others, of other versions."""
+        """Whether the progress of *member* can be trusted.
+
+        Only the version of the link's own member is known: behind one name or Service there may be members of other
+        versions.
+        """
         return member == self._member and progress_is_trusted(self.version)
 
     def _may_lose(self, member: int) -> bool:
-        """The same, for what is better assumed of a member whose version we don't know."""
+        """Whether *member* may lose events. A member of unknown version may."""
         return member != self._member or may_lose_events(self.version)
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
     async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
-        """KV's Range; unless it is *large*, an answer over ``app.etcd.channels.MAX_PAGE_MESSAGE`` is refused.
+        """Make KV's Range call. Without *large*, an answer over ``app.etcd.channels.MAX_PAGE_MESSAGE`` is rejected.
 
-        Raises rpc.AioRpcError, and LoginError when our token is not taken and there is no other.
+        Raises rpc.AioRpcError, and LoginError if etcd rejects the token and the login for another one fails.
         """
         response = await self._ask(self._large_kv.Range if large else self._kv.Range, request, timeout)
         self.login.used()
         return response
 
     async def _ask(self, call: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
-        """A call with our token, and once more with another one when that is not taken."""
+        """Make a call with the present token. If etcd rejects the token, get another one and make the call again."""
         token = self.login.token
         try:
             return await unary(call, request, timeout=timeout, metadata=self.login.metadata)
@@ -120,11 +124,11 @@ class Link:
             await self.login.renew(token)
             return await unary(call, request, timeout=timeout, metadata=self.login.metadata)
         except grpc.aio.UsageError:
-            # The channel was closed while another token was had: a password that changed ends links, too.
-            raise LoginError("the connection was given up") from None
+            # The channel was closed during the login: a changed password ends links, too.
+            raise LoginError("the connection was closed during the login") from None
 
     async def check(self, timeout: float) -> str | None:
-        """Ask the member how it is, and log in there; what is wrong with it, or None."""
+        """Check the member's health, and log in. Return what is wrong with the member, or None."""
         try:
             reason = await self._check(timeout)
             if reason is None:
@@ -156,14 +160,15 @@ class Link:
         return None
 
     async def _check_as_a_stranger(self, timeout: float) -> str | None:
-        """From 3.5.28 on (and in 3.6 until it was mended) only root may ask for the status: etcd #21663.
+        """Check a member that refuses its status to the gateway's user.
 
-        Then its version stays unknown, which means that its progress is not believed. That it has no leader is noticed
-        by the watches (``hasleader``) and by reads.
+        From 3.5.28 on (and in 3.6 until the fix), only root may ask for the status: etcd #21663. Then the member's
+        version stays unknown, so the gateway does not trust the member's progress. A missing leader still shows in
+        watches (``hasleader``) and in reads.
         """
         if not self._may_not_ask:
             self._may_not_ask = True
-            logger.warning("etcd does not tell its version to our user", extra={"endpoint": self.endpoint})
+            logger.warning("etcd does not tell its version to the gateway's user", extra={"endpoint": self.endpoint})
         try:
             found = await self._ask(self._cluster.MemberList, rpc.MemberListRequest(), timeout)
         except rpc.AioRpcError as error:
@@ -177,9 +182,9 @@ class Link:
         return None
 
     async def matches(self, watched: KeyRange, timeout: float) -> bool | None:
-        """Whether a watch is answered under the id that it asks for; None where none is permitted, so that none tells.
+        """Return whether a watch is answered under the id that the watch asks for; None if no watch is permitted.
 
-        Asked with one watch, on a call of its own: nothing of it is left.
+        The check opens one watch on a separate call, and cancels that call.
 
         Raises:
             rpc.AioRpcError, TimeoutError: there is no answer.
@@ -187,7 +192,7 @@ class Link:
         call = self._watch.Watch(metadata=METADATA + self.login.metadata)
         try:
             async with asyncio.timeout(timeout):
-                with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: the answer says why
+                with contextlib.suppress(asyncio.InvalidStateError):  # the call has ended already: the read says why
                     await call.write(watch_request(CreateRequest(PROBE_ID, watched, 0)))
                 answer = await call.read()
         except asyncio.CancelledError:
@@ -202,19 +207,20 @@ class Link:
     # --- failing ------------------------------------------------------------------------------------------------------
 
     def fail(self, why: str) -> None:
-        """Give this link up."""
+        """Mark this link as failed, for the reason *why*."""
         if not self.failed.done():
             self.failed.set_result(why)
 
     def ask_for_progress(self) -> None:
-        """Have the watch streams say how far they are."""
+        """Request progress on every watch stream."""
         for stream in self.pool.streams:
             stream.ask()
 
     def silent_streams(self, limit: float) -> bool:
-        """Whether an open stream has not said anything for *limit* seconds, progress requests notwithstanding.
+        """Whether an open stream has received nothing for *limit* seconds, despite progress requests.
 
-        Not one that we closed: the connection was given up 30 s after the last watch of any stream had gone.
+        Streams that the gateway closed do not count. When they did, the link failed 30 s after the last watch of any
+        stream had ended.
         """
         now = self._clock()
         return any(now - stream.last_response > limit for stream in self._streams if not stream.closed)
@@ -243,7 +249,7 @@ class Link:
         self._on_header(header)
 
     def _stream_broke(self, error: BaseException) -> None:
-        """A stream that broke because of what is on it costs nothing else; otherwise the member is at fault."""
+        """Fail the link if a stream broke, unless the cause lies in that stream alone."""
         if isinstance(error, RetiredError):
             return
         if isinstance(error, rpc.AioRpcError) and error.code() in (
@@ -260,7 +266,7 @@ class Link:
         self.fail(f"watch stream: {why}")
 
     async def aclose(self, why: str) -> None:
-        """End everything on it; the watches hear ``Lost``."""
+        """Close everything on the link. The watches receive ``Lost``."""
         self.fail(why)
         tasks = [task for stream in self._streams for task in stream.tasks]
         self.pool.close(ConnectionError(why))

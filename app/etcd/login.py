@@ -1,8 +1,8 @@
-"""The token of one link's user: had by ``Authenticate``, sent with every call, renewed when it is about to go.
+"""The token of one link's user: ``Authenticate`` returns it, every call carries it, and a login renews it in time.
 
-etcd has two kinds. A *simple* token lives 300 s from its last use (``--auth-token-ttl``, 3.5 and later) in the memory
-of each member, so a member that restarts forgets it. A *JWT* ends at its ``exp`` whatever happens, and also as soon as
-any user or role is changed ("revision of auth store is old").
+etcd has two kinds of token. A *simple* token expires 300 s after its last use (``--auth-token-ttl``, 3.5 and later).
+Each member keeps simple tokens in memory, so a member that restarts forgets them. A *JWT* expires at its ``exp`` even
+if it is used, and also as soon as any user or role is changed ("revision of auth store is old").
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from .credentials import Credentials, CredentialsError
 
 logger = logging.getLogger("gateway.etcd")
 
-# Seconds for one Authenticate: bcrypt costs etcd about 0.1 s of a core, and it is a write to the cluster.
+# Seconds for one Authenticate call: bcrypt costs etcd about 0.1 s of a core, and the call is a write to the cluster.
 LOGIN_TIMEOUT = 2.0
-# A JWT is renewed when so much of its life is over.
+# A JWT is renewed after this fraction of its lifetime.
 RENEW_AT = 0.8
-# Seconds without use after which a simple token is renewed before etcd forgets it (after 300 by default): the first
-# watch after a quiet night must not meet a refusal. Only where nobody watches: open watches are audited, which uses it.
+# Seconds without use after which a simple token is renewed, before etcd forgets it (after 300 by default): the first
+# watch after a quiet night must not be refused. This happens only while nobody watches: audits of open watches use the
+# token.
 IDLE = 120.0
 
-# What etcd says when it does not take a token; its code differs ("revision in header" is UNKNOWN, on 3.5.1), and its
-# watches say less (there an invalid token is "permission denied", on 3.5.1).
+# etcd's texts when it rejects a token. The status code varies ("revision in header" is UNKNOWN, on 3.5.1), and watches
+# report less (for a watch, an invalid token is "permission denied", on 3.5.1).
 STALE = (
     "invalid auth token",
     "revision of auth store is old",
     "revision in header is old",
-    "user name is empty",  # sent none: auth was enabled after we came
+    "user name is empty",  # the call had no token: auth was enabled after the gateway connected
 )
 REFUSALS = (
     rpc.StatusCode.INVALID_ARGUMENT,
@@ -49,7 +50,7 @@ REFUSALS = (
 
 
 class LoginError(Exception):
-    """etcd does not take our user and password, or we have none to show; says why."""
+    """etcd rejects the user and password, or the password cannot be read. The text gives the reason."""
 
 
 class Login:
@@ -67,26 +68,29 @@ class Login:
         self._renew_at = -math.inf
         self._simple = False
         self.token = ""
-        # Of the last answer: it names the cluster where nothing else may.
+        # The header of the last answer. It names the cluster if the user may make no other call that names the cluster.
         self.header: Any = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call carries."""
+        """The metadata of a call."""
         return (("token", self.token),) if self.token else ()
 
     def is_stale(self, error: rpc.AioRpcError) -> bool:
-        """Whether a call failed for want of a newer token."""
+        """Whether a call failed because it needs a newer token."""
         details = error.details() or ""
         return bool(self._credentials.user) and any(words in details for words in STALE)
 
     def used(self) -> None:
-        """A call went well with the token."""
+        """Note that a call with the token succeeded."""
         if self._simple:
             self._renew_at = self._clock() + IDLE
 
     async def ensure(self) -> None:
-        """Have a token that is good for a while. Raises as ``renew``, but while there is one it need not be had now."""
+        """Renew the token if it is missing or about to expire.
+
+        Raises as ``renew``; but if etcd does not answer and there is a token, keep that token for now.
+        """
         if not self._credentials.user or self._clock() < self._renew_at:
             return
         try:
@@ -97,10 +101,10 @@ class Login:
             self._renew_at = self._clock() + LOGIN_TIMEOUT
 
     async def renew(self, stale: str) -> None:
-        """Get another token than *stale*: once, however many ask.
+        """Replace the token *stale*. Concurrent callers share one login.
 
         Raises:
-            LoginError: refused, or the password cannot be read.
+            LoginError: etcd refused, or the password cannot be read.
             rpc.AioRpcError: etcd did not answer.
         """
         async with self._lock:
@@ -118,8 +122,8 @@ class Login:
             except rpc.AioRpcError as error:
                 details = error.details() or ""
                 if "authentication is not enabled" in details:
-                    # As etcd's own client: a user may be configured before auth is enabled.
-                    logger.warning("etcd has no authentication enabled: the user is not needed", extra={"user": user})
+                    # etcd's own client does the same: a user may be configured before auth is enabled.
+                    logger.warning("etcd has authentication disabled: the user is not needed", extra={"user": user})
                     self.token, self._renew_at, self._simple = "", math.inf, False
                     return
                 if error.code() in REFUSALS:
@@ -137,16 +141,16 @@ class Login:
 
 
 def life_of(token: str, now: float) -> float | None:
-    """Seconds that a JWT lives (*now* in Unix time); None for any other token, and for one that can't be read.
+    """Return the lifetime of a JWT in seconds (*now* in Unix time); None for any other or unreadable token.
 
-    Not verified: it is etcd's, and we only want to know when to ask for the next one.
+    The token is not verified: it comes from etcd, and the gateway only needs to know when to renew it.
     """
     parts = token.split(".")
     if len(parts) != 3:
         return None
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        # etcd writes no "iat"; with one the two clocks need not agree.
+        # etcd writes no "iat". If there is one, the two clocks need not agree.
         life = float(claims["exp"]) - float(claims.get("iat", now))
     except (binascii.Error, ValueError, KeyError, TypeError, AttributeError):
         return None

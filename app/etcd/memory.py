@@ -1,4 +1,4 @@
-"""Waiting for memory: the asynchronous side of ``app.core.budget``."""
+"""Wait for memory: the asynchronous side of ``app.core.budget``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..core.errors import OverCapacityError
 
 
 async def reserve(budget: Budget, use: Use, size: int, *, patience: float) -> Hold:
-    """*size* bytes of *budget*, at the latest after *patience* seconds. The caller owns the hold.
+    """Reserve *size* bytes of *budget*; wait for them up to *patience* seconds. The caller owns the hold.
 
     Raises:
-        OverCapacityError: they are not to be had in time; nothing is held then.
+        OverCapacityError: the bytes did not become free in time; nothing is held.
     """
     turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     hold = budget.ask(use, size, lambda: None if turn.done() else turn.set_result(None))
@@ -23,7 +23,7 @@ async def reserve(budget: Budget, use: Use, size: int, *, patience: float) -> Ho
             await turn
     except TimeoutError:
         hold.release()
-        msg = f"reads and feeds hold {budget.held} bytes, GATEWAY_MAX_FEED_BYTES is {budget.limit}"
+        msg = f"reads and feeds hold {budget.held} bytes; GATEWAY_MAX_FEED_BYTES is {budget.limit}: retry later"
         raise OverCapacityError(msg, code="too-many-reads") from None
     except BaseException:
         hold.release()

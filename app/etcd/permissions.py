@@ -1,7 +1,8 @@
-"""Revoked permissions: etcd asks for a permission when a watch is created, and never again.
+"""Revoked permissions: etcd checks permissions when a watch is created, and never again.
 
-So a running watch outlives its role, its user, and the password it came with (seen on 3.4.23, 3.5.1 and 3.5.16). Open
-watches are audited: KV is asked for their ranges in turn, and a watch whose range KV denies is cancelled.
+So a running watch outlives its role, its user, and the password that it was created with (seen on 3.4.23, 3.5.1 and
+3.5.16). The gateway therefore audits open watches: it asks KV for their ranges in turn, and cancels a watch whose range
+KV denies.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from ..ports import Clock
 
 logger = logging.getLogger("gateway.etcd")
 
-# Seconds between two questions, however many watches there are.
+# Seconds between two audits, however many watches there are.
 PACE = 1.0
-# Seconds between two questions for one range, at least.
+# Seconds between two audits of one watch, at least.
 INTERVAL = 10.0
 
 
@@ -27,17 +28,17 @@ class PermittedWatch(Protocol):
     """A watch as the ``PermissionChecker`` sees it."""
 
     range: KeyRange
-    permitted_at: float | None  # when etcd last said that it may be; None while it is not open
+    permitted_at: float | None  # when etcd last permitted the watch; None while the watch is not open
 
     def revoke(self, reason: str) -> None:
-        """Cancel it at etcd, and say so to whom it belongs."""
+        """Cancel the watch at etcd, and notify its owner."""
 
 
 class Permitted(Protocol):
-    """Asks KV; raises GatewayError when there is no answer."""
+    """Asks KV. Raises GatewayError if there is no answer."""
 
     async def __call__(self, watched: KeyRange, *, serializable: bool = False) -> bool:
-        """Whether the range may be read."""
+        """Return whether the gateway may read the range."""
 
 
 class PermissionChecker:
@@ -52,7 +53,7 @@ class PermissionChecker:
         self._clock = clock
 
     async def run(self) -> None:
-        """Ask, for ever."""
+        """Audit watches, for ever."""
         while True:
             await asyncio.sleep(PACE)
             watch = self._due()
@@ -63,7 +64,7 @@ class PermissionChecker:
                     logger.exception("audit failed", extra={"range": str(watch.range)})
 
     def _due(self) -> PermittedWatch | None:
-        """The watch that was not asked for longest, if that is long enough ago."""
+        """Return the watch whose last audit is the oldest, if that audit is old enough."""
         due: PermittedWatch | None = None
         oldest = self._clock() - self._interval
         for watch in self._watches:
@@ -74,13 +75,14 @@ class PermissionChecker:
     async def _audit(self, watch: PermittedWatch) -> None:
         asked_at = self._clock()
         try:
-            # Its own member first, which costs nobody else anything; only the cluster's word ends a watch.
+            # Ask only the present member first: that costs the other members nothing. A denial ends the watch only if
+            # the cluster confirms it.
             permitted = await self._permitted(watch.range, serializable=True) or await self._permitted(watch.range)
         except GatewayError:
-            permitted = True  # etcd is away, or busy: that says nothing about roles
+            permitted = True  # etcd is out of reach or busy: that says nothing about roles
         finally:
-            # Also after a defect: the watch would stay the one to be asked for, and no other would have its turn.
-            if watch.permitted_at is not None:  # neither let go nor moved meanwhile
+            # Also after a defect. Otherwise this watch would stay the next one to audit, and no other would get a turn.
+            if watch.permitted_at is not None:  # the watch was neither cancelled nor moved meanwhile
                 watch.permitted_at = asked_at
         if watch.permitted_at is not None and not permitted:
-            watch.revoke("etcd no longer permits it")
+            watch.revoke("etcd no longer permits this watch")

@@ -1,9 +1,9 @@
-"""Proof that the member we use is in touch with its cluster: linearizable reads, while anybody watches.
+"""Proof that the present member is in touch with its cluster: linearizable reads, while anybody watches.
 
-Every linearizable read of the process counts. The ``QuorumChecker`` makes one when there was none for a while, so that
-there is one at least in every half of GATEWAY_STALE_AFTER. ``app.core.currentness`` decides what a read proves, and
-when the next one is due. A member that does not answer one, or whose watches stay below its revision, is given up, and
-the upstream goes to the next endpoint.
+Every linearizable read of the process counts. If there was none for a while, the ``QuorumChecker`` makes one, so that
+there is at least one in every half of GATEWAY_STALE_AFTER. ``app.core.currentness`` decides what a read proves, and
+when the next read is due. If a member does not answer a read, or its watches stay below the read's revision, the link
+fails, and the upstream goes to the next endpoint.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from .login import REFUSALS, LoginError
 
 logger = logging.getLogger("gateway.etcd")
 
-# Seconds between two tries of one read. A new leader refuses reads for a moment, which is no reason to leave.
+# Seconds between two attempts at one read. A new leader refuses reads for a moment; that is not a reason to leave the
+# member.
 PAUSE = 0.5
-# Asked for while nobody watches. A user that may not read it is refused only after the member has asked its cluster.
+# The key to read while nobody watches. If the user may not read the key, the member asks its cluster before it refuses.
 ANY_KEY = b"\0"
 CUT_OFF = "the member is cut off from its cluster"
 
@@ -36,16 +37,16 @@ class QuorumWatch(Protocol):
     """A watch as the ``QuorumChecker`` sees it."""
 
     range: KeyRange
-    permitted_at: float | None  # when etcd last said that it may be; None while it is not open
+    permitted_at: float | None  # when etcd last permitted the watch; None while the watch is not open
 
 
 class QuorumChecker:
     """See the module. ``run`` is a task of each link.
 
     Args:
-        watches: those that somebody wants.
-        known: the highest (revision, raft term) heard of.
-        note: sees the header of every answer, with what was known when it was asked for.
+        watches: the watches that somebody wants.
+        known: returns the highest known (revision, raft term).
+        note: receives what ``known`` returned before each read, and the header of the read's answer.
     """
 
     def __init__(
@@ -64,23 +65,25 @@ class QuorumChecker:
         self._clock = clock
         self._wake = asyncio.Event()
         self._doubted = False
-        self._since: float | None = None  # when reads began to be needed, or when the last one was done without
-        self._denied: set[KeyRange] = set()  # open, and yet their keys may not be read; until no other is left
+        # When reads began to be needed, or when the last read ended without a revision.
+        self._since: float | None = None
+        # Ranges whose watches are open, although the user may not read their keys. Cleared when no other range is left.
+        self._denied: set[KeyRange] = set()
         self.ranges_total = 0
 
     def watching(self) -> None:
-        """Somebody watches: reads are needed from now on."""
+        """Note that somebody watches: reads are needed from now on."""
         if self._since is None:
             self._since = self._clock()
             self._wake.set()
 
     def doubt(self) -> None:
-        """A read was not answered in time: it was too large, or its member has lost its cluster. Find out."""
+        """Make a read now, because a read timed out: either it was too large, or the member has lost its cluster."""
         self._doubted = True
         self._wake.set()
 
     async def run(self, link: Link) -> None:
-        """Prove, for as long as the link lives."""
+        """Make each read when it is due, until the link fails."""
         self._doubted = False
         while not link.failed.done():
             self._wake.clear()
@@ -96,7 +99,7 @@ class QuorumChecker:
             self._leave_if_behind(link)
 
     def _due(self) -> float | None:
-        """Seconds until the next read; None while nobody needs one."""
+        """Return the seconds until the next read; None while no read is needed."""
         if self._doubted:
             return 0.0
         if next(iter(self._watches), None) is None:
@@ -104,7 +107,7 @@ class QuorumChecker:
         return None if self._since is None else self._currentness.due(self._clock(), self._since)
 
     async def _prove(self, link: Link) -> bool:
-        """One read with its revision, in however many tries. A member that answers none is given up."""
+        """Return whether a read gave a revision, after retries if needed. If no read is answered, the link fails."""
         patience = self._currentness.answer_timeout
         deadline = self._clock() + patience
         while not link.failed.done():
@@ -121,7 +124,7 @@ class QuorumChecker:
                 break
             except rpc.AioRpcError as error:
                 if error.code() in REFUSALS:
-                    # It answers, and asked its cluster first; only the revision is still to be had.
+                    # The member answers, and it asked its cluster first. Only the revision is still missing.
                     if watched is None:
                         break
                     self._denied.add(watched)
@@ -141,7 +144,7 @@ class QuorumChecker:
         return False
 
     def _choose(self) -> KeyRange | None:
-        """A range whose first key may be read."""
+        """Return a watched range whose first key the user may read; None if no watch is open."""
         open_ranges = [watch.range for watch in self._watches if watch.permitted_at is not None]
         self._denied.intersection_update(open_ranges)
         allowed = next((watched for watched in open_ranges if watched not in self._denied), None)
@@ -151,7 +154,11 @@ class QuorumChecker:
         return allowed
 
     def _leave_if_behind(self, link: Link) -> None:
-        """Reads and watches may go to two members, behind one name: then the watches' own may be the one cut off."""
+        """Fail the link if its watches stay below a revision that a read has proven.
+
+        Behind one name, reads and watches may go to two members, and the watches' member may be the one that is cut
+        off.
+        """
         reading = self._currentness.overdue(self._clock())
         if reading is None:
             return

@@ -142,7 +142,7 @@ async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
     ):
         for turn in range(3):
             between.cut()
-            await eventually(lambda: says(server, "down", foreign.endpoint, "it is of another cluster"))
+            await eventually(lambda: says(server, "down", foreign.endpoint, "a member of another cluster"))
             assert (await values(server))[0] == 503
             between.heal()
             await eventually(lambda: says(server, "ready"))
@@ -165,7 +165,7 @@ async def test_another_cluster_for_good(candidate: Candidate) -> None:
         etcd_client(foreign.endpoint) as kv,
     ):
         await ours.kill()
-        await eventually(lambda: says(server, "down", "it is of another cluster"))
+        await eventually(lambda: says(server, "down", "a member of another cluster"))
         await eventually(lambda: says(server, "ready"))
         await eventually(lambda: all_hold([follower], kv))
 
@@ -191,7 +191,7 @@ async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> 
         between.cut()
         between._target = ("127.0.0.1", foreign.place.client_port)
         between.heal()
-        await eventually(lambda: says(server, "down", "it is of another cluster"))
+        await eventually(lambda: says(server, "down", "a member of another cluster"))
         await eventually(lambda: all_hold([follower], kv))
 
         assert follower.mirror.resets == ["initial", "restored"]

@@ -122,7 +122,7 @@ async def test_only_the_cluster_ends_a_watch() -> None:
 
         await eventually(revoked)
     assert kv.asked == [(b"/a/", True), (b"/a/", False), (b"/b/", True), (b"/b/", False)]
-    assert [one.revoked for one in watches] == [[], ["etcd no longer permits it"]]
+    assert [one.revoked for one in watches] == [[], ["etcd no longer permits this watch"]]
 
 
 async def test_no_answer_is_no_denial() -> None:
