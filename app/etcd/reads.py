@@ -1,4 +1,4 @@
-"""Ranges: single reads, pages of one revision, snapshots, probes; shared where that stays linearizable, and capped."""
+"""Ranges: single reads, pages of one revision, snapshots, probes. Shared where that stays linearizable; capped."""
 
 from __future__ import annotations
 
@@ -33,34 +33,38 @@ from .shared_reads import SharedReads
 
 T = TypeVar("T")
 
-# Seconds for one Range; without quorum a linearizable one would block for ever.
+# Seconds for one Range: without quorum, a linearizable Range would block for ever.
 RANGE_TIMEOUT = 5.0
-# A Range has no byte limit at etcd, so a page asks for as many keys as made this many bytes before. What lies behind
-# them may be larger: 3,000 small keys and 700 of 1 MB made a page of 4,096 keys and 700 MB. So a page that does not fit
-# a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not come in time, is asked for again with fewer keys.
+# etcd has no byte limit for a Range, so a page asks for as many keys as made this many bytes in the page before. The
+# next keys may hold larger values: 3,000 small keys followed by 700 keys of 1 MB made a page of 4,096 keys and 700 MB.
+# So a page that does not fit a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not arrive in time, is
+# requested again with fewer keys.
 PAGE_BYTES = 1024 * 1024
-# Nothing is known of the sizes yet: etcd makes all of an answer before we can refuse it.
+# Keys of a range's first page. The sizes of values are not known yet, and etcd builds the whole answer before gRPC can
+# reject the answer.
 FIRST_PAGE = 16
 MAX_PAGE = 10_000
-# Ranges with large values, whose first page is smaller the next time.
+# How many ranges with large values are remembered, so that their first page is smaller the next time.
 MOST_REMEMBERED = 256
-# What a page takes for each byte of its message, from gRPC's buffer to our items. A message of 200 MB added 541 MB.
+# Bytes of memory for each byte of a page's message, from gRPC's buffer to the gateway's items. A message of 200 MB
+# added 541 MB.
 PAGE_COST = 3
-# Seconds that a page waits for memory, or for others' pages.
+# Seconds that a page waits for memory, or for other reads' pages.
 PATIENCE = 10.0
-# No etcd gets there: a million writes a second take 146,000 years.
+# A revision that no etcd reaches: at a million writes a second it takes 146,000 years.
 FUTURE = 1 << 62
 # Seconds between two shared reads of the current revision.
 REVISION_INTERVAL = 1.0
-# The limit of a budget that nobody gave.
+# The limit of the default budget.
 UNBOUNDED = 1 << 62
-# Requests waiting for a Range beyond those in flight, per Range that may be: more are refused at once.
+# Requests that may wait in addition to the Ranges in flight, for each Range that may be in flight. Further requests are
+# refused at once.
 QUEUE_PER_RANGE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Some items of a range at one revision. ``more``: there are others behind the last."""
+    """Some items of a range at one revision. ``more``: the range has items after the last of these."""
 
     revision: int
     items: list[KeyValue]
@@ -73,13 +77,13 @@ class Reads:
     """See the module.
 
     Args:
-        link: waits for a usable connection or raises UnavailableError.
-        known: the highest (revision, raft term) heard of.
-        note: sees the header of every answer, with what was known when it was asked for.
-        max_ranges: Ranges in flight.
-        on_proof: sees when each linearizable read was asked for, and the revision that it answered.
+        link: waits for a usable connection, or raises UnavailableError.
+        known: returns the highest known (revision, raft term).
+        note: receives what ``known`` returned before each read, and the header of the read's answer.
+        max_ranges: the maximum number of Ranges in flight.
+        on_proof: receives the time at which each linearizable read began, and the revision that the read returned.
         on_slow: called when a Range was not answered in time.
-        budget: what the pages are reserved in.
+        budget: the budget in which memory for pages is reserved; None: unlimited.
     """
 
     def __init__(
@@ -103,27 +107,27 @@ class Reads:
         self._max_ranges = max_ranges
         self._slots = asyncio.Semaphore(max_ranges)
         self._queued = 0
-        self._first_pages: dict[KeyRange, int] = {}  # keys, of ranges with large values; the latest last
+        self._first_pages: dict[KeyRange, int] = {}  # keys of the first page, for ranges with large values; latest last
         self._clock = clock
         self._shared = SharedReads()
         self._revision_at = float("-inf")
         self.ranges_total = 0
 
     async def aclose(self) -> None:
-        """Cancel what is under way."""
+        """Cancel the shared reads that are under way."""
         await self._shared.aclose()
 
     async def shared(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        """*read*, together with whoever asks for the same *key*."""
+        """Run *read*, shared with all callers that ask for the same *key*."""
         return await self._shared.run(key, read)
 
     async def count(self, watched: KeyRange) -> Listing:
-        """How many keys there are now."""
+        """Return how many keys the range has now."""
         response = await self._range(rpc.RangeRequest(key=watched.start, range_end=watched.end, count_only=True))
         return Listing(response.header.revision, [], response.count, False, response.header.cluster_id)
 
     async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        """The whole range at one linearizable revision; *budget* may raise to stop. Raises as ``pages``."""
+        """See ``app.ports.Etcd``. Raises as ``pages``."""
         items: list[KeyValue] = []
         async with aclosing(self.pages(watched)) as pages:
             async for page in pages:
@@ -133,11 +137,11 @@ class Reads:
         return Snapshot.of(revision, items), cluster_id
 
     async def first(self, watched: KeyRange, revision: int) -> Listing:
-        """The range's first key at *revision*, and the count of them all. Raises as ``pages``."""
+        """Return the range's first key at *revision*, and the number of all keys. Raises as ``pages``."""
         async with aclosing(self.pages(watched, limit=1, keys_only=True, revision=revision)) as pages:
             async for page in pages:
                 return page
-        raise AssertionError("there is a page at the least")  # pragma: no cover
+        raise AssertionError("every range has at least one page")  # pragma: no cover
 
     async def pages(
         self,
@@ -148,11 +152,13 @@ class Reads:
         start: bytes = b"",
         revision: int = 0,
     ) -> AsyncGenerator[Listing, None]:
-        """Pages of *watched* from key *start* (empty: the first), up to *limit* items, at one revision (0: now).
+        """Yield pages of *watched* from key *start* (empty: the first), up to *limit* items, at one revision (0: now).
 
-        A page's memory is the generator's until it is asked for the next one, or closed. Whoever keeps items accounts
-        for them before that, and closes the generator (``aclosing``). ``count`` is that of the first page: etcd counts
-        from where a page starts. The headers of later pages name the current revision, not theirs.
+        The generator accounts for a page's memory until the caller asks for the next page or closes the generator. A
+        caller that keeps items must account for them before that, and must close the generator (``aclosing``).
+
+        ``count`` is that of the first page, because etcd counts from where a page starts. The headers of later pages
+        name the current revision, not the revision of the pages.
 
         Raises:
             CompactedError, FutureRevisionError, UnavailableError, EtcdRefusedError, TooLargeError, OverCapacityError.
@@ -160,7 +166,7 @@ class Reads:
         size = self._first_pages.pop(watched, FIRST_PAGE) if watched.end else 1
         pinned, got, count = revision, 0, -1
         key = start or watched.start
-        large = 0  # bytes of the single item that does not fit a page
+        large = 0  # size in bytes of a single item that does not fit a page
         while True:
             ask = size if limit is None else min(size, limit - got)
             request = rpc.RangeRequest(key=key, range_end=watched.end, limit=ask, revision=pinned, keys_only=keys_only)
@@ -168,8 +174,8 @@ class Reads:
                 try:
                     response = await self._range(request, large=bool(large))
                 except (LargeMessageError, TooSlowError) as error:
-                    # To a REST reader, a first page that does not come is an etcd without quorum: one time-out, not
-                    # four.
+                    # For a REST request, a first page that times out means an etcd without quorum: wait for one
+                    # timeout, not for four.
                     if isinstance(error, TooSlowError) and (ask == 1 or (limit is not None and not got)):
                         raise
                     if ask == 1:
@@ -185,7 +191,7 @@ class Reads:
                 cluster_id, more = response.header.cluster_id, response.more
                 count = response.count if count < 0 else count
                 items = [key_value(kv) for kv in response.kvs]
-                del response  # as large as the items
+                del response  # the response is as large as the items
                 got += len(items)
                 page_bytes = sum(item.size for item in items)
                 hold.set(page_bytes)
@@ -198,7 +204,7 @@ class Reads:
                 del items
 
     def _remember(self, watched: KeyRange, size: int) -> None:
-        """That pages of this range had better begin small: etcd makes all of one that we refuse."""
+        """Remember to start small with this range's pages: etcd builds a page in full even if gRPC then rejects it."""
         self._first_pages.pop(watched, None)
         if size < FIRST_PAGE:
             self._first_pages[watched] = size
@@ -206,7 +212,7 @@ class Reads:
                 del self._first_pages[next(iter(self._first_pages))]
 
     async def _room(self, message: int) -> Hold:
-        """Memory for a message of so many bytes."""
+        """Reserve memory for a message of *message* bytes."""
         self.check()
         self._queued += 1
         try:
@@ -215,16 +221,17 @@ class Reads:
             self._queued -= 1
 
     def _size_of_one(self, error: LargeMessageError) -> int:
-        """Of the one item that does not fit a page. Raises the error when it is larger than all that may be held."""
+        """Return the size of a single item that does not fit a page. Raises *error* if the budget can never hold it."""
         size = error.size or MAX_PAGE_MESSAGE
         if size > self._budget.limit:
             raise error
         return size
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
-        """Whether *revision* is still readable; asked once for all who ask it, whatever their range.
+        """Return whether *revision* is still readable. Concurrent callers share one Range, whatever their own range.
 
-        *watched* only names a key that may be read: the answer is the store's. Costs no keys.
+        *watched* only names a key that the gateway may read: the answer is about the whole store. The Range returns no
+        keys.
         """
 
         async def read() -> Literal["ok", "compacted", "future"]:
@@ -239,10 +246,10 @@ class Reads:
         return await self._of_the_store(("probe", revision), watched, read)
 
     async def permitted(self, watched: KeyRange, *, serializable: bool = False) -> bool:
-        """Whether etcd's roles let us read the whole range. Raises GatewayError when there is no answer.
+        """Return whether etcd's roles let the gateway read the whole range. Raises GatewayError if there is no answer.
 
-        Asked at a revision that is yet to come: roles are looked at first, and then nothing is read (a count, with
-        whatever limit, would walk all of the range).
+        The Range asks for a future revision: etcd checks roles first, and then reads nothing. A count at the current
+        revision would walk the whole range, whatever its limit.
         """
         request = rpc.RangeRequest(
             key=watched.start,
@@ -261,7 +268,7 @@ class Reads:
         return True
 
     async def revision(self, watched: KeyRange) -> int:
-        """A linearizable revision read begun after this call, shared, at most one a second."""
+        """See ``app.ports.Etcd``."""
 
         async def read() -> int:
             wait = self._revision_at + REVISION_INTERVAL - self._clock()
@@ -274,17 +281,17 @@ class Reads:
         return await self._of_the_store("revision", watched, read)
 
     async def _of_the_store(self, key: Hashable, watched: KeyRange, read: Callable[[], Awaitable[T]]) -> T:
-        """Shared by all ranges; when the one whose key was asked for is denied, only with those of the same range."""
+        """Share *read* among all ranges. If etcd denies the key that was read, share it only within the range."""
         try:
             return await self._shared.run(key, read)
         except DeniedError:
             return await self._shared.run((key, watched), read)
 
     def check(self, others: int = 0) -> None:
-        """Raises OverCapacityError when too many wait already, *others* with them."""
+        """Raise OverCapacityError if too many reads already wait. *others*: further reads to count as waiting."""
         waiting = self._queued + others
         if waiting >= self._max_ranges * QUEUE_PER_RANGE:
-            msg = f"{waiting} reads wait already for the {self._max_ranges} Ranges that may be in flight"
+            msg = f"{waiting} reads already wait; GATEWAY_MAX_RANGES allows {self._max_ranges} at a time: retry later"
             raise OverCapacityError(msg, code="too-many-ranges")
 
     async def _range(self, request: Any, *, large: bool = False) -> Any:
@@ -309,10 +316,10 @@ class Reads:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
                 link.fail(error.details() or "unavailable")
             elif error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
-                self._on_slow()  # it may be this one Range's fault, or the member's
+                self._on_slow()  # either this Range or the member is slow
             raise range_error(link.endpoint, error) from None
         try:
-            # One member's own word may be behind the cluster's: that is no restore.
+            # A serializable answer comes from one member, which may be behind the cluster: that is not a restore.
             self._note((0, 0) if request.serializable else known, response.header)
         except ForeignClusterError as error:
             link.fail(str(error))

@@ -1,7 +1,8 @@
-"""Refused creates: is it the role, or only the token that the stream was opened with?
+"""Refused creates: is the role the cause, or only the token that the stream was opened with?
 
-A watch stream carries the token of its opening for ever. When that has expired, creates on it are refused, on 3.5.1
-with the same words as a missing permission. KV decides: it is asked for the same range, with a fresh token.
+A watch stream keeps the token that it was opened with for ever. After that token has expired, etcd refuses creates on
+the stream; 3.5.1 does so with the same text as for a missing permission. KV decides: the checker asks KV for the same
+range, with a fresh token.
 """
 
 from __future__ import annotations
@@ -28,39 +29,40 @@ class RefusedWatch(Protocol):
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
+        """Whether the watch still has an owner."""
 
     def tell(self, given: WatchInput) -> None:
-        """Say it to whom it belongs."""
+        """Pass *given* to the watch's owner."""
 
 
 class RefusalChecker:
     """See the module.
 
     Args:
-        permitted: asks KV; raises GatewayError when there is no answer.
-        token: the one that calls carry now.
+        permitted: asks KV; raises GatewayError if there is no answer.
+        token: returns the token that calls carry now.
     """
 
     def __init__(self, permitted: Callable[[KeyRange], Awaitable[bool]], token: Callable[[], str]) -> None:
         self._permitted = permitted
         self._token = token
-        # One at a time: an expired token refuses all creates of a stream at once, and the first verdict is for all.
+        # One check at a time: with an expired token, all creates on a stream are refused at once, and the first verdict
+        # holds for all of them.
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def resolve(self, watch: RefusedWatch, refused: Refused) -> None:
-        """Find out, and then tell the watch: nothing else will, for its stream does not know it any more."""
+        """Start to find out the cause, and then notify the watch. Its stream has already forgotten the watch."""
         task = spawn(
             self._resolve(watch, refused),
             name="refusals",
-            died=lambda error: watch.tell(Lost(f"not resolved: {error}")),
+            died=lambda error: watch.tell(Lost(f"cannot find out why the watch was refused: {error}")),
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def aclose(self) -> None:
-        """End what is under way."""
+        """Cancel the checks that are under way."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -75,19 +77,19 @@ class RefusalChecker:
 
     async def _verdict(self, watch: RefusedWatch, refused: Refused) -> WatchInput:
         stream = watch.stream
-        assert stream is not None, "it was refused there"
+        assert stream is not None, "a refused watch names the stream that refused it"
         if stream.closed:
-            return Lost("its stream was given up")
+            return Lost("the watch's stream was closed")
         try:
             if not await self._permitted(watch.range):
                 return Refused(refused.reason, denied=True)
         except GatewayError as error:
             return Lost(str(error))
         if stream.closed:
-            return Lost("its stream was given up")
+            return Lost("the watch's stream was closed")
         if stream.token == self._token():
-            # KV takes this very token: its age is not the reason. The next try will tell.
+            # KV accepts this same token, so the token's age is not the reason. The next attempt will show the reason.
             return refused
-        logger.info("watch stream retired", extra={"reason": "its token is no longer valid"})
-        stream.retire("its token is no longer valid")
-        return Lost("its stream's token is no longer valid")
+        logger.info("watch stream retired", extra={"reason": "the stream's token is no longer valid"})
+        stream.retire("the stream's token is no longer valid")
+        return Lost("the stream's token is no longer valid")

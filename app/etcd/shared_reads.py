@@ -1,6 +1,6 @@
-"""Reads that are shared: whoever asks the same while one is under way waits for the *next*, together.
+"""Shared reads: callers that ask for the same key while a read is under way wait together for the *next* read.
 
-The one under way began before they asked, so its answer could be older than their question: not linearizable.
+The read under way began before they asked, so its answer may be older than their call: it would not be linearizable.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class _Flight:
 
 
 class SharedReads(Sized):
-    """``run(key, read)`` returns what *read* returns, from a run of it that began after the call.
+    """``run(key, read)`` returns the result of a *read* that began after the call.
 
-    A requester that is cancelled does not cancel the others'; when none is left, the next run is not started.
+    Cancelling one caller does not cancel the read for the others. If no caller is left, the next read does not start.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class SharedReads(Sized):
         return len(self._flights)
 
     async def run(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        """See the class; raises what *read* raises, to each of its requesters."""
+        """See the class. Each of its callers gets what *read* raises."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight()
@@ -55,7 +55,7 @@ class SharedReads(Sized):
                 flight.waiting -= 1
             raise
         finally:
-            del future  # whoever keeps the error of a cancelled requester would keep the others' result with it
+            del future  # otherwise the traceback of a cancelled caller would keep the others' result in memory
         return result
 
     async def _fly(self, key: Hashable, flight: _Flight, read: Callable[[], Awaitable[Any]]) -> None:
@@ -67,20 +67,20 @@ class SharedReads(Sized):
                 except asyncio.CancelledError:
                     future.cancel()
                     raise
-                except Exception as error:  # every requester is told
+                except Exception as error:  # every caller gets the error
                     future.set_exception(error)
-                    future.exception()  # retrieved: they may all have gone
+                    future.exception()  # mark the error as retrieved: all callers may have gone
                 else:
                     future.set_result(result)
                     del result
-                del future  # and with it the result, which is only theirs who waited
+                del future  # and with it the result: only the callers may keep it
         finally:
             if flight.next is not None:
                 flight.next.cancel()
             del self._flights[key]
 
     async def aclose(self) -> None:
-        """Cancel what is under way."""
+        """Cancel the reads that are under way."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

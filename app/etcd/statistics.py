@@ -1,4 +1,4 @@
-"""What the gateway holds at etcd at one moment, as a frozen value: for the metrics, ``/v1/feeds`` and ``/readyz``."""
+"""The gateway's use of etcd at one moment, as a frozen value for the metrics, ``/v1/feeds`` and ``/readyz``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..ports import Condition
 
 @dataclass(frozen=True, slots=True)
 class EtcdStatistics:
-    """The connection now, and what was counted since the process began."""
+    """The state of the connection now, and counts since the process began."""
 
     condition: Condition
     reached: bool  # whether an etcd has ever answered
     watchers: int
-    highest_revision: int  # that this process has heard of, in this history
+    highest_revision: int  # the highest that this process knows, in this history
     reconnects: int
-    ranges: int  # sent to etcd, but for one a connection
+    ranges: int  # Ranges sent to etcd, except one per connection

@@ -1,4 +1,4 @@
-"""One watch stream: a gRPC call, and the tasks that read it, write it, and ask it for progress."""
+"""One watch stream: a gRPC call, and the tasks that read from it, write to it, and request progress on it."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ from .convert import is_too_large, message, watch_request
 
 logger = logging.getLogger("gateway.etcd")
 
-# etcd syncs unsynced watchers every 100 ms (watchable_store.syncWatchersLoop): asking more often proves nothing.
+# Seconds between progress requests while a watch waits for proof. etcd syncs unsynced watchers every 100 ms
+# (watchable_store.syncWatchersLoop): more frequent requests prove nothing.
 URGENT = 0.1
-# With so many unanswered, a member that is slow is asked at this interval: many more would keep new watches away.
+# With this many unanswered requests, the member is slow and gets requests only at this interval (seconds): many more
+# unanswered requests would keep new watches off the stream.
 PATIENCE, PATIENT = 4, 0.5
 
-# The name of the task that reads a stream: it runs for as long as the call does, and the metrics count it.
+# The name of the task that reads a stream. The task runs for as long as the call, and the metrics count these tasks.
 READER = "watch-stream-read"
 
-# A member without leader ends the stream instead of keeping it silent (etcd #8980).
+# With this, a member without a leader ends the stream instead of keeping it silent (etcd #8980).
 METADATA = (("hasleader", "true"),)
 
 
 class UnmatchedError(ConnectionError):
-    """The server's answers can't be given to the watches that they are for."""
+    """The server's answers cannot be matched to the watches that they are for."""
 
     def __init__(self) -> None:
         super().__init__(
-            "what answers there gives watches ids of its own, as etcd's grpc-proxy does: "
-            "the gateway needs etcd's members themselves"
+            "the server replaces the watch ids, as etcd's grpc-proxy does: name etcd's members themselves as endpoints"
         )
 
 
 class RetiredError(Exception):
-    """A stream was given up for what it was opened with; the connection is as good as before."""
+    """A stream was closed because of what it was opened with; the connection is as good as before."""
 
 
 class WatchStream(Sized):
-    """See the module. Lives until its last watch is let go, or until the call breaks; then ``on_end`` is called once.
+    """See the module. Lives until its last watch is cancelled or the call breaks; then ``on_end`` is called once.
 
     Args:
         open_call: opens the Watch RPC.
-        token: what it was opened with, and is known by at etcd for ever.
+        token: the token that the stream is opened with. etcd identifies the stream by this token for ever.
         proof_interval: seconds between progress requests, which prove that the stream lives.
-        progress_trusted: whether the member of that id may be believed.
-        may_lose: whether the member of that id loses events of slow watches.
-        on_response: sees every response's header (cluster id, revision) before its watches do.
-        on_end: called with the failure, or None when we closed it.
+        progress_trusted: returns whether the progress of the member with that id can be trusted.
+        may_lose: returns whether the member with that id may lose events of slow watches.
+        on_response: receives every response's header (cluster id, revision) before the watches receive the response.
+        on_end: called with the stream and the failure, or None if the gateway closed the stream.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class WatchStream(Sized):
         self._on_end = on_end
         self._clock = clock
         self.last_response = clock()
-        # How far the member has got, by the headers of its answers, and when the stream first said so.
+        # The member's revision by the headers of its answers, and when the stream first reported that revision.
         self.revision = 0
         self._moved_at = self.last_response
         self.closed = False
@@ -96,46 +97,46 @@ class WatchStream(Sized):
         ]
 
     def __len__(self) -> int:
-        """Watches on it."""
+        """Return the number of watches on the stream."""
         return len(self._mux)
 
     @property
     def unanswered(self) -> int:
-        """Progress requests that may still be answered, and hold up the proof of a new watch."""
+        """The number of progress requests that may still be answered; they delay the proof of a new watch."""
         return self._mux.unanswered
 
     def create(self, watched: KeyRange, start: int, sink: WatchCallback) -> int:
-        """Open a watch; its id."""
+        """Open a watch, and return its id."""
         request = self._mux.create(watched, start, sink)
         self._send(request)
         return request.watch_id
 
     def cancel(self, watch_id: int) -> None:
-        """Let a watch go, and with the last one the stream: cancelling the call frees everything at etcd."""
+        """Cancel a watch; with the last watch, close the stream. Cancelling the call frees everything at etcd."""
         request = self._mux.cancel(watch_id)
         if self.closed:
             return
         if not len(self._mux):
-            self.close()  # also when its only watch was refused: there is nothing to cancel then
+            self.close()  # also if its only watch was refused: then there is no watch to cancel
         elif request is not None:
             self._send(request)
 
     def await_proof(self, watch_id: int, *, wanted: bool) -> None:
-        """Ask for progress often while any watch waits for it."""
+        """Set whether the watch waits for proof. While any watch does, request progress often."""
         self._mux.await_proof(watch_id, wanted=wanted)
         if wanted:
             self._wake_asker.set()
 
     def ask(self) -> None:
-        """Ask for progress now."""
+        """Request progress now."""
         self._wake_asker.set()
 
     def stands_still(self, revision: int, since: float) -> bool:
-        """Whether it goes on answering, and yet has stayed below *revision* for all the time since *since*."""
+        """Whether the stream still gets answers, yet has stayed below *revision* since *since* (monotonic seconds)."""
         return self.revision < revision and self._moved_at < since < self.last_response
 
     def close(self, error: BaseException | None = None) -> None:
-        """End the call (half-closing would free nothing at etcd); its watches hear ``Lost`` when it broke."""
+        """Cancel the call (half-closing would free nothing at etcd). Watches that are left receive ``Lost``."""
         if self.closed:
             return
         self.closed = True
@@ -146,7 +147,7 @@ class WatchStream(Sized):
         self._mux.lose(str(error) if error is not None else "closed", too_large=is_too_large(error))
 
     def retire(self, reason: str) -> None:
-        """End it for its own sake: its watches hear ``Lost``, the link lives on."""
+        """Close this stream alone: its watches receive ``Lost``, and the link lives on."""
         self.close(RetiredError(reason))
 
     def _send(self, request: Request) -> None:
@@ -155,13 +156,15 @@ class WatchStream(Sized):
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work()  # made here: a task that is cancelled before it starts would leave it unawaited
+            # The coroutine is created here: a task that is cancelled before it starts would leave it unawaited.
+            await work()
         except asyncio.CancelledError:
-            # A cancelled call says the same as a cancelled task: if we did not close it, it broke.
+            # A cancelled call raises the same error as a cancelled task. If the gateway did not close the stream, the
+            # call broke.
             if not self.closed:
                 self.close(ConnectionError("the call was cancelled"))
             raise
-        except Exception as error:  # whatever ended it, its watches must hear of it
+        except Exception as error:  # the watches must be notified, whatever ended the stream
             if not isinstance(error, (rpc.AioRpcError, ConnectionError)):
                 logger.exception("watch stream failed")
             self.close(error)
@@ -179,14 +182,14 @@ class WatchStream(Sized):
             self._on_response(response.header)
             member = response.header.member_id
             receive(message(response), progress_trusted=trusted(member), may_lose=may_lose(member))
-            del response  # it may be large, and the next one may be long in coming
+            del response  # it may be large, and the next response may arrive much later
             if self._mux.unmatched:
                 raise UnmatchedError
             for request in self._mux.follow_up():
                 self._send(request)
 
     async def _next(self) -> Any:
-        """The next response. Raises the status with which the call has ended."""
+        """Return the next response. Raises the status that the call ended with."""
         try:
             return await self._call.read()
         except rpc.AioRpcError as error:
@@ -200,13 +203,13 @@ class WatchStream(Sized):
                 try:
                     await self._call.write(watch_request(self._outgoing.popleft()))
                 except (asyncio.InvalidStateError, rpc.AioRpcError):
-                    return  # the call has ended: its reader hears why
+                    return  # the call has ended: the reading task gets the reason
 
     def _pace(self) -> float:
         return URGENT if self._mux.unanswered < PATIENCE else PATIENT
 
     async def _ask(self) -> None:
-        """Progress requests: proof that the stream lives, and how quiet ranges keep up with compaction."""
+        """Send progress requests. They prove that the stream lives, and let quiet ranges keep up with compaction."""
         while True:
             self._wake_asker.clear()
             try:

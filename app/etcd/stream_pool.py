@@ -1,10 +1,10 @@
 """The small fixed number of watch streams that all watches of a connection share.
 
-Live watches go to live streams, a new one only when the others are well filled. Watches that read history for old
-cursors go to catch-up streams, so that history does not hold up live events (etcd gives a stream one 128-slot channel
-and one HTTP/2 window: etcd #17529); beyond a number they wait for each other. A watch that may break its stream has one
-to itself. A stream with many unanswered progress requests takes no new watches: each would have to see so many answers
-before it can believe one (``app.core.multiplex``).
+Live watches go to live streams; the pool opens a new live stream only when the others are well filled. Watches that
+read history for old cursors go to catch-up streams, so that history does not delay live events: etcd gives a stream one
+channel of 128 slots and one HTTP/2 window (etcd #17529). Beyond a fixed number, watches that read history wait for each
+other. A watch that may break its stream gets a dedicated stream. A stream with many unanswered progress requests takes
+no new watches: each new watch would have to see that many answers before it can trust one (``app.core.multiplex``).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from ..core.multiplex import MOST_UNANSWERED, WatchCallback
 from .stream import WatchStream
 
 LIVE_STREAMS = 3
-# Few histories hold up each other, and no progress is told on a stream of which one has not yet come to its end.
+# With several streams, few histories delay each other. etcd reports no progress on a stream while any watch on it still
+# reads history.
 CATCH_UP_STREAMS = 4
-# Histories that are read at a time on each of them; each takes 0.2 s or so.
+# Histories that are read at the same time on each catch-up stream; each takes about 0.2 s.
 HISTORIES = 8
-# A message over the limit makes suspects of some hundred watches at the most, and each is clear in 0.1 to 0.3 s.
+# A message over the limit puts at most a few hundred watches under suspicion, and each is cleared in 0.1 to 0.3 s.
 DEDICATED_STREAMS = 8
-# Live streams beyond these that take the place of those with many unanswered requests.
+# Further streams, which replace streams with many unanswered requests.
 SPARE_STREAMS = 3
 MAX_STREAMS = LIVE_STREAMS + SPARE_STREAMS + CATCH_UP_STREAMS + DEDICATED_STREAMS
 # Watches on a live stream before the next one is opened.
@@ -34,9 +35,9 @@ class StreamPool:
     """The streams of one connection.
 
     Args:
-        open_stream: is given what to call when the stream has ended.
-        token: what a stream that is opened now would carry; creates on one with another may be refused.
-        on_room: called when a stream has ended: a watch may have one to itself again, or read history.
+        open_stream: opens a stream; calls its argument when the stream has ended.
+        token: returns the token of a stream opened now. etcd may refuse creates on a stream with another token.
+        on_room: called when a stream has ended: a waiting watch may now get a dedicated stream, or read history.
     """
 
     def __init__(
@@ -54,13 +55,13 @@ class StreamPool:
 
     @property
     def streams(self) -> list[WatchStream]:
-        """Those that are open."""
+        """The open streams."""
         return [*self._live, *self._dedicated, *self._catch_up]
 
     def create(
         self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind
     ) -> tuple[WatchStream, int] | None:
-        """Open a watch on the stream where it belongs; that stream, and the watch's id there. None: not before room."""
+        """Open a watch on a stream of its kind. Return the stream, and the watch's id there; None without room."""
         match stream_kind:
             case "live":
                 stream = self._live_stream()
@@ -97,11 +98,11 @@ class StreamPool:
         if room and (fresh is None or len(fresh) >= FILL):
             fresh = self._open_stream(self._forget)
             self._live.append(fresh)
-        # With an older token, and no room for another stream: etcd may still take it, and otherwise it is retired.
+        # Otherwise use a stream with an older token. etcd may still accept that token; if not, the stream is retired.
         return fresh if fresh is not None else min(able or self._live, key=len)
 
     def _has_spare(self) -> bool:
-        """Whether one more stream may take the place of one with many unanswered requests."""
+        """Whether one more stream may replace a stream with many unanswered requests."""
         return max(0, len(self._live) - LIVE_STREAMS) + max(0, len(self._catch_up) - 1) < SPARE_STREAMS
 
     def _forget(self, stream: WatchStream) -> None:

@@ -1,7 +1,8 @@
-"""etcd as the feeds see it: one link at a time, over several endpoints, made again whenever it fails.
+"""etcd as the feeds see it: one link at a time, over several endpoints, replaced whenever it fails.
 
-Every response of both channels passes ``Cluster.note``; where etcd knows us by a name (a user, a client certificate),
-the ``RefusalChecker`` finds out why a create was refused, and the ``PermissionChecker`` audits open watches.
+Every response on both channels passes through ``Cluster.note``. If etcd knows the gateway by a name (a user or a client
+certificate), the ``RefusalChecker`` finds out why a create was refused, and the ``PermissionChecker`` audits open
+watches.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from .watches import EtcdWatch, Watches
 
 logger = logging.getLogger("gateway.etcd")
 
-# A read waits this long (seconds) for a connection that is just being made, before it says that etcd is away.
+# Seconds that a read waits for a connection that is being made, before the read reports that etcd is out of reach.
 CONNECT_PATIENCE = 2.0
-# The same while etcd is known to be away.
+# The same, while etcd is known to be out of reach.
 DOWN_PATIENCE = 0.2
-# A new link has this long (seconds) for each of the things that it is tried with: a watch, which still has to connect,
-# and a linearizable read. It is more than health checks have with a short GATEWAY_STALE_AFTER.
+# Seconds that a new link has for each trial: a watch, which still has to connect, and a linearizable read. With a short
+# GATEWAY_STALE_AFTER, this is longer than the timeout of health checks.
 TRIAL_PATIENCE = 2.0
 # Seconds before a link that nobody has watched on is tried with a watch.
 TRIAL_DELAY = 1.0
-# Another cluster takes the place of ours when ours was not to be had for so many times GATEWAY_STALE_AFTER (a minute by
-# default): a rolling restart is over by then.
+# Another cluster may replace ours after ours was unavailable for this many times GATEWAY_STALE_AFTER (a minute by
+# default). A rolling restart is over by then.
 CLUSTER_PATIENCE = 6
 
 
@@ -59,15 +60,16 @@ UNMATCHED = str(UnmatchedError())
 
 
 class Upstream:
-    """See the module; implements ``app.ports.Etcd``. ``run`` must be a task for as long as it is used.
+    """See the module; implements ``app.ports.Etcd``. ``run`` must be a running task while the upstream is used.
 
     Args:
-        endpoints: like ``http://127.0.0.1:2379``, tried in turn.
-        credentials: who we are there.
-        stale_after: seconds; a quarter of it paces health checks and progress requests, half of it the linearizable
-            reads that prove feeds current.
-        budget: what pages of Ranges are reserved in; none is unbounded.
-        max_message: bytes of a watch's message, which nobody asked for and nobody can reserve.
+        endpoints: URLs like ``http://127.0.0.1:2379``, tried in turn.
+        credentials: the gateway's identity at the endpoints.
+        stale_after: seconds; a quarter of it paces health checks and progress requests, and half of it paces the
+            linearizable reads that prove feeds current.
+        budget: the budget in which memory for pages of Ranges is reserved; None: unlimited.
+        max_message: the maximum size of a watch's message in bytes. Nobody requests such a message, so nobody can
+            reserve memory for it.
     """
 
     def __init__(
@@ -94,9 +96,9 @@ class Upstream:
         self._link: Link | None = None
         self._ready = asyncio.Event()
         self._condition = Condition(self._endpoints[0], "", "connecting", time.time(), "not connected yet")
-        self._unmatched: set[str] = set()  # endpoints whose watch answers can't be matched
-        self._tried = ANYTHING  # what was last watched: a new link is tried with it, for it may be permitted
-        self._reasons: dict[str, str] = {}  # of each endpoint, since it was last found good
+        self._unmatched: set[str] = set()  # endpoints whose answers cannot be matched to watches
+        self._tried = ANYTHING  # the key watched last: a new link is tried with this key, as it is likely permitted
+        self._reasons: dict[str, str] = {}  # endpoint -> why it last failed, since it was last ready
         self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
         self.reconnects = 0
         self.currentness = Currentness(stale_after)
@@ -143,7 +145,7 @@ class Upstream:
 
     @property
     def highest_revision(self) -> int:
-        """The highest revision that this process has heard of, in this history."""
+        """The highest revision that this process knows, in this history."""
         return self._cluster.revision
 
     @property
@@ -153,11 +155,11 @@ class Upstream:
 
     @property
     def watchers(self) -> int:
-        """The watches that we hold at etcd."""
+        """The number of watches that the gateway holds at etcd."""
         return sum(len(stream) for stream in self.streams)
 
     def statistics(self) -> EtcdStatistics:
-        """What is held at etcd now."""
+        """Return what the gateway holds at etcd now."""
         return EtcdStatistics(
             condition=self._condition,
             reached=self._cluster.id != 0,
@@ -168,7 +170,7 @@ class Upstream:
         )
 
     def on_restored(self, callback: Callable[[], None]) -> None:
-        """Have *callback* called whenever the history turns out to be another one."""
+        """Call *callback* whenever etcd's history turns out to have been replaced."""
         self._cluster.on_restored(callback)
 
     def watch(self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
@@ -191,7 +193,10 @@ class Upstream:
         return await self.reads.revision(watched)
 
     def _resolve_refusal(self, watch: EtcdWatch, refused: Refused) -> bool:
-        """Only an etcd that knows us by a name may refuse what it permitted before."""
+        """Start to find out why *watch* was refused; False if there is nothing to find out.
+
+        Only an etcd that knows the gateway by a name may refuse what it permitted before.
+        """
         if self._credentials.named:
             self._refusals.resolve(watch, refused)
         return self._credentials.named
@@ -199,7 +204,7 @@ class Upstream:
     # --- the life of links -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a link: make it, watch its health, make the next one, to the next endpoint."""
+        """Keep a link: make one, check its health and, when it fails, make the next one, to the next endpoint."""
         async with asyncio.TaskGroup() as group:
             if self._credentials.named:
                 group.create_task(self._permissions.run(), name="permissions")
@@ -212,7 +217,7 @@ class Upstream:
                 await asyncio.sleep(self._backoff.delay(failures // len(self._endpoints), self._draw()))
 
     async def _use(self, endpoint: str, failures: int) -> bool:
-        """Make a link and use it until it fails; whether it was of use. *failures*: tries since one was."""
+        """Make a link and use it until it fails. Return whether it was usable. *failures*: unusable links in a row."""
         try:
             link = Link(
                 endpoint,
@@ -249,7 +254,7 @@ class Upstream:
             await link.aclose("gateway is stopping")
 
     async def aclose(self) -> None:
-        """End the reads under way."""
+        """Cancel the reads that are under way."""
         await self._refusals.aclose()
         await self.reads.aclose()
 
@@ -269,7 +274,7 @@ class Upstream:
         self.reconnects += 1
 
     async def _watch_health(self, link: Link) -> None:
-        """Until the link has failed."""
+        """Check the link's health until the link fails."""
         while not link.failed.done():
             await asyncio.wait([link.failed], timeout=self._proof_interval)
             if link.failed.done():
@@ -282,7 +287,10 @@ class Upstream:
                 link.fail("a watch stream is silent")
 
     async def _try_watch(self, link: Link) -> str | None:
-        """Whether what answers there can be watched; why not. An endpoint that could not be has to show that it can."""
+        """Return why the link's server cannot be watched; None if it can.
+
+        An endpoint that could not be watched before must answer a watch before it is used again.
+        """
         try:
             matches = await link.matches(self._tried, TRIAL_PATIENCE)
         except TimeoutError:
@@ -296,15 +304,16 @@ class Upstream:
         return UNMATCHED if matches is False or link.endpoint in self._unmatched else None
 
     async def _try_watch_if_nobody_does(self, link: Link) -> None:
-        """A first watch tells by itself. Without one, it is found out before somebody needs it."""
+        """Try a watch if no feed has opened one, to learn whether watches work before a feed needs one."""
         await asyncio.sleep(TRIAL_DELAY)
         if not self._watches.matched and (reason := await self._try_watch(link)) is not None:
             link.fail(reason)
 
     async def _compare(self, link: Link) -> str | None:
-        """Whether the member is in touch with its cluster, and history goes on there; why the link can't be used.
+        """Return why the link cannot be used; None if its member is in touch with its cluster and history goes on.
 
-        Asked before any watch goes on. It costs a Range and a Status per connection, however many feeds there are.
+        The check runs before any watch resumes. It costs a Range and a Status per connection, however many feeds there
+        are.
         """
         cluster = self._cluster
         known, applied, asked_at = cluster.known, cluster.applied, self.clock()
@@ -317,7 +326,8 @@ class Upstream:
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
                 return f"{CUT_OFF}: no linearizable read in {TRIAL_PATIENCE:g} s"
-            # A key that we may not read is refused only behind the same barrier; without a user, every key is.
+            # etcd refuses a key that the user may not read only after the same barrier as a read. Without a user, etcd
+            # refuses every key.
             if error.code() is not rpc.StatusCode.PERMISSION_DENIED and cluster.applied:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
@@ -328,7 +338,7 @@ class Upstream:
         return reason
 
     def _foreign(self, link: Link) -> str | None:
-        """Whether a channel that reconnected by itself has found another cluster behind the same endpoint."""
+        """Return a reason if a channel reconnected by itself and found another cluster at the endpoint; else None."""
         try:
             if link.header is not None:
                 self._cluster.note(link.header)
@@ -350,7 +360,7 @@ class Upstream:
             raise self._condition.error()
         return self._link
 
-    # --- saying it ----------------------------------------------------------------------------------------------------
+    # --- reporting ----------------------------------------------------------------------------------------------------
 
     def _say_ready(self, link: Link) -> None:
         self._reasons.pop(link.endpoint, None)
@@ -358,13 +368,13 @@ class Upstream:
         logger.info("etcd is ready", extra={"endpoint": link.endpoint, "version": link.version_text})
         if known_to_lose_events(link.version):
             logger.warning(
-                "this etcd version can lose a delete at a compaction; the gateway guards its own watches against it, "
+                "this etcd version can lose a delete at a compaction; the gateway protects its own watches from this, "
                 "but upgrade to 3.5.18 or later (3.4.36 on the 3.4 line)",
                 extra={"endpoint": link.endpoint, "version": link.version_text},
             )
         if known_to_diverge(link.version):
             logger.warning(
-                "a crash can make a member of this etcd version differ from the others: upgrade",
+                "after a crash, a member of this etcd version can differ from the other members: upgrade",
                 extra={"endpoint": link.endpoint, "version": link.version_text},
             )
 
@@ -375,6 +385,6 @@ class Upstream:
         since = self._condition.since if self._condition.state == "down" else time.time()
         others = [f"{other}: {why}" for other, why in self._reasons.items() if other != endpoint]
         hopeless = self._unmatched.issuperset(self._endpoints)
-        told = f"etcd can't be used: {UNMATCHED}" if hopeless else OUT_OF_REACH
+        told = f"etcd cannot be used: {UNMATCHED}" if hopeless else OUT_OF_REACH
         reasons = "; ".join([reason, *others])
         self._condition = Condition(endpoint, self._condition.version, "down", since, reasons, told)

@@ -1,6 +1,6 @@
-"""The watches that feeds have asked for: open on a stream of the link in use, or waiting for a place on one.
+"""The watches that feeds have opened: on a stream of the present link, or waiting for room on one.
 
-A watch outlives no link: with its stream it is lost, and its feed asks for another one.
+A watch does not outlive its link: it is lost with its stream, and its feed opens another watch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger("gateway.etcd")
 
 
 class EtcdWatch:
-    """A watch that is open on a stream, or waits for a link, a stream to itself, or its turn to read history."""
+    """A watch that is open on a stream, or waits for a link, a dedicated stream, or its turn to read history."""
 
     def __init__(
         self, watches: Watches, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind
@@ -34,18 +34,18 @@ class EtcdWatch:
         self.stream: WatchStream | None = None
         self.watch_id = 0
         self.permitted_at: float | None = None  # see ``app.etcd.permissions``
-        # How far the member says it is, where its progress is not believed to cover all events.
+        # The revision of the member's progress, if that progress is not trusted to cover all events.
         self._said = 0
-        # A stream to itself is wanted back as soon as progress says that the watch has caught up.
+        # A dedicated stream should become free as soon as progress shows that the watch has caught up.
         self._wants_proof = self._is_dedicated = stream_kind == "dedicated"
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody listens."""
+        """Whether the watch still has a callback."""
         return self.sink is not None
 
     def receive(self, given: WatchInput) -> None:
-        """From the stream."""
+        """Handle an input from the stream."""
         if isinstance(given, Created):
             self.permitted_at = self._watches.clock()
             self._watches.matched = True
@@ -57,17 +57,17 @@ class EtcdWatch:
         self.tell(given)
 
     def tell(self, given: WatchInput) -> None:
-        """Pass *given* to the watch's sink."""
+        """Pass *given* to the watch's callback."""
         self._tell(self.sink, given)
 
     def end(self, given: WatchInput) -> None:
-        """Cancel the watch, and pass *given* to its sink as the last word."""
+        """Cancel the watch, and pass *given* to its callback as the last input."""
         sink = self.sink
         self.cancel()
         self._tell(sink, given)
 
     def _tell(self, sink: WatchCallback | None, given: WatchInput) -> None:
-        """A sink that raises costs only its own watch: whoever tells one watch has others to tell after it."""
+        """Call *sink*. If it raises, only its own watch ends: the caller has other watches to notify after this one."""
         if sink is not None:
             try:
                 sink(given)
@@ -76,7 +76,7 @@ class EtcdWatch:
                 self.cancel()
 
     def revoke(self, reason: str) -> None:
-        """Cancel a watch that etcd no longer permits, and say so."""
+        """Cancel a watch that etcd no longer permits, and pass the reason to its callback."""
         self.end(Refused(reason, denied=True))
 
     def cancel(self) -> None:
@@ -87,7 +87,7 @@ class EtcdWatch:
         if self.stream is not None:
             self.stream.cancel(self.watch_id)
             if self.stream_kind == "catch-up":
-                self._watches.open_pending()  # its stream may live on, with room for one that waits
+                self._watches.open_pending()  # the stream may live on, with room for a waiting watch
 
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
@@ -98,7 +98,7 @@ class EtcdWatch:
                 self.stream.await_proof(self.watch_id, wanted=wanted)
 
     def open(self, stream: WatchStream, watch_id: int) -> None:
-        """It is on a stream now."""
+        """Note that the watch is open on *stream* now."""
         self.stream, self.watch_id = stream, watch_id
         if self._wants_proof:
             stream.await_proof(watch_id, wanted=True)
@@ -106,7 +106,7 @@ class EtcdWatch:
     def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``.
 
-        Where progress is not believed, it counts here all the same: otherwise quiet ranges would stay stale for ever.
+        Progress counts here even if it is not trusted: otherwise quiet ranges would stay stale for ever.
         """
         return self._watches.currentness.proven_at(max(reached, self._said))
 
@@ -116,7 +116,8 @@ class Watches(Sized):
 
     Args:
         currentness: what linearizable reads have proven.
-        resolve: finds out why a create was refused, and tells the watch; False where there is nothing to find out.
+        resolve: starts to find out why a create was refused, to notify the watch; False if there is nothing to find
+            out.
     """
 
     def __init__(
@@ -138,50 +139,50 @@ class Watches(Sized):
 
     @property
     def progress_trusted(self) -> bool:
-        """Whether the link's member may be believed about its progress."""
+        """Whether the progress of the link's member can be trusted."""
         return self._link is not None and self._link.progress_trusted
 
     def use(self, link: Link) -> None:
-        """Open watches on *link*: those that wait, and those to come."""
+        """Open watches on *link*: the waiting ones now, and new ones from now on."""
         self._link = link
         self.matched = False
         self.open_pending()
 
     def leave(self) -> None:
-        """Open no watch on the link any more: new ones wait for the next link."""
+        """Stop opening watches on the link: new watches wait for the next link."""
         self._link = None
 
     def open(self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
-        """A new watch, open or waiting."""
+        """Return a new watch, open or waiting."""
         watch = EtcdWatch(self, watched, start, sink, stream_kind=stream_kind)
         self._wanted[watch] = None
         try:
             self._place(watch)
         except Exception:
-            watch.cancel()  # the caller gets no watch that it could cancel
+            watch.cancel()  # the caller does not get the watch, so it cannot cancel the watch
             raise
         return watch
 
     def open_pending(self) -> None:
-        """Place those that wait: there is a link, or room on it."""
+        """Place the waiting watches: a link, or room on the link, has become available."""
         if self._link is not None:
             pending, self._pending = self._pending, {}
             for watch in pending:
                 if not watch.wanted:
-                    continue  # one that was told below has cancelled it
+                    continue  # the callback of an earlier watch, called below, has cancelled this one
                 try:
                     self._place(watch)
-                except Exception as error:  # it costs this watch alone: the others must be opened
+                except Exception as error:  # only this watch ends: the others must still be opened
                     logger.exception("watch not opened", extra={"range": str(watch.range)})
                     watch.end(Lost(f"not opened: {error}"))
 
     def forget(self, watch: EtcdWatch) -> None:
-        """A watch is not wanted any more."""
+        """Forget a watch that is not wanted any more."""
         self._wanted.pop(watch, None)
         self._pending.pop(watch, None)
 
     def _place(self, watch: EtcdWatch) -> None:
-        """Put a watch on a stream; it waits while there is none for it."""
+        """Put a watch on a stream. The watch waits while no stream has room for it."""
         opened = None
         if self._link is not None:
             opened = self._link.pool.create(watch.range, watch.start, watch.receive, stream_kind=watch.stream_kind)

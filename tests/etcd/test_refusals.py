@@ -73,9 +73,9 @@ async def resolve(permitted: Callable[[KeyRange], Awaitable[bool]], *watches: Wa
     [
         (False, "old", Refused("permission denied", denied=True), False),
         (True, "new", REFUSED, False),  # KV accepts this very token: the next attempt decides
-        (True, "old", Lost("its stream's token is no longer valid"), True),
+        (True, "old", Lost("the stream's token is no longer valid"), True),
         (UnavailableError("etcd is away"), "old", Lost("etcd is away"), False),
-        (RuntimeError("a defect"), "old", Lost("not resolved: a defect"), False),
+        (RuntimeError("a defect"), "old", Lost("cannot find out why the watch was refused: a defect"), False),
     ],
 )
 async def test_what_a_watch_is_told(answer: bool | Exception, token: str, told: WatchInput, retired: bool) -> None:

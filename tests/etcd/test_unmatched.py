@@ -16,7 +16,7 @@ from tests.support.streams import request, watch
 from tests.support.versions import Candidate
 from tests.support.waiting import eventually
 
-WORDS = "ids of its own, as etcd's grpc-proxy does"
+WORDS = "its own watch ids, as etcd's grpc-proxy does"
 
 
 @pytest.mark.etcd

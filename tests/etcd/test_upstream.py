@@ -125,4 +125,4 @@ async def test_a_server_whose_answers_cannot_be_matched(monkeypatch: pytest.Monk
     monkeypatch.setattr(WatchCall, "_create", renamed)
     async with FakeEtcd() as proxy, connecting(proxy.endpoint) as upstream:
         await becomes(upstream, "down", reason=UNMATCHED)
-        assert upstream.condition.told == f"etcd can't be used: {UNMATCHED}"
+        assert upstream.condition.told == f"etcd cannot be used: {UNMATCHED}"
