@@ -39,7 +39,8 @@ class UnmatchedError(ConnectionError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the server replaces the watch ids, as etcd's grpc-proxy does: name etcd's members themselves as endpoints"
+            "the server assigns its own watch ids, as etcd's grpc-proxy does; "
+            "the gateway must connect to etcd's members themselves"
         )
 
 

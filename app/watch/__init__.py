@@ -1,1 +1,1 @@
-"""Feeds and their registry, running: tasks, timers and reference counts around the pure core."""
+"""Feeds and their registry at run time: the tasks, timers and reference counts around the pure core."""

@@ -1,6 +1,6 @@
-"""The read of a feed's history, running: its watch, its time-out, its probe. What fails here costs only who asked.
+"""Read a feed's history at run time, with a watch, a timeout and a probe. A failure affects only readers that wait.
 
-It decides nothing itself: ``app.core.backfill`` does.
+``app.core.backfill`` makes all decisions.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class RunningBackfill:
     """See the module.
 
     Args:
-        timeout: seconds that each may take: to have its turn, to be read, to be confirmed.
-        has_room: whether what is held fits the memory that all feeds share; asked after each input.
-        on_change: called after each input: readers may go on.
-        on_denied: called when etcd's roles do not let us read the range any more.
+        timeout: seconds for each stage: waiting for a turn, reading, confirming.
+        has_room: returns whether what is held fits the memory that all feeds share; called after each input.
+        on_change: called after each input: readers may have something to read.
+        on_denied: called when etcd's roles no longer let the gateway read the range.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RunningBackfill:
 
     @property
     def watching(self) -> bool:
-        """Whether it holds a watch, or waits for one."""
+        """Whether this read holds a watch, open or waiting for a stream."""
         return self._watch is not None
 
     @property
@@ -82,22 +82,22 @@ class RunningBackfill:
         return self._core.stage is not Stage.RESTING
 
     def want(self, revision: int | None) -> None:
-        """Read as far as a cursor at *revision* needs, and further; None: of a cursor that nobody has read yet."""
+        """Read back as far as a cursor at *revision* needs, and further. None: the revision is not known yet."""
         self.handle(WantBackfill(revision))
 
     def make_room(self) -> None:
-        """Memory is short: what is not yet proven goes first."""
+        """Abort the read because memory is short: history that is not proven yet is freed first."""
         if self.active:
             self.handle(NoRoom())
 
     def stop(self) -> None:
-        """The feed, or the history that it tells of, has ended."""
+        """Abort the read because the feed has ended, or its history does not go on."""
         if self.active:
             self._core.handle(Stop(), self._now)
             self._close()
 
     def handle(self, given: BackfillInput) -> None:
-        """Give the core one input and do what it says. An error of ours ends the read, and not the feed."""
+        """Pass one input to the core and execute its commands. A defect ends the read, but not the feed."""
         try:
             self._step(given)
             if self.active and not self._has_room():
@@ -143,7 +143,7 @@ class RunningBackfill:
                 self.tasks.add(self._probe_task)
                 self._probe_task.add_done_callback(self.tasks.discard)
             case _:
-                msg = f"{command} is not for a read of history"
+                msg = f"a read of history cannot execute {command}"
                 raise AssertionError(msg)
 
     def _set_timer(self) -> None:
@@ -178,6 +178,6 @@ class RunningBackfill:
             given = Probed("failed")
         else:
             given = Probed(outcome)
-        # An answer can be what ends the read (a restore is noticed by its header): then nobody waits for it.
+        # The answer itself can end the read: its header may reveal a restore. Then nobody waits for the answer.
         if self._probe_task is asyncio.current_task():
             self.handle(given)

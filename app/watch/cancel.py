@@ -1,4 +1,4 @@
-"""Cancelling a watch, whatever comes of it: what its owner still has to release after it must be released, too."""
+"""Cancel a watch without raising: the watch's owner must still release everything else that it holds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ logger = logging.getLogger("gateway.feed")
 
 
 def cancel_watch(watch: Watch | None) -> None:
-    """Cancel *watch*, if there is one. An error of ours is logged, and stops nobody."""
+    """Cancel *watch*, if there is one. A defect is logged, and does not reach the caller."""
     if watch is None:
         return
     try:
         watch.cancel()
     except Exception:
-        logger.exception("a watch was not let go")
+        logger.exception("a watch was not cancelled")

@@ -1,4 +1,4 @@
-"""A feed, running: executes the commands of its core and feeds the outcomes back. It decides nothing itself."""
+"""A feed at run time: it executes the core's commands and returns the outcomes to the core. It makes no decisions."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ logger = logging.getLogger("gateway.feed")
 
 
 class FeedOwner(Protocol):
-    """What a feed tells its registry."""
+    """What a feed reports to its registry."""
 
     def published(self, events: int) -> None:
-        """A feed has published so many events more."""
+        """A feed has published *events* more events."""
 
     def failed(self, feed: Feed, reason: CloseReason) -> None:
-        """*feed* has ended by itself: nobody is to join it any more, and its subscribers are closed for *reason*."""
+        """*feed* has ended by itself: it accepts no new subscriber, and its subscribers must be closed for *reason*."""
 
     def view_reclaimed(self, feed: Feed) -> None:
-        """*feed* has given up its state: no reader of it may hold a part of that."""
+        """*feed* has freed its view: its readers must not hold any part of that view."""
 
 
 class Feed:
-    """One watched range. ``start`` it when it is registered; ``stop`` is synchronous, and after it nothing is left."""
+    """One watched range. Call ``start`` after registering the feed. ``stop`` is synchronous and releases everything."""
 
     def __init__(
         self,
@@ -83,14 +83,14 @@ class Feed:
         self.history = self.core.history
         self.notifier = Notifier()
         self.started = time.time()
-        # Why it is not live, for /v1/feeds and for those who wait.
+        # Why the feed is not live, for /v1/feeds and for subscribers that wait.
         self.trouble = ""
         self._etcd = etcd
         self._limits = limits
         self._memory = memory
         self._turns = turns
         self._owner = owner
-        self._hold: Hold  # from its start on
+        self._hold: Hold  # set by ``start``
         self.history.ask_before_keeping(self._keep)
         self._clock = clock
         self._draw = draw
@@ -105,7 +105,7 @@ class Feed:
         self._readers_ahead = 0
         self._published = 0  # events
         self._proof_at = clock()
-        self.stale_since: float | None = None  # wall clock, seconds: etcd has proven nothing since; None while live
+        self.stale_since: float | None = None  # wall-clock seconds of etcd's last proof; None while the feed is live
         self._backfill = RunningBackfill(
             self.core,
             watched,
@@ -119,30 +119,34 @@ class Feed:
 
     @property
     def state(self) -> State:
-        """Where its core is."""
+        """The state of the core."""
         return self.core.state
 
     @property
     def backfilling(self) -> bool:
-        """Whether a second watch of its range is open, which reads history for old cursors."""
+        """Whether a second watch of the range is open, to read history for old cursors."""
         return self._backfill.watching
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def start(self, *, backfill: bool) -> None:
-        """Begin, once and for all; *backfill*: for somebody with a cursor. Whoever waits is told when that fails."""
+        """Start the feed; call this once. *backfill*: the first subscriber has a cursor.
+
+        If the start fails, the feed's subscribers are closed.
+        """
         self._hold = self._memory.hold()
         self.handle(Start(backfill))
 
     def handle(self, given: FeedInput) -> None:
-        """Give the core one input, do what it says, wake the readers."""
+        """Pass one input to the core, execute its commands, and wake the readers."""
         with self._failing():
             self._step(given)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """An error of ours ends this feed, with a word to its subscribers, and not the stream, the task or the caller
-        that others share with it.
+        """If a defect raises an exception, end only this feed, and close its subscribers.
+
+        Other feeds share the stream, the task and the caller, so the exception must not reach them.
         """
         try:
             yield
@@ -180,7 +184,7 @@ class Feed:
         return self._memory.has_room()
 
     def want_backfill(self, revision: int) -> bool:
-        """A joiner's cursor lies below the log's floor: reach back for it if that can be, and say whether."""
+        """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
         core = self.core
         promised = core.backfill.promises(revision)
         if promised or core.may_backfill(revision, self._clock(), trusted=self._etcd.progress_trusted):
@@ -188,12 +192,12 @@ class Feed:
         return core.backfill.promises(revision)
 
     def restored(self) -> None:
-        """The cluster's history is another one."""
+        """Note that the cluster's history has been replaced."""
         if self.core.state not in (State.IDLE, State.CLOSED):
             self.handle(Restored())
 
     def stop(self) -> None:
-        """End it: the watch is cancelled, tasks and timers with it. Idempotent, and ends whatever has failed before."""
+        """Cancel the watch, the tasks and the timers. Idempotent; works whatever has failed before."""
         if self.core.state is State.CLOSED:
             return
         for command in self.core.handle(Stop(), 0.0):
@@ -212,40 +216,40 @@ class Feed:
 
     @property
     def unproven_bytes(self) -> int:
-        """See ``app.watch.memory.Holder``; so those below."""
+        """See ``app.watch.memory.Holder``."""
         return self.core.backfill.bytes
 
     @property
     def encoded_bytes(self) -> int:
-        """What its view has encoded."""
+        """See ``app.watch.memory.Holder``."""
         return self.history.encoded
 
     @property
     def log_bytes(self) -> int:
-        """What its log holds."""
+        """See ``app.watch.memory.Holder``."""
         return self.history.log.bytes
 
     def reclaim_unproven(self) -> int:
-        """Give up history that is being read, and not proven yet; bytes given back."""
+        """See ``app.watch.memory.Holder``."""
         before = self.unproven_bytes
         self._backfill.make_room()
         self._account()
         return before - self.unproven_bytes
 
     def reclaim_encoded(self) -> int:
-        """Drop what is encoded; bytes given back."""
+        """See ``app.watch.memory.Holder``."""
         given = self.history.reclaim_encoded()
         self._account()
         return given
 
     def reclaim_log(self, size: int) -> int:
-        """Give back about *size* bytes of history; bytes given back."""
+        """See ``app.watch.memory.Holder``."""
         given = self.history.log.reclaim(size)
         self._account()
         return given
 
     def reclaim_view(self) -> int:
-        """Let go of a state that is about to be replaced; bytes given back. Its readers are told that it is stale."""
+        """See ``app.watch.memory.Holder``. Readers get the status ``stale``."""
         given = self.history.reclaim_view()
         if given:
             logger.warning(
@@ -261,7 +265,7 @@ class Feed:
         self._hold.set(self.core.bytes)
 
     def _keep(self, size: int) -> bool:
-        """Whether something encoded, of *size* bytes, is to be kept: it is counted then."""
+        """Return whether to keep *size* bytes of encoded data. If so, the bytes are counted."""
         self._account()
         return self._memory.grow_encoded(self, self._hold, size)
 
@@ -281,12 +285,12 @@ class Feed:
             self.trouble = given.reason or "etcd ended the watch"
             logger.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
             if given.denied and self.history.view is not None:
-                # What was shown may not be seen any more: neither by those who hold it, nor by those who come.
+                # Neither present nor new subscribers may see this range any more.
                 self._fail("revoked")
                 return
         self.handle(given)
         if isinstance(given, Lost) and given.too_large and self.core.state is State.OPENING:
-            logger.warning("what was missed is too large for a watch", extra={"range": str(self.range)})
+            logger.warning("the missed events are too large for a watch", extra={"range": str(self.range)})
         if not self._memory.settle(self):
             self._fail_too_large()
 
@@ -324,7 +328,7 @@ class Feed:
                 self._cancel_timer(SyncTimeout)
 
     def _close_watch(self) -> None:
-        """And cancel what was asked for its sake: the answer means nothing any more."""
+        """Cancel the watch, and the requests made for its sake: their answers do not matter any more."""
         watch, self._watch = self._watch, None
         cancel_watch(watch)
         for task in self._tasks:
@@ -341,7 +345,7 @@ class Feed:
             timer.cancel()
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        # Nobody else would hear of its death, and everybody waits for its answer.
+        # Every subscriber waits for the task's answer, and nothing else would notice that the task failed.
         task = spawn(work(), name=f"feed {self.range}", died=lambda _error: self._fail("unavailable"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -364,21 +368,24 @@ class Feed:
         else:
             with hold:
                 if _wanted():
-                    # The feed counts the state as its own from here on: never twice, which may be more than there is,
-                    # and never not at all, which would give the bytes to others.
+                    # From here on, the feed's own hold counts the state. The state must never be counted twice, which
+                    # may exceed the budget. It must also never be uncounted: others would take the bytes.
                     self._hold.set(self._hold.size + hold.size)
                     hold.release()
                     self.handle(SnapshotTaken(snapshot, cluster_id))
 
     async def _read_state(self) -> tuple[Snapshot, int, Hold]:
-        """The range's state, and what it is counted by, which is the caller's. Raises as ``Etcd.snapshot``."""
+        """Return the range's state, the cluster's id, and the hold that counts the state. The caller owns the hold.
+
+        Raises as ``Etcd.snapshot``.
+        """
 
         async def attempt() -> tuple[Snapshot, int, Hold]:
             hold = self._memory.hold()
 
             def take(size: int) -> None:
                 if not self._memory.grow(self, hold, size):
-                    msg = f"{hold.size + size} bytes and more of {self.range} do not fit beside all that is held"
+                    msg = f"{hold.size + size} bytes or more of {self.range} do not fit in the memory that is left"
                     raise NoRoomError(msg)
 
             try:
@@ -409,7 +416,7 @@ class Feed:
     # --- proof and staleness -----------------------------------------------------------------------------------------
 
     def await_catch_up(self, change: int) -> None:
-        """A reader is ahead of the feed (+1), or is so no longer (-1): ask for progress often while any is."""
+        """Count a reader that is ahead of the feed (+1), or no longer is (-1). While any is, request progress often."""
         self._readers_ahead += change
         self._ask_for_proof()
 
@@ -423,13 +430,13 @@ class Feed:
             self._proof_at = max(self._proof_at, proof)
 
     def staleness(self) -> float:
-        """Seconds for which etcd has not proven that what we say is current."""
+        """Return the seconds since etcd last proved that the feed is current."""
         if self.core.state is State.LIVE:
             self._note_proof()
         return self._clock() - self._proof_at
 
     def check_staleness(self) -> None:
-        """Once a second, by the registry: turn stale or live, and let the log forget what is too old."""
+        """Become stale or live, and drop what is too old from the log. The registry calls this once a second."""
         with self._failing():
             self._check_staleness()
 
@@ -437,7 +444,7 @@ class Feed:
         self.history.log.trim(self._clock())
         self._account()
         if self._refreshed is not None and self._clock() - self._refreshed_at > self._limits.sync_timeout:
-            self._refreshed = None  # whoever waited for it has it by now
+            self._refreshed = None  # every reader that waited for it has it by now
         self._update_staleness()
 
     def _update_staleness(self) -> None:
@@ -452,13 +459,14 @@ class Feed:
     # --- for readers ahead of the feed -------------------------------------------------------------------------------
 
     async def linearizable_revision(self) -> int:
-        """A linearizable revision read begun after this call; shared by all who wait for one."""
+        """Return a linearizable revision from a read that began after this call. All waiting readers share the read."""
         return await self._etcd.revision(self.range)
 
     async def fresh_snapshot(self, at_least: int) -> Snapshot | None:
-        """A snapshot at or above *at_least* that the feed's own history has not reached (or could not prove to have).
+        """Return a snapshot at or above *at_least*, a revision that the feed has not reached, or cannot prove it has.
 
-        One Range for all who need it. None when it can't be had, or the log's generation changed meanwhile.
+        All readers share one read. None if the read fails, if its revision is too low, or if the log's generation has
+        changed meanwhile.
         """
         if self._refreshed is not None:
             generation, snapshot = self._refreshed
@@ -478,7 +486,7 @@ class Feed:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return None  # the feed has stopped, and not the one who waits
+            return None  # the feed has stopped; the caller was not cancelled
         if generation != self.history.log.generation or snapshot.revision < at_least:
             return None
         self._refreshed, self._refreshed_at = (generation, snapshot), self._clock()
@@ -486,17 +494,17 @@ class Feed:
 
     async def _read_refresh(self) -> Snapshot:
         snapshot, _cluster, hold = await self._read_state()
-        # Readers keep it for as long as they are sent it.
+        # Readers keep the snapshot while it is being sent to them. Its bytes count until the last reader drops it.
         weakref.finalize(snapshot, hold.release).atexit = False
         return snapshot
 
     def _refresh_done(self, task: asyncio.Task[Snapshot]) -> None:
         self._refresh = None
         if not task.cancelled():
-            task.exception()  # retrieved: whoever waited for it may have left
+            task.exception()  # mark the error as retrieved: all callers may have gone
 
     def statistics(self, *, subscribers: int, lag: int) -> FeedStatistics:
-        """What it holds now; what its *subscribers* come to is the registry's to say."""
+        """Return what the feed holds now. The registry counts the *subscribers* and their *lag*."""
         return FeedStatistics(
             range=self.range,
             state=self.core.state,
@@ -514,15 +522,15 @@ class Feed:
 
     @property
     def keys(self) -> int:
-        """Keys in its view."""
+        """The number of keys in the view."""
         return len(self.history.view) if self.history.view is not None else 0
 
 
 def _wanted() -> bool:
-    """Whether this task was not cancelled meanwhile.
+    """Whether the core still waits for this task's answer: the task has not been cancelled.
 
-    An answer can be what gets its own task cancelled (a restore is noticed by its header): no await follows at which
-    that would be felt, and the answer is no longer one that the core waits for.
+    An answer can cancel its own task, because its header may reveal a restore. The task has no further await that would
+    raise CancelledError, so it must check here.
     """
     task = asyncio.current_task()
     return task is None or not task.cancelling()

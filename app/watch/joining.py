@@ -1,4 +1,4 @@
-"""What the feed gets for a reader that waits: history below the log, or proof of a cursor that is ahead of the feed."""
+"""What a waiting reader needs from its feed: history below the log, or proof of a cursor that is ahead of the feed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .feed import Feed
 
 logger = logging.getLogger("gateway.stream")
 
-# Seconds after a linearizable read that failed, before the next one.
+# Seconds between a failed linearizable read and the next one.
 READ_AGAIN = 1.0
 
 
 class Joining:
-    """Of one reader, until its cursor is judged: at most one task, for what the reader wants now.
+    """Serves one reader until its cursor is resolved, with at most one task, for what the reader wants now.
 
     Args:
         sync_timeout: seconds that the feed has to reach the cursor by itself, before the state is read.
-        wake: called when the reader was given something.
-        failed: called with an error of ours.
+        wake: called after the reader has received something.
+        failed: called with the exception of a defect.
     """
 
     __slots__ = ("_failed", "_feed", "_reader", "_serves", "_sync_timeout", "_task", "_wake")
@@ -46,7 +46,7 @@ class Joining:
         self._serves = Wants.NOTHING  # what the task is for
 
     def help(self) -> bool:
-        """Begin to get what the reader wants; True if the reader should be read again at once."""
+        """Start to fetch what the reader wants. Return True if the reader should be read again at once."""
         wants = self._reader.wants
         if wants is Wants.BACKFILL:
             asked = self._reader.asked
@@ -71,12 +71,12 @@ class Joining:
         self._serves = Wants.NOTHING
 
     async def _read_linearizable(self) -> None:
-        self._feed.await_catch_up(1)  # progress may get the feed there before the answer does
+        self._feed.await_catch_up(1)  # progress may take the feed to the cursor before the read is answered
         try:
             while True:
                 try:
                     revision = await self._feed.linearizable_revision()
-                except GatewayError as error:  # etcd is away: the feed's own state says so, here we only try again
+                except GatewayError as error:  # etcd is out of reach: the feed reports that, so only retry here
                     logger.debug("no linearizable revision", extra={"reason": str(error)})
                     await asyncio.sleep(READ_AGAIN)
                     continue
@@ -87,7 +87,7 @@ class Joining:
             self._feed.await_catch_up(-1)
 
     async def _await_catch_up(self) -> None:
-        """Give the feed time to prove that it got to the cursor; then read the state afresh."""
+        """Give the feed time to prove that it has reached the cursor; then read the state afresh."""
         asked = self._reader.asked
         assert asked is not None, "only a cursor can be ahead"
         self._feed.await_catch_up(1)

@@ -1,4 +1,4 @@
-"""The settings that feeds run with."""
+"""The settings of feeds and their registry."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..core.log import Bounds
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A group of settings, by their names (``Settings.group``); ``log`` is the group of those that begin with LOG."""
+    """A group of settings, under their names (``Settings.group``). ``log`` groups the names that begin with LOG."""
 
     max_subscribers: int
     max_feeds: int
-    linger: float  # seconds, as all times here
+    linger: float  # seconds, like all times here
     log: Bounds
     reach_back: int
     sync_timeout: float

@@ -1,4 +1,4 @@
-"""The memory that all feeds share: what each holds is counted in one budget, and who gives way when that is full."""
+"""The memory that all feeds share: one budget counts what each feed holds, and feeds free memory when it is full."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from typing import Protocol
 
 from ..core.budget import Budget, Hold, Use
 
-# Of the bytes of feeds: what is encoded may take so much from logs. Without it each joiner's state is encoded anew.
+# Logs give way to encoded data until encoded data has one eighth of the budget. Without this share, each joiner's state
+# would be encoded anew.
 ENCODED_SHARE = 8
 
 
 class Holder(Protocol):
-    """A feed, as the memory sees it. Each ``reclaim`` returns the bytes that were given back."""
+    """A feed, as the memory sees it. Each ``reclaim`` method returns the number of bytes that it freed."""
 
     @property
     def unproven_bytes(self) -> int:
-        """Older history that is being read, and not proven yet."""
+        """Bytes of older history that is being read and not proven yet."""
 
     @property
     def encoded_bytes(self) -> int:
-        """What its view has encoded."""
+        """Bytes of encoded data that the view holds."""
 
     @property
     def log_bytes(self) -> int:
-        """What its log holds."""
+        """Bytes that the log holds."""
 
     def reclaim_unproven(self) -> int:
-        """Give up what is not proven."""
+        """Drop the history that is not proven yet."""
 
     def reclaim_encoded(self) -> int:
-        """Drop what is encoded."""
+        """Drop the encoded data."""
 
     def reclaim_view(self) -> int:
-        """Drop a state that is about to be replaced."""
+        """Drop a view that is about to be replaced."""
 
     def reclaim_log(self, size: int) -> int:
         """Drop about *size* bytes of the log, oldest first."""
@@ -43,9 +44,9 @@ class FeedMemory:
     """See the module.
 
     Args:
-        budget: of the whole process; pages and REST answers are held in it, too.
-        feeds: all feeds that there are.
-        expire_oldest: ends the feed that has lingered longest, unless that is the given one; whether it did.
+        budget: the budget of the whole process; it also counts pages and REST answers.
+        feeds: returns all feeds.
+        expire_oldest: ends the feed that has lingered longest, unless that is the given one; returns whether it did.
     """
 
     def __init__(
@@ -58,29 +59,29 @@ class FeedMemory:
 
     @property
     def bytes(self) -> int:
-        """What all feeds hold, what is being read for them included."""
+        """The bytes that all feeds hold, including what is being read for them."""
         return self.budget.of(Use.FEED)
 
     def hold(self) -> Hold:
-        """An empty hold, for a feed."""
+        """Return an empty hold for a feed."""
         return self.budget.hold(Use.FEED)
 
     def has_room(self) -> bool:
-        """Whether all that is held fits, without anybody giving anything back."""
+        """Return whether everything that is held fits, without freeing anything."""
         return self.budget.lacks() <= 0
 
     def settle(self, feed: Holder) -> bool:
-        """Make room for what *feed* holds by now, where that can be; whether all fits."""
+        """Make room for what *feed* holds now, if possible. Return whether everything fits."""
         return self.budget.settle(lambda more: self._make_room_for(feed, more))
 
     def grow(self, feed: Holder, hold: Hold, size: int) -> bool:
-        """Reserve *size* more bytes that *feed* needs; makes room where that can be."""
+        """Reserve *size* more bytes that *feed* needs, making room if possible. Return whether they are reserved."""
         return hold.grow(size, lambda more: self._make_room_for(feed, more))
 
     def grow_encoded(self, feed: Holder, hold: Hold, size: int) -> bool:
-        """Reserve *size* more bytes that *feed* can do without.
+        """Reserve *size* more bytes that *feed* can do without. Return whether they are reserved.
 
-        Of a full budget, logs leave what is encoded an eighth.
+        If the budget is full, logs give way to encoded data up to an eighth of the budget.
         """
         if hold.grow(size, _make_no_room):
             return True
@@ -89,8 +90,10 @@ class FeedMemory:
         return hold.grow(size, lambda more: self._reclaim_logs(more, but=feed))
 
     def _make_room_for(self, feed: Holder, size: int) -> None:
-        """Lingering feeds go first, and history that is not proven; then what is encoded, what *feed* will replace,
-        logs, and REST answers.
+        """Free *size* bytes for *feed*, from what can be spared most to what can be spared least.
+
+        Lingering feeds end first; then unproven history, encoded data, the view that *feed* will replace, logs, and
+        REST answers are dropped.
         """
         while self.budget.lacks(size) > 0 and self._expire_oldest(feed):
             pass
@@ -104,7 +107,7 @@ class FeedMemory:
                 answer.revoke()
 
     def _make_room_for_requests(self, size: int) -> None:
-        """What pages and answers may take from feeds."""
+        """Free *size* bytes for pages and REST answers, from what they may take from feeds."""
         self._reclaim_unproven(size)
         self._reclaim_encoded(size)
         self._reclaim_logs(size)
@@ -129,4 +132,4 @@ class FeedMemory:
 
 
 def _make_no_room(_size: int) -> None:
-    """Nobody gives way."""
+    """Free nothing."""

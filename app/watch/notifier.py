@@ -1,9 +1,9 @@
-"""Waking readers: one pass over all that listen, however many batches came since the last.
+"""Wake readers: one pass over all listeners, however many batches have arrived since the last pass.
 
-A pass costs about a send a reader (5 to 10 us), and etcd's messages come one by one: each with a pass of its own,
-10,000 a second would be behind by seconds with 100 readers. So after a pass the loop is left alone for twice as long
-as it took, up to MAX_PAUSE: what arrives meanwhile leaves in one write a reader. After a quiet time the next pass is at
-the end of the loop's turn.
+A pass costs about one send per reader (5 to 10 us), and etcd's messages arrive one by one. With one pass per message,
+10,000 messages a second would make the gateway fall behind by seconds with 100 readers. So after a pass, no pass begins
+for twice the time that the pass took, up to MAX_PAUSE. What arrives in that time leaves in one write per reader. After
+a quiet time, the next pass runs at the end of the loop's present turn.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ import asyncio
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-# Callbacks of a pass in one turn of the loop: about 4 ms, in which nobody else is served.
+# Callbacks that a pass calls in one turn of the loop: about 4 ms, in which the loop serves nothing else.
 SLICE = 500
-# Seconds that a pass waits at the most: those over thousands take longer, but between their slices others are served.
+# The maximum seconds between two passes. A pass over thousands of readers takes longer, but the loop serves others
+# between the pass's slices.
 MAX_PAUSE = 0.005
 
 
 class Notifier:
-    """Callbacks of all that listen, each called in every pass: O(1) to come, to go, and to notify."""
+    """The callbacks of all listeners; each pass calls all of them. Adding, discarding and notifying are O(1)."""
 
     __slots__ = ("_listening", "_next", "_pending", "_rest", "_spent")
 
     def __init__(self) -> None:
         self._listening: dict[Callable[[], None], None] = {}
-        self._pending = False  # a pass is to begin
-        self._rest: Iterator[Callable[[], None]] | None = None  # of the pass under way
-        self._spent = 0.0  # seconds in callbacks, of the pass under way
-        self._next = 0.0  # when the next pass may begin
+        self._pending = False  # a pass must begin
+        self._rest: Iterator[Callable[[], None]] | None = None  # callbacks that the present pass has still to call
+        self._spent = 0.0  # seconds that the present pass has spent in callbacks
+        self._next = 0.0  # the loop's time at which the next pass may begin
 
     def add(self, wake: Callable[[], None]) -> None:
-        """Have *wake* called in every pass from now on, until it is discarded."""
+        """Call *wake* in every pass from now on, until it is discarded."""
         self._listening[wake] = None
 
     def discard(self, wake: Callable[[], None]) -> None:
-        """It listens no more; the pass under way may still call it."""
+        """Remove *wake*. The present pass may still call it."""
         self._listening.pop(wake, None)
 
     def notify(self) -> None:
-        """Have a pass begin soon: there is something to read."""
+        """Begin a pass soon, because there is something to read."""
         if self._pending or not self._listening:
             return
         self._pending = True

@@ -1,7 +1,7 @@
-"""The registry: one feed per distinct range, shared by reference count, ended after a linger.
+"""The registry: one feed per distinct range, shared by reference count, ended after the linger time.
 
-``subscribe`` is the only way in, and the subscriber's ``release`` the only way out: that is synchronous and happens
-once, on whatever way the stream ends.
+``subscribe`` is the only way in, and the subscriber's ``release`` is the only way out. The release is synchronous and
+happens once, however the stream ends.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .subscriber import Subscriber
 
 logger = logging.getLogger("gateway.feed")
 
-# Seconds between looks at staleness and at the age of logs.
+# Seconds between two checks of staleness and of the age of logs.
 TICK = 1.0
-# Seconds before a range that was too large is read again: every try costs etcd a Range of all of it.
+# Seconds before a range that was too large is read again: every attempt costs etcd a Range of the whole range.
 TOO_LARGE_PAUSE = 30.0
-# Seconds between the groups of streams that are sent away at a drain.
+# Seconds between two groups of subscribers that a drain closes.
 DRAIN_TICK = 0.05
 
 
@@ -50,19 +50,19 @@ class Registry(Sized):
         self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
         self._linger_timers: dict[KeyRange, asyncio.TimerHandle] = {}
         self._ending: set[Feed] = set()
-        self._too_large: dict[KeyRange, float] = {}  # until when they are not tried again
+        self._too_large: dict[KeyRange, float] = {}  # range -> monotonic time until which it is not tried again
         self._total = 0
         self.draining = False
         self._drained_at = 0.0
         self.feeds_started = 0
-        self.events = 0  # published by all feeds there were
+        self.events = 0  # published by all feeds, ended ones included
 
     # --- subscribing -------------------------------------------------------------------------------------------------
 
     def subscribe(
         self, watched: KeyRange, *, address: str, user_agent: str, request_id: str, has_cursor: bool
     ) -> Subscriber:
-        """Hold the feed of *watched*, starting it if need be, until the subscriber is released.
+        """Hold the feed of *watched* until the subscriber is released. Start a feed if the range has none.
 
         Raises:
             DrainingError, OverCapacityError, UnavailableError: before anything is held.
@@ -71,10 +71,10 @@ class Registry(Sized):
         known = self._feeds.get(watched)
         feed = known if known is not None else self._make(watched)
         subscriber = Subscriber(feed, address, user_agent, request_id, self._clock(), self._release)
-        # What may raise is done by now: from here on it is held, by a feed that everybody knows.
+        # Everything that may raise comes before this line. From here on, the subscriber holds a registered feed.
         if known is None and self._full:
             expired = self._expire_oldest(feed)
-            assert expired, "checked"
+            assert expired, "``check`` has found a lingering feed"
         acquired = self._counts.acquire(watched)
         if acquired is Acquired.STARTED:
             self._feeds[watched] = feed
@@ -90,25 +90,27 @@ class Registry(Sized):
         return subscriber
 
     def check(self, watched: KeyRange) -> None:
-        """Whether ``subscribe`` would have it now; holds, starts and ends nothing.
+        """Raise what ``subscribe`` would raise now. Holds, starts and ends nothing.
 
         Raises:
-            DrainingError, OverCapacityError, UnavailableError: it would not.
+            DrainingError, OverCapacityError, UnavailableError: ``subscribe`` would refuse.
         """
         if self.draining:
-            raise DrainingError("this instance is about to stop")
+            raise DrainingError("this instance is shutting down: reconnect to reach another one")
         if self._total >= self.limits.max_subscribers:
             raise OverCapacityError(
-                f"{self._total} subscribers, GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}",
+                f"{self._total} streams are open; GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}: "
+                "retry later",
                 code="too-many-subscribers",
             )
         if watched not in self._counts and self._full and self._counts.oldest_lingering() is None:
             raise OverCapacityError(
-                f"{len(self._counts)} distinct ranges are followed, GATEWAY_MAX_FEEDS is {self.limits.max_feeds}",
+                f"{len(self._counts)} distinct ranges are followed; GATEWAY_MAX_FEEDS is {self.limits.max_feeds}: "
+                "retry later, or follow fewer, wider ranges",
                 code="too-many-feeds",
             )
         if self._clock() < self._too_large.get(watched, 0.0):
-            raise TooLargeError(f"{watched} did not fit the memory that all feeds may hold together")
+            raise TooLargeError(f"{watched} did not fit in GATEWAY_MAX_FEED_BYTES: follow a smaller range")
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
         if condition.state == "down" and (feed is None or not feed.history.joinable):
@@ -131,12 +133,12 @@ class Registry(Sized):
         )
 
     def _release(self, subscriber: Subscriber) -> None:
-        """Synchronous, and once per subscriber."""
+        """Release the subscriber's feed. Synchronous; called once per subscriber."""
         self._total -= 1
         feed = subscriber.feed
         members = self._subscribers.get(feed)
         if members is None or subscriber not in members:
-            return  # the feed failed, and took all its subscribers with it
+            return  # the feed has failed, and its subscribers were removed with it
         del members[subscriber]
         watched = feed.range
         if self._counts.release(watched):
@@ -154,7 +156,7 @@ class Registry(Sized):
             self._end(self._feeds[watched], "idle")
 
     def _expire_oldest(self, but: object) -> bool:
-        """End the feed that has lingered longest, unless it is *but*; whether one has ended."""
+        """End the feed that has lingered longest, unless it is *but*. Return whether a feed has ended."""
         oldest = self._counts.oldest_lingering()
         if oldest is None or self._feeds[oldest] is but:
             return False
@@ -168,7 +170,7 @@ class Registry(Sized):
         self._ending.add(feed)
         logger.info("feed stop", extra={"range": str(feed.range), "reason": reason})
 
-    # --- what its feeds tell it (``app.watch.feed.FeedOwner``) ------------------------------------------------------
+    # --- reports from feeds (``app.watch.feed.FeedOwner``) -----------------------------------------------------------
 
     def published(self, events: int) -> None:
         """See ``FeedOwner``."""
@@ -198,7 +200,7 @@ class Registry(Sized):
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Look after staleness and age, for as long as the registry is used."""
+        """Check feeds for staleness and logs for age, once a second, for ever."""
         while True:
             await asyncio.sleep(TICK)
             for feed in list(self._feeds.values()):
@@ -208,17 +210,17 @@ class Registry(Sized):
             await self._join_ended()
 
     def restored(self) -> None:
-        """The cluster's history is another one: every feed starts anew."""
+        """Restart every feed, because the cluster's history has been replaced."""
         for feed in list(self._feeds.values()):
             feed.restored()
 
     def drain(self) -> float:
-        """Let nobody in any more, and ask the subscribers to leave, one after the other; the seconds until all are."""
+        """Refuse new subscribers, and close the present ones over time. Return the seconds until all are closed."""
         if not self.draining:
             self.draining = True
             for watched in list(self._linger_timers):
                 self._expire(watched)
-            # In a drawn order: those who follow one range come to the others over the whole time.
+            # Random order, so that one range's clients reconnect to other instances spread over the whole window.
             leaving = sorted(self.subscribers(), key=lambda _: self._draw())
             drain = Drain(len(leaving), window=self.limits.drain_window, pace=self.limits.drain_pace)
             self._drained_at = self._clock() + drain.seconds
@@ -235,12 +237,12 @@ class Registry(Sized):
             asyncio.get_running_loop().call_later(DRAIN_TICK, self._send_away, leaving, drain, since)
 
     def send_all_away(self) -> None:
-        """Those whose turn has not come, too."""
+        """Close all subscribers, including those whose turn has not come."""
         for subscriber in self.subscribers():
             subscriber.close(DrainingError.close_reason)
 
     async def aclose(self) -> None:
-        """End every feed, whoever holds it."""
+        """End every feed, even one with subscribers."""
         self.drain()
         self.send_all_away()
         for feed in list(self._feeds.values()):
@@ -253,24 +255,24 @@ class Registry(Sized):
         for feed in ended:
             await feed.join()
 
-    # --- looking at it -----------------------------------------------------------------------------------------------
+    # --- inspection --------------------------------------------------------------------------------------------------
 
     def feeds(self) -> list[Feed]:
-        """The live feeds."""
+        """Return all registered feeds."""
         return list(self._feeds.values())
 
     def feed(self, watched: KeyRange) -> Feed | None:
-        """The live feed of a range."""
+        """Return the registered feed of a range, or None."""
         return self._feeds.get(watched)
 
     def subscribers(self, feed: Feed | None = None) -> list[Subscriber]:
-        """All subscribers, or those of a feed."""
+        """Return all subscribers, or only those of *feed*."""
         if feed is not None:
             return list(self._subscribers.get(feed, ()))
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
     def statistics(self, only: KeyRange | None = None) -> RegistryStatistics:
-        """What it holds now, of all feeds or of the feed of one range."""
+        """Return what the registry holds now. *only*: of the feeds, include just the one of this range."""
         return RegistryStatistics(
             feeds=tuple(
                 feed.statistics(
@@ -288,10 +290,10 @@ class Registry(Sized):
         )
 
     def subscriber_statistics(self, watched: KeyRange) -> list[SubscriberStatistics]:
-        """Those who follow one range."""
+        """Return what ``/v1/feeds`` reports about the subscribers of one range."""
         feed = self._feeds.get(watched)
         return [subscriber.statistics(self._clock()) for subscriber in self._subscribers.get(feed, ())] if feed else []
 
     def __len__(self) -> int:
-        """Subscribers, those that are leaving included."""
+        """Return the number of subscribers, including those that are leaving."""
         return self._total

@@ -1,4 +1,4 @@
-"""Reading snapshots beside each other while they fit, and in turn when they don't."""
+"""Read snapshots concurrently while they fit in memory together, and one after the other when they do not."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from ..core.errors import NoRoomError
 
 T = TypeVar("T")
 
-# Seconds that a snapshot which did not fit beside others waits for these to be read.
+# Seconds that a snapshot waits for other reads to end, after it did not fit beside them.
 READING_TIMEOUT = 10.0
 
 
 class SnapshotTurns:
-    """The turns of all feeds of a process."""
+    """Schedules the snapshots of all feeds of a process."""
 
     def __init__(self) -> None:
         self._reading = 0  # snapshots that are being read
         self._none_reads = asyncio.Event()
-        self._turn = asyncio.Lock()  # of those that did not fit beside others
+        self._turn = asyncio.Lock()  # taken by a snapshot that did not fit beside others
 
     async def read(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What *attempt* returns, which reads a snapshot; it is made again when the snapshot did not fit beside others.
+        """Return the result of *attempt*, which reads a snapshot. Repeat it if the snapshot did not fit beside others.
 
-        The first attempt is made beside others. Where they do not fit together each gives back what it has read, and
-        they read one after the other: whoever waits holds nothing.
+        The first attempt runs beside others. If the snapshots do not fit together, each attempt frees what it has read,
+        and the snapshots are read one after the other. A snapshot that waits holds no memory.
 
         Raises:
-            TooLargeError: it does not fit.
+            TooLargeError: the snapshot does not fit.
         """
         try:
             return await self._attempt(attempt)
@@ -57,7 +57,7 @@ class SnapshotTurns:
                 self._none_reads.set()
 
     async def _until_none_reads(self) -> None:
-        """Not for ever: there may always be others, which begin later."""
+        """Wait until no snapshot is being read, but with a timeout: new reads may begin again and again."""
         if self._reading:
             try:
                 async with asyncio.timeout(READING_TIMEOUT):

@@ -1,4 +1,4 @@
-"""What feeds and the registry hold at one moment, as frozen values: for the metrics and ``/v1/feeds``."""
+"""What feeds and the registry hold at one moment, as frozen values for the metrics and ``/v1/feeds``."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ class SubscriberStatistics:
     address: str
     user_agent: str
     request_id: str
-    age: float  # seconds since it came
-    behind: int  # revisions of its range that it has still to be sent
+    age: float  # seconds since it subscribed
+    behind: int  # revisions of its range that it has not been sent yet
     bytes: int  # written to it
 
 
 @dataclass(frozen=True, slots=True)
 class FeedStatistics:
-    """One feed, and what its subscribers come to."""
+    """One feed, with a summary of its subscribers."""
 
     range: KeyRange
     state: State
     started: float  # wall clock, seconds
-    revision: int  # how far its log is known to be complete
+    revision: int  # the revision up to which its log is known to be complete
     keys: int
     bytes: int
     staleness: float  # seconds since etcd last proved it current
     stale: bool
     backfilling: bool  # a second watch reads history for old cursors
-    trouble: str  # why it is not live; empty if nothing is known
+    trouble: str  # why it is not live; empty if the reason is not known
     subscribers: int
-    lag: int  # revisions that the slowest subscriber has still to be sent
+    lag: int  # revisions that the slowest subscriber has not been sent yet
 
     @property
     def lingering(self) -> bool:
-        """Whether nobody follows it."""
+        """Whether the feed has no subscriber."""
         return self.subscribers == 0
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryStatistics:
-    """All feeds, and what was counted since the process began."""
+    """All feeds, and counts since the process began."""
 
     feeds: tuple[FeedStatistics, ...]
-    subscribers: int  # those that are leaving included
-    bytes: int  # of all feeds, what is being read for them included
-    bytes_max: int  # of the budget that feeds and REST answers share
+    subscribers: int  # including those that are leaving
+    bytes: int  # held by all feeds, including what is being read for them
+    bytes_max: int  # the limit of the budget that feeds and REST answers share
     draining: bool
     feeds_started: int
-    events: int  # published by all feeds there were
+    events: int  # published by all feeds, ended ones included

@@ -1,4 +1,4 @@
-"""One subscriber of a feed: its hold on the feed, and what the registry and /v1/feeds see of it."""
+"""One subscriber of a feed: its hold on the feed, and what the registry and ``/v1/feeds`` see of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """Holds its feed until ``release``, which is called wherever its stream ends; or use it as a context manager."""
+    """Holds its feed until ``release``, which must be called however the stream ends. Also a context manager."""
 
     feed: Feed
     address: str
@@ -25,7 +25,7 @@ class Subscriber:
     since: float  # monotonic seconds
     on_release: Callable[[Subscriber], None]  # called once
     reader: Reader | None = None
-    # Why it is to end.
+    # Why the subscriber's stream must end; None while it may go on.
     closing: CloseReason | None = None
     # Called once, when ``closing`` is set.
     on_close: Callable[[], None] | None = None
@@ -40,11 +40,11 @@ class Subscriber:
 
     @property
     def behind(self) -> int:
-        """Revisions of its range that it has still to be sent."""
+        """The number of revisions of its range that the subscriber has not been sent yet."""
         return self.reader.behind if self.reader is not None else 0
 
     def statistics(self, now: float) -> SubscriberStatistics:
-        """What ``/v1/feeds`` says of it, at *now* (monotonic seconds)."""
+        """Return what ``/v1/feeds`` reports about the subscriber at *now* (monotonic seconds)."""
         return SubscriberStatistics(
             address=self.address,
             user_agent=self.user_agent,
@@ -55,14 +55,14 @@ class Subscriber:
         )
 
     def close(self, reason: CloseReason) -> None:
-        """Ask it to end; it says why, and leaves by itself."""
+        """Ask the subscriber's stream to end. The stream sends *reason* to the client and ends by itself."""
         if self.closing is None:
             self.closing = reason
             if self.on_close is not None:
                 self.on_close()
 
     def release(self) -> None:
-        """Let the feed go; synchronous and idempotent."""
+        """Release the feed. Synchronous and idempotent."""
         if not self.released:
             self.released = True
             self.on_release(self)

@@ -19,4 +19,4 @@ async def test_an_error_is_logged_and_stops_nobody(caplog: pytest.LogCaptureFixt
     watch = StubWatch(etcd, 0, lambda _given: None)
     cancel_watch(watch)
     assert etcd.open == set()
-    assert [record.message for record in caplog.records] == ["a watch was not let go"]
+    assert [record.message for record in caplog.records] == ["a watch was not cancelled"]
