@@ -1,4 +1,4 @@
-"""The cluster that the gateway follows, and the known end of its history. Every answer of etcd is compared with both.
+"""Which cluster the gateway follows, and how far its history is known. Every answer of etcd is compared with both.
 
 A linearizable revision or raft term below the highest one known when the read began means that the history has been
 replaced: etcd was restored, and every feed is notified.
@@ -101,7 +101,7 @@ class Cluster:
     def admit(self, header: Any, *, tried_all: bool) -> str | None:
         """Return why a new link's member may not be used; None if it may.
 
-        *tried_all*: every endpoint was tried, and none led to our cluster.
+        *tried_all*: the other endpoints were tried too, and none led to our cluster.
         """
         if header is None:
             return None

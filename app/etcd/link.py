@@ -219,8 +219,8 @@ class Link:
     def silent_streams(self, limit: float) -> bool:
         """Whether an open stream has received nothing for *limit* seconds, despite progress requests.
 
-        Streams that the gateway closed do not count. When they did, the link failed 30 s after the last watch of any
-        stream had ended.
+        Streams that the gateway closed do not count. When they counted, the link failed 30 s after the last watch of
+        any stream had ended.
         """
         now = self._clock()
         return any(now - stream.last_response > limit for stream in self._streams if not stream.closed)

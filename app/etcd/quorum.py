@@ -78,7 +78,7 @@ class QuorumChecker:
             self._wake.set()
 
     def doubt(self) -> None:
-        """Make a read now, because a read timed out: either it was too large, or the member has lost its cluster."""
+        """Request a read at once, after a read timed out: it was too large, or the member has lost its cluster."""
         self._doubted = True
         self._wake.set()
 

@@ -1,4 +1,4 @@
-"""Ranges: single reads, pages of one revision, snapshots, probes. Shared where that stays linearizable; capped."""
+"""Ranges: single reads, pages of one revision, snapshots, probes; shared where that stays linearizable, and capped."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ FUTURE = 1 << 62
 REVISION_INTERVAL = 1.0
 # The limit of the default budget.
 UNBOUNDED = 1 << 62
-# Requests that may wait in addition to the Ranges in flight, for each Range that may be in flight. Further requests are
-# refused at once.
+# Requests that may wait beyond the Ranges in flight, for each Range that may be in flight. Further requests are refused
+# at once.
 QUEUE_PER_RANGE = 64
 
 

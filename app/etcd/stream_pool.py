@@ -24,7 +24,7 @@ CATCH_UP_STREAMS = 4
 HISTORIES = 8
 # A message over the limit puts at most a few hundred watches under suspicion, and each is cleared in 0.1 to 0.3 s.
 DEDICATED_STREAMS = 8
-# Further streams, which replace streams with many unanswered requests.
+# Further live streams, which replace streams with many unanswered requests.
 SPARE_STREAMS = 3
 MAX_STREAMS = LIVE_STREAMS + SPARE_STREAMS + CATCH_UP_STREAMS + DEDICATED_STREAMS
 # Watches on a live stream before the next one is opened.

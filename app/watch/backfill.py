@@ -1,4 +1,4 @@
-"""Read a feed's history at run time, with a watch, a timeout and a probe. A failure affects only readers that wait.
+"""The read of a feed's history at run time: its watch, timeout and probe. A failure affects only readers that asked.
 
 ``app.core.backfill`` makes all decisions.
 """

@@ -197,7 +197,7 @@ class Feed:
             self.handle(Restored())
 
     def stop(self) -> None:
-        """Cancel the watch, the tasks and the timers. Idempotent; works whatever has failed before."""
+        """End the feed: cancel its watch, tasks and timers. Idempotent; works whatever has failed before."""
         if self.core.state is State.CLOSED:
             return
         for command in self.core.handle(Stop(), 0.0):

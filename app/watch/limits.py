@@ -9,7 +9,7 @@ from ..core.log import Bounds
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A group of settings, under their names (``Settings.group``). ``log`` groups the names that begin with LOG."""
+    """A group of settings, by name (``Settings.group``). ``log`` is a group too: the names that begin with LOG."""
 
     max_subscribers: int
     max_feeds: int

@@ -1,4 +1,4 @@
-"""The memory that all feeds share: one budget counts what each feed holds, and feeds free memory when it is full."""
+"""The memory that all feeds share: one budget counts what each feed holds; when it is full, feeds free memory."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from app.etcd.hints import explain
 @pytest.mark.parametrize(
     ("endpoint", "details", "hint"),
     [
-        ("https://a:1", "failed to connect to all addresses; last error: CERTIFICATE_VERIFY_FAILED", "no CA in"),
+        ("https://a:1", "failed to connect to all addresses; last error: CERTIFICATE_VERIFY_FAILED", "from no CA in"),
         ("https://a:1", "failed to connect to all addresses; last error: TSI_DATA_CORRUPTED", "or requires"),
         ("https://a:1", "failed to connect to all addresses; last error: Handshake read failed", "an http:// end"),
         ("http://a:1", "failed to connect to all addresses; last error: Socket closed", "an https:// end"),
