@@ -12,7 +12,8 @@ from aetcd import rpc
 T = TypeVar("T")
 
 # When a write fails because the call has just ended, grpc.aio replaces the call's true status with this one (grpcio
-# 1.85.1). In a test with much to write, a message over the limit ended 800 calls; a third reported only this status.
+# 1.85.1). Of 800 calls that had much to write and that each ended by a message over the limit, a third reported only
+# this status.
 WRITE_FAILED = "Internal error from Core"
 # Seconds to wait for the true status when the failed write is reported first: the true status is already on its way.
 STATUS_PATIENCE = 1.0

@@ -319,7 +319,8 @@ class Reads:
                 self._on_slow()  # either this Range or the member is slow
             raise range_error(link.endpoint, error) from None
         try:
-            # A serializable answer comes from one member, which may be behind the cluster: that is not a restore.
+            # A serializable answer comes from one member, which may be behind the cluster. A lower revision there does
+            # not mean a restore.
             self._note((0, 0) if request.serializable else known, response.header)
         except ForeignClusterError as error:
             link.fail(str(error))

@@ -27,7 +27,7 @@ from .subscriber import Subscriber
 
 logger = logging.getLogger("gateway.feed")
 
-# Seconds between two checks of staleness and of the age of logs.
+# Seconds between two checks of the feeds' staleness and of the age of what their logs hold.
 TICK = 1.0
 # Seconds before a range that was too large is read again: every attempt costs etcd a Range of the whole range.
 TOO_LARGE_PAUSE = 30.0
@@ -110,7 +110,10 @@ class Registry(Sized):
                 code="too-many-feeds",
             )
         if self._clock() < self._too_large.get(watched, 0.0):
-            raise TooLargeError(f"{watched} did not fit in GATEWAY_MAX_FEED_BYTES: follow a smaller range")
+            raise TooLargeError(
+                f"{watched} did not fit in the memory that all feeds share (GATEWAY_MAX_FEED_BYTES): "
+                "follow a smaller range"
+            )
         condition = self._etcd.condition
         feed = self._feeds.get(watched)
         if condition.state == "down" and (feed is None or not feed.history.joinable):
@@ -200,7 +203,7 @@ class Registry(Sized):
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Check feeds for staleness and logs for age, once a second, for ever."""
+        """Check each feed's staleness, and the age of what its log holds, once a second, for ever."""
         while True:
             await asyncio.sleep(TICK)
             for feed in list(self._feeds.values()):
