@@ -130,10 +130,7 @@ class Feed:
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def start(self, *, backfill: bool) -> None:
-        """Start the feed; call this once. *backfill*: the first subscriber has a cursor.
-
-        If the start fails, the feed's subscribers are closed.
-        """
+        """Start the feed, once. *backfill*: a subscriber has a cursor. If the start fails, subscribers are closed."""
         self._hold = self._memory.hold()
         self.handle(Start(backfill))
 
@@ -144,9 +141,8 @@ class Feed:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """If a defect raises an exception, end only this feed, and close its subscribers.
-
-        Other feeds share the stream, the task and the caller, so the exception must not reach them.
+        """If a defect raises an exception, end this feed and close its subscribers. The exception must not reach the
+        stream, the task or the caller, which other feeds share.
         """
         try:
             yield
@@ -375,10 +371,7 @@ class Feed:
                     self.handle(SnapshotTaken(snapshot, cluster_id))
 
     async def _read_state(self) -> tuple[Snapshot, int, Hold]:
-        """Return the range's state, the cluster's id, and the hold that counts the state. The caller owns the hold.
-
-        Raises as ``Etcd.snapshot``.
-        """
+        """Return the state, the cluster's id, and the state's hold, now the caller's. Raises as ``Etcd.snapshot``."""
 
         async def attempt() -> tuple[Snapshot, int, Hold]:
             hold = self._memory.hold()

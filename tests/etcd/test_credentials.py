@@ -83,7 +83,9 @@ def test_an_encrypted_key(ca: Ca, pair: Pair, tmp_path: Path) -> None:
     assert line.startswith(f"GATEWAY_ETCD_KEY (--etcd-key): {locked} is encrypted")
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "is not UTF-8 text")]
+)
 def test_no_password(tmp_path: Path, content: bytes, said: str) -> None:
     """An empty password is refused: an operator forgot to fill the file."""
     path = tmp_path / "password"
