@@ -109,7 +109,7 @@ class Cluster:
             if not tried_all or self._clock() - self._seen_at < self._patience:
                 return self._foreign(header)
             logger.warning(
-                "another cluster has replaced the one that the gateway followed",
+                "another cluster has taken the place of the one that the gateway followed",
                 extra={"was": f"{self.id:x}", "is": f"{header.cluster_id:x}"},
             )
             self.id = header.cluster_id

@@ -371,7 +371,7 @@ class Feed:
                     self.handle(SnapshotTaken(snapshot, cluster_id))
 
     async def _read_state(self) -> tuple[Snapshot, int, Hold]:
-        """Return the state, the cluster's id, and the state's hold, now the caller's. Raises as ``Etcd.snapshot``."""
+        """Return the state, the cluster's id, and a hold that the caller must release. Raises as ``Etcd.snapshot``."""
 
         async def attempt() -> tuple[Snapshot, int, Hold]:
             hold = self._memory.hold()

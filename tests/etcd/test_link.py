@@ -62,7 +62,7 @@ async def test_a_closed_channel_is_no_defect(etcd: SecureEtcd, root: Admin, pass
         await renew(stale)
 
     link.login.renew = renew_too_late  # type: ignore[method-assign]
-    with pytest.raises(LoginError, match="given up"):
+    with pytest.raises(LoginError, match="closed during the login"):
         await link.range(rpc.RangeRequest(key=b"/svc/a"), 5)
 
 
