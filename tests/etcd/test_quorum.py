@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
+import pytest
 from aetcd import rpc
 
 from app.core.currentness import Currentness
@@ -57,9 +58,9 @@ class Member:
             self.failed.set_result(why)
 
 
-def refuse(code: grpc.StatusCode) -> Any:
+def refuse(code: grpc.StatusCode, details: str = "etcdserver: no") -> Any:
     """The error that gRPC raises."""
-    raise rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "etcdserver: no")
+    raise rpc.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 @contextlib.asynccontextmanager
@@ -167,8 +168,17 @@ async def test_a_member_that_answers_nothing_is_left() -> None:
         assert len(member.asked) > 1
 
 
-async def test_a_member_that_is_mute_is_cut_off() -> None:
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"),
+        (grpc.StatusCode.UNKNOWN, "context deadline exceeded"),
+        (grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost"),
+    ],
+    ids=["by gRPC", "by etcd 3.4", "by etcd after 7 s"],
+)
+async def test_a_member_that_is_mute_is_cut_off(code: grpc.StatusCode, details: str) -> None:
     """A silent member is reported by name as cut off."""
-    member = Member(lambda _key: refuse(grpc.StatusCode.DEADLINE_EXCEEDED))
+    member = Member(lambda _key: refuse(code, details))
     async with proving(member, [watch("/a/")]):
         assert CUT_OFF in await asyncio.wait_for(member.failed, 30)
