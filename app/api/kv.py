@@ -20,7 +20,7 @@ from ..core.errors import (
     OverCapacityError,
     PageExpiredError,
 )
-from ..core.page import Page, parse_page
+from ..core.page_token import PageToken, parse_page_token
 from ..core.query import parse_flag, parse_number, parse_query, parse_range
 from ..etcd.memory import reserve
 from ..etcd.reads import PAGE_BYTES, Listing
@@ -45,7 +45,7 @@ class KvRequest:
 
     shape: Shape
     limit: int
-    page: Page | None
+    page: PageToken | None
 
 
 def parse(raw: bytes) -> KvRequest:
@@ -66,7 +66,7 @@ def parse(raw: bytes) -> KvRequest:
         keys_only=parse_flag(query, "keys_only", default=False),
         count_only=parse_flag(query, "count_only", default=False),
     )
-    page = parse_page(query["page"], watched) if "page" in query else None
+    page = parse_page_token(query["page"], watched) if "page" in query else None
     if page is not None and shape.count_only:
         raise BadRequestError(
             "'count_only' has no pages; leave out 'page' or 'count_only'",
@@ -150,7 +150,7 @@ class Kv:
         epoch, cursor = self._cursor(listing, shape)
         # etcd counts from the start of the page. The contract's `count` is of the whole prefix, at the pages' revision.
         first = listing if page is None else await self._reads.first(shape.range, page.revision)
-        following = Page(epoch, listing.revision, items.last + b"\0").token() if listing.more else None
+        following = PageToken(epoch, listing.revision, items.last + b"\0").token() if listing.more else None
         parts = [list_head(listing.revision, cursor), *items.parts, list_tail(first.count, following)]
         return KvBody(listing.revision, parts, hold)
 
@@ -163,7 +163,7 @@ class Kv:
         epoch = self._gateway.epoch_of(listing.cluster_id, shape)
         return epoch, f"{epoch}-{listing.revision}"
 
-    def _check_epoch(self, page: Page | None, shape: Shape) -> None:
+    def _check_epoch(self, page: PageToken | None, shape: Shape) -> None:
         known = self._gateway.upstream.cluster_id
         if page is not None and known and page.epoch != self._gateway.epoch_of(known, shape):
             raise PageExpiredError(

@@ -75,7 +75,7 @@ class Reading:
     newest: int  # the newest cursor that needs the read: a read that cannot serve this cursor is useless
     reach: int  # the floor that the read began with
     floor: int
-    stream_kind: StreamKind = "catch-up"
+    stream_kind: StreamKind = "backfill"
     said: int = 0
     tries: int = 1
     held: list[Batch] = field(default_factory=list)

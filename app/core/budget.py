@@ -28,7 +28,7 @@ from enum import Enum
 
 
 class Use(Enum):
-    """What the bytes of a hold are used for."""
+    """What a ``Hold`` reserves bytes for. ``Budget`` has separate limits for pages and answers."""
 
     FEED = "feeds"  # views, logs, batches that are held back, states that are being read
     PAGE = "pages"  # a page of a Range, from the request to etcd until the page is parsed and taken over

@@ -326,7 +326,7 @@ class FeedCore:
         return self._resume() if given.behind else self._publish_all(given.batches, now)
 
     def _go_on(self, proven: Sequence[Batch], now: float, *, behind: bool) -> Commands:
-        """Publish what is proven. If the watch may be behind, restart it from there."""
+        """Publish the batches *proven*. If etcd may serve the watch from history (*behind*), resume at the anchor."""
         commands = self._publish_all(proven, now)
         return self._resume() if behind and self.state is State.LIVE else commands
 

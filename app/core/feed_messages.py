@@ -14,7 +14,7 @@ from .snapshot import Snapshot
 
 # The kind of stream that carries a watch: one that live watches share, one for reading history, or one that this watch
 # has to itself.
-StreamKind = Literal["live", "catch-up", "dedicated"]
+StreamKind = Literal["live", "backfill", "dedicated"]
 
 
 # Inputs, in addition to those of the watch itself.

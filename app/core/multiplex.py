@@ -264,7 +264,7 @@ class Multiplexer(Sized):
         return CancelRequest(watch_id)
 
     def await_proof(self, watch_id: int, *, wanted: bool) -> None:
-        """Note whether the feed of a watch waits for progress that counts for this watch."""
+        """Record whether the feed of a watch waits for progress that counts for this watch."""
         watch = self._watches.get(watch_id)
         if watch is not None:
             watch.waiting = wanted
@@ -403,7 +403,7 @@ class Multiplexer(Sized):
                 watch.newer = True
 
     def _pass(self, watch: _Watch) -> None:
-        """Note that etcd has processed the watch's create: all earlier answers were received, or are lost.
+        """Record that etcd has processed the watch's create: all earlier answers were received, or are lost.
 
         One answer to an earlier request may still come, or has just come: 3.5.8 to 3.5.12 answer late where a watch was
         behind, but then the answer covers this watch too. So one place in the order stays.
@@ -414,7 +414,7 @@ class Multiplexer(Sized):
             self._asked.appendleft(_Asked(watch.number, watch.at, mark=False))
 
     def _mark(self, revision: int, at: int) -> None:
-        """Note that a message with a greater revision than this answer is younger than the answer's request."""
+        """Record a mark: a message whose revision is above this answer's is younger than the answer's request."""
         last, _ = self._marks[-1]
         if revision > last:
             self._marks.append((revision, at))

@@ -206,7 +206,7 @@ class Reader:
         self._snapshot = self._offered = None
 
     def refuse_backfill(self) -> None:
-        """Note that no history will be read for this reader."""
+        """Record that no history will be read for this reader."""
         self._refused_backfill = True
 
     # --- bytes to send -----------------------------------------------------------------------------------------------

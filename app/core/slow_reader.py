@@ -68,11 +68,11 @@ class SlowReaderPolicy:
         return self._in_snapshot or self._lags > 0
 
     def begin_snapshot(self) -> None:
-        """Note that a snapshot is about to be written."""
+        """Record that a snapshot is about to be written."""
         self._in_snapshot, self._taken, self._waited = True, 0, 0.0
 
     def end_snapshot(self) -> None:
-        """Note that the whole snapshot was handed out; the log follows."""
+        """Record that the whole snapshot was handed out; the log follows."""
         self._in_snapshot = False
 
     def wrote(self, size: int, seconds: float) -> None:

@@ -82,7 +82,7 @@ class Login:
         return bool(self._credentials.user) and any(words in details for words in STALE)
 
     def used(self) -> None:
-        """Note that a call with the token succeeded."""
+        """Record that a call with the token succeeded."""
         if self._simple:
             self._renew_at = self._clock() + IDLE
 

@@ -72,7 +72,7 @@ class QuorumChecker:
         self.ranges_total = 0
 
     def watching(self) -> None:
-        """Note that somebody watches: reads are needed from now on."""
+        """Record that somebody watches: reads are needed from now on."""
         if self._since is None:
             self._since = self._clock()
             self._wake.set()

@@ -106,9 +106,9 @@ class WatchStream(Sized):
         """The number of progress requests that may still be answered; they delay the proof of a new watch."""
         return self._mux.unanswered
 
-    def create(self, watched: KeyRange, start: int, sink: WatchCallback) -> int:
+    def create(self, watched: KeyRange, start: int, callback: WatchCallback) -> int:
         """Open a watch, and return its id."""
-        request = self._mux.create(watched, start, sink)
+        request = self._mux.create(watched, start, callback)
         self._send(request)
         return request.watch_id
 

@@ -173,10 +173,10 @@ class Upstream:
         """Call *callback* whenever etcd's history turns out to have been replaced."""
         self._cluster.on_restored(callback)
 
-    def watch(self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
+    def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
         """See ``app.ports.Etcd``."""
         self._tried = KeyRange("key", watched.start)
-        watch = self._watches.open(watched, start, sink, stream_kind=stream_kind)
+        watch = self._watches.open(watched, start, callback, stream_kind=stream_kind)
         self._quorum.watching()
         return watch
 

@@ -24,12 +24,12 @@ class EtcdWatch:
     """A watch that is open on a stream, or waits for a link, a dedicated stream, or its turn to read history."""
 
     def __init__(
-        self, watches: Watches, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind
+        self, watches: Watches, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind
     ) -> None:
         self._watches = watches
         self.range = watched
         self.start = start
-        self.sink: WatchCallback | None = sink
+        self.callback: WatchCallback | None = callback
         self.stream_kind: StreamKind = stream_kind
         self.stream: WatchStream | None = None
         self.watch_id = 0
@@ -42,7 +42,7 @@ class EtcdWatch:
     @property
     def wanted(self) -> bool:
         """Whether the watch still has a callback."""
-        return self.sink is not None
+        return self.callback is not None
 
     def receive(self, given: WatchInput) -> None:
         """Handle an input from the stream."""
@@ -58,19 +58,19 @@ class EtcdWatch:
 
     def tell(self, given: WatchInput) -> None:
         """Pass *given* to the watch's callback."""
-        self._tell(self.sink, given)
+        self._tell(self.callback, given)
 
     def end(self, given: WatchInput) -> None:
         """Cancel the watch, and pass *given* to its callback as the last input."""
-        sink = self.sink
+        callback = self.callback
         self.cancel()
-        self._tell(sink, given)
+        self._tell(callback, given)
 
-    def _tell(self, sink: WatchCallback | None, given: WatchInput) -> None:
-        """Call *sink*. If it raises, only its own watch ends: the caller has other watches to notify after this one."""
-        if sink is not None:
+    def _tell(self, callback: WatchCallback | None, given: WatchInput) -> None:
+        """Call *callback*. If it raises, only its own watch ends: the caller still has other watches to notify."""
+        if callback is not None:
             try:
-                sink(given)
+                callback(given)
             except Exception:
                 logger.exception("watch failed", extra={"range": str(self.range)})
                 self.cancel()
@@ -81,12 +81,12 @@ class EtcdWatch:
 
     def cancel(self) -> None:
         """See ``app.ports.Watch``."""
-        self.sink = None
+        self.callback = None
         self.permitted_at = None
         self._watches.forget(self)
         if self.stream is not None:
             self.stream.cancel(self.watch_id)
-            if self.stream_kind == "catch-up":
+            if self.stream_kind == "backfill":
                 self._watches.open_pending()  # the stream may live on, with room for a waiting watch
 
     def await_proof(self, wanted: bool) -> None:
@@ -98,7 +98,7 @@ class EtcdWatch:
                 self.stream.await_proof(self.watch_id, wanted=wanted)
 
     def open(self, stream: WatchStream, watch_id: int) -> None:
-        """Note that the watch is open on *stream* now."""
+        """Record that the watch is open on *stream* now."""
         self.stream, self.watch_id = stream, watch_id
         if self._wants_proof:
             stream.await_proof(watch_id, wanted=True)
@@ -152,9 +152,9 @@ class Watches(Sized):
         """Stop opening watches on the link: new watches wait for the next link."""
         self._link = None
 
-    def open(self, watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
+    def open(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> EtcdWatch:
         """Return a new watch, open or waiting."""
-        watch = EtcdWatch(self, watched, start, sink, stream_kind=stream_kind)
+        watch = EtcdWatch(self, watched, start, callback, stream_kind=stream_kind)
         self._wanted[watch] = None
         try:
             self._place(watch)

@@ -16,4 +16,4 @@ def cancel_watch(watch: Watch | None) -> None:
     try:
         watch.cancel()
     except Exception:
-        logger.exception("a watch was not cancelled")
+        logger.exception("cancelling a watch failed; etcd may hold the watch until its stream ends")

@@ -188,7 +188,7 @@ class Feed:
         return core.backfill.promises(revision)
 
     def restored(self) -> None:
-        """Note that the cluster's history has been replaced."""
+        """Record that the cluster's history has been replaced."""
         if self.core.state not in (State.IDLE, State.CLOSED):
             self.handle(Restored())
 

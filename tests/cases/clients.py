@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 
 class Client:
-    """Reads the stream that ``join`` opened in the background; ``events`` has the events of that stream only."""
+    """``join`` opens a stream, and a task then reads it. ``events`` has the events of the latest stream only."""
 
     def __init__(self, query: str = "prefix=/svc/") -> None:
         self.query = query

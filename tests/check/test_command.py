@@ -344,7 +344,7 @@ async def test_streams_that_are_refused(etcd: EmbeddedEtcd) -> None:
         few = await check("--url", server.base, "--streams", "2", "--rounds", "1")
 
     assert refused[0] == 2
-    assert "429 too-many-subscribers: 4 subscribers" in verdict(refused[1])
+    assert "429 too-many-subscribers: 4 streams are open" in verdict(refused[1])
     assert few[0] == 0, few[1]
 
 

@@ -1,4 +1,6 @@
-"""Known bugs to inject into a gateway: a checker that does not catch them checks nothing.
+"""Known bugs to inject into a gateway. A checker that does not catch them checks nothing.
+
+Each docstring says how the gateway with that bug misbehaves.
 
 Usage: ``python -m tests.consistency.bugs cursor-off-by-one serve …`` runs a gateway with that bug. Each bug replaces
 one part of the product in that process; the product knows nothing about the bugs.
@@ -212,7 +214,7 @@ def reader_survives_generation() -> None:
 
 
 def cursor_advanced_by_a_time_out() -> None:
-    """A watch that sends nothing in time is taken for a watch that has nothing to send (apisix PR 12514)."""
+    """The feed takes the time-out of a silent watch for proof that nothing happened (apisix PR 12514)."""
     _unguarded()
 
     def timed_out(self: FeedCore, _given: SyncTimeout, _now: float) -> Any:

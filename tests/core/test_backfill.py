@@ -97,7 +97,7 @@ ALONE = OPENING.then(TOO_LARGE)
 TIRED = OPENING.then(*[Lost("gone")] * (TRIES - 1))
 
 S = Stage
-FROM_50 = OpenWatch(50, "catch-up")
+FROM_50 = OpenWatch(50, "backfill")
 CONFIRM = (CloseWatch(), AwaitProof(), Probe(49))
 Case = tuple[Path, BackfillInput, Stage, tuple[Command, ...]]
 CASES: dict[str, Case] = {
@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
     "one more asks": (OPENING, WantBackfill(80), S.OPENING, ()),
     "opened": (OPENING, Created(100), S.READING, (AwaitProof(),)),
     "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
-    "compacted: what is left of it": (OPENING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "catch-up"),)),
+    "compacted: what is left of it": (OPENING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "backfill"),)),
     "compacted: nothing for anybody": (OPENING, Compacted(61), S.RESTING, END),
     "refused": (OPENING, Refused("no"), S.RESTING, END),
     "lost: again": (OPENING, Lost("gone"), S.OPENING, (AwaitProof(), FROM_50)),
@@ -131,7 +131,7 @@ CASES: dict[str, Case] = {
     "another first batch": (BUSY_READING, said(put(101, value=b"x")), S.RESTING, END),
     "not the first batch": (BUSY_READING, batches(103), S.RESTING, END),
     "progress without the first batch": (BUSY_READING, Progress(101, trusted=True), S.RESTING, END),
-    "compacted while reading": (READING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "catch-up"),)),
+    "compacted while reading": (READING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "backfill"),)),
     "compacted while reading: nothing for anybody": (READING, Compacted(61), S.RESTING, END),
     "refused while reading": (READING, Refused("no"), S.RESTING, END),
     "lost while reading": (READING, Lost("gone"), S.OPENING, (AwaitProof(), FROM_50)),
@@ -457,7 +457,7 @@ def test_what_was_too_much_is_asked_for_by_less_than_half() -> None:
     assert [core.may_backfill(revision, 1.0, trusted=True) for revision in (60, 74, 75, 99)] == [
         False, False, True, True
     ]  # fmt: skip
-    assert send(core, WantBackfill(75), now=1.0) == (AwaitProof(), OpenWatch(76, "catch-up"))
+    assert send(core, WantBackfill(75), now=1.0) == (AwaitProof(), OpenWatch(76, "backfill"))
     send(core, SyncTimeout(), now=1.0)
     assert [core.may_backfill(revision, 2.0, trusted=True) for revision in (75, 87, 88)] == [False, False, True]
 
@@ -483,7 +483,7 @@ def test_what_does_not_fit_messages_is_not_asked_for_again() -> None:
     core.handle(batches(*range(101, 103)), 0.0)
     core.history.log.reclaim(300)
     assert core.may_backfill(100, 1e6, trusted=True)
-    assert send(core, WantBackfill(100), now=1e6) == (AwaitProof(), OpenWatch(101, "catch-up"))
+    assert send(core, WantBackfill(100), now=1e6) == (AwaitProof(), OpenWatch(101, "backfill"))
 
 
 def test_whoever_waits_for_the_start_is_served_first() -> None:

@@ -558,7 +558,7 @@ def test_what_was_too_large_is_not_asked_for_again() -> None:
     send(core, Created(200), Probed("ok"), batches(205))
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(205))
     send(core, Created(205), batches(205))
-    assert core.backfill.handle(WantBackfill(204), 60.0) == (AwaitProof(), OpenWatch(201, "catch-up"))
+    assert core.backfill.handle(WantBackfill(204), 60.0) == (AwaitProof(), OpenWatch(201, "backfill"))
 
 
 def test_another_history_may_fit() -> None:

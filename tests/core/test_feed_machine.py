@@ -121,7 +121,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.sync_timer = False
         self.history: SimulatedWatch | None = None  # the watch that reads the history below the log
         self.history_from: History | None = None
-        self.history_stream_kind: StreamKind = "catch-up"
+        self.history_stream_kind: StreamKind = "backfill"
         self.history_probe: int | None = None
         self.history_probed: Probed | None = None
         self.history_timer = False

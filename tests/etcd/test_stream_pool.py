@@ -13,10 +13,10 @@ from app.core.multiplex import MOST_UNANSWERED, WatchCallback
 from app.core.sized import Sized
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import (
-    CATCH_UP_STREAMS,
+    BACKFILL_STREAMS,
+    BACKFILLS,
     DEDICATED_STREAMS,
     FILL,
-    HISTORIES,
     LIVE_STREAMS,
     MAX_STREAMS,
     SPARE_STREAMS,
@@ -38,7 +38,7 @@ class Stream(Sized):
     def __len__(self) -> int:
         return self.watches
 
-    def create(self, _watched: KeyRange, _start: int, _sink: WatchCallback) -> int:
+    def create(self, _watched: KeyRange, _start: int, _callback: WatchCallback) -> int:
         """Return an id."""
         self.watches += 1
         return self.watches
@@ -102,14 +102,14 @@ def test_a_stream_with_much_unanswered_takes_no_new_watch(world: World) -> None:
 
 def test_histories_wait_for_their_turn(world: World) -> None:
     """Catch-up watches are spread over streams; beyond a limit each waits, and is notified when a stream ends."""
-    for _ in range(CATCH_UP_STREAMS * HISTORIES):
-        world.place("catch-up")
-    assert list(map(len, world.pool.streams)) == [HISTORIES] * CATCH_UP_STREAMS
-    assert world.create("catch-up") is None
+    for _ in range(BACKFILL_STREAMS * BACKFILLS):
+        world.place("backfill")
+    assert list(map(len, world.pool.streams)) == [BACKFILLS] * BACKFILL_STREAMS
+    assert world.create("backfill") is None
     assert world.rooms == 0
     world.pool.streams[0].close()
     assert world.rooms == 1
-    world.place("catch-up")
+    world.place("backfill")
 
 
 def test_a_dedicated_stream_has_one_watch(world: World) -> None:
@@ -127,14 +127,14 @@ def test_the_most_streams_that_there_may_be(world: World) -> None:
     for _ in range(2 * MAX_STREAMS):
         world.create("dedicated")
         world.place("live").unanswered = MOST_UNANSWERED + 1
-    for _ in range(2 * CATCH_UP_STREAMS * HISTORIES):
-        world.create("catch-up")
+    for _ in range(2 * BACKFILL_STREAMS * BACKFILLS):
+        world.create("backfill")
     assert len(world.pool.streams) == MAX_STREAMS
 
 
 def test_the_end_ends_all(world: World) -> None:
     """Closing the pool ends every stream."""
-    for stream_kind in ("live", "catch-up", "dedicated"):
+    for stream_kind in ("live", "backfill", "dedicated"):
         world.place(stream_kind)
     world.pool.close(None)
     assert world.pool.streams == []

@@ -369,18 +369,23 @@ async def test_streams_of_a_browser(server: GatewayProcess, tmp_path: Path, vers
         async with browser_page() as page:
             await page.goto(front.base if version == "HTTP/1.1" else front.tls_base)
             await page.evaluate("""() => {
-                window.synced = 0;
+                window.synced = new Set();
                 window.sources = [...Array(10).keys()].map((n) => new EventSource(`/v1/watch?prefix=/svc/${n}/`));
                 window.beats = [...Array(10).keys()].map(() => 0);
                 sources.forEach((source, n) => {
-                    source.addEventListener('synced', () => synced += 1);
+                    source.addEventListener('synced', () => synced.add(n));
                     source.addEventListener('bookmark', () => beats[n] += 1);
                 });
             }""")
-            # The served streams have had time for two heartbeats, so the others are waiting.
-            await eventually(lambda: finds(page, f"beats.filter((n) => n >= 2).length === {served}"))
-            assert await page.evaluate("synced") == served
-            assert await subscribers(server) == served
+            # The served streams have had time for two heartbeats, so the others are waiting. Chromium opens all streams
+            # again when a network interface comes or goes, as other tests let them: others may be served then.
+            await eventually(lambda: finds(page, f"beats.filter((n) => n >= 2).length >= {served}"))
+            assert await page.evaluate("synced.size") >= served
+
+            async def all_served() -> bool:
+                return await subscribers(server) == served
+
+            await eventually(all_served)
 
         async def logged() -> bool:
             return front.requests.count(f'{version}" 200') >= served
@@ -427,6 +432,6 @@ async def test_hash_sends_a_prefix_to_one_gateway(etcd: EmbeddedEtcd, tmp_path: 
 
 
 async def served_by(base: str, prefix: str, instance: str) -> bool:
-    """Whether that gateway serves a stream of *prefix*."""
+    """Whether the proxy at *base* sends a stream of *prefix* to the gateway *instance*."""
     async with await watch(base, f"prefix={prefix}", {"Accept": "text/event-stream"}) as stream:
         return stream.headers["x-gateway-instance"] == instance

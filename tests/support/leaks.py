@@ -24,7 +24,7 @@ def watches() -> None:
     """A feed ends, but does not cancel its watch."""
 
     def forget(self: EtcdWatch) -> None:
-        self.sink = None
+        self.callback = None
         self._watches.forget(self)
 
     _replace(EtcdWatch, "cancel", forget)

@@ -134,7 +134,7 @@ async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pyte
 
 
 async def test_a_feed_that_ends_stops_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A feed that ends stops the read, even if the history's watch would still send something."""
+    """A feed that ends stops the read of history, although the history's watch has sent nothing yet."""
     world = World()
     subscriber = await live(world)
     feed = subscriber.feed

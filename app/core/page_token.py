@@ -11,7 +11,7 @@ from .keys import KeyRange
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PageToken:
     """Where the next page starts. ``epoch`` reveals a page of another cluster or of another request."""
 
     epoch: str
@@ -23,7 +23,7 @@ class Page:
         return urlsafe_b64encode(f"{self.epoch}-{self.revision}-".encode() + self.start).decode().rstrip("=")
 
 
-def parse_page(token: bytes, watched: KeyRange) -> Page:
+def parse_page_token(token: bytes, watched: KeyRange) -> PageToken:
     """Parse a token.
 
     Raises:
@@ -32,7 +32,7 @@ def parse_page(token: bytes, watched: KeyRange) -> Page:
     try:
         raw = urlsafe_b64decode(token + b"=" * (-len(token) % 4))
         epoch, revision, start = raw.split(b"-", 2)
-        page = Page(epoch.decode("ascii"), int(revision), start)
+        page = PageToken(epoch.decode("ascii"), int(revision), start)
     except (ValueError, binascii.Error):
         raise BadRequestError(
             "'page' is not a token of this gateway; use the value of 'next_page'", parameter="page"

@@ -1,4 +1,4 @@
-"""``app.core.page``: the token of a next page."""
+"""``app.core.page_token``: the token of a next page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.core.errors import BadRequestError
 from app.core.keys import KeyRange
-from app.core.page import Page, parse_page
+from app.core.page_token import PageToken, parse_page_token
 from app.core.query import parse_query
 
 EVERYTHING = KeyRange("prefix", b"")
@@ -30,11 +30,11 @@ def token(text: bytes) -> bytes:
 @example(epoch="16214fff", revision=1, start=b"\xff\xfb\xef\n")
 def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -> None:
     """A page's token comes back unchanged through a query, for any bytes of a key."""
-    page = Page(epoch, revision, start)
+    page = PageToken(epoch, revision, start)
     text = page.token()
     (found,) = parse_query(f"page={text}".encode(), {"page"}).values()
     assert found == text.encode()
-    assert parse_page(found, EVERYTHING) == page
+    assert parse_page_token(found, EVERYTHING) == page
 
 
 @given(st.one_of(st.binary(max_size=40), st.binary(max_size=30).map(token)))
@@ -48,7 +48,7 @@ def test_no_token_raises_anything_else(text: bytes) -> None:
     """A client may send any text: it is a page of this range, or a bad request that names the parameter."""
     parameter, page = "page", None
     try:
-        page = parse_page(text, SERVICES)
+        page = parse_page_token(text, SERVICES)
     except BadRequestError as error:
         parameter = str(error.parameter)
     assert parameter == "page"
@@ -59,28 +59,28 @@ def test_no_token_raises_anything_else(text: bytes) -> None:
 def test_what_is_no_token(text: bytes) -> None:
     """The error says where to take tokens from."""
     with pytest.raises(BadRequestError, match="'page' is not a token of this gateway; use the value of 'next_page'"):
-        parse_page(text, SERVICES)
+        parse_page_token(text, SERVICES)
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        Page("16214fff", 5, b"/secret"),
-        Page("16214fff", 5, b"/svc"),
-        Page("16214fff", 5, b""),
-        Page("16214fff", 0, b"/svc/a"),
-        Page("16214fff", 1 << 63, b"/svc/a"),
+        PageToken("16214fff", 5, b"/secret"),
+        PageToken("16214fff", 5, b"/svc"),
+        PageToken("16214fff", 5, b""),
+        PageToken("16214fff", 0, b"/svc/a"),
+        PageToken("16214fff", 1 << 63, b"/svc/a"),
     ],
 )
-def test_a_token_does_not_reach_out_of_its_range(page: Page) -> None:
+def test_a_token_does_not_reach_out_of_its_range(page: PageToken) -> None:
     """No token reads outside its range, by which a request is authorized, or at a revision that etcd cannot have."""
     with pytest.raises(BadRequestError, match="'page' belongs to another range") as caught:
-        parse_page(page.token().encode(), SERVICES)
+        parse_page_token(page.token().encode(), SERVICES)
     assert caught.value.parameter == "page"
 
 
 def test_the_bounds_of_a_revision_are_its_own() -> None:
     """The first and the last revision that etcd can have are valid pages."""
     for revision in (1, (1 << 63) - 1):
-        page = Page("16214fff", revision, b"/svc/")
-        assert parse_page(page.token().encode(), SERVICES) == page
+        page = PageToken("16214fff", revision, b"/svc/")
+        assert parse_page_token(page.token().encode(), SERVICES) == page
