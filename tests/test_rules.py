@@ -72,7 +72,7 @@ def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
 
 # In lines. Most files have about 110, and most functions 5: a file or function that is longer than this does two
 # things.
-LONGEST_FILE = 530
+LONGEST_FILE = 540
 LONGEST_FUNCTION = 60
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,6 @@ class Store:
 
 def _pip_settings() -> str:
     wanted = ("index-url", "proxy", "trusted-host")
-    found = re.findall(r"^global\.([a-z-]+)='(.*)'$", run("pip", "config", "list"), re.MULTILINE)
+    found = re.findall(r"^global\.([a-z-]+)='(.*)'$", run(sys.executable, "-m", "pip", "config", "list"), re.MULTILINE)
     certificates = [f"cert = {CERTIFICATES}"] if CERTIFICATES.exists() else []
     return "\n".join(["[global]", *certificates, *(f"{key} = {value}" for key, value in found if key in wanted), ""])

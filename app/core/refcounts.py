@@ -46,10 +46,6 @@ class RefCounts(Sized, Generic[K]):
     def __contains__(self, key: K) -> bool:
         return key in self._held or key in self._lingering
 
-    def count(self, key: K) -> int:
-        """The number of holders of *key*."""
-        return self._held.get(key, 0)
-
     def acquire(self, key: K) -> Acquired:
         """Add one holder."""
         if key in self._held:

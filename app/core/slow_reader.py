@@ -97,19 +97,19 @@ class StallTimer:
         unacked_bytes: bytes that the client has not acknowledged.
     """
 
-    __slots__ = ("_idle", "_send_timeout", "_untaken", "_waited")
+    __slots__ = ("_idle", "_send_timeout", "_unacked_bytes", "_waited")
 
     def __init__(self, send_timeout: float, unacked_bytes: int) -> None:
         self._send_timeout = send_timeout
-        self._untaken = unacked_bytes
+        self._unacked_bytes = unacked_bytes
         self._idle = 0.0
         self._waited = 0.0
 
     def ends(self, unacked_bytes: int, seconds: float) -> bool:
         """Whether the write must be aborted, *seconds* after the last call."""
         self._waited += seconds
-        self._idle = 0.0 if unacked_bytes < self._untaken else self._idle + seconds
-        self._untaken = unacked_bytes
+        self._idle = 0.0 if unacked_bytes < self._unacked_bytes else self._idle + seconds
+        self._unacked_bytes = unacked_bytes
         # A thousandth less than the timeout: seconds that add up to the timeout reach it, however they were rounded.
         return max(self._idle, self._waited / MAX_SEND_TIMEOUTS) > 0.999 * self._send_timeout
 

@@ -66,7 +66,11 @@ class Credentials:
         return grpc.ssl_channel_credentials(roots, key, chain)
 
     def password(self) -> str:
-        """Return the password file's content without the line end that an editor adds. Raises CredentialsError."""
+        """Return the password file's content without white space at its ends: editors add a line end.
+
+        Raises:
+            CredentialsError: the file cannot be used.
+        """
         assert self.password_file is not None, "the settings require a password file with a user"
         try:
             text = _read(PASSWORD_FILE, self.password_file).decode().strip()

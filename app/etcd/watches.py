@@ -1,6 +1,7 @@
 """The watches that feeds have opened: on a stream of the present link, or waiting for room on one.
 
-A watch does not outlive its link: it is lost with its stream, and its feed opens another watch.
+An open watch does not outlive its link: it is lost with its stream, and its feed opens another watch. A waiting watch
+stays, and opens on the next link.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ..core.backfill import Stage
+from ..core.backfill import Backfill, Stage
 from ..core.errors import GatewayError
-from ..core.feed import FeedCore
 from ..core.feed_messages import (
     AwaitProof,
     BackfillInput,
@@ -46,7 +45,7 @@ class RunningBackfill:
 
     def __init__(
         self,
-        core: FeedCore,
+        core: Backfill,
         watched: KeyRange,
         etcd: Etcd,
         *,
@@ -56,8 +55,7 @@ class RunningBackfill:
         on_denied: Callable[[], None],
         clock: Clock,
     ) -> None:
-        self._feed = core
-        self._core = core.backfill
+        self._core = core
         self._range = watched
         self._etcd = etcd
         self._timeout = timeout

@@ -107,7 +107,7 @@ class Feed:
         self._proof_at = clock()
         self.stale_since: float | None = None  # wall-clock seconds of etcd's last proof; None while the feed is live
         self._backfill = RunningBackfill(
-            self.core,
+            self.core.backfill,
             watched,
             etcd,
             timeout=limits.sync_timeout,
@@ -295,8 +295,10 @@ class Feed:
         self._fail(TooLargeError.close_reason)
 
     def _fail(self, reason: CloseReason) -> None:
-        self.stop()
-        self._owner.failed(self, reason)
+        try:
+            self.stop()
+        finally:  # its subscribers must not follow a closed feed
+            self._owner.failed(self, reason)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
