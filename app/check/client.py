@@ -26,8 +26,6 @@ from .verdict import GRACE
 
 # Seconds without a byte of the response, while the check reads counts.
 REQUEST_TIMEOUT = 10.0
-# Seconds after which the next address of a name is tried beside the last, if a name has several (RFC 8305).
-NEXT_ADDRESS = 0.25
 AGENT = f"etcd-watch-gateway-check/{__version__}"
 
 
@@ -90,9 +88,7 @@ class Connection:
         parts = split(self.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         async with asyncio.timeout(self._timeout):
-            self._reader, self._writer = await asyncio.open_connection(
-                parts.hostname, port, ssl=self._tls, happy_eyeballs_delay=NEXT_ADDRESS
-            )
+            self._reader, self._writer = await asyncio.open_connection(parts.hostname, port, ssl=self._tls)
         name = self._writer.get_extra_info("sockname")
         self.address = f"{name[0]}:{name[1]}"
         headers = {"Host": parts.netloc, "User-Agent": AGENT, "Accept-Encoding": "identity", **self._headers}
