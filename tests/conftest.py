@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
+import pytest_asyncio
 
 from app.dev import etcd as embedded
+from app.settings import PREFIX
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
@@ -100,6 +103,29 @@ async def _kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
     """A plain client of ``etcd``."""
     async with etcd_client(etcd.endpoint) as client:
         yield client
+
+
+@pytest_asyncio.fixture(name="etcd_kv", scope="module", loop_scope="module")
+async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
+    """A plain client of an ``etcd`` that all tests of a module share."""
+    async with etcd_client(etcd.endpoint) as client:
+        yield client
+
+
+@pytest.fixture(name="clean_environment")
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove every setting from the environment of the tests."""
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(name="taken")
+def _taken() -> Iterator[int]:
+    """A port that is already in use."""
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", 0))
+        owner.listen()
+        yield owner.getsockname()[1]
 
 
 @pytest.fixture(name="server")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -25,20 +23,7 @@ from tests.support.waiting import HANG
 NOWHERE = "http://127.0.0.1:1"
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove every setting from the environment of the tests."""
-    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture(name="taken")
-def _taken() -> Iterator[int]:
-    """A port that is already in use."""
-    with socket.socket() as owner:
-        owner.bind(("127.0.0.1", 0))
-        owner.listen()
-        yield owner.getsockname()[1]
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def run(*arguments: str, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -40,12 +40,6 @@ async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
         yield etcd
 
 
-@pytest_asyncio.fixture(name="etcd_kv", scope="module", loop_scope="module")
-async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
-    async with etcd_client(etcd.endpoint) as client:
-        yield client
-
-
 @pytest.fixture(name="token_file", scope="module")
 def _token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("token") / "token"

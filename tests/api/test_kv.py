@@ -16,7 +16,7 @@ from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
@@ -33,12 +33,6 @@ async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
     """One etcd for all tests of this module: each test has its own prefixes."""
     async with EmbeddedEtcd() as etcd:
         yield etcd
-
-
-@pytest_asyncio.fixture(name="etcd_kv", scope="module", loop_scope="module")
-async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
-    async with etcd_client(etcd.endpoint) as client:
-        yield client
 
 
 @pytest_asyncio.fixture(name="server", scope="module", loop_scope="module")

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
 from tests.support.streams import request, watch
@@ -33,12 +33,6 @@ async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
     """One etcd for all tests of this module except those that stop it."""
     async with EmbeddedEtcd() as etcd:
         yield etcd
-
-
-@pytest_asyncio.fixture(name="etcd_kv", scope="module", loop_scope="module")
-async def _etcd_kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
-    async with etcd_client(etcd.endpoint) as client:
-        yield client
 
 
 def client(base: str) -> httpx.AsyncClient:

@@ -10,37 +10,22 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from app.dev.command import dev as run_dev
-from app.settings import PREFIX, SettingsError, load
+from app.settings import SettingsError, load
 from tests.support.gateway import environment
 from tests.support.processes import processes
 from tests.support.streams import watch
 from tests.support.waiting import HANG, eventually
 
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove every setting from the environment of the tests."""
-    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture(name="taken")
-def _taken() -> Iterator[int]:
-    """A port that is already in use."""
-    with socket.socket() as owner:
-        owner.bind(("127.0.0.1", 0))
-        owner.listen()
-        yield owner.getsockname()[1]
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 class Dev:

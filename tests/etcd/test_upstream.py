@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,24 +12,11 @@ from app.core.multiplex import Created, Lost, WatchInput
 from app.etcd.upstream import UNMATCHED, Upstream
 from app.ports import OUT_OF_REACH
 from tests.support.fake_etcd import FakeEtcd, WatchCall
+from tests.support.upstream import connecting
 from tests.support.waiting import eventually
 
 NOWHERE = "http://127.0.0.1:1"
 RANGE = KeyRange("prefix", b"/svc/")
-
-
-@contextlib.asynccontextmanager
-async def connecting(*endpoints: str) -> AsyncIterator[Upstream]:
-    """A running upstream."""
-    upstream = Upstream(endpoints, stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
-    task = asyncio.create_task(upstream.run())
-    try:
-        yield upstream
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await upstream.aclose()
 
 
 async def becomes(upstream: Upstream, state: str, endpoint: str = "", reason: str = "") -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from app.core.multiplex import Batches, Created, Lost, Refused, WatchInput
 from app.etcd.stream_pool import StreamPool
 from app.etcd.upstream import Upstream
 from tests.support.fake_etcd import FakeEtcd
+from tests.support.upstream import connecting
 from tests.support.waiting import eventually
 
 BROKEN = KeyRange("prefix", b"/broken/")
@@ -22,21 +21,6 @@ BROKEN = KeyRange("prefix", b"/broken/")
 def ranges(*names: str) -> list[KeyRange]:
     """Prefixes."""
     return [KeyRange("prefix", name.encode()) for name in names]
-
-
-@contextlib.asynccontextmanager
-async def connected(etcd: FakeEtcd, before: Callable[[Upstream], None]) -> AsyncIterator[Upstream]:
-    """A running upstream; *before* is called with it before it has a link."""
-    upstream = Upstream([etcd.endpoint], stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
-    before(upstream)
-    task = asyncio.create_task(upstream.run())
-    try:
-        yield upstream
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await upstream.aclose()
 
 
 class Watches:
@@ -76,7 +60,10 @@ def _broken_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_watches_wait_for_a_link() -> None:
     """Each waiting watch is opened once there is a link, and then receives its events."""
     watches, (a, b) = Watches(), ranges("/a/", "/b/")
-    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a, b)) as upstream:
+    async with (
+        FakeEtcd() as etcd,
+        connecting(etcd.endpoint, before=lambda upstream: watches.open(upstream, a, b)) as upstream,
+    ):
         await watches.until(lambda heard: all(heard.values()))
         etcd.put(b"/b/key")
         await watches.until(lambda heard: len(heard[b]) == 2)
@@ -89,7 +76,10 @@ async def test_watches_wait_for_a_link() -> None:
 async def test_a_pending_watch_that_cannot_be_opened_strands_no_other() -> None:
     """The failed watch is notified, and removed; the watches after it are opened, and the link is used."""
     watches, (a, b) = Watches(), ranges("/a/", "/b/")
-    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a, BROKEN, b)) as upstream:
+    async with (
+        FakeEtcd() as etcd,
+        connecting(etcd.endpoint, before=lambda upstream: watches.open(upstream, a, BROKEN, b)) as upstream,
+    ):
         await watches.until(lambda heard: all(heard.values()))
         assert [type(watches.heard[one][0]) for one in (a, BROKEN, b)] == [Created, Lost, Created]
         assert upstream.condition.state == "ready"
@@ -103,7 +93,10 @@ async def test_a_pending_watch_that_cannot_be_opened_strands_no_other() -> None:
 async def test_a_watch_that_cannot_be_opened_at_once_is_forgotten() -> None:
     """The caller has no watch to cancel: the failed watch would count as wanted for ever, and cause reads."""
     watches, (a,) = Watches(), ranges("/a/")
-    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a)) as upstream:
+    async with (
+        FakeEtcd() as etcd,
+        connecting(etcd.endpoint, before=lambda upstream: watches.open(upstream, a)) as upstream,
+    ):
         await watches.until(lambda heard: bool(heard[a]))
         with pytest.raises(RuntimeError):
             watches.open(upstream, BROKEN)
@@ -126,7 +119,7 @@ async def test_a_watch_that_another_cancels_meanwhile_is_not_opened(monkeypatch:
         upstream.watch(BROKEN, 0, lambda _given: second.cancel(), stream_kind="live")
         second = upstream.watch(victim, 0, lambda _given: pytest.fail("it was cancelled"), stream_kind="live")
 
-    async with FakeEtcd() as etcd, connected(etcd, open_both) as upstream:
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint, before=open_both) as upstream:
 
         async def ready() -> bool:
             return upstream.condition.state == "ready"
@@ -151,7 +144,7 @@ async def test_a_sink_that_raises_costs_its_own_watch(caplog: pytest.LogCaptureF
         upstream.watch(bad, 0, fail, stream_kind="live")
         watches.open(upstream, b)
 
-    async with FakeEtcd() as etcd, connected(etcd, open_all) as upstream:
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint, before=open_all) as upstream:
         await watches.until(lambda heard: all(heard.values()))
         etcd.put(b"/bad/key")
         etcd.put(b"/a/key")
@@ -176,7 +169,7 @@ async def test_a_sink_that_raises_while_a_stream_is_lost(caplog: pytest.LogCaptu
         upstream.watch(bad, 0, fail, stream_kind="live")
         watches.open(upstream, b)
 
-    async with FakeEtcd() as etcd, connected(etcd, open_all):
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint, before=open_all):
         await watches.until(lambda heard: all(heard.values()))
         etcd.break_streams()
         await watches.until(lambda heard: all(len(given) == 2 for given in heard.values()))
@@ -187,7 +180,10 @@ async def test_a_sink_that_raises_while_a_stream_is_lost(caplog: pytest.LogCaptu
 async def test_a_revoked_watch_is_told_once() -> None:
     """A revoked watch is notified once, with a refusal, and receives nothing more."""
     watches, (a,) = Watches(), ranges("/a/")
-    async with FakeEtcd() as etcd, connected(etcd, lambda upstream: watches.open(upstream, a)) as upstream:
+    async with (
+        FakeEtcd() as etcd,
+        connecting(etcd.endpoint, before=lambda upstream: watches.open(upstream, a)) as upstream,
+    ):
         await watches.until(lambda heard: bool(heard[a]))
         (watch,) = upstream._watches
         watch.revoke("no more")
