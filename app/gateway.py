@@ -9,7 +9,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from . import __version__, descriptors
@@ -111,7 +111,8 @@ class Gateway:
             self.registry,
             self.upstream,
             self.epoch_of,
-            replace(settings.group(StreamSettings), instance=self.instance),
+            settings.group(StreamSettings),
+            instance=self.instance,
             clock=clock,
             draw=draw,
             capacity=self.capacity,

@@ -62,7 +62,7 @@ class StreamResponse(EventSourceResponse):
             headers={
                 "Cache-Control": "no-store, no-transform",
                 "Vary": "Last-Event-ID, Accept, Origin",
-                "X-Gateway-Instance": streams.settings.instance,
+                "X-Gateway-Instance": streams.instance,
                 "X-Request-Id": asked.request_id,
             },
             ping=0,
@@ -134,7 +134,7 @@ class StreamResponse(EventSourceResponse):
             return
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
-            await connection.send(greeting(self._asked.format, streams.settings.instance, retry_ms))
+            await connection.send(greeting(self._asked.format, streams.instance, retry_ms))
             if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:

@@ -95,7 +95,7 @@ class Delivery:
         streams = self._streams
         self._subscriber.on_close = self.step
         self._feed.notifier.add(self.step)
-        greeting = self._reader.greet(streams.settings.instance, streams.retry_ms())
+        greeting = self._reader.greet(streams.instance, streams.retry_ms())
         self._rest = memoryview(greeting) if greeting else None
         self._set_timer(streams.clock())
 

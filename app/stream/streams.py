@@ -27,7 +27,6 @@ RETRY_MS = (1000, 5000)
 class StreamSettings:
     """The part of ``app.settings.Settings`` that streams need."""
 
-    instance: str
     heartbeat: float
     send_timeout: float
     sync_timeout: float
@@ -47,6 +46,7 @@ class Streams:
         epoch_of: Callable[[int, Shape], str],
         settings: StreamSettings,
         *,
+        instance: str,
         clock: Clock,
         draw: Draw,
         capacity: Capacity[Any],
@@ -56,6 +56,7 @@ class Streams:
         self.etcd = etcd
         self.epoch_of = epoch_of
         self.settings = settings
+        self.instance = instance
         self.clock = clock
         self.draw = draw
         self.counters = Counters()
