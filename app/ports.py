@@ -58,7 +58,13 @@ class Watch(Protocol):
         """Cancel the watch: its callback is not called any more. Synchronous and idempotent."""
 
     def await_proof(self, wanted: bool) -> None:
-        """Set whether to request progress often."""
+        """Set whether to request progress often, because the watch has something to prove."""
+
+    def hasten(self, wanted: bool) -> None:
+        """Set whether to request progress as fast as the stream allows, because a merge waits for it.
+
+        That is at most 200 times a second, and one request at a time. Without effect where progress is not trusted.
+        """
 
     def proven_at(self, reached: int) -> float | None:
         """Return the time (monotonic seconds) before which no committed event is missing; None while it is unknown.

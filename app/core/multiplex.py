@@ -89,6 +89,11 @@ class Message:
     fragment: bool = False
     events: Sequence[Event] = ()
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether this answers a progress request."""
+        return self.watch_id == -1 and not (self.created or self.canceled or self.events)
+
 
 # The messages from a watch to its feed.
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,6 @@ class _Watch:
     revision: int = 0  # the revision of ``created``
     newer: bool = False  # an answer with a greater revision has come
     heard: bool = False  # a message of this watch has come
-    waiting: bool = False  # its feed waits for proof
     # The late message on which no answer has decided: its revision, and the last request when it came.
     late: tuple[int, int] | None = None
     behind: bool = False  # etcd may serve the watch from history
@@ -203,7 +207,6 @@ class _Asked:
 
     number: int  # its place among all creates and progress requests
     at: int  # messages received by then
-    mark: bool  # made only to detect late messages: its answer goes only to watches that wait for proof
 
 
 class Multiplexer(Sized):
@@ -218,6 +221,9 @@ class Multiplexer(Sized):
         self._number = 0  # the place of the last create or progress request
         self._newest = 0  # the place of the last create
         self._asked: deque[_Asked] = deque()
+        self._for_all = False  # the next answer goes to all watches
+        self._awaiting: dict[int, _Watch] = {}  # the watches that await proof
+        self._hastened: dict[int, _Watch] = {}
         # How many requests a waiting watch needs before an answer can count for it. Set by an answer too old for it.
         self._lacking = 0
         self._messages = 0  # messages that came through etcd's watch channel, as far as the gateway can tell
@@ -242,9 +248,14 @@ class Multiplexer(Sized):
         return len(self._asked) if self._trusted else 0
 
     @property
-    def waiting(self) -> bool:
-        """Whether any watch waits for proof."""
-        return any(watch.waiting for watch in self._watches.values())
+    def awaited(self) -> bool:
+        """Whether a watch awaits proof."""
+        return bool(self._awaiting)
+
+    @property
+    def hastened(self) -> bool:
+        """Whether a watch is hastened. False where answers prove nothing: then they would only cost time."""
+        return self._trusted and bool(self._hastened)
 
     # --- requests, sent in the order of these calls ------------------------------------------------------------------
 
@@ -259,39 +270,54 @@ class Multiplexer(Sized):
 
     def cancel(self, watch_id: int) -> CancelRequest | None:
         """Release a watch: its callback is not called any more. Return None if etcd has nothing to cancel."""
-        if self._watches.pop(watch_id, None) is None:
-            return None
-        return CancelRequest(watch_id)
+        return CancelRequest(watch_id) if self._forget(watch_id) is not None else None
+
+    def _forget(self, watch_id: int) -> _Watch | None:
+        self._awaiting.pop(watch_id, None)
+        self._hastened.pop(watch_id, None)
+        return self._watches.pop(watch_id, None)
 
     def await_proof(self, watch_id: int, *, wanted: bool) -> None:
-        """Record whether the feed of a watch waits for progress that counts for this watch."""
-        watch = self._watches.get(watch_id)
-        if watch is not None:
-            watch.waiting = wanted
+        """Record whether a watch's feed waits for progress that counts for this watch: for every answer, then."""
+        self._record_wish(self._awaiting, watch_id, wanted=wanted)
 
-    def ask(self) -> list[ProgressRequest]:
-        """Return requests for the stream's progress. Call this now and then, and often while a watch is ``waiting``.
+    def hasten(self, watch_id: int, *, wanted: bool) -> None:
+        """Record whether a merge waits for progress that counts for this watch: for every answer, then."""
+        self._record_wish(self._hastened, watch_id, wanted=wanted)
+
+    def _record_wish(self, wishing: dict[int, _Watch], watch_id: int, *, wanted: bool) -> None:
+        if wanted and watch_id in self._watches:
+            wishing[watch_id] = self._watches[watch_id]
+        else:
+            wishing.pop(watch_id, None)
+
+    def ask(self, *, for_all: bool) -> list[ProgressRequest]:
+        """Return requests for the stream's progress. ``app.core.progress_pace`` decides when to call this.
 
         While no answer comes, this is one request. If an answer has come since the last call that was too old for a
-        waiting watch, these are as many requests as answers may have been lost, so that the watch need not wait for
+        watch that waits, these are as many requests as answers may have been lost, so that the watch need not wait for
         several rounds.
+
+        *for_all*: the next answer goes to all watches. Otherwise it goes only to watches that await proof or are
+        hastened.
         """
+        self._for_all = self._for_all or for_all
         count, self._lacking = max(1, self._lacking), 0
-        return [self._ask(mark=False) for _ in range(count)]
+        return [self._ask() for _ in range(count)]
 
     def follow_up(self) -> list[ProgressRequest]:
         """Return the requests to send after a message was received: a mark now and then."""
         every = MARK_EVERY if len(self._asked) <= MOST_UNANSWERED // 2 else CHANNEL
         if self._late and not self._deciding:
-            request = self._ask(mark=True)
+            request = self._ask()
             self._deciding = self._number
             return [request]
         if self._loses and self._messages - self._marked_at >= every:
-            return [self._ask(mark=True)]
+            return [self._ask()]
         return []
 
-    def _ask(self, *, mark: bool) -> ProgressRequest:
-        self._asked.append(_Asked(self._next_number(), self._messages, mark))
+    def _ask(self) -> ProgressRequest:
+        self._asked.append(_Asked(self._next_number(), self._messages))
         self._marked_at = self._messages
         return ProgressRequest()
 
@@ -317,7 +343,7 @@ class Multiplexer(Sized):
             return
         if not message.fragment and not (message.canceled and not message.compact_revision):
             self._messages += 1
-        if message.watch_id == -1:
+        if message.is_answer:
             self._receive_answer(message, trusted=progress_trusted)
             return
         watch = self._watches.get(message.watch_id)
@@ -332,7 +358,7 @@ class Multiplexer(Sized):
         self._asked.clear()
         for watch_id in list(self._watches):
             # A callback may cancel other watches, here and below.
-            watch = self._watches.pop(watch_id, None)
+            watch = self._forget(watch_id)
             if watch is not None and not watch.ended:
                 watch.callback(Lost(reason, too_large))
 
@@ -347,7 +373,7 @@ class Multiplexer(Sized):
         self._uncreated.remove(watch_id)
         if message.canceled and not message.compact_revision:
             # Refused: etcd does not hold the watch, so there is nothing to cancel.
-            watch = self._watches.pop(watch_id, None)
+            watch = self._forget(watch_id)
             if watch is not None:
                 watch.callback(Refused(message.cancel_reason))
             return
@@ -360,8 +386,6 @@ class Multiplexer(Sized):
 
     def _receive_answer(self, message: Message, *, trusted: bool) -> None:
         """Pass an answer to a progress request to the watches that etcd certainly held when it made the answer."""
-        if message.canceled or message.events:
-            return
         if self._asked and self._asked[0].number < self._newest:
             self._pass_by(message.revision)
         asked = self._asked.popleft() if self._asked else None
@@ -369,18 +393,22 @@ class Multiplexer(Sized):
             self._deciding = 0
         if asked is not None:
             self._mark(message.revision, asked.at)
-        for watch_id, watch in list(self._watches.items()):
+        for_all, self._for_all = self._for_all, False
+        wishing = self._awaiting | self._hastened
+        # A late watch needs the answer to decide whether it may go on.
+        concerned = self._watches if for_all or self._late else wishing
+        for watch_id, watch in list(concerned.items()):
             if not watch.created or watch.ended or watch_id not in self._watches:
                 continue
             if asked is not None and asked.number < watch.number:
-                if watch.waiting and trusted:
+                if watch_id in wishing and trusted:
                     newer = sum(other.number > watch.number for other in self._asked)
                     # One more than the older requests, less the newer ones, whose answers are under way.
                     lacking = len(self._asked) - 2 * newer + 1
                     self._lacking = max(self._lacking, min(lacking, MOST_UNANSWERED + 1))
             elif watch.late is not None and not self._may_go_on(watch, message.revision, asked):
                 continue
-            elif watch.waiting or asked is None or not asked.mark:
+            elif for_all or watch_id in wishing:
                 watch.callback(Progress(message.revision, trusted))
         self._late = self._late and any(watch.late is not None for watch in self._watches.values())
 
@@ -412,7 +440,7 @@ class Multiplexer(Sized):
         if self._asked and self._asked[0].number < watch.number:
             while self._asked and self._asked[0].number < watch.number:
                 self._asked.popleft()
-            self._asked.appendleft(_Asked(watch.number, watch.at, mark=False))
+            self._asked.appendleft(_Asked(watch.number, watch.at))
 
     def _mark(self, revision: int, at: int) -> None:
         """Record a mark: a message whose revision is above this answer's is younger than the answer's request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -13,6 +14,7 @@ from grpc.aio import EOF
 
 from ..core.keys import KeyRange
 from ..core.multiplex import Multiplexer, Request, WatchCallback
+from ..core.progress_pace import ProgressPace
 from ..core.sized import Sized
 from ..ports import Clock
 from .calls import CallStatus
@@ -20,12 +22,9 @@ from .convert import is_too_large, message, watch_request
 
 logger = logging.getLogger("gateway.etcd")
 
-# Seconds between progress requests while a watch waits for proof. etcd syncs unsynced watchers every 100 ms
-# (watchable_store.syncWatchersLoop): more frequent requests prove nothing.
-URGENT = 0.1
-# With this many unanswered requests, the member is slow and gets requests only at this interval (seconds): many more
-# unanswered requests would keep new watches off the stream.
-PATIENCE, PATIENT = 4, 0.5
+# The shortest timer (seconds). The timers of event loops have a resolution of a millisecond: with a shorter timer, the
+# loop would spin.
+TICK = 0.001
 
 # The name of the task that reads a stream. The task runs for as long as the call, and the metrics count these tasks.
 READER = "watch-stream-read"
@@ -54,7 +53,7 @@ class WatchStream(Sized):
     Args:
         open_call: opens the Watch RPC.
         token: the token that the stream is opened with. etcd identifies the stream by this token for ever.
-        proof_interval: seconds between progress requests, which prove that the stream lives.
+        proof_interval: seconds between the progress requests whose answers go to all watches.
         progress_trusted: returns whether the progress of the member with that id can be trusted.
         may_lose: returns whether the member with that id may lose events of slow watches.
         on_response: receives every response's header (cluster id, revision) before the watches receive the response.
@@ -80,13 +79,13 @@ class WatchStream(Sized):
         self._outgoing: deque[Request] = deque()
         self._wake_writer = asyncio.Event()
         self._wake_asker = asyncio.Event()
-        self._proof_interval = proof_interval
         self._progress_trusted = progress_trusted
         self._may_lose = may_lose
         self._on_response = on_response
         self._on_end = on_end
         self._clock = clock
         self.last_response = clock()
+        self._pace = ProgressPace(proof_interval, self.last_response)
         # The member's revision by the headers of its answers, and when the stream first reported that revision.
         self.revision = 0
         self._moved_at = self.last_response
@@ -128,8 +127,15 @@ class WatchStream(Sized):
         if wanted:
             self._wake_asker.set()
 
+    def hasten(self, watch_id: int, *, wanted: bool) -> None:
+        """Set whether a merge waits for the watch's progress. While any does, request progress as fast as possible."""
+        self._mux.hasten(watch_id, wanted=wanted)
+        if wanted:
+            self._wake_asker.set()
+
     def ask(self) -> None:
-        """Request progress now."""
+        """Request progress for all watches now."""
+        self._pace.urge()
         self._wake_asker.set()
 
     def stands_still(self, revision: int, since: float) -> bool:
@@ -182,8 +188,13 @@ class WatchStream(Sized):
                 self.revision, self._moved_at = response.header.revision, self.last_response
             self._on_response(response.header)
             member = response.header.member_id
-            receive(message(response), progress_trusted=trusted(member), may_lose=may_lose(member))
-            del response  # it may be large, and the next response may arrive much later
+            given = message(response)
+            receive(given, progress_trusted=trusted(member), may_lose=may_lose(member))
+            if given.is_answer:
+                self._pace.answered()
+            if not given.events:
+                self._wake_asker.set()  # the next request may be due earlier now
+            del response, given  # they may be large, and the next response may arrive much later
             if self._mux.unmatched:
                 raise UnmatchedError
             for request in self._mux.follow_up():
@@ -206,20 +217,18 @@ class WatchStream(Sized):
                 except (asyncio.InvalidStateError, rpc.AioRpcError):
                     return  # the call has ended: the reading task gets the reason
 
-    def _pace(self) -> float:
-        return URGENT if self._mux.unanswered < PATIENCE else PATIENT
-
     async def _ask(self) -> None:
-        """Send progress requests. They prove that the stream lives, and let quiet ranges keep up with compaction."""
+        """Send progress requests when they are due."""
         while True:
             self._wake_asker.clear()
-            try:
-                async with asyncio.timeout(self._pace() if self._mux.waiting else self._proof_interval):
-                    await self._wake_asker.wait()
-            except TimeoutError:
-                pass
-            if len(self._mux):
-                for request in self._mux.ask():
+            now, mux = self._clock(), self._mux
+            wait = self._pace.due_in(now, awaited=mux.awaited, hastened=mux.hastened, unanswered=mux.unanswered)
+            if wait:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(wait, TICK)):
+                        await self._wake_asker.wait()
+                continue
+            for_all = self._pace.ask(now)
+            if len(mux):
+                for request in mux.ask(for_all=for_all):
                     self._send(request)
-            if self._mux.waiting:
-                await asyncio.sleep(URGENT)

@@ -39,6 +39,7 @@ class EtcdWatch:
         self._said = 0
         # A dedicated stream should become free as soon as progress shows that the watch has caught up.
         self._wants_proof = self._is_dedicated = stream_kind == "dedicated"
+        self._hastened = False
 
     @property
     def wanted(self) -> bool:
@@ -98,11 +99,20 @@ class EtcdWatch:
             if self.stream is not None:
                 self.stream.await_proof(self.watch_id, wanted=wanted)
 
+    def hasten(self, wanted: bool) -> None:
+        """See ``app.ports.Watch``."""
+        if wanted != self._hastened:
+            self._hastened = wanted
+            if self.stream is not None:
+                self.stream.hasten(self.watch_id, wanted=wanted)
+
     def open(self, stream: WatchStream, watch_id: int) -> None:
         """Record that the watch is open on *stream* now."""
         self.stream, self.watch_id = stream, watch_id
         if self._wants_proof:
             stream.await_proof(watch_id, wanted=True)
+        if self._hastened:
+            stream.hasten(watch_id, wanted=True)
 
     def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``.

@@ -45,6 +45,7 @@ class Served:
         self.cancelled_by_etcd = False
         self.let_go = False  # the gateway cancelled it
         self.cancels = 0
+        self.wishes: set[str] = set()
         self.broken: list[Event] = []  # sent as fragments, not completed
         self.revision = 1
 
@@ -67,6 +68,10 @@ class StreamMachine(RuleBasedStateMachine):
         """The watch's sink must get this input, unless the watch was cancelled."""
         if not served.let_go:
             served.expected.append(given)
+
+    def held(self) -> list[Served]:
+        """The watches that the gateway holds."""
+        return [one for one in self.watches if not one.let_go and (one.created or not one.answered)]
 
     def running(self) -> list[Served]:
         """The watches for which etcd would send something: etcd has not seen our cancels yet."""
@@ -191,12 +196,27 @@ class StreamMachine(RuleBasedStateMachine):
             self.expect(served, Progress(revision, trusted=True))
             self.say(Message(served.id, revision), trusted=False)
 
-    @rule(revision=st.integers(1, 99), trusted=st.booleans())
-    def progress_of_all(self, revision: int, trusted: bool) -> None:
-        """An on-demand answer is for all watches that etcd holds, and is trusted as its version is."""
+    @precondition(lambda self: self.watches)
+    @rule(data=st.data(), wish=st.sampled_from(["await_proof", "hasten"]), wanted=st.booleans())
+    def wish(self, data: st.DataObject, wish: str, wanted: bool) -> None:
+        """A watch awaits proof, or a merge waits for the watch, or no longer."""
+        served = data.draw(st.sampled_from(self.watches))
+        getattr(self.mux, wish)(served.id, wanted=wanted)
+        if wanted:
+            served.wishes.add(wish)
+        else:
+            served.wishes.discard(wish)
+
+    @rule(revision=st.integers(1, 99), trusted=st.booleans(), for_all=st.booleans())
+    def progress(self, revision: int, trusted: bool, for_all: bool) -> None:
+        """An answer is for all watches that etcd holds, or for those that wait for it; its version decides on trust."""
+        self.mux.ask(for_all=for_all)
         for served in self.running():
-            self.expect(served, Progress(revision, trusted=trusted))
+            if for_all or served.wishes:
+                self.expect(served, Progress(revision, trusted=trusted))
         self.say(Message(-1, revision), trusted=trusted)
+        assert self.mux.hastened == (trusted and any("hasten" in served.wishes for served in self.held()))
+        assert self.mux.awaited == any("await_proof" in served.wishes for served in self.held())
 
     @rule(watch_id=st.sampled_from([-1, 0, 10**9]))
     def nonsense(self, watch_id: int) -> None:
@@ -314,6 +334,7 @@ def test_who_lets_another_go_is_obeyed_at_once() -> None:
     other = mux.create(RANGE, 0, heard.append)
     for watch in (one, other):
         mux.receive(Message(watch.watch_id, 5, created=True), progress_trusted=True)
+    mux.ask(for_all=True)
     mux.receive(Message(-1, 6), progress_trusted=True)
     assert heard == [Created(5)]
 

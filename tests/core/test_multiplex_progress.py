@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import app.core.multiplex as multiplex_module
 from app.core.keys import KeyRange
@@ -26,6 +33,9 @@ class Followed:
         self.watch_id = 0
         self.told: list[int] = []
         self.progress = 0
+        self.answers = 0  # how many answers it received
+        self.asked_for_all = 0  # how many requests for all watches were made before this watch
+        self.wished = False  # it has been hastened, or has awaited proof
         self.late = self.behind = False  # of the last message
 
     def has(self, revision: int) -> bool:
@@ -45,6 +55,7 @@ class ProgressMachine(RuleBasedStateMachine):
         self.mux = Multiplexer()
         self.etcd = StreamModel("silent", CAPACITY, ROUND)
         self.watches: list[Followed] = []
+        self.asked_for_all = 0
 
     @initialize(answering=st.sampled_from(["early", "deferring", "silent"]), writes=st.integers(0, 6))
     def begin(self, answering: Any, writes: int) -> None:
@@ -70,6 +81,7 @@ class ProgressMachine(RuleBasedStateMachine):
                 followed.late, followed.behind = given.late, given.behind
             elif isinstance(given, Progress):
                 followed.progress = given.revision
+                followed.answers += 1
                 if given.trusted:
                     assert followed.told == followed.owed(given.revision, followed.start), (
                         "the gateway trusted an answer too early"
@@ -78,6 +90,8 @@ class ProgressMachine(RuleBasedStateMachine):
         request = self.mux.create(RANGE, followed.start, hear)
         followed.watch_id = request.watch_id
         self.mux.await_proof(request.watch_id, wanted=waits)
+        followed.wished = waits
+        followed.asked_for_all = self.asked_for_all
         self.watches.append(followed)
         self.send(request, every)
 
@@ -91,12 +105,28 @@ class ProgressMachine(RuleBasedStateMachine):
         assert request is not None
         self.send(request)
 
-    @rule(count=st.integers(1, 3))
-    def ask(self, count: int) -> None:
+    @precondition(lambda self: self.watches)
+    @rule(data=st.data(), wanted=st.booleans())
+    def hasten(self, data: st.DataObject, wanted: bool) -> None:
+        """A merge waits for a watch, or no longer."""
+        followed = data.draw(st.sampled_from(self.watches))
+        followed.wished |= wanted
+        self.mux.hasten(followed.watch_id, wanted=wanted)
+
+    @rule(count=st.integers(1, 3), for_all=st.booleans())
+    def ask(self, count: int, for_all: bool) -> None:
         """Ask for progress."""
         for _ in range(count):
-            for request in self.mux.ask():
+            self.asked_for_all += for_all
+            for request in self.mux.ask(for_all=for_all):
                 self.send(request)
+
+    @invariant()
+    def quiet_watches_receive_nothing_extra(self) -> None:
+        """A watch that waits for nothing receives one answer for each request for all: 200 a second cost too much."""
+        for followed in self.watches:
+            if not followed.wished:
+                assert followed.answers <= self.asked_for_all - followed.asked_for_all + 1
 
     @rule(control_first=st.booleans(), count=st.integers(1, 8))
     def receive(self, control_first: bool, count: int) -> None:
@@ -167,13 +197,14 @@ class ProgressMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Without further faults, every waiting watch gets progress to the end: no lost answer stops it for ever."""
-        for followed in self.watches:
-            self.mux.await_proof(followed.watch_id, wanted=True)
+        for number, followed in enumerate(self.watches):
+            wish = self.mux.hasten if number % 2 else self.mux.await_proof
+            wish(followed.watch_id, wanted=True)
         self.etcd.commit()
         target = self.etcd.revision
         for _ in range(60):
             self.write_much(count=1)  # 3.5.8 to 3.5.12 are silent until something happens: etcd #17507
-            for request in self.mux.ask():
+            for request in self.mux.ask(for_all=False):
                 self.send(request)
             for _ in range(40):
                 self.etcd.serve()

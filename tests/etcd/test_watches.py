@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Created, Lost, Refused, WatchInput
+from app.core.multiplex import Batches, Created, Lost, Progress, Refused, WatchInput
+from app.core.versions import parse_version, progress_is_trusted
 from app.etcd.stream_pool import StreamPool
 from app.etcd.upstream import Upstream
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE, etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.upstream import connecting
+from tests.support.versions import Candidate
 from tests.support.waiting import eventually
 
 BROKEN = KeyRange("prefix", b"/broken/")
@@ -191,3 +195,58 @@ async def test_a_revoked_watch_is_told_once() -> None:
         assert watches.heard[a][1:] == [Refused("no more", denied=True)]
         await etcd.until(lambda: etcd.open_watchers == 0)
         assert upstream.watchers == 0
+
+
+async def test_a_watch_stays_hastened_on_the_stream_that_it_opens_on() -> None:
+    """A merge may wait for a watch before there is a link. The wish ends with the merge's need."""
+    watches, (a, b) = Watches(), ranges("/a/", "/b/")
+
+    def open_both(upstream: Upstream) -> None:
+        watches.open(upstream, b)
+        watches.heard[a] = []
+        upstream.watch(a, 0, watches.heard[a].append, stream_kind="live").hasten(True)
+
+    def answers(watched: KeyRange) -> int:
+        return sum(isinstance(given, Progress) for given in watches.heard[watched])
+
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint, before=open_both) as upstream:
+        await watches.until(lambda _heard: answers(a) >= 20)
+        hastened = next(watch for watch in upstream._watches if watch.range == a)
+        assert answers(b) < answers(a) / 2
+        hastened.hasten(False)
+        revision = etcd.put(b"/elsewhere")
+        hastened.hasten(True)
+        await watches.until(lambda heard: Progress(revision, trusted=True) in heard[a])
+
+
+async def test_a_quiet_watch_is_proven_soon_after_a_busy_one(candidate: Candidate) -> None:
+    """A merge of both ranges can release each event of the busy one, in order. An old etcd proves nothing."""
+    watches, (busy, quiet) = Watches(), ranges("/busy/", "/quiet/")
+    async with EmbeddedEtcd(folder=candidate.folder, args=ALONE) as etcd, connecting(etcd.endpoint) as upstream:
+        watches.open(upstream, busy)
+        watches.heard[quiet] = []
+        hastened = upstream.watch(quiet, 0, watches.heard[quiet].append, stream_kind="live")
+        await watches.until(lambda heard: all(heard.values()))
+        hastened.hasten(True)
+        async with etcd_client(etcd.endpoint) as kv:
+            for number in range(20):
+                revision = await kv.put(f"/busy/{number}")
+
+                def released(heard: dict[KeyRange, list[WatchInput]], revision: int = revision) -> bool:
+                    came = any(batch.revision == revision for one in events(heard[busy]) for batch in one.batches)
+                    proven = any(given.revision >= revision for given in proofs(heard[quiet]))
+                    return came and (proven or not upstream.progress_trusted)
+
+                await watches.until(released)
+        assert upstream.progress_trusted == progress_is_trusted(parse_version(candidate.version))
+        assert bool(proofs(watches.heard[quiet])) == upstream.progress_trusted
+
+
+def events(heard: list[WatchInput]) -> list[Batches]:
+    """The messages with events."""
+    return [given for given in heard if isinstance(given, Batches)]
+
+
+def proofs(heard: list[WatchInput]) -> list[Progress]:
+    """The progress that releases what waits for it."""
+    return [given for given in heard if isinstance(given, Progress) and given.trusted]

@@ -12,7 +12,8 @@ from app.etcd.upstream import Upstream
 @contextlib.asynccontextmanager
 async def connecting(*endpoints: str, before: Callable[[Upstream], None] | None = None) -> AsyncIterator[Upstream]:
     """A running upstream; *before* is called with it before it has a link."""
-    upstream = Upstream(endpoints, stale_after=60, max_ranges=4, clock=lambda: 0.0, draw=lambda: 0.0)
+    clock = asyncio.get_running_loop().time
+    upstream = Upstream(endpoints, stale_after=60, max_ranges=4, clock=clock, draw=lambda: 0.0)
     if before is not None:
         before(upstream)
     task = asyncio.create_task(upstream.run())

@@ -84,6 +84,11 @@ class StubWatch:
         del wanted
         self._etcd.trap.pass_by("await_proof")
 
+    def hasten(self, wanted: bool) -> None:
+        """See ``app.ports.Watch``."""
+        del wanted
+        self._etcd.trap.pass_by("hasten")
+
     def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``."""
         del reached
