@@ -17,8 +17,9 @@ from .access.policy import AccessPolicy
 from .access.token import Token
 from .core.budget import Budget
 from .core.capacity import Capacity, ConnectionStatistics
-from .core.cursor import Shape, derive_epoch
+from .core.cursor import derive_epoch
 from .core.keys import KeyRange
+from .core.selection import Ranges, Selection
 from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
 from .etcd.statistics import EtcdStatistics
@@ -102,6 +103,7 @@ class Gateway:
         self.registry = Registry(
             self.upstream,
             settings.group(Limits),
+            pins=[KeyRange("prefix", prefix) for prefix in settings.pins],
             budget=self.budget,
             clock=clock,
             draw=draw,
@@ -118,9 +120,9 @@ class Gateway:
             capacity=self.capacity,
         )
 
-    def epoch_of(self, cluster_id: int, shape: Shape) -> str:
-        """Return the epoch of cursors for *shape*."""
-        return derive_epoch(cluster_id, self.settings.epoch, shape)
+    def epoch_of(self, cluster_id: int, selection: Selection) -> str:
+        """Return the epoch of cursors for *selection*."""
+        return derive_epoch(cluster_id, self.settings.epoch, selection)
 
     def reload(self) -> None:
         """Read the files again that may change while the process runs, and log the result.
@@ -139,8 +141,8 @@ class Gateway:
             return "unusable"
         return "read for each connection"
 
-    def statistics(self, only: KeyRange | None = None) -> GatewayStatistics:
-        """Return what the gateway holds now: of all feeds or, with *only*, of the feed of this range.
+    def statistics(self, only: Ranges | None = None) -> GatewayStatistics:
+        """Return what the gateway holds now: of all channels or, with *only*, of the channel of these ranges.
 
         For ``/metrics`` and ``/v1/feeds``.
         """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -114,8 +114,8 @@ class Etcd(Protocol):
     def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> Watch:
         """Open a watch. The watch waits while there is no connection, or no stream with room for it."""
 
-    async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        """Return the whole range at one linearizable revision, and the cluster's id.
+    async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+        """Return all *ranges* at one linearizable revision, and the cluster's id.
 
         *budget* is called with the size of each page in bytes. It may raise to stop the read.
         """

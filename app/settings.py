@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -144,6 +145,14 @@ class Settings(BaseSettings):
     max_feeds: Number = Field(
         1_000, ge=1, description="maximum number of distinct ranges at a time; lingering feeds are evicted first"
     )
+    max_channels: Number = Field(
+        10_000, ge=1, description="maximum number of distinct selections at a time; lingering ones are evicted first"
+    )
+    pin: Items = Field(
+        (),
+        description="prefixes that are followed as long as the gateway runs, comma-separated, percent-encoded; a "
+        "range inside one costs etcd no further watch",
+    )
     max_feed_bytes: Size = Field(256 << 20, ge=1, description="maximum memory of all feeds' views and logs together")
     max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
     linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber has left")
@@ -262,6 +271,31 @@ class Settings(BaseSettings):
                 raise ValueError(f"{item!r} {why}")
         return value
 
+    @field_validator("pin")
+    @classmethod
+    def _check_pins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("",):
+            return ()
+        if not all(value):
+            msg = "must not have an empty prefix, which would follow every key; remove a comma"
+            raise ValueError(msg)
+        for item in value:
+            if why := _wrong_with_prefix(item):
+                raise ValueError(f"{item!r} {why}")
+        names = sorted((unquote_to_bytes(item), item) for item in value)
+        for (outer, first), (inner, second) in pairwise(names):
+            if inner.startswith(outer):
+                msg = f"{second!r} lies inside {first!r}; remove one of them"
+                raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _check_pins_fit(self) -> Settings:
+        if len(self.pin) > self.max_feeds:
+            msg = f"{named('pin')}: has {len(self.pin)} prefixes, but GATEWAY_MAX_FEEDS is {self.max_feeds}"
+            raise ValueError(msg)
+        return self
+
     @model_validator(mode="after")
     def _check_fence(self) -> Settings:
         if self.allow_prefixes is None and not is_loopback(self.host):
@@ -310,6 +344,11 @@ class Settings(BaseSettings):
         """The prefixes that clients may read, as bytes. ``(b"",)`` allows every key."""
         items = ("",) if self.allow_prefixes is None else self.allow_prefixes
         return tuple(map(unquote_to_bytes, items))
+
+    @property
+    def pins(self) -> tuple[bytes, ...]:
+        """The pinned prefixes, as bytes."""
+        return tuple(map(unquote_to_bytes, self.pin))
 
     def group(self, kind: type[G], prefix: str = "") -> G:
         """Return the settings of one part of the gateway, as a frozen value of the dataclass *kind*.

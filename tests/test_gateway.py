@@ -19,7 +19,7 @@ SVC, KEY = KeyRange("prefix", b"/svc/"), KeyRange("key", b"/svc/a")
 
 def subscribe(gateway: Gateway, watched: KeyRange, address: str = "") -> Subscriber:
     """Subscribe before the gateway runs: it does not know yet that etcd is away, so the feed waits for etcd."""
-    return gateway.registry.subscribe(watched, address=address, user_agent="u", request_id="r", has_cursor=False)
+    return gateway.registry.subscribe((watched,), address=address, user_agent="u", request_id="r", has_cursor=False)
 
 
 async def test_what_it_holds() -> None:
@@ -31,9 +31,9 @@ async def test_what_it_holds() -> None:
 
     assert [(feed.range, feed.subscribers, feed.lingering) for feed in watch.feeds] == [(SVC, 2, False), (KEY, 0, True)]
     assert (watch.subscribers, watch.feeds_started, watch.draining) == (2, 2, False)
-    assert [feed.range for feed in gateway.statistics(KEY).watch.feeds] == [KEY]
-    assert gateway.statistics(KeyRange("key", b"x")).watch.feeds == ()
-    followers = gateway.registry.subscriber_statistics(SVC)
+    assert [feed.range for feed in gateway.statistics((KEY,)).watch.feeds] == [KEY]
+    assert gateway.statistics((KeyRange("key", b"x"),)).watch.feeds == ()
+    followers = gateway.registry.subscriber_statistics((SVC,))
     assert [(one.address, one.user_agent, one.request_id, one.behind) for one in followers] == [
         ("a:1", "u", "r", 0),
         ("b:2", "u", "r", 0),

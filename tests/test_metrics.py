@@ -39,7 +39,7 @@ async def test_what_is_held() -> None:
     """Feeds are shown by state, lingering feeds apart, and streams by sink."""
     gateway = Gateway(load({"etcd": NOWHERE}))
     leases = [
-        gateway.registry.subscribe(KeyRange("key", key), address="", user_agent="", request_id="", has_cursor=False)
+        gateway.registry.subscribe((KeyRange("key", key),), address="", user_agent="", request_id="", has_cursor=False)
         for key in (b"a", b"a", b"b")
     ]
     leases.pop().release()

@@ -85,7 +85,7 @@ def test_no_sizes(text: str) -> None:
 
 FREE_TEXT = {"host", "epoch", "token_file"}  # any text is accepted, and checked when it is used
 TOGETHER = {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # checked with each other, below
-BAD = {"instance": "two words", "allow_prefixes": "/svc/,"}
+BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,"}
 
 
 @pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - FREE_TEXT - TOGETHER))

@@ -147,7 +147,7 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
                 while subscriber is None:
                     try:
                         subscriber = running.registry.subscribe(
-                            KeyRange("prefix", b"/svc/"),
+                            (KeyRange("prefix", b"/svc/"),),
                             address="",
                             user_agent="",
                             request_id="",
@@ -160,7 +160,7 @@ async def test_a_feed_whose_read_fails_by_a_defect_ends(monkeypatch: pytest.Monk
                 return subscriber.closing == "unavailable"
 
             await eventually(closed)
-            assert running.registry.feeds() == []
+            assert list(running.registry.feeds) == []
             subscriber.release()
 
 

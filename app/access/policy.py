@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..core.errors import ForbiddenError, UnauthorizedError
 from ..core.keys import KeyRange
@@ -34,7 +34,8 @@ class AccessPolicy:
                 "the bearer token is missing or wrong; send the header 'Authorization: Bearer <token>'"
             )
 
-    def authorize(self, watched: KeyRange) -> None:
-        """Check that the whole range lies in a prefix that the gateway serves. Raises ForbiddenError if it does not."""
-        if not any(watched.within(prefix) for prefix in self._prefixes):
-            raise ForbiddenError(f"{watched} is outside the prefixes that this gateway serves", parameter=watched.kind)
+    def authorize(self, ranges: Iterable[KeyRange]) -> None:
+        """Check that all *ranges* lie in the prefixes that are served. Raises ForbiddenError."""
+        for one in ranges:
+            if not any(one.within(prefix) for prefix in self._prefixes):
+                raise ForbiddenError(f"{one} is outside the prefixes that this gateway serves", parameter=one.kind)

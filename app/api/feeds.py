@@ -8,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..core.encoding import compact
-from ..core.query import parse_query, parse_range
+from ..core.query import parse_query, parse_ranges
+from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
-from ..watch.statistics import FeedStatistics, SubscriberStatistics
+from ..watch.statistics import ChannelStatistics, FeedStatistics, SubscriberStatistics
 from .requests import authorization_of, query_of
 
 
@@ -26,10 +27,10 @@ class Feeds:
         gateway = self._gateway
         gateway.access.authenticate(authorization_of(request))
         query = parse_query(query_of(request), {"prefix", "key"})
-        watched = parse_range(query) if query else None
-        if watched is not None:
-            gateway.access.authorize(watched)
-        now = gateway.statistics(watched)
+        ranges = parse_ranges(query) if query else None
+        if ranges is not None:
+            gateway.access.authorize(ranges)
+        now = gateway.statistics(ranges)
         condition = now.etcd.condition
         etcd = {
             "endpoint": condition.endpoint,
@@ -46,11 +47,12 @@ class Feeds:
             "linger": gateway.settings.linger,
             "sinks": now.streams.serving,
             "etcd": etcd,
-            "feeds": [self._feed(feed, detailed=watched is not None) for feed in now.watch.feeds],
+            "feeds": [self._feed(feed, ranges) for feed in now.watch.feeds],
+            "channels": [self._channel(channel, detailed=ranges is not None) for channel in now.watch.channels],
         }
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
-    def _feed(self, feed: FeedStatistics, *, detailed: bool) -> dict[str, Any]:
+    def _feed(self, feed: FeedStatistics, only: Ranges | None) -> dict[str, Any]:
         described: dict[str, Any] = {
             "range": str(feed.range),
             "subscribers": feed.subscribers,
@@ -58,16 +60,36 @@ class Feeds:
             "state": "stale" if feed.stale else feed.state.value,
             "lag": feed.lag,
             "lingering": feed.lingering,
+            "pinned": feed.pinned,
+            "channels": feed.channels,
             "keys": feed.keys,
             "bytes": feed.bytes,
             "started": rfc3339(feed.started),
         }
         if feed.trouble:
             described["trouble"] = feed.trouble
-        if detailed:
-            followers = self._gateway.registry.subscriber_statistics(feed.range)
-            described["subscriber_list"] = [_subscriber(subscriber) for subscriber in followers]
+        if only == (feed.range,):
+            described["subscriber_list"] = self._subscribers(only)
         return described
+
+    def _channel(self, channel: ChannelStatistics, *, detailed: bool) -> dict[str, Any]:
+        described: dict[str, Any] = {
+            "ranges": [str(one) for one in channel.ranges],
+            "feeds": [str(one) for one in channel.feeds],
+            "subscribers": channel.subscribers,
+            "revision": channel.revision,
+            "state": "stale" if channel.stale else "live",
+            "lag": channel.lag,
+            "lingering": channel.lingering,
+            "keys": channel.keys,
+            "bytes": channel.bytes,
+        }
+        if detailed:
+            described["subscriber_list"] = self._subscribers(channel.ranges)
+        return described
+
+    def _subscribers(self, ranges: Ranges) -> list[dict[str, Any]]:
+        return [_subscriber(one) for one in self._gateway.registry.subscriber_statistics(ranges)]
 
 
 def _subscriber(subscriber: SubscriberStatistics) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..core.budget import Hold, Use
-from ..core.cursor import Shape
 from ..core.encoding import item_body, list_body, list_head, list_items, list_tail
 from ..core.errors import (
     BadRequestError,
@@ -21,7 +20,8 @@ from ..core.errors import (
     PageExpiredError,
 )
 from ..core.page_token import PageToken, parse_page_token
-from ..core.query import parse_flag, parse_number, parse_query, parse_range
+from ..core.query import parse_flag, parse_number, parse_query, parse_ranges
+from ..core.selection import Selection
 from ..etcd.memory import reserve
 from ..etcd.reads import PAGE_BYTES, Listing
 from ..gateway import Gateway
@@ -43,7 +43,7 @@ _PREFIX_ONLY = ("limit", "page", "keys_only", "count_only")
 class KvRequest:
     """A parsed request for a read. Equal requests that are in flight share one Range."""
 
-    shape: Shape
+    selection: Selection
     limit: int
     page: PageToken | None
 
@@ -51,8 +51,12 @@ class KvRequest:
 def parse(raw: bytes) -> KvRequest:
     """Parse a query. Raises BadRequestError if the query is wrong."""
     query = parse_query(raw, _KNOWN)
-    watched = parse_range(query)
-    if watched.kind == "key":
+    ranges = parse_ranges(query)
+    if len(ranges) > 1:
+        raise BadRequestError(
+            "several ranges in one read are not supported yet", code="repeated-parameter", parameter=ranges[1].kind
+        )
+    if ranges[0].kind == "key":
         for name in _PREFIX_ONLY:
             if name in query:
                 raise BadRequestError(
@@ -60,20 +64,20 @@ def parse(raw: bytes) -> KvRequest:
                     code="conflicting-parameters",
                     parameter=name,
                 )
-    shape = Shape(
-        watched,
+    selection = Selection(
+        ranges,
         encoding=encoding_of(query),
         keys_only=parse_flag(query, "keys_only", default=False),
         count_only=parse_flag(query, "count_only", default=False),
     )
-    page = parse_page_token(query["page"], watched) if "page" in query else None
-    if page is not None and shape.count_only:
+    page = parse_page_token(query["page"], ranges) if "page" in query else None
+    if page is not None and selection.count_only:
         raise BadRequestError(
             "'count_only' has no pages; leave out 'page' or 'count_only'",
             code="conflicting-parameters",
             parameter="page",
         )
-    return KvRequest(shape, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
+    return KvRequest(selection, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
 
 
 class Kv:
@@ -88,14 +92,14 @@ class Kv:
         """Answer one request."""
         self._gateway.access.authenticate(authorization_of(request))
         asked = parse(query_of(request))
-        self._gateway.access.authorize(asked.shape.range)
+        self._gateway.access.authorize(asked.selection.ranges)
         self._gateway.capacity.check()
         body = await self._reads.shared(("kv", asked), lambda: self._read(asked))
         headers = {"X-Etcd-Revision": str(body.revision), "Cache-Control": "no-store"}
         if body.revoked:
             raise _revoked()
         if body.parts is None:
-            missing = NotFoundError(f"no {asked.shape.range} at revision {body.revision}", code="key-not-found")
+            missing = NotFoundError(f"no {asked.selection.ranges[0]} at revision {body.revision}", code="key-not-found")
             missing.headers = headers
             raise missing
         return KvResponse(body, headers, "application/json", send_timeout=self._send_timeout)
@@ -105,7 +109,7 @@ class Kv:
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
         hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
         try:
-            body = await (self._count(asked, hold) if asked.shape.count_only else self._list(asked, hold))
+            body = await (self._count(asked, hold) if asked.selection.count_only else self._list(asked, hold))
             if hold.released:
                 raise _revoked()
         except CompactedError:
@@ -124,48 +128,48 @@ class Kv:
         return body
 
     async def _count(self, asked: KvRequest, hold: Hold) -> KvBody:
-        listing = await self._reads.count(asked.shape.range)
-        _epoch, cursor = self._cursor(listing, asked.shape)
+        listing = await self._reads.count(asked.selection.ranges[0])
+        _epoch, cursor = self._cursor(listing, asked.selection)
         return KvBody(listing.revision, [list_body(listing.revision, cursor, "", listing.count, None)], hold)
 
     async def _list(self, asked: KvRequest, hold: Hold) -> KvBody:
         """Read page by page, and encode each page before the next is read. End early if there is no memory for more."""
-        shape, page = asked.shape, asked.page
-        self._check_epoch(page, shape)
-        items = ListItems(shape, hold)
+        selection, page = asked.selection, asked.page
+        self._check_epoch(page, selection)
+        items = ListItems(selection, hold)
         pages = self._reads.pages(
-            shape.range,
+            selection.ranges[0],
             limit=asked.limit,
-            keys_only=shape.keys_only,
+            keys_only=selection.keys_only,
             start=page.start if page is not None else b"",
             revision=page.revision if page is not None else 0,
         )
         async with aclosing(pages):
             async for listing in pages:
-                if shape.range.kind == "key":
-                    return self._item(listing, shape, hold)
+                if selection.ranges[0].kind == "key":
+                    return self._item(listing, selection, hold)
                 await items.add(listing)
                 if not listing.more or items.count >= asked.limit or not items.may_grow():
                     break
-        epoch, cursor = self._cursor(listing, shape)
+        epoch, cursor = self._cursor(listing, selection)
         # etcd counts from the start of the page. The contract's `count` is of the whole prefix, at the pages' revision.
-        first = listing if page is None else await self._reads.first(shape.range, page.revision)
+        first = listing if page is None else await self._reads.first(selection.ranges[0], page.revision)
         following = PageToken(epoch, listing.revision, items.last + b"\0").token() if listing.more else None
         parts = [list_head(listing.revision, cursor), *items.parts, list_tail(first.count, following)]
         return KvBody(listing.revision, parts, hold)
 
-    def _item(self, listing: Listing, shape: Shape, hold: Hold) -> KvBody:
-        _epoch, cursor = self._cursor(listing, shape)
-        found = [item_body(listing.revision, cursor, item, shape.encoding) for item in listing.items]
+    def _item(self, listing: Listing, selection: Selection, hold: Hold) -> KvBody:
+        _epoch, cursor = self._cursor(listing, selection)
+        found = [item_body(listing.revision, cursor, item, selection.encoding) for item in listing.items]
         return KvBody(listing.revision, found or None, hold)
 
-    def _cursor(self, listing: Listing, shape: Shape) -> tuple[str, str]:
-        epoch = self._gateway.epoch_of(listing.cluster_id, shape)
+    def _cursor(self, listing: Listing, selection: Selection) -> tuple[str, str]:
+        epoch = self._gateway.epoch_of(listing.cluster_id, selection)
         return epoch, f"{epoch}-{listing.revision}"
 
-    def _check_epoch(self, page: PageToken | None, shape: Shape) -> None:
+    def _check_epoch(self, page: PageToken | None, selection: Selection) -> None:
         known = self._gateway.upstream.cluster_id
-        if page is not None and known and page.epoch != self._gateway.epoch_of(known, shape):
+        if page is not None and known and page.epoch != self._gateway.epoch_of(known, selection):
             raise PageExpiredError(
                 "the token in 'page' is from another cluster or another request; start over without 'page'",
                 parameter="page",
@@ -181,11 +185,11 @@ def _revoked() -> OverCapacityError:
 class ListItems:
     """The encoded items of a list, and the hold that counts their bytes."""
 
-    def __init__(self, shape: Shape, hold: Hold) -> None:
+    def __init__(self, selection: Selection, hold: Hold) -> None:
         self.parts: list[bytes] = []
         self.count = 0
         self.last = b""  # the last key
-        self._shape = shape
+        self._selection = selection
         self._hold = hold
         self._size = 0
 
@@ -194,7 +198,7 @@ class ListItems:
         items = listing.items
         for start in range(0, len(items), ENCODE_SLICE):
             some = items[start : start + ENCODE_SLICE]
-            text = list_items(some, self._shape.encoding, keys_only=self._shape.keys_only)
+            text = list_items(some, self._selection.encoding, keys_only=self._selection.keys_only)
             part = f",{text}".encode() if self.count else text.encode()
             self.parts.append(part)
             self._size += len(part)

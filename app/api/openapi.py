@@ -23,9 +23,11 @@ _TEXT = {"type": "string"}
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
 _FLAG = {"type": "integer", "enum": [0, 1]}
 _PREFIX = _parameter(
-    "prefix", "All keys that start with these bytes, percent-encoded. An empty prefix means all keys.", _TEXT
+    "prefix",
+    "All keys that start with these bytes, percent-encoded. An empty prefix means all keys. May be repeated.",
+    _TEXT,
 )
-_KEY = _parameter("key", "One key: its bytes, percent-encoded. Use either `key` or `prefix`.", _TEXT)
+_KEY = _parameter("key", "One key: its bytes, percent-encoded. May be repeated, also beside `prefix`.", _TEXT)
 _ENCODING = _parameter(
     "encoding",
     "`auto`: text if the bytes are valid UTF-8, otherwise base64. `base64`: always base64.",
@@ -87,6 +89,7 @@ WATCH: dict[str, Any] = {
         "parameters": [
             _KEY,
             _PREFIX,
+            _parameter("keys_only", "`1`: leave out the values.", _FLAG),
             _parameter("snapshot", "`0`: send only changes, without the current state at the start.", _FLAG),
             _ENCODING,
             _parameter("format", "Overrides the `Accept` header.", {"type": "string", "enum": [*FORMATS]}),
@@ -98,7 +101,7 @@ WATCH: dict[str, Any] = {
     "responses": _responses(
         "The events `reset`, `put`, `delete`, `synced`, `bookmark`, `status` and `close`.",
         ["text/event-stream", "application/x-ndjson"],
-        400, 401, 403, 429, 503,
+        400, 401, 403, 429, 501, 503,
     ),
 }  # fmt: skip
 
@@ -106,7 +109,7 @@ FEEDS: dict[str, Any] = {
     "summary": "The live shared watches of this instance",
     "openapi_extra": {"parameters": [_PREFIX, _KEY]},
     "responses": _responses(
-        "The feeds. With `prefix` or `key`: one feed, with its subscribers.", ["application/json"], 400, 401, 403
+        "The feeds and channels. With ranges: their channel, with its subscribers.", ["application/json"], 400, 401, 403
     ),
 }
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from ..core.cursor import Cursor, Shape
+from ..core.cursor import Cursor
 from ..core.errors import TransientError, UnavailableError
 from ..core.frames import control, greeting
+from ..core.selection import Selection
 from ..stream.connection import Connection
 from ..stream.delivery import Delivery, ending
 from ..stream.sink import make_sink
@@ -35,7 +36,7 @@ MAX_HELD = 1000
 class WatchRequest:
     """A parsed request for a stream."""
 
-    shape: Shape
+    selection: Selection
     format: str
     cursor: Cursor | None
     snapshot: bool
@@ -88,8 +89,9 @@ class StreamResponse(EventSourceResponse):
             undo.enter_context(subscriber)  # released if anything fails before a delivery owns the subscriber
             connection = Connection(scope, receive, send, streams.settings.send_timeout)
             sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
-            feed = subscriber.feed
-            reader = streams.reader(feed, asked.shape, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot)
+            reader = streams.reader(
+                subscriber.channel, asked.selection, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot
+            )
             delivery = Delivery(streams, subscriber, reader, sink)
             undo.pop_all()
         with ending(delivery, connection):
@@ -102,7 +104,7 @@ class StreamResponse(EventSourceResponse):
         asked, streams = self._asked, self._streams
         streams.capacity.check()
         return streams.registry.subscribe(
-            asked.shape.range,
+            asked.selection.ranges,
             address=asked.address,
             user_agent=asked.user_agent,
             request_id=asked.request_id,
@@ -113,7 +115,7 @@ class StreamResponse(EventSourceResponse):
         """Answer as to a GET, but do not subscribe: a load balancer's check must not cost etcd anything."""
         try:
             self._streams.capacity.check()
-            self._streams.registry.check(self._asked.shape.range)
+            self._streams.registry.check(self._asked.selection.ranges)
         except TransientError as error:
             if not self._asked.holdable:
                 retry_after = self._streams.retry_ms(error.retry_factor) / 1000
@@ -127,7 +129,7 @@ class StreamResponse(EventSourceResponse):
         streams.counters.refused[error.code] += 1
         retry_ms = streams.retry_ms(error.retry_factor)
         logger.warning(
-            "refused", extra={"range": str(self._asked.shape.range), "code": error.code, "cause": error.cause}
+            "refused", extra={"range": " ".join(self._asked.selection.names), "code": error.code, "cause": error.cause}
         )
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)

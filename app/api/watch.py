@@ -8,11 +8,12 @@ from typing import get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.cursor import Cursor, Shape, parse_cursor
+from ..core.cursor import Cursor, parse_cursor
 from ..core.errors import GatewayError
 from ..core.frames import Format
 from ..core.negotiation import format_of, names_event_stream
-from ..core.query import parse_choice, parse_flag, parse_query, parse_range
+from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges
+from ..core.selection import Selection
 from ..gateway import Gateway
 from .requests import address_of, authorization_of, encoding_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
@@ -23,7 +24,7 @@ from .stream_response import StreamResponse, WatchRequest
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
 FORMATS: tuple[str, ...] = get_args(Format)
-_KNOWN = frozenset({"key", "prefix", "snapshot", "encoding", "format", "last_event_id", "lastEventId"})
+_KNOWN = frozenset({"key", "prefix", "snapshot", "keys_only", "encoding", "format", "last_event_id", "lastEventId"})
 
 
 def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
@@ -58,14 +59,15 @@ class Watch:
         access = self._gateway.access
         access.authenticate(authorization_of(request))
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
-        watched = parse_range(query)
+        ranges = parse_ranges(query)
         encoding = encoding_of(query)
+        keys_only = parse_flag(query, "keys_only", default=False)
         snapshot = parse_flag(query, "snapshot", default=True)
         accept = request.headers.get("accept", "")
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
-        access.authorize(watched)
+        access.authorize(ranges)
         return WatchRequest(
-            Shape(watched, encoding=encoding),
+            Selection(ranges, encoding=encoding, keys_only=keys_only),
             chosen,
             cursor_of(request.headers.get("last-event-id"), query),
             snapshot,

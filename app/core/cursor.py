@@ -10,30 +10,24 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
-from .keys import KeyRange
+from .selection import Selection
 
 _FORM = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The parts of a request that decide which mirror it builds. The mode and the format are not among them."""
-
-    range: KeyRange
-    encoding: str = "auto"
-    keys_only: bool = False
-    count_only: bool = False
-
-
-def derive_epoch(cluster_id: int, gateway_epoch: str, shape: Shape) -> str:
-    """Return eight hex digits that change with the cluster, ``GATEWAY_EPOCH`` and the shape of the request."""
+def derive_epoch(cluster_id: int, gateway_epoch: str, selection: Selection) -> str:
+    """Return eight hex digits that change with the cluster, ``GATEWAY_EPOCH`` and the selection."""
     canonical = json.dumps(
         [
             "v1",
             f"{cluster_id:016x}",
             gateway_epoch,
-            [[shape.range.kind, shape.range.name.hex()]],
-            {"encoding": shape.encoding, "keys_only": shape.keys_only, "count_only": shape.count_only},
+            [[one.kind, one.name.hex()] for one in selection.ranges],
+            {
+                "encoding": selection.encoding,
+                "keys_only": selection.keys_only,
+                "count_only": selection.count_only,
+            },
         ],
         sort_keys=True,
         separators=(",", ":"),

@@ -47,12 +47,12 @@ def item_fields(item: KeyValue, encoding: str, *, keys_only: bool = False) -> st
     return ",".join(parts)
 
 
-def event_body(event: Event, encoding: str) -> bytes:
+def event_body(event: Event, encoding: str, *, keys_only: bool = False) -> bytes:
     """Return an event's JSON object without its closing brace, so that ``more`` or a cursor can follow."""
     if isinstance(event, Delete):
         key = _text("key", event.key, encoding, "key_encoding")
         return f'{{"type":"delete",{key},"mod_revision":{event.mod_revision}'.encode()
-    return f'{{"type":"put",{item_fields(event, encoding)}'.encode()
+    return f'{{"type":"put",{item_fields(event, encoding, keys_only=keys_only)}'.encode()
 
 
 def list_items(items: Sequence[KeyValue], encoding: str, *, keys_only: bool) -> str:

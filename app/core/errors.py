@@ -12,13 +12,15 @@ GatewayError
 ├── TransientError             held open as a short stream for an EventSource, otherwise 429 or 503 with Retry-After
 │   ├── OverCapacityError      429
 │   ├── DrainingError          503
+│   ├── PinUnavailableError    503, the range lies in a pin that cannot be held
 │   ├── UnavailableError       503, etcd is out of reach
 │   │   └── TooSlowError       503, one answer of etcd took too long
 │   └── TooLargeError          503, the range does not fit in the memory that it may use
 │       ├── NoRoomError        503, the range does not fit beside everything that is held now
 │       └── LargeMessageError  503, one answer of etcd exceeds the limit of a message
-└── EtcdRefusedError           502, etcd answers and refuses the request
-    └── DeniedError            502, etcd's roles do not let the gateway read the range
+├── EtcdRefusedError           502, etcd answers and refuses the request
+│   └── DeniedError            502, etcd's roles do not let the gateway read the range
+└── RangesNeedPinError         501, several ranges on one stream need another version of etcd, or a pin
 
 CompactedError and FutureRevisionError are for callers inside the gateway. No client sees them as such.
 
@@ -154,6 +156,12 @@ class UnavailableError(TransientError):
     code = "etcd-unavailable"
 
 
+class PinUnavailableError(TransientError):
+    """The range lies in a pinned range (``GATEWAY_PIN``) that the gateway cannot hold now."""
+
+    code = "pin-unavailable"
+
+
 class TooSlowError(UnavailableError):
     """One answer of etcd exceeded its timeout, perhaps because of its size."""
 
@@ -193,6 +201,14 @@ class EtcdRefusedError(GatewayError):
 
 class DeniedError(EtcdRefusedError):
     """etcd's roles do not let the gateway read the range."""
+
+
+class RangesNeedPinError(GatewayError):
+    """Several ranges on one stream, and the progress of the present member cannot be trusted."""
+
+    status = 501
+    title = "Not supported by this etcd"
+    code = "ranges-need-pin"
 
 
 class CompactedError(Exception):

@@ -11,6 +11,9 @@ from typing import Final
 # Memory of a key beside its bytes: the object, its slots and its place in a dict. Measured with tracemalloc on CPython
 # 3.11: 232 bytes an item without values; rounded up.
 ITEM_OVERHEAD: Final = 256
+# Memory of a further reference to an item or an event: a place in a dict, in a block, or in a batch, which are at most
+# 120 bytes on CPython 3.11 (a dict that has just grown).
+REFERENCE: Final = 128
 
 
 class KeyValue:
@@ -87,14 +90,18 @@ Event = KeyValue | Delete
 
 
 class Batch:
-    """All events of one revision in one range. Never changed after construction."""
+    """All events of one revision in one range. Never changed after construction.
+
+    Args:
+        shared: another log holds the same events and counts their bytes.
+    """
 
     __slots__ = ("events", "revision", "size")
 
-    def __init__(self, revision: int, events: Sequence[Event]) -> None:
+    def __init__(self, revision: int, events: Sequence[Event], *, shared: bool = False) -> None:
         self.revision = revision
         self.events = tuple(events)
-        self.size = sum(event.size for event in self.events)
+        self.size = REFERENCE * len(self.events) if shared else sum(event.size for event in self.events)
 
     def __repr__(self) -> str:
         return f"Batch({self.revision}, {len(self.events)} events)"

@@ -339,9 +339,9 @@ class FeedCore:
                 return self._start_anew("restored")
         return self._share_stream_when_clear()
 
-    def _live_progress(self, given: Progress, _now: float) -> Commands:
+    def _live_progress(self, given: Progress, now: float) -> Commands:
         if given.trusted:
-            self.history.log.advance(given.revision)
+            self.history.advance(given.revision, now)
         # Progress that comes too early proves nothing. The move then costs more, but loses nothing.
         return self._share_stream_when_clear(given.revision)
 

@@ -43,7 +43,7 @@ def greeting(form: str, instance: str, retry_ms: int) -> bytes:
     return f"retry: {retry_ms}\n: connected {instance}\n".encode() if form == "sse" else b""
 
 
-def batch_frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
+def batch_frame(batch: Batch, form: str, encoding: str, epoch: str, *, keys_only: bool = False) -> bytes:
     """Return one revision: all events but the last have ``more``, and only the last carries the cursor."""
     cursor = f"{epoch}-{batch.revision}".encode()
     parts: list[bytes] = []
@@ -51,7 +51,7 @@ def batch_frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
     for index, event in enumerate(batch.events):
         if form == "sse":
             parts.append(b"event: delete\ndata: " if isinstance(event, Delete) else b"event: put\ndata: ")
-        parts.append(event_body(event, encoding))
+        parts.append(event_body(event, encoding, keys_only=keys_only))
         if index < final:
             parts.append(b',"more":true}\n\n' if form == "sse" else b',"more":true}\n')
         elif form == "sse":

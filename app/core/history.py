@@ -7,6 +7,7 @@ older history is read for old cursors (``backfill``).
 from __future__ import annotations
 
 from .events import Batch
+from .followers import Followers
 from .log import Bounds, Log, MayKeep, keep_all
 from .proof import Anchor
 from .reasons import ResetReason
@@ -38,6 +39,7 @@ class History:
         self.oversized_revision = 0
         self.compacted = 0  # the greatest compaction revision that etcd has reported
         self.events = 0  # the number of events published
+        self.followers = Followers()  # the selections that are made from this history
         self._may_keep: MayKeep = keep_all
 
     # --- for readers -------------------------------------------------------------------------------------------------
@@ -46,6 +48,10 @@ class History:
     def joinable(self) -> bool:
         """Whether a new reader may receive the view."""
         return self.view is not None and self.unproven is None
+
+    def covers(self, revision: int) -> bool:
+        """Whether the log has all events that a reader at *revision* lacks."""
+        return self.log.covers(revision)
 
     def why_ended(self, revision: int) -> ResetReason | None:
         """Return why a cursor at *revision* cannot continue: the reason that ended its history, or ``compacted``.
@@ -86,6 +92,7 @@ class History:
             return 0
         given = self.view.bytes + self.log.clear()
         self.view, self.view_reclaimed = None, True
+        self.followers.restart()
         return given
 
     # --- for the feed ------------------------------------------------------------------------------------------------
@@ -113,6 +120,13 @@ class History:
             self.oversized_revision = snapshot.revision if oversized else 0
         # The oversized revision may be the newest one in the snapshot, so this snapshot gives no anchor.
         self.anchor = None if oversized else _newest(snapshot)
+        self.followers.restart()
+
+    def advance(self, revision: int, now: float) -> None:
+        """Take trusted progress: the history is complete up to *revision*."""
+        if revision > self.log.tip:
+            self.log.advance(revision)
+            self.followers.advance(now)
 
     def publish(self, batch: Batch, now: float) -> bool:
         """Publish the next batch. Return False, and change nothing, if *batch* cannot come next in this history."""
@@ -127,6 +141,8 @@ class History:
         view.apply(batch)
         self.anchor = Anchor(batch.revision, batch.events, True, batch.revision)
         self.events += len(batch.events)
+        if len(self.followers):
+            self.followers.publish(batch, now)
         return True
 
 

@@ -48,6 +48,10 @@ class KeyRange:
         """Whether *key* lies in the range."""
         return key.startswith(self.name) if self.kind == "prefix" else key == self.name
 
+    def covers(self, other: KeyRange) -> bool:
+        """Whether every key of *other* lies in the range."""
+        return self == other or (self.kind == "prefix" and other.within(self.name))
+
     def within(self, prefix: bytes) -> bool:
         """Whether every key of the range starts with *prefix*: the check of an allow-list."""
         return self.name.startswith(prefix)

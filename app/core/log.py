@@ -20,8 +20,8 @@ from .events import Batch
 from .frames import batch_frame
 from .sized import Sized
 
-# How a batch is encoded for a reader: format, encoding, epoch.
-Representation = tuple[str, str, str]
+# How a batch is encoded for a reader: format, encoding, epoch, and whether without values.
+Representation = tuple[str, str, str, bool]
 # Asked before this many bytes are kept that could be encoded again. True: the bytes are counted, and may be kept.
 MayKeep = Callable[[int], bool]
 
@@ -173,6 +173,12 @@ class Log(Sized):
         self.floor = self.tip
         return given
 
+    def raise_floor(self, revision: int) -> None:
+        """Evict all batches up to *revision*. A lower floor moves up to *revision*, which is at most the tip."""
+        if revision > self.floor:
+            self._evict(bisect_right(self._revisions, revision))
+            self.floor = revision
+
     def _evict(self, drop: int) -> None:
         if drop:
             self._forget_slice()
@@ -220,7 +226,8 @@ class Log(Sized):
         """Return an entry as bytes. They are encoded once, and counted as long as the log holds the entry."""
         frame = entry.frames.get(representation)
         if frame is None:
-            frame = batch_frame(entry.batch, *representation)
+            form, encoding, epoch, keys_only = representation
+            frame = batch_frame(entry.batch, form, encoding, epoch, keys_only=keys_only)
             # Making room may evict the oldest entries, and this entry with them.
             if self.may_keep(len(frame)) and entry.batch.revision > self.floor:
                 entry.frames[representation] = frame

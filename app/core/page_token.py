@@ -7,7 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 
 from .errors import BadRequestError
-from .keys import KeyRange
+from .selection import Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class PageToken:
         return urlsafe_b64encode(f"{self.epoch}-{self.revision}-".encode() + self.start).decode().rstrip("=")
 
 
-def parse_page_token(token: bytes, watched: KeyRange) -> PageToken:
+def parse_page_token(token: bytes, ranges: Ranges) -> PageToken:
     """Parse a token.
 
     Raises:
-        BadRequestError: the text is not a token, or its key lies outside *watched*.
+        BadRequestError: the text is not a token, or its key lies outside *ranges*.
     """
     try:
         raw = urlsafe_b64decode(token + b"=" * (-len(token) % 4))
@@ -37,6 +37,8 @@ def parse_page_token(token: bytes, watched: KeyRange) -> PageToken:
         raise BadRequestError(
             "'page' is not a token of this gateway; use the value of 'next_page'", parameter="page"
         ) from None
-    if not watched.contains(start) or not 0 < page.revision < 1 << 63:
+    # The next page starts after the last key of the page before, which may be a range by itself.
+    inside = any(one.contains(start) or start == one.name + b"\0" for one in ranges)
+    if not inside or not 0 < page.revision < 1 << 63:
         raise BadRequestError("'page' belongs to another range; start again without 'page'", parameter="page")
     return page

@@ -11,20 +11,30 @@ from collections.abc import Mapping, Set
 from urllib.parse import unquote_to_bytes
 
 from .errors import BadRequestError
-from .keys import KeyRange
+from .keys import KeyRange, Kind
+from .selection import MOST_RANGES, Ranges, canonical
 
 # etcd accepts keys up to its request limit (1.5 MiB), but no sensible URL holds such a key.
 MAX_KEY_BYTES = 4096
 # The parameter that clients append so that no cache answers (jQuery's name for it): any value, any number of times.
 CACHE_BUSTER = "_"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_KINDS: dict[str, Kind] = {"prefix": "prefix", "key": "key"}
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
+
+
+class Query(dict[str, bytes]):
+    """The percent-decoded parameters by name. ``ranges`` has every ``key`` and ``prefix``, in the order received."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[Kind, bytes]] = []
 
 
 def parse_query(
     raw: bytes, known: Set[str], *, lenient: Set[str] = frozenset(), appended: Set[str] = frozenset()
-) -> dict[str, bytes]:
-    """Return the parameters' names and percent-decoded values.
+) -> Query:
+    """Return the parameters of a query. ``key`` and ``prefix`` may be repeated.
 
     Args:
         raw: the query as received.
@@ -35,7 +45,7 @@ def parse_query(
     Raises:
         BadRequestError: a parameter is unknown, is given twice, or has a broken percent-escape.
     """
-    found: dict[str, bytes] = {}
+    found = Query()
     for part in raw.split(b"&"):
         if not part:
             continue
@@ -49,43 +59,50 @@ def parse_query(
                 code="unknown-parameter",
                 parameter=name[:64],
             )
-        if name in found and name not in appended:
-            detail = f"parameter {name!r} must be given only once"
-            if name in ("key", "prefix"):
-                detail += "; several ranges on one stream are not supported yet"
-            raise BadRequestError(detail, code="repeated-parameter", parameter=name)
+        kind = _KINDS.get(name)
+        if name in found and name not in appended and kind is None:
+            raise BadRequestError(
+                f"parameter {name!r} must be given only once", code="repeated-parameter", parameter=name
+            )
         if name not in lenient and _BROKEN_ESCAPE.search(value):
             # Taken literally, "100%25" and "100%" would be the same key, and a typo would be another key.
             raise BadRequestError(
                 f"{name!r} has a '%' without two hex digits after it; write a percent sign as '%25'", parameter=name
             )
         found[name] = unquote_to_bytes(value.replace(b"+", b" "))
+        if kind is not None:
+            found.ranges.append((kind, found[name]))
     return found
 
 
-def parse_range(query: Mapping[str, bytes]) -> KeyRange:
-    """Return the range of ``key=`` or ``prefix=``. Exactly one of them is required.
+def parse_ranges(query: Query) -> Ranges:
+    """Return the canonical ranges of all ``key=`` and ``prefix=``. At least one of them is required.
 
     Raises:
-        BadRequestError: neither or both are given, the key is empty, or the value is too long.
+        BadRequestError: none is given, too many are, a key is empty, or a value is too long.
     """
-    if "key" in query and "prefix" in query:
-        raise BadRequestError(
-            "'key' and 'prefix' exclude each other; use one of them", code="conflicting-parameters", parameter="key"
-        )
-    if "prefix" in query:
-        return KeyRange("prefix", _bounded("prefix", query["prefix"]))
-    if "key" not in query:
+    if not query.ranges:
         raise BadRequestError(
             "'key' or 'prefix' is required; an empty 'prefix=' means all keys",
             code="missing-parameter",
             parameter="prefix",
         )
-    if not query["key"]:
+    # Before the check of each: sorting thousands of ranges would take long.
+    if len(query.ranges) > MOST_RANGES:
+        raise BadRequestError(
+            f"{len(query.ranges)} ranges are requested; use at most {MOST_RANGES} on one request",
+            code="selection-too-wide",
+            parameter=query.ranges[MOST_RANGES][0],
+        )
+    return canonical(_range(kind, name) for kind, name in query.ranges)
+
+
+def _range(kind: Kind, name: bytes) -> KeyRange:
+    if kind == "key" and not name:
         raise BadRequestError(
             "'key' is empty, and etcd has no empty key; for all keys use an empty 'prefix='", parameter="key"
         )
-    return KeyRange("key", _bounded("key", query["key"]))
+    return KeyRange(kind, _bounded(kind, name))
 
 
 def _bounded(name: str, value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""One subscriber's way through a feed: its position, and the bytes that it receives next.
+"""One subscriber's way through a channel: its position, and the bytes that it receives next.
 
 Must live here: when a subscriber resumes, waits, or is reset; which blocks it receives, and that no id ever runs ahead
 of the data. Must not: sockets, tasks, timers (``app.stream.delivery``).
@@ -16,14 +16,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
-from .backfill import Backfill
-from .cursor import Cursor, Shape
+from .cursor import Cursor
 from .frames import comment, control, greeting
-from .history import History
+from .log import Log
 from .reasons import CloseReason, ResetReason
+from .selected_history import Older
+from .selection import Ranges, Selection
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot
+from .view import View
 
 # Seconds that a reader waits while no error is known: a large state, or thousands of ranges, take long.
 LONGEST_WAIT = 120.0
@@ -59,13 +62,44 @@ class Counts:
     resets: Counter[str] = field(default_factory=Counter)
 
 
+class Followed(Protocol):
+    """The history that a reader follows: a feed's ``History``, or a ``SelectedHistory``."""
+
+    @property
+    def log(self) -> Log:
+        """The last revisions."""
+
+    @property
+    def view(self) -> View | None:
+        """The current keys and values; None while they are not known."""
+
+    @property
+    def reason(self) -> ResetReason:
+        """Why the log's generation began."""
+
+    @property
+    def cluster_id(self) -> int:
+        """The id of the cluster that the history belongs to."""
+
+    @property
+    def restores(self) -> int:
+        """The number of histories that have ended."""
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a new reader may receive the view."""
+
+    def covers(self, revision: int) -> bool:
+        """Whether the log has all events that a reader at *revision* lacks."""
+
+
 class Reader:
     """See the module.
 
     Args:
-        history: of the feed that the reader follows.
-        backfill: reads more of that history for old cursors.
-        shape: of the request. *epoch_of* derives its epoch.
+        history: of the channel that the reader follows.
+        older: reads more of that history for old cursors.
+        selection: of the request. *epoch_of* derives its epoch.
         cursor: the client's; None if the client sent none.
         snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
         pace: how slow the reader may be. The shell reports to it how long writes take.
@@ -75,7 +109,6 @@ class Reader:
     __slots__ = (
         "_asked",
         "_asked_backfill",
-        "_backfill",
         "_counts",
         "_epoch",
         "_epoch_of",
@@ -86,11 +119,12 @@ class Reader:
         "_lagged",
         "_linearizable",
         "_offered",
+        "_older",
         "_refused_backfill",
         "_representation",
         "_restores",
+        "_selection",
         "_sent_blocks",
-        "_shape",
         "_snapshot",
         "_synced",
         "_with_state",
@@ -104,10 +138,10 @@ class Reader:
 
     def __init__(
         self,
-        history: History,
-        backfill: Backfill,
-        shape: Shape,
-        epoch_of: Callable[[int, Shape], str],
+        history: Followed,
+        older: Older,
+        selection: Selection,
+        epoch_of: Callable[[int, Selection], str],
         *,
         form: str,
         cursor: Cursor | None,
@@ -119,8 +153,8 @@ class Reader:
         self.pace = pace if pace is not None else SlowReaderPolicy()
         self._counts = counts if counts is not None else Counts()
         self._history = history
-        self._backfill = backfill
-        self._shape = shape
+        self._older = older
+        self._selection = selection
         self._epoch_of = epoch_of
         self._form = form
         self._asked = cursor
@@ -139,8 +173,9 @@ class Reader:
         self._synced = False
         self._lagged = False
         self._epoch = ""
-        self._representation = (form, shape.encoding, "")
-        self.told_stale: bool | None = False  # None: must be told
+        self._representation = (form, selection.encoding, "", selection.keys_only)
+        # The ranges that the client was told are stale; None: it must be told.
+        self.told_stale: Ranges | None = ()
         self.delivered = 0
 
     @property
@@ -238,15 +273,20 @@ class Reader:
         members: dict[str, object] = {"revision": self.revision, "state": "stale" if stale else "live"}
         return control(self._form, "bookmark", members, self._cursor())
 
-    def tell_staleness(self, since: str | None) -> bytes:
-        """Return a ``status`` if the subscriber does not know this state yet. *since*: RFC 3339, None while live."""
-        if (since is not None) == self.told_stale:
+    def tell_staleness(self, stale: Ranges, since: str | None) -> bytes:
+        """Return a ``status`` if the subscriber does not know this state yet.
+
+        Args:
+            stale: the ranges that are stale; empty while all are live.
+            since: RFC 3339; None while all are live.
+        """
+        if stale == self.told_stale:
             return b""
-        self.told_stale = since is not None
-        members: dict[str, object] = {"state": "live" if since is None else "stale"}
+        self.told_stale = stale
+        members: dict[str, object] = {"state": "stale" if stale else "live"}
         if since is not None:
             members["since"] = since
-        members["ranges"] = [str(self._shape.range)]
+        members["ranges"] = [str(one) for one in stale] if stale else self._selection.names
         return control(self._form, "status", members)
 
     def close(self, reason: CloseReason, retry_ms: int, *, stale: bool, detail: str = "") -> bytes:
@@ -282,15 +322,15 @@ class Reader:
             return self._begin_snapshot("restored")
         if asked.revision > history.log.tip:
             return self._join_ahead(asked.revision)
-        if history.log.covers(asked.revision):
+        if history.covers(asked.revision):
             self._resume(asked.revision)
             return self._follow(size)
         return self._join_below_floor(asked.revision)
 
     def _take_epoch(self) -> None:
         """Take the epoch of the cluster as it is now."""
-        self._epoch = self._epoch_of(self._history.cluster_id, self._shape)
-        self._representation = (self._form, self._shape.encoding, self._epoch)
+        self._epoch = self._epoch_of(self._history.cluster_id, self._selection)
+        self._representation = (self._form, self._selection.encoding, self._epoch, self._selection.keys_only)
 
     def _join_ahead(self, revision: int) -> bytes:
         """Handle a cursor ahead of this replica.
@@ -309,13 +349,13 @@ class Reader:
         return b""
 
     def _join_below_floor(self, revision: int) -> bytes:
-        if self._asked_backfill and self._backfill.promises(revision):
+        if self._asked_backfill and self._older.promises(revision):
             return b""
         if not self._refused_backfill:
             self._asked_backfill = True
             self.wants = Wants.BACKFILL
             return b""
-        return self._begin_snapshot(self._backfill.why_not(revision))
+        return self._begin_snapshot(self._older.why_not(revision))
 
     def _resume(self, revision: int) -> None:
         self.phase = FOLLOWING
@@ -343,7 +383,7 @@ class Reader:
             # Nothing was lost, and the client wants no state.
             return self._next_items()
         self._counts.resets[reason] += 1
-        members: dict[str, object] = {"reason": reason, "ranges": [str(self._shape.range)]}
+        members: dict[str, object] = {"reason": reason, "ranges": self._selection.names}
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
     def _next_items(self) -> bytes:
@@ -352,7 +392,8 @@ class Reader:
             assert view is not None, "only a feed with a view sends a snapshot"
             if snapshot.blocks:
                 block = snapshot.blocks[self._sent_blocks]
-                data = view.frame(block, self._form, self._shape.encoding)
+                selection = self._selection
+                data = view.frame(block, self._form, selection.encoding, keys_only=selection.keys_only)
                 self._sent_blocks += 1
                 self.delivered += len(block.items)
                 self._counts.items += len(block.items)

@@ -6,7 +6,6 @@ Must live here: when a feed starts, lingers, is revived, and ends. Must not: fee
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -21,15 +20,6 @@ class Acquired(Enum):
     STARTED = "started"  # start a feed
     JOINED = "joined"  # the key has other holders
     REVIVED = "revived"  # the key lingered: stop its timer
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The counts at one moment."""
-
-    held: int
-    lingering: int
-    holders: int
 
 
 class RefCounts(Sized, Generic[K]):
@@ -82,10 +72,14 @@ class RefCounts(Sized, Generic[K]):
         self._lingering.pop(key, None)
         return self._held.pop(key, 0)
 
+    def held(self, key: K) -> bool:
+        """Whether *key* has a holder."""
+        return key in self._held
+
+    def lingering(self) -> list[K]:
+        """Return the keys without holders. The one that has lingered longest comes first."""
+        return list(self._lingering)
+
     def oldest_lingering(self) -> K | None:
         """Return the key that has lingered longest: it is evicted first when room is needed."""
         return next(iter(self._lingering), None)
-
-    def statistics(self) -> Statistics:
-        """Return the current counts."""
-        return Statistics(len(self._held), len(self._lingering), sum(self._held.values()))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from operator import attrgetter
 
 from .events import KeyValue
+from .selection import Ranges
 
 # Items in a block at most: about 2 ms of the event loop's time if none is encoded yet.
 MAX_ITEMS = 1024
@@ -13,6 +16,10 @@ MAX_ITEMS = 1024
 MAX_BYTES = 64 * 1024
 
 _by_key = attrgetter("key")
+
+
+def _first_key(block: Block) -> bytes:
+    return block.items[0].key
 
 
 class Block:
@@ -48,6 +55,23 @@ class Snapshot:
     def size(self) -> int:
         """Bytes of memory that count for the items."""
         return sum(block.size for block in self.blocks)
+
+    def within(self, ranges: Ranges) -> list[Block]:
+        """Return the items of *ranges* in blocks, in the order of their keys. A block is shared if all of it is."""
+        found: list[Block] = []
+        for one in ranges:
+            number = max(0, bisect_right(self.blocks, one.name, key=_first_key) - 1)
+            for block in islice(self.blocks, number, None):
+                first, last = block.items[0].key, block.items[-1].key
+                if one.contains(first) and one.contains(last):
+                    found.append(block)
+                    continue
+                some = [item for item in block.items if one.contains(item.key)]
+                if some:
+                    found.append(Block(some, sum(item.size for item in some)))
+                if not one.contains(last) and last > one.name:
+                    break
+        return found
 
 
 def blocks_of(items: Iterable[KeyValue], most_bytes: int) -> list[Block]:

@@ -35,8 +35,8 @@ class View(Sized):
         self._bounds: list[bytes] = [b""]  # the lower bound of each part; all keys of earlier parts are smaller
         self._parts: list[dict[bytes, KeyValue]] = [{}]  # at least one
         self._blocks: list[Block | None] = [None]  # of each part; None after a write to the part
-        self._frames: dict[Block, dict[tuple[str, str], bytes]] = {}  # by block, then by format and encoding
-        self._bodies: dict[str, dict[bytes, bytes]] = {}  # JSON objects, by encoding and key
+        self._frames: dict[Block, dict[tuple[str, str, bool], bytes]] = {}  # by block, then by ``frame``'s arguments
+        self._bodies: dict[tuple[str, bool], dict[bytes, bytes]] = {}  # JSON objects, by encoding, then by key
         self._snapshot: Snapshot | None = snapshot
         self._replace(0, snapshot.blocks)
         self._keys = sum(map(len, self._parts))
@@ -101,18 +101,18 @@ class View(Sized):
             self._snapshot = Snapshot(revision, self._snapshot.blocks)
         return self._snapshot
 
-    def frame(self, block: Block, form: str, encoding: str) -> bytes:
+    def frame(self, block: Block, form: str, encoding: str, *, keys_only: bool = False) -> bytes:
         """Return the items of a snapshot's *block* as bytes on the wire.
 
         The frame is made once for all readers, and kept until one of its items is written. If there is no memory to
         keep it, it is made for each reader.
         """
         frames = self._frames.get(block, {})
-        frame = frames.get((form, encoding))
+        frame = frames.get((form, encoding, keys_only))
         if frame is None:
-            frame = snapshot_frame(self._bodies_of(block, encoding), form)
+            frame = snapshot_frame(self._bodies_of(block, encoding, keys_only), form)
             if block in self._frames and self._may_keep(len(frame)):
-                frames[form, encoding] = frame
+                frames[form, encoding, keys_only] = frame
                 self._count(len(frame))
         return frame
 
@@ -129,9 +129,9 @@ class View(Sized):
         self.encoded += size
         self.bytes += size
 
-    def _bodies_of(self, block: Block, encoding: str) -> list[bytes]:
+    def _bodies_of(self, block: Block, encoding: str, keys_only: bool) -> list[bytes]:
         """Return the items' JSON objects without the closing brace. Each key's latest item is encoded only once."""
-        known = self._bodies.setdefault(encoding, {})
+        known = self._bodies.setdefault((encoding, keys_only), {})
         own = block in self._frames
         bodies: list[bytes] = []
         made: dict[bytes, bytes] = {}
@@ -139,14 +139,14 @@ class View(Sized):
             latest = own or self._find(item.key) is item
             body = known.get(item.key) if latest else None
             if body is None:
-                body = event_body(item, encoding)
+                body = event_body(item, encoding, keys_only=keys_only)
                 if latest:
                     made[item.key] = body
             bodies.append(body)
         size = sum(map(len, made.values()))
         if made and self._may_keep(size):
             # Look up the dict again: making room for these bodies may have reclaimed it.
-            self._bodies.setdefault(encoding, {}).update(made)
+            self._bodies.setdefault((encoding, keys_only), {}).update(made)
             self._count(size)
         return bodies
 

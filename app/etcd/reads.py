@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -126,14 +126,16 @@ class Reads:
         response = await self._range(rpc.RangeRequest(key=watched.start, range_end=watched.end, count_only=True))
         return Listing(response.header.revision, [], response.count, False, response.header.cluster_id)
 
-    async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
         """See ``app.ports.Etcd``. Raises as ``pages``."""
         items: list[KeyValue] = []
-        async with aclosing(self.pages(watched)) as pages:
-            async for page in pages:
-                budget(sum(item.size for item in page.items))
-                items += page.items
-                revision, cluster_id = page.revision, page.cluster_id
+        revision = 0
+        for watched in ranges:
+            async with aclosing(self.pages(watched, revision=revision)) as pages:
+                async for page in pages:
+                    budget(sum(item.size for item in page.items))
+                    items += page.items
+                    revision, cluster_id = page.revision, page.cluster_id
         return Snapshot.of(revision, items), cluster_id
 
     async def first(self, watched: KeyRange, revision: int) -> Listing:

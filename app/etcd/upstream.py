@@ -180,9 +180,9 @@ class Upstream:
         self._quorum.watching()
         return watch
 
-    async def snapshot(self, watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
         """See ``app.ports.Etcd``."""
-        return await self.reads.snapshot(watched, budget)
+        return await self.reads.snapshot(ranges, budget)
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
         """See ``app.ports.Etcd``."""

@@ -16,6 +16,7 @@ from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
 from ..core.reader import SNAPSHOT, WAITING, Reader, Wants
 from ..core.reasons import CloseReason
+from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
 from ..watch.joining import Joining
 from ..watch.subscriber import Subscriber
@@ -54,12 +55,12 @@ def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
 class Delivery:
     """See the module.
 
-    No method waits. The feed calls ``step`` when there may be something to read. The sink calls ``resume_writing`` when
-    it takes more. The timer wheel calls ``tick``. ``end`` is the only way out: it is synchronous and idempotent.
+    No method waits. The channel calls ``step`` when there may be something to read. The sink calls ``resume_writing``
+    when it takes more. The timer wheel calls ``tick``. ``end`` is the only way out: it is synchronous and idempotent.
     """
 
     __slots__ = (
-        "_bookmark_waits", "_close_sent", "_deadline", "_feed", "_freshness", "_heartbeat_due", "_joining",
+        "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_freshness", "_heartbeat_due", "_joining",
         "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink", "_started", "_streams", "_subscriber",
         "_write_began", "_write_size", "ended", "slot",
     )  # fmt: skip
@@ -68,7 +69,7 @@ class Delivery:
         settings = streams.settings
         self._streams = streams
         self._subscriber = subscriber
-        self._feed = subscriber.feed
+        self._channel = subscriber.channel
         self._sink = sink
         self._reader = subscriber.reader = reader
         self._freshness = Freshness(settings.stale_after)
@@ -91,10 +92,10 @@ class Delivery:
         streams.counters.serving[sink.name] += 1
 
     def begin(self) -> None:
-        """Start to follow the feed and the timers. Called after the head of the response is sent."""
+        """Start to follow the channel and the timers. Called after the head of the response is sent."""
         streams = self._streams
         self._subscriber.on_close = self.step
-        self._feed.notifier.add(self.step)
+        self._channel.notifier.add(self.step)
         greeting = self._reader.greet(streams.instance, streams.retry_ms())
         self._rest = memoryview(greeting) if greeting else None
         self._set_timer(streams.clock())
@@ -107,7 +108,7 @@ class Delivery:
         if reason == STUCK and self._reader.pace.behind_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
         self._subscriber.on_close = None
-        self._feed.notifier.discard(self.step)
+        self._channel.notifier.discard(self.step)
         self._streams.timers.unset(self)
         if self._joining is not None:
             self._joining.stop()
@@ -201,7 +202,7 @@ class Delivery:
                 subscriber.closing = "too-slow"
                 continue
             else:
-                due = self._heartbeat_due or reader.told_stale is not self._stale
+                due = self._heartbeat_due or reader.told_stale != self._stale_ranges
                 # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
                 # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
                 # because no id may follow events that it does not fit.
@@ -239,16 +240,16 @@ class Delivery:
         reader = self._reader
         self._bookmark_waits = False
         self._check_freshness(self._streams.clock())
-        said = b"" if reader.phase is SNAPSHOT else reader.tell_staleness(self._stale_since())
+        said = b"" if reader.phase is SNAPSHOT else reader.tell_staleness(self._stale_ranges, self._stale_since())
         if self._heartbeat_due:
             self._heartbeat_due = False
-            said += reader.beat(stale=self._stale)
+            said += reader.beat(stale=bool(self._stale_ranges))
         return said
 
     @property
-    def _stale(self) -> bool:
-        """Whether the subscriber may lack an old change: the feed is not proven to be current, or the client lags."""
-        return self._freshness.late or self._feed.stale_since is not None
+    def _stale_ranges(self) -> Ranges:
+        """The ranges of which the subscriber may lack an old change: not proven to be current, or the client lags."""
+        return self._channel.ranges if self._freshness.late else self._channel.stale_ranges
 
     def _check_freshness(self, now: float) -> None:
         """Update how far the subscriber lags. While the subscriber is late, check more often."""
@@ -281,13 +282,13 @@ class Delivery:
     def _reason_to_end(self, now: float) -> CloseReason | None:
         if now >= self._deadline:
             return "max-age"
-        in_trouble = bool(self._feed.trouble) or self._streams.etcd.condition.state != "ready"
+        in_trouble = bool(self._channel.trouble) or self._streams.etcd.condition.state != "ready"
         if self._reader.waits_in_vain(now - self._started, self._streams.settings.stale_after, in_trouble=in_trouble):
             return "unavailable"
         return None
 
     def _stale_since(self) -> str | None:
-        since = self._feed.stale_since
+        since = self._channel.stale_since
         if self._freshness.late:
             # The estimate may exceed the age of the stream, but nothing was missing when the stream began.
             behind = min(self._freshness.behind, self._streams.clock() - self._started)
@@ -302,11 +303,13 @@ class Delivery:
         condition = self._streams.etcd.condition
         away = reason == UnavailableError.close_reason and condition.state != "ready"
         self._check_freshness(self._streams.clock())
-        return self._reader.close(reason, retry_ms, stale=self._stale, detail=condition.told if away else "")
+        return self._reader.close(
+            reason, retry_ms, stale=bool(self._stale_ranges), detail=condition.told if away else ""
+        )
 
     def _add_retry_penalty(self) -> int:
         host = self._subscriber.address.rpartition(":")[0]
-        who = (host, self._feed.range)
+        who = (host, self._channel.ranges)
         return self._streams.retry_penalty.add(who, self._streams.clock(), self._streams.draw())
 
     def _help(self) -> bool:
@@ -315,7 +318,7 @@ class Delivery:
             if self._reader.wants is Wants.NOTHING:
                 return False
             self._joining = Joining(
-                self._feed,
+                self._channel,
                 self._reader,
                 sync_timeout=self._streams.settings.sync_timeout,
                 wake=self.step,
@@ -334,7 +337,7 @@ class Delivery:
         logger.info(
             "stream end",
             extra={
-                "range": str(self._feed.range),
+                "range": " ".join(map(str, self._channel.ranges)),
                 "reason": reason,
                 "seconds": round(self._streams.clock() - self._started, 3),
                 "bytes": self._subscriber.bytes,

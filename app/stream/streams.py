@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.capacity import Capacity
-from ..core.cursor import Cursor, Shape
+from ..core.cursor import Cursor
 from ..core.reader import Reader
+from ..core.selection import Selection
 from ..core.slow_reader import RetryPenalty, SlowReaderPolicy
 from ..ports import Clock, Draw, Etcd
-from ..watch.feed import Feed
+from ..watch.channel import Channel
 from ..watch.registry import Registry
 from .counters import Counters
 from .framing import Chunks
@@ -43,7 +44,7 @@ class Streams:
         self,
         registry: Registry,
         etcd: Etcd,
-        epoch_of: Callable[[int, Shape], str],
+        epoch_of: Callable[[int, Selection], str],
         settings: StreamSettings,
         *,
         instance: str,
@@ -66,13 +67,15 @@ class Streams:
         self.held: set[asyncio.Event] = set()  # for each refused EventSource that is held open: set to end it
         self.finishing: set[asyncio.Task[None]] = set()  # of ended streams whose last bytes are not acknowledged
 
-    def reader(self, feed: Feed, shape: Shape, *, form: str, cursor: Cursor | None, snapshot: bool) -> Reader:
-        """Return a reader of *feed*, with the settings that all streams use."""
+    def reader(
+        self, channel: Channel, selection: Selection, *, form: str, cursor: Cursor | None, snapshot: bool
+    ) -> Reader:
+        """Return a reader of *channel*, with the settings that all streams use."""
         settings = self.settings
         return Reader(
-            feed.history,
-            feed.core.backfill,
-            shape,
+            channel.history,
+            channel.older,
+            selection,
             self.epoch_of,
             form=form,
             cursor=cursor,

@@ -7,13 +7,11 @@ import contextlib
 import functools
 import logging
 import time
-import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from ..core.backoff import Backoff
-from ..core.budget import Hold
-from ..core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError, TooLargeError
+from ..core.errors import CompactedError, FutureRevisionError, GatewayError, TooLargeError
 from ..core.feed import FeedCore, State
 from ..core.feed_messages import (
     AwaitProof,
@@ -37,6 +35,7 @@ from ..core.feed_messages import (
 from ..core.keys import KeyRange
 from ..core.multiplex import Lost, Refused, WatchInput
 from ..core.reasons import CloseReason
+from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Draw, Etcd, Watch, spawn
 from .backfill import RunningBackfill
@@ -45,6 +44,7 @@ from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Notifier
 from .snapshot_turns import SnapshotTurns
+from .state_reader import FreshSnapshots, StateReader
 from .statistics import FeedStatistics
 
 logger = logging.getLogger("gateway.feed")
@@ -63,8 +63,19 @@ class FeedOwner(Protocol):
         """*feed* has freed its view: its readers must not hold any part of that view."""
 
 
+class MadeChannel(Protocol):
+    """A channel that is made from feeds: a projection or a merge."""
+
+    @property
+    def notifier(self) -> Notifier:
+        """Wakes the channel's readers."""
+
+
 class Feed:
-    """One watched range. Call ``start`` after registering the feed. ``stop`` is synchronous and releases everything."""
+    """One watched range, and the channel of exactly this range.
+
+    Call ``start`` after registering the feed. ``stop`` is synchronous and releases everything.
+    """
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class Feed:
         etcd: Etcd,
         limits: Limits,
         *,
+        pinned: bool = False,
         memory: FeedMemory,
         turns: SnapshotTurns,
         owner: FeedOwner,
@@ -79,18 +91,24 @@ class Feed:
         draw: Draw,
     ) -> None:
         self.range = watched
+        self.ranges: Ranges = (watched,)
+        self.pinned = pinned
+        # etcd's roles do not let the gateway watch the range, as far as it was last told.
+        self.denied = False
         self.core = FeedCore(limits.log, limits.reach_back)
         self.history = self.core.history
+        self.older = self.core.backfill
         self.notifier = Notifier()
+        # The channels that are made from this feed: projections and merges.
+        self.channels: dict[MadeChannel, None] = {}
         self.started = time.time()
         # Why the feed is not live, for /v1/feeds and for subscribers that wait.
         self.trouble = ""
         self._etcd = etcd
         self._limits = limits
         self._memory = memory
-        self._turns = turns
         self._owner = owner
-        self._hold: Hold  # set by ``start``
+        self._hold = memory.hold()
         self.history.ask_before_keeping(self._keep)
         self._clock = clock
         self._draw = draw
@@ -98,11 +116,11 @@ class Feed:
         self._watch: Watch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[type, asyncio.TimerHandle] = {}
-        self._refresh: asyncio.Task[Snapshot] | None = None
-        self._refreshed: tuple[int, Snapshot] | None = None
-        self._refreshed_at = 0.0
+        self._state = StateReader(self.ranges, etcd, memory, turns, self)
+        self._fresh = FreshSnapshots(self._state, self.history, keep=limits.sync_timeout, clock=clock)
         self._proof_pending = False
         self._readers_ahead = 0
+        self._merges_waiting = 0
         self._published = 0  # events
         self._proof_at = clock()
         self.stale_since: float | None = None  # wall-clock seconds of etcd's last proof; None while the feed is live
@@ -112,7 +130,7 @@ class Feed:
             etcd,
             timeout=limits.sync_timeout,
             has_room=self._has_room,
-            on_change=self._changed,
+            on_change=self._changed_for_all,
             on_denied=lambda: self._fail("revoked"),
             clock=clock,
         )
@@ -131,7 +149,6 @@ class Feed:
 
     def start(self, *, backfill: bool) -> None:
         """Start the feed, once. *backfill*: a subscriber has a cursor. If the start fails, subscribers are closed."""
-        self._hold = self._memory.hold()
         self.handle(Start(backfill))
 
     def handle(self, given: FeedInput) -> None:
@@ -152,13 +169,13 @@ class Feed:
 
     def _step(self, given: FeedInput) -> None:
         core = self.core
-        before = core.state
+        before, joinable, generation = core.state, self.history.joinable, self.history.log.generation
         for command in core.handle(given, self._clock()):
             self._execute(command)
         if core.state is State.LIVE:
             self._note_proof()
             if before is not State.LIVE:
-                self.trouble = ""
+                self.trouble, self.denied = "", False
                 self._update_staleness()
                 logger.info(
                     "feed live", extra={"range": str(self.range), "revision": self.history.log.tip, "keys": self.keys}
@@ -167,7 +184,16 @@ class Feed:
             self._backfill.stop()
         elif core.owes_backfill:
             self._backfill.want(None)
+        if (joinable, generation) == (self.history.joinable, self.history.log.generation):
+            self._changed()
+        else:
+            self._changed_for_all()
+
+    def _changed_for_all(self) -> None:
+        """Wake the readers of this feed, and of all channels that are made from this feed."""
         self._changed()
+        for channel in self.channels:
+            channel.notifier.notify()
 
     def _changed(self) -> None:
         self._account()
@@ -179,7 +205,7 @@ class Feed:
         self._account()
         return self._memory.has_room()
 
-    def want_backfill(self, revision: int) -> bool:
+    def want_older(self, revision: int) -> bool:
         """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
         core = self.core
         promised = core.backfill.promises(revision)
@@ -204,7 +230,7 @@ class Feed:
         self._timers.clear()
         for task in self._all_tasks():
             task.cancel()
-        self._refreshed = None
+        self._fresh.stop()
         self._changed()
         self._hold.release()
 
@@ -241,6 +267,7 @@ class Feed:
     def reclaim_log(self, size: int) -> int:
         """See ``app.watch.memory.Holder``."""
         given = self.history.log.reclaim(size)
+        self.history.followers.forget()
         self._account()
         return given
 
@@ -251,7 +278,7 @@ class Feed:
             logger.warning(
                 "feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given}
             )
-            self._refreshed = None
+            self._fresh.forget()
             self._account()
             self._update_staleness()
             self._owner.view_reclaimed(self)
@@ -270,7 +297,7 @@ class Feed:
         await asyncio.gather(*self._all_tasks(), return_exceptions=True)
 
     def _all_tasks(self) -> list[asyncio.Task[Any]]:
-        return [*self._tasks, *self._backfill.tasks, *([self._refresh] if self._refresh is not None else [])]
+        return [*self._tasks, *self._backfill.tasks, *([self._fresh.task] if self._fresh.task is not None else [])]
 
     def _from_watch(self, given: WatchInput) -> None:
         with self._failing():
@@ -279,6 +306,7 @@ class Feed:
     def _hear(self, given: WatchInput) -> None:
         if isinstance(given, Refused):
             self.trouble = given.reason or "etcd ended the watch"
+            self.denied = given.denied
             logger.warning("watch refused", extra={"range": str(self.range), "reason": self.trouble})
             if given.denied and self.history.view is not None:
                 # Neither present nor new subscribers may see this range any more.
@@ -307,6 +335,7 @@ class Feed:
             case OpenWatch(start, stream_kind):
                 self._close_watch()
                 self._watch = self._etcd.watch(self.range, start, self._from_watch, stream_kind=stream_kind)
+                self._ask_for_proof()
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():
@@ -354,7 +383,7 @@ class Feed:
 
     async def _take_snapshot(self) -> None:
         try:
-            snapshot, cluster_id, hold = await self._read_state()
+            snapshot, cluster_id, hold = await self._state.read()
         except TooLargeError as error:
             if _wanted():
                 self._note_trouble("snapshot failed", error)
@@ -371,25 +400,6 @@ class Feed:
                     self._hold.set(self._hold.size + hold.size)
                     hold.release()
                     self.handle(SnapshotTaken(snapshot, cluster_id))
-
-    async def _read_state(self) -> tuple[Snapshot, int, Hold]:
-        """Return the state, the cluster's id, and a hold that the caller must release. Raises as ``Etcd.snapshot``."""
-
-        async def attempt() -> tuple[Snapshot, int, Hold]:
-            hold = self._memory.hold()
-
-            def take(size: int) -> None:
-                if not self._memory.grow(self, hold, size):
-                    msg = f"{hold.size + size} bytes or more of {self.range} do not fit in the memory that is left"
-                    raise NoRoomError(msg)
-
-            try:
-                return *await self._etcd.snapshot(self.range, take), hold
-            except BaseException:
-                hold.release()
-                raise
-
-        return await self._turns.read(attempt)
 
     async def _probe(self, revision: int) -> None:
         try:
@@ -418,6 +428,12 @@ class Feed:
     def _ask_for_proof(self) -> None:
         if self._watch is not None:
             self._watch.await_proof(self._proof_pending or self._readers_ahead > 0)
+            self._watch.hasten(self._merges_waiting > 0)
+
+    def hasten(self, change: int) -> None:
+        """Count a merge that waits for the feed's tip (+1), or no longer does (-1). While any does, ask very often."""
+        self._merges_waiting += change
+        self._ask_for_proof()
 
     def _note_proof(self) -> None:
         proof = self._watch.proven_at(self.history.log.tip) if self._watch is not None else None
@@ -438,8 +454,7 @@ class Feed:
     def _check_staleness(self) -> None:
         self.history.log.trim(self._clock())
         self._account()
-        if self._refreshed is not None and self._clock() - self._refreshed_at > self._limits.sync_timeout:
-            self._refreshed = None  # every reader that waited for it has it by now
+        self._fresh.forget_old()
         self._update_staleness()
 
     def _update_staleness(self) -> None:
@@ -449,7 +464,12 @@ class Feed:
             self.stale_since = time.time() - age if stale else None
             state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)
             logger.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
-            self.notifier.notify()
+            self._changed_for_all()
+
+    @property
+    def stale_ranges(self) -> Ranges:
+        """See ``app.watch.channel.Channel``."""
+        return () if self.stale_since is None else self.ranges
 
     # --- for readers ahead of the feed -------------------------------------------------------------------------------
 
@@ -458,48 +478,11 @@ class Feed:
         return await self._etcd.revision(self.range)
 
     async def fresh_snapshot(self, at_least: int) -> Snapshot | None:
-        """Return a snapshot at or above *at_least*, a revision that the feed has not reached, or cannot prove it has.
+        """See ``app.watch.channel.Channel``."""
+        return await self._fresh.get(at_least)
 
-        All readers share one read. None if the read fails, if its revision is too low, or if the log's generation has
-        changed meanwhile.
-        """
-        if self._refreshed is not None:
-            generation, snapshot = self._refreshed
-            if generation == self.history.log.generation and snapshot.revision >= at_least:
-                return snapshot
-        generation = self.history.log.generation
-        if self.core.state is State.CLOSED:
-            return None
-        if self._refresh is None:
-            self._refresh = asyncio.create_task(self._read_refresh(), name=f"feed refresh {self.range}")
-            self._refresh.add_done_callback(self._refresh_done)
-        try:
-            snapshot = await asyncio.shield(self._refresh)
-        except (GatewayError, CompactedError, FutureRevisionError):
-            return None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return None  # the feed has stopped; the caller was not cancelled
-        if generation != self.history.log.generation or snapshot.revision < at_least:
-            return None
-        self._refreshed, self._refreshed_at = (generation, snapshot), self._clock()
-        return snapshot
-
-    async def _read_refresh(self) -> Snapshot:
-        snapshot, _cluster, hold = await self._read_state()
-        # Readers keep the snapshot while it is being sent to them. Its bytes count until the last reader drops it.
-        weakref.finalize(snapshot, hold.release).atexit = False
-        return snapshot
-
-    def _refresh_done(self, task: asyncio.Task[Snapshot]) -> None:
-        self._refresh = None
-        if not task.cancelled():
-            task.exception()  # mark the error as retrieved: all callers may have gone
-
-    def statistics(self, *, subscribers: int, lag: int) -> FeedStatistics:
-        """Return what the feed holds now. The registry counts the *subscribers* and their *lag*."""
+    def statistics(self, *, channels: int, subscribers: int, lag: int) -> FeedStatistics:
+        """Return what the feed holds now. The registry counts its *channels*, *subscribers* and their *lag*."""
         return FeedStatistics(
             range=self.range,
             state=self.core.state,
@@ -511,6 +494,8 @@ class Feed:
             stale=self.stale_since is not None,
             backfilling=self.backfilling,
             trouble=self.trouble,
+            pinned=self.pinned,
+            channels=channels,
             subscribers=subscribers,
             lag=lag,
         )

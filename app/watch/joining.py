@@ -1,4 +1,4 @@
-"""What a waiting reader needs from its feed: history below the log, or proof of a cursor that is ahead of the feed."""
+"""What a waiting reader needs from its channel: history below the log, or proof of a cursor that is ahead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ..core.errors import GatewayError
 from ..core.reader import Reader, Wants
 from ..ports import spawn
-from .feed import Feed
+from .channel import Channel
 
 logger = logging.getLogger("gateway.stream")
 
@@ -21,23 +21,23 @@ class Joining:
     """Serves one reader until its cursor is resolved, with at most one task, for what the reader wants now.
 
     Args:
-        sync_timeout: seconds that the feed has to reach the cursor by itself, before the state is read.
+        sync_timeout: seconds that the channel has to reach the cursor by itself, before the state is read.
         wake: called after the reader has received something.
         failed: called with the exception of a defect.
     """
 
-    __slots__ = ("_failed", "_feed", "_reader", "_serves", "_sync_timeout", "_task", "_wake")
+    __slots__ = ("_channel", "_failed", "_reader", "_serves", "_sync_timeout", "_task", "_wake")
 
     def __init__(
         self,
-        feed: Feed,
+        channel: Channel,
         reader: Reader,
         *,
         sync_timeout: float,
         wake: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        self._feed = feed
+        self._channel = channel
         self._reader = reader
         self._sync_timeout = sync_timeout
         self._wake = wake
@@ -51,7 +51,7 @@ class Joining:
         if wants is Wants.BACKFILL:
             asked = self._reader.asked
             assert asked is not None, "only a cursor can want history"
-            if not self._feed.want_backfill(asked):
+            if not self._channel.want_older(asked):
                 self._reader.refuse_backfill()
             return True
         if wants is not self._serves:
@@ -71,12 +71,12 @@ class Joining:
         self._serves = Wants.NOTHING
 
     async def _read_linearizable(self) -> None:
-        self._feed.await_catch_up(1)  # progress may take the feed to the cursor before the read is answered
+        self._channel.await_catch_up(1)  # progress may take the channel to the cursor before the read is answered
         try:
             while True:
                 try:
-                    revision = await self._feed.linearizable_revision()
-                except GatewayError as error:  # etcd is out of reach: the feed reports that, so only retry here
+                    revision = await self._channel.linearizable_revision()
+                except GatewayError as error:  # etcd is out of reach: the status reports that, so only retry here
                     logger.debug("no linearizable revision", extra={"reason": str(error)})
                     await asyncio.sleep(READ_AGAIN)
                     continue
@@ -84,20 +84,20 @@ class Joining:
                 self._wake()
                 return
         finally:
-            self._feed.await_catch_up(-1)
+            self._channel.await_catch_up(-1)
 
     async def _await_catch_up(self) -> None:
-        """Give the feed time to prove that it has reached the cursor; then read the state afresh."""
+        """Give the channel time to prove that it has reached the cursor; then read the state afresh."""
         asked = self._reader.asked
         assert asked is not None, "only a cursor can be ahead"
-        self._feed.await_catch_up(1)
+        self._channel.await_catch_up(1)
         try:
             while True:
                 await asyncio.sleep(self._sync_timeout)
-                snapshot = await self._feed.fresh_snapshot(asked)
+                snapshot = await self._channel.fresh_snapshot(asked)
                 if snapshot is not None:
                     self._reader.give_snapshot(snapshot)
                     self._wake()
                     return
         finally:
-            self._feed.await_catch_up(-1)
+            self._channel.await_catch_up(-1)

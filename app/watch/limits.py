@@ -13,6 +13,7 @@ class Limits:
 
     max_subscribers: int
     max_feeds: int
+    max_channels: int
     linger: float  # seconds, like all times here
     log: Bounds
     reach_back: int

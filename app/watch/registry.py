@@ -1,99 +1,95 @@
-"""The registry: one feed per distinct range, shared by reference count, ended after the linger time.
+"""The registry: one channel per distinct selection of ranges, shared by reference count, ended after the linger time.
 
 ``subscribe`` is the only way in, and the subscriber's ``release`` is the only way out. The release is synchronous and
-happens once, however the stream ends.
+happens once, however the stream ends. A channel holds the feeds that it is made from (``feeds``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Literal
+from collections.abc import Iterable, Iterator
 
 from ..core.budget import Budget
 from ..core.drain import Drain
-from ..core.errors import DrainingError, OverCapacityError, TooLargeError
+from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError
 from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.refcounts import Acquired, RefCounts
+from ..core.selection import Ranges, divide
 from ..core.sized import Sized
 from ..ports import Clock, Draw, Etcd
+from .channel import Channel, SelectedChannel
 from .feed import Feed
+from .feeds import Feeds
 from .limits import Limits
-from .memory import FeedMemory
+from .memory import FeedMemory, Holder
 from .snapshot_turns import SnapshotTurns
-from .statistics import RegistryStatistics, SubscriberStatistics
+from .statistics import ChannelStatistics, RegistryStatistics, SubscriberStatistics
 from .subscriber import Subscriber
 
 logger = logging.getLogger("gateway.feed")
 
 # Seconds between two checks of the feeds' staleness and of the age of what their logs hold.
 TICK = 1.0
-# Seconds before a range that was too large is read again: every attempt costs etcd a Range of the whole range.
-TOO_LARGE_PAUSE = 30.0
 # Seconds between two groups of subscribers that a drain closes.
 DRAIN_TICK = 0.05
 
 
 class Registry(Sized):
-    """See the module."""
+    """See the module. *pins*: the ranges of ``GATEWAY_PIN``; none lies inside another."""
 
-    def __init__(self, etcd: Etcd, limits: Limits, *, budget: Budget, clock: Clock, draw: Draw) -> None:
+    def __init__(
+        self, etcd: Etcd, limits: Limits, *, pins: Iterable[KeyRange] = (), budget: Budget, clock: Clock, draw: Draw
+    ) -> None:
         self._etcd = etcd
         self.limits = limits
         self._clock = clock
         self._draw = draw
-        self._counts: RefCounts[KeyRange] = RefCounts()
-        self._feeds: dict[KeyRange, Feed] = {}
-        self.memory = FeedMemory(budget, self._feeds.values, self._expire_oldest)
+        self.memory = FeedMemory(budget, self._holders_of_memory, self._expire_oldest)
         self._turns = SnapshotTurns()
-        self._subscribers: dict[Feed, dict[Subscriber, None]] = {}
-        self._linger_timers: dict[KeyRange, asyncio.TimerHandle] = {}
-        self._ending: set[Feed] = set()
-        self._too_large: dict[KeyRange, float] = {}  # range -> monotonic time until which it is not tried again
+        self.feeds = Feeds(
+            etcd, limits, pins, memory=self.memory, turns=self._turns, owner=self, clock=clock, draw=draw
+        )
+        self._counts: RefCounts[Ranges] = RefCounts()
+        self._channels: dict[Ranges, Channel] = {}
+        self._subscribers: dict[Ranges, dict[Subscriber, None]] = {}
+        self._linger_timers: dict[Ranges, asyncio.TimerHandle] = {}
+        self._ended: set[SelectedChannel] = set()  # their tasks may still run
         self._total = 0
         self.draining = False
         self._drained_at = 0.0
-        self.feeds_started = 0
         self.events = 0  # published by all feeds, ended ones included
 
     # --- subscribing -------------------------------------------------------------------------------------------------
 
     def subscribe(
-        self, watched: KeyRange, *, address: str, user_agent: str, request_id: str, has_cursor: bool
+        self, ranges: Ranges, *, address: str, user_agent: str, request_id: str, has_cursor: bool
     ) -> Subscriber:
-        """Hold the feed of *watched* until the subscriber is released. Start a feed if the range has none.
+        """Hold the channel of *ranges* until the subscriber is released. Open a channel if there is none.
 
         Raises:
-            DrainingError, OverCapacityError, UnavailableError: before anything is held.
+            DrainingError, OverCapacityError, UnavailableError, TooLargeError, RangesNeedPinError: before anything is
+                held.
         """
-        self.check(watched)
-        known = self._feeds.get(watched)
-        feed = known if known is not None else self._make(watched)
-        subscriber = Subscriber(feed, address, user_agent, request_id, self._clock(), self._release)
-        # Everything that may raise comes before this line. From here on, the subscriber holds a registered feed.
-        if known is None and self._full:
-            expired = self._expire_oldest(feed)
-            assert expired, "``check`` has found a lingering feed"
-        acquired = self._counts.acquire(watched)
-        if acquired is Acquired.STARTED:
-            self._feeds[watched] = feed
-            self._subscribers[feed] = {}
-            self.feeds_started += 1
-            logger.info("feed start", extra={"range": str(watched)})
-        elif acquired is Acquired.REVIVED:
-            self._linger_timers.pop(watched).cancel()
-        self._subscribers[feed][subscriber] = None
+        self.check(ranges)
+        since = self._clock()
+        channel = self._channels.get(ranges) or self._open(ranges)
+        # Everything that may raise comes before this line. From here on, the subscriber holds a registered channel.
+        subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release)
+        if self._counts.acquire(ranges) is Acquired.REVIVED:
+            self._linger_timers.pop(ranges).cancel()
+        self._subscribers[ranges][subscriber] = None
         self._total += 1
-        if acquired is Acquired.STARTED:
-            feed.start(backfill=has_cursor)
+        self.feeds.start(has_cursor=has_cursor)
         return subscriber
 
-    def check(self, watched: KeyRange) -> None:
+    def check(self, ranges: Ranges) -> None:
         """Raise what ``subscribe`` would raise now. Holds, starts and ends nothing.
 
         Raises:
-            DrainingError, OverCapacityError, UnavailableError: ``subscribe`` would refuse.
+            DrainingError, OverCapacityError, UnavailableError, TooLargeError, RangesNeedPinError: ``subscribe`` would
+                refuse.
         """
         if self.draining:
             raise DrainingError("this instance is shutting down: reconnect to reach another one")
@@ -103,75 +99,143 @@ class Registry(Sized):
                 "retry later",
                 code="too-many-subscribers",
             )
-        if watched not in self._counts and self._full and self._counts.oldest_lingering() is None:
+        watched = divide(ranges, self.feeds.pins)
+        if ranges not in self._counts:
+            self._check_room(watched)
+        for one in watched:
+            self.feeds.check(one)
+        condition = self._etcd.condition
+        if condition.state == "down" and not all(self._joinable(one) for one in watched):
+            raise condition.error()
+        if len(watched) > 1 and not self._etcd.progress_trusted:
+            if condition.state != "ready":
+                raise condition.error()  # the version of the next member is not known yet
+            raise RangesNeedPinError(
+                f"several ranges on one stream need etcd 3.4.25, 3.5.8 or later, and this etcd is "
+                f"{condition.version or 'unknown'}: follow each range on its own stream, or ask the operator to pin a "
+                "prefix that has all of them (GATEWAY_PIN), or to state the version if etcd keeps it secret "
+                "(GATEWAY_ETCD_VERSION)"
+            )
+
+    def _joinable(self, watched: KeyRange) -> bool:
+        feed = self.feeds.get(watched)
+        return feed is not None and feed.history.joinable
+
+    def _check_room(self, watched: Iterable[KeyRange]) -> None:
+        """Raise OverCapacityError unless a new channel, and its feeds, fit when lingering channels have ended."""
+        if len(self._counts) >= self.limits.max_channels and self._counts.oldest_lingering() is None:
             raise OverCapacityError(
-                f"{len(self._counts)} distinct ranges are followed; GATEWAY_MAX_FEEDS is {self.limits.max_feeds}: "
+                f"{len(self._counts)} distinct selections are followed; GATEWAY_MAX_CHANNELS is "
+                f"{self.limits.max_channels}: retry later, or follow the same ranges as others",
+                code="too-many-channels",
+            )
+        needed = [one for one in watched if one not in self.feeds]
+        excess = len(self.feeds) + len(needed) - self.limits.max_feeds
+        if needed and excess > 0 and excess > self._idle_feeds(but=watched):
+            raise OverCapacityError(
+                f"{len(self.feeds)} distinct ranges are followed; GATEWAY_MAX_FEEDS is {self.limits.max_feeds}: "
                 "retry later, or follow fewer, wider ranges",
                 code="too-many-feeds",
             )
-        if self._clock() < self._too_large.get(watched, 0.0):
-            raise TooLargeError(
-                f"{watched} did not fit in the memory that all feeds share (GATEWAY_MAX_FEED_BYTES): "
-                "follow a smaller range"
-            )
-        condition = self._etcd.condition
-        feed = self._feeds.get(watched)
-        if condition.state == "down" and (feed is None or not feed.history.joinable):
-            raise condition.error()
 
-    @property
-    def _full(self) -> bool:
-        return len(self._counts) >= self.limits.max_feeds
-
-    def _make(self, watched: KeyRange) -> Feed:
-        return Feed(
-            watched,
-            self._etcd,
-            self.limits,
-            memory=self.memory,
-            turns=self._turns,
-            owner=self,
-            clock=self._clock,
-            draw=self._draw,
+    def _idle_feeds(self, but: Iterable[KeyRange]) -> int:
+        """Return the number of feeds that end if all lingering channels end. *but*: feeds that are needed."""
+        needed = set(but) | set(self.feeds.pins)
+        return sum(
+            feed.range not in needed and not any(self._counts.held(one) for one in self.feeds.holders(feed.range))
+            for feed in self.feeds
         )
 
+    def _open(self, ranges: Ranges) -> Channel:
+        """Open the channel of *ranges*. ``check`` has found room, perhaps after lingering channels have ended."""
+        watched = divide(ranges, self.feeds.pins)
+        while len(self._counts) >= self.limits.max_channels:
+            self._expire_first()
+        try:
+            # Hold the feeds that exist before lingering channels end, which may be the only ones to hold them.
+            for one in sorted(watched, key=lambda each: each not in self.feeds):
+                while one not in self.feeds and len(self.feeds) >= self.limits.max_feeds:
+                    self._expire_first()
+                self.feeds.hold(one, ranges)
+            channel = self._make(ranges, watched)
+        except BaseException:
+            for one in watched:
+                self.feeds.release(one, ranges)
+            raise
+        self._channels[ranges] = channel
+        self._subscribers[ranges] = {}
+        return channel
+
+    def _make(self, ranges: Ranges, watched: dict[KeyRange, Ranges]) -> Channel:
+        sources: list[tuple[Feed, Ranges]] = []
+        for one, part in watched.items():
+            feed = self.feeds.get(one)
+            assert feed is not None, "the caller holds the feed"
+            sources.append((feed, part))
+        if len(sources) == 1 and sources[0][0].ranges == ranges:
+            return sources[0][0]
+        channel = SelectedChannel(
+            ranges, sources, self._etcd, self.limits, memory=self.memory, turns=self._turns, clock=self._clock
+        )
+        try:
+            channel.start()
+        except BaseException:
+            channel.stop()
+            raise
+        return channel
+
     def _release(self, subscriber: Subscriber) -> None:
-        """Release the subscriber's feed. Synchronous; called once per subscriber."""
+        """Release the subscriber's channel. Synchronous; called once per subscriber."""
         self._total -= 1
-        feed = subscriber.feed
-        members = self._subscribers.get(feed)
+        ranges = subscriber.channel.ranges
+        members = self._subscribers.get(ranges)
         if members is None or subscriber not in members:
-            return  # the feed has failed, and its subscribers were removed with it
+            return  # the channel has failed, and its subscribers were removed with it
         del members[subscriber]
-        watched = feed.range
-        if self._counts.release(watched):
+        if self._counts.release(ranges):
             if self.draining or not self.limits.linger:
-                self._expire(watched)
+                self._expire(ranges)
             else:
                 loop = asyncio.get_running_loop()
-                self._linger_timers[watched] = loop.call_later(self.limits.linger, self._expire, watched)
+                self._linger_timers[ranges] = loop.call_later(self.limits.linger, self._expire, ranges)
 
-    def _expire(self, watched: KeyRange) -> None:
-        timer = self._linger_timers.pop(watched, None)
+    def _expire(self, ranges: Ranges) -> None:
+        if self._counts.expire(ranges):
+            self._close(ranges)
+
+    def _expire_first(self) -> None:
+        oldest = self._counts.oldest_lingering()
+        assert oldest is not None, "``check`` has found a lingering channel"
+        self._expire(oldest)
+
+    def _expire_oldest(self, but: Holder) -> bool:
+        """End the channel that has lingered longest, unless *but* is part of it. Return whether one has ended."""
+        for oldest in self._counts.lingering():
+            if but not in self._parts(oldest):
+                self._expire(oldest)
+                return True
+        return False
+
+    def _parts(self, ranges: Ranges) -> list[Holder]:
+        """Return all that holds memory for a channel: its feeds, and the channel itself if it is not a feed."""
+        channel = self._channels[ranges]
+        if isinstance(channel, SelectedChannel):
+            return [channel, *(feed for feed, _ in channel.sources)]
+        feed = self.feeds.get(ranges[0])
+        return [feed] if feed is not None else []
+
+    def _close(self, ranges: Ranges) -> None:
+        """End a channel that no subscriber holds, and release its feeds."""
+        timer = self._linger_timers.pop(ranges, None)
         if timer is not None:
             timer.cancel()
-        if self._counts.expire(watched):
-            self._end(self._feeds[watched], "idle")
-
-    def _expire_oldest(self, but: object) -> bool:
-        """End the feed that has lingered longest, unless it is *but*. Return whether a feed has ended."""
-        oldest = self._counts.oldest_lingering()
-        if oldest is None or self._feeds[oldest] is but:
-            return False
-        self._expire(oldest)
-        return True
-
-    def _end(self, feed: Feed, reason: CloseReason | Literal["idle", "shutdown"]) -> None:
-        del self._feeds[feed.range]
-        del self._subscribers[feed]
-        feed.stop()
-        self._ending.add(feed)
-        logger.info("feed stop", extra={"range": str(feed.range), "reason": reason})
+        channel = self._channels.pop(ranges)
+        del self._subscribers[ranges]
+        if isinstance(channel, SelectedChannel):
+            channel.stop()
+            self._ended.add(channel)
+        for one in divide(ranges, self.feeds.pins):
+            self.feeds.release(one, ranges)
 
     # --- reports from feeds (``app.watch.feed.FeedOwner``) -----------------------------------------------------------
 
@@ -181,48 +245,60 @@ class Registry(Sized):
 
     def view_reclaimed(self, feed: Feed) -> None:
         """See ``FeedOwner``."""
-        for subscriber in self._subscribers.get(feed, ()):
-            if subscriber.reader is not None:
-                subscriber.reader.drop_snapshot()
+        for ranges in self.feeds.holders(feed.range):
+            for subscriber in self._subscribers.get(ranges, ()):
+                if subscriber.reader is not None:
+                    subscriber.reader.drop_snapshot()
 
     def failed(self, feed: Feed, reason: CloseReason) -> None:
         """See ``FeedOwner``."""
-        if self._feeds.get(feed.range) is not feed:
+        if self.feeds.get(feed.range) is not feed:
             return
-        timer = self._linger_timers.pop(feed.range, None)
-        if timer is not None:
-            timer.cancel()
-        self._counts.drop(feed.range)
-        subscribers = list(self._subscribers[feed])
-        self._end(feed, reason)
+        holders = list(self.feeds.holders(feed.range))
+        self.feeds.failed(feed, reason)
+        for ranges in holders:
+            self._send_channel_away(ranges, reason)
+
+    def _send_channel_away(self, ranges: Ranges, reason: CloseReason) -> None:
+        """End a channel, and close its subscribers for *reason*."""
+        self._counts.drop(ranges)
+        subscribers = list(self._subscribers[ranges])
+        self._close(ranges)
         for subscriber in subscribers:
             subscriber.close(reason)
-        if reason == TooLargeError.close_reason:
-            self._too_large[feed.range] = self._clock() + TOO_LARGE_PAUSE
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Check each feed's staleness, and the age of what its log holds, once a second, for ever."""
+        """Start the pins. Then check, once a second for ever, how stale and how old everything is."""
         while True:
-            await asyncio.sleep(TICK)
-            for feed in list(self._feeds.values()):
-                feed.check_staleness()
-            now = self._clock()
-            self._too_large = {watched: until for watched, until in self._too_large.items() if until > now}
+            if not self.draining:
+                self.feeds.check_all()
+            for channel in list(self._selected()):
+                channel.check()
+                if channel.must_close:
+                    self._send_channel_away(channel.ranges, "unavailable")
             await self._join_ended()
+            await asyncio.sleep(TICK)
+
+    def _selected(self) -> Iterator[SelectedChannel]:
+        return (channel for channel in self._channels.values() if isinstance(channel, SelectedChannel))
+
+    def _holders_of_memory(self) -> list[Holder]:
+        return [*self.feeds, *self._selected()]
 
     def restored(self) -> None:
         """Restart every feed, because the cluster's history has been replaced."""
-        for feed in list(self._feeds.values()):
+        for feed in self.feeds:
             feed.restored()
 
     def drain(self) -> float:
         """Refuse new subscribers, and close the present ones over time. Return the seconds until all are closed."""
         if not self.draining:
             self.draining = True
-            for watched in list(self._linger_timers):
-                self._expire(watched)
+            for ranges in list(self._linger_timers):
+                self._expire(ranges)
+            self.feeds.stop_pins()
             # Random order, so that one range's clients reconnect to other instances spread over the whole window.
             leaving = sorted(self.subscribers(), key=lambda _: self._draw())
             drain = Drain(len(leaving), window=self.limits.drain_window, pace=self.limits.drain_pace)
@@ -248,54 +324,80 @@ class Registry(Sized):
         """End every feed, even one with subscribers."""
         self.drain()
         self.send_all_away()
-        for feed in list(self._feeds.values()):
-            self._counts.drop(feed.range)
-            self._end(feed, "shutdown")
+        for ranges in list(self._channels):
+            self._counts.drop(ranges)
+            self._close(ranges)
+        for feed in self.feeds:
+            self.feeds.end(feed, "shutdown")
         await self._join_ended()
 
     async def _join_ended(self) -> None:
-        ended, self._ending = self._ending, set()
-        for feed in ended:
+        channels, self._ended = self._ended, set()
+        feeds, self.feeds.ended = self.feeds.ended, set()
+        for channel in channels:
+            await channel.join()
+        for feed in feeds:
             await feed.join()
 
     # --- inspection --------------------------------------------------------------------------------------------------
 
-    def feeds(self) -> list[Feed]:
-        """Return all registered feeds."""
-        return list(self._feeds.values())
+    def channel(self, ranges: Ranges) -> Channel | None:
+        """Return the channel of *ranges*, or None."""
+        return self._channels.get(ranges)
 
-    def feed(self, watched: KeyRange) -> Feed | None:
-        """Return the registered feed of a range, or None."""
-        return self._feeds.get(watched)
-
-    def subscribers(self, feed: Feed | None = None) -> list[Subscriber]:
-        """Return all subscribers, or only those of *feed*."""
-        if feed is not None:
-            return list(self._subscribers.get(feed, ()))
+    def subscribers(self, ranges: Ranges | None = None) -> list[Subscriber]:
+        """Return all subscribers, or only those of one channel."""
+        if ranges is not None:
+            return list(self._subscribers.get(ranges, ()))
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
-    def statistics(self, only: KeyRange | None = None) -> RegistryStatistics:
-        """Return what the registry holds now. *only*: of the feeds, include just the one of this range."""
+    def statistics(self, only: Ranges | None = None) -> RegistryStatistics:
+        """Return what the registry holds now. *only*: the channel of these ranges alone, and its feeds."""
+        channels = {
+            ranges: self._channel_statistics(ranges, channel)
+            for ranges, channel in self._channels.items()
+            if only is None or ranges == only
+        }
+        watched = None if only is None else divide(only, self.feeds.pins)
         return RegistryStatistics(
+            channels=tuple(channels.values()),
             feeds=tuple(
                 feed.statistics(
-                    subscribers=len(members), lag=max((subscriber.behind for subscriber in members), default=0)
+                    channels=len(self.feeds.holders(feed.range)),
+                    subscribers=sum(len(self._subscribers[ranges]) for ranges in self.feeds.holders(feed.range)),
+                    lag=max((self._lag(ranges) for ranges in self.feeds.holders(feed.range)), default=0),
                 )
-                for feed, members in self._subscribers.items()
-                if only is None or feed.range == only
+                for feed in self.feeds
+                if watched is None or feed.range in watched
             ),
             subscribers=self._total,
             bytes=self.memory.bytes,
             bytes_max=self.memory.budget.limit,
             draining=self.draining,
-            feeds_started=self.feeds_started,
+            feeds_started=self.feeds.started,
             events=self.events,
+            pins=len(self.feeds.pins),
+            pins_unavailable=sum(bool(pin.trouble) for pin in self.feeds.pins.values()),
         )
 
-    def subscriber_statistics(self, watched: KeyRange) -> list[SubscriberStatistics]:
-        """Return what ``/v1/feeds`` reports about the subscribers of one range."""
-        feed = self._feeds.get(watched)
-        return [subscriber.statistics(self._clock()) for subscriber in self._subscribers.get(feed, ())] if feed else []
+    def _lag(self, ranges: Ranges) -> int:
+        return max((subscriber.behind for subscriber in self._subscribers[ranges]), default=0)
+
+    def _channel_statistics(self, ranges: Ranges, channel: Channel) -> ChannelStatistics:
+        return ChannelStatistics(
+            ranges=ranges,
+            feeds=tuple(divide(ranges, self.feeds.pins)),
+            revision=channel.history.log.tip,
+            keys=channel.keys,
+            bytes=channel.bytes if isinstance(channel, SelectedChannel) else 0,
+            stale=bool(channel.stale_ranges),
+            subscribers=len(self._subscribers[ranges]),
+            lag=self._lag(ranges),
+        )
+
+    def subscriber_statistics(self, ranges: Ranges) -> list[SubscriberStatistics]:
+        """Return what ``/v1/feeds`` reports about the subscribers of one channel."""
+        return [subscriber.statistics(self._clock()) for subscriber in self._subscribers.get(ranges, ())]
 
     def __len__(self) -> int:
         """Return the number of subscribers, including those that are leaving."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..core.feed import State
 from ..core.keys import KeyRange
+from ..core.selection import Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,33 @@ class FeedStatistics:
     stale: bool
     backfilling: bool  # a second watch reads history for old cursors
     trouble: str  # why it is not live; empty if the reason is not known
+    pinned: bool
+    channels: int  # that hold it
+    subscribers: int  # of all its channels
+    lag: int  # revisions that the slowest subscriber has not been sent yet
+
+    @property
+    def lingering(self) -> bool:
+        """Whether the feed has no subscriber, and ends if none comes."""
+        return self.subscribers == 0 and not self.pinned
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """One channel, with a summary of its subscribers."""
+
+    ranges: Ranges
+    feeds: tuple[KeyRange, ...]  # that it is made from
+    revision: int  # the revision up to which its log is known to be complete
+    keys: int
+    bytes: int  # beside what its feeds hold
+    stale: bool
     subscribers: int
     lag: int  # revisions that the slowest subscriber has not been sent yet
 
     @property
     def lingering(self) -> bool:
-        """Whether the feed has no subscriber."""
+        """Whether the channel has no subscriber."""
         return self.subscribers == 0
 
 
@@ -47,6 +69,7 @@ class FeedStatistics:
 class RegistryStatistics:
     """All feeds, and counts since the process began."""
 
+    channels: tuple[ChannelStatistics, ...]
     feeds: tuple[FeedStatistics, ...]
     subscribers: int  # including those that are leaving
     bytes: int  # held by all feeds, including what is being read for them
@@ -54,3 +77,5 @@ class RegistryStatistics:
     draining: bool
     feeds_started: int
     events: int  # published by all feeds, ended ones included
+    pins: int
+    pins_unavailable: int

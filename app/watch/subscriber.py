@@ -1,4 +1,4 @@
-"""One subscriber of a feed: its hold on the feed, and what the registry and ``/v1/feeds`` see of it."""
+"""One subscriber of a channel: its hold on the channel, and what the registry and ``/v1/feeds`` see of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .statistics import SubscriberStatistics
 
 if TYPE_CHECKING:
     from ..core.reader import Reader
-    from .feed import Feed
+    from .channel import Channel
 
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """Holds its feed until ``release``, which must be called however the stream ends. Also a context manager."""
+    """Holds its channel until ``release``, which must be called however the stream ends. Also a context manager."""
 
-    feed: Feed
+    channel: Channel
     address: str
     user_agent: str
     request_id: str
@@ -40,7 +40,7 @@ class Subscriber:
 
     @property
     def behind(self) -> int:
-        """The number of revisions of its range that the subscriber has not been sent yet."""
+        """The number of revisions of its selection that the subscriber has not been sent yet."""
         return self.reader.behind if self.reader is not None else 0
 
     def statistics(self, now: float) -> SubscriberStatistics:
@@ -62,7 +62,7 @@ class Subscriber:
                 self.on_close()
 
     def release(self) -> None:
-        """Release the feed. Synchronous and idempotent."""
+        """Release the channel. Synchronous and idempotent."""
         if not self.released:
             self.released = True
             self.on_release(self)

@@ -70,7 +70,7 @@ def test_without_a_token_any_header_will_do() -> None:
 )
 def test_a_range_inside(watched: KeyRange) -> None:
     """A range is inside if one of the prefixes contains all of it."""
-    AccessPolicy([b"/svc/", b"\xff"], None).authorize(watched)
+    AccessPolicy([b"/svc/", b"\xff"], None).authorize((watched,))
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_a_range_inside(watched: KeyRange) -> None:
 def test_a_range_outside(watched: KeyRange) -> None:
     """A range that is partly outside is refused, and the error names the parameter."""
     with pytest.raises(ForbiddenError) as caught:
-        AccessPolicy([b"/svc/", b"\xff"], None).authorize(watched)
+        AccessPolicy([b"/svc/", b"\xff"], None).authorize((watched,))
 
     assert caught.value.parameter == watched.kind
 
 
 def test_the_empty_prefix_is_every_key() -> None:
     """The empty prefix allows every key; no prefix at all allows none."""
-    AccessPolicy([b""], None).authorize(KeyRange("prefix", b""))
+    AccessPolicy([b""], None).authorize((KeyRange("prefix", b""),))
     with pytest.raises(ForbiddenError):
-        AccessPolicy([], None).authorize(KeyRange("key", b"a"))
+        AccessPolicy([], None).authorize((KeyRange("key", b"a"),))

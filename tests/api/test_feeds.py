@@ -63,7 +63,7 @@ async def test_subscribers_only_of_a_range_that_is_named(
     assert others == []
 
 
-@pytest.mark.parametrize("query", ["bogus=1", "prefix=/a/&key=b", "prefix=%zz"])
+@pytest.mark.parametrize("query", ["bogus=1", "prefix=/a/&key=", "prefix=%zz"])
 async def test_a_wrong_query(http: httpx.AsyncClient, query: str) -> None:
     """A wrong query is refused, as at every endpoint."""
     answer = await http.get(f"/v1/feeds?{query}")

@@ -75,8 +75,8 @@ async def test_all_of_a_request(gateway: Gateway) -> None:
         x_request_id="req-1",
     )
 
-    assert asked.shape.range == KeyRange("key", b"\xff")
-    assert (asked.shape.encoding, asked.snapshot) == ("base64", False)
+    assert asked.selection.ranges == (KeyRange("key", b"\xff"),)
+    assert (asked.selection.encoding, asked.snapshot) == ("base64", False)
     assert asked.cursor == parse_cursor(A)
     assert (asked.address, asked.user_agent, asked.request_id) == ("127.0.0.1:1", "u" * 256, "req-1")
 
@@ -85,8 +85,8 @@ async def test_defaults(gateway: Gateway) -> None:
     """A request with nothing but a prefix has the defaults."""
     asked = understood(gateway, b"prefix=")
 
-    assert asked.shape.range == KeyRange("prefix", b"")
-    assert (asked.shape.encoding, asked.snapshot, asked.cursor, asked.user_agent) == ("auto", True, None, "")
+    assert asked.selection.ranges == (KeyRange("prefix", b""),)
+    assert (asked.selection.encoding, asked.snapshot, asked.cursor, asked.user_agent) == ("auto", True, None, "")
 
 
 @pytest.mark.parametrize(("method", "refused"), [("GET", 1), ("HEAD", 0)])
@@ -104,7 +104,7 @@ async def test_nothing_is_held_by_asking(gateway: Gateway) -> None:
     await Watch(gateway).get(Request(http_scope("/v1/watch", b"prefix=/svc/")))
 
     assert len(gateway.registry) == 0
-    assert gateway.registry.feeds() == []
+    assert list(gateway.registry.feeds) == []
 
 
 @pytest.mark.parametrize("query", [b"", b"prefix=&limit=1", b"prefix=&format=json", b"prefix=&snapshot=2"])

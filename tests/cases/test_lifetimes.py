@@ -9,6 +9,7 @@ import pytest
 
 from app.core.keys import KeyRange
 from app.core.refcounts import RefCounts
+from app.core.selection import Ranges
 from app.gateway import Gateway
 from app.settings import load
 from app.watch.subscriber import Subscriber
@@ -19,6 +20,7 @@ from tests.support.asgi_client import OURS, released
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
+from tests.support.feeds import followed
 from tests.support.gateway import gateway
 from tests.support.proxy import proxy
 from tests.support.waiting import HANG, eventually
@@ -64,7 +66,7 @@ async def _fake() -> AsyncIterator[FakeEtcd]:
 
 def hold(gateway: Gateway) -> Subscriber:
     """Subscribe; the test chooses when, and when to release."""
-    return gateway.registry.subscribe(SVC, address="", user_agent="", request_id="", has_cursor=False)
+    return gateway.registry.subscribe((SVC,), address="", user_agent="", request_id="", has_cursor=False)
 
 
 @pytest.mark.parametrize("first", ["join", "end"])
@@ -75,9 +77,10 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
         loop = asyncio.get_running_loop()
         for _ in range(5):
             before = hold(gateway)
-            await eventually(lambda feed=before.feed: true(feed.core.history.joinable))  # type: ignore[misc]
+            kept = followed(before)
+            await eventually(lambda feed=kept: true(feed.core.history.joinable))  # type: ignore[misc]
             before.release()
-            timer = gateway.registry._linger_timers[SVC]
+            timer = gateway.registry._linger_timers[(SVC,)]
             turn: list[str] = []
             taken: list[Subscriber] = []
 
@@ -91,17 +94,17 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             await eventually(lambda turn=turn: true("next turn" in turn))  # type: ignore[misc]
             assert turn.index("next turn") == 2, "the join and the end of the linger must be due in the same turn"
             (subscriber,) = taken
-            assert (subscriber.feed is before.feed) == (first == "join")
+            assert (followed(subscriber) is followed(before)) == (first == "join")
             # Whichever feed it is, it is the registered one, follows etcd and gets the event.
-            assert gateway.registry.feeds() == [subscriber.feed]
+            assert list(gateway.registry.feeds) == [followed(subscriber)]
             revision = fake.put(b"/svc/a", b"2")
-            feed = subscriber.feed
+            feed = followed(subscriber)
             await eventually(lambda feed=feed, at=revision: true(feed.core.history.log.tip >= at))  # type: ignore[misc]
             assert feed.core.history.view is not None
             await eventually(lambda: true((fake.open_watchers, fake.open_streams) == (1, 1)))
             subscriber.release()
             await released(gateway, fake)
-            counts: RefCounts[KeyRange] = gateway.registry._counts
+            counts: RefCounts[Ranges] = gateway.registry._counts
             assert (len(counts), gateway.registry._linger_timers, gateway.registry._subscribers) == (0, {}, {})
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith(OURS)] == []
 

@@ -181,7 +181,7 @@ async def test_history_that_does_not_fit(
         old = re.findall("^id: (.*)$", first.text, re.MULTILINE)[-1]
         first.leaves.set()
         await first.task
-        await eventually(lambda: true(len(gateway.registry.feeds()) == 1))
+        await eventually(lambda: true(len(gateway.registry.feeds) == 1))
         await kv.transact(large(0))
         await kv.transact({"/svc/a": "2", "/live/a": "2"})
         async with contextlib.AsyncExitStack() as stack:

@@ -165,7 +165,7 @@ def cursor_of_another_request() -> None:
 
     def join_anyhow(self: Reader, size: int) -> bytes:
         if self._asked is not None and self._asked.epoch and self._history.joinable:
-            epoch = self._epoch_of(self._history.cluster_id, self._shape)
+            epoch = self._epoch_of(self._history.cluster_id, self._selection)
             self._asked = Cursor(epoch, self._asked.revision)
         return join(self, size)
 

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.keys import KeyRange, Kind, prefix_end
-from app.core.query import parse_query, parse_range
+from app.core.query import parse_query, parse_ranges
 
 # Few distinct bytes, so that keys share prefixes and carry.
 tight = st.lists(st.sampled_from([0x00, 0x01, 0x2F, 0x61, 0xFE, 0xFF]), max_size=5).map(bytes)
@@ -69,7 +69,7 @@ def test_the_name_of_a_range_is_the_query_that_asks_for_it(kind: Kind, name: byt
     found = parse_query(text.encode(), {"prefix", "key"})
     assert found == {kind: name}
     if name or kind == "prefix":
-        assert parse_range(found) == watched
+        assert parse_ranges(found) == (watched,)
 
 
 @given(kind=st.sampled_from(["prefix", "key"]), name=names.filter(bool), allowed=names, key=names)

@@ -229,7 +229,7 @@ def test_history_that_does_not_fit_loses_its_old_end() -> None:
 
 # --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
 
-REPRESENTATION = ("sse", "auto", "01234567")
+REPRESENTATION = ("sse", "auto", "01234567", False)
 
 
 def log_of(*revisions: int) -> Log:

@@ -34,7 +34,7 @@ def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -
     text = page.token()
     (found,) = parse_query(f"page={text}".encode(), {"page"}).values()
     assert found == text.encode()
-    assert parse_page_token(found, EVERYTHING) == page
+    assert parse_page_token(found, (EVERYTHING,)) == page
 
 
 @given(st.one_of(st.binary(max_size=40), st.binary(max_size=30).map(token)))
@@ -48,7 +48,7 @@ def test_no_token_raises_anything_else(text: bytes) -> None:
     """A client may send any text: it is a page of this range, or a bad request that names the parameter."""
     parameter, page = "page", None
     try:
-        page = parse_page_token(text, SERVICES)
+        page = parse_page_token(text, (SERVICES,))
     except BadRequestError as error:
         parameter = str(error.parameter)
     assert parameter == "page"
@@ -59,7 +59,7 @@ def test_no_token_raises_anything_else(text: bytes) -> None:
 def test_what_is_no_token(text: bytes) -> None:
     """The error says where to take tokens from."""
     with pytest.raises(BadRequestError, match="'page' is not a token of this gateway; use the value of 'next_page'"):
-        parse_page_token(text, SERVICES)
+        parse_page_token(text, (SERVICES,))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_is_no_token(text: bytes) -> None:
 def test_a_token_does_not_reach_out_of_its_range(page: PageToken) -> None:
     """No token reads outside its range, by which a request is authorized, or at a revision that etcd cannot have."""
     with pytest.raises(BadRequestError, match="'page' belongs to another range") as caught:
-        parse_page_token(page.token().encode(), SERVICES)
+        parse_page_token(page.token().encode(), (SERVICES,))
     assert caught.value.parameter == "page"
 
 
@@ -83,4 +83,4 @@ def test_the_bounds_of_a_revision_are_its_own() -> None:
     """The first and the last revision that etcd can have are valid pages."""
     for revision in (1, (1 << 63) - 1):
         page = PageToken("16214fff", revision, b"/svc/")
-        assert parse_page_token(page.token().encode(), SERVICES) == page
+        assert parse_page_token(page.token().encode(), (SERVICES,)) == page

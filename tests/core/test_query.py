@@ -9,14 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.errors import BadRequestError
-from app.core.keys import KeyRange
 from app.core.query import (
     MAX_KEY_BYTES,
     parse_choice,
     parse_flag,
     parse_number,
     parse_query,
-    parse_range,
+    parse_ranges,
     text,
 )
 
@@ -103,8 +102,6 @@ def test_what_a_query_says(raw: bytes, found: dict[str, bytes]) -> None:
         (b"%ff=1", "unknown-parameter", "\\xff", "unknown parameter"),
         (b"x" * 99 + b"=1", "unknown-parameter", "x" * 64, "'" + "x" * 64 + "'"),
         (b"limit=1&limit=1", "repeated-parameter", "limit", "'limit' must be given only once"),
-        (b"key=a&key=b", "repeated-parameter", "key", "several ranges on one stream are not supported yet"),
-        (b"prefix=a&%70refix=b", "repeated-parameter", "prefix", "several ranges"),
         (b"key=100%", "invalid-parameter", "key", "write a percent sign as '%25'"),
         (b"key=%2", "invalid-parameter", "key", "without two hex digits"),
         (b"key=%zz", "invalid-parameter", "key", "without two hex digits"),
@@ -119,42 +116,39 @@ def test_what_a_query_may_not_say(raw: bytes, code: str, parameter: str, detail:
     assert detail in caught.value.detail
 
 
-def test_only_ranges_are_told_that_one_is_the_most() -> None:
-    """Only a repeated range gets the hint that one range is the most; a repeated limit does not."""
-    with pytest.raises(BadRequestError) as caught:
-        parse_query(b"limit=1&limit=2", KNOWN)
-    assert "ranges" not in caught.value.detail
+@pytest.mark.parametrize(
+    ("raw", "names"),
+    [
+        (b"key=/a", ["key=/a"]),
+        (b"prefix=/a", ["prefix=/a"]),
+        (b"prefix=", ["prefix="]),
+        (b"key=" + b"k" * MAX_KEY_BYTES, ["key=" + "k" * MAX_KEY_BYTES]),
+        (b"prefix=" + b"k" * MAX_KEY_BYTES + b"&limit=1", ["prefix=" + "k" * MAX_KEY_BYTES]),
+        (b"prefix=/b/&key=/a&prefix=/c/", ["key=/a", "prefix=/b/", "prefix=/c/"]),
+        (b"prefix=/a/&%70refix=/a/b/&key=/a/c&key=/d&key=/d", ["prefix=/a/", "key=/d"]),
+        (b"&".join(b"key=%d" % number for number in range(32)), sorted(f"key={number}" for number in range(32))),
+    ],
+)
+def test_ranges_are_keys_and_prefixes(raw: bytes, names: list[str]) -> None:
+    """The ranges are in canonical order. The empty prefix means all keys, on purpose."""
+    assert [str(one) for one in parse_ranges(parse_query(raw, KNOWN))] == names
 
 
 @pytest.mark.parametrize(
-    ("query", "watched"),
+    ("raw", "code", "parameter"),
     [
-        ({"key": b"/a"}, KeyRange("key", b"/a")),
-        ({"prefix": b"/a"}, KeyRange("prefix", b"/a")),
-        ({"prefix": b""}, KeyRange("prefix", b"")),
-        ({"key": b"k" * MAX_KEY_BYTES}, KeyRange("key", b"k" * MAX_KEY_BYTES)),
-        ({"prefix": b"k" * MAX_KEY_BYTES, "limit": b"1"}, KeyRange("prefix", b"k" * MAX_KEY_BYTES)),
+        (b"", "missing-parameter", "prefix"),
+        (b"key=", "invalid-parameter", "key"),
+        (b"prefix=/a&key=", "invalid-parameter", "key"),
+        (b"key=" + b"k" * (MAX_KEY_BYTES + 1), "too-long", "key"),
+        (b"prefix=" + b"k" * (MAX_KEY_BYTES + 1), "too-long", "prefix"),
+        (b"prefix=a&" * 32 + b"key=b", "selection-too-wide", "key"),
     ],
 )
-def test_a_range_is_a_key_or_a_prefix(query: dict[str, bytes], watched: KeyRange) -> None:
-    """The empty prefix means all keys, on purpose."""
-    assert parse_range(query) == watched
-
-
-@pytest.mark.parametrize(
-    ("query", "code", "parameter"),
-    [
-        ({}, "missing-parameter", "prefix"),
-        ({"key": b"/a", "prefix": b"/a"}, "conflicting-parameters", "key"),
-        ({"key": b""}, "invalid-parameter", "key"),
-        ({"key": b"k" * (MAX_KEY_BYTES + 1)}, "too-long", "key"),
-        ({"prefix": b"k" * (MAX_KEY_BYTES + 1)}, "too-long", "prefix"),
-    ],
-)
-def test_no_range(query: dict[str, bytes], code: str, parameter: str) -> None:
-    """An empty key does not mean all keys."""
+def test_no_ranges(raw: bytes, code: str, parameter: str) -> None:
+    """An empty key does not mean all keys, and a request has at most 32 ranges."""
     with pytest.raises(BadRequestError) as caught:
-        parse_range(query)
+        parse_ranges(parse_query(raw, KNOWN))
     assert (caught.value.code, caught.value.parameter) == (code, parameter)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.core.cursor import NOTHING, UNREADABLE, Cursor, Shape, parse_cursor
+from app.core.cursor import NOTHING, UNREADABLE, Cursor, parse_cursor
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore
 from app.core.feed_messages import Probed, Restored, SnapshotTaken, Start, WantBackfill
@@ -19,16 +19,17 @@ from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress
 from app.core.reader import Phase, Reader, Wants
+from app.core.selection import Selection
 from app.core.snapshot import Snapshot
 
-SHAPE = Shape(KeyRange("prefix", b"/a/"))
+SELECTION = Selection((KeyRange("prefix", b"/a/"),))
 EPOCH = "00000001"
 PLENTY = 1 << 40
 pytestmark = pytest.mark.usefixtures("one_item_blocks")
 KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/a/\xff")
 
 
-def epoch_of(cluster_id: int, _shape: Shape) -> str:
+def epoch_of(cluster_id: int, _selection: Selection) -> str:
     """An epoch that shows its cluster."""
     return f"{cluster_id:08x}"
 
@@ -78,14 +79,21 @@ def reader(
     core: FeedCore,
     cursor: Cursor | None = None,
     *,
-    shape: Shape = SHAPE,
+    selection: Selection = SELECTION,
     form: str = "ndjson",
     snapshot: bool = True,
     heartbeat: float = 15.0,
 ) -> Reader:
     """A reader as the stream makes it."""
     return Reader(
-        core.history, core.backfill, shape, epoch_of, form=form, cursor=cursor, snapshot=snapshot, heartbeat=heartbeat
+        core.history,
+        core.backfill,
+        selection,
+        epoch_of,
+        form=form,
+        cursor=cursor,
+        snapshot=snapshot,
+        heartbeat=heartbeat,
     )
 
 
@@ -175,7 +183,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     def note(self) -> None:
         """Record the true state at the tip."""
-        self.histories[epoch_of(self.cluster, SHAPE)][self.core.history.log.tip] = self.shown()
+        self.histories[epoch_of(self.cluster, SELECTION)][self.core.history.log.tip] = self.shown()
 
     @rule(change=change, gap=st.integers(1, 3))
     def write(self, change: dict[bytes, bool], gap: int) -> None:
@@ -189,7 +197,7 @@ class ReaderMachine(RuleBasedStateMachine):
             elif self.now.pop(key, None) is not None:
                 events.append(Delete(key, revision))
         if events:
-            before, tip = self.histories[epoch_of(self.cluster, SHAPE)], self.core.history.log.tip
+            before, tip = self.histories[epoch_of(self.cluster, SELECTION)], self.core.history.log.tip
             before |= dict.fromkeys(range(tip, revision), before[tip])
             self.core.handle(Batches((Batch(revision, events),)), 0.0)
             self.note()
@@ -212,7 +220,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.cluster += 1
         revision = max(1, self.core.history.log.tip - back)
         self.now = {KEYS[0]: put(revision)} if same else {}
-        self.histories[epoch_of(self.cluster, SHAPE)] = {}
+        self.histories[epoch_of(self.cluster, SELECTION)] = {}
         restore(self.core, *self.now.values(), revision=revision, cluster_id=self.cluster)
         self.note()
 
@@ -644,12 +652,12 @@ def test_staleness_is_told_once() -> None:
     """Staleness is sent once; a client assumes live at first."""
     one = reader(live())
     one.read(PLENTY)
-    assert one.tell_staleness(None) == b""
-    (stale,) = parse(one.tell_staleness("2026-01-01T00:00:00Z"))
+    assert one.tell_staleness((), None) == b""
+    (stale,) = parse(one.tell_staleness(SELECTION.ranges, "2026-01-01T00:00:00Z"))
     assert stale == {"type": "status", "state": "stale", "since": "2026-01-01T00:00:00Z", "ranges": ["prefix=/a/"]}
-    assert one.tell_staleness("2026-01-01T00:00:00Z") == b""
-    assert parse(one.tell_staleness(None)) == [{"type": "status", "state": "live", "ranges": ["prefix=/a/"]}]
-    assert one.tell_staleness(None) == b""
+    assert one.tell_staleness(SELECTION.ranges, "2026-01-01T00:00:00Z") == b""
+    assert parse(one.tell_staleness((), None)) == [{"type": "status", "state": "live", "ranges": ["prefix=/a/"]}]
+    assert one.tell_staleness((), None) == b""
 
 
 @pytest.mark.parametrize("since", [None, "2026-01-01T00:00:00Z"])
@@ -658,11 +666,13 @@ def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
     core = live(bounds=Bounds(batches=1))
     one = reader(core)
     one.read(PLENTY)
-    assert one.tell_staleness("2026-01-01T00:00:00Z")
+    assert one.tell_staleness(SELECTION.ranges, "2026-01-01T00:00:00Z")
     say(core, 101, 102)
     one.read(PLENTY)
-    assert parse(one.tell_staleness(since))[0]["state"] == ("stale" if since else "live")
-    assert one.tell_staleness(since) == b""
+    assert parse(one.tell_staleness(SELECTION.ranges if since else (), since))[0]["state"] == (
+        "stale" if since else "live"
+    )
+    assert one.tell_staleness(SELECTION.ranges if since else (), since) == b""
 
 
 def test_the_last_words() -> None:
@@ -691,7 +701,7 @@ def test_everybody_is_sent_the_same_bytes() -> None:
     """A revision is encoded once for all readers of one encoding; another encoding has its own bytes."""
     core = live()
     one, other = reader(core), reader(core)
-    base64 = reader(core, shape=Shape(SHAPE.range, "base64"))
+    base64 = reader(core, selection=Selection(SELECTION.ranges, "base64"))
     for each in (one, other, base64):
         each.read(PLENTY)
     say(core, 101)

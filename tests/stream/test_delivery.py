@@ -236,7 +236,7 @@ async def test_a_feed_that_fails_takes_no_other_with_it(
     failing, healthy = Client(gateway, swallow), Client(gateway, swallow, b"prefix=/other/")
     await synced(failing)
     await synced(healthy)
-    feed = gateway.registry.feed(KeyRange("prefix", b"/svc/"))
+    feed = gateway.registry.feeds.get(KeyRange("prefix", b"/svc/"))
     assert feed is not None
 
     def fail(core: FeedCore, given: FeedInput, now: float) -> Commands:

@@ -86,7 +86,12 @@ async def released(gateway: Gateway, fake: FakeEtcd) -> None:
     """Wait until the gateway has released everything: no subscriber, feed, watcher or stream is left."""
 
     async def holds_nothing() -> bool:
-        return (len(gateway.registry), gateway.registry.feeds(), fake.open_watchers, fake.open_streams) == (0, [], 0, 0)
+        return (len(gateway.registry), list(gateway.registry.feeds), fake.open_watchers, fake.open_streams) == (
+            0,
+            [],
+            0,
+            0,
+        )
 
     await eventually(holds_nothing)
 

@@ -12,6 +12,7 @@ from app.core.feed import State
 from app.core.multiplex import Batches, Created, Lost, Progress
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
+from tests.support.feeds import followed
 from tests.support.waiting import eventually
 from tests.watch.world import SVC, World
 
@@ -21,7 +22,7 @@ async def live(world: World, *, has_cursor: bool = False) -> Subscriber:
     subscriber = world.subscribe(has_cursor=has_cursor)
 
     async def so() -> bool:
-        return subscriber.feed.state is State.LIVE
+        return followed(subscriber).state is State.LIVE
 
     await eventually(so)
     return subscriber
@@ -46,9 +47,9 @@ async def test_history_is_read_by_a_watch_of_its_own() -> None:
     """The history's watch runs beside the feed's; after the proof it is gone, and the log covers the cursor."""
     world = World()
     subscriber = await live(world)
-    feed = subscriber.feed
+    feed = followed(subscriber)
     assert not feed.history.log.covers(60)
-    assert feed.want_backfill(60)
+    assert feed.want_older(60)
     assert feed.backfilling
     assert len(world.etcd.open) == 2
     await rests(feed)
@@ -61,7 +62,7 @@ async def test_a_cursor_out_of_reach_is_refused_at_once() -> None:
     """A refused cursor costs no request to etcd."""
     world = World()
     subscriber = await live(world)
-    assert not subscriber.feed.want_backfill(49)
+    assert not followed(subscriber).want_older(49)
     assert len(world.etcd.open) == 1
     await over(world, subscriber)
 
@@ -70,9 +71,9 @@ async def test_a_read_that_is_not_done_in_time_is_given_up(monkeypatch: pytest.M
     """The watch of the history sends nothing in time, so the read ends. The feed goes on as before."""
     world = World(sync_timeout=0.01)
     subscriber = await live(world)
-    feed = subscriber.feed
+    feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_backfill(60)
+    assert feed.want_older(60)
     await rests(feed)
     assert (feed.state, subscriber.closing) == (State.LIVE, None)
     assert feed.core.backfill.why_not(60) == "unproven"
@@ -88,8 +89,8 @@ async def test_a_probe_that_fails_ends_the_read(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(world.etcd, "probe", fail)
     subscriber = await live(world)
-    feed = subscriber.feed
-    assert feed.want_backfill(60)
+    feed = followed(subscriber)
+    assert feed.want_older(60)
     await rests(feed)
     assert not feed.history.log.covers(60)
     assert feed.core.backfill.why_not(60) == "unproven"
@@ -100,9 +101,9 @@ async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: p
     """The unproven history is dropped, together with its watch; the feed stays."""
     world = World()
     subscriber = await live(world)
-    feed = subscriber.feed
+    feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_backfill(60)
+    assert feed.want_older(60)
     feed._backfill.handle(Created(100))
     feed._backfill.handle(Batches(()))
     assert feed.core.backfill.stage is Stage.READING
@@ -117,9 +118,9 @@ async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pyte
     """The reader that waited for the history gets a reset with the reason."""
     world = World()
     subscriber = await live(world)
-    feed = subscriber.feed
+    feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_backfill(60)
+    assert feed.want_older(60)
 
     def fail(*_args: object) -> Any:
         raise RuntimeError("seeded")
@@ -137,14 +138,14 @@ async def test_a_feed_that_ends_stops_the_read(monkeypatch: pytest.MonkeyPatch) 
     """A feed that ends stops the read of history, although the history's watch has sent nothing yet."""
     world = World()
     subscriber = await live(world)
-    feed = subscriber.feed
+    feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_backfill(60)
+    assert feed.want_older(60)
     feed._backfill.handle(Lost("broken"))
     assert feed.backfilling, "the read must have begun again"
     await over(world, subscriber)
     assert not feed.backfilling
-    assert world.registry.feed(SVC) is None
+    assert world.registry.feeds.get(SVC) is None
 
 
 def silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -11,9 +10,9 @@ from app.core.budget import Hold, Use
 from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
 from app.core.multiplex import WatchCallback
-from app.core.snapshot import Snapshot
 from app.watch.memory import Holder
 from app.watch.subscriber import Subscriber
+from tests.support.feeds import followed
 from tests.watch.world import A, StubWatch, Trap, World
 
 CALLS = (
@@ -36,7 +35,7 @@ async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: 
         await world.told(subscribers[-1])
     for subscriber in subscribers:
         if subscriber.closing is None:
-            subscriber.feed.check_staleness()
+            followed(subscriber).check_staleness()
     world.trap.armed = False
     for subscriber in subscribers:
         assert subscriber.closing in (None, "unavailable")
@@ -47,7 +46,7 @@ async def test_whatever_raises_nobody_waits_and_nothing_is_left(call: str, nth: 
     subscriber = world.subscribe()
     await world.told(subscriber)
     assert subscriber.closing is None
-    assert subscriber.feed.core.history.log.covers(60)
+    assert followed(subscriber).core.history.log.covers(60)
     subscriber.release()
     await world.empty()
 
@@ -64,7 +63,7 @@ async def test_what_a_start_needs_is_told_at_once(call: str, has_cursor: bool) -
         try:
             subscriber = world.subscribe(has_cursor=has_cursor)
         except RuntimeError:
-            assert world.registry.feeds() == []
+            assert list(world.registry.feeds) == []
         else:
             await world.told(subscriber)
             assert subscriber.closing == "unavailable"
@@ -80,8 +79,8 @@ async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
 
     def watch(watched: KeyRange, start: int, sink: WatchCallback, *, stream_kind: StreamKind) -> StubWatch:
         del stream_kind
-        feed = world.registry.feed(watched)
-        found.append(feed is not None and world.registry.subscribers(feed) != [])
+        feed = world.registry.feeds.get(watched)
+        found.append(feed is not None and world.registry.subscribers((watched,)) != [])
         return StubWatch(world.etcd, start, sink)
 
     world.etcd.watch = watch  # type: ignore[assignment,method-assign]
@@ -140,7 +139,7 @@ async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
     world = World()
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)
-    feed = subscriber.feed
+    feed = followed(subscriber)
     before = world.etcd.snapshots
     found = await asyncio.gather(*[feed.fresh_snapshot(100) for _ in range(3)])
     assert world.etcd.snapshots == before + 1
@@ -151,41 +150,4 @@ async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
     assert await feed.fresh_snapshot(101) is None, "etcd has not reached this revision"
     del found
     subscriber.release()
-    await world.empty()
-
-
-async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
-    """No owner would release the snapshot's memory."""
-    world = World()
-    subscriber = world.subscribe(has_cursor=False)
-    await world.told(subscriber)
-    feed = subscriber.feed
-    subscriber.release()
-    before = world.etcd.snapshots
-    assert await feed.fresh_snapshot(100) is None
-    assert world.etcd.snapshots == before
-    await world.empty()
-
-
-async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -> None:
-    """The read is cancelled, but not the reader that waits for it. A reader that is cancelled stays cancelled."""
-    world = World()
-    subscriber = world.subscribe(has_cursor=False)
-    await world.told(subscriber)
-    began = asyncio.Event()
-
-    async def never(_watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        del budget
-        began.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    world.etcd.snapshot = never  # type: ignore[method-assign]
-    waiting, leaving = (asyncio.create_task(subscriber.feed.fresh_snapshot(100)) for _ in range(2))
-    await began.wait()
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    subscriber.release()
-    assert await waiting is None
     await world.empty()

@@ -11,7 +11,7 @@ from app.core.errors import UnavailableError
 from app.core.reader import Reader, Wants
 from app.core.snapshot import Snapshot
 from app.watch import joining
-from app.watch.feed import Feed
+from app.watch.channel import Channel
 from app.watch.joining import Joining
 from tests.support.waiting import HANG
 
@@ -28,7 +28,7 @@ class FakeFeed:
         self.revisions: list[int | Exception] = []
         self.snapshots: list[Snapshot | None] = []
 
-    def want_backfill(self, revision: int) -> bool:
+    def want_older(self, revision: int) -> bool:
         self.wanted.append(revision)
         return self.history
 
@@ -78,7 +78,7 @@ class Case:
         self.woken = asyncio.Event()
         self.failed: list[Exception] = []
         self.joining = Joining(
-            cast("Feed", self.feed),
+            cast("Channel", self.feed),
             cast("Reader", self.reader),
             sync_timeout=0.0,
             wake=self.woken.set,

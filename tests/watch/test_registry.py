@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -12,7 +12,9 @@ from app.core.feed import State
 from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
 from app.ports import Condition
+from app.watch import feeds
 from app.watch import registry as module
+from tests.support.feeds import followed
 from tests.support.waiting import eventually
 from tests.watch.world import SVC, StubEtcd, World
 
@@ -25,17 +27,17 @@ async def test_all_of_one_range_share_a_feed() -> None:
     world = World()
     registry = world.registry
     first, second, other = world.subscribe(), world.subscribe(), world.subscribe(OTHER)
-    assert first.feed is second.feed
-    assert other.feed is not first.feed
-    assert (len(registry), registry.feeds_started) == (3, 2)
-    assert registry.subscribers(first.feed) == [first, second]
+    assert followed(first) is followed(second)
+    assert followed(other) is not followed(first)
+    assert (len(registry), registry.feeds.started) == (3, 2)
+    assert registry.subscribers((SVC,)) == [first, second]
     assert registry.subscribers() == [first, second, other]
     first.release()
-    assert registry.feed(SVC) is second.feed
+    assert registry.feeds.get(SVC) is followed(second)
     second.release()
-    assert registry.feed(SVC) is None
-    assert second.feed.state is State.CLOSED
-    assert registry.feeds() == [other.feed]
+    assert registry.feeds.get(SVC) is None
+    assert followed(second).state is State.CLOSED
+    assert list(registry.feeds) == [followed(other)]
     other.release()
     await world.empty()
 
@@ -46,16 +48,16 @@ async def test_a_feed_that_nobody_holds_lingers() -> None:
     registry = world.registry
     first = world.subscribe()
     await world.told(first)
-    feed = first.feed
+    feed = followed(first)
     first.release()
-    assert registry.statistics(SVC).feeds[0].lingering
+    assert registry.statistics((SVC,)).feeds[0].lingering
     second = world.subscribe()
-    assert second.feed is feed
-    assert not registry.statistics(SVC).feeds[0].lingering
+    assert followed(second) is feed
+    assert not registry.statistics((SVC,)).feeds[0].lingering
     assert registry._linger_timers == {}
     second.release()
-    registry._linger_timers[SVC].cancel()
-    registry._expire(SVC)
+    registry._linger_timers[(SVC,)].cancel()
+    registry._expire((SVC,))
     await world.empty()
 
 
@@ -65,7 +67,7 @@ async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
     for watched in (SVC, OTHER):
         world.subscribe(watched).release()
     third = world.subscribe(THIRD)
-    assert [feed.range for feed in world.registry.feeds()] == [OTHER, THIRD]
+    assert [feed.range for feed in list(world.registry.feeds)] == [OTHER, THIRD]
     held = world.subscribe(OTHER)
     with pytest.raises(OverCapacityError, match="GATEWAY_MAX_FEEDS is 2") as refused:
         world.subscribe(SVC)
@@ -74,7 +76,7 @@ async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
     for subscriber in (third, held, again):
         subscriber.release()
     for watched in (OTHER, THIRD):
-        world.registry._expire(watched)
+        world.registry._expire((watched,))
     await world.empty()
 
 
@@ -84,10 +86,10 @@ async def test_no_more_subscribers_than_may_be() -> None:
     only = world.subscribe()
     only.close("max-age")
     with pytest.raises(OverCapacityError, match="GATEWAY_MAX_SUBSCRIBERS is 1") as refused:
-        world.registry.check(SVC)
+        world.registry.check((SVC,))
     assert refused.value.code == "too-many-subscribers"
     only.release()
-    world.registry.check(SVC)
+    world.registry.check((SVC,))
     await world.empty()
 
 
@@ -101,7 +103,7 @@ async def test_an_etcd_out_of_reach_refuses_whom_no_feed_can_serve(monkeypatch: 
     second = world.subscribe()
     with pytest.raises(UnavailableError):
         world.subscribe(OTHER)
-    assert world.registry.feed(OTHER) is None
+    assert world.registry.feeds.get(OTHER) is None
     served.release()
     second.release()
     await world.empty()
@@ -111,7 +113,7 @@ async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: 
     """The range's subscribers are notified; after a pause the range is tried again."""
     world = World()
 
-    async def too_large(_watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def too_large(_ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
         budget(world.registry.memory.budget.limit + 1)
         raise AssertionError("the budget has room for more than its limit")
 
@@ -120,13 +122,13 @@ async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: 
         subscriber = world.subscribe(has_cursor=False)
         await world.told(subscriber)
     assert subscriber.closing == "too-large"
-    assert world.registry.feeds() == []
+    assert list(world.registry.feeds) == []
     subscriber.release()
     await world.empty()
     with pytest.raises(TooLargeError):
         world.subscribe()
     now = world.clock()
-    world.registry._clock = lambda: now + module.TOO_LARGE_PAUSE + 1
+    world.registry.feeds._clock = lambda: now + feeds.PAUSE + 1
     world.subscribe().release()
     await world.empty()
 
@@ -137,7 +139,7 @@ async def test_a_drain_sends_all_away_and_lets_nobody_in() -> None:
     world.subscribe(OTHER).release()
     members = [world.subscribe() for _ in range(3)]
     assert world.registry.drain() >= 0.0
-    assert [feed.range for feed in world.registry.feeds()] == [SVC]
+    assert [feed.range for feed in list(world.registry.feeds)] == [SVC]
     with pytest.raises(DrainingError):
         world.subscribe()
 
@@ -158,8 +160,8 @@ async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
     world.registry.send_all_away()
     assert [member.closing for member in members] == ["drain"] * 3
     await world.registry.aclose()
-    assert world.registry.feeds() == []
-    assert [member.feed.state for member in members] == [State.CLOSED] * 3
+    assert list(world.registry.feeds) == []
+    assert [followed(member).state for member in members] == [State.CLOSED] * 3
     for member in members:
         member.release()  # its feed is gone: the release does nothing
     assert len(world.registry) == 0
@@ -172,10 +174,10 @@ async def test_a_restore_is_told_to_every_feed() -> None:
     for member in members:
         await world.told(member)
     world.registry.restored()
-    assert [member.feed.history.joinable for member in members] == [False, False]
+    assert [followed(member).history.joinable for member in members] == [False, False]
     for member in members:
         await world.told(member)
-        assert (member.feed.history.reason, member.closing) == ("restored", None)
+        assert (followed(member).history.reason, member.closing) == ("restored", None)
         member.release()
     await world.empty()
 
@@ -191,12 +193,12 @@ async def test_readers_drop_what_their_feed_gives_up() -> None:
             dropped.append("snapshot")
 
     with_reader.reader = Reader()  # type: ignore[assignment]
-    world.registry.view_reclaimed(with_reader.feed)
+    world.registry.view_reclaimed(followed(with_reader))
     assert dropped == ["snapshot"]
     with_reader.release()
     without.release()
     await world.empty()
-    world.registry.view_reclaimed(with_reader.feed)
+    world.registry.view_reclaimed(followed(with_reader))
     assert dropped == ["snapshot"], "only the first reclaim may reach the readers: a feed that has ended has none"
 
 
@@ -207,13 +209,13 @@ async def test_staleness_is_looked_at_again_and_again(monkeypatch: pytest.Monkey
     subscriber = world.subscribe()
     await world.told(subscriber)
     looked = asyncio.Event()
-    monkeypatch.setattr(subscriber.feed, "check_staleness", looked.set)
+    monkeypatch.setattr(followed(subscriber), "check_staleness", looked.set)
     running = asyncio.create_task(world.registry.run())
     await looked.wait()
     subscriber.release()
 
     async def joined() -> bool:
-        return not world.registry._ending
+        return not world.registry.feeds.ended
 
     await eventually(joined)
     running.cancel()

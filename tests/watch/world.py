@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,11 +15,13 @@ from app.core.feed_messages import StreamKind
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, WatchCallback
+from app.core.selection import canonical
 from app.core.snapshot import Snapshot
 from app.ports import Condition
 from app.watch.limits import Limits
 from app.watch.registry import Registry
 from app.watch.subscriber import Subscriber
+from tests.support.feeds import followed
 from tests.support.waiting import eventually
 
 SVC = KeyRange("prefix", b"/svc/")
@@ -29,6 +31,7 @@ A = KeyValue(b"/svc/a", b"1", 90, 90, 1)
 LIMITS = Limits(
     max_subscribers=100,
     max_feeds=10,
+    max_channels=100,
     linger=0.0,
     log=Bounds(),
     reach_back=50,
@@ -124,7 +127,7 @@ class StubEtcd:
         self.trap.pass_by("watch")
         return StubWatch(self, start, sink)
 
-    async def snapshot(self, _watched: KeyRange, budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def snapshot(self, _ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
         """See ``app.ports.Etcd``."""
         await asyncio.sleep(0)
         self.trap.pass_by("snapshot")
@@ -147,24 +150,28 @@ class StubEtcd:
 class World:
     """A registry over the stub."""
 
-    def __init__(self, trap: Trap | None = None, **limited: Any) -> None:
+    def __init__(self, trap: Trap | None = None, *, pins: Sequence[KeyRange] = (), **limited: Any) -> None:
         self.trap = trap = trap if trap is not None else Trap("", 0)
         self.etcd = StubEtcd(trap)
         limits = replace(LIMITS, **limited)
-        self.registry = Registry(self.etcd, limits, budget=Budget(1 << 20), clock=self.clock, draw=lambda: 0.5)
+        self.registry = Registry(
+            self.etcd, limits, pins=pins, budget=Budget(1 << 20), clock=self.clock, draw=lambda: 0.5
+        )
 
     def clock(self) -> float:
         """See ``app.ports.Clock``."""
         self.trap.pass_by("clock")
         return time.monotonic()
 
-    def subscribe(self, watched: KeyRange = SVC, *, has_cursor: bool = True) -> Subscriber:
-        """Add a subscriber."""
-        return self.registry.subscribe(watched, address="", user_agent="", request_id="", has_cursor=has_cursor)
+    def subscribe(self, *ranges: KeyRange, has_cursor: bool = True) -> Subscriber:
+        """Add a subscriber: of /svc/, unless it asks for other ranges."""
+        return self.registry.subscribe(
+            canonical(ranges or (SVC,)), address="", user_agent="", request_id="", has_cursor=has_cursor
+        )
 
     async def told(self, subscriber: Subscriber) -> None:
         """Return once *subscriber* is served or refused."""
-        feed = subscriber.feed
+        feed = followed(subscriber)
 
         async def so() -> bool:
             served = feed.core.history.joinable and feed.state is State.LIVE and not feed.core.backfill.promises(60)
@@ -177,7 +184,7 @@ class World:
 
         async def so() -> bool:
             tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("feed")]
-            return (len(self.registry), self.registry.feeds(), self.registry.memory.bytes, tasks) == (0, [], 0, [])
+            return (len(self.registry), list(self.registry.feeds), self.registry.memory.bytes, tasks) == (0, [], 0, [])
 
         await eventually(so)
         registry = self.registry

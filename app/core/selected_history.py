@@ -1,0 +1,345 @@
+"""The history of a selection that is not exactly one feed: a projection of one feed, or a merge of several.
+
+Must live here: which revisions of the feeds the selection's readers may see, and as what. Must not: whether a feed's
+own history is complete (``feed``); tasks, and asking etcd for progress (``app.watch.channel``).
+
+Theory of operation
+    *A projection* is made of one feed. Each revision of the feed becomes the events that lie in the selection, at once.
+    The tip is the feed's tip, read when a reader looks: a quiet selection inside a busy feed wakes nobody, and its
+    readers still move on.
+
+    *A merge* is made of several feeds, and has one order: that of one watch of the union. An event at revision r of one
+    feed proves nothing about another feed. So a revision waits until the tip of every feed has reached it. A tip moves
+    by the feed's own events, or by progress that etcd has proven.
+
+    *The view.* The feeds' views run ahead of each other, and waiting for one common revision would never end under
+    constant writes. So the merge takes the feeds' views as they are. Its *start* is the greatest of their revisions.
+    The feeds that are below the start bring their events up to the start into the view, and nobody sees the view before
+    all of them have reached the start.
+
+    *Generations.* If a feed begins a new generation, the selection does too, for the same reason. If a feed's log
+    forgets a revision that still waits, the selection starts anew, ``lagged``.
+
+    *Memory.* Views and logs of a selection hold the feeds' own items and events. A log of a selection is never deeper
+    than the logs of its feeds, so that the feeds count the bytes of every value that a selection holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .events import REFERENCE, Batch, Event
+from .history import History
+from .log import Bounds, Log, MayKeep, keep_all
+from .reasons import ResetReason
+from .selection import Ranges
+from .snapshot import Snapshot
+from .view import View
+
+EVERYTHING = 1 << 62  # bytes
+
+
+class Older(Protocol):
+    """Reads older history of a feed for old cursors (``backfill``)."""
+
+    def promises(self, revision: int) -> bool:
+        """Whether a reader at *revision*, below the log's floor, may be served when the read is complete."""
+
+    def why_not(self, revision: int) -> ResetReason:
+        """Return why a cursor at *revision*, below the log's floor, cannot be served."""
+
+
+class Part:
+    """The part of a selection that lies in one feed. Receives the feed's events in its ranges (``Follower``)."""
+
+    __slots__ = ("_owner", "generation", "history", "older", "ranges", "waiting")
+
+    def __init__(self, owner: SelectedHistory, history: History, older: Older, ranges: Ranges) -> None:
+        self._owner = owner
+        self.history = history
+        self.older = older
+        self.ranges = ranges
+        self.generation = -1  # of the feed's log, when the selection last started from it
+        self.waiting: deque[Batch] = deque()  # revisions that not every feed has reached
+
+    def publish(self, batch: Batch, now: float) -> None:
+        """See ``Follower``."""
+        self._owner.take(self, batch, now)
+
+    def advance(self, now: float) -> None:
+        """See ``Follower``."""
+        self._owner.advance(now)
+
+    def forget(self) -> None:
+        """See ``Follower``."""
+        self._owner.trim()
+
+    def restart(self) -> None:
+        """See ``Follower``."""
+        self._owner.restart()
+
+    def project(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return what the part sees of the feed's *batches*."""
+        found: list[Batch] = []
+        for batch in batches:
+            events = [event for event in batch.events if any(one.contains(event.key) for one in self.ranges)]
+            if events:
+                found.append(Batch(batch.revision, events, shared=True))
+        return found
+
+
+class SelectedHistory:
+    """See the module. Readers follow it as they follow a feed's ``History``.
+
+    Args:
+        sources: of each feed: its history, its older history, and the selection's ranges in it.
+        bounds: of the log.
+        on_change: called when readers may have something to read, or a merge begins or ends to wait.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[History, Older, Ranges]], bounds: Bounds, on_change: Callable[[], None]
+    ) -> None:
+        self.parts = [Part(self, history, older, ranges) for history, older, ranges in sources]
+        # The log of a projection's only feed.
+        self._feed_log = sources[0][0].log if len(sources) == 1 else None
+        self.reason: ResetReason = "initial"
+        self._on_change = on_change
+        self._log = Log(bounds)
+        self._view: View | None = None
+        # The revision at which the view begins to be consistent. Readers see the view from then on.
+        self._start = 0
+        self._started = False
+        # A feed's log has forgotten a revision that waited. Nothing is taken until the next start.
+        self._lagged = False
+        self._now = 0.0
+        self._may_keep: MayKeep = keep_all
+
+    # --- following the feeds ------------------------------------------------------------------------------------------
+
+    def follow(self, now: float) -> None:
+        """Begin to follow the feeds, once."""
+        self._now = now
+        for part in self.parts:
+            part.history.followers.add(part)
+        self.restart()
+
+    def leave(self) -> None:
+        """Stop following the feeds, and drop everything. Idempotent."""
+        for part in self.parts:
+            part.history.followers.discard(part)
+            part.waiting.clear()
+        self._drop()
+
+    def take(self, part: Part, batch: Batch, now: float) -> None:
+        """Take the next revision of one part."""
+        self._now = now
+        if self._view is None or not self._continues:
+            return
+        if batch.revision <= self._start:
+            # The start is not reached yet: another feed's view was taken at a higher revision.
+            self._view.apply(batch)
+        else:
+            part.waiting.append(batch)
+        self._go_on()
+
+    def advance(self, now: float) -> None:
+        """Release what no longer waits: the tip of a feed has moved."""
+        self._now = now
+        if self._view is not None and self._continues:
+            self._go_on()
+
+    def restart(self) -> None:
+        """Start anew from the feeds' views if a feed has begun a new generation, or has dropped its view."""
+        if all(part.history.joinable for part in self.parts):
+            if self._view is None or not self._continues:
+                self._take_views()
+                self._go_on()
+        elif any(part.history.view is None for part in self.parts):
+            self._drop()
+        self._on_change()
+
+    @property
+    def _continues(self) -> bool:
+        """Whether the selection has everything that its feeds have published since its start."""
+        if self._lagged:
+            return False
+        return all(part.generation == part.history.log.generation for part in self.parts)
+
+    def _go_on(self) -> None:
+        tip = self._proven
+        if not self._started and tip >= self._start:
+            self._started = True
+            self._log.restart(self._start)
+            self._on_change()
+        if self._started:
+            self._release(tip)
+        if any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
+            self._lagged = True
+            for part in self.parts:
+                part.waiting.clear()
+            self.restart()
+        if self._feed_log is None:
+            waits = self.waits
+            for part in self.parts:
+                part.history.followers.await_tip(part, wanted=waits)
+
+    def _take_views(self) -> None:
+        known = [part for part in self.parts if part.generation not in (-1, part.history.log.generation)]
+        reasons: list[ResetReason] = [part.history.reason for part in known]
+        if self._lagged:
+            reasons.append("lagged")
+        if reasons:
+            # Only "restored" says that cursors of the old history are worthless.
+            self.reason = "restored" if "restored" in reasons else reasons[0]
+        blocks = []
+        self._start = 0
+        for part in self.parts:
+            view, log = part.history.view, part.history.log
+            assert view is not None, "a history that may be joined has a view"
+            blocks += view.snapshot(log.tip).within(part.ranges)
+            self._start = max(self._start, view.revision)
+            part.generation = log.generation
+            part.waiting.clear()
+        # The ranges of a part are in the order of their keys, but the parts' ranges may lie between each other's.
+        blocks.sort(key=lambda block: block.items[0].key)
+        self._view = View(Snapshot(self._start, blocks), self._may_keep)
+        self._started = self._lagged = False
+
+    def _drop(self) -> None:
+        self._view = None
+        self._started = False
+        self._log.clear()
+
+    def _release(self, tip: int) -> None:
+        released = False
+        while (revision := self._first_waiting) <= tip:
+            events: list[Event] = []
+            for part in self.parts:
+                if part.waiting and part.waiting[0].revision == revision:
+                    events += part.waiting.popleft().events
+            batch = Batch(revision, events, shared=True)
+            assert self._view is not None, "events wait only for a view"
+            self._log.append(batch, self._now)
+            self._view.apply(batch)
+            released = True
+        if released or self.waits:
+            self._on_change()
+
+    @property
+    def _first_waiting(self) -> int:
+        return min((part.waiting[0].revision for part in self.parts if part.waiting), default=1 << 63)
+
+    @property
+    def _proven(self) -> int:
+        """The revision up to which every feed is complete."""
+        return min(part.history.log.tip for part in self.parts)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a revision, or the view, waits for the tip of a feed."""
+        return self._view is not None and (not self._started or any(part.waiting for part in self.parts))
+
+    def awaits(self, part: Part) -> bool:
+        """Whether the tip of this part's feed must move before everything is released."""
+        if not self.waits:
+            return False
+        waiting = [each.waiting[-1].revision for each in self.parts if each.waiting]
+        return part.history.log.tip < (max(waiting) if self._started else self._start)
+
+    # --- for readers (``app.core.reader.Followed``) -------------------------------------------------------------------
+
+    @property
+    def log(self) -> Log:
+        """The log, as far as the feeds have proven it."""
+        # Each delivery reads this about five times. A projection has to look only if the tip of its feed has moved.
+        if self._feed_log is None or self._feed_log.tip != self._log.tip:
+            self._look()
+        return self._log
+
+    def _look(self) -> None:
+        """Move the tip as far as the feeds have proven it, and forget what the feeds' logs have forgotten."""
+        # The log of another generation than the feeds' must stand still: its readers lack what came in between.
+        if self._started and self._continues:
+            log = self._log
+            log.advance(min(self._proven, self._first_waiting - 1))
+            log.raise_floor(min(log.tip, self._feeds_floor))
+
+    @property
+    def view(self) -> View | None:
+        """The current keys and values. None until they are known at one revision."""
+        return self._view if self._started else None
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a new reader may receive the view."""
+        return self._started and self._continues and all(part.history.joinable for part in self.parts)
+
+    @property
+    def cluster_id(self) -> int:
+        """The cluster's id."""
+        return self.parts[0].history.cluster_id
+
+    @property
+    def restores(self) -> int:
+        """The number of histories that have ended."""
+        return sum(part.history.restores for part in self.parts)
+
+    def covers(self, revision: int) -> bool:
+        """Whether the log has all events that a reader at *revision* lacks. It fills the log if it can."""
+        log = self.log
+        floor = self._feeds_floor
+        if log.covers(revision) or revision < floor or not self._started or not self._continues:
+            return log.covers(revision)
+        found: dict[int, list[Event]] = {}
+        for part in self.parts:
+            for batch in part.project(part.history.log.after(floor, EVERYTHING)):
+                found.setdefault(batch.revision, []).extend(batch.events)
+        older = [Batch(revision, found[revision], shared=True) for revision in sorted(found)]
+        log.prepend(older, floor, self._now)
+        return log.covers(revision)
+
+    @property
+    def _feeds_floor(self) -> int:
+        return max(part.history.log.floor for part in self.parts)
+
+    def promises(self, revision: int) -> bool:
+        """See ``Older``: every feed has the history, or is reading it."""
+        return all(part.history.log.covers(revision) or part.older.promises(revision) for part in self.parts)
+
+    def why_not(self, revision: int) -> ResetReason:
+        """See ``Older``."""
+        for part in self.parts:
+            if not part.history.log.covers(revision) and not part.older.promises(revision):
+                return part.older.why_not(revision)
+        return "lagged"
+
+    def trim(self, now: float = 0.0) -> None:
+        """Drop what is too old from the log, and what the feeds' logs have forgotten."""
+        self._now = max(self._now, now)
+        self._look()
+        self._log.trim(self._now)
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    @property
+    def bytes(self) -> int:
+        """Memory that counts for the selection, beside what its feeds count: references, and what is encoded."""
+        waiting = sum(len(part.waiting) for part in self.parts)
+        references = len(self._view) + 2 * waiting if self._view is not None else 0
+        return self._log.bytes + self._log.passing + self.encoded + REFERENCE * references
+
+    @property
+    def encoded(self) -> int:
+        """Bytes that ``reclaim_encoded`` would free."""
+        return self._view.encoded if self._view is not None else 0
+
+    def ask_before_keeping(self, may_keep: MayKeep) -> None:
+        """Set the function that is asked before encoded bytes are kept."""
+        self._may_keep = self._log.may_keep = may_keep
+
+    def reclaim_encoded(self) -> int:
+        """Drop what the view has encoded. Return the bytes freed."""
+        return self._view.reclaim() if self._view is not None else 0

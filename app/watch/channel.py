@@ -1,0 +1,287 @@
+"""What streams follow: the channel of a selection.
+
+The channel of a single range that etcd is watched for is the ``Feed`` itself. Any other selection has a
+``SelectedChannel``: a projection of one feed, or a merge of several (``app.core.selected_history``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..core.reader import Followed
+from ..core.selected_history import Older, SelectedHistory
+from ..core.selection import Ranges
+from ..core.snapshot import Snapshot
+from ..ports import Clock, Etcd
+from .feed import Feed
+from .limits import Limits
+from .memory import FeedMemory
+from .notifier import Notifier
+from .snapshot_turns import SnapshotTurns
+from .state_reader import FreshSnapshots, StateReader
+
+
+class Channel(Protocol):
+    """What all subscribers of equal ranges follow."""
+
+    @property
+    def ranges(self) -> Ranges:
+        """The ranges, canonical."""
+
+    @property
+    def history(self) -> Followed:
+        """What readers see."""
+
+    @property
+    def older(self) -> Older:
+        """Reads older history for old cursors."""
+
+    @property
+    def notifier(self) -> Notifier:
+        """Wakes the readers."""
+
+    @property
+    def stale_ranges(self) -> Ranges:
+        """The ranges that etcd has not proven current for ``GATEWAY_STALE_AFTER``; empty while all are live."""
+
+    @property
+    def stale_since(self) -> float | None:
+        """Wall-clock seconds of etcd's last proof for the ranges that are stale; None while all are live."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the channel is not live; empty if no reason is known."""
+
+    @property
+    def keys(self) -> int:
+        """The number of keys in the view."""
+
+    def want_older(self, revision: int) -> bool:
+        """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
+
+    def await_catch_up(self, change: int) -> None:
+        """Count a reader that is ahead of the channel (+1), or no longer is (-1). While any is, ask for progress."""
+
+    async def linearizable_revision(self) -> int:
+        """Return a linearizable revision from a read that began after this call. All waiting readers share the read."""
+
+    async def fresh_snapshot(self, at_least: int) -> Snapshot | None:
+        """Return a snapshot at or above *at_least*; None if the read fails, or is out of date. Readers share it."""
+
+
+class SelectedChannel:
+    """The channel of a selection that is not exactly one feed. Call ``start`` once. ``stop`` releases everything.
+
+    Args:
+        ranges: canonical.
+        sources: the feeds, which the caller holds, and the ranges in each of them.
+    """
+
+    def __init__(
+        self,
+        ranges: Ranges,
+        sources: Sequence[tuple[Feed, Ranges]],
+        etcd: Etcd,
+        limits: Limits,
+        *,
+        memory: FeedMemory,
+        turns: SnapshotTurns,
+        clock: Clock,
+    ) -> None:
+        self.ranges = ranges
+        self.sources = tuple(sources)
+        self.notifier = Notifier()
+        self.history = SelectedHistory(
+            [(feed.history, feed.older, part) for feed, part in sources], limits.log, self._changed
+        )
+        self._etcd = etcd
+        self._memory = memory
+        self._clock = clock
+        self._hold = memory.hold()
+        self.history.ask_before_keeping(self._keep)
+        self._fresh = FreshSnapshots(
+            StateReader(ranges, etcd, memory, turns, self), self.history, keep=limits.sync_timeout, clock=clock
+        )
+        self._hastened: set[Feed] = set()
+        self._accounting = False
+        self._stopped = False
+        self._limits = limits
+        # Since when the present member's progress cannot be trusted, as a monotonic and as a wall-clock time.
+        self._distrusted: tuple[float, float] | None = None
+
+    @property
+    def older(self) -> Older:
+        """See ``Channel``."""
+        return self.history
+
+    @property
+    def merged(self) -> bool:
+        """Whether the channel is made of several feeds, so that it needs progress that can be trusted."""
+        return len(self.sources) > 1
+
+    @property
+    def keys(self) -> int:
+        """See ``Channel``."""
+        return len(self.history.view) if self.history.view is not None else 0
+
+    def start(self) -> None:
+        """Begin to follow the feeds."""
+        for feed, _ in self.sources:
+            feed.channels[self] = None
+        self.history.follow(self._clock())
+
+    def stop(self) -> None:
+        """Stop following the feeds, and release the memory. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for feed, _ in self.sources:
+            feed.channels.pop(self, None)
+        self.history.leave()
+        self._haste(set())
+        self._fresh.stop()
+        self._hold.release()
+        self.notifier.notify()
+
+    def check(self) -> None:
+        """Drop what is too old, and look whether a merge can go on. The registry calls this once a second."""
+        self._check_trust()
+        self.history.trim(self._clock())
+        self._fresh.forget_old()
+        self._account()
+
+    def _check_trust(self) -> None:
+        distrusted = self.merged and self._etcd.condition.state == "ready" and not self._etcd.progress_trusted
+        if distrusted != (self._distrusted is not None):
+            self._distrusted = (self._clock(), time.time()) if distrusted else None
+            self.notifier.notify()
+
+    @property
+    def must_close(self) -> bool:
+        """Whether the member's progress was not to be trusted for so long that the merge must end."""
+        return self._distrusted is not None and self._clock() - self._distrusted[0] > self._limits.stale_after
+
+    # --- what happens at the feeds ------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Wake the readers. The history calls this in the middle of a feed's step, so the memory is counted later."""
+        self.notifier.notify()
+        if self.merged:
+            self._haste({feed for (feed, _), part in zip(self.sources, self.history.parts, strict=True)
+                         if self.history.awaits(part)})  # fmt: skip
+        if not self._accounting:
+            self._accounting = True
+            asyncio.get_running_loop().call_soon(self._account)
+
+    def _haste(self, wanted: set[Feed]) -> None:
+        """Ask for the progress of the feeds that others wait for, as fast as etcd's streams allow, and of no other."""
+        for feed in wanted - self._hastened:
+            feed.hasten(1)
+        for feed in self._hastened - wanted:
+            feed.hasten(-1)
+        self._hastened = wanted
+
+    @property
+    def stale_ranges(self) -> Ranges:
+        """See ``Channel``."""
+        if self._distrusted is not None:
+            return self.ranges
+        if all(feed.stale_since is None for feed, _ in self.sources):
+            return ()
+        return tuple(sorted((one for feed, part in self.sources if feed.stale_since is not None for one in part),
+                            key=lambda one: one.name))  # fmt: skip
+
+    @property
+    def stale_since(self) -> float | None:
+        """See ``Channel``."""
+        found = [feed.stale_since for feed, _ in self.sources if feed.stale_since is not None]
+        if self._distrusted is not None:
+            found.append(self._distrusted[1])
+        return min(found, default=None)
+
+    @property
+    def trouble(self) -> str:
+        """See ``Channel``."""
+        return next((feed.trouble for feed, _ in self.sources if feed.trouble), "")
+
+    # --- for readers --------------------------------------------------------------------------------------------------
+
+    def want_older(self, revision: int) -> bool:
+        """See ``Channel``."""
+        for feed, _ in self.sources:
+            if not feed.history.covers(revision) and not feed.want_older(revision):
+                return False
+        return True
+
+    def await_catch_up(self, change: int) -> None:
+        """See ``Channel``."""
+        for feed, _ in self.sources:
+            feed.await_catch_up(change)
+
+    async def linearizable_revision(self) -> int:
+        """See ``Channel``."""
+        return await self._etcd.revision(self.ranges[0])
+
+    async def fresh_snapshot(self, at_least: int) -> Snapshot | None:
+        """See ``Channel``."""
+        return await self._fresh.get(at_least)
+
+    # --- memory (``app.watch.memory.Holder``) -------------------------------------------------------------------------
+
+    @property
+    def unproven_bytes(self) -> int:
+        """See ``app.watch.memory.Holder``."""
+        return 0
+
+    @property
+    def encoded_bytes(self) -> int:
+        """See ``app.watch.memory.Holder``."""
+        return self.history.encoded
+
+    @property
+    def log_bytes(self) -> int:
+        """See ``app.watch.memory.Holder``."""
+        return self.history.log.bytes
+
+    @property
+    def bytes(self) -> int:
+        """Memory that counts for the channel, beside what its feeds count."""
+        return self.history.bytes
+
+    def reclaim_unproven(self) -> int:
+        """See ``app.watch.memory.Holder``."""
+        return 0
+
+    def reclaim_encoded(self) -> int:
+        """See ``app.watch.memory.Holder``."""
+        given = self.history.reclaim_encoded()
+        self._account()
+        return given
+
+    def reclaim_view(self) -> int:
+        """See ``app.watch.memory.Holder``: the view is replaced only together with a feed's."""
+        return 0
+
+    def reclaim_log(self, size: int) -> int:
+        """See ``app.watch.memory.Holder``."""
+        given = self.history.log.reclaim(size)
+        self._account()
+        return given
+
+    def _account(self) -> None:
+        self._accounting = False
+        if not self._stopped:
+            self._hold.set(self.history.bytes)
+
+    def _keep(self, size: int) -> bool:
+        """Return whether to keep *size* bytes of encoded data. If so, the bytes are counted."""
+        self._account()
+        return self._memory.grow_encoded(self, self._hold, size)
+
+    async def join(self) -> None:
+        """Wait until the tasks of a stopped channel have ended."""
+        if self._fresh.task is not None:
+            await asyncio.gather(self._fresh.task, return_exceptions=True)

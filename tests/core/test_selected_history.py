@@ -1,0 +1,386 @@
+"""``app.core.selected_history``: a projection or a merge shows exactly what one watch of its ranges would show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.history import History
+from app.core.keys import KeyRange
+from app.core.log import Bounds
+from app.core.reasons import ResetReason
+from app.core.selected_history import SelectedHistory
+from app.core.selection import Ranges, canonical, divide
+from app.core.snapshot import Snapshot
+
+KEYS = [b"/a/1", b"/a/2", b"/a/b/1", b"/b/1", b"/b/2", b"/c"]
+PINS = [KeyRange("prefix", b"/a/")]
+RANGES = [
+    KeyRange("prefix", b"/a/"),
+    KeyRange("prefix", b"/a/b/"),
+    KeyRange("key", b"/a/1"),
+    KeyRange("prefix", b"/b/"),
+    KeyRange("key", b"/b/2"),
+    KeyRange("key", b"/c"),
+]
+EVERYTHING = 1 << 60
+
+
+class NoOlder:
+    """No older history is ever read."""
+
+    def promises(self, _revision: int) -> bool:
+        """See ``Older``."""
+        return False
+
+    def why_not(self, _revision: int) -> ResetReason:
+        """See ``Older``."""
+        return "lagged"
+
+
+class Store:
+    """An etcd: the state and the events of each revision."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.items: dict[bytes, KeyValue] = {}
+        self.states: list[dict[bytes, KeyValue]] = [{}, {}]
+        self.events: dict[int, list[Event]] = {}
+
+    def write(self, keys: list[bytes], *, deletes: bool) -> None:
+        """Put or delete keys in one transaction."""
+        self.revision += 1
+        events: list[Event] = []
+        for key in keys:
+            old = self.items.get(key)
+            if not deletes:
+                created, version = (old.create_revision, old.version) if old else (self.revision, 0)
+                self.items[key] = KeyValue(key, b"%d" % self.revision, created, self.revision, version + 1)
+                events.append(self.items[key])
+            elif old is not None:
+                del self.items[key]
+                events.append(Delete(key, self.revision))
+        self.states.append(dict(self.items))
+        if events:
+            self.events[self.revision] = events
+
+    def within(self, ranges: Ranges, revision: int) -> dict[bytes, KeyValue]:
+        """The state of some ranges at a revision."""
+        return {key: item for key, item in self.states[revision].items() if any(one.contains(key) for one in ranges)}
+
+    def batch(self, ranges: Ranges, revision: int) -> list[Event]:
+        """The events of a revision in some ranges."""
+        return [event for event in self.events.get(revision, ()) if any(one.contains(event.key) for one in ranges)]
+
+
+class Feed:
+    """A feed's history, and how far it has come."""
+
+    def __init__(self, store: Store, watched: KeyRange) -> None:
+        self.store, self.range = store, watched
+        self.history = History(Bounds(batches=4))
+        self.at = 0
+
+    def start(self, reason: ResetReason | None) -> None:
+        """Begin a new generation at the store's revision."""
+        self.history.unproven = reason
+        self.at = self.store.revision
+        items = self.store.within((self.range,), self.at).values()
+        self.history.install(Snapshot.of(self.at, items), 1, oversized=False)
+
+    def deliver(self, revisions: int, now: float, *, progress: bool) -> None:
+        """Publish the events of some more revisions, and perhaps prove that the rest of them is complete."""
+        for _ in range(revisions):
+            if self.at < self.store.revision:
+                self.at += 1
+                events = self.store.batch((self.range,), self.at)
+                if events:
+                    assert self.history.publish(Batch(self.at, events), now)
+        if progress:
+            self.history.advance(self.at, now)
+
+
+class Client:
+    """A reader without bytes: its mirror, and its place (generation, revision)."""
+
+    def __init__(self, store: Store, ranges: Ranges, history: SelectedHistory | History) -> None:
+        self.store, self.ranges, self.history = store, ranges, history
+        self.generation, self.revision = -1, 0
+        self.mirror: dict[bytes, KeyValue] = {}
+
+    def read(self) -> None:
+        """Take what there is, and compare the mirror with the store at the same revision."""
+        history = self.history
+        if history.joinable and (self.generation != history.log.generation or self.revision < history.log.floor):
+            assert history.view is not None
+            snapshot = history.view.snapshot(history.log.tip)
+            self.generation, self.revision = history.log.generation, snapshot.revision
+            assert [item.key for item in snapshot.items] == sorted(item.key for item in snapshot.items)
+            self.mirror = {item.key: item for item in snapshot.items}
+        log = history.log
+        if history.view is not None and self.generation == log.generation and self.revision >= log.floor:
+            for batch in log.after(self.revision, EVERYTHING):
+                assert self.revision < batch.revision <= log.tip
+                assert sorted(batch.events, key=key_of) == sorted(
+                    self.store.batch(self.ranges, batch.revision), key=key_of
+                )
+                for event in batch.events:
+                    self.mirror.pop(event.key, None)
+                    if isinstance(event, KeyValue):
+                        self.mirror[event.key] = event
+                self.revision = batch.revision
+            self.revision = max(self.revision, log.tip)
+            assert self.mirror == self.store.within(self.ranges, self.revision)
+
+
+def key_of(event: Event) -> bytes:
+    """The key of an event."""
+    return event.key
+
+
+class SelectionMachine(RuleBasedStateMachine):
+    """Feeds that run at different speeds and start anew; the selection's readers never see anything impossible."""
+
+    @initialize(
+        pinned=st.booleans(), chosen=st.lists(st.sampled_from(RANGES), min_size=1, max_size=4), started=st.booleans()
+    )
+    def begin(self, pinned: bool, chosen: list[KeyRange], started: bool) -> None:
+        """Choose a selection, and its feeds."""
+        self.now = 0.0
+        self.store = Store()
+        self.store.write(KEYS[:4], deletes=False)
+        self.ranges = canonical(chosen)
+        parts = divide(self.ranges, PINS if pinned else [])
+        self.feeds = [Feed(self.store, watched) for watched in parts]
+        if started:
+            for feed in self.feeds:
+                feed.start(None)
+                self.store.write([KEYS[0]], deletes=False)
+        self.changes = 0
+        self.selected = SelectedHistory(
+            [(feed.history, NoOlder(), part) for feed, part in zip(self.feeds, parts.values(), strict=True)],
+            Bounds(batches=6),
+            self.change,
+        )
+        self.selected.follow(self.now)
+        self.reader = Client(self.store, self.ranges, self.selected)
+        self.idle = Client(self.store, self.ranges, self.selected)
+
+    def change(self) -> None:
+        """The selection tells that there may be something to read."""
+        self.changes += 1
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True), deletes=st.booleans())
+    def write(self, keys: list[bytes], deletes: bool) -> None:
+        """A transaction at etcd."""
+        self.store.write(keys, deletes=deletes)
+
+    @rule(number=st.integers(0, 3), revisions=st.integers(1, 4), progress=st.booleans())
+    def deliver(self, number: int, revisions: int, progress: bool) -> None:
+        """etcd's events reach one feed."""
+        feed = self.feeds[number % len(self.feeds)]
+        if feed.history.joinable:
+            self.now += 1.0
+            feed.deliver(revisions, self.now, progress=progress)
+
+    @rule(number=st.integers(0, 3), reason=st.sampled_from(["lagged", "restored", "unproven"]))
+    def start_anew(self, number: int, reason: ResetReason) -> None:
+        """A feed begins a new generation, or its first."""
+        feed = self.feeds[number % len(self.feeds)]
+        feed.start(reason if feed.history.view is not None or feed.history.unproven else None)
+
+    @rule(number=st.integers(0, 3), reclaim=st.booleans())
+    def fail(self, number: int, reclaim: bool) -> None:
+        """The history of a feed is not known to continue, and its view may be dropped."""
+        feed = self.feeds[number % len(self.feeds)]
+        if feed.history.view is not None:
+            feed.history.unproven = "lagged"
+            if reclaim:
+                feed.history.reclaim_view()
+
+    @rule(number=st.integers(0, 3))
+    def forget(self, number: int) -> None:
+        """A feed's log is evicted to free memory."""
+        history = self.feeds[number % len(self.feeds)].history
+        history.log.reclaim(1 << 30)
+        history.followers.forget()
+
+    @rule()
+    def read(self) -> None:
+        """A subscriber that keeps up reads now and then."""
+        self.reader.read()
+
+    @rule()
+    def read_late(self) -> None:
+        """A second subscriber reads much more rarely."""
+        self.idle.read()
+
+    @precondition(lambda self: self.selected.joinable)
+    @rule(back=st.integers(0, 12))
+    def resume(self, back: int) -> None:
+        """A cursor from before the channel existed resumes if the feeds' logs have the rest."""
+        revision = max(1, self.selected.log.tip - back)
+        if self.selected.covers(revision):
+            client = Client(self.store, self.ranges, self.selected)
+            client.generation, client.revision = self.selected.log.generation, revision
+            client.mirror = self.store.within(self.ranges, revision)
+            client.read()
+        else:
+            assert revision < self.selected.log.floor
+
+    @rule()
+    def everything_arrives(self) -> None:
+        """When every feed has told everything, the selection has too."""
+        for feed in self.feeds:
+            if not feed.history.joinable:
+                feed.start("lagged" if feed.history.view is not None or feed.history.unproven else None)
+            feed.deliver(1 << 20, self.now, progress=True)
+        assert self.selected.joinable
+        assert not self.selected.waits
+        assert self.selected.log.tip == self.store.revision
+        self.reader.read()
+        assert self.reader.mirror == self.store.within(self.ranges, self.store.revision)
+
+    @invariant()
+    def holds_no_more_than_its_feeds(self) -> None:
+        """The log of a selection is never deeper than the logs of its feeds, and it waits only for feeds that lag."""
+        if not hasattr(self, "selected"):
+            return
+        if self.selected.joinable:
+            log = self.selected.log
+            assert log.floor >= min(log.tip, max(feed.history.log.floor for feed in self.feeds))
+        for feed, part in zip(self.feeds, self.selected.parts, strict=True):
+            if self.selected.awaits(part):
+                assert feed.history.log.tip < self.store.revision
+        if len(self.feeds) == 1 and self.selected.joinable:
+            assert not self.selected.waits, "a projection never waits"
+
+    def teardown(self) -> None:
+        """Nothing is left at the feeds."""
+        if hasattr(self, "selected"):
+            self.selected.leave()
+            self.selected.leave()
+            for feed in self.feeds:
+                assert len(feed.history.followers) == 0
+            assert self.selected.bytes == 0
+
+
+TestSelection = SelectionMachine.TestCase
+TestSelection.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def selection(
+    store: Store, *ranges: KeyRange, on_change: Callable[[], None] = lambda: None
+) -> tuple[SelectedHistory, list[Feed]]:
+    """A merge of live feeds, one for each range."""
+    feeds = [Feed(store, one) for one in ranges]
+    for feed in feeds:
+        feed.start(None)
+    selected = SelectedHistory([(feed.history, NoOlder(), (feed.range,)) for feed in feeds], Bounds(), on_change)
+    selected.follow(0.0)
+    return selected, feeds
+
+
+A, B = KeyRange("prefix", b"/a/"), KeyRange("prefix", b"/b/")
+
+
+def test_a_transaction_over_two_ranges_is_one_revision() -> None:
+    """It is released when both feeds have it, and never half."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    store.write([b"/a/1", b"/b/1"], deletes=False)
+    one.deliver(1, 1.0, progress=False)
+    assert (len(selected.log), selected.waits) == (0, True)
+    assert [selected.awaits(part) for part in selected.parts] == [False, True]
+    other.deliver(1, 2.0, progress=False)
+    assert [batch.events for batch in selected.log.after(0, EVERYTHING)] == [tuple(store.events[2])]
+    assert (selected.log.tip, selected.waits) == (2, False)
+
+
+def test_an_event_of_one_range_says_nothing_about_another() -> None:
+    """It waits until the other's progress is proven, however long that takes."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    store.write([b"/a/1"], deletes=False)
+    one.deliver(1, 1.0, progress=False)
+    assert (selected.log.tip, len(selected.log)) == (1, 0)
+    other.deliver(1, 2.0, progress=True)
+    assert (selected.log.tip, len(selected.log)) == (2, 1)
+
+
+def test_a_quiet_projection_of_a_busy_feed_moves_on_and_wakes_nobody() -> None:
+    """Its bookmarks follow the feed's tip."""
+    store, woken = Store(), []
+    feed = Feed(store, KeyRange("prefix", b"/"))
+    feed.start(None)
+    selected = SelectedHistory([(feed.history, NoOlder(), (A,))], Bounds(), lambda: woken.append(1))
+    selected.follow(0.0)
+    woken.clear()
+    store.write([b"/b/1"], deletes=False)
+    feed.deliver(1, 1.0, progress=False)
+    assert (selected.log.tip, len(selected.log), woken) == (2, 0, [])
+    store.write([b"/a/1"], deletes=False)
+    feed.deliver(1, 1.0, progress=False)
+    assert (selected.log.tip, len(selected.log), woken) == (3, 1, [1])
+
+
+@pytest.mark.parametrize(("reasons", "reason"), [(["lagged"], "lagged"), (["lagged", "restored"], "restored")])
+def test_a_new_generation_of_a_feed_is_one_of_the_selection(reasons: list[ResetReason], reason: ResetReason) -> None:
+    """With its reason; a restore is never hidden by another reason."""
+    store = Store()
+    selected, feeds = selection(store, A, B)
+    generation = selected.log.generation
+    for feed in feeds[: len(reasons)]:
+        feed.history.unproven = "lagged"
+    for feed, why in zip(feeds, reasons, strict=False):
+        feed.start(why)
+    assert selected.joinable
+    assert (selected.log.generation, selected.reason) == (generation + 1, reason)
+
+
+def test_a_log_that_forgets_what_waits() -> None:
+    """The selection starts anew, and says that it lagged."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    for _ in range(6):
+        store.write([b"/a/1"], deletes=False)
+        one.deliver(1, 1.0, progress=False)
+    assert not selected.joinable
+    other.deliver(6, 1.0, progress=True)
+    assert (selected.joinable, selected.reason) == (True, "lagged")
+
+
+def test_the_feeds_count_the_values() -> None:
+    """A selection counts references and what it has encoded, not the values once more."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    large = KeyValue(b"/a/1", b"v" * 100_000, 2, 2, 1)
+    store.write([b"/a/1"], deletes=False)
+    assert one.history.publish(Batch(2, [large]), 1.0)
+    other.deliver(1, 1.0, progress=True)
+    assert selected.bytes < 1000
+    assert selected.view is not None
+    (block,) = selected.view.snapshot(2).blocks
+    encoded = len(selected.view.frame(block, "sse", "auto"))
+    assert selected.encoded >= encoded
+    assert selected.bytes >= selected.encoded
+    assert selected.reclaim_encoded() >= encoded
+    assert selected.bytes < 1000
+
+
+def test_the_log_stands_still_while_a_feed_has_begun_anew_and_another_cannot_be_joined() -> None:
+    """Its readers lack what came in between, so no cursor of theirs may move on."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    store.write([b"/a/1"], deletes=False)
+    other.deliver(1, 1.0, progress=True)
+    other.history.unproven = "lagged"
+    one.start("lagged")
+    assert (selected.log.tip, selected.joinable) == (1, False)
+    other.start("lagged")
+    assert (selected.log.tip, selected.joinable) == (2, True)

@@ -1,0 +1,125 @@
+"""``app.watch.feeds``: one feed per range, held by channels, and pins that live as long as the process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from app.core.errors import PinUnavailableError
+from app.core.feed import State
+from app.core.keys import KeyRange
+from app.core.multiplex import Refused
+from app.core.snapshot import Snapshot
+from app.watch import feeds as module
+from tests.support.waiting import eventually
+from tests.watch.world import SVC, World
+
+INSIDE = KeyRange("prefix", b"/svc/x/")
+
+
+async def live(world: World) -> None:
+    """Return once the pinned feed is live, and the registry knows that."""
+
+    async def so() -> bool:
+        world.registry.feeds.check_all()
+        feed = world.registry.feeds.get(SVC)
+        return feed is not None and feed.state is State.LIVE and world.registry.feeds.pins[SVC].settled
+
+    await eventually(so)
+
+
+async def test_a_pin_lives_without_subscribers_and_serves_all_inside() -> None:
+    """With everything pinned, the number of watches at etcd is a constant."""
+    world = World(pins=[SVC])
+    assert not world.registry.feeds.pins[SVC].settled
+    await live(world)
+    members = [world.subscribe(SVC), world.subscribe(INSIDE), world.subscribe(INSIDE, KeyRange("key", b"/svc/a"))]
+    assert len(world.registry.feeds) == len(world.etcd.open) == 1
+    (feed,) = world.registry.statistics().feeds
+    assert (feed.pinned, feed.channels, feed.subscribers, feed.lingering) == (True, 3, 3, False)
+    for member in members:
+        member.release()
+    (feed,) = world.registry.statistics().feeds
+    assert (feed.channels, feed.subscribers, feed.lingering) == (0, 0, False)
+    assert len(world.etcd.open) == 1
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_wider_range_has_its_own_watch() -> None:
+    """A pin has only a part of it."""
+    world = World(pins=[SVC])
+    await live(world)
+    wide = world.subscribe(KeyRange("prefix", b"/s"))
+    assert len(world.registry.feeds) == 2
+    wide.release()
+    assert len(world.registry.feeds) == 1
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_pin_that_does_not_fit_is_unavailable_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranges get no watches of their own; readiness does not wait for it."""
+    world = World(pins=[SVC])
+
+    async def too_large(_ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+        budget(world.registry.memory.budget.limit + 1)
+        raise AssertionError("the budget has room for more than its limit")
+
+    pin = world.registry.feeds.pins[SVC]
+    with monkeypatch.context() as patch:
+        patch.setattr(world.etcd, "snapshot", too_large)
+        world.registry.feeds.check_all()
+
+        async def failed() -> bool:
+            return pin.trouble != ""
+
+        await eventually(failed)
+    assert pin.settled
+    with pytest.raises(PinUnavailableError) as refused:
+        world.subscribe(INSIDE)
+    assert refused.value.code == "pin-unavailable"
+    assert len(world.registry.feeds) == 0
+    now = world.clock()
+    world.registry.feeds._clock = lambda: now + module.PAUSE + 1
+    await live(world)
+    world.subscribe(INSIDE).release()
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_denied_pin_is_named_and_does_not_hold_up_readiness() -> None:
+    """It is tried again: somebody may grant the role."""
+    world = World(pins=[SVC])
+    world.registry.feeds.check_all()
+    feed = world.registry.feeds.get(SVC)
+    assert feed is not None
+    feed._from_watch(Refused("etcdserver: permission denied", denied=True))
+    world.registry.feeds.check_all()
+    pin = world.registry.feeds.pins[SVC]
+    assert (pin.settled, pin.trouble) == (True, "etcdserver: permission denied")
+    with pytest.raises(PinUnavailableError):
+        world.subscribe(INSIDE)
+
+    async def live_again() -> bool:
+        world.registry.feeds.check_all()
+        return not pin.trouble
+
+    await eventually(live_again)
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_feed_is_started_after_its_first_subscriber_is_registered() -> None:
+    """Otherwise a feed that fails at once would find nobody to tell."""
+    world = World()
+    feeds = world.registry.feeds
+    feed = feeds.hold(SVC, (SVC,))
+    assert feed.state.value == "idle"
+    feeds.release(SVC, (SVC,))
+    feeds.start(has_cursor=False)
+    assert feed.state.value == "closed"
+    await asyncio.sleep(0)
+    await world.empty()
