@@ -39,12 +39,14 @@ CLOCKS_ALLOWED = {
     "integration/test_cut_off.py": "how long it continues, and a timeout that only a hang reaches",
     "integration/test_rollout.py": "a lower bound: the streams come no faster than the drain's pace",
     "etcd/test_quorum.py": "the clock of the code under test, passed on",
+    "etcd/test_stream.py": "the clock of the code under test, passed on",
     "etcd/test_users.py": "an upper bound of logins that grows with the time that passed",
     "slow_readers/test_lag.py": "a lower bound: the time at which the reader fell behind",
     "slow_readers/clients.py": "a slow client sleeps",
     "soak/soak.py": "how long a soak continues",
     "support/embedded.py": "a timeout that only a hang reaches",
     "support/secure.py": "a timeout that only a hang reaches",
+    "support/upstream.py": "the clock of the code under test, passed on",
     "deploy/test_image.py": "a timeout that only a hang reaches",
 }
 # A timeout below HANG may only be for an event that must not happen, or for one try of several.
