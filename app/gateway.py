@@ -93,6 +93,7 @@ class Gateway:
         self.upstream = Upstream(
             settings.etcd,
             self._credentials,
+            vouched_version=settings.etcd_version,
             stale_after=settings.stale_after,
             max_ranges=settings.max_ranges,
             clock=clock,

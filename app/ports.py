@@ -105,7 +105,15 @@ class Etcd(Protocol):
 
     @property
     def progress_trusted(self) -> bool:
-        """Whether the present member's answers to progress requests can be trusted."""
+        """Whether the present member's answers to progress requests can be trusted. False while there is no member."""
+
+    @property
+    def member_known(self) -> bool:
+        """Whether the gateway is connected to a member, and so ``progress_trusted`` is about that member.
+
+        False while the gateway connects, and while etcd is out of reach: then the caller must wait, or answer that etcd
+        is unavailable, but must not conclude that progress cannot be trusted.
+        """
 
     @property
     def condition(self) -> Condition:

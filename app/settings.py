@@ -32,6 +32,7 @@ MAX_SECONDS = 10 * 365 * 24 * 3600
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
 _NUMBER = re.compile(r"\s*[0-9]+\s*")
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _PASSWORD = re.compile(r"//[^/]*@")
 # Control characters, and surrogates: Python decodes bytes of the environment that are not UTF-8 to surrogates.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -66,6 +67,14 @@ def _number(value: Any) -> Any:
     """Refuse numbers that are not plain digits: pydantic also accepts ``8080.0``, ``8_080`` and ``+8080``."""
     if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
         msg = f"{value!r} is not a number; use digits only"
+        raise ValueError(msg)
+    return value
+
+
+def _version(value: Any) -> Any:
+    """Refuse text that is not a whole version: ``3.5`` does not say whether a fix of 3.5.8 is in it."""
+    if isinstance(value, str) and value and _VERSION.fullmatch(value) is None:
+        msg = f"{value!r} is not a version of etcd; use three numbers, like 3.5.16"
         raise ValueError(msg)
     return value
 
@@ -131,6 +140,11 @@ class Settings(BaseSettings):
     etcd_key: File = Field(None, description="PEM file of the client certificate's private key, not encrypted")
     etcd_user: Text = Field("", description="etcd user to log in as")
     etcd_password_file: File = Field(None, description="file with the etcd user's password")
+    etcd_version: Annotated[str, BeforeValidator(_version)] = Field(
+        "",
+        pattern=r"^([0-9]+\.[0-9]+\.[0-9]+)?$",
+        description="the oldest version among etcd's members, for members that tell their version to root only",
+    )
     host: Text = Field("127.0.0.1", description="address to listen on")
     port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free port")
     admin_port: Annotated[int | None, BeforeValidator(_number), BeforeValidator(_nothing)] = Field(

@@ -67,6 +67,21 @@ def test_no_durations(text: str) -> None:
     assert line == f"GATEWAY_LINGER (--linger): {text!r} is not a duration; use seconds, or 500ms, 30s, 5m, 1h"
 
 
+@pytest.mark.parametrize("text", ["", "3.5.16", "3.6.0", "10.20.300"])
+def test_versions_of_etcd(text: str) -> None:
+    """The whole version, or nothing."""
+    assert load({"etcd_version": text}).etcd_version == text
+
+
+@pytest.mark.parametrize("text", ["3.5", "v3.5.16", "3.5.x", "3.5.16-rc.1", " 3.5.16", "3.5.16\n", "latest", "٣.5.1"])
+def test_no_versions_of_etcd(text: str) -> None:
+    """A version that does not say which fixes it has is refused."""
+    (line,) = refused(etcd_version=text)
+
+    assert line.startswith("GATEWAY_ETCD_VERSION (--etcd-version): ")
+    assert line.endswith(f"{text!r} is not a version of etcd; use three numbers, like 3.5.16")
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("65536", 65536), ("64KiB", 65536), ("16MiB", 16 << 20), ("1GiB", 1 << 30), ("4096 B", 4096)]
 )

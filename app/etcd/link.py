@@ -42,6 +42,8 @@ PROBE_ID = 1 << 40
 class Link:
     """See the module. ``failed`` is set once, to the reason.
 
+    *vouched_version*: the version of members that do not tell theirs, as the operator knows it; "": unknown.
+
     Raises:
         CredentialsError: a file cannot be used.
     """
@@ -51,6 +53,7 @@ class Link:
         endpoint: str,
         credentials: Credentials,
         *,
+        vouched_version: str = "",
         proof_interval: float,
         on_header: Callable[[Any], None],
         on_room: Callable[[], None],
@@ -77,7 +80,8 @@ class Link:
         self.version: Version = UNKNOWN
         self.applied = 0  # the member's applied raft index; 0 while the member does not report it
         self._watch_member = 0
-        self._may_not_ask = False
+        self._vouched_version = vouched_version
+        self._may_not_ask = False  # members tell their version to root only
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -90,16 +94,20 @@ class Link:
         return int(self.header.member_id) if self.header is not None else 0
 
     def _trusts(self, member: int) -> bool:
-        """Whether the progress of *member* can be trusted.
-
-        Only the version of the link's own member is known: behind one name or Service there may be members of other
-        versions.
-        """
-        return member == self._member and progress_is_trusted(self.version)
+        """Whether the progress of *member* can be trusted."""
+        return progress_is_trusted(self._version_of(member))
 
     def _may_lose(self, member: int) -> bool:
         """Whether *member* may lose events. A member of unknown version may."""
-        return member != self._member or may_lose_events(self.version)
+        return may_lose_events(self._version_of(member))
+
+    def _version_of(self, member: int) -> Version:
+        """Return the version of *member*.
+
+        Only the link's own member has told its version: behind one name or Service there may be members of other
+        versions. The version that the operator vouches for is that of all members.
+        """
+        return self.version if member == self._member or self._may_not_ask else UNKNOWN
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -155,6 +163,7 @@ class Link:
         if status.isLearner:
             return "the member is a learner, which serves no watches"
         self.applied = status.raftAppliedIndex
+        self._may_not_ask = False
         self.version_text = status.version
         self.version = parse_version(status.version)
         return None
@@ -162,13 +171,11 @@ class Link:
     async def _check_as_a_stranger(self, timeout: float) -> str | None:
         """Check a member that refuses its status to the gateway's user.
 
-        From 3.5.28 on (and in 3.6 until the fix), only root may ask for the status: etcd #21663. Then the member's
-        version stays unknown, so the gateway does not trust the member's progress. A missing leader still shows in
-        watches (``hasleader``) and in reads.
+        From 3.5.28 on (and in 3.6 until the fix), only root may ask for the status: etcd #21663. Then the version is
+        the one that the operator vouches for. Without one, the version stays unknown, so the gateway does not trust the
+        member's progress. A missing leader still shows in watches (``hasleader``) and in reads.
         """
-        if not self._may_not_ask:
-            self._may_not_ask = True
-            logger.warning("etcd does not tell its version to the gateway's user", extra={"endpoint": self.endpoint})
+        self._vouch()
         try:
             found = await self._ask(self._cluster.MemberList, rpc.MemberListRequest(), timeout)
         except rpc.AioRpcError as error:
@@ -180,6 +187,23 @@ class Link:
         if any(member.isLearner for member in found.members if us == member.ID):
             return "the member is a learner, which serves no watches"
         return None
+
+    def _vouch(self) -> None:
+        """Use the version that the operator vouches for, unless the member has told its own. Log that once."""
+        if self.version_text or self._may_not_ask:
+            return
+        self._may_not_ask = True
+        self.version_text, self.version = self._vouched_version, parse_version(self._vouched_version)
+        if self.version_text:
+            logger.info(
+                "etcd does not tell its version to the gateway's user: GATEWAY_ETCD_VERSION is used",
+                extra={"endpoint": self.endpoint, "version": self.version_text},
+            )
+        else:
+            logger.warning(
+                "etcd does not tell its version to the gateway's user: set GATEWAY_ETCD_VERSION",
+                extra={"endpoint": self.endpoint},
+            )
 
     async def matches(self, watched: KeyRange, timeout: float) -> bool | None:
         """Return whether a watch is answered under the id that the watch asks for; None if no watch is permitted.

@@ -65,6 +65,7 @@ class Upstream:
     Args:
         endpoints: URLs like ``http://127.0.0.1:2379``, tried in turn.
         credentials: the gateway's identity at the endpoints.
+        vouched_version: the version of members that do not tell theirs to this identity; "": unknown.
         stale_after: seconds; a quarter of it paces health checks and progress requests, and half of it paces the
             linearizable reads that prove feeds current.
         budget: the budget in which memory for pages of Ranges is reserved; None: unlimited.
@@ -77,6 +78,7 @@ class Upstream:
         endpoints: Sequence[str],
         credentials: Credentials = ANONYMOUS,
         *,
+        vouched_version: str = "",
         stale_after: float,
         max_ranges: int,
         clock: Clock,
@@ -87,6 +89,7 @@ class Upstream:
     ) -> None:
         self._endpoints = list(endpoints)
         self._credentials = credentials
+        self._vouched_version = vouched_version
         self._stale_after = stale_after
         self._max_message = max_message
         self._proof_interval = min(2.5, stale_after / 4)
@@ -142,6 +145,11 @@ class Upstream:
     def progress_trusted(self) -> bool:
         """See ``app.ports.Etcd``."""
         return self._watches.progress_trusted
+
+    @property
+    def member_known(self) -> bool:
+        """See ``app.ports.Etcd``."""
+        return self._link is not None
 
     @property
     def highest_revision(self) -> int:
@@ -222,6 +230,7 @@ class Upstream:
             link = Link(
                 endpoint,
                 self._credentials,
+                vouched_version=self._vouched_version,
                 proof_interval=self._proof_interval,
                 on_header=self._cluster.note,
                 on_room=self._watches.open_pending,

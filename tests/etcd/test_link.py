@@ -20,11 +20,12 @@ from tests.support.secure import Admin, SecureEtcd
 from tests.support.waiting import HANG, eventually
 
 
-def link_to(endpoint: str, credentials: Credentials = ANONYMOUS) -> Link:
+def link_to(endpoint: str, credentials: Credentials = ANONYMOUS, *, vouched_version: str = "") -> Link:
     """A link whose clock stands still."""
     return Link(
         endpoint,
         credentials,
+        vouched_version=vouched_version,
         proof_interval=1,
         on_header=lambda _header: None,
         on_room=lambda: None,

@@ -29,6 +29,24 @@ async def becomes(upstream: Upstream, state: str, endpoint: str = "", reason: st
     await eventually(is_so)
 
 
+@pytest.mark.parametrize("version", ["3.5.16", "3.5.7"])
+async def test_whether_progress_is_trusted_is_known_once_there_is_a_member(version: str) -> None:
+    """Before that, and while etcd is away, a request for several ranges must not be refused for good."""
+    trusts = version == "3.5.16"
+    before: list[tuple[bool, bool]] = []
+
+    def note(upstream: Upstream) -> None:
+        before.append((upstream.member_known, upstream.progress_trusted))
+
+    async with FakeEtcd(version) as etcd, connecting(etcd.endpoint, before=note) as upstream:
+        await becomes(upstream, "ready")
+        assert before == [(False, False)]
+        assert (upstream.member_known, upstream.progress_trusted) == (True, trusts)
+        await etcd.stop()
+        await becomes(upstream, "down")
+        assert (upstream.member_known, upstream.progress_trusted) == (False, False)
+
+
 async def test_the_next_endpoint_is_tried() -> None:
     """The next endpoint is tried, and the first again after the last."""
     async with FakeEtcd() as one, FakeEtcd() as two, connecting(NOWHERE, one.endpoint, two.endpoint) as upstream:

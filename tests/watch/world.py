@@ -116,6 +116,11 @@ class StubEtcd:
         return True
 
     @property
+    def member_known(self) -> bool:
+        """See ``app.ports.Etcd``."""
+        return True
+
+    @property
     def condition(self) -> Condition:
         """See ``app.ports.Etcd``."""
         self.trap.pass_by("condition")
