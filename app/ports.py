@@ -123,9 +123,10 @@ class Etcd(Protocol):
         """Open a watch. The watch waits while there is no connection, or no stream with room for it."""
 
     async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        """Return all *ranges* at one linearizable revision, and the cluster's id.
+        """Return all keys of the ranges at one linearizable revision, and the cluster's id.
 
-        *budget* is called with the size of each page in bytes. It may raise to stop the read.
+        *ranges*: at least one; no key is in two of them. *budget* is called with the size of each page in bytes. It may
+        raise to stop the read.
         """
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:

@@ -127,9 +127,12 @@ class Reads:
         return Listing(response.header.revision, [], response.count, False, response.header.cluster_id)
 
     async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        """See ``app.ports.Etcd``. Raises as ``pages``."""
+        """See ``app.ports.Etcd``. Raises as ``pages``.
+
+        The first page of the first range decides the revision. All other pages are read at that revision.
+        """
         items: list[KeyValue] = []
-        revision = 0
+        revision = cluster_id = 0
         for watched in ranges:
             async with aclosing(self.pages(watched, revision=revision)) as pages:
                 async for page in pages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
@@ -10,14 +11,18 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.core.errors import DeniedError, TooSlowError, UnavailableError
+from app.core.errors import CompactedError, DeniedError, TooSlowError, UnavailableError
 from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
 from app.etcd.reads import RANGE_TIMEOUT, Listing, Reads
 from app.etcd.upstream import CONNECT_PATIENCE, DOWN_PATIENCE, Upstream
 from app.ports import OUT_OF_REACH
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE, etcd_client
 from tests.support.fake_etcd import FakeEtcd
+from tests.support.upstream import connecting
+from tests.support.versions import Candidate
 from tests.support.virtual_time import now, virtually
 
 RANGE = KeyRange("prefix", b"/svc/")
@@ -153,6 +158,79 @@ async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
         assert (await refused(asked)).detail == OUT_OF_REACH
         assert cancelled.cancelled()
         etcd.release_ranges()
+
+
+A, B = KeyRange("prefix", b"/a/"), KeyRange("prefix", b"/b/")
+
+
+async def test_a_snapshot_of_several_ranges_never_shows_half_a_transaction(candidate: Candidate) -> None:
+    """A merge whose ranges were read at different revisions would begin with a state that never was."""
+    keys = 60  # several pages for each range
+    async with (
+        EmbeddedEtcd(folder=candidate.folder, args=ALONE) as etcd,
+        connecting(etcd.endpoint) as upstream,
+        etcd_client(etcd.endpoint) as kv,
+    ):
+        written: dict[int, bytes] = {}  # revision -> value
+
+        enough = asyncio.Event()
+
+        async def write(number: int) -> None:
+            value = b"%d" % number
+            revision = await kv.transact({b"/%s/%d" % (side, n): value for side in (b"a", b"b") for n in range(keys)})
+            written[revision] = value
+
+        async def write_on() -> None:
+            for number in itertools.count(1):
+                if enough.is_set():
+                    return
+                await write(number)
+
+        await write(0)
+        writer = asyncio.create_task(write_on())
+        seen: dict[int, tuple[int, set[bytes]]] = {}
+        while len(seen) < 20:
+            snapshot, cluster_id = await upstream.snapshot([A, KeyRange("key", b"/absent"), B], lambda _size: None)
+            assert cluster_id == upstream.cluster_id
+            seen[snapshot.revision] = (len(snapshot.items), {item.value for item in snapshot.items})
+        enough.set()
+        await writer
+    for revision, (count, values) in seen.items():
+        assert count == 2 * keys
+        assert values == {written[max(r for r in written if r <= revision)]}
+
+
+async def test_a_compaction_between_two_ranges_of_a_snapshot() -> None:
+    """The second range cannot be read any more at the revision of the first."""
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        etcd.txn([(b"/a/x", b"1"), (b"/b/x", b"1")])
+
+        def compact(_size: int) -> None:
+            etcd.compact(etcd.put(b"/b/x", b"2"))
+
+        with pytest.raises(CompactedError):
+            await upstream.snapshot([A, B], compact)
+        snapshot, _ = await upstream.snapshot([A, B], lambda _size: None)
+        assert [(item.key, item.value) for item in snapshot.items] == [(b"/a/x", b"1"), (b"/b/x", b"2")]
+
+
+async def test_only_the_first_page_of_a_snapshot_decides_its_revision() -> None:
+    """Each page is counted against the budget; each later page names the revision."""
+    sizes: list[int] = []
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        etcd.txn([(b"/%s/%d" % (side, n), b"v") for side in (b"a", b"b") for n in range(20)])
+        asked = len(etcd.asked.ranges)
+
+        def count_and_write(size: int) -> None:
+            sizes.append(size)
+            etcd.put(b"/a/0")
+
+        snapshot, _ = await upstream.snapshot([B, A], count_and_write)
+        requests = [request for request in etcd.asked.ranges[asked:] if request.limit]
+    assert [request.revision for request in requests] == [0, 2, 2, 2]
+    assert (snapshot.revision, len(snapshot.items), len(sizes)) == (2, 40, 4)
+    assert sum(sizes) == snapshot.size
+    assert [item.key for item in snapshot.items] == sorted(item.key for item in snapshot.items)
 
 
 async def test_a_denied_range_does_not_speak_for_others() -> None:
