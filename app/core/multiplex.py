@@ -34,7 +34,12 @@ Theory of operation
     channel drops answers. A lost answer leaves its request in the count. So the count errs towards waiting for more
     answers, never towards accepting one too early, and rule 2 removes the lost answers from the count. As soon as one
     answer shows that the member does answer, ``ask`` makes at once all the requests whose answers a waiting watch
-    lacks. New watches do not use a stream with many unanswered requests (``app.etcd.stream_pool``).
+    lacks. While a watch is hastened, ``ask`` makes them one by one: each answer is followed by a request anyway. New
+    watches do not use a stream with many unanswered requests (``app.etcd.stream_pool``).
+
+    *Who receives an answer.* Most watches wait for nothing, and take one answer per proof interval (``for_all``). Every
+    other answer goes only to watches that await proof or are hastened, because the price of an answer is paid for each
+    watch that receives it. A watch's wish does not change which answers count for the watch.
 
     *Whether a watch may have been slow.* etcd gives a stream a channel of 128 messages. When a watch's event finds that
     channel full, etcd serves the watch from history from then on, and some versions lose events when a compaction
@@ -294,15 +299,15 @@ class Multiplexer(Sized):
     def ask(self, *, for_all: bool) -> list[ProgressRequest]:
         """Return requests for the stream's progress. ``app.core.progress_pace`` decides when to call this.
 
-        While no answer comes, this is one request. If an answer has come since the last call that was too old for a
-        watch that waits, these are as many requests as answers may have been lost, so that the watch need not wait for
-        several rounds.
+        This is one request while no answer comes, and while a watch is hastened. Otherwise, if an answer has come since
+        the last call that was too old for a watch that waits, these are as many requests as answers may have been lost,
+        so that the watch need not wait for several rounds.
 
         *for_all*: the next answer goes to all watches. Otherwise it goes only to watches that await proof or are
         hastened.
         """
         self._for_all = self._for_all or for_all
-        count, self._lacking = max(1, self._lacking), 0
+        count, self._lacking = 1 if self.hastened else max(1, self._lacking), 0
         return [self._ask() for _ in range(count)]
 
     def follow_up(self) -> list[ProgressRequest]:

@@ -14,6 +14,10 @@ def parse_version(text: str) -> Version:
     return (int(match[1]), int(match[2]), int(match[3])) if match else UNKNOWN
 
 
+# The releases whose progress is trusted, for people.
+TRUSTED_PROGRESS = "3.4.25, 3.5.8 or later"
+
+
 def progress_is_trusted(version: Version) -> bool:
     """Whether an on-demand progress answer (watch id -1) covers everything that came before it.
 

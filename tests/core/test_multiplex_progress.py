@@ -17,8 +17,9 @@ from hypothesis.stateful import (
 )
 
 import app.core.multiplex as multiplex_module
+from app.core.events import KeyValue
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Multiplexer, Progress, Request, WatchInput
+from app.core.multiplex import Batches, Created, Message, Multiplexer, Progress, ProgressRequest, Request, WatchInput
 from tests.core.stream_model import StreamModel
 
 RANGE = KeyRange("prefix", b"/a/")
@@ -240,3 +241,54 @@ def test_no_answer_is_believed_too_early_and_no_slow_watch_missed() -> None:
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+@pytest.mark.parametrize(("wish", "requests"), [("await_proof", 3), ("hasten", 1), ("", 1)])
+def test_requests_whose_answers_a_watch_lacks(wish: str, requests: int) -> None:
+    """Four answers were lost before the watch was created. The watch gets its proof in one more round of requests.
+
+    A hastened watch needs no such round: each answer is followed by a request anyway.
+    """
+    mux, heard = Multiplexer(), list[WatchInput]()
+    mux.create(RANGE, 0, lambda _given: None)
+    mux.receive(Message(1, 5, created=True), progress_trusted=True)
+    for _ in range(4):
+        mux.ask(for_all=False)
+    mux.create(RANGE, 0, heard.append)
+    mux.receive(Message(2, 5, created=True), progress_trusted=True)
+    if wish:
+        getattr(mux, wish)(2, wanted=True)
+    assert len(mux.ask(for_all=False)) == 1
+    mux.receive(Message(-1, 5), progress_trusted=True)
+    assert heard == [Created(5)], "the answer may be older than the watch"
+    assert len(mux.ask(for_all=False)) == requests
+
+
+@pytest.mark.usefixtures("_small")
+def test_an_answer_decides_on_a_late_watch_that_waits_for_nothing() -> None:
+    """The watch's feed must learn that the watch may lack events, although nobody waits for the watch's progress."""
+    mux, heard = Multiplexer(), list[WatchInput]()
+    mux.create(RANGE, 0, heard.append)
+    mux.receive(Message(1, 1, created=True), progress_trusted=True, may_lose=True)
+    for revision in range(2, CAPACITY + 4):
+        event = KeyValue(b"/a/k", b"", 2, revision, 1)
+        mux.receive(Message(1, revision, events=[event]), progress_trusted=True, may_lose=True)
+        if isinstance(heard[-1], Batches) and heard[-1].late:
+            break
+    assert mux.follow_up() == [ProgressRequest()]
+    mux.receive(Message(-1, 99), progress_trusted=True, may_lose=True)
+    assert heard[-1] == Batches((), behind=True)
+
+
+def test_only_trusted_progress_is_hastened() -> None:
+    """The member's version is known with its first message. Untrusted answers release nothing, however many come."""
+    mux = Multiplexer()
+    mux.create(RANGE, 0, lambda _given: None)
+    mux.hasten(1, wanted=True)
+    assert not mux.hastened
+    mux.receive(Message(1, 5, created=True), progress_trusted=False)
+    assert not mux.hastened
+    mux.receive(Message(-1, 5), progress_trusted=True)
+    assert mux.hastened
+    mux.cancel(1)
+    assert not mux.hastened
