@@ -109,10 +109,11 @@ class Etcd(Protocol):
 
     @property
     def member_known(self) -> bool:
-        """Whether the gateway is connected to a member, and so ``progress_trusted`` is about that member.
+        """Whether the gateway knows the member that serves its watches: ``progress_trusted`` is then about that member.
 
-        False while the gateway connects, and while etcd is out of reach: then the caller must wait, or answer that etcd
-        is unavailable, but must not conclude that progress cannot be trusted.
+        False while the gateway connects, while etcd is out of reach, and until the member has been asked for its
+        version. Then the caller must wait, or answer that etcd is unavailable. The caller must not conclude that
+        progress cannot be trusted.
         """
 
     @property

@@ -65,6 +65,7 @@ class Link:
         self._kv = rpc.KVStub(self._kv_channel)
         self._large_kv = rpc.KVStub(self._large_channel)
         self._maintenance = rpc.MaintenanceStub(self._kv_channel)
+        self._watch_maintenance = rpc.MaintenanceStub(self._watch_channel)
         self._cluster = rpc.ClusterStub(self._kv_channel)
         self._watch = rpc.WatchStub(self._watch_channel)
         authenticate = partial(unary, rpc.AuthStub(self._kv_channel).Authenticate)
@@ -80,6 +81,7 @@ class Link:
         self.version: Version = UNKNOWN
         self.applied = 0  # the member's applied raft index; 0 while the member does not report it
         self._watch_member = 0
+        self._watch_member_version: Version | None = None  # None: not known yet
         self._vouched_version = vouched_version
         self._may_not_ask = False  # members tell their version to root only
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -104,10 +106,17 @@ class Link:
     def _version_of(self, member: int) -> Version:
         """Return the version of *member*.
 
-        Only the link's own member has told its version: behind one name or Service there may be members of other
-        versions. The version that the operator vouches for is that of all members.
+        Only the members that serve the link's reads and its watches have told their versions: behind one name or
+        Service there may be members of other versions. The version that the operator vouches for is that of all.
         """
-        return self.version if member == self._member or self._may_not_ask else UNKNOWN
+        if member == self._member or self._may_not_ask:
+            return self.version
+        return (self._watch_member_version if member == self._watch_member else None) or UNKNOWN
+
+    @property
+    def version_known(self) -> bool:
+        """Whether the member that serves the watches has told its version, or is known not to tell."""
+        return self._watch_member in (0, self._member) or self._may_not_ask or self._watch_member_version is not None
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -141,6 +150,8 @@ class Link:
             reason = await self._check(timeout)
             if reason is None:
                 await self.login.ensure()
+                if not self.version_known:
+                    await self._check_watch_member(timeout)
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
                 return f"deadline_exceeded: no answer within {timeout:g} s"
@@ -167,6 +178,22 @@ class Link:
         self.version_text = status.version
         self.version = parse_version(status.version)
         return None
+
+    async def _check_watch_member(self, timeout: float) -> None:
+        """Find out the version of the member that serves the watches.
+
+        Behind one name or Service, each connection may lead to another member. A call on the watches' connection
+        reaches the watches' member.
+        """
+        try:
+            status = await self._ask(self._watch_maintenance.Status, rpc.StatusRequest(), timeout)
+        except rpc.AioRpcError as error:
+            # After any other error, the next check tries again: the streams themselves show whether the member is well.
+            if error.code() is rpc.StatusCode.PERMISSION_DENIED:
+                self._watch_member_version = parse_version(self._vouched_version)
+        else:
+            if status.header.member_id == self._watch_member:
+                self._watch_member_version = parse_version(status.version)
 
     async def _check_as_a_stranger(self, timeout: float) -> str | None:
         """Check a member that refuses its status to the gateway's user.
@@ -269,7 +296,8 @@ class Link:
         return stream
 
     def _heard_on_a_stream(self, header: Any) -> None:
-        self._watch_member = header.member_id or self._watch_member
+        if header.member_id not in (0, self._watch_member):
+            self._watch_member, self._watch_member_version = header.member_id, None
         self._on_header(header)
 
     def _stream_broke(self, error: BaseException) -> None:

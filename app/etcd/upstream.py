@@ -149,7 +149,7 @@ class Upstream:
     @property
     def member_known(self) -> bool:
         """See ``app.ports.Etcd``."""
-        return self._link is not None
+        return self._link is not None and self._link.version_known
 
     @property
     def highest_revision(self) -> int:

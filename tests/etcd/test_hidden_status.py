@@ -24,22 +24,20 @@ from tests.support.waiting import HANG, eventually
 class Discreet(FakeEtcd):
     """From 3.5.28 on only root may read the status (etcd #21663).
 
-    *shy*: as 3.5.28, which hides the list of members too. *tells*: the status may be read, as by root.
+    *shy*: as 3.5.28, which hides the list of members too.
     """
 
     shy = False
     learner = False
-    tells = False
+
+    def __init__(self, version: str) -> None:
+        super().__init__(version)
+        self.refuse_status = grpc.StatusCode.PERMISSION_DENIED
 
     def _handlers(self) -> Iterable[grpc.GenericRpcHandler]:
         yield from super()._handlers()
         table = {"MemberList": _unary(self._member_list, "MemberList")}
         yield grpc.method_handlers_generic_handler("etcdserverpb.Cluster", table)
-
-    async def _status(self, request: Any) -> Any:
-        if self.tells:
-            return await super()._status(request)
-        raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
 
     async def _member_list(self, _request: Any) -> Any:
         if self.shy:
@@ -100,7 +98,7 @@ async def test_a_version_that_the_member_tells_wins(first: bool) -> None:
     async with Discreet("3.5.1") as etcd:
         link = link_to(etcd.endpoint, vouched_version="3.5.28")
         for tells in (first, not first):
-            etcd.tells = tells
+            etcd.refuse_status = None if tells else grpc.StatusCode.PERMISSION_DENIED
             assert await link.check(HANG) is None
         assert (link.version_text, link.progress_trusted) == ("3.5.1", False)
         heard = etcd.header()

@@ -16,6 +16,7 @@ from app.etcd.login import LoginError
 from app.etcd.upstream import ANONYMOUS
 from tests.etcd.conftest import USER
 from tests.support.fake_etcd import FakeEtcd
+from tests.support.proxy import proxy
 from tests.support.secure import Admin, SecureEtcd
 from tests.support.waiting import HANG, eventually
 
@@ -45,6 +46,49 @@ async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
         link._heard_on_a_stream(heard)
 
         assert link.progress_trusted is same
+        await link.aclose("done")
+
+
+@pytest.mark.parametrize("version", ["3.5.17", "3.5.1"])
+async def test_the_member_that_serves_the_watches_is_asked_for_its_version(version: str) -> None:
+    """Behind a Service, reads and watches go to different members: two times in three, with three members."""
+    async with FakeEtcd("3.5.16") as reads, FakeEtcd(version) as watches, proxy(reads.endpoint) as service:
+        watches.member_id = reads.member_id + 1
+        link = link_to(service.endpoint)
+        assert await link.check(HANG) is None
+        service.lead_to(watches.endpoint)
+        link.pool.create(KeyRange("key", b"/a"), 0, lambda _given: None, stream_kind="live")
+
+        async def heard() -> bool:
+            return link._watch_member == watches.member_id
+
+        await eventually(heard)
+        assert (link.version_known, link.progress_trusted) == (False, False)
+        assert await link.check(HANG) is None
+        assert (link.version_known, link.progress_trusted) == (True, version == "3.5.17")
+        assert (reads.asked.statuses, watches.asked.statuses) == (2, 1)
+        assert await link.check(HANG) is None
+        assert (reads.asked.statuses, watches.asked.statuses) == (3, 1), "the version does not change on a connection"
+        await link.aclose("done")
+
+
+async def test_a_watches_member_that_hides_its_version() -> None:
+    """The operator vouches for that member, too. If it only does not answer, the next check asks again."""
+    async with FakeEtcd("3.5.1") as reads, FakeEtcd("3.5.28") as watches, proxy(reads.endpoint) as service:
+        watches.member_id = reads.member_id + 1
+        link = link_to(service.endpoint, vouched_version="3.5.28")
+        assert await link.check(HANG) is None
+        service.lead_to(watches.endpoint)
+        link.pool.create(KeyRange("key", b"/a"), 0, lambda _given: None, stream_kind="live")
+
+        async def heard() -> bool:
+            return link._watch_member == watches.member_id
+
+        await eventually(heard)
+        for code, known in ((grpc.StatusCode.UNAVAILABLE, False), (grpc.StatusCode.PERMISSION_DENIED, True)):
+            watches.refuse_status = code
+            assert await link.check(HANG) is None
+            assert (link.version_known, link.progress_trusted) == (known, known)
         await link.aclose("done")
 
 

@@ -476,7 +476,8 @@ class FakeEtcd:
     """``async with FakeEtcd() as etcd: ...etcd.endpoint``.
 
     Attributes to set at any time:
-    - *version*, *cluster_id*, *mute_progress*, *loses_deletes*;
+    - *version*, *cluster_id*, *member_id*, *mute_progress*, *loses_deletes*;
+    - *refuse_status*: the code with which the member's status is refused; None: it is told;
     - *catch_up_revisions*: revisions in one response;
     - *fragment_bytes*: the size above which a response is split;
     - *cut_after*: the next response with more fragments is cut after that many fragments, and its call breaks;
@@ -494,6 +495,7 @@ class FakeEtcd:
         self.fragment_bytes = FRAGMENT_BYTES
         self.cut_after: int | None = None
         self.mute_progress = False
+        self.refuse_status: grpc.StatusCode | None = None
         self.loses_deletes: bool | None = None  # None: as in the version
         self.channel: int | None = None
         self.control_first: Callable[[], bool] | None = None
@@ -871,6 +873,8 @@ class FakeEtcd:
     async def _status(self, _request: Any) -> Any:
         self.asked.statuses += 1
         self._tell()
+        if self.refuse_status is not None:
+            raise RefusedError(self.refuse_status, "etcdserver: the status is not told")
         leader = self.member_id if self._leader else 0
         return rpc.StatusResponse(header=self.header(), version=self.version, leader=leader, raftTerm=self.raft_term)
 

@@ -17,8 +17,7 @@ class Proxy:
 
     def __init__(self, target: str, host: str = "127.0.0.1") -> None:
         self._host = host
-        parts = urlsplit(target)
-        self._target = (parts.hostname, parts.port)
+        self.lead_to(target)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._upstreams: set[asyncio.StreamWriter] = set()
@@ -35,6 +34,11 @@ class Proxy:
         """The address where the proxy listens."""
         assert self._server is not None
         return f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
+
+    def lead_to(self, target: str) -> None:
+        """Forward the connections that are made from now on to *target*, as a Service may."""
+        parts = urlsplit(target)
+        self._target = (parts.hostname, parts.port)
 
     def cut(self) -> None:
         """Break the open connections and refuse new ones."""
