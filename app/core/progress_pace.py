@@ -13,6 +13,9 @@ Theory of operation
     Requests for hastened watches are ``SHORTEST`` apart at least, and wait for the answer to the one before. Answers
     get lost, so a request without an answer is repeated after ``RETRY``. Requests for all watches wait for the same:
     then no older answer is under way, which would be taken for the answer to this request.
+
+    Measured on 3.5.16, with two watches and 300 quiet ones: 1.7 ms from a put to its event, and 2.5 ms to progress that
+    covers the put at the other watch. 1,000 requests cost 0.6 s of CPU, most of it in gRPC.
 """
 
 from __future__ import annotations
