@@ -154,7 +154,7 @@ class SelectedChannel:
         self._account()
 
     def _check_trust(self) -> None:
-        distrusted = self.merged and self._etcd.condition.state == "ready" and not self._etcd.progress_trusted
+        distrusted = self.merged and self._etcd.member_known and not self._etcd.progress_trusted
         if distrusted != (self._distrusted is not None):
             self._distrusted = (self._clock(), time.time()) if distrusted else None
             self.notifier.notify()

@@ -18,6 +18,7 @@ from ..core.reasons import CloseReason
 from ..core.refcounts import Acquired, RefCounts
 from ..core.selection import Ranges, divide
 from ..core.sized import Sized
+from ..core.versions import TRUSTED_PROGRESS
 from ..ports import Clock, Draw, Etcd
 from .channel import Channel, SelectedChannel
 from .feed import Feed
@@ -108,10 +109,10 @@ class Registry(Sized):
         if condition.state == "down" and not all(self._joinable(one) for one in watched):
             raise condition.error()
         if len(watched) > 1 and not self._etcd.progress_trusted:
-            if condition.state != "ready":
-                raise condition.error()  # the version of the next member is not known yet
+            if not self._etcd.member_known:
+                raise condition.error()
             raise RangesNeedPinError(
-                f"several ranges on one stream need etcd 3.4.25, 3.5.8 or later, and this etcd is "
+                f"several ranges on one stream need etcd {TRUSTED_PROGRESS}, and this etcd is "
                 f"{condition.version or 'unknown'}: follow each range on its own stream, or ask the operator to pin a "
                 "prefix that has all of them (GATEWAY_PIN), or to state the version if etcd keeps it secret "
                 "(GATEWAY_ETCD_VERSION)"
