@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -366,7 +367,8 @@ async def few_descriptors(pid: int, at_most: int) -> bool:
 
 @pytest.fixture(name="many")
 async def _many(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
-    settings = {"GATEWAY_LINGER": "1s", "GATEWAY_MAX_FEEDS": "6000"}
+    # Beside busy loops, etcd takes more than ten seconds for the creates of 5,000 watches. It is not out of reach then.
+    settings = {"GATEWAY_LINGER": "1s", "GATEWAY_MAX_FEEDS": "6000", "GATEWAY_STALE_AFTER": "300s"}
     async with gateway(etcd.endpoint, settings=settings) as running:
         yield running
 
@@ -422,18 +424,19 @@ async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) 
     async with await watch(many.base, "prefix=/p/") as stream:
         await stream.until("synced")  # from here on both connections to etcd exist
     before = descriptors(many.pid)
-    streams = []
-    for start_at in range(0, 5000, 250):
-        opened = await asyncio.gather(
-            *(watch(many.base, f"prefix=/p/{n}/", receive_buffer=8192) for n in range(start_at, start_at + 250))
-        )
-        await asyncio.gather(*(stream.until("synced") for stream in opened))
-        streams += opened
 
-    watchers, watch_streams = await held_at_etcd(etcd)
-    assert watchers == 5000
-    assert watch_streams <= 4
-    await asyncio.gather(*(stream.close() for stream in streams))
+    async with contextlib.AsyncExitStack() as streams:
+
+        async def follow(number: int) -> None:
+            opened = await watch(many.base, f"prefix=/p/{number}/", receive_buffer=8192)
+            streams.push_async_callback(opened.close)
+            await opened.until("synced")
+
+        for start_at in range(0, 5000, 250):
+            await asyncio.gather(*(follow(number) for number in range(start_at, start_at + 250)))
+        watchers, watch_streams = await held_at_etcd(etcd)
+        assert watchers == 5000
+        assert watch_streams <= 4
     await eventually(lambda: all_released(many, etcd))
     await eventually(lambda: few_descriptors(many.pid, before))
 
