@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"core", "etcd", "gateway", "ports", "stream", "watch"},
     "main": {"api", "gateway", "metrics", "settings"},
     "server": {"allocator", "api", "core", "descriptors", "gateway", "main", "ports", "settings", "signals", "stream"},
-    "dev": {"core", "etcd", "server", "settings", "stdio"},
+    "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio"},
     "cli": {"access", "check", "descriptors", "dev", "logs", "ports", "server", "settings", "signals", "stdio"},
 }
 # These rooms need the standard library and nothing else.

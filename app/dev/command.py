@@ -11,6 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from .. import descriptors
 from ..core.versions import progress_is_trusted
 from ..server.run import serve
 from ..settings import Settings, SettingsError
@@ -29,15 +30,33 @@ async def dev(settings: Settings) -> None:
     """
     if "etcd" in settings.model_fields_set:
         logger.warning("dev starts its own etcd", extra={"ignored": ",".join(settings.etcd)})
+    logging.getLogger("gateway.etcd").addFilter(_calm)
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):
             await serve(
-                settings.model_copy(update={"etcd": (etcd.endpoint,)}),
+                _fitted(settings).model_copy(update={"etcd": (etcd.endpoint,)}),
                 on_ready=lambda ports: _say(settings, ports, etcd.endpoint),
                 reloads=False,
             )
     except EmbeddedError as error:
         raise SettingsError(str(error)) from None
+    finally:
+        logging.getLogger("gateway.etcd").removeFilter(_calm)
+
+
+def _fitted(settings: Settings) -> Settings:
+    """Return settings whose default number of streams fits the limit of open files, so that nothing warns of it."""
+    if "max_subscribers" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"max_subscribers": min(settings.max_subscribers, descriptors.streams())})
+
+
+def _calm(record: logging.LogRecord) -> bool:
+    """Log what the gateway warns of its etcd's version as information: `dev` has chosen that etcd, not its user."""
+    if record.levelno == logging.WARNING and hasattr(record, "version"):
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        return logging.getLogger(record.name).isEnabledFor(logging.INFO)
+    return True
 
 
 def _find_etcd() -> Path:
