@@ -4,7 +4,7 @@ Usage: ``make release``. CONTRIBUTING.md describes the steps before and after.
 
 Two builds of the same commit give the same bytes, if the image's base is the same. For each file that cannot be built,
 the command prints the reason; the exit status is then 1. Flags, in ARGS: ``--anyway`` builds although a check failed.
-``--stand-in-base`` builds the image without a registry, on a base made by debootstrap: use it to try the release, and
+``--stand-in-base`` builds the image without a registry, on a base made by mmdebstrap: use it to try the release, and
 never publish that image.
 """
 
@@ -106,7 +106,7 @@ class Release:
         labels = {"title": NAME, "version": self.version, "revision": self.commit, "licenses": "Apache-2.0"}
         with tempfile.TemporaryDirectory() as scratch:
             if self.stand_in_base:
-                store.make_stand_in(Path(scratch) / "base")
+                store.make_stand_in()
             store.build(
                 name, Path(scratch),
                 "--pull-never" if self.stand_in_base else "--pull",
@@ -197,7 +197,7 @@ def main() -> int:
     """Check, build, and print what was built and what was not. Return the exit status."""
     parser = argparse.ArgumentParser(prog="make release", description="Build everything that is published into dist/.")
     parser.add_argument("--anyway", action="store_true", help="build although a check failed; the status stays 1")
-    parser.add_argument("--stand-in-base", action="store_true", help="build the image on a base made by debootstrap")
+    parser.add_argument("--stand-in-base", action="store_true", help="build the image on a base made by mmdebstrap")
     arguments = parser.parse_args()
 
     wrong = list(faults(__version__))

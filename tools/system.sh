@@ -11,7 +11,7 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES gcc:cc libc6-dev:/usr/include/stdlib.h"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES nginx:nginx libnginx-mod-nchan:/usr/lib/nginx/modules/ngx_nchan_module.so"
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
 # These build and run the image without a container engine.
-DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah debootstrap:debootstrap runc:runc"
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:runc"
 
 mkdir -p .cache
 : > .cache/not-run

@@ -1,6 +1,6 @@
 """The image, built by buildah and run by runc as the chart would run it; ``make image`` runs this file alone.
 
-No registry is used: a base with Debian's Python, made by debootstrap, stands in under the name in the Dockerfile's
+No registry is used: a base with Debian's Python, made by mmdebstrap, stands in under the name in the Dockerfile's
 FROM. So the test covers the Dockerfile and the product in the image, not the official base image.
 """
 
@@ -29,10 +29,10 @@ from tools.image import TOP, Store, run
 
 STORE = Store(TOP / ".cache" / "image")
 NAME = "etcd-watch-gateway:test"
-TOOLS = ("buildah", "debootstrap", "runc")
+TOOLS = ("buildah", "mmdebstrap", "runc")
 
 if not Path("/etc/debian_version").exists() or os.geteuid() != 0 or not all(map(shutil.which, TOOLS)):
-    pytest.skip("NOT RUN: the image: needs root on Debian with buildah, debootstrap, runc", allow_module_level=True)
+    pytest.skip("NOT RUN: the image: needs root on Debian with buildah, mmdebstrap, runc", allow_module_level=True)
 
 # One worker builds the image, and starts with it (tests/support/schedule.py): it takes longer than all but a few tests.
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 def _image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of the built image."""
     scratch = tmp_path_factory.mktemp("image")
-    STORE.make_stand_in(scratch / "base")
+    STORE.make_stand_in()
     STORE.build(NAME, scratch, "--pull-never")
     return NAME
 
