@@ -21,6 +21,7 @@ from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.schedule import Schedule, turn
 from tests.support.spawning import starts_a_process
+from tests.support.versions import is_spare
 from tests.support.waiting import HANG
 
 pytest_plugins = ["tests.support.measured"]
@@ -64,10 +65,14 @@ GUARD = Guard()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest tests first, and mark the tests that start a process; the contract's tests, which also run on a
-    fake, mark themselves.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep one variant of each test that needs only one etcd. Put the longest tests first. Mark the tests that start a
+    process; the contract's tests, which also run on a fake, mark themselves.
     """
+    spare = [item for item in items if is_spare(item)]
+    if spare:
+        config.hook.pytest_deselected(items=spare)
+        items[:] = [item for item in items if not is_spare(item)]
     items.sort(key=lambda item: turn(item.nodeid))
     for item in items:
         derived = "contract" not in item.path.parts and starts_a_process(item)

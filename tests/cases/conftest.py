@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.integration.conftest import _etcd, _version, pytest_collection_modifyitems
+from tests.integration.conftest import _etcd, _version
 
-__all__ = ["_etcd", "_version", "pytest_collection_modifyitems"]
+__all__ = ["_etcd", "_version"]

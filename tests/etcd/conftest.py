@@ -1,4 +1,6 @@
-"""Every test here runs on each etcd of this machine."""
+"""Every test here runs on each etcd of this machine; tests marked `one_etcd`, which are about the gateway itself, run
+on the first etcd only (tests/conftest.py).
+"""
 
 from __future__ import annotations
 

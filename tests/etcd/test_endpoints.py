@@ -56,6 +56,7 @@ def by_name(etcd: SecureEtcd) -> str:
     sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
     reason="needs root and Debian's util-linux, for its own /etc/hosts",
 )
+@pytest.mark.one_etcd
 @pytest.mark.parametrize("dead", ["127.0.0.9", "240.0.0.1"], ids=["refused", "unreachable"])
 async def test_a_name_whose_first_address_is_dead(etcd: SecureEtcd, tmp_path: Path, dead: str) -> None:
     """The gateway tries every address that /etc/hosts has for a name, as curl and etcdctl do."""
@@ -72,6 +73,7 @@ async def test_a_name_whose_first_address_is_dead(etcd: SecureEtcd, tmp_path: Pa
         assert await server.stop() == 0, server.lines[-5:]
 
 
+@pytest.mark.one_etcd
 async def test_names(etcd: SecureEtcd) -> None:
     """Names are resolved; an unknown name is reported, and the next endpoint is used."""
     endpoints = f"http://no-such-host.invalid:2379,{by_name(etcd)}"
@@ -84,6 +86,7 @@ async def test_names(etcd: SecureEtcd) -> None:
     assert "no-such-host.invalid" in first["reason"]
 
 
+@pytest.mark.one_etcd
 async def test_ipv6(candidate: Candidate) -> None:
     """An IPv6 address in brackets works."""
 
@@ -96,6 +99,7 @@ async def test_ipv6(candidate: Candidate) -> None:
         assert (await values(server))[0] == 200
 
 
+@pytest.mark.one_etcd
 async def test_a_black_hole(etcd: SecureEtcd) -> None:
     """A silent endpoint delays the gateway no longer than a health check.
 
@@ -109,6 +113,7 @@ async def test_a_black_hole(etcd: SecureEtcd) -> None:
             await eventually(lambda: says(server, "down", "no answer within"))
 
 
+@pytest.mark.one_etcd
 async def test_far_away(etcd: SecureEtcd) -> None:
     """A round trip of 160 ms makes the gateway slow, and has no other effect."""
     async with proxy(etcd.endpoint) as between:

@@ -75,12 +75,14 @@ async def test_reads_and_watches(etcd: SecureEtcd, ca: Ca) -> None:
             assert await values(server) == (200, {"/svc/a": "2"})
 
 
+@pytest.mark.one_etcd
 async def test_the_systems_roots(etcd: SecureEtcd, ca: Ca) -> None:
     """Without a CA file, the system's CAs are trusted: those that OpenSSL would find."""
     async with gateway(etcd.tls_endpoint, settings={"SSL_CERT_FILE": str(ca.cert)}) as server:
         await eventually(lambda: says(server, "ready"))
 
 
+@pytest.mark.one_etcd
 async def test_a_certificate_of_somebody_else(etcd: SecureEtcd, tmp_path: Path) -> None:
     """A server with a foreign certificate is refused, and reported.
 
@@ -95,6 +97,7 @@ async def test_a_certificate_of_somebody_else(etcd: SecureEtcd, tmp_path: Path) 
         await eventually(lambda: says(server, "ready"))
 
 
+@pytest.mark.one_etcd
 async def test_a_certificate_for_another_name(etcd: SecureEtcd, ca: Ca) -> None:
     """A certificate of the right CA for another server's name is refused."""
     assert etcd.pki is not None

@@ -207,6 +207,7 @@ async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClie
     assert set(statuses) == {200}
 
 
+@pytest.mark.one_etcd
 async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """When both views do not fit, the old view goes first. Its readers get stale, then a reset; a joiner waits."""
     await fill(kv, "/svc/", count=110, size=100_000)
@@ -247,6 +248,7 @@ async def follow(stream: Stream, mirror: Mirror, until: Callable[[Mirror], bool]
         mirror.apply(event)
 
 
+@pytest.mark.one_etcd
 async def test_a_value_that_is_larger_than_a_page(etcd: EmbeddedEtcd) -> None:
     """A list, a read of the key and a watch each read the value alone, on a separate connection."""
     async with (

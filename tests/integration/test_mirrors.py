@@ -18,6 +18,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.etcd
 
 
+@pytest.mark.one_etcd
 async def test_mirror_py_survives_everything(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """After etcd is killed, and the gateway is stopped and restarted on the same port, the mirror is exact and live."""
     rng = random.Random(7)

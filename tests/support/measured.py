@@ -17,7 +17,7 @@ import pytest
 
 import app
 from tests.support.forkserver import MEASURED
-from tests.support.versions import Candidate, real_etcds
+from tests.support.versions import is_repetition
 
 ROOMS = {path.name for path in Path(app.__file__).parent.iterdir() if path.is_dir()}
 TESTS = Path(__file__).parents[1]
@@ -28,17 +28,11 @@ def is_of_a_room(path: Path) -> bool:
     return path.parent == TESTS or path.relative_to(TESTS).parts[0] in ROOMS
 
 
-def is_a_repetition(item: pytest.Item) -> bool:
-    """Whether the test is a variant that runs on another etcd than the first."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return any(isinstance(value, Candidate) and value != real_etcds()[0] for value in parameters)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Measure nothing while another test runs."""
     tracer = coverage.Coverage.current()
-    if tracer is None or (is_of_a_room(item.path) and not is_a_repetition(item)):
+    if tracer is None or (is_of_a_room(item.path) and not is_repetition(item)):
         return (yield)
     hidden = os.environ.pop(MEASURED, None)
     tracer.stop()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from app.dev.etcd import EtcdMissingError
 from tests.support.embedded import find_etcd
 
@@ -38,6 +40,20 @@ def _find() -> Iterator[Candidate]:
                 raise  # the folder is named but has no etcd: a mistake
             continue
         yield Candidate(folder, _said_by(binary))
+
+
+def is_repetition(item: pytest.Item, parameter: str | None = None) -> bool:
+    """Whether a test is a variant with another etcd than the first: as *parameter*, or as any of its parameters."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    found = given.values() if parameter is None else [given.get(parameter)]
+    return any(isinstance(candidate, Candidate) and candidate != real_etcds()[0] for candidate in found)
+
+
+def is_spare(item: pytest.Item) -> bool:
+    """Whether a test is a variant with another etcd, and needs only one, because the test is about the gateway."""
+    if item.get_closest_marker("one_etcd"):
+        return is_repetition(item)
+    return item.get_closest_marker("slow") is not None and is_repetition(item, "etcd")
 
 
 def version_of(folder: Path | None) -> str:
