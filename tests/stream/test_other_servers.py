@@ -105,7 +105,7 @@ async def events_of(server: Server) -> Mirror:
     reader.feed_eof()
     stream = Stream(reader, None, 200, server.headers)  # type: ignore[arg-type]  # nothing is written to it
     mirror = Mirror()
-    while b"\n\n" in stream._pending or not reader.at_eof():
+    while b"" in stream._lines or not reader.at_eof():
         event = await stream.next_event()
         if event is None:
             break
