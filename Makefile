@@ -41,7 +41,6 @@ check: $(INSTALLED)  ## after each change: lint, types, and all tests that start
 test: $(INSTALLED)  ## lint, types, and all tests; ARGS='-k feed' for some tests, BUSY=4 to add busy loops, STEP_CLOCK=1
 	@sh tools/system.sh
 	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory types
 	@$(BIN)/python tools/tests.py $(ARGS)
 
 lint: $(INSTALLED)  ## ruff: rules and format

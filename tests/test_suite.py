@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
 
 import app
 from tests.support.schedule import FIRST, TOGETHER
+from tools.tests import compare_with_floors
 
 TESTS = Path(__file__).parent
 APP = Path(app.__file__).parent
@@ -155,3 +157,27 @@ def test_what_is_scheduled_is_there(prefix: str) -> None:
 
     assert found.exists()
     assert not name or f"def {name}(" in found.read_text(encoding="utf-8")
+
+
+def counted(branches: int, statements: int = 100) -> dict[str, object]:
+    """A file of coverage.py's report, with these branches and statements reached, of 100 each."""
+    counts = {"covered_branches": branches, "num_branches": 100, "covered_lines": statements, "num_statements": 100}
+    return {"summary": counts}
+
+
+@pytest.mark.parametrize(
+    ("core", "other", "below"),
+    [
+        (counted(98), counted(88), []),
+        (counted(97), counted(100), ["app/core/ branches"]),
+        (counted(98), counted(87), ["app/ branches"]),
+        (counted(100, 97), counted(100), ["app/core/ statements"]),
+    ],
+)
+def test_a_floor_holds_branches_alone(core: dict[str, object], other: dict[str, object], below: list[str]) -> None:
+    """All statements reached do not make up for a branch that is not: coverage.py's own total counts both together."""
+    found = list(compare_with_floors({"app/core/a.py": core, "app/b.py": other}))
+
+    assert len(found) == 4
+    failed = [re.sub(r": \d+ of \d+ (\w+), .*", r" \1", line) for reached, line in found if not reached]
+    assert failed == below
