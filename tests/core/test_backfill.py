@@ -104,6 +104,7 @@ CASES: dict[str, Case] = {
     "asked": (AT_REST, ASK, S.OPENING, (AwaitProof(), FROM_50)),
     "stopped at rest": (AT_REST, Stop(), S.RESTING, ()),
     "one more asks": (OPENING, WantBackfill(80), S.OPENING, ()),
+    "one more asks, with a cursor that is not known": (OPENING, WantBackfill(), S.OPENING, ()),
     "opened": (OPENING, Created(100), S.READING, (AwaitProof(),)),
     "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
     "compacted: what is left of it": (OPENING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "backfill"),)),

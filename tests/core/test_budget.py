@@ -259,3 +259,13 @@ def test_no_feed_ends_for_the_sake_of_a_page() -> None:
     assert not feed.grow(1)
     second, third = budget.ask(Use.PAGE, 1), budget.ask(Use.PAGE, 1)
     assert (second.outside, third.granted) == (True, False)
+
+
+def test_a_hold_whose_owner_asked_for_no_notice_is_revoked_too() -> None:
+    """An owner that sets no ``on_revoked`` loses its hold without a notice, and releases it again without harm."""
+    budget = Budget(LIMIT)
+    hold = budget.ask(Use.ANSWER, 10, lambda: None)
+
+    assert hold.revoke() == 10
+    hold.release()
+    assert (hold.released, budget.lacks(LIMIT)) == (True, 0)

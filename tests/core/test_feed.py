@@ -160,6 +160,7 @@ CASES: dict[str, Case] = {
     "the anchor as we know it": (OVERLAP, said(put(90)), S.LIVE, (EndProof(),)),
     "news, not yet all": (PROBE.then(Created(144)), batches(143), S.CATCHING_UP, ()),
     "news, all of them": (PROBE.then(Created(144)), batches(144), S.CONFIRMING, (EndProof(), Probe(141))),
+    "behind, and nothing of ours yet": (PROBE.then(Created(144)), Batches((), behind=True), S.CATCHING_UP, ()),
     "another anchor": (OVERLAP, said(put(90, value=b"x")), S.OPENING, UNPROVEN_ANEW),
     "another revision than the anchor's": (OVERLAP, batches(91), S.OPENING, UNPROVEN_ANEW),
     "progress to the end": (

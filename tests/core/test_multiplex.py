@@ -368,6 +368,16 @@ def test_who_lets_another_go_when_the_stream_breaks_is_obeyed() -> None:
     assert len(mux) == 0
 
 
+def test_a_watch_that_is_let_go_waits_for_no_proof() -> None:
+    """The feed of a cancelled watch may still say whether it waits: that changes nothing, and is no error."""
+    mux = Multiplexer()
+    watch = mux.create(RANGE, 0, lambda _given: None)
+    mux.cancel(watch.watch_id)
+    mux.await_proof(watch.watch_id, wanted=True)
+    assert mux.follow_up() == []
+    assert len(mux) == 0
+
+
 def test_what_is_complete_of_a_large_response_does_not_wait_for_its_end() -> None:
     """Complete revisions of a large response are passed on, as waiting events are not counted. An incomplete revision
     still waits, and is dropped when cut.

@@ -20,6 +20,7 @@ from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress
 from app.core.reader import Phase, Reader, Wants
 from app.core.selection import Selection
+from app.core.slow_reader import MAX_LAGS
 from app.core.snapshot import Snapshot
 
 SELECTION = Selection((KeyRange("prefix", b"/a/"),))
@@ -542,6 +543,25 @@ def test_who_lags_is_reset_in_the_same_stream() -> None:
     assert resets(one) == ["initial", "lagged"]
 
 
+def test_who_lags_too_often_is_given_nothing_more() -> None:
+    """The log has outrun the reader three times without the reader catching up: the stream is to be closed."""
+    core = live(bounds=Bounds(batches=2))
+    one = reader(core)
+    one.read(PLENTY)
+    for turn in range(MAX_LAGS):
+        assert not one.too_slow
+        say(core, *range(101 + 3 * turn, 104 + 3 * turn))
+        said = one.read(1)
+        if turn < MAX_LAGS - 1:
+            assert words(said)[0] == "reset:lagged"
+            while one.phase is Phase.SNAPSHOT:
+                one.read(1)
+    assert (said, one.too_slow) == (b"", True)
+    say(core, 120, 121, 122)
+    assert (one.read(PLENTY), one.read(PLENTY)) == (b"", b"")
+    assert resets(one) == ["initial", "lagged", "lagged"]
+
+
 def test_the_last_revision_that_is_covered_does_not_lag() -> None:
     """A reader exactly at the log's floor lacks nothing."""
     core = live(bounds=Bounds(batches=2))
@@ -683,6 +703,8 @@ def test_the_last_words() -> None:
     one.read(PLENTY)
     bookmark = {"type": "bookmark", "revision": 100, "state": "stale", "cursor": "00000001-100"}
     assert parse(one.close("drain", 500, stale=True)) == [bookmark, close]
+    away = one.close("unavailable", 500, stale=False, detail="etcd is away")
+    assert parse(away)[-1] == {**close, "reason": "unavailable", "detail": "etcd is away"}
 
 
 def test_the_first_words() -> None:

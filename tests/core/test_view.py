@@ -265,6 +265,19 @@ def test_blocks_do_not_stay_small() -> None:
     assert [item.key for item in view.snapshot(4).items] == [b""]
 
 
+def test_a_small_block_is_not_merged_into_a_full_one() -> None:
+    """Blocks merge only where the result is no larger than a block may be: otherwise it would be divided again."""
+    large = [KeyValue(b"a%d" % index, b"x" * (MAX_BYTES - 1000), 1, 1, 1) for index in range(2)]
+    small = [KeyValue(b"b%d" % index, b"x" * 800, 1, 1, 1) for index in range(3)]
+    view = View(Snapshot.of(1, [*large, *small]))
+    before = [len(block.items) for block in view.snapshot(1).blocks]
+    view.apply(batch(2, {b"b2": None}))
+    after = view.snapshot(2).blocks
+    assert before == [1, 1, 3]
+    assert [len(block.items) for block in after] == [1, 1, 2]
+    assert all(sum(item.size for item in block.items) <= MAX_BYTES for block in after)
+
+
 def test_a_block_of_another_view_is_not_its_own() -> None:
     """A block of a feed's earlier history has the same key, but another encoding."""
     old = View(Snapshot.of(9, [KeyValue(b"a", b"old", 1, 1, 1)]))
