@@ -65,23 +65,23 @@ def start(command: list[str]) -> int:
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     watchdog = os.getpid()
     child = os.fork()
-    if child:
-        return child
-    try:
-        if prctl is not None:
-            # The kernel sends the signal when the forking thread ends, and this process has only that thread. The
-            # setting survives exec.
-            prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            if os.getppid() != watchdog:
-                os._exit(1)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(2, 1)
-        os.execv(command[0], command)  # noqa: S606  # no shell is wanted
-    except OSError as error:
-        os.write(2, str(error).encode())
-    finally:
-        os._exit(127)
+    if child == 0:  # pragma: no cover  # between fork and exec nothing can save what was reached
+        try:
+            if prctl is not None:
+                # The kernel sends the signal when the forking thread ends, and this process has only that thread. The
+                # setting survives exec.
+                prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+                if os.getppid() != watchdog:
+                    os._exit(1)
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(2, 1)
+            os.execv(command[0], command)  # noqa: S606  # no shell is wanted
+        except OSError as error:
+            os.write(2, str(error).encode())
+        finally:
+            os._exit(127)
+    return child
 
 
 if __name__ == "__main__":

