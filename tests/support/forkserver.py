@@ -17,6 +17,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -209,6 +210,7 @@ def _reap(children: dict[int, int], options: int = os.WNOHANG) -> None:
 def _main(descriptor: int) -> None:
     for name in MODULES:
         importlib.import_module(name)
+    inspect.stack()  # coverage.py asks for it in each measured fork, and only the first time it takes 50 ms
     gc.freeze()  # without this each fork's collector would touch, and so copy, every object
     with socket.socket(fileno=descriptor) as orders:
         module, *arguments = serve(orders)

@@ -21,11 +21,15 @@ from tests.support.versions import is_repetition
 
 ROOMS = {path.name for path in Path(app.__file__).parent.iterdir() if path.is_dir()}
 TESTS = Path(__file__).parents[1]
+# Random walks that reach no branch which the named examples beside them do not reach. Measured, they took 24 s of CPU
+# instead of 10 s.
+WALKS = {"core/test_feed_machine.py"}
 
 
 def is_of_a_room(path: Path) -> bool:
     """Whether a test file is in a folder that mirrors a room, or directly in ``tests``."""
-    return path.parent == TESTS or path.relative_to(TESTS).parts[0] in ROOMS
+    where = path.relative_to(TESTS)
+    return (path.parent == TESTS or where.parts[0] in ROOMS) and where.as_posix() not in WALKS
 
 
 @pytest.hookimpl(wrapper=True)
