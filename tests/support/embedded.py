@@ -20,6 +20,7 @@ from aetcd import rpc
 
 from app.dev import etcd as embedded
 from app.dev.etcd import EtcdFailedError, EtcdMissingError, PortTakenError
+from tests.support.processes import is_stopped
 
 # Seconds from SIGTERM to the exit of an etcd whose data is kept, and so should be closed properly.
 STOP_TIMEOUT = 10.0
@@ -86,8 +87,13 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
         await self._end_by(signal.SIGTERM)
 
     def sigstop(self) -> None:
-        """Freeze etcd: its connections stay open, but nothing answers."""
+        """Freeze etcd: its connections stay open, but nothing answers.
+
+        Return when every thread has stopped. On a busy machine that takes a while, in which etcd would still answer.
+        """
         self._signal(signal.SIGSTOP)
+        while self.running and not is_stopped(self.pid):
+            time.sleep(embedded.POLL)
 
     def sigcont(self) -> None:
         """Thaw etcd."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from pathlib import Path
 
 
 def ps(pid: int, column: str) -> str:
@@ -14,6 +16,17 @@ def ps(pid: int, column: str) -> str:
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie, which waits only for its parent to read its status, does not run."""
     return not ps(pid, "stat=").startswith("Z") and bool(ps(pid, "stat="))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has stopped every thread of a process, or the process has ended."""
+    if sys.platform != "linux":
+        return ps(pid, "stat=")[:1] in ("T", "Z", "")
+    try:
+        states = [path.read_text().rpartition(") ")[2][:1] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return False  # a thread has ended meanwhile
+    return set(states) <= {"T", "Z"}
 
 
 def processes() -> list[tuple[int, int, str]]:
