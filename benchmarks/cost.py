@@ -1,4 +1,4 @@
-"""The cost of a process: CPU time and memory, read from ``/proc``. Linux only."""
+"""The cost of a process: CPU time, memory and descriptors, read from ``/proc``. Linux only."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def resident_kib(pid: int) -> int:
         lines = (PROC / str(process) / "status").read_text().splitlines()
         total += next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
     return total
+
+
+def descriptors(pid: int) -> int:
+    """The number of open file descriptors of the process and all its descendants: a connection is one."""
+    return sum(len(list((PROC / str(process) / "fd").iterdir())) for process in tree(pid))

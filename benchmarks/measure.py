@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 
-from benchmarks.cost import cpu_seconds, resident_kib
+from benchmarks.cost import cpu_seconds, descriptors, resident_kib
 from benchmarks.load import Arrivals, Load, load
 from benchmarks.peers import KEY, Peer, Published
 from benchmarks.peers.etcd import burst_of_puts, gateway_at, json_gateway_at
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import etcd_client
+from tests.support.waiting import eventually
 
 Start = Callable[[], AbstractAsyncContextManager[Peer]]
 Figures = dict[str, float]
@@ -58,6 +60,30 @@ async def fan_out(start: Start, subscribers: int, events: int) -> Figures:
         "last served after (ms)": 1e3 * statistics.median(last),
         "memory a subscriber (KiB)": (idle - before) / subscribers,
     }
+
+
+async def herd(start: Start, subscribers: int) -> Figures:
+    """Let many join at the same time, and then leave at the same time: CPU of a join and of a leave.
+
+    One client stays, so that everything which all share is there already. A client has joined when it has the state.
+    """
+    async with start() as peer, load(peer, 1):
+        await asyncio.sleep(SETTLE)
+        before = descriptors(peer.pid)
+        begun = cpu_seconds(peer.pid)
+        async with load(peer, subscribers):
+            joined = cpu_seconds(peer.pid)
+        await eventually(partial(_closed, peer.pid, before))
+        left = cpu_seconds(peer.pid)
+    return {
+        "CPU a join and a leave (us)": 1e6 * (left - begun) / subscribers,
+        "CPU a join (us)": 1e6 * (joined - begun) / subscribers,
+        "CPU a leave (us)": 1e6 * (left - joined) / subscribers,
+    }
+
+
+async def _closed(pid: int, before: int) -> bool:
+    return descriptors(pid) <= before
 
 
 async def burst(start: Start, subscribers: int, events: int) -> Figures:

@@ -10,14 +10,16 @@ from statistics import median
 from benchmarks import measure
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
+from benchmarks.peers.bare import bare
 
-GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON = (
+GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "gateway",
     "gateway, portable sink",
     "Nchan 1.3.6 (C)",
     "Pushpin 1.36 (Rust, C++)",
     "naive: FastAPI, a queue each",
     "etcd's JSON gateway",
+    "bare: uvloop, fixed bytes",
 )
 PEERS: Mapping[str, measure.Start] = {
     GATEWAY: etcd.gateway,
@@ -73,6 +75,16 @@ def comparisons(size: Size) -> list[Comparison]:
             f"A burst of {size.burst:,} events, {size.burst_to:,} subscribers",
             "As fast as the publisher can; peers that would need minutes get 100 or 200 events.",
             {name: partial(measure.burst, start, size.burst_to, size.burst) for name, start in PEERS.items()},
+        ),
+        Comparison(
+            "herd",
+            f"A join and a leave, {many:,} subscribers of one range",
+            "All join at the same time, and leave at the same time. The range is warm: one subscriber stays. The bare "
+            "server answers every client with fixed bytes, and neither parses the request nor sends events.",
+            {
+                name: partial(measure.herd, start, many)
+                for name, start in ((GATEWAY, PEERS[GATEWAY]), (NCHAN, PEERS[NCHAN]), (BARE, bare))
+            },
         ),
         Comparison(
             "ingest",
@@ -173,6 +185,11 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         ),
         Goal("burst: deliveries a second, relative to Nchan", 3, ratio("burst", GATEWAY, NCHAN, rate), most=False),
         Goal("burst: deliveries a second, relative to naive", 10, ratio("burst", GATEWAY, NAIVE, rate), most=False),
+        Goal(
+            "a join and a leave: CPU, relative to a bare uvloop server",
+            4.5,
+            ratio("herd", GATEWAY, BARE, "CPU a join and a leave (us)"),
+        ),
         Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
         Goal("memory of an idle subscriber, relative to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
         Goal("from the last put to the last delivery, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),
