@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import __version__
 from .api import docs, openapi, problems
+from .api.bypass import Bypass
 from .api.client_gone import ClientGone
+from .api.cors import Cors
 from .api.feeds import Feeds
 from .api.health import Health
 from .api.kv import Kv
@@ -47,21 +47,17 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     app = _new_app(lifespan)
     registry = make_registry(holder)
     make_instrumentator(registry).instrument(app)
-    app.include_router(_client_routes(holder))
+    watch = Watch(holder)
+    app.include_router(_client_routes(holder, watch))
     if holder.settings.admin_port is None:
         app.include_router(_admin_routes(holder, Health(holder, registry)))
     else:
         app.state.admin = create_admin_app(holder, Health(holder, registry))
     app.state.gateway = holder
-    if holder.settings.cors_origins:
-        app.add_middleware(
-            Cors,
-            allow_origins=list(holder.settings.cors_origins),
-            allow_methods=["GET", "HEAD"],
-            allow_headers=["Authorization", "Cache-Control", "Last-Event-ID"],
-            expose_headers=["X-Etcd-Revision", "X-Gateway-Instance", "X-Request-Id", "Retry-After"],
-        )
+    if origins := holder.settings.cors_origins:
+        app.add_middleware(Cors, origins=origins)
     app.add_middleware(RevisionHeader, gateway=holder)
+    app.add_middleware(Bypass, streams=holder.streams, watch=watch, origins=origins)  # outermost
     return app
 
 
@@ -100,10 +96,10 @@ def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable
     router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
 
 
-def _client_routes(gateway: Gateway) -> APIRouter:
+def _client_routes(gateway: Gateway, watch: Watch) -> APIRouter:
     router = APIRouter()
     _serve(router, "/v1/kv", Kv(gateway).get, **openapi.KV)
-    _serve(router, "/v1/watch", Watch(gateway).get, **openapi.WATCH)
+    _serve(router, "/v1/watch", watch.get, **openapi.WATCH)
     page = Page(admin=gateway.settings.admin_port is None)
     _serve(router, "/", page.get, include_in_schema=False)
     return router
@@ -116,26 +112,6 @@ def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     _serve(router, "/readyz", health.readyz, **openapi.READYZ)
     _serve(router, "/metrics", health.metrics, **openapi.METRICS)
     return router
-
-
-class Cors(CORSMiddleware):
-    """Starlette's CORS middleware, without duplicates in ``Vary``.
-
-    Starlette adds ``Origin`` to every ``Vary``, although a stream's ``Vary`` already has it.
-    """
-
-    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
-        """Send one message of a response, with each name in ``Vary`` once."""
-
-        async def send_once(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                words = [word.strip() for value in headers.getlist("Vary") for word in value.split(",")]
-                if words:
-                    headers["Vary"] = ", ".join(dict.fromkeys(words))
-            await send(message)
-
-        await super().send(message, send_once, request_headers)
 
 
 class RevisionHeader:

@@ -7,7 +7,6 @@ because it runs four tasks and a ping, and its clean-up depends on a generator h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -30,6 +29,9 @@ logger = logging.getLogger("gateway.stream")
 
 # The maximum number of refused EventSources that are held open at a time. Any further one is closed at once.
 MAX_HELD = 1000
+_MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
+
+RawHeaders = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class WatchRequest:
     user_agent: str
     request_id: str
 
+    @property
+    def id_header(self) -> tuple[bytes, bytes]:
+        """The header that tells the client its request's id."""
+        return (b"x-request-id", self.request_id.encode())
+
 
 class _NoContent:
     """A placeholder for the content that ``EventSourceResponse`` requires. ``__call__`` writes the real content."""
@@ -53,24 +60,30 @@ class _NoContent:
         raise NotImplementedError("never iterated: StreamResponse replaces __call__")
 
 
+def common_headers(form: str, instance: str) -> RawHeaders:
+    """Return the headers of every stream of a format: all but ``X-Request-Id``."""
+    response = EventSourceResponse(
+        _NoContent(),
+        media_type=_MEDIA_TYPES[form],
+        headers={
+            "Cache-Control": "no-store, no-transform",
+            "Vary": "Last-Event-ID, Accept, Origin",
+            "X-Gateway-Instance": instance,
+        },
+        ping=0,
+    )
+    # sse-starlette sends `Connection: keep-alive`. HTTP/2 forbids this header. It also contradicts the `close` that the
+    # server sends to HTTP/1.0 clients, and to clients that ask for `close`.
+    del response.headers["connection"]
+    return response.raw_headers
+
+
 class StreamResponse(EventSourceResponse):
     """See the module."""
 
     def __init__(self, streams: Streams, asked: WatchRequest) -> None:
-        super().__init__(
-            _NoContent(),
-            media_type="text/event-stream" if asked.format == "sse" else "application/x-ndjson",
-            headers={
-                "Cache-Control": "no-store, no-transform",
-                "Vary": "Last-Event-ID, Accept, Origin",
-                "X-Gateway-Instance": streams.instance,
-                "X-Request-Id": asked.request_id,
-            },
-            ping=0,
-        )
-        # sse-starlette sends `Connection: keep-alive`. HTTP/2 forbids this header. It also contradicts the `close` that
-        # the server sends to HTTP/1.0 clients, and to clients that ask for `close`.
-        del self.headers["connection"]
+        super().__init__(_NoContent(), ping=0)
+        self.raw_headers = [*common_headers(asked.format, streams.instance), asked.id_header]
         self._streams = streams
         self._asked = asked
 
@@ -80,36 +93,11 @@ class StreamResponse(EventSourceResponse):
             await self._head(scope, receive, send)
             return
         try:
-            subscriber = self._subscribe()
+            subscriber = subscribe(self._streams, self._asked)
         except TransientError as error:
             await self._refuse(error, scope, receive, send)
             return
-        streams, asked = self._streams, self._asked
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(subscriber)  # released if anything fails before a delivery owns the subscriber
-            connection = Connection(scope, receive, send, streams.settings.send_timeout)
-            sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
-            reader = streams.reader(
-                subscriber.channel, asked.selection, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot
-            )
-            delivery = Delivery(streams, subscriber, reader, sink)
-            undo.pop_all()
-        with ending(delivery, connection):
-            async with connection:
-                await connection.start(self.status_code, self.raw_headers)
-                delivery.begin()
-                await sink.run(delivery)
-
-    def _subscribe(self) -> Subscriber:
-        asked, streams = self._asked, self._streams
-        streams.capacity.check()
-        return streams.registry.subscribe(
-            asked.selection.ranges,
-            address=asked.address,
-            user_agent=asked.user_agent,
-            request_id=asked.request_id,
-            has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
-        )
+        await deliver(self._streams, self._asked, subscriber, self.raw_headers, scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as to a GET, but do not subscribe: a load balancer's check must not cost etcd anything."""
@@ -158,3 +146,49 @@ class StreamResponse(EventSourceResponse):
             pass
         finally:
             self._streams.held.discard(over)
+
+
+def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
+    """Join the feed that the request asks for. The caller must release the subscriber, or ``deliver`` to it.
+
+    Raises:
+        TransientError: there is no room, or nothing to join; nothing is held.
+    """
+    streams.capacity.check()
+    return streams.registry.subscribe(
+        asked.selection.ranges,
+        address=asked.address,
+        user_agent=asked.user_agent,
+        request_id=asked.request_id,
+        has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
+    )
+
+
+async def deliver(
+    streams: Streams,
+    asked: WatchRequest,
+    subscriber: Subscriber,
+    headers: RawHeaders,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Send the head and then the stream. Return at its end, or when the sink no longer needs ASGI.
+
+    The subscriber is released however this ends.
+    """
+    try:
+        connection = Connection(scope, receive, send, streams.settings.send_timeout)
+        sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
+        reader = streams.reader(
+            subscriber.channel, asked.selection, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot
+        )
+        delivery = Delivery(streams, subscriber, reader, sink)
+    except BaseException:
+        subscriber.release()  # no delivery owns the subscriber yet
+        raise
+    with ending(delivery, connection):
+        async with connection:
+            await connection.start(200, headers)
+            delivery.begin()
+            await sink.run(delivery)

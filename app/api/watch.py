@@ -25,6 +25,8 @@ _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
 FORMATS: tuple[str, ...] = get_args(Format)
 _KNOWN = frozenset({"key", "prefix", "snapshot", "keys_only", "encoding", "format", "last_event_id", "lastEventId"})
+# The key of the scope under which a request's outcome is kept.
+_UNDERSTOOD = "etcd_watch_gateway.understood"
 
 
 def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
@@ -49,11 +51,31 @@ class Watch:
     async def get(self, request: Request) -> Response:
         """Answer one request. This method refuses permanent errors; the stream itself refuses transient ones."""
         try:
-            return StreamResponse(self._gateway.streams, self._understand(request))
+            return StreamResponse(self._gateway.streams, self.understand(request))
         except GatewayError as error:
             if request.method == "GET":  # a HEAD does not ask for a stream
                 self._gateway.streams.counters.refused[error.code] += 1
             raise
+
+    def understand(self, request: Request) -> WatchRequest:
+        """Return what a request asks for.
+
+        The bypass and the route both call this. The second call has the outcome of the first: credentials are checked
+        once for each request.
+
+        Raises:
+            GatewayError: the request is wrong, or not allowed.
+        """
+        outcome: WatchRequest | GatewayError | None = request.scope.get(_UNDERSTOOD)
+        if outcome is None:
+            try:
+                outcome = self._understand(request)
+            except GatewayError as error:
+                outcome = error
+            request.scope[_UNDERSTOOD] = outcome
+        if isinstance(outcome, GatewayError):
+            raise outcome
+        return outcome
 
     def _understand(self, request: Request) -> WatchRequest:
         access = self._gateway.access

@@ -1,0 +1,56 @@
+"""The bypass: ``GET /v1/watch`` around the layers of FastAPI, if the answer is a stream.
+
+The layers (routing, dependencies, exception handlers, CORS, metrics) cost more than all the rest of a join, and a
+stream leaves them anyway (docs/decisions/0016-bypass.md). So the bypass understands the request, subscribes and
+delivers, as the route does. Everything else goes to the route: a HEAD, another path, a request that must be refused.
+The route answers as if there was no bypass, because the bypass holds nothing by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..core.errors import GatewayError
+from ..stream.streams import Streams
+from .client_gone import ClientGone
+from .cors import Cors
+from .heads import Heads
+from .stream_response import deliver, subscribe
+from .watch import Watch
+
+PATH = "/v1/watch"
+
+
+class Bypass:
+    """Middleware, outside all other middleware of the app that has the route.
+
+    Args:
+        watch: the route's endpoint.
+        origins: ``GATEWAY_CORS_ORIGINS``.
+    """
+
+    def __init__(self, app: ASGIApp, streams: Streams, watch: Watch, origins: Sequence[str]) -> None:
+        self.app = app
+        self._streams = streams
+        self._watch = watch
+        self._heads = Heads(streams.instance, Cors(app, origins) if origins else None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a stream, or pass the request on."""
+        answer = None
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "GET":
+            answer = await self._stream(Request(scope))
+        await (answer if answer is not None else self.app)(scope, receive, send)
+
+    async def _stream(self, request: Request) -> ASGIApp | None:
+        try:
+            asked = self._watch.understand(request)
+            headers = await self._heads.of(asked.format, request.headers.get("origin"))
+            subscriber = subscribe(self._streams, asked)
+        except GatewayError:
+            return None
+        return ClientGone(partial(deliver, self._streams, asked, subscriber, [*headers, asked.id_header]))

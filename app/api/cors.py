@@ -1,0 +1,38 @@
+"""Which pages of other origins may read the answers (CORS), by ``GATEWAY_CORS_ORIGINS``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Send
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS middleware with the gateway's methods and headers, without duplicates in ``Vary``.
+
+    Starlette adds ``Origin`` to every ``Vary``, although a stream's ``Vary`` already has it.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=list(origins),
+            allow_methods=["GET", "HEAD"],
+            allow_headers=["Authorization", "Cache-Control", "Last-Event-ID"],
+            expose_headers=["X-Etcd-Revision", "X-Gateway-Instance", "X-Request-Id", "Retry-After"],
+        )
+
+    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+        """Send one message of a response, with each name in ``Vary`` once."""
+
+        async def send_once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                words = [word.strip() for value in headers.getlist("Vary") for word in value.split(",")]
+                if words:
+                    headers["Vary"] = ", ".join(dict.fromkeys(words))
+            await send(message)
+
+        await super().send(message, send_once, request_headers)
