@@ -49,8 +49,10 @@ class Bypass:
     async def _stream(self, request: Request) -> ASGIApp | None:
         try:
             asked = self._watch.understand(request)
-            headers = await self._heads.of(asked.format, request.headers.get("origin"))
+            head = await self._heads.of(asked.format, request.headers.get("origin"))
             subscriber = subscribe(self._streams, asked)
         except GatewayError:
             return None
-        return ClientGone(partial(deliver, self._streams, asked, subscriber, [*headers, asked.id_header]))
+        own = asked.id_header
+        lines = b"%b%b: %b\r\n" % (head.lines, *own)
+        return ClientGone(partial(deliver, self._streams, asked, subscriber, [*head.headers, own], lines=lines))

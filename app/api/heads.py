@@ -6,6 +6,8 @@ each stream was a tenth of what a join cost.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from starlette.datastructures import Headers
 from starlette.types import Message
 
@@ -15,6 +17,14 @@ from .stream_response import RawHeaders, common_headers
 
 # Stands for every origin that is not named. Such origins all get the same headers, and clients may send any number.
 _OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The headers of a stream, for ASGI and as they are on the wire."""
+
+    headers: RawHeaders
+    lines: bytes
 
 
 class Heads(Sized):
@@ -27,9 +37,9 @@ class Heads(Sized):
     def __init__(self, instance: str, cors: Cors | None) -> None:
         self._instance = instance
         self._cors = cors
-        self._prepared: dict[tuple[str, str | None], RawHeaders] = {}
+        self._prepared: dict[tuple[str, str | None], Head] = {}
 
-    async def of(self, form: str, origin: str | None) -> RawHeaders:
+    async def of(self, form: str, origin: str | None) -> Head:
         """Return the headers. *origin*: the request's ``Origin``, None if it has none."""
         named = self._cors is not None and origin in self._cors.allow_origins
         key = (form, origin if named or origin is None else _OTHER)
@@ -42,7 +52,7 @@ class Heads(Sized):
         """Return the number of prepared heads: at most one for each format and each named origin, and two a format."""
         return len(self._prepared)
 
-    async def _prepare(self, form: str, origin: str | None) -> RawHeaders:
+    async def _prepare(self, form: str, origin: str | None) -> Head:
         head: Message = {"type": "http.response.start", "headers": common_headers(form, self._instance)}
         if self._cors is not None:
 
@@ -51,4 +61,5 @@ class Heads(Sized):
                 head = message
 
             await self._cors.send(head, send, Headers({} if origin is None else {"origin": origin}))
-        return list(head["headers"])
+        headers = list(head["headers"])
+        return Head(headers, b"".join(b"%b: %b\r\n" % header for header in headers))

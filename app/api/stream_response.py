@@ -20,7 +20,7 @@ from ..core.frames import control, greeting
 from ..core.selection import Selection
 from ..stream.connection import Connection
 from ..stream.delivery import Delivery, ending
-from ..stream.sink import make_sink
+from ..stream.sink import FastSink, make_sink
 from ..stream.streams import Streams
 from ..watch.subscriber import Subscriber
 from .problems import problem
@@ -172,10 +172,13 @@ async def deliver(
     scope: Scope,
     receive: Receive,
     send: Send,
+    *,
+    lines: bytes = b"",
 ) -> None:
     """Send the head and then the stream. Return at its end, or when the sink no longer needs ASGI.
 
-    The subscriber is released however this ends.
+    The subscriber is released however this ends. *lines*: the headers as they are on the wire, if no middleware has to
+    see them.
     """
     try:
         connection = Connection(scope, receive, send, streams.settings.send_timeout)
@@ -189,6 +192,9 @@ async def deliver(
         raise
     with ending(delivery, connection):
         async with connection:
-            await connection.start(200, headers)
+            if lines and isinstance(sink, FastSink):
+                sink.give_head(lines)
+            else:
+                await connection.start(200, headers)
             delivery.begin()
             await sink.run(delivery)

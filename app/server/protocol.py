@@ -119,7 +119,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """Start the timer for the first head, and admit the connection."""
         super().connection_made(transport)
         self.client = unmapped(self.client)
-        self._client_transport = ClientTransport(transport, self._take_over)
+        self._client_transport = ClientTransport(transport, self._take_over, self._head_of)
         self._await_head()
         self._admission.let_in(self)
 
@@ -164,6 +164,17 @@ class GatewayProtocol(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             return False
         return bool(cycle.scope["path"] == STREAMS and cycle.scope["method"] == "GET")
+
+    def _head_of(self, lines: bytes) -> bytes:
+        """Return the head of a stream with these header lines, as uvicorn would send it."""
+        cycle = self.cycle
+        parts = [STATUS_LINE[200], *(b"%b: %b\r\n" % header for header in cycle.default_headers), lines]
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        if cycle.scope["http_version"] != HTTP_1_0:
+            parts.append(b"transfer-encoding: chunked\r\n")
+        parts.append(b"\r\n")
+        return b"".join(parts)
 
     def _take_over(self) -> None:
         """Leave the rest of this answer to the stream, and discard its request, which is 20 KiB for each subscriber.

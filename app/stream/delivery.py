@@ -60,8 +60,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_freshness", "_heartbeat_due", "_joining",
-        "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink", "_started", "_streams", "_subscriber",
+        "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_freshness", "_greeting", "_heartbeat_due",
+        "_joining", "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink", "_started", "_streams", "_subscriber",
         "_write_began", "_write_size", "ended", "slot",
     )  # fmt: skip
 
@@ -82,6 +82,7 @@ class Delivery:
         self._deadline = now + age
         self._heartbeat_due = False
         self._bookmark_waits = False  # a bookmark is due at the end of the large write
+        self._greeting = b""  # until it is written, together with what comes first
         self._rest: memoryview | None = None  # the rest of a large write
         self._write_size = 0  # bytes of the write that the sink has not finished; 0 if there is none
         self._write_began = 0.0
@@ -96,8 +97,7 @@ class Delivery:
         streams = self._streams
         self._subscriber.on_close = self.step
         self._channel.notifier.add(self.step)
-        greeting = self._reader.greet(streams.instance, streams.retry_ms())
-        self._rest = memoryview(greeting) if greeting else None
+        self._greeting = self._reader.greet(streams.instance, streams.retry_ms())
         self._set_timer(streams.clock())
 
     def end(self, reason: str, error: Exception | None = None) -> None:
@@ -197,7 +197,7 @@ class Delivery:
                     self.end(subscriber.closing)
                     return
                 self._close_sent = True
-                data = self._close_event(subscriber.closing)
+                data = self._greeting + self._close_event(subscriber.closing)
             elif reader.phase is SNAPSHOT and reader.too_slow:
                 subscriber.closing = "too-slow"
                 continue
@@ -207,8 +207,9 @@ class Delivery:
                 # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
                 # because no id may follow events that it does not fit.
                 first = due and reader.lacks_since is not None
-                said = self._status_and_bookmark() if first else b""
+                said = self._status_and_bookmark() if first else self._greeting
                 said += reader.read(WRITE_SIZE)
+                self._greeting = b""
                 if due and not first:
                     # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the
                     # bookmark waits until the write is finished.

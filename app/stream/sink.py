@@ -78,7 +78,7 @@ class FastSink:
     """
 
     name = "fast"
-    __slots__ = ("_client", "_finishing", "_framing", "_send_timeout", "_source", "_stall", "_transport")
+    __slots__ = ("_client", "_finishing", "_framing", "_head", "_send_timeout", "_source", "_stall", "_transport")
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class FastSink:
         self._framing = framing
         self._send_timeout = send_timeout
         self._finishing = finishing
+        self._head = b""  # of the response, if it is not sent yet
         self._source: Source | None = None
         self._stall: StallTimer | None = None
 
@@ -101,6 +102,10 @@ class FastSink:
         """See ``Sink``."""
         return self._client.ready
 
+    def give_head(self, lines: bytes) -> None:
+        """Take the header lines of the response, instead of ASGI. The head goes in one write with the first bytes."""
+        self._head = self._client.head_of(lines)
+
     async def run(self, source: Source) -> None:
         """See ``Sink``. Returns at once: from now on the transport calls back, and no task is needed."""
         self._source = source
@@ -108,8 +113,15 @@ class FastSink:
         self._client.on_ready, self._client.on_lost = source.resume_writing, self._lost
         if self._client.lost:
             self._lost()
-        elif self._client.ready:
+            return
+        if self._client.ready:
             source.resume_writing()
+        if self._head and not source.ended:
+            self._send_head()  # the source has nothing to write yet
+
+    def _send_head(self) -> None:
+        head, self._head = self._head, b""
+        self._transport.write(head)
 
     def _lost(self) -> None:
         if self._source is not None:
@@ -117,7 +129,10 @@ class FastSink:
 
     def write(self, data: bytes | memoryview) -> bool:
         """See ``Sink``. The transport buffers the bytes that the kernel does not take at once."""
-        self._transport.write(self._framing.of(data))
+        framed = self._framing.of(data)
+        if self._head:
+            framed, self._head = self._head + framed, b""
+        self._transport.write(framed)
         if self._client.ready:
             return True
         self._stall = StallTimer(self._send_timeout, self._client.unacked_bytes)
@@ -145,7 +160,7 @@ class FastSink:
             logger.error("stream failed", exc_info=error)
         if error is not None or reason == STUCK:
             self._client.abort()
-        elif not self._client.lost:
+        elif not self._client.lost and not self._head:  # without a head, the server answers
             task = spawn(self._finish(), name="stream-finish", died=lambda _error: self._client.abort())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)

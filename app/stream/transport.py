@@ -38,11 +38,18 @@ class ClientTransport:
     stream ends when its response returns.
     """
 
-    __slots__ = ("lost", "on_lost", "on_ready", "ready", "take_over", "transport")
+    __slots__ = ("head_of", "lost", "on_lost", "on_ready", "ready", "take_over", "transport")
 
-    def __init__(self, transport: asyncio.Transport | None, take_over: Callable[[], None] = nothing) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport | None,
+        take_over: Callable[[], None] = nothing,
+        head_of: Callable[[bytes], bytes] = bytes,
+    ) -> None:
         self.transport = transport
         self.take_over = take_over  # makes the server discard the request and leave the rest of the body to us
+        # Returns the head that the server would send before a stream, from the header lines of the stream.
+        self.head_of = head_of
         self.ready = True  # the kernel has taken all written bytes, and the connection is open
         self.lost = False
         self.on_ready: Callable[[], None] = nothing

@@ -22,6 +22,7 @@ from app.main import create_app
 from app.server.admission import Admission
 from app.server.run import make_config
 from app.settings import load
+from app.stream.delivery import Delivery
 from app.stream.sink import Choice
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import HANG, eventually
@@ -219,3 +220,22 @@ async def test_with_a_token(
     seen = await compare(gateway, request, caplog)
 
     assert seen.head[0] == ("HTTP/1.1 200 OK" if b"right" in authorization else "HTTP/1.1 401 Unauthorized")
+
+
+async def test_an_error_of_ours_is_a_500(
+    fake: FakeEtcd, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error before the head is sent is answered, and nothing is held."""
+
+    def fail(_self: Delivery) -> None:
+        raise RuntimeError("seeded")
+
+    monkeypatch.setattr(Delivery, "begin", fail)
+    gateway = Gateway(load(settings(fake)))
+    async with gateway.running():
+        request = REQUESTS["EventSource"] + b"Host: a\r\n\r\n"
+        seen = await outcome(gateway, create_app(gateway=gateway), request, caplog)
+
+    assert seen.head[0] == "HTTP/1.1 500 Internal Server Error"
+    assert b'"code":"internal"' in seen.body
+    assert gateway.streams.counters.closed == {"error": 1}

@@ -40,6 +40,25 @@ async def test_gone_before_it_starts(gateway: Gateway, fake: FakeEtcd) -> None:
     await released(gateway, fake)
 
 
+async def test_the_first_bytes_are_one_write(gateway: Gateway, fake: FakeEtcd) -> None:
+    """Who joins a live feed gets the greeting and the state in one write; who must wait gets the greeting at once."""
+    first = Client(gateway)
+    await synced(first)
+    second = Client(gateway)
+    await synced(second)
+    for client in (first, second):
+        await client.leave()
+    await released(gateway, fake)
+
+    waited, live = ([message["body"].decode() for message in client.sent[1:]] for client in (first, second))
+    assert waited[0].startswith("retry: ")
+    assert "event" not in waited[0]
+    assert live[0].startswith("retry: ")
+    assert live[0].endswith("\n\n")
+    assert "event: reset" in live[0]
+    assert "event: synced" in live[0]
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -164,9 +164,10 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.client = ClientTransport(self, self._take_over)
+        self.client = ClientTransport(self, self._take_over, lambda lines: b"200 " + lines)
         self.full = False
         self.written = b""
+        self.writes = 0
         self.taken_over = self.closed = self.aborted = False
 
     def _take_over(self) -> None:
@@ -174,6 +175,7 @@ class Transport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += bytes(data)
+        self.writes += 1
         if self.full:
             self.client.pause()
 
@@ -235,6 +237,41 @@ async def test_fast_takes_the_connection_over() -> None:
 
     assert transport.written.endswith(b"de\r\n0\r\n\r\n")
     assert (transport.closed, transport.aborted, finishing) == (True, False, set())
+
+
+@pytest.mark.parametrize(
+    ("parts", "written"), [((b"abc", b"d"), b"200 a: b\r\n3\r\nabc\r\n1\r\nd\r\n"), ((), b"200 a: b\r\n")]
+)
+async def test_fast_sends_the_head_with_the_first_bytes(parts: tuple[bytes, ...], written: bytes) -> None:
+    """The head and the first bytes are one write. Without such bytes the head goes at once: a client waits for it."""
+    sink, transport, _finishing = fast()
+    sink.give_head(b"a: b\r\n")
+    assert transport.written == b""
+    await sink.run(Source(sink, *parts))
+
+    assert transport.written == written
+    assert transport.writes == max(1, len(parts))
+
+
+async def test_fast_sends_the_head_to_who_does_not_read() -> None:
+    """The transport keeps the head until the client has read the answer before it."""
+    sink, transport, _finishing = fast()
+    sink.give_head(b"a: b\r\n")
+    transport.client.pause()
+    await sink.run(Source(sink, b"abc"))
+    assert transport.written == b"200 a: b\r\n"
+    transport.client.resume()
+
+    assert transport.written == b"200 a: b\r\n3\r\nabc\r\n"
+
+
+async def test_fast_leaves_an_answer_without_a_head_to_the_server() -> None:
+    """A stream that ends before its head is sent writes nothing: the server can still answer with an error."""
+    sink, transport, finishing = fast()
+    sink.give_head(b"a: b\r\n")
+    Source(sink).end("error")
+
+    assert (transport.written, transport.closed, transport.aborted, finishing) == (b"", False, False, set())
 
 
 async def test_fast_waits_for_the_kernel() -> None:
