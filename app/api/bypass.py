@@ -19,6 +19,7 @@ from ..stream.streams import Streams
 from .client_gone import ClientGone
 from .cors import Cors
 from .heads import Heads
+from .requests import header_of
 from .stream_response import deliver, subscribe
 from .watch import Watch
 
@@ -49,7 +50,7 @@ class Bypass:
     async def _stream(self, request: Request) -> ASGIApp | None:
         try:
             asked = self._watch.understand(request)
-            head = await self._heads.of(asked.format, request.headers.get("origin"))
+            head = await self._heads.of(asked.format, header_of(request, b"origin"))
             subscriber = subscribe(self._streams, asked)
         except GatewayError:
             return None

@@ -15,7 +15,7 @@ from ..core.negotiation import format_of, names_event_stream
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges
 from ..core.selection import Selection
 from ..gateway import Gateway
-from .requests import address_of, authorization_of, encoding_of, query_of, request_id_of
+from .requests import address_of, authorization_of, encoding_of, header_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
 
 # Query parameters that hold a cursor, the newest cursor first. event-source-polyfill and reconnecting-eventsource
@@ -85,16 +85,16 @@ class Watch:
         encoding = encoding_of(query)
         keys_only = parse_flag(query, "keys_only", default=False)
         snapshot = parse_flag(query, "snapshot", default=True)
-        accept = request.headers.get("accept", "")
+        accept = header_of(request, b"accept") or ""
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
         access.authorize(ranges)
         return WatchRequest(
             Selection(ranges, encoding=encoding, keys_only=keys_only),
             chosen,
-            cursor_of(request.headers.get("last-event-id"), query),
+            cursor_of(header_of(request, b"last-event-id"), query),
             snapshot,
             holdable=names_event_stream(accept),
             address=address_of(request),
-            user_agent=request.headers.get("user-agent", "")[:256],
+            user_agent=(header_of(request, b"user-agent") or "")[:256],
             request_id=request_id_of(request),
         )

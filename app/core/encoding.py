@@ -81,6 +81,10 @@ def item_body(revision: int, cursor: str, item: KeyValue, encoding: str) -> byte
     return f'{{"revision":{revision},"cursor":"{cursor}","kv":{{{item_fields(item, encoding)}}}}}\n'.encode()
 
 
+# ``json.dumps`` with these options makes an encoder for each call: a third of its time, for the events of a stream.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def compact(value: object) -> str:
     """Return *value* as JSON without spaces, and with non-ASCII text unescaped."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.requests import Request
 
-from app.api.requests import address_of, encoding_of, query_of, request_id_of
+from app.api.requests import address_of, authorization_of, encoding_of, header_of, query_of, request_id_of
 from app.core.errors import BadRequestError
 from app.core.query import parse_query
 from tests.support.asgi_client import http_scope
@@ -41,6 +41,25 @@ def test_any_other_is_replaced(given: bytes | None) -> None:
     assert len(one) == len(other) == 16
     assert int(one, 16) >= 0
     assert one != other
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[], [(b"a", b"1")], [(b"a", b""), (b"a", b"2")], [(b"b", b"3"), (b"a", b"\xe4")], [(b"ab", b"4")]],
+)
+def test_a_header_is_what_starlette_returns(headers: list[tuple[bytes, bytes]]) -> None:
+    """The first of several counts, an empty one is present, and every byte is a character."""
+    request = Request(http_scope("/", headers=headers))
+
+    assert header_of(request, b"a") == request.headers.get("a")
+
+
+def test_authorization_is_bytes() -> None:
+    """A token may have any bytes."""
+    request = Request(http_scope("/", headers=[(b"authorization", b"Bearer \xff\xe4")]))
+
+    assert authorization_of(request) == b"Bearer \xff\xe4"
+    assert authorization_of(Request(http_scope("/"))) == b""
 
 
 def test_query_is_raw() -> None:
