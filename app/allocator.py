@@ -1,8 +1,9 @@
-"""How the process allocates memory, so that freed memory returns to the system."""
+"""How the process allocates memory: freed memory returns to the system, and the collector skips what stays."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 # mallopt(3), glibc's malloc.h.
 _M_MMAP_THRESHOLD = -3
@@ -22,3 +23,13 @@ def return_large_blocks() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 128 * 1024)) and bool(mallopt(_M_ARENA_MAX, 1))
+
+
+def keep_for_good() -> None:
+    """Exempt all objects that exist now from garbage collection. Call this when the process is ready to serve.
+
+    The modules, the routes and their models stay as long as the process, but every full collection visited them: one
+    beside 2,000 streams stopped the event loop for 62 to 81 ms, and for 42 to 44 ms without them.
+    """
+    gc.collect()
+    gc.freeze()

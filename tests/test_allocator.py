@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from app.allocator import return_large_blocks
+from app.allocator import keep_for_good, return_large_blocks
 
 PROGRAM = "import sys; from app.allocator import return_large_blocks; sys.exit(not return_large_blocks())"
 
@@ -31,3 +32,17 @@ def test_without_glibc(error: type[Exception], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
 
     assert not return_large_blocks()
+
+
+def test_what_stays_is_not_collected_again() -> None:
+    """What exists is exempt; what is made afterwards is still collected."""
+    keep_for_good()
+    try:
+        assert gc.get_freeze_count() > 0
+        cycle: list[object] = []
+        cycle.append(cycle)
+        del cycle
+
+        assert gc.collect() > 0
+    finally:
+        gc.unfreeze()
