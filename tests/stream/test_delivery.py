@@ -277,3 +277,19 @@ async def test_a_feed_that_fails_takes_no_other_with_it(
     healthy.leaves.set()
     await healthy.task
     await released(gateway, fake)
+
+
+@pytest.mark.parametrize(("level", "lines"), [(logging.INFO, 1), (logging.WARNING, 0)])
+async def test_the_line_of_its_end(
+    gateway: Gateway, fake: FakeEtcd, caplog: pytest.LogCaptureFixture, level: int, lines: int
+) -> None:
+    """Each stream that ends has a line, unless nobody reads such lines; it is counted either way."""
+    caplog.set_level(level, "gateway.stream")
+    client = Client(gateway, headers=[(b"x-request-id", b"req-1")])
+    await synced(client)
+    await client.leave()
+    await released(gateway, fake)
+
+    found = [record for record in caplog.records if record.message == "stream end"]
+    assert [(vars(one)["request_id"], vars(one)["reason"]) for one in found] == [("req-1", "client")] * lines
+    assert gateway.streams.counters.closed == {"client": 1}
