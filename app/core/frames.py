@@ -10,6 +10,7 @@ the greeting end with one line feed, and belong to the block of the next event.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,8 +21,21 @@ Format = Literal["sse", "ndjson"]
 
 
 def control(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
-    """Return one event that is not part of etcd's history: reset, synced, bookmark, status, close."""
-    data = {"type": kind, **members}
+    """Return one event that is not part of etcd's history: reset, synced, bookmark, status, close.
+
+    Equal events are one object: those who join together, and those who get a bookmark at one revision, get the same.
+    """
+    # With its type: 15 and 15.0 are equal, and not the same JSON.
+    fixed = tuple(
+        (name, type(value), tuple(value) if isinstance(value, list) else value) for name, value in members.items()
+    )
+    return _control(form, kind, fixed, cursor)
+
+
+# An event may name ranges, which clients choose: 64 events of the longest heads take 8 MiB.
+@functools.lru_cache(maxsize=64)
+def _control(form: str, kind: str, members: tuple[tuple[str, type, object], ...], cursor: str | None) -> bytes:
+    data = {"type": kind, **{name: value for name, _type, value in members}}
     if form == "ndjson":
         if cursor is not None:
             data["cursor"] = cursor

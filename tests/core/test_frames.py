@@ -189,6 +189,23 @@ def test_a_control_event_does_not_change_what_it_is_given() -> None:
     assert given == {"revision": 5}
 
 
+def test_equal_control_events_are_one_object() -> None:
+    """5,000 subscribers at one revision get one bookmark, which is framed once."""
+    one, other = (control("sse", "reset", {"revision": 5, "ranges": ["prefix=/a/"]}, f"{EPOCH}-5") for _ in range(2))
+
+    assert one is other
+    assert one is not control("sse", "reset", {"revision": 5, "ranges": ["prefix=/b/"]}, f"{EPOCH}-5")
+
+
+def test_equal_numbers_are_not_the_same_json() -> None:
+    """15, 15.0 and true stay what they are, whichever came first."""
+    numbers: list[object] = [1, 1.0, True]
+    frames = [control("ndjson", "synced", {"heartbeat": number}) for number in numbers]
+
+    assert [json.loads(frame)["heartbeat"] for frame in frames] == numbers
+    assert len(set(frames)) == 3
+
+
 @pytest.mark.parametrize(
     ("frame", "text"),
     [
