@@ -16,8 +16,8 @@ from .selection import Selection
 _FORM = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
-# Every join needs the epoch, twice: 9 us of a join before it was kept. Clients choose the ranges: 256 selections as long
-# as a request may be take 16 MiB.
+# Every join needs the epoch, twice: 9 us of a join before it was kept. Clients choose the ranges: 256 selections as
+# long as a request may be take 16 MiB.
 @functools.lru_cache(maxsize=256)
 def derive_epoch(cluster_id: int, gateway_epoch: str, selection: Selection) -> str:
     """Return eight hex digits that change with the cluster, ``GATEWAY_EPOCH`` and the selection."""
