@@ -105,6 +105,7 @@ class FastSink:
     def give_head(self, lines: bytes) -> None:
         """Take the header lines of the response, instead of ASGI. The head goes in one write with the first bytes."""
         self._head = self._client.head_of(lines)
+        self._client.head_of = bytes  # needed once, and a bound method is 64 bytes for each subscriber
 
     async def run(self, source: Source) -> None:
         """See ``Sink``. Returns at once: from now on the transport calls back, and no task is needed."""
