@@ -176,6 +176,7 @@ class SelectedHistory:
             self._on_change()
         if self._started:
             self._release(tip)
+            self._look()
         if any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
             self._lagged = True
             for part in self.parts:
