@@ -1,5 +1,5 @@
-"""The command line: ``serve`` runs the gateway, ``dev`` runs it with an embedded etcd and sample data, and ``check``
-proves that a running gateway releases its watches.
+"""The command line: ``serve`` runs the gateway, ``dev`` runs it with an embedded etcd and sample data, ``check`` proves
+that a running gateway releases its watches, ``token`` makes a token, and ``policy`` tries a policy file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .access.token import read_token
 from .ports import BrokenGatewayError
 from .settings import PREFIX, Settings, SettingsError, load, named, seconds, unknown_variables
 from .signals import SIGNALS, STOP
-from .stdio import complain
+from .stdio import complain, say
 
 logger = logging.getLogger("gateway")
 
@@ -68,7 +68,37 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    commands.add_parser(
+        "token",
+        help="make a bearer token",
+        description="Print a new random token for a client, and its SHA-256 for the tokens file.",
+        allow_abbrev=False,
+    )
+    _add_policy(commands.add_parser("policy", help="check a policy file", allow_abbrev=False))
     return parser
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser(
+        "check",
+        help="check the file and, with --as, what an identity may read",
+        description="Check a policy file. With --as, list what an identity may read. With --prefix or --key, too, say "
+        "whether the identity may read that. Exit status: 0 permitted, 1 denied, 2 the file or a flag is wrong.",
+        allow_abbrev=False,
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="the policy file")
+    check.add_argument("--as", dest="identity", metavar="IDENTITY", help="token:N, jwt:ISSUER#SUBJECT or proxy:N")
+    for name, text in (("prefix", "prefix"), ("key", "key")):
+        check.add_argument(
+            f"--{name}", action="append", default=[], metavar="P", help=f"{text} to read, percent-encoded; repeatable"
+        )
+    check.add_argument("--keys-only", action="store_true", help="ask for the keys alone")
+    check.add_argument("--role", action="append", default=[], metavar="ROLE", help="role from the token or the proxy")
+    check.add_argument("--claim", action="append", default=[], metavar="NAME=VALUE", help="claim of the JWT")
+    check.add_argument("--tokens-file", type=Path, metavar="FILE", help="tokens file with the roles of token:N")
+    schema = actions.add_parser("schema", help="print the JSON Schema of the file", allow_abbrev=False)
+    schema.add_argument("--tokens", action="store_true", help="of the tokens file instead")
 
 
 def _number(text: str) -> int:
@@ -120,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = flags.pop("command")
     if command == "check":
         return _check(flags)
+    if command in ("token", "policy"):
+        return _access(command, flags)
     try:
         settings = load(flags)
         if settings.token_file is not None:
@@ -148,6 +180,21 @@ def _refuse(error: SettingsError) -> int:
     for line in str(error).splitlines():
         complain(line)
     return 2
+
+
+def _access(command: str, flags: dict[str, Any]) -> int:
+    from .access.command import check_policy, schema, token
+
+    try:
+        if command == "token":
+            text, status = token()
+        elif flags["action"] == "schema":
+            text, status = schema("tokens" if flags["tokens"] else "policy")
+        else:
+            text, status = check_policy(flags)
+    except SettingsError as error:
+        return _refuse(error)
+    return status if say(sys.stdout, text) else 2
 
 
 def _check(flags: dict[str, Any]) -> int:

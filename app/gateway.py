@@ -8,13 +8,12 @@ import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from . import __version__, descriptors
-from .access.policy import AccessPolicy
-from .access.token import Token
+from .access.setup import make_access_control
 from .core.budget import Budget
 from .core.capacity import Capacity, ConnectionStatistics
 from .core.cursor import derive_epoch
@@ -25,7 +24,7 @@ from .etcd.credentials import Credentials, CredentialsError
 from .etcd.statistics import EtcdStatistics
 from .etcd.upstream import Upstream
 from .ports import BrokenGatewayError, Clock, Draw, spawn
-from .settings import Settings, SettingsError, is_loopback, named
+from .settings import Settings, SettingsError, is_loopback
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
 from .watch.limits import Limits
@@ -73,6 +72,7 @@ class GatewayStatistics:
     etcd: EtcdStatistics
     connections: ConnectionStatistics
     token_unusable: bool
+    access_troubles: Mapping[str, str]  # what is wrong with each file of the access control; empty if nothing is
 
 
 class Gateway:
@@ -85,8 +85,7 @@ class Gateway:
         # Set when the gateway cannot go on. The process must then end, and its supervisor starts a new process.
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
-        token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
-        self.access = AccessPolicy(settings.allowed, token)
+        self.access = make_access_control(settings, clock=clock, wall=time.time, draw=draw)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
         self.budget = Budget(settings.max_feed_bytes)
@@ -128,11 +127,10 @@ class Gateway:
     def reload(self) -> None:
         """Read the files again that may change while the process runs, and log the result.
 
-        The token file is reloaded. The files for etcd are only checked here: the gateway reads them for each new
-        connection, and the existing connections do not need them.
+        The files of the access control are reloaded. The files for etcd are only checked here: the gateway reads them
+        for each new connection, and the existing connections do not need them.
         """
-        token = self.access.token.look() if self.access.token is not None else "not set"
-        logger.info("reloaded", extra={"token": token, "etcd": self._look_at_credentials()})
+        logger.info("reloaded", extra={"token": "not set", **self.access.reload(), "etcd": self._look_at_credentials()})
 
     def _look_at_credentials(self) -> str:
         try:
@@ -147,14 +145,14 @@ class Gateway:
 
         For ``/metrics`` and ``/v1/feeds``.
         """
-        token = self.access.token
         return GatewayStatistics(
             version=self.version,
             watch=self.registry.statistics(only),
             streams=self.streams.counters.statistics(),
             etcd=self.upstream.statistics(),
             connections=self.capacity.statistics(),
-            token_unusable=token is not None and not token.usable,
+            token_unusable=self.access.token_unusable,
+            access_troubles=self.access.troubles(),
         )
 
     def drain(self) -> float:
@@ -176,7 +174,11 @@ class Gateway:
         """
         tasks = [
             spawn(for_ever(work), name=name, died=self.fail)
-            for name, work in (("upstream", self.upstream.run), ("registry", self.registry.run))
+            for name, work in (
+                ("upstream", self.upstream.run),
+                ("registry", self.registry.run),
+                ("access", self.access.run),
+            )
         ]
         try:
             yield

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import __version__
 from .api import docs, openapi, problems
+from .api.access import Access
 from .api.bypass import Bypass
 from .api.client_gone import ClientGone
 from .api.cors import Cors
@@ -100,6 +101,10 @@ def _client_routes(gateway: Gateway, watch: Watch) -> APIRouter:
     router = APIRouter()
     _serve(router, "/v1/kv", Kv(gateway).get, **openapi.KV)
     _serve(router, "/v1/watch", watch.get, **openapi.WATCH)
+    access = Access(gateway)
+    _serve(router, "/v1/access", access.get, **openapi.ACCESS)
+    if gateway.settings.jwt_issuer:
+        _serve(router, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
     page = Page(admin=gateway.settings.admin_port is None)
     _serve(router, "/", page.get, include_in_schema=False)
     return router
@@ -107,10 +112,13 @@ def _client_routes(gateway: Gateway, watch: Watch) -> APIRouter:
 
 def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     router = APIRouter()
-    _serve(router, "/v1/feeds", Feeds(gateway).get, **openapi.FEEDS)
+    feeds, metrics = openapi.FEEDS, openapi.METRICS
+    if gateway.access.guarded:
+        feeds, metrics = openapi.for_operators(feeds), openapi.for_operators(metrics)
+    _serve(router, "/v1/feeds", Feeds(gateway).get, **feeds)
     _serve(router, "/livez", health.livez, **openapi.LIVEZ)
     _serve(router, "/readyz", health.readyz, **openapi.READYZ)
-    _serve(router, "/metrics", health.metrics, **openapi.METRICS)
+    _serve(router, "/metrics", health.metrics, **metrics)
     return router
 
 

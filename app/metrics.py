@@ -31,6 +31,8 @@ from .watch.limits import Limits
 from .watch.statistics import RegistryStatistics
 
 NAMESPACE = "etcd_watch_gateway"
+# The settings that name files of the access control, as values of a label.
+ACCESS_FILES = {"tokens_file": "tokens", "policy_file": "policy", "jwt_jwks": "jwks", "jwt_secret_file": "hmac"}
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -143,6 +145,14 @@ def _of_process(now: GatewayStatistics) -> Iterator[Metric]:
     yield _counter("connections_evicted", "Idle connections closed because of connections_max.", held.evicted)
     yield _counter("log_lines_dropped", "Log lines dropped because they could not be written.", logs.dropped())
     yield _gauge("token_unusable", "1 if the token file cannot be used, else 0.", now.token_unusable)
+    unusable = GaugeMetricFamily(
+        f"{NAMESPACE}_access_file_unusable",
+        "1 if a file of the access control, or the URL of the issuer's keys, cannot be used, else 0.",
+        labels=["file"],
+    )
+    for setting, trouble in now.access_troubles.items():
+        unusable.add_metric([ACCESS_FILES[setting]], bool(trouble))
+    yield unusable
 
 
 def make_registry(gateway: Gateway) -> CollectorRegistry:

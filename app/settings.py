@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "GATEWAY_"
+# Further variables that mean a setting.
+ALIASES = ("GATEWAY_AUTH_ROLES_HEADER",)  # GATEWAY_AUTH_PROXY_ROLES_HEADER
 
 G = TypeVar("G")
 
@@ -37,6 +39,8 @@ _PASSWORD = re.compile(r"//[^/]*@")
 # Control characters, and surrogates: Python decodes bytes of the environment that are not UTF-8 to surrogates.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
+# A header's name (RFC 9110, section 5.1), or nothing.
+_HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
 # What JSON, YAML, Python, Go, JavaScript and Helm write for an empty value.
 _NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>", "<no value>", "[]", "{}"})
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -130,7 +134,9 @@ class Settings(BaseSettings):
 
     # enable_decoding=True would read a list in the environment as JSON, and '[]' as an empty list. A variable must mean
     # the same as its flag.
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, enable_decoding=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, enable_decoding=False, populate_by_name=True
+    )
 
     etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
     etcd_cacert: File = Field(
@@ -154,6 +160,30 @@ class Settings(BaseSettings):
         None, description="prefixes that clients may read, comma-separated, percent-encoded; '' allows every key"
     )
     token_file: File = Field(None, description="file with the bearer token that clients of /v1 must send")
+    tokens_file: File = Field(None, description="YAML file of named bearer tokens, by their SHA-256, with their roles")
+    policy_file: File = Field(None, description="YAML file that says which identities may read which ranges")
+    jwt_issuer: Text = Field(
+        "", pattern=r"^[!\"$-~]*$", description="issuer whose JWTs are accepted as bearer tokens: their claim 'iss'"
+    )
+    jwt_audience: Items = Field((), description="audiences of accepted JWTs, comma-separated: their claim 'aud'")
+    jwt_jwks: Text = Field("", description="URL or file of the issuer's public keys (a JWK set)")
+    jwt_algorithms: Items = Field(
+        (), description="accepted algorithms of JWTs, comma-separated; by default all that fit the keys"
+    )
+    jwt_roles_claim: Text = Field("roles", description="claim of a JWT that lists roles; 'a.b' is b within a")
+    jwt_secret_file: File = Field(None, description="file with the secret of JWTs that are signed with HS256 to HS512")
+    auth_proxy_header: Text = Field(
+        "", pattern=_HEADER, description="header in which a trusted proxy names the user that it has authenticated"
+    )
+    auth_proxy_roles_header: Text = Field(
+        "",
+        pattern=_HEADER,
+        validation_alias=AliasChoices("GATEWAY_AUTH_PROXY_ROLES_HEADER", *ALIASES),
+        description="header in which a trusted proxy lists the user's roles, comma-separated",
+    )
+    auth_proxies: Items = Field(
+        (), description="addresses and networks of the proxies that may name users, comma-separated"
+    )
     cors_origins: Items = Field((), description="origins whose pages may read from the gateway, comma-separated")
     max_subscribers: Number = Field(20_000, ge=1, description="maximum number of streams at a time")
     max_feeds: Number = Field(
@@ -310,12 +340,22 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
+    @field_validator("jwt_audience", "jwt_algorithms", "auth_proxies")
+    @classmethod
+    def _check_list(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("",):
+            return ()
+        if not all(value):
+            msg = "must not have an empty item among others; remove a comma"
+            raise ValueError(msg)
+        return value
+
     @model_validator(mode="after")
     def _check_fence(self) -> Settings:
-        if self.allow_prefixes is None and not is_loopback(self.host):
+        if self.allow_prefixes is None and self.policy_file is None and not is_loopback(self.host):
             msg = (
                 f"{self.host} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes) is required: it "
-                "lists the prefixes that clients may read, and '' allows every key"
+                "lists the prefixes that clients may read, and '' allows every key; or set GATEWAY_POLICY_FILE"
             )
             raise ValueError(msg)
         return self
@@ -480,7 +520,7 @@ def _explain(item: Mapping[str, Any]) -> str:
     text = str(item["msg"]).removeprefix("Value error, ")
     if not item["loc"]:
         return text
-    name = str(item["loc"][0])
+    name = str(item["loc"][0]).removeprefix(PREFIX).lower()  # a setting with an alias is named by its variable
     value = item["input"]
     line = f"{named(name)}: {text}"
     if repr(value) not in text:
@@ -496,5 +536,5 @@ def _explain(item: Mapping[str, Any]) -> str:
 
 def unknown_variables(environment: Iterable[str] = os.environ) -> list[str]:
     """Return the variables that begin with GATEWAY_ but are not settings: misspellings, or Kubernetes service links."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = {*ALIASES, *(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)}
     return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)

@@ -27,7 +27,7 @@ from app.core.multiplex import WatchInput
 from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.dev import sample as dev
 from app.metrics import NAMESPACE
-from app.settings import PREFIX, Settings, load
+from app.settings import ALIASES, PREFIX, Settings, load
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess
 from tests.support.waiting import HANG
@@ -140,7 +140,7 @@ def test_every_setting_is_documented_with_its_default(monkeypatch: pytest.Monkey
 
 
 def test_settings_that_are_spoken_of_exist() -> None:
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = {*ALIASES, *(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)}
     for path in DOCS.glob("*.md"):
         named = set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b(?!_?\*)", path.read_text(encoding="utf-8")))
         assert named <= known, path.name

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 import app
+from app.access.jwt import JwtSettings
 from app.etcd.credentials import Credentials
 from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
 from app.stream.streams import StreamSettings
@@ -98,7 +99,12 @@ def test_no_sizes(text: str) -> None:
     assert line == f"GATEWAY_SEND_BUFFER (--send-buffer): {text!r} is not a size; use bytes, or 64KiB, 16MiB, 1GiB"
 
 
-FREE_TEXT = {"host", "epoch", "token_file"}  # any text is accepted, and checked when it is used
+# Any text is accepted, and checked when it is used.
+FREE_TEXT = {
+    *("host", "epoch", "token_file", "tokens_file", "policy_file", "jwt_secret_file"),
+    *("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_roles_claim"),
+    *("jwt_algorithms", "auth_proxies", "auth_proxy_header", "auth_proxy_roles_header"),
+}
 TOGETHER = {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # checked with each other, below
 BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,"}
 
@@ -144,6 +150,12 @@ def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.Mo
         ("etcd", "http://127.0.0.1:2379#a"),
         ("instance", "x" * 129),
         ("epoch", "x" * 65),
+        ("jwt_algorithms", "RS256,"),
+        ("jwt_issuer", "https://id.example#fragment"),
+        ("jwt_issuer", "two words"),
+        ("auth_proxies", "10.0.0.1,"),
+        ("auth_proxy_header", "X Forwarded User"),
+        ("auth_proxy_header", "X-User:"),
     ],
 )
 def test_bounds(name: str, value: str) -> None:
@@ -310,6 +322,39 @@ def test_refuses_to_be_open_by_accident(host: str) -> None:
     assert "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
     assert load({"host": host, "allow_prefixes": ""}).allowed == (b"",)
     assert load({"host": host, "allow_prefixes": "/svc/"}).allowed == (b"/svc/",)
+
+
+def test_a_policy_stands_for_the_fence() -> None:
+    """With a policy, which denies by default, the fence may be absent on any address."""
+    assert load({"host": "0.0.0.0", "policy_file": "/policy.yaml"}).allowed == (b"",)
+    assert load({"host": "0.0.0.0", "policy_file": "/policy.yaml", "allow_prefixes": "/svc/"}).allowed == (b"/svc/",)
+    (line,) = refused(host="0.0.0.0", tokens_file="/tokens.yaml")  # who is known says nothing about what may be read
+
+    assert "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
+
+
+def test_access_lists() -> None:
+    """Algorithms, audiences and proxies are lists; an empty value is an empty list."""
+    settings = load({"jwt_algorithms": "RS256, EdDSA", "jwt_audience": "a, b", "auth_proxies": "10.0.0.0/8, ::1"})
+
+    assert (settings.jwt_algorithms, settings.jwt_audience) == (("RS256", "EdDSA"), ("a", "b"))
+    assert settings.auth_proxies == ("10.0.0.0/8", "::1")
+    assert load({"jwt_algorithms": "", "jwt_audience": "", "auth_proxies": ""}).jwt_algorithms == ()
+
+
+def test_another_name_of_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The roles header has two variables and one flag; a mistake names the setting, and neither variable is unknown."""
+    monkeypatch.setenv("GATEWAY_AUTH_ROLES_HEADER", "X-Old")
+    assert load({}).auth_proxy_roles_header == "X-Old"
+    assert load({"auth_proxy_roles_header": "X-Flag"}).auth_proxy_roles_header == "X-Flag"
+    monkeypatch.setenv("GATEWAY_AUTH_PROXY_ROLES_HEADER", "X-New")
+    assert load({}).auth_proxy_roles_header == "X-New"
+    monkeypatch.setenv("AUTH_PROXY_ROLES_HEADER", "X-Without-Prefix")
+    monkeypatch.setenv("GATEWAY_AUTH_PROXY_ROLES_HEADER", "X:")
+    (line,) = refused()
+
+    assert line.startswith("GATEWAY_AUTH_PROXY_ROLES_HEADER (--auth-proxy-roles-header): ")
+    assert unknown_variables(["GATEWAY_AUTH_ROLES_HEADER", "GATEWAY_AUTH_PROXY_ROLES_HEADER"]) == []
 
 
 def test_empty_variable_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,7 +589,7 @@ def test_no_list_of_origins(text: str) -> None:
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 # Each group of settings that a part of the gateway is made with, and the prefix of its fields' settings.
-GROUPS: list[tuple[type, str]] = [(Credentials, "etcd_"), (Limits, ""), (StreamSettings, "")]
+GROUPS: list[tuple[type, str]] = [(Credentials, "etcd_"), (JwtSettings, "jwt_"), (Limits, ""), (StreamSettings, "")]
 APP = Path(app.__file__).parent
 
 

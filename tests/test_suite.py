@@ -33,6 +33,7 @@ CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
 CLOCKS_ALLOWED = {
     "server/test_protocol.py": "a lower bound: a connection is kept as long as the client was told",
     "access/test_access.py": "a lower bound: the stream is held for its retry delay",
+    "access/test_modes.py": "the time at which a token is made; the tokens live for ten minutes",
     "watch/world.py": "the clock of the code under test, passed on",
     "cases/test_ahead.py": "an upper bound of Ranges that grows with the time that passed",
     "consistency": "the torture runs for a given time, and its report states delays",
@@ -53,6 +54,7 @@ CLOCKS_ALLOWED = {
 }
 # A timeout below HANG may only be for an event that must not happen, or for one try of several.
 TIMEOUTS_ALLOWED = {
+    "access/test_fetch.py": "a server that never answers, however long a client waits",
     "consistency": "an operation under faults is aborted and retried",
     "soak/soak.py": "a client that leaves",
     "examples/test_mirrors.py": "no request may come within this time",

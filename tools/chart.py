@@ -86,6 +86,13 @@ class Token(Values):
     key: Name
 
 
+class Access(Values):
+    existingSecret: str  # noqa: N815
+    tokensKey: str  # noqa: N815
+    policyKey: str  # noqa: N815
+    jwtSecretKey: str  # noqa: N815
+
+
 class KeyRef(Values):
     name: Name
     key: Name
@@ -254,7 +261,8 @@ class Dashboard(Values):
 # pod's name by default.
 ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
-    "allow_prefixes", "token_file", "cors_origins", "epoch", "drain_window", "drain_timeout", "instance",
+    "allow_prefixes", "token_file", "tokens_file", "policy_file", "jwt_secret_file", "cors_origins", "epoch",
+    "drain_window", "drain_timeout", "instance",
 })  # fmt: skip
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
 
@@ -285,6 +293,7 @@ def root() -> type[Values]:
         "podDisruptionBudget": PodDisruptionBudget,
         "etcd": Etcd,
         "token": Token,
+        "access": Access,
         "corsOrigins": list[Annotated[str, Field(pattern=r"^(\*|https?://[^,\s/]+)$")]],
         "host": Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]*$")],
         "epoch": Annotated[str, Field(max_length=64)],

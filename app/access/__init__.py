@@ -1,1 +1,1 @@
-"""Access control: the bearer token, and the prefixes that the gateway serves."""
+"""Access control: who sends a request, and what that identity may read."""

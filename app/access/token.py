@@ -33,7 +33,7 @@ def read_token(path: Path, named: str) -> SecretStr:
         SettingsError: the file has no token that a client can send; the text begins with *named*.
     """
     try:
-        data = _first_bytes(path, MAX_TOKEN + 1)
+        data = first_bytes(path, MAX_TOKEN + 1)
     except OSError as error:
         raise SettingsError(f"{named}: cannot read {path}: {error.strerror or error}") from None
     if len(data) > MAX_TOKEN:
@@ -50,7 +50,7 @@ def read_token(path: Path, named: str) -> SecretStr:
     return SecretStr(data.decode(errors="surrogateescape"))
 
 
-def _first_bytes(path: Path, most: int) -> bytes:
+def first_bytes(path: Path, most: int) -> bytes:
     """Return the first *most* bytes of a file. A pipe without a writer does not block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

@@ -49,7 +49,7 @@ class Bypass:
 
     async def _stream(self, request: Request) -> ASGIApp | None:
         try:
-            asked = self._watch.understand(request)
+            asked = await self._watch.understand(request)
             head = await self._heads.of(asked.format, header_of(request, b"origin"))
             subscriber = subscribe(self._streams, asked)
         except GatewayError:

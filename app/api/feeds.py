@@ -13,7 +13,7 @@ from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..watch.statistics import ChannelStatistics, FeedStatistics, SubscriberStatistics
-from .requests import authorization_of, query_of
+from .requests import check_operator, query_of
 
 
 class Feeds:
@@ -25,11 +25,11 @@ class Feeds:
     async def get(self, request: Request) -> Response:
         """Answer one request."""
         gateway = self._gateway
-        gateway.access.authenticate(authorization_of(request))
+        await check_operator(gateway, request.scope)
         query = parse_query(query_of(request), {"prefix", "key"})
         ranges = parse_ranges(query) if query else None
         if ranges is not None:
-            gateway.access.authorize(ranges)
+            gateway.access.check_fence(ranges)
         now = gateway.statistics(ranges)
         condition = now.etcd.condition
         etcd = {

@@ -10,6 +10,7 @@ from ..core.encoding import compact
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..ports import OUT_OF_REACH
+from .requests import check_operator
 
 
 class Health:
@@ -36,15 +37,24 @@ class Health:
         # After etcd has once answered (to any request), the feeds report its absence to their clients as "stale".
         # Its absence is then not a reason for all replicas to leave the Service at once.
         # An etcd that can never be watched does not make the instance ready: such an etcd is a wrong setting.
-        ready = now.reached and condition.told == OUT_OF_REACH and not draining
+        access = self._gateway.access
+        reached = now.reached and condition.told == OUT_OF_REACH
+        ready = reached and access.ready and not draining
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": rfc3339(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason
-        body = {"status": "ok" if ready else "draining" if draining else "waiting for etcd", "etcd": etcd}
+        waiting = "waiting for the issuer's keys" if reached else "waiting for etcd"
+        body = {"status": "ok" if ready else "draining" if draining else waiting, "etcd": etcd}
+        troubles = {name: trouble for name, trouble in access.troubles().items() if trouble}
+        if troubles:
+            body["access"] = troubles
         return _plain(body, 200 if ready else 503)
 
-    async def metrics(self, _request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Answer with the metrics, in Prometheus' text format."""
+        # The static token alone does not guard the metrics, nor does it on a port of their own.
+        if self._gateway.access.guarded and self._gateway.settings.admin_port is None:
+            await check_operator(self._gateway, request.scope)
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 

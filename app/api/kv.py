@@ -26,7 +26,7 @@ from ..etcd.memory import reserve
 from ..etcd.reads import PAGE_BYTES, Listing
 from ..gateway import Gateway
 from .kv_response import KvBody, KvResponse
-from .requests import authorization_of, encoding_of, query_of
+from .requests import encoding_of, identity_of, query_of
 
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
@@ -90,9 +90,10 @@ class Kv:
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
-        self._gateway.access.authenticate(authorization_of(request))
+        identity = await identity_of(self._gateway, request.scope)
         asked = parse(query_of(request))
-        self._gateway.access.authorize(asked.selection.ranges)
+        keys_only = asked.selection.keys_only or asked.selection.count_only
+        self._gateway.access.authorize(identity, asked.selection.ranges, keys_only=keys_only)
         self._gateway.capacity.check()
         body = await self._reads.shared(("kv", asked), lambda: self._read(asked))
         headers = {"X-Etcd-Revision": str(body.revision), "Cache-Control": "no-store"}

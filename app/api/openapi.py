@@ -105,6 +105,20 @@ WATCH: dict[str, Any] = {
     ),
 }  # fmt: skip
 
+ACCESS: dict[str, Any] = {
+    "summary": "Who I am, until when, and what I may read",
+    "responses": _responses(
+        "`{identity, roles, read, keys_only, expires?}`. `read` and `keys_only` list ranges.",
+        ["application/json"],
+        400, 401, 503,
+    ),
+}  # fmt: skip
+
+RESOURCE: dict[str, Any] = {
+    "summary": "The issuer whose tokens are accepted (RFC 9728)",
+    "responses": _responses("The metadata of this protected resource.", ["application/json"]),
+}
+
 FEEDS: dict[str, Any] = {
     "summary": "The live shared watches of this instance",
     "openapi_extra": {"parameters": [_PREFIX, _KEY]},
@@ -134,5 +148,12 @@ READYZ: dict[str, Any] = {
 METRICS: dict[str, Any] = {
     "summary": "Prometheus metrics",
     "response_class": Response,
-    "responses": {200: {"description": "The metrics.", "content": {CONTENT_TYPE_LATEST: {}}}},
+    "responses": {
+        200: {"description": "The metrics.", "content": {CONTENT_TYPE_LATEST: {}}},
+    },
 }
+
+
+def for_operators(described: dict[str, Any]) -> dict[str, Any]:
+    """Return a description with the refusals of an endpoint that needs the role ``operator``."""
+    return described | {"responses": described["responses"] | dict.fromkeys((400, 401, 403, 503), _PROBLEM)}

@@ -32,7 +32,7 @@ def problem(error: GatewayError, *, retry_after: float | None = None) -> Respons
     if isinstance(error, TransientError):
         headers["Retry-After"] = str(math.ceil(retry_after if retry_after is not None else float(error.retry_factor)))
     if isinstance(error, UnauthorizedError):
-        headers["WWW-Authenticate"] = "Bearer"
+        headers.setdefault("WWW-Authenticate", "Bearer")
     return Response(compact(body), error.status, headers, media_type="application/problem+json")
 
 

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from typing import get_args
 
 from starlette.requests import Request
+from starlette.types import Scope
 
+from ..access.identity import Identity
 from ..core.encoding import Encoding
 from ..core.query import parse_choice
+from ..gateway import Gateway
+from ..stream.transport import EXTENSION
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -44,9 +48,30 @@ def request_id_of(request: Request) -> str:
     return given if given is not None and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-def authorization_of(request: Request) -> bytes:
-    """Return the ``Authorization`` header in the bytes that the client sent; empty if there is no such header."""
-    return (header_of(request, b"authorization") or "").encode("latin-1")
+def peer_of(scope: Scope) -> str | None:
+    """Return the IP address of the connection itself, which no header can change.
+
+    Only the gateway's own server tells it: another server may have put an address from ``X-Forwarded-For`` into the
+    scope. There, None: no proxy is trusted to name users.
+    """
+    peer = scope.get("extensions", {}).get(EXTENSION, {}).get("peer")
+    return peer[0] if peer else None
+
+
+async def identity_of(gateway: Gateway, scope: Scope) -> Identity:
+    """Return who sends a request. Raises UnauthorizedError, BadRequestError or IssuerUnavailableError."""
+    return await gateway.access.authenticate(scope["headers"], peer_of(scope))
+
+
+async def check_operator(gateway: Gateway, scope: Scope) -> None:
+    """Check that the request may see metrics and feeds, which name what others read.
+
+    On a port of its own (``GATEWAY_ADMIN_PORT``), which is closed to clients, this is required only if the gateway has
+    a static token. Raises ForbiddenError, or what ``identity_of`` raises.
+    """
+    if gateway.settings.admin_port is not None and not gateway.access.has_static_token:
+        return
+    gateway.access.check_operator(await identity_of(gateway, scope))
 
 
 def query_of(request: Request) -> bytes:

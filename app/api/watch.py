@@ -8,6 +8,7 @@ from typing import get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..access.identity import Identity
 from ..core.cursor import Cursor, parse_cursor
 from ..core.errors import GatewayError
 from ..core.frames import Format
@@ -15,7 +16,7 @@ from ..core.negotiation import format_of, names_event_stream
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges
 from ..core.selection import Selection
 from ..gateway import Gateway
-from .requests import address_of, authorization_of, encoding_of, header_of, query_of, request_id_of
+from .requests import address_of, encoding_of, header_of, identity_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
 
 # Query parameters that hold a cursor, the newest cursor first. event-source-polyfill and reconnecting-eventsource
@@ -51,13 +52,13 @@ class Watch:
     async def get(self, request: Request) -> Response:
         """Answer one request. This method refuses permanent errors; the stream itself refuses transient ones."""
         try:
-            return StreamResponse(self._gateway.streams, self.understand(request))
+            return StreamResponse(self._gateway.streams, await self.understand(request))
         except GatewayError as error:
             if request.method == "GET":  # a HEAD does not ask for a stream
                 self._gateway.streams.counters.refused[error.code] += 1
             raise
 
-    def understand(self, request: Request) -> WatchRequest:
+    async def understand(self, request: Request) -> WatchRequest:
         """Return what a request asks for.
 
         The bypass and the route both call this. The second call has the outcome of the first: credentials are checked
@@ -69,7 +70,7 @@ class Watch:
         outcome: WatchRequest | GatewayError | None = request.scope.get(_UNDERSTOOD)
         if outcome is None:
             try:
-                outcome = self._understand(request)
+                outcome = self._understand(request, await identity_of(self._gateway, request.scope))
             except GatewayError as error:
                 outcome = error
             request.scope[_UNDERSTOOD] = outcome
@@ -77,9 +78,7 @@ class Watch:
             raise outcome
         return outcome
 
-    def _understand(self, request: Request) -> WatchRequest:
-        access = self._gateway.access
-        access.authenticate(authorization_of(request))
+    def _understand(self, request: Request, identity: Identity) -> WatchRequest:
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
         ranges = parse_ranges(query)
         encoding = encoding_of(query)
@@ -87,7 +86,7 @@ class Watch:
         snapshot = parse_flag(query, "snapshot", default=True)
         accept = header_of(request, b"accept") or ""
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
-        access.authorize(ranges)
+        self._gateway.access.authorize(identity, ranges, keys_only=keys_only)
         return WatchRequest(
             Selection(ranges, encoding=encoding, keys_only=keys_only),
             chosen,

@@ -13,6 +13,7 @@ GatewayError
 │   ├── OverCapacityError      429
 │   ├── DrainingError          503
 │   ├── PinUnavailableError    503, the range lies in a pin that cannot be held
+│   ├── IssuerUnavailableError 503, the keys that verify a token could not be fetched yet
 │   ├── UnavailableError       503, etcd is out of reach
 │   │   └── TooSlowError       503, one answer of etcd took too long
 │   └── TooLargeError          503, the range does not fit in the memory that it may use
@@ -85,7 +86,7 @@ class HeadTooLargeError(BadRequestError):
 
 
 class UnauthorizedError(GatewayError):
-    """The token is missing or wrong."""
+    """The credentials are missing or wrong."""
 
     status = 401
     title = "Unauthorized"
@@ -93,7 +94,7 @@ class UnauthorizedError(GatewayError):
 
 
 class ForbiddenError(GatewayError):
-    """The range lies outside the prefixes that may be read."""
+    """The identity may not read the range, or may not ask for this."""
 
     status = 403
     title = "Forbidden"
@@ -148,6 +149,12 @@ class DrainingError(TransientError):
 
     code = "draining"
     close_reason = "drain"
+
+
+class IssuerUnavailableError(TransientError):
+    """The keys that verify a token could not be fetched yet, so nobody knows whether the token is good."""
+
+    code = "issuer-unavailable"
 
 
 class UnavailableError(TransientError):

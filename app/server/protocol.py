@@ -260,7 +260,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_complete, self._head_bytes = False, 0
         self._await_head()
-        extensions = {EXTENSION: {"client": self._client_transport}}
+        extensions = {EXTENSION: {"client": self._client_transport, "peer": self.client}}
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
     def on_headers_complete(self) -> None:

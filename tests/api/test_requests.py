@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.requests import Request
 
-from app.api.requests import address_of, authorization_of, encoding_of, header_of, query_of, request_id_of
+from app.api.requests import address_of, encoding_of, header_of, peer_of, query_of, request_id_of
 from app.core.errors import BadRequestError
 from app.core.query import parse_query
 from tests.support.asgi_client import http_scope
@@ -22,6 +22,15 @@ from tests.support.asgi_client import http_scope
 def test_address(client: tuple[str, int] | None, address: str) -> None:
     """An address is written as in a URL: an IPv6 address cannot be confused with the port."""
     assert address_of(Request(http_scope("/", client=client))) == address
+
+
+def test_the_peer() -> None:
+    """Only our own server tells the connection's own address; ``client`` may come from X-Forwarded-For."""
+    scope = http_scope("/", client=("192.0.2.7", 4711))
+    assert peer_of(scope) is None
+    for peer, host in ((("10.0.0.1", 4711), "10.0.0.1"), (None, None)):
+        scope["extensions"] = {"etcd_watch_gateway": {"client": None, "peer": peer}}
+        assert peer_of(scope) == host
 
 
 @pytest.mark.parametrize("given", ["a", "req-1", "2f1c.a_b:c-D", "x" * 64])
@@ -52,14 +61,6 @@ def test_a_header_is_what_starlette_returns(headers: list[tuple[bytes, bytes]]) 
     request = Request(http_scope("/", headers=headers))
 
     assert header_of(request, b"a") == request.headers.get("a")
-
-
-def test_authorization_is_bytes() -> None:
-    """A token may have any bytes."""
-    request = Request(http_scope("/", headers=[(b"authorization", b"Bearer \xff\xe4")]))
-
-    assert authorization_of(request) == b"Bearer \xff\xe4"
-    assert authorization_of(Request(http_scope("/"))) == b""
 
 
 def test_query_is_raw() -> None:

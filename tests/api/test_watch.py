@@ -7,6 +7,7 @@ import itertools
 import pytest
 from starlette.requests import Request
 
+from app.access.identity import ANONYMOUS
 from app.api.stream_response import WatchRequest
 from app.api.watch import Watch, cursor_of
 from app.core.cursor import NOTHING, UNREADABLE, parse_cursor
@@ -43,7 +44,7 @@ def test_an_unreadable_cursor_is_one(value: bytes) -> None:
 def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
     """The watch that a request with this query and these headers asks for."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return Watch(gateway)._understand(Request(http_scope("/v1/watch", query, headers=raw)))
+    return Watch(gateway)._understand(Request(http_scope("/v1/watch", query, headers=raw)), ANONYMOUS)
 
 
 @pytest.mark.parametrize(

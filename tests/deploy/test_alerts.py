@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
-from app.metrics import NAMESPACE
+from app.metrics import ACCESS_FILES, NAMESPACE
 from tests.support.chart import CHART, CHOICE, TOP, get_helm, manifests, template
 from tests.support.prometheus import promtool
 
@@ -90,12 +90,13 @@ def pod(name: str, **changed: Shape) -> World:
         "etcd_up": 1,
         "token_unusable": 0,
         "log_lines_dropped_total": 0,
+        **{f'access_file_unusable{{file="{file}"}}': 0 for file in ACCESS_FILES.values()},
         **{f'resets_total{{reason="{reason}"}}': 0 for reason in RESET_REASONS},
         'resets_total{reason="initial"}': lambda minute: 1000 + 3 * minute,
         **{f'refusals_total{{reason="{reason}"}}': 0 for reason in REFUSAL_REASONS},
         **{f'streams_closed_total{{reason="{reason}"}}': 0 for reason in END_REASONS},
     }
-    labels = {"feeds": "state", "streams": "sink"}
+    labels = {"feeds": "state", "streams": "sink", "access_file_unusable": "file"}
     for key, shape in changed.items():
         metric, _, label = key.partition("__")
         full = f'{metric}{{{labels.get(metric, "reason")}="{label.replace("_", "-")}"}}' if label else metric
@@ -212,6 +213,7 @@ SEEDS: dict[str, tuple[World, float]] = {
     "GatewayStreamErrors": (world({"streams_closed_total__error": later(0, lambda _: 1)}), 1),
     "GatewayWithoutEtcd": (world({"etcd_up": later(1, lambda _: 0)}), 6),
     "GatewayTokenUnusable": (world({"token_unusable": later(0, lambda _: 1)}), 6),
+    "GatewayAccessFileUnusable": (world({"access_file_unusable__policy": later(0, lambda _: 1)}), 6),
     "GatewayLogLinesDropped": (world({"log_lines_dropped_total": later(0, lambda _: 40)}), 1),
     "GatewayMetricsMissing": (
         {

@@ -649,6 +649,9 @@ def test_secrets_for_etcd(tool: Path) -> None:
 
     assert {name: files[value] for name, value in named.items()} == {
         "GATEWAY_TOKEN_FILE": ("gateway-token", "bearer"),
+        "GATEWAY_TOKENS_FILE": ("gateway-access", "tokens.yaml"),
+        "GATEWAY_POLICY_FILE": ("gateway-access", "policy.yaml"),
+        "GATEWAY_JWT_SECRET_FILE": ("gateway-access", "hmac"),
         "GATEWAY_ETCD_CACERT": ("etcd-client", "ca.crt"),
         "GATEWAY_ETCD_CERT": ("etcd-client", "tls.crt"),
         "GATEWAY_ETCD_KEY": ("etcd-client", "tls.key"),
@@ -745,6 +748,23 @@ def test_notes_follow_the_values() -> None:
     assert "Without a token, everyone who reaches the Service may read every key" in notes(
         "--set-json", 'allowPrefixes=[""]'
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("access.existingSecret=a,access.tokensKey=b", "Clients with credentials may read every key"),
+        ("settings.jwtIssuer=https://id.example", "Clients with credentials may read every key"),
+        ("settings.authProxyHeader=X-User", "Clients with credentials may read every key"),
+        ("access.existingSecret=a,access.policyKey=b", "The policy in the Secret a decides"),
+    ],
+)
+def test_notes_of_the_access_control(settings: str, said: str) -> None:
+    """The notes do not call a gateway open that asks for credentials."""
+    text = notes("--set-json", 'allowPrefixes=[""]', "--set", settings)
+
+    assert said in text
+    assert "everyone" not in text
 
 
 def test_dockerfile() -> None:

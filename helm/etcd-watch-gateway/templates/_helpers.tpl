@@ -116,7 +116,7 @@ affinity: {{- toYaml . | nindent 2 }}
 
 {{- /* A value as text. Helm reads numbers as floats, and would write 268435456 as 2.68435456e+08. */ -}}
 {{- define "gateway.text" -}}
-{{- if kindIs "string" . -}}{{ . }}{{- else -}}{{ int64 . }}{{- end -}}
+{{- if kindIs "string" . -}}{{ . }}{{- else if kindIs "slice" . -}}{{ join "," . }}{{- else -}}{{ int64 . }}{{- end -}}
 {{- end -}}
 
 {{- /* The first allowed prefix, for a URL inside single quotes. Most characters are percent-encoded already. */ -}}

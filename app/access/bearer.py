@@ -1,0 +1,91 @@
+"""Bearer tokens: the static token, the tokens file and JWTs, in this order."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..core.errors import UnauthorizedError
+from ..ports import Clock
+from .file_watch import WatchedFile
+from .identity import STATIC_TOKEN, Identity
+from .token import Token
+from .tokens import Tokens
+
+
+class InvalidTokenError(Exception):
+    """A token is not acceptable. The message says why, and does not contain the token."""
+
+
+class Verifier(Protocol):
+    """Verifies tokens that the gateway does not know beforehand: JWTs."""
+
+    async def identity_of(self, token: bytes) -> Identity:
+        """Return the identity that a token proves. Raises InvalidTokenError, or IssuerUnavailableError."""
+
+
+def token_in(authorization: bytes) -> bytes | None:
+    """Return the token in an ``Authorization`` header; None if the header has no bearer token.
+
+    HTTP allows only spaces and tabs around the token: 0xA0 is a part of the token.
+    """
+    scheme, _, given = authorization.partition(b" ")
+    return given.strip(b" \t") if scheme.lower() == b"bearer" else None
+
+
+class Bearer:
+    """The ways in which a bearer token can be known. Each may be None."""
+
+    def __init__(
+        self,
+        token: Token | None = None,
+        tokens: WatchedFile[Tokens] | None = None,
+        jwt: Verifier | None = None,
+        *,
+        wall: Clock,
+    ) -> None:
+        self.token = token
+        self.tokens = tokens
+        self._jwt = jwt
+        self._wall = wall
+
+    async def identity_of(self, authorization: bytes) -> Identity:
+        """Return the identity of the token in an ``Authorization`` header.
+
+        Raises:
+            UnauthorizedError: no mode accepts the token.
+            IssuerUnavailableError: the issuer's keys could not be fetched yet.
+        """
+        given = token_in(authorization)
+        if not given:
+            raise UnauthorizedError(
+                "the Authorization header has no bearer token; send 'Authorization: Bearer <token>'"
+            )
+        if self.token is not None and self.token.matches(given):
+            return STATIC_TOKEN
+        listed = self.tokens.value.find(given) if self.tokens is not None else None
+        if listed is not None:
+            if self.expired(listed):
+                raise UnauthorizedError("the bearer token has expired; get a new token")
+            return listed
+        # A JWT has two dots. The tokens that the gateway makes have none.
+        if self._jwt is None or given.count(b".") != 2:
+            raise UnauthorizedError(
+                "the bearer token is wrong; send 'Authorization: Bearer <token>' with a valid token"
+            )
+        try:
+            return await self._jwt.identity_of(given)
+        except InvalidTokenError as error:
+            raise UnauthorizedError(f"the bearer token is not accepted: {error}; get a new token") from None
+
+    def expired(self, identity: Identity) -> bool:
+        """Whether the credentials of an identity from the tokens file have expired."""
+        return identity.expires is not None and identity.expires <= self._wall()
+
+    def current(self, identity: Identity) -> Identity | None:
+        """Return the identity as the tokens file has it now; None if its token is no longer listed.
+
+        An identity that is not from the tokens file is returned as it is.
+        """
+        if not identity.credential:
+            return identity
+        return self.tokens.value.identities.get(identity.credential) if self.tokens is not None else None

@@ -1,0 +1,208 @@
+"""Access control: who sends a request (``authenticate``), and what that identity may read (``authorize``).
+
+Both run before a feed is joined or started, and before etcd is asked for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ..core.errors import BadRequestError, ForbiddenError, UnauthorizedError
+from ..core.keys import KeyRange
+from .bearer import Bearer, token_in
+from .file_watch import Source, WatchedFile
+from .identity import ANONYMOUS, STATIC_TOKEN, Identity
+from .policy import OPERATOR, Grants, Policy
+from .proxy import Headers, TrustedProxy
+from .token import Outcome
+
+# RFC 6750, section 3.1. A request without credentials gets the scheme alone.
+INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+INSUFFICIENT_SCOPE = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+
+
+# The settings that name something which is read again while the gateway runs.
+SOURCES = ("tokens_file", "policy_file", "jwt_jwks", "jwt_secret_file")
+
+
+class AccessControl:
+    """The access checks of ``/v1``.
+
+    Args:
+        fence: the prefixes that the gateway serves at all (``GATEWAY_ALLOW_PREFIXES``).
+        bearer: how bearer tokens are known.
+        proxy: the proxies that may name users.
+        policy: what identities may read. Without a policy, every identity may read what the fence allows.
+        guarded: whether any mode is on but the static token alone. Then only operators may see metrics and feeds.
+        sources: everything that is read again while the gateway runs, but the static token.
+    """
+
+    def __init__(
+        self,
+        fence: Sequence[bytes],
+        bearer: Bearer,
+        *,
+        proxy: TrustedProxy | None = None,
+        policy: WatchedFile[Policy] | None = None,
+        guarded: bool = False,
+        sources: Sequence[Source] = (),
+    ) -> None:
+        self._fence = tuple(fence)
+        self._bearer = bearer
+        self._proxy = proxy
+        self._policy = policy
+        self.guarded = guarded
+        self._sources = tuple(sources)
+        self._listeners: list[Callable[[], None]] = []
+        for source in self._sources:
+            source.on_change(self._changed)
+
+    # --- who ----------------------------------------------------------------------------------------------------------
+
+    async def authenticate(self, headers: Headers, peer: str | None) -> Identity:
+        """Return who sends a request.
+
+        Args:
+            headers: the request's headers as ASGI has them, their names in lower case.
+            peer: the IP address of the connection itself, whatever a proxy says; None if it is not known.
+
+        Raises:
+            UnauthorizedError: the credentials are missing or wrong. Wrong credentials never become ``anonymous``.
+            BadRequestError: the request has two kinds of credentials, or the same kind twice.
+            IssuerUnavailableError: the issuer's keys could not be fetched yet.
+        """
+        headers = list(headers)
+        sent = [value for name, value in headers if name == b"authorization"]
+        if not self.guarded:
+            return self._by_static_token(sent[0] if sent else b"")
+        try:
+            named = self._proxy.identity_of(headers, peer) if self._proxy is not None else None
+            if named is not None:
+                if any(token_in(value) is not None for value in sent):
+                    raise BadRequestError(
+                        "the request has a bearer token beside the user that the proxy names; send one of them",
+                        code="conflicting-credentials",
+                    )
+                return named
+            if len(sent) > 1:
+                raise BadRequestError(
+                    "the request has two Authorization headers; send one", code="conflicting-credentials"
+                )
+            if sent:
+                return await self._bearer.identity_of(sent[0])
+        except UnauthorizedError as error:
+            error.headers = INVALID_TOKEN
+            raise
+        if self._policy is None or not self._policy.value.anonymous:
+            raise UnauthorizedError("the request has no credentials; send the header 'Authorization: Bearer <token>'")
+        return ANONYMOUS
+
+    def _by_static_token(self, authorization: bytes) -> Identity:
+        token = self._bearer.token
+        if token is None:
+            return ANONYMOUS
+        if not token.matches(token_in(authorization) or b""):
+            raise UnauthorizedError(
+                "the bearer token is missing or wrong; send the header 'Authorization: Bearer <token>'"
+            )
+        return STATIC_TOKEN
+
+    # --- what ---------------------------------------------------------------------------------------------------------
+
+    def authorize(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> None:
+        """Check that *identity* may read all of *ranges*, or their keys if *keys_only*.
+
+        Raises:
+            ForbiddenError: one of the ranges is not permitted. The text names the range, and nothing of what exists.
+        """
+        self.check_fence(ranges)
+        if self._policy is None:
+            return
+        grants = self._policy.value.grants(identity)
+        for asked in ranges:
+            if grants.permit(asked, keys_only=keys_only):
+                continue
+            if grants.permit(asked, keys_only=True):
+                detail = f"only the keys of {asked} may be read by {identity.name}; ask for keys_only=1"
+            else:
+                detail = f"{asked} may not be read by {identity.name}; GET /v1/access lists what may be read"
+            raise self._forbidden(detail, asked.kind)
+
+    def check_fence(self, ranges: Sequence[KeyRange]) -> None:
+        """Check that the gateway serves all of *ranges*, whoever asks. Raises ForbiddenError if it does not."""
+        for asked in ranges:
+            if not any(asked.within(prefix) for prefix in self._fence):
+                raise self._forbidden(f"{asked} is outside the prefixes that this gateway serves", asked.kind)
+
+    @property
+    def has_static_token(self) -> bool:
+        """Whether the gateway has a static token."""
+        return self._bearer.token is not None
+
+    def check_operator(self, identity: Identity) -> None:
+        """Check that *identity* may see metrics and feeds. Raises ForbiddenError if it may not."""
+        if self.guarded and not identity.every_role and OPERATOR not in self.roles_of(identity):
+            raise self._forbidden(f"{identity.name} does not have the role {OPERATOR!r}, which this path needs")
+
+    def _forbidden(self, detail: str, parameter: str | None = None) -> ForbiddenError:
+        error = ForbiddenError(detail, parameter=parameter)
+        if self.guarded:
+            error.headers = INSUFFICIENT_SCOPE
+        return error
+
+    def roles_of(self, identity: Identity) -> frozenset[str]:
+        """Return the roles that *identity* has now."""
+        return self._policy.value.roles_of(identity) if self._policy is not None else identity.roles
+
+    def grants(self, identity: Identity) -> Grants:
+        """Return what *identity* may read now."""
+        everything = Grants((KeyRange("prefix", b""),))
+        granted = self._policy.value.grants(identity) if self._policy is not None else everything
+        return granted.within(self._fence)
+
+    def permits_still(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> bool:
+        """Whether *identity*, which has opened a stream, may read it after the files have changed (``on_change``)."""
+        current = self._bearer.current(identity)
+        if current is None or self._bearer.expired(current):
+            return False
+        return self._policy is None or self._policy.value.permits(current, ranges, keys_only=keys_only)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call *listener* after each change of a file or of the issuer's keys: who may read what may have changed."""
+        self._listeners.append(listener)
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def reload(self) -> dict[str, Outcome]:
+        """Read everything now. Return the outcomes, by the names of the settings."""
+        outcomes: dict[str, Outcome] = {source.setting: source.look() for source in self._sources}
+        if self._bearer.token is not None:
+            outcomes["token"] = self._bearer.token.look()
+        return outcomes
+
+    @property
+    def token_unusable(self) -> bool:
+        """Whether the file of the static token cannot be used now."""
+        return self._bearer.token is not None and not self._bearer.token.usable
+
+    def troubles(self) -> dict[str, str]:
+        """Return what is wrong with each source now, by the names of the settings.
+
+        The text is empty if nothing is wrong, or if the setting is not set.
+        """
+        return dict.fromkeys(SOURCES, "") | {source.setting: source.trouble for source in self._sources}
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything that clients' credentials are compared with has been read once."""
+        return all(source.ready for source in self._sources)
+
+    async def run(self) -> None:
+        """Read the files again when they change, and fetch the issuer's keys. Runs for ever."""
+        await asyncio.gather(*(source.run() for source in self._sources))
+        await asyncio.Event().wait()  # without sources

@@ -1,0 +1,162 @@
+"""A file that is read again when it changes. A file that cannot be used changes nothing, and says so.
+
+The content counts, not the date: two writes may share a date, and Kubernetes replaces a file of a Secret or a ConfigMap
+by renaming a link to another folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from ..settings import SettingsError, named
+from .token import Outcome, first_bytes
+from .yaml_file import FileError
+
+logger = logging.getLogger("gateway")
+
+T = TypeVar("T")
+
+# Seconds between two looks at a file. A change counts when two looks have seen the same content, so within half a
+# second: an editor may write the file in pieces, and half a policy can be a valid policy.
+LOOK = 0.25
+
+
+class Source(Protocol):
+    """Something that is read again while the gateway runs: a file, or the keys at a URL."""
+
+    setting: str
+    trouble: str  # why it cannot be read now; what was read before then stays valid
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been read once."""
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call *listener* after each change."""
+
+    def look(self) -> Outcome:
+        """Read it now, or soon. For SIGHUP."""
+
+    async def run(self) -> None:
+        """Read it again whenever that may be needed. Runs for ever."""
+
+
+class WatchedFile(Generic[T]):
+    """A file's latest usable content. The constructor reads the file.
+
+    Args:
+        setting: the name of the setting that names the file.
+        parse: makes the value of the content, or raises FileError. It runs in another thread.
+        most: the most bytes that the file may have.
+
+    Raises:
+        SettingsError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T], most: int) -> None:
+        self.path = path
+        self.setting = setting
+        self.trouble = ""
+        self.ready = True
+        self._listeners: list[Callable[[], None]] = []
+        self._parse = parse
+        self._most = most
+        # The last content that could not be used, and why, so that it is not parsed at each look.
+        self._refused: tuple[bytes, FileError] | None = None
+        try:
+            self._data = self._read()
+            self.value = self._made(self._data)
+        except FileError as error:
+            raise SettingsError(self._explained(error)) from None
+        self._seen = self._data
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call *listener* after each change."""
+        self._listeners.append(listener)
+
+    async def run(self) -> None:
+        """Look at the file in every ``LOOK`` seconds."""
+        while True:
+            await asyncio.sleep(LOOK)
+            await self.poll()
+
+    def look(self) -> Outcome:
+        """Read the file now, and use it at once if it has changed. For SIGHUP."""
+        try:
+            data = self._read()
+            if data == self._data:
+                return self._recovered()
+            value = self._made(data)
+        except FileError as error:
+            return self._unusable(error)
+        return self._adopt(data, value)
+
+    async def poll(self) -> Outcome:
+        """Look at the file, and use it if two looks in a row have seen the same change."""
+        try:
+            data = self._read()
+            seen, self._seen = self._seen, data
+            if data == self._data:
+                return self._recovered()
+            if data != seen:
+                return "unchanged"
+            if self._refused is not None and self._refused[0] == data:
+                return self._unusable(self._refused[1])
+            value = await asyncio.to_thread(self._made, data)
+        except FileError as error:
+            return self._unusable(error)
+        # A look may have used a newer content while this one was parsed.
+        return self._adopt(data, value) if data == self._seen else "unchanged"
+
+    def _read(self) -> bytes:
+        try:
+            data = first_bytes(self.path, self._most + 1)
+        except OSError as error:
+            raise FileError(f"cannot be read: {error.strerror or error}") from None
+        if len(data) > self._most:
+            raise FileError(f"has more than {self._most} bytes")
+        return data
+
+    def _made(self, data: bytes) -> T:
+        try:
+            return self._parse(data)
+        except FileError as error:
+            self._refused = data, error
+            raise
+        except Exception as error:  # a defect of a parser must not end the gateway, nor change who may read
+            self._refused = data, FileError(f"cannot be parsed ({type(error).__name__})")
+            raise self._refused[1] from None
+
+    def _adopt(self, data: bytes, value: T) -> Outcome:
+        self._recovered()
+        self._data, self._seen, self.value = data, data, value
+        logger.info("a file of the access control has changed", extra=self._named())
+        for listener in self._listeners:
+            listener()
+        return "changed"
+
+    def _recovered(self) -> Outcome:
+        if self.trouble:
+            self.trouble = ""
+            logger.info("a file of the access control can be used again", extra=self._named())
+        return "unchanged"
+
+    def _unusable(self, error: FileError) -> Outcome:
+        trouble = self._explained(error)
+        if trouble != self.trouble:
+            self.trouble = trouble
+            logger.warning(
+                "a file of the access control cannot be used: what was read before stays valid",
+                extra={**self._named(), "reason": trouble},
+            )
+        return "unusable"
+
+    def _named(self) -> dict[str, str]:
+        return {"setting": self.setting, "file": str(self.path)}
+
+    def _explained(self, error: FileError) -> str:
+        return "\n".join(f"{named(self.setting)}: {self.path}: {line}" for line in str(error).splitlines())

@@ -1,0 +1,178 @@
+"""A file that is read again: changes are seen, half-written files are not, and a bad file changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from app.access.file_watch import WatchedFile
+from app.access.yaml_file import FileError
+from app.settings import SettingsError
+
+
+def parse(data: bytes) -> str:
+    """The content as text; some contents are bad."""
+    if data.startswith(b"bad"):
+        raise FileError("has a fault\nhas another fault")
+    if data.startswith(b"defect"):
+        raise RecursionError(data.decode())
+    return data.decode()
+
+
+def watched(path: Path) -> WatchedFile[str]:
+    """The file, watched as the policy's."""
+    return WatchedFile(path, "policy_file", parse, 64)
+
+
+def write(path: Path, content: bytes | str | None) -> None:
+    """Write the file; None removes it."""
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text("one")
+    return path
+
+
+async def test_a_change_counts_when_it_was_seen_twice(path: Path) -> None:
+    """An editor may write in pieces: a content counts when two looks have seen it, and is reported once."""
+    file, changes = watched(path), []
+    file.on_change(lambda: changes.append(file.value))
+    write(path, "tw")
+
+    assert await file.poll() == "unchanged"
+    write(path, "two")
+    assert await file.poll() == "unchanged"
+    assert file.value == "one"
+    assert await file.poll() == "changed"
+    assert await file.poll() == "unchanged"
+    assert changes == ["two"]
+
+
+async def test_dates_do_not_matter(path: Path) -> None:
+    """A change with the same size, date and inode is seen: only the content counts."""
+    os.utime(path, ns=(10**18, 10**18))
+    file = watched(path)
+    write(path, "two")
+    os.utime(path, ns=(10**18, 10**18))
+    await file.poll()
+
+    assert await file.poll() == "changed"
+
+
+async def test_a_link_that_is_swapped(tmp_path: Path) -> None:
+    """Kubernetes replaces a ConfigMap by renaming a link to a folder over the previous link."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "policy").write_text(name)
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "policy").symlink_to("..data/policy")
+    file = watched(tmp_path / "policy")
+    (tmp_path / "..new").symlink_to("two")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    await file.poll()
+    await file.poll()
+
+    assert file.value == "two"
+
+
+def test_sighup_reads_at_once(path: Path) -> None:
+    """``look`` does not wait for a second look."""
+    file = watched(path)
+    write(path, "two")
+
+    assert file.look() == "changed"
+    assert file.value == "two"
+    assert file.look() == "unchanged"
+
+
+BAD = [b"bad", b"defect", b"\xff", b"x" * 65, None]
+
+
+@pytest.mark.parametrize("content", BAD)
+async def test_what_cannot_be_used_changes_nothing(
+    path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bad file, even one that makes the parser fail, keeps the previous value, says so once, and calls nobody."""
+    file, changes = watched(path), []
+    file.on_change(lambda: changes.append(file.value))
+    write(path, content)
+    with caplog.at_level(logging.INFO, "gateway"):
+        for _ in range(4):
+            await file.poll()
+        assert file.look() == "unusable"
+        assert (file.value, changes) == ("one", [])
+        assert "GATEWAY_POLICY_FILE (--policy-file): " in file.trouble
+        write(path, b"one")
+        await file.poll()
+        assert file.trouble == ""
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "a file of the access control cannot be used: what was read before stays valid",
+        "a file of the access control can be used again",
+    ]
+
+
+async def test_a_bad_file_is_parsed_once(path: Path) -> None:
+    """A bad file that stays is not parsed at each look: a large one would cost a second of each second."""
+    parsed = []
+
+    def count(data: bytes) -> str:
+        parsed.append(data)
+        return parse(data)
+
+    file = WatchedFile(path, "policy_file", count, 64)
+    write(path, "bad")
+    outcomes = [await file.poll() for _ in range(5)]
+
+    assert outcomes == ["unchanged", *["unusable"] * 4]
+    assert parsed == [b"one", b"bad"]
+    trouble = file.trouble
+    write(path, "one")
+    assert [await file.poll(), file.trouble] == ["unchanged", ""]
+    write(path, "bad")
+    assert [await file.poll(), await file.poll(), file.trouble] == ["unchanged", "unusable", trouble]
+    write(path, None)
+    await file.poll()
+    assert file.trouble != trouble
+    write(path, "bad")
+    await file.poll()
+    assert [await file.poll(), file.trouble] == ["unusable", trouble]
+
+
+async def test_a_newer_content_wins(path: Path) -> None:
+    """A content that was being parsed while SIGHUP used a newer one does not come back."""
+    file = watched(path)
+
+    def parse_late(data: bytes) -> str:
+        if data == b"two":
+            write(path, "three")
+            file.look()
+        return parse(data)
+
+    file._parse = parse_late
+    write(path, "two")
+    await file.poll()
+
+    assert await file.poll() == "unchanged"
+    assert file.value == "three"
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_what_cannot_be_used_at_the_start(path: Path, content: bytes | None) -> None:
+    """At the start, a bad file is an error of its setting, with a line for each fault."""
+    write(path, content)
+    with pytest.raises(SettingsError) as caught:
+        watched(path)
+
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"GATEWAY_POLICY_FILE (--policy-file): {path}: ") for line in lines)
+    assert len(lines) == (2 if content == b"bad" else 1)

@@ -1,0 +1,156 @@
+"""The access control that the settings describe: which settings belong together, and what is refused at the start."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.access.control import SOURCES, AccessControl
+from app.access.setup import make_access_control
+from app.settings import SettingsError, load
+from tests.access.issuer import AUDIENCE, ISSUER, ec_key, jwks
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+JWT = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+PROXY = {"auth_proxy_header": "X-User", "auth_proxies": "10.0.0.1"}
+
+
+def make(**settings: Any) -> AccessControl:
+    """The access control of these settings."""
+    return make_access_control(load(settings), clock=lambda: 0.0, wall=lambda: 0.0, draw=lambda: 0.0)
+
+
+def refused(**settings: Any) -> list[str]:
+    """The lines that refuse these settings."""
+    with pytest.raises(SettingsError) as caught:
+        make(**settings)
+    return str(caught.value).splitlines()
+
+
+@pytest.fixture(name="keys")
+def _keys(tmp_path: Path) -> str:
+    path = tmp_path / "jwks.json"
+    path.write_bytes(jwks(ec_key()))
+    return str(path)
+
+
+@pytest.fixture(name="secret")
+def _secret(tmp_path: Path) -> str:
+    path = tmp_path / "secret"
+    path.write_bytes(b"x" * 64)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"jwt_issuer": ISSUER}, ["GATEWAY_JWT_AUDIENCE", "GATEWAY_JWT_JWKS"]),
+        ({"jwt_audience": "a"}, ["GATEWAY_JWT_ISSUER", "GATEWAY_JWT_JWKS"]),
+        ({"jwt_jwks": "https://a/b"}, ["GATEWAY_JWT_ISSUER", "GATEWAY_JWT_AUDIENCE"]),
+        (
+            {"jwt_algorithms": "RS256"},
+            ["GATEWAY_JWT_ISSUER", "GATEWAY_JWT_AUDIENCE", "GATEWAY_JWT_JWKS", "GATEWAY_JWT_ALGORITHMS"],
+        ),
+        (JWT, ["GATEWAY_JWT_JWKS"]),
+        ({**JWT, "jwt_jwks": "https://a/b", "jwt_algorithms": "HS256"}, ["GATEWAY_JWT_ALGORITHMS"]),
+        ({**JWT, "jwt_secret_file": "/s", "jwt_algorithms": "RS256,HS256"}, ["GATEWAY_JWT_ALGORITHMS"]),
+        (
+            {**JWT, "jwt_jwks": "https://a/b", "jwt_secret_file": "/s", "jwt_algorithms": "RS256"},
+            ["GATEWAY_JWT_SECRET_FILE"],
+        ),
+        ({**JWT, "jwt_jwks": "ftp://a/b"}, ["GATEWAY_JWT_JWKS"]),
+        ({**JWT, "jwt_jwks": "https://user:secret@a/b"}, ["GATEWAY_JWT_JWKS"]),
+        ({**JWT, "jwt_jwks": "https://a:x/b"}, ["GATEWAY_JWT_JWKS"]),
+        ({**JWT, "jwt_jwks": "https:///b"}, ["GATEWAY_JWT_JWKS"]),
+        ({**JWT, "jwt_jwks": "file://host/b"}, ["GATEWAY_JWT_JWKS"]),
+        ({"auth_proxy_header": "X-User"}, ["GATEWAY_AUTH_PROXY_HEADER"]),
+        ({"auth_proxies": "10.0.0.1"}, ["GATEWAY_AUTH_PROXIES"]),
+        ({"auth_proxy_roles_header": "X-Roles"}, ["GATEWAY_AUTH_PROXY_ROLES_HEADER"]),
+        ({**JWT, "jwt_jwks": "https://a/b", "jwt_algorithms": "none"}, ["GATEWAY_JWT_ALGORITHMS"]),
+        ({**JWT, "jwt_jwks": "https://a/b", "jwt_algorithms": "RS256,rs256"}, ["GATEWAY_JWT_ALGORITHMS"]),
+        ({**PROXY, "auth_proxies": "0.0.0.0/0"}, ["GATEWAY_AUTH_PROXIES"]),
+        ({**PROXY, "auth_proxies": "::/0,10.0.0.1/24"}, ["GATEWAY_AUTH_PROXIES", "GATEWAY_AUTH_PROXIES"]),
+        ({**PROXY, "auth_proxies": "*"}, ["GATEWAY_AUTH_PROXIES"]),
+        ({**PROXY, "auth_proxy_header": "Authorization"}, ["GATEWAY_AUTH_PROXY_HEADER"]),
+        ({**PROXY, "auth_proxy_roles_header": "cookie"}, ["GATEWAY_AUTH_PROXY_ROLES_HEADER"]),
+        ({**PROXY, "auth_proxy_roles_header": "x-user"}, ["GATEWAY_AUTH_PROXY_ROLES_HEADER"]),
+        ({"tokens_file": "/nowhere"}, ["GATEWAY_TOKENS_FILE"]),
+        ({"policy_file": "/nowhere"}, ["GATEWAY_POLICY_FILE"]),
+        ({**JWT, "jwt_jwks": "/nowhere"}, ["GATEWAY_JWT_JWKS"]),
+        ({**JWT, "jwt_secret_file": "/nowhere"}, ["GATEWAY_JWT_SECRET_FILE"]),
+    ],
+)
+def test_settings_that_do_not_work(settings: dict[str, str], names: list[str]) -> None:
+    """A setting without its partner would have no effect, and somebody relies on it; no message shows a password."""
+    lines = refused(**settings)
+
+    assert [line.split()[0] for line in lines] == names
+    assert "user:secret" not in str(lines)
+
+
+def test_what_guards_metrics(tmp_path: Path, keys: str, secret: str) -> None:
+    """Each mode but the static token alone guards the metrics and the feeds."""
+    (tmp_path / "token").write_text("x")
+    (tmp_path / "tokens").write_text("tokens: []")
+    (tmp_path / "policy").write_text("roles: {}")
+    token = {"token_file": str(tmp_path / "token")}
+
+    assert not make().guarded
+    assert not make(**token).guarded
+    for mode in (
+        {"tokens_file": str(tmp_path / "tokens")},
+        {"policy_file": str(tmp_path / "policy")},
+        {**JWT, "jwt_jwks": keys},
+        {**JWT, "jwt_jwks": "https://id.example/jwks"},
+        {**JWT, "jwt_secret_file": secret},
+        PROXY,
+        {**PROXY, "auth_proxy_roles_header": "X-Roles"},
+    ):
+        assert make(**mode).guarded, mode
+        assert make(**mode, **token).guarded, mode
+
+
+def test_ready_with_the_issuers_keys(keys: str) -> None:
+    """Keys in a file are there at the start; keys at a URL must be fetched first."""
+    assert make(**JWT, jwt_jwks=keys).ready
+    assert make(**JWT, jwt_jwks=f"file://{keys}").ready
+    fetched = make(**JWT, jwt_jwks="https://id.example/jwks")
+
+    assert not fetched.ready
+    assert {name: text for name, text in fetched.troubles().items() if text} == {"jwt_jwks": "not fetched yet"}
+
+
+def test_every_source_has_a_metric(tmp_path: Path, keys: str, secret: str) -> None:
+    """The names of the sources are known before they are set: a metric is present from the start."""
+    (tmp_path / "tokens").write_text("tokens: []")
+    (tmp_path / "policy").write_text("roles: {}")
+    files = {"tokens_file": str(tmp_path / "tokens"), "policy_file": str(tmp_path / "policy")}
+    everything = make(**files, **JWT, jwt_jwks=keys, jwt_secret_file=secret)
+
+    assert make().troubles() == everything.troubles() == dict.fromkeys(SOURCES, "")
+    assert set(everything.reload()) == set(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, []),
+        ({"host": "0.0.0.0", "allow_prefixes": "/svc/"}, ["no access control"]),
+        ({"host": "0.0.0.0", "allow_prefixes": "/svc/", **PROXY}, []),
+        ({**JWT, "jwt_jwks": "http://id.example/jwks"}, ["the issuer's keys are fetched in plain text"]),
+        ({**JWT, "jwt_jwks": "http://127.0.0.1:9/jwks"}, []),
+        ({**JWT, "jwt_jwks": "https://id.example/jwks"}, []),
+    ],
+)
+def test_warnings(settings: dict[str, str], said: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """An open gateway, and keys that anybody on the network could replace, are warned about."""
+    with caplog.at_level(logging.WARNING, "gateway"):
+        make(**settings)
+
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == len(said)
+    assert all(message.startswith(text) for message, text in zip(found, said, strict=True))
