@@ -45,7 +45,7 @@ from .feed_messages import (
     WantBackfill,
 )
 from .history import History
-from .log import Bounds
+from .log import EVERYTHING, Bounds
 from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from .reasons import ResetReason
 from .state_table import Transition, find_action, transition
@@ -55,7 +55,6 @@ INTERVAL = 10.0
 LONGEST_INTERVAL = 600.0
 # How often one read may be started. It is restarted when its stream breaks, or when a compaction passes its start.
 TRIES = 3
-EVERYTHING = 1 << 62  # bytes
 
 
 class Stage(Enum):

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .encoding import compact, event_body
-from .events import Batch, Delete
+from .events import Batch, Delete, Event
 
 Format = Literal["sse", "ndjson"]
+# How events are written for a reader: format, encoding, epoch, and whether without values.
+Representation = tuple[str, str, str, bool]
 
 
 def control(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
@@ -59,19 +61,26 @@ def greeting(form: str, instance: str, retry_ms: int) -> bytes:
 
 def batch_frame(batch: Batch, form: str, encoding: str, epoch: str, *, keys_only: bool = False) -> bytes:
     """Return one revision: all events but the last have ``more``, and only the last carries the cursor."""
-    cursor = f"{epoch}-{batch.revision}".encode()
+    return events_frame(batch.events, form, encoding, f"{epoch}-{batch.revision}", keys_only=keys_only)
+
+
+def events_frame(
+    events: Sequence[Event], form: str, encoding: str, cursor: str | None, *, keys_only: bool = False
+) -> bytes:
+    """Return events that belong together, or the first of them.
+
+    All have ``more``, except the last if there is a *cursor*: then the last event carries the cursor instead.
+    """
     parts: list[bytes] = []
-    final = len(batch.events) - 1
-    for index, event in enumerate(batch.events):
+    final = len(events) - 1 if cursor is not None else len(events)
+    for index, event in enumerate(events):
         if form == "sse":
             parts.append(b"event: delete\ndata: " if isinstance(event, Delete) else b"event: put\ndata: ")
         parts.append(event_body(event, encoding, keys_only=keys_only))
         if index < final:
             parts.append(b',"more":true}\n\n' if form == "sse" else b',"more":true}\n')
-        elif form == "sse":
-            parts += (b"}\nid: ", cursor, b"\n\n")
         else:
-            parts += (b',"cursor":"', cursor, b'"}\n')
+            parts.append((f"}}\nid: {cursor}\n\n" if form == "sse" else f',"cursor":"{cursor}"}}\n').encode())
     return b"".join(parts)
 
 

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .events import Batch
-from .frames import batch_frame
+from .fold import Fold
+from .frames import Representation, batch_frame
 from .sized import Sized
 
-# How a batch is encoded for a reader: format, encoding, epoch, and whether without values.
-Representation = tuple[str, str, str, bool]
 # Asked before this many bytes are kept that could be encoded again. True: the bytes are counted, and may be kept.
 MayKeep = Callable[[int], bool]
+EVERYTHING = 1 << 62  # bytes
 
 
 def keep_all(_size: int) -> bool:
@@ -71,13 +71,15 @@ class Log(Sized):
     __slots__ = (
         "_bounds",
         "_entries",
+        "_fold",
         "_revisions",
         "_slice",
+        "_slice_bytes",
+        "_start",
         "bytes",
         "floor",
         "generation",
         "may_keep",
-        "passing",
         "tip",
     )  # fmt: skip
 
@@ -88,11 +90,14 @@ class Log(Sized):
         self.generation = 0
         self.floor = 0
         self.tip = 0
+        self._start = 0  # the revision at which the generation began
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
         # The last slice, while it is still valid: all readers that keep up request the same slice.
         self._slice: LogSlice | None = None
-        self.passing = 0  # bytes of that slice which no entry owns
+        self._slice_bytes = 0  # bytes of that slice which no entry owns
+        # The last fold, while it is still valid: readers that keep up are flushed at the same positions.
+        self._fold: Fold | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -112,7 +117,7 @@ class Log(Sized):
         self.generation += 1
         self._entries, self._revisions, self.bytes = [], [], 0
         self._forget_slice()
-        self.floor = self.tip = revision
+        self.floor = self.tip = self._start = revision
 
     def append(self, batch: Batch, now: float) -> None:
         """Add the next complete revision.
@@ -196,13 +201,36 @@ class Log(Sized):
         last = self._slice
         if last is None or last.start != revision or last.size != size or last.representation != representation:
             last = self._make_slice(revision, size, representation)
-            self._forget_slice()
+            self._slice, self._slice_bytes = None, 0
             if last is not None:
-                self._slice, self.passing = last, 0 if self._is_frame(last) else len(last.data)
+                self._slice, self._slice_bytes = last, 0 if self._is_frame(last) else len(last.data)
         return last
 
+    def fold(self, revision: int) -> Fold | None:
+        """Return all that a reader at *revision* lacks, folded by key; None if there is nothing.
+
+        The log must cover *revision*.
+        """
+        last = self._fold
+        if last is None or last.start != revision:
+            batches = self.after(revision, EVERYTHING)
+            if not batches:
+                return None
+            if last is not None:
+                last.forget()
+            self._fold = last = Fold(batches, revision, self.tip, self.may_keep)
+        return last
+
+    @property
+    def passing(self) -> int:
+        """Bytes that the log keeps for its readers, and that no entry owns."""
+        return self._slice_bytes + (self._fold.bytes if self._fold is not None else 0)
+
     def _forget_slice(self) -> None:
-        self._slice, self.passing = None, 0
+        self._slice, self._slice_bytes = None, 0
+        if self._fold is not None:
+            self._fold.forget()
+            self._fold = None
 
     def _is_frame(self, log_slice: LogSlice) -> bool:
         """Whether the bytes of the slice are the bytes that its only entry keeps."""
@@ -263,6 +291,26 @@ class Log(Sized):
             return float("-inf")
         start = bisect_right(self._revisions, revision)
         return self._entries[start].at if start < len(self._entries) else None
+
+    def flush_due(self, revision: int, interval: float) -> float | None:
+        """Return when a reader at *revision* is due for its next flush, by the log's clock. None if it lacks nothing.
+
+        The flush is due *interval* seconds after the first batch arrived that the reader lacks. So two flushes are
+        never closer than *interval*. The flush is due earlier if the log might forget that batch before: a reset would
+        cost the client more.
+        """
+        since = self.lacks_since(revision)
+        if since is None or self._may_soon_forget(revision):
+            return since
+        return since + min(interval, self._bounds.age / 2)
+
+    def _may_soon_forget(self, revision: int) -> bool:
+        """Whether half of what the log can hold has come after *revision*."""
+        bounds, behind = self._bounds, self.behind(revision)
+        if 2 * behind > bounds.batches or 2 * behind * self.bytes > bounds.bytes * len(self._entries):
+            return True
+        # The log of a selection forgets what its feeds forget, and a log forgets early when memory is short.
+        return self.floor > self._start and 2 * revision < self.floor + self.tip
 
     def behind(self, revision: int) -> int:
         """Return how many revisions of this range a reader at *revision* has not read."""

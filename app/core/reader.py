@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Protocol
 
 from .cursor import Cursor
+from .fold import Fold
 from .frames import comment, control, greeting
 from .log import Log
 from .reasons import CloseReason, ResetReason
@@ -104,6 +105,8 @@ class Reader:
         snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
         pace: how slow the reader may be. The shell reports to it how long writes take.
         counts: where the reader adds what it returns.
+        interval: with ``mode=latest``, the seconds between two flushes (``app.core.fold``). 0: send every event.
+        min_revision: ``synced`` is not sent at a lower revision.
     """
 
     __slots__ = (
@@ -112,6 +115,7 @@ class Reader:
         "_counts",
         "_epoch",
         "_epoch_of",
+        "_fold",
         "_form",
         "_generation",
         "_heartbeat",
@@ -125,10 +129,13 @@ class Reader:
         "_restores",
         "_selection",
         "_sent_blocks",
+        "_sent_pieces",
         "_snapshot",
         "_synced",
         "_with_state",
         "delivered",
+        "interval",
+        "min_revision",
         "pace",
         "phase",
         "revision",
@@ -149,6 +156,8 @@ class Reader:
         heartbeat: float,
         pace: SlowReaderPolicy | None = None,
         counts: Counts | None = None,
+        interval: float = 0.0,
+        min_revision: int = 0,
     ) -> None:
         self.pace = pace if pace is not None else SlowReaderPolicy()
         self._counts = counts if counts is not None else Counts()
@@ -170,6 +179,10 @@ class Reader:
         self.revision = 0
         self._snapshot: Snapshot | None = None  # the snapshot that is being sent
         self._sent_blocks = 0
+        self.interval = interval
+        self._fold: Fold | None = None  # the flush that is being sent
+        self._sent_pieces = 0
+        self.min_revision = min_revision
         self._synced = False
         self._lagged = False
         self._epoch = ""
@@ -213,6 +226,34 @@ class Reader:
         log = self._history.log
         return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
 
+    @property
+    def flushing(self) -> bool:
+        """Whether a flush has begun that has not ended. Nothing else may be written before its end."""
+        return self._fold is not None
+
+    @property
+    def flush_due(self) -> float | None:
+        """When the next flush is due, by the log's clock. The shell must not call ``read`` before.
+
+        None if ``read`` may be called at any time: there is nothing to flush, or something else comes first.
+        """
+        if not self.interval or self.phase is not FOLLOWING or self._fold is not None:
+            return None
+        log = self._history.log
+        if self._generation != log.generation or self.revision < log.floor:
+            return None
+        if not self._synced and log.tip >= self.min_revision:
+            return None
+        return log.flush_due(self.revision, self.interval)
+
+    @property
+    def lacks_revision(self) -> bool:
+        """Whether ``synced`` waits for the channel to reach ``min_revision``, and for nothing else."""
+        log = self._history.log
+        if log.tip >= self.min_revision or not self._history.joinable:
+            return False
+        return not self._synced or self._generation != log.generation
+
     def waits_in_vain(self, waited: float, limit: float, *, in_trouble: bool) -> bool:
         """Whether the reader has waited so long that the stream must be closed: another replica may do better.
 
@@ -255,6 +296,8 @@ class Reader:
 
         The caller must send these bytes, because the position has moved.
         """
+        if self._fold is not None:
+            return self._next_piece()
         phase = self.phase
         if phase is WAITING:
             return self._join(size)
@@ -341,7 +384,7 @@ class Reader:
             self.wants = Wants.LINEARIZABLE
         elif revision > self._linearizable:
             return self._begin_snapshot("restored")
-        elif self._offered is not None:
+        elif self._offered is not None and self._offered.revision >= self.min_revision:
             offered, self._offered = self._offered, None
             return self._begin_snapshot("unproven", offered)
         else:
@@ -368,6 +411,9 @@ class Reader:
         """Return ``reset`` together with the first items of a snapshot in memory: never one without the other."""
         history = self._history
         assert history.view is not None, "a snapshot begins only on a feed that has a view"
+        if (snapshot.revision if snapshot is not None else history.log.tip) < self.min_revision:
+            # The state must not be sent either: changes after it would have ids, and no id may come before `synced`.
+            return b""
         if snapshot is None:
             snapshot = history.view.snapshot(history.log.tip)
         self._take_epoch()
@@ -411,16 +457,17 @@ class Reader:
         if self._generation != log.generation:
             return b""
         if self.revision < log.floor:
+            if log.tip < self.min_revision:
+                return b""
             if not self.pace.too_slow:
                 self._lagged = True
                 self.pace.lag()
             return b"" if self.pace.too_slow else self._begin_snapshot("lagged")
+        if self.interval:
+            return self._flush()
         log_slice = log.slice(self.revision, size, self._representation)
         if log_slice is None:
-            # Everything is sent: move the position as far as the log is known to be complete.
-            self.revision = max(self.revision, log.tip)
-            self._catch_up()
-            return b"" if self._synced else self._say_synced()
+            return self._reach_tip()
         # Equal, but one object for all readers: 5,000 separate objects would miss every cache.
         self._representation = log_slice.representation
         self.revision = log_slice.end
@@ -430,11 +477,46 @@ class Reader:
         self._counts.items += log_slice.events
         return log_slice.data
 
+    def _reach_tip(self) -> bytes:
+        """Move the position as far as the log is known to be complete, because everything is sent."""
+        self.revision = max(self.revision, self._history.log.tip)
+        self._catch_up()
+        return b"" if self._synced else self._say_synced()
+
+    def _flush(self) -> bytes:
+        """Begin to send all that the client lacks, folded by key."""
+        self._fold, self._sent_pieces = self._history.log.fold(self.revision), 0
+        return self._next_piece() if self._fold is not None else self._reach_tip()
+
+    def _next_piece(self) -> bytes:
+        """Return the next piece of the flush. The position moves with the last piece, which has the id.
+
+        A flush that has begun is sent to its end, also if the log forgets its events, or begins a new generation
+        meanwhile: a ``reset`` must not come between events that belong together.
+        """
+        fold, log = self._fold, self._history.log
+        assert fold is not None, "called only while a flush is being sent"
+        data = fold.frame(self._sent_pieces, self._representation)
+        events = len(fold.pieces[self._sent_pieces])
+        self.delivered += events
+        self._counts.items += events
+        self._sent_pieces += 1
+        if self._sent_pieces < len(fold.pieces):
+            return data
+        self._fold = None
+        self.revision = fold.end
+        if self._generation != log.generation or not log.covers(fold.end):
+            return data
+        self._catch_up()
+        return data if self._synced else data + self._say_synced()
+
     def _catch_up(self) -> None:
         self._lagged = False
         self.pace.catch_up()
 
     def _say_synced(self) -> bytes:
+        if self.revision < self.min_revision:
+            return b""
         self._synced = True
         if self.told_stale:
             self.told_stale = None  # "synced" means live to the client: the real state must be told again

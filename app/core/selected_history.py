@@ -32,13 +32,11 @@ from typing import Protocol
 
 from .events import REFERENCE, Batch, Event
 from .history import History
-from .log import Bounds, Log, MayKeep, keep_all
+from .log import EVERYTHING, Bounds, Log, MayKeep, keep_all
 from .reasons import ResetReason
 from .selection import Ranges
 from .snapshot import Snapshot
 from .view import View
-
-EVERYTHING = 1 << 62  # bytes
 
 
 class Older(Protocol):

@@ -272,3 +272,66 @@ def test_a_log_that_is_cleared() -> None:
     held = log.bytes
     assert log.clear() == held
     assert (log.bytes, log.passing, len(log), log.tip, log.floor) == (0, 0, 0, 4, 4)
+
+
+# --- flushes ---------------------------------------------------------------------------------------------------------
+
+
+def log_at(*revisions: int, bounds: Bounds | None = None) -> Log:
+    """A log with a delete in each of *revisions*, which arrives at the second of its number."""
+    log = Log(bounds or Bounds())
+    log.restart(1)
+    for revision in revisions:
+        log.append(batch(revision), float(revision))
+    return log
+
+
+def test_a_flush_is_due_an_interval_after_what_is_lacking() -> None:
+    """The first batch that the reader lacks counts; nothing is due to a reader that lacks nothing."""
+    log = log_at(2, 3, 4)
+    assert (log.flush_due(1, 60.0), log.flush_due(2, 0.5), log.flush_due(4, 60.0)) == (62.0, 3.5, None)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "held", "due"),
+    [
+        (Bounds(batches=8), range(2, 6), 62.0),
+        (Bounds(batches=8), range(2, 7), 2.0),  # a fifth batch of eight
+        (Bounds(bytes=10 * batch(2).size), range(2, 7), 62.0),
+        (Bounds(bytes=10 * batch(2).size), range(2, 8), 2.0),
+        (Bounds(age=20.0), [2], 12.0),
+    ],
+)
+def test_a_flush_is_due_before_the_log_forgets(bounds: Bounds, held: range, due: float) -> None:
+    """A flush does not wait for its interval once half of a bound is used up: a reset would cost more."""
+    assert log_at(*held, bounds=bounds).flush_due(1, 60.0) == due
+
+
+def test_a_flush_is_due_when_the_floor_comes_near() -> None:
+    """The feed's log forgets, or memory is short: the nearer half of the log may be next."""
+    log = log_at(20, 30)
+    assert log.flush_due(22, 60.0) == 90.0
+    log.raise_floor(10)
+    assert (log.flush_due(20, 60.0), log.flush_due(18, 60.0)) == (90.0, 20.0)
+
+
+def test_readers_at_one_position_share_a_fold() -> None:
+    """A fold and its bytes are there once, and counted, until the log moves on."""
+    log = log_of(2, 3, 4)
+    assert log.fold(4) is None
+    first = log.fold(2)
+    assert first is not None
+    assert (first.start, first.end) == (2, 4)
+    held = len(first.frame(0, REPRESENTATION))
+    log.advance(9)
+    assert log.fold(2) is first, "what it has is complete up to its own end"
+    assert log.passing == held
+    assert log.slice(1, 1, REPRESENTATION) is not None
+    assert (log.fold(2) is first, log.passing) == (True, held)
+
+    other = log.fold(1)
+    assert other is not None
+    assert (other.end, first.bytes, log.passing) == (9, 0, 0)
+    other.frame(0, REPRESENTATION)
+    log.append(batch(10), 0.0)
+    assert (other.bytes, log.passing) == (0, 0)
