@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stream": {"core", "ports", "watch"},
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "watch"},
-    "api": {"access", "core", "etcd", "gateway", "ports", "stream", "watch"},
+    "api": {"access", "core", "etcd", "gateway", "ports", "settings", "stream", "watch"},
     "main": {"api", "gateway", "metrics", "settings"},
     "server": {"allocator", "api", "core", "descriptors", "gateway", "main", "ports", "settings", "signals", "stream"},
     "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio"},

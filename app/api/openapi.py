@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from .kv import DEFAULT_LIMIT, MAX_LIMIT
 from .requests import ENCODINGS
-from .watch import FORMATS
+from .watch import FORMATS, MODES
 
 
 def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query") -> dict[str, Any]:
@@ -92,6 +92,21 @@ WATCH: dict[str, Any] = {
             _parameter("keys_only", "`1`: leave out the values.", _FLAG),
             _parameter("snapshot", "`0`: send only changes, without the current state at the start.", _FLAG),
             _ENCODING,
+            _parameter(
+                "mode",
+                "`latest`: of all changes within `interval`, only the newest of each key.",
+                {"type": "string", "enum": [*MODES]},
+            ),
+            _parameter(
+                "interval",
+                "With `mode=latest`: the least time between two flushes, from 50ms to 60s.",
+                {"type": "string", "default": "500ms"},
+            ),
+            _parameter(
+                "min_revision",
+                "Read your own write: `synced` is not sent at a lower revision.",
+                {"type": "integer", "format": "int64", "minimum": 0, "default": 0},
+            ),
             _parameter("format", "Overrides the `Accept` header.", {"type": "string", "enum": [*FORMATS]}),
             _parameter("last_event_id", "The cursor at which the stream resumes.", _TEXT),
             _parameter("lastEventId", "The same, as EventSource polyfills name it. Overrides `last_event_id`.", _TEXT),

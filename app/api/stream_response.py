@@ -46,6 +46,8 @@ class WatchRequest:
     address: str
     user_agent: str
     request_id: str
+    interval: float = 0.0  # of ``mode=latest``, in seconds; 0: every event is sent
+    min_revision: int = 0
 
     @property
     def id_header(self) -> tuple[bytes, bytes]:
@@ -184,7 +186,13 @@ async def deliver(
         connection = Connection(scope, receive, send, streams.settings.send_timeout)
         sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
         reader = streams.reader(
-            subscriber.channel, asked.selection, form=asked.format, cursor=asked.cursor, snapshot=asked.snapshot
+            subscriber.channel,
+            asked.selection,
+            form=asked.format,
+            cursor=asked.cursor,
+            snapshot=asked.snapshot,
+            interval=asked.interval,
+            min_revision=asked.min_revision,
         )
         delivery = Delivery(streams, subscriber, reader, sink)
     except BaseException:

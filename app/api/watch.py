@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from ..access.identity import Identity
 from ..core.cursor import Cursor, parse_cursor
-from ..core.errors import GatewayError
+from ..core.errors import BadRequestError, GatewayError
 from ..core.frames import Format
 from ..core.negotiation import format_of, names_event_stream
-from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges
+from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, parse_revision, text
 from ..core.selection import Selection
 from ..gateway import Gateway
+from ..settings import seconds
 from .requests import address_of, encoding_of, header_of, identity_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
 
@@ -25,7 +26,13 @@ from .stream_response import StreamResponse, WatchRequest
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
 FORMATS: tuple[str, ...] = get_args(Format)
-_KNOWN = frozenset({"key", "prefix", "snapshot", "keys_only", "encoding", "format", "last_event_id", "lastEventId"})
+MODES = ("latest",)
+# Seconds between two flushes of ``mode=latest``. The least is a slot of the timers (``app.stream.timers``).
+LEAST_INTERVAL, MOST_INTERVAL, DEFAULT_INTERVAL = 0.05, 60.0, 0.5
+_KNOWN = frozenset({
+    "key", "prefix", "snapshot", "keys_only", "encoding", "format", "mode", "interval", "min_revision",
+    "last_event_id", "lastEventId",
+})  # fmt: skip
 # The key of the scope under which a request's outcome is kept.
 _UNDERSTOOD = "etcd_watch_gateway.understood"
 
@@ -41,6 +48,34 @@ def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
         if name in query:
             return parse_cursor(query[name].decode("utf-8", "replace"))
     return None
+
+
+def interval_of(query: Mapping[str, bytes]) -> float:
+    """Return the seconds between two flushes of ``mode=latest``; 0 for a stream of every event.
+
+    Raises:
+        BadRequestError: the interval is not allowed, or has no mode that it belongs to.
+    """
+    latest = parse_choice(query, "mode", MODES) == "latest"
+    value = query.get("interval")
+    if value is None:
+        return DEFAULT_INTERVAL if latest else 0.0
+    if not latest:
+        raise BadRequestError(
+            "'interval' is for 'mode=latest' only; add 'mode=latest', or leave 'interval' out",
+            code="conflicting-parameters",
+            parameter="interval",
+        )
+    try:
+        interval = float(seconds(text(value)))
+    except ValueError:
+        interval = 0.0
+    if not LEAST_INTERVAL <= interval <= MOST_INTERVAL:
+        raise BadRequestError(
+            f"'interval' must be a duration from 50ms to 60s, like 500ms, 1s or 2, not {text(value)!r}",
+            parameter="interval",
+        )
+    return interval
 
 
 class Watch:
@@ -84,6 +119,8 @@ class Watch:
         encoding = encoding_of(query)
         keys_only = parse_flag(query, "keys_only", default=False)
         snapshot = parse_flag(query, "snapshot", default=True)
+        interval = interval_of(query)
+        min_revision = parse_revision(query, "min_revision")
         accept = header_of(request, b"accept") or ""
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
         self._gateway.access.authorize(identity, ranges, keys_only=keys_only)
@@ -96,4 +133,6 @@ class Watch:
             address=address_of(request),
             user_agent=(header_of(request, b"user-agent") or "")[:256],
             request_id=request_id_of(request),
+            interval=interval,
+            min_revision=min_revision,
         )

@@ -143,6 +143,14 @@ def parse_number(query: Mapping[str, bytes], name: str, *, default: int, most: i
     return int(value)
 
 
+def parse_revision(query: Mapping[str, bytes], name: str) -> int:
+    """Parse a parameter that is a revision: a whole number that fits etcd's int64. Return 0 if it is absent."""
+    value = query.get(name, b"0")
+    if not value.isdigit() or len(value) > 19 or int(value) >= 1 << 63:
+        raise BadRequestError(f"{name!r} must be a whole number from 0 to 2^63-1, not {text(value)!r}", parameter=name)
+    return int(value)
+
+
 def text(value: bytes) -> str:
     """Return a value for people: shortened, with undecodable bytes escaped."""
     return value[:64].decode("utf-8", "backslashreplace")

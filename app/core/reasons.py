@@ -13,7 +13,9 @@ from typing import Literal, cast, get_args
 # Why a mirror starts anew: the ``reason`` of a ``reset``.
 ResetReason = Literal["initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"]
 # Why the gateway closes a stream: the ``reason`` of a ``close``.
-CloseReason = Literal["drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked"]
+CloseReason = Literal[
+    "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked", "revision-not-reached",
+]  # fmt: skip
 # Why a stream ends without a ``close``: the client has gone or takes nothing, the gateway has a defect, or the server
 # stops.
 BrokenReason = Literal["client", "send-timeout", "error", "shutdown", "cancelled"]

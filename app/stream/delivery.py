@@ -33,6 +33,8 @@ WRITE_SIZE = 64 * 1024
 STEP_SIZE = 4 * WRITE_SIZE
 # Seconds between checks of a waiting reader. The stream of a reader that waits in vain is closed.
 WAITING_LOOK = 0.25
+# Seconds between looks at a channel whose changes are held back (``mode=latest``): a reset comes at most so much later.
+HOLDING_LOOK = 0.25
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
 
@@ -61,8 +63,8 @@ class Delivery:
 
     __slots__ = (
         "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_freshness", "_greeting", "_heartbeat_due",
-        "_joining", "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink", "_started", "_streams", "_subscriber",
-        "_write_began", "_write_size", "ended", "slot",
+        "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink",
+        "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "slot",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, subscriber: Subscriber, reader: Reader, sink: Sink) -> None:
@@ -72,7 +74,8 @@ class Delivery:
         self._channel = subscriber.channel
         self._sink = sink
         self._reader = subscriber.reader = reader
-        self._freshness = Freshness(settings.stale_after)
+        # The client of ``mode=latest`` has asked to get changes later by the interval.
+        self._freshness = Freshness(settings.stale_after + reader.interval)
         now = streams.clock()
         self.ended = False
         self.slot = 0
@@ -83,6 +86,8 @@ class Delivery:
         self._heartbeat_due = False
         self._bookmark_waits = False  # a bookmark is due at the end of the large write
         self._greeting = b""  # until it is written, together with what comes first
+        self._holding = False  # what there is to read is held back until a flush is due
+        self._lacks_revision_since: float | None = None  # since when the channel is below ``min_revision``
         self._rest: memoryview | None = None  # the rest of a large write
         self._write_size = 0  # bytes of the write that the sink has not finished; 0 if there is none
         self._write_began = 0.0
@@ -98,7 +103,9 @@ class Delivery:
         self._subscriber.on_close = self.step
         self._channel.notifier.add(self.step)
         self._greeting = self._reader.greet(streams.instance, streams.retry_ms())
-        self._set_timer(streams.clock())
+        now = streams.clock()
+        self._check_revision(now)
+        self._set_timer(now)
 
     def end(self, reason: str, error: Exception | None = None) -> None:
         """Release everything, and log and count *reason*. Only the first call has an effect."""
@@ -113,6 +120,8 @@ class Delivery:
         if self._joining is not None:
             self._joining.stop()
             self._joining = None
+        if self._lacks_revision_since is not None:
+            self._channel.await_catch_up(-1)
         self._streams.counters.serving[self._sink.name] -= 1
         self._log_end(reason)
         self._subscriber.release()
@@ -154,6 +163,7 @@ class Delivery:
             if self._sink.stuck(seconds):
                 self.end(STUCK)
                 return
+        self._check_revision(now)
         if self._subscriber.closing is None:
             self._subscriber.closing = self._reason_to_end(now)
         self._check_freshness(now)
@@ -181,6 +191,12 @@ class Delivery:
             when = min(when, now + self._streams.settings.stale_after / STEPS)
         if self._reader.phase is WAITING:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
+        if self._holding:
+            # The notifier does not wake this stream, so also look whether a reset or a status must be sent.
+            when = min(when, self._reader.flush_due or now, now + HOLDING_LOOK)
+        if self._lacks_revision_since is not None or (self._reader.min_revision and not self._reader.synced):
+            # The tip of a quiet channel moves without waking anyone.
+            when = min(when, now + WAITING_LOOK)
         self._streams.timers.set(self, when)
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -192,6 +208,8 @@ class Delivery:
         while sink.ready and not self.ended:
             if self._rest is not None:
                 data = self._slice()
+            elif reader.flushing:
+                data = reader.read(WRITE_SIZE)
             elif subscriber.closing is not None:
                 if self._close_sent:
                     self.end(subscriber.closing)
@@ -208,12 +226,12 @@ class Delivery:
                 # because no id may follow events that it does not fit.
                 first = due and reader.lacks_since is not None
                 said = self._status_and_bookmark() if first else self._greeting
-                said += reader.read(WRITE_SIZE)
+                said += self._read()
                 self._greeting = b""
                 if due and not first:
                     # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the
                     # bookmark waits until the write is finished.
-                    self._bookmark_waits = len(said) > WRITE_SIZE
+                    self._bookmark_waits = len(said) > WRITE_SIZE or reader.flushing
                     if not self._bookmark_waits:
                         said += self._status_and_bookmark()
                 if not said:
@@ -235,6 +253,23 @@ class Delivery:
             if subscriber.bytes >= enough:
                 asyncio.get_running_loop().call_soon(self.step)
                 return
+
+    def _read(self) -> bytes:
+        """Return the reader's next bytes. With ``mode=latest`` there are none until a flush is due.
+
+        While events are held back, each change would wake the stream in vain, so the timers wake the stream instead.
+        """
+        due = self._reader.flush_due
+        if due is not None and (now := self._streams.clock()) < due:
+            if not self._holding:
+                self._holding = True
+                self._channel.notifier.discard(self.step)
+                self._set_timer(now)
+            return b""
+        if self._holding:
+            self._holding = False
+            self._channel.notifier.add(self.step)
+        return self._reader.read(WRITE_SIZE)
 
     def _status_and_bookmark(self) -> bytes:
         """Return the stream's own events: ``status`` if the status has changed, and ``bookmark`` if one is due."""
@@ -261,6 +296,13 @@ class Delivery:
         if freshness.late and not was_late:
             self._set_timer(now)
 
+    def _check_revision(self, now: float) -> None:
+        """While the channel is below ``min_revision``, let it request progress."""
+        lacks = self._reader.lacks_revision
+        if lacks != (self._lacks_revision_since is not None):
+            self._lacks_revision_since = now if lacks else None
+            self._channel.await_catch_up(1 if lacks else -1)
+
     def _slice(self) -> memoryview:
         rest = self._rest
         assert rest is not None, "called only while a part of a large write is left"
@@ -283,6 +325,9 @@ class Delivery:
     def _reason_to_end(self, now: float) -> CloseReason | None:
         if now >= self._deadline:
             return "max-age"
+        since = self._lacks_revision_since
+        if since is not None and now - since >= self._streams.settings.sync_timeout:
+            return "revision-not-reached"
         in_trouble = bool(self._channel.trouble) or self._streams.etcd.condition.state != "ready"
         if self._reader.waits_in_vain(now - self._started, self._streams.settings.stale_after, in_trouble=in_trouble):
             return "unavailable"

@@ -68,7 +68,15 @@ class Streams:
         self.finishing: set[asyncio.Task[None]] = set()  # of ended streams whose last bytes are not acknowledged
 
     def reader(
-        self, channel: Channel, selection: Selection, *, form: str, cursor: Cursor | None, snapshot: bool
+        self,
+        channel: Channel,
+        selection: Selection,
+        *,
+        form: str,
+        cursor: Cursor | None,
+        snapshot: bool,
+        interval: float = 0.0,
+        min_revision: int = 0,
     ) -> Reader:
         """Return a reader of *channel*, with the settings that all streams use."""
         settings = self.settings
@@ -83,6 +91,8 @@ class Streams:
             heartbeat=settings.heartbeat,
             pace=SlowReaderPolicy(settings.send_timeout, settings.min_rate),
             counts=self.counters.handed,
+            interval=interval,
+            min_revision=min_revision,
         )
 
     def retry_ms(self, factor: int = 1) -> int:

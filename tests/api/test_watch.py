@@ -90,6 +90,67 @@ async def test_defaults(gateway: Gateway) -> None:
     assert (asked.selection.encoding, asked.snapshot, asked.cursor, asked.user_agent) == ("auto", True, None, "")
 
 
+@pytest.mark.parametrize(
+    ("query", "interval"),
+    [
+        (b"", 0.0),
+        (b"&mode=latest", 0.5),
+        (b"&mode=latest&interval=50ms", 0.05),
+        (b"&interval=500ms&mode=latest", 0.5),
+        (b"&mode=latest&interval=1s", 1.0),
+        (b"&mode=latest&interval=2", 2.0),
+        (b"&mode=latest&interval=1.5s", 1.5),
+        (b"&mode=latest&interval=1m", 60.0),
+        (b"&mode=latest&interval=60s", 60.0),
+    ],
+)
+async def test_mode_and_interval(gateway: Gateway, query: bytes, interval: float) -> None:
+    """Durations are written as in settings. The mode is not part of the selection, so a cursor is valid in both."""
+    asked = understood(gateway, b"prefix=/svc/" + query)
+
+    assert asked.interval == interval
+    assert asked.selection == understood(gateway, b"prefix=/svc/").selection
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "parameter"),
+    [
+        (b"interval=500ms", "conflicting-parameters", "interval"),
+        (b"interval=nonsense", "conflicting-parameters", "interval"),
+        (b"mode=latest&interval=49ms", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=0", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=60.1s", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=1h", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=-1s", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=%ff", "invalid-parameter", "interval"),
+        (b"mode=latest&interval=" + b"9" * 2000, "invalid-parameter", "interval"),
+        (b"mode=all", "invalid-parameter", "mode"),
+        (b"mode=", "invalid-parameter", "mode"),
+        (b"mode=latest&mode=latest", "repeated-parameter", "mode"),
+        (b"min_revision=-1", "invalid-parameter", "min_revision"),
+        (b"min_revision=", "invalid-parameter", "min_revision"),
+        (b"min_revision=1.5", "invalid-parameter", "min_revision"),
+        (b"min_revision=%2B1", "invalid-parameter", "min_revision"),
+        (b"min_revision=%d" % (1 << 63), "invalid-parameter", "min_revision"),
+        (b"min_revision=1&min_revision=1", "repeated-parameter", "min_revision"),
+    ],
+)
+async def test_what_is_wrong_is_named(gateway: Gateway, query: bytes, code: str, parameter: str) -> None:
+    """The problem names the parameter."""
+    with pytest.raises(BadRequestError) as refused:
+        understood(gateway, b"prefix=/svc/&" + query)
+
+    assert (refused.value.status, refused.value.code, refused.value.parameter) == (400, code, parameter)
+
+
+@pytest.mark.parametrize("revision", [0, 1, (1 << 63) - 1])
+async def test_min_revision(gateway: Gateway, revision: int) -> None:
+    """Every revision that etcd can have is accepted."""
+    assert understood(gateway, b"prefix=&min_revision=%d" % revision).min_revision == revision
+    assert understood(gateway, b"prefix=").min_revision == 0
+
+
 @pytest.mark.parametrize(("method", "refused"), [("GET", 1), ("HEAD", 0)])
 async def test_refusals_are_counted(gateway: Gateway, method: str, refused: int) -> None:
     """Refused streams are counted; a HEAD asks for none."""

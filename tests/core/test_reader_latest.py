@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from app.core.cursor import Cursor, parse_cursor
 from app.core.events import Batch, Delete
@@ -151,6 +151,12 @@ class LatestMachine(ReaderMachine):
             assert items, "a flush that has begun goes on to its end, whatever happens to the feed"
         assert self.reader.flushing == (bool(self.mirror.aside))
         assert not (self.reader.flushing and self.reader.at_tip)
+
+    @precondition(lambda self: self.reader.synced and not self.reader.flushing)
+    @rule()
+    def beat(self) -> None:
+        """A bookmark has the id of what was sent, also while changes are held back."""
+        super().beat()
 
     def step(self) -> bool:
         """Read on; False if there is nothing to read."""

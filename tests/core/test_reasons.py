@@ -14,10 +14,11 @@ def test_the_words_of_the_wire_stay() -> None:
     assert RESET_REASONS == ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
     assert set(CLOSE_REASONS) == {
         "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked",
+        "revision-not-reached",
     }  # fmt: skip
     assert set(END_REASONS) == {
-        "client", "drain", "max-age", "unavailable", "too-large", "too-slow", "revoked", "send-timeout", "error",
-        "shutdown", "cancelled",
+        "client", "drain", "max-age", "unavailable", "too-large", "too-slow", "revoked", "revision-not-reached",
+        "send-timeout", "error", "shutdown", "cancelled",
     }  # fmt: skip
     assert set(REFUSAL_REASONS) == {
         "too-many-subscribers", "too-many-feeds", "too-many-connections", "draining", "etcd-unavailable", "too-large",
