@@ -16,6 +16,7 @@ from app.core.query import (
     parse_number,
     parse_query,
     parse_ranges,
+    parse_revision,
     text,
 )
 
@@ -216,3 +217,18 @@ def test_a_value_for_people_is_cut_and_can_be_sent(value: bytes, more: bytes) ->
     """The first 64 bytes of a value are shown, the undecodable ones escaped."""
     assert text(value.ljust(64, b"a") + more) == text(value.ljust(64, b"a"))
     assert text(value).encode().decode() == value.decode(errors="backslashreplace")
+
+
+@given(revision=st.integers(0, (1 << 63) - 1))
+def test_revisions(revision: int) -> None:
+    """Every revision that etcd can have is a whole number from 0."""
+    assert parse_revision({"r": b"%d" % revision}, "r") == revision
+    assert parse_revision({}, "r") == 0
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"+1", b"1.0", b"0x1", b" 1", b"%d" % (1 << 63), b"9" * 5000])
+def test_no_revisions(value: bytes) -> None:
+    """Anything else is refused."""
+    with pytest.raises(BadRequestError, match="'r' must be a whole number from 0 to 2\\^63-1, not ") as caught:
+        parse_revision({"r": value}, "r")
+    assert caught.value.parameter == "r"
