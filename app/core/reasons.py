@@ -22,8 +22,9 @@ BrokenReason = Literal["client", "send-timeout", "error", "shutdown", "cancelled
 EndReason = CloseReason | BrokenReason
 # Why a request is refused: the codes of problems (docs/problems.md) whose counters exist from the start.
 RefusalReason = Literal[
-    "too-many-subscribers", "too-many-feeds", "too-many-connections", "draining", "etcd-unavailable", "too-large",
-    "unauthorized", "forbidden", "invalid-parameter",
+    "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",
+    "etcd-unavailable", "pin-unavailable", "too-large", "ranges-need-pin", "selection-too-wide", "unauthorized",
+    "forbidden", "invalid-parameter",
 ]  # fmt: skip
 
 RESET_REASONS = cast("tuple[ResetReason, ...]", get_args(ResetReason))

@@ -21,8 +21,9 @@ def test_the_words_of_the_wire_stay() -> None:
         "send-timeout", "error", "shutdown", "cancelled",
     }  # fmt: skip
     assert set(REFUSAL_REASONS) == {
-        "too-many-subscribers", "too-many-feeds", "too-many-connections", "draining", "etcd-unavailable", "too-large",
-        "unauthorized", "forbidden", "invalid-parameter",
+        "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",
+        "etcd-unavailable", "pin-unavailable", "too-large", "ranges-need-pin", "selection-too-wide", "unauthorized",
+        "forbidden", "invalid-parameter",
     }  # fmt: skip
 
 
