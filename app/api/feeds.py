@@ -1,4 +1,7 @@
-"""``GET /v1/feeds``: the live shared watches of this instance. For one range, it also lists the subscribers."""
+"""``GET /v1/feeds``: the live shared watches of this instance, and what holds them.
+
+If the request names ranges, the answer also lists their subscribers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from ..core.query import parse_query, parse_ranges
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
-from ..watch.statistics import ChannelStatistics, FeedStatistics, SubscriberStatistics
+from ..watch.statistics import ChannelStatistics, FeedStatistics, PinStatistics, SubscriberStatistics
 from .requests import check_operator, query_of
 
 
@@ -49,6 +52,7 @@ class Feeds:
             "etcd": etcd,
             "feeds": [self._feed(feed, ranges) for feed in now.watch.feeds],
             "channels": [self._channel(channel, detailed=ranges is not None) for channel in now.watch.channels],
+            "pins": [describe_pin(pin) for pin in now.watch.pins],
         }
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
@@ -61,11 +65,14 @@ class Feeds:
             "lag": feed.lag,
             "lingering": feed.lingering,
             "pinned": feed.pinned,
-            "channels": feed.channels,
+            "channels": len(feed.holders),
+            "held_by": [[str(one) for one in ranges] for ranges in feed.holders],
             "keys": feed.keys,
             "bytes": feed.bytes,
             "started": rfc3339(feed.started),
         }
+        if feed.pinned:
+            described["reserved"] = feed.reserved
         if feed.trouble:
             described["trouble"] = feed.trouble
         if only == (feed.range,):
@@ -78,18 +85,28 @@ class Feeds:
             "feeds": [str(one) for one in channel.feeds],
             "subscribers": channel.subscribers,
             "revision": channel.revision,
-            "state": "stale" if channel.stale else "live",
+            "state": channel.state,
             "lag": channel.lag,
             "lingering": channel.lingering,
             "keys": channel.keys,
             "bytes": channel.bytes,
         }
+        if channel.trouble:
+            described["trouble"] = channel.trouble
         if detailed:
             described["subscriber_list"] = self._subscribers(channel.ranges)
         return described
 
     def _subscribers(self, ranges: Ranges) -> list[dict[str, Any]]:
         return [_subscriber(one) for one in self._gateway.registry.subscriber_statistics(ranges)]
+
+
+def describe_pin(pin: PinStatistics) -> dict[str, str]:
+    """Return what ``/v1/feeds`` and ``/readyz`` report about one pin."""
+    described: dict[str, str] = {"range": str(pin.range), "state": pin.state}
+    if pin.trouble:
+        described["trouble"] = pin.trouble
+    return described
 
 
 def _subscriber(subscriber: SubscriberStatistics) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..core.encoding import compact
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..ports import OUT_OF_REACH
+from .feeds import describe_pin
 from .requests import check_operator
 
 
@@ -27,9 +28,9 @@ class Health:
         return _plain({"status": "ok"}, 200)
 
     async def readyz(self, _request: Request) -> Response:
-        """Answer whether this instance is ready: from the first answer of etcd until the drain.
+        """Answer whether this instance is ready: from the first answer of etcd, and of each pin, until the drain.
 
-        The body names the endpoint and, if etcd is out of reach, the reason.
+        The body names the endpoint and, if etcd is out of reach, the reason. It lists the pins that are not held.
         """
         now = self._gateway.upstream.statistics()  # not ``Gateway.statistics``: a probe need not count subscribers
         condition = now.condition
@@ -37,17 +38,28 @@ class Health:
         # After etcd has once answered (to any request), the feeds report its absence to their clients as "stale".
         # Its absence is then not a reason for all replicas to leave the Service at once.
         # An etcd that can never be watched does not make the instance ready: such an etcd is a wrong setting.
-        access = self._gateway.access
         reached = now.reached and condition.told == OUT_OF_REACH
-        ready = reached and access.ready and not draining
+        access = self._gateway.access
+        # A pin is waited for until it has been live once, so that a rollout sends clients only to instances that have
+        # the pinned state. A pin that cannot be held is not waited for: it would keep all replicas from every range.
+        pins = [pin for pin in self._gateway.registry.feeds.pin_statistics() if pin.state != "held"]
+        missing = ""
+        if not reached:
+            missing = "waiting for etcd"
+        elif not access.ready:
+            missing = "waiting for the issuer's keys"
+        elif any(pin.state == "waiting" for pin in pins):
+            missing = "waiting for pins"
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": rfc3339(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason
-        waiting = "waiting for the issuer's keys" if reached else "waiting for etcd"
-        body = {"status": "ok" if ready else "draining" if draining else waiting, "etcd": etcd}
+        body: dict[str, object] = {"status": "draining" if draining else missing or "ok", "etcd": etcd}
         troubles = {name: trouble for name, trouble in access.troubles().items() if trouble}
         if troubles:
             body["access"] = troubles
+        if pins:
+            body["pins"] = [describe_pin(pin) for pin in pins]
+        ready = not missing and not draining
         return _plain(body, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:

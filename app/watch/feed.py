@@ -109,6 +109,8 @@ class Feed:
         self._memory = memory
         self._owner = owner
         self._hold = memory.hold()
+        # A pinned feed's: room for the next state, so that a fresh start has room beside the present view.
+        self._reserve = memory.hold()
         self.history.ask_before_keeping(self._keep)
         self._clock = clock
         self._draw = draw
@@ -233,6 +235,7 @@ class Feed:
         self._fresh.stop()
         self._changed()
         self._hold.release()
+        self._reserve.release()
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
@@ -272,7 +275,8 @@ class Feed:
         return given
 
     def reclaim_view(self) -> int:
-        """See ``app.watch.memory.Holder``. Readers get the status ``stale``."""
+        """See ``app.watch.memory.Holder``. Without the view, readers get the status ``stale``."""
+        self._reserve.set(0)
         given = self.history.reclaim_view()
         if given:
             logger.warning(
@@ -382,6 +386,7 @@ class Feed:
         self.handle(SyncTimeout())
 
     async def _take_snapshot(self) -> None:
+        self._reserve.set(0)  # this state is what the room was for
         try:
             snapshot, cluster_id, hold = await self._state.read()
         except TooLargeError as error:
@@ -454,6 +459,9 @@ class Feed:
     def _check_staleness(self) -> None:
         self.history.log.trim(self._clock())
         self._account()
+        view = self.history.view
+        if self.pinned and self.core.state is State.LIVE and view is not None:
+            self._memory.reserve(self._reserve, view.bytes - view.encoded)
         self._fresh.forget_old()
         self._update_staleness()
 
@@ -481,8 +489,8 @@ class Feed:
         """See ``app.watch.channel.Channel``."""
         return await self._fresh.get(at_least)
 
-    def statistics(self, *, channels: int, subscribers: int, lag: int) -> FeedStatistics:
-        """Return what the feed holds now. The registry counts its *channels*, *subscribers* and their *lag*."""
+    def statistics(self, *, holders: tuple[Ranges, ...], subscribers: int, lag: int) -> FeedStatistics:
+        """Return what the feed holds now. The registry knows its *holders*, their *subscribers* and *lag*."""
         return FeedStatistics(
             range=self.range,
             state=self.core.state,
@@ -495,7 +503,8 @@ class Feed:
             backfilling=self.backfilling,
             trouble=self.trouble,
             pinned=self.pinned,
-            channels=channels,
+            reserved=self._reserve.size,
+            holders=holders,
             subscribers=subscribers,
             lag=lag,
         )

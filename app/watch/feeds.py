@@ -18,6 +18,7 @@ from .feed import Feed, FeedOwner
 from .limits import Limits
 from .memory import FeedMemory
 from .snapshot_turns import SnapshotTurns
+from .statistics import PinStatistics
 
 logger = logging.getLogger("gateway.feed")
 
@@ -34,6 +35,18 @@ class Pin:
     settled: bool = False  # it was live once, or could not be held: readiness does not wait for it any more
     trouble: str = ""  # why it cannot be held; empty while it is
     retry_at: float = 0.0  # monotonic seconds
+
+    def fail(self, trouble: str) -> None:
+        """Record, and log once, that the gateway cannot hold the pin."""
+        if trouble != self.trouble:
+            logger.warning("pin unavailable", extra={"range": str(self.range), "reason": trouble})
+        self.settled, self.trouble = True, trouble
+
+    def succeed(self) -> None:
+        """Record that the pin is live."""
+        if self.trouble:
+            logger.info("pin available", extra={"range": str(self.range)})
+        self.settled, self.trouble = True, ""
 
 
 class Feeds(Sized):
@@ -141,8 +154,8 @@ class Feeds(Sized):
             self._too_large[feed.range] = self._clock() + PAUSE
         pin = self.pins.get(feed.range)
         if pin is not None:
-            pin.settled, pin.trouble, pin.retry_at = True, feed.trouble or reason, self._clock() + PAUSE
-            logger.error("pin unavailable", extra={"range": str(feed.range), "reason": pin.trouble})
+            pin.fail(feed.trouble or reason)
+            pin.retry_at = self._clock() + PAUSE
 
     def _make(self, watched: KeyRange) -> Feed:
         feed = Feed(
@@ -178,9 +191,20 @@ class Feeds(Sized):
                     self._make(watched)
                     self.start(has_cursor=True)
             elif pinned.denied:
-                pin.settled, pin.trouble = True, pinned.trouble
+                pin.fail(pinned.trouble)
             elif pinned.state is State.LIVE:
-                pin.settled, pin.trouble = True, ""
+                pin.succeed()
+
+    def pin_statistics(self) -> tuple[PinStatistics, ...]:
+        """Return how each pin is: for readiness, ``/v1/feeds`` and the metrics."""
+        return tuple(
+            PinStatistics(
+                one,
+                "unavailable" if pin.trouble else "held" if pin.settled else "waiting",
+                pin.trouble or ("" if pin.settled or one not in self._feeds else self._feeds[one].trouble),
+            )
+            for one, pin in self.pins.items()
+        )
 
     def stop_pins(self) -> None:
         """End the pinned feeds as soon as no channel holds them, because the gateway stops."""

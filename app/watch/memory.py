@@ -34,7 +34,7 @@ class Holder(Protocol):
         """Drop the encoded data."""
 
     def reclaim_view(self) -> int:
-        """Drop a view that is about to be replaced."""
+        """Drop a view that is about to be replaced, and the room that is reserved for the next one."""
 
     def reclaim_log(self, size: int) -> int:
         """Drop about *size* bytes of the log, oldest first."""
@@ -66,6 +66,13 @@ class FeedMemory:
         """Return an empty hold for a feed."""
         return self.budget.hold(Use.FEED)
 
+    def reserve(self, hold: Hold, size: int) -> None:
+        """Let *hold* have *size* bytes. More bytes than it has must be free: nothing gives way to a reserve."""
+        if size < hold.size:
+            hold.set(size)
+        else:
+            hold.grow(size - hold.size, _make_no_room)
+
     def has_room(self) -> bool:
         """Return whether everything that is held fits, without freeing anything."""
         return self.budget.lacks() <= 0
@@ -92,8 +99,8 @@ class FeedMemory:
     def _make_room_for(self, feed: Holder, size: int) -> None:
         """Free *size* bytes for *feed*, from what can be spared most to what can be spared least.
 
-        Lingering feeds end first; then unproven history, encoded data, the view that *feed* will replace, logs, and
-        REST answers are dropped.
+        Lingering feeds end first; then unproven history, encoded data, the view that *feed* will replace (or the room
+        that it reserves for the next view), logs, and REST answers are dropped.
         """
         while self.budget.lacks(size) > 0 and self._expire_oldest(feed):
             pass

@@ -364,7 +364,7 @@ class Registry(Sized):
             channels=tuple(channels.values()),
             feeds=tuple(
                 feed.statistics(
-                    channels=len(self.feeds.holders(feed.range)),
+                    holders=tuple(self.feeds.holders(feed.range)),
                     subscribers=sum(len(self._subscribers[ranges]) for ranges in self.feeds.holders(feed.range)),
                     lag=max((self._lag(ranges) for ranges in self.feeds.holders(feed.range)), default=0),
                 )
@@ -377,8 +377,7 @@ class Registry(Sized):
             draining=self.draining,
             feeds_started=self.feeds.started,
             events=self.events,
-            pins=len(self.feeds.pins),
-            pins_unavailable=sum(bool(pin.trouble) for pin in self.feeds.pins.values()),
+            pins=self.feeds.pin_statistics(),
         )
 
     def _lag(self, ranges: Ranges) -> int:
@@ -391,7 +390,8 @@ class Registry(Sized):
             revision=channel.history.log.tip,
             keys=channel.keys,
             bytes=channel.bytes if isinstance(channel, SelectedChannel) else 0,
-            stale=bool(channel.stale_ranges),
+            state="stale" if channel.stale_ranges else "live" if channel.history.joinable else "waiting",
+            trouble=channel.trouble,
             subscribers=len(self._subscribers[ranges]),
             lag=self._lag(ranges),
         )

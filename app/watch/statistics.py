@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..core.feed import State
 from ..core.keys import KeyRange
@@ -36,7 +37,8 @@ class FeedStatistics:
     backfilling: bool  # a second watch reads history for old cursors
     trouble: str  # why it is not live; empty if the reason is not known
     pinned: bool
-    channels: int  # that hold it
+    reserved: int  # bytes that a pinned feed keeps free for its next state
+    holders: tuple[Ranges, ...]  # the channels that hold it
     subscribers: int  # of all its channels
     lag: int  # revisions that the slowest subscriber has not been sent yet
 
@@ -55,7 +57,8 @@ class ChannelStatistics:
     revision: int  # the revision up to which its log is known to be complete
     keys: int
     bytes: int  # beside what its feeds hold
-    stale: bool
+    state: Literal["waiting", "live", "stale"]  # waiting: for its first view
+    trouble: str  # why it is not live; empty if the reason is not known
     subscribers: int
     lag: int  # revisions that the slowest subscriber has not been sent yet
 
@@ -63,6 +66,19 @@ class ChannelStatistics:
     def lingering(self) -> bool:
         """Whether the channel has no subscriber."""
         return self.subscribers == 0
+
+
+@dataclass(frozen=True, slots=True)
+class PinStatistics:
+    """One pinned range (``GATEWAY_PIN``).
+
+    ``state``: ``waiting`` until the pin has been live for the first time; ``unavailable`` while the gateway cannot hold
+    the pin, and refuses its ranges; otherwise ``held``, and the pin's feed has the details.
+    """
+
+    range: KeyRange
+    state: Literal["waiting", "held", "unavailable"]
+    trouble: str  # why it is not held; empty if the reason is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +93,4 @@ class RegistryStatistics:
     draining: bool
     feeds_started: int
     events: int  # published by all feeds, ended ones included
-    pins: int
-    pins_unavailable: int
+    pins: tuple[PinStatistics, ...]  # all, in the order of the setting

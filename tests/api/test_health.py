@@ -78,6 +78,37 @@ async def test_not_ready_before_etcd_was_in_reach() -> None:
     assert alive.status_code == 200
 
 
+async def test_ready_when_each_pin_was_live_once(fake: FakeEtcd) -> None:
+    """Not before: after a rollout, clients must come to an instance that has the pinned state. Never again after."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "pin": "/svc/,/config/"}))
+    fake.hold_ranges()
+    async with gateway.running(), client(gateway) as http:
+
+        async def waits() -> bool:
+            answer = await http.get("/readyz")
+            return bool((answer.status_code, answer.json()["status"]) == (503, "waiting for pins"))
+
+        await eventually(waits)
+        waiting = (await http.get("/readyz")).json()
+        fake.release_ranges()
+
+        async def ready() -> bool:
+            return (await http.get("/readyz")).status_code == 200
+
+        await eventually(ready)
+        first = (await http.get("/readyz")).json()
+        fake.hold_ranges()
+        gateway.registry.restored()
+        later = await http.get("/readyz")
+        fake.release_ranges()
+
+    assert waiting["pins"] == [
+        {"range": "prefix=/svc/", "state": "waiting"}, {"range": "prefix=/config/", "state": "waiting"},
+    ]  # fmt: skip
+    assert (first["status"], "pins" in first) == ("ok", False)
+    assert (later.status_code, "pins" in later.json()) == (200, False)
+
+
 async def test_metrics(http: httpx.AsyncClient) -> None:
     """The metrics have Prometheus' format, each name once."""
     answer = await http.get("/metrics")

@@ -14,7 +14,7 @@ from app.core.multiplex import Refused
 from app.core.snapshot import Snapshot
 from app.watch import feeds as module
 from tests.support.waiting import eventually
-from tests.watch.world import SVC, World
+from tests.watch.world import SVC, A, World
 
 INSIDE = KeyRange("prefix", b"/svc/x/")
 
@@ -38,11 +38,11 @@ async def test_a_pin_lives_without_subscribers_and_serves_all_inside() -> None:
     members = [world.subscribe(SVC), world.subscribe(INSIDE), world.subscribe(INSIDE, KeyRange("key", b"/svc/a"))]
     assert len(world.registry.feeds) == len(world.etcd.open) == 1
     (feed,) = world.registry.statistics().feeds
-    assert (feed.pinned, feed.channels, feed.subscribers, feed.lingering) == (True, 3, 3, False)
+    assert (feed.pinned, len(feed.holders), feed.subscribers, feed.lingering) == (True, 3, 3, False)
     for member in members:
         member.release()
     (feed,) = world.registry.statistics().feeds
-    assert (feed.channels, feed.subscribers, feed.lingering) == (0, 0, False)
+    assert (feed.holders, feed.subscribers, feed.lingering) == ((), 0, False)
     assert len(world.etcd.open) == 1
     await world.registry.aclose()
     await world.empty()
@@ -108,6 +108,80 @@ async def test_a_denied_pin_is_named_and_does_not_hold_up_readiness() -> None:
         return not pin.trouble
 
     await eventually(live_again)
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_pin_reserves_its_bytes_twice_while_there_is_room() -> None:
+    """A fresh start has room beside the old view, whatever other ranges have taken meanwhile."""
+    world = World(pins=[SVC])
+    await live(world)
+    feed = world.registry.feeds.get(SVC)
+    assert feed is not None
+    memory = world.registry.memory
+    feed.check_staleness()
+    assert world.registry.statistics().feeds[0].reserved == A.size
+    assert memory.bytes == feed.core.bytes + A.size
+
+    # Other ranges never get the reserve, but the next state does.
+    other = memory.hold()
+    rest = memory.budget.limit - memory.bytes
+    assert not other.grow(rest + 1, lambda _more: None)
+    assert other.grow(rest, lambda _more: None)
+    before = world.etcd.snapshots
+    feed.restored()
+
+    async def live_again() -> bool:
+        return world.etcd.snapshots > before and feed.state is State.LIVE
+
+    assert not feed.history.view_reclaimed
+    await eventually(live_again)
+    assert feed.history.reason == "restored"
+    assert world.registry.statistics().feeds[0].reserved == 0
+    feed.check_staleness()
+    assert world.registry.statistics().feeds[0].reserved == A.size
+    other.release()
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_pin_that_has_no_room_for_both_gives_up_its_old_state(caplog: pytest.LogCaptureFixture) -> None:
+    """Its readers get `stale`, then `reset`. Without room, nothing is reserved."""
+    world = World(pins=[SVC])
+    memory = world.registry.memory
+    other = memory.hold()
+    assert other.grow(memory.budget.limit - A.size, lambda _more: None)
+    await live(world)
+    feed = world.registry.feeds.get(SVC)
+    assert feed is not None
+    feed.check_staleness()
+    assert world.registry.statistics().feeds[0].reserved == 0
+    before = world.etcd.snapshots
+    feed.restored()
+
+    async def live_again() -> bool:
+        return world.etcd.snapshots > before and feed.state is State.LIVE
+
+    await eventually(live_again)
+    assert "feed gives up its old state for the new one" in caplog.messages
+    assert "feed stale" in caplog.messages
+    other.release()
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_pin_grows_into_its_reserve() -> None:
+    """A pin must not fail because of what it reserves for later."""
+    world = World(pins=[SVC])
+    await live(world)
+    feed = world.registry.feeds.get(SVC)
+    assert feed is not None
+    feed.check_staleness()
+    memory = world.registry.memory
+    needed = memory.hold()
+    assert memory.grow(feed, needed, memory.budget.limit - feed.core.bytes)
+    assert world.registry.statistics().feeds[0].reserved == 0
+    needed.release()
     await world.registry.aclose()
     await world.empty()
 

@@ -190,3 +190,16 @@ def test_what_is_held_already_is_settled() -> None:
     hold = world.memory.hold()
     hold.set(2000)
     assert not world.memory.settle(feed)
+
+
+def test_a_reserve_takes_only_what_is_free() -> None:
+    """Nothing gives way to a reserve; it shrinks at once."""
+    world = World()
+    world.add("a", log=600)
+    reserve = world.memory.hold()
+    world.memory.reserve(reserve, 400)
+    assert reserve.size == 400
+    world.memory.reserve(reserve, 401)
+    assert (reserve.size, world.given) == (400, [])
+    world.memory.reserve(reserve, 100)
+    assert (reserve.size, world.memory.bytes) == (100, 700)
