@@ -138,9 +138,12 @@ FEEDS: dict[str, Any] = {
     "summary": "The live shared watches of this instance",
     "openapi_extra": {"parameters": [_PREFIX, _KEY]},
     "responses": _responses(
-        "The feeds and channels. With ranges: their channel, with its subscribers.", ["application/json"], 400, 401, 403
+        "The feeds, channels and pins. With `key` and `prefix`: only the channel of exactly these ranges, with its "
+        "subscribers, and the feeds that it is made from.",
+        ["application/json"],
+        400, 401, 403,
     ),
-}
+}  # fmt: skip
 
 _STATUS: dict[str, Any] = {"content": {"application/json": {}}}
 
@@ -155,8 +158,12 @@ LIVEZ: dict[str, Any] = {
 READYZ: dict[str, Any] = {
     "summary": "Readiness",
     "responses": {
-        200: {"description": "The gateway serves clients."} | _STATUS,
-        503: {"description": "etcd has not answered yet, or cannot be watched, or the gateway drains."} | _STATUS,
+        200: {"description": "The gateway serves clients. `pins` lists pins that cannot be held."} | _STATUS,
+        503: {
+            "description": "etcd has not answered yet, or cannot be watched, or a pin has not been live yet, or the "
+            "gateway drains."
+        }
+        | _STATUS,
     },
 }
 

@@ -81,6 +81,11 @@ def pod(name: str, **changed: Shape) -> World:
         "feeds_lingering": 1,
         "feeds_stale": 0,
         "feeds_max": 1000,
+        "channels": 12,
+        "channels_lingering": 1,
+        "channels_max": 10_000,
+        "pins": 2,
+        "pins_unavailable": 0,
         "feed_bytes": 1 << 20,
         "feed_bytes_max": 1 << 28,
         "etcd_watchers": 10,
@@ -207,6 +212,11 @@ SEEDS: dict[str, tuple[World, float]] = {
         ),
         16,
     ),
+    "GatewayChannelsNearCap": (
+        world({"channels": later(12, lambda _: 8500), "channels_lingering": later(1, lambda _: 400)}),
+        16,
+    ),
+    "GatewayPinUnavailable": (world({"pins_unavailable": later(0, lambda _: 1)}), 6),
     "GatewayFeedBytesNearCap": (world({"feed_bytes": later(1 << 20, lambda _: 0.9 * (1 << 28))}), 16),
     "GatewayRefuses": (world({"refusals_total__too_many_feeds": later(0, lambda since: 1 + since)}), 7),
     "GatewayResets": (world({"resets_total__lagged": later(0, lambda since: 10 * since)}), 26),
@@ -402,6 +412,16 @@ QUIET: dict[str, Callable[[], World]] = {
     ),
     "history is read all the time": lambda: world({"etcd_watchers": 13, "etcd_history_watchers": 3}),
     "a scrape between": lambda: world({"etcd_watchers": lambda minute: 11 if minute % 4 < 2 else 10}),
+    "pins without clients": lambda: world(
+        {"subscribers": 0, "streams__fast": 0, "feeds_lingering": 0, "pins": 10, "channels": 0, "channels_lingering": 0}
+    ),
+    "a failed pin starts again": lambda: world(
+        {
+            "pins_unavailable": lambda minute: 1 if 30 <= minute < 33 else 0,
+            "feeds__live": lambda minute: 9 if 30 <= minute < 33 else 10,
+            "feeds__opening": lambda minute: (2 * minute) % 2 if 30 <= minute < 33 else 0,
+        }
+    ),
     "a token is replaced": lambda: world({"token_unusable": lambda minute: 30 <= minute < 32}),
     "scrapes fail": lambda: {name: missing(30, 34, shape) for name, shape in world().items()},
 }
@@ -426,6 +446,21 @@ def test_a_client_cannot_page(tmp_path: Path) -> None:
     )
 
     check(tmp_path, mad, {END: {("GatewayResets", "warning")}})
+
+
+def test_pins_that_come_back_are_not_growth(tmp_path: Path) -> None:
+    """Pins that did not fit become live one after the other, without subscribers: a leak would look like that."""
+    back = world(
+        {
+            "pins": 40,
+            "pins_unavailable": later(30, lambda since: max(0, 30 - since)),
+            "feeds__live": later(10, lambda since: min(40, 10 + since)),
+            "etcd_watchers": later(10, lambda since: min(40, 10 + since)),
+        },
+        member(0, later(15, lambda since: min(45, 15 + since)), 4),
+    )
+
+    check(tmp_path, back, {END: {("GatewayPinUnavailable", "warning")}})
 
 
 # --- the rules themselves ---------------------------------------------------------------------------------------------
