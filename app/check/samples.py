@@ -60,7 +60,7 @@ class Sampler:
         self.linger = float(described["linger"])
         self.etcd_metrics = self.etcd_metrics or (f"{described['etcd']['endpoint']}/metrics",)
         gateway = _gateway_counts(described["instance"], metrics)
-        return Sample(gateway, self._checked(described["feeds"], gateway.opened), await self._etcd_counts())
+        return Sample(gateway, self._checked(described, gateway.opened), await self._etcd_counts())
 
     async def _feeds(self) -> bytes:
         try:
@@ -79,14 +79,20 @@ class Sampler:
             sum(member.value(WATCHERS) for member in members), sum(member.value(STREAMS) for member in members)
         )
 
-    def _checked(self, feeds: Sequence[dict[str, Any]], opened: int) -> Checked:
-        subscribers = [each for feed in feeds for each in feed["subscriber_list"]]
+    def _checked(self, described: dict[str, Any], opened: int) -> Checked:
+        feeds: Sequence[dict[str, Any]] = described["feeds"]
+        channels: Sequence[dict[str, Any]] = described.get("channels", ())
+        # The feed of exactly this range is listed as a channel, too. The feed of a pin around the range has no list.
+        subscribers = [each for one in channels or feeds for each in one.get("subscriber_list", ())]
+        pins = [feed for feed in feeds if feed.get("pinned")]
+        held = bool(channels) or len(feeds) > len(pins)
         ours = [each for each in subscribers if each["request_id"].startswith(f"{self._run}-")]
         self.addresses = {each["address"] for each in ours}
         others = len(subscribers) - len(ours)
         if others or opened != self._opened:
             self._opened, self._quiet_since = opened, time.monotonic()
-        return Checked(len(feeds), len(ours), others, time.monotonic() - self._quiet_since, self.linger)
+        quiet = time.monotonic() - self._quiet_since
+        return Checked(int(held), len(ours), others, quiet, self.linger, pinned=bool(pins))
 
 
 class Metrics:
@@ -133,6 +139,7 @@ def _gateway_counts(instance: str, metrics: Metrics) -> GatewayCounts:
         history=value("etcd_history_watchers"),
         subscribers=value("subscribers"),
         served=value("streams"),
+        unavailable=int(metrics.find(f"{NAMESPACE}_pins_unavailable") or 0),
     )
 
 

@@ -65,6 +65,7 @@ class GatewayCounts:
     history: int  # of the watchers held: those that read history for old cursors, beside their feeds' own watchers
     subscribers: int
     served: int  # subscribers that have a connection
+    unavailable: int = 0  # pins that cannot be held: their feeds come and go, or never have a watch
 
     @property
     def even(self) -> bool:
@@ -90,15 +91,21 @@ class Checked:
     has no other subscriber, and the gateway has opened no stream.
     """
 
-    feeds: int  # 1 or 0
+    feeds: int  # 1 if the range has a channel, or a feed that is not pinned; else 0
     ours: int = 0  # subscribers of the check
     others: int = 0  # other subscribers
     quiet: float = 0.0
     linger: float = 0.0
+    pinned: bool = False  # the range lies in a pin, whose feed and watch stay
+
+    @property
+    def kept(self) -> str:
+        """What must end after the streams: the feed or, if the feed is a pin's, the channel."""
+        return "a channel" if self.pinned else "a feed"
 
     @property
     def stuck(self) -> bool:
-        """Whether the range still has a feed although the feed should have ended."""
+        """Whether the range still has a feed, or a channel, although it should have ended."""
         due = GRACE if self.ours else self.linger + GRACE
         return self.feeds > 0 and not self.others and self.quiet > due
 
@@ -190,8 +197,9 @@ def judge(before: Sample, rounds: Sequence[Round], control: Sequence[Sample] = (
 def _balance(rounds: Sequence[Round]) -> str:
     after = rounds[-1].after
     times = "in 1 round" if len(rounds) == 1 else f"in {len(rounds)} rounds"
+    cost = "no watcher: the range is pinned" if after.checked.pinned else "one watcher, which was released"
     return (
-        f"{times}, {counted(rounds[-1].streams, 'open stream')} cost etcd one watcher, which was released; etcd counts "
+        f"{times}, {counted(rounds[-1].streams, 'open stream')} cost etcd {cost}; etcd counts "
         f"{after.etcd}, of which the gateway holds {after.gateway.held.watchers} and {after.gateway.held.streams}"
     )
 
@@ -207,7 +215,8 @@ def _leaks(before: Sample, rounds: Sequence[Round]) -> Iterator[str]:
             whom = (
                 f"{counted(checked.ours, 'subscriber')} whose connection is closed" if checked.ours else "no subscriber"
             )
-            yield f"the range still has a feed, for {whom}, {checked.quiet:.0f} s after the last stream was closed"
+            late = f"{checked.quiet:.0f} s after the last stream was closed"
+            yield f"the range still has {checked.kept}, for {whom}, {late}"
             break
     for number, each in enumerate(rounds, 1):
         last = each.after.gateway
@@ -238,7 +247,7 @@ def _doubts(before: Sample, rounds: Sequence[Round], seen: Sequence[Sample]) -> 
     if any(sample.gateway.reconnects != before.gateway.reconnects for sample in seen):
         yield "the gateway lost its connection to etcd meanwhile, and created its watches again"
     if before.checked.feeds:
-        yield f"the range had a feed before the first stream: {_keeps(before.checked)}"
+        yield f"the range had {before.checked.kept} before the first stream: {_keeps(before.checked)}"
         return
     for text in _not_back(before, before):
         yield f"before: {text}"
@@ -266,7 +275,7 @@ def _not_back(before: Sample, now: Sample) -> Iterator[str]:
             "probably keeps connections that the check has closed; use the URL of the process itself"
         )
     elif checked.feeds:
-        yield f"the range still has a feed: {_keeps(checked)}"
+        yield f"the range still has {checked.kept}: {_keeps(checked)}"
     if not gateway.even:
         yield _uneven(gateway)
     if gateway.held.streams != before.gateway.held.streams:
@@ -283,9 +292,11 @@ def _keeps(checked: Checked) -> str:
 
 
 def _uneven(gateway: GatewayCounts) -> str:
+    pins = counted(gateway.unavailable, "pin")
+    why = f"{pins} cannot be held, see /readyz" if gateway.unavailable else "other clients may be coming or going"
     return (
         f"the gateway holds {counted(gateway.held.watchers, 'watcher')} for {counted(gateway.feeds, 'feed')}, of which "
-        f"{gateway.live} are live; other clients may be coming or going"
+        f"{gateway.live} are live; {why}"
     )
 
 

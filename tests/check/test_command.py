@@ -21,10 +21,11 @@ from app.cli import main
 from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
 from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
-from tests.support.gateway import QUICK, GatewayProcess, environment, gateway, run, start
+from tests.support.gateway import QUICK, UNPROVEN_SOON, GatewayProcess, environment, gateway, run, start
 from tests.support.leaks import LEAKS
+from tests.support.metrics import etcd_metric
 from tests.support.streams import watch
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -118,6 +119,29 @@ async def test_beside_others(etcd: EmbeddedEtcd) -> None:
     assert verdict(output) == (
         "all back: in 1 round, 1 open stream cost etcd one watcher, which was released; etcd counts 2 watchers and "
         "2 watch streams, of which the gateway holds 1 and 1"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["/svc/", "/svc/inside/"])
+async def test_a_pinned_range(etcd: EmbeddedEtcd, prefix: str) -> None:
+    """A pin's watch stays after its streams: that is not a leak."""
+
+    async def history_read() -> bool:
+        live = any(line["message"] == "feed live" for line in server.lines)
+        return live and await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 1
+
+    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/svc/", **UNPROVEN_SOON}) as server:
+        await eventually(history_read)
+        status, output = await check("--url", server.base, "--streams", "8", "--rounds", "2", prefix=prefix)
+
+    assert status == 0, output
+    assert rows(output) == {
+        "before": [1, 1, 1, 1, 1, 0, 0, 0, 0],
+        **{f"round {number}, open": [1, 1, 1, 1, 1, 6, 1, 6, 0] for number in (1, 2)},
+        **{f"round {number}, gone": [1, 1, 1, 1, 1, 0, 0, 0, 0] for number in (1, 2)},
+    }
+    assert verdict(output).startswith(
+        "all back: in 2 rounds, 6 open streams cost etcd no watcher: the range is pinned;"
     )
 
 

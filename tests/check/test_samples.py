@@ -77,6 +77,25 @@ async def test_a_sample() -> None:
     assert world.told == {f"{ADMIN}/v1/feeds?prefix=/svc/", f"{ADMIN}/metrics"}
 
 
+async def test_a_pinned_range() -> None:
+    """A pin's feed stays, and is not a leak; a channel of the range is, and so is a feed that is not pinned."""
+    world = World()
+    ours = {"request_id": "us-1", "address": "10.0.0.1:1"}
+    pin = {"range": "prefix=/svc/", "pinned": True, "subscriber_list": [ours]}
+    world.pages[f"{ADMIN}/metrics"] += "etcd_watch_gateway_pins_unavailable 2\n"
+    world.feeds |= {"feeds": [pin], "channels": [{"ranges": ["prefix=/svc/"], "subscriber_list": [ours]}]}
+    during = await sampler(world).sample()
+    world.feeds |= {"feeds": [pin | {"subscriber_list": []}], "channels": []}
+    after = await sampler(world).sample()
+    world.feeds |= {"feeds": [{"range": "prefix=/svc/", "pinned": False, "subscriber_list": []}]}
+    leaked = await sampler(world).sample()
+
+    assert during.gateway.unavailable == 2
+    assert (during.checked.feeds, during.checked.ours, during.checked.pinned) == (1, 1, True)
+    assert (after.checked.feeds, after.checked.ours, after.checked.pinned) == (0, 0, True)
+    assert (leaked.checked.feeds, leaked.checked.pinned) == (1, False)
+
+
 async def test_several_members() -> None:
     """The counts of several members are added up; the member that the gateway names is not asked."""
     world = World()

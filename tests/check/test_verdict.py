@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -252,11 +253,47 @@ def test_a_restart_is_never_judged(world: World, script: list[tuple[Noise, Noise
 # --- single cases -----------------------------------------------------------------------------------------------------
 
 
-def plain(**changed: int) -> tuple[Sample, Round]:
+def plain(**changed: Any) -> tuple[Sample, Round]:
     """A round without a leak; *changed* replaces counts of the range while it is open."""
     world = World()
     before, (done,) = play(world, 4, still(1))
     return before, replace(done, open=replace(done.open, checked=replace(done.open.checked, **changed)))
+
+
+def pinned(sample: Sample, **gateway: Any) -> Sample:
+    """The sample as if the range lay in a pin: one more feed with its watcher and stream, all the time."""
+    counts = sample.gateway
+    counts = replace(counts, feeds=counts.feeds + 1, live=counts.live + 1, held=counts.held + EtcdCounts(1, 0))
+    return replace(
+        sample,
+        checked=replace(sample.checked, pinned=True),
+        gateway=replace(counts, **gateway),
+        etcd=sample.etcd + EtcdCounts(1, 0),
+    )
+
+
+def test_a_pinned_range_costs_no_watcher() -> None:
+    """The verdict says so; a channel that stays is a leak all the same."""
+    before, done = play(World(), 4, still(1))
+    verdict = judge(
+        pinned(before), [replace(done[0], open=pinned(done[0].open), looks=tuple(map(pinned, done[0].looks)))]
+    )
+    assert verdict.outcome is Outcome.BACK
+    assert "cost etcd no watcher: the range is pinned" in said(verdict)
+
+    before, done = play(World(leak="lingers"), 4, still(1))
+    verdict = judge(
+        pinned(before), [replace(done[0], open=pinned(done[0].open), looks=tuple(map(pinned, done[0].looks)))]
+    )
+    assert verdict.outcome is Outcome.LEAK
+    assert "the range still has a channel, for no subscriber" in said(verdict)
+
+
+def test_a_pin_that_is_unavailable_is_named() -> None:
+    """Its feed never has a watch, so the counts never add up."""
+    before = pinned(World().look(0), live=0, unavailable=1)
+
+    assert "1 pin cannot be held, see /readyz" in said(judge(before, []))
 
 
 @pytest.mark.parametrize(
