@@ -17,7 +17,7 @@ from ..server.run import serve
 from ..settings import Settings, SettingsError
 from ..stdio import say
 from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
-from .sample import sample
+from .sample import PREFIX, SERVICES, sample
 
 logger = logging.getLogger("gateway.dev")
 
@@ -34,7 +34,7 @@ async def dev(settings: Settings) -> None:
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):
             await serve(
-                _fitted(settings).model_copy(update={"etcd": (etcd.endpoint,)}),
+                _pinned(_fitted(settings)).model_copy(update={"etcd": (etcd.endpoint,)}),
                 on_ready=lambda ports: _say(settings, ports, etcd.endpoint),
                 reloads=False,
             )
@@ -57,6 +57,14 @@ def _calm(record: logging.LogRecord) -> bool:
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         return logging.getLogger(record.name).isEnabledFor(logging.INFO)
     return True
+
+
+def _pinned(settings: Settings) -> Settings:
+    """Return settings that pin the sample data, unless the user has chosen pins.
+
+    Inside a pin, several ranges on one stream work with every version of etcd.
+    """
+    return settings if "pin" in settings.model_fields_set else settings.model_copy(update={"pin": (PREFIX,)})
 
 
 def _find_etcd() -> Path:
@@ -90,18 +98,19 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
         f"""
   etcd-watch-gateway is up, in front of an embedded etcd at {endpoint}
 
-  a page      {base}/?prefix=/svc/
+  a page      {base}/?prefix={PREFIX}
   the API     {base}/docs
   watches     {admin}/v1/feeds
   metrics     {admin}/metrics
 
-  follow      curl -N {token}'{base}/v1/watch?prefix=/svc/'
-  as NDJSON   curl -sN {token}'{base}/v1/watch?prefix=/svc/&format=ndjson'
-  read        curl -s {token}'{base}/v1/kv?prefix=/svc/'
+  follow      curl -N {token}'{base}/v1/watch?prefix={PREFIX}'
+  several     curl -N {token}'{base}/v1/watch?prefix={PREFIX}{SERVICES[0]}/&prefix={PREFIX}{SERVICES[1]}/'
+  as NDJSON   curl -sN {token}'{base}/v1/watch?prefix={PREFIX}&format=ndjson'
+  read        curl -s {token}'{base}/v1/kv?prefix={PREFIX}'
 
   Ctrl-C stops the gateway and etcd.
 
 """,
     )
     if not said:
-        logger.warning("standard output cannot be written", extra={"page": f"{base}/?prefix=/svc/"})
+        logger.warning("standard output cannot be written", extra={"page": f"{base}/?prefix={PREFIX}"})

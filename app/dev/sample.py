@@ -14,6 +14,7 @@ from ..etcd.channels import OPTIONS
 
 # Seconds between two changes.
 PACE = 1.0
+PREFIX = "/svc/"
 SERVICES = ("api", "billing", "search", "mail")
 ZONES = ("a", "b", "c")
 
@@ -63,7 +64,7 @@ async def _write(kv: rpc.KVStub, changes: Mapping[str, str | None]) -> None:
 
 
 def _key(service: str, zone: str) -> str:
-    return f"/svc/{service}/{zone}"
+    return f"{PREFIX}{service}/{zone}"
 
 
 def _value(service: str, zone: str, load: int) -> str:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from app.core.versions import known_to_lose_events, parse_version, progress_is_trusted
+from app.dev import command
 from app.dev.command import dev as run_dev
 from app.settings import SettingsError, load
 from tests.support.embedded import find_etcd
@@ -112,6 +113,35 @@ async def test_dev(tmp_path: Path, number: int) -> None:
         assert last.data["reason"] == "drain"
         assert status == 0
         assert await running.nothing_left()
+
+
+@pytest.mark.etcd
+async def test_several_ranges_on_any_etcd(tmp_path: Path) -> None:
+    """``dev`` pins its sample data: several ranges inside a pin need no progress that can be trusted."""
+    async with dev(tmp_path) as running:
+        base = await running.ready()
+        printed = re.search(r"several +curl -N '([^']+)'", running.text)
+        assert printed is not None
+        url, _, query = printed[1].partition("/v1/watch?")
+        assert url == base
+        async with await watch(base, query) as stream:
+            state = await stream.until("synced")
+            changes = await stream.changes(2)
+        async with httpx.AsyncClient(timeout=HANG) as http:
+            feeds = (await http.get(f"{base}/v1/feeds")).json()["feeds"]
+        status = await running.signal(signal.SIGTERM)
+
+    assert state[0].data["ranges"] == ["prefix=/svc/api/", "prefix=/svc/billing/"]
+    assert all(event.data["key"].startswith(("/svc/api/", "/svc/billing/")) for event in changes)
+    assert [(feed["range"], feed["pinned"]) for feed in feeds] == [("prefix=/svc/", True)]
+    assert status == 0
+
+
+def test_pins_of_the_user_are_kept() -> None:
+    """``dev`` pins its sample data only if the user has not chosen pins, not even none."""
+    assert command._pinned(load({})).pin == ("/svc/",)
+    assert command._pinned(load({"pin": "/config/"})).pin == ("/config/",)
+    assert command._pinned(load({"pin": ""})).pin == ()
 
 
 @pytest.mark.etcd
