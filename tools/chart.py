@@ -261,7 +261,7 @@ class Dashboard(Values):
 # pod's name by default.
 ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
-    "allow_prefixes", "token_file", "tokens_file", "policy_file", "jwt_secret_file", "cors_origins", "epoch",
+    "allow_prefixes", "token_file", "tokens_file", "policy_file", "jwt_secret_file", "cors_origins", "pin", "epoch",
     "drain_window", "drain_timeout", "instance",
 })  # fmt: skip
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
@@ -294,6 +294,7 @@ def root() -> type[Values]:
         "etcd": Etcd,
         "token": Token,
         "access": Access,
+        "pin": list[Annotated[str, Field(pattern=r"^[^,\s]+$")]],
         "corsOrigins": list[Annotated[str, Field(pattern=r"^(\*|https?://[^,\s/]+)$")]],
         "host": Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]*$")],
         "epoch": Annotated[str, Field(max_length=64)],

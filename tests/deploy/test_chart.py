@@ -237,6 +237,11 @@ def test_readme_has_every_value() -> None:
         "replicas=many",
         "allowPrefixes=/svc/",
         "allowPrefixes[0]=/a\\,/b",
+        "pin=/svc/",
+        "pin[0]=/a\\,/b",
+        "pin={}",
+        "settings.pin={/svc/}",
+        "settings.maxChannels=0",
         "etcd.endpoints={}",
         "etcd.endpoints={etcd}",
         "etcd.endpoints={https://a:1,http://b:1}",
@@ -702,6 +707,8 @@ def test_environment_is_understood(tool: Path, values: Path) -> None:
         assert taken.max_feed_bytes == 268435456
         assert taken.linger == 0
         assert taken.allowed == (b"/svc/", b"/bin/\xff", b"/a&b/")
+        assert taken.pins == (b"/svc/", b"/bin/\xff")
+        assert taken.max_channels == 5000
         assert len(taken.etcd) == 3
 
 

@@ -33,6 +33,10 @@
 {{- end }}
 - name: GATEWAY_ALLOW_PREFIXES
   value: {{ join "," .Values.allowPrefixes | quote }}
+{{- with .Values.pin }}
+- name: GATEWAY_PIN
+  value: {{ join "," . | quote }}
+{{- end }}
 {{- if .Values.token.existingSecret }}
 - name: GATEWAY_TOKEN_FILE
   value: /etc/etcd-watch-gateway/token/token
