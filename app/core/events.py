@@ -12,7 +12,8 @@ from typing import Final
 # 3.11: 232 bytes an item without values; rounded up.
 ITEM_OVERHEAD: Final = 256
 # Memory of a further reference to an item or an event: a place in a dict, in a block, or in a batch, which are at most
-# 120 bytes on CPython 3.11 (a dict that has just grown).
+# 120 bytes on CPython 3.11 (a dict that has just grown). A further batch of known events counts as one more: the batch,
+# its tuple and its entry in a log are 248 bytes with one event.
 REFERENCE: Final = 128
 
 
@@ -101,7 +102,7 @@ class Batch:
     def __init__(self, revision: int, events: Sequence[Event], *, shared: bool = False) -> None:
         self.revision = revision
         self.events = tuple(events)
-        self.size = REFERENCE * len(self.events) if shared else sum(event.size for event in self.events)
+        self.size = REFERENCE * (1 + len(self.events)) if shared else sum(event.size for event in self.events)
 
     def __repr__(self) -> str:
         return f"Batch({self.revision}, {len(self.events)} events)"

@@ -23,6 +23,10 @@ from .notifier import Notifier
 from .snapshot_turns import SnapshotTurns
 from .state_reader import FreshSnapshots, StateReader
 
+# Memory of a channel without any key or event: its objects, and its places in the tables of the feeds and the registry.
+# Measured with tracemalloc on CPython 3.11: 4.7 KiB with its first subscriber.
+OVERHEAD = 5 * 1024
+
 
 class Channel(Protocol):
     """What all subscribers of equal ranges follow."""
@@ -249,7 +253,7 @@ class SelectedChannel:
     @property
     def bytes(self) -> int:
         """Memory that counts for the channel, beside what its feeds count."""
-        return self.history.bytes
+        return 0 if self._stopped else OVERHEAD + self.history.bytes
 
     def reclaim_unproven(self) -> int:
         """See ``app.watch.memory.Holder``."""
@@ -274,7 +278,7 @@ class SelectedChannel:
     def _account(self) -> None:
         self._accounting = False
         if not self._stopped:
-            self._hold.set(self.history.bytes)
+            self._hold.set(self.bytes)
 
     def _keep(self, size: int) -> bool:
         """Return whether to keep *size* bytes of encoded data. If so, the bytes are counted."""

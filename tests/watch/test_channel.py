@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import tracemalloc
 from typing import cast
 
 import pytest
 
 from app.core.errors import OverCapacityError, RangesNeedPinError
+from app.core.events import Batch, KeyValue
 from app.core.keys import KeyRange
+from app.core.log import Bounds, Log
 from app.core.selection import canonical
-from app.watch.channel import SelectedChannel
+from app.watch.channel import OVERHEAD, SelectedChannel
 from app.watch.subscriber import Subscriber
 from tests.support.waiting import eventually
 from tests.watch.world import SVC, StubEtcd, World
@@ -170,3 +175,46 @@ async def test_feeds_are_hastened_while_a_merge_waits_for_them() -> None:
     merged.release()
     assert other is not one
     await world.empty()
+
+
+async def test_a_channel_counts_all_its_memory() -> None:
+    """Many narrow channels inside one pin must not take memory that no budget counts."""
+    world = World(pins=[SVC], max_subscribers=1000, max_channels=1000)
+    first = world.subscribe(KEY)  # warms up what all channels share
+    await joinable(first)
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], world.registry.memory.bytes
+
+    tracemalloc.start()
+    try:
+        used, counted = held()
+        subscribers = [world.subscribe(KeyRange("prefix", b"/svc/%d/" % number)) for number in range(200)]
+        await joinable(*subscribers)
+        await asyncio.sleep(0)
+        used, counted = (now - before for now, before in zip(held(), (used, counted), strict=True))
+    finally:
+        tracemalloc.stop()
+    assert 0 < used <= counted
+    assert counted == 200 * OVERHEAD
+    for subscriber in (first, *subscribers):
+        subscriber.release()
+    await world.registry.aclose()
+    await world.empty()
+
+
+def test_a_batch_of_known_events_counts_all_its_memory() -> None:
+    """The events are a feed's own; the batch, its tuple and its entry in the channel's log are not."""
+    event = KeyValue(b"/svc/a", b"1", 90, 90, 1)
+    log = Log(Bounds(batches=10_000))
+    log.restart(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for revision in range(1, 4001):
+            log.append(Batch(revision, [event], shared=True), 0.0)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0 < used <= log.bytes * 1.1  # numbers above 256 are objects, too
