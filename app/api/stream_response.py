@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from ..core.cursor import Cursor
-from ..core.errors import TransientError, UnavailableError
+from ..core.errors import GatewayError, TransientError, UnavailableError
 from ..core.frames import control, greeting
 from ..core.selection import Selection
 from ..stream.connection import Connection
@@ -99,6 +99,9 @@ class StreamResponse(EventSourceResponse):
         except TransientError as error:
             await self._refuse(error, scope, receive, send)
             return
+        except GatewayError as error:
+            self._streams.counters.refused[error.code] += 1
+            raise
         await deliver(self._streams, self._asked, subscriber, self.raw_headers, scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:

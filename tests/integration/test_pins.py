@@ -137,6 +137,25 @@ async def test_a_pin_that_is_too_large_is_named_and_others_are_served(etcd: Embe
     assert "etcd_watch_gateway_pins_unavailable 1.0" in samples
 
 
+async def test_several_ranges_without_a_pin_need_a_newer_etcd(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
+    """The refusal names the versions and the setting, is final for an EventSource too, and is counted."""
+    await etcd_kv.transact({"/a/1": "1", "/b/1": "1"})
+    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/pinned/"}) as server:
+        await ready(server)
+        async with httpx.AsyncClient(trust_env=False) as http:
+            refused = await http.get(
+                f"{server.base}/v1/watch?prefix=/a/&prefix=/pinned/b/", headers={"Accept": "text/event-stream"}
+            )
+        async with await watch(server.base, "prefix=/pinned/a/&prefix=/pinned/b/") as stream:
+            await stream.until("synced")
+        samples = (await _metrics(server)).splitlines()
+
+    assert (refused.status_code, refused.json()["code"]) == (501, "ranges-need-pin")
+    for word in ("3.5.8", "3.5.1", "GATEWAY_PIN"):
+        assert word in refused.json()["detail"]
+    assert 'etcd_watch_gateway_refusals_total{reason="ranges-need-pin"} 1.0' in samples
+
+
 async def _metrics(server: GatewayProcess) -> str:
     async with httpx.AsyncClient(trust_env=False) as http:
         return (await http.get(f"{server.base}/metrics")).text
