@@ -29,7 +29,7 @@ from app.dev import sample as dev
 from app.metrics import NAMESPACE
 from app.settings import ALIASES, PREFIX, Settings, load
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.gateway import GatewayProcess
+from tests.support.gateway import GatewayProcess, gateway
 from tests.support.waiting import HANG
 from tools import draw_map, draw_states
 
@@ -354,12 +354,14 @@ class Command:
 
 
 # A fence after `<!-- run: what its output must hold -->` is run.
+RUN = ("quickstart.md", "several-prefixes.md")
 COMMANDS = [
     Command(shell, expected)
-    for expected, shell in re.findall(r"<!-- run: ([^\n]+) -->\n```sh\n(.*?)```", read("quickstart.md"), re.DOTALL)
+    for page in RUN
+    for expected, shell in re.findall(r"<!-- run: ([^\n]+) -->\n```sh\n(.*?)```", read(page), re.DOTALL)
 ]
 # The keys that a reader must type.
-KEYS = set(re.findall(r"[?&]key=(/svc/[^'&\s]+)", read("quickstart.md") + (ROOT / "README.md").read_text()))
+KEYS = set(re.findall(r"[?&]key=(/svc/[^'&\s]+)", "".join(map(read, RUN)) + (ROOT / "README.md").read_text()))
 
 
 @pytest.fixture(name="sample")
@@ -382,17 +384,24 @@ def test_the_sample_keeps_the_keys_of_the_quick_start() -> None:
 
 
 def test_the_quick_start_has_commands_to_run() -> None:
-    assert len(COMMANDS) == read("quickstart.md").count("<!-- run:") >= 10
+    assert len(COMMANDS) == sum(read(page).count("<!-- run:") for page in RUN) >= 10
+
+
+@pytest.fixture(name="pinned")
+async def _pinned(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
+    """A gateway that pins the sample, as ``dev`` does."""
+    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": dev.PREFIX}) as running:
+        yield running
 
 
 @pytest.mark.usefixtures("sample")
-async def test_the_quick_start_works(server: GatewayProcess) -> None:
+async def test_the_quick_start_works(pinned: GatewayProcess) -> None:
     for tool in ("curl", "jq"):
         if shutil.which(tool) is None:
             pytest.skip(f"NOT RUN: the commands of the quick start: {tool} is not installed")
     for command in COMMANDS:
         assert PLACE in command.shell
-        shell = command.shell.replace(PLACE, server.base)
+        shell = command.shell.replace(PLACE, pinned.base)
         process = await asyncio.create_subprocess_exec(
             "sh", "-euc", shell, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
