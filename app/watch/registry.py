@@ -210,9 +210,10 @@ class Registry(Sized):
         self._expire(oldest)
 
     def _expire_oldest(self, but: Holder) -> bool:
-        """End the channel that has lingered longest, unless *but* is part of it. Return whether one has ended."""
+        """End the channel that has lingered longest, unless *but* would end with it. Return whether one has ended."""
+        stays = isinstance(but, Feed) and but.pinned
         for oldest in self._counts.lingering():
-            if but not in self._parts(oldest):
+            if stays or but not in self._parts(oldest):
                 self._expire(oldest)
                 return True
         return False

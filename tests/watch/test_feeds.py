@@ -186,6 +186,25 @@ async def test_a_pin_grows_into_its_reserve() -> None:
     await world.empty()
 
 
+async def test_lingering_channels_inside_a_pin_give_way_to_the_pin() -> None:
+    """The pin does not end with them, unlike the feed of a range that nobody pinned."""
+    world = World(pins=[SVC], linger=1000.0)
+    await live(world)
+    feed = world.registry.feeds.get(SVC)
+    assert feed is not None
+    memory = world.registry.memory
+    world.subscribe(SVC).release()
+    world.subscribe(INSIDE).release()
+    await asyncio.sleep(0)
+    needed = memory.hold()
+    assert memory.grow(feed, needed, memory.budget.limit - feed.core.bytes)
+    assert world.registry.statistics().channels == ()
+    assert world.registry.feeds.get(SVC) is feed
+    needed.release()
+    await world.registry.aclose()
+    await world.empty()
+
+
 async def test_a_feed_is_started_after_its_first_subscriber_is_registered() -> None:
     """Otherwise a feed that fails at once would find nobody to tell."""
     world = World()
