@@ -81,9 +81,8 @@ def _of_feeds(now: RegistryStatistics, limits: Limits) -> Iterator[Metric]:
     yield _gauge("feeds_lingering", "Feeds without a subscriber.", sum(feed.lingering for feed in feeds))
     yield _gauge("feeds_stale", "Feeds without proof from etcd.", sum(feed.stale for feed in feeds))
     yield _gauge("feeds_max", "Maximum number of feeds.", limits.max_feeds)
-    channels = now.channels
-    yield _gauge("channels", "Channels (distinct selections of ranges).", len(channels))
-    yield _gauge("channels_lingering", "Channels without a subscriber.", sum(one.lingering for one in channels))
+    yield _gauge("channels", "Channels (distinct selections of ranges).", now.channels)
+    yield _gauge("channels_lingering", "Channels without a subscriber.", now.channels_lingering)
     yield _gauge("channels_max", "Maximum number of channels.", limits.max_channels)
     yield _gauge("pins", "Pinned ranges.", len(now.pins))
     yield _gauge("pins_unavailable", "Pins that cannot be held.", sum(pin.state == "unavailable" for pin in now.pins))

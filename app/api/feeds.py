@@ -51,7 +51,10 @@ class Feeds:
             "sinks": now.streams.serving,
             "etcd": etcd,
             "feeds": [self._feed(feed, ranges) for feed in now.watch.feeds],
-            "channels": [self._channel(channel, detailed=ranges is not None) for channel in now.watch.channels],
+            "channels": [
+                self._channel(channel, detailed=ranges is not None)
+                for channel in gateway.registry.channel_statistics(ranges)
+            ],
             "pins": [describe_pin(pin) for pin in now.watch.pins],
         }
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")

@@ -354,23 +354,21 @@ class Registry(Sized):
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
     def statistics(self, only: Ranges | None = None) -> RegistryStatistics:
-        """Return what the registry holds now. *only*: the channel of these ranges alone, and its feeds."""
-        channels = {
-            ranges: self._channel_statistics(ranges, channel)
-            for ranges, channel in self._channels.items()
-            if only is None or ranges == only
-        }
+        """Return what the registry holds now. *only*: of the feeds, those of the channel of these ranges alone."""
         watched = None if only is None else divide(only, self.feeds.pins)
+        feeds = [feed for feed in self.feeds if watched is None or feed.range in watched]
+        # A channel may have thousands of subscribers, and hold several feeds: look at each subscriber once.
+        lags = {ranges: self._lag(ranges) for feed in feeds for ranges in self.feeds.holders(feed.range)}
         return RegistryStatistics(
-            channels=tuple(channels.values()),
+            channels=len(self._channels),
+            channels_lingering=sum(not members for members in self._subscribers.values()),
             feeds=tuple(
                 feed.statistics(
-                    holders=tuple(self.feeds.holders(feed.range)),
-                    subscribers=sum(len(self._subscribers[ranges]) for ranges in self.feeds.holders(feed.range)),
-                    lag=max((self._lag(ranges) for ranges in self.feeds.holders(feed.range)), default=0),
+                    holders=(holders := tuple(self.feeds.holders(feed.range))),
+                    subscribers=sum(len(self._subscribers[ranges]) for ranges in holders),
+                    lag=max((lags[ranges] for ranges in holders), default=0),
                 )
-                for feed in self.feeds
-                if watched is None or feed.range in watched
+                for feed in feeds
             ),
             subscribers=self._total,
             bytes=self.memory.bytes,
@@ -384,7 +382,15 @@ class Registry(Sized):
     def _lag(self, ranges: Ranges) -> int:
         return max((subscriber.behind for subscriber in self._subscribers[ranges]), default=0)
 
-    def _channel_statistics(self, ranges: Ranges, channel: Channel) -> ChannelStatistics:
+    def channel_statistics(self, only: Ranges | None = None) -> list[ChannelStatistics]:
+        """Return what ``/v1/feeds`` reports about all channels, or about the channel of these ranges alone."""
+        return [
+            self._describe(ranges, channel)
+            for ranges, channel in self._channels.items()
+            if only is None or ranges == only
+        ]
+
+    def _describe(self, ranges: Ranges, channel: Channel) -> ChannelStatistics:
         return ChannelStatistics(
             ranges=ranges,
             feeds=tuple(divide(ranges, self.feeds.pins)),

@@ -85,7 +85,8 @@ class PinStatistics:
 class RegistryStatistics:
     """All feeds, and counts since the process began."""
 
-    channels: tuple[ChannelStatistics, ...]
+    channels: int  # 10,000 of them take long to describe: ``Registry.channel_statistics`` does so for /v1/feeds
+    channels_lingering: int
     feeds: tuple[FeedStatistics, ...]
     subscribers: int  # including those that are leaving
     bytes: int  # held by all feeds, including what is being read for them

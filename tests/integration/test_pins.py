@@ -72,6 +72,9 @@ async def test_a_pin_is_one_watch_for_all_inside(etcd: EmbeddedEtcd, etcd_kv: Et
         assert await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 1
         await etcd_kv.transact({"/svc/a/1": "2", "/svc/b/1": "2"})
         assert [len(await stream.changes(number)) for stream, number in zip(streams, (2, 1, 2), strict=False)]
+        during = (await _metrics(server)).splitlines()
+        assert {"etcd_watch_gateway_channels 4.0", "etcd_watch_gateway_channels_lingering 0.0"} <= {*during}
+        assert {"etcd_watch_gateway_pins 1.0", "etcd_watch_gateway_pins_unavailable 0.0"} <= {*during}
         for stream in streams:
             await stream.close()
 
@@ -80,6 +83,8 @@ async def test_a_pin_is_one_watch_for_all_inside(etcd: EmbeddedEtcd, etcd_kv: Et
             return not found["channels"]
 
         await eventually(released)
+        after = (await _metrics(server)).splitlines()
+        assert {"etcd_watch_gateway_channels 0.0", "etcd_watch_gateway_feeds_lingering 0.0"} <= {*after}
         assert await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 1
 
 

@@ -196,9 +196,11 @@ async def test_lingering_channels_inside_a_pin_give_way_to_the_pin() -> None:
     world.subscribe(SVC).release()
     world.subscribe(INSIDE).release()
     await asyncio.sleep(0)
+    now = world.registry.statistics()
+    assert (now.channels, now.channels_lingering) == (2, 2)
     needed = memory.hold()
     assert memory.grow(feed, needed, memory.budget.limit - feed.core.bytes)
-    assert world.registry.statistics().channels == ()
+    assert world.registry.statistics().channels == 0
     assert world.registry.feeds.get(SVC) is feed
     needed.release()
     await world.registry.aclose()
