@@ -153,7 +153,7 @@ async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
 
         await eventually(lingers)
 
-    assert list(empty) == ["instance", "version", "epoch", "linger", "sinks", "etcd", "feeds"]
+    assert list(empty) == ["instance", "version", "epoch", "linger", "sinks", "etcd", "feeds", "channels", "pins"]
     assert (empty["instance"], empty["version"], empty["epoch"]) == ("gw-7f9c", __version__, "e1")
     assert empty["linger"] == 60
     assert empty["feeds"] == []
@@ -169,6 +169,9 @@ async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
         "state": "live",
         "lag": 0,
         "lingering": False,
+        "pinned": False,
+        "channels": 1,
+        "held_by": [["prefix=/fd/"]],
         "keys": 2,
     }
     (shown,) = detailed["feeds"]
