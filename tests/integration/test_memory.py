@@ -55,9 +55,10 @@ class Peak:
 
 
 @contextlib.asynccontextmanager
-async def bounded(etcd: str) -> AsyncIterator[tuple[GatewayProcess, Peak]]:
+async def bounded(etcd: str, *, pin: str = "") -> AsyncIterator[tuple[GatewayProcess, Peak]]:
     """A gateway with a small bound that has served one read and one stream, and its memory from then on."""
     settings = {"GATEWAY_MAX_FEED_BYTES": f"{BOUND}MiB", "GATEWAY_SEND_TIMEOUT": "60s", "GATEWAY_LINGER": "0"}
+    settings |= {"GATEWAY_PIN": pin}
     async with gateway(etcd, settings=settings) as server:
         async with httpx.AsyncClient(base_url=server.base) as http:
             (await http.get("/v1/kv?prefix=/none/")).raise_for_status()
@@ -208,10 +209,16 @@ async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClie
 
 
 @pytest.mark.one_etcd
-async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """When both views do not fit, the old view goes first. Its readers get stale, then a reset; a joiner waits."""
+@pytest.mark.parametrize("pin", ["", "/svc/"])
+async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(
+    etcd: EmbeddedEtcd, kv: EtcdClient, pin: str
+) -> None:
+    """When both views do not fit, the old view goes first. Its readers get stale, then a reset; a joiner waits.
+
+    A pin reserves the bytes for its next state only if they are free.
+    """
     await fill(kv, "/svc/", count=110, size=100_000)
-    async with proxy(etcd.endpoint) as between, bounded(between.endpoint) as (server, peak):
+    async with proxy(etcd.endpoint) as between, bounded(between.endpoint, pin=pin) as (server, peak):
         streams = [await watch(server.base, "prefix=/svc/") for _ in range(3)]
         mirrors = [Mirror() for _ in streams]
         for stream, mirror in zip(streams, mirrors, strict=True):
