@@ -274,6 +274,14 @@ class Feed:
         self._account()
         return given
 
+    def reserve(self, *, wanted: bool) -> None:
+        """Keep as many bytes free for the next state as the present state has, or none."""
+        view = self.history.view
+        if not wanted:
+            self._reserve.set(0)
+        elif self.core.state is State.LIVE and view is not None:
+            self._memory.reserve(self._reserve, view.bytes - view.encoded)
+
     def reclaim_view(self) -> int:
         """See ``app.watch.memory.Holder``. Without the view, readers get the status ``stale``."""
         self._reserve.set(0)
@@ -459,9 +467,6 @@ class Feed:
     def _check_staleness(self) -> None:
         self.history.log.trim(self._clock())
         self._account()
-        view = self.history.view
-        if self.pinned and self.core.state is State.LIVE and view is not None:
-            self._memory.reserve(self._reserve, view.bytes - view.encoded)
         self._fresh.forget_old()
         self._update_staleness()
 

@@ -194,6 +194,15 @@ class Feeds(Sized):
                 pin.fail(pinned.trouble)
             elif pinned.state is State.LIVE:
                 pin.succeed()
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Let the pins reserve room for their next states, unless a pin has no state: it needs the room more."""
+        pinned = [self._feeds.get(watched) for watched in self.pins]
+        wanted = all(feed is not None and (feed.denied or feed.history.view is not None) for feed in pinned)
+        for feed in pinned:
+            if feed is not None:
+                feed.reserve(wanted=wanted)
 
     def pin_statistics(self) -> tuple[PinStatistics, ...]:
         """Return how each pin is: for readiness, ``/v1/feeds`` and the metrics."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from app.core.errors import PinUnavailableError
+from app.core.events import KeyValue
 from app.core.feed import State
 from app.core.keys import KeyRange
 from app.core.multiplex import Refused
@@ -119,7 +120,7 @@ async def test_a_pin_reserves_its_bytes_twice_while_there_is_room() -> None:
     feed = world.registry.feeds.get(SVC)
     assert feed is not None
     memory = world.registry.memory
-    feed.check_staleness()
+    world.registry.feeds.check_all()
     assert world.registry.statistics().feeds[0].reserved == A.size
     assert memory.bytes == feed.core.bytes + A.size
 
@@ -138,7 +139,7 @@ async def test_a_pin_reserves_its_bytes_twice_while_there_is_room() -> None:
     await eventually(live_again)
     assert feed.history.reason == "restored"
     assert world.registry.statistics().feeds[0].reserved == 0
-    feed.check_staleness()
+    world.registry.feeds.check_all()
     assert world.registry.statistics().feeds[0].reserved == A.size
     other.release()
     await world.registry.aclose()
@@ -154,7 +155,7 @@ async def test_a_pin_that_has_no_room_for_both_gives_up_its_old_state(caplog: py
     await live(world)
     feed = world.registry.feeds.get(SVC)
     assert feed is not None
-    feed.check_staleness()
+    world.registry.feeds.check_all()
     assert world.registry.statistics().feeds[0].reserved == 0
     before = world.etcd.snapshots
     feed.restored()
@@ -170,13 +171,46 @@ async def test_a_pin_that_has_no_room_for_both_gives_up_its_old_state(caplog: py
     await world.empty()
 
 
+async def test_no_pin_reserves_while_another_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the reserve of a pin that was read first could keep the next one out for ever."""
+    other = KeyRange("prefix", b"/other/")
+    world = World(pins=[SVC, other])
+    budget = world.registry.memory.budget
+    size = budget.limit // 2
+    read = world.etcd.snapshot
+
+    async def large(ranges: Sequence[KeyRange], take: Callable[[int], None]) -> tuple[Snapshot, int]:
+        if ranges[0] == SVC:
+            return await read(ranges, take)
+        await let.wait()
+        take(size)
+        return Snapshot.of(100, [KeyValue(b"/other/a", b"x" * (size - 300), 90, 90, 1)]), 1
+
+    let = asyncio.Event()
+    monkeypatch.setattr(world.etcd, "snapshot", large)
+    await live(world)
+    assert [feed.reserved for feed in world.registry.statistics().feeds] == [0, 0]
+    let.set()
+
+    async def both() -> bool:
+        world.registry.feeds.check_all()
+        return [pin.state for pin in world.registry.feeds.pin_statistics()] == ["held", "held"]
+
+    await eventually(both)
+    world.registry.feeds.check_all()
+    # Only the small one has room for its next state.
+    assert [feed.reserved for feed in world.registry.statistics().feeds] == [A.size, 0]
+    await world.registry.aclose()
+    await world.empty()
+
+
 async def test_a_pin_grows_into_its_reserve() -> None:
     """A pin must not fail because of what it reserves for later."""
     world = World(pins=[SVC])
     await live(world)
     feed = world.registry.feeds.get(SVC)
     assert feed is not None
-    feed.check_staleness()
+    world.registry.feeds.check_all()
     memory = world.registry.memory
     needed = memory.hold()
     assert memory.grow(feed, needed, memory.budget.limit - feed.core.bytes)
