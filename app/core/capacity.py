@@ -29,7 +29,7 @@ class ConnectionStatistics:
 class Capacity(Generic[C]):
     """Counts the connections that are reported to it. It does not know the connections of another server."""
 
-    __slots__ = ("_idle", "connections", "evicted", "limit", "spare")
+    __slots__ = ("_evicting", "_idle", "connections", "evicted", "limit", "spare")
 
     def __init__(self, limit: int, spare: int) -> None:
         self.limit = limit
@@ -37,11 +37,12 @@ class Capacity(Generic[C]):
         self.connections = 0
         self.evicted = 0
         self._idle: dict[C, None] = {}  # the connection that has been idle longest comes first
+        self._evicting: set[C] = set()  # evicted, and not closed yet
 
     @property
     def busy(self) -> int:
         """The number of connections that serve a request."""
-        return self.connections - len(self._idle)
+        return self.connections - len(self._idle) - len(self._evicting)
 
     @property
     def roomy(self) -> bool:
@@ -56,9 +57,12 @@ class Capacity(Generic[C]):
         """Count a new, idle connection. Return the connection to evict: the new one itself if all others are busy."""
         self.connections += 1
         self._idle[connection] = None
-        if self.connections <= self.limit:
+        if self.connections - len(self._evicting) <= self.limit:
             return None
         victim = next(iter(self._idle))
+        # Many connections may arrive before one victim is closed: each must evict another.
+        del self._idle[victim]
+        self._evicting.add(victim)
         self.evicted += 1
         return victim
 
@@ -74,6 +78,7 @@ class Capacity(Generic[C]):
         """Stop counting *connection*, which the client or the gateway has closed. Call this once per connection."""
         self.connections -= 1
         self._idle.pop(connection, None)
+        self._evicting.discard(connection)
 
     def check(self) -> None:
         """Raise OverCapacityError unless there is room for a long request."""

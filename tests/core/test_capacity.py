@@ -26,6 +26,21 @@ def test_the_longest_idle_gives_way() -> None:
     assert (capacity.connections, capacity.busy, capacity.evicted) == (3, 1, 2)
 
 
+def test_many_arrive_before_one_has_gone() -> None:
+    """Each new connection evicts another one, although a closed connection leaves only later. An evicted connection is
+    not busy.
+    """
+    capacity: Capacity[str] = Capacity(3, 1)
+    victims = [capacity.arrive(name) for name in "abcdefg"]
+
+    assert victims == [None, None, None, "a", "b", "c", "d"]
+    assert (capacity.connections, capacity.busy, capacity.evicted) == (7, 0, 4)
+    for name in "abcd":
+        capacity.leave(name)
+    assert (capacity.connections, capacity.busy) == (3, 0)
+    assert capacity.arrive("h") == "e"
+
+
 def test_when_all_are_busy_the_new_one_goes() -> None:
     """When all connections are busy, the new one is closed."""
     capacity: Capacity[str] = Capacity(2, 0)
