@@ -1,4 +1,4 @@
-"""A file that is read again when it changes. A file that cannot be used changes nothing, and says so.
+"""Files that are read again when they change. A file that cannot be used changes nothing, and says so.
 
 The content counts, not the date: two writes may share a date, and Kubernetes replaces a file of a Secret or a ConfigMap
 by renaming a link to another folder.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -45,28 +45,30 @@ class Source(Protocol):
         """Read it again whenever that may be needed. Runs for ever."""
 
 
-class WatchedFile(Generic[T]):
-    """A file's latest usable content. The constructor reads the file.
+class WatchedFiles(Generic[T]):
+    """The latest usable content of files that belong together. The constructor reads the files.
 
     Args:
-        setting: the name of the setting that names the file.
-        parse: makes the value of the content, or raises FileError. It runs in another thread.
-        most: the most bytes that the file may have.
+        files: the files, by the names of their settings.
+        parse: makes the value of the contents, in the order of *files*, or raises FileError. It runs in another thread.
+        most: the most bytes that a file may have.
+        what: what the log calls the files.
 
     Raises:
-        SettingsError: the file cannot be used.
+        SettingsError: a file cannot be used.
     """
 
-    def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T], most: int) -> None:
-        self.path = path
-        self.setting = setting
+    def __init__(self, files: Mapping[str, Path], parse: Callable[..., T], most: int, what: str) -> None:
+        self.setting = next(iter(files))
         self.trouble = ""
         self.ready = True
+        self._files = files
         self._listeners: list[Callable[[], None]] = []
         self._parse = parse
         self._most = most
+        self._what = what
         # The last content that could not be used, and why, so that it is not parsed at each look.
-        self._refused: tuple[bytes, FileError] | None = None
+        self._refused: tuple[tuple[bytes, ...], FileError] | None = None
         try:
             self._data = self._read()
             self.value = self._made(self._data)
@@ -79,13 +81,13 @@ class WatchedFile(Generic[T]):
         self._listeners.append(listener)
 
     async def run(self) -> None:
-        """Look at the file in every ``LOOK`` seconds."""
+        """Look at the files in every ``LOOK`` seconds."""
         while True:
             await asyncio.sleep(LOOK)
             await self.poll()
 
     def look(self) -> Outcome:
-        """Read the file now, and use it at once if it has changed. For SIGHUP."""
+        """Read the files now, and use them at once if they have changed. For SIGHUP."""
         try:
             data = self._read()
             if data == self._data:
@@ -96,7 +98,7 @@ class WatchedFile(Generic[T]):
         return self._adopt(data, value)
 
     async def poll(self) -> Outcome:
-        """Look at the file, and use it if two looks in a row have seen the same change."""
+        """Look at the files, and use them if two looks in a row have seen the same change."""
         try:
             data = self._read()
             seen, self._seen = self._seen, data
@@ -112,18 +114,21 @@ class WatchedFile(Generic[T]):
         # A look may have used a newer content while this one was parsed.
         return self._adopt(data, value) if data == self._seen else "unchanged"
 
-    def _read(self) -> bytes:
+    def _read(self) -> tuple[bytes, ...]:
+        return tuple(self._content(setting, path) for setting, path in self._files.items())
+
+    def _content(self, setting: str, path: Path) -> bytes:
         try:
-            data = first_bytes(self.path, self._most + 1)
+            data = first_bytes(path, self._most + 1)
         except OSError as error:
-            raise FileError(f"cannot be read: {error.strerror or error}") from None
+            raise FileError(f"cannot be read: {error.strerror or error}", setting) from None
         if len(data) > self._most:
-            raise FileError(f"has more than {self._most} bytes")
+            raise FileError(f"has more than {self._most} bytes", setting)
         return data
 
-    def _made(self, data: bytes) -> T:
+    def _made(self, data: tuple[bytes, ...]) -> T:
         try:
-            return self._parse(data)
+            return self._parse(*data)
         except FileError as error:
             self._refused = data, error
             raise
@@ -131,10 +136,10 @@ class WatchedFile(Generic[T]):
             self._refused = data, FileError(f"cannot be parsed ({type(error).__name__})")
             raise self._refused[1] from None
 
-    def _adopt(self, data: bytes, value: T) -> Outcome:
+    def _adopt(self, data: tuple[bytes, ...], value: T) -> Outcome:
         self._recovered()
         self._data, self._seen, self.value = data, data, value
-        logger.info("a file of the access control has changed", extra=self._named())
+        logger.info("%s has changed", self._what, extra=self._named())
         for listener in self._listeners:
             listener()
         return "changed"
@@ -142,7 +147,7 @@ class WatchedFile(Generic[T]):
     def _recovered(self) -> Outcome:
         if self.trouble:
             self.trouble = ""
-            logger.info("a file of the access control can be used again", extra=self._named())
+            logger.info("%s can be used again", self._what, extra=self._named())
         return "unchanged"
 
     def _unusable(self, error: FileError) -> Outcome:
@@ -150,13 +155,22 @@ class WatchedFile(Generic[T]):
         if trouble != self.trouble:
             self.trouble = trouble
             logger.warning(
-                "a file of the access control cannot be used: what was read before stays valid",
+                "%s cannot be used: what was read before stays valid",
+                self._what,
                 extra={**self._named(), "reason": trouble},
             )
         return "unusable"
 
     def _named(self) -> dict[str, str]:
-        return {"setting": self.setting, "file": str(self.path)}
+        return {"setting": self.setting, "file": str(self._files[self.setting])}
 
     def _explained(self, error: FileError) -> str:
-        return "\n".join(f"{named(self.setting)}: {self.path}: {line}" for line in str(error).splitlines())
+        setting = error.setting or self.setting
+        return "\n".join(f"{named(setting)}: {self._files[setting]}: {line}" for line in str(error).splitlines())
+
+
+class WatchedFile(WatchedFiles[T]):
+    """One file of the access control."""
+
+    def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T], most: int) -> None:
+        super().__init__({setting: path}, parse, most, "a file of the access control")

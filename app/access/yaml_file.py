@@ -21,7 +21,14 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 class FileError(Exception):
-    """A file cannot be used. The message says why, in one line for each fault, without values of the file."""
+    """A file cannot be used. The message says why, in one line for each fault, without values of the file.
+
+    If several files are read together, *setting* names the file that is at fault.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class Entry(BaseModel):
