@@ -121,6 +121,12 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "(default: /metrics of the endpoint that the gateway reports)",
     )
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the gateway's bearer token")
+    for name, text in (
+        ("cacert", "PEM file of the CAs that sign the servers' certificates, in addition to the system's CAs"),
+        ("cert", "PEM file of the client certificate that the gateway demands"),
+        ("key", "PEM file of its private key, not encrypted (default: in the file of --cert)"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "--streams", type=_number, default=100, metavar="N", help="streams to open in each round (default %(default)s)"
     )
@@ -246,7 +252,13 @@ async def _serve(settings: Settings) -> None:
     logger.info(
         "gateway %s",
         __version__,
-        extra={"listen": f"{settings.host}:{settings.port}", "etcd": ",".join(settings.etcd)},
+        extra={
+            "listen": f"{settings.host}:{settings.port}",
+            "etcd": ",".join(settings.etcd),
+            "scheme": "http" if settings.tls_cert is None else "https",
+            # On our own server, only the setting leads to the portable sink, with TLS and without.
+            "sink": "portable" if settings.sink == "portable" else "fast",
+        },
     )
     await serve(settings, on_ready=_say_listening)
 

@@ -27,6 +27,7 @@ from .ports import BrokenGatewayError, Clock, Draw, spawn
 from .settings import Settings, SettingsError, is_loopback
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
+from .tls import TlsStatistics, make_tls
 from .watch.limits import Limits
 from .watch.registry import Registry
 from .watch.statistics import RegistryStatistics
@@ -73,6 +74,7 @@ class GatewayStatistics:
     connections: ConnectionStatistics
     token_unusable: bool
     access_troubles: Mapping[str, str]  # what is wrong with each file of the access control; empty if nothing is
+    tls: TlsStatistics | None
 
 
 class Gateway:
@@ -86,6 +88,7 @@ class Gateway:
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
         self.access = make_access_control(settings, clock=clock, wall=time.time, draw=draw)
+        self.tls = make_tls(settings, clock=clock, wall=time.time)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
         self.budget = Budget(settings.max_feed_bytes)
@@ -127,10 +130,13 @@ class Gateway:
     def reload(self) -> None:
         """Read the files again that may change while the process runs, and log the result.
 
-        The files of the access control are reloaded. The files for etcd are only checked here: the gateway reads them
-        for each new connection, and the existing connections do not need them.
+        The files of the access control and of TLS are reloaded. The files for etcd are only checked here: the gateway
+        reads them for each new connection, and the existing connections do not need them.
         """
-        logger.info("reloaded", extra={"token": "not set", **self.access.reload(), "etcd": self._look_at_credentials()})
+        outcomes = {"token": "not set", **self.access.reload(), "etcd": self._look_at_credentials()}
+        if self.tls is not None:
+            outcomes["tls"] = self.tls.files.look()
+        logger.info("reloaded", extra=outcomes)
 
     def _look_at_credentials(self) -> str:
         try:
@@ -153,6 +159,7 @@ class Gateway:
             connections=self.capacity.statistics(),
             token_unusable=self.access.token_unusable,
             access_troubles=self.access.troubles(),
+            tls=self.tls.statistics() if self.tls is not None else None,
         )
 
     def drain(self) -> float:
@@ -172,14 +179,14 @@ class Gateway:
         Raises:
             BrokenGatewayError: at the end, if the gateway could not go on (``broken``).
         """
-        tasks = [
-            spawn(for_ever(work), name=name, died=self.fail)
-            for name, work in (
-                ("upstream", self.upstream.run),
-                ("registry", self.registry.run),
-                ("access", self.access.run),
-            )
-        ]
+        work: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "upstream": self.upstream.run,
+            "registry": self.registry.run,
+            "access": self.access.run,
+        }
+        if self.tls is not None:
+            work["tls"] = self.tls.files.run
+        tasks = [spawn(for_ever(run), name=name, died=self.fail) for name, run in work.items()]
         try:
             yield
         finally:

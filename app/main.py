@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from .gateway import Gateway
 from .metrics import make_instrumentator, make_registry
 from .settings import Settings, load
 
+logger = logging.getLogger("gateway")
+
 REVISION_HEADER = b"x-etcd-revision"
 
 
@@ -36,6 +39,8 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     runs as long as the app's lifespan.
     """
     holder = gateway or Gateway(settings or load({}))
+    if gateway is None and holder.tls is not None:
+        logger.warning("GATEWAY_TLS_CERT has no effect on this server: give the certificate to the server itself")
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

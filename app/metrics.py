@@ -27,6 +27,7 @@ from .core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from .etcd.stream import READER
 from .etcd.stream_pool import MAX_STREAMS
 from .gateway import Gateway, GatewayStatistics
+from .tls import TlsStatistics
 from .watch.limits import Limits
 from .watch.statistics import RegistryStatistics
 
@@ -68,6 +69,8 @@ class GatewayCollector(Collector):
         yield from _of_streams(now, limits)
         yield from _of_etcd(now)
         yield from _of_process(now)
+        if now.tls is not None:
+            yield from _of_tls(now.tls)
 
 
 def _of_feeds(now: RegistryStatistics, limits: Limits) -> Iterator[Metric]:
@@ -158,6 +161,16 @@ def _of_process(now: GatewayStatistics) -> Iterator[Metric]:
     for setting, trouble in now.access_troubles.items():
         unusable.add_metric([ACCESS_FILES[setting]], bool(trouble))
     yield unusable
+
+
+def _of_tls(now: TlsStatistics) -> Iterator[Metric]:
+    yield _gauge(
+        "tls_certificate_expiry_timestamp_seconds",
+        "When the certificate that the gateway presents expires, in seconds since 1970.",
+        now.expires,
+    )
+    yield _gauge("tls_certificate_unusable", "1 if the certificate's files cannot be used, else 0.", bool(now.trouble))
+    yield _by_reason("tls_handshake_failures", "Handshakes that failed.", now.failures, ())
 
 
 def make_registry(gateway: Gateway) -> CollectorRegistry:

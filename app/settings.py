@@ -139,9 +139,7 @@ class Settings(BaseSettings):
     )
 
     etcd: Items = Field(("http://127.0.0.1:2379",), description="etcd's endpoints, comma-separated")
-    etcd_cacert: File = Field(
-        None, description="PEM file of the CAs that sign etcd's certificates; by default the system's CAs"
-    )
+    etcd_cacert: File = Field(None, description="PEM file of the CAs of etcd's certificates; by default the system's")
     etcd_cert: File = Field(None, description="PEM file of the gateway's client certificate for etcd")
     etcd_key: File = Field(None, description="PEM file of the client certificate's private key, not encrypted")
     etcd_user: Text = Field("", description="etcd user to log in as")
@@ -156,6 +154,9 @@ class Settings(BaseSettings):
     admin_port: Annotated[int | None, BeforeValidator(_number), BeforeValidator(_nothing)] = Field(
         None, ge=0, le=65535, description="separate port for /metrics, /v1/feeds and the probes"
     )
+    tls_cert: File = Field(None, description="PEM file of the certificate and its chain; the ports then speak HTTPS")
+    tls_key: File = Field(None, description="PEM file of the certificate's private key, not encrypted")
+    tls_client_ca: File = Field(None, description="PEM file of the CAs that must have signed clients' certificates")
     allow_prefixes: Items | None = Field(
         None, description="prefixes that clients may read, comma-separated, percent-encoded; '' allows every key"
     )
@@ -209,9 +210,7 @@ class Settings(BaseSettings):
     heartbeat: Seconds = Field(15.0, gt=0, description="interval between heartbeats on a stream")
     stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
     sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resumed watch to prove that it lost nothing")
-    send_timeout: Seconds = Field(
-        30.0, gt=0, description="time for one write before a stuck subscriber is disconnected"
-    )
+    send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck client is disconnected")
     min_rate: Size = Field(
         16 << 10, ge=0, description="minimum bytes a second at which a client must read a state; 0 is off"
     )
@@ -362,16 +361,17 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_credentials(self) -> Settings:
+        needs = (
+            ("etcd_cert", "etcd_key"), ("etcd_key", "etcd_cert"), ("etcd_password_file", "etcd_user"),
+            ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
+        )  # fmt: skip
         lines = [
-            f"{named(name)}: {why}"
-            for name, why in (
-                ("etcd_cert", "needs GATEWAY_ETCD_KEY (--etcd-key)" if not self.etcd_key else ""),
-                ("etcd_key", "needs GATEWAY_ETCD_CERT (--etcd-cert)" if not self.etcd_cert else ""),
-                ("etcd_user", _wrong_with_user(self.etcd_user, self.etcd_password_file)),
-                ("etcd_password_file", "needs GATEWAY_ETCD_USER (--etcd-user)" if not self.etcd_user else ""),
-            )
-            if getattr(self, name) and why
+            f"{named(name)}: needs {named(other)}"
+            for name, other in needs
+            if getattr(self, name) and not getattr(self, other)
         ]
+        if self.etcd_user and (why := _wrong_with_user(self.etcd_user, self.etcd_password_file)):
+            lines.append(f"{named('etcd_user')}: {why}")
         if not self.etcd_is_tls:
             # Otherwise the user would believe that the connection is encrypted, or that etcd checks the certificate.
             lines += [

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import re
 import shutil
+import ssl
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_
 from app.dev import sample as dev
 from app.metrics import NAMESPACE
 from app.settings import ALIASES, PREFIX, Settings, load
+from tests.support.certificates import Ca
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.waiting import HANG
@@ -154,9 +156,17 @@ def ours(name: str) -> bool:
     return name.startswith(f"{NAMESPACE}_") and not name.startswith(f"{NAMESPACE}_http_")
 
 
-async def test_metrics_are_those_of_a_scrape(server: GatewayProcess) -> None:
+async def test_metrics_are_those_of_a_scrape(server: GatewayProcess, tmp_path: Path) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         scraped = (await client.get(f"{server.base}/metrics")).text
+    # Some metrics exist only with TLS.
+    ca = Ca(tmp_path)
+    pair = ca.sign("gateway")
+    files = {"GATEWAY_TLS_CERT": str(pair.cert), "GATEWAY_TLS_KEY": str(pair.key)}
+    secured = gateway("http://127.0.0.1:1", settings=files)
+    trust = ssl.create_default_context(cafile=str(ca.cert))
+    async with secured as other, httpx.AsyncClient(trust_env=False, verify=trust) as client:
+        scraped += (await client.get(f"{other.base}/metrics")).text
     labels: dict[str, set[str]] = {}
     for line in scraped.splitlines():
         sample = re.match(r"([a-z_]+)(?:\{(.*)\})? ", line)

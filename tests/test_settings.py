@@ -105,7 +105,16 @@ FREE_TEXT = {
     *("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_roles_claim"),
     *("jwt_algorithms", "auth_proxies", "auth_proxy_header", "auth_proxy_roles_header"),
 }
-TOGETHER = {"etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file"}  # checked with each other, below
+TOGETHER = {
+    "etcd_cacert",
+    "etcd_cert",
+    "etcd_key",
+    "etcd_user",
+    "etcd_password_file",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+}  # checked with each other, below
 BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,"}
 
 
@@ -276,6 +285,9 @@ TLS = {"etcd": "https://a:1"}
         ({**TLS, "etcd_key": "/a"}, ["GATEWAY_ETCD_KEY"]),
         ({"etcd_cacert": "/a"}, ["GATEWAY_ETCD_CACERT"]),
         ({"etcd_cert": "/a", "etcd_key": "/b"}, ["GATEWAY_ETCD_CERT", "GATEWAY_ETCD_KEY"]),
+        ({"tls_cert": "/a"}, ["GATEWAY_TLS_CERT"]),
+        ({"tls_key": "/a"}, ["GATEWAY_TLS_KEY"]),
+        ({"tls_client_ca": "/a"}, ["GATEWAY_TLS_CLIENT_CA"]),
         ({"etcd_user": "a"}, ["GATEWAY_ETCD_USER"]),
         ({"etcd_password_file": "/a"}, ["GATEWAY_ETCD_PASSWORD_FILE"]),
         ({"etcd_user": "a", "etcd_password_file": ""}, ["GATEWAY_ETCD_USER"]),

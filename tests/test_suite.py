@@ -34,6 +34,7 @@ CLOCKS_ALLOWED = {
     "server/test_protocol.py": "a lower bound: a connection is kept as long as the client was told",
     "access/test_access.py": "a lower bound: the stream is held for its retry delay",
     "access/test_modes.py": "the time at which a token is made; the tokens live for ten minutes",
+    "test_tls.py": "the time at which certificates are made; they live for a day",
     "watch/world.py": "the clock of the code under test, passed on",
     "cases/test_ahead.py": "an upper bound of Ranges that grows with the time that passed",
     "consistency": "the torture runs for a given time, and its report states delays",

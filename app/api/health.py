@@ -60,6 +60,9 @@ class Health:
         if pins:
             body["pins"] = [describe_pin(pin) for pin in pins]
         ready = not missing and not draining
+        tls = self._gateway.tls
+        if tls is not None and tls.files.trouble:
+            body["tls"] = tls.files.trouble
         return _plain(body, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:

@@ -14,14 +14,17 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import h11
 
 from .. import __version__
+from ..settings import SettingsError
 from .verdict import GRACE
 
 # Seconds without a byte of the response, while the check reads counts.
@@ -42,8 +45,38 @@ class Departure(Enum):
     UNREAD = "gone before the first byte"
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the client trusts and shows, by curl's names: *cacert* in addition to the system's CAs."""
+
+    cacert: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context. Raises SettingsError if a file cannot be used."""
+        context = ssl.create_default_context()
+        # The gateway's own certificate is enough for --cacert, without the certificate of its CA.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        flag, path = "--cacert", self.cacert
+        try:
+            if self.cacert is not None:
+                context.load_verify_locations(self.cacert)
+            if self.cert is not None:
+                flag, path = "--cert" if self.key is None else "--cert, --key", self.cert
+                # A password would be asked for at the terminal.
+                context.load_cert_chain(self.cert, self.key, password=lambda: "")
+        except (OSError, ValueError) as error:  # an SSLError is an OSError, and its strerror quotes OpenSSL's source
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+            raise SettingsError(f"{flag}: {path} cannot be used: {reason}") from None
+        return context
+
+
 class Client:
-    """Sends the requests. Verifies TLS certificates against the system's CAs."""
+    """Sends the requests. Verifies TLS certificates."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._given = tls
 
     async def get(self, url: str, headers: Mapping[str, str]) -> bytes:
         """Return the body of a 200 response. Raises UnreachableError for everything else."""
@@ -65,7 +98,7 @@ class Client:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
+        return self._given if self._given is not None else TlsFiles().context()
 
 
 class Connection:

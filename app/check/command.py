@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import ssl
 import sys
 import time
 from collections import deque
@@ -17,7 +18,8 @@ from typing import Any
 
 from ..access.token import read_token
 from ..core.keys import KeyRange
-from .client import Client, Departure, Stream, UnreachableError
+from ..settings import SettingsError
+from .client import Client, Departure, Stream, TlsFiles, UnreachableError
 from .samples import Sampler
 from .verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
 
@@ -40,6 +42,7 @@ class Options:
     streams: int
     rounds: int
     timeout: float
+    tls: ssl.SSLContext | None = None  # None: the system's CAs
 
 
 class Check:
@@ -53,7 +56,7 @@ class Check:
         # Latin-1 here, the token is sent as its original bytes.
         token = options.token.encode(errors="surrogateescape").decode("latin-1")
         self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = Client()
+        self._client = Client(options.tls)
         self._sampler = Sampler(
             self._client, options.admin_url, self._authorization, self._range, self._run, options.etcd_metrics
         )
@@ -235,7 +238,7 @@ async def check(options: Options) -> int:
 
 
 def options_of(flags: dict[str, Any]) -> Options:
-    """Return the options of the command line. Raises SettingsError if the token cannot be read."""
+    """Return the options of the command line. Raises SettingsError if a file cannot be used."""
     url = flags["url"].rstrip("/")
     token_file: Path | None = flags["token_file"]
     return Options(
@@ -247,4 +250,11 @@ def options_of(flags: dict[str, Any]) -> Options:
         streams=flags["streams"],
         rounds=flags["rounds"],
         timeout=flags["timeout"],
+        tls=_tls(TlsFiles(flags["cacert"], flags["cert"], flags["key"])),
     )
+
+
+def _tls(files: TlsFiles) -> ssl.SSLContext | None:
+    if files.key is not None and files.cert is None:
+        raise SettingsError("--key: needs --cert, the certificate of the key")
+    return files.context() if files != TlsFiles() else None

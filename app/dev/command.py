@@ -85,8 +85,9 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
     # Not every browser can open a wildcard address.
     here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
     host = f"[{here.strip('[]')}]" if ":" in here else here
-    base = f"http://{host}:{ports[0]}"
-    admin = f"http://{host}:{ports[-1]}"
+    scheme = "http" if settings.tls_cert is None else "https"
+    base = f"{scheme}://{host}:{ports[0]}"
+    admin = f"{scheme}://{host}:{ports[-1]}"
     # Print a command that reads the file, not the token: a token must not stay in a terminal's scrollback.
     token = (
         ""

@@ -31,11 +31,11 @@ from typing import Any, cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ..api.problems import problem
 from ..core.capacity import Capacity
 from ..core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 from ..stream.transport import EXTENSION, HTTP_1_0, ClientTransport
 from .admission import Admission
+from .answers import closing_answer
 
 # Bytes of a request's line and headers. The parser itself would accept, and keep, any number of bytes. A key of
 # MAX_KEY_BYTES is 12 KiB when it is percent-encoded.
@@ -208,9 +208,12 @@ class GatewayProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection after GATEWAY_KEEP_ALIVE.
 
-        The event loop runs timers before it reads sockets, so bytes may have arrived just now.
+        The event loop runs timers before it reads sockets, so bytes may have arrived just now. Under TLS they may be
+        no part of a request, so the time for a head starts with them.
         """
-        if not self._client_transport.unread:
+        if self._client_transport.unread:
+            self._await_head()
+        else:
             super().timeout_keep_alive_handler()
 
     def on_response_complete(self) -> None:
@@ -315,9 +318,5 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self._answering():
-            answer = problem(error)
-            headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
-            head = b"".join(b"%b: %b\r\n" % header for header in headers)
-            status = STATUS_LINE[error.status]
-            self.transport.write(b"".join((status, head, b"\r\n", answer.body)))
+            self.transport.write(closing_answer(error, self.server_state.default_headers))
         self.transport.close()

@@ -7,8 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,12 +20,17 @@ from ..main import create_app
 from ..ports import spawn
 from ..settings import Settings
 from ..signals import SIGNALS
+from ..tls import Tls
 from .admission import Admission
 from .protocol import GatewayProtocol
 from .sockets import BACKLOG, bind
 from .stop import Stop
+from .tls_connection import TlsConnection
 
 logger = logging.getLogger("gateway")
+
+# Puts TLS between a new connection and its HTTP protocol.
+Secured = Callable[[asyncio.Protocol], asyncio.Protocol]
 
 # sse-starlette hooks uvicorn's signal handler at import. The gateway itself ends its streams, before uvicorn waits for
 # them.
@@ -73,11 +77,21 @@ class GatewayServer(uvicorn.Server):
             connection.transport.abort()
 
 
-def make_config(app: FastAPI, settings: Settings, admission: Admission) -> uvicorn.Config:
-    """Return uvicorn's configuration for an app."""
+def make_config(
+    app: FastAPI,
+    settings: Settings,
+    admission: Admission,
+    secured: Secured | None = None,
+) -> uvicorn.Config:
+    """Return uvicorn's configuration for an app. *secured* puts TLS below the HTTP protocol of each connection."""
+
+    def protocol(**of_uvicorn: Any) -> asyncio.Protocol:
+        http = GatewayProtocol(admission=admission, **of_uvicorn)
+        return http if secured is None else secured(http)
+
     return uvicorn.Config(
         app,
-        http=cast("type[GatewayProtocol]", partial(GatewayProtocol, admission=admission)),
+        http=cast("type[GatewayProtocol]", protocol),  # uvicorn only calls it
         timeout_keep_alive=cast("int", settings.keep_alive),  # may be a float: uvicorn only adds it to the time
         ws="none",
         lifespan="off",
@@ -99,7 +113,7 @@ async def serve(
 
     Args:
         on_ready: called with the ports (main, admin) once all servers listen.
-        reloads: SIGHUP makes the gateway read the token's file again; otherwise SIGHUP stops the process too.
+        reloads: SIGHUP makes the gateway read its files again; otherwise SIGHUP stops the process too.
 
     Raises:
         SettingsError: the gateway cannot listen on an address, or cannot read the token.
@@ -109,27 +123,39 @@ async def serve(
     gateway = Gateway(settings)
     app = create_app(gateway=gateway)
     with contextlib.ExitStack() as sockets:
-        listening = [(app, bind(settings.host, settings.port, settings.send_buffer, "GATEWAY_PORT (--port)"))]
-        sockets.callback(listening[0][1].close)
+        public = bind(settings.host, settings.port, settings.send_buffer, "GATEWAY_PORT (--port)")
+        sockets.callback(public.close)
+        listening = [(app, public, _secured(gateway.tls))]
         if settings.admin_port is not None:
             admin = bind(settings.host, settings.admin_port, settings.send_buffer, "GATEWAY_ADMIN_PORT (--admin-port)")
             sockets.callback(admin.close)
-            listening.append((app.state.admin, admin))
+            listening.append((app.state.admin, admin, _secured(gateway.tls, admin=True)))
         admission = Admission(gateway.capacity)
-        servers = [GatewayServer(make_config(served, settings, admission), gateway) for served, _sock in listening]
+        servers = [
+            GatewayServer(make_config(served, settings, admission, secured), gateway)
+            for served, _sock, secured in listening
+        ]
         stop = Stop(servers, gateway, reloads=reloads)
         with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
             async with gateway.running():
                 tasks = [
                     spawn(server.serve(sockets=[sock]), name="server", died=gateway.fail)
-                    for server, (_app, sock) in zip(servers, listening, strict=True)
+                    for server, (_app, sock, _tls) in zip(servers, listening, strict=True)
                 ]
                 if await _listen(servers, gateway):
                     if on_ready is not None:
-                        on_ready([sock.getsockname()[1] for _app, sock in listening])
+                        on_ready([sock.getsockname()[1] for _app, sock, _tls in listening])
                     _compare_limits(settings)
                     keep_for_good()
                 await _until_the_first_ends(tasks, servers, gateway)
+
+
+def _secured(tls: Tls | None, *, admin: bool = False) -> Secured | None:
+    """Return what puts TLS below the HTTP protocol of a new connection, or None for plain HTTP."""
+    if tls is None:
+        return None
+    context = tls.for_operators if admin else tls.for_clients
+    return lambda http: TlsConnection(http, context(), tls.failed)
 
 
 async def _listen(servers: list[GatewayServer], gateway: Gateway) -> bool:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from app.check import client as module
-from app.check.client import Client, Departure, UnreachableError, split
+from app.check.client import Client, Departure, TlsFiles, UnreachableError, split
+from app.settings import SettingsError
+from tests.support.certificates import Ca
 from tests.support.waiting import HANG
 
 SYNCED = b'{"type":"reset"}\n\n{"type":"syn', b'ced","revision":1}\n'
@@ -196,3 +200,28 @@ async def test_a_stream_that_was_never_open() -> None:
     assert "Connection refused" in await failure(stream.open)
     await stream.leave()
     stream.abort()
+
+
+def test_files_for_tls(tmp_path: Path) -> None:
+    """A file that cannot be used is named with its flag; the server's own certificate is enough to trust it."""
+    ca = Ca(tmp_path)
+    pair, other = ca.sign("one"), ca.sign("two")
+    (tmp_path / "junk").write_text("junk")
+
+    assert (
+        TlsFiles(cacert=pair.cert, cert=pair.cert, key=pair.key).context().verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+    )
+    for files, said in (
+        (
+            TlsFiles(cacert=tmp_path / "gone"),
+            f"--cacert: {tmp_path / 'gone'} cannot be used: No such file or directory",
+        ),
+        (
+            TlsFiles(cacert=tmp_path / "junk"),
+            f"--cacert: {tmp_path / 'junk'} cannot be used: NO_CERTIFICATE_OR_CRL_FOUND",
+        ),
+        (TlsFiles(cert=pair.cert, key=other.key), f"--cert, --key: {pair.cert} cannot be used: KEY_VALUES_MISMATCH"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            files.context()
+        assert str(caught.value) == said

@@ -40,13 +40,14 @@ class GatewayProcess:
         self.other: list[str] = []
         self.port = 0
         self.admin_port = 0
+        self._scheme = "http"
         self._listening = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
     @property
     def base(self) -> str:
         """The gateway's URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -88,6 +89,7 @@ class GatewayProcess:
                 continue
             line = json.loads(text)
             self.lines.append(line)
+            self._scheme = line.get("scheme", self._scheme)
             if line["message"] == "listening":
                 self.port, self.admin_port = line["port"], line.get("admin_port", 0)
                 self._listening.set()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 from collections import deque
 from dataclasses import dataclass, field
@@ -164,8 +165,9 @@ async def request(
     receive_buffer: int | None = None,
     method: str = "GET",
     version: str = "HTTP/1.1",
+    tls: ssl.SSLContext | None = None,
 ) -> Stream:
-    """Send one request over its own connection; read a body of known length."""
+    """Send one request over its own connection; read a body of known length. An https:// URL needs *tls*."""
     parts = urlsplit(url)
     sock = socket.socket(socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET)
     sock.setblocking(False)
@@ -177,7 +179,10 @@ async def request(
     except BaseException:
         sock.close()
         raise
-    reader, writer = await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 24)
+    name = parts.hostname if tls is not None else None
+    reader, writer = await asyncio.open_connection(
+        sock=sock, limit=receive_buffer or 1 << 24, ssl=tls, server_hostname=name
+    )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{method} {target} {version}", f"Host: {parts.netloc}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
