@@ -81,6 +81,11 @@ class Etcd(Values):
     shared: bool
 
 
+class Tls(Values):
+    existingSecret: str  # noqa: N815
+    clientCaSecret: str  # noqa: N815
+
+
 class Token(Values):
     existingSecret: str  # noqa: N815
     key: Name
@@ -223,10 +228,27 @@ class Affinity(Values):
     podAntiAffinity: dict[str, Any] | None = None  # noqa: N815
 
 
+class SecretOrConfigMap(Values):
+    secret: KeyRef | None = None
+    configMap: KeyRef | None = None  # noqa: N815
+
+
+class TlsConfig(Values):
+    ca: SecretOrConfigMap | None = None
+    cert: SecretOrConfigMap | None = None
+    keySecret: KeyRef | None = None  # noqa: N815
+    caFile: str | None = None  # noqa: N815
+    certFile: str | None = None  # noqa: N815
+    keyFile: str | None = None  # noqa: N815
+    serverName: str | None = None  # noqa: N815
+    insecureSkipVerify: bool | None = None  # noqa: N815
+
+
 class ServiceMonitor(Values):
     enabled: bool
     labels: Texts
     interval: Period
+    tlsConfig: TlsConfig  # noqa: N815
 
 
 class Thresholds(Values):
@@ -261,8 +283,8 @@ class Dashboard(Values):
 # pod's name by default.
 ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
-    "allow_prefixes", "token_file", "tokens_file", "policy_file", "jwt_secret_file", "cors_origins", "pin", "epoch",
-    "drain_window", "drain_timeout", "instance",
+    "tls_cert", "tls_key", "tls_client_ca", "allow_prefixes", "token_file", "tokens_file", "policy_file",
+    "jwt_secret_file", "cors_origins", "pin", "epoch", "drain_window", "drain_timeout", "instance",
 })  # fmt: skip
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
 
@@ -292,6 +314,7 @@ def root() -> type[Values]:
         "autoscaling": Autoscaling,
         "podDisruptionBudget": PodDisruptionBudget,
         "etcd": Etcd,
+        "tls": Tls,
         "token": Token,
         "access": Access,
         "pin": list[Annotated[str, Field(pattern=r"^[^,\s]+$")]],

@@ -49,6 +49,7 @@ World = dict[str, Shape]
 # The fault begins here; before, all is well.
 START = 30.0
 END = 100.0
+DAY = 86_400.0  # seconds; the world begins at the second 0
 
 
 def at(shape: Shape, minute: float) -> float | None:
@@ -94,6 +95,8 @@ def pod(name: str, **changed: Shape) -> World:
         "etcd_watch_streams_max": 4,
         "etcd_up": 1,
         "token_unusable": 0,
+        "tls_certificate_unusable": 0,
+        "tls_certificate_expiry_timestamp_seconds": 90 * DAY,
         "log_lines_dropped_total": 0,
         **{f'access_file_unusable{{file="{file}"}}': 0 for file in ACCESS_FILES.values()},
         **{f'resets_total{{reason="{reason}"}}': 0 for reason in RESET_REASONS},
@@ -223,6 +226,11 @@ SEEDS: dict[str, tuple[World, float]] = {
     "GatewayStreamErrors": (world({"streams_closed_total__error": later(0, lambda _: 1)}), 1),
     "GatewayWithoutEtcd": (world({"etcd_up": later(1, lambda _: 0)}), 6),
     "GatewayTokenUnusable": (world({"token_unusable": later(0, lambda _: 1)}), 6),
+    "GatewayTlsCertificateUnusable": (world({"tls_certificate_unusable": later(0, lambda _: 1)}), 6),
+    "GatewayTlsCertificateExpires": (
+        world({"tls_certificate_expiry_timestamp_seconds": later(90 * DAY, lambda _: 7 * DAY)}),
+        11,
+    ),
     "GatewayAccessFileUnusable": (world({"access_file_unusable__policy": later(0, lambda _: 1)}), 6),
     "GatewayLogLinesDropped": (world({"log_lines_dropped_total": later(0, lambda _: 40)}), 1),
     "GatewayMetricsMissing": (
@@ -423,6 +431,12 @@ QUIET: dict[str, Callable[[], World]] = {
         }
     ),
     "a token is replaced": lambda: world({"token_unusable": lambda minute: 30 <= minute < 32}),
+    "a certificate is renewed in time": lambda: world(
+        {
+            "tls_certificate_unusable": lambda minute: 30 <= minute < 32,
+            "tls_certificate_expiry_timestamp_seconds": lambda minute: (8 if minute < 32 else 90) * DAY,
+        }
+    ),
     "scrapes fail": lambda: {name: missing(30, 34, shape) for name, shape in world().items()},
 }
 

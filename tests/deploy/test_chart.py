@@ -251,6 +251,9 @@ def test_readme_has_every_value() -> None:
         "etcd.tls.clientCertificate=true",
         "etcd.tls.clientCertificate=sure",
         "etcd.auth.nope=1",
+        "tls.nope=1",
+        "tls.clientCaSecret=a",
+        "serviceMonitor.tlsConfig.nope=1",
         "etcd.shared=perhaps",
         "serviceMonitor.nope=1",
         "serviceMonitor.interval=30",
@@ -504,7 +507,7 @@ def test_ingress_over_tls(tool: Path) -> None:
 
     assert ingress["spec"]["ingressClassName"] == "nginx"
     assert ingress["spec"]["tls"] == [{"secretName": "gateway-tls", "hosts": ["gateway.example", "*.other.example"]}]
-    assert names == {"proxy-read-timeout", "proxy-send-timeout", "proxy-next-upstream"}
+    assert names == {"proxy-read-timeout", "proxy-send-timeout", "proxy-next-upstream", "backend-protocol"}
 
 
 def test_http_route(tool: Path) -> None:
@@ -590,7 +593,9 @@ def test_the_test_pod_gets_no_clients(tool: Path) -> None:
     (only,) = pod["spec"]["containers"]
     assert only["securityContext"] == deployment["containers"][0]["securityContext"]
     assert only["image"] == deployment["containers"][0]["image"]
-    assert environment({"spec": {"template": pod}})["GATEWAY_URL"] == "http://demo-etcd-watch-gateway:8081"
+    assert environment({"spec": {"template": pod}})["GATEWAY_URL"] == (
+        "https://demo-etcd-watch-gateway.default.svc:8081"
+    )
 
 
 def follow(tool: Path, url: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -635,8 +640,43 @@ def test_admin_port(tool: Path) -> None:
     assert environment(found["Deployment"])["GATEWAY_ADMIN_PORT"] == "9090"
     assert {"name": "admin", "containerPort": 9090} in gateway["ports"]
     for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
-        assert gateway[probe]["httpGet"] == {"path": path, "port": "admin"}
+        assert gateway[probe]["httpGet"] == {"path": path, "port": "admin", "scheme": "HTTP"}
     assert [port["name"] for port in found["Service"]["spec"]["ports"]] == ["http"]
+
+
+def test_tls(tool: Path) -> None:
+    """With a certificate, the kubelet, Prometheus, ingress-nginx, `helm test` and the NOTES use HTTPS."""
+    on = "tls.existingSecret=a,serviceMonitor.enabled=true,ingress.enabled=true,ingress.hosts={a.example}"
+    found = manifests(template(tool, *CHOICE, "--set", on, "--api-versions", "monitoring.coreos.com/v1"))
+    gateway = container(found["Deployment"])
+    (endpoint,) = found["ServiceMonitor"]["spec"]["endpoints"]
+    annotations = found["Ingress"]["metadata"]["annotations"]
+    said = notes(*CHOICE, "--set", on)
+
+    assert {gateway[probe]["httpGet"]["scheme"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")} == {
+        "HTTPS"
+    }
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"] == {"serverName": "demo-etcd-watch-gateway.default.svc"}
+    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "HTTPS"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    assert environment({"spec": {"template": found["Pod"]}})["GATEWAY_URL"].startswith("https://demo-")
+    assert "http://127" not in said
+    assert "curl -k -N 'https://127.0.0.1:8080" in said
+
+
+def test_client_certificates(tool: Path) -> None:
+    """The pod of `helm test` has no client certificate, and the probes have none: they need the admin port."""
+    secrets = "tls.existingSecret=a,tls.clientCaSecret=b"
+    found = manifests(template(tool, *CHOICE, "--set", secrets))
+    volumes = {
+        volume["name"]: volume["secret"] for volume in found["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    }
+
+    assert "Pod" not in found
+    assert environment(found["Deployment"])["GATEWAY_TLS_CLIENT_CA"] == "/etc/etcd-watch-gateway/tls-client-ca/ca.crt"
+    assert volumes["tls-client-ca"]["secretName"] == "b"
+    assert "needs an adminPort" in refusal(tool, *CHOICE, "--set", f"{secrets},adminPort=0")
 
 
 def test_secrets_for_etcd(tool: Path) -> None:
@@ -653,6 +693,8 @@ def test_secrets_for_etcd(tool: Path) -> None:
     named = {name: value for name, value in environment(found).items() if value.startswith("/etc/")}
 
     assert {name: files[value] for name, value in named.items()} == {
+        "GATEWAY_TLS_CERT": ("gateway-tls", "tls.crt"),
+        "GATEWAY_TLS_KEY": ("gateway-tls", "tls.key"),
         "GATEWAY_TOKEN_FILE": ("gateway-token", "bearer"),
         "GATEWAY_TOKENS_FILE": ("gateway-access", "tokens.yaml"),
         "GATEWAY_POLICY_FILE": ("gateway-access", "policy.yaml"),

@@ -2,11 +2,16 @@
 
 import json
 import os
+import pathlib
+import ssl
 import sys
 import urllib.error
 import urllib.request
 
 SECONDS = 30  # timeout without a byte
+TLS = ssl.create_default_context()
+if pathlib.Path(cacert := os.environ.get("GATEWAY_CACERT", "")).is_file():
+    TLS.load_verify_locations(cacert)
 
 
 def ask(path: str) -> dict[str, object]:
@@ -14,7 +19,7 @@ def ask(path: str) -> dict[str, object]:
     request = urllib.request.Request(os.environ["GATEWAY_URL"] + path)
     if token := os.environ.get("GATEWAY_TOKEN"):
         request.add_header("Authorization", "Bearer " + token)
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+    with urllib.request.urlopen(request, timeout=SECONDS, context=TLS) as answer:
         for line in answer:
             event: dict[str, object] = json.loads(line)
             if event.get("type") == "close":

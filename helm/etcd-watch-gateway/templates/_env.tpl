@@ -31,6 +31,18 @@
 - name: GATEWAY_ETCD_PASSWORD_FILE
   value: /etc/etcd-watch-gateway/etcd-auth/password
 {{- end }}
+{{- with .Values.tls }}
+{{- if .existingSecret }}
+- name: GATEWAY_TLS_CERT
+  value: /etc/etcd-watch-gateway/tls/tls.crt
+- name: GATEWAY_TLS_KEY
+  value: /etc/etcd-watch-gateway/tls/tls.key
+{{- end }}
+{{- if .clientCaSecret }}
+- name: GATEWAY_TLS_CLIENT_CA
+  value: /etc/etcd-watch-gateway/tls-client-ca/ca.crt
+{{- end }}
+{{- end }}
 - name: GATEWAY_ALLOW_PREFIXES
   value: {{ join "," .Values.allowPrefixes | quote }}
 {{- with .Values.pin }}

@@ -23,6 +23,14 @@ helm.sh/chart: {{ include "gateway.chart" . }}
 {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- define "gateway.host" -}}
+{{ include "gateway.name" . }}.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{- define "gateway.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
+{{- end -}}
+
 {{- define "gateway.image" -}}
 {{- with .Values.image -}}
 {{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ with .digest }}@{{ . }}{{ end }}
@@ -85,6 +93,12 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- if and .Values.etcd.tls.clientCertificate (not .Values.etcd.tls.existingSecret) -}}
 {{- fail "etcd.tls.clientCertificate needs etcd.tls.existingSecret, the Secret with the certificate" -}}
+{{- end -}}
+{{- if and .Values.tls.clientCaSecret (not .Values.tls.existingSecret) -}}
+{{- fail "tls.clientCaSecret needs tls.existingSecret, the Secret with the gateway's own certificate" -}}
+{{- end -}}
+{{- if and .Values.tls.clientCaSecret (eq (int .Values.adminPort) 0) -}}
+{{- fail "tls.clientCaSecret needs an adminPort: the kubelet's probes cannot send a client certificate" -}}
 {{- end -}}
 {{- if eq (int .Values.adminPort) 8080 -}}
 {{- fail "adminPort must not be 8080, the gateway's public port; choose another port" -}}
