@@ -21,7 +21,8 @@ GatewayError
 │       └── LargeMessageError  503, one answer of etcd exceeds the limit of a message
 ├── EtcdRefusedError           502, etcd answers and refuses the request
 │   └── DeniedError            502, etcd's roles do not let the gateway read the range
-└── RangesNeedPinError         501, several ranges on one stream need another version of etcd, or a pin
+├── RangesNeedPinError         501, several ranges on one stream need another version of etcd, or a pin
+└── RevisionNotReachedError    504, the answer did not reach the revision that the client asked for
 
 CompactedError and FutureRevisionError are for callers inside the gateway. No client sees them as such.
 
@@ -216,6 +217,14 @@ class RangesNeedPinError(GatewayError):
     status = 501
     title = "Not supported by this etcd"
     code = "ranges-need-pin"
+
+
+class RevisionNotReachedError(GatewayError):
+    """The answer has not reached ``min_revision`` in time."""
+
+    status = 504
+    title = "Revision not reached"
+    code = "revision-not-reached"
 
 
 class CompactedError(Exception):

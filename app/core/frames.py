@@ -20,6 +20,10 @@ from .events import Batch, Delete, Event
 Format = Literal["sse", "ndjson"]
 # How events are written for a reader: format, encoding, epoch, and whether without values.
 Representation = tuple[str, str, str, bool]
+# The form of the items in a list of ``/v1/kv``: separated by commas.
+LIST = "list"
+# Bytes of a put's JSON body before the members that an item of a list has, too.
+_BEFORE_ITEM = len(b'{"type":"put",')
 
 
 def control(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
@@ -85,9 +89,14 @@ def events_frame(
 
 
 def snapshot_frame(bodies: Sequence[bytes], form: str) -> bytes:
-    """Return some items of a snapshot, from their JSON bodies. They look like live puts and carry no cursor."""
+    """Return some items of a snapshot, from their JSON bodies.
+
+    In a stream, they look like live puts and carry no cursor. In ``LIST``, they are the items of a list.
+    """
     if not bodies:
         return b""
+    if form == LIST:
+        return b"{" + b"},{".join([body[_BEFORE_ITEM:] for body in bodies]) + b"}"
     if form == "sse":
         return b"event: put\ndata: " + b"}\n\nevent: put\ndata: ".join(bodies) + b"}\n\n"
     return b"}\n".join(bodies) + b"}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 
@@ -25,11 +25,19 @@ def _first_key(block: Block) -> bytes:
 class Block:
     """Some consecutive items, sorted by key. Immutable, and compared by identity."""
 
-    __slots__ = ("items", "size")
+    __slots__ = ("_newest", "items", "size")
 
     def __init__(self, items: Sequence[KeyValue], size: int) -> None:
         self.items = items
         self.size = size
+        self._newest = 0  # not known yet
+
+    @property
+    def newest(self) -> int:
+        """The greatest ``mod_revision`` of the items."""
+        if not self._newest:
+            self._newest = max(item.mod_revision for item in self.items)
+        return self._newest
 
 
 class Snapshot:
@@ -55,6 +63,29 @@ class Snapshot:
     def size(self) -> int:
         """Bytes of memory that count for the items."""
         return sum(block.size for block in self.blocks)
+
+    @property
+    def count(self) -> int:
+        """The number of items."""
+        return sum(len(block.items) for block in self.blocks)
+
+    @property
+    def newest(self) -> int:
+        """The greatest ``mod_revision`` of the items; 0 if there is none."""
+        return max((block.newest for block in self.blocks), default=0)
+
+    def page(self, start: bytes, limit: int) -> Iterator[Block]:
+        """Yield the items from key *start* on, at most *limit*, in blocks. A block is shared if all of it is wanted."""
+        number = max(0, bisect_right(self.blocks, start, key=_first_key) - 1)
+        for block in islice(self.blocks, number, None):
+            items = block.items if block.items[0].key >= start else [each for each in block.items if each.key >= start]
+            items = items[:limit] if len(items) > limit else items
+            if not items:
+                continue
+            yield block if len(items) == len(block.items) else Block(items, sum(item.size for item in items))
+            limit -= len(items)
+            if not limit:
+                return
 
     def within(self, ranges: Ranges) -> list[Block]:
         """Return the items of *ranges* in blocks, in the order of their keys. A block is shared if all of it is."""

@@ -1,0 +1,52 @@
+"""The weak ``ETag`` of a list or a key, and the precondition ``If-None-Match`` (RFC 9110, section 13.1.2).
+
+An ``ETag`` names the state of a selection by three values: the epoch, the greatest ``mod_revision``, and the number of
+keys. A put raises the greatest ``mod_revision``. A delete does not, but lowers the number of keys. So within one
+history, two states of a selection have the same ``ETag`` exactly if they are equal. All replicas make equal ones.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# An entity tag in a list of them. A weak comparison ignores the ``W/``.
+_ENTITY_TAG = re.compile(r'(?:W/)?"([^"\x00-\x20\x7f]*)"')
+_OWN = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(?:0|[1-9][0-9]{0,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class ETag:
+    """See the module. *newest*: the greatest ``mod_revision``, 0 if there is no key."""
+
+    epoch: str
+    newest: int
+    count: int
+
+    @property
+    def opaque(self) -> str:
+        """The text that a comparison looks at."""
+        return f"{self.epoch}-{self.newest}-{self.count}"
+
+    def __str__(self) -> str:
+        """The value of the header."""
+        return f'W/"{self.opaque}"'
+
+
+class IfNoneMatch:
+    """A parsed ``If-None-Match``. What is not an entity tag in it matches nothing."""
+
+    __slots__ = ("_any", "_tags")
+
+    def __init__(self, header: str) -> None:
+        self._any = header.strip() == "*"
+        self._tags = frozenset(_ENTITY_TAG.findall(header))
+
+    def matches(self, tag: ETag, *, exists: bool = True) -> bool:
+        """Whether the client has the state that *tag* names. *exists*: it is not the absence of a single key."""
+        return (self._any and exists) or tag.opaque in self._tags
+
+    def newest(self, epoch: str) -> int:
+        """Return the greatest ``mod_revision`` that the client has seen in states of *epoch*; 0 if there is none."""
+        found = [_OWN.fullmatch(tag) for tag in self._tags]
+        return max((int(match[2]) for match in found if match and match[1] == epoch), default=0)
