@@ -14,6 +14,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..core.budget import Hold
+from ..core.encoding import item_body
+from ..core.errors import OverCapacityError
+from ..core.etag import ETag
+from ..core.events import KeyValue
+from ..core.selection import Selection
 from ..stream.connection import Connection, StuckError
 
 # Bytes handed to the server at a time.
@@ -23,14 +28,17 @@ SLICE = 64 * 1024
 class KvBody:
     """An encoded body, shared by the responses to all equal requests. ``parts`` is None if the key does not exist.
 
+    ``tag`` is None if the body is a part of a list, or only a count.
+
     *hold* is released after the last response has released the body, or when a feed needs the bytes. In the second
     case the clients that are still receiving the body are disconnected.
     """
 
-    __slots__ = ("__weakref__", "_senders", "parts", "revision", "revoked")
+    __slots__ = ("__weakref__", "_senders", "parts", "revision", "revoked", "tag")
 
-    def __init__(self, revision: int, parts: Sequence[bytes] | None, hold: Hold) -> None:
+    def __init__(self, revision: int, parts: Sequence[bytes] | None, hold: Hold, tag: ETag | None = None) -> None:
         self.revision = revision
+        self.tag = tag
         self.parts = parts
         self.revoked = False
         self._senders: set[Connection] = set()
@@ -44,12 +52,23 @@ class KvBody:
         """The length of the body in bytes."""
         return sum(map(len, self.parts or ()))
 
-    def slices(self) -> Iterator[memoryview]:
-        """Yield the body in pieces that are small enough for the server to copy."""
+    def slices(self) -> Iterator[bytes | memoryview]:
+        """Yield the body in pieces that are small enough for the server to copy. Small parts are joined."""
+        small: list[bytes] = []
+        room = SLICE
         for part in self.parts or ():
-            view = memoryview(part)
-            for start in range(0, len(view), SLICE):
-                yield view[start : start + SLICE]
+            if len(part) > room and small:
+                yield b"".join(small)
+                small, room = [], SLICE
+            if len(part) > SLICE:
+                view = memoryview(part)
+                for start in range(0, len(view), SLICE):
+                    yield view[start : start + SLICE]
+            else:
+                small.append(part)
+                room -= len(part)
+        if small:
+            yield b"".join(small)
 
     def revoke(self) -> None:
         """Discard the body, and disconnect every client that is receiving it."""
@@ -65,6 +84,21 @@ class KvBody:
     def sent(self, connection: Connection) -> None:
         """Record that *connection* no longer receives the body."""
         self._senders.discard(connection)
+
+
+def key_body(item: KeyValue | None, revision: int, epoch: str, selection: Selection, hold: Hold) -> KvBody:
+    """Return the answer for a single key. *item*: None if the key does not exist."""
+    if item is None:
+        return KvBody(revision, None, hold, ETag(epoch, 0, 0))
+    encoded = item_body(revision, f"{epoch}-{revision}", item, selection.encoding)
+    return KvBody(revision, [encoded], hold, ETag(epoch, item.mod_revision, 1))
+
+
+def revoked() -> OverCapacityError:
+    """Return the error of an answer whose memory was needed for something that could not wait."""
+    return OverCapacityError(
+        "the gateway needed the memory of this response for its feeds; try again later", code="too-many-reads"
+    )
 
 
 def _revoke(body: KvBody | None) -> None:
@@ -88,12 +122,17 @@ class KvResponse(Response):
         body.sent_on(connection)
         try:
             await connection.start(self.status_code, self.raw_headers)
-            for data in body.slices():
+            data: bytes | memoryview = b""
+            for following in body.slices():
+                if data:
+                    await connection.send(data)
+                data = following
                 if body.revoked:
-                    await connection.cut_off()  # the body is shorter than its Content-Length
-                    return
-                await connection.send(data)
-            await connection.send(b"", more=False)
+                    break
+            if body.revoked:
+                await connection.cut_off()  # the body is shorter than its Content-Length
+            else:
+                await connection.send(data, more=False)
         except StuckError:
             pass  # the connection is aborted, so no answer can be sent
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from .kv import DEFAULT_LIMIT, MAX_LIMIT
+from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT
 from .requests import ENCODINGS
 from .watch import FORMATS, MODES
 
@@ -71,6 +71,12 @@ KV: dict[str, Any] = {
             _parameter("page", "The `next_page` of the previous page.", _TEXT),
             _parameter("keys_only", "`1`: leave out the values.", _FLAG),
             _parameter("count_only", "`1`: return only the number of keys.", _FLAG),
+            _parameter(
+                "consistency",
+                "`linearizable`: a read at etcd. `feed`: from the gateway's memory, without a request to etcd.",
+                {"type": "string", "enum": [*CONSISTENCIES], "default": "linearizable"},
+            ),
+            _parameter("min_revision", "The answer must have reached this revision.", {"type": "integer"}),
             _ENCODING,
         ]
     },

@@ -121,10 +121,11 @@ class Reads:
         """Run *read*, shared with all callers that ask for the same *key*."""
         return await self._shared.run(key, read)
 
-    async def count(self, watched: KeyRange) -> Listing:
-        """Return how many keys the range has now."""
-        response = await self._range(rpc.RangeRequest(key=watched.start, range_end=watched.end, count_only=True))
-        return Listing(response.header.revision, [], response.count, False, response.header.cluster_id)
+    async def count(self, watched: KeyRange, revision: int = 0) -> Listing:
+        """Return how many keys the range has at *revision* (0: now). Raises as ``pages``."""
+        request = rpc.RangeRequest(key=watched.start, range_end=watched.end, count_only=True, revision=revision)
+        response = await self._range(request)
+        return Listing(revision or response.header.revision, [], response.count, False, response.header.cluster_id)
 
     async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
         """See ``app.ports.Etcd``. Raises as ``pages``.
@@ -140,13 +141,6 @@ class Reads:
                     items += page.items
                     revision, cluster_id = page.revision, page.cluster_id
         return Snapshot.of(revision, items), cluster_id
-
-    async def first(self, watched: KeyRange, revision: int) -> Listing:
-        """Return the range's first key at *revision*, and the number of all keys. Raises as ``pages``."""
-        async with aclosing(self.pages(watched, limit=1, keys_only=True, revision=revision)) as pages:
-            async for page in pages:
-                return page
-        raise AssertionError("every range has at least one page")  # pragma: no cover
 
     async def pages(
         self,

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.api.kv import Kv, parse
+from app.api.kv_etcd import EtcdReads
+from app.api.kv_request import parse
 from app.core.budget import Use
 from app.gateway import Gateway
 from app.main import create_app
@@ -86,8 +87,8 @@ async def test_equal_reads_are_one_body(etcd: EmbeddedEtcd, kv: EtcdClient) -> N
     """Equal reads share one body, which stays counted until the last of them has released it."""
     await fill(kv, "/b/", 20, 100_000)
     async with running(etcd) as gateway:
-        endpoint, asked = Kv(gateway), parse(b"prefix=/b/")
-        shared = [gateway.upstream.reads.shared("kv", lambda: endpoint._read(asked)) for _ in range(10)]
+        reads, asked = EtcdReads(gateway), parse(b"prefix=/b/")
+        shared = [reads.read(asked) for _ in range(10)]
         answers = await asyncio.gather(*shared)
         distinct = set(answers)
         assert len(distinct) == 1
@@ -123,8 +124,7 @@ async def test_answers_give_way_to_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
     await fill(kv, "/b/", 30, 100_000)
     await fill(kv, "/feed/", 140, 100_000)
     async with running(etcd) as gateway:
-        endpoint, asked = Kv(gateway), parse(b"prefix=/b/")
-        answer = await endpoint._read(asked)
+        answer = await EtcdReads(gateway).read(parse(b"prefix=/b/"))
         assert not answer.revoked
         follower = Client(gateway, swallow, b"prefix=/feed/")
         await synced(follower)

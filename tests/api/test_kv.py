@@ -173,6 +173,57 @@ async def test_pages_larger_than_one_range(http: httpx.AsyncClient, etcd_kv: Etc
     assert {page["count"] for page in (first, second, third)} == {800}
 
 
+async def test_several_ranges_are_one_list(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
+    """Several ranges are one list, in the order of the keys, with one count; absent keys are left out."""
+    await etcd_kv.transact({"/many/b/1": "b1", "/many/b/2": "b2", "/many/c": "c", "/many/a/1": "a1", "/many/a": "not"})
+    body = await read(http, "prefix=/many/b/&key=/many/c&prefix=/many/a/&key=/many/absent&key=/many/b/1")
+    keys = await read(http, "key=/many/absent&key=/many/c")
+    none = await read(http, "key=/many/absent&key=/many/gone")
+    counted = await read(http, "prefix=/many/b/&key=/many/c&prefix=/many/a/&count_only=1")
+
+    assert [item["key"] for item in body["kvs"]] == ["/many/a/1", "/many/b/1", "/many/b/2", "/many/c"]
+    assert (body["count"], list(body)) == (4, ["revision", "cursor", "kvs", "count"])
+    assert ([item["value"] for item in keys["kvs"]], keys["count"]) == (["c"], 1)
+    assert (none["kvs"], none["count"]) == ([], 0)
+    assert (counted["kvs"], counted["count"], counted["revision"]) == ([], 4, body["revision"])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 6])
+async def test_pages_of_several_ranges(http: httpx.AsyncClient, etcd_kv: EtcdClient, limit: int) -> None:
+    """Pages across ranges are of one revision, and ``next_page`` is there exactly if there is another page."""
+    at = f"/span/{limit}"
+    expected = [f"{at}/{name}" for name in ("a/1", "a/2", "b", "c/1", "c/2", "e")]
+    ranges = f"prefix={at}/a/&key={at}/b&prefix={at}/bb/&prefix={at}/c/&key={at}/d&key={at}/e&key={at}/f"
+    await etcd_kv.transact(dict.fromkeys(expected, "1"))
+    found, pages = [], []
+    query = f"{ranges}&limit={limit}"
+    while query:
+        page = await read(http, query)
+        pages.append(page)
+        found += [item["key"] for item in page["kvs"]]
+        await etcd_kv.transact({f"{at}/a/3": "new", f"{at}/b": None, f"{at}/d": "new", f"{at}/c/2": "new"})
+        token = page.get("next_page")
+        query = f"{ranges}&limit={limit}&page={token}" if token else ""
+
+    assert found == expected
+    assert [len(page["kvs"]) for page in pages[:-1]] == [limit] * (len(pages) - 1)
+    assert len(pages) == -(-len(expected) // limit)
+    assert {(page["revision"], page["count"]) for page in pages} == {(pages[0]["revision"], 6)}
+
+
+async def test_cursor_of_several_ranges(http: httpx.AsyncClient, etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
+    """The cursor of a list of several ranges starts a watch of the same ranges, also at another replica."""
+    await etcd_kv.transact({"/two/a/1": "1", "/two/b": "1"})
+    body = await read(http, "prefix=/two/a/&key=/two/b")
+    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/two/"}) as replica:
+        query = f"key=/two/b&prefix=/two/a/&last_event_id={body['cursor']}"
+        async with await watch(replica.base, query) as stream:
+            first = await stream.next_event()
+
+    assert first is not None
+    assert (first.type, first.data["revision"]) == ("synced", body["revision"])
+
+
 async def test_pages_of_binary_keys(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
     """The next page starts directly after any key, even if the next key is its smallest successor."""
     keys = [b"/bp/\xff", b"/bp/\xff\x00", b"/bp/\xff\x00\x00", b"/bp/\xff\xff"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.api import kv, openapi, watch
+from app.api import kv_request, openapi, watch
 from app.core.errors import BadRequestError
 from app.gateway import Gateway
 from app.main import create_app
@@ -21,7 +21,7 @@ def parameters(described: dict[str, Any], where: str = "query") -> dict[str, dic
 
 def test_every_parameter_is_described() -> None:
     """Exactly the endpoint's parameters are described."""
-    assert set(parameters(openapi.KV)) == kv._KNOWN
+    assert set(parameters(openapi.KV)) == kv_request._KNOWN
     assert set(parameters(openapi.WATCH)) == watch._KNOWN
     assert set(parameters(openapi.WATCH, "header")) == {"Last-Event-ID"}
 
@@ -29,21 +29,21 @@ def test_every_parameter_is_described() -> None:
 def test_the_limits_are_those_of_the_endpoint() -> None:
     """The documented maximum is accepted, one more is refused, and the default is the limit of a plain request."""
     limit = parameters(openapi.KV)["limit"]
-    assert kv.parse(b"prefix=").limit == limit["default"]
+    assert kv_request.parse(b"prefix=").read.limit == limit["default"]
     for value in (limit["minimum"], limit["maximum"]):
-        assert kv.parse(f"prefix=&limit={value}".encode()).limit == value
+        assert kv_request.parse(f"prefix=&limit={value}".encode()).read.limit == value
     for value in (limit["minimum"] - 1, limit["maximum"] + 1):
         with pytest.raises(BadRequestError):
-            kv.parse(f"prefix=&limit={value}".encode())
+            kv_request.parse(f"prefix=&limit={value}".encode())
 
 
 @pytest.mark.parametrize("name", ["encoding", "keys_only", "count_only"])
 def test_every_choice_is_taken(name: str) -> None:
     """Each documented choice of a parameter is accepted, and no other value."""
     for value in parameters(openapi.KV)[name]["enum"]:
-        kv.parse(f"prefix=&{name}={value}".encode())
+        kv_request.parse(f"prefix=&{name}={value}".encode())
     with pytest.raises(BadRequestError):
-        kv.parse(f"prefix=&{name}=other".encode())
+        kv_request.parse(f"prefix=&{name}=other".encode())
 
 
 async def test_the_document(gateway: Gateway) -> None:

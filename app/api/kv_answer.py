@@ -1,0 +1,67 @@
+"""The responses that one request to ``/v1/kv`` may get: the values, 304, or 404."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from ..core.errors import NotFoundError
+from ..core.etag import ETag, IfNoneMatch
+from .kv_request import KvRequest
+from .kv_response import KvBody, KvResponse
+
+
+@dataclass(frozen=True, slots=True)
+class KvAnswers:
+    """See the module.
+
+    Args:
+        known: what the client has; None if it does not say.
+        wait: the seconds for which the client likes to wait for another state than ``known``; 0: it does not.
+        send_timeout: ``GATEWAY_SEND_TIMEOUT``.
+    """
+
+    asked: KvRequest
+    known: IfNoneMatch | None
+    wait: int
+    send_timeout: float
+
+    def has(self, tag: ETag | None) -> bool:
+        """Whether the client has the state that *tag* names. No client has a part of a list."""
+        return self.known is not None and tag is not None and self.known.matches(tag, exists=not self._absent(tag))
+
+    def newest(self, epoch: str) -> int:
+        """Return the greatest revision that the client has seen, as far as it says."""
+        return self.known.newest(epoch) if self.known is not None else 0
+
+    def of(self, body: KvBody, state: str | None = None) -> Response:
+        """Return the response with *body*, or 304 if the client has it. *state*: of the channel that it is from."""
+        if body.parts is None or self.has(body.tag):
+            return self.without_body(body.revision, body.tag, state)
+        headers = self._headers(body.revision, body.tag, state)
+        return KvResponse(body, headers, "application/json", send_timeout=self.send_timeout)
+
+    def without_body(self, revision: int, tag: ETag | None, state: str | None = None) -> Response:
+        """Return 304. If the state is that a key does not exist, which no body can show, raise NotFoundError."""
+        headers = self._headers(revision, tag, state)
+        if tag is not None and self._absent(tag):
+            missing = NotFoundError(
+                f"no {self.asked.read.selection.ranges[0]} at revision {revision}", code="key-not-found"
+            )
+            missing.headers = headers
+            raise missing
+        return Response(None, 304, headers)
+
+    def _absent(self, tag: ETag) -> bool:
+        return self.asked.read.selection.single_key and not tag.count
+
+    def _headers(self, revision: int, tag: ETag | None, state: str | None) -> dict[str, str]:
+        headers = {"X-Etcd-Revision": str(revision), "Cache-Control": "no-store"}
+        if tag is not None:
+            headers["ETag"] = str(tag)
+        if state is not None:
+            headers["X-Gateway-State"] = state
+        if self.wait:
+            headers["Preference-Applied"] = f"wait={self.wait}"
+        return headers

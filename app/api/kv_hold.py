@@ -1,0 +1,114 @@
+"""Long-poll: an answer of ``/v1/kv`` that is held until the state differs from what the client has.
+
+The client sends ``If-None-Match`` and ``Prefer: wait=30``. While the answer is held, the request counts as a stream: it
+is a subscriber of the channel, and a drain answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..gateway import Gateway
+from ..stream.connection import Connection
+from ..watch.subscriber import Subscriber
+from ..watch.waiter import Waiter
+from .kv_answer import KvAnswers
+from .kv_etcd import EtcdReads
+from .kv_feed import FeedReads
+from .requests import address_of, request_id_of
+
+
+class HeldResponse(Response):
+    """See the module."""
+
+    def __init__(
+        self, gateway: Gateway, etcd: EtcdReads, feed: FeedReads, answers: KvAnswers, request: Request
+    ) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._etcd = etcd
+        self._feed = feed
+        self._answers = answers
+        self._request = request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold the request, and then send the answer."""
+        async with Connection(scope, receive, send, self._gateway.settings.send_timeout) as connection:
+            if self._answers.asked.consistency == "feed":
+                response = await self._from_feed(connection)
+            else:
+                response = await self._from_etcd(connection)
+        await response(scope, receive, send)
+
+    def _subscribe(self) -> Subscriber:
+        request = self._request
+        return self._gateway.registry.subscribe(
+            self._answers.asked.read.selection.ranges,
+            address=address_of(request),
+            user_agent=request.headers.get("user-agent", "")[:256],
+            request_id=request_id_of(request),
+            has_cursor=False,
+        )
+
+    async def _from_feed(self, connection: Connection) -> Response:
+        """Wait for the channel to show another state.
+
+        A replica that lags may show a state that is older than the client's. That state differs, and must not be given
+        to the client as news: two replicas would send the client to and fro. After the wait the state counts, whatever
+        it is, because a restore lowers revisions.
+        """
+        feed, answers, read = self._feed, self._answers, self._answers.asked.read
+        with self._subscribe() as subscriber:
+            channel, waiter = subscriber.channel, Waiter(subscriber)
+            connection.on_gone = waiter.wake
+            await feed.until_readable(subscriber, answers.asked)
+            seen = feed.look(channel, read)
+
+            def over() -> bool:
+                nonlocal seen
+                if connection.gone:
+                    return True
+                if not channel.history.joinable:
+                    return False
+                seen = feed.look(channel, read)
+                return not answers.has(seen.tag) and answers.newest(seen.epoch) <= seen.revision
+
+            ahead = answers.newest(seen.epoch) > seen.revision
+            await waiter.until(over, answers.wait, ahead=ahead)
+            if connection.gone or answers.has(seen.tag):
+                return answers.without_body(seen.revision, seen.tag, seen.state)
+            await feed.until_readable(subscriber, answers.asked)
+            return answers.of(await feed.body(channel, read), seen.state)
+
+    async def _from_etcd(self, connection: Connection) -> Response:
+        """Read, and read again when the channel shows a change after the last read. The last answer is a read, too."""
+        etcd, feed, answers, asked = self._etcd, self._feed, self._answers, self._answers.asked
+        body = await etcd.read(asked)
+        if not answers.has(body.tag):
+            return answers.of(body)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + answers.wait
+        with self._subscribe() as subscriber:
+            channel, waiter = subscriber.channel, Waiter(subscriber)
+            connection.on_gone = waiter.wake
+            over = False
+            while not over:
+                revision, tag = body.revision, body.tag
+                del body  # the answer may be large
+
+                def changed(revision: int = revision) -> bool:
+                    if connection.gone:
+                        return True
+                    later = channel.history.joinable and channel.history.log.tip > revision
+                    return later and not answers.has(feed.look(channel, asked.read).tag)
+
+                over = not await waiter.until(changed, end - loop.time())
+                if connection.gone:
+                    return answers.without_body(revision, tag)
+                body = await etcd.read(asked)
+                over = over or not answers.has(body.tag)
+            return answers.of(body)

@@ -1,0 +1,102 @@
+"""A request to ``/v1/kv``, parsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from ..core.errors import BadRequestError, RevisionNotReachedError
+from ..core.page_token import PageToken, parse_page_token
+from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges
+from ..core.selection import Ranges, Selection
+from .requests import encoding_of
+
+# Where an answer comes from: a linearizable read at etcd, or the feed's memory.
+Consistency = Literal["linearizable", "feed"]
+CONSISTENCIES: tuple[str, ...] = get_args(Consistency)
+DEFAULT_LIMIT = 10_000
+MAX_LIMIT = 100_000
+# A number of 18 digits: etcd's revisions are int64, which have up to 19.
+MAX_REVISION = 10**18 - 1
+_KNOWN = frozenset(
+    {"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding", "consistency", "min_revision"}
+)
+_NOT_WITH_ONE_KEY = ("limit", "page", "keys_only", "count_only")
+
+
+@dataclass(frozen=True, slots=True)
+class KvRead:
+    """What an answer contains. Equal reads share one answer."""
+
+    selection: Selection
+    limit: int
+    page: PageToken | None
+
+    @property
+    def ranges(self) -> Ranges:
+        """The ranges that this page has keys of: all, or those from where the page starts."""
+        if self.page is None:
+            return self.selection.ranges
+        start = self.page.start
+        return tuple(one for one in self.selection.ranges if one.contains(start) or one.name > start)
+
+
+@dataclass(frozen=True, slots=True)
+class KvRequest:
+    """A read, where its answer comes from, and the revision that the answer must have reached."""
+
+    read: KvRead
+    consistency: Consistency
+    min_revision: int
+
+
+def parse(raw: bytes) -> KvRequest:
+    """Parse a query. Raises BadRequestError if the query is wrong."""
+    query = parse_query(raw, _KNOWN)
+    ranges = parse_ranges(query)
+    selection = Selection(
+        ranges,
+        encoding=encoding_of(query),
+        keys_only=parse_flag(query, "keys_only", default=False),
+        count_only=parse_flag(query, "count_only", default=False),
+    )
+    if selection.single_key:
+        _check_single_key(query)
+    page = parse_page_token(query["page"], ranges) if "page" in query else None
+    if page is not None and selection.count_only:
+        raise BadRequestError(
+            "'count_only' has no pages; leave out 'page' or 'count_only'",
+            code="conflicting-parameters",
+            parameter="page",
+        )
+    min_revision = parse_number(query, "min_revision", default=0, most=MAX_REVISION)
+    if page is not None and page.revision < min_revision:
+        raise BadRequestError(
+            f"'page' is of revision {page.revision}, which is below 'min_revision'; start over without 'page'",
+            code="conflicting-parameters",
+            parameter="min_revision",
+        )
+    read = KvRead(selection, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
+    consistency = parse_choice(query, "consistency", CONSISTENCIES) or "linearizable"
+    return KvRequest(read, cast("Consistency", consistency), min_revision)
+
+
+def _check_single_key(query: Query) -> None:
+    for name in _NOT_WITH_ONE_KEY:
+        if name in query:
+            raise BadRequestError(
+                f"{name!r} is not allowed with a single 'key'; use it with 'prefix' or several keys",
+                code="conflicting-parameters",
+                parameter=name,
+            )
+
+
+def not_reached(min_revision: int, revision: int) -> RevisionNotReachedError:
+    """Return the error of an answer that would be of *revision*, which is too low."""
+    error = RevisionNotReachedError(
+        f"'min_revision' is {min_revision}, and the answer has reached {revision}: retry later; if it never comes, the "
+        "revision is not of this etcd",
+        parameter="min_revision",
+    )
+    error.headers = {"X-Etcd-Revision": str(revision)}
+    return error
