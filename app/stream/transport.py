@@ -105,6 +105,18 @@ class ClientTransport:
             pause = min(2 * pause, LAST_LOOK)
 
     @property
+    def empty(self) -> bool:
+        """Whether the connection is open and takes a small write without waiting: nothing is before it.
+
+        ``claim`` may have taken the transport's room for an earlier answer on this connection; this returns the room.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        transport.set_write_buffer_limits()
+        return True
+
+    @property
     def buffered(self) -> int:
         """Bytes that the kernel has not taken from the transport."""
         return self.transport.get_write_buffer_size() if self.transport is not None else 0
