@@ -20,8 +20,16 @@ class Cors(CORSMiddleware):
             app,
             allow_origins=list(origins),
             allow_methods=["GET", "HEAD"],
-            allow_headers=["Authorization", "Cache-Control", "Last-Event-ID"],
-            expose_headers=["X-Etcd-Revision", "X-Gateway-Instance", "X-Request-Id", "Retry-After"],
+            allow_headers=["Authorization", "Cache-Control", "If-None-Match", "Last-Event-ID", "Prefer"],
+            expose_headers=[
+                "ETag",
+                "Preference-Applied",
+                "Retry-After",
+                "X-Etcd-Revision",
+                "X-Gateway-Instance",
+                "X-Gateway-State",
+                "X-Request-Id",
+            ],
         )
 
     async def send(self, message: Message, send: Send, request_headers: Headers) -> None:

@@ -34,11 +34,15 @@ async def test_a_named_origin_may_read() -> None:
     named, other = await answer(None, PAGE), await answer(None, "https://other.example")
 
     assert named.headers["access-control-allow-origin"] == PAGE
-    assert "X-Etcd-Revision" in named.headers["access-control-expose-headers"]
+    exposed = named.headers["access-control-expose-headers"].split(", ")
+    assert {"ETag", "Preference-Applied", "X-Etcd-Revision", "X-Gateway-State"} <= set(exposed)
     assert "access-control-allow-origin" not in other.headers
 
 
-@pytest.mark.parametrize(("header", "status"), [("Last-Event-ID", 200), ("Authorization", 200), ("X-Other", 400)])
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("Last-Event-ID", 200), ("Authorization", 200), ("If-None-Match", 200), ("Prefer", 200), ("X-Other", 400)],
+)
 async def test_the_headers_that_a_page_may_send(header: str, status: int) -> None:
     """A preflight allows the headers that the gateway reads."""
     asked = {"Access_Control_Request_Method": "GET", "Access_Control_Request_Headers": header}
