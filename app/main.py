@@ -21,10 +21,11 @@ from .api.cors import Cors
 from .api.feeds import Feeds
 from .api.health import Health
 from .api.kv import Kv
+from .api.kv_bypass import KvBypass
 from .api.page import Page
 from .api.watch import Watch
 from .gateway import Gateway
-from .metrics import make_instrumentator, make_registry
+from .metrics import make_instrumentator, make_measure, make_registry
 from .settings import Settings, load
 
 logger = logging.getLogger("gateway")
@@ -52,14 +53,16 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
 
     app = _new_app(lifespan)
     registry = make_registry(holder)
-    make_instrumentator(registry).instrument(app)
-    watch = Watch(holder)
-    app.include_router(_client_routes(holder, watch))
+    instrumentator = make_instrumentator(registry)
+    instrumentator.instrument(app)
+    watch, kv = Watch(holder), Kv(holder)
+    app.include_router(_client_routes(holder, watch, kv))
     if holder.settings.admin_port is None:
         app.include_router(_admin_routes(holder, Health(holder, registry)))
     else:
         app.state.admin = create_admin_app(holder, Health(holder, registry))
     app.state.gateway = holder
+    app.add_middleware(KvBypass, kv=kv, measure=make_measure(instrumentator, "/v1/kv"))
     if origins := holder.settings.cors_origins:
         app.add_middleware(Cors, origins=origins)
     app.add_middleware(RevisionHeader, gateway=holder)
@@ -102,9 +105,9 @@ def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable
     router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
 
 
-def _client_routes(gateway: Gateway, watch: Watch) -> APIRouter:
+def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
     router = APIRouter()
-    _serve(router, "/v1/kv", Kv(gateway).get, **openapi.KV)
+    _serve(router, "/v1/kv", kv.get, **openapi.KV)
     _serve(router, "/v1/watch", watch.get, **openapi.WATCH)
     access = Access(gateway)
     _serve(router, "/v1/access", access.get, **openapi.ACCESS)

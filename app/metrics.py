@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,6 +20,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http
+from starlette.requests import Request
+from starlette.responses import Response
 
 from . import logs
 from .core.feed import State
@@ -199,3 +201,14 @@ def make_instrumentator(registry: CollectorRegistry) -> Instrumentator:
         assert measure is not None, "registered once per registry"
         instrumentator.add(measure)
     return instrumentator
+
+
+def make_measure(instrumentator: Instrumentator, handler: str) -> Callable[[Request, Response, float], None]:
+    """Return a function that records a request which has not passed the instrumentator's middleware."""
+
+    def measure(request: Request, response: Response, seconds: float) -> None:
+        info = http.Info(request, response, request.method, handler, str(response.status_code), seconds, seconds)
+        for instrumentation in instrumentator.instrumentations:
+            instrumentation(info)
+
+    return measure

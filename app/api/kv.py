@@ -5,7 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.errors import TransientError
+from ..access.identity import Identity
+from ..core.errors import GatewayError, TransientError
 from ..core.etag import IfNoneMatch
 from ..core.prefer import parse_wait
 from ..gateway import Gateway
@@ -15,7 +16,10 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
 from .kv_request import parse
-from .requests import identity_of, query_of
+from .requests import headers_of, identity_of, query_of
+
+# The key of the scope under which a request's outcome is kept.
+_UNDERSTOOD = "etcd_watch_gateway.kv"
 
 
 class Kv:
@@ -28,30 +32,67 @@ class Kv:
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
-        identity = await identity_of(self._gateway, request.scope)
+        answers = await self.understand(request)
+        self._gateway.capacity.check()
+        if answers.wait:
+            return HeldResponse(self._gateway, self._etcd, self._feed, answers, request)
+        if answers.asked.consistency == "feed":
+            return await self._from_feed(answers)
+        return answers.of(await self._etcd.read(answers.asked))
+
+    async def at_once(self, request: Request) -> Response | None:
+        """Answer a request from a channel that can be read now. Return None if that is not possible.
+
+        Raises:
+            GatewayError: the request is wrong, not allowed, or must be refused; nothing is held.
+        """
+        answers = await self.understand(request)
+        asked = answers.asked
+        if asked.consistency != "feed" or answers.wait or self._feed.channel(asked) is None:
+            return None
+        self._gateway.capacity.check()
+        return await self._from_feed(answers)
+
+    async def understand(self, request: Request) -> KvAnswers:
+        """Return what a request asks for.
+
+        The bypass and the route both call this. The second call has the outcome of the first: credentials are checked
+        once for each request.
+
+        Raises:
+            GatewayError: the request is wrong, or not allowed.
+        """
+        outcome: KvAnswers | GatewayError | None = request.scope.get(_UNDERSTOOD)
+        if outcome is None:
+            try:
+                outcome = self._understand(request, await identity_of(self._gateway, request.scope))
+            except GatewayError as error:
+                outcome = error
+            request.scope[_UNDERSTOOD] = outcome
+        if isinstance(outcome, GatewayError):
+            raise outcome
+        return outcome
+
+    def _understand(self, request: Request, identity: Identity) -> KvAnswers:
         asked = parse(query_of(request))
         selection = asked.read.selection
         keys_only = selection.keys_only or selection.count_only
         self._gateway.access.authorize(identity, selection.ranges, keys_only=keys_only)
-        self._gateway.capacity.check()
-        tags = request.headers.getlist("if-none-match")
-        known = IfNoneMatch(", ".join(tags)) if tags else None
+        tags = headers_of(request, b"if-none-match")
         # A HEAD is answered at once: it asks what there is, and not for what comes.
-        waits = known is not None and request.method == "GET"
-        wait = parse_wait(", ".join(request.headers.getlist("prefer"))) if waits else 0
-        answers = KvAnswers(asked, known, wait, self._gateway.settings.send_timeout)
-        if wait:
-            return HeldResponse(self._gateway, self._etcd, self._feed, answers, request)
-        if asked.consistency == "feed":
-            return await self._from_feed(answers)
-        return answers.of(await self._etcd.read(asked))
+        waits = tags and request.method == "GET"
+        wait = parse_wait(", ".join(headers_of(request, b"prefer"))) if waits else 0
+        known = IfNoneMatch(", ".join(tags)) if tags else None
+        return KvAnswers(asked, known, wait, self._gateway.settings.send_timeout)
 
     async def _from_feed(self, answers: KvAnswers) -> Response:
         asked = answers.asked
+        channel = self._feed.channel(asked)
+        if channel is not None and self._feed.kept(channel):
+            return await self._show(channel, answers)
         try:
             subscriber = self._feed.subscribe(asked)
         except TransientError:
-            channel = self._feed.shared_channel(asked)
             if channel is None:
                 raise
             return await self._show(channel, answers)

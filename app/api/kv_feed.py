@@ -55,6 +55,7 @@ class FeedReads:
         self._gateway = gateway
         # While a client receives a body, equal requests share the body.
         self._bodies: WeakKeyDictionary[Snapshot, WeakValueDictionary[KvRead, KvBody]] = WeakKeyDictionary()
+        self._renew_at: WeakKeyDictionary[Channel, float] = WeakKeyDictionary()  # monotonic seconds
 
     async def until_readable(self, subscriber: Subscriber, asked: KvRequest) -> None:
         """Wait until the channel may be read, at ``min_revision`` or above.
@@ -102,10 +103,22 @@ class FeedReads:
             asked.read.selection.ranges, address="", user_agent="", request_id="", has_cursor=False
         )
 
-    def shared_channel(self, asked: KvRequest) -> Channel | None:
-        """Return a channel that others keep, and that can be read now: reading it needs no room."""
+    def channel(self, asked: KvRequest) -> Channel | None:
+        """Return the channel if it exists and can be read now: reading it needs no room."""
         channel = self._gateway.registry.channel(asked.read.selection.ranges)
         return channel if channel is not None and readable(channel, asked.min_revision) else None
+
+    def kept(self, channel: Channel) -> bool:
+        """Whether the channel's linger began anew so lately that this read need not do so again.
+
+        To subscribe and release takes a quarter of a read. So a channel lingers for at least three quarters of
+        ``GATEWAY_LINGER`` after its last read.
+        """
+        now, linger = self._gateway.clock(), self._gateway.settings.linger
+        if now < self._renew_at.get(channel, now):
+            return True
+        self._renew_at[channel] = now + linger / 4
+        return False
 
     def look(self, channel: Channel, read: KvRead) -> Seen:
         """Return what a channel that is readable shows now."""
@@ -181,7 +194,6 @@ async def _list(view: View, snapshot: Snapshot, epoch: str, items: KvList, read:
         if turn <= 0:
             turn = TURN
             await asyncio.sleep(0)
-    items.settle()
     more = bool(last) and last != snapshot.blocks[-1].items[-1].key
     revision = page.revision if page is not None else snapshot.revision
     return items.body(epoch, revision, snapshot.count, more=more)

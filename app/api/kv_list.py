@@ -51,7 +51,8 @@ class KvList:
         self._last = last
         self._newest = max(self._newest, newest)
         # JSON may be six times as long as the value: a control character becomes "\\u0001".
-        self._hold.set(max(self._hold.size, self._size))
+        if self._size > self._hold.size:
+            self._hold.set(self._size)
 
     def settle(self) -> None:
         """Count what there is, and return to the budget what was reserved for more."""
@@ -74,6 +75,8 @@ class KvList:
 
     def body(self, epoch: str, revision: int, count: int, *, more: bool) -> KvBody:
         """Return the answer. *count*: of all keys in the selection. *more*: it has keys after these."""
+        if self._hold.released:
+            raise revoked()
         page = PageToken(epoch, revision, self._last + b"\0").token() if more else None
         parts = [list_head(revision, f"{epoch}-{revision}"), *self._parts, list_tail(count, page)]
         whole = self._read.page is None and page is None

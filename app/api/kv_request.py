@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -18,6 +19,8 @@ DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
 # A number of 18 digits: etcd's revisions are int64, which have up to 19.
 MAX_REVISION = 10**18 - 1
+# Bytes of the longest query whose parsed form is kept, so that what clients choose takes 2 MiB at most.
+LONGEST_KNOWN = 512
 _KNOWN = frozenset(
     {"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding", "consistency", "min_revision"}
 )
@@ -52,6 +55,10 @@ class KvRequest:
 
 def parse(raw: bytes) -> KvRequest:
     """Parse a query. Raises BadRequestError if the query is wrong."""
+    return _known(raw) if len(raw) <= LONGEST_KNOWN else _parse(raw)
+
+
+def _parse(raw: bytes) -> KvRequest:
     query = parse_query(raw, _KNOWN)
     ranges = parse_ranges(query)
     selection = Selection(
@@ -79,6 +86,10 @@ def parse(raw: bytes) -> KvRequest:
     read = KvRead(selection, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
     consistency = parse_choice(query, "consistency", CONSISTENCIES) or "linearizable"
     return KvRequest(read, cast("Consistency", consistency), min_revision)
+
+
+# To parse a query takes a quarter of a read from memory, and clients ask the same again and again.
+_known = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def _check_single_key(query: Query) -> None:

@@ -20,6 +20,7 @@ from ..core.etag import ETag
 from ..core.events import KeyValue
 from ..core.selection import Selection
 from ..stream.connection import Connection, StuckError
+from ..stream.transport import ClientTransport, client_of
 
 # Bytes handed to the server at a time.
 SLICE = 64 * 1024
@@ -118,6 +119,10 @@ class KvResponse(Response):
         """Send the response."""
         body, self._body = self._body, None
         assert body is not None, "a response is sent only once"
+        client = client_of(scope)
+        if body.size <= SLICE and client.empty:
+            await self._send_at_once(body, client, send)
+            return
         connection = Connection(scope, receive, send, self._send_timeout)
         body.sent_on(connection)
         try:
@@ -138,3 +143,10 @@ class KvResponse(Response):
         finally:
             body.sent(connection)
             del body  # so that the traceback of an error of this request does not keep the body
+
+    async def _send_at_once(self, body: KvBody, client: ClientTransport, send: Send) -> None:
+        """Send a small body without waiting, and without the timers of a wait. The transport has room for all of it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b"".join(body.parts or ()), "more_body": False})
+        if client.buffered:  # the client does not read: count the body, and do not wait for ever
+            await client.until_acked(self._send_timeout)

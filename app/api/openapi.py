@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT
+from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT, MAX_REVISION
 from .requests import ENCODINGS
 from .watch import FORMATS, MODES
 
@@ -22,6 +22,7 @@ def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query
 _TEXT = {"type": "string"}
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
 _FLAG = {"type": "integer", "enum": [0, 1]}
+_REVISION = {"type": "integer", "minimum": 1, "maximum": MAX_REVISION}
 _PREFIX = _parameter(
     "prefix",
     "All keys that start with these bytes, percent-encoded. An empty prefix means all keys. May be repeated.",
@@ -76,15 +77,22 @@ KV: dict[str, Any] = {
                 "`linearizable`: a read at etcd. `feed`: from the gateway's memory, without a request to etcd.",
                 {"type": "string", "enum": [*CONSISTENCIES], "default": "linearizable"},
             ),
-            _parameter("min_revision", "The answer must have reached this revision.", {"type": "integer"}),
+            _parameter("min_revision", "The answer must have reached this revision.", _REVISION),
             _ENCODING,
+            _parameter("If-None-Match", "An `ETag`: 304 if the state is still the same.", _TEXT, "header"),
+            _parameter(
+                "Prefer",
+                "`wait=30`: with `If-None-Match`, wait up to 30 s for another state; at most 60 s.",
+                _TEXT,
+                "header",
+            ),
         ]
     },
     "responses": _responses(
-        "`{revision, cursor, kvs, count, next_page?}` for a prefix, `{revision, cursor, kv}` for a key.",
+        "`{revision, cursor, kv}` for a single key, `{revision, cursor, kvs, count, next_page?}` for all others.",
         ["application/json"],
-        400, 401, 403, 404, 410, 429, 502, 503,
-    ),
+        400, 401, 403, 404, 410, 429, 501, 502, 503, 504,
+    ) | {304: {"description": "The state is still the one that `If-None-Match` names."}},
 }  # fmt: skip
 
 WATCH: dict[str, Any] = {

@@ -33,6 +33,11 @@ def header_of(request: Request, name: bytes) -> str | None:
     return None
 
 
+def headers_of(request: Request, name: bytes) -> list[str]:
+    """Return the values of a header that may be sent in several lines."""
+    return [value.decode("latin-1") for key, value in request.scope["headers"] if key == name]
+
+
 def address_of(request: Request) -> str:
     """Return ``host:port`` of the client, or of the client that a proxy names (uvicorn's proxy headers)."""
     client = request.scope.get("client")

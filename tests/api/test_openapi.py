@@ -24,6 +24,7 @@ def test_every_parameter_is_described() -> None:
     assert set(parameters(openapi.KV)) == kv_request._KNOWN
     assert set(parameters(openapi.WATCH)) == watch._KNOWN
     assert set(parameters(openapi.WATCH, "header")) == {"Last-Event-ID"}
+    assert set(parameters(openapi.KV, "header")) == {"If-None-Match", "Prefer"}
 
 
 def test_the_limits_are_those_of_the_endpoint() -> None:
@@ -37,7 +38,7 @@ def test_the_limits_are_those_of_the_endpoint() -> None:
             kv_request.parse(f"prefix=&limit={value}".encode())
 
 
-@pytest.mark.parametrize("name", ["encoding", "keys_only", "count_only"])
+@pytest.mark.parametrize("name", ["encoding", "keys_only", "count_only", "consistency"])
 def test_every_choice_is_taken(name: str) -> None:
     """Each documented choice of a parameter is accepted, and no other value."""
     for value in parameters(openapi.KV)[name]["enum"]:
@@ -53,7 +54,7 @@ async def test_the_document(gateway: Gateway) -> None:
         responses = document["paths"][path]["get"]["responses"]
         assert "200" in responses
         for status, response in responses.items():
-            if status != "200":
+            if status not in ("200", "304"):
                 assert list(response["content"]) == ["application/problem+json"], (path, status)
     served = document["paths"]["/v1/watch"]["get"]["responses"]["200"]["content"]
     assert set(served) == {"text/event-stream", "application/x-ndjson"}

@@ -429,10 +429,23 @@ async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
         for path in ("/v1/kv", "/v1/watch", "/v1/feeds")
     }
     assert parameters == {
-        "/v1/kv": {"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding"},
+        "/v1/kv": {
+            "key",
+            "prefix",
+            "limit",
+            "page",
+            "keys_only",
+            "count_only",
+            "consistency",
+            "min_revision",
+            "encoding",
+            "If-None-Match",
+            "Prefer",
+        },
         "/v1/watch": {
             "key",
             "prefix",
+            "keys_only",
             "snapshot",
             "encoding",
             "format",

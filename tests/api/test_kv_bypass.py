@@ -1,0 +1,91 @@
+"""Both ways of a read from memory, the bypass and FastAPI's route, give the same answer in every respect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.api.kv_bypass import KvBypass
+from app.gateway import Gateway
+from app.main import create_app
+from app.settings import load
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import HANG
+
+PAGE = "https://page.example"
+FEED = "consistency=feed"
+
+
+@pytest.fixture(name="gateway")
+async def _gateway(fake: FakeEtcd) -> AsyncIterator[Gateway]:
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "cors_origins": PAGE}))
+    async with gateway.running():
+        yield gateway
+
+
+def without_bypass(app: FastAPI) -> FastAPI:
+    """Return the app as it would be without the bypass."""
+    (bypass,) = [each for each in app.user_middleware if cast("Any", each.cls) is KvBypass]
+    app.user_middleware.remove(bypass)
+    return app
+
+
+async def outcome(app: FastAPI, target: str, method: str, headers: dict[str, str]) -> tuple[object, ...]:
+    """What the client and the operators see of one request."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        before = (await http.get("/metrics")).text
+        answer = await http.request(method, target, headers=headers)
+        after = (await http.get("/metrics")).text
+    counted = [re.findall(r'(?m)^etcd_watch_gateway_http\S+_count.*"/v1/kv".*$|^\S+requests_total.*kv.*$', text)
+               for text in (before, after)]  # fmt: skip
+    known = dict(line.rsplit(" ", 1) for line in counted[0])
+    more = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) - float(known.get(line.rsplit(" ", 1)[0], 0))
+            for line in counted[1]}  # fmt: skip
+    kept = {name: value for name, value in answer.headers.items() if name != "retry-after"}
+    return answer.status_code, kept, answer.content, {name: value for name, value in more.items() if value}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("headers", [{}, {"Origin": PAGE}, {"If-None-Match": "*"}, {"Prefer": "wait=9"}])
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"prefix=/svc/&{FEED}",
+        f"{FEED}&prefix=/svc/&keys_only=1",
+        f"key=/svc/a&{FEED}",
+        f"key=/svc/none&{FEED}",
+        f"prefix=/svc/&count_only=1&{FEED}",
+        f"prefix=/svc/&{FEED}&bogus=1",
+        f"prefix=/svc/&{FEED}&{FEED}",
+        f"prefix=/svc/&{FEED}x",
+        f"{FEED}",
+        f"prefix=/svc/&_={FEED}",
+        "prefix=/svc/&consistency=%66eed",
+    ],
+)
+async def test_the_same_answer(gateway: Gateway, query: str, headers: dict[str, str], method: str) -> None:
+    """Status, headers, body and metrics are the same."""
+    with_it, without = create_app(gateway=gateway), without_bypass(create_app(gateway=gateway))
+    for app in (with_it, without):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            await http.get(f"/v1/kv?{query}")  # the channel is there
+    ours, theirs = [await outcome(app, f"/v1/kv?{query}", method, headers) for app in (with_it, without)]
+
+    assert ours == theirs
+    assert ours[3], "the request is counted"
+
+
+async def test_credentials_are_checked_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that the bypass leaves to the route is not authenticated again."""
+    checks: list[bytes] = []
+    monkeypatch.setattr(gateway.access, "authenticate", checks.append)
+    app = create_app(gateway=gateway)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        assert (await http.get(f"/v1/kv?prefix=/svc/&{FEED}")).status_code == 200
+
+    assert len(checks) == 1

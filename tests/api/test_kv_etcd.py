@@ -1,0 +1,78 @@
+"""``app.api.kv_etcd``: linearizable reads, all of one revision."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.api.kv_etcd import EtcdReads
+from app.api.kv_request import parse
+from app.core.budget import Use
+from app.core.errors import PageExpiredError, RevisionNotReachedError
+from app.gateway import Gateway
+from tests.support.fake_etcd import FakeEtcd
+
+
+async def read(gateway: Gateway, query: str) -> dict[str, Any]:
+    """The answer to a query."""
+    body = await EtcdReads(gateway).read(parse(query.encode()))
+    found: dict[str, Any] = json.loads(b"".join(body.parts or ()))
+    assert found["revision"] == body.revision
+    return found
+
+
+@pytest.mark.parametrize("query", ["prefix=/a/&prefix=/b/&key=/c", "prefix=/a/&prefix=/b/&key=/c&count_only=1"])
+async def test_only_the_first_range_decides_the_revision(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """A transaction between two Ranges is seen in all of its keys or in none: all are of the first one's revision."""
+    fake.txn([(b"/a/1", b"old"), (b"/b/1", b"old"), (b"/c", b"old")])
+    asked = []
+    answer = fake._read
+
+    def answer_and_write(request: Any) -> Any:
+        asked.append((request.revision, request.serializable))
+        found = answer(request)
+        fake.txn([(b"/a/1", b"new"), (b"/b/1", None), (b"/b/2", b"new"), (b"/b/3", b"new"), (b"/c", None)])
+        return found
+
+    await EtcdReads(gateway).read(parse(b"key=/warm"))
+    monkeypatch.setattr(fake, "_read", answer_and_write)
+    found = await read(gateway, query)
+
+    assert asked[0] == (0, False)
+    assert {revision for revision, _ in asked[1:]} == {found["revision"]}
+    assert [item["value"] for item in found["kvs"]] == ([] if "count_only" in query else ["old"] * 3)
+    assert found["count"] == 3
+
+
+async def test_a_page_continues_in_its_range(gateway: Gateway, fake: FakeEtcd) -> None:
+    """A page reads nothing of the ranges before its start, except their counts."""
+    fake.txn([(f"/{name}/{number}".encode(), b"") for name in "abc" for number in range(2)])
+    first = await read(gateway, "prefix=/a/&prefix=/b/&prefix=/c/&limit=3")
+    second = await read(gateway, f"prefix=/a/&prefix=/b/&prefix=/c/&limit=3&page={first['next_page']}")
+
+    assert [item["key"] for item in first["kvs"]] == ["/a/0", "/a/1", "/b/0"]
+    assert [item["key"] for item in second["kvs"]] == ["/b/1", "/c/0", "/c/1"]
+    assert "next_page" not in second
+    assert (first["count"], second["count"]) == (6, 6)
+
+
+async def test_a_page_of_another_cluster(gateway: Gateway, fake: FakeEtcd) -> None:
+    """A foreign token is refused before etcd is asked."""
+    fake.txn([(b"/a/1", b""), (b"/a/2", b"")])
+    page = (await read(gateway, "prefix=/a/&limit=1"))["next_page"]
+    asked = gateway.upstream.reads.ranges_total
+    with pytest.raises(PageExpiredError):
+        await read(gateway, f"prefix=/a/&encoding=base64&page={page}")
+    assert gateway.upstream.reads.ranges_total == asked
+
+
+async def test_a_revision_that_does_not_come(gateway: Gateway, fake: FakeEtcd) -> None:
+    """The error says how far etcd is, and the first answer is released before the wait."""
+    gateway.settings = gateway.settings.model_copy(update={"sync_timeout": 0.01})
+    with pytest.raises(RevisionNotReachedError):
+        await read(gateway, f"prefix=/svc/&min_revision={fake.revision + 1}")
+    assert gateway.budget.of(Use.ANSWER) == 0
