@@ -36,25 +36,33 @@ class Line:
         self._writer.close()
 
 
-async def reads(query: str, lines: int, count: int, keys: int, *, known: bool = False) -> Figures:
-    """Ask for *query* on so many connections, *count* times in all. *known*: with the ``ETag``, for 304s."""
+async def reads(parameters: str, lines: int, count: int, keys: int, *, apart: bool, known: bool = False) -> Figures:
+    """Read a list on so many connections, *count* times in all.
+
+    Args:
+        parameters: of each read, beside its prefix.
+        keys: in each list.
+        apart: each connection reads a list of its own. Otherwise all read the same list, and share what they can.
+        known: with the ``ETag``, for 304s.
+    """
     async with EmbeddedEtcd() as etcd, etcd_client(etcd.endpoint) as kv:
-        for number in range(keys):
-            await kv.put(f"/bench/{number:06}", VALUE)
+        for place in range(lines if apart else 1):
+            await asyncio.gather(*(kv.put(f"/bench/{place}/{number:06}", VALUE) for number in range(keys)))
         async with gateway_at(etcd) as peer:
             asking = [Line(*await asyncio.open_connection("127.0.0.1", peer.port)) for _ in range(lines)]
-            target = f"/v1/kv?{query}"
-            assert await asking[0].ask(target) == 200
-            headers = f"If-None-Match: {asking[0].tag}\r\n" if known else ""
+            targets = [f"/v1/kv?prefix=/bench/{number if apart else 0}/{parameters}" for number in range(lines)]
+            for line, target in zip(asking, targets, strict=True):
+                assert await line.ask(target) == 200
             await asyncio.sleep(SETTLE)
             left = iter(range(count))
 
-            async def ask(line: Line) -> None:
+            async def ask(line: Line, target: str) -> None:
+                headers = f"If-None-Match: {line.tag}\r\n" if known else ""
                 for _ in left:
                     assert await line.ask(target, headers) == (304 if known else 200)
 
             used, begun = cpu_seconds(peer.pid), time.monotonic()
-            await asyncio.gather(*map(ask, asking))
+            await asyncio.gather(*map(ask, asking, targets))
             seconds = time.monotonic() - begun
             used = cpu_seconds(peer.pid) - used
             for line in asking:

@@ -11,6 +11,7 @@ from benchmarks import measure
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
 from benchmarks.peers.bare import bare
+from benchmarks.reads import reads
 
 GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "gateway",
@@ -28,6 +29,18 @@ PEERS: Mapping[str, measure.Start] = {
     PUSHPIN: hubs.pushpin,
     NAIVE: etcd.naive,
     JSON: etcd.json_gateway,
+}
+
+
+LINEARIZABLE, FROM_MEMORY, NOT_MODIFIED = "linearizable, own lists", "from memory, own lists", "304, own lists"
+# Parameters of a read, whether each connection reads its own list, and whether it knows the list.
+READS: Mapping[str, tuple[str, bool, bool]] = {
+    LINEARIZABLE: ("", True, False),
+    FROM_MEMORY: ("&consistency=feed", True, False),
+    NOT_MODIFIED: ("&consistency=feed", True, True),
+    "linearizable, one list": ("", False, False),
+    "from memory, one list": ("&consistency=feed", False, False),
+    "304, one list": ("&consistency=feed", False, True),
 }
 
 
@@ -53,10 +66,14 @@ class Size:
     puts: int = 20_000
     growth: Sequence[int] = (1000, 5000, 10_000, 15_000)
     slow: int = 100
+    readers: int = 32
+    reads: int = 5000
 
 
 FULL = Size()
-SMALL = Size(many=50, events=3, burst_to=20, burst=50, followers=5, puts=200, growth=(20, 40), slow=5)
+SMALL = Size(
+    many=50, events=3, burst_to=20, burst=50, followers=5, puts=200, growth=(20, 40), slow=5, readers=3, reads=30
+)
 
 
 def comparisons(size: Size) -> list[Comparison]:
@@ -129,6 +146,16 @@ def comparisons(size: Size) -> list[Comparison]:
                 "with": partial(measure.beside_slow_ones, PEERS[GATEWAY], many, events, size.slow),
             },
         ),
+        Comparison(
+            "reads",
+            f"Reads of a list of 100 keys, {size.readers} connections",
+            "Each connection reads a list of its own, or all read the same list. Linearizable reads of the same list "
+            "share Ranges at etcd. The values have 100 bytes, and nothing is written meanwhile.",
+            {
+                side: partial(reads, parameters, size.readers, size.reads, 100, apart=apart, known=known)
+                for side, (parameters, apart, known) in READS.items()
+            },
+        ),
     ]
 
 
@@ -165,7 +192,7 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         found = ([figures[figure] for figures in rounds[comparison][name]] for name in (side, other))
         return max(0.01, *(max(values) - min(values) for values in found))
 
-    etcd_cpu = "CPU an event (ms)"
+    etcd_cpu, read_cpu = "CPU an event (ms)", "CPU a read (us)"
     cpu, last, memory, rate = (
         "CPU a delivery (us)",
         "last served after (ms)",
@@ -210,4 +237,11 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
             1.2,
             ratio("slow", "with", "without", "p99 (ms)"),
         ),
+        Goal(
+            "reads from memory a second, relative to linearizable ones",
+            5,
+            ratio("reads", FROM_MEMORY, LINEARIZABLE, "reads a second"),
+            most=False,
+        ),
+        Goal("a 304: CPU, relative to a read from memory", 1, ratio("reads", NOT_MODIFIED, FROM_MEMORY, read_cpu)),
     ]
