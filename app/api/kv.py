@@ -48,7 +48,9 @@ class Kv:
         """
         answers = await self.understand(request)
         asked = answers.asked
-        if asked.consistency != "feed" or answers.wait or self._feed.channel(asked) is None:
+        if asked.consistency != "feed" or answers.wait or asked.read.page is not None:
+            return None
+        if self._feed.channel(asked) is None:
             return None
         self._gateway.capacity.check()
         return await self._from_feed(answers)

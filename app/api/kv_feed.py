@@ -71,9 +71,9 @@ class FeedReads:
             return
         if subscriber.closing is None and channel.history.joinable:
             raise not_reached(revision, channel.history.log.tip)
-        raise self._why_not(subscriber)
+        raise self.why_not(subscriber)
 
-    def _why_not(self, subscriber: Subscriber) -> GatewayError:
+    def why_not(self, subscriber: Subscriber) -> GatewayError:
         """Return why there is no state to answer from."""
         names = ", ".join(map(str, subscriber.channel.ranges))
         match subscriber.closing:

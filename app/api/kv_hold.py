@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..core.errors import DrainingError
 from ..gateway import Gateway
 from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
@@ -79,6 +80,8 @@ class HeldResponse(Response):
 
             ahead = answers.newest(seen.epoch) > seen.revision
             await waiter.until(over, answers.wait, ahead=ahead)
+            if subscriber.closing not in (None, DrainingError.close_reason):
+                raise feed.why_not(subscriber)
             if connection.gone or answers.has(seen.tag):
                 return answers.without_body(seen.revision, seen.tag, seen.state)
             await feed.until_readable(subscriber, answers.asked)

@@ -43,11 +43,13 @@ class Block:
 class Snapshot:
     """The items of a range at one revision, immutable. Successive snapshots share the blocks that have not changed."""
 
-    __slots__ = ("__weakref__", "blocks", "revision")
+    __slots__ = ("__weakref__", "_count", "_newest", "blocks", "revision")
 
     def __init__(self, revision: int, blocks: Sequence[Block]) -> None:
         self.revision = revision
         self.blocks = blocks
+        # Not known yet. Thousands of clients may ask, and each would look at all blocks.
+        self._count = self._newest = -1
 
     @classmethod
     def of(cls, revision: int, items: Iterable[KeyValue], block_bytes: int = MAX_BYTES) -> Snapshot:
@@ -67,12 +69,16 @@ class Snapshot:
     @property
     def count(self) -> int:
         """The number of items."""
-        return sum(len(block.items) for block in self.blocks)
+        if self._count < 0:
+            self._count = sum(len(block.items) for block in self.blocks)
+        return self._count
 
     @property
     def newest(self) -> int:
         """The greatest ``mod_revision`` of the items; 0 if there is none."""
-        return max((block.newest for block in self.blocks), default=0)
+        if self._newest < 0:
+            self._newest = max((block.newest for block in self.blocks), default=0)
+        return self._newest
 
     def page(self, start: bytes, limit: int) -> Iterator[Block]:
         """Yield the items from key *start* on, at most *limit*, in blocks. A block is shared if all of it is wanted."""

@@ -63,12 +63,17 @@ async def test_reads(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
             ("prefix=/b/&count_only=1", 200),
             ("key=/b/0000", 200),
             ("key=/none", 404),
+            ("prefix=/b/&consistency=feed", 200),
+            ("prefix=/b/&consistency=feed&limit=3&encoding=base64", 200),
+            ("prefix=/b/&consistency=feed&count_only=1", 200),
+            ("key=/b/0000&consistency=feed", 200),
+            ("key=/none&consistency=feed", 404),
         ):
             assert (await http.get(f"/v1/kv?{query}")).status_code == status
         page = (await http.get("/v1/kv?prefix=/b/&limit=3")).json()["next_page"]
         await kv.compact(await kv.put("/other", "1"))
         assert (await http.get(f"/v1/kv?prefix=/b/&page={page}")).status_code == 410
-        assert await nothing_held(gateway)
+        await eventually(lambda: nothing_held(gateway))
         etcd.sigstop()
         reading = [asyncio.create_task(http.get(f"/v1/kv?prefix=/b/&limit={n}")) for n in range(1, 30)]
         await eventually(lambda: asks(gateway))
@@ -117,6 +122,27 @@ async def test_an_answer_ends_early_where_memory_is_short(etcd: EmbeddedEtcd, kv
             token = f"&page={body['next_page']}"
     assert found == [f"/b/{number:04}" for number in range(60)]
     assert pages > 1  # 6 MB do not fit in a quarter of 16 MiB
+
+
+async def test_reads_from_memory_are_counted(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A body from memory counts beside the view; where memory is short it ends early, and all pages are the list."""
+    await fill(kv, "/b/", 60, 100_000)
+    async with running(etcd, linger=60) as gateway, client(gateway) as http:
+        found: list[str] = []
+        pages, token = 0, ""
+        while True:
+            body = (await http.get(f"/v1/kv?prefix=/b/&consistency=feed{token}")).json()
+            assert body["count"] == 60
+            found += [item["key"] for item in body["kvs"]]
+            pages += 1
+            if "next_page" not in body:
+                break
+            token = f"&page={body['next_page']}"
+        assert gateway.budget.of(Use.ANSWER) == 0
+        assert gateway.budget.held <= BOUND
+        gateway.drain()
+    assert found == [f"/b/{number:04}" for number in range(60)]
+    assert pages > 1
 
 
 async def test_answers_give_way_to_feeds(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:

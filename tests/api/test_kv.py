@@ -380,6 +380,36 @@ async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncCli
         await asyncio.gather(*readers)
 
 
+async def test_long_poll_over_a_socket(http: httpx.AsyncClient, server: GatewayProcess, etcd_kv: EtcdClient) -> None:
+    """A held request gets the change; a client that closes or resets its connection leaves no subscriber."""
+    await etcd_kv.put("/held/a", "1")
+    tag = (await http.get("/v1/kv?prefix=/held/")).headers["etag"]
+    for source in ("feed", "linearizable"):
+        target = f"/v1/kv?prefix=/held/&consistency={source}"
+        head = f"GET {target} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n"
+        writers = []
+        for _ in range(5):
+            _reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head.encode())
+            writers.append(writer)
+
+        async def subscribers(count: int) -> bool:
+            feeds = (await http.get("/v1/feeds?prefix=/held/")).json()["feeds"]
+            return [feed["subscribers"] for feed in feeds] == [count]
+
+        await eventually(lambda: subscribers(5))
+        for number, writer in enumerate(writers):
+            writer.transport.abort() if number % 2 else writer.close()
+        await eventually(lambda: subscribers(0))
+        polling = asyncio.create_task(http.get(target, headers={"If-None-Match": tag, "Prefer": "wait=60"}))
+        await eventually(lambda: subscribers(1))
+        revision = await etcd_kv.put("/held/a", source)
+        answer = await polling
+
+        assert (answer.status_code, answer.json()["kvs"][0]["mod_revision"]) == (200, revision)
+        tag = answer.headers["etag"]
+
+
 async def test_revision_header(http: httpx.AsyncClient, server: GatewayProcess, etcd_kv: EtcdClient) -> None:
     """Every answer, good or bad, has the revision header, except streams, whose events carry the revision."""
     revision = await etcd_kv.put("/header", "1")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import random
 from collections.abc import AsyncIterator
 
 import httpx
@@ -143,6 +145,28 @@ async def test_not_modified(fake: FakeEtcd, http: httpx.AsyncClient) -> None:
     answer = await read(http, f"prefix=/svc/&min_revision={revision}", if_none_match=tag)
     assert answer.headers["etag"] != tag
     assert (await read(http, "prefix=/svc/", 304, if_none_match="*")).headers["etag"] == answer.headers["etag"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_the_tag_changes_exactly_when_the_list_does(fake: FakeEtcd, http: httpx.AsyncClient, seed: int) -> None:
+    """In a random history, two answers have one ``ETag`` exactly if they have one content, whoever gave them."""
+    draw = random.Random(seed)
+    replica = Gateway(load({"etcd": fake.endpoint, "linger": HANG}))
+    keys = [b"/svc/0", b"/svc/1", b"/svc/2", b"/svc/3", b"/other"]
+    found: dict[str, set[str]] = {}
+    async with replica.running():
+        transport = httpx.ASGITransport(create_app(gateway=replica))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=HANG) as other:
+            for _ in range(25):
+                writes = draw.sample(keys, draw.randint(1, 3))
+                fake.txn([(key, draw.choice([None, b"1", b"2"])) for key in writes])
+                for client, source in ((http, "feed"), (http, "linearizable"), (other, "feed")):
+                    answer = await client.get(f"/v1/kv?prefix=/svc/&consistency={source}&min_revision={fake.revision}")
+                    found.setdefault(answer.headers["etag"], set()).add(json.dumps(answer.json()["kvs"]))
+    contents = [content for each in found.values() for content in each]
+    assert all(len(each) == 1 for each in found.values())
+    assert len(contents) == len(set(contents))
+    assert len(found) > 5
 
 
 async def test_no_tag_on_what_is_not_whole(http: httpx.AsyncClient) -> None:

@@ -247,3 +247,18 @@ async def test_a_busy_range_answers_each_poll(
     await writing
     assert len(seen) == len(set(seen))
     await released(gateway, fake)
+
+
+async def test_a_feed_that_fails_is_not_an_unchanged_state(
+    gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient
+) -> None:
+    """What the gateway may no longer show is an error at once, and not a 304."""
+    tag = await tag_of(http, "prefix=/svc/")
+    polling = poll(http, "prefix=/svc/&consistency=feed", tag)
+    await held(gateway)
+    (feed,) = gateway.registry.feeds
+    feed._fail("revoked")
+    answer = await polling
+
+    assert (answer.status_code, answer.json()["code"]) == (502, "etcd-refused")
+    await released(gateway, fake)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from app.api.kv_response import SLICE, KvBody, KvResponse
 from app.core.budget import Budget, Hold, Use
+from app.stream.transport import EXTENSION, ClientTransport
 from tests.support.asgi_client import http_scope
 
 
@@ -121,6 +123,84 @@ async def test_a_client_that_takes_nothing(budget: Budget) -> None:
 
     assert not client.whole
     assert budget.of(Use.ANSWER) == 0
+
+
+class Transport(asyncio.Transport):
+    """A connection whose kernel takes so many bytes, until the client reads."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.buffered = 0
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        """Take bytes."""
+        taken = min(self.room, len(data))
+        self.room -= taken
+        self.buffered += len(data) - taken
+
+    def get_write_buffer_size(self) -> int:
+        """See ``asyncio.WriteTransport``."""
+        return self.buffered
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """See ``asyncio.WriteTransport``."""
+
+    def is_closing(self) -> bool:
+        """See ``asyncio.BaseTransport``."""
+        return self.aborted
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """See ``asyncio.BaseTransport``. Without a socket, only the buffer is known."""
+        del name
+        return default
+
+    def abort(self) -> None:
+        """See ``asyncio.WriteTransport``."""
+        self.aborted = True
+
+
+def on(transport: Transport) -> tuple[ClientTransport, Scope]:
+    """The client of a connection, and a request on it."""
+    client = ClientTransport(transport)
+    return client, http_scope("/v1/kv", extensions={EXTENSION: {"client": client}})
+
+
+async def test_a_small_body_on_an_empty_connection(budget: Budget) -> None:
+    """It goes at once, as one message, without a wait."""
+    body, _hold = body_of(budget, b"head", b"x" * 1000, b"tail")
+    transport, client = Transport(room=SLICE), Client()
+
+    async def send(message: Message) -> None:
+        client.sent.append(message)
+        transport.write(message.get("body", b""))
+
+    response = KvResponse(body, {}, "application/json", send_timeout=60.0)
+    await response(on(transport)[1], client.receive, send)
+
+    assert client.whole
+    assert [message.get("body") for message in client.sent[1:]] == [b"head" + b"x" * 1000 + b"tail"]
+    assert transport.buffered == 0
+
+
+async def test_a_small_body_that_the_client_does_not_take(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts until the client has it, and the wait for that is not for ever."""
+    monkeypatch.setattr(ClientTransport, "unacked_bytes", property(lambda self: self.buffered))
+    body, hold = body_of(budget, b"x" * 1000)
+    transport, client = Transport(room=100), Client()
+
+    async def send(message: Message) -> None:
+        client.sent.append(message)
+        transport.write(message.get("body", b""))
+
+    response = KvResponse(body, {}, "application/json", send_timeout=0.05)
+    sending = asyncio.create_task(response(on(transport)[1], client.receive, send))
+    await asyncio.sleep(0)
+    assert (transport.buffered, hold.size) == (900, 1000)
+    await sending
+
+    assert transport.aborted
 
 
 async def test_no_such_key(budget: Budget) -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.core.encoding import event_body
+from app.core.encoding import event_body, list_items
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.frames import batch_frame, comment, control, greeting, snapshot_frame
+from app.core.frames import LIST, batch_frame, comment, control, greeting, snapshot_frame
 
 EPOCH = "16214fff"
 FORMS = ("sse", "ndjson")
@@ -240,3 +240,12 @@ def test_signs_of_life_mean_nothing() -> None:
     assert source.retry == 3000
     assert [(event.kind, event.last_id) for event in source.events] == [("synced", "e-5"), ("bookmark", "e-6")]
     assert source.last_id == "e-6"
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=5), st.binary(max_size=5)), max_size=4), st.booleans())
+def test_the_items_of_a_list(pairs: list[tuple[bytes, bytes]], keys_only: bool) -> None:
+    """They are the items of a list from etcd, byte for byte."""
+    items = [KeyValue(key, value, 2, 3, 4, 5) for key, value in pairs]
+    bodies = [event_body(item, "auto", keys_only=keys_only) for item in items]
+
+    assert snapshot_frame(bodies, LIST) == list_items(items, "auto", keys_only=keys_only).encode()

@@ -45,3 +45,31 @@ def test_a_snapshot_is_its_blocks() -> None:
     assert snapshot.size == 30 + 2 * (6 + ITEM_OVERHEAD)
     empty = Snapshot.of(9, [])
     assert (empty.blocks, empty.items, empty.size) == ([], [], 0)
+
+
+def numbered(count: int, size: int) -> Snapshot:
+    """Some items in blocks of *size* bytes; the newest is in the middle."""
+    items = [KeyValue(b"/a/%03d" % n, b"", 2 + n, 2 + (n * 7) % count, 1) for n in range(count)]
+    return Snapshot.of(1, items, size)
+
+
+@given(st.integers(1, 40), st.integers(200, 2000), st.integers(-1, 41), st.integers(1, 45))
+def test_a_page_has_the_items_from_its_start_on(count: int, size: int, start: int, limit: int) -> None:
+    """However the items are divided into blocks; a block that is wanted whole is shared."""
+    snapshot = numbered(count, size)
+    first = b"/a/%03d" % start if start >= 0 else b""
+    pages = list(snapshot.page(first, limit))
+    found = [item for block in pages for item in block.items]
+
+    assert found == [item for item in snapshot.items if item.key >= first][:limit]
+    assert all(block in snapshot.blocks for block in pages[1:-1])
+    assert all(block.size == sum(item.size for item in block.items) for block in pages)
+
+
+@given(st.integers(0, 40), st.integers(200, 2000))
+def test_count_and_newest(count: int, size: int) -> None:
+    """They are those of all items, and stay."""
+    snapshot = numbered(count, size)
+    for _ in range(2):
+        assert snapshot.count == count
+        assert snapshot.newest == max((item.mod_revision for item in snapshot.items), default=0)
