@@ -19,7 +19,7 @@ DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
 # A number of 18 digits: etcd's revisions are int64, which have up to 19.
 MAX_REVISION = 10**18 - 1
-# Bytes of the longest query whose parsed form is kept, so that what clients choose takes 2 MiB at most.
+# Bytes of the longest query whose parsed form is kept, so that what clients choose takes 4 MiB at most.
 LONGEST_KNOWN = 512
 _KNOWN = frozenset(
     {"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding", "consistency", "min_revision"}

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.access.identity import Identity
 from app.api.kv_bypass import KvBypass
 from app.gateway import Gateway
 from app.main import create_app
@@ -82,10 +83,31 @@ async def test_the_same_answer(gateway: Gateway, query: str, headers: dict[str, 
 
 async def test_credentials_are_checked_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that the bypass leaves to the route is not authenticated again."""
-    checks: list[bytes] = []
-    monkeypatch.setattr(gateway.access, "authenticate", checks.append)
+    checks = 0
+    authenticate = gateway.access.authenticate
+
+    async def count(headers: Any, peer: str | None) -> Identity:
+        nonlocal checks
+        checks += 1
+        return await authenticate(headers, peer)
+
+    monkeypatch.setattr(gateway.access, "authenticate", count)
     app = create_app(gateway=gateway)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         assert (await http.get(f"/v1/kv?prefix=/svc/&{FEED}")).status_code == 200
 
-    assert len(checks) == 1
+    assert checks == 1
+
+
+async def test_access_is_checked_before_memory(fake: FakeEtcd) -> None:
+    """A range that the client may not read is refused, also when its channel is there."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "allow_prefixes": "/svc/"}))
+    async with gateway.running():
+        app = create_app(gateway=gateway)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            assert (await http.get(f"/v1/kv?prefix=/svc/&{FEED}")).status_code == 200
+            for query in ("prefix=/", "prefix=/svc/&key=/other", "key=/svc"):
+                for wait in ({}, {"If-None-Match": "*", "Prefer": "wait=60"}):
+                    answer = await http.get(f"/v1/kv?{query}&{FEED}", headers=wait)
+                    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert [feed.range.name for feed in gateway.registry.feeds] == [b"/svc/"]
