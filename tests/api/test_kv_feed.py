@@ -303,6 +303,25 @@ async def test_stale(gateway: Gateway, http: httpx.AsyncClient, monkeypatch: pyt
     assert (await read(http, "prefix=/svc/", 304, if_none_match="*")).headers["x-gateway-state"] == "stale"
 
 
+async def test_while_etcd_is_away(fake: FakeEtcd, http: httpx.AsyncClient) -> None:
+    """What the gateway has is served; what it does not have is refused, as is a linearizable read."""
+    before = await read(http, "prefix=/svc/")
+    await fake.stop()
+    try:
+
+        async def away() -> bool:
+            return (await http.get("/v1/kv?prefix=/svc/")).status_code == 503
+
+        await eventually(away)
+        after = await read(http, "prefix=/svc/")
+        other = await read(http, "prefix=/other", 503)
+    finally:
+        await fake.start()
+
+    assert after.content == before.content
+    assert other.json()["code"] == "etcd-unavailable"
+
+
 async def test_without_room(gateway: Gateway, http: httpx.AsyncClient) -> None:
     """A read of a channel that exists needs no room, also while the gateway drains; any other read is refused."""
     stream = Client(gateway)

@@ -7,13 +7,14 @@ import asyncio
 import pytest
 
 from app.core.events import Batch, KeyValue
+from app.core.feed import State
 from app.core.keys import KeyRange
 from app.core.multiplex import Batches, Progress
 from app.watch.channel import SelectedChannel
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
 from app.watch.waiter import Waiter
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, eventually
 from tests.watch.world import SVC, World
 
 NARROW = KeyRange("prefix", b"/svc/a")
@@ -59,6 +60,11 @@ async def test_a_revision_that_changes_nothing_in_the_selection(ranges: tuple[Ke
     world = World(pins=[SVC] if ranges != (SVC,) else [])
     with await started(world, *ranges) as subscriber:
         feed, history = feed_of(subscriber), subscriber.channel.history
+
+        async def settled() -> bool:
+            return feed.state is State.LIVE and not feed.core.backfill.promises(60)
+
+        await eventually(settled)  # what comes with the history for old cursors wakes everybody
         waiting = asyncio.create_task(Waiter(subscriber).until(lambda: history.log.tip >= 102, HANG, ahead=True))
         await asyncio.sleep(0)
         assert feed._readers_ahead == 1
