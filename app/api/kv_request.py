@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 
 from ..core.errors import BadRequestError, RevisionNotReachedError
 from ..core.page_token import PageToken, parse_page_token
-from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges
+from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
 from .requests import encoding_of
 
@@ -17,8 +17,6 @@ Consistency = Literal["linearizable", "feed"]
 CONSISTENCIES: tuple[str, ...] = get_args(Consistency)
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
-# A number of 18 digits: etcd's revisions are int64, which have up to 19.
-MAX_REVISION = 10**18 - 1
 # Bytes of the longest query whose parsed form is kept, so that what clients choose takes 4 MiB at most.
 LONGEST_KNOWN = 512
 _KNOWN = frozenset(
@@ -76,7 +74,7 @@ def _parse(raw: bytes) -> KvRequest:
             code="conflicting-parameters",
             parameter="page",
         )
-    min_revision = parse_number(query, "min_revision", default=0, most=MAX_REVISION)
+    min_revision = parse_revision(query, "min_revision")
     if page is not None and page.revision < min_revision:
         raise BadRequestError(
             f"'page' is of revision {page.revision}, which is below 'min_revision'; start over without 'page'",

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT, MAX_REVISION
+from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT
 from .requests import ENCODINGS
 from .watch import FORMATS, MODES
 
@@ -22,7 +22,7 @@ def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query
 _TEXT = {"type": "string"}
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
 _FLAG = {"type": "integer", "enum": [0, 1]}
-_REVISION = {"type": "integer", "minimum": 1, "maximum": MAX_REVISION}
+_REVISION = {"type": "integer", "format": "int64", "minimum": 0, "default": 0}
 _PREFIX = _parameter(
     "prefix",
     "All keys that start with these bytes, percent-encoded. An empty prefix means all keys. May be repeated.",
