@@ -199,8 +199,18 @@ def make_instrumentator(registry: CollectorRegistry) -> Instrumentator:
     for make in (http.requests, http.latency):
         measure = make(should_include_method=False, metric_namespace=NAMESPACE, registry=registry)
         assert measure is not None, "registered once per registry"
-        instrumentator.add(measure)
+        instrumentator.add(measure if make is http.requests else _unless_held(measure))
     return instrumentator
+
+
+def _unless_held(measure: Callable[[http.Info], None]) -> Callable[[http.Info], None]:
+    """Return *measure* for all answers but those that may have been held: the client has asked for that time."""
+
+    def record(info: http.Info) -> None:
+        if info.response is None or "preference-applied" not in info.response.headers:
+            measure(info)
+
+    return record
 
 
 def make_measure(instrumentator: Instrumentator, handler: str) -> Callable[[Request, Response, float], None]:

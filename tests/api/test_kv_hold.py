@@ -262,3 +262,15 @@ async def test_a_feed_that_fails_is_not_an_unchanged_state(
 
     assert (answer.status_code, answer.json()["code"]) == (502, "etcd-refused")
     await released(gateway, fake)
+
+
+@SOURCES
+async def test_a_wait_is_not_a_latency(http: httpx.AsyncClient, source: str) -> None:
+    """Held answers are counted as requests, and the time that the client asked for is not measured as latency."""
+    tag = await tag_of(http, "prefix=/svc/")
+    await poll(http, f"prefix=/svc/&consistency={source}", tag, wait=1)
+    lines = (await http.get("/metrics")).text.splitlines()
+
+    assert 'etcd_watch_gateway_http_requests_total{handler="/v1/kv",status="304"} 1.0' in lines
+    assert not [line for line in lines if "_seconds_" in line and 'handler="/v1/kv",status="304"' in line]
+    assert [line for line in lines if "_seconds_" in line and 'handler="/v1/kv",status="200"' in line]
