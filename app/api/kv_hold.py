@@ -39,10 +39,17 @@ class HeldResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the request, and then send the answer."""
         async with Connection(scope, receive, send, self._gateway.settings.send_timeout) as connection:
-            if self._answers.asked.consistency == "feed":
-                response = await self._from_feed(connection)
-            else:
-                response = await self._from_etcd(connection)
+            client = connection.client
+            # A client that closes its connection is first seen to half-close it.
+            client.held = True
+            connection.gone = connection.gone or client.half_closed
+            try:
+                if self._answers.asked.consistency == "feed":
+                    response = await self._from_feed(connection)
+                else:
+                    response = await self._from_etcd(connection)
+            finally:
+                client.held = False
         await response(scope, receive, send)
 
     def _subscribe(self) -> Subscriber:

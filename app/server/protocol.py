@@ -253,7 +253,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn declares None, asyncio bool or None
         """Handle the client's half-close. Returns True to keep the connection until the answer is sent."""
         cycle = self.cycle
-        if self._taken or cycle is None or cycle.response_complete or self._streaming():
+        client = self._client_transport
+        client.half_closed = True
+        if self._taken or cycle is None or cycle.response_complete or self._streaming() or client.held:
             return None
         cycle.keep_alive = False
         return True

@@ -38,7 +38,7 @@ class ClientTransport:
     stream ends when its response returns.
     """
 
-    __slots__ = ("head_of", "lost", "on_lost", "on_ready", "ready", "take_over", "transport")
+    __slots__ = ("half_closed", "head_of", "held", "lost", "on_lost", "on_ready", "ready", "take_over", "transport")
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class ClientTransport:
         self.head_of = head_of
         self.ready = True  # the kernel has taken all written bytes, and the connection is open
         self.lost = False
+        self.half_closed = False  # the client sends nothing more, and may still read
+        self.held = False  # an answer is held for long: a half-close counts as a disconnect, as it does for a stream
         self.on_ready: Callable[[], None] = nothing
         self.on_lost: Callable[[], None] = nothing
 
