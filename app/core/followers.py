@@ -93,7 +93,7 @@ class Followers(Sized):
 
     def await_tip(self, follower: Follower, *, wanted: bool) -> None:
         """Set whether *follower* must know when the tip moves. All others look when they need the tip."""
-        if wanted:
+        if wanted and follower in self._all:
             self._awaiting[follower] = None
         else:
             self._awaiting.pop(follower, None)

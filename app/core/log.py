@@ -178,11 +178,10 @@ class Log(Sized):
         self.floor = self.tip
         return given
 
-    def raise_floor(self, revision: int) -> None:
-        """Evict all batches up to *revision*. A lower floor moves up to *revision*, which is at most the tip."""
-        if revision > self.floor:
+    def forget(self, revision: int) -> None:
+        """Evict all batches up to *revision*. The floor moves only as far as the batches that are evicted."""
+        if self._revisions and self._revisions[0] <= revision:
             self._evict(bisect_right(self._revisions, revision))
-            self.floor = revision
 
     def _evict(self, drop: int) -> None:
         if drop:
@@ -235,7 +234,8 @@ class Log(Sized):
     def _is_frame(self, log_slice: LogSlice) -> bool:
         """Whether the bytes of the slice are the bytes that its only entry keeps."""
         number = bisect_right(self._revisions, log_slice.end) - 1
-        return self._entries[number].frames.get(log_slice.representation) is log_slice.data
+        # Making room for another frame of the slice may have evicted that entry.
+        return number >= 0 and self._entries[number].frames.get(log_slice.representation) is log_slice.data
 
     def _make_slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
         found = self._entries_after(revision, size)

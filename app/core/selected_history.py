@@ -6,7 +6,7 @@ own history is complete (``feed``); tasks, and asking etcd for progress (``app.w
 Theory of operation
     *A projection* is made of one feed. Each revision of the feed becomes the events that lie in the selection, at once.
     The tip is the feed's tip, read when a reader looks: a quiet selection inside a busy feed wakes nobody, and its
-    readers still move on.
+    readers still move on. They lack nothing, however much the feed's log has forgotten meanwhile.
 
     *A merge* is made of several feeds, and has one order: that of one watch of the union. An event at revision r of one
     feed proves nothing about another feed. So a revision waits until the tip of every feed has reached it. A tip moves
@@ -20,8 +20,8 @@ Theory of operation
     *Generations.* If a feed begins a new generation, the selection does too, for the same reason. If a feed's log
     forgets a revision that still waits, the selection starts anew, ``lagged``.
 
-    *Memory.* Views and logs of a selection hold the feeds' own items and events. A log of a selection is never deeper
-    than the logs of its feeds, so that the feeds count the bytes of every value that a selection holds.
+    *Memory.* Views and logs of a selection hold the feeds' own items and events. The log of a selection holds no batch
+    that the log of a feed has evicted, so that the feeds count the bytes of every value that a selection holds.
 """
 
 from __future__ import annotations
@@ -94,17 +94,25 @@ class SelectedHistory:
     Args:
         sources: of each feed: its history, its older history, and the selection's ranges in it.
         bounds: of the log.
-        on_change: called when readers may have something to read, or a merge begins or ends to wait.
+        on_change: called when readers may have something to read.
+        on_wait: called when ``awaited`` has changed.
     """
 
     def __init__(
-        self, sources: Sequence[tuple[History, Older, Ranges]], bounds: Bounds, on_change: Callable[[], None]
+        self,
+        sources: Sequence[tuple[History, Older, Ranges]],
+        bounds: Bounds,
+        on_change: Callable[[], None],
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.parts = [Part(self, history, older, ranges) for history, older, ranges in sources]
         # The log of a projection's only feed.
         self._feed_log = sources[0][0].log if len(sources) == 1 else None
         self.reason: ResetReason = "initial"
+        # The parts whose feeds must move before everything is released.
+        self.awaited: frozenset[Part] = frozenset()
         self._on_change = on_change
+        self._on_wait = on_wait
         self._log = Log(bounds)
         self._view: View | None = None
         # The revision at which the view begins to be consistent. Readers see the view from then on.
@@ -112,6 +120,9 @@ class SelectedHistory:
         self._started = False
         # A feed's log has forgotten a revision that waited. Nothing is taken until the next start.
         self._lagged = False
+        # Readers have been able to see the present generation, and so its reason.
+        self._seen = False
+        self._tip_wanted = False  # see ``tell_tip``
         self._now = 0.0
         self._may_keep: MayKeep = keep_all
 
@@ -130,6 +141,7 @@ class SelectedHistory:
             part.history.followers.discard(part)
             part.waiting.clear()
         self._drop()
+        self._update_awaited()
 
     def take(self, part: Part, batch: Batch, now: float) -> None:
         """Take the next revision of one part."""
@@ -148,6 +160,8 @@ class SelectedHistory:
         self._now = now
         if self._view is not None and self._continues:
             self._go_on()
+        if self._tip_wanted:
+            self._on_change()
 
     def restart(self) -> None:
         """Start anew from the feeds' views if a feed has begun a new generation, or has dropped its view."""
@@ -157,7 +171,13 @@ class SelectedHistory:
                 self._go_on()
         elif any(part.history.view is None for part in self.parts):
             self._drop()
+        self._update_awaited()
         self._on_change()
+
+    def tell_tip(self, *, wanted: bool) -> None:
+        """Set whether ``on_change`` is called whenever the tip may have moved: a reader is ahead of it."""
+        self._tip_wanted = wanted
+        self._tell_feeds()
 
     @property
     def _continues(self) -> bool:
@@ -168,28 +188,45 @@ class SelectedHistory:
 
     def _go_on(self) -> None:
         tip = self._proven
+        changed = False
         if not self._started and tip >= self._start:
-            self._started = True
+            changed = self._started = self._seen = True
             self._log.restart(self._start)
-            self._on_change()
         if self._started:
-            self._release(tip)
-            self._look()
+            changed |= self._release(tip)
         if any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
             self._lagged = True
             for part in self.parts:
                 part.waiting.clear()
             self.restart()
-        if self._feed_log is None:
-            waits = self.waits
-            for part in self.parts:
-                part.history.followers.await_tip(part, wanted=waits)
+            return
+        self._update_awaited()
+        if changed:
+            self._on_change()
+
+    def _update_awaited(self) -> None:
+        """Find out which feeds must move, and ask them to tell when they do."""
+        awaited: frozenset[Part] = frozenset()
+        if self._feed_log is None and self._view is not None and self._continues:
+            last = [part.waiting[-1].revision for part in self.parts if part.waiting]
+            newest = max(last, default=0) if self._started else self._start
+            awaited = frozenset(part for part in self.parts if part.history.log.tip < newest)
+        if awaited != self.awaited:
+            self.awaited = awaited
+            self._tell_feeds()
+            self._on_wait()
+
+    def _tell_feeds(self) -> None:
+        for part in self.parts:
+            part.history.followers.await_tip(part, wanted=self._tip_wanted or part in self.awaited)
 
     def _take_views(self) -> None:
         known = [part for part in self.parts if part.generation not in (-1, part.history.log.generation)]
         reasons: list[ResetReason] = [part.history.reason for part in known]
         if self._lagged:
             reasons.append("lagged")
+        if not self._seen:
+            reasons.insert(0, self.reason)  # no reader has received it
         if reasons:
             # Only "restored" says that cursors of the old history are worthless.
             self.reason = "restored" if "restored" in reasons else reasons[0]
@@ -205,14 +242,15 @@ class SelectedHistory:
         # The ranges of a part are in the order of their keys, but the parts' ranges may lie between each other's.
         blocks.sort(key=lambda block: block.items[0].key)
         self._view = View(Snapshot(self._start, blocks), self._may_keep)
-        self._started = self._lagged = False
+        self._started = self._lagged = self._seen = False
 
     def _drop(self) -> None:
         self._view = None
         self._started = False
         self._log.clear()
 
-    def _release(self, tip: int) -> None:
+    def _release(self, tip: int) -> bool:
+        """Publish what waits, up to *tip*. Return whether there was anything."""
         released = False
         while (revision := self._first_waiting) <= tip:
             events: list[Event] = []
@@ -224,8 +262,7 @@ class SelectedHistory:
             self._log.append(batch, self._now)
             self._view.apply(batch)
             released = True
-        if released or self.waits:
-            self._on_change()
+        return released
 
     @property
     def _first_waiting(self) -> int:
@@ -235,18 +272,6 @@ class SelectedHistory:
     def _proven(self) -> int:
         """The revision up to which every feed is complete."""
         return min(part.history.log.tip for part in self.parts)
-
-    @property
-    def waits(self) -> bool:
-        """Whether a revision, or the view, waits for the tip of a feed."""
-        return self._view is not None and (not self._started or any(part.waiting for part in self.parts))
-
-    def awaits(self, part: Part) -> bool:
-        """Whether the tip of this part's feed must move before everything is released."""
-        if not self.waits:
-            return False
-        waiting = [each.waiting[-1].revision for each in self.parts if each.waiting]
-        return part.history.log.tip < (max(waiting) if self._started else self._start)
 
     # --- for readers (``app.core.reader.Followed``) -------------------------------------------------------------------
 
@@ -262,9 +287,8 @@ class SelectedHistory:
         """Move the tip as far as the feeds have proven it, and forget what the feeds' logs have forgotten."""
         # The log of another generation than the feeds' must stand still: its readers lack what came in between.
         if self._started and self._continues:
-            log = self._log
-            log.advance(min(self._proven, self._first_waiting - 1))
-            log.raise_floor(min(log.tip, self._feeds_floor))
+            self._log.advance(min(self._proven, self._first_waiting - 1))
+            self._log.forget(self._feeds_floor)
 
     @property
     def view(self) -> View | None:
@@ -287,7 +311,10 @@ class SelectedHistory:
         return sum(part.history.restores for part in self.parts)
 
     def covers(self, revision: int) -> bool:
-        """Whether the log has all events that a reader at *revision* lacks. It fills the log if it can."""
+        """Whether the log has all events that a reader at *revision* lacks.
+
+        If the feeds' logs have more history, it is added to the log, as much as fits.
+        """
         log = self.log
         floor = self._feeds_floor
         if log.covers(revision) or revision < floor or not self._started or not self._continues:
@@ -305,8 +332,12 @@ class SelectedHistory:
         return max(part.history.log.floor for part in self.parts)
 
     def promises(self, revision: int) -> bool:
-        """See ``Older``: every feed has the history, or is reading it."""
-        return all(part.history.log.covers(revision) or part.older.promises(revision) for part in self.parts)
+        """See ``Older``: each feed has the history or reads it, and at least one feed still reads.
+
+        If all feeds have the history, ``covers`` has tried it, and the history exceeds the bounds of the log.
+        """
+        lacking = [part for part in self.parts if not part.history.log.covers(revision)]
+        return bool(lacking) and all(part.older.promises(revision) for part in lacking)
 
     def why_not(self, revision: int) -> ResetReason:
         """See ``Older``."""

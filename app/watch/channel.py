@@ -7,11 +7,14 @@ The channel of a single range that etcd is watched for is the ``Feed`` itself. A
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from ..core.errors import TooLargeError
 from ..core.reader import Followed
+from ..core.reasons import CloseReason
 from ..core.selected_history import Older, SelectedHistory
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
@@ -22,6 +25,8 @@ from .memory import FeedMemory
 from .notifier import Notifier
 from .snapshot_turns import SnapshotTurns
 from .state_reader import FreshSnapshots, StateReader
+
+logger = logging.getLogger("gateway.feed")
 
 # Memory of a channel without any key or event: its objects, and its places in the tables of the feeds and the registry.
 # Measured with tracemalloc on CPython 3.11: 4.7 KiB with its first subscriber.
@@ -76,6 +81,13 @@ class Channel(Protocol):
         """Return a snapshot at or above *at_least*; None if the read fails, or is out of date. Readers share it."""
 
 
+class ChannelOwner(Protocol):
+    """What a channel reports to its registry."""
+
+    def channel_failed(self, channel: SelectedChannel, reason: CloseReason) -> None:
+        """*channel* cannot go on: it must be stopped, and its subscribers closed for *reason*."""
+
+
 class SelectedChannel:
     """The channel of a selection that is not exactly one feed. Call ``start`` once. ``stop`` releases everything.
 
@@ -93,16 +105,18 @@ class SelectedChannel:
         *,
         memory: FeedMemory,
         turns: SnapshotTurns,
+        owner: ChannelOwner,
         clock: Clock,
     ) -> None:
         self.ranges = ranges
         self.sources = tuple(sources)
         self.notifier = Notifier()
         self.history = SelectedHistory(
-            [(feed.history, feed.older, part) for feed, part in sources], limits.log, self._changed
+            [(feed.history, feed.older, part) for feed, part in sources], limits.log, self._changed, self._haste
         )
         self._etcd = etcd
         self._memory = memory
+        self._owner = owner
         self._clock = clock
         self._hold = memory.hold()
         self.history.ask_before_keeping(self._keep)
@@ -110,6 +124,7 @@ class SelectedChannel:
             StateReader(ranges, etcd, memory, turns, self), self.history, keep=limits.sync_timeout, clock=clock
         )
         self._hastened: set[Feed] = set()
+        self._readers_ahead = 0
         self._accounting = False
         self._stopped = False
         self._limits = limits
@@ -145,7 +160,6 @@ class SelectedChannel:
         for feed, _ in self.sources:
             feed.channels.pop(self, None)
         self.history.leave()
-        self._haste(set())
         self._fresh.stop()
         self._hold.release()
         self.notifier.notify()
@@ -155,7 +169,7 @@ class SelectedChannel:
         self._check_trust()
         self.history.trim(self._clock())
         self._fresh.forget_old()
-        self._account()
+        self._settle()
 
     def _check_trust(self) -> None:
         distrusted = self.merged and self._etcd.member_known and not self._etcd.progress_trusted
@@ -173,15 +187,14 @@ class SelectedChannel:
     def _changed(self) -> None:
         """Wake the readers. The history calls this in the middle of a feed's step, so the memory is counted later."""
         self.notifier.notify()
-        if self.merged:
-            self._haste({feed for (feed, _), part in zip(self.sources, self.history.parts, strict=True)
-                         if self.history.awaits(part)})  # fmt: skip
         if not self._accounting:
             self._accounting = True
-            asyncio.get_running_loop().call_soon(self._account)
+            asyncio.get_running_loop().call_soon(self._settle)
 
-    def _haste(self, wanted: set[Feed]) -> None:
+    def _haste(self) -> None:
         """Ask for the progress of the feeds that others wait for, as fast as etcd's streams allow, and of no other."""
+        awaited = self.history.awaited
+        wanted = {feed for (feed, _), part in zip(self.sources, self.history.parts, strict=True) if part in awaited}
         for feed in wanted - self._hastened:
             feed.hasten(1)
         for feed in self._hastened - wanted:
@@ -218,10 +231,12 @@ class SelectedChannel:
         for feed, _ in self.sources:
             if not feed.history.covers(revision) and not feed.want_older(revision):
                 return False
-        return True
+        return self.history.promises(revision)
 
     def await_catch_up(self, change: int) -> None:
         """See ``Channel``."""
+        self._readers_ahead += change
+        self.history.tell_tip(wanted=self._readers_ahead > 0)
         for feed, _ in self.sources:
             feed.await_catch_up(change)
 
@@ -276,9 +291,18 @@ class SelectedChannel:
         return given
 
     def _account(self) -> None:
-        self._accounting = False
         if not self._stopped:
             self._hold.set(self.bytes)
+
+    def _settle(self) -> None:
+        """Count the memory, and end the channel if it does not fit: not a feed, whose other readers did nothing."""
+        self._accounting = False
+        self._account()
+        if not self._stopped and not self._memory.settle(self):
+            logger.warning(
+                "channel too large", extra={"range": " ".join(map(str, self.ranges)), "bytes": self.bytes}
+            )
+            self._owner.channel_failed(self, TooLargeError.close_reason)
 
     def _keep(self, size: int) -> bool:
         """Return whether to keep *size* bytes of encoded data. If so, the bytes are counted."""

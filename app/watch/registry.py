@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from ..core.budget import Budget
 from ..core.drain import Drain
-from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError
+from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError, TooLargeError
 from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.refcounts import Acquired, RefCounts
@@ -22,7 +22,7 @@ from ..core.versions import TRUSTED_PROGRESS
 from ..ports import Clock, Draw, Etcd
 from .channel import Channel, SelectedChannel
 from .feed import Feed
-from .feeds import Feeds
+from .feeds import PAUSE, Feeds
 from .limits import Limits
 from .memory import FeedMemory, Holder
 from .snapshot_turns import SnapshotTurns
@@ -56,6 +56,7 @@ class Registry(Sized):
         self._channels: dict[Ranges, Channel] = {}
         self._subscribers: dict[Ranges, dict[Subscriber, None]] = {}
         self._linger_timers: dict[Ranges, asyncio.TimerHandle] = {}
+        self._too_large: dict[Ranges, float] = {}  # channels, and the monotonic time until which they are not opened
         self._ended: set[SelectedChannel] = set()  # their tasks may still run
         self._total = 0
         self.draining = False
@@ -105,6 +106,11 @@ class Registry(Sized):
             self._check_room(watched)
         for one in watched:
             self.feeds.check(one)
+        if self._clock() < self._too_large.get(ranges, 0.0):
+            raise TooLargeError(
+                f"{', '.join(map(str, ranges))} did not fit in the memory that all feeds share "
+                "(GATEWAY_MAX_FEED_BYTES): follow smaller ranges"
+            )
         condition = self._etcd.condition
         if condition.state == "down" and not all(self._joinable(one) for one in watched):
             raise condition.error()
@@ -176,7 +182,14 @@ class Registry(Sized):
         if len(sources) == 1 and sources[0][0].ranges == ranges:
             return sources[0][0]
         channel = SelectedChannel(
-            ranges, sources, self._etcd, self.limits, memory=self.memory, turns=self._turns, clock=self._clock
+            ranges,
+            sources,
+            self._etcd,
+            self.limits,
+            memory=self.memory,
+            turns=self._turns,
+            owner=self,
+            clock=self._clock,
         )
         try:
             channel.start()
@@ -261,6 +274,12 @@ class Registry(Sized):
         for ranges in holders:
             self._send_channel_away(ranges, reason)
 
+    def channel_failed(self, channel: SelectedChannel, reason: CloseReason) -> None:
+        """See ``app.watch.channel.ChannelOwner``."""
+        if reason == TooLargeError.close_reason:
+            self._too_large[channel.ranges] = self._clock() + PAUSE
+        self._send_channel_away(channel.ranges, reason)
+
     def _send_channel_away(self, ranges: Ranges, reason: CloseReason) -> None:
         """End a channel, and close its subscribers for *reason*."""
         self._counts.drop(ranges)
@@ -276,6 +295,8 @@ class Registry(Sized):
         while True:
             if not self.draining:
                 self.feeds.check_all()
+            now = self._clock()
+            self._too_large = {ranges: until for ranges, until in self._too_large.items() if until > now}
             for channel in list(self._selected()):
                 channel.check()
                 if channel.must_close:

@@ -84,3 +84,7 @@ def test_only_those_that_await_the_tip_are_told() -> None:
     followers.forget()
     followers.restart()
     assert one.calls[2:] == other.calls == ["forget", "restart"]
+    followers.discard(one)
+    followers.await_tip(one, wanted=True)
+    followers.advance(1.0)
+    assert one.calls[2:] == ["forget", "restart"], "whoever has left is told nothing"

@@ -266,6 +266,35 @@ def test_a_log_that_reclaims_while_it_asks_for_room() -> None:
     assert log.bytes == sum(entry.size for entry in log._entries)
 
 
+def test_a_log_that_forgets_everything_while_it_asks_for_room() -> None:
+    """The log of a selection does when its feed's log gives way. The reader gets its bytes all the same."""
+    roomy, log = log_of(2, 3, 4), log_of(2, 3, 4)
+
+    def make_room(_size: int) -> bool:
+        log.forget(4)
+        return True
+
+    log.may_keep = make_room
+    expected, found = roomy.slice(1, 1 << 20, REPRESENTATION), log.slice(1, 1 << 20, REPRESENTATION)
+    assert expected is not None
+    assert found is not None
+    assert (found.data, found.end) == (expected.data, expected.end)
+    assert (len(log), log.bytes, log.floor) == (0, 0, 4)
+
+
+def test_a_log_that_forgets_moves_its_floor_only_past_what_it_had() -> None:
+    """A reader between the last batch that is forgotten and the first that is kept lacks nothing."""
+    log = log_of(2, 3, 7)
+    log.forget(1)
+    assert (len(log), log.floor) == (3, 1)
+    log.forget(5)
+    assert (len(log), log.floor) == (1, 3)
+    log.forget(6)
+    assert (len(log), log.floor) == (1, 3)
+    log.forget(9)
+    assert (len(log), log.floor, log.bytes) == (0, 7, 0)
+
+
 def test_a_log_that_is_cleared() -> None:
     """The log's position stays: a reader at that position lacks nothing."""
     log = log_of(2, 3, 4)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from app.core.cursor import Cursor
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.history import History
 from app.core.keys import KeyRange
 from app.core.log import Bounds
+from app.core.reader import Reader, Wants
 from app.core.reasons import ResetReason
 from app.core.selected_history import SelectedHistory
-from app.core.selection import Ranges, canonical, divide
+from app.core.selection import Ranges, Selection, canonical, divide
 from app.core.snapshot import Snapshot
 
 KEYS = [b"/a/1", b"/a/2", b"/a/b/1", b"/b/1", b"/b/2", b"/c"]
@@ -29,6 +33,7 @@ RANGES = [
     KeyRange("key", b"/c"),
 ]
 EVERYTHING = 1 << 60
+EPOCH = "0123abcd"
 
 
 class NoOlder:
@@ -106,36 +111,104 @@ class Feed:
 
 
 class Client:
-    """A reader without bytes: its mirror, and its place (generation, revision)."""
+    """A subscriber: its reader, and the mirror that it builds from the reader's bytes, compared with the store."""
 
-    def __init__(self, store: Store, ranges: Ranges, history: SelectedHistory | History) -> None:
+    def __init__(
+        self, store: Store, ranges: Ranges, history: SelectedHistory | History, cursor: int | None = None
+    ) -> None:
         self.store, self.ranges, self.history = store, ranges, history
-        self.generation, self.revision = -1, 0
-        self.mirror: dict[bytes, KeyValue] = {}
+        older = history if isinstance(history, SelectedHistory) else NoOlder()
+        self.reader = Reader(
+            history,
+            older,
+            Selection(ranges),
+            lambda _cluster, _selection: EPOCH,
+            form="ndjson",
+            cursor=None if cursor is None else Cursor(EPOCH, cursor),
+            snapshot=True,
+            heartbeat=1.0,
+        )
+        self.revision = 0 if cursor is None else cursor
+        self.mirror = {} if cursor is None else self.truth(cursor)
+        self.generation = -1  # in which the mirror was last exact
+        self.resets: list[str] = []
+        self.building: dict[str, Any] | None = None
+        self.pending: list[dict[str, Any]] = []
 
     def read(self) -> None:
-        """Take what there is, and compare the mirror with the store at the same revision."""
-        history = self.history
-        if history.joinable and (self.generation != history.log.generation or self.revision < history.log.floor):
-            assert history.view is not None
-            snapshot = history.view.snapshot(history.log.tip)
-            self.generation, self.revision = history.log.generation, snapshot.revision
-            assert [item.key for item in snapshot.items] == sorted(item.key for item in snapshot.items)
-            self.mirror = {item.key: item for item in snapshot.items}
-        log = history.log
-        if history.view is not None and self.generation == log.generation and self.revision >= log.floor:
-            for batch in log.after(self.revision, EVERYTHING):
-                assert self.revision < batch.revision <= log.tip
-                assert sorted(batch.events, key=key_of) == sorted(
-                    self.store.batch(self.ranges, batch.revision), key=key_of
-                )
-                for event in batch.events:
-                    self.mirror.pop(event.key, None)
-                    if isinstance(event, KeyValue):
-                        self.mirror[event.key] = event
-                self.revision = batch.revision
-            self.revision = max(self.revision, log.tip)
-            assert self.mirror == self.store.within(self.ranges, self.revision)
+        """Take what there is, and one heartbeat."""
+        while data := self.reader.read(200) or self._ask():
+            for line in data.splitlines():
+                self.take(json.loads(line))
+        if self.reader.synced:
+            self.generation = self.reader._generation
+            self.take(json.loads(self.reader.beat(stale=False)))
+
+    def _ask(self) -> bytes:
+        """Refuse history below the floor, as the channel does if no feed can read it."""
+        if self.reader.wants is Wants.BACKFILL:
+            self.reader.refuse_backfill()
+            return self.reader.read(200)
+        return b""
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Apply one event, and compare."""
+        cursor = event.pop("cursor", None)
+        kind = event.pop("type")
+        if kind == "reset":
+            self.reset(event["reason"])
+        elif kind in ("synced", "bookmark"):
+            assert (self.pending, cursor) == ([], f"{EPOCH}-{event['revision']}")
+            assert event["revision"] >= self.revision
+            assert kind == "synced" or self.building is None
+            if self.building is not None:
+                self.mirror, self.building = self.building, None
+            self.revision = event["revision"]
+            assert self.mirror == self.truth(self.revision)
+        elif self.building is not None:
+            assert (kind, cursor, list(self.building) < [event["key"]]) == ("put", None, True)
+            self.building[event["key"]] = event
+        else:
+            self.change(kind, event, cursor)
+
+    def reset(self, reason: str) -> None:
+        """Begin a state. In the same generation only a reader that lacks an evicted event may be reset."""
+        log = self.history.log
+        if self.reader._generation == self.generation:
+            lacking = range(self.revision + 1, log.floor + 1)
+            assert any(self.store.batch(self.ranges, revision) for revision in lacking), reason
+        self.resets.append(reason)
+        self.building, self.pending = {}, []
+
+    def change(self, kind: str, event: dict[str, Any], cursor: str | None) -> None:
+        """Take one change. The last one of a revision completes it, and no other has a cursor."""
+        more = event.pop("more", False)
+        self.pending.append(event)
+        assert cursor == (None if more else f"{EPOCH}-{event['mod_revision']}")
+        if kind == "put":
+            self.mirror[event["key"]] = event
+        else:
+            del self.mirror[event["key"]]
+        if not more:
+            found, self.pending = self.pending, []
+            assert self.revision < found[0]["mod_revision"] == event["mod_revision"]
+            self.revision = event["mod_revision"]
+            written = self.store.batch(self.ranges, self.revision)
+            assert sorted(one["key"] for one in found) == sorted(one.key.decode() for one in written)
+            assert self.mirror == self.truth(self.revision)
+
+    def truth(self, revision: int) -> dict[str, Any]:
+        """The range's content at *revision*, as it is on the wire."""
+        return {
+            item.key.decode(): {
+                "key": item.key.decode(),
+                "value": item.value.decode(),
+                "create_revision": item.create_revision,
+                "mod_revision": item.mod_revision,
+                "version": item.version,
+            }
+            for item in self.store.within(self.ranges, revision).values()
+        }
 
 
 def key_of(event: Event) -> bytes:
@@ -226,12 +299,13 @@ class SelectionMachine(RuleBasedStateMachine):
         """A cursor from before the channel existed resumes if the feeds' logs have the rest."""
         revision = max(1, self.selected.log.tip - back)
         if self.selected.covers(revision):
-            client = Client(self.store, self.ranges, self.selected)
-            client.generation, client.revision = self.selected.log.generation, revision
-            client.mirror = self.store.within(self.ranges, revision)
+            client = Client(self.store, self.ranges, self.selected, revision)
             client.read()
+            assert client.resets == []
+            assert client.revision == self.selected.log.tip
         else:
             assert revision < self.selected.log.floor
+            assert not self.selected.promises(revision), "nobody would ever serve it"
 
     @rule()
     def everything_arrives(self) -> None:
@@ -241,10 +315,10 @@ class SelectionMachine(RuleBasedStateMachine):
                 feed.start("lagged" if feed.history.view is not None or feed.history.unproven else None)
             feed.deliver(1 << 20, self.now, progress=True)
         assert self.selected.joinable
-        assert not self.selected.waits
+        assert not self.selected.awaited
         assert self.selected.log.tip == self.store.revision
         self.reader.read()
-        assert self.reader.mirror == self.store.within(self.ranges, self.store.revision)
+        assert self.reader.revision == self.store.revision
 
     @invariant()
     def holds_no_more_than_its_feeds(self) -> None:
@@ -252,13 +326,14 @@ class SelectionMachine(RuleBasedStateMachine):
         if not hasattr(self, "selected"):
             return
         if self.selected.joinable:
-            log = self.selected.log
-            assert log.floor >= min(log.tip, max(feed.history.log.floor for feed in self.feeds))
+            floor = max(feed.history.log.floor for feed in self.feeds)
+            held = self.selected.log.first
+            assert held is None or held.revision > floor
         for feed, part in zip(self.feeds, self.selected.parts, strict=True):
-            if self.selected.awaits(part):
+            if part in self.selected.awaited:
                 assert feed.history.log.tip < self.store.revision
         if len(self.feeds) == 1 and self.selected.joinable:
-            assert not self.selected.waits, "a projection never waits"
+            assert not self.selected.awaited, "a projection never waits"
 
     def teardown(self) -> None:
         """Nothing is left at the feeds."""
@@ -295,11 +370,11 @@ def test_a_transaction_over_two_ranges_is_one_revision() -> None:
     selected, (one, other) = selection(store, A, B)
     store.write([b"/a/1", b"/b/1"], deletes=False)
     one.deliver(1, 1.0, progress=False)
-    assert (len(selected.log), selected.waits) == (0, True)
-    assert [selected.awaits(part) for part in selected.parts] == [False, True]
+    assert (len(selected.log), bool(selected.awaited)) == (0, True)
+    assert [part in selected.awaited for part in selected.parts] == [False, True]
     other.deliver(1, 2.0, progress=False)
     assert [batch.events for batch in selected.log.after(0, EVERYTHING)] == [tuple(store.events[2])]
-    assert (selected.log.tip, selected.waits) == (2, False)
+    assert (selected.log.tip, bool(selected.awaited)) == (2, False)
 
 
 def test_an_event_of_one_range_says_nothing_about_another() -> None:
@@ -384,3 +459,123 @@ def test_the_log_stands_still_while_a_feed_has_begun_anew_and_another_cannot_be_
     assert (selected.log.tip, selected.joinable) == (1, False)
     other.start("lagged")
     assert (selected.log.tip, selected.joinable) == (2, True)
+
+
+def projection(store: Store, *ranges: KeyRange) -> tuple[SelectedHistory, Feed, list[int]]:
+    """A projection of a feed of everything, and how often its readers were woken."""
+    woken: list[int] = []
+    feed = Feed(store, KeyRange("prefix", b"/"))
+    feed.start(None)
+    selected = SelectedHistory([(feed.history, NoOlder(), ranges)], Bounds(), lambda: woken.append(1))
+    selected.follow(0.0)
+    woken.clear()
+    return selected, feed, woken
+
+
+def test_a_quiet_reader_lacks_nothing_that_a_busy_feed_forgets() -> None:
+    """At 1,000 events a second a pin's log forgets within seconds, but a reader is woken only by its heartbeat."""
+    store = Store()
+    selected, feed, woken = projection(store, A)
+    client = Client(store, (A,), selected)
+    client.read()
+    for _ in range(10):
+        store.write([b"/b/1"], deletes=False)
+        feed.deliver(1, 1.0, progress=False)
+    assert (client.reader.lacks_since, woken) == (None, [])
+    client.read()
+    assert (client.resets, client.revision) == (["initial"], 11)
+
+
+def test_history_that_exceeds_the_log_of_a_merge_is_not_promised() -> None:
+    """Each feed has it, but not both fit in the merge's own log: the reader is reset, and does not wait for ever."""
+    store = Store()
+    feeds = [Feed(store, A), Feed(store, B)]
+    for feed in feeds:
+        feed.start(None)
+    selected = SelectedHistory([(feed.history, NoOlder(), (feed.range,)) for feed in feeds], Bounds(4), lambda: None)
+    selected.follow(0.0)
+    for key in [b"/a/1", b"/b/1"] * 3:
+        store.write([key], deletes=False)
+        for feed in feeds:
+            feed.deliver(1, 1.0, progress=True)
+    assert [feed.history.covers(1) for feed in feeds] == [True, True]
+    assert (selected.covers(1), selected.promises(1)) == (False, False)
+    client = Client(store, (A, B), selected, 1)
+    client.read()
+    assert (client.resets, client.revision) == (["lagged"], 7)
+
+
+class Reading(NoOlder):
+    """Older history is being read."""
+
+    def promises(self, revision: int) -> bool:
+        """See ``Older``."""
+        return revision >= 1
+
+    def why_not(self, _revision: int) -> ResetReason:
+        """See ``Older``."""
+        return "compacted"
+
+
+def test_history_is_promised_while_every_feed_that_lacks_it_reads() -> None:
+    """And the feed that does not read says why there is no history."""
+    store = Store()
+    one, other = Feed(store, A), Feed(store, B)
+    one.start(None)
+    store.write([b"/a/1"], deletes=False)
+    other.start(None)
+    selected = SelectedHistory(
+        [(one.history, NoOlder(), (A,)), (other.history, Reading(), (B,))], Bounds(), lambda: None
+    )
+    selected.follow(0.0)
+    one.deliver(1, 1.0, progress=True)
+    assert not selected.covers(1)
+    assert selected.promises(1)
+    assert not selected.promises(0)
+    assert selected.why_not(0) == "lagged"
+    other.history.log.prepend([], 1, 1.0)
+    assert selected.covers(1)
+
+
+def test_a_restore_that_no_reader_has_seen_is_not_hidden() -> None:
+    """Another feed starts anew, for another reason, before the merge has reached its start."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    store.write([b"/a/1"], deletes=False)
+    one.start("restored")
+    assert (selected.view, selected.reason) == (None, "restored")
+    other.start("lagged")
+    assert (selected.joinable, selected.reason) == (True, "restored")
+    one.start("lagged")
+    assert (selected.joinable, selected.reason) == (True, "lagged")
+
+
+def test_a_merge_that_waits_wakes_nobody() -> None:
+    """While it waits, etcd is asked up to 200 times a second: each answer would wake every reader."""
+    store = Store()
+    woken: list[int] = []
+    selected, (one, other) = selection(store, A, B, on_change=lambda: woken.append(1))
+    woken.clear()
+    for key in (b"/c", b"/c", b"/a/1"):
+        store.write([key], deletes=False)
+    one.deliver(3, 1.0, progress=False)
+    assert selected.awaited == {selected.parts[1]}
+    for tip in (2, 3):
+        other.history.advance(tip, 1.0)
+        assert (woken, selected.log.tip) == ([], tip)
+    other.history.advance(4, 1.0)
+    assert (woken, selected.awaited, selected.log.tip) == ([1], frozenset(), 4)
+
+
+def test_readers_ahead_are_told_of_the_tip() -> None:
+    """They wait for nothing else; no other reader wants to know."""
+    store = Store()
+    selected, feed, woken = projection(store, A)
+    selected.tell_tip(wanted=True)
+    store.write([b"/b/1"], deletes=False)
+    feed.deliver(1, 1.0, progress=False)
+    feed.history.advance(5, 1.0)
+    assert woken == [1, 1]
+    selected.tell_tip(wanted=False)
+    feed.history.advance(6, 1.0)
+    assert woken == [1, 1]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from typing import cast
 
 import pytest
 
-from app.core.errors import OverCapacityError, RangesNeedPinError
+from app.core.errors import OverCapacityError, RangesNeedPinError, TooLargeError
 from app.core.events import Batch, KeyValue
 from app.core.keys import KeyRange
 from app.core.log import Bounds, Log
 from app.core.selection import canonical
 from app.watch.channel import OVERHEAD, SelectedChannel
 from app.watch.subscriber import Subscriber
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 from tests.watch.world import SVC, StubEtcd, World
 
 OTHER = KeyRange("prefix", b"/other/")
@@ -166,14 +165,65 @@ async def test_feeds_are_hastened_while_a_merge_waits_for_them() -> None:
     world = World()
     merged = world.subscribe(SVC, OTHER)
     await joinable(merged)
-    one, other = (cast("object", feed) for feed in world.registry.feeds)
     channel = channel_of(merged)
-    channel._haste(set(world.registry.feeds))
-    assert [feed._merges_waiting for feed in world.registry.feeds] == [1, 1]
-    channel._haste({feed for feed in world.registry.feeds if feed is one})
-    assert [feed._merges_waiting for feed in world.registry.feeds] == [1, 0]
+    feeds = sorted(world.registry.feeds, key=lambda feed: feed.range != SVC)
+    feeds[0].history.publish(Batch(101, [KeyValue(b"/svc/b", b"", 101, 101, 1)]), 0.0)
+    assert [feed._merges_waiting for feed in feeds] == [0, 1]
+    feeds[1].history.advance(101, 0.0)
+    assert [feed._merges_waiting for feed in feeds] == [0, 0]
+    assert channel.history.log.tip == 101
+    feeds[1].history.publish(Batch(102, [KeyValue(b"/other/b", b"", 102, 102, 1)]), 0.0)
+    assert [feed._merges_waiting for feed in feeds] == [1, 0]
     merged.release()
-    assert other is not one
+    assert [feed._merges_waiting for feed in feeds] == [0, 0]
+    await world.empty()
+
+
+async def test_a_reader_ahead_is_woken_as_soon_as_the_tip_has_moved() -> None:
+    """It does not wait until it may read the state afresh."""
+    world = World(pins=[SVC])
+    narrow = world.subscribe(KEY)
+    await joinable(narrow)
+    channel = channel_of(narrow)
+    woken = asyncio.Event()
+    channel.notifier.add(woken.set)
+    channel.await_catch_up(1)
+    channel.sources[0][0].history.advance(200, 0.0)
+    async with asyncio.timeout(HANG):
+        await woken.wait()
+    assert channel.history.log.tip == 200
+    channel.await_catch_up(-1)
+    channel.notifier.discard(woken.set)
+    narrow.release()
+    await world.registry.aclose()
+    await world.empty()
+
+
+async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> None:
+    """Whoever follows the pin itself did nothing. The channel is not opened again for a while."""
+    world = World(pins=[SVC])
+    wide = world.subscribe(SVC)
+    await joinable(wide)
+    await world.told(wide)
+    memory = world.registry.memory
+    memory.budget.limit = memory.bytes + 10
+    narrow = world.subscribe(KEY)
+
+    async def closed() -> bool:
+        return narrow.closing is not None
+
+    await eventually(closed)
+    assert (narrow.closing, wide.closing) == ("too-large", None)
+    assert world.registry.channel((KEY,)) is None
+    with pytest.raises(TooLargeError, match="key=/svc/a did not fit"):
+        world.subscribe(KEY)
+    world.registry._too_large[(KEY,)] = 0.0
+    memory.budget.limit = 1 << 20
+    again = world.subscribe(KEY)
+    await joinable(again)
+    for subscriber in (narrow, wide, again):
+        subscriber.release()
+    await world.registry.aclose()
     await world.empty()
 
 
