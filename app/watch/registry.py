@@ -114,9 +114,8 @@ class Registry(Sized):
         condition = self._etcd.condition
         if condition.state == "down" and not all(self._joinable(one) for one in watched):
             raise condition.error()
-        if len(watched) > 1 and not self._etcd.progress_trusted:
-            if not self._etcd.member_known:
-                raise condition.error()
+        # While the member is not known, a merge waits, as a single range does.
+        if len(watched) > 1 and self._etcd.member_known and not self._etcd.progress_trusted:
             raise RangesNeedPinError(
                 f"several ranges on one stream need etcd {TRUSTED_PROGRESS}, and this etcd is "
                 f"{condition.version or 'unknown'}: follow each range on its own stream, or ask the operator to pin a "

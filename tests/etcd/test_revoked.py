@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core.versions import parse_version, progress_is_trusted
 from tests.etcd.conftest import USER, values
 from tests.etcd.test_tls import client_files
 from tests.integration.test_faults import all_hold, follow
@@ -18,7 +19,7 @@ from tests.support.certificates import Ca
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
 from tests.support.secure import Admin, SecureEtcd, administered
-from tests.support.streams import watch
+from tests.support.streams import request, watch
 from tests.support.versions import Candidate
 from tests.support.waiting import eventually
 
@@ -61,6 +62,32 @@ async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: A
             assert (await waiting)[-1].type == "synced"
             await root.put("/svc/a", "1")
             assert (await stream.changes(1))[0].data["value"] == "1"
+
+        assert other.mirror.resets == ["initial"]
+        assert "stale" not in other.states
+    await eventually(lambda: holds_nothing(etcd))
+
+
+async def test_one_of_two_ranges_is_revoked(
+    etcd: SecureEtcd, root: Admin, login: Settings, candidate: Candidate
+) -> None:
+    """The stream of both ends, with the reason; the readers of the other range notice nothing."""
+    await root.grant(USER, "/other/")
+    trusted = progress_is_trusted(parse_version(candidate.version))
+    # Some members tell their version to root only.
+    settings = {**login, **STALE_LATER, "GATEWAY_ETCD_VERSION": candidate.version if trusted else "3.5.16"}
+    async with gateway(etcd.endpoint, settings=settings) as server, follow(server.base, 1, "/other/") as (other,):
+        answer = await request(f"{server.base}/v1/watch?prefix=/svc/&prefix=/other/")
+        async with answer as stream:
+            if trusted:
+                await stream.until("synced")
+                await root.revoke(USER, "/svc/")
+                assert (await stream.until("close"))[-1].data["reason"] == "revoked"
+                assert await stream.next_event() is None
+            else:
+                assert stream.status == 501
+        await root.put("/other/a", "1")
+        await eventually(lambda: all_hold([other], root, "/other/"))
 
         assert other.mirror.resets == ["initial"]
         assert "stale" not in other.states

@@ -110,6 +110,11 @@ async def test_a_merge_needs_progress_that_can_be_trusted(monkeypatch: pytest.Mo
     with pytest.raises(RangesNeedPinError) as refused:
         world.subscribe(SVC, KeyRange("prefix", b"/third/"))
     assert (refused.value.status, refused.value.code) == (501, "ranges-need-pin")
+    with monkeypatch.context() as connecting:
+        connecting.setattr(StubEtcd, "member_known", False)
+        world.subscribe(SVC, KeyRange("prefix", b"/third/")).release()  # it waits until the member is known
+        channel.check()
+        assert channel.stale_ranges == ()
     channel.check()
     assert (channel.stale_ranges, channel.must_close) == (canonical((SVC, OTHER)), False)
     assert channel.stale_since is not None
