@@ -1,12 +1,14 @@
-// The reference client of etcd-watch-gateway for browsers: an exact mirror of one prefix, by EventSource. This file is
-// an ES module: name it mirror.mjs if there is no package.json with "type": "module".
+// The reference client of etcd-watch-gateway for browsers: an exact mirror of a prefix, or of several
+// ranges at once, by EventSource. This file is an ES module: name it mirror.mjs if there is no package.json with "type": "module".
 //
 //   const mirror = new Mirror('http://127.0.0.1:8080', '/svc/', { onchange: (mirror, changes) => … });
 //   mirror.items     Map of identity(item) -> item, exact at mirror.revision, never between two revisions
 //   mirror.state     'connecting' (no items yet) | 'live' | 'stale' (exact at mirror.revision, unproven now)
 //   mirror.reason    why the mirror is not live
 //   changes          the puts and deletes since the last call, also across a reset; empty if only the state changed
-//   mirror.close()   stop following the prefix
+//   mirror.close()   stop following
+//
+// Several ranges, on one stream and in one order: new Mirror(base, ['/svc/', '/config/'], { keys: ['/leader'] }).
 //
 // EventSource does not report a status. A refusal, final or not, has the reason 'refused', and the mirror retries.
 // fetch() of the same range at v1/kv reports more; the gateway's page does that. EventSource sends no custom headers.
@@ -42,14 +44,15 @@ export class Mirror {
   #synced = false; #why = ''; // #why: why the last stream ended, or the last reset
   #doubt = null; // why the gateway itself reports this stream as stale: { reason, since }
 
-  constructor(base, prefix, { onchange = () => {}, EventSource = globalThis.EventSource } = {}) {
+  constructor(base, prefix, { keys = [], onchange = () => {}, EventSource = globalThis.EventSource } = {}) {
     if (typeof EventSource !== 'function')
       throw new TypeError('EventSource is missing, as in Node. Pass one: import { EventSource } from "eventsource"; '
         + 'new Mirror(base, prefix, { EventSource })');
     this.#url = new URL(base, globalThis.location?.href);
     this.#url.pathname = this.#url.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
     [this.#url.search, this.#url.hash] = ['', ''];
-    this.#url.searchParams.set('prefix', prefix);
+    for (const name of [prefix].flat()) this.#url.searchParams.append('prefix', name);
+    for (const name of keys) this.#url.searchParams.append('key', name);
     this.#EventSource = EventSource;
     this.#onchange = onchange;
     this.#open();

@@ -1,10 +1,12 @@
-"""The reference client of etcd-watch-gateway in Python: an exact mirror of one prefix.
+"""The reference client of etcd-watch-gateway in Python: an exact mirror of a prefix, or of several ranges at once.
 
 Needs Python 3.11 or newer, and httpx (pip install httpx).
 
 python mirror.py http://127.0.0.1:8080 /svc/              # prints the changes
+python mirror.py http://127.0.0.1:8080 /svc/ /config/     # of both prefixes, in one order
 
 mirror = Mirror("http://127.0.0.1:8080", "/svc/", onchange=lambda mirror, changes: ...)
+mirror = Mirror("http://127.0.0.1:8080", ["/svc/", "/config/"], keys=["/leader"], onchange=...)
 following = asyncio.create_task(mirror.run())             # keep the task and check it: it ends when cancelled or failed
 """
 
@@ -21,7 +23,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 from urllib.parse import quote
 
@@ -97,7 +99,7 @@ def _media_type(response: httpx.Response) -> str:
 
 
 async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
-    """Return what an answer that is not a stream means. Only a 4xx problem is final: a proxy may recover."""
+    """Return what an answer that is not a stream means. Only a 4xx or 501 problem is final: a proxy may recover."""
     status, body = response.status_code, b""
     after = response.headers.get("retry-after", "")
     wait = float(after) if after.isdecimal() else 0
@@ -108,7 +110,8 @@ async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
     if _media_type(response) == "application/problem+json":
         with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
             refused = RefusedError(status, json.loads(body))
-            return refused if 400 <= status < 500 and status not in (408, 429) else _StreamEnd(str(refused), wait)
+            final = (400 <= status < 500 and status not in (408, 429)) or status == httpx.codes.NOT_IMPLEMENTED
+            return refused if final else _StreamEnd(str(refused), wait)
     place = f" to {response.headers['location']}" if "location" in response.headers else ""
     said = " ".join(body[:1000].decode(errors="replace").split())[:200]
     kind = _media_type(response) or "without a content type"
@@ -116,7 +119,9 @@ async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
 
 
 class Mirror:
-    """A mirror of one prefix: ``items`` is exact at ``revision``, never between two revisions.
+    """A mirror of a prefix, or of several ranges: ``items`` is exact at ``revision``, never between two revisions.
+
+    ``prefix`` is one prefix or a sequence of prefixes; ``keys`` are single keys beside them.
 
     ``state`` is ``connecting`` (no items yet), ``live`` (current), or ``stale`` (exact at ``revision``, unproven now).
     ``reason`` says why the mirror is not live: why the last stream ended, or what ended ``run``.
@@ -126,8 +131,9 @@ class Mirror:
     def __init__(
         self,
         base: str,
-        prefix: str | bytes,
+        prefix: str | bytes | Sequence[str | bytes],
         *,
+        keys: Sequence[str | bytes] = (),
         onchange: Callable[[Mirror, list[Item]], None] = lambda _mirror, _changes: None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -136,7 +142,10 @@ class Mirror:
         self.cursor = ""
         self.state: Literal["connecting", "live", "stale"] = "connecting"
         self.reason = ""
-        self._url = f"{base.rstrip('/')}/v1/watch?format=ndjson&prefix={quote(prefix, safe='')}"
+        prefixes = [prefix] if isinstance(prefix, (str, bytes)) else prefix
+        ranges = [("prefix", name) for name in prefixes] + [("key", name) for name in keys]
+        asked = "".join(f"&{kind}={quote(name, safe='')}" for kind, name in ranges)
+        self._url = f"{base.rstrip('/')}/v1/watch?format=ndjson{asked}"
         self._onchange = onchange
         self._headers = headers
         self._heartbeat = 15.0
@@ -152,10 +161,10 @@ class Mirror:
         self._doubt = ""  # why the gateway itself reports this stream as stale
 
     async def run(self) -> NoReturn:
-        """Follow the prefix, one stream after the other, until cancelled.
+        """Follow the ranges, one stream after the other, until cancelled.
 
         Raises:
-            RefusedError: the gateway will not serve this prefix.
+            RefusedError: the gateway will not serve these ranges.
             Exception: ``onchange`` raised it, or httpx did because the address or a header is invalid.
         """
         try:
@@ -270,9 +279,9 @@ class Mirror:
 
 
 def main() -> None:
-    """Print the changes under a prefix, and each change of the mirror's state."""
-    if len(sys.argv) != 3:
-        sys.exit("usage: python mirror.py URL PREFIX, for example: python mirror.py http://127.0.0.1:8080 /svc/")
+    """Print the changes under the prefixes, and each change of the mirror's state."""
+    if len(sys.argv) < 3:
+        sys.exit("usage: python mirror.py URL PREFIX..., for example: python mirror.py http://127.0.0.1:8080 /svc/")
     said = ""
 
     def show(mirror: Mirror, changes: list[Item]) -> None:
@@ -286,7 +295,7 @@ def main() -> None:
         sys.stdout.flush()
 
     try:
-        asyncio.run(Mirror(sys.argv[1], sys.argv[2], onchange=show).run())
+        asyncio.run(Mirror(sys.argv[1], sys.argv[2:], onchange=show).run())
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:  # `| head` closed the pipe; Python would fail again when it flushes the rest

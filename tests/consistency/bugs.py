@@ -19,8 +19,10 @@ from app.core.encoding import event_body
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
 from app.core.feed_messages import CloseWatch, OpenWatch, SyncTimeout
+from app.core.history import History
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
+from app.core.selected_history import Part, SelectedHistory
 from app.core.snapshot import Snapshot
 from app.core.state_table import Transition
 from app.core.view import View
@@ -112,11 +114,11 @@ def synced_too_early() -> None:
 def id_on_every_event() -> None:
     """Every event has an id: a client cut inside a transaction resumes after it, and lacks the rest (pitfall 5)."""
 
-    def frame(batch: Batch, form: str, encoding: str, epoch: str) -> bytes:
+    def frame(batch: Batch, form: str, encoding: str, epoch: str, *, keys_only: bool) -> bytes:
         cursor = f"{epoch}-{batch.revision}".encode()
         parts = []
         for event in batch.events:
-            body = event_body(event, encoding)
+            body = event_body(event, encoding, keys_only=keys_only)
             if form == "ndjson":
                 parts.append(body + b',"cursor":"' + cursor + b'"}\n')
             else:
@@ -232,6 +234,64 @@ def cursor_advanced_by_a_time_out() -> None:
     )
 
 
+def revision_released_by_an_old_answer() -> None:
+    """A merge takes the revision at which a watch was created for progress of this watch, which still owes events.
+
+    No older answer to a progress request can say more than that.
+    """
+    created = FeedCore._caught_created
+    told: dict[History, int] = {}
+
+    def note(self: FeedCore, given: Created, now: float) -> Any:
+        told[self.history] = given.revision
+        return created(self, given, now)
+
+    def proven(self: SelectedHistory) -> int:
+        old = told if len(self.parts) > 1 else {}
+        return min(max(part.history.log.tip, old.get(part.history, 0)) for part in self.parts)
+
+    _replace(FeedCore, "_caught_created", note)
+    feed.TABLE[feed.State.CATCHING_UP, Created] = Transition(note, (feed.State.CATCHING_UP, feed.State.CONFIRMING))
+    _replace(SelectedHistory, "_proven", property(proven))
+    _late_parts_come_again()
+
+
+def transaction_divided_between_ranges() -> None:
+    """A merge publishes each range's part of a revision as soon as it comes."""
+    _replace(SelectedHistory, "_proven", property(lambda self: max(part.history.log.tip for part in self.parts)))
+    _late_parts_come_again()
+
+
+def _late_parts_come_again() -> None:
+    """Publish what comes too late all the same: otherwise the log refuses it, and the feed ends."""
+    take = SelectedHistory.take
+
+    def take_late(self: SelectedHistory, part: Part, batch: Batch, now: float) -> None:
+        if self._started:
+            self._log.tip = min(self._log.tip, batch.revision - 1)
+        take(self, part, batch, now)
+
+    _replace(SelectedHistory, "take", take_late)
+
+
+def projected_tip_that_stands_still() -> None:
+    """A selection moves on only by its own events: a quiet one is left behind, until its cursor is compacted."""
+    _replace(SelectedHistory, "_look", lambda _self: None)
+
+
+def merge_survives_generation() -> None:
+    """A merge goes on after one of its feeds has begun a new generation: it lacks what came in between."""
+    restart = SelectedHistory.restart
+
+    def go_on(self: SelectedHistory) -> None:
+        if len(self.parts) > 1 and self._started and all(part.history.joinable for part in self.parts):
+            for part in self.parts:
+                part.generation = part.history.log.generation
+        restart(self)
+
+    _replace(SelectedHistory, "restart", go_on)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -248,6 +308,10 @@ BUGS: dict[str, Callable[[], None]] = {
         cursor_kept_through_a_reset,
         reader_survives_generation,
         cursor_advanced_by_a_time_out,
+        revision_released_by_an_old_answer,
+        transaction_divided_between_ranges,
+        projected_tip_that_stands_still,
+        merge_survives_generation,
     )
 }
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-from tests.consistency.history import Change, Chronicle, Watched
+from tests.consistency.history import Change, Chronicle, Several, Watched
 from tests.consistency.judge import ViolationError, change_of
 from tests.examples.test_mirrors import load_mirror
 
@@ -18,9 +19,10 @@ EVERY = 20
 class Client:
     """The reference client, at one gateway. A restore replaces it by a new one: see ``Judge.beyond_promises``."""
 
-    def __init__(self, number: int, base: str, prefix: str, chronicle: Chronicle) -> None:
+    def __init__(self, number: int, base: str, prefixes: Sequence[str], chronicle: Chronicle) -> None:
         self.name = f"mirror.py {number}"
-        self.watched = Watched("prefix", prefix.encode())
+        self.watched = Several(tuple(Watched("prefix", prefix.encode()) for prefix in prefixes))
+        self._prefixes = prefixes
         self.checked = 0
         self.violation: AssertionError | None = None
         self._base = base
@@ -38,7 +40,7 @@ class Client:
             self._history = self._chronicle.now
             self._claims.clear()
             self._sound, self._again, self._changes = False, False, EVERY
-            self.mirror = load_mirror().Mirror(self._base, self.watched.name, onchange=self._look)
+            self.mirror = load_mirror().Mirror(self._base, self._prefixes, onchange=self._look)
             following = asyncio.create_task(self.mirror.run())
             try:
                 while self._history is self._chronicle.now and not (self._again or following.done()):  # noqa: ASYNC110

@@ -11,9 +11,8 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from urllib.parse import quote
 
-from tests.consistency.history import Chronicle, History, Watched
+from tests.consistency.history import Chronicle, History, Selected, Several, Watched
 from tests.consistency.judge import Judge, ViolationError
 from tests.consistency.writer import PREFIXES
 from tests.support.streams import Stream, request
@@ -22,25 +21,53 @@ STAY = 6.0  # seconds, on average
 SILENT = 4.0  # longer than three heartbeats of the torture's gateways
 
 
-def watched_of(rng: random.Random) -> Watched:
-    """A range to follow: mostly a prefix that other followers follow too."""
+# A gateway of the torture has this pin, and another has none.
+PIN = PREFIXES[0]
+# Nobody writes this key before the end: its mirror moves only by what else happens in its feed.
+QUIET = PIN + b"quiet"
+
+
+def watched_of(rng: random.Random, *, merges: bool) -> Selected:
+    """The ranges to follow: mostly a prefix that other followers follow too.
+
+    Without *merges*, several ranges lie in the pin.
+    """
     draw = rng.random()
     if draw < 0.1:
         return Watched("prefix", b"")
-    if draw < 0.2:
+    if draw < 0.18:
         return Watched("key", rng.choice(PREFIXES) + b"k1")
+    if draw < 0.25:
+        return Watched("key", QUIET)
+    if draw < 0.35:
+        return Watched("prefix", rng.choice(PREFIXES) + rng.choice((b"k", b"L3")))
+    if draw < 0.5 or (draw < 0.7 and not merges):
+        return Several((Watched("prefix", PIN + b"k"), Watched("key", QUIET), Watched("prefix", PIN + b"b/")))
+    if draw < 0.6:
+        return Several((Watched("prefix", b"/z"), Watched("key", b"/nl/\n\x00/k1"), Watched("prefix", PIN)))
+    if draw < 0.7:
+        chosen = rng.sample([prefix for prefix in PREFIXES if prefix != PIN], rng.randint(2, 4))
+        return Several(tuple(Watched(rng.choice(("key", "prefix")), prefix + b"k1") for prefix in chosen))
     return Watched("prefix", rng.choice(PREFIXES))
 
 
 class Follower:
-    """A follower that never stops; ``violation`` is what its judge found."""
+    """A follower that never stops; ``violation`` is what its judge found.
 
-    def __init__(self, number: int, seed: str, bases: Sequence[str], chronicle: Chronicle, bound: float) -> None:
+    *trusted*: etcd's progress can be trusted, so that every gateway serves several ranges, and quiet mirrors move on.
+    """
+
+    def __init__(
+        self, number: int, seed: str, bases: Sequence[str], chronicle: Chronicle, bound: float, *, trusted: bool
+    ) -> None:
         self._rng = random.Random(seed)
         self._bases = bases
         self.name = f"follower {number}"
-        self.judge = Judge(watched_of(self._rng), chronicle, bound)
-        self._query = f"{self.judge.watched.kind}={quote(self.judge.watched.name, safe='')}"
+        watched, keys_only = watched_of(self._rng, merges=trusted), self._rng.random() < 0.2
+        self.judge = Judge(watched, chronicle, bound, keys_only=keys_only, moves=trusted)
+        self._query = watched.query
+        if keys_only:
+            self._query += "&keys_only=1"
         if self._rng.random() < 0.2:
             self._query += "&encoding=base64"
         # Some have small socket buffers: when they stall, they fall behind at the gateway itself.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,40 @@ class Watched:
         """Whether *key* is in the range."""
         return key.startswith(self.name) if self.kind == "prefix" else key == self.name
 
+    @property
+    def ranges(self) -> list[bytes]:
+        """The range as the gateway names it, not escaped."""
+        return [self.kind.encode() + b"=" + self.name]
+
+    @property
+    def query(self) -> str:
+        """The query that asks for the range."""
+        return f"{self.kind}={quote(self.name, safe='')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Several ranges on one stream, none inside another, in the order in which a client asks for them."""
+
+    parts: tuple[Watched, ...]
+
+    def contains(self, key: bytes) -> bool:
+        """Whether *key* is in one of the ranges."""
+        return any(part.contains(key) for part in self.parts)
+
+    @property
+    def ranges(self) -> list[bytes]:
+        """See ``Watched``. The gateway sorts them by their names' bytes."""
+        return [name for part in sorted(self.parts, key=lambda part: part.name) for name in part.ranges]
+
+    @property
+    def query(self) -> str:
+        """See ``Watched``."""
+        return "&".join(part.query for part in self.parts)
+
+
+Selected = Watched | Several
+
 
 @dataclass
 class History:
@@ -46,7 +81,7 @@ class History:
     tip: int = 0
     _base: dict[bytes, Change] = field(default_factory=dict)  # the state at forked_at
     _keys: dict[bytes, list[Change]] = field(default_factory=dict)
-    _ranges: dict[Watched, _Slice] = field(default_factory=dict)
+    _ranges: dict[Selected, _Slice] = field(default_factory=dict)
     _all: list[tuple[float, Change]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,7 +99,7 @@ class History:
         """The history that begins with a restore of the snapshot at *revision*."""
         return History(number, self, revision, _base={c.key: c for c in self.state(Watched("prefix", b""), revision)})
 
-    def state(self, watched: Watched, revision: int) -> list[Change]:
+    def state(self, watched: Selected, revision: int) -> list[Change]:
         """The range's content at *revision*, sorted by key."""
         if self.parent is not None and revision < self.forked_at:
             return self.parent.state(watched, revision)
@@ -76,7 +111,7 @@ class History:
                     found[key] = versions[number - 1]
         return [found[key] for key in sorted(found) if found[key].value is not None]
 
-    def changes(self, watched: Watched, after: int, to: int) -> list[Change]:
+    def changes(self, watched: Selected, after: int, to: int) -> list[Change]:
         """The changes in the range above *after*, up to *to*, in order."""
         before: list[Change] = []
         if self.parent is not None and after < self.forked_at:
@@ -86,17 +121,25 @@ class History:
         high = bisect_right(own, to, key=lambda change: change.mod_revision)
         return before + own[low:high]
 
-    def first_after(self, watched: Watched, revision: int) -> tuple[float, Change] | None:
+    def first_after(self, watched: Selected, revision: int) -> tuple[float, Change] | None:
         """The range's first change above *revision* that is not the parent's, and the time when the oracle saw it."""
         times, own = self._slice(watched).read(self._all, watched)
         number = bisect_right(own, revision, key=lambda change: change.mod_revision)
         return (times[number], own[number]) if number < len(own) else None
 
+    def known_at(self, revision: int) -> float | None:
+        """The time when the oracle first saw a revision above *revision*; None if it has seen none.
+
+        Not before the oracle saw it: so a mirror below that revision is at least as old.
+        """
+        number = bisect_right(self._all, revision, key=lambda seen: seen[1].mod_revision)
+        return self._all[number][0] if number < len(self._all) else None
+
     def last_deletes(self) -> list[int]:
         """The latest revisions that deleted something."""
         return [change.mod_revision for _at, change in self._all[-200:] if change.value is None]
 
-    def _slice(self, watched: Watched) -> _Slice:
+    def _slice(self, watched: Selected) -> _Slice:
         return self._ranges.setdefault(watched, _Slice())
 
 
@@ -108,7 +151,7 @@ class _Slice:
     times: list[float] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
 
-    def read(self, everything: list[tuple[float, Change]], watched: Watched) -> tuple[list[float], list[Change]]:
+    def read(self, everything: list[tuple[float, Change]], watched: Selected) -> tuple[list[float], list[Change]]:
         for at, change in everything[self.read_to :]:
             if watched.contains(change.key):
                 self.times.append(at)

@@ -7,7 +7,11 @@ The checks on every stream:
 - snapshots, and the state at ``synced``, equal etcd's at that very revision;
 - ids are only where the contract has them, and never ahead;
 - a ``reset`` is not older than what it replaces;
-- ``live`` is sent only while it is true.
+- ``live`` is sent only while it is true;
+- of several ranges, all that is said is true of their union, and one revision is not divided between them.
+
+Of several ranges, the order of one revision's events may differ from etcd's, but not the order of one key's. A stream
+of keys has every put, without its value.
 
 Every event either moves the *stand* (the revision at which the mirror is exact) or does not. A move makes a statement
 that history can confirm: "from 7 to 12 these three changes happened in my range", or "at 12 this is the state". Such
@@ -19,10 +23,11 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from tests.consistency.history import Change, Chronicle, History, Watched
+from tests.consistency.history import Change, Chronicle, History, Selected, Several
 from tests.support.streams import Event
 
 RESET_REASONS = {"initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"}
@@ -56,15 +61,15 @@ class Claim:
     at: float = 0.0  # when the claim was made
 
 
-def change_of(data: dict[str, Any]) -> Change:
-    """A change from its form on the wire."""
+def change_of(data: dict[str, Any], *, keys_only: bool = False) -> Change:
+    """A change from its form on the wire; with *keys_only*, its value is not there, and counts as empty."""
     key = _bytes(data["key"], data.get("key_encoding"))
     if data["type"] == "delete":
         return Change(key, data["mod_revision"])
     return Change(
         key,
         data["mod_revision"],
-        _bytes(data["value"], data.get("encoding")),
+        b"" if keys_only else _bytes(data["value"], data.get("encoding")),
         data["create_revision"],
         data["version"],
         int(data.get("lease", "0"), 16),
@@ -77,11 +82,20 @@ def _bytes(text: str, encoding: str | None) -> bytes:
 
 @dataclass
 class Judge:
-    """The judge of one subscriber. ``bound``: seconds that a mirror may report ``live`` while it lacks something."""
+    """The judge of one subscriber.
 
-    watched: Watched
+    Args:
+        bound: seconds that a mirror may report ``live`` while it lacks something.
+        keys_only: whether the streams have no values.
+        moves: whether a quiet mirror that reports ``live`` must move on with etcd's revision, within *bound* too.
+            Without trusted progress it need not.
+    """
+
+    watched: Selected
     chronicle: Chronicle
     bound: float
+    keys_only: bool = False
+    moves: bool = False
     cursor: str | None = None  # the cursor with which the subscriber resumes
     stand: int | None = None  # the revision at which its mirror is exact; None: the mirror is empty
     live_since: float | None = None
@@ -133,7 +147,7 @@ class Judge:
         self._note(f"-- REST at {revision}, cursor {cursor}, {len(items)} items")
         self.cursor, self.stand = cursor, revision
         self._require(cursor.endswith(f"-{revision}"), "the cursor of a REST answer is of another revision")
-        self._claims.append(Claim(None, revision, [change_of({"type": "put", **item}) for item in items]))
+        self._claims.append(Claim(None, revision, [self._change_of({"type": "put", **item}) for item in items]))
         self._heard = now
 
     def receive(self, event: Event, now: float) -> None:
@@ -157,6 +171,7 @@ class Judge:
                 self._live(event.data["state"], now)
             case "status":
                 self._require(event.id is None, "status must have no id")
+                self._require(set(_names(event)) <= set(self.watched.ranges), "the status of other ranges")
                 self._live(event.data["state"], now)
             case "close":
                 self._require(event.data["reason"] in CLOSE_REASONS, "unknown reason to close")
@@ -181,6 +196,7 @@ class Judge:
     def _reset(self, event: Event) -> None:
         reason = event.data["reason"]
         self._require(reason in RESET_REASONS, "unknown reason to reset")
+        self._require(_names(event) == self.watched.ranges, f"a reset of {_names(event)}")
         self._require(event.id is not None and event.id.endswith("-0"), "a reset carries revision 0")
         self._require(self._pending == [], "a reset inside a revision")
         self._require(reason == "initial" or self._asked or self.stand is not None, "a reset of nothing, not initial")
@@ -191,17 +207,21 @@ class Judge:
         self._epoch = str(event.id).partition("-")[0]
         self.resets.append(reason)
 
+    def _change_of(self, data: dict[str, Any]) -> Change:
+        self._require(not (self.keys_only and "value" in data), "a value on a stream of keys")
+        return change_of(data, keys_only=self.keys_only)
+
     def _build(self, event: Event, building: dict[bytes, Change]) -> None:
         self._require(event.type == "put", "a snapshot must have only puts")
         self._require(event.id is None, "an id inside a snapshot")
         self._require("more" not in event.data, "more inside a snapshot")
-        change = change_of(event.data)
+        change = self._change_of(event.data)
         self._require(change.key not in building, "a key twice in a snapshot")
         building[change.key] = change
         self.deliveries += 1
 
     def _change(self, event: Event) -> None:
-        change = change_of(event.data)
+        change = self._change_of(event.data)
         self.deliveries += 1
         self._require(self.watched.contains(change.key), "a key of another range")
         self._require(self.stand is not None, "a change before any state")
@@ -275,22 +295,35 @@ class Judge:
             else:
                 self._add_forks(claim.after)
             known = [self.chronicle.histories[number] for number in sorted(self._candidates)]
-            true = {history.number for history in known if _holds(claim, self.watched, history)}
+            true = {history.number for history in known if self._holds(claim, history)}
             open_ = {h.number for h in known if h.tip < claim.revision and not h.ended}
             if open_ and not final:
                 return  # the claim may be about etcd's current history, which has not reached its revision
             if not true and claim.after is not None:
                 found = [h for h in self.chronicle.histories if self._same_state(h, claim.after)]
-                true = {h.number for h in found if _holds(claim, self.watched, h)}
+                true = {h.number for h in found if self._holds(claim, h)}
             if not true and claim.at - self.chronicle.restored_at < RECENT:
                 # A replica that has not noticed the restore serves the old history, whatever cursor it gets; it sends
                 # `reset` when it notices (docs/guarantees.md, moments around a restore).
                 ended = [history for history in self.chronicle.histories if history.ended]
-                true = {h.number for h in ended if _holds(claim, self.watched, h)}
+                true = {h.number for h in ended if self._holds(claim, h)}
             if not true:
                 self._fail(f"no history knows this: {claim}\n{self._explain(claim)}")
             self._candidates = true
             self._claims.popleft()
+
+    def _holds(self, claim: Claim, history: History) -> bool:
+        if history.tip < claim.revision:
+            return False
+        if claim.after is None:
+            truth, found = history.state(self.watched, claim.revision), _in_order_of_keys(claim.changes)
+        else:
+            truth, found = history.changes(self.watched, claim.after, claim.revision), claim.changes
+            if isinstance(self.watched, Several):
+                truth, found = _in_order(truth), _in_order(found)
+        if self.keys_only:
+            truth = [change if change.value is None else replace(change, value=b"") for change in truth]
+        return truth == found
 
     def _add_forks(self, stand: int) -> None:
         """A claim that is true of a history up to a fork is true of that fork."""
@@ -318,10 +351,14 @@ class Judge:
             self._add_forks(self.stand)
             if history.number not in self._candidates and not self._same_state(history, self.stand):
                 missing, since = None, self.chronicle.restored_at
+        if self.moves and missing is None and since == now:
+            passed = history.known_at(self.stand)
+            since = passed if passed is not None else now
         lag = now - max(since, self.live_since)
         self.lags = max(self.lags, lag)
         if lag > self.bound:
-            self._fail(f"reports live at {self.stand} for {lag:.1f} s, and lacks {missing} of history {history.number}")
+            what = f"lacks {missing}" if missing is not None else "does not move on"
+            self._fail(f"reports live at {self.stand} for {lag:.1f} s, and {what} of history {history.number}")
 
     def _explain(self, claim: Claim) -> str:
         history = self.chronicle.now
@@ -345,12 +382,17 @@ class Judge:
 
     def _fail(self, text: str) -> None:
         story = "\n    ".join(self._seen)
-        raise ViolationError(f"{self.watched.kind}={self.watched.name!r}: {text}\n  it saw last:\n    {story}")
+        raise ViolationError(f"{self.watched.query}: {text}\n  it saw last:\n    {story}")
 
 
-def _holds(claim: Claim, watched: Watched, history: History) -> bool:
-    if history.tip < claim.revision:
-        return False
-    if claim.after is None:
-        return history.state(watched, claim.revision) == sorted(claim.changes, key=lambda change: change.key)
-    return history.changes(watched, claim.after, claim.revision) == claim.changes
+def _names(event: Event) -> list[bytes]:
+    return [unquote_to_bytes(name) for name in event.data["ranges"]]
+
+
+def _in_order_of_keys(changes: list[Change]) -> list[Change]:
+    return sorted(changes, key=lambda change: change.key)
+
+
+def _in_order(changes: list[Change]) -> list[Change]:
+    """One revision's changes by key; a key's own changes stay in their order."""
+    return sorted(changes, key=lambda change: (change.mod_revision, change.key))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from app.core.versions import parse_version, progress_is_trusted
 from tests.consistency.bugs import BUGS
 from tests.consistency.torture import torture
+from tests.support.versions import real_etcds
 
 # A run ends at the first violation, which most bugs show within 10 s. Only an undetected bug takes all these seconds.
 SECONDS = 600
@@ -19,6 +21,16 @@ FAULTS = {
     "untrusted-progress": ["cut", "kill a gateway"],
     "restore-not-noticed": ["restore, lower", "restore, passed"],
     "reader-survives-generation": ["restore, lower", "restore, passed"],
+    "revision-released-by-an-old-answer": ["cut all", "cut", "black hole"],
+    "projected-tip-that-stands-still": ["compact"],
+    "merge-survives-generation": ["cut all", "compact all", "compact", "black hole"],
+}
+# Only where etcd's progress can be trusted, there are merges of several feeds, and quiet mirrors move on.
+NEED_TRUST = {
+    "revision-released-by-an-old-answer",
+    "transaction-divided-between-ranges",
+    "projected-tip-that-stands-still",
+    "merge-survives-generation",
 }
 
 
@@ -26,10 +38,17 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", sorted(BUGS))
 async def test_a_known_bug_is_caught(bug: str) -> None:
-    """The checker finds each known bug on etcd 3.5.1, whose on-demand progress overtakes events."""
+    """The checker finds each known bug on etcd 3.5.1, whose on-demand progress overtakes events.
+
+    The bugs of merges need the newest etcd.
+    """
+    newest = max(real_etcds(), key=lambda candidate: parse_version(candidate.version))
+    if bug in NEED_TRUST and not progress_is_trusted(parse_version(newest.version)):
+        pytest.skip(f"NOT RUN: {bug} needs a newer etcd than {newest.version}")
     report = await torture(
         "bug",
         SECONDS,
+        folder=newest.folder if bug in NEED_TRUST else None,
         program=("tests.consistency.bugs", bug),
         kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
         followers=40,

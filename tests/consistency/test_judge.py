@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.consistency.history import Change, Chronicle, Watched
+from tests.consistency.history import Change, Chronicle, Several, Watched
 from tests.consistency.judge import Judge, ViolationError
 from tests.support.streams import Event
 
@@ -29,7 +29,7 @@ def event(data: dict[str, Any], revision: int | None = None) -> Event:
 
 def reset(reason: str = "initial") -> Event:
     """The beginning of a state: a reset event."""
-    return event({"type": "reset", "reason": reason, "ranges": []}, 0)
+    return event({"type": "reset", "reason": reason, "ranges": ["prefix=/a/"]}, 0)
 
 
 def synced(revision: int) -> Event:
@@ -114,9 +114,7 @@ def test_a_cut_revision_comes_again(judge: Judge) -> None:
         pytest.param([synced(2)], "synced without a state", id="synced with nothing"),
         pytest.param([*FOUR], "before any state", id="changes with nothing"),
         pytest.param([*AT_2, *FOUR, reset("lagged"), AT_2[1], synced(2)], "a reset to before", id="a reset to before"),
-        pytest.param(
-            [event({"type": "reset", "reason": "initial", "ranges": []}, 2)], "carries revision 0", id="a reset's id"
-        ),
+        pytest.param([Event("reset", reset().data, f"{E}-2")], "carries revision 0", id="a reset's id"),
         pytest.param([*AT_2, event(a_put("/other", 3, 3, 1), 3)], "another range", id="another range"),
         pytest.param(
             [*AT_2, event({"type": "close", "reason": "drain", "retry_ms": 1}), *FOUR], "after close", id="after close"
@@ -162,6 +160,90 @@ def test_live_while_something_is_missing(judge: Judge) -> None:
         judge.check_live(15.1)
     judge.receive(bookmark(4, "stale"), 16.0)
     judge.check_live(16.1)
+
+
+SEVERAL = Several((Watched("prefix", b"/other"), Watched("key", L), Watched("key", K)))
+NAMES = ["key=/a/k", "key=/a/l", "prefix=/other"]
+THREE = event(a_put("/other", 3, 3, 1), 3)
+
+
+def several(judge: Judge) -> Judge:
+    """A judge of several ranges."""
+    return Judge(SEVERAL, judge.chronicle, bound=5.0)
+
+
+def begin(names: list[str]) -> list[Event]:
+    """The state at 2, of ranges of these names."""
+    return [event({"type": "reset", "reason": "initial", "ranges": names}, 0), *AT_2[1:]]
+
+
+def test_several_ranges_are_one(judge: Judge) -> None:
+    """The order of one revision's events is free; everything else is as for one range."""
+    judge = several(judge)
+    put_l, put_k = event(a_put("/a/l", 4, 4, 1, more=True)), event(a_put("/a/k", 4, 2, 2), 4)
+    see(judge, *begin(NAMES), THREE, put_l, put_k, FIVE, SIX, bookmark(6))
+    judge.settle(final=True)
+    assert judge.stand == 6
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        pytest.param([*begin(NAMES), *FOUR], "no history knows this", id="released without another range"),
+        pytest.param([*begin(NAMES), THREE, event(a_put("/a/k", 4, 2, 2), 4)], "no history knows", id="divided"),
+        pytest.param(
+            [*begin(NAMES), THREE, event(a_put("/a/k", 4, 2, 2), 4), event(a_put("/a/l", 4, 4, 1), 4)],
+            "came again",
+            id="divided, and completed",
+        ),
+        pytest.param(begin([*reversed(NAMES)]), "a reset of", id="ranges that are not sorted"),
+        pytest.param(begin(NAMES[:2]), "a reset of", id="not all ranges"),
+        pytest.param(
+            [*begin(NAMES), event({"type": "status", "state": "stale", "ranges": ["prefix=/a/"]})],
+            "the status of other ranges",
+            id="the status of another range",
+        ),
+    ],
+)
+def test_what_must_not_be_of_several_ranges(judge: Judge, events: list[Event], why: str) -> None:
+    """The judge rejects what is not true of all ranges."""
+
+    def judged() -> None:
+        one = several(judge)
+        see(one, *events)
+        one.settle(final=True)
+
+    with pytest.raises(ViolationError, match=why):
+        judged()
+
+
+def test_a_stream_of_keys(judge: Judge) -> None:
+    """It has every put, and no value."""
+    judge = Judge(RANGE, judge.chronicle, bound=5.0, keys_only=True)
+
+    def bare(one: Event) -> Event:
+        return Event(one.type, {name: value for name, value in one.data.items() if name != "value"}, one.id)
+
+    see(judge, *map(bare, [*AT_2, *FOUR, FIVE, SIX]))
+    judge.settle(final=True)
+    judge.forget()
+    with pytest.raises(ViolationError, match="a value on a stream of keys"):
+        see(judge, *map(bare, AT_2), *FOUR)
+
+
+def test_a_quiet_mirror_moves_on(judge: Judge) -> None:
+    """With progress that can be trusted, a cursor must not grow old."""
+    moves = Judge(Watched("key", b"/quiet"), judge.chronicle, bound=5.0, moves=True)
+    quiet = event({"type": "reset", "reason": "initial", "ranges": ["key=/quiet"]}, 0)
+    see(moves, quiet, synced(3), now=4.0)
+    for now in range(5, 10):
+        moves.receive(bookmark(3), now)
+        moves.check_live(now)
+    moves.receive(bookmark(3), 10.0)
+    with pytest.raises(ViolationError, match="does not move on"):
+        moves.check_live(10.0)
+    moves.receive(bookmark(6), 10.0)
+    moves.check_live(10.0)
 
 
 def test_a_restore_that_nobody_noticed(judge: Judge) -> None:

@@ -23,11 +23,11 @@ from typing import Any
 
 from aetcd import rpc
 
-from app.core.versions import parse_version
+from app.core.versions import parse_version, progress_is_trusted
 from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client
 from tests.consistency.disk import Disk, NoDiskError
-from tests.consistency.follower import Follower
+from tests.consistency.follower import PIN, QUIET, Follower
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
@@ -117,11 +117,14 @@ async def torture(
             password = Password(Path(secrets) / "password")
             access = await enable_auth(cluster, password)
         oracle = Oracle(cluster.endpoints, access)
-        login = password.settings if password is not None else {}
-        # The second replica keeps a log so short that a stalled client falls behind it, re-balances all the time, and
-        # writes its streams with the other sink.
+        version = version_of(folder)
+        trusted = progress_is_trusted(parse_version(version))
+        # With users, some members tell their version to root only.
+        login = {**password.settings, "GATEWAY_ETCD_VERSION": version} if password is not None else {}
+        # The first replica has a pin. The second replica has none, and keeps a log so short that a stalled client falls
+        # behind it, re-balances all the time, and writes its streams with the other sink.
         replicas = [
-            Replica("one", login, program),
+            Replica("one", {**login, "GATEWAY_PIN": PIN.decode()}, program),
             Replica(
                 "two",
                 {**login, "GATEWAY_LOG_BATCHES": "50", "GATEWAY_MAX_AGE": "15s", "GATEWAY_SINK": "portable"},
@@ -134,15 +137,24 @@ async def torture(
         await stack.enter_async_context(oracle.running())
         busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
         crowd = [
-            Follower(number, f"{seed} follower {number}", [r.base for r in replicas], oracle.chronicle, bound)
+            Follower(
+                number,
+                f"{seed} follower {number}",
+                [replica.base for replica in replicas],
+                oracle.chronicle,
+                bound,
+                trusted=trusted,
+            )
             for number in range(followers)
         ]
-        gently = version_of(folder) in ("3.5.0", "3.5.1", "3.5.2")
+        gently = version in ("3.5.0", "3.5.1", "3.5.2")
         for follower in crowd:
             follower.others = crowd
         clients = [
-            Client(number, replicas[number % 2].base, prefix, oracle.chronicle)
-            for number, prefix in enumerate(("/a/", "/z", "/a/b/"))
+            Client(number, replicas[number % 2].base, prefixes, oracle.chronicle)
+            for number, prefixes in enumerate(
+                (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
+            )
         ]
         nemesis = Nemesis(
             seed,
@@ -243,8 +255,9 @@ async def _finish(
 ) -> None:
     """Every follower reaches etcd's current revision, and every claim is settled."""
     async with access.channel(cluster.endpoints[0]) as (channel, metadata):
-        # One put in every range: without trusted progress, the revision of a quiet range is that of its last change.
-        ends = {prefix + b"k1": await _put(channel, metadata, prefix + b"k1") for prefix in PREFIXES}
+        # A put in every range: without trusted progress, the revision of a quiet range is that of its last change.
+        keys = [QUIET, *(prefix + end for prefix in PREFIXES for end in (b"k1", b"L3g1"))]
+        ends = {key: await _put(channel, metadata, key) for key in keys}
     await oracle.reach(max(ends.values()))
     log("every follower catches up")
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:

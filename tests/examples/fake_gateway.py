@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from app.api.page import content_security_policy
 from tests.support.waiting import HANG
@@ -33,7 +33,8 @@ def cursor(revision: int) -> str:
 class Stream:
     """One watch that a client opened; the test writes its bytes."""
 
-    query: dict[str, str]
+    query: dict[str, str]  # of a name that comes several times, the first value
+    ranges: list[tuple[str, str]]  # in the order of the query
     headers: dict[str, str]
     at: float
     _writer: asyncio.StreamWriter
@@ -201,12 +202,14 @@ class FakeGateway:
         target, *lines = head.split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         address = urlsplit(target.split(" ")[1].removeprefix(self.path))
-        query = {name: values[0] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
+        pairs = parse_qsl(address.query, keep_blank_values=True)
+        query = dict(reversed(pairs))
+        ranges = [(name, value) for name, value in pairs if name in ("prefix", "key")]
         if address.path.startswith("/v1/") and self.problem is not None:
             self.refused.append(address.path)
             self._answer(writer, int(self.problem["status"]), "application/problem+json", json.dumps(self.problem))
         elif address.path == "/v1/watch":
-            return Stream(query, headers, asyncio.get_running_loop().time(), writer)
+            return Stream(query, ranges, headers, asyncio.get_running_loop().time(), writer)
         elif address.path == "/v1/kv":
             self._answer(writer, 200, "application/json", '{"revision":1,"cursor":"","kvs":[],"count":0}')
         elif address.path == "/":

@@ -61,7 +61,7 @@ def problem(status: int, code: str, detail: str) -> dict[str, Any]:
 class Client(Protocol):
     """A mirror of either kind."""
 
-    async def start(self, url: str, prefix: str) -> None:
+    async def start(self, url: str, prefix: str | list[str], *, keys: list[str] | None = None) -> None:
         """Start to follow."""
 
     async def views(self) -> list[View]:
@@ -123,7 +123,7 @@ class PythonClient:
         """Start to follow, or resume."""
         self._task = asyncio.create_task(self.mirror.run())
 
-    async def start(self, url: str, prefix: str) -> None:
+    async def start(self, url: str, prefix: str | list[str], *, keys: list[str] | None = None) -> None:
         """Start to follow."""
 
         def onchange(mirror: Mirror, changes: list[Item]) -> None:
@@ -131,7 +131,7 @@ class PythonClient:
             self._views.append(View(mirror.state, mirror.revision, mirror.cursor, items, mirror.reason))
             self._changes += [(change["type"], change["key"]) for change in changes]
 
-        self._mirror = load_mirror().Mirror(url, prefix, onchange=onchange)
+        self._mirror = load_mirror().Mirror(url, prefix, keys=keys or (), onchange=onchange)
         self.run()
 
     async def views(self) -> list[View]:
@@ -156,11 +156,11 @@ class PythonClient:
                 await self._task
 
 
-START = """async ([url, prefix]) => {
+START = """async ([url, prefix, options]) => {
     const { Mirror } = await import(url + '/examples/mirror.js');
     window.views = []; window.changes = [];
     Math.random = () => 0; // the shortest delays
-    window.mirror = new Mirror(url, prefix, { onchange: (mirror, changes) => {
+    window.mirror = new Mirror(url, prefix, { ...options, onchange: (mirror, changes) => {
         const items = [...mirror.items.values()].map((i) => [i.key, i.key_encoding ?? 'text', i.value]);
         views.push([mirror.state, mirror.revision, mirror.cursor, items, mirror.reason]);
         window.changes.push(...changes.map((change) => [change.type, change.key]));
@@ -174,10 +174,10 @@ class BrowserClient:
     def __init__(self, page: Page) -> None:
         self._page = page
 
-    async def start(self, url: str, prefix: str) -> None:
+    async def start(self, url: str, prefix: str | list[str], *, keys: list[str] | None = None) -> None:
         """Start to follow."""
         await self._page.goto(f"{url}/blank")
-        await self._page.evaluate(START, [url, prefix])
+        await self._page.evaluate(START, [url, prefix, {} if keys is None else {"keys": keys}])
 
     async def views(self) -> list[View]:
         """Everything that the client has shown."""
@@ -268,7 +268,27 @@ async def test_asks_for_its_prefix_with_no_cursor(client: Client, gateway: FakeG
     await stream.snapshot(1)
     await turns(client, "live")
 
-    assert (stream.query["prefix"], stream.cursor) == ("/svc/", None)
+    assert (stream.ranges, stream.cursor) == ([("prefix", "/svc/")], None)
+
+
+async def test_follows_several_ranges(idle: Client, gateway: FakeGateway) -> None:
+    """They are one stream: a transaction over them is one change, and the cursor is one."""
+    await idle.start(gateway.url, ["/svc/", "/a&b="], keys=["/leader", "/ü"])
+    asked = [("prefix", "/svc/"), ("prefix", "/a&b="), ("key", "/leader"), ("key", "/ü")]
+    try:
+        stream = await gateway.stream()
+        assert (stream.ranges, stream.cursor) == (asked, None)
+        await stream.snapshot(10, a="1")
+        await shows(idle, "live", 10, {"/svc/a": "1"})
+        await stream.put("/leader", "2", 11, more=True)
+        await stream.put("/svc/a", "2", 11)
+        await shows(idle, "live", 11, {"/leader": "2", "/svc/a": "2"})
+        await stream.cut()
+        again = await gateway.stream()
+        assert (again.ranges, again.cursor) == (asked, cursor(11))
+    finally:
+        await idle.stop()
+    assert {tuple(view.items) for view in await idle.views()} == {(), ("/svc/a",), ("/svc/a", "/leader")}
 
 
 async def test_shows_nothing_of_a_snapshot_before_synced(client: Client, gateway: FakeGateway) -> None:
@@ -754,6 +774,7 @@ async def ended(client: PythonClient) -> BaseException:
         (403, "forbidden"),
         (404, "no-such-path"),
         (431, "head-too-large"),
+        (501, "ranges-need-pin"),
     ],
 )
 @pytest.mark.parametrize("was_live", [True, False])
