@@ -262,6 +262,8 @@ class SelectedHistory:
             self._log.append(batch, self._now)
             self._view.apply(batch)
             released = True
+        if released:
+            self._log.forget(self._feeds_floor)
         return released
 
     @property
