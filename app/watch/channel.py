@@ -299,9 +299,7 @@ class SelectedChannel:
         self._accounting = False
         self._account()
         if not self._stopped and not self._memory.settle(self):
-            logger.warning(
-                "channel too large", extra={"range": " ".join(map(str, self.ranges)), "bytes": self.bytes}
-            )
+            logger.warning("channel too large", extra={"range": " ".join(map(str, self.ranges)), "bytes": self.bytes})
             self._owner.channel_failed(self, TooLargeError.close_reason)
 
     def _keep(self, size: int) -> bool:

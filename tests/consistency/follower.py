@@ -64,7 +64,8 @@ class Follower:
         self._bases = bases
         self.name = f"follower {number}"
         watched, keys_only = watched_of(self._rng, merges=trusted), self._rng.random() < 0.2
-        self.judge = Judge(watched, chronicle, bound, keys_only=keys_only, moves=trusted)
+        latest = self._rng.random() < 0.15
+        self.judge = Judge(watched, chronicle, bound, keys_only=keys_only, latest=latest, moves=trusted)
         self._query = watched.query
         if keys_only:
             self._query += "&keys_only=1"
@@ -73,6 +74,8 @@ class Follower:
         # Some have small socket buffers: when they stall, they fall behind at the gateway itself.
         self._narrow = self._rng.random() < 0.3
         self.request = self._query  # the part of a request that decides its cursors' epoch
+        if latest:
+            self._query += "&mode=latest&interval=200ms"
         self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = 0
@@ -176,7 +179,7 @@ class Follower:
     async def _read_state(self, base: str) -> None:
         history = self.judge.chronicle.now
         known = history.tip
-        answer = await request(f"{base}/v1/kv?{self._query}", {"Connection": "close"})
+        answer = await request(f"{base}/v1/kv?{self.request}", {"Connection": "close"})
         await answer.close()
         if answer.status != 200:
             return

@@ -87,6 +87,8 @@ class Judge:
     Args:
         bound: seconds that a mirror may report ``live`` while it lacks something.
         keys_only: whether the streams have no values.
+        latest: whether the streams have ``mode=latest``: each flush must be the newest change of each key since the
+            last id, up to its own id.
         moves: whether a quiet mirror that reports ``live`` must move on with etcd's revision, within *bound* too.
             Without trusted progress it need not.
     """
@@ -95,6 +97,7 @@ class Judge:
     chronicle: Chronicle
     bound: float
     keys_only: bool = False
+    latest: bool = False
     moves: bool = False
     cursor: str | None = None  # the cursor with which the subscriber resumes
     stand: int | None = None  # the revision at which its mirror is exact; None: the mirror is empty
@@ -225,15 +228,21 @@ class Judge:
         self.deliveries += 1
         self._require(self.watched.contains(change.key), "a key of another range")
         self._require(self.stand is not None, "a change before any state")
-        if self._pending:
+        if self._pending and self.latest:
+            self._require(change.mod_revision >= self._pending[-1].mod_revision, "a flush that is not in order")
+        elif self._pending:
             self._require(change.mod_revision == self._pending[0].mod_revision, "a revision that was not completed")
         self._pending.append(change)
         if event.data.get("more"):
             self._require(event.id is None, "an id inside a revision")
             return
         pending, self._pending = self._pending, []
-        self._require(change.mod_revision > (self.stand or 0), f"came again, or out of order: stood at {self.stand}")
-        self._move(event, change.mod_revision, pending)
+        first = pending[0].mod_revision
+        self._require(first > (self.stand or 0), f"came again, or out of order: stood at {self.stand}")
+        revision = change.mod_revision
+        if self.latest:
+            revision = max(revision, int(str(event.id).rpartition("-")[2]))
+        self._move(event, revision, pending)
 
     def _sync(self, event: Event, now: float) -> None:
         self._require(not self._synced, "synced twice")
@@ -319,6 +328,8 @@ class Judge:
             truth, found = history.state(self.watched, claim.revision), _in_order_of_keys(claim.changes)
         else:
             truth, found = history.changes(self.watched, claim.after, claim.revision), claim.changes
+            if self.latest:
+                truth = _folded(truth)
             if isinstance(self.watched, Several):
                 truth, found = _in_order(truth), _in_order(found)
         if self.keys_only:
@@ -391,6 +402,15 @@ def _names(event: Event) -> list[bytes]:
 
 def _in_order_of_keys(changes: list[Change]) -> list[Change]:
     return sorted(changes, key=lambda change: change.key)
+
+
+def _folded(changes: list[Change]) -> list[Change]:
+    """The newest change of each key, in the order of revisions."""
+    newest: dict[bytes, Change] = {}
+    for change in changes:
+        newest.pop(change.key, None)
+        newest[change.key] = change
+    return list(newest.values())
 
 
 def _in_order(changes: list[Change]) -> list[Change]:

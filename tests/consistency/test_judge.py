@@ -231,6 +231,44 @@ def test_a_stream_of_keys(judge: Judge) -> None:
         see(judge, *map(bare, AT_2), *FOUR)
 
 
+FLUSH = [event(delete("/a/l", 5, more=True)), event(a_put("/a/k", 6, 2, 3), 6)]
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        pytest.param(FLUSH, "", id="the truth"),
+        pytest.param(
+            [event(a_put("/a/k", 4, 2, 2, more=True)), event(a_put("/a/l", 4, 4, 1), 4), *FLUSH], "", id="two"
+        ),
+        pytest.param([event(delete("/a/l", 5), 5)], "no history knows this", id="a key is missing"),
+        pytest.param([event(a_put("/a/k", 6, 2, 3), 6)], "no history knows this", id="a delete is missing"),
+        pytest.param([FOUR[0], *FLUSH], "no history knows this", id="a key twice"),
+        pytest.param(
+            [event(a_put("/a/k", 4, 2, 2, more=True)), event(a_put("/a/l", 4, 4, 1), 5)],
+            "no history knows this",
+            id="an id from the end of the flush",
+        ),
+        pytest.param(
+            [event(a_put("/a/k", 6, 2, 3, more=True)), event(delete("/a/l", 5), 6)], "not in order", id="not in order"
+        ),
+    ],
+)
+def test_the_newest_of_each_key(judge: Judge, events: list[Event], why: str) -> None:
+    """A flush is the newest change of each key between two ids."""
+    judge = Judge(RANGE, judge.chronicle, bound=5.0, latest=True)
+
+    def judged() -> None:
+        see(judge, *AT_2, *events)
+        judge.settle(final=True)
+
+    if why:
+        with pytest.raises(ViolationError, match=why):
+            judged()
+    else:
+        judged()
+
+
 def test_a_quiet_mirror_moves_on(judge: Judge) -> None:
     """With progress that can be trusted, a cursor must not grow old."""
     moves = Judge(Watched("key", b"/quiet"), judge.chronicle, bound=5.0, moves=True)
