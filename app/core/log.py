@@ -70,6 +70,7 @@ class Log(Sized):
 
     __slots__ = (
         "_bounds",
+        "_edge",
         "_entries",
         "_fold",
         "_revisions",
@@ -91,6 +92,7 @@ class Log(Sized):
         self.floor = 0
         self.tip = 0
         self._start = 0  # the revision at which the generation began
+        self._edge = 0  # nothing up to here may be held: see ``forget``
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
         # The last slice, while it is still valid: all readers that keep up request the same slice.
@@ -117,7 +119,7 @@ class Log(Sized):
         self.generation += 1
         self._entries, self._revisions, self.bytes = [], [], 0
         self._forget_slice()
-        self.floor = self.tip = self._start = revision
+        self.floor = self.tip = self._start = self._edge = revision
 
     def append(self, batch: Batch, now: float) -> None:
         """Add the next complete revision.
@@ -180,6 +182,7 @@ class Log(Sized):
 
     def forget(self, revision: int) -> None:
         """Evict all batches up to *revision*. The floor moves only as far as the batches that are evicted."""
+        self._edge = max(self._edge, revision)
         if self._revisions and self._revisions[0] <= revision:
             self._evict(bisect_right(self._revisions, revision))
 
@@ -310,7 +313,11 @@ class Log(Sized):
         if 2 * behind > bounds.batches or 2 * behind * self.bytes > bounds.bytes * len(self._entries):
             return True
         # The log of a selection forgets what its feeds forget, and a log forgets early when memory is short.
-        return self.floor > self._start and 2 * revision < self.floor + self.tip
+        edge = max(self.floor, self._edge)
+        first = bisect_right(self._revisions, revision)
+        if first < len(self._revisions):
+            revision = self._revisions[first] - 1  # the reader lacks nothing before
+        return edge > self._start and 2 * revision < edge + self.tip
 
     def behind(self, revision: int) -> int:
         """Return how many revisions of this range a reader at *revision* has not read."""

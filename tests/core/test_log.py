@@ -340,8 +340,17 @@ def test_a_flush_is_due_when_the_floor_comes_near() -> None:
     """The feed's log forgets, or memory is short: the nearer half of the log may be next."""
     log = log_at(20, 30)
     assert log.flush_due(22, 60.0) == 90.0
-    log.raise_floor(10)
+    log.forget(10)
+    assert log.floor == 1
     assert (log.flush_due(20, 60.0), log.flush_due(18, 60.0)) == (90.0, 20.0)
+
+
+def test_a_flush_of_a_quiet_selection_waits_for_its_interval() -> None:
+    """Its reader's position is old, but the reader lacks only what has just come."""
+    log = log_at(990)
+    log.advance(1000)
+    log.forget(900)
+    assert log.flush_due(5, 60.0) == 990 + 60.0
 
 
 def test_readers_at_one_position_share_a_fold() -> None:

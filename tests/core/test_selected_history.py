@@ -653,3 +653,28 @@ def everything(reader: Reader) -> bytes:
     while data := reader.read(1000):
         found += data
     return b"".join(re.split(rb'(?:event: synced\ndata: )?\{"type":"synced".*\n(?:id: .*\n\n)?', found))
+
+
+def test_a_merge_looks_at_its_feeds_only_when_a_tip_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 readers that receive one event would each pay for it five times."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    looks: list[int] = []
+    look = SelectedHistory._look
+
+    def look_and_count(self: SelectedHistory) -> None:
+        looks.append(1)
+        look(self)
+
+    monkeypatch.setattr(SelectedHistory, "_look", look_and_count)
+    store.write([b"/a/1"], deletes=False)
+    one.deliver(1, 1.0, progress=False)
+    other.deliver(1, 1.0, progress=True)
+    for _ in range(10):
+        assert selected.log.tip == 2
+    assert len(looks) == 1
+    for feed in (one, other):
+        feed.history.advance(7, 1.0)
+    for _ in range(10):
+        assert selected.log.tip == 7
+    assert len(looks) == 2
