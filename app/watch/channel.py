@@ -180,7 +180,9 @@ class SelectedChannel:
     @property
     def must_close(self) -> bool:
         """Whether the member's progress was not to be trusted for so long that the merge must end."""
-        return self._distrusted is not None and self._clock() - self._distrusted[0] > self._limits.stale_after
+        if self._stopped or self._distrusted is None:
+            return False
+        return self._clock() - self._distrusted[0] > self._limits.stale_after
 
     # --- what happens at the feeds ------------------------------------------------------------------------------------
 

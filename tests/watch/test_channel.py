@@ -121,6 +121,9 @@ async def test_a_merge_needs_progress_that_can_be_trusted(monkeypatch: pytest.Mo
     now = world.clock()
     channel._clock = lambda: now + 6.0
     assert channel.must_close
+    channel._stopped = True
+    assert not channel.must_close, "it has ended already"
+    channel._stopped = False
     monkeypatch.setattr(StubEtcd, "progress_trusted", True)
     channel.check()
     assert channel.stale_ranges == ()
