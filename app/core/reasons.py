@@ -24,7 +24,8 @@ EndReason = CloseReason | BrokenReason
 RefusalReason = Literal[
     "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",
     "etcd-unavailable", "pin-unavailable", "too-large", "ranges-need-pin", "selection-too-wide", "unauthorized",
-    "forbidden", "invalid-parameter",
+    "forbidden", "invalid-parameter", "prefix-too-short",
+    "identity-streams", "identity-selections", "identity-joins", "address-streams", "address-joins",
 ]  # fmt: skip
 
 RESET_REASONS = cast("tuple[ResetReason, ...]", get_args(ResetReason))

@@ -1,0 +1,189 @@
+"""Quotas: how much one identity, and one client address, may hold and ask for at a time.
+
+Must live here: what each caller holds, and when it may have more. Must not: clocks, requests, subscribers.
+
+A selection is chosen by the client, and each distinct one costs the gateway, and perhaps etcd, a watch. So without
+quotas one client can use up the limits of all. A quota that is 0 is off, and then nothing is counted for it.
+
+Memory: a caller is known while it holds something (at most GATEWAY_MAX_SUBSCRIBERS streams do), and its token bucket
+while the bucket is not full (at most MOST_BUCKETS do).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from .errors import OverCapacityError
+from .selection import Ranges
+from .sized import Sized
+from .token_bucket import TokenBuckets
+
+Whose = Literal["identity", "address"]
+# Bits of an IPv6 address that count: a client usually has a whole /64 to choose its addresses from.
+IPV6_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSettings:
+    """The settings of the same names. 0 is off."""
+
+    identity_streams: int = 0
+    identity_selections: int = 0
+    identity_joins: int = 0
+    address_streams: int = 0
+    address_joins: int = 0
+
+    @property
+    def off(self) -> bool:
+        """Whether there is no quota at all."""
+        return not any(getattr(self, each.name) for each in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who holds a stream. *address* must be a ``client_address``."""
+
+    identity: str
+    address: str
+
+
+def client_address(host: str) -> str:
+    """Return what all addresses have in common among which one client can choose: the /64 of an IPv6 address.
+
+    *host* is an address that a socket or a proxy names. Text that is not an address counts as it is.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host[:64]
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, IPV6_BITS), strict=False))
+
+
+class Quota(Sized):
+    """The quota of each identity, or of each address.
+
+    Args:
+        whose: the beginning of the settings' names and of the errors' codes.
+        streams: the maximum number of streams at a time.
+        selections: the maximum number of distinct selections at a time.
+        joins: the maximum number of streams that are opened in a second.
+    """
+
+    def __init__(self, whose: Whose, *, streams: int = 0, selections: int = 0, joins: int = 0) -> None:
+        self._whose = whose
+        self._streams = streams
+        self._selections = selections
+        self._joins = joins
+        self._held: dict[str, _Held] = {}
+        self._buckets = TokenBuckets(joins) if joins else None
+
+    def __len__(self) -> int:
+        """Return the number of holders that hold something."""
+        return len(self._held)
+
+    @property
+    def buckets(self) -> int:
+        """The number of token buckets that are kept."""
+        return len(self._buckets) if self._buckets is not None else 0
+
+    def check(self, name: str, ranges: Ranges, now: float) -> None:
+        """Raise OverCapacityError unless *name* may open one more stream, of *ranges*."""
+        self.check_joins(name, now)
+        held = self._held.get(name)
+        if held is None:
+            return
+        if self._streams and held.streams >= self._streams:
+            raise self._over("streams", f"has {held.streams} streams open", self._streams, "close one, or retry later")
+        if self._selections and ranges not in held.selections and len(held.selections) >= self._selections:
+            follows = f"follows {len(held.selections)} distinct selections"
+            raise self._over("selections", follows, self._selections, "follow one of them again, or close one")
+
+    def check_joins(self, name: str, now: float) -> None:
+        """Raise OverCapacityError unless *name* may open a stream now, as far as its rate goes."""
+        if self._buckets is not None and self._buckets.wait(name, now):
+            raise self._over("joins", "opens streams too fast, or with wrong credentials", self._joins, "retry later")
+
+    def take_join(self, name: str, now: float) -> None:
+        """Count one join."""
+        if self._buckets is not None:
+            self._buckets.take(name, now)
+
+    def acquire(self, name: str, ranges: Ranges, now: float) -> None:
+        """Count a join, and a stream that is held until ``release``. Checks nothing."""
+        self.take_join(name, now)
+        if self._streams or self._selections:
+            held = self._held.setdefault(name, _Held())
+            held.streams += 1
+            if self._selections:
+                held.selections[ranges] += 1
+
+    def release(self, name: str, ranges: Ranges) -> None:
+        """Stop counting a stream. Call this once for each ``acquire``."""
+        if not (self._streams or self._selections):
+            return
+        held = self._held[name]
+        held.streams -= 1
+        if self._selections:
+            held.selections[ranges] -= 1
+            if not held.selections[ranges]:
+                del held.selections[ranges]
+        if not held.streams:
+            del self._held[name]
+
+    def _over(self, cap: str, excess: str, limit: int, then: str) -> OverCapacityError:
+        setting = f"GATEWAY_{self._whose}_{cap}".upper()
+        return OverCapacityError(
+            f"this {self._whose} {excess}; {setting} is {limit}: {then}", code=f"{self._whose}-{cap}"
+        )
+
+
+@dataclass(slots=True)
+class _Held:
+    streams: int = 0
+    selections: Counter[Ranges] = field(default_factory=Counter)
+
+
+class Quotas:
+    """The quotas of identities and of addresses, and the failed authentications of each address."""
+
+    def __init__(self, settings: QuotaSettings) -> None:
+        self.identities = Quota(
+            "identity",
+            streams=settings.identity_streams,
+            selections=settings.identity_selections,
+            joins=settings.identity_joins,
+        )
+        self.addresses = Quota("address", streams=settings.address_streams, joins=settings.address_joins)
+        # Apart from the joins: an address that opens streams at its full rate may still read.
+        self._failures = Quota("address", joins=settings.address_joins)
+
+    def check(self, caller: Caller, ranges: Ranges, now: float) -> None:
+        """Raise OverCapacityError unless *caller* may open one more stream, of *ranges*. Takes nothing."""
+        self.addresses.check(caller.address, ranges, now)
+        self.identities.check(caller.identity, ranges, now)
+
+    def acquire(self, caller: Caller, ranges: Ranges, now: float) -> None:
+        """Count a stream that *caller* has opened, until ``release``."""
+        self.addresses.acquire(caller.address, ranges, now)
+        self.identities.acquire(caller.identity, ranges, now)
+
+    def release(self, caller: Caller, ranges: Ranges) -> None:
+        """Stop counting a stream. Call this once for each ``acquire``."""
+        self.addresses.release(caller.address, ranges)
+        self.identities.release(caller.identity, ranges)
+
+    def check_credentials(self, address: str, now: float) -> None:
+        """Raise OverCapacityError if wrong credentials came from *address* too fast. Comes before any cryptography."""
+        self._failures.check_joins(address, now)
+
+    def failed(self, address: str, now: float) -> None:
+        """Count wrong credentials that came from *address*: for further credentials, and for joins."""
+        self._failures.take_join(address, now)
+        self.addresses.take_join(address, now)

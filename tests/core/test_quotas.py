@@ -1,0 +1,197 @@
+"""``app.core.quotas`` against a list of the streams that are open."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.core.errors import OverCapacityError
+from app.core.keys import KeyRange
+from app.core.quotas import Caller, Quotas, QuotaSettings, client_address
+from app.core.selection import Ranges
+
+SELECTIONS: tuple[Ranges, ...] = tuple((KeyRange("prefix", name),) for name in (b"/a/", b"/b/", b"/c/"))
+CALLERS = [Caller(identity, address) for identity in ("token:a", "token:b") for address in ("10.0.0.1", "10.0.0.2")]
+caps = st.integers(0, 3)
+# Powers of two, so that the model's sums have no rounding.
+rates = st.sampled_from([0, 1, 2, 4])
+callers, selections = st.sampled_from(CALLERS), st.sampled_from(SELECTIONS)
+
+
+class QuotasMachine(RuleBasedStateMachine):
+    """``open`` lists the streams; ``joined`` the times of the joins."""
+
+    @initialize(
+        identity_streams=caps, identity_selections=caps, identity_joins=rates, address_streams=caps, address_joins=rates
+    )
+    def begin(self, **chosen: int) -> None:
+        """Choose the quotas."""
+        self.settings = QuotaSettings(**chosen)
+        self.quotas = Quotas(self.settings)
+        self.now = 100.0
+        self.open: list[tuple[Caller, Ranges]] = []
+        self.joined: list[tuple[Caller, float]] = []
+
+    def over(self, caller: Caller, ranges: Ranges) -> set[str]:
+        """The codes of the quotas that refuse one more stream, as far as streams and selections go."""
+        own = [selection for other, selection in self.open if other.identity == caller.identity]
+        near = [selection for other, selection in self.open if other.address == caller.address]
+        limits = self.settings
+        return {
+            code
+            for code, limit, used in (
+                ("identity-streams", limits.identity_streams, len(own)),
+                ("identity-selections", limits.identity_selections, len(set(own) - {ranges})),
+                ("address-streams", limits.address_streams, len(near)),
+            )
+            if limit and used >= limit
+        }
+
+    def empty(self, whose: str, caller: Caller) -> bool:
+        """Whether the bucket of the caller's identity or address has no token: all its joins, once more."""
+        rate: int = getattr(self.settings, f"{whose}_joins")
+        level, then = float(rate), 100.0
+        for other, when in self.joined:
+            if getattr(other, whose) == getattr(caller, whose):
+                level, then = min(rate, level + (when - then) * rate) - 1, when
+        return rate > 0 and min(rate, level + (self.now - then) * rate) < 1
+
+    @rule(caller=callers, ranges=selections)
+    def join(self, caller: Caller, ranges: Ranges) -> None:
+        """A stream is refused if, and only if, a quota says so; the error's code is the quota's."""
+        expected = self.over(caller, ranges)
+        expected |= {f"{whose}-joins" for whose in ("identity", "address") if self.empty(whose, caller)}
+        if expected:
+            with pytest.raises(OverCapacityError) as refused:
+                self.quotas.check(caller, ranges, self.now)
+            assert refused.value.status == 429
+            assert refused.value.code in expected
+            return
+        self.quotas.check(caller, ranges, self.now)
+        self.quotas.acquire(caller, ranges, self.now)
+        self.open.append((caller, ranges))
+        self.joined.append((caller, self.now))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """A stream ends."""
+        one = data.draw(st.sampled_from(self.open))
+        self.open.remove(one)
+        self.quotas.release(*one)
+
+    @rule(seconds=st.sampled_from([0.25, 0.5, 1.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
+    @invariant()
+    def only_what_is_held(self) -> None:
+        """A holder is known only while it holds something, and only if there is a quota for that."""
+        limits = self.settings
+        identities = {caller.identity for caller, _ in self.open}
+        addresses = {caller.address for caller, _ in self.open}
+        counted = limits.identity_streams or limits.identity_selections
+        assert len(self.quotas.identities) == (len(identities) if counted else 0)
+        assert len(self.quotas.addresses) == (len(addresses) if limits.address_streams else 0)
+        for quota, joins in (
+            (self.quotas.identities, limits.identity_joins),
+            (self.quotas.addresses, limits.address_joins),
+        ):
+            assert quota.buckets <= 2 * bool(joins)
+
+
+class TestQuotas(QuotasMachine.TestCase):
+    """Random walks."""
+
+    settings = settings(max_examples=60, stateful_step_count=30)
+
+
+@given(st.integers(1, 20))
+def test_another_holder_is_not_concerned(limit: int) -> None:
+    """However much one identity asks for, another one at another address may join."""
+    every = {"identity_streams", "identity_selections", "identity_joins", "address_streams", "address_joins"}
+    quotas = Quotas(QuotaSettings(**dict.fromkeys(every, limit)))
+    greedy, other = CALLERS[0], CALLERS[3]
+    for _ in range(3 * limit):
+        try:
+            quotas.check(greedy, SELECTIONS[0], 1.0)
+        except OverCapacityError:
+            continue
+        quotas.acquire(greedy, SELECTIONS[0], 1.0)
+    with pytest.raises(OverCapacityError):
+        quotas.check(greedy, SELECTIONS[0], 1.0)
+
+    quotas.check(other, SELECTIONS[1], 1.0)
+
+
+def test_the_error_says_what_and_what_then() -> None:
+    """The text names the setting and its value, and nothing of who else holds what."""
+    quotas = Quotas(QuotaSettings(identity_selections=1))
+    quotas.acquire(CALLERS[0], SELECTIONS[0], 1.0)
+    quotas.check(CALLERS[0], SELECTIONS[0], 1.0)  # the same selection again costs nothing more
+    with pytest.raises(OverCapacityError) as refused:
+        quotas.check(CALLERS[1], SELECTIONS[1], 1.0)
+
+    assert refused.value.code == "identity-selections"
+    assert refused.value.detail == (
+        "this identity follows 1 distinct selections; GATEWAY_IDENTITY_SELECTIONS is 1: follow one of them again, or "
+        "close one"
+    )
+
+
+def test_wrong_credentials_take_from_joins_but_not_the_other_way() -> None:
+    """Wrong credentials leave no tokens for joins. An address that joins at its full rate may still read."""
+    quotas = Quotas(QuotaSettings(address_joins=2))
+    joins, fails = CALLERS[0], CALLERS[1]
+    for _ in range(2):
+        quotas.acquire(joins, SELECTIONS[0], 1.0)
+        quotas.failed(fails.address, 1.0)
+
+    quotas.check_credentials(joins.address, 1.0)
+    for refuse in (
+        lambda: quotas.check(joins, SELECTIONS[0], 1.0),
+        lambda: quotas.check(fails, SELECTIONS[0], 1.0),
+        lambda: quotas.check_credentials(fails.address, 1.0),
+    ):
+        with pytest.raises(OverCapacityError) as refused:
+            refuse()
+        assert refused.value.code == "address-joins"
+    quotas.check_credentials(fails.address, 1.5)
+
+
+def test_all_off() -> None:
+    """Without settings there is no quota, and one setting is enough for one."""
+    assert QuotaSettings().off
+    assert not QuotaSettings(address_joins=1).off
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:DB8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("unknown", "unknown"),
+        ("", ""),
+        ("x" * 1000, "x" * 64),
+    ],
+)
+def test_client_addresses(host: str, counted: str) -> None:
+    """An IPv6 client can choose any address of its /64, so these count as one."""
+    assert client_address(host) == counted
+
+
+@given(st.integers(1, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_one_network_is_one_client(network: int, one: int, other: int) -> None:
+    """All addresses of one /64 are one client."""
+    texts = [str(IPv6Address(network << 64 | host)) for host in (one, other)]
+
+    assert client_address(texts[0]) == client_address(texts[1])
