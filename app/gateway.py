@@ -18,6 +18,7 @@ from .core.budget import Budget
 from .core.capacity import Capacity, ConnectionStatistics
 from .core.cursor import derive_epoch
 from .core.keys import KeyRange
+from .core.quotas import Quotas, QuotaSettings
 from .core.selection import Ranges, Selection
 from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
@@ -54,6 +55,12 @@ def _credentials(settings: Settings) -> Credentials:
     except CredentialsError as error:
         raise SettingsError(str(error)) from None
     return credentials
+
+
+def _quotas(settings: Settings) -> Quotas | None:
+    """Return the quotas; None if all of them are off, so that nothing is counted."""
+    group = settings.group(QuotaSettings)
+    return None if group.off else Quotas(group)
 
 
 async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -107,6 +114,7 @@ class Gateway:
             self.upstream,
             settings.group(Limits),
             pins=[KeyRange("prefix", prefix) for prefix in settings.pins],
+            quotas=_quotas(settings),
             budget=self.budget,
             clock=clock,
             draw=draw,

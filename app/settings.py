@@ -19,9 +19,14 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .urls import endpoint, is_origin
+
 PREFIX = "GATEWAY_"
 # Further variables that mean a setting.
 ALIASES = ("GATEWAY_AUTH_ROLES_HEADER",)  # GATEWAY_AUTH_PROXY_ROLES_HEADER
+
+# Means GATEWAY_TRUSTED_PROXIES if that variable is not set. It is uvicorn's.
+DEPRECATED = "FORWARDED_ALLOW_IPS"
 
 G = TypeVar("G")
 
@@ -38,7 +43,6 @@ _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _PASSWORD = re.compile(r"//[^/]*@")
 # Control characters, and surrogates: Python decodes bytes of the environment that are not UTF-8 to surrogates.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
 # A header's name (RFC 9110, section 5.1), or nothing.
 _HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
 # What JSON, YAML, Python, Go, JavaScript and Helm write for an empty value.
@@ -185,6 +189,11 @@ class Settings(BaseSettings):
     auth_proxies: Items = Field(
         (), description="addresses and networks of the proxies that may name users, comma-separated"
     )
+    trusted_proxies: Items = Field(
+        ("127.0.0.0/8", "::1"),
+        validation_alias=AliasChoices("GATEWAY_TRUSTED_PROXIES", DEPRECATED),
+        description="addresses and networks whose X-Forwarded-For counts, comma-separated; '*' trusts everybody",
+    )
     cors_origins: Items = Field((), description="origins whose pages may read from the gateway, comma-separated")
     max_subscribers: Number = Field(20_000, ge=1, description="maximum number of streams at a time")
     max_feeds: Number = Field(
@@ -199,6 +208,23 @@ class Settings(BaseSettings):
         "range inside one costs etcd no further watch",
     )
     max_feed_bytes: Size = Field(256 << 20, ge=1, description="maximum memory of all feeds' views and logs together")
+    identity_streams: Number = Field(0, ge=0, description="maximum number of streams of one identity; 0 is off")
+    identity_selections: Number = Field(
+        0, ge=0, description="maximum number of distinct selections that one identity follows; 0 is off"
+    )
+    identity_joins: Number = Field(0, ge=0, description="streams that one identity may open per second; 0 is off")
+    address_streams: Number = Field(
+        0, ge=0, description="maximum number of streams of one client address (IPv6: of one /64); 0 is off"
+    )
+    address_joins: Number = Field(
+        0,
+        ge=0,
+        description="streams that one client address may open per second, and wrong credentials that it may send; "
+        "0 is off",
+    )
+    min_prefix: Number = Field(
+        0, ge=0, le=4096, description="minimum number of bytes of a prefix in a request; 0 is off"
+    )
     max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
     linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber has left")
     log_batches: Number = Field(4096, ge=1, description="maximum number of revisions in a feed's log")
@@ -272,8 +298,8 @@ class Settings(BaseSettings):
         if not value or not all(value):
             msg = "at least one endpoint is required, and no item may be empty"
             raise ValueError(msg)
-        endpoints = tuple(_endpoint(text) for text in value)
-        if len({endpoint.partition("://")[0] for endpoint in endpoints}) > 1:
+        endpoints = tuple(map(endpoint, value))
+        if len({each.partition("://")[0] for each in endpoints}) > 1:
             msg = (
                 "must not mix http:// and https:// endpoints: a fail-over would send in plain text what was encrypted "
                 "before"
@@ -293,7 +319,7 @@ class Settings(BaseSettings):
             msg = "'*' among other origins would allow every origin; use '*' alone, or remove it"
             raise ValueError(msg)
         for origin in value:
-            if origin != "*" and not _is_origin(origin):
+            if origin != "*" and not is_origin(origin):
                 msg = f"{origin!r} is not an origin; use the form that browsers send, like https://app.example"
                 raise ValueError(msg)
         return value
@@ -339,7 +365,7 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
-    @field_validator("jwt_audience", "jwt_algorithms", "auth_proxies")
+    @field_validator("jwt_audience", "jwt_algorithms", "auth_proxies", "trusted_proxies")
     @classmethod
     def _check_list(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value == ("",):
@@ -391,7 +417,7 @@ class Settings(BaseSettings):
     @property
     def etcd_hosts(self) -> tuple[str, ...]:
         """The hosts of the endpoints."""
-        return tuple(urlsplit(endpoint).hostname or "" for endpoint in self.etcd)
+        return tuple(urlsplit(each).hostname or "" for each in self.etcd)
 
     @property
     def allowed(self) -> tuple[bytes, ...]:
@@ -448,49 +474,6 @@ def _wrong_with_prefix(item: str) -> str:
             f"this text, write {encoded!r}"
         )
     return ""
-
-
-_PORTS = {"http": 80, "https": 443}
-
-
-def _is_origin(text: str) -> bool:
-    """Whether *text* is an origin as browsers send it: never with an upper-case host, nor with the default port."""
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        return False
-    host = parts.hostname or ""
-    if parts.scheme not in _PORTS or _HOST.fullmatch(host) is None:
-        return False
-    host = f"[{host}]" if ":" in host else host
-    return text == f"{parts.scheme}://{host}" + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
-
-
-def _endpoint(text: str) -> str:
-    url = text if "://" in text else f"http://{text}"
-    no_endpoint = f"{text!r} is not an endpoint; use the form http://127.0.0.1:2379"
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise ValueError(no_endpoint) from None
-    if "@" in parts.netloc:
-        msg = "an endpoint must not contain user and password; use GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE"
-        raise ValueError(msg)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if (
-        parts.scheme not in ("http", "https")
-        or _HOST.fullmatch(parts.hostname or "") is None
-        or not port
-        or parts.path not in ("", "/")
-        or parts.query
-        or parts.fragment
-    ):
-        raise ValueError(no_endpoint)
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def is_loopback(host: str) -> bool:

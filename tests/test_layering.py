@@ -22,7 +22,8 @@ APP = Path(app.__file__).parent
 # name that you want is in the right room.
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
-    "settings": set(),
+    "urls": set(),
+    "settings": {"urls"},
     "signals": set(),
     "stdio": set(),
     "logs": set(),

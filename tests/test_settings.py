@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 import app
 from app.access.jwt import JwtSettings
+from app.core.quotas import QuotaSettings
 from app.etcd.credentials import Credentials
 from app.settings import PREFIX, Settings, SettingsError, is_loopback, load, unknown_variables
 from app.stream.streams import StreamSettings
@@ -103,7 +104,7 @@ def test_no_sizes(text: str) -> None:
 FREE_TEXT = {
     *("host", "epoch", "token_file", "tokens_file", "policy_file", "jwt_secret_file"),
     *("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_roles_claim"),
-    *("jwt_algorithms", "auth_proxies", "auth_proxy_header", "auth_proxy_roles_header"),
+    *("jwt_algorithms", "auth_proxies", "auth_proxy_header", "auth_proxy_roles_header", "trusted_proxies"),
 }
 TOGETHER = {
     "etcd_cacert",
@@ -163,6 +164,10 @@ def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.Mo
         ("jwt_issuer", "https://id.example#fragment"),
         ("jwt_issuer", "two words"),
         ("auth_proxies", "10.0.0.1,"),
+        ("trusted_proxies", "10.0.0.1,"),
+        ("identity_streams", "-1"),
+        ("address_joins", "0.5"),
+        ("min_prefix", "4097"),
         ("auth_proxy_header", "X Forwarded User"),
         ("auth_proxy_header", "X-User:"),
     ],
@@ -367,6 +372,17 @@ def test_another_name_of_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert line.startswith("GATEWAY_AUTH_PROXY_ROLES_HEADER (--auth-proxy-roles-header): ")
     assert unknown_variables(["GATEWAY_AUTH_ROLES_HEADER", "GATEWAY_AUTH_PROXY_ROLES_HEADER"]) == []
+
+
+def test_the_variable_that_trusted_proxies_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FORWARDED_ALLOW_IPS counts only while neither the flag nor the new variable is set."""
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    assert load({}).trusted_proxies == ("127.0.0.0/8", "::1")
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.7, 10.1.0.0/16")
+    assert load({}).trusted_proxies == ("10.0.0.7", "10.1.0.0/16")
+    assert load({"trusted_proxies": "*"}).trusted_proxies == ("*",)
+    monkeypatch.setenv("GATEWAY_TRUSTED_PROXIES", "")
+    assert load({}).trusted_proxies == ()
 
 
 def test_empty_variable_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,7 +617,13 @@ def test_no_list_of_origins(text: str) -> None:
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 # Each group of settings that a part of the gateway is made with, and the prefix of its fields' settings.
-GROUPS: list[tuple[type, str]] = [(Credentials, "etcd_"), (JwtSettings, "jwt_"), (Limits, ""), (StreamSettings, "")]
+GROUPS: list[tuple[type, str]] = [
+    (Credentials, "etcd_"),
+    (JwtSettings, "jwt_"),
+    (Limits, ""),
+    (QuotaSettings, ""),
+    (StreamSettings, ""),
+]
 APP = Path(app.__file__).parent
 
 

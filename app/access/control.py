@@ -31,6 +31,7 @@ class AccessControl:
 
     Args:
         fence: the prefixes that the gateway serves at all (``GATEWAY_ALLOW_PREFIXES``).
+        min_prefix: the minimum number of bytes of a prefix (``GATEWAY_MIN_PREFIX``).
         bearer: how bearer tokens are known.
         proxy: the proxies that may name users.
         policy: what identities may read. Without a policy, every identity may read what the fence allows.
@@ -46,6 +47,7 @@ class AccessControl:
         proxy: TrustedProxy | None = None,
         policy: WatchedFile[Policy] | None = None,
         guarded: bool = False,
+        min_prefix: int = 0,
         sources: Sequence[Source] = (),
     ) -> None:
         self._fence = tuple(fence)
@@ -53,6 +55,7 @@ class AccessControl:
         self._proxy = proxy
         self._policy = policy
         self.guarded = guarded
+        self._min_prefix = min_prefix
         self._sources = tuple(sources)
         self._listeners: list[Callable[[], None]] = []
         for source in self._sources:
@@ -114,8 +117,10 @@ class AccessControl:
         """Check that *identity* may read all of *ranges*, or their keys if *keys_only*.
 
         Raises:
+            BadRequestError: one of the ranges is a prefix that is too short.
             ForbiddenError: one of the ranges is not permitted. The text names the range, and nothing of what exists.
         """
+        self.check_length(ranges)
         self.check_fence(ranges)
         if self._policy is None:
             return
@@ -128,6 +133,17 @@ class AccessControl:
             else:
                 detail = f"{asked} may not be read by {identity.name}; GET /v1/access lists what may be read"
             raise self._forbidden(detail, asked.kind)
+
+    def check_length(self, ranges: Sequence[KeyRange]) -> None:
+        """Check that no prefix among *ranges* is too short. Raises BadRequestError if one is."""
+        for asked in ranges:
+            if asked.kind == "prefix" and len(asked.name) < self._min_prefix:
+                raise BadRequestError(
+                    f"{asked} is too short: a prefix must have at least {self._min_prefix} bytes; ask for a narrower "
+                    "range",
+                    code="prefix-too-short",
+                    parameter="prefix",
+                )
 
     def check_fence(self, ranges: Sequence[KeyRange]) -> None:
         """Check that the gateway serves all of *ranges*, whoever asks. Raises ForbiddenError if it does not."""

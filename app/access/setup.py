@@ -38,7 +38,7 @@ _RESERVED = frozenset({"authorization", "cookie", "host", "forwarded", "x-forwar
 
 def check_access(settings: Settings) -> None:
     """Compare the settings of the access control with each other. Raises SettingsError."""
-    lines = [*_jwt_faults(settings), *_proxy_faults(settings)]
+    lines = [*_jwt_faults(settings), *_proxy_faults(settings), *_trusted_faults(settings)]
     if lines:
         raise SettingsError("\n".join(lines))
 
@@ -64,7 +64,15 @@ def make_access_control(settings: Settings, *, clock: Clock, wall: Clock, draw: 
             extra={"host": settings.host},
         )
     bearer = Bearer(token, tokens, jwt, wall=wall)
-    return AccessControl(settings.allowed, bearer, proxy=proxy, policy=policy, guarded=guarded, sources=sources)
+    return AccessControl(
+        settings.allowed,
+        bearer,
+        proxy=proxy,
+        policy=policy,
+        guarded=guarded,
+        min_prefix=settings.min_prefix,
+        sources=sources,
+    )
 
 
 def _file(path: Path | None, setting: str, parse: Callable[[bytes], T], most: int) -> WatchedFile[T] | None:
@@ -147,6 +155,19 @@ def _wrong_with_proxy(item: str) -> str:
     except ValueError:
         return "is not an address or a network; use the form 10.0.0.7 or 10.0.0.0/24"
     return "would let everybody name any user; list the proxies' addresses" if everybody else ""
+
+
+def _trusted_faults(settings: Settings) -> Iterator[str]:
+    if settings.trusted_proxies == ("*",):
+        return
+    for item in settings.trusted_proxies:
+        try:
+            ipaddress.ip_network(item)
+        except ValueError:
+            yield (
+                f"{named('trusted_proxies')}: {item!r} is not an address or a network; use the form 10.0.0.7 or "
+                "10.0.0.0/24, or '*' alone to trust everybody"
+            )
 
 
 def _proxy_faults(settings: Settings) -> Iterator[str]:

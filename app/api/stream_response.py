@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ..core.cursor import Cursor
 from ..core.errors import GatewayError, TransientError, UnavailableError
 from ..core.frames import control, greeting
+from ..core.quotas import Caller
 from ..core.selection import Selection
 from ..stream.connection import Connection
 from ..stream.delivery import Delivery, ending
@@ -48,6 +49,7 @@ class WatchRequest:
     request_id: str
     interval: float = 0.0  # of ``mode=latest``, in seconds; 0: every event is sent
     min_revision: int = 0
+    caller: Caller | None = None  # whose quotas the stream counts for
 
     @property
     def id_header(self) -> tuple[bytes, bytes]:
@@ -81,13 +83,14 @@ def common_headers(form: str, instance: str) -> RawHeaders:
 
 
 class StreamResponse(EventSourceResponse):
-    """See the module."""
+    """See the module. *refusal*: the request has already been refused for now."""
 
-    def __init__(self, streams: Streams, asked: WatchRequest) -> None:
+    def __init__(self, streams: Streams, asked: WatchRequest, refusal: TransientError | None = None) -> None:
         super().__init__(_NoContent(), ping=0)
         self.raw_headers = [*common_headers(asked.format, streams.instance), asked.id_header]
         self._streams = streams
         self._asked = asked
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response. Return at its end, or when the sink no longer needs ASGI."""
@@ -95,6 +98,8 @@ class StreamResponse(EventSourceResponse):
             await self._head(scope, receive, send)
             return
         try:
+            if self._refusal is not None:
+                raise self._refusal
             subscriber = subscribe(self._streams, self._asked)
         except TransientError as error:
             await self._refuse(error, scope, receive, send)
@@ -107,8 +112,10 @@ class StreamResponse(EventSourceResponse):
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as to a GET, but do not subscribe: a load balancer's check must not cost etcd anything."""
         try:
+            if self._refusal is not None:
+                raise self._refusal
             self._streams.capacity.check()
-            self._streams.registry.check(self._asked.selection.ranges)
+            self._streams.registry.check(self._asked.selection.ranges, self._asked.caller)
         except TransientError as error:
             if not self._asked.holdable:
                 retry_after = self._streams.retry_ms(error.retry_factor) / 1000
@@ -166,6 +173,7 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
         user_agent=asked.user_agent,
         request_id=asked.request_id,
         has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
+        caller=asked.caller,
     )
 
 

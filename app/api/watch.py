@@ -10,14 +10,14 @@ from starlette.responses import Response
 
 from ..access.identity import Identity
 from ..core.cursor import Cursor, parse_cursor
-from ..core.errors import BadRequestError, GatewayError
+from ..core.errors import BadRequestError, GatewayError, OverCapacityError
 from ..core.frames import Format
 from ..core.negotiation import format_of, names_event_stream
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, parse_revision, text
 from ..core.selection import Selection
 from ..gateway import Gateway
 from ..settings import seconds
-from .requests import address_of, encoding_of, header_of, identity_of, query_of, request_id_of
+from .requests import address_of, caller_of, encoding_of, header_of, identity_of, query_of, request_id_of
 from .stream_response import StreamResponse, WatchRequest
 
 # Query parameters that hold a cursor, the newest cursor first. event-source-polyfill and reconnecting-eventsource
@@ -88,6 +88,8 @@ class Watch:
         """Answer one request. This method refuses permanent errors; the stream itself refuses transient ones."""
         try:
             return StreamResponse(self._gateway.streams, await self.understand(request))
+        except OverCapacityError as error:
+            return StreamResponse(self._gateway.streams, _early(request), error)
         except GatewayError as error:
             if request.method == "GET":  # a HEAD does not ask for a stream
                 self._gateway.streams.counters.refused[error.code] += 1
@@ -105,7 +107,8 @@ class Watch:
         outcome: WatchRequest | GatewayError | None = request.scope.get(_UNDERSTOOD)
         if outcome is None:
             try:
-                outcome = self._understand(request, await identity_of(self._gateway, request.scope))
+                identity = await identity_of(self._gateway, request.scope, joins=request.method == "GET")
+                outcome = self._understand(request, identity)
             except GatewayError as error:
                 outcome = error
             request.scope[_UNDERSTOOD] = outcome
@@ -135,4 +138,20 @@ class Watch:
             request_id=request_id_of(request),
             interval=interval,
             min_revision=min_revision,
+            caller=caller_of(self._gateway, request.scope, identity),
         )
+
+
+def _early(request: Request) -> WatchRequest:
+    """Return what the refusal of a request needs whose credentials and parameters nobody has looked at."""
+    accept = header_of(request, b"accept") or ""
+    return WatchRequest(
+        Selection(()),
+        format_of(accept, None),
+        None,
+        snapshot=True,
+        holdable=names_event_stream(accept),
+        address=address_of(request),
+        user_agent="",
+        request_id=request_id_of(request),
+    )

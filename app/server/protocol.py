@@ -94,7 +94,7 @@ async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
 
 
 def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
-    """Return an IPv4 client of a dual-stack socket under its IPv4 address, which FORWARDED_ALLOW_IPS names."""
+    """Return an IPv4 client of a dual-stack socket under its IPv4 address, which GATEWAY_TRUSTED_PROXIES names."""
     if client is None or not client[0].startswith("::ffff:") or "." not in client[0]:
         return client
     return client[0].removeprefix("::ffff:"), client[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -18,7 +19,7 @@ from ..allocator import keep_for_good, return_large_blocks
 from ..gateway import Gateway
 from ..main import create_app
 from ..ports import spawn
-from ..settings import Settings
+from ..settings import DEPRECATED, Settings
 from ..signals import SIGNALS
 from ..tls import Tls
 from .admission import Admission
@@ -100,6 +101,7 @@ def make_config(
         # One process has one registry. Without this, uvicorn would take the number of workers from WEB_CONCURRENCY.
         workers=1,
         server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=BACKLOG,
         # Our own timeout comes first: see GatewayServer.shutdown.
         timeout_graceful_shutdown=round(settings.drain_window + settings.drain_timeout) + 5,
@@ -120,6 +122,7 @@ async def serve(
         BrokenGatewayError: a defect of ours has ended the gateway, or a server cannot listen; streams were notified.
     """
     return_large_blocks()
+    _warn_of_deprecated()
     gateway = Gateway(settings)
     app = create_app(gateway=gateway)
     with contextlib.ExitStack() as sockets:
@@ -194,6 +197,14 @@ async def _until_the_first_ends(
 
 async def _broken(gateway: Gateway) -> None:
     await gateway.broken.wait()
+
+
+def _warn_of_deprecated() -> None:
+    if DEPRECATED in os.environ:
+        logger.warning(
+            "a variable is deprecated: it counts only if the other one is not set",
+            extra={"deprecated": DEPRECATED, "use": "GATEWAY_TRUSTED_PROXIES"},
+        )
 
 
 def _compare_limits(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from ..core.budget import Budget
 from ..core.drain import Drain
 from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError, TooLargeError
 from ..core.keys import KeyRange
+from ..core.quotas import Caller, Quotas
 from ..core.reasons import CloseReason
 from ..core.refcounts import Acquired, RefCounts
 from ..core.selection import Ranges, divide
@@ -38,13 +39,27 @@ DRAIN_TICK = 0.05
 
 
 class Registry(Sized):
-    """See the module. *pins*: the ranges of ``GATEWAY_PIN``; none lies inside another."""
+    """See the module.
+
+    Args:
+        pins: the ranges of ``GATEWAY_PIN``; none lies inside another.
+        quotas: what each identity and each address may hold; None if there is no limit.
+    """
 
     def __init__(
-        self, etcd: Etcd, limits: Limits, *, pins: Iterable[KeyRange] = (), budget: Budget, clock: Clock, draw: Draw
+        self,
+        etcd: Etcd,
+        limits: Limits,
+        *,
+        pins: Iterable[KeyRange] = (),
+        quotas: Quotas | None = None,
+        budget: Budget,
+        clock: Clock,
+        draw: Draw,
     ) -> None:
         self._etcd = etcd
         self.limits = limits
+        self.quotas = quotas
         self._clock = clock
         self._draw = draw
         self.memory = FeedMemory(budget, self._holders_of_memory, self._expire_oldest)
@@ -66,19 +81,30 @@ class Registry(Sized):
     # --- subscribing -------------------------------------------------------------------------------------------------
 
     def subscribe(
-        self, ranges: Ranges, *, address: str, user_agent: str, request_id: str, has_cursor: bool
+        self,
+        ranges: Ranges,
+        *,
+        address: str,
+        user_agent: str,
+        request_id: str,
+        has_cursor: bool,
+        caller: Caller | None = None,
     ) -> Subscriber:
         """Hold the channel of *ranges* until the subscriber is released. Open a channel if there is none.
+
+        *caller*: whose quotas the subscriber counts for, until it is released.
 
         Raises:
             DrainingError, OverCapacityError, UnavailableError, TooLargeError, RangesNeedPinError: before anything is
                 held.
         """
-        self.check(ranges)
+        self.check(ranges, caller)
         since = self._clock()
         channel = self._channels.get(ranges) or self._open(ranges)
         # Everything that may raise comes before this line. From here on, the subscriber holds a registered channel.
-        subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release)
+        subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release, caller)
+        if caller is not None and self.quotas is not None:
+            self.quotas.acquire(caller, ranges, since)
         if self._counts.acquire(ranges) is Acquired.REVIVED:
             self._linger_timers.pop(ranges).cancel()
         self._subscribers[ranges][subscriber] = None
@@ -86,7 +112,7 @@ class Registry(Sized):
         self.feeds.start(has_cursor=has_cursor)
         return subscriber
 
-    def check(self, ranges: Ranges) -> None:
+    def check(self, ranges: Ranges, caller: Caller | None = None) -> None:
         """Raise what ``subscribe`` would raise now. Holds, starts and ends nothing.
 
         Raises:
@@ -95,6 +121,8 @@ class Registry(Sized):
         """
         if self.draining:
             raise DrainingError("this instance is shutting down: reconnect to reach another one")
+        if caller is not None and self.quotas is not None:
+            self.quotas.check(caller, ranges, self._clock())
         if self._total >= self.limits.max_subscribers:
             raise OverCapacityError(
                 f"{self._total} streams are open; GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}: "
@@ -201,6 +229,8 @@ class Registry(Sized):
         """Release the subscriber's channel. Synchronous; called once per subscriber."""
         self._total -= 1
         ranges = subscriber.channel.ranges
+        if subscriber.caller is not None and self.quotas is not None:
+            self.quotas.release(subscriber.caller, ranges)
         members = self._subscribers.get(ranges)
         if members is None or subscriber not in members:
             return  # the channel has failed, and its subscribers were removed with it

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..core.quotas import Caller
 from ..core.reasons import CloseReason
 from .statistics import SubscriberStatistics
 
@@ -24,6 +25,7 @@ class Subscriber:
     request_id: str
     since: float  # monotonic seconds
     on_release: Callable[[Subscriber], None]  # called once
+    caller: Caller | None = None  # whose quotas the stream counts for
     reader: Reader | None = None
     # Why the subscriber's stream must end; None while it may go on.
     closing: CloseReason | None = None

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from app.access.control import SOURCES, AccessControl
+from app.access.identity import ANONYMOUS
 from app.access.setup import make_access_control
+from app.core.errors import BadRequestError
+from app.core.keys import KeyRange
 from app.settings import SettingsError, load
 from tests.access.issuer import AUDIENCE, ISSUER, ec_key, jwks
 
@@ -78,6 +81,7 @@ def _secret(tmp_path: Path) -> str:
         ({**PROXY, "auth_proxy_header": "Authorization"}, ["GATEWAY_AUTH_PROXY_HEADER"]),
         ({**PROXY, "auth_proxy_roles_header": "cookie"}, ["GATEWAY_AUTH_PROXY_ROLES_HEADER"]),
         ({**PROXY, "auth_proxy_roles_header": "x-user"}, ["GATEWAY_AUTH_PROXY_ROLES_HEADER"]),
+        ({"trusted_proxies": "10.0.0.1/24,proxy,*"}, ["GATEWAY_TRUSTED_PROXIES"] * 3),
         ({"tokens_file": "/nowhere"}, ["GATEWAY_TOKENS_FILE"]),
         ({"policy_file": "/nowhere"}, ["GATEWAY_POLICY_FILE"]),
         ({**JWT, "jwt_jwks": "/nowhere"}, ["GATEWAY_JWT_JWKS"]),
@@ -154,3 +158,19 @@ def test_warnings(settings: dict[str, str], said: list[str], caplog: pytest.LogC
     found = [record.getMessage() for record in caplog.records]
     assert len(found) == len(said)
     assert all(message.startswith(text) for message, text in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize("proxies", ["", "*", "10.0.0.7,10.1.0.0/16,fd00::/8"])
+def test_trusted_proxies(proxies: str) -> None:
+    """Nobody, everybody, and a list can be trusted for addresses."""
+    make(trusted_proxies=proxies)
+
+
+def test_the_minimum_of_a_prefix() -> None:
+    """The length is in bytes, and concerns prefixes alone: a key is one key, however short."""
+    control = make(min_prefix=4, allow_prefixes="")
+    control.authorize(ANONYMOUS, [KeyRange("prefix", "/ä/".encode()), KeyRange("key", b"k")])
+    for short in (b"", b"/a/"):
+        with pytest.raises(BadRequestError, match="at least 4 bytes") as caught:
+            control.authorize(ANONYMOUS, [KeyRange("prefix", b"/svc/"), KeyRange("prefix", short)])
+        assert (caught.value.code, caught.value.parameter) == ("prefix-too-short", "prefix")

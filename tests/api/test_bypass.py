@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.api.bypass import Bypass
+from app.core.keys import KeyRange
+from app.core.quotas import Caller, Quotas
 from app.gateway import Gateway
 from app.main import create_app
 from app.server.admission import Admission
@@ -28,6 +30,8 @@ from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import HANG, eventually
 
 PAGE = "https://page.example"
+# No test runs so long that a token comes back.
+IN_FUTURE = 1e12
 # The client has the state, or the body has ended.
 ENDS = re.compile(rb'"type":"synced"[^\n]*\n(id: .*\n\n)?|0\r\n\r\n$')
 
@@ -207,6 +211,40 @@ async def test_who_is_refused_for_now(
 
     assert sum(seen.counters.refused.values()) == 1  # type: ignore[attr-defined]
     assert [message for _name, message, _more in seen.lines] == ["refused"]
+
+
+SVC = (KeyRange("prefix", b"/svc/"),)
+QUOTAS: dict[str, Callable[[Quotas], None]] = {
+    "identity-streams": lambda quotas: quotas.acquire(Caller("anonymous", "::"), SVC, 0.0),
+    "identity-selections": lambda quotas: quotas.acquire(Caller("anonymous", "::"), (), 0.0),
+    "identity-joins": lambda quotas: quotas.identities.take_join("anonymous", IN_FUTURE),
+    "address-streams": lambda quotas: quotas.acquire(Caller("other", "127.0.0.1"), SVC, 0.0),
+    "address-joins": lambda quotas: quotas.addresses.take_join("127.0.0.1", IN_FUTURE),
+}
+
+
+@pytest.mark.parametrize("more", [b"", b"Accept: text/event-stream\r\n", b"Origin: https://page.example\r\n"])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("quota", QUOTAS)
+async def test_who_has_used_up_a_quota(
+    fake: FakeEtcd, caplog: pytest.LogCaptureFixture, quota: str, method: bytes, more: bytes
+) -> None:
+    """Each quota refuses both ways: by a problem with ``Retry-After``, or in the stream of an EventSource."""
+    gateway = Gateway(load(settings(fake, **{quota.replace("-", "_"): 1})), draw=lambda: 0.5)
+    gateway.streams.retry_ms = lambda factor=1: 20 * factor  # type: ignore[method-assign]
+    quotas = gateway.registry.quotas
+    assert quotas is not None
+    QUOTAS[quota](quotas)
+    seen = await compare(gateway, method + b" /v1/watch?prefix=/svc/ HTTP/1.1\r\nHost: a\r\n" + more + b"\r\n", caplog)
+
+    if b"Accept" in more:
+        assert seen.head[0] == "HTTP/1.1 200 OK"
+        assert (b'"reason":"overloaded"' in seen.body) == (method == b"GET")
+    elif (method, quota) != (b"HEAD", "address-joins"):  # a HEAD does not join
+        assert seen.head[0] == "HTTP/1.1 429 Too Many Requests"
+        assert any(line.startswith("retry-after: ") for line in seen.head)
+        assert (f'"code":"{quota}"'.encode() in seen.body) == (method == b"GET")
+    assert seen.counters.refused == ({quota: 1} if method == b"GET" else {})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("authorization", [b"", b"Authorization: Bearer wrong\r\n", b"Authorization: Bearer right\r\n"])

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from starlette.requests import Request
 
-from app.api.requests import address_of, encoding_of, header_of, peer_of, query_of, request_id_of
-from app.core.errors import BadRequestError
+from app.access.identity import ANONYMOUS, STATIC_TOKEN
+from app.api.requests import (
+    address_of,
+    caller_of,
+    encoding_of,
+    header_of,
+    identity_of,
+    peer_of,
+    query_of,
+    request_id_of,
+)
+from app.core.errors import BadRequestError, OverCapacityError, UnauthorizedError
 from app.core.query import parse_query
+from app.core.quotas import Caller
+from app.gateway import Gateway
+from app.settings import load
 from tests.support.asgi_client import http_scope
 
 
@@ -85,3 +100,70 @@ def test_another_encoding(raw: bytes) -> None:
         encoding_of(parse_query(raw, {"encoding"}))
 
     assert (refused.value.parameter, refused.value.code) == ("encoding", "invalid-parameter")
+
+
+class Guarded:
+    """A gateway with a static token, on a clock that is set."""
+
+    def __init__(self, folder: Path, **settings: int) -> None:
+        (folder / "token").write_text("right")
+        self.now = 100.0
+        self.gateway = Gateway(load({"token_file": str(folder / "token"), **settings}), clock=lambda: self.now)
+
+    async def ask(self, token: bytes, host: str = "192.0.2.7", *, joins: bool = False) -> str:
+        """What the gateway says to a request: the identity, or the code of the refusal."""
+        scope = http_scope("/v1/kv", client=(host, 4711), headers=[(b"authorization", b"Bearer " + token)])
+        try:
+            return (await identity_of(self.gateway, scope, joins=joins)).name
+        except (OverCapacityError, UnauthorizedError) as error:
+            return error.code
+
+
+async def test_wrong_credentials_are_limited_by_address(tmp_path: Path) -> None:
+    """After too many wrong tokens no token of that address is looked at, until a second has passed; others are."""
+    guarded = Guarded(tmp_path, address_joins=2)
+    said = [await guarded.ask(b"wrong") for _ in range(4)]
+
+    assert said == ["unauthorized", "unauthorized", "address-joins", "address-joins"]
+    assert await guarded.ask(b"right") == "address-joins"
+    assert await guarded.ask(b"right", "192.0.2.8", joins=True) == STATIC_TOKEN.name
+    guarded.now += 0.5
+    assert await guarded.ask(b"wrong") == "unauthorized"
+    assert await guarded.ask(b"right") == "address-joins"
+    guarded.now += 1.0
+    assert await guarded.ask(b"right", joins=True) == STATIC_TOKEN.name
+
+
+async def test_nothing_is_verified_for_an_address_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit comes before the credentials: to verify them is what costs."""
+    guarded = Guarded(tmp_path, address_joins=1)
+    assert guarded.gateway.registry.quotas is not None
+    guarded.gateway.registry.quotas.addresses.take_join("192.0.2.7", guarded.now)
+    assert await guarded.ask(b"right") == STATIC_TOKEN.name  # a read
+    monkeypatch.setattr(guarded.gateway.access, "authenticate", None)
+
+    assert await guarded.ask(b"right", joins=True) == "address-joins"
+
+
+async def test_ipv6_addresses_of_one_network(tmp_path: Path) -> None:
+    """A client cannot escape by another address of its /64."""
+    guarded = Guarded(tmp_path, address_joins=1)
+    assert await guarded.ask(b"wrong", "2001:db8::1") == "unauthorized"
+
+    assert await guarded.ask(b"right", "2001:db8::2") == "address-joins"
+    assert await guarded.ask(b"right", "2001:db8:0:1::2") == STATIC_TOKEN.name
+
+
+async def test_whose_quotas_count(tmp_path: Path) -> None:
+    """The identity's name and the client's address count; without quotas nothing is looked at."""
+    scope = http_scope("/v1/watch", client=("::ffff:192.0.2.7", 4711))
+
+    assert caller_of(Guarded(tmp_path, identity_streams=1).gateway, scope, ANONYMOUS) == Caller(
+        "anonymous", "192.0.2.7"
+    )
+    scope["client"] = None
+    assert caller_of(Guarded(tmp_path, identity_streams=1).gateway, scope, ANONYMOUS) == Caller("anonymous", "unknown")
+    off = Guarded(tmp_path, min_prefix=3)
+    assert off.gateway.registry.quotas is None
+    assert caller_of(off.gateway, scope, ANONYMOUS) is None
+    assert [await off.ask(b"wrong") for _ in range(50)] == ["unauthorized"] * 50

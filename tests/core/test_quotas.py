@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import IPv6Address
 
 import pytest
@@ -98,17 +99,12 @@ class QuotasMachine(RuleBasedStateMachine):
         counted = limits.identity_streams or limits.identity_selections
         assert len(self.quotas.identities) == (len(identities) if counted else 0)
         assert len(self.quotas.addresses) == (len(addresses) if limits.address_streams else 0)
-        for quota, joins in (
-            (self.quotas.identities, limits.identity_joins),
-            (self.quotas.addresses, limits.address_joins),
-        ):
-            assert quota.buckets <= 2 * bool(joins)
+        assert self.quotas.identities.buckets <= 2 * bool(limits.identity_joins)
+        assert self.quotas.addresses.buckets <= 2 * bool(limits.address_joins)
 
 
-class TestQuotas(QuotasMachine.TestCase):
-    """Random walks."""
-
-    settings = settings(max_examples=60, stateful_step_count=30)
+QuotasMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+TestQuotas = QuotasMachine.TestCase
 
 
 @given(st.integers(1, 20))
@@ -154,9 +150,9 @@ def test_wrong_credentials_take_from_joins_but_not_the_other_way() -> None:
 
     quotas.check_credentials(joins.address, 1.0)
     for refuse in (
-        lambda: quotas.check(joins, SELECTIONS[0], 1.0),
-        lambda: quotas.check(fails, SELECTIONS[0], 1.0),
-        lambda: quotas.check_credentials(fails.address, 1.0),
+        partial(quotas.check, joins, SELECTIONS[0], 1.0),
+        partial(quotas.check, fails, SELECTIONS[0], 1.0),
+        partial(quotas.check_credentials, fails.address, 1.0),
     ):
         with pytest.raises(OverCapacityError) as refused:
             refuse()

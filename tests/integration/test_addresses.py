@@ -35,12 +35,26 @@ async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> 
     """The gateway listens on both families, as the chart needs, and knows IPv4 clients and proxies by IPv4
     addresses.
     """
-    settings = {"GATEWAY_HOST": host, "GATEWAY_ALLOW_PREFIXES": "", "FORWARDED_ALLOW_IPS": "127.0.0.0/8"}
+    settings = {"GATEWAY_HOST": host, "GATEWAY_ALLOW_PREFIXES": "", "GATEWAY_TRUSTED_PROXIES": "127.0.0.0/8"}
     async with gateway(etcd.endpoint, settings=settings) as server:
         assert await address(server, "127.0.0.1") == "127.0.0.1"
         assert await address(server, "127.0.0.1", "203.0.113.7") == "203.0.113.7"
+        # The rightmost address that is not trusted counts: the client chooses what stands to the left.
+        assert await address(server, "127.0.0.1", "10.9.9.9, 203.0.113.7, 127.0.0.5") == "203.0.113.7"
         assert await address(server, "[::1]") == "[::1]"
         assert await address(server, "[::1]", "203.0.113.7") == "[::1]"
+
+
+@pytest.mark.one_etcd
+async def test_the_variable_that_trusted_proxies_replaces(etcd: EmbeddedEtcd) -> None:
+    """FORWARDED_ALLOW_IPS still works, and the log says what replaces it; without it, loopback is trusted."""
+    async with gateway(etcd.endpoint, settings={"FORWARDED_ALLOW_IPS": "10.0.0.1"}) as server:
+        assert await address(server, "127.0.0.1", "203.0.113.7") == "127.0.0.1"
+        (warning,) = [line for line in server.lines if "deprecated" in line]
+        assert (warning["level"], warning["use"]) == ("warning", "GATEWAY_TRUSTED_PROXIES")
+    async with gateway(etcd.endpoint) as server:
+        assert await address(server, "127.0.0.1", "203.0.113.7") == "203.0.113.7"
+        assert [line for line in server.lines if "deprecated" in line] == []
 
 
 @DUAL

@@ -10,10 +10,12 @@ import pytest
 from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
 from app.core.feed import State
 from app.core.keys import KeyRange
+from app.core.quotas import Caller, Quotas, QuotaSettings
 from app.core.snapshot import Snapshot
 from app.ports import Condition
 from app.watch import feeds
 from app.watch import registry as module
+from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed
 from tests.support.waiting import eventually
 from tests.watch.world import SVC, StubEtcd, World
@@ -90,6 +92,37 @@ async def test_no_more_subscribers_than_may_be() -> None:
     assert refused.value.code == "too-many-subscribers"
     only.release()
     world.registry.check((SVC,))
+    await world.empty()
+
+
+async def test_a_quota_is_held_from_the_join_to_the_release() -> None:
+    """What is refused holds nothing; a release, or the end of a feed, gives the quota back, once."""
+    world = World(linger=0.0)
+    quotas = world.registry.quotas = Quotas(QuotaSettings(identity_streams=2, identity_selections=1))
+    caller, other = Caller("token:a", "10.0.0.1"), Caller("token:b", "10.0.0.1")
+
+    def join(caller: Caller, watched: KeyRange = SVC) -> Subscriber:
+        return world.registry.subscribe(
+            (watched,), address="", user_agent="", request_id="", has_cursor=False, caller=caller
+        )
+
+    first, second = join(caller), join(caller)
+    for refuse in (join, lambda who: world.registry.check((SVC,), who), lambda who: join(who, OTHER)):
+        with pytest.raises(OverCapacityError, match="GATEWAY_IDENTITY_STREAMS is 2"):
+            refuse(caller)
+    third = join(other)
+    assert len(quotas.identities) == 2
+    first.release()
+    first.release()
+    with pytest.raises(OverCapacityError, match="GATEWAY_IDENTITY_SELECTIONS is 1"):
+        join(caller, OTHER)
+    assert world.registry.feeds.get(OTHER) is None
+    feed = followed(second)
+    world.registry.failed(feed, "too-large")  # its subscribers leave by themselves
+    for left in (second, third):
+        left.release()
+    assert len(quotas.identities) == 0
+    join(caller, OTHER).release()
     await world.empty()
 
 

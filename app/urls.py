@@ -1,0 +1,50 @@
+"""The URLs that settings contain: endpoints of etcd, and origins of pages."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
+_PORTS = {"http": 80, "https": 443}
+
+
+def is_origin(text: str) -> bool:
+    """Whether *text* is an origin as browsers send it: never with an upper-case host, nor with the default port."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    if parts.scheme not in _PORTS or _HOST.fullmatch(host) is None:
+        return False
+    host = f"[{host}]" if ":" in host else host
+    return text == f"{parts.scheme}://{host}" + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
+
+
+def endpoint(text: str) -> str:
+    """Return an endpoint of etcd as a URL. Raises ValueError, with the form to use."""
+    url = text if "://" in text else f"http://{text}"
+    no_endpoint = f"{text!r} is not an endpoint; use the form http://127.0.0.1:2379"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(no_endpoint) from None
+    if "@" in parts.netloc:
+        msg = "an endpoint must not contain user and password; use GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE"
+        raise ValueError(msg)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if (
+        parts.scheme not in ("http", "https")
+        or _HOST.fullmatch(parts.hostname or "") is None
+        or not port
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError(no_endpoint)
+    return f"{parts.scheme}://{parts.netloc}"
