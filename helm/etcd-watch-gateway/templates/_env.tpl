@@ -68,7 +68,7 @@
 {{- end }}
 {{- end }}
 {{- with .Values.trustedProxies }}
-- name: FORWARDED_ALLOW_IPS
+- name: GATEWAY_TRUSTED_PROXIES
   value: {{ join "," . | quote }}
 {{- end }}
 {{- with .Values.corsOrigins }}
