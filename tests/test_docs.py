@@ -25,7 +25,7 @@ from app.core.backfill import Stage
 from app.core.feed import State
 from app.core.feed_messages import BackfillInput, FeedInput
 from app.core.multiplex import WatchInput
-from app.core.reasons import CLOSE_REASONS, END_REASONS, REFUSAL_REASONS, RESET_REASONS
+from app.core.reasons import CLOSE_REASONS, END_REASONS, QUOTA_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.dev import sample as dev
 from app.metrics import NAMESPACE
 from app.settings import ALIASES, PREFIX, Settings, load
@@ -93,6 +93,9 @@ def emitted() -> dict[str, tuple[int, bool]]:
         if not isinstance(kind, type) or not issubclass(kind, errors.GatewayError):
             continue
         given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        if given and isinstance(given[0], ast.JoinedStr):  # put together from a quota's names
+            found |= dict.fromkeys(QUOTA_REASONS, (kind.status, issubclass(kind, errors.TransientError)))
+            continue
         code = ast.literal_eval(given[0]) if given else kind.code
         found[code] = (kind.status, issubclass(kind, errors.TransientError))
     return found

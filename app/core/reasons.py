@@ -20,14 +20,17 @@ CloseReason = Literal[
 # stops.
 BrokenReason = Literal["client", "send-timeout", "error", "shutdown", "cancelled"]
 EndReason = CloseReason | BrokenReason
+# Which quota refuses a request: the names of the settings (``app.core.quotas``).
+QuotaReason = Literal["identity-streams", "identity-selections", "identity-joins", "address-streams", "address-joins"]
 # Why a request is refused: the codes of problems (docs/problems.md) whose counters exist from the start.
 RefusalReason = Literal[
     "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",
     "etcd-unavailable", "pin-unavailable", "too-large", "ranges-need-pin", "selection-too-wide", "unauthorized",
     "forbidden", "invalid-parameter", "prefix-too-short",
-    "identity-streams", "identity-selections", "identity-joins", "address-streams", "address-joins",
+    QuotaReason,
 ]  # fmt: skip
 
+QUOTA_REASONS = cast("tuple[QuotaReason, ...]", get_args(QuotaReason))
 RESET_REASONS = cast("tuple[ResetReason, ...]", get_args(ResetReason))
 CLOSE_REASONS = cast("tuple[CloseReason, ...]", get_args(CloseReason))
 REFUSAL_REASONS = cast("tuple[RefusalReason, ...]", get_args(RefusalReason))

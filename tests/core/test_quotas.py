@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.core.errors import OverCapacityError
 from app.core.keys import KeyRange
 from app.core.quotas import Caller, Quotas, QuotaSettings, client_address
+from app.core.reasons import QUOTA_REASONS, QuotaReason
 from app.core.selection import Ranges
 
 SELECTIONS: tuple[Ranges, ...] = tuple((KeyRange("prefix", name),) for name in (b"/a/", b"/b/", b"/c/"))
@@ -158,6 +159,17 @@ def test_wrong_credentials_take_from_joins_but_not_the_other_way() -> None:
             refuse()
         assert refused.value.code == "address-joins"
     quotas.check_credentials(fails.address, 1.5)
+
+
+@pytest.mark.parametrize("reason", QUOTA_REASONS)
+def test_each_quota_has_its_reason(reason: QuotaReason) -> None:
+    """The code of a refusal is the setting's name, and one of the reasons whose counters exist from the start."""
+    quotas = Quotas(QuotaSettings(**{reason.replace("-", "_"): 1}))
+    quotas.acquire(CALLERS[0], SELECTIONS[0], 1.0)
+    with pytest.raises(OverCapacityError, match=f"GATEWAY_{reason.replace('-', '_').upper()} is 1") as refused:
+        quotas.check(CALLERS[0], SELECTIONS[1], 1.0)
+
+    assert refused.value.code == reason
 
 
 def test_all_off() -> None:
