@@ -60,6 +60,11 @@ def _credentials(settings: Settings) -> Credentials:
 def _quotas(settings: Settings) -> Quotas | None:
     """Return the quotas; None if all of them are off, so that nothing is counted."""
     group = settings.group(QuotaSettings)
+    if settings.trusted_proxies == ("*",) and (group.address_streams or group.address_joins):
+        logger.warning(
+            "clients choose the address that quotas count by, unless a proxy replaces X-Forwarded-For",
+            extra={"trusted_proxies": "*"},
+        )
     return None if group.off else Quotas(group)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,3 +124,26 @@ async def test_it_hears_of_its_own_failure(caplog: pytest.LogCaptureFixture) -> 
 
     assert gateway.broken.is_set()
     assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"trusted_proxies": "*", "address_streams": 5}, True),
+        ({"trusted_proxies": "*", "identity_streams": 5}, False),
+        ({"trusted_proxies": "10.0.0.7", "address_joins": 5}, False),
+    ],
+)
+async def test_quotas_by_an_address_that_clients_choose(
+    settings: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If everybody is trusted, X-Forwarded-For is the client's own text: no quota of an address limits anybody."""
+    gateway = Gateway(load({"etcd": NOWHERE, **settings}))
+
+    assert gateway.registry.quotas is not None
+    assert any("clients choose the address" in record.getMessage() for record in caplog.records) == warned
+
+
+async def test_no_quotas() -> None:
+    """Without quotas there is nothing that counts."""
+    assert Gateway(load({"etcd": NOWHERE})).registry.quotas is None

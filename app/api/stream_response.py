@@ -18,6 +18,7 @@ from ..core.cursor import Cursor
 from ..core.errors import GatewayError, TransientError, UnavailableError
 from ..core.frames import control, greeting
 from ..core.quotas import Caller
+from ..core.reasons import QUOTA_REASONS
 from ..core.selection import Selection
 from ..stream.connection import Connection
 from ..stream.delivery import Delivery, ending
@@ -129,7 +130,13 @@ class StreamResponse(EventSourceResponse):
         streams.counters.refused[error.code] += 1
         retry_ms = streams.retry_ms(error.retry_factor)
         logger.warning(
-            "refused", extra={"range": " ".join(self._asked.selection.names), "code": error.code, "cause": error.cause}
+            "refused",
+            extra={
+                "range": " ".join(self._asked.selection.names),
+                "code": error.code,
+                "cause": error.cause,
+                "address": self._asked.address,
+            },
         )
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
@@ -137,7 +144,9 @@ class StreamResponse(EventSourceResponse):
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
             await connection.send(greeting(self._asked.format, streams.instance, retry_ms))
-            if len(streams.held) < MAX_HELD and streams.capacity.roomy and not streams.registry.draining:
+            # Whoever is above a quota, and asks again and again, must leave room for other clients that are refused.
+            most = MAX_HELD // 2 if error.code in QUOTA_REASONS else MAX_HELD
+            if len(streams.held) < most and streams.capacity.roomy and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
                 members: dict[str, object] = {"reason": error.close_reason, "retry_ms": retry_ms}

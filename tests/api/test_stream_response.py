@@ -159,6 +159,28 @@ async def test_when_it_is_not_held(full: Gateway, monkeypatch: pytest.MonkeyPatc
     assert f'"reason":"{reason}","retry_ms":3600000' in client.text
 
 
+async def test_those_at_a_quota_leave_room_for_others(fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client above its quota may use half of the places for held clients; another refused client still finds one."""
+    monkeypatch.setattr(stream_response, "MAX_HELD", 2)
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "max_subscribers": 1, "address_streams": 1}))
+    gateway.streams.retry_ms = lambda factor=1: 3_600_000 * factor  # type: ignore[method-assign]
+    async with gateway.running():
+        first = Client(gateway)
+        await synced(first)
+        second = Client(gateway, headers=EVENT_SOURCE)
+        await held(gateway)
+        third = Client(gateway, headers=EVENT_SOURCE)
+        await third.task
+        other = Client(gateway, headers=EVENT_SOURCE, client=("192.0.2.7", 1))
+        await held(gateway, 2)
+        for client in (other, second, first):
+            await client.leave()
+        await released(gateway, fake)
+
+    assert "event: close" in third.text
+    assert gateway.streams.counters.refused == {"address-streams": 2, "too-many-subscribers": 1}
+
+
 async def test_a_drain_ends_those_that_are_held(full: Gateway) -> None:
     """A drain ends the held clients at once, with a close event."""
     clients = [Client(full, headers=EVENT_SOURCE) for _ in range(3)]
