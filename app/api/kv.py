@@ -16,7 +16,7 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
 from .kv_request import parse
-from .requests import headers_of, identity_of, query_of
+from .requests import caller_of, headers_of, identity_of, query_of
 
 # The key of the scope under which a request's outcome is kept.
 _UNDERSTOOD = "etcd_watch_gateway.kv"
@@ -67,7 +67,8 @@ class Kv:
         outcome: KvAnswers | GatewayError | None = request.scope.get(_UNDERSTOOD)
         if outcome is None:
             try:
-                outcome = self._understand(request, await identity_of(self._gateway, request.scope))
+                identity = await identity_of(self._gateway, request.scope)
+                outcome = self._understand(request, identity)
             except GatewayError as error:
                 outcome = error
             request.scope[_UNDERSTOOD] = outcome
@@ -85,7 +86,8 @@ class Kv:
         waits = tags and request.method == "GET"
         wait = parse_wait(", ".join(headers_of(request, b"prefer"))) if waits else 0
         known = IfNoneMatch(", ".join(tags)) if tags else None
-        return KvAnswers(asked, known, wait, self._gateway.settings.send_timeout)
+        caller = caller_of(self._gateway, request.scope, identity)
+        return KvAnswers(asked, known, wait, self._gateway.settings.send_timeout, caller)
 
     async def _from_feed(self, answers: KvAnswers) -> Response:
         asked = answers.asked
@@ -93,7 +95,7 @@ class Kv:
         if channel is not None and self._feed.kept(channel):
             return await self._show(channel, answers)
         try:
-            subscriber = self._feed.subscribe(asked)
+            subscriber = self._feed.subscribe(asked, answers.caller)
         except TransientError:
             if channel is None:
                 raise

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from ..core.errors import NotFoundError
 from ..core.etag import ETag, IfNoneMatch
+from ..core.quotas import Caller
 from .kv_request import KvRequest
 from .kv_response import KvBody, KvResponse
 
@@ -20,12 +21,14 @@ class KvAnswers:
         known: what the client has; None if it does not say.
         wait: the seconds for which the client likes to wait for another state than ``known``; 0: it does not.
         send_timeout: ``GATEWAY_SEND_TIMEOUT``.
+        caller: whose quotas a subscription for this request counts for.
     """
 
     asked: KvRequest
     known: IfNoneMatch | None
     wait: int
     send_timeout: float
+    caller: Caller | None = None
 
     def has(self, tag: ETag | None) -> bool:
         """Whether the client has the state that *tag* names. No client has a part of a list."""

@@ -12,6 +12,7 @@ from ..core.encoding import list_body
 from ..core.errors import DeniedError, DrainingError, GatewayError, TooLargeError, UnavailableError
 from ..core.etag import ETag
 from ..core.frames import LIST
+from ..core.quotas import Caller
 from ..core.snapshot import Snapshot
 from ..core.view import View
 from ..etcd.memory import reserve
@@ -93,14 +94,14 @@ class FeedReads:
             f"the gateway does not have the state of {names} yet: retry later", cause=subscriber.channel.trouble
         )
 
-    def subscribe(self, asked: KvRequest) -> Subscriber:
-        """Hold the channel for the time of a read. Afterwards the channel lingers.
+    def subscribe(self, asked: KvRequest, caller: Caller | None = None) -> Subscriber:
+        """Hold the channel for the time of a read. Afterwards the channel lingers. *caller*: whose quotas count.
 
         Raises:
             TransientError, RangesNeedPinError: see ``Registry.subscribe``.
         """
         return self._gateway.registry.subscribe(
-            asked.read.selection.ranges, address="", user_agent="", request_id="", has_cursor=False
+            asked.read.selection.ranges, address="", user_agent="", request_id="", has_cursor=False, caller=caller
         )
 
     def channel(self, asked: KvRequest) -> Channel | None:

@@ -60,6 +60,7 @@ class HeldResponse(Response):
             user_agent=request.headers.get("user-agent", "")[:256],
             request_id=request_id_of(request),
             has_cursor=False,
+            caller=self._answers.caller,
         )
 
     async def _from_feed(self, connection: Connection) -> Response:

@@ -356,3 +356,24 @@ async def test_denied_while_it_waits(gateway: Gateway, fake: FakeEtcd, http: htt
         subscriber.close(reason)  # type: ignore[arg-type]
         assert (await reading).json()["code"] == code
         fake.release_ranges()
+
+
+async def test_a_read_that_starts_a_feed_is_a_join(fake: FakeEtcd) -> None:
+    """A client at its quota can start no feed by reading, but may read what others follow, and at etcd."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "identity_joins": 1}))
+    assert gateway.registry.quotas is not None
+    async with (
+        gateway.running(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://test", timeout=HANG
+        ) as http,
+    ):
+        await read(http, "prefix=/svc/")
+        gateway.registry.quotas.identities.take_join("anonymous", 1e12)  # no token comes back during the test
+        refused = await read(http, "prefix=/other", 429)
+        await read(http, "prefix=/svc/")
+        at_etcd = await http.get("/v1/kv?prefix=/other")
+
+    assert refused.json()["code"] == "identity-joins"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert at_etcd.status_code == 200

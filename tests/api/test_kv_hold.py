@@ -274,3 +274,29 @@ async def test_a_wait_is_not_a_latency(http: httpx.AsyncClient, source: str) -> 
     assert 'etcd_watch_gateway_http_requests_total{handler="/v1/kv",status="304"} 1.0' in lines
     assert not [line for line in lines if "_seconds_" in line and 'handler="/v1/kv",status="304"' in line]
     assert [line for line in lines if "_seconds_" in line and 'handler="/v1/kv",status="200"' in line]
+
+
+@SOURCES
+async def test_a_held_read_counts_as_a_stream(fake: FakeEtcd, source: str) -> None:
+    """It uses the quotas of its identity and address while it is held, and gives them back."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "address_streams": 1, "identity_streams": 5}))
+    quotas = gateway.registry.quotas
+    assert quotas is not None
+    async with (
+        gateway.running(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://test", timeout=HANG
+        ) as http,
+    ):
+        query = f"prefix=/svc/&consistency={source}"
+        tag = await tag_of(http, query)
+        polling = poll(http, query, tag)
+        await held(gateway)
+        assert (len(quotas.identities), len(quotas.addresses)) == (1, 1)
+        refused = await poll(http, query, tag)
+        fake.put(b"/svc/a", b"2")
+        answer = await polling
+
+        assert (refused.status_code, refused.json()["code"]) == (429, "address-streams")
+        assert answer.status_code == 200
+        assert (len(quotas.identities), len(quotas.addresses)) == (0, 0)
