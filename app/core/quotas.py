@@ -22,8 +22,8 @@ from .sized import Sized
 from .token_bucket import TokenBuckets
 
 Whose = Literal["identity", "address"]
-# Bits of an IPv6 address that count: a client usually has a whole /64 to choose its addresses from.
-IPV6_BITS = 64
+# Bytes of an IPv6 address that count: a client usually has a whole /64 to choose its addresses from.
+IPV6_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ def client_address(host: str) -> str:
         return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, IPV6_BITS), strict=False))
+    # Not by `ip_network`, which takes 85 us, six times as long as all the rest of the quotas.
+    return f"{address.packed[:IPV6_BYTES].hex(':', 2)}::/64"
 
 
 class Quota(Sized):
