@@ -20,6 +20,10 @@ class Chunks:
             self._data = data
         return self._framed
 
+    def parts(self, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+        """Return the chunk in parts, of which one is *data* itself."""
+        return (b"%x\r\n" % len(data), data, b"\r\n")
+
 
 class Unframed:
     """No framing: HTTP/1.0 has no chunks."""
@@ -30,3 +34,7 @@ class Unframed:
     def of(self, data: bytes | memoryview) -> bytes | memoryview:
         """Return *data* unchanged."""
         return data
+
+    def parts(self, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+        """Return *data* unchanged, as the only part."""
+        return (data,)

@@ -51,6 +51,16 @@ def test_framed_once_for_all() -> None:
     assert chunks.of(one) == framed
 
 
+@pytest.mark.parametrize("framing", [Chunks(), Unframed()])
+def test_parts_are_not_a_copy(framing: Chunks | Unframed) -> None:
+    """The parts of a large write make the same bytes, and one of the parts is the object itself."""
+    data = b"x" * 65_536
+    parts = framing.parts(data)
+
+    assert b"".join(parts) == framing.of(data)
+    assert any(part is data for part in parts)
+
+
 def test_unframed() -> None:
     """HTTP/1.0 gets the same bytes object, not a copy, and the end of the connection."""
     data = b"event: put\n\n"

@@ -240,7 +240,12 @@ async def test_fast_takes_the_connection_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "written"), [((b"abc", b"d"), b"200 a: b\r\n3\r\nabc\r\n1\r\nd\r\n"), ((), b"200 a: b\r\n")]
+    ("parts", "written"),
+    [
+        ((b"abc", b"d"), b"200 a: b\r\n3\r\nabc\r\n1\r\nd\r\n"),
+        ((65_536 * b"x", 65_535 * b"y"), b"200 a: b\r\n10000\r\n%b\r\nffff\r\n%b\r\n" % (65_536 * b"x", 65_535 * b"y")),
+        ((), b"200 a: b\r\n"),
+    ],
 )
 async def test_fast_sends_the_head_with_the_first_bytes(parts: tuple[bytes, ...], written: bytes) -> None:
     """The head and the first bytes are one write. Without such bytes the head goes at once: a client waits for it."""
