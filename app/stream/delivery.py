@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
-from ..core.reader import SNAPSHOT, WAITING, Reader, Wants
+from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
@@ -29,8 +29,9 @@ logger = logging.getLogger("gateway.stream")
 # Bytes that one read asks for, and that one write gives to the sink. A subscriber that does not read holds about twice
 # this in the process, and twice GATEWAY_SEND_BUFFER in the kernel (docs/sizing.md).
 WRITE_SIZE = 64 * 1024
-# Bytes written to one subscriber in one turn of the event loop: a snapshot of 100 MB must not delay the others.
-STEP_SIZE = 4 * WRITE_SIZE
+# Bytes written to one subscriber at once, about. What is more waits for a turn in the queue of snapshots: a block of a
+# snapshot has up to WRITE_SIZE.
+STEP_SIZE = WRITE_SIZE // 2
 # Seconds between checks of a waiting reader. The stream of a reader that waits in vain is closed.
 WAITING_LOOK = 0.25
 # Seconds between looks at a channel whose changes are held back (``mode=latest``): a reset comes at most so much later.
@@ -64,7 +65,8 @@ class Delivery:
     __slots__ = (
         "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_freshness", "_greeting", "_heartbeat_due",
         "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink",
-        "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "slot",
+        "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
+        "slot",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, subscriber: Subscriber, reader: Reader, sink: Sink) -> None:
@@ -79,6 +81,7 @@ class Delivery:
         now = streams.clock()
         self.ended = False
         self.slot = 0
+        self.queued = False
         self._started = now
         self._next_heartbeat = now + settings.heartbeat
         age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
@@ -117,6 +120,7 @@ class Delivery:
         self._subscriber.on_close = None
         self._channel.notifier.discard(self.step)
         self._streams.timers.unset(self)
+        self._streams.snapshots.discard(self)
         if self._joining is not None:
             self._joining.stop()
             self._joining = None
@@ -134,9 +138,21 @@ class Delivery:
     # --- callbacks ----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Write what there is, as far as the sink takes it. An error of ours ends this stream, and is not raised."""
+        """Write what there is, as far as the sink takes it. An error of ours ends this stream, and is not raised.
+
+        A stream that waits for its turn writes in its turn.
+        """
+        if self.queued:
+            return
         try:
             self._step()
+        except Exception as error:
+            self.end(FAILED, error)
+
+    def take_turn(self) -> None:
+        """See ``Member``."""
+        try:
+            self._step(in_turn=True)
         except Exception as error:
             self.end(FAILED, error)
 
@@ -177,6 +193,10 @@ class Delivery:
             self._reader.pace.wrote(self._write_size, now - self._write_began)
             self._write_size = 0
             self._check_freshness(now)
+            if self._rest is not None or self._reader.phase is SNAPSHOT:
+                # 5,000 sinks may be ready in one turn of the loop.
+                self._streams.snapshots.add(self)
+                return
         self.step()
 
     def _set_timer(self, now: float) -> None:
@@ -201,7 +221,7 @@ class Delivery:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self, *, in_turn: bool = False) -> None:
         sink, reader, subscriber = self._sink, self._reader, self._subscriber
         enough = subscriber.bytes + STEP_SIZE
         data: bytes | memoryview
@@ -219,6 +239,9 @@ class Delivery:
             elif reader.phase is SNAPSHOT and reader.too_slow:
                 subscriber.closing = "too-slow"
                 continue
+            elif not in_turn and reader.phase is not FOLLOWING and len(self._streams.snapshots):
+                self._streams.snapshots.add(self)
+                return
             else:
                 due = self._heartbeat_due or reader.told_stale != self._stale_ranges
                 # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
@@ -251,8 +274,9 @@ class Delivery:
             if reader.at_tip and self._rest is None and subscriber.closing is None and not self._bookmark_waits:
                 return
             if subscriber.bytes >= enough:
-                asyncio.get_running_loop().call_soon(self.step)
-                return
+                break
+        if sink.ready and not self.ended:
+            self._streams.snapshots.add(self)
 
     def _read(self) -> bytes:
         """Return the reader's next bytes. With ``mode=latest`` there are none until a flush is due.

@@ -18,6 +18,7 @@ from ..watch.registry import Registry
 from .counters import Counters
 from .framing import Chunks
 from .sink import Choice
+from .snapshot_queue import SnapshotQueue
 from .timers import TimerWheel
 
 # Milliseconds. Each client reconnects after a random time in this interval, so that not all reconnect at once.
@@ -63,6 +64,7 @@ class Streams:
         self.counters = Counters()
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
+        self.snapshots = SnapshotQueue(clock)
         self.retry_penalty = RetryPenalty()
         self.held: set[asyncio.Event] = set()  # for each refused EventSource that is held open: set to end it
         self.finishing: set[asyncio.Task[None]] = set()  # of ended streams whose last bytes are not acknowledged
@@ -96,9 +98,12 @@ class Streams:
         )
 
     def retry_ms(self, factor: int = 1) -> int:
-        """Draw the milliseconds after which a client should reconnect: *factor* times as long as usual."""
+        """Draw the milliseconds after which a client should reconnect: *factor* times as long as usual.
+
+        The more streams wait for their turn to send a snapshot, the longer.
+        """
         low, high = RETRY_MS
-        return factor * (low + int((high - low) * self.draw()))
+        return int(factor * self.snapshots.retry_factor * (low + int((high - low) * self.draw())))
 
     def drain(self) -> None:
         """End the refused EventSources that are held open. The registry ends the streams."""

@@ -12,8 +12,11 @@ import asyncio
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-# Callbacks that a pass calls in one turn of the loop: about 4 ms, in which the loop serves nothing else.
-SLICE = 500
+# Seconds that a pass takes of one turn of the loop, in which the loop serves nothing else. A callback takes about 8 us,
+# and five times as long if all readers are reset at once and each begins a snapshot.
+SLICE = 0.004
+# Callbacks between two looks at the clock.
+LOOK = 50
 # The maximum seconds between two passes. A pass over thousands of readers takes longer, but the loop serves others
 # between the pass's slices.
 MAX_PAUSE = 0.005
@@ -61,21 +64,28 @@ class Notifier:
         self._go_on()
 
     def _go_on(self) -> None:
-        assert self._rest is not None, "a pass is under way"
+        rest = self._rest
+        assert rest is not None, "a pass is under way"
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        called = 0
+        began = now = loop.time()
+        some: tuple[Callable[[], None], ...] = ()
         try:
-            for wake in islice(self._rest, SLICE):
-                called += 1
-                wake()
+            while now - began < SLICE:
+                some = tuple(islice(rest, LOOK))
+                for wake in some:
+                    wake()
+                now = loop.time()
+                if len(some) < LOOK:
+                    break
         finally:
-            now = loop.time()
-            self._spent += now - began
-            if called == SLICE:
-                loop.call_soon(self._go_on)
-            else:
-                self._rest = None
-                self._next = now + min(2 * self._spent, MAX_PAUSE)
-                if self._pending:
-                    self._schedule()
+            self._spent += loop.time() - began
+            self._end_slice(loop, over=len(some) < LOOK)
+
+    def _end_slice(self, loop: asyncio.AbstractEventLoop, *, over: bool) -> None:
+        if not over:
+            loop.call_soon(self._go_on)
+            return
+        self._rest = None
+        self._next = loop.time() + min(2 * self._spent, MAX_PAUSE)
+        if self._pending:
+            self._schedule()
