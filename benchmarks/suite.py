@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from benchmarks import measure
+from benchmarks import herds, measure
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
 from benchmarks.peers.bare import bare
@@ -68,11 +68,22 @@ class Size:
     slow: int = 100
     readers: int = 32
     reads: int = 5000
+    keys: int = 10_000
 
 
 FULL = Size()
 SMALL = Size(
-    many=50, events=3, burst_to=20, burst=50, followers=5, puts=200, growth=(20, 40), slow=5, readers=3, reads=30
+    many=50,
+    events=3,
+    burst_to=20,
+    burst=50,
+    followers=5,
+    puts=200,
+    growth=(20, 40),
+    slow=5,
+    readers=3,
+    reads=30,
+    keys=500,
 )
 
 
@@ -101,6 +112,16 @@ def comparisons(size: Size) -> list[Comparison]:
             {
                 name: partial(measure.herd, start, many)
                 for name, start in ((GATEWAY, PEERS[GATEWAY]), (NCHAN, PEERS[NCHAN]), (BARE, bare))
+            },
+        ),
+        Comparison(
+            "state",
+            f"{many:,} subscribers join a cold range of {size.keys:,} keys within a second",
+            f"Beside them, {size.followers} subscribers of another range get 50 events a second. The bare server sends "
+            "as many bytes to as many clients, and nothing else.",
+            {
+                GATEWAY: partial(herds.gateway_herd, many, size.keys, size.followers),
+                BARE: partial(herds.bare_herd, many, size.keys),
             },
         ),
         Comparison(
@@ -213,6 +234,17 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         Goal("burst: deliveries a second, relative to Nchan", 3, ratio("burst", GATEWAY, NCHAN, rate), most=False),
         Goal("burst: deliveries a second, relative to naive", 10, ratio("burst", GATEWAY, NAIVE, rate), most=False),
         Goal("a join and a leave: CPU, us", 250, of("herd", GATEWAY, "CPU a join and a leave (us)")),
+        Goal(
+            "a herd joins a large range: p99 of the others' events, relative to without the herd",
+            2,
+            of("state", GATEWAY, "p99 of live events (ms)") / of("state", GATEWAY, "p99 without the herd (ms)"),
+        ),
+        Goal(
+            "a herd joins a large range: the last synced, relative to the bare server",
+            1.5,
+            ratio("state", GATEWAY, BARE, "last synced after (ms)"),
+        ),
+        Goal("a herd joins a large range: states read from etcd", 1.2, of("state", GATEWAY, "states read from etcd")),
         Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
         Goal("memory of an idle subscriber, relative to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
         Goal("from the last put to the last delivery, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),

@@ -84,11 +84,16 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def load(peer: Peer, clients: int, *, bytes_per_second: int = 0) -> AsyncIterator[Load]:
-    """*clients* readers of *peer*, ready; with *bytes_per_second* they are slow, and their events are not checked."""
-    slow = [str(bytes_per_second)] if bytes_per_second else []
+async def load(
+    peer: Peer, clients: int, *, bytes_per_second: int = 0, joins_per_second: int = 0
+) -> AsyncIterator[Load]:
+    """*clients* readers of *peer*, ready; with *bytes_per_second* they are slow, and their events are not checked.
+
+    At most 20 of them join at the same time, or with *joins_per_second* so many in each second.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(str(build().absolute()), str(peer.port), str(clients), peer.ready, peer.mark, *slow),
+        *(str(build().absolute()), str(peer.port), str(clients), peer.ready, peer.mark),
+        *(str(bytes_per_second), str(joins_per_second)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=1 << 28,  # the rows of a burst come in one line

@@ -1,10 +1,11 @@
 /* A load generator: many readers of one stream, each delivery checked.
  *
- * usage: load PORT CLIENTS READY MARK [BYTES_PER_SECOND] <commands
+ * usage: load PORT CLIENTS READY MARK [BYTES_PER_SECOND [JOINS_PER_SECOND]] <commands
  *
  * The first line on standard input is the length in bytes of the request that follows. CLIENTS connections to
  * 127.0.0.1:PORT send the request, spread over source addresses (28,000 ports each); at most 20 of them connect at the
- * same time (nginx' listen queue is 511). A client is ready once READY has come. Until all clients are ready, a closed
+ * same time (nginx' listen queue is 511), or with JOINS_PER_SECOND so many in each second. A client is ready once READY
+ * has come. Until all clients are ready, a closed
  * client retries, 100 times in total: Pushpin closes one or two of 5,000. From then on a delivery is MARK and a decimal
  * number; the program skips the bytes in between, so that it can read the events of every peer. An empty READY is the
  * end of the response's head.
@@ -18,7 +19,8 @@
  *   {"rows": [[first, median, p99, last], ...], "wrong": 0}     all clients have all; per number, when clients got it
  *   {"lost": CLIENT, "why": "..."}                              a connection that ended, or a number out of order
  *
- * With BYTES_PER_SECOND the clients are slow: each has a small receive buffer and that rate, and nothing is checked. */
+ * With BYTES_PER_SECOND the clients are slow: each has a small receive buffer and that rate, and nothing is checked;
+ * 0 means as fast as they can. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -56,7 +58,7 @@ struct client {
 };
 
 static struct client *clients;
-static int count_of_clients, started, ready, slow, retries;
+static int count_of_clients, started, ready, slow, joins_per_second, retries;
 static int poller;
 static int port;
 static const char *ready_mark, *mark;
@@ -215,7 +217,7 @@ static void scan(struct client *c, char *data, size_t length, uint64_t at) {
                 printf("{\"ready\": %d}\n", ready);
                 fflush(stdout);
             }
-            if (started < count_of_clients) connect_next();
+            if (started < count_of_clients && !joins_per_second) connect_next();
         }
     }
     const char *wanted = c->ready ? mark : ready_mark;
@@ -311,7 +313,7 @@ static void read_request(void) {
 
 int main(int argc, char **argv) {
     if (argc < 5) {
-        fprintf(stderr, "usage: load PORT CLIENTS READY MARK [BYTES_PER_SECOND]\n");
+        fprintf(stderr, "usage: load PORT CLIENTS READY MARK [BYTES_PER_SECOND [JOINS_PER_SECOND]]\n");
         return 2;
     }
     port = atoi(argv[1]);
@@ -319,12 +321,13 @@ int main(int argc, char **argv) {
     ready_mark = argv[3];
     mark = argv[4];
     slow = argc > 5 ? atoi(argv[5]) : 0;
+    joins_per_second = argc > 6 ? atoi(argv[6]) : 0;
     clients = calloc((size_t)count_of_clients, sizeof *clients);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (!clients || poller < 0) die("epoll_create1");
     read_request();
 
-    const uint32_t commands = UINT32_MAX, tick = UINT32_MAX - 1;
+    const uint32_t commands = UINT32_MAX, tick = UINT32_MAX - 1, join = UINT32_MAX - 2;
     struct epoll_event e = {.events = EPOLLIN, .data.u32 = commands};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, 0, &e)) die("stdin");
     int timer = -1;
@@ -335,7 +338,16 @@ int main(int argc, char **argv) {
         e.data.u32 = tick;
         if (epoll_ctl(poller, EPOLL_CTL_ADD, timer, &e)) die("timer");
     }
-    while (started < count_of_clients && started < ON_THE_WAY) connect_next();
+    const uint64_t begun = now();
+    int joining = -1;
+    if (joins_per_second) {
+        struct itimerspec every = {{0, 1000000}, {0, 1000000}};
+        joining = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+        timerfd_settime(joining, 0, &every, NULL);
+        e.data.u32 = join;
+        if (epoll_ctl(poller, EPOLL_CTL_ADD, joining, &e)) die("timer");
+    }
+    while (started < count_of_clients && started < ON_THE_WAY && !joins_per_second) connect_next();
 
     struct epoll_event events[512];
     for (;;) {
@@ -345,6 +357,11 @@ int main(int argc, char **argv) {
             uint32_t which = events[i].data.u32;
             if (which == commands) {
                 command();
+            } else if (which == join) {
+                uint64_t times, due = (now() - begun) * (uint64_t)joins_per_second / 1000000000u;
+                if (read(joining, &times, sizeof times) < 0) continue;
+                while (started < count_of_clients && (uint64_t)started < due) connect_next();
+                if (started == count_of_clients) close(joining);
             } else if (which == tick) {
                 uint64_t times;
                 if (read(timer, &times, sizeof times) < 0) continue;
