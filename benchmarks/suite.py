@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from benchmarks import herds, measure
+from benchmarks import herds, measure, selections
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
 from benchmarks.peers.bare import bare
@@ -22,6 +22,8 @@ GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "etcd's JSON gateway",
     "bare: uvloop, fixed bytes",
 )
+ONE_CHANNEL, CHANNELS = "one channel", "many channels"
+ONE_RANGE, TWO_RANGES, BUSY = "one range", "two ranges", ", busy"
 PEERS: Mapping[str, measure.Start] = {
     GATEWAY: etcd.gateway,
     PORTABLE: etcd.gateway_portable,
@@ -69,6 +71,9 @@ class Size:
     readers: int = 32
     reads: int = 5000
     keys: int = 10_000
+    channels: int = 5000
+    pinned: int = 5000
+    released: int = 100
 
 
 FULL = Size()
@@ -84,6 +89,9 @@ SMALL = Size(
     readers=3,
     reads=30,
     keys=500,
+    channels=20,
+    pinned=100,
+    released=5,
 )
 
 
@@ -122,6 +130,27 @@ def comparisons(size: Size) -> list[Comparison]:
             {
                 GATEWAY: partial(herds.gateway_herd, many, size.keys, size.followers),
                 BARE: partial(herds.bare_herd, many, size.keys),
+            },
+        ),
+        Comparison(
+            "pin",
+            f"{size.channels:,} channels on one pin",
+            "1,000 events a second in one pin, spread over the channels. Each channel is a prefix with one subscriber, "
+            "so an event is one delivery.",
+            {
+                ONE_CHANNEL: partial(selections.channels_on_a_pin, 1, size.pinned),
+                CHANNELS: partial(selections.channels_on_a_pin, size.channels, size.pinned),
+            },
+        ),
+        Comparison(
+            "merge",
+            "From a put to a subscriber of two ranges",
+            "One event at a time, in one of the ranges; nothing is written to the other one. It is released once etcd "
+            "has proven the progress of both. While busy, another process puts to other keys as fast as it can.",
+            {
+                side + how: partial(selections.merge, query, size.released, busy=bool(how))
+                for how in ("", BUSY)
+                for side, query in ((ONE_RANGE, "prefix=/bench/"), (TWO_RANGES, "prefix=/bench/&prefix=/quiet/"))
             },
         ),
         Comparison(
@@ -214,6 +243,7 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         return max(0.01, *(max(values) - min(values) for values in found))
 
     etcd_cpu, read_cpu = "CPU an event (ms)", "CPU a read (us)"
+    put = "put to the subscriber (ms)"
     cpu, last, memory, rate = (
         "CPU a delivery (us)",
         "last served after (ms)",
@@ -245,6 +275,19 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
             ratio("state", GATEWAY, BARE, "last synced after (ms)"),
         ),
         Goal("a herd joins a large range: states read from etcd", 1.2, of("state", GATEWAY, "states read from etcd")),
+        Goal(
+            f"{size.channels:,} channels on a pin: CPU an event, relative to one channel",
+            2,
+            ratio("pin", CHANNELS, ONE_CHANNEL, "CPU an event (us)"),
+        ),
+        *(
+            Goal(
+                f"put to a subscriber of two ranges{how}, relative to twice one range plus 5 ms",
+                1,
+                of("merge", TWO_RANGES + how, put) / (2 * of("merge", ONE_RANGE + how, put) + 5),
+            )
+            for how in ("", BUSY)
+        ),
         Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
         Goal("memory of an idle subscriber, relative to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
         Goal("from the last put to the last delivery, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),

@@ -21,13 +21,13 @@ from tests.support.gateway import gateway as gateway_process
 WRITERS = 100
 
 
-async def burst_of_puts(kv: EtcdClient, count: int) -> None:
+async def burst_of_puts(kv: EtcdClient, count: int, key: str = KEY) -> None:
     """Make so many puts, many at a time."""
     left = iter(range(count))
 
     async def write() -> None:
         for _ in left:
-            await kv.put(KEY, VALUE)
+            await kv.put(key, VALUE)
 
     await asyncio.gather(*(write() for _ in range(WRITERS)))
 
