@@ -92,15 +92,22 @@ class GatewayStatistics:
 class Gateway:
     """The gateway. Must be created inside a running event loop; it works within ``running``."""
 
-    def __init__(self, settings: Settings, *, clock: Clock = time.monotonic, draw: Draw = random.random) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock = time.monotonic,
+        wall: Clock = time.time,
+        draw: Draw = random.random,
+    ) -> None:
         self.settings = settings
         self.clock = clock
         self.version = __version__
         # Set when the gateway cannot go on. The process must then end, and its supervisor starts a new process.
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
-        self.access = make_access_control(settings, clock=clock, wall=time.time, draw=draw)
-        self.tls = make_tls(settings, clock=clock, wall=time.time)
+        self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
+        self.tls = make_tls(settings, clock=clock, wall=wall)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = _credentials(settings)
         self.budget = Budget(settings.max_feed_bytes)
@@ -134,7 +141,9 @@ class Gateway:
             clock=clock,
             draw=draw,
             capacity=self.capacity,
+            wall=wall,
         )
+        self.access.on_change(self.streams.recheck.begin)
 
     def epoch_of(self, cluster_id: int, selection: Selection) -> str:
         """Return the epoch of cursors for *selection*."""

@@ -15,6 +15,7 @@ from .core.errors import UnavailableError
 from .core.feed_messages import StreamKind
 from .core.keys import KeyRange
 from .core.multiplex import WatchCallback
+from .core.reasons import CloseReason
 from .core.snapshot import Snapshot
 
 logger = logging.getLogger("gateway")
@@ -49,6 +50,17 @@ def spawn(work: Coroutine[Any, Any, T], *, name: str, died: Callable[[Exception]
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(ended)
     return task
+
+
+class Permit(Protocol):
+    """What lets a stream read: ``app.access.permit``."""
+
+    @property
+    def expires(self) -> float | None:
+        """Wall-clock seconds at which the stream must end; None: never."""
+
+    def renewed(self) -> Permit | CloseReason:
+        """Return the permit as it is after the files have changed, or why the stream must be closed."""
 
 
 class Watch(Protocol):

@@ -22,6 +22,9 @@ class Verifier(Protocol):
     async def identity_of(self, token: bytes) -> Identity:
         """Return the identity that a token proves. Raises InvalidTokenError, or IssuerUnavailableError."""
 
+    def trusts(self, thumbprint: str) -> bool:
+        """Whether the key with this thumbprint is one of the keys that tokens may be signed with now."""
+
 
 def token_in(authorization: bytes) -> bytes | None:
     """Return the token in an ``Authorization`` header; None if the header has no bearer token.
@@ -46,7 +49,7 @@ class Bearer:
         self.token = token
         self.tokens = tokens
         self._jwt = jwt
-        self._wall = wall
+        self.wall = wall
 
     async def identity_of(self, authorization: bytes) -> Identity:
         """Return the identity of the token in an ``Authorization`` header.
@@ -64,7 +67,7 @@ class Bearer:
             return STATIC_TOKEN
         listed = self.tokens.value.find(given) if self.tokens is not None else None
         if listed is not None:
-            if self.expired(listed):
+            if listed.expired(self.wall()):
                 raise UnauthorizedError("the bearer token has expired; get a new token")
             return listed
         # A JWT has two dots. The tokens that the gateway makes have none.
@@ -77,15 +80,14 @@ class Bearer:
         except InvalidTokenError as error:
             raise UnauthorizedError(f"the bearer token is not accepted: {error}; get a new token") from None
 
-    def expired(self, identity: Identity) -> bool:
-        """Whether the credentials of an identity from the tokens file have expired."""
-        return identity.expires is not None and identity.expires <= self._wall()
-
     def current(self, identity: Identity) -> Identity | None:
-        """Return the identity as the tokens file has it now; None if its token is no longer listed.
+        """Return the identity as it is after the files have changed; None if its token would be refused now.
 
-        An identity that is not from the tokens file is returned as it is.
+        A token must still be listed in the tokens file, and the key of a JWT must still be one of the issuer's keys.
+        All other identities are returned as they are.
         """
-        if not identity.credential:
-            return identity
-        return self.tokens.value.identities.get(identity.credential) if self.tokens is not None else None
+        if identity.credential:
+            return self.tokens.value.identities.get(identity.credential) if self.tokens is not None else None
+        if identity.signed_by and not (self._jwt is not None and self._jwt.trusts(identity.signed_by)):
+            return None
+        return identity

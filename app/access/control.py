@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 
 from ..core.errors import BadRequestError, ForbiddenError, UnauthorizedError
 from ..core.keys import KeyRange
+from ..core.selection import MOST_RANGES, Ranges
 from .bearer import Bearer, token_in
 from .file_watch import Source, WatchedFile
 from .identity import ANONYMOUS, STATIC_TOKEN, Identity
+from .permit import Permit
 from .policy import OPERATOR, Grants, Policy
 from .proxy import Headers, TrustedProxy
 from .token import Outcome
@@ -21,6 +23,9 @@ from .token import Outcome
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 INSUFFICIENT_SCOPE = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
 
+
+# Identities whose grants are remembered until the files change. Finding them out takes time for each role and binding.
+MAX_REMEMBERED = 4096
 
 # The settings that name something which is read again while the gateway runs.
 SOURCES = ("tokens_file", "policy_file", "jwt_jwks", "jwt_secret_file")
@@ -58,6 +63,8 @@ class AccessControl:
         self._min_prefix = min_prefix
         self._sources = tuple(sources)
         self._listeners: list[Callable[[], None]] = []
+        self._grants: dict[Identity, Grants] = {}
+        self.generation = 0  # grows with each change of a file or of the issuer's keys
         for source in self._sources:
             source.on_change(self._changed)
 
@@ -124,14 +131,14 @@ class AccessControl:
         self.check_fence(ranges)
         if self._policy is None:
             return
-        grants = self._policy.value.grants(identity)
+        grants = self.grants(identity)
         for asked in ranges:
             if grants.permit(asked, keys_only=keys_only):
                 continue
             if grants.permit(asked, keys_only=True):
                 detail = f"only the keys of {asked} may be read by {identity.name}; ask for keys_only=1"
             else:
-                detail = f"{asked} may not be read by {identity.name}; GET /v1/access lists what may be read"
+                detail = _denied(identity, asked)
             raise self._forbidden(detail, asked.kind)
 
     def check_length(self, ranges: Sequence[KeyRange]) -> None:
@@ -144,6 +151,33 @@ class AccessControl:
                     code="prefix-too-short",
                     parameter="prefix",
                 )
+
+    def permitted(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> Ranges:
+        """Return the parts of *ranges* that *identity* may read: ``scope=permitted``.
+
+        Raises:
+            ForbiddenError: *identity* may read none of them.
+            BadRequestError: there are too many parts for one request.
+        """
+        left = self.grants(identity).permitted(ranges, keys_only=keys_only)
+        if not left:
+            raise self._forbidden(_denied(identity, *ranges), ranges[0].kind)
+        if len(left) > MOST_RANGES:
+            raise BadRequestError(
+                f"{identity.name} may read {len(left)} separate ranges of what is requested; one request can have "
+                f"{MOST_RANGES}: ask for narrower ranges",
+                code="selection-too-wide",
+                parameter=ranges[0].kind,
+            )
+        self.check_length(left)
+        return left
+
+    def permit(
+        self, identity: Identity, asked: Ranges, ranges: Ranges, *, keys_only: bool = False, cut: bool = False
+    ) -> Permit:
+        """Return the permit for *ranges*, which have just been authorized. *cut*: with ``scope=permitted``."""
+        expires = identity.ends_at(self.wall())
+        return Permit(identity, asked, ranges, keys_only, cut, self, expires, self.generation)
 
     def check_fence(self, ranges: Sequence[KeyRange]) -> None:
         """Check that the gateway serves all of *ranges*, whoever asks. Raises ForbiddenError if it does not."""
@@ -173,16 +207,23 @@ class AccessControl:
 
     def grants(self, identity: Identity) -> Grants:
         """Return what *identity* may read now."""
-        everything = Grants((KeyRange("prefix", b""),))
-        granted = self._policy.value.grants(identity) if self._policy is not None else everything
-        return granted.within(self._fence)
+        grants = self._grants.get(identity)
+        if grants is None:
+            everything = Grants((KeyRange("prefix", b""),))
+            grants = self._policy.value.grants(identity) if self._policy is not None else everything
+            grants = grants.within(self._fence)
+            if len(self._grants) >= MAX_REMEMBERED:
+                self._grants.clear()
+            self._grants[identity] = grants
+        return grants
 
-    def permits_still(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> bool:
-        """Whether *identity*, which has opened a stream, may read it after the files have changed (``on_change``)."""
-        current = self._bearer.current(identity)
-        if current is None or self._bearer.expired(current):
-            return False
-        return self._policy is None or self._policy.value.permits(current, ranges, keys_only=keys_only)
+    def current(self, identity: Identity) -> Identity | None:
+        """See ``Bearer.current``."""
+        return self._bearer.current(identity)
+
+    def wall(self) -> float:
+        """Return the wall clock's seconds, with which expiries are compared."""
+        return self._bearer.wall()
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -191,6 +232,8 @@ class AccessControl:
         self._listeners.append(listener)
 
     def _changed(self) -> None:
+        self.generation += 1
+        self._grants.clear()
         for listener in self._listeners:
             listener()
 
@@ -222,3 +265,8 @@ class AccessControl:
         """Read the files again when they change, and fetch the issuer's keys. Runs for ever."""
         await asyncio.gather(*(source.run() for source in self._sources))
         await asyncio.Event().wait()  # without sources
+
+
+def _denied(identity: Identity, *ranges: KeyRange) -> str:
+    named = ", ".join(map(str, ranges))
+    return f"{named} may not be read by {identity.name}; GET /v1/access lists what may be read"

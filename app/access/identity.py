@@ -28,13 +28,29 @@ class Identity:
     roles: frozenset[str] = frozenset()
     # Names and values for the policy's placeholders. ``sub`` is the identity's name without the namespace.
     claims: tuple[tuple[str, str], ...] = ()
-    # Wall-clock seconds at which the credentials expire; None if they do not. A JWT is accepted for 30 s longer
-    # (``jwt.LEEWAY``), so this moment can lie in the past when the request arrives.
+    # Wall-clock seconds at which the credentials expire; None if they do not.
     expires: float | None = None
+    # Seconds for which the credentials are accepted after ``expires``: a JWT's issuer may have another clock.
+    leeway: float = 0.0
     # Whether the identity holds every role that there is.
     every_role: bool = False
     # The SHA-256 of the token, so that a later change of the tokens file finds the identity again; else empty.
     credential: bytes = field(default=b"", repr=False)
+    # The thumbprint (RFC 7638) of the key that has signed the JWT; else empty.
+    signed_by: str = field(default="", repr=False)
+
+    def expired(self, now: float) -> bool:
+        """Whether the credentials are no longer accepted at *now* (wall-clock seconds)."""
+        return self.expires is not None and self.expires + self.leeway <= now
+
+    def ends_at(self, now: float) -> float | None:
+        """Return when a stream that begins at *now* must end: when the credentials expire. None: never.
+
+        Credentials that have expired already, and are still accepted, are accepted to the end of their leeway.
+        """
+        if self.expires is None or self.expires > now:
+            return self.expires
+        return self.expires + self.leeway
 
     def claim(self, name: str) -> str | None:
         """Return the value of a claim, or None."""
@@ -54,12 +70,14 @@ def make_identity(
     roles: frozenset[str] = frozenset(),
     claims: Mapping[str, str] | None = None,
     expires: float | None = None,
+    leeway: float = 0.0,
     credential: bytes = b"",
+    signed_by: str = "",
 ) -> Identity:
     """Return an identity whose name is in *namespace*. Its claim ``sub`` is *name*."""
     full = f"{namespace}:{issuer}#{name}" if namespace == "jwt" else f"{namespace}:{name}"
     pairs = tuple(sorted({**(claims or {}), "sub": name}.items()))
-    return Identity(full, roles, pairs, expires, credential=credential)
+    return Identity(full, roles, pairs, expires, leeway, credential=credential, signed_by=signed_by)
 
 
 def is_name(name: str) -> bool:

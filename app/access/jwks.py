@@ -63,6 +63,8 @@ class KeyRing:
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = tuple(keys)
+        # RFC 7638: equal keys have equal thumbprints, whatever their ids are.
+        self.thumbprints = frozenset(key.thumbprint() for key in keys)
 
     def knows(self, kid: str) -> bool:
         """Whether a key has this id."""

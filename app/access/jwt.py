@@ -139,9 +139,16 @@ class JwtVerifier:
         """Forget the verified tokens: the keys have changed."""
         self._remembered.clear()
 
+    def trusts(self, thumbprint: str) -> bool:
+        """See ``Verifier``."""
+        ring = self._jwks.value if self._jwks is not None else None
+        if ring is not None and thumbprint in ring.thumbprints:
+            return True
+        return self._secret is not None and OctKey.import_key(self._secret.value).thumbprint() == thumbprint
+
     def _recall(self, digest: bytes) -> Identity | None:
         known = self._remembered.pop(digest, None)
-        if known is None or known.expires is None or known.expires + LEEWAY <= self._wall():
+        if known is None or known.expired(self._wall()):
             return None
         self._remembered[digest] = known  # now the youngest
         return known
@@ -153,10 +160,16 @@ class JwtVerifier:
         return identity
 
     def _verify(self, token: bytes) -> Identity:
+        keys: list[Key] = []  # joserfc does not tell which key it has used
+
+        def key_for(parsed: Any) -> Key:
+            keys.append(self._key_for(parsed))
+            return keys[-1]
+
         try:
-            verified = jwt.decode(token, self._key_for, registry=self._registry)
+            verified = jwt.decode(token, key_for, registry=self._registry)
             self._claims.validate(verified.claims)
-            return self._identity(verified.claims)
+            return self._identity(verified.claims, keys[-1].thumbprint())
         except (InvalidTokenError, UnknownKeyError):
             raise
         except ExpiredTokenError:
@@ -191,7 +204,7 @@ class JwtVerifier:
             raise InvalidTokenError("no key of the issuer fits its header")
         return key
 
-    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+    def _identity(self, claims: Mapping[str, Any], signed_by: str) -> Identity:
         subject, expires = claims["sub"], float(claims["exp"])
         if not is_name(subject):
             raise InvalidTokenError("its subject is empty, too long, or not printable")
@@ -204,6 +217,8 @@ class JwtVerifier:
             roles=roles_in(claims, self._settings.roles_claim),
             claims={name: value for name, value in claims.items() if isinstance(value, str)},
             expires=expires,
+            leeway=LEEWAY,
+            signed_by=signed_by,
         )
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from ..core.keys import KeyRange, Kind
 from ..core.query import MAX_KEY_BYTES
+from ..core.selection import Ranges, canonical
 from .identity import ANONYMOUS, Identity
 
 # The role that may read /metrics and /v1/feeds. It is known without being listed in the policy.
@@ -92,9 +93,15 @@ class Grants:
         granted = (*self.read, *self.keys_only) if keys_only else self.read
         return any(one.covers(asked) for one in granted)
 
+    def permitted(self, asked: Iterable[KeyRange], *, keys_only: bool) -> Ranges:
+        """Return the parts of *asked* that the grants permit, as canonical ranges: ``scope=permitted``."""
+        granted = (*self.read, *self.keys_only) if keys_only else self.read
+        return canonical(_intersection(asked, granted))
+
     def within(self, fence: Sequence[bytes]) -> Grants:
         """Return what is left of the grants inside the prefixes of *fence*."""
-        return Grants(_cut(self.read, fence), _cut(self.keys_only, fence))
+        served = [KeyRange("prefix", prefix) for prefix in fence]
+        return Grants(_intersection(self.read, served), _intersection(self.keys_only, served))
 
 
 @dataclass(frozen=True)
@@ -220,12 +227,15 @@ def _ranges(items: Iterable[Item], identity: Identity) -> tuple[KeyRange, ...]:
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
-def _cut(ranges: Iterable[KeyRange], fence: Sequence[bytes]) -> tuple[KeyRange, ...]:
+def _intersection(ranges: Iterable[KeyRange], others: Sequence[KeyRange]) -> tuple[KeyRange, ...]:
+    """Return the ranges of all keys that lie in *ranges* and in *others*. Of two ranges, one covers the other, or they
+    have no key in common.
+    """
     left: dict[KeyRange, None] = {}
     for one in ranges:
-        for prefix in fence:
-            if one.within(prefix):
+        for other in others:
+            if other.covers(one):
                 left[one] = None
-            elif one.covers(KeyRange("prefix", prefix)):
-                left[KeyRange("prefix", prefix)] = None
+            elif one.covers(other):
+                left[other] = None
     return tuple(left)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT
 from .requests import ENCODINGS
-from .watch import FORMATS, MODES
+from .watch import FORMATS, MODES, SCOPES
 
 
 def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query") -> dict[str, Any]:
@@ -33,6 +33,11 @@ _ENCODING = _parameter(
     "encoding",
     "`auto`: text if the bytes are valid UTF-8, otherwise base64. `base64`: always base64.",
     {"type": "string", "enum": [*ENCODINGS], "default": "auto"},
+)
+_SCOPE = _parameter(
+    "scope",
+    "`permitted`: only the parts of the ranges that the identity may read, instead of 403.",
+    {"type": "string", "enum": [*SCOPES]},
 )
 _PROBLEM = {
     "description": "A problem (RFC 9457). `code` names the error for programs.",
@@ -103,6 +108,7 @@ WATCH: dict[str, Any] = {
         "parameters": [
             _KEY,
             _PREFIX,
+            _SCOPE,
             _parameter("keys_only", "`1`: leave out the values.", _FLAG),
             _parameter("snapshot", "`0`: send only changes, without the current state at the start.", _FLAG),
             _ENCODING,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from ..access.permit import Permit
 from ..core.cursor import Cursor
 from ..core.errors import GatewayError, TransientError, UnavailableError
 from ..core.frames import control, greeting
@@ -51,6 +52,7 @@ class WatchRequest:
     interval: float = 0.0  # of ``mode=latest``, in seconds; 0: every event is sent
     min_revision: int = 0
     caller: Caller | None = None  # whose quotas the stream counts for
+    permit: Permit | None = None  # None: nothing is checked after the stream has begun
 
     @property
     def id_header(self) -> tuple[bytes, bytes]:
@@ -174,9 +176,12 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
 
     Raises:
         TransientError: there is no room, or nothing to join; nothing is held.
+        ForbiddenError: the access rules have changed since the request was understood.
     """
+    if asked.permit is not None:
+        asked.permit.check()
     streams.capacity.check()
-    return streams.registry.subscribe(
+    subscriber = streams.registry.subscribe(
         asked.selection.ranges,
         address=asked.address,
         user_agent=asked.user_agent,
@@ -184,6 +189,8 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
         has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
         caller=asked.caller,
     )
+    subscriber.permit = asked.permit
+    return subscriber
 
 
 async def deliver(

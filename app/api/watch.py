@@ -25,12 +25,14 @@ from .stream_response import StreamResponse, WatchRequest
 # given. That URL may already have `last_event_id`, and even an older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
+# ``scope=permitted``: the parts that the identity may read suffice.
+SCOPES = ("permitted",)
 FORMATS: tuple[str, ...] = get_args(Format)
 MODES = ("latest",)
 # Seconds between two flushes of ``mode=latest``. The least is a slot of the timers (``app.stream.timers``).
 LEAST_INTERVAL, MOST_INTERVAL, DEFAULT_INTERVAL = 0.05, 60.0, 0.5
 _KNOWN = frozenset({
-    "key", "prefix", "snapshot", "keys_only", "encoding", "format", "mode", "interval", "min_revision",
+    "key", "prefix", "scope", "snapshot", "keys_only", "encoding", "format", "mode", "interval", "min_revision",
     "last_event_id", "lastEventId",
 })  # fmt: skip
 # The key of the scope under which a request's outcome is kept.
@@ -118,7 +120,7 @@ class Watch:
 
     def _understand(self, request: Request, identity: Identity) -> WatchRequest:
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
-        ranges = parse_ranges(query)
+        asked = ranges = parse_ranges(query)
         encoding = encoding_of(query)
         keys_only = parse_flag(query, "keys_only", default=False)
         snapshot = parse_flag(query, "snapshot", default=True)
@@ -126,7 +128,13 @@ class Watch:
         min_revision = parse_revision(query, "min_revision")
         accept = header_of(request, b"accept") or ""
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
-        self._gateway.access.authorize(identity, ranges, keys_only=keys_only)
+        cut = parse_choice(query, "scope", SCOPES) is not None
+        access = self._gateway.access
+        if cut:
+            ranges = access.permitted(identity, asked, keys_only=keys_only)
+        else:
+            access.authorize(identity, ranges, keys_only=keys_only)
+        permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=cut) if access.guarded else None
         return WatchRequest(
             Selection(ranges, encoding=encoding, keys_only=keys_only),
             chosen,
@@ -139,6 +147,7 @@ class Watch:
             interval=interval,
             min_revision=min_revision,
             caller=caller_of(self._gateway, request.scope, identity),
+            permit=permit,
         )
 
 

@@ -316,19 +316,22 @@ class Reader:
         members: dict[str, object] = {"revision": self.revision, "state": "stale" if stale else "live"}
         return control(self._form, "bookmark", members, self._cursor())
 
-    def tell_staleness(self, stale: Ranges, since: str | None) -> bytes:
+    def tell_staleness(self, stale: Ranges, since: str | None, *, expires: str | None = None) -> bytes:
         """Return a ``status`` if the subscriber does not know this state yet.
 
         Args:
             stale: the ranges that are stale; empty while all are live.
             since: RFC 3339; None while all are live.
+            expires: RFC 3339, when the stream will be closed, if the subscriber must be told now.
         """
-        if stale == self.told_stale:
+        if stale == self.told_stale and expires is None:
             return b""
         self.told_stale = stale
         members: dict[str, object] = {"state": "stale" if stale else "live"}
         if since is not None:
             members["since"] = since
+        if expires is not None:
+            members["expires"] = expires
         members["ranges"] = [str(one) for one in stale] if stale else self._selection.names
         return control(self._form, "status", members)
 

@@ -15,6 +15,7 @@ ResetReason = Literal["initial", "lagged", "compacted", "cursor-lost", "restored
 # Why the gateway closes a stream: the ``reason`` of a ``close``.
 CloseReason = Literal[
     "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked", "revision-not-reached",
+    "expired", "scope-changed",
 ]  # fmt: skip
 # Why a stream ends without a ``close``: the client has gone or takes nothing, the gateway has a defect, or the server
 # stops.

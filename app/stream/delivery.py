@@ -21,6 +21,7 @@ from ..core.timestamps import rfc3339
 from ..watch.joining import Joining
 from ..watch.subscriber import Subscriber
 from .connection import LOOKS, Connection, StuckError
+from .expiry import Expiry
 from .sink import GONE, STUCK, Sink
 from .streams import Streams
 
@@ -36,6 +37,10 @@ STEP_SIZE = WRITE_SIZE // 2
 WAITING_LOOK = 0.25
 # Seconds between looks at a channel whose changes are held back (``mode=latest``): a reset comes at most so much later.
 HOLDING_LOOK = 0.25
+# The reasons of streams whose clients may not read on. If such a client does not take its ``close`` within so many
+# seconds, its connection is cut: a client that does not read must not keep its stream.
+DENIALS = ("revoked", "expired")
+DENIAL_TIMEOUT = 0.75
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
 
@@ -63,9 +68,9 @@ class Delivery:
     """
 
     __slots__ = (
-        "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_freshness", "_greeting", "_heartbeat_due",
-        "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader", "_rest", "_sink",
-        "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
+        "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
+        "_heartbeat_due", "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader",
+        "_rest", "_sink", "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
         "slot",
     )  # fmt: skip
 
@@ -88,6 +93,7 @@ class Delivery:
         self._deadline = now + age
         self._heartbeat_due = False
         self._bookmark_waits = False  # a bookmark is due at the end of the large write
+        self._expiry = self._expiry_of_permit()
         self._greeting = b""  # until it is written, together with what comes first
         self._holding = False  # what there is to read is held back until a flush is due
         self._lacks_revision_since: float | None = None  # since when the channel is below ``min_revision``
@@ -103,21 +109,26 @@ class Delivery:
     def begin(self) -> None:
         """Start to follow the channel and the timers. Called after the head of the response is sent."""
         streams = self._streams
-        self._subscriber.on_close = self.step
+        self._subscriber.on_close = self._close
+        if self._subscriber.permit is not None:
+            self._subscriber.on_expiry = self._renew_expiry
         self._channel.notifier.add(self.step)
         self._greeting = self._reader.greet(streams.instance, streams.retry_ms())
         now = streams.clock()
         self._check_revision(now)
         self._set_timer(now)
 
-    def end(self, reason: str, error: Exception | None = None) -> None:
-        """Release everything, and log and count *reason*. Only the first call has an effect."""
+    def end(self, reason: str, error: Exception | None = None, *, abort: bool = False) -> None:
+        """Release everything, and log and count *reason*. Only the first call has an effect.
+
+        *abort*: without waiting for the client to take what is written.
+        """
         if self.ended:
             return
         self.ended = True
         if reason == STUCK and self._reader.pace.behind_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
-        self._subscriber.on_close = None
+        self._subscriber.on_close = self._subscriber.on_expiry = None
         self._channel.notifier.discard(self.step)
         self._streams.timers.unset(self)
         self._streams.snapshots.discard(self)
@@ -129,7 +140,7 @@ class Delivery:
         self._streams.counters.serving[self._sink.name] -= 1
         self._log_end(reason)
         self._subscriber.release()
-        self._sink.end(reason, error)
+        self._sink.end(STUCK if abort else reason, error)
 
     def cancelled(self) -> None:
         """End the stream, because the server has cancelled the request."""
@@ -180,8 +191,15 @@ class Delivery:
                 self.end(STUCK)
                 return
         self._check_revision(now)
+        if self._expiry is not None:
+            self._expiry.look(self._streams.wall())
         if self._subscriber.closing is None:
-            self._subscriber.closing = self._reason_to_end(now)
+            reason = self._reason_to_end(now)
+            if reason is not None:
+                self._begin_close(reason, now)
+        elif self._subscriber.closing in DENIALS and now >= self._deadline:
+            self.end(self._subscriber.closing, abort=True)
+            return
         self._check_freshness(now)
         self.step()
         self._set_timer(now)
@@ -203,8 +221,10 @@ class Delivery:
         if self.ended:
             return
         when = self._next_heartbeat
-        if self._subscriber.closing is None:
+        if self._subscriber.closing is None or self._subscriber.closing in DENIALS:
             when = min(when, self._deadline)
+        if self._subscriber.closing is None and self._expiry is not None:
+            when = min(when, now + self._expiry.next_look(self._streams.wall()))
         if not self._sink.ready:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)
         if self._freshness.late:
@@ -218,6 +238,31 @@ class Delivery:
             # The tip of a quiet channel moves without waking anyone.
             when = min(when, now + WAITING_LOOK)
         self._streams.timers.set(self, when)
+
+    def _close(self) -> None:
+        """Begin to close the stream: ``Subscriber.close`` has been called."""
+        reason = self._subscriber.closing
+        assert reason is not None, "called only after the reason is set"
+        now = self._streams.clock()
+        self._begin_close(reason, now)
+        self.step()
+        self._set_timer(now)
+
+    def _begin_close(self, reason: CloseReason, now: float) -> None:
+        self._subscriber.closing = reason
+        if reason in DENIALS:
+            self._deadline = now + DENIAL_TIMEOUT
+
+    def _renew_expiry(self) -> None:
+        """Take the expiry of the subscriber's new permit."""
+        self._expiry = self._expiry_of_permit()
+        self._set_timer(self._streams.clock())
+
+    def _expiry_of_permit(self) -> Expiry | None:
+        permit = self._subscriber.permit
+        if permit is None or permit.expires is None:
+            return None
+        return Expiry(permit.expires, self._streams.wall())
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -244,6 +289,7 @@ class Delivery:
                 return
             else:
                 due = self._heartbeat_due or reader.told_stale != self._stale_ranges
+                due = due or (self._expiry is not None and self._notice_due)
                 # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
                 # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
                 # because no id may follow events that it does not fit.
@@ -271,7 +317,8 @@ class Delivery:
                 continue
             self._write(data)
             # When one event goes to 5,000 subscribers, nearly all return here, after one read and one write.
-            if reader.at_tip and self._rest is None and subscriber.closing is None and not self._bookmark_waits:
+            waits = self._bookmark_waits or (self._expiry is not None and self._notice_due)
+            if reader.at_tip and self._rest is None and subscriber.closing is None and not waits:
                 return
             if subscriber.bytes >= enough:
                 break
@@ -300,11 +347,22 @@ class Delivery:
         reader = self._reader
         self._bookmark_waits = False
         self._check_freshness(self._streams.clock())
-        said = b"" if reader.phase is SNAPSHOT else reader.tell_staleness(self._stale_ranges, self._stale_since())
+        said = b""
+        if reader.phase is not SNAPSHOT:
+            expires = self._expiry.take_notice() if self._expiry is not None and self._notice_due else None
+            said = reader.tell_staleness(self._stale_ranges, self._stale_since(), expires=expires)
         if self._heartbeat_due:
             self._heartbeat_due = False
             said += reader.beat(stale=bool(self._stale_ranges))
         return said
+
+    @property
+    def _notice_due(self) -> bool:
+        """Whether the client must be told now when its credentials expire.
+
+        Before ``synced`` a ``status`` with the state "live" would be wrong.
+        """
+        return self._expiry is not None and self._expiry.notice_due and self._reader.synced
 
     @property
     def _stale_ranges(self) -> Ranges:
@@ -347,6 +405,8 @@ class Delivery:
             self._reader.pace.wrote(size, 0.0)
 
     def _reason_to_end(self, now: float) -> CloseReason | None:
+        if self._expiry is not None and self._expiry.over:
+            return "expired"
         if now >= self._deadline:
             return "max-age"
         since = self._lacks_revision_since

@@ -17,6 +17,7 @@ from ..watch.channel import Channel
 from ..watch.registry import Registry
 from .counters import Counters
 from .framing import Chunks
+from .recheck import Recheck
 from .sink import Choice
 from .snapshot_queue import SnapshotQueue
 from .timers import TimerWheel
@@ -52,6 +53,7 @@ class Streams:
         clock: Clock,
         draw: Draw,
         capacity: Capacity[Any],
+        wall: Clock,
     ) -> None:
         self.registry = registry
         self.capacity = capacity
@@ -60,11 +62,13 @@ class Streams:
         self.settings = settings
         self.instance = instance
         self.clock = clock
+        self.wall = wall
         self.draw = draw
         self.counters = Counters()
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
         self.snapshots = SnapshotQueue(clock)
+        self.recheck = Recheck(registry, clock)
         self.retry_penalty = RetryPenalty()
         self.held: set[asyncio.Event] = set()  # for each refused EventSource that is held open: set to end it
         self.finishing: set[asyncio.Task[None]] = set()  # of ended streams whose last bytes are not acknowledged

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..core.quotas import Caller
 from ..core.reasons import CloseReason
+from ..ports import Permit
 from .statistics import SubscriberStatistics
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Subscriber:
     closing: CloseReason | None = None
     # Called once, when ``closing`` is set.
     on_close: Callable[[], None] | None = None
+    # What lets the subscriber read; None if nothing is checked after the stream has begun.
+    permit: Permit | None = None
+    # Called when ``permit`` has another expiry than before.
+    on_expiry: Callable[[], None] | None = None
     bytes: int = 0
     released: bool = False
 
@@ -62,6 +67,14 @@ class Subscriber:
             self.closing = reason
             if self.on_close is not None:
                 self.on_close()
+
+    def renew(self, permit: Permit) -> None:
+        """Replace the permit."""
+        assert self.permit is not None, "only a permit can be renewed"
+        moved = permit.expires != self.permit.expires
+        self.permit = permit
+        if moved and self.on_expiry is not None:
+            self.on_expiry()
 
     def release(self) -> None:
         """Release the channel. Synchronous and idempotent."""

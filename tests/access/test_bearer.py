@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,7 +23,11 @@ class FakeJwt:
         """The identity of the token a.b.c."""
         if token != b"a.b.c":
             raise InvalidTokenError("it has expired")
-        return Identity("jwt:i#a")
+        return Identity("jwt:i#a", signed_by="good")
+
+    def trusts(self, thumbprint: str) -> bool:
+        """Whether the key is the one that is not withdrawn."""
+        return thumbprint == "good"
 
 
 def entry(name: str, token: str, more: str = "") -> str:
@@ -117,3 +122,11 @@ async def test_an_identity_is_found_again(bearer: Bearer, tokens_path: Path) -> 
     assert changed.roles == {"r"}
     assert bearer.current(dash) is None
     assert bearer.current(STATIC_TOKEN) == STATIC_TOKEN
+
+
+async def test_an_identity_of_a_key(bearer: Bearer) -> None:
+    """A JWT is accepted for as long as its key is one of the issuer's."""
+    alice = await bearer.identity_of(b"Bearer a.b.c")
+
+    assert bearer.current(alice) == alice
+    assert bearer.current(replace(alice, signed_by="withdrawn")) is None

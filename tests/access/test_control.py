@@ -13,6 +13,7 @@ from app.access.bearer import Bearer
 from app.access.control import AccessControl
 from app.access.file_watch import WatchedFile
 from app.access.identity import ANONYMOUS, STATIC_TOKEN
+from app.access.permit import Permit
 from app.access.policy import Policy
 from app.access.policy_file import parse_policy
 from app.access.proxy import TrustedProxy
@@ -268,24 +269,27 @@ async def test_a_reload_changes_what_open_streams_may_read(tmp_path: Path) -> No
     dash = await world.control.authenticate(encoded(BEARER), PEER)
     alice = await world.control.authenticate(encoded(USER), PEER)
 
-    def reading() -> list[bool]:
-        return [world.control.permits_still(identity, [SVC]) for identity in (dash, alice)]
+    permits = [world.control.permit(identity, (SVC,), (SVC,)) for identity in (dash, alice)]
+
+    def reading() -> list[object]:
+        outcomes = [permit.renewed() for permit in permits]
+        return [True if isinstance(outcome, Permit) else outcome for outcome in outcomes]
 
     assert reading() == [True, True]
     world.policy_path.write_text(POLICY.replace("roles: [reader, operator]", "roles: [operator]"))
     assert world.control.reload() == {"tokens_file": "unchanged", "policy_file": "changed"}
-    assert reading() == [True, False]
+    assert reading() == [True, "revoked"]
     world.policy_path.write_text(POLICY)
     world.write(token="dash-token", more="roles: []")
     world.control.reload()
-    assert reading() == [False, True]
+    assert reading() == ["revoked", True]
     world.write(token="another", more="roles: [reader]")
     world.control.reload()
-    assert reading() == [False, True]
+    assert reading() == ["revoked", True]
     world.write(token="dash-token", more="roles: [reader], expires: 1970-01-01T00:01:39Z")
     world.control.reload()
-    assert reading() == [False, True]
-    assert len(changes) == 5
+    assert reading() == ["expired", True]
+    assert len(changes) == world.control.generation == 5
 
 
 async def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:

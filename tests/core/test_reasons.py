@@ -14,11 +14,11 @@ def test_the_words_of_the_wire_stay() -> None:
     assert RESET_REASONS == ("initial", "lagged", "compacted", "cursor-lost", "restored", "unproven")
     assert set(CLOSE_REASONS) == {
         "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked",
-        "revision-not-reached",
+        "revision-not-reached", "expired", "scope-changed",
     }  # fmt: skip
     assert set(END_REASONS) == {
         "client", "drain", "max-age", "unavailable", "too-large", "too-slow", "revoked", "revision-not-reached",
-        "send-timeout", "error", "shutdown", "cancelled",
+        "expired", "scope-changed", "send-timeout", "error", "shutdown", "cancelled",
     }  # fmt: skip
     assert set(REFUSAL_REASONS) == {
         "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",

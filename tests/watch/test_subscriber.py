@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from app.core.reasons import CloseReason
+from app.ports import Permit
 from app.watch.subscriber import Subscriber
 from tests.watch.world import World
 
@@ -39,3 +43,30 @@ async def test_a_subscriber_without_reader_lacks_nothing() -> None:
     assert subscriber.statistics(subscriber.since + 2.5).age == 2.5
     subscriber.release()
     await world.empty()
+
+
+async def test_a_permit_is_renewed() -> None:
+    """A new permit takes the old one's place. The stream is told only if the expiry has moved."""
+    world = World()
+    told: list[float | None] = []
+    subscriber = world.subscribe(has_cursor=False)
+    subscriber.on_expiry = lambda: told.append(subscriber.permit.expires if subscriber.permit is not None else None)
+    subscriber.permit = first = Renewed(None)
+    for expires in (None, 5.0, 5.0, None):
+        subscriber.renew(Renewed(expires))
+
+    assert told == [5.0, None]
+    assert subscriber.permit is not first
+    subscriber.release()
+    await world.empty()
+
+
+@dataclass(eq=False)
+class Renewed:
+    """A permit with an expiry."""
+
+    expires: float | None
+
+    def renewed(self) -> Permit | CloseReason:
+        """See ``Permit``."""
+        return self

@@ -1,0 +1,77 @@
+"""A permit: what lets a stream read. It holds for as long as the stream lives, or until the files change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ..core.errors import ForbiddenError
+from ..core.reasons import CloseReason
+from ..core.selection import Ranges
+from .identity import Identity
+from .policy import Grants
+
+
+class Rules(Protocol):
+    """The access rules as they are now: ``AccessControl``."""
+
+    generation: int  # grows with each change
+
+    def current(self, identity: Identity) -> Identity | None:
+        """Return the identity as it is now; None if its token would be refused now."""
+
+    def grants(self, identity: Identity) -> Grants:
+        """Return what *identity* may read now."""
+
+    def wall(self) -> float:
+        """Return the wall clock's seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The permission of one identity to read one selection. Equal permits have the same fate after a reload.
+
+    ``AccessControl.permit`` makes permits.
+    """
+
+    identity: Identity
+    asked: Ranges  # what the client has asked for
+    ranges: Ranges  # what is left of ``asked``, with ``scope=permitted``
+    keys_only: bool
+    cut: bool  # ``scope=permitted``: the permitted parts of ``asked`` suffice
+    rules: Rules = field(compare=False, repr=False)
+    # Wall-clock seconds at which the stream must end; None: never.
+    expires: float | None = field(compare=False)
+    # The generation of the rules by which this was checked.
+    generation: int = field(compare=False)
+
+    def renewed(self) -> Permit | CloseReason:
+        """Return the permit as it is after the files have changed, or why the stream must be closed."""
+        rules = self.rules
+        identity = rules.current(self.identity)
+        if identity is None:
+            return "revoked"
+        now = rules.wall()
+        if identity.expired(now):
+            return "expired"
+        grants = rules.grants(identity)
+        if self.cut:
+            left = grants.permitted(self.asked, keys_only=self.keys_only)
+            if not left:
+                return "revoked"
+            if not all(any(one.covers(part) for one in left) for part in self.ranges):
+                return "scope-changed"
+        elif not all(grants.permit(one, keys_only=self.keys_only) for one in self.ranges):
+            return "revoked"
+        return replace(self, identity=identity, expires=identity.ends_at(now), generation=rules.generation)
+
+    def check(self) -> None:
+        """Check the permit again if the files have changed since it was made: the request has waited meanwhile.
+
+        Raises:
+            ForbiddenError: the permit no longer holds.
+        """
+        if self.generation != self.rules.generation and not isinstance(self.renewed(), Permit):
+            raise ForbiddenError(
+                f"what {self.identity.name} may read has changed while the request waited; send the request again"
+            )

@@ -1,0 +1,133 @@
+"""Permits: what a change of the files does to a stream that is open, and to a request that has waited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.access.identity import Identity, make_identity
+from app.access.permit import Permit
+from app.core.errors import ForbiddenError
+from app.core.keys import KeyRange
+from tests.access.test_control import BEARER, OTHER, PEER, POLICY, SVC, World, encoded
+
+AUDIT = KeyRange("prefix", b"/audit/")
+ALL = (KeyRange("prefix", b""),)
+NARROWER = POLICY.replace("read: [/svc/]", "read: [/svc/a/]")
+
+
+async def dash(world: World) -> Identity:
+    """The identity of the token in the tokens file."""
+    return await world.control.authenticate(encoded(BEARER), PEER)
+
+
+async def test_a_permit_holds_while_nothing_is_taken_away(tmp_path: Path) -> None:
+    """More roles, a wider policy and a rotated token change nothing; the permit has the new roles."""
+    world = World(tmp_path, policy=POLICY)
+    permit = world.control.permit(await dash(world), (SVC,), (SVC,))
+    world.policy_path.write_text(POLICY.replace("read: [/svc/]", "read: [/]"))
+    world.write(token="dash-token", more="roles: [reader, operator]")
+    world.control.reload()
+    renewed = permit.renewed()
+
+    assert isinstance(renewed, Permit)
+    assert renewed.identity.roles == {"reader", "operator"}
+    assert (renewed.ranges, renewed.generation) == ((SVC,), 2)
+
+
+async def test_a_narrower_policy(tmp_path: Path) -> None:
+    """A part of the ranges is not enough: the stream would deliver keys that are denied."""
+    world = World(tmp_path, policy=POLICY)
+    identity = await dash(world)
+    inside = (KeyRange("prefix", b"/svc/a/b"),)
+    wide, narrow = world.control.permit(identity, (SVC,), (SVC,)), world.control.permit(identity, inside, inside)
+    world.policy_path.write_text(NARROWER)
+    world.control.reload()
+
+    assert wide.renewed() == "revoked"
+    assert narrow.renewed() == narrow
+
+
+async def test_values_that_are_denied_while_keys_are_not(tmp_path: Path) -> None:
+    """Where the keys alone stay permitted, a stream of values ends and a stream of keys goes on."""
+    world = World(tmp_path, policy=POLICY)
+    identity = await dash(world)
+    values = world.control.permit(identity, (SVC,), (SVC,))
+    keys = world.control.permit(identity, (SVC,), (SVC,), keys_only=True)
+    world.policy_path.write_text(POLICY.replace("read: [/svc/], keys_only: [/audit/]", "keys_only: [/svc/]"))
+    world.control.reload()
+
+    assert (values.renewed(), keys.renewed()) == ("revoked", keys)
+
+
+async def test_permitted_parts(tmp_path: Path) -> None:
+    """With scope=permitted a stream ends when a part is lost, and comes back for the rest; without a rest it ends."""
+    world = World(tmp_path, policy=POLICY)
+    identity = await dash(world)
+    left = world.control.permitted(identity, ALL)
+    permit = world.control.permit(identity, ALL, left, cut=True)
+    assert left == (SVC,)
+    for policy, outcome in (
+        (POLICY.replace("read: [/svc/]", "read: [/svc/, /more/]"), permit),
+        (NARROWER, "scope-changed"),
+        (POLICY.replace("read: [/svc/]", "read: [/other/]"), "scope-changed"),
+        (POLICY.replace("read: [/svc/], ", ""), "revoked"),
+    ):
+        world.policy_path.write_text(policy)
+        world.control.reload()
+        assert permit.renewed() == outcome
+
+
+async def test_another_expiry(tmp_path: Path) -> None:
+    """The tokens file may move the expiry; an expiry that has passed is no revocation."""
+    world = World(tmp_path)
+    permit = world.control.permit(await dash(world), (SVC,), (SVC,))
+    assert permit.expires is None
+    for second, expires in (("03:00", 180.0), ("01:41", 101.0)):
+        world.write(token="dash-token", more=f"expires: 1970-01-01T00:{second}Z")
+        world.control.reload()
+        renewed = permit.renewed()
+        assert isinstance(renewed, Permit)
+        assert renewed.expires == expires
+    world.write(token="dash-token", more="expires: 1970-01-01T00:01:40Z")
+    world.control.reload()
+
+    assert permit.renewed() == "expired"
+
+
+@pytest.mark.parametrize(("now", "ends"), [(99.0, 100.0), (100.0, 130.0), (129.0, 130.0)])
+async def test_the_leeway(tmp_path: Path, now: float, ends: float) -> None:
+    """A stream ends when its JWT expires. A JWT that has expired, and is accepted, is accepted to the leeway's end."""
+    world = World(tmp_path)
+    world.now = now
+    identity = make_identity("jwt", "alice", issuer="i", expires=100.0, leeway=30)
+
+    assert world.control.permit(identity, (SVC,), (SVC,)).expires == ends
+
+
+async def test_a_request_that_has_waited(tmp_path: Path) -> None:
+    """A request that was authorized by the old rules, and joins by the new ones, is refused."""
+    world = World(tmp_path, policy=POLICY)
+    permit = world.control.permit(await dash(world), (SVC,), (SVC,))
+    world.write(token="dash-token", more="roles: [reader, operator]")
+    world.control.reload()
+    permit.check()
+    world.policy_path.write_text(NARROWER)
+    world.control.reload()
+
+    with pytest.raises(ForbiddenError, match="token:dash may read has changed while the request waited"):
+        permit.check()
+
+
+async def test_without_a_policy(tmp_path: Path) -> None:
+    """Without a policy the fence permits, and only the token can be taken away."""
+    world = World(tmp_path)
+    permit = world.control.permit(await dash(world), (OTHER, SVC), (OTHER, SVC))
+    world.write(token="dash-token", more="roles: []")
+    world.control.reload()
+    assert isinstance(permit.renewed(), Permit)
+    world.write(token="another", more="roles: []")
+    world.control.reload()
+
+    assert permit.renewed() == "revoked"
