@@ -33,6 +33,7 @@ CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
 CLOCKS_ALLOWED = {
     "server/test_protocol.py": "a lower bound: a connection is kept as long as the client was told",
     "access/test_access.py": "a lower bound: the stream is held for its retry delay",
+    "access/test_living.py": "the time at which a token is made, and an expiry that lies ahead or has passed",
     "access/test_modes.py": "the time at which a token is made; the tokens live for ten minutes",
     "test_tls.py": "the time at which certificates are made; they live for a day",
     "watch/world.py": "the clock of the code under test, passed on",

@@ -335,3 +335,39 @@ def test_one_claim_never_opens_another(mine: str, other: str) -> None:
     granted, theirs = tenants.grants(alice(tenant=mine)).read, tenants.grants(alice(tenant=other)).read
     if mine != other:
         assert not any(one.covers(two) for one in granted for two in theirs)
+
+
+# --- scope=permitted --------------------------------------------------------------------------------------------------
+
+FEW = st.binary(max_size=3).map(lambda name: bytes(b"/ab\xff"[byte % 4] for byte in name))
+SOME = st.builds(KeyRange, st.sampled_from(("prefix", "key")), FEW)
+
+
+@given(
+    st.lists(SOME, max_size=4),
+    st.lists(SOME, max_size=4),
+    st.lists(SOME, min_size=1, max_size=5),
+    st.lists(FEW, min_size=1, max_size=2),
+    st.booleans(),
+    st.lists(st.binary(max_size=4).map(lambda key: bytes(b"/ab\xff"[byte % 4] for byte in key)), max_size=30),
+)
+@example([KeyRange("prefix", b"/a")], [], [KeyRange("prefix", b"")], [b""], False, [b"/a", b"/ab", b"/", b"/b"])
+@example([KeyRange("key", b"/a")], [], [KeyRange("prefix", b"/a")], [b"/a/"], False, [b"/a", b"/a/b"])
+def test_permitted_parts(
+    read: list[KeyRange],
+    keys_only: list[KeyRange],
+    asked: list[KeyRange],
+    fence: list[bytes],
+    of_keys: bool,
+    keys: list[bytes],
+) -> None:
+    """A key lies in the result exactly if it was asked for, is permitted, and lies inside the fence."""
+    grants = Grants(tuple(read), tuple(keys_only)).within(fence)
+    left = grants.permitted(asked, keys_only=of_keys)
+    granted = [*read, *keys_only] if of_keys else read
+    for key in keys:
+        may = any(one.contains(key) for one in granted) and any(key.startswith(prefix) for prefix in fence)
+        assert any(one.contains(key) for one in left) == (may and any(one.contains(key) for one in asked))
+    assert left == canonical(left)
+    assert all(grants.permit(one, keys_only=of_keys) for one in left)
+    assert grants.permitted(left, keys_only=of_keys) == left
