@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import __version__
 from .api import docs, openapi, problems
 from .api.access import Access
+from .api.audit_log import AuditLog
 from .api.bypass import Bypass
 from .api.client_gone import ClientGone
 from .api.cors import Cors
@@ -66,6 +67,8 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     if origins := holder.settings.cors_origins:
         app.add_middleware(Cors, origins=origins)
     app.add_middleware(RevisionHeader, gateway=holder)
+    if holder.access.guarded:
+        app.add_middleware(AuditLog, access=holder.access)
     app.add_middleware(Bypass, streams=holder.streams, watch=watch, origins=origins)  # outermost
     return app
 
@@ -75,6 +78,8 @@ def create_admin_app(gateway: Gateway, health: Health) -> FastAPI:
     app = _new_app(None)
     app.include_router(_admin_routes(gateway, health))
     app.add_middleware(RevisionHeader, gateway=gateway)
+    if gateway.access.guarded:
+        app.add_middleware(AuditLog, access=gateway.access)
     return app
 
 

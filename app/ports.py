@@ -15,7 +15,7 @@ from .core.errors import UnavailableError
 from .core.feed_messages import StreamKind
 from .core.keys import KeyRange
 from .core.multiplex import WatchCallback
-from .core.reasons import CloseReason
+from .core.reasons import CloseReason, Denial
 from .core.snapshot import Snapshot
 
 logger = logging.getLogger("gateway")
@@ -61,6 +61,9 @@ class Permit(Protocol):
 
     def renewed(self) -> Permit | CloseReason:
         """Return the permit as it is after the files have changed, or why the stream must be closed."""
+
+    def note(self, decision: Denial, *, address: str, request_id: str) -> None:
+        """Write in the audit log that the stream must end."""
 
 
 class Watch(Protocol):

@@ -217,6 +217,12 @@ class AccessControl:
             self._grants[identity] = grants
         return grants
 
+    def rule(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> str:
+        """Return what permits the read, for the audit log: roles, or the fence if there is no policy."""
+        if self._policy is None:
+            return "fence"
+        return ",".join(self._policy.value.deciding(identity, ranges, keys_only=keys_only))
+
     def current(self, identity: Identity) -> Identity | None:
         """See ``Bearer.current``."""
         return self._bearer.current(identity)

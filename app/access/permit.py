@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..core.errors import ForbiddenError
+from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
+from . import audit
+from .audit import Decision
 from .identity import Identity
 from .policy import Grants
 
@@ -22,6 +26,9 @@ class Rules(Protocol):
 
     def grants(self, identity: Identity) -> Grants:
         """Return what *identity* may read now."""
+
+    def rule(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool) -> str:
+        """Return what permits a read, for the audit log."""
 
     def wall(self) -> float:
         """Return the wall clock's seconds."""
@@ -64,6 +71,18 @@ class Permit:
         elif not all(grants.permit(one, keys_only=self.keys_only) for one in self.ranges):
             return "revoked"
         return replace(self, identity=identity, expires=identity.ends_at(now), generation=rules.generation)
+
+    def note(self, decision: Decision, *, address: str, request_id: str) -> None:
+        """Write a line in the audit log: the stream has joined, or must end."""
+        if not audit.enabled():
+            return
+        if decision == "joined":
+            rule = self.rules.rule(self.identity, self.ranges, keys_only=self.keys_only)
+        elif decision == "expired" or self.rules.current(self.identity) is None:
+            rule = "credentials"
+        else:
+            rule = "etcd" if isinstance(self.renewed(), Permit) else "policy"
+        audit.write(decision, self.identity, self.ranges, rule=rule, address=address, request_id=request_id)
 
     def check(self) -> None:
         """Check the permit again if the files have changed since it was made: the request has waited meanwhile.

@@ -133,11 +133,16 @@ class Policy:
 
     def grants(self, identity: Identity) -> Grants:
         """Return what *identity* may read."""
-        roles = [self.roles[name] for name in sorted(self.roles_of(identity)) if name in self.roles]
-        return Grants(
-            _ranges((item for role in roles for item in role.read), identity),
-            _ranges((item for role in roles for item in role.keys_only), identity),
+        return _granted([self.roles[name] for name in sorted(self.roles_of(identity)) if name in self.roles], identity)
+
+    def deciding(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> list[str]:
+        """Return the roles by which *identity* may read *ranges*: for each range, the first one that permits it."""
+        roles = [name for name in sorted(self.roles_of(identity)) if name in self.roles]
+        granted = {name: _granted([self.roles[name]], identity) for name in roles}
+        found = (
+            next((name for name in roles if granted[name].permit(asked, keys_only=keys_only)), None) for asked in ranges
         )
+        return list(dict.fromkeys(name for name in found if name is not None))
 
     def permits(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool = False) -> bool:
         """Whether *identity* may read every one of *ranges*; with *keys_only*, their keys. No range is not a read."""
@@ -220,6 +225,13 @@ def check_pattern(text: str) -> str:
             "the end and not within the issuer"
         )
     return text
+
+
+def _granted(roles: Sequence[Role], identity: Identity) -> Grants:
+    return Grants(
+        _ranges((item for role in roles for item in role.read), identity),
+        _ranges((item for role in roles for item in role.keys_only), identity),
+    )
 
 
 def _ranges(items: Iterable[Item], identity: Identity) -> tuple[KeyRange, ...]:

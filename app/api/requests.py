@@ -19,6 +19,8 @@ from ..gateway import Gateway
 from ..stream.transport import EXTENSION
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
+# The key of the scope under which the audit log finds who sends a request.
+IDENTITY = "etcd_watch_gateway.identity"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -76,16 +78,23 @@ async def identity_of(gateway: Gateway, scope: Scope, *, joins: bool = False) ->
     """
     quotas = gateway.registry.quotas
     if quotas is None:
-        return await gateway.access.authenticate(scope["headers"], peer_of(scope))
+        return await _authenticate(gateway, scope)
     address = _limited_address(scope)
     quotas.check_credentials(address, gateway.clock())
     if joins:
         quotas.addresses.check_joins(address, gateway.clock())
     try:
-        return await gateway.access.authenticate(scope["headers"], peer_of(scope))
+        return await _authenticate(gateway, scope)
     except UnauthorizedError:
         quotas.failed(address, gateway.clock())
         raise
+
+
+async def _authenticate(gateway: Gateway, scope: Scope) -> Identity:
+    identity = await gateway.access.authenticate(scope["headers"], peer_of(scope))
+    if gateway.access.guarded:
+        scope[IDENTITY] = identity
+    return identity
 
 
 def caller_of(gateway: Gateway, scope: Scope, identity: Identity) -> Caller | None:

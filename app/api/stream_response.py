@@ -189,7 +189,9 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
         has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
         caller=asked.caller,
     )
-    subscriber.permit = asked.permit
+    if asked.permit is not None:
+        subscriber.permit = asked.permit
+        asked.permit.note("joined", address=asked.address, request_id=asked.request_id)
     return subscriber
 
 

@@ -17,6 +17,8 @@ CloseReason = Literal[
     "drain", "max-age", "unavailable", "overloaded", "too-large", "too-slow", "revoked", "revision-not-reached",
     "expired", "scope-changed",
 ]  # fmt: skip
+# The close reasons by which the access control ends a stream.
+Denial = Literal["revoked", "expired", "scope-changed"]
 # Why a stream ends without a ``close``: the client has gone or takes nothing, the gateway has a defect, or the server
 # stops.
 BrokenReason = Literal["client", "send-timeout", "error", "shutdown", "cancelled"]
@@ -33,6 +35,7 @@ RefusalReason = Literal[
 
 QUOTA_REASONS = cast("tuple[QuotaReason, ...]", get_args(QuotaReason))
 RESET_REASONS = cast("tuple[ResetReason, ...]", get_args(ResetReason))
+DENIALS = cast("tuple[Denial, ...]", get_args(Denial))
 CLOSE_REASONS = cast("tuple[CloseReason, ...]", get_args(CloseReason))
 REFUSAL_REASONS = cast("tuple[RefusalReason, ...]", get_args(RefusalReason))
 # The end reasons of a stream that was served. Only a refused stream receives "overloaded".

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
 from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
-from ..core.reasons import CloseReason
+from ..core.reasons import DENIALS, CloseReason
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
 from ..watch.joining import Joining
@@ -37,9 +37,8 @@ STEP_SIZE = WRITE_SIZE // 2
 WAITING_LOOK = 0.25
 # Seconds between looks at a channel whose changes are held back (``mode=latest``): a reset comes at most so much later.
 HOLDING_LOOK = 0.25
-# The reasons of streams whose clients may not read on. If such a client does not take its ``close`` within so many
-# seconds, its connection is cut: a client that does not read must not keep its stream.
-DENIALS = ("revoked", "expired")
+# Seconds after which a client that may not read on, and does not take its ``close``, is disconnected: a client that
+# does not read must not keep its stream.
 DENIAL_TIMEOUT = 0.75
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
@@ -249,9 +248,13 @@ class Delivery:
         self._set_timer(now)
 
     def _begin_close(self, reason: CloseReason, now: float) -> None:
-        self._subscriber.closing = reason
-        if reason in DENIALS:
-            self._deadline = now + DENIAL_TIMEOUT
+        subscriber = self._subscriber
+        subscriber.closing = reason
+        if reason not in DENIALS:
+            return
+        self._deadline = now + DENIAL_TIMEOUT
+        if subscriber.permit is not None:
+            subscriber.permit.note(reason, address=subscriber.address, request_id=subscriber.request_id)
 
     def _renew_expiry(self) -> None:
         """Take the expiry of the subscriber's new permit."""

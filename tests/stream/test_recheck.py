@@ -30,6 +30,9 @@ class StubPermit:
         """See ``Permit``."""
         return self.outcome() or self
 
+    def note(self, decision: str, *, address: str, request_id: str) -> None:
+        """See ``Permit``."""
+
 
 class Streams:
     """Subscribers with permits, on a registry without etcd. The clock moves by *step* whenever it is read."""

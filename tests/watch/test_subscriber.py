@@ -70,3 +70,6 @@ class Renewed:
     def renewed(self) -> Permit | CloseReason:
         """See ``Permit``."""
         return self
+
+    def note(self, decision: str, *, address: str, request_id: str) -> None:
+        """See ``Permit``."""

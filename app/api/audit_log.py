@@ -1,0 +1,87 @@
+"""One line in the audit log for each request that is not a stream: reads, refusals, and what operators look at.
+
+A stream writes its own lines: when it joins, and when its permission ends (``app.access.permit``).
+"""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..access import audit
+from ..access.control import AccessControl
+from ..access.identity import Identity
+from ..core.keys import KeyRange, Kind
+from ..core.selection import MOST_RANGES
+from .requests import IDENTITY, address_of
+
+# Paths that probes and scrapers ask for every few seconds, and pages that hold no data.
+UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json"})
+REFUSALS = frozenset({401, 403})
+_KINDS: dict[bytes, Kind] = {b"prefix": "prefix", b"key": "key"}
+_OF_KEYS = frozenset({b"keys_only=1", b"keys_only=true", b"count_only=1", b"count_only=true"})
+
+
+class AuditLog:
+    """Middleware, around all other middleware but the bypasses of streams."""
+
+    def __init__(self, app: ASGIApp, access: AccessControl) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and write the line when the head of the response is sent."""
+        if scope["type"] != "http" or scope["path"] in UNLOGGED or not audit.enabled():
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start" and not _is_stream(message):
+                self._write(Request(scope), message["status"], time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, noted)
+
+    def _write(self, request: Request, status: int, seconds: float) -> None:
+        identity: Identity | None = request.scope.get(IDENTITY)
+        raw = request.scope["query_string"]
+        ranges = ranges_in(raw)
+        # Without an identity, the credentials were not accepted, whatever the status is.
+        refused = status in REFUSALS or (identity is None and status >= 400)
+        decision: audit.Decision = "refused" if refused else "permitted" if status < 400 else "failed"
+        if identity is None:
+            rule = "credentials"
+        elif refused or not ranges:
+            rule = ""
+        else:
+            rule = self._access.rule(identity, ranges, keys_only=not _OF_KEYS.isdisjoint(raw.split(b"&")))
+        audit.write(
+            decision,
+            identity,
+            ranges,
+            rule=rule,
+            address=address_of(request),
+            method=request.method,
+            path=request.url.path,
+            status=status,
+            seconds=round(seconds, 3),
+        )
+
+
+def _is_stream(message: Message) -> bool:
+    return message["status"] == 200 and any(name == b"x-gateway-instance" for name, _ in message.get("headers", ()))
+
+
+def ranges_in(raw: bytes) -> list[KeyRange]:
+    """Return the ranges that a query names, also in a query that is refused. No other parameter goes into the log."""
+    found: list[KeyRange] = []
+    for part in raw.split(b"&", 4 * MOST_RANGES):
+        name, _, value = part.partition(b"=")
+        kind = _KINDS.get(name)
+        if kind is not None and len(found) < MOST_RANGES:
+            found.append(KeyRange(kind, unquote_to_bytes(value.replace(b"+", b" "))[:256]))
+    return found

@@ -1,0 +1,110 @@
+"""One line for each request that is not a stream; none for a stream, a probe or a page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.audit_log import ranges_in
+from app.core.keys import KeyRange
+from app.gateway import Gateway
+from app.main import create_app
+from app.settings import load
+from tests.support.asgi_client import Client, released, synced
+from tests.support.fake_etcd import FakeEtcd
+
+POLICY = "roles: {reader: {read: [/svc/], keys_only: [/audit/]}, operator: {}}"
+TOKEN = "dash-token"
+
+
+@pytest.fixture(name="guarded")
+async def _guarded(fake: FakeEtcd, tmp_path: Path) -> AsyncIterator[Gateway]:
+    (tmp_path / "tokens").write_text(
+        f"tokens: [{{name: dash, sha256: {sha256(TOKEN.encode()).hexdigest()}, roles: [reader]}}]"
+    )
+    (tmp_path / "policy").write_text(POLICY)
+    files = {"tokens_file": tmp_path / "tokens", "policy_file": tmp_path / "policy"}
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, **files}))
+    async with gateway.running():
+        yield gateway
+
+
+@pytest.fixture(name="lines")
+def _lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "gateway.audit")
+    return caplog
+
+
+def said(lines: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The lines of the audit log."""
+    return [vars(record) for record in lines.records if record.name == "gateway.audit"]
+
+
+async def ask(gateway: Gateway, target: str, token: str | None = TOKEN) -> int:
+    """The status of a GET."""
+    transport = httpx.ASGITransport(create_app(gateway=gateway))
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        return (await http.get(target, headers=headers)).status_code
+
+
+@pytest.mark.parametrize(
+    ("target", "token", "line"),
+    [
+        ("/v1/kv?prefix=/svc/&limit=1", TOKEN, ("permitted", "token:dash", "prefix=/svc/", "reader", 200)),
+        ("/v1/kv?prefix=/audit/&keys_only=1", TOKEN, ("permitted", "token:dash", "prefix=/audit/", "reader", 200)),
+        ("/v1/kv?key=/svc/none", TOKEN, ("failed", "token:dash", "key=/svc/none", "reader", 404)),
+        ("/v1/kv?prefix=/b%0a", TOKEN, ("refused", "token:dash", "prefix=/b%0A", "", 403)),
+        ("/v1/watch?prefix=/b", TOKEN, ("refused", "token:dash", "prefix=/b", "", 403)),
+        ("/v1/watch?prefix=/svc/", "wrong", ("refused", "unknown", "prefix=/svc/", "credentials", 401)),
+        ("/v1/kv?prefix=/svc/&access_token=s3cret", None, ("refused", "unknown", "prefix=/svc/", "credentials", 401)),
+        ("/v1/access", TOKEN, ("permitted", "token:dash", "", "", 200)),
+        ("/metrics", TOKEN, ("refused", "token:dash", "", "", 403)),
+    ],
+)
+async def test_a_line_for_each_request(
+    guarded: Gateway, lines: pytest.LogCaptureFixture, target: str, token: str | None, line: tuple[object, ...]
+) -> None:
+    """The line says who, what, the status and the rule, and holds no value, no token and no other parameter."""
+    status = await ask(guarded, target, token)
+    (found,) = said(lines)
+
+    assert (found["decision"], found["identity"], found["selection"], found["rule"], found["status"]) == line
+    assert found["status"] == status
+    assert found["path"] == target.partition("?")[0]
+    assert not any(secret in str(found) for secret in (TOKEN, "s3cret", "wrong"))
+
+
+async def test_a_stream_has_its_own_lines(guarded: Gateway, fake: FakeEtcd, lines: pytest.LogCaptureFixture) -> None:
+    """A stream writes a line when it joins, and no second one as a request. Probes and pages write none."""
+    client = Client(guarded, headers=[(b"authorization", f"Bearer {TOKEN}".encode())])
+    await synced(client)
+    for path in ("/livez", "/readyz", "/", "/openapi.json"):
+        assert await ask(guarded, path, None) == 200
+    await client.leave()
+    await released(guarded, fake)
+
+    assert [(line["decision"], line["rule"], line["address"]) for line in said(lines)] == [
+        ("joined", "reader", "127.0.0.1:1")
+    ]
+
+
+async def test_without_an_access_mode_the_log_is_off(gateway: Gateway, lines: pytest.LogCaptureFixture) -> None:
+    """Without a mode, nobody has a name."""
+    assert await ask(gateway, "/v1/kv?prefix=/svc/", None) == 200
+    assert said(lines) == []
+
+
+def test_ranges_in_a_query() -> None:
+    """Of any query only the ranges are taken: bounded, and in bytes that a log can hold."""
+    assert ranges_in(b"prefix=/a%ff&key=b+c&token=x&prefix") == [
+        KeyRange("prefix", b"/a\xff"), KeyRange("key", b"b c"), KeyRange("prefix", b""),
+    ]  # fmt: skip
+    assert len(ranges_in(b"&".join([b"key=" + b"k" * 5000] * 500))) == 32
+    assert all(len(one.name) == 256 for one in ranges_in(b"key=" + b"k" * 5000))
