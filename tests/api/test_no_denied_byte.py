@@ -1,0 +1,209 @@
+"""No byte of a denied key reaches anybody, while streams of several identities share feeds, channels and bytes.
+
+Random walks: clients join with random selections, leave, and resume with their cursors; keys and the policy change.
+Each event that a client has received is compared with the policy of the moment at which it was put, or at which the
+client joined, whichever is later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp
+
+from app.access.policy import Grants
+from app.core.keys import KeyRange
+from app.core.query import parse_query, parse_ranges
+from app.gateway import Gateway
+from app.main import create_app
+from app.settings import load
+from tests.support.asgi_client import Client, swallow
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import eventually
+
+# Steps of each walk. A step takes about 10 ms, and is about 20 events that are checked.
+STEPS = int(os.environ.get("DENIED_STEPS", "40"))
+NAMES = ("ann", "ben", "cyd")
+ITEMS = ("", "/t/", "/t/a", "/t/a/", "/t/ab/", "/t/b/", "key=/t/a/1", "key=/t/ab/1", "key=/t/b/2")
+KEYS = tuple(f"/t/{tenant}/{number}" for tenant in ("a", "ab", "b", "c") for number in (1, 2))
+
+
+def query_of(item: str) -> str:
+    """An item of the policy as it stands in a query."""
+    return item if item.startswith("key=") else f"prefix={item}"
+
+
+def range_of(item: str) -> KeyRange:
+    """The range of an item."""
+    return parse_ranges(parse_query(query_of(item).encode(), {"key", "prefix"}))[0]
+
+
+@dataclass
+class Visit:
+    """A stream of one identity."""
+
+    name: str
+    query: str
+    client: Client
+    policy: int  # the number of the policy by which it joined
+    checked: int = 0  # lines
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events that have arrived since the last call."""
+        lines = self.client.text.split("\n")[:-1]
+        new, self.checked = lines[self.checked :], len(lines)
+        return [json.loads(line) for line in new if line]
+
+
+class Walk:
+    """One random walk."""
+
+    def __init__(self, seed: int, gateway: Gateway, fake: FakeEtcd, policy: Path) -> None:
+        self.random = random.Random(seed)  # a walk that can be repeated
+        self.gateway = gateway
+        self.fake = fake
+        self.policy = policy
+        self.app: ASGIApp = create_app(gateway=gateway)
+        self.grants: list[dict[str, Grants]] = []  # by the number of the policy
+        self.policy_at: list[tuple[int, int]] = []  # revisions, and the policies from there on
+        self.visits: list[Visit] = []
+        self.cursors: list[tuple[str, str, str]] = []
+        self.events = self.values = self.refused = self.closed = 0
+
+    async def change_policy(self) -> None:
+        """Give every identity other grants, and wait until all streams are checked."""
+        roles, grants = [], {}
+        for name in NAMES:
+            read, keys = self.items(3), self.items(2)
+            roles.append(f"  {name}: {{read: {json.dumps(read)}, keys_only: {json.dumps(keys)}}}\n")
+            grants[name] = Grants(tuple(map(range_of, read)), tuple(map(range_of, keys)))
+        self.policy.write_text("roles:\n" + "".join(roles) + f"# {len(self.grants)}\n")
+        assert self.gateway.access.reload()["policy_file"] == "changed", self.gateway.access.troubles()
+
+        async def checked() -> bool:
+            return not self.gateway.streams.recheck.running
+
+        await eventually(checked)
+        self.grants.append(grants)
+        self.policy_at.append((self.fake.put(b"/other", b""), len(self.grants) - 1))
+
+    def items(self, most: int) -> list[str]:
+        """Items of a role. The policy refuses an empty prefix among others."""
+        found = self.random.sample(ITEMS, self.random.randint(0, most))
+        return [""] if "" in found else found
+
+    def put(self) -> None:
+        """Change a key. Its value names the key."""
+        key = self.random.choice(KEYS)
+        self.fake.put(key.encode(), f"value-of-{key}".encode())
+
+    def join(self) -> None:
+        """Open a stream: a new one, or one that resumes another's cursor, perhaps another identity's."""
+        draw = self.random
+        name = draw.choice(NAMES)
+        ranges = "&".join(query_of(item) for item in draw.sample(ITEMS, draw.choice((1, 1, 1, 2))))
+        more = draw.choice(("", "", "&keys_only=1", "&scope=permitted", "&scope=permitted&keys_only=1"))
+        more += draw.choice(("", "", "&mode=latest&interval=50ms"))
+        query, cursor = ranges + more, ""
+        if self.cursors and draw.random() < 0.5:
+            _owner, query, cursor = draw.choice(self.cursors)
+        headers = [(b"authorization", f"Bearer {name}".encode()), (b"accept", b"application/x-ndjson")]
+        if cursor:
+            headers.append((b"last-event-id", cursor.encode()))
+        client = Client(self.gateway, swallow, query.encode(), app=self.app, headers=headers)
+        self.visits.append(Visit(name, query, client, len(self.grants) - 1))
+
+    def check(self, visit: Visit) -> None:
+        """Compare all that a client has received with what it may read."""
+        if visit.client.sent and visit.client.status != 200:
+            self.refused += 1
+            assert b"value-of" not in b"".join(message.get("body", b"") for message in visit.client.sent)
+            return
+        for event in visit.events():
+            if cursor := event.get("cursor"):
+                self.cursors.append((visit.name, visit.query, cursor))
+            if event["type"] == "close":
+                self.closed += 1
+            if "key" not in event:
+                assert "value-of" not in json.dumps(event)
+                continue
+            then = max((number for since, number in self.policy_at if since <= event["mod_revision"]), default=0)
+            grants = self.grants[max(then, visit.policy)][visit.name]
+            key = KeyRange("key", event["key"].encode())
+            with_value = "value" in event
+            assert grants.permit(key, keys_only=not with_value and "keys_only" in visit.query), (visit, event)
+            self.events += 1
+            self.values += with_value
+
+    async def leave(self, visit: Visit) -> None:
+        """End a stream, and look at all that it has received."""
+        await visit.client.leave()
+        self.check(visit)
+        self.visits.remove(visit)
+
+    async def run(self) -> None:
+        """Walk."""
+        await self.change_policy()
+        for _ in range(STEPS):
+            for _ in range(self.random.randint(0, 3)):
+                self.join()
+            for _ in range(self.random.randint(0, 20)):
+                self.put()
+            await self.settle()
+            if self.random.random() < 0.3:
+                await self.change_policy()
+            for visit in list(self.visits):
+                if visit.client.task.done() or self.random.random() < 0.15:
+                    await self.leave(visit)
+            del self.cursors[:-50]
+        for visit in list(self.visits):
+            await self.leave(visit)
+
+    async def settle(self) -> None:
+        """Wait until every stream has joined or ended, and every feed has seen the last change."""
+        revision = self.fake.put(b"/other", b"")
+
+        async def done() -> bool:
+            feeds = [feed for feed in self.gateway.registry.feeds if feed.range.contains(b"/other")]
+            joined = all(visit.client.sent for visit in self.visits)
+            return joined and all(feed.history.log.tip >= revision for feed in feeds)
+
+        await eventually(done)
+
+
+@pytest.fixture(name="policy")
+def _policy(tmp_path: Path) -> Path:
+    entries = [
+        f"  - {{name: {name}, sha256: {sha256(name.encode()).hexdigest()}, roles: [{name}]}}\n" for name in NAMES
+    ]
+    (tmp_path / "tokens.yaml").write_text("tokens:\n" + "".join(entries))
+    (tmp_path / "policy.yaml").write_text("roles: {}")
+    return tmp_path / "policy.yaml"
+
+
+@pytest.fixture(name="guarded", params=["", "/t/"], ids=["feeds", "pin"])
+async def _guarded(fake: FakeEtcd, policy: Path, request: pytest.FixtureRequest) -> AsyncIterator[Gateway]:
+    """A gateway whose ranges have feeds of their own, and one in which all are served from one pin."""
+    files = {"tokens_file": policy.parent / "tokens.yaml", "policy_file": policy}
+    settings = {"etcd": fake.endpoint, "linger": "1s", "log_batches": 20, "pin": request.param, **files}
+    gateway = Gateway(load(settings))
+    async with gateway.running():
+        yield gateway
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_denied_byte(seed: int, guarded: Gateway, fake: FakeEtcd, policy: Path) -> None:
+    """See the module. The walk must have seen events with and without values, refusals, and revocations."""
+    walk = Walk(seed, guarded, fake, policy)
+    await walk.run()
+    print(f"{walk.events} events, {walk.values} values, {walk.refused} refused, {walk.closed} closed")  # noqa: T201
+
+    assert min(walk.events - walk.values, walk.values, walk.refused, walk.closed) > 0
