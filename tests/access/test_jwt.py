@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -484,6 +485,31 @@ async def test_changed_keys_forget_the_tokens() -> None:
     world.verifier.forget()
 
     await world.refused(GOOD)
+
+
+async def test_the_key_of_an_open_stream(tmp_path: Path) -> None:
+    """An identity knows which key has signed: its streams live until that key is withdrawn, whatever its id becomes."""
+    path = tmp_path / "secret"
+    path.write_bytes(SECRET)
+    secret = WatchedFile(path, "jwt_secret_file", parse_secret, 4096)
+    world = World(secret=secret, algorithms=ALGORITHMS)
+    alice = await world.verifier.identity_of(GOOD)
+    bob = await world.verifier.identity_of(mac(SECRET, {"alg": "HS256"}, claims(sub="bob")))
+    assert alice.signed_by != bob.signed_by
+    assert (alice.ends_at(NOW), alice.ends_at(NOW + 600)) == (NOW + 600, NOW + 600 + LEEWAY)
+
+    def trusted() -> list[bool]:
+        return [world.verifier.trusts(one.signed_by) for one in (alice, bob)]
+
+    assert trusted() == [True, True]
+    world.keys.value = parse_jwks(jwks(replace(RSA, kid="renamed")))
+    assert trusted() == [True, True]
+    world.keys.value = parse_jwks(jwks(EC["ES256"]))
+    assert trusted() == [False, True]
+    path.write_bytes(SECRET[::-1])
+    secret.look()
+    assert trusted() == [False, False]
+    assert not any(SECRET.decode() in repr(one) or one.signed_by in repr(one) for one in (alice, bob))
 
 
 async def test_the_memory_is_bounded() -> None:

@@ -450,6 +450,7 @@ async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
             "mode",
             "interval",
             "min_revision",
+            "scope",
             "encoding",
             "format",
             "last_event_id",
