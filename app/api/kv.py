@@ -80,14 +80,17 @@ class Kv:
         asked = parse(query_of(request))
         selection = asked.read.selection
         keys_only = selection.keys_only or selection.count_only
-        self._gateway.access.authorize(identity, selection.ranges, keys_only=keys_only)
+        access = self._gateway.access
+        access.authorize(identity, selection.ranges, keys_only=keys_only)
+        permit = access.permit(identity, selection.ranges, selection.ranges, keys_only=keys_only)
         tags = headers_of(request, b"if-none-match")
         # A HEAD is answered at once: it asks what there is, and not for what comes.
         waits = tags and request.method == "GET"
         wait = parse_wait(", ".join(headers_of(request, b"prefer"))) if waits else 0
         known = IfNoneMatch(", ".join(tags)) if tags else None
         caller = caller_of(self._gateway, request.scope, identity)
-        return KvAnswers(asked, known, wait, self._gateway.settings.send_timeout, caller)
+        send_timeout = self._gateway.settings.send_timeout
+        return KvAnswers(asked, known, wait, send_timeout, caller, permit if access.guarded else None)
 
     async def _from_feed(self, answers: KvAnswers) -> Response:
         asked = answers.asked

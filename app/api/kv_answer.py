@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
+from ..access.permit import Permit
 from ..core.errors import NotFoundError
 from ..core.etag import ETag, IfNoneMatch
 from ..core.quotas import Caller
@@ -22,6 +23,7 @@ class KvAnswers:
         wait: the seconds for which the client likes to wait for another state than ``known``; 0: it does not.
         send_timeout: ``GATEWAY_SEND_TIMEOUT``.
         caller: whose quotas a subscription for this request counts for.
+        permit: checked again before each response, because a request may wait; None without access modes.
     """
 
     asked: KvRequest
@@ -29,6 +31,7 @@ class KvAnswers:
     wait: int
     send_timeout: float
     caller: Caller | None = None
+    permit: Permit | None = None
 
     def has(self, tag: ETag | None) -> bool:
         """Whether the client has the state that *tag* names. No client has a part of a list."""
@@ -40,6 +43,7 @@ class KvAnswers:
 
     def of(self, body: KvBody, state: str | None = None) -> Response:
         """Return the response with *body*, or 304 if the client has it. *state*: of the channel that it is from."""
+        self._check_permit()
         if body.parts is None or self.has(body.tag):
             return self.without_body(body.revision, body.tag, state)
         headers = self._headers(body.revision, body.tag, state)
@@ -47,6 +51,7 @@ class KvAnswers:
 
     def without_body(self, revision: int, tag: ETag | None, state: str | None = None) -> Response:
         """Return 304. If the state is that a key does not exist, which no body can show, raise NotFoundError."""
+        self._check_permit()
         headers = self._headers(revision, tag, state)
         if tag is not None and self._absent(tag):
             missing = NotFoundError(
@@ -55,6 +60,11 @@ class KvAnswers:
             missing.headers = headers
             raise missing
         return Response(None, 304, headers)
+
+    def _check_permit(self) -> None:
+        """Raise ForbiddenError if the access rules have changed meanwhile, and no longer permit the read."""
+        if self.permit is not None:
+            self.permit.check()
 
     def _absent(self, tag: ETag) -> bool:
         return self.asked.read.selection.single_key and not tag.count

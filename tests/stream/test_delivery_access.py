@@ -10,11 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.types import Message
 
+from app.api.kv import Kv
 from app.api.watch import Watch
 from app.gateway import Gateway
+from app.main import create_app
 from app.settings import load
 from app.stream.delivery import DENIAL_TIMEOUT, Delivery
 from app.stream.timers import SLOT
@@ -290,3 +293,24 @@ async def test_mode_latest_ends_too(world: World, fake: FakeEtcd) -> None:
 
     assert await ended(client) == "revoked"
     assert f'"mod_revision":{revision}' not in client.text
+
+
+@pytest.mark.parametrize("known", ["", "*"], ids=["body", "304"])
+async def test_a_read_that_waits_is_checked_again(world: World, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that was authorized by the old rules shows nothing after the change: neither a body nor a 304."""
+    understand = Kv._understand
+
+    def slow(self: Kv, *args: Any) -> Any:
+        found = understand(self, *args)
+        world.list_tokens(other="roles: [reader]")
+        return found
+
+    monkeypatch.setattr(Kv, "_understand", slow)
+    headers = {"Authorization": "Bearer dash", **({"If-None-Match": known} if known else {})}
+    transport = httpx.ASGITransport(create_app(gateway=world.gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        answer = await http.get("/v1/kv?prefix=/svc/", headers=headers)
+
+    assert answer.status_code == 403
+    assert "has changed while the request waited" in answer.text
+    assert "etag" not in answer.headers
