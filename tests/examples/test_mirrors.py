@@ -1,13 +1,14 @@
 """The reference clients: correct after every kind of break, and back with the right cursor.
 
-Each case has one body, which ``mirror.py`` and ``mirror.js`` (in Chromium) both run: one contract, so both clients
-agree.
+Each case has one body, which ``mirror.py``, ``mirror.js`` (in Chromium) and the package ``etcd_watch_client`` all run:
+one contract, so the clients agree.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import contextlib
 import importlib.util
 import itertools
@@ -27,6 +28,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx
 import pytest
 import pytest_asyncio
+from etcd_watch_client import Change
+from etcd_watch_client import Mirror as PackageMirror
 from playwright.async_api import Page, expect
 
 from tests.examples.fake_gateway import EXAMPLES, PAGE, FakeGateway, Stream, cursor, fake_gateway
@@ -156,6 +159,60 @@ class PythonClient:
                 await self._task
 
 
+class PackageClient:
+    """The package ``etcd_watch_client``, in clients/python."""
+
+    def __init__(self) -> None:
+        self._views: list[View] = []
+        self._changes: list[tuple[str, str]] = []
+        self._mirror: PackageMirror[bytes, bytes] | None = None
+
+    async def start(self, url: str, prefix: str | list[str], *, keys: list[str] | None = None) -> None:
+        """Start to follow."""
+
+        def shown(key: bytes) -> str:
+            try:
+                return key.decode()
+            except UnicodeDecodeError:
+                return named(base64.b64encode(key).decode(), "base64")
+
+        def on_change(change: Change[bytes, bytes]) -> None:
+            self._changes += [(event.type, shown(event.key)) for event in change]
+
+        def on_state(mirror: PackageMirror[bytes, bytes]) -> None:
+            items = {shown(key): value.decode() for key, value in mirror.items()}
+            state = "stale" if mirror.state == "closed" else mirror.state
+            self._views.append(View(state, mirror.revision, mirror.cursor, items, mirror.reason))
+
+        prefixes = [prefix] if isinstance(prefix, str) else prefix
+        self._mirror = PackageMirror(
+            url, *prefixes, keys=keys or (), binary=True, on_change=on_change, on_state=on_state
+        )  # fmt: skip
+        self._mirror._draw = lambda: 0.0
+        await self._mirror.__aenter__()
+
+    async def views(self) -> list[View]:
+        """Everything that the client has shown."""
+        assert self._mirror is not None
+        if self._mirror.error is not None:
+            raise self._mirror.error
+        return self._views
+
+    async def state(self) -> str:
+        """The client's state now; the package has a word of its own for a mirror that was stopped."""
+        assert self._mirror is not None
+        return "stale" if self._mirror.state == "closed" else self._mirror.state
+
+    async def changes(self) -> list[tuple[str, str]]:
+        """Every change that the client reported."""
+        return self._changes
+
+    async def stop(self) -> None:
+        """Stop following."""
+        assert self._mirror is not None
+        await self._mirror.__aexit__(None, None, None)
+
+
 START = """async ([url, prefix, options]) => {
     const { Mirror } = await import(url + '/examples/mirror.js');
     window.views = []; window.changes = [];
@@ -206,10 +263,13 @@ async def _gateway() -> AsyncIterator[FakeGateway]:
         yield fake
 
 
-@pytest.fixture(name="idle", params=["python", pytest.param("browser", marks=pytest.mark.process)])
+@pytest.fixture(name="idle", params=["python", "package", pytest.param("browser", marks=pytest.mark.process)])
 def _idle(request: pytest.FixtureRequest) -> Client:
     """A client of each kind that has not started."""
-    return PythonClient() if request.param == "python" else BrowserClient(request.getfixturevalue("page"))
+    own: dict[str, type[PythonClient | PackageClient]] = {"python": PythonClient, "package": PackageClient}
+    if request.param in own:
+        return own[request.param]()
+    return BrowserClient(request.getfixturevalue("page"))
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="client")
@@ -663,7 +723,7 @@ async def test_outlives_a_foreign_answer(client: Client, gateway: FakeGateway, n
     last = (await client.views())[-1]
     assert (last.state, last.items) == ("stale", {"/svc/a": "1", "/svc/b": "2"})
     assert stream.cursor == cursor(10)
-    if isinstance(client, PythonClient):
+    if isinstance(client, (PythonClient, PackageClient)):
         assert re.search(says, last.reason, re.DOTALL), last.reason
 
     await stream.put("/svc/a", "one", 11)

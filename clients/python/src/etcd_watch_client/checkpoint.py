@@ -1,0 +1,78 @@
+"""A mirror on disk, with which the next process continues."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .events import Entry
+
+_FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+    """What a replica needs to continue."""
+
+    entries: dict[bytes, Entry]
+    revision: int
+    cursor: str
+
+
+def save(path: Path, query: str, checkpoint: Checkpoint) -> None:
+    """Replace the file at once: a reader, or a process that starts after a crash, finds the old one or the new one."""
+    entries = [
+        [
+            _encode(key),
+            None if one.value is None else _encode(one.value),
+            one.create_revision,
+            one.mod_revision,
+            one.version,
+            one.lease,
+        ]
+        for key, one in checkpoint.entries.items()
+    ]
+    content = {
+        "format": _FORMAT,
+        "query": query,
+        "revision": checkpoint.revision,
+        "cursor": checkpoint.cursor,
+        "entries": entries,
+    }
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        # The values may be secret, so only the owner may read the file.
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib opens no descriptor
+            json.dump(content, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(path: Path, query: str) -> Checkpoint | None:
+    """Return what `save` wrote for the same query; None if there is no file, or the file cannot be used."""
+    try:
+        content = json.loads(path.read_bytes())
+        if (content["format"], content["query"]) != (_FORMAT, query):
+            return None
+        entries = {entry.key: entry for entry in map(_entry, content["entries"])}
+        return Checkpoint(entries, int(content["revision"]), str(content["cursor"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError):
+        return None  # written by another program, or cut: the gateway sends the state
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _entry(row: Any) -> Entry:
+    key, value, create_revision, mod_revision, version, lease = row
+    decoded = None if value is None else base64.b64decode(value)
+    return Entry(base64.b64decode(key), decoded, int(create_revision), int(mod_revision), int(version), lease)

@@ -1,0 +1,172 @@
+"""A mirror for code without asyncio: a thread follows the keys, and any thread may read them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
+
+from .mirror import Mirror, Options
+from .replica import State
+from .selection import Name
+
+K = TypeVar("K", bound=str | bytes)
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+class ConfigDict(Mapping[K, V]):
+    """``with ConfigDict("http://127.0.0.1:8080", "/config/") as config: config["/config/a"]``.
+
+    The arguments are those of `Mirror`. ``start`` waits until the mirror is live, at most ``timeout`` seconds. If
+    ``resume`` names a file that has a mirror, ``start`` does not wait: the mirror is usable at once, and stale. `copy`
+    returns all keys at one revision. Callbacks run in the thread of this object.
+    """
+
+    @overload
+    def __init__(
+        self: ConfigDict[str, str],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        timeout: float = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ConfigDict[str, V],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        decode: Callable[[bytes], V],
+        timeout: float = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ConfigDict[bytes, bytes],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        binary: Literal[True],
+        timeout: float = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    def __init__(self, gateways: str | Sequence[str], *prefixes: Name, timeout: float = 30.0, **options: Any) -> None:
+        self._mirror: Mirror[K, V] = Mirror(gateways, *prefixes, **options)
+        self._timeout = timeout
+        self._lock = threading.RLock()  # re-entrant: a callback may read
+        self._mirror._guard = self._lock  # noqa: SLF001 - the mirror's own room
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+
+    # --- the mapping --------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: K) -> V:
+        with self._lock:
+            return self._mirror[key]
+
+    def __iter__(self) -> Iterator[K]:
+        with self._lock:
+            return iter(list(self._mirror))
+
+    def __len__(self) -> int:
+        return len(self._mirror)
+
+    def __bool__(self) -> bool:
+        return True  # a config without keys is a config
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._mirror
+
+    def copy(self) -> dict[K, V]:
+        """Return all keys and values at one revision."""
+        with self._lock:
+            return dict(self._mirror)
+
+    # --- what is known about it ---------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        """The revision at which the mapping is exact."""
+        return self._mirror.revision
+
+    @property
+    def state(self) -> State:
+        """``connecting``, ``live``, ``stale`` or ``closed``; see `Mirror`."""
+        return self._mirror.state
+
+    @property
+    def reason(self) -> str:
+        """Why the mapping is not live; empty if it is."""
+        return self._mirror.reason
+
+    @property
+    def age(self) -> float | None:
+        """For how many seconds the mapping is not proven to be current; None if it never was."""
+        return self._mirror.age
+
+    def synced(self, timeout: float | None = None) -> None:
+        """Wait until the mapping is live. Raise what ended it, or TimeoutError with the reason."""
+        self._call(self._mirror.synced(timeout))
+
+    def until(self, condition: Callable[[Mirror[K, V]], object], timeout: float | None = None) -> None:
+        """Wait until ``condition(mirror)`` is true; see `Mirror.until`. The condition runs in the thread."""
+        self._call(self._mirror.until(condition, timeout))
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start the thread, and wait for the state."""
+        if self._thread is not None:
+            msg = "a ConfigDict starts once; make another one"
+            raise RuntimeError(msg)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)), name="etcd-watch", daemon=True)
+        self._thread.start()
+        try:
+            ready.result()
+            if not self.revision:
+                self.synced(self._timeout)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """End the thread. Idempotent. The last state can still be read."""
+        if self._thread is None:
+            return
+        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _run(self, ready: Future[None]) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            async with self._mirror:
+                ready.set_result(None)
+                await self._stop.wait()
+        except Exception as error:  # the mirror keeps it: `synced` and `until` raise it
+            if not ready.done():
+                ready.set_exception(error)
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None or self._loop.is_closed():
+            coroutine.close()
+            msg = "the ConfigDict does not run; use `with`, or call start()"
+            raise RuntimeError(msg)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -1,0 +1,92 @@
+"""One HTTP answer of a gateway: a stream of events, or what another answer means."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+from .errors import RefusedError, StreamEnd
+from .events import Message
+from .framing import MEDIA_TYPES, Format, framer
+
+Token = str | Callable[[], str | Awaitable[str]]
+
+CONNECT_TIMEOUT = 10.0  # seconds; then the next gateway is tried
+_MOST_OF_A_BODY = 65_536
+
+
+def make_client(ca: str | Path | None, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    """Return an HTTP client. *ca* is a file with the certificates to trust instead of the usual ones."""
+    verify = True if ca is None else ssl.create_default_context(cafile=ca)
+    # A stream may be silent, so only connecting has a timeout; `messages` notices a silence that is too long.
+    return httpx.AsyncClient(verify=verify, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT), transport=transport)
+
+
+async def bearer(token: Token | None) -> dict[str, str]:
+    """Return the header for *token*, which may be a function that returns the present one."""
+    if callable(token):
+        given = token()
+        token = await given if inspect.isawaitable(given) else given
+    return {"Authorization": f"Bearer {token.strip()}"} if token else {}
+
+
+async def messages(
+    client: httpx.AsyncClient, url: str, headers: dict[str, str], form: Format, patience: Callable[[], float]
+) -> AsyncGenerator[list[Message], None]:
+    """Yield the events of each chunk of one stream, then raise StreamEnd. An empty list is a sign of life.
+
+    ``patience()`` is how many seconds the stream may be silent. The time that the caller takes does not count.
+    """
+    request = client.build_request("GET", url, headers={"Accept": MEDIA_TYPES[form], **headers})
+    try:
+        async with asyncio.timeout(patience()):
+            response = await client.send(request, stream=True)
+        async with contextlib.aclosing(response):
+            if response.status_code != httpx.codes.OK or media_type(response) != MEDIA_TYPES[form]:
+                async with asyncio.timeout(patience()):
+                    raise await refusal(response)
+            split, chunks = framer(form), response.aiter_bytes()
+            while True:
+                async with asyncio.timeout(patience()):
+                    chunk = await anext(chunks)
+                yield list(split.feed(chunk))
+    except StopAsyncIteration:
+        raise StreamEnd("disconnected") from None
+    except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
+        raise  # the caller's mistake: an address or a header that cannot be sent
+    except TimeoutError:
+        raise StreamEnd("silent") from None
+    except httpx.HTTPError as error:
+        raise StreamEnd(str(error) or type(error).__name__) from None
+
+
+def media_type(response: httpx.Response) -> str:
+    """Return the media type of an answer, without parameters."""
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+async def refusal(response: httpx.Response) -> RefusedError | StreamEnd:
+    """Return what an answer that is not a stream means. Only a 4xx problem is final: a proxy may recover."""
+    status, body = response.status_code, b""
+    after = response.headers.get("retry-after", "")
+    wait = float(after) if after.isdecimal() else 0
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > _MOST_OF_A_BODY:
+            break
+    if media_type(response) == "application/problem+json":
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            problem = json.loads(body)
+            refused = RefusedError(status, str(problem["code"]), str(problem.get("detail", "")))
+            return refused if 400 <= status < 500 and status not in (408, 429) else StreamEnd(str(refused), wait)
+    place = f" to {response.headers['location']}" if "location" in response.headers else ""
+    said = " ".join(body[:1000].decode(errors="replace").split())[:200]
+    kind = media_type(response) or "without a content type"
+    return StreamEnd(f"HTTP {status}{place}, {kind}, not the gateway's answer: {said}", wait)

@@ -1,0 +1,58 @@
+"""What a client asks for: prefixes and keys, as bytes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+Name = str | bytes
+
+
+def to_bytes(name: Name) -> bytes:
+    """Return a key as etcd has it. Text that came from bytes that are not UTF-8 becomes these bytes again."""
+    return name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+
+
+def to_text(name: bytes) -> str:
+    """Return bytes as text. Bytes that are not UTF-8 become surrogates, as in Python's file names."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def base_url(url: str) -> str:
+    """Return a gateway's URL without a slash at its end, or raise ValueError with what is wrong."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        msg = f"{url!r} is not the URL of a gateway; write http://HOST:PORT or https://HOST, with a path if it has one"
+        raise ValueError(msg)
+    return url.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The prefixes and keys of one request. The empty prefix means all keys."""
+
+    prefixes: tuple[bytes, ...]
+    keys: tuple[bytes, ...] = ()
+    keys_only: bool = False
+
+    @classmethod
+    def of(cls, prefixes: Iterable[Name], keys: Iterable[Name] = (), *, keys_only: bool = False) -> Selection:
+        """Return the selection, or raise ValueError if nothing is selected."""
+        if isinstance(keys, (str, bytes)):
+            keys = (keys,)
+        selection = cls(tuple(map(to_bytes, prefixes)), tuple(map(to_bytes, keys)), keys_only)
+        if not selection.prefixes and not selection.keys:
+            msg = 'nothing is selected: name a prefix or a key; the prefix "" means all keys'
+            raise ValueError(msg)
+        if b"" in selection.keys:
+            msg = "a key must not be empty"
+            raise ValueError(msg)
+        return selection
+
+    @property
+    def query(self) -> str:
+        """The parameters of a request."""
+        parts = [f"prefix={quote(name, safe='')}" for name in self.prefixes]
+        parts += [f"key={quote(name, safe='')}" for name in self.keys]
+        return "&".join([*parts, *(["keys_only=1"] if self.keys_only else [])])

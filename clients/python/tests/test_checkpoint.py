@@ -1,0 +1,40 @@
+"""A mirror on disk."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from etcd_watch_client.checkpoint import Checkpoint, load, save
+from etcd_watch_client.events import Entry
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+numbers = st.integers(0, 2**63)
+entries = st.builds(Entry, st.binary(), st.none() | st.binary(), numbers, numbers, numbers, st.none() | st.just("7f"))
+
+
+@given(st.lists(entries), numbers)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_it_comes_back_as_it_was(tmp_path: Path, kept: list[Entry], revision: int) -> None:
+    """Every byte and every number."""
+    checkpoint = Checkpoint({one.key: one for one in kept}, revision, "e-7")
+    save(tmp_path / "mirror", "prefix=%2F", checkpoint)
+    assert load(tmp_path / "mirror", "prefix=%2F") == checkpoint
+    assert load(tmp_path / "mirror", "prefix=%2Fother") is None
+
+
+def test_only_the_owner_reads_it(tmp_path: Path) -> None:
+    """Values may be secret. Nothing else is left in the folder."""
+    save(tmp_path / "mirror", "", Checkpoint({}, 1, "e-1"))
+    assert stat.S_IMODE((tmp_path / "mirror").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format":2}', '{"format":1,"query":""}'])
+def test_a_file_that_cannot_be_used_is_ignored(tmp_path: Path, content: str) -> None:
+    """Then the gateway sends the state."""
+    (tmp_path / "mirror").write_text(content)
+    assert load(tmp_path / "mirror", "") is None
+    assert load(tmp_path / "none", "") is None

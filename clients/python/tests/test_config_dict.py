@@ -1,0 +1,86 @@
+"""A mirror for code without asyncio."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from etcd_watch_client import ConfigDict, Mirror, RefusedError
+from playing import HANG, Gateway, problem, put, scripted, state
+
+URL = "http://gateway.test"
+
+
+def test_it_reads_like_a_dict() -> None:
+    """No asyncio in sight; the thread ends with the block."""
+    gateway = Gateway(scripted(state(10, a="1", b="2"), put("/c/a", "one", 11)))
+    with ConfigDict(URL, "/c/", timeout=HANG, transport=gateway) as config:
+        config.until(lambda mirror: mirror.revision == 11, HANG)
+        assert (config["/c/a"], "/c/b" in config, len(config), sorted(config)) == ("one", True, 2, ["/c/a", "/c/b"])
+        assert (config.state, config.revision, config.reason) == ("live", 11, "")
+        assert config.age is not None
+        assert config.copy() == {"/c/a": "one", "/c/b": "2"}
+    assert (config.state, config.copy()) == ("closed", {"/c/a": "one", "/c/b": "2"})
+    assert not [one for one in threading.enumerate() if one.name == "etcd-watch"]
+    config.close()
+    with pytest.raises(RuntimeError, match="does not run"):
+        config.synced()
+    with pytest.raises(RuntimeError, match="once"):
+        config.start()
+
+
+def test_a_start_that_fails_raises() -> None:
+    """A refusal at once; a gateway that is away after the timeout, with the reason. No thread is left."""
+    with pytest.raises(RefusedError, match="403"):
+        ConfigDict(URL, "/c/", transport=Gateway(problem(403, "forbidden"))).start()
+    away = Gateway(*[httpx.ConnectError("no route")] * 99)
+    with pytest.raises(TimeoutError, match="no route"):
+        ConfigDict(URL, "/c/", timeout=0.05, transport=away).start()
+    assert not [one for one in threading.enumerate() if one.name == "etcd-watch"]
+
+
+def test_it_starts_without_a_gateway(tmp_path: Path) -> None:
+    """With a file of an earlier run the configuration is there at once, and stale."""
+    file = tmp_path / "mirror"
+    with ConfigDict(URL, "/c/", resume=file, timeout=HANG, transport=Gateway(scripted(state(10, a="[1]")))):
+        pass
+    away = Gateway(*[httpx.ConnectError("no route")] * 99)
+    with ConfigDict(URL, "/c/", resume=file, decode=json.loads, transport=away) as config:
+        assert (config["/c/a"], config.state) == ([1], "stale")
+
+
+def test_a_callback_may_read_and_close() -> None:
+    """It runs in the thread, and blocks nobody for ever."""
+    seen, done = [], threading.Event()
+
+    def look(mirror: Mirror[str, str]) -> None:
+        if mirror.state == "live":
+            seen.append(config.copy())
+            config.close()
+            done.set()
+
+    config = ConfigDict(URL, "/c/", on_state=look, transport=Gateway(scripted(state(10, a="1"))))
+    with contextlib.suppress(RuntimeError):  # closed before `start` has seen it live
+        config.start()
+    assert done.wait(HANG)
+    assert seen == [{"/c/a": "1"}]
+    config.close()
+
+
+def test_readers_never_see_half_a_transaction() -> None:
+    """`copy` is of one revision, however fast the keys change."""
+    number = 300
+    parts = [
+        put("/c/a", str(at), at, live=False, more=True) + put("/c/b", str(at), at) for at in range(11, 11 + number)
+    ]
+    gateway = Gateway(scripted(state(10, a="10", b="10"), *parts))
+    with ConfigDict(URL, "/c/", timeout=HANG, transport=gateway) as config:
+        while True:
+            found = config.copy()
+            assert found["/c/a"] == found["/c/b"]
+            if found["/c/a"] == str(10 + number):
+                break
