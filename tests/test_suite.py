@@ -57,6 +57,7 @@ CLOCKS_ALLOWED = {
 # A timeout below HANG may only be for an event that must not happen, or for one try of several.
 TIMEOUTS_ALLOWED = {
     "access/test_fetch.py": "a server that never answers, however long a client waits",
+    "clients/test_mirror.py": "a write under faults is aborted and retried",
     "consistency": "an operation under faults is aborted and retried",
     "soak/soak.py": "a client that leaves",
     "examples/test_mirrors.py": "no request may come within this time",

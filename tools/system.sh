@@ -13,6 +13,9 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
 # These build and run the image without a container engine.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:runc"
 
+# The shells in which the completion of etcd-watch is tested; bash is always there.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES fish:fish zsh:zsh"
+
 mkdir -p .cache
 : > .cache/not-run
 

@@ -98,6 +98,10 @@ class Changes(AsyncIterator[Change[K, V]]):
         self._waiting.append(commit)
         self._moved.set()
 
+    def skip(self) -> None:
+        """Forget the changes that wait: the caller takes the whole state instead."""
+        self._waiting.clear()
+
     def end(self, error: Exception | None) -> None:
         """The mirror has ended; what waits is still delivered."""
         self._ended, self._error = True, error

@@ -146,6 +146,7 @@ class Mirror(Mapping[K, V]):
         self._heard = 0.0  # when the stream's last byte came
         self._proven: float | None = None  # when the mirror was last known to be current
         self._saved = (0.0, 0)  # when the mirror was last saved, and at which revision
+        self._saving: asyncio.Future[None] | None = None
         self._told: tuple[State, str, int] = ("connecting", "", 0)  # what `on_state` has been told
         self._unhandled = False  # `on_change` has not returned yet
         self._awaits = False  # `on_change` is a coroutine function
@@ -322,7 +323,9 @@ class Mirror(Mapping[K, V]):
             self._end("closed", None)
             raise
         finally:
-            await asyncio.shield(self._save(0))
+            if self._saving is not None:
+                await self._saving  # the next process must not read the file before it is written
+            await self._save(0)
 
     async def _follow(self, client: httpx.AsyncClient) -> float:
         """Follow one stream to its end. Return the seconds to wait before the next one."""
@@ -428,4 +431,6 @@ class Mirror(Mapping[K, V]):
         if self._clock() - when >= interval:
             self._saved = self._clock(), replica.revision
             kept = Checkpoint(dict(replica.entries), replica.revision, replica.cursor)
-            await asyncio.to_thread(checkpoint.save, self._resume, self._selection.query, kept)
+            saving = asyncio.to_thread(checkpoint.save, self._resume, self._selection.query, kept)
+            self._saving = asyncio.ensure_future(saving)
+            await asyncio.shield(self._saving)

@@ -1,0 +1,131 @@
+"""`etcd-watch get`: reads keys once, from /v1/kv."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from ..backoff import Backoff
+from ..connection import Token, bearer, make_client, media_type, refusal
+from ..errors import RefusedError, StreamEnd
+from ..events import Entry, parse_entry
+from ..selection import to_bytes
+from . import statuses
+from .statuses import CommandError
+from .text import item, printable
+
+
+class Reader:
+    """Reads from the first gateway that answers."""
+
+    def __init__(self, client: httpx.AsyncClient, gateways: list[str], token: Token | None, patience: float) -> None:
+        """*patience*: seconds after which a gateway that does not answer is left for the next one."""
+        self._client = client
+        self._patience = patience
+        self._gateways = gateways
+        self._token = token
+        self._backoff = Backoff(len(gateways), random.random())  # noqa: S311 - spreads clients, not a secret
+        self.why = "no answer yet"
+
+    async def key(self, name: bytes) -> Entry | None:
+        """Return one key; None if it does not exist."""
+        try:
+            return parse_entry((await self._get(f"key={quote(name, safe='')}"))["kv"])
+        except RefusedError as error:
+            if error.code == "key-not-found":
+                return None
+            raise
+
+    async def prefix(self, name: bytes, *, keys_only: bool) -> list[Entry]:
+        """Return all keys under a prefix, at one revision."""
+        query = f"prefix={quote(name, safe='')}" + ("&keys_only=1" if keys_only else "")
+        while True:
+            try:
+                return await self._pages(query)
+            except RefusedError as error:
+                if error.code != "page-expired":
+                    raise
+                self.why = "etcd compacted the revision while its pages were read"
+
+    async def _pages(self, query: str) -> list[Entry]:
+        page = await self._get(query)
+        entries = [parse_entry(one) for one in page["kvs"]]
+        while "next_page" in page:
+            page = await self._get(f"{query}&page={quote(page['next_page'], safe='')}")
+            entries += [parse_entry(one) for one in page["kvs"]]
+        return entries
+
+    async def _get(self, query: str) -> dict[str, Any]:
+        while True:
+            gateway = self._gateways[self._backoff.index]
+            try:
+                async with asyncio.timeout(self._patience):
+                    return await self._ask(f"{gateway}/v1/kv?{query}")
+            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
+                raise
+            except (StreamEnd, TimeoutError, httpx.HTTPError) as end:
+                self.why = f"{gateway}: {str(end) or type(end).__name__}"
+                wait = end.wait if isinstance(end, StreamEnd) else 0
+            await asyncio.sleep(self._backoff.delay(wait, random.random()))  # noqa: S311 - jitter, not a secret
+
+    async def _ask(self, url: str) -> dict[str, Any]:
+        async with self._client.stream("GET", url, headers=await bearer(self._token)) as response:
+            if response.status_code != httpx.codes.OK or media_type(response) != "application/json":
+                raise await refusal(response)
+            try:
+                answer: dict[str, Any] = json.loads(await response.aread())
+            except ValueError:
+                raise StreamEnd("not an answer of the gateway") from None
+            self._backoff.succeed()
+            return answer
+
+
+async def run(
+    arguments: argparse.Namespace,
+    prefixes: list[str],
+    keys: list[str],
+    token: Token | None,
+    write: Callable[[bytes], None],
+) -> int:
+    """Print what is asked for. Each path is read at a revision of its own."""
+    found: list[Entry] = []
+    absent = []
+    async with make_client(arguments.cacert, None) as client:
+        reader = Reader(client, arguments.gateways, token, arguments.timeout / len(arguments.gateways))
+        try:
+            async with asyncio.timeout(arguments.timeout):
+                for name in keys:
+                    entry = await reader.key(to_bytes(name))
+                    found += [entry] if entry is not None else []
+                    absent += [name] if entry is None else []
+                for name in prefixes:
+                    entries = await reader.prefix(to_bytes(name), keys_only=arguments.keys)
+                    found += sorted(entries, key=lambda one: one.key)
+                    absent += [name] if not entries else []
+        except TimeoutError:
+            msg = f"no answer within {arguments.timeout:g} s: {reader.why}"
+            raise CommandError(msg, statuses.UNREACHED) from None
+    show(arguments, found, write, alone=len(keys) == 1 and not prefixes)
+    if absent:
+        raise CommandError("; ".join(f"there is no {name!r}" for name in absent), statuses.NOT_FOUND)
+    return statuses.DONE
+
+
+def show(arguments: argparse.Namespace, found: list[Entry], write: Callable[[bytes], None], *, alone: bool) -> None:
+    """Print entries: the value of a key that is asked for alone is printed as it is, with a line feed."""
+    for entry in found:
+        if arguments.json:
+            write(json.dumps(item(entry), ensure_ascii=False).encode() + b"\n")
+        elif arguments.keys:
+            write(printable(entry.key).encode() + b"\n")
+        elif alone:
+            write((entry.value or b"") + b"\n")
+        else:
+            write(f"{printable(entry.key)}\t{printable(entry.value or b'')}\n".encode())

@@ -1,0 +1,106 @@
+"""`etcd-watch`: runs a command, and ends with a status that says what happened."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+
+from ..connection import Token
+from ..errors import RefusedError
+from ..selection import Selection, base_url
+from . import follow, get, statuses
+from .arguments import PROGRAM, Parser, make_parser, ranges
+from .completion import COMPLETE, SCRIPTS, candidates
+from .statuses import CommandError
+
+
+def report(message: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(f"{PROGRAM}: {message}\n")
+    sys.stderr.flush()
+
+
+def write(data: bytes) -> None:
+    """Write to stdout at once: the reader of a pipe must not wait for the next change."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def entry() -> None:
+    """Run as the console script does."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(words: list[str]) -> int:
+    """Run a command and return the exit status."""
+    parser, commands = make_parser(os.environ)
+    if words[:1] == [COMPLETE]:
+        write("".join(f"{one}\n" for one in candidates(parser, commands, words[1:])).encode())
+        return statuses.DONE
+    arguments, unknown = parser.parse_known_args(words)
+    chosen = commands[arguments.command]
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if arguments.command == "completion":
+        write(SCRIPTS[arguments.shell].encode())
+        return statuses.DONE
+    prepare(chosen, arguments)
+    try:
+        return asyncio.run(run(arguments))
+    except KeyboardInterrupt:
+        return statuses.INTERRUPTED
+    except asyncio.CancelledError:  # SIGTERM
+        return statuses.TERMINATED
+    except BrokenPipeError:  # `| head` has closed the pipe; Python would fail again when it flushes the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return statuses.BROKEN_PIPE
+    except CommandError as error:
+        report(str(error))
+        return error.status
+    except RefusedError as error:
+        report(f"the gateway refuses: {error}")
+        return statuses.REFUSED
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        report(f"the request cannot be sent: {error}")
+        return statuses.USAGE
+    except OSError as error:
+        report(str(error))
+        return statuses.LOCAL
+
+
+def prepare(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Find what is wrong with the arguments before anything starts."""
+    arguments.gateways = arguments.gateways or arguments.default_gateways
+    arguments.colours = arguments.color == "always" or (arguments.color == "auto" and sys.stdout.isatty())
+    prefixes, keys = ranges(arguments)
+    try:
+        arguments.gateways = [base_url(url) for url in arguments.gateways]
+        Selection.of(prefixes, keys)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the command of the arguments. SIGTERM ends it like Ctrl-C does: what is open is closed."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    prefixes, keys = ranges(arguments)
+    token: Token | None = arguments.token
+    if arguments.token_file is not None:
+        token = Path(arguments.token_file).read_text
+    if arguments.command == "get":
+        return await get.run(arguments, prefixes, keys, token, write)
+    follower = follow.Follower(arguments, prefixes, keys, token, write, report)
+    if arguments.command == "follow":
+        table_wanted = sys.stdout.isatty() and not arguments.json and arguments.exec is None
+        return await follow.follow(follower, table_wanted=table_wanted)
+    if arguments.command == "wait":
+        return await follow.wait(follower)
+    return await follow.keep_files(follower)

@@ -1,0 +1,1 @@
+"""The client packages, with a real gateway and a real etcd."""

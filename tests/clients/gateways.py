@@ -1,0 +1,33 @@
+"""Two gateways that a test kills and starts again."""
+
+from __future__ import annotations
+
+import signal
+
+from app.dev.etcd import free_ports
+from tests.support.gateway import QUICK, GatewayProcess, start
+
+
+class Gateways:
+    """Two gateways on fixed ports, which a test kills and starts again."""
+
+    def __init__(self, etcd: str) -> None:
+        self._etcd = etcd
+        self.ports = free_ports(2)
+        self.running: dict[int, GatewayProcess] = {}
+
+    @property
+    def urls(self) -> list[str]:
+        """Their URLs, also while they are away."""
+        return [f"http://127.0.0.1:{port}" for port in self.ports]
+
+    async def start(self, at: int, port: int | None = None) -> None:
+        """Start one, on its port or on another one."""
+        chosen = self.ports[at] if port is None else port
+        running = await start(settings={**QUICK, "GATEWAY_PORT": str(chosen), "GATEWAY_ETCD": self._etcd})
+        await running.listening()
+        self.running[at] = running
+
+    async def kill(self, at: int) -> None:
+        """Kill one, as a crash does."""
+        await self.running.pop(at).stop(signal.SIGKILL)

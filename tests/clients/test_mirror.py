@@ -1,0 +1,232 @@
+"""The package's mirror on a real gateway and a real etcd: exact and complete, whatever is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from etcd_watch_client import Change, ConfigDict, Mirror, RefusedError
+
+from app.dev.etcd import free_ports
+from tests.clients.gateways import Gateways
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.gateway import GatewayProcess, gateway
+from tests.support.waiting import HANG, eventually
+
+pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd]
+
+PREFIX = "/svc/"
+
+
+class Writer:
+    """Writes without a pause, and knows what it has written.
+
+    Each transaction writes two keys; every seventh deletes one. ``history`` has the events of each revision.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.history: dict[int, dict[str, str | None]] = {}
+        self._endpoint = endpoint
+        self._number = 0
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            # An etcd that is killed answers nothing, and may have written all the same: `read_history` asks for it.
+            with contextlib.suppress(Exception):
+                async with etcd_client(self._endpoint) as kv:
+                    while True:
+                        await self._write(kv)
+                        await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+
+    async def _write(self, kv: EtcdClient) -> None:
+        self._number += 1
+        value = str(self._number)
+        changes: dict[str, str | None] = {"/svc/pair/a": value, "/svc/pair/b": value}
+        if self._number % 7 == 0:
+            changes["/svc/gone"] = None
+        elif self._number % 7 == 3:
+            changes["/svc/gone"] = value
+        async with asyncio.timeout(5):
+            revision = await kv.transact(changes)
+        self.history[revision] = changes
+
+    async def stop(self) -> None:
+        """Stop writing."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
+async def moves(mirror: Mirror[str, str]) -> None:
+    """Wait until the mirror is live and has got ten more revisions."""
+    goal = mirror.revision + 10
+    await mirror.until(lambda found: found.state == "live" and found.revision >= goal, HANG)
+
+
+async def is_exact(mirror: Mirror[str, str], kv: EtcdClient) -> None:
+    """Wait until the mirror has what etcd has."""
+
+    async def equal() -> bool:
+        _, state = await kv.state(PREFIX)
+        return dict(mirror) == {key.decode(): kv.value.decode() for key, kv in state.items()}
+
+    await mirror.synced(HANG)
+    await eventually(equal)
+
+
+class Judge:
+    """Reads the changes of a mirror, and compares them with what was written."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, str | None]] = {}
+        self.resets: list[str] = []
+        self.last = 0
+
+    def on_change(self, change: Change[str, str]) -> None:
+        """Take one change."""
+        assert change.revision > self.last, "a revision that came twice, or out of order"
+        self.last = change.revision
+        if change.reset is not None:
+            self.resets.append(change.reset)
+        else:
+            self.seen[change.revision] = {event.key: event.value for event in change}
+
+    def on_state(self, mirror: Mirror[str, str]) -> None:
+        """A pair is written in one transaction, so it is never seen half."""
+        assert mirror.get("/svc/pair/a") == mirror.get("/svc/pair/b")
+
+    def compare(self, history: dict[int, dict[str, str | None]]) -> None:
+        """Every revision that etcd confirmed was seen, whole and with its values."""
+        first = min(self.seen)
+        expected = {
+            # A delete of a key that is not there is no event.
+            revision: {key for key in changes if changes[key] is not None}
+            for revision, changes in history.items()
+            if first <= revision <= self.last
+        }
+        assert {revision: expected[revision] - set(self.seen.get(revision, {})) for revision in expected} == {
+            revision: set() for revision in expected
+        }
+        for revision in expected:
+            assert self.seen[revision].items() <= history[revision].items()
+
+
+Fault = Callable[[EmbeddedEtcd, Gateways], Awaitable[None]]
+
+
+async def kill_both_gateways(_etcd: EmbeddedEtcd, gateways: Gateways) -> None:
+    """One after the other, and for a moment both."""
+    await gateways.kill(0)
+    await asyncio.sleep(0.2)
+    await gateways.kill(1)
+    await gateways.start(0)
+    await gateways.start(1)
+
+
+async def kill_etcd(etcd: EmbeddedEtcd, _gateways: Gateways) -> None:
+    """And start it again on the same data."""
+    await etcd.kill()
+    await asyncio.sleep(0.2)
+    await etcd.restart()
+
+
+async def kill_everything(etcd: EmbeddedEtcd, gateways: Gateways) -> None:
+    """A data centre without power."""
+    await gateways.kill(0)
+    await etcd.kill()
+    await gateways.kill(1)
+    await etcd.restart()
+    await gateways.start(0)
+    await gateways.start(1)
+
+
+@pytest.mark.parametrize("fault", [kill_both_gateways, kill_etcd, kill_everything])
+async def test_no_change_is_lost(etcd: EmbeddedEtcd, kv: EtcdClient, gateways: Gateways, fault: Fault) -> None:
+    """Under constant writes every revision comes once, in order, whole; and the mirror ends as etcd is."""
+    writer, judge = Writer(etcd.endpoint), Judge()
+    try:
+        async with Mirror(gateways.urls, PREFIX, on_change=judge.on_change, on_state=judge.on_state) as mirror:
+            await moves(mirror)
+            for _ in range(2):
+                await fault(etcd, gateways)
+                await moves(mirror)
+            await writer.stop()
+            await is_exact(mirror, kv)
+    finally:
+        await writer.stop()
+    assert judge.resets == ["initial"]
+    judge.compare(writer.history)
+
+
+async def test_a_gateway_that_moves(kv: EtcdClient, gateways: Gateways, tmp_path: Path) -> None:
+    """The next process, with another URL, resumes from the file of the first one: nothing is lost between."""
+    file, judge = tmp_path / "mirror", Judge()
+    await kv.put("/svc/a", "1")
+    async with Mirror(gateways.urls[:1], PREFIX, resume=file, on_change=judge.on_change) as mirror:
+        await mirror.synced(HANG)
+    await gateways.kill(0)
+    written = [await kv.put("/svc/a", "2"), await kv.delete("/svc/a"), await kv.put("/svc/b", "3")]
+    port = free_ports(1)[0]
+    await gateways.start(0, port)
+    async with Mirror(f"http://127.0.0.1:{port}", PREFIX, resume=file, on_change=judge.on_change) as mirror:
+        assert dict(mirror) == {"/svc/a": "1"}
+        await is_exact(mirror, kv)
+    assert judge.resets == ["initial"]
+    assert judge.seen == dict(zip(written, [{"/svc/a": "2"}, {"/svc/a": None}, {"/svc/b": "3"}], strict=True))
+
+
+async def test_several_ranges_and_formats(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """Two prefixes and a key on one stream: a transaction over them is one change. SSE and NDJSON say the same."""
+    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/"}) as server:
+        ndjson = Mirror(server.base, "/a/", "/b/", keys=["/key"])
+        sse = Mirror(server.base, "/a/", "/b/", keys=["/key"], format="sse")
+        names = Mirror(server.base, "/", keys_only=True)
+        async with ndjson, sse, names:
+            for mirror in (ndjson, sse, names):
+                await mirror.synced(HANG)
+            changes = ndjson.changes()
+            expected = {"/a/1": "x", "/b/1": "y", "/key": "z"}
+            revision = await kv.transact({**expected, "/other": "no"})
+            for mirror in (ndjson, sse, names):
+                await mirror.until(lambda found: found.revision >= revision, HANG)
+            assert dict(ndjson) == dict(sse) == expected
+            assert dict(names) == dict.fromkeys([*expected, "/other"])
+            change = await anext(changes)
+            assert (change.revision, {event.key: event.value for event in change}) == (revision, expected)
+
+
+async def test_tokens_and_prefixes(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
+    """A token of a file that rotates; a wrong token and a prefix that is not allowed are raised."""
+    file = tmp_path / "token"
+    file.write_text("0123456789abcdef0123456789abcdef")
+    settings = {"GATEWAY_TOKEN_FILE": str(file), "GATEWAY_ALLOW_PREFIXES": PREFIX}
+    await kv.put("/svc/a", b"\xff\0")
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        async with Mirror(server.base, PREFIX, token=file.read_text, binary=True) as mirror:
+            await mirror.synced(HANG)
+            assert dict(mirror) == {b"/svc/a": b"\xff\0"}
+        for token, prefix, status in (("wrong", PREFIX, 401), (file.read_text(), "/other/", 403)):
+            with pytest.raises(RefusedError) as refused:
+                async with Mirror(server.base, prefix, token=token) as mirror:
+                    await mirror.synced(HANG)
+            assert refused.value.status == status
+
+
+async def test_config_dict(server: GatewayProcess, kv: EtcdClient) -> None:
+    """A thread follows; the test's own loop is free."""
+    await kv.put("/svc/a", "1")
+    config = ConfigDict(server.base, PREFIX, timeout=HANG)
+    await asyncio.to_thread(config.start)
+    try:
+        assert config.copy() == {"/svc/a": "1"}
+        await kv.put("/svc/a", "2")
+        await asyncio.to_thread(config.until, lambda mirror: mirror["/svc/a"] == "2", HANG)
+        assert (config["/svc/a"], config.state) == ("2", "live")
+    finally:
+        await asyncio.to_thread(config.close)
