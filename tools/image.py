@@ -23,15 +23,15 @@ class CommandError(Exception):
         super().__init__(f"{' '.join(map(str, command))}\n{output[-4000:].strip()}")
 
 
-def run(*command: str | Path, environment: dict[str, str] | None = None) -> str:
-    """Run *command* and return what it wrote to standard output.
+def run(*command: str | Path, environment: dict[str, str] | None = None, folder: Path = TOP) -> str:
+    """Run *command* in *folder* and return what it wrote to standard output.
 
     Raises:
         CommandError: the command failed.
         subprocess.TimeoutExpired: the command hangs.
     """
     done = subprocess.run(  # noqa: S603  # only commands from this folder
-        command, check=False, capture_output=True, text=True, timeout=HOUR, cwd=TOP, env=environment
+        command, check=False, capture_output=True, text=True, timeout=HOUR, cwd=folder, env=environment
     )
     if done.returncode:
         raise CommandError(command, f"{done.stdout}\n{done.stderr}")

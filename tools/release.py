@@ -82,9 +82,17 @@ class Release:
 
     def build_python(self) -> None:
         """Build the wheel and the sdist."""
+        self._build_package(TOP)
+
+    def build_client(self) -> None:
+        """Build the wheel and the sdist of the Python client, which has a version of its own."""
+        self._build_package(TOP / "clients" / "python")
+
+    def _build_package(self, source: Path) -> None:
         targets = ("-t", "wheel", "-t", "sdist")
         dated = os.environ | {"SOURCE_DATE_EPOCH": str(self.epoch)}
-        run(sys.executable, "-m", "hatchling", "build", *targets, "-d", self.folder, environment=dated)
+        build = (sys.executable, "-m", "hatchling", "build", *targets, "-d", self.folder.absolute())
+        run(*build, environment=dated, folder=source)
 
     def build_chart(self) -> None:
         """Build the chart, as Helm packs it, but with the commit's date instead of the present time."""
@@ -178,6 +186,7 @@ def build_all(release: Release) -> list[str]:
     """Build what can be built. Print why the rest cannot, and return the names of the rest."""
     steps: dict[str, Callable[[], None]] = {
         "wheel and sdist": release.build_python,
+        "Python client": release.build_client,
         "chart": release.build_chart,
         "image": release.build_image,
         "SBOM of the image": release.build_sbom,

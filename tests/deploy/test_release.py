@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
 from email.message import Message
@@ -9,6 +10,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+from etcd_watch_client import __version__ as client_version
 
 from app import __version__
 from tests.support.chart import CHART, CHOICE, get_helm, run
@@ -22,6 +24,7 @@ def build(folder: Path) -> Release:
     get_helm(4)  # skips the test if there is no Helm 4
     release = Release(folder, __version__, EPOCH)
     release.build_python()
+    release.build_client()
     release.build_chart()
     release.write_checksums()
     return release
@@ -32,9 +35,9 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("dist")).folder
 
 
-def metadata(folder: Path) -> Message:
-    """The wheel's metadata."""
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+def metadata(folder: Path, package: str = "etcd_watch_gateway") -> Message:
+    """The metadata of a wheel."""
+    with zipfile.ZipFile(next(folder.glob(f"{package}-*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         return HeaderParser().parsestr(wheel.read(name).decode())
 
@@ -44,6 +47,8 @@ def test_all_is_built(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         f"{name}-{__version__}-py3-none-any.whl",
         f"{name}-{__version__}.tar.gz",
+        f"etcd_watch_client-{client_version}-py3-none-any.whl",
+        f"etcd_watch_client-{client_version}.tar.gz",
         f"{NAME}-{__version__}.tgz",
         "SHA256SUMS",
     }
@@ -59,7 +64,7 @@ def test_two_builds_of_a_commit_are_equal(folder: Path, tmp_path: Path) -> None:
 def test_checksums_are_those_of_the_files(folder: Path) -> None:
     done = run("sh", "-c", f"cd '{folder}' && sha256sum --strict --check SHA256SUMS")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": OK\n") == 3
+    assert done.stdout.count(": OK\n") == 5
 
 
 def test_wheel_says_what_it_is(folder: Path) -> None:
@@ -74,8 +79,29 @@ def test_wheel_says_what_it_is(folder: Path) -> None:
     assert found.get_all("Classifier")
 
 
+def test_the_client_says_what_it_is(folder: Path) -> None:
+    """The client is typed, brings its command, and needs one package."""
+    found = metadata(folder, "etcd_watch_client")
+    assert (found["Name"], found["Version"]) == ("etcd-watch-client", client_version)
+    assert (found["License-Expression"], found["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert found.get_payload() == (CHART.parents[1] / "clients" / "python" / "README.md").read_text()
+    needed = [one for one in found.get_all("Requires-Dist", []) if "extra ==" not in one]
+    assert [re.match(r"[\w-]+", one)[0] for one in needed] == ["httpx"]  # type: ignore[index]
+    with zipfile.ZipFile(next(folder.glob("etcd_watch_client-*.whl"))) as wheel:
+        names = wheel.namelist()
+        scripts = wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    assert {name.partition("/")[0] for name in names} == {
+        "etcd_watch_client", f"etcd_watch_client-{client_version}.dist-info",
+    }  # fmt: skip
+    assert "etcd_watch_client/py.typed" in names
+    assert "etcd-watch = etcd_watch_client.cli.main:entry" in scripts
+    with tarfile.open(next(folder.glob("etcd_watch_client-*.tar.gz"))) as sdist:
+        packed = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "tests/test_mirror.py"} <= packed
+
+
 def test_sdist_has_what_a_packager_needs(folder: Path) -> None:
-    with tarfile.open(next(folder.glob("*.tar.gz"))) as sdist:
+    with tarfile.open(next(folder.glob("etcd_watch_gateway-*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {
         "LICENSE",
@@ -105,7 +131,7 @@ def test_what_cannot_be_built_is_named(
         msg = "buildah"
         raise FileNotFoundError(msg)
 
-    for name in ("build_python", "build_chart"):
+    for name in ("build_python", "build_client", "build_chart"):
         monkeypatch.setattr(Release, name, lambda _release: None)
     monkeypatch.setattr(Release, "build_image", refuse)
     assert build_all(Release(tmp_path, __version__, EPOCH)) == ["image", "SBOM of the image"]
