@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 from etcd_watch_client import Change, ConfigDict, Mirror, RefusedError
+from etcd_watch_client.cli import statuses
+from etcd_watch_client.connection import trust
 
 from app.dev.etcd import free_ports
+from tests.clients.etcd_watch import run
 from tests.clients.gateways import Gateways
+from tests.support.certificates import Ca
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
@@ -216,6 +220,29 @@ async def test_tokens_and_prefixes(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path:
                 async with Mirror(server.base, prefix, token=token) as mirror:
                     await mirror.synced(HANG)
             assert refused.value.status == status
+
+
+async def test_tls(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
+    """A private authority and a client's certificate; a certificate that is not trusted is named, and retried."""
+    ca = Ca(tmp_path / "ca")
+    own, user = ca.sign("gateway"), ca.sign("user")
+    settings = {
+        "GATEWAY_TLS_CERT": str(own.cert), "GATEWAY_TLS_KEY": str(own.key), "GATEWAY_TLS_CLIENT_CA": str(ca.cert),
+    }  # fmt: skip
+    await kv.put("/svc/a", "1")
+    async with gateway(etcd.endpoint, settings=settings) as server:
+        url = server.base.replace("http:", "https:")
+        async with Mirror(url, PREFIX, ca=trust(ca.cert, str(user.cert), str(user.key))) as mirror:
+            await mirror.synced(HANG)
+            assert dict(mirror) == {"/svc/a": "1"}
+        async with Mirror(url, PREFIX) as mirror:
+            await mirror.until(lambda found: "CERTIFICATE_VERIFY_FAILED" in found.reason, HANG)
+            assert mirror.state == "connecting"
+        words = ["get", "/svc/a", "--cacert", str(ca.cert), "--timeout", "2m"]
+        certificate = ["--client-cert", str(user.cert), "--client-key", str(user.key)]
+        assert await run(url, *words, *certificate) == (0, "1\n", "")
+    status, _, err = await run(url, *words, "--client-cert", str(tmp_path / "none"))
+    assert (status, "No such file" in err) == (statuses.LOCAL, True)
 
 
 async def test_config_dict(server: GatewayProcess, kv: EtcdClient) -> None:

@@ -263,7 +263,15 @@ async def _gateway() -> AsyncIterator[FakeGateway]:
         yield fake
 
 
-@pytest.fixture(name="idle", params=["python", "package", pytest.param("browser", marks=pytest.mark.process)])
+# The package's own tests are part of `make check`; these 70 would double the time of this file there.
+PARAMS = [
+    "python",
+    pytest.param("package", marks=pytest.mark.slow),
+    pytest.param("browser", marks=pytest.mark.process),
+]
+
+
+@pytest.fixture(name="idle", params=PARAMS)
 def _idle(request: pytest.FixtureRequest) -> Client:
     """A client of each kind that has not started."""
     own: dict[str, type[PythonClient | PackageClient]] = {"python": PythonClient, "package": PackageClient}

@@ -235,6 +235,26 @@ async def test_a_source_of_tokens_that_fails() -> None:
         await mirror.synced(HANG)
 
 
+async def test_what_etcd_cannot_do_is_final_only_at_the_start() -> None:
+    """A member of etcd that is too old for several ranges is a mistake at the start, and may pass later."""
+    with pytest.raises(RefusedError, match="501 ranges-need-pin"):
+        async with Mirror(URL, "/a/", "/b/", transport=Gateway(problem(501, "ranges-need-pin"))) as mirror:
+            await mirror.synced(HANG)
+    gateway = Gateway(scripted(state(10), b"oops\n"), problem(501, "ranges-need-pin"))
+    mirror = Mirror(URL, "/a/", "/b/", transport=gateway)
+    mirror._draw = lambda: 0.0
+    async with mirror:
+        (await gateway.stream()).send(synced(11))
+        await mirror.until(lambda found: found.state == "live" and found.revision == 11, HANG)
+
+
+async def test_a_file_of_certificates_that_is_missing_is_named(tmp_path: Path) -> None:
+    """OpenSSL's own error does not say which file."""
+    with pytest.raises(FileNotFoundError, match=r"none\.pem"):
+        async with Mirror("https://gateway.test", "/c/", ca=tmp_path / "none.pem") as mirror:
+            await mirror.synced(HANG)
+
+
 @pytest.mark.parametrize("how", ["synced", "until", "changes", "nothing"])
 async def test_a_fatal_error_is_raised(how: str) -> None:
     """Whatever the caller waits for; and at the end, if the caller waits for nothing."""

@@ -17,14 +17,25 @@ from .events import Message
 from .framing import MEDIA_TYPES, Format, framer
 
 Token = str | Callable[[], str | Awaitable[str]]
+# A file with the certificates to trust, or a whole TLS context; None is what httpx trusts.
+Trust = str | Path | ssl.SSLContext | None
 
 CONNECT_TIMEOUT = 10.0  # seconds; then the next gateway is tried
 _MOST_OF_A_BODY = 65_536
 
 
-def make_client(ca: str | Path | None, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    """Return an HTTP client. *ca* is a file with the certificates to trust instead of the usual ones."""
-    verify = True if ca is None else ssl.create_default_context(cafile=ca)
+def trust(ca: str | Path | None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """Return a TLS context. *ca*: the certificates to trust instead of the usual ones. *cert*: the client's own."""
+    # The text and not the path: OpenSSL's error does not name a file that is missing.
+    context = ssl.create_default_context(cadata=None if ca is None else Path(ca).read_text(encoding="ascii"))
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+def make_client(ca: Trust, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    """Return an HTTP client that trusts *ca*."""
+    verify = True if ca is None else ca if isinstance(ca, ssl.SSLContext) else trust(ca)
     # A stream may be silent, so only connecting has a timeout; `messages` notices a silence that is too long.
     return httpx.AsyncClient(verify=verify, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT), transport=transport)
 
@@ -73,7 +84,7 @@ def media_type(response: httpx.Response) -> str:
 
 
 async def refusal(response: httpx.Response) -> RefusedError | StreamEnd:
-    """Return what an answer that is not a stream means. Only a 4xx problem is final: a proxy may recover."""
+    """Return what an answer that is not a stream means. Only a problem is final: a proxy may recover."""
     status, body = response.status_code, b""
     after = response.headers.get("retry-after", "")
     wait = float(after) if after.isdecimal() else 0
@@ -85,7 +96,8 @@ async def refusal(response: httpx.Response) -> RefusedError | StreamEnd:
         with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
             problem = json.loads(body)
             refused = RefusedError(status, str(problem["code"]), str(problem.get("detail", "")))
-            return refused if 400 <= status < 500 and status not in (408, 429) else StreamEnd(str(refused), wait)
+            final = status == httpx.codes.NOT_IMPLEMENTED or (400 <= status < 500 and status not in (408, 429))
+            return refused if final else StreamEnd(str(refused), wait)
     place = f" to {response.headers['location']}" if "location" in response.headers else ""
     said = " ".join(body[:1000].decode(errors="replace").split())[:200]
     kind = media_type(response) or "without a content type"

@@ -13,7 +13,7 @@ class EtcdWatchError(Exception):
 
 
 class RefusedError(EtcdWatchError):
-    """The gateway refuses the request, and would refuse a retry: a 4xx problem of RFC 9457."""
+    """The gateway refuses the request, and would refuse a retry: a problem of RFC 9457, with a 4xx or a 501."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(f"HTTP {status} {code}: {detail}")

@@ -19,7 +19,7 @@ from . import checkpoint
 from .backoff import Backoff
 from .changes import Change, Changes, View
 from .checkpoint import Checkpoint
-from .connection import Token, bearer, make_client, messages
+from .connection import Token, Trust, bearer, make_client, messages
 from .errors import DecodeError, RefusedError, StreamEnd
 from .events import Close, Entry
 from .framing import Format
@@ -40,7 +40,8 @@ class Options(TypedDict, total=False):
 
     ``keys``: keys to follow beside the prefixes.
     ``token``: a bearer token, or a function that returns the present one; it is asked before each connection.
-    ``ca``: a file with the certificates to trust, for a gateway with a private authority.
+    ``ca``: a file with the certificates to trust, for a gateway with a private authority; or an ``ssl.SSLContext``, for
+    a gateway that asks for a client's certificate.
     ``resume``: a file in which the mirror is kept; the next process starts with it, stale, and resumes.
     ``on_change``: is called with each change. If it is a coroutine function, the next event waits for it: no change is
     lost, and none is merged.
@@ -51,7 +52,7 @@ class Options(TypedDict, total=False):
 
     keys: Iterable[Name]
     token: Token | None
-    ca: str | Path | None
+    ca: Trust
     resume: str | Path | None
     on_change: Callable[[Change[Any, Any]], Awaitable[None] | None] | None
     on_state: Callable[[Mirror[Any, Any]], None] | None
@@ -331,19 +332,25 @@ class Mirror(Mapping[K, V]):
         """Follow one stream to its end. Return the seconds to wait before the next one."""
         gateway = self._gateways[self._backoff.index]
         try:
-            try:
-                await self._read(client, gateway)
-            except RefusedError as error:
-                # The token may have ended a moment ago: a function is asked for the present one.
-                if error.status != httpx.codes.UNAUTHORIZED or not callable(self._token):
-                    raise
-                await self._read(client, gateway)
+            await self._read_or_renew(client, gateway)
         except StreamEnd as end:
             where = f"{gateway}: {end.reason}" if len(self._gateways) > 1 else end.reason
             self._replica.break_off(where)
             self._tell_state()
             return self._backoff.delay(end.wait, self._draw())
         raise AssertionError
+
+    async def _read_or_renew(self, client: httpx.AsyncClient, gateway: str) -> None:
+        try:
+            await self._read(client, gateway)
+        except RefusedError as error:
+            if error.status == httpx.codes.NOT_IMPLEMENTED and self._proven is not None:
+                # It was possible before: another member of etcd, or another gateway, can do it again.
+                raise StreamEnd(str(error)) from error
+            # The token may have ended a moment ago: a function is asked for the present one.
+            if error.status != httpx.codes.UNAUTHORIZED or not callable(self._token):
+                raise
+            await self._read(client, gateway)
 
     async def _read(self, client: httpx.AsyncClient, gateway: str) -> None:
         """Read one stream until it ends, which raises StreamEnd or RefusedError."""

@@ -177,6 +177,8 @@ def _common(environment: Mapping[str, str]) -> Parser:
     group.add_argument("--token-file", metavar="FILE", help="a file with the bearer token; read for each connection")
     cacert = environment.get("ETCD_WATCH_CACERT") or None
     group.add_argument("--cacert", metavar="FILE", default=cacert, help="certificates to trust instead of the system's")
+    group.add_argument("--client-cert", metavar="FILE", help="the client's certificate, if the gateway asks for one")
+    group.add_argument("--client-key", metavar="FILE", help="its private key, if that is in a file of its own")
     common.set_defaults(default_gateways=given or [GATEWAY], token=environment.get("ETCD_WATCH_TOKEN") or None)
     output = common.add_argument_group("output")
     colour = "never" if environment.get("NO_COLOR") or environment.get("TERM") == "dumb" else "auto"

@@ -24,7 +24,7 @@ Bytes = Mirror[bytes, bytes]
 _ALTERNATE_SCREEN, _NORMAL_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _TICK = 1.0  # seconds between two drawings when nothing changes: the age moves
-_FRAME = 0.05  # seconds that a drawing stays: a thousand changes per second are not a thousand drawings
+_FRAME = 0.1  # seconds that a drawing stays: a thousand changes per second are not a thousand drawings
 
 
 class Follower:
@@ -44,7 +44,7 @@ class Follower:
         self.report = report
         self.colours = bool(arguments.colours)
         self._prefixes = prefixes
-        self._options: Options = {"keys": keys, "token": token, "ca": arguments.cacert}
+        self._options: Options = {"keys": keys, "token": token, "ca": arguments.trust}
         self._said = ("", "")
 
     def mirror(self, **options: object) -> Bytes:

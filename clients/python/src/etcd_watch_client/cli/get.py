@@ -97,7 +97,7 @@ async def run(
     """Print what is asked for. Each path is read at a revision of its own."""
     found: list[Entry] = []
     absent = []
-    async with make_client(arguments.cacert, None) as client:
+    async with make_client(arguments.trust, None) as client:
         reader = Reader(client, arguments.gateways, token, arguments.timeout / len(arguments.gateways))
         try:
             async with asyncio.timeout(arguments.timeout):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from ..connection import Token
+from ..connection import Token, trust
 from ..errors import RefusedError
 from ..selection import Selection, base_url
 from . import follow, get, statuses
@@ -92,6 +92,9 @@ async def run(arguments: argparse.Namespace) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     prefixes, keys = ranges(arguments)
+    arguments.trust = None
+    if arguments.cacert is not None or arguments.client_cert is not None:
+        arguments.trust = trust(arguments.cacert, arguments.client_cert, arguments.client_key)
     token: Token | None = arguments.token
     if arguments.token_file is not None:
         token = Path(arguments.token_file).read_text
