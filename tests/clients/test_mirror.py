@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from etcd_watch_client import Change, ConfigDict, Mirror, RefusedError
 from etcd_watch_client.cli import statuses
@@ -257,3 +258,30 @@ async def test_config_dict(server: GatewayProcess, kv: EtcdClient) -> None:
         assert (config["/svc/a"], config.state) == ("2", "live")
     finally:
         await asyncio.to_thread(config.close)
+
+
+async def test_a_handler_that_is_slower_than_the_gateway_waits(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """The gateway cuts a client that reads nothing. No change is lost, and none comes twice."""
+    release, reached, handled = asyncio.Event(), asyncio.Event(), []
+    settings = {"GATEWAY_SEND_TIMEOUT": "1s", "GATEWAY_SEND_BUFFER": "4KiB"}
+    async with gateway(etcd.endpoint, settings=settings) as server, httpx.AsyncClient() as http:
+
+        async def handle(change: Change[str, str]) -> None:
+            reached.set()
+            await release.wait()
+            handled.append(change.revision)
+
+        async def is_cut() -> bool:
+            feeds = (await http.get(f"{server.base}/v1/feeds")).json()["feeds"]
+            return all(feed["subscribers"] == 0 for feed in feeds)
+
+        async with Mirror(server.base, PREFIX, on_change=handle) as mirror:
+            await mirror.synced(HANG)
+            revisions = [await kv.put("/svc/large", "x" * 1_000_000 + str(number)) for number in range(12)]
+            async with asyncio.timeout(HANG):
+                await reached.wait()
+            await eventually(is_cut)
+            assert handled == []
+            release.set()
+            await mirror.until(lambda found: found.state == "live" and found.revision >= revisions[-1], HANG)
+    assert handled == revisions

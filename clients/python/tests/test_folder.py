@@ -10,7 +10,7 @@ import pytest
 from etcd_watch_client.cli.folder import Folder, layout, path_of
 from etcd_watch_client.cli.statuses import LOCAL, CommandError
 from etcd_watch_client.events import Entry
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 names = st.lists(st.sampled_from([b"", b".", b"..", b"a", b"b", b"\xff", b"...", b"a\0"]), max_size=5).map(b"/".join)
@@ -49,6 +49,7 @@ def test_a_beginning_is_removed() -> None:
     assert path_of(b"/config/", b"/config/") is None
 
 
+@example({b"//a", b"a/a"}, b"/")  # keys of one length, paths of two
 @given(st.sets(names), st.sampled_from([b"", b"/a", b"a/", b"/"]))
 def test_no_key_climbs_out(keys: set[bytes], strip: bytes) -> None:
     """Whatever the names: each path stays inside, is one file, and is not also a folder."""

@@ -40,22 +40,20 @@ def path_of(key: bytes, strip: bytes = b"") -> bytes | None:
 def layout(keys: Iterable[bytes], strip: bytes = b"") -> tuple[dict[bytes, bytes], list[bytes]]:
     """Return the path of each key, and the keys that are refused.
 
-    Two keys may not have one path, and a file cannot also be a folder. There the longer keys win: they are more.
+    Two keys may not have one path, and a file cannot also be a folder. There the longer paths win: they are more.
     """
+    found = {key: path_of(key, strip) for key in keys}
     paths: dict[bytes, bytes] = {}
-    refused: list[bytes] = []
-    taken: set[bytes] = set()
-    folders: set[bytes] = set()
-    for key in sorted(keys, key=lambda key: (-len(key), key)):
-        path = path_of(key, strip)
-        if path is None or path in folders or path in taken:
-            refused.append(key)
+    taken: set[bytes] = set()  # files and folders
+    # A path inside of a folder is longer than the folder's own.
+    for key in sorted(found, key=lambda key: (-len(found[key] or b""), key)):
+        path = found[key]
+        if path is None or path in taken:
             continue
         paths[key] = path
-        taken.add(path)
         parts = path.split(b"/")
-        folders.update(b"/".join(parts[:depth]) for depth in range(1, len(parts)))
-    return paths, sorted(refused)
+        taken.update(b"/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return paths, sorted(found.keys() - paths.keys())
 
 
 class Folder:
