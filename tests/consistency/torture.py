@@ -25,7 +25,7 @@ from aetcd import rpc
 
 from app.core.versions import parse_version, progress_is_trusted
 from tests.consistency.access import Access, Metadata, Password, enable_auth
-from tests.consistency.client import Client
+from tests.consistency.client import Client, PackageClient
 from tests.consistency.disk import Disk, NoDiskError
 from tests.consistency.follower import PIN, QUIET, Follower
 from tests.consistency.nemesis import Nemesis
@@ -151,7 +151,8 @@ async def torture(
         for follower in crowd:
             follower.others = crowd
         clients = [
-            Client(number, replicas[number % 2].base, prefixes, oracle.chronicle)
+            kind(number, replicas[number % 2].base, prefixes, oracle.chronicle)
+            for kind in (Client, PackageClient)
             for number, prefixes in enumerate(
                 (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
             )
