@@ -41,7 +41,8 @@ make_run() {
     install --no-compile -r requirements-run.txt
     # Not `pip install -e .`: hatchling has no editable install for a package that the wheel renames
     # (docs/decisions/0015). -P: the command must not import an `app` from the user's current directory.
-    printf '%s\n' "$top" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+    # The tests and the torture also use the Python client.
+    printf '%s\n' "$top" "$top/clients/python/src" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
     printf '%s\n' '#!/bin/sh' "exec '$top/$venv/bin/python' -P -m app \"\$@\"" > "$venv/bin/etcd-watch-gateway"
     chmod +x "$venv/bin/etcd-watch-gateway"
     await_etcd
