@@ -56,11 +56,12 @@ async def test_get(server: GatewayProcess, kv: EtcdClient) -> None:
     assert await run(server.base, "get", "/svc/b") == (0, "two\nlines\n", "")
     assert await run(server.base, "get", "/svc/") == (0, "/svc/b\ttwo\\nlines\n/svc/\\xff\t\\x00\n", "")
     assert await run(server.base, "get", "/svc/", "--keys") == (0, "/svc/b\n/svc/\\xff\n", "")
-    status, out, _ = await run(server.base, "get", "--prefix", "/svc/b", "--key", "/svc/b", "--json")
+    other = await kv.put("/other", "x")
+    status, out, _ = await run(server.base, "get", "--prefix", "/svc/b", "--key", "/other", "/svc/b", "--json")
     first, second = map(json.loads, out.splitlines())
-    assert (status, first) == (0, second)
-    assert first["value"] == "two\nlines"
-    assert first["mod_revision"] == revision - 1
+    assert status == 0
+    assert (first["key"], first["mod_revision"]) == ("/other", other)
+    assert (second["value"], second["mod_revision"]) == ("two\nlines", revision - 1)
     assert await run(server.base, "get", "/none") == (statuses.NOT_FOUND, "", "etcd-watch: there is no '/none'\n")
     status, out, err = await run(server.base, "get", "/none/", "/svc/b")
     assert (status, out, "/none/" in err) == (statuses.NOT_FOUND, "/svc/b\ttwo\\nlines\n", True)

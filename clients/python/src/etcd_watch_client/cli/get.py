@@ -16,7 +16,7 @@ from ..backoff import Backoff
 from ..connection import Token, bearer, make_client, media_type, refusal
 from ..errors import RefusedError, StreamEnd
 from ..events import Entry, parse_entry
-from ..selection import to_bytes
+from ..selection import Selection, to_bytes
 from . import statuses
 from .statuses import CommandError
 from .text import item, printable
@@ -43,9 +43,9 @@ class Reader:
                 return None
             raise
 
-    async def prefix(self, name: bytes, *, keys_only: bool) -> list[Entry]:
-        """Return all keys under a prefix, at one revision."""
-        query = f"prefix={quote(name, safe='')}" + ("&keys_only=1" if keys_only else "")
+    async def all_of(self, selection: Selection) -> list[Entry]:
+        """Return all keys of the selection, at one revision."""
+        query = selection.query
         while True:
             try:
                 return await self._pages(query)
@@ -94,25 +94,24 @@ async def run(
     token: Token | None,
     write: Callable[[bytes], None],
 ) -> int:
-    """Print what is asked for. Each path is read at a revision of its own."""
-    found: list[Entry] = []
-    absent = []
+    """Print what is asked for, all of it at one revision."""
+    alone = len(keys) == 1 and not prefixes
     async with make_client(arguments.trust, None) as client:
         reader = Reader(client, arguments.gateways, token, arguments.timeout / len(arguments.gateways))
         try:
             async with asyncio.timeout(arguments.timeout):
-                for name in keys:
-                    entry = await reader.key(to_bytes(name))
-                    found += [entry] if entry is not None else []
-                    absent += [name] if entry is None else []
-                for name in prefixes:
-                    entries = await reader.prefix(to_bytes(name), keys_only=arguments.keys)
-                    found += sorted(entries, key=lambda one: one.key)
-                    absent += [name] if not entries else []
+                if alone:
+                    entry = await reader.key(to_bytes(keys[0]))
+                    found = [entry] if entry is not None else []
+                else:
+                    found = await reader.all_of(Selection.of(prefixes, keys, keys_only=arguments.keys))
         except TimeoutError:
             msg = f"no answer within {arguments.timeout:g} s: {reader.why}"
             raise CommandError(msg, statuses.UNREACHED) from None
-    show(arguments, found, write, alone=len(keys) == 1 and not prefixes)
+    names = {one.key for one in found}
+    show(arguments, sorted(found, key=lambda one: one.key), write, alone=alone)
+    absent = [name for name in keys if to_bytes(name) not in names]
+    absent += [name for name in prefixes if not any(one.startswith(to_bytes(name)) for one in names)]
     if absent:
         raise CommandError("; ".join(f"there is no {name!r}" for name in absent), statuses.NOT_FOUND)
     return statuses.DONE
