@@ -376,6 +376,31 @@ async def test_a_cut_snapshot_is_not_kept(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["cursor"] == f"{EPOCH}-10"
 
 
+async def test_a_full_disk_does_not_end_the_mirror(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged. But a handler that relies on the file gets no further change."""
+    file, gateway, handled = tmp_path / "mirror", Gateway(), []
+    async with Mirror(URL, "/c/", resume=file, transport=gateway) as mirror:
+        body = await gateway.stream()
+        file.mkdir()  # cannot be replaced by a file, even by root
+        body.send(state(10, a="1"), put("/c/a", "2", 11))
+        await mirror.until(lambda found: found.revision == 11, HANG)
+        await mirror.synced(HANG)
+    assert f"the mirror is not kept in {file}" in caplog.text
+    assert mirror.error is None
+
+    async def handle(change: Change[str, str]) -> None:
+        handled.append(change.revision)
+
+    file.rmdir()
+    async with Mirror(URL, "/c/", resume=file, on_change=handle, transport=gateway) as mirror:
+        body = await gateway.stream()
+        file.mkdir()
+        body.send(state(10, a="1"), put("/c/a", "2", 11))
+        with pytest.raises(IsADirectoryError):
+            await mirror.until(lambda found: found.revision == 11, HANG)
+    assert handled == [10]
+
+
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
 async def test_a_change_that_was_not_handled_comes_again(tmp_path: Path, how: str) -> None:
     """A handler that fails, or is stopped, gets its change from the next process; no handled change comes again."""

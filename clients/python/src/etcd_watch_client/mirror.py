@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import random
 import time
 import weakref
@@ -28,6 +29,8 @@ from .selection import Name, Selection, base_url, to_bytes, to_text
 
 K = TypeVar("K", bound=str | bytes)
 V = TypeVar("V")
+
+_LOG = logging.getLogger("etcd_watch_client")
 
 _SILENT = 3  # heartbeats without a byte: the connection is dead, even if the system still reports it as open
 # Seconds between two writes of the file to resume from: after changes, and when only the revision has moved.
@@ -325,7 +328,7 @@ class Mirror(Mapping[K, V]):
             raise
         finally:
             if self._saving is not None:
-                await self._saving  # the next process must not read the file before it is written
+                await asyncio.wait([self._saving])  # the next process must not read the file before it is written
             await self._save(0)
 
     async def _follow(self, client: httpx.AsyncClient) -> float:
@@ -440,4 +443,11 @@ class Mirror(Mapping[K, V]):
             kept = Checkpoint(dict(replica.entries), replica.revision, replica.cursor)
             saving = asyncio.to_thread(checkpoint.save, self._resume, self._selection.query, kept)
             self._saving = asyncio.ensure_future(saving)
-            await asyncio.shield(self._saving)
+            try:
+                await asyncio.shield(self._saving)
+            except OSError as error:
+                # Without the file, a handler that is awaited would get handled changes again, or lose some. Others
+                # only start from an older state: a full disk must not end the mirror of a running program.
+                if self._awaits and not self._ended:
+                    raise
+                _LOG.warning("the mirror is not kept in %s: %s", self._resume, error)
