@@ -152,11 +152,11 @@ def test_content(root: Path) -> None:
 
 
 def test_size(root: Path) -> None:
-    """The product's size above the base: 62 MB were measured, of which grpcio and uvloop are 35, Swagger UI 3."""
+    """The product's size above the base: 84 MB were measured, of which grpcio and uvloop are 35, cryptography 16."""
     files = [path for path in (root / "opt" / "venv").rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
 
-    assert size < 80 * 1000 * 1000, f"the product adds {size / 1e6:.0f} MB"
+    assert size < 100 * 1000 * 1000, f"the product adds {size / 1e6:.0f} MB"
 
 
 def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path: Path) -> None:

@@ -157,13 +157,14 @@ async def can_try_it_out(page: Page, base: str) -> None:
     await expect(page.locator(".live-responses-table tbody td.response-col_status").first).to_contain_text("200")
 
 
+CLIENT = ["/v1/kv", "/v1/watch", "/v1/access"]
 ADMIN = ["/v1/feeds", "/livez", "/readyz", "/metrics"]
 
 
 async def test_docs_with_no_network(page: Page, link: str) -> None:
     """/docs shows the whole API with only the files of the gateway."""
     base = link.partition("?")[0]
-    assert await shows_the_api(page, base) == ["/v1/kv", "/v1/watch", *ADMIN]
+    assert await shows_the_api(page, base) == [*CLIENT, *ADMIN]
     await can_try_it_out(page, base)
 
 
@@ -173,7 +174,7 @@ async def test_docs_of_the_admin_port(page: Page) -> None:
     async with dev(f"--port={ports[0]}", f"--admin-port={ports[1]}"):
         assert await shows_the_api(page, f"http://127.0.0.1:{ports[1]}/") == ADMIN
         await page.unroute_all()
-        assert await shows_the_api(page, f"http://127.0.0.1:{ports[0]}/") == ["/v1/kv", "/v1/watch"]
+        assert await shows_the_api(page, f"http://127.0.0.1:{ports[0]}/") == CLIENT
 
 
 async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> N
         await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
         assert page.url == f"{base}#prefix=/svc/"
 
-        assert await shows_the_api(page, base) == ["/v1/kv", "/v1/watch", *ADMIN]
+        assert await shows_the_api(page, base) == [*CLIENT, *ADMIN]
         await can_try_it_out(page, base)
 
 

@@ -323,7 +323,8 @@ async def test_killed_gateway_leaves_nothing(etcd: EmbeddedEtcd) -> None:
 async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A join during the linger gets the same feed: one feed start in total, and no further Range at etcd."""
     await kv.put("/svc/a", "1")
-    async with gateway(etcd.endpoint, settings={"GATEWAY_LINGER": "1h"}) as server:
+    # The Ranges that prove feeds current are half of GATEWAY_STALE_AFTER apart.
+    async with gateway(etcd.endpoint, settings={"GATEWAY_LINGER": "1h", "GATEWAY_STALE_AFTER": "5m"}) as server:
         before = await ranges(etcd)
         for _ in range(5):
             async with await watch(server.base, "prefix=/svc/") as stream:
