@@ -14,7 +14,6 @@ from app.settings import SettingsError, load
 from app.tls import FAILURES, Tls, make_tls
 from tests.support.certificates import Ca, Pair, openssl
 
-NOW = time.time()
 DAY = 86_400.0
 
 
@@ -37,12 +36,12 @@ def put(source: Pair, folder: Path) -> Pair:
     return pair
 
 
-def make(pair: Pair, client_ca: Path | None = None, *, now: float = NOW, clock: float = 0.0) -> Tls:
+def make(pair: Pair, client_ca: Path | None = None, *, now: float | None = None, clock: float = 0.0) -> Tls:
     """TLS with these files."""
     settings = {"tls_cert": str(pair.cert), "tls_key": str(pair.key)}
     if client_ca is not None:
         settings["tls_client_ca"] = str(client_ca)
-    return Tls(load(settings), clock=lambda: clock, wall=lambda: now)
+    return Tls(load(settings), clock=lambda: clock, wall=lambda: time.time() if now is None else now)
 
 
 def shake(server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLObject:
@@ -85,7 +84,7 @@ def test_the_expiry_is_reported(pair: Pair) -> None:
     """The statistics have the time at which the certificate expires."""
     statistics = make(pair).statistics()
 
-    assert 0.9 * DAY < statistics.expires - NOW < 1.1 * DAY
+    assert 0.9 * DAY < statistics.expires - time.time() < 1.1 * DAY
     assert (statistics.trouble, set(statistics.failures)) == ("", set(FAILURES))
 
 
@@ -99,7 +98,7 @@ def test_what_is_refused_at_the_start(ca: Ca, pair: Pair, tmp_path: Path) -> Non
     torn = tmp_path / "torn"
     torn.write_bytes(pair.cert.read_bytes()[:300])
 
-    def refusal(cert: Path, key: Path, client_ca: Path | None = None, now: float = NOW) -> str:
+    def refusal(cert: Path, key: Path, client_ca: Path | None = None, now: float | None = None) -> str:
         with pytest.raises(SettingsError) as caught:
             make(Pair(cert, key), client_ca, now=now)
         assert "PRIVATE KEY" not in str(caught.value)
@@ -119,8 +118,8 @@ def test_what_is_refused_at_the_start(ca: Ca, pair: Pair, tmp_path: Path) -> Non
     assert refusal(pair.cert, other.key).startswith(f"{key}{other.key}: the key does not belong to the first")
     assert refusal(pair.cert, pair.key, junk) == f"{client_ca}{junk}: {damaged}"
     assert refusal(pair.cert, pair.key, gone).startswith(f"{client_ca}{gone}: cannot be read")
-    assert refusal(*both, now=NOW + 2 * DAY).startswith(f"{cert}{pair.cert}: the certificate expired at 20")
-    assert refusal(*both, now=NOW - DAY).startswith(f"{cert}{pair.cert}: the certificate is valid from 20")
+    assert refusal(*both, now=time.time() + 2 * DAY).startswith(f"{cert}{pair.cert}: the certificate expired at 20")
+    assert refusal(*both, now=time.time() - DAY).startswith(f"{cert}{pair.cert}: the certificate is valid from 20")
 
 
 def test_a_weak_key_is_refused(pair: Pair) -> None:
@@ -146,7 +145,7 @@ def test_a_weak_key_is_refused(pair: Pair) -> None:
 
 def test_clocks_may_differ_a_little(pair: Pair) -> None:
     """A certificate that the issuer made a moment ago, by its own clock, is valid."""
-    assert make(pair, now=NOW - 60).statistics().trouble == ""
+    assert make(pair, now=time.time() - 60).statistics().trouble == ""
 
 
 async def test_a_renewed_certificate_is_used(ca: Ca, pair: Pair) -> None:
@@ -185,7 +184,7 @@ async def test_kubernetes_swaps_a_link(ca: Ca, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["removed", "empty", "torn", "expired"])
 async def test_a_bad_file_changes_nothing(bad: str, ca: Ca, pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     """A file that cannot be used is logged once, is reported, and changes nothing; also for SIGHUP."""
-    now = [NOW]
+    now = [time.time()]
     settings = load({"tls_cert": str(pair.cert), "tls_key": str(pair.key)})
     tls = Tls(settings, clock=lambda: 0.0, wall=lambda: now[0])
     good = pair.cert.read_bytes()
@@ -261,7 +260,7 @@ def test_failures_are_counted_and_logged_now_and_then(pair: Pair, caplog: pytest
     """A port scanner does not fill the log: one line per reason and minute. All are counted."""
     now = 0.0
     settings = load({"tls_cert": str(pair.cert), "tls_key": str(pair.key)})
-    tls = Tls(settings, clock=lambda: now, wall=lambda: NOW)
+    tls = Tls(settings, clock=lambda: now, wall=lambda: time.time())
     with caplog.at_level(logging.WARNING, "gateway.http"):
         for reason in (*FAILURES, *FAILURES):
             tls.failed(reason, "detail", "192.0.2.1")
