@@ -91,6 +91,8 @@ class Permit:
             ForbiddenError: the permit no longer holds.
         """
         if self.generation != self.rules.generation and not isinstance(self.renewed(), Permit):
-            raise ForbiddenError(
+            error = ForbiddenError(
                 f"what {self.identity.name} may read has changed while the request waited; send the request again"
             )
+            error.headers = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+            raise error

@@ -58,7 +58,7 @@ class AuditLog:
         elif refused or not ranges:
             rule = ""
         else:
-            rule = self._access.rule(identity, ranges, keys_only=not _OF_KEYS.isdisjoint(raw.split(b"&")))
+            rule = self._access.rule(identity, ranges, keys_only=_of_keys(raw))
         audit.write(
             decision,
             identity,
@@ -72,6 +72,10 @@ class AuditLog:
         )
 
 
+def _of_keys(raw: bytes) -> bool:
+    return any(unquote_to_bytes(part).lower() in _OF_KEYS for part in raw.split(b"&"))
+
+
 def _is_stream(message: Message) -> bool:
     return message["status"] == 200 and any(name == b"x-gateway-instance" for name, _ in message.get("headers", ()))
 
@@ -79,9 +83,9 @@ def _is_stream(message: Message) -> bool:
 def ranges_in(raw: bytes) -> list[KeyRange]:
     """Return the ranges that a query names, also in a query that is refused. No other parameter goes into the log."""
     found: list[KeyRange] = []
-    for part in raw.split(b"&", 4 * MOST_RANGES):
+    for part in raw.split(b"&"):
         name, _, value = part.partition(b"=")
-        kind = _KINDS.get(name)
+        kind = _KINDS.get(unquote_to_bytes(name) if b"%" in name else name)
         if kind is not None and len(found) < MOST_RANGES:
             found.append(KeyRange(kind, unquote_to_bytes(value.replace(b"+", b" "))[:256]))
     return found

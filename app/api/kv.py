@@ -87,6 +87,8 @@ class Kv:
         # A HEAD is answered at once: it asks what there is, and not for what comes.
         waits = tags and request.method == "GET"
         wait = parse_wait(", ".join(headers_of(request, b"prefer"))) if waits else 0
+        if wait and permit.expires is not None:  # the credentials must not outlive their expiry by the wait
+            wait = min(wait, max(0, int(permit.expires - access.wall())))
         known = IfNoneMatch(", ".join(tags)) if tags else None
         caller = caller_of(self._gateway, request.scope, identity)
         send_timeout = self._gateway.settings.send_timeout

@@ -43,7 +43,7 @@ class KvAnswers:
 
     def of(self, body: KvBody, state: str | None = None) -> Response:
         """Return the response with *body*, or 304 if the client has it. *state*: of the channel that it is from."""
-        self._check_permit()
+        self.check_permit()
         if body.parts is None or self.has(body.tag):
             return self.without_body(body.revision, body.tag, state)
         headers = self._headers(body.revision, body.tag, state)
@@ -51,7 +51,7 @@ class KvAnswers:
 
     def without_body(self, revision: int, tag: ETag | None, state: str | None = None) -> Response:
         """Return 304. If the state is that a key does not exist, which no body can show, raise NotFoundError."""
-        self._check_permit()
+        self.check_permit()
         headers = self._headers(revision, tag, state)
         if tag is not None and self._absent(tag):
             missing = NotFoundError(
@@ -61,7 +61,7 @@ class KvAnswers:
             raise missing
         return Response(None, 304, headers)
 
-    def _check_permit(self) -> None:
+    def check_permit(self) -> None:
         """Raise ForbiddenError if the access rules have changed meanwhile, and no longer permit the read."""
         if self.permit is not None:
             self.permit.check()

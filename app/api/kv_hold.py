@@ -54,7 +54,7 @@ class HeldResponse(Response):
 
     def _subscribe(self) -> Subscriber:
         request = self._request
-        return self._gateway.registry.subscribe(
+        subscriber = self._gateway.registry.subscribe(
             self._answers.asked.read.selection.ranges,
             address=address_of(request),
             user_agent=request.headers.get("user-agent", "")[:256],
@@ -62,6 +62,8 @@ class HeldResponse(Response):
             has_cursor=False,
             caller=self._answers.caller,
         )
+        subscriber.permit = self._answers.permit  # a change of the rules ends the wait
+        return subscriber
 
     async def _from_feed(self, connection: Connection) -> Response:
         """Wait for the channel to show another state.
@@ -89,6 +91,7 @@ class HeldResponse(Response):
             ahead = answers.newest(seen.epoch) > seen.revision
             await waiter.until(over, answers.wait, ahead=ahead)
             if subscriber.closing not in (None, DrainingError.close_reason):
+                answers.check_permit()
                 raise feed.why_not(subscriber)
             if connection.gone or answers.has(seen.tag):
                 return answers.without_body(seen.revision, seen.tag, seen.state)

@@ -86,7 +86,8 @@ async def identity_of(gateway: Gateway, scope: Scope, *, joins: bool = False) ->
     try:
         return await _authenticate(gateway, scope)
     except UnauthorizedError:
-        quotas.failed(address, gateway.clock())
+        if any(name == b"authorization" for name, _ in scope["headers"]):  # no credentials are not wrong ones
+            quotas.failed(address, gateway.clock())
         raise
 
 

@@ -191,7 +191,11 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
     )
     if asked.permit is not None:
         subscriber.permit = asked.permit
-        asked.permit.note("joined", address=asked.address, request_id=asked.request_id)
+        try:
+            asked.permit.note("joined", address=asked.address, request_id=asked.request_id)
+        except BaseException:
+            subscriber.release()
+            raise
     return subscriber
 
 

@@ -56,7 +56,8 @@ UVICORN = {
     "HttpToolsProtocol": {
         "app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scope", "server_state",
         "timeout_keep_alive", "timeout_keep_alive_task", "transport", "url",
-        "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_headers_complete",
+        "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_header",
+        "on_headers_complete",
         "on_message_begin", "on_message_complete", "on_response_complete", "pause_writing", "resume_writing",
         "send_400_response", "shutdown", "timeout_keep_alive_handler",
     },
@@ -105,6 +106,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     _head_complete = False
     _head_bytes = 0
+    _passed = False  # the parser has passed something on of the bytes that were received last
     _head_timer: asyncio.TimerHandle | None = None
     _client_transport: ClientTransport
     _taken = False  # a stream has taken over the connection
@@ -241,12 +243,13 @@ class GatewayProtocol(HttpToolsProtocol):
         """Feed the parser, and count the bytes of an unfinished head, which the parser keeps."""
         if self._deaf or self.transport.is_closing():
             return
+        self._passed = False
         super().data_received(data)
         if not self._answering() and self.timeout_keep_alive_task is None:
             self._await_head()  # also after a line end, or the rest of a body: both stop uvicorn's timer
-        if self._head_complete:
+        if self._head_complete and self._passed:
             return
-        self._head_bytes += len(data)
+        self._head_bytes += len(data)  # of a head, or of what the parser keeps after it: a trailer, a chunk's extension
         if self._head_bytes > MAX_HEAD:
             self._refuse_head()
 
@@ -268,9 +271,15 @@ class GatewayProtocol(HttpToolsProtocol):
         extensions = {EXTENSION: {"client": self._client_transport, "peer": self.client}}
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header. A trailer is none (RFC 9110, section 6.5.1): it would name users behind a proxy's back."""
+        if not self._head_complete:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Refuse a head that is too large; otherwise call the app, unless the connection has a stream."""
-        self._head_complete = True
+        self._head_complete = self._passed = True
+        self._head_bytes = 0
         self._head_ended()
         if self._deaf:
             return
@@ -300,11 +309,13 @@ class GatewayProtocol(HttpToolsProtocol):
 
         After 64 KiB of unread body, uvicorn would stop reading, and would not detect a disconnect.
         """
+        self._passed, self._head_bytes = True, 0
         if not self._deaf and not self._streaming():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the request."""
+        self._passed = True
         if not self._deaf:
             super().on_message_complete()
 

@@ -351,6 +351,15 @@ async def test_smuggled_headers(server: GatewayProcess) -> None:
     assert (status, body["identity"]) == (200, "proxy:eve, pam")
 
 
+async def test_trailers_are_no_headers(server: GatewayProcess) -> None:
+    """What comes after the body names no user, no roles and no token: a proxy that replaces headers may pass it on."""
+    for trailer in ("X-Forwarded-User: pam", f"Authorization: Bearer {OPS}"):
+        assert (await raw(server, f"Transfer-Encoding: chunked\r\n\r\n0\r\n{trailer}\r\n"))[0] == 401, trailer
+    lines = "X-Forwarded-User: eve\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Forwarded-Groups: operator\r\n"
+    status, body = await raw(server, lines)
+    assert (status, body["identity"], body["roles"]) == (200, "proxy:eve", [])
+
+
 # As docs/access.md asks: the proxy replaces all three headers, whatever the client sent.
 NGINX = """
 map $http_x_ticket $user { default ""; "ticket-of-pam" "pam"; }
