@@ -92,14 +92,14 @@ class Delivery:
         self._deadline = now + age
         self._heartbeat_due = False
         self._bookmark_waits = False  # a bookmark is due at the end of the large write
-        self._expiry = self._expiry_of_permit()
+        self._expiry: Expiry | None = None
         self._greeting = b""  # until it is written, together with what comes first
         self._holding = False  # what there is to read is held back until a flush is due
         self._lacks_revision_since: float | None = None  # since when the channel is below ``min_revision``
         self._rest: memoryview | None = None  # the rest of a large write
         self._write_size = 0  # bytes of the write that the sink has not finished; 0 if there is none
         self._write_began = 0.0
-        self._looked_at = 0.0  # when the sink was last asked whether this write is stuck
+        self._looked_at = now  # when the sink was last asked whether this write is stuck
         self._close_sent = False
         self._joining: Joining | None = None  # made when the reader first wants something
         streams.counters.opened += 1
@@ -115,6 +115,10 @@ class Delivery:
         self._greeting = self._reader.greet(streams.instance, streams.retry_ms())
         now = streams.clock()
         self._check_revision(now)
+        # The permit may have been renewed, or withdrawn, while the head was sent.
+        self._expiry = self._expiry_of_permit()
+        if self._subscriber.closing is not None:
+            self._begin_close(self._subscriber.closing, now)
         self._set_timer(now)
 
     def end(self, reason: str, error: Exception | None = None, *, abort: bool = False) -> None:
@@ -153,7 +157,9 @@ class Delivery:
         A stream that waits for its turn writes in its turn.
         """
         if self.queued:
-            return
+            if self._subscriber.closing not in DENIALS:
+                return
+            self._streams.snapshots.discard(self)  # a long queue must not use up DENIAL_TIMEOUT
         try:
             self._step()
         except Exception as error:
@@ -230,7 +236,7 @@ class Delivery:
             when = min(when, now + self._streams.settings.stale_after / STEPS)
         if self._reader.phase is WAITING:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
-        if self._holding:
+        if self._holding and self._sink.ready:
             # The notifier does not wake this stream, so also look whether a reset or a status must be sent.
             when = min(when, self._reader.flush_due or now, now + HOLDING_LOOK)
         if self._lacks_revision_since is not None or (self._reader.min_revision and not self._reader.synced):
@@ -243,7 +249,10 @@ class Delivery:
         reason = self._subscriber.closing
         assert reason is not None, "called only after the reason is set"
         now = self._streams.clock()
-        self._begin_close(reason, now)
+        try:
+            self._begin_close(reason, now)
+        except Exception as error:
+            self.end(FAILED, error)
         self.step()
         self._set_timer(now)
 
@@ -259,6 +268,7 @@ class Delivery:
     def _renew_expiry(self) -> None:
         """Take the expiry of the subscriber's new permit."""
         self._expiry = self._expiry_of_permit()
+        self.step()  # the notice may be due at once
         self._set_timer(self._streams.clock())
 
     def _expiry_of_permit(self) -> Expiry | None:
@@ -338,7 +348,7 @@ class Delivery:
             if not self._holding:
                 self._holding = True
                 self._channel.notifier.discard(self.step)
-                self._set_timer(now)
+            self._set_timer(now)
             return b""
         if self._holding:
             self._holding = False

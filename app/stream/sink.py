@@ -119,6 +119,8 @@ class FastSink:
             return
         if self._client.ready:
             source.resume_writing()
+        else:  # an earlier answer on this connection is not taken yet: its client may be stuck, too
+            self._stall = StallTimer(self._send_timeout, self._client.unacked_bytes)
         if self._head and not source.ended:
             self._send_head()  # the source has nothing to write yet
 
