@@ -14,6 +14,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from app.access.permit import Permit
 from app.api.kv import Kv
 from app.api.watch import Watch
 from app.gateway import Gateway
@@ -314,3 +315,34 @@ async def test_a_read_that_waits_is_checked_again(world: World, known: str, monk
     assert answer.status_code == 403
     assert "has changed while the request waited" in answer.text
     assert "etag" not in answer.headers
+
+
+async def test_an_expiry_moved_to_soon_is_told_at_once(world: World) -> None:
+    """The client learns 30 s ahead or at once, and not with the next event or heartbeat."""
+    world.expire(1800)
+    client = world.client()
+    await synced(client)
+    world.expire(10)
+    await client.until("expires")
+
+    assert [event["type"] for event in told(client)] == ["reset", "synced", "status"]
+    world.wait(10)
+    assert await ended(client) == "expired"
+
+
+async def test_an_audit_log_that_fails_stops_no_recheck(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream that may no longer read ends, although none of the lines about that can be written."""
+    clients = [world.client(), world.client()]
+    for client in clients:
+        await synced(client)
+
+    def broken(*_args: object, **_named: object) -> None:
+        raise RuntimeError("the audit log is broken")
+
+    monkeypatch.setattr(Permit, "note", broken)
+    world.list_tokens(other="roles: [reader]")
+
+    async def over() -> bool:
+        return all(client.task.done() for client in clients) and not world.gateway.streams.recheck.running
+
+    await eventually(over)
