@@ -41,6 +41,10 @@ class Channel(Protocol):
         """The ranges, canonical."""
 
     @property
+    def watched(self) -> Ranges:
+        """The ranges of the feeds that the channel is made from."""
+
+    @property
     def history(self) -> Followed:
         """What readers see."""
 
@@ -110,6 +114,7 @@ class SelectedChannel:
     ) -> None:
         self.ranges = ranges
         self.sources = tuple(sources)
+        self.watched: Ranges = tuple(feed.range for feed, _ in sources)
         self.notifier = Notifier()
         self.history = SelectedHistory(
             [(feed.history, feed.older, part) for feed, part in sources], limits.log, self._changed, self._haste

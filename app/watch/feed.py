@@ -92,6 +92,7 @@ class Feed:
     ) -> None:
         self.range = watched
         self.ranges: Ranges = (watched,)
+        self.watched = self.ranges
         self.pinned = pinned
         # etcd's roles do not let the gateway watch the range, as far as it was last told.
         self.denied = False

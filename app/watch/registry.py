@@ -129,7 +129,7 @@ class Registry(Sized):
                 "retry later",
                 code="too-many-subscribers",
             )
-        watched = divide(ranges, self.feeds.pins)
+        watched = self._watched(ranges)
         if ranges not in self._counts:
             self._check_room(watched)
         for one in watched:
@@ -150,6 +150,11 @@ class Registry(Sized):
                 "prefix that has all of them (GATEWAY_PIN), or to state the version if etcd keeps it secret "
                 "(GATEWAY_ETCD_VERSION)"
             )
+
+    def _watched(self, ranges: Ranges) -> Ranges:
+        """Return the ranges that etcd is watched for. A channel knows its own, so a join compares no pins."""
+        channel = self._channels.get(ranges)
+        return channel.watched if channel is not None else tuple(divide(ranges, self.feeds.pins))
 
     def _joinable(self, watched: KeyRange) -> bool:
         feed = self.feeds.get(watched)
@@ -278,7 +283,7 @@ class Registry(Sized):
         if isinstance(channel, SelectedChannel):
             channel.stop()
             self._ended.add(channel)
-        for one in divide(ranges, self.feeds.pins):
+        for one in channel.watched:
             self.feeds.release(one, ranges)
 
     # --- reports from feeds (``app.watch.feed.FeedOwner``) -----------------------------------------------------------
@@ -405,7 +410,7 @@ class Registry(Sized):
 
     def statistics(self, only: Ranges | None = None) -> RegistryStatistics:
         """Return what the registry holds now. *only*: of the feeds, those of the channel of these ranges alone."""
-        watched = None if only is None else divide(only, self.feeds.pins)
+        watched = None if only is None else self._watched(only)
         feeds = [feed for feed in self.feeds if watched is None or feed.range in watched]
         # A channel may have thousands of subscribers, and hold several feeds: look at each subscriber once.
         lags = {ranges: self._lag(ranges) for feed in feeds for ranges in self.feeds.holders(feed.range)}
@@ -443,7 +448,7 @@ class Registry(Sized):
     def _describe(self, ranges: Ranges, channel: Channel) -> ChannelStatistics:
         return ChannelStatistics(
             ranges=ranges,
-            feeds=tuple(divide(ranges, self.feeds.pins)),
+            feeds=channel.watched,
             revision=channel.history.log.tip,
             keys=channel.keys,
             bytes=channel.bytes if isinstance(channel, SelectedChannel) else 0,
