@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..access.identity import Identity
-from ..core.errors import GatewayError, TransientError
+from ..core.errors import TransientError
 from ..core.etag import IfNoneMatch
 from ..core.prefer import parse_wait
 from ..gateway import Gateway
@@ -16,10 +16,7 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
 from .kv_request import parse
-from .requests import caller_of, headers_of, identity_of, query_of
-
-# The key of the scope under which a request's outcome is kept.
-_UNDERSTOOD = "etcd_watch_gateway.kv"
+from .requests import caller_of, headers_of, identity_of, query_of, understood_once
 
 
 class Kv:
@@ -56,25 +53,12 @@ class Kv:
         return await self._from_feed(answers)
 
     async def understand(self, request: Request) -> KvAnswers:
-        """Return what a request asks for.
+        """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""
 
-        The bypass and the route both call this. The second call has the outcome of the first: credentials are checked
-        once for each request.
+        async def understand() -> KvAnswers:
+            return self._understand(request, await identity_of(self._gateway, request.scope))
 
-        Raises:
-            GatewayError: the request is wrong, or not allowed.
-        """
-        outcome: KvAnswers | GatewayError | None = request.scope.get(_UNDERSTOOD)
-        if outcome is None:
-            try:
-                identity = await identity_of(self._gateway, request.scope)
-                outcome = self._understand(request, identity)
-            except GatewayError as error:
-                outcome = error
-            request.scope[_UNDERSTOOD] = outcome
-        if isinstance(outcome, GatewayError):
-            raise outcome
-        return outcome
+        return await understood_once(request, understand)
 
     def _understand(self, request: Request, identity: Identity) -> KvAnswers:
         asked = parse(query_of(request))

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
-from typing import get_args
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar, get_args
 
 from starlette.requests import Request
 from starlette.types import Scope
 
 from ..access.identity import Identity
 from ..core.encoding import Encoding
-from ..core.errors import UnauthorizedError
+from ..core.errors import GatewayError, UnauthorizedError
 from ..core.query import parse_choice
 from ..core.quotas import Caller, client_address
 from ..gateway import Gateway
 from ..stream.transport import EXTENSION
 
+T = TypeVar("T")
+
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 # The key of the scope under which the audit log finds who sends a request.
 IDENTITY = "etcd_watch_gateway.identity"
+# The key of the scope under which the outcome of ``understood_once`` is kept.
+_UNDERSTOOD = "etcd_watch_gateway.understood"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -128,3 +132,24 @@ def query_of(request: Request) -> bytes:
 def encoding_of(query: Mapping[str, bytes]) -> str:
     """Return the encoding of keys and values in the response. Raises BadRequestError for an unknown encoding."""
     return parse_choice(query, "encoding", ENCODINGS) or "auto"
+
+
+async def understood_once(request: Request, understand: Callable[[], Awaitable[T]]) -> T:
+    """Return what *understand* makes of a request.
+
+    A bypass and the route both call this. The second call has the outcome of the first, also if that is an error:
+    credentials are checked once for each request.
+
+    Raises:
+        GatewayError: the request is wrong, or not allowed.
+    """
+    outcome: T | GatewayError | None = request.scope.get(_UNDERSTOOD)
+    if outcome is None:
+        try:
+            outcome = await understand()
+        except GatewayError as error:
+            outcome = error
+        request.scope[_UNDERSTOOD] = outcome
+    if isinstance(outcome, GatewayError):
+        raise outcome
+    return outcome

@@ -17,7 +17,16 @@ from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, pa
 from ..core.selection import Selection
 from ..gateway import Gateway
 from ..settings import seconds
-from .requests import address_of, caller_of, encoding_of, header_of, identity_of, query_of, request_id_of
+from .requests import (
+    address_of,
+    caller_of,
+    encoding_of,
+    header_of,
+    identity_of,
+    query_of,
+    request_id_of,
+    understood_once,
+)
 from .stream_response import StreamResponse, WatchRequest
 
 # Query parameters that hold a cursor, the newest cursor first. event-source-polyfill and reconnecting-eventsource
@@ -35,8 +44,6 @@ _KNOWN = frozenset({
     "key", "prefix", "scope", "snapshot", "keys_only", "encoding", "format", "mode", "interval", "min_revision",
     "last_event_id", "lastEventId",
 })  # fmt: skip
-# The key of the scope under which a request's outcome is kept.
-_UNDERSTOOD = "etcd_watch_gateway.understood"
 
 
 def cursor_of(header: str | None, query: Mapping[str, bytes]) -> Cursor | None:
@@ -98,25 +105,14 @@ class Watch:
             raise
 
     async def understand(self, request: Request) -> WatchRequest:
-        """Return what a request asks for.
+        """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""
 
-        The bypass and the route both call this. The second call has the outcome of the first: credentials are checked
-        once for each request.
+        async def understand() -> WatchRequest:
+            return self._understand(
+                request, await identity_of(self._gateway, request.scope, joins=request.method == "GET")
+            )
 
-        Raises:
-            GatewayError: the request is wrong, or not allowed.
-        """
-        outcome: WatchRequest | GatewayError | None = request.scope.get(_UNDERSTOOD)
-        if outcome is None:
-            try:
-                identity = await identity_of(self._gateway, request.scope, joins=request.method == "GET")
-                outcome = self._understand(request, identity)
-            except GatewayError as error:
-                outcome = error
-            request.scope[_UNDERSTOOD] = outcome
-        if isinstance(outcome, GatewayError):
-            raise outcome
-        return outcome
+        return await understood_once(request, understand)
 
     def _understand(self, request: Request, identity: Identity) -> WatchRequest:
         query = parse_query(query_of(request), _KNOWN, lenient=set(_CURSORS), appended={_APPENDED})
