@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import AsyncIterator
 
+from app.dev.etcd import free_ports
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import etcd_client
 from tests.support.gateway import gateway
@@ -58,8 +58,7 @@ async def many(etcd: EmbeddedEtcd, port: int, path: str, count: int, at_a_time: 
 @contextlib.asynccontextmanager
 async def naive(etcd: EmbeddedEtcd) -> AsyncIterator[int]:
     """A running naive app: its port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     etcd_port = etcd.endpoint.rpartition(":")[2]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "ignore", "-m", "benchmarks.naive", etcd_port, str(port)

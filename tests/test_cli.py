@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 
 from app import __version__
 from app.cli import main
+from app.dev.etcd import free_ports
 from app.settings import PREFIX, Settings
 from tests.support.gateway import environment, gateway, start
 from tests.support.processes import processes
@@ -133,9 +133,7 @@ def test_port_in_use(taken: int, setting: str) -> None:
 @pytest.mark.process
 def test_one_port_for_both() -> None:
     """The two listeners cannot share a port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     done = run("serve", "--port", str(port), "--admin-port", str(port), "--log-level", "error")
 
     assert done.returncode == 2

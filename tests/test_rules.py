@@ -70,6 +70,59 @@ def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
     assert list(falsy_classes(source)) == falsy
 
 
+def ports_given_away(source: str) -> Iterator[int]:
+    """The lines of *source* where a port is taken from a socket that is closed before the port is used."""
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for block in ast.walk(function):
+            if not isinstance(block, ast.With) or not isinstance(block.items[0].optional_vars, ast.Name):
+                continue
+            closed = f"{block.items[0].optional_vars.id}.getsockname"
+            ports = {
+                ast.unparse(line.targets[0])
+                for line in block.body
+                if isinstance(line, ast.Assign) and closed in ast.unparse(line.value)
+            }
+            returned = [ast.unparse(line.value) for line in block.body if isinstance(line, ast.Return) and line.value]
+            later = [
+                name.id
+                for name in ast.walk(function)
+                if isinstance(name, ast.Name) and name.lineno > (block.end_lineno or 0)
+            ]
+            if any(closed in value or value in ports for value in returned) or ports.intersection(later):
+                yield block.lineno
+
+
+def test_a_port_is_used_while_it_is_held_or_is_not_ephemeral() -> None:
+    """The kernel gives an ephemeral port that was closed to any outgoing connection: use ``free_ports`` instead.
+
+    A test that asked for two listeners at one closed port found the port taken by a test beside it.
+    """
+    top = APP.parent
+    sources = [path for folder in ("tests", "benchmarks", "tools", "clients") for path in (top / folder).rglob("*.py")]
+    found = {str(path.relative_to(top)): list(ports_given_away(path.read_text())) for path in sources}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+BOUND = "def f():\n    with socket.socket() as s:\n        s.bind(A)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        (BOUND + "        port = s.getsockname()[1]\n    use(port)", [2]),
+        (BOUND + "        port = s.getsockname()[1]\n        return port", [2]),
+        (BOUND + "        return s.getsockname()[1]", [2]),
+        (BOUND + "        port = s.getsockname()[1]\n        use(port)", []),
+        (BOUND + "        yield s.getsockname()[1]", []),
+    ],
+)
+def test_a_port_that_is_given_away_is_found(source: str, lines: list[int]) -> None:
+    """A port that leaves its socket's block is found."""
+    assert list(ports_given_away(source)) == lines
+
+
 # In lines. Most files have about 110, and most functions 5: a file or function that is longer than this does two
 # things.
 LONGEST_FILE = 540

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from app.dev.etcd import free_ports
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
@@ -115,14 +115,6 @@ def get(url: str, seconds: float = HANG) -> tuple[int, bytes]:
             time.sleep(0.05)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
-
-
 def test_configuration(config: dict[str, Any]) -> None:
     """The configuration that Kubernetes and Docker read."""
     assert config["User"] == "65532:65532"
@@ -171,7 +163,7 @@ def test_refuses_without_the_choice(root: Path, config: dict[str, Any], tmp_path
 
 def test_serves_and_stops(root: Path, config: dict[str, Any], tmp_path: Path) -> None:
     """Hardened as in the chart and without etcd, the gateway is alive, is not ready, and ends at TERM with status 0."""
-    port, nobody = free_port(), free_port()
+    port, nobody = free_ports(2)
     bundle(
         root, config, tmp_path / "bundle",
         GATEWAY_ALLOW_PREFIXES="/svc/", GATEWAY_PORT=str(port), GATEWAY_ETCD=f"http://127.0.0.1:{nobody}",
@@ -193,7 +185,7 @@ async def test_reads_etcd(
     root: Path, config: dict[str, Any], etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path
 ) -> None:
     """The product in the image answers from a real etcd."""
-    port = free_port()
+    (port,) = free_ports(1)
     await kv.put("/svc/a", "1")
     bundle(
         root, config, tmp_path / "bundle",

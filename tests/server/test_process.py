@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.dev.etcd import free_ports
 from app.server.sockets import bind
 from app.settings import SettingsError
 from tests.support.embedded import EmbeddedEtcd
@@ -221,9 +222,7 @@ async def quiet_gateway(
     descriptor: int, *flags: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
     """A gateway whose standard error is *descriptor*: its process, and its URL once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-m", "app", "serve", f"--port={port}", f"--etcd={NOWHERE}"),
         *("--log-format=json", *flags),
@@ -371,9 +370,7 @@ CLOSED = ["2>&-", "<&- >&- 2>&-", "<&- 2>/dev/null", ">&- 2>/dev/null", "2>/dev/
 
 async def shell(text: str, *, settings: dict[str, str] | None = None, cwd: Path | None = None) -> tuple[int, bytes]:
     """Run a gateway as a shell starts it; wait until it answers or ends; return its status and its output."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     top = Path(__file__).parents[2]
     process = await asyncio.create_subprocess_shell(
         text.replace("GATEWAY", f"exec {sys.executable} -m app serve --port={port} --etcd={NOWHERE}"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from app.dev.etcd import free_ports
 from tests.support.embedded import find_etcd
 from tests.support.waiting import eventually
 
@@ -15,9 +15,7 @@ from tests.support.waiting import eventually
 @contextlib.asynccontextmanager
 async def grpc_proxy(endpoint: str, folder: Path | None = None) -> AsyncIterator[str]:
     """A proxy in front of *endpoint*; yields the proxy's endpoint. *folder* holds the binary."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     process = await asyncio.create_subprocess_exec(
         str(find_etcd(folder)),
         "grpc-proxy",
