@@ -12,6 +12,8 @@ HANG = 120.0
 
 async def eventually(holds: Callable[[], Awaitable[bool]], timeout: float = HANG) -> None:
     """Return once *holds* returns True; fail if that never happens."""
+    pause = 0.001  # most conditions hold soon, and a test has many of them
     async with asyncio.timeout(timeout):
-        while not await holds():  # noqa: ASYNC110 -- the condition is in other processes
-            await asyncio.sleep(0.05)
+        while not await holds():  # the condition is in other processes
+            await asyncio.sleep(pause)
+            pause = min(0.05, 2 * pause)
