@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import signal
 import socket
@@ -13,6 +15,7 @@ import httpx
 import hypothesis
 import pytest
 import pytest_asyncio
+from httpx._transports import default as transports
 
 from app.dev import etcd as embedded
 from app.settings import PREFIX
@@ -36,6 +39,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Collecting makes a million objects, and next to no garbage.
+gc.disable()
+
 # Libraries have timeouts that a slow machine exceeds: an example of Hypothesis after 0.2 s, an answer to httpx after 5
 # s, an etcd that starts after 30 s.
 hypothesis.settings.register_profile(
@@ -44,6 +50,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 (httpx.AsyncClient.__init__.__kwdefaults__ or {})["timeout"] = httpx.Timeout(HANG)
 embedded.START_TIMEOUT = HANG
+# Each of httpx's clients would read the certificates that it trusts, for 19 ms of CPU.
+transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
 
 SPAWNING = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
@@ -78,6 +86,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         derived = "contract" not in item.path.parts and starts_a_process(item)
         if derived or item.get_closest_marker("etcd") or item.get_closest_marker("slow"):
             item.add_marker("process")
+
+
+def pytest_collection_finish() -> None:
+    """From here on the collector need not look at the modules and the tests, which stay."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
