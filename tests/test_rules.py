@@ -72,6 +72,8 @@ def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
 
 def ports_given_away(source: str) -> Iterator[int]:
     """The lines of *source* where a port is taken from a socket that is closed before the port is used."""
+    if "getsockname" not in source:
+        return
     for function in ast.walk(ast.parse(source)):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue

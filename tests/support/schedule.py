@@ -22,7 +22,6 @@ TOGETHER = (
     "tests/api/test_bad_input.py",
     "tests/api/test_kv.py",
     "tests/api/test_operations.py",
-    "tests/test_suite.py::test_no_test_depends_on_how_fast_the_machine_is",  # parses all tests
 )
 # The longest tests first, so that no worker is alone with one of them at the end of a run. In order of their measured
 # seconds.
