@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.metrics import ACCESS_FILES, NAMESPACE
@@ -145,7 +145,7 @@ def notation(shape: Shape) -> str:
 
 def check(folder: Path, given: World, expected: Mapping[float, set[tuple[str, str]]], *arguments: str) -> None:
     """Check that exactly these alerts (name, severity) fire at each minute; at END, exactly these ever fired."""
-    (folder / "rules.yaml").write_text(yaml.safe_dump(rendered(*(arguments or ON))), encoding="utf-8")
+    (folder / "rules.yaml").write_text(json.dumps(rendered(*(arguments or ON))), encoding="utf-8")
     firing = 'ALERTS{alertstate="firing"}'
     test = {
         "rule_files": ["rules.yaml"],
@@ -170,7 +170,7 @@ def check(folder: Path, given: World, expected: Mapping[float, set[tuple[str, st
             }
         ],
     }
-    (folder / "test.yaml").write_text(yaml.safe_dump(test), encoding="utf-8")
+    (folder / "test.yaml").write_text(json.dumps(test), encoding="utf-8")
     done = promtool("test", "rules", folder / "test.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -483,7 +483,7 @@ def test_pins_that_come_back_are_not_growth(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [ON, EVERYTHING], ids=["default", "full"])
 def test_rules(values: tuple[str, ...], tmp_path: Path) -> None:
     """promtool accepts the rules; each states its severity, what is wrong, what to do, and where to read on."""
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rendered(*values)), encoding="utf-8")
+    (tmp_path / "rules.yaml").write_text(json.dumps(rendered(*values)), encoding="utf-8")
     done = promtool("check", "rules", tmp_path / "rules.yaml")
     base = "docs/runbook.md" if values is ON else "https://wiki.example/etcd-watch-gateway/runbook"
 

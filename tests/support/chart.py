@@ -41,7 +41,7 @@ def template(tool: Path, *arguments: str) -> str:
 
 def manifests(text: str) -> dict[str, Manifest]:
     """The manifests by kind; the chart has one manifest of each kind."""
-    documents = [document for document in yaml.safe_load_all(text) if document]
+    documents = [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]  # in C: a tenth of the CPU
     found = {document["kind"]: document for document in documents}
     assert len(found) == len(documents)
     return found

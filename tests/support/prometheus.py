@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from app.dev.etcd import free_ports
 from tests.support.waiting import HANG, eventually
@@ -84,7 +84,7 @@ async def prometheus(
 
     Its configuration must pass ``promtool check config`` first.
     """
-    (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules)), encoding="utf-8")
+    (folder / "rules.yaml").write_text(json.dumps(dict(rules)), encoding="utf-8")
     config = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "rule_files": ["rules.yaml"],
@@ -96,7 +96,7 @@ async def prometheus(
             for job, targets in jobs.items()
         ],
     }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "prometheus.yaml").write_text(json.dumps(config), encoding="utf-8")
     checked = promtool("check", "config", folder / "prometheus.yaml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     (port,) = free_ports(1)
