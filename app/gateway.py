@@ -41,7 +41,7 @@ MESSAGE_SHARE = 4
 LEAST_MESSAGE = 32 * 1024 * 1024
 
 
-def _credentials(settings: Settings) -> Credentials:
+def credentials_of(settings: Settings) -> Credentials:
     """Return the gateway's credentials for etcd. Reads the files once, so that a mistake is found at the start.
 
     Raises:
@@ -57,7 +57,7 @@ def _credentials(settings: Settings) -> Credentials:
     return credentials
 
 
-def _quotas(settings: Settings) -> Quotas | None:
+def quotas_of(settings: Settings) -> Quotas | None:
     """Return the quotas; None if all of them are off, so that nothing is counted."""
     group = settings.group(QuotaSettings)
     if settings.trusted_proxies == ("*",) and (group.address_streams or group.address_joins):
@@ -109,7 +109,7 @@ class Gateway:
         self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
         self.tls = make_tls(settings, clock=clock, wall=wall)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
-        self._credentials = _credentials(settings)
+        self._credentials = credentials_of(settings)
         self.budget = Budget(settings.max_feed_bytes)
         self.upstream = Upstream(
             settings.etcd,
@@ -126,7 +126,7 @@ class Gateway:
             self.upstream,
             settings.group(Limits),
             pins=[KeyRange("prefix", prefix) for prefix in settings.pins],
-            quotas=_quotas(settings),
+            quotas=quotas_of(settings),
             budget=self.budget,
             clock=clock,
             draw=draw,

@@ -1,8 +1,4 @@
-"""Settings: every flag of ``serve`` and its environment variable, validated once at start.
-
-Durations are in seconds, or with a unit: ``30``, ``30s``, ``500ms``, ``5m``, ``1h``. Sizes are in bytes, or with a
-unit: ``65536``, ``64KiB``, ``16MiB``.
-"""
+"""Settings: every flag of ``serve`` and its environment variable, validated once at start."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .units import seconds, size
 from .urls import endpoint, is_origin
 
 PREFIX = "GATEWAY_"
@@ -30,14 +27,8 @@ DEPRECATED = "FORWARDED_ALLOW_IPS"
 
 G = TypeVar("G")
 
-# Durations and sizes have their own parsers. pydantic's parsers accept ambiguous values and refuse common ones: its
-# ``timedelta`` refuses "30", "500ms" and "5m", and accepts "1d" and "00:00:30"; its ``ByteSize`` takes "64K" and "64KB"
-# for 64,000 bytes, and accepts "64kib" and "1.5MiB", which are refused here.
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
 # The longest duration, ten years. A longer one is a typing error, and so is infinity.
 MAX_SECONDS = 10 * 365 * 24 * 3600
-_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
 _NUMBER = re.compile(r"\s*[0-9]+\s*")
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _PASSWORD = re.compile(r"//[^/]*@")
@@ -47,28 +38,6 @@ _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
 # What JSON, YAML, Python, Go, JavaScript and Helm write for an empty value.
 _NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>", "<no value>", "[]", "{}"})
-_SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-
-
-def seconds(value: Any) -> Any:
-    """Parse a duration and return seconds. Return a value that is not text unchanged. Raises ValueError."""
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        msg = f"{value!r} is not a duration; use seconds, or 500ms, 30s, 5m, 1h"
-        raise ValueError(msg)
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _bytes(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        msg = f"{value!r} is not a size; use bytes, or 64KiB, 16MiB, 1GiB"
-        raise ValueError(msg)
-    return int(match[1]) * _SCALES[match[2]]
 
 
 def _number(value: Any) -> Any:
@@ -122,7 +91,7 @@ def _text(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(le=MAX_SECONDS)]
-Size = Annotated[int, BeforeValidator(_bytes)]
+Size = Annotated[int, BeforeValidator(size)]
 Number = Annotated[int, BeforeValidator(_number)]
 Text = Annotated[str, BeforeValidator(_text)]
 File = Annotated[Path | None, BeforeValidator(_nothing)]
@@ -208,6 +177,7 @@ class Settings(BaseSettings):
         "range inside one costs etcd no further watch",
     )
     max_feed_bytes: Size = Field(256 << 20, ge=1, description="maximum memory of all feeds' views and logs together")
+    max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
     identity_streams: Number = Field(0, ge=0, description="maximum number of streams of one identity; 0 is off")
     identity_selections: Number = Field(
         0, ge=0, description="maximum number of distinct selections that one identity follows; 0 is off"
@@ -225,17 +195,6 @@ class Settings(BaseSettings):
     min_prefix: Number = Field(
         0, ge=0, le=4096, description="minimum number of bytes of a prefix in a request; 0 is off"
     )
-    max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
-    linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber has left")
-    log_batches: Number = Field(4096, ge=1, description="maximum number of revisions in a feed's log")
-    log_bytes: Size = Field(16 << 20, ge=1, description="maximum size of a feed's log")
-    log_age: Seconds = Field(600.0, gt=0, description="how long a feed's log keeps a revision")
-    reach_back: Number = Field(
-        10_000, ge=0, description="maximum number of revisions that the gateway reads again at etcd for an old cursor"
-    )
-    heartbeat: Seconds = Field(15.0, gt=0, description="interval between heartbeats on a stream")
-    stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
-    sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resumed watch to prove that it lost nothing")
     send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck client is disconnected")
     min_rate: Size = Field(
         16 << 10, ge=0, description="minimum bytes a second at which a client must read a state; 0 is off"
@@ -250,6 +209,16 @@ class Settings(BaseSettings):
     max_age: Seconds = Field(
         0.0, ge=0, description="maximum age of a stream, times a random factor of 0.8 to 1.0; 0 is off"
     )
+    linger: Seconds = Field(30.0, ge=0, description="how long a feed stays after its last subscriber has left")
+    log_batches: Number = Field(4096, ge=1, description="maximum number of revisions in a feed's log")
+    log_bytes: Size = Field(16 << 20, ge=1, description="maximum size of a feed's log")
+    log_age: Seconds = Field(600.0, gt=0, description="how long a feed's log keeps a revision")
+    reach_back: Number = Field(
+        10_000, ge=0, description="maximum number of revisions that the gateway reads again at etcd for an old cursor"
+    )
+    heartbeat: Seconds = Field(15.0, gt=0, description="interval between heartbeats on a stream")
+    stale_after: Seconds = Field(10.0, gt=0, description="time without proof from etcd after which a feed is stale")
+    sync_timeout: Seconds = Field(5.0, gt=0, description="time for a resumed watch to prove that it lost nothing")
     drain_window: Seconds = Field(30.0, ge=0, description="time within which all streams are closed at shutdown")
     drain_pace: Number = Field(
         100, ge=1, description="streams closed per second at shutdown; more if the window is too short"

@@ -23,7 +23,10 @@ APP = Path(app.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "urls": set(),
-    "settings": {"urls"},
+    "units": set(),
+    "settings": {"units", "urls"},
+    "spelling": {"settings", "units"},
+    "arguments": {"settings", "spelling", "units"},
     "signals": set(),
     "stdio": set(),
     "logs": set(),
@@ -38,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stream": {"core", "ports", "watch"},
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "tls", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "tls", "watch"},
-    "api": {"access", "core", "etcd", "gateway", "ports", "settings", "stream", "watch"},
+    "config": {"access", "core", "descriptors", "gateway", "settings", "spelling", "tls"},
+    "api": {"access", "core", "etcd", "gateway", "ports", "stream", "units", "watch"},
     "main": {"api", "gateway", "metrics", "settings"},
     "server": {
         "allocator",
@@ -54,7 +58,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tls",
     },
     "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio"},
-    "cli": {"access", "check", "descriptors", "dev", "logs", "ports", "server", "settings", "signals", "stdio"},
+    "cli": {
+        "access",
+        "arguments",
+        "check",
+        "config",
+        "descriptors",
+        "dev",
+        "logs",
+        "ports",
+        "server",
+        "settings",
+        "signals",
+        "spelling",
+        "stdio",
+    },
 }
 # These rooms need the standard library and nothing else.
 STANDARD = {"core", "ports", "watch"}

@@ -16,7 +16,7 @@ from ..core.negotiation import format_of, names_event_stream
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, parse_revision, text
 from ..core.selection import Selection
 from ..gateway import Gateway
-from ..settings import seconds
+from ..units import seconds
 from .requests import (
     address_of,
     caller_of,

@@ -1,0 +1,225 @@
+"""The command line: its commands, flags, help and hints. It parses, and runs nothing."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .settings import Settings
+from .spelling import SECTIONS, flag_of, shown, variable_of
+from .units import seconds
+
+PROGRAM = "etcd-watch-gateway"
+
+_EXAMPLES = f"""\
+examples:
+  {PROGRAM} dev                                          try it: an embedded etcd and sample data
+  {PROGRAM} serve --etcd http://127.0.0.1:2379           run it
+  {PROGRAM} config check                                 are the settings right? starts nothing
+  {PROGRAM} check --prefix /probe/                       does the running gateway release its watches?
+
+{PROGRAM} COMMAND --help explains a command."""
+
+_SETTINGS = """\
+Every flag is also a variable: --max-feeds 500 is GATEWAY_MAX_FEEDS=500. A flag overrides the variable. Durations are
+30, 30s, 500ms, 5m or 1h, sizes are 65536, 64KiB, 16MiB or 1GiB, and lists are separated by commas."""
+
+_SERVE = f"""\
+examples:
+  {PROGRAM} serve --etcd http://etcd-0:2379,http://etcd-1:2379,http://etcd-2:2379
+  {PROGRAM} serve --host '' --allow-prefixes /svc/,/config/ --token-file /run/secrets/token
+  {PROGRAM} serve --tls-cert tls.crt --tls-key tls.key --tokens-file tokens.yaml --policy-file policy.yaml"""
+
+_CONFIG_CHECK = """\
+Check the settings as serve does at its start: the environment, the flags, and the files that they name: tokens, policy,
+keys of JWTs, TLS certificates, etcd's credentials. Print every setting and where its value is from. Nothing is started,
+and nothing is sent.
+
+Exit status: 0 serve would start with these settings, 2 a setting or a file is wrong."""
+
+_CONFIG = f"""\
+examples:
+  {PROGRAM} config check                         the environment of this shell
+  {PROGRAM} config check --max-feeds 500         and a flag, as serve would get it
+  env $(cat gateway.env) {PROGRAM} config check  a file of variables, before it is rolled out"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with hints for words that are almost right. It rejects abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, what was probably meant, and where help is."""
+        self.exit(2, f"{self.prog}: error: {message}{self._hint(message)}\nTry: {self.prog} --help\n")
+
+    def _hint(self, message: str) -> str:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice is not None:
+            words, known = [choice[1]], re.findall(r"[\w-]+", choice[2])
+        else:
+            words = re.findall(r"--[\w-]+", message) if "unrecognized" in message else []
+            known = [name for action in self._actions for name in action.option_strings]
+        near = [match for word in words for match in difflib.get_close_matches(word, known, 1)]
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def parse(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the command and its flags. A wrong command line ends the program with status 2."""
+    parser, commands = _make_parser()
+    arguments, unknown = parser.parse_known_args(words)
+    flags = vars(arguments)
+    # `config` and `policy` have commands of their own.
+    chosen = commands.get(f"{flags['command']} {flags.get('action')}", commands[flags["command"]])
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return flags
+
+
+def _make_parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(prog=PROGRAM, description="Follow etcd keys over HTTP.", epilog=_EXAMPLES)
+    parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
+    serve = commands.add_parser(
+        "serve",
+        help="run the gateway in front of an etcd",
+        usage=f"{PROGRAM} serve [--SETTING VALUE ...]",
+        description=f"Run the gateway in front of an etcd.\n\n{_SETTINGS}",
+        epilog=_SERVE,
+    )
+    _add_settings(serve)
+    dev = commands.add_parser(
+        "dev",
+        help="run the gateway with an embedded etcd and sample data",
+        usage=f"{PROGRAM} dev [--SETTING VALUE ...]",
+        description=f"Run the gateway with an embedded etcd and sample data.\n\n{_SETTINGS}",
+    )
+    _add_settings(dev, without=[name for name in Settings.model_fields if name.startswith("etcd")])
+    _add_check(
+        commands.add_parser(
+            "check",
+            help="prove that a running gateway releases its watches",
+            description="Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and\n"
+            "report whether every watch was released.\n\nExit status: 0 all back, 1 a leak, 2 cannot tell.",
+        )
+    )
+    config = _add_config(commands.add_parser("config", help="check the settings, and start nothing"))
+    commands.add_parser(
+        "token",
+        help="make a bearer token",
+        description="Print a new random token for a client, and its SHA-256 for the tokens file.",
+    )
+    policy = _add_policy(commands.add_parser("policy", help="check a policy file"))
+    commands.add_parser("version", help="print the version", description="Print the version.")
+    return parser, {**commands.choices, **config, **policy}
+
+
+def _add_settings(parser: Parser, *, without: Sequence[str] = ()) -> None:
+    group: Any = parser
+    for name, field in Settings.model_fields.items():
+        if name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[name])
+        if name in without:
+            continue
+        default = shown(name, field.default)
+        group.add_argument(
+            flag_of(name),
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{field.description}{f' (default {default})' if default else ''}; {variable_of(name)}",
+        )
+
+
+def _add_config(parser: Parser) -> dict[str, Parser]:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="command", title="commands")
+    check = actions.add_parser(
+        "check",
+        help="print the settings and their sources, and read all their files",
+        usage=f"{PROGRAM} config check [--SETTING VALUE ...]",
+        description=f"{_CONFIG_CHECK}\n\n{_SETTINGS}",
+        epilog=_CONFIG,
+    )
+    _add_settings(check)
+    return {"config check": check}
+
+
+def _add_policy(parser: Parser) -> dict[str, Parser]:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="command", title="commands")
+    check = actions.add_parser(
+        "check",
+        help="check the file and, with --as, what an identity may read",
+        description="Check a policy file. With --as, list what an identity may read. With --prefix or --key, too, say\n"
+        "whether the identity may read that.\n\nExit status: 0 permitted, 1 denied, 2 the file or a flag is wrong.",
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="the policy file")
+    check.add_argument("--as", dest="identity", metavar="IDENTITY", help="token:N, jwt:ISSUER#SUBJECT or proxy:N")
+    for name, text in (("prefix", "prefix"), ("key", "key")):
+        check.add_argument(
+            f"--{name}", action="append", default=[], metavar="P", help=f"{text} to read, percent-encoded; repeatable"
+        )
+    check.add_argument("--keys-only", action="store_true", help="ask for the keys alone")
+    check.add_argument("--role", action="append", default=[], metavar="ROLE", help="role from the token or the proxy")
+    check.add_argument("--claim", action="append", default=[], metavar="NAME=VALUE", help="claim of the JWT")
+    check.add_argument("--tokens-file", type=Path, metavar="FILE", help="tokens file with the roles of token:N")
+    schema = actions.add_parser("schema", help="print the JSON Schema of the file")
+    schema.add_argument("--tokens", action="store_true", help="of the tokens file instead")
+    return {"policy check": check, "policy schema": schema}
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"invalid number: {text!r}; use digits only, at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    try:
+        return float(seconds(text))
+    except ValueError:
+        msg = f"invalid seconds value: {text!r}; use seconds, or 500ms, 30s, 5m, 1h"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def _add_check(parser: Parser) -> None:
+    parser.add_argument("--prefix", required=True, help="prefix to open streams on; choose one that nobody follows")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="URL of the gateway (default %(default)s)")
+    parser.add_argument("--admin-url", help="URL of the gateway's /metrics and /v1/feeds (default: --url)")
+    parser.add_argument(
+        "--etcd-metrics",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="metrics URLs of all etcd members that the gateway may use, comma-separated or as repeated flags "
+        "(default: /metrics of the endpoint that the gateway reports)",
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the gateway's bearer token")
+    for name, text in (
+        ("cacert", "PEM file of the CAs that sign the servers' certificates, in addition to the system's CAs"),
+        ("cert", "PEM file of the client certificate that the gateway demands"),
+        ("key", "PEM file of its private key, not encrypted (default: in the file of --cert)"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+    parser.add_argument(
+        "--streams", type=_number, default=100, metavar="N", help="streams to open in each round (default %(default)s)"
+    )
+    parser.add_argument("--rounds", type=_number, default=3, metavar="N", help="number of rounds (default %(default)s)")
+    parser.add_argument(
+        "--timeout",
+        type=_duration,
+        default=120.0,
+        metavar="DURATION",
+        help="timeout for the streams of a round to open, and again for their release (default %(default)g s)",
+    )
