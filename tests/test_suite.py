@@ -35,6 +35,7 @@ CLOCKS_ALLOWED = {
     "access/test_access.py": "a lower bound: the stream is held for its retry delay",
     "access/test_living.py": "the time at which a token is made, and an expiry that lies ahead or has passed",
     "access/test_modes.py": "the time at which a token is made; the tokens live for ten minutes",
+    "clients/test_access.py": "an expiry that lies ahead",
     "test_tls.py": "the time at which certificates are made; they live for a day",
     "watch/world.py": "the clock of the code under test, passed on",
     "cases/test_ahead.py": "an upper bound of Ranges that grows with the time that passed",

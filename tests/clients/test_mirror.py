@@ -11,7 +11,6 @@ import httpx
 import pytest
 from etcd_watch_client import Change, ConfigDict, Mirror, RefusedError
 from etcd_watch_client.cli import statuses
-from etcd_watch_client.connection import trust
 
 from app.dev.etcd import free_ports
 from tests.clients.etcd_watch import run
@@ -233,7 +232,7 @@ async def test_tls(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
     await kv.put("/svc/a", "1")
     async with gateway(etcd.endpoint, settings=settings) as server:
         url = server.base.replace("http:", "https:")
-        async with Mirror(url, PREFIX, ca=trust(ca.cert, str(user.cert), str(user.key))) as mirror:
+        async with Mirror(url, PREFIX, ca=ca.cert, cert=user.cert, key=user.key) as mirror:
             await mirror.synced(HANG)
             assert dict(mirror) == {"/svc/a": "1"}
         async with Mirror(url, PREFIX) as mirror:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -31,6 +33,32 @@ def test_it_reads_like_a_dict() -> None:
         config.synced()
     with pytest.raises(RuntimeError, match="once"):
         config.start()
+
+
+def test_changes_without_asyncio() -> None:
+    """From the call on, in a thread of the caller. The loop ends when another thread closes the object."""
+    go = threading.Event()
+
+    class Gated(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield state(10, a="1")
+            await asyncio.to_thread(go.wait, HANG)
+            yield put("/c/a", "x", 11) + put("/c/a", "y", 12)
+            await asyncio.Event().wait()
+
+    answer = httpx.Response(200, headers={"Content-Type": "application/x-ndjson"}, stream=Gated())
+    config = ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway(answer))
+    with pytest.raises(RuntimeError, match="does not run"):
+        config.changes()
+    with config:
+        changes, rest = config.changes(), config.changes()
+        go.set()
+        found = [next(changes), next(changes)]
+        closer = threading.Timer(0, config.close)
+        closer.start()
+        assert len(list(rest)) == 2
+        closer.join()
+    assert [(change.revision, [event.value for event in change]) for change in found] == [(11, ["x"]), (12, ["y"])]
 
 
 def test_a_start_that_fails_raises() -> None:

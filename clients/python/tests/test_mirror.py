@@ -173,7 +173,7 @@ async def test_another_gateway_takes_over() -> None:
     urls = ["http://one.test", "http://two.test", "http://three.test"]
     mirror = Mirror(urls, "/c/", on_state=lambda found: reasons.append(found.reason), transport=gateway)
     mirror._draw = lambda: 0.0
-    mirror._backoff.index = 0
+    mirror._gateways._backoff.index = 0
     async with mirror:
         body = await gateway.stream()
         body.send(put("/c/b", "2", 11), synced(11))

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
+from .changes import Change, Changes
 from .mirror import Mirror, Options
 from .replica import State
 from .selection import Name
@@ -106,6 +107,11 @@ class ConfigDict(Mapping[K, V]):
         return self._mirror.reason
 
     @property
+    def ranges(self) -> tuple[str, ...]:
+        """What the gateway follows for this mapping; see `Mirror`."""
+        return self._mirror.ranges
+
+    @property
     def age(self) -> float | None:
         """For how many seconds the mapping is not proven to be current; None if it never was."""
         return self._mirror.age
@@ -113,6 +119,24 @@ class ConfigDict(Mapping[K, V]):
     def synced(self, timeout: float | None = None) -> None:
         """Wait until the mapping is live. Raise what ended it, or TimeoutError with the reason."""
         self._call(self._mirror.synced(timeout))
+
+    def changes(self) -> Iterator[Change[K, V]]:
+        """Return an iterator of the changes from now on, which waits for each. It ends when the mapping is closed."""
+
+        async def reader() -> Changes[K, V]:
+            return self._mirror.changes()
+
+        return self._each(self._call(reader()))
+
+    def _each(self, changes: Changes[K, V]) -> Iterator[Change[K, V]]:
+        async def following() -> Change[K, V] | None:
+            return await anext(changes, None)
+
+        while self._loop is not None and not self._loop.is_closed():
+            change = self._call(following())
+            if change is None:
+                return
+            yield change
 
     def until(self, condition: Callable[[Mirror[K, V]], object], timeout: float | None = None) -> None:
         """Wait until ``condition(mirror)`` is true; see `Mirror.until`. The condition runs in the thread."""

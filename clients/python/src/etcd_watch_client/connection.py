@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
-import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable
 
 import httpx
 
@@ -16,36 +13,7 @@ from .errors import RefusedError, StreamEnd
 from .events import Message
 from .framing import MEDIA_TYPES, Format, framer
 
-Token = str | Callable[[], str | Awaitable[str]]
-# A file with the certificates to trust, or a whole TLS context; None is what httpx trusts.
-Trust = str | Path | ssl.SSLContext | None
-
-CONNECT_TIMEOUT = 10.0  # seconds; then the next gateway is tried
 _MOST_OF_A_BODY = 65_536
-
-
-def trust(ca: str | Path | None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
-    """Return a TLS context. *ca*: the certificates to trust instead of the usual ones. *cert*: the client's own."""
-    # The text and not the path: OpenSSL's error does not name a file that is missing.
-    context = ssl.create_default_context(cadata=None if ca is None else Path(ca).read_text(encoding="ascii"))
-    if cert is not None:
-        context.load_cert_chain(cert, key)
-    return context
-
-
-def make_client(ca: Trust, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    """Return an HTTP client that trusts *ca*."""
-    verify = True if ca is None else ca if isinstance(ca, ssl.SSLContext) else trust(ca)
-    # A stream may be silent, so only connecting has a timeout; `messages` notices a silence that is too long.
-    return httpx.AsyncClient(verify=verify, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT), transport=transport)
-
-
-async def bearer(token: Token | None) -> dict[str, str]:
-    """Return the header for *token*, which may be a function that returns the present one."""
-    if callable(token):
-        given = token()
-        token = await given if inspect.isawaitable(given) else given
-    return {"Authorization": f"Bearer {token.strip()}"} if token else {}
 
 
 async def messages(

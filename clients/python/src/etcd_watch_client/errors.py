@@ -31,9 +31,13 @@ class DecodeError(EtcdWatchError, ValueError):
 
 
 class StreamEnd(Exception):  # noqa: N818 - a stream's end is not an error: the mirror reconnects
-    """Internal: why a stream ended, and the seconds that the gateway asked the client to wait."""
+    """Internal: why a stream ended, and the seconds that the gateway asked the client to wait.
 
-    def __init__(self, reason: str, wait: float = 0) -> None:
+    ``at_once``: the same gateway can be asked again without a wait.
+    """
+
+    def __init__(self, reason: str, wait: float = 0, *, at_once: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
+        self.at_once = at_once

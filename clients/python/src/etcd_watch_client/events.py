@@ -28,9 +28,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The state follows, for this reason."""
+    """The state of these ranges follows, for this reason."""
 
     reason: str
+    ranges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,10 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Whether etcd proves that the stream is current."""
+    """Whether etcd proves that the stream is current. ``expires``: the credentials of the stream are about to end."""
 
     stale: bool
+    expires: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def parse_entry(members: Any) -> Entry:
 def _event(members: Any) -> Event | None:
     match _text(members["type"]):
         case "reset":
-            return Reset(_text(members["reason"]))
+            return Reset(_text(members["reason"]), tuple(map(_text, members.get("ranges", []))))
         case "put":
             return Put(parse_entry(members), _flag(members.get("more", False)))
         case "delete":
@@ -130,7 +132,7 @@ def _event(members: Any) -> Event | None:
         case "bookmark":
             return Bookmark(_revision(members["revision"]), _text(members["state"]) == "stale")
         case "status":
-            return Status(_text(members["state"]) == "stale")
+            return Status(_text(members["state"]) == "stale", "expires" in members)
         case "close":
             return Close(_text(members["reason"]), _seconds(members["retry_ms"]) / 1000)
         case _:

@@ -17,15 +17,16 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast, overloa
 import httpx
 
 from . import checkpoint
-from .backoff import Backoff
 from .changes import Change, Changes, View
 from .checkpoint import Checkpoint
-from .connection import Token, Trust, bearer, make_client, messages
+from .credentials import Bearer, Token
 from .errors import DecodeError, RefusedError, StreamEnd
-from .events import Close, Entry
+from .events import Entry
 from .framing import Format
-from .replica import Commit, Replica, State
-from .selection import Name, Selection, base_url, to_bytes, to_text
+from .gateways import Gateways
+from .replica import OUT_OF_REACH, Commit, Replica, State
+from .selection import Name, Selection, to_bytes, to_text
+from .tls import File, Http, Trust
 
 K = TypeVar("K", bound=str | bytes)
 V = TypeVar("V")
@@ -42,9 +43,12 @@ class Options(TypedDict, total=False):
     """The options of a `Mirror`, all optional.
 
     ``keys``: keys to follow beside the prefixes.
-    ``token``: a bearer token, or a function that returns the present one; it is asked before each connection.
-    ``ca``: a file with the certificates to trust, for a gateway with a private authority; or an ``ssl.SSLContext``, for
-    a gateway that asks for a client's certificate.
+    ``permitted``: follow only the parts of the prefixes that the token may read; ``ranges`` says which.
+    ``min_revision``: the mirror is not live before it has reached this revision, such as that of your own write.
+    ``latest``: seconds between two changes: of all that happens to a key in between, only the newest comes.
+    ``token``: a bearer token; or a ``Path`` or a function that has the present one, and is asked for each connection.
+    ``ca``: a file with the certificates to trust, for a gateway with a private authority; or an ``ssl.SSLContext``.
+    ``cert``, ``key``: files with the client's own certificate and its key, for a gateway that asks for one.
     ``resume``: a file in which the mirror is kept; the next process starts with it, stale, and resumes.
     ``on_change``: is called with each change. If it is a coroutine function, the next event waits for it: no change is
     lost, and none is merged.
@@ -54,8 +58,13 @@ class Options(TypedDict, total=False):
     """
 
     keys: Iterable[Name]
+    permitted: bool
+    min_revision: int
+    latest: float | None
     token: Token | None
     ca: Trust
+    cert: File | None
+    key: File | None
     resume: str | Path | None
     on_change: Callable[[Change[Any, Any]], Awaitable[None] | None] | None
     on_state: Callable[[Mirror[Any, Any]], None] | None
@@ -125,16 +134,10 @@ class Mirror(Mapping[K, V]):
         decode: Callable[[bytes], Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        urls = [gateways] if isinstance(gateways, str) else gateways
-        if not urls:
-            msg = "no gateway is given; pass the URL of one or several"
-            raise ValueError(msg)
-        self._gateways = [base_url(url) for url in urls]
-        self._selection = Selection.of(prefixes, options.get("keys", ()), keys_only=keys_only)
-        self._token = options.get("token")
-        self._ca = options.get("ca")
-        self._format: Format = options.get("format", "ndjson")
-        self._transport = options.get("transport")
+        self._selection = Selection.of(
+            prefixes, options.get("keys", ()), keys_only=keys_only, permitted=options.get("permitted", False)
+        )
+        self._min_revision = options.get("min_revision", 0)
         resume = options.get("resume")
         self._resume = None if resume is None else Path(resume)
         self._on_change = options.get("on_change")
@@ -146,7 +149,15 @@ class Mirror(Mapping[K, V]):
         self._decoded: dict[bytes, tuple[Entry, V]] = {}
         self._draw = random.random
         self._clock = time.monotonic
-        self._backoff = Backoff(len(self._gateways), self._draw())
+        self._gateways = Gateways(
+            gateways,
+            self._selection.query + _flushes(options.get("latest")),
+            options.get("format", "ndjson"),
+            Bearer(options.get("token")),
+            Http(options.get("ca"), options.get("cert"), options.get("key"), options.get("transport")),
+            age=lambda: self.age,
+            draw=lambda: self._draw(),
+        )
         self._heard = 0.0  # when the stream's last byte came
         self._proven: float | None = None  # when the mirror was last known to be current
         self._saved = (0.0, 0)  # when the mirror was last saved, and at which revision
@@ -215,6 +226,11 @@ class Mirror(Mapping[K, V]):
     def revision(self) -> int:
         """The revision at which the mapping is exact."""
         return self._replica.revision
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """What the gateway follows for this mirror, like ``prefix=/config/``; empty before the first state."""
+        return self._replica.ranges
 
     @property
     def cursor(self) -> str:
@@ -317,73 +333,49 @@ class Mirror(Mapping[K, V]):
 
     async def _run(self) -> None:
         try:
-            async with make_client(self._ca, self._transport) as client:
-                while True:
-                    wait = await self._follow(client)
-                    await asyncio.sleep(wait)
+            while True:
+                wait = await self._follow()
+                await asyncio.sleep(wait)
         except Exception as error:  # whatever it is, nothing feeds the mirror any more
             self._end(str(error) or repr(error), error)
         except BaseException:
             self._end("closed", None)
             raise
         finally:
+            await self._gateways.aclose()
             if self._saving is not None:
                 await asyncio.wait([self._saving])  # the next process must not read the file before it is written
             await self._save(0)
 
-    async def _follow(self, client: httpx.AsyncClient) -> float:
+    async def _follow(self) -> float:
         """Follow one stream to its end. Return the seconds to wait before the next one."""
-        gateway = self._gateways[self._backoff.index]
+        replica = self._replica
+        least = self._min_revision if replica.revision < self._min_revision else 0
+        stream = self._gateways.stream(replica.cursor, least, self._patience)
+        fed = self._clock()  # when this stream was last not known to be cut off from etcd
         try:
-            await self._read_or_renew(client, gateway)
+            async with contextlib.aclosing(stream):
+                async for received in stream:
+                    self._heard = self._clock()
+                    for message in received:
+                        with self._guard:
+                            commit = replica.take(message)
+                        await self._apply(commit)
+                    if replica.reason != OUT_OF_REACH:
+                        fed = self._clock()
+                    elif self._gateways.several and self._clock() - fed > self._patience():
+                        raise StreamEnd(OUT_OF_REACH)  # another gateway may reach etcd
         except StreamEnd as end:
-            where = f"{gateway}: {end.reason}" if len(self._gateways) > 1 else end.reason
-            self._replica.break_off(where)
+            why, wait = self._gateways.leave(end)
+            replica.break_off(why)
             self._tell_state()
-            return self._backoff.delay(end.wait, self._draw())
+            return wait
         raise AssertionError
-
-    async def _read_or_renew(self, client: httpx.AsyncClient, gateway: str) -> None:
-        try:
-            await self._read(client, gateway)
-        except RefusedError as error:
-            if error.status == httpx.codes.NOT_IMPLEMENTED and self._proven is not None:
-                # It was possible before: another member of etcd, or another gateway, can do it again.
-                raise StreamEnd(str(error)) from error
-            # The token may have ended a moment ago: a function is asked for the present one.
-            if error.status != httpx.codes.UNAUTHORIZED or not callable(self._token):
-                raise
-            await self._read(client, gateway)
-
-    async def _read(self, client: httpx.AsyncClient, gateway: str) -> None:
-        """Read one stream until it ends, which raises StreamEnd or RefusedError."""
-        url = f"{gateway}/v1/watch?format={self._format}&{self._selection.query}"
-        if self._replica.cursor:
-            url += f"&last_event_id={self._replica.cursor}"
-        stream = messages(client, url, await self._headers(), self._format, self._patience)
-        async with contextlib.aclosing(stream):
-            async for received in stream:
-                self._heard = self._clock()
-                for message in received:
-                    if isinstance(message.event, Close):
-                        raise StreamEnd(message.event.reason, message.event.retry)
-                    with self._guard:
-                        commit = self._replica.take(message)
-                    await self._apply(commit)
-
-    async def _headers(self) -> dict[str, str]:
-        try:
-            return await bearer(self._token)
-        except Exception as error:
-            if self._proven is None:
-                raise  # at the start it is a mistake; later the issuer of tokens may be away for a while
-            msg = f"the token cannot be had: {error!r}"
-            raise StreamEnd(msg) from error
 
     async def _apply(self, commit: Commit | None) -> None:
         if self._replica.state == "live":
             self._proven = self._clock()
-            self._backoff.succeed()
+            self._gateways.succeed()
         if commit is not None:
             await self._tell_change(commit)
         self._tell_state()
@@ -451,3 +443,12 @@ class Mirror(Mapping[K, V]):
                 if self._awaits and not self._ended:
                     raise
                 _LOG.warning("the mirror is not kept in %s: %s", self._resume, error)
+
+
+def _flushes(interval: float | None) -> str:
+    if interval is None:
+        return ""
+    if not 0.05 <= interval <= 60:
+        msg = f"latest is {interval!r}; pass the seconds between two changes, 0.05 to 60"
+        raise ValueError(msg)
+    return f"&mode=latest&interval={round(interval * 1000)}ms"

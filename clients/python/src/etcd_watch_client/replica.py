@@ -57,6 +57,7 @@ class Replica:
         self.revision = 0
         self.cursor = ""
         self.resumable = False  # whether `cursor` is that of `entries`; from a `reset` on it says "I hold nothing"
+        self.ranges: tuple[str, ...] = ()  # what the gateway follows for this client, as the last `reset` said
         self.heartbeat = 15.0
         self._why = ""  # why the last stream ended, or the last reset
         self._forget_stream()
@@ -94,8 +95,8 @@ class Replica:
         if message.cursor is not None:
             self.cursor = message.cursor
         match message.event:
-            case Reset(reason):
-                self._next, self._reset, self._pending, self.synced = {}, reason, [], False
+            case Reset(reason, ranges):
+                self.ranges, self._next, self._reset, self._pending, self.synced = ranges, {}, reason, [], False
                 self._why, self.resumable = f"reset: {reason}", False
             case Put(entry) if self._next is not None:
                 self._next[entry.key] = entry
@@ -111,13 +112,14 @@ class Replica:
                 self.revision = revision
                 # `stale` without a `status` before: the cause is this stream, which is behind, and not etcd.
                 self._doubt = (self._doubt or BEHIND) if stale else ""
-            case Status(stale):
+            case Status(stale, _):
                 self._doubt = OUT_OF_REACH if stale else ""
         return None
 
     def _commit(self, revision: int) -> Commit:
         events, self._pending, self.revision = self._pending, [], revision
-        updates = {}
+        updates: dict[bytes, Update] = {}
+        revisions = {one.entry.mod_revision if isinstance(one, Put) else one.revision for one in events}
         for event in events:
             if isinstance(event, Put):
                 key = event.entry.key
@@ -125,7 +127,7 @@ class Replica:
                 self.entries[key] = event.entry
             else:
                 updates[event.key] = Update(None, self.entries.pop(event.key, None))
-        return Commit(revision, updates)
+        return Commit(revision, updates, merged=len(revisions) > 1)  # a flush of `mode=latest` has several
 
     def _swap(self) -> Commit | None:
         """Replace the state with the new one. Return the differences, deletes first."""

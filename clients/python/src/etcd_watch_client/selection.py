@@ -35,13 +35,16 @@ class Selection:
     prefixes: tuple[bytes, ...]
     keys: tuple[bytes, ...] = ()
     keys_only: bool = False
+    permitted: bool = False  # only the parts that the client may read
 
     @classmethod
-    def of(cls, prefixes: Iterable[Name], keys: Iterable[Name] = (), *, keys_only: bool = False) -> Selection:
+    def of(
+        cls, prefixes: Iterable[Name], keys: Iterable[Name] = (), *, keys_only: bool = False, permitted: bool = False
+    ) -> Selection:
         """Return the selection, or raise ValueError if nothing is selected."""
         if isinstance(keys, (str, bytes)):
             keys = (keys,)
-        selection = cls(tuple(map(to_bytes, prefixes)), tuple(map(to_bytes, keys)), keys_only)
+        selection = cls(tuple(map(to_bytes, prefixes)), tuple(map(to_bytes, keys)), keys_only, permitted)
         if not selection.prefixes and not selection.keys:
             msg = 'nothing is selected: name a prefix or a key; the prefix "" means all keys'
             raise ValueError(msg)
@@ -55,4 +58,5 @@ class Selection:
         """The parameters of a request."""
         parts = [f"prefix={quote(name, safe='')}" for name in self.prefixes]
         parts += [f"key={quote(name, safe='')}" for name in self.keys]
-        return "&".join([*parts, *(["keys_only=1"] if self.keys_only else [])])
+        parts += ["keys_only=1"] if self.keys_only else []
+        return "&".join([*parts, *(["scope=permitted"] if self.permitted else [])])

@@ -43,11 +43,13 @@ examples:
   etcd-watch get /config/greeting             the value, and nothing else
   etcd-watch get /config/                     key and value, a line per key
   etcd-watch get /config/ --json | jq .value  with revisions, as JSON
-  etcd-watch get /config/ --keys              only the names""",
+  etcd-watch get /config/ --keys              only the names
+  etcd-watch get /config/ --min-revision 47   not older than your own write""",
     "follow": """\
 examples:
   etcd-watch follow /config/                          a live table
   etcd-watch follow /config/ /flags/ --json | jq .    a line of JSON per change (a transaction is one change)
+  etcd-watch follow / --permitted --latest 1s         what you may read of all keys, at most one change a second
   etcd-watch follow /config/ --exec 'jq . >> log'     the command gets the change on its stdin
   etcd-watch follow /config/ --exec ./apply --resume /var/lib/apply.json
         The commands run one at a time, in order. A command that fails is run again. With --resume, the next start
@@ -115,6 +117,23 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2] or "s"]
 
 
+def interval(text: str) -> float:
+    """Return the seconds of ``--latest``."""
+    found = seconds(text)
+    if not 0.05 <= found <= 60:
+        msg = f"{text!r} is not an interval that the gateway takes; write 50ms to 60s"
+        raise argparse.ArgumentTypeError(msg)
+    return found
+
+
+def revision(text: str) -> int:
+    """Return a revision."""
+    if not re.fullmatch("[0-9]+", text):
+        msg = f"{text!r} is not a revision of etcd; write a number, as the gateway and etcdctl print it"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def make_parser(environment: Mapping[str, str]) -> tuple[Parser, dict[str, Parser]]:
     """Return the parser, and the parser of each command."""
     parser = Parser(
@@ -138,12 +157,18 @@ def make_parser(environment: Mapping[str, str]) -> tuple[Parser, dict[str, Parse
     _paths(get)
     get.add_argument("--json", action="store_true", help="a JSON object per key, with its revisions")
     get.add_argument("--keys", action="store_true", help="only the names")
+    _least(get)
     get.add_argument("--timeout", type=seconds, default=10.0, metavar="TIME", help="for all gateways (10s)")
 
     follow = command("follow", "follow keys: a live table, lines, or a command for each change", common)
     _paths(follow)
     follow.add_argument("--json", action="store_true", help="a line of JSON per change")
+    follow.add_argument(
+        "--latest", type=interval, metavar="TIME",
+        help="at most one change in this time, with the newest value of each key (500ms, 10s)",
+    )  # fmt: skip
     _exec(follow, "run CMD in a shell for each change, with the change as JSON on its stdin")
+    _least(follow)
     follow.add_argument("--resume", metavar="FILE", help="keep the position and the state in FILE, and continue there")
 
     wait = command("wait", "wait until a key exists, has a value, or a revision is reached", common)
@@ -151,13 +176,14 @@ def make_parser(environment: Mapping[str, str]) -> tuple[Parser, dict[str, Parse
     until = wait.add_mutually_exclusive_group()
     until.add_argument("--value", metavar="TEXT", help="until a key has this value")
     until.add_argument("--absent", action="store_true", help="until no such key exists")
-    until.add_argument("--revision", type=int, metavar="N", help="until revision N is reached")
+    until.add_argument("--revision", type=revision, metavar="N", help="until revision N is reached")
     wait.add_argument("--timeout", type=seconds, metavar="TIME", help="give up after this time, with status 124")
 
     mirror = command("mirror", "keep keys as files, all of them of one revision", common, words="DIR PATH …")
     mirror.add_argument("dir", metavar="DIR", help="the folder; the files are in DIR/current")
     _paths(mirror)
     mirror.add_argument("--strip", metavar="TEXT", default="", help="remove this from the beginning of each key")
+    _least(mirror)
     mirror.add_argument("--once", action="store_true", help="write the present state, and end")
     _exec(mirror, "run CMD in a shell at the start and after each swap")
 
@@ -192,6 +218,14 @@ def _paths(parser: argparse.ArgumentParser) -> None:
     group.add_argument("paths", nargs="*", metavar="PATH", help='a prefix if it ends with "/", else a key')
     group.add_argument("--prefix", action="append", default=[], metavar="P", help="all keys that begin with P")
     group.add_argument("--key", action="append", default=[], metavar="K", help="the key K")
+    group.add_argument("--permitted", action="store_true", help="only the parts of the prefixes that you may read")
+
+
+def _least(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-revision", type=revision, default=0, metavar="N",
+        help="show nothing older than revision N, such as that of your own write",
+    )  # fmt: skip
 
 
 def _exec(parser: argparse.ArgumentParser, brief: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from ..changes import Change
-from ..connection import Token
+from ..credentials import Token
 from ..mirror import Mirror, Options
 from ..selection import to_bytes
 from . import statuses
@@ -44,7 +44,14 @@ class Follower:
         self.report = report
         self.colours = bool(arguments.colours)
         self._prefixes = prefixes
-        self._options: Options = {"keys": keys, "token": token, "ca": arguments.trust}
+        self._options: Options = {
+            "keys": keys,
+            "permitted": arguments.permitted,
+            "token": token,
+            "ca": arguments.cacert,
+            "cert": arguments.client_cert,
+            "key": arguments.client_key,
+        }
         self._said = ("", "")
 
     def mirror(self, **options: object) -> Bytes:
@@ -60,6 +67,8 @@ class Follower:
         self._said = said
         if mirror.state == "live":
             self.report(f"live: {len(mirror):,} keys at revision {mirror.revision}")
+        elif mirror.state == "connecting" and len(self.arguments.gateways) == 1:
+            self.report(f"connecting to {self.arguments.gateways[0]}: {mirror.reason}")
         else:
             self.report(f"{mirror.state}: {mirror.reason}")
 
@@ -91,7 +100,8 @@ async def follow(follower: Follower, *, table_wanted: bool) -> int:
         if not table_wanted:
             follower.say_state(mirror)
 
-    async with follower.mirror(on_change=handle, on_state=on_state, resume=arguments.resume) as mirror:
+    more = {"resume": arguments.resume, "latest": arguments.latest, "min_revision": arguments.min_revision}
+    async with follower.mirror(on_change=handle, on_state=on_state, **more) as mirror:
         if table_wanted:
             await draw(mirror, changed, follower)
         await mirror.until(lambda _: False)
@@ -149,7 +159,9 @@ async def wait(follower: Follower) -> int:
             return True
         return False
 
-    async with follower.mirror(on_state=follower.say_state) as mirror:
+    # The gateway asks etcd for its progress: a quiet prefix reaches a revision at once, and not at the next heartbeat.
+    least = arguments.revision or 0
+    async with follower.mirror(on_state=follower.say_state, min_revision=least) as mirror:
         try:
             await mirror.until(check, arguments.timeout)
         except TimeoutError as error:
@@ -165,7 +177,7 @@ async def keep_files(follower: Follower) -> int:
     complained: set[bytes] = set()
     first = True  # the command runs once at the start: an earlier process may have ended between swap and command
     with Folder(Path(arguments.dir), arguments.strip) as folder:
-        async with follower.mirror(on_state=follower.say_state) as mirror:
+        async with follower.mirror(on_state=follower.say_state, min_revision=arguments.min_revision) as mirror:
             async for revision in states(mirror):
                 entries = {key: mirror.entry(key) for key in mirror}
                 changed, refused = await asyncio.to_thread(folder.write, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from urllib.parse import quote
 import httpx
 
 from ..backoff import Backoff
-from ..connection import Token, bearer, make_client, media_type, refusal
+from ..connection import media_type, refusal
+from ..credentials import Bearer, Token
 from ..errors import RefusedError, StreamEnd
 from ..events import Entry, parse_entry
 from ..selection import Selection, to_bytes
+from ..tls import Http
 from . import statuses
 from .statuses import CommandError
 from .text import item, printable
@@ -25,12 +28,18 @@ from .text import item, printable
 class Reader:
     """Reads from the first gateway that answers."""
 
-    def __init__(self, client: httpx.AsyncClient, gateways: list[str], token: Token | None, patience: float) -> None:
-        """*patience*: seconds after which a gateway that does not answer is left for the next one."""
+    def __init__(
+        self, client: httpx.AsyncClient, gateways: list[str], bearer: Bearer, patience: float, min_revision: int
+    ) -> None:
+        """*patience*: seconds after which a gateway that does not answer is left for the next one.
+
+        *min_revision*: what is read has reached this revision.
+        """
+        self._least = f"&min_revision={min_revision}" if min_revision else ""
         self._client = client
         self._patience = patience
         self._gateways = gateways
-        self._token = token
+        self._bearer = bearer
         self._backoff = Backoff(len(gateways), random.random())  # noqa: S311 - spreads clients, not a secret
         self.why = "no answer yet"
 
@@ -67,7 +76,7 @@ class Reader:
             gateway = self._gateways[self._backoff.index]
             try:
                 async with asyncio.timeout(self._patience):
-                    return await self._ask(f"{gateway}/v1/kv?{query}")
+                    return await self._ask(f"{gateway}/v1/kv?{query}{self._least}")
             except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
                 raise
             except (StreamEnd, TimeoutError, httpx.HTTPError) as end:
@@ -76,7 +85,7 @@ class Reader:
             await asyncio.sleep(self._backoff.delay(wait, random.random()))  # noqa: S311 - jitter, not a secret
 
     async def _ask(self, url: str) -> dict[str, Any]:
-        async with self._client.stream("GET", url, headers=await bearer(self._token)) as response:
+        async with self._client.stream("GET", url, headers=await self._bearer.headers()) as response:
             if response.status_code != httpx.codes.OK or media_type(response) != "application/json":
                 raise await refusal(response)
             try:
@@ -96,15 +105,17 @@ async def run(
 ) -> int:
     """Print what is asked for, all of it at one revision."""
     alone = len(keys) == 1 and not prefixes
-    async with make_client(arguments.trust, None) as client:
-        reader = Reader(client, arguments.gateways, token, arguments.timeout / len(arguments.gateways))
+    http = Http(arguments.cacert, arguments.client_cert, arguments.client_key)
+    async with contextlib.aclosing(http):
+        patience = arguments.timeout / len(arguments.gateways)
+        reader = Reader(await http.client(), arguments.gateways, Bearer(token), patience, arguments.min_revision)
         try:
             async with asyncio.timeout(arguments.timeout):
                 if alone:
                     entry = await reader.key(to_bytes(keys[0]))
                     found = [entry] if entry is not None else []
                 else:
-                    found = await reader.all_of(Selection.of(prefixes, keys, keys_only=arguments.keys))
+                    found = await reader.all_of(selection_of(arguments, prefixes, keys))
         except TimeoutError:
             msg = f"no answer within {arguments.timeout:g} s: {reader.why}"
             raise CommandError(msg, statuses.UNREACHED) from None
@@ -115,6 +126,11 @@ async def run(
     if absent:
         raise CommandError("; ".join(f"there is no {name!r}" for name in absent), statuses.NOT_FOUND)
     return statuses.DONE
+
+
+def selection_of(arguments: argparse.Namespace, prefixes: list[str], keys: list[str]) -> Selection:
+    """Return what is asked for."""
+    return Selection.of(prefixes, keys, keys_only=arguments.keys, permitted=arguments.permitted)
 
 
 def show(arguments: argparse.Namespace, found: list[Entry], write: Callable[[bytes], None], *, alone: bool) -> None:

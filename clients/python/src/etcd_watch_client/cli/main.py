@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from ..connection import Token, trust
+from ..credentials import Token
 from ..errors import RefusedError
 from ..selection import Selection, base_url
 from . import follow, get, statuses
@@ -79,6 +79,8 @@ def prepare(parser: Parser, arguments: argparse.Namespace) -> None:
     arguments.gateways = arguments.gateways or arguments.default_gateways
     arguments.colours = arguments.color == "always" or (arguments.color == "auto" and sys.stdout.isatty())
     prefixes, keys = ranges(arguments)
+    if arguments.client_key is not None and arguments.client_cert is None:
+        parser.error("--client-key needs --client-cert, the certificate that it belongs to")
     try:
         arguments.gateways = [base_url(url) for url in arguments.gateways]
         Selection.of(prefixes, keys)
@@ -92,12 +94,9 @@ async def run(arguments: argparse.Namespace) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     prefixes, keys = ranges(arguments)
-    arguments.trust = None
-    if arguments.cacert is not None or arguments.client_cert is not None:
-        arguments.trust = trust(arguments.cacert, arguments.client_cert, arguments.client_key)
     token: Token | None = arguments.token
     if arguments.token_file is not None:
-        token = Path(arguments.token_file).read_text
+        token = Path(arguments.token_file)
     if arguments.command == "get":
         return await get.run(arguments, prefixes, keys, token, write)
     follower = follow.Follower(arguments, prefixes, keys, token, write, report)
