@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.dev
 ETCD := 3.5.16
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart map image release bench leak torture soak lock clean help install FORCE
+.PHONY: run check test lint types helm chart map image release matrix bench leak torture soak lock clean help install FORCE
 
 # A venv contains its own path and its Python's path. A copied checkout or a removed Python needs a new venv.
 ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
@@ -65,6 +65,11 @@ image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 
 release: $(INSTALLED)  ## build the wheel, sdist, chart, image, SBOM and checksums into dist/; publishes nothing
 	@$(BIN)/python -m tools.release $(ARGS)
+
+matrix: $(INSTALLED)  ## run the clients that others wrote, as docs/clients.md shows them
+	@sh tools/system.sh
+	@sh tools/venv.sh matrix
+	$(BIN)/python -m pytest tests/matrix -m matrix $(ARGS)
 
 bench: $(INSTALLED)  ## compare with Nchan, Pushpin, the naive app and etcd's gateway; writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh

@@ -60,6 +60,7 @@ TIMEOUTS_ALLOWED = {
     "access/test_fetch.py": "a server that never answers, however long a client waits",
     "clients/test_mirror.py": "a write under faults is aborted and retried",
     "consistency": "an operation under faults is aborted and retried",
+    "matrix/test_shell.py": "no byte may come within this time",
     "soak/soak.py": "a client that leaves",
     "examples/test_mirrors.py": "no request may come within this time",
     "integration/test_rollout.py": "the pace of a loop",

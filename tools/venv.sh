@@ -2,11 +2,12 @@
 # tools/venv.sh run ETCD: makes a new .venv with the packages that the gateway needs, and downloads this version of etcd
 # if this machine's Debian mirror has it.
 # tools/venv.sh dev ETCD: adds the packages that tests and tools need.
-# Each command writes its stamp at the end: .venv/.run or .venv/.dev.
+# tools/venv.sh matrix: makes .cache/matrix with the Python clients that others wrote, if their lock has changed.
+# The first two write their stamps at the end: .venv/.run or .venv/.dev.
 set -eu
 venv=.venv
 what=$1
-etcd=$2
+etcd=${2:-}
 # make compares the stamp with its own path, in which no symlink is left.
 top=$(pwd -P)
 
@@ -63,5 +64,15 @@ dev)
     # pip would compile on one core. Some packages contain files for other versions of Python, which do not compile.
     "$venv/bin/python" -W ignore -m compileall -q -q -j 0 "$venv/lib" || :
     touch "$venv/.dev"
+    ;;
+matrix)
+    venv=.cache/matrix
+    lock=tests/matrix/requirements.txt
+    if ! cmp -s "$lock" "$venv/lock"; then
+        rm -rf "$venv"
+        "$(sh tools/python.sh)" -m venv "$venv"
+        install -r "$lock"
+        cp "$lock" "$venv/lock"
+    fi
     ;;
 esac

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 
 from app.dev.etcd import free_ports
 from tests.support.gateway import QUICK, GatewayProcess, start
@@ -11,8 +12,9 @@ from tests.support.gateway import QUICK, GatewayProcess, start
 class Gateways:
     """Two gateways on fixed ports, which a test kills and starts again."""
 
-    def __init__(self, etcd: str) -> None:
+    def __init__(self, etcd: str, settings: Mapping[str, str] | None = None) -> None:
         self._etcd = etcd
+        self._settings = settings or {}
         self.ports = free_ports(2)
         self.running: dict[int, GatewayProcess] = {}
 
@@ -24,7 +26,9 @@ class Gateways:
     async def start(self, at: int, port: int | None = None) -> None:
         """Start one, on its port or on another one."""
         chosen = self.ports[at] if port is None else port
-        running = await start(settings={**QUICK, "GATEWAY_PORT": str(chosen), "GATEWAY_ETCD": self._etcd})
+        running = await start(
+            settings={**QUICK, **self._settings, "GATEWAY_PORT": str(chosen), "GATEWAY_ETCD": self._etcd}
+        )
         await running.listening()
         self.running[at] = running
 

@@ -12,7 +12,13 @@ from app.core.versions import parse_version, progress_is_trusted
 from tools.etcds import RELEASES
 
 TOP = Path(__file__).parents[2]
-LOCKS = ("requirements.txt", "requirements-run.txt", "requirements-dev.txt", "requirements-build.txt")
+LOCKS = (
+    "requirements.txt",
+    "requirements-run.txt",
+    "requirements-dev.txt",
+    "requirements-build.txt",
+    "tests/matrix/requirements.txt",
+)
 
 
 def pins(lock: str) -> dict[str, str]:

@@ -1,0 +1,35 @@
+"""Fixtures of the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.gateways import Gateways
+from tests.matrix.programs import TOKEN
+from tests.support.embedded import EmbeddedEtcd
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark all tests of this folder. Without ``-m matrix``, keep the short ones."""
+    own = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in own:
+        item.add_marker("matrix")
+    long = [item for item in own if not item.get_closest_marker("short")]
+    if long and "matrix" not in str(config.option.markexpr):
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(name="gateways")
+async def _gateways(etcd: EmbeddedEtcd, tmp_path: Path) -> AsyncIterator[Gateways]:
+    """A gateway that asks for a token, and that a test kills and starts again on the same port."""
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    gateways = Gateways(etcd.endpoint, {"GATEWAY_TOKEN_FILE": str(file)})
+    await gateways.start(0)
+    yield gateways
+    for at in list(gateways.running):
+        await gateways.kill(at)
