@@ -52,14 +52,16 @@ def test_all_options_are_shown() -> None:
         "Mirror": __import__("etcd_watch_client").Mirror,
     }  # fmt: skip
     mirror = eval(compile(example.strip(), "README.md", "eval"), names)  # noqa: S307 - the project's own README
-    assert repr(mirror).startswith("<Mirror of prefix=%2Fconfig%2F&prefix=%2Fflags%2F&key=%2Fleader: connecting")
+    assert repr(mirror).startswith(
+        "<Mirror of prefix=%2Fconfig%2F&prefix=%2Fflags%2F&key=%2Fleader&scope=permitted: connecting"
+    )
 
 
 def test_commands_are_accepted() -> None:
     """Each command line of the README is one that the program takes."""
     parser, _ = make_parser({})
     lines = [line for line in README.splitlines() if line.startswith("etcd-watch ")]
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         words = shlex.split(line.partition("#")[0].partition("|")[0], comments=True)
         parser.parse_args(words[1:])

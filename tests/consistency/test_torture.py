@@ -35,3 +35,4 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
     assert report.violations == [], str(report)
     assert report.deliveries > 1_000
     assert report.faults.total() > 10
+    assert report.renewals > 0

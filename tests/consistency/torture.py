@@ -31,6 +31,7 @@ from tests.consistency.follower import PIN, QUIET, Follower
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
+from tests.consistency.tokens import Tokens
 from tests.consistency.writer import PREFIXES, Writer
 from tests.support.embedded import EmbeddedCluster
 from tests.support.secure import CHEAP
@@ -52,7 +53,8 @@ class Report:
     deliveries: int = 0
     revisions: int = 0
     streams: int = 0
-    mirrors: int = 0  # how often a mirror.py reported live, and was checked
+    mirrors: int = 0  # how often what a client's mirror said was checked
+    renewals: int = 0  # how many streams of clients have ended with their tokens
     worst_lag: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
@@ -62,7 +64,8 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, {self.revisions} revisions, "
-            f"longest `live` behind etcd {self.worst_lag:.1f} s, mirror.py exact {self.mirrors} times",
+            f"longest `live` behind etcd {self.worst_lag:.1f} s, mirrors exact {self.mirrors} times, "
+            f"{self.renewals} streams ended with their tokens",
             f"faults ({self.faults.total()}): " + _table(self.faults),
             "resets: " + _table(self.resets),
             "closes: " + _table(self.closes),
@@ -121,6 +124,8 @@ async def torture(
         trusted = progress_is_trusted(parse_version(version))
         # With users, some members tell their version to root only.
         login = {**password.settings, "GATEWAY_ETCD_VERSION": version} if password is not None else {}
+        tokens = Tokens(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokens-"))), f"{seed} tokens")
+        login = {**login, **tokens.settings}
         # The first replica has a pin. The second replica has none, and keeps a log so short that a stalled client falls
         # behind it, re-balances all the time, and writes its streams with the other sink.
         replicas = [
@@ -150,13 +155,7 @@ async def torture(
         gently = version in ("3.5.0", "3.5.1", "3.5.2")
         for follower in crowd:
             follower.others = crowd
-        clients = [
-            kind(number, replicas[number % 2].base, prefixes, oracle.chronicle)
-            for kind in (Client, PackageClient)
-            for number, prefixes in enumerate(
-                (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
-            )
-        ]
+        clients = _clients(replicas, oracle, tokens, trusted=trusted)
         nemesis = Nemesis(
             seed,
             cluster,
@@ -174,7 +173,7 @@ async def torture(
             upgrade_to=upgrade_to,
         )
         try:
-            runs = [*(writer.run() for writer in busy), *(client.run() for client in clients)]
+            runs = [*(writer.run() for writer in busy), *(client.run() for client in clients), tokens.run()]
             async with _tasks([*runs, *(follower.run() for follower in crowd)]) as tasks:
                 necessary = tasks[: len(runs)]
                 async with _tasks([nemesis.run()]) as (playing,):
@@ -196,6 +195,17 @@ async def torture(
         report.violations += await _disagreements(cluster, access)
     _note_troubles(report, replicas)
     return report
+
+
+def _clients(replicas: Sequence[Replica], oracle: Oracle, tokens: Tokens, *, trusted: bool) -> list[Client]:
+    """Both clients, each of one range and of several, at both gateways."""
+    clients: list[Client] = []
+    selections = (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
+    for number, prefixes in enumerate(selections):
+        base = replicas[number % 2].base
+        clients.append(Client(number, base, prefixes, oracle.chronicle))
+        clients.append(PackageClient(number, base, prefixes, oracle.chronicle, tokens if number else None))
+    return clients
 
 
 async def _disk(stack: contextlib.AsyncExitStack, log: Callable[[str], None]) -> Disk | None:
@@ -296,6 +306,7 @@ def _sum_up(
 ) -> None:
     report.faults = nemesis.counts
     report.mirrors = sum(client.checked for client in clients)
+    report.renewals = sum(client.renewals for client in clients)
     report.violations += [f"{client.name}: {client.violation}" for client in clients if client.violation is not None]
     report.revisions = sum(h.tip - h.forked_at for h in oracle.chronicle.histories)
     for follower in crowd:

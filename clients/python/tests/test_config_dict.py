@@ -61,6 +61,20 @@ def test_changes_without_asyncio() -> None:
     assert [(change.revision, [event.value for event in change]) for change in found] == [(11, ["x"]), (12, ["y"])]
 
 
+def test_a_wait_ends_with_the_object() -> None:
+    """Whatever the thread does at that moment: what is scheduled while its loop ends may never run."""
+    for _ in range(50):
+        config = ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway(scripted(state(10, a="1"))))
+        with config:
+            changes = config.changes()
+            closer = threading.Thread(target=config.close)
+            closer.start()
+            assert list(changes) == []
+            with pytest.raises(RuntimeError, match=r"closed|does not run"):
+                config.until(lambda _: False)
+            closer.join()
+
+
 def test_a_start_that_fails_raises() -> None:
     """A refusal at once; a gateway that is away after the timeout, with the reason. No thread is left."""
     with pytest.raises(RefusedError, match="403"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -17,6 +17,10 @@ from .selection import Name
 K = TypeVar("K", bound=str | bytes)
 V = TypeVar("V")
 T = TypeVar("T")
+
+
+class _ClosedError(RuntimeError):
+    """The thread has ended, or has not begun."""
 
 
 class ConfigDict(Mapping[K, V]):
@@ -64,6 +68,7 @@ class ConfigDict(Mapping[K, V]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._over: Future[None] = Future()  # done when the thread has ended
 
     # --- the mapping --------------------------------------------------------------------------------------------------
 
@@ -132,8 +137,11 @@ class ConfigDict(Mapping[K, V]):
         async def following() -> Change[K, V] | None:
             return await anext(changes, None)
 
-        while self._loop is not None and not self._loop.is_closed():
-            change = self._call(following())
+        while not self._over.done():
+            try:
+                change = self._call(following())
+            except _ClosedError:
+                return
             if change is None:
                 return
             yield change
@@ -150,7 +158,7 @@ class ConfigDict(Mapping[K, V]):
             msg = "a ConfigDict starts once; make another one"
             raise RuntimeError(msg)
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)), name="etcd-watch", daemon=True)
+        self._thread = threading.Thread(target=self._live, args=[ready], name="etcd-watch", daemon=True)
         self._thread.start()
         try:
             ready.result()
@@ -178,6 +186,12 @@ class ConfigDict(Mapping[K, V]):
     ) -> None:
         self.close()
 
+    def _live(self, ready: Future[None]) -> None:
+        try:
+            asyncio.run(self._run(ready))
+        finally:
+            self._over.set_result(None)
+
     async def _run(self, ready: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
@@ -192,5 +206,13 @@ class ConfigDict(Mapping[K, V]):
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
             msg = "the ConfigDict does not run; use `with`, or call start()"
-            raise RuntimeError(msg)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            raise _ClosedError(msg)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        # What is scheduled while the loop ends may never run: waiting for it alone was seen to hang.
+        either: list[Future[Any]] = [future, self._over]
+        wait(either, return_when=FIRST_COMPLETED)
+        if future.cancelled() or not future.done():
+            coroutine.close()
+            msg = "the ConfigDict is closed"
+            raise _ClosedError(msg)
+        return future.result()

@@ -165,10 +165,20 @@ async def wait(follower: Follower) -> int:
         try:
             await mirror.until(check, arguments.timeout)
         except TimeoutError as error:
-            raise CommandError(str(error), statuses.TIMED_OUT) from None
+            said = str(error) if mirror.state != "live" else f"not after {arguments.timeout:g} s: {unmet(arguments)}"
+            raise CommandError(said, statuses.TIMED_OUT) from None
     if value is None and arguments.revision is None and len(found) == 1:
         follower.write(found[0] + b"\n")
     return statuses.DONE
+
+
+def unmet(arguments: argparse.Namespace) -> str:
+    """Return what the keys lack, of what `wait` waits for."""
+    if arguments.revision is not None:
+        return f"etcd has not reached revision {arguments.revision}"
+    if arguments.absent:
+        return "a key still exists"
+    return "no such key exists" if arguments.value is None else f"no key has the value {arguments.value!r}"
 
 
 async def keep_files(follower: Follower) -> int:

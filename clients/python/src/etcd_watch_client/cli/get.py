@@ -41,7 +41,7 @@ class Reader:
         self._gateways = gateways
         self._bearer = bearer
         self._backoff = Backoff(len(gateways), random.random())  # noqa: S311 - spreads clients, not a secret
-        self.why = "no answer yet"
+        self.why = ""
 
     async def key(self, name: bytes) -> Entry | None:
         """Return one key; None if it does not exist."""
@@ -63,6 +63,13 @@ class Reader:
                     raise
                 self.why = "etcd compacted the revision while its pages were read"
 
+    async def has_keys_under(self, prefix: bytes) -> bool:
+        """Whether a prefix has keys; False if it may not be read."""
+        try:
+            return bool((await self._get(f"prefix={quote(prefix, safe='')}&count_only=1"))["count"])
+        except RefusedError:
+            return False
+
     async def _pages(self, query: str) -> list[Entry]:
         page = await self._get(query)
         entries = [parse_entry(one) for one in page["kvs"]]
@@ -74,6 +81,7 @@ class Reader:
     async def _get(self, query: str) -> dict[str, Any]:
         while True:
             gateway = self._gateways[self._backoff.index]
+            self.why = f"{gateway}: no answer yet"
             try:
                 async with asyncio.timeout(self._patience):
                     return await self._ask(f"{gateway}/v1/kv?{query}{self._least}")
@@ -116,15 +124,20 @@ async def run(
                     found = [entry] if entry is not None else []
                 else:
                     found = await reader.all_of(selection_of(arguments, prefixes, keys))
+                names = {one.key for one in found}
+                absent = [name for name in keys if to_bytes(name) not in names]
+                folders = [name for name in absent if await reader.has_keys_under(to_bytes(f"{name}/"))]
         except TimeoutError:
             msg = f"no answer within {arguments.timeout:g} s: {reader.why}"
             raise CommandError(msg, statuses.UNREACHED) from None
-    names = {one.key for one in found}
     show(arguments, sorted(found, key=lambda one: one.key), write, alone=alone)
-    absent = [name for name in keys if to_bytes(name) not in names]
     absent += [name for name in prefixes if not any(one.startswith(to_bytes(name)) for one in names)]
     if absent:
-        raise CommandError("; ".join(f"there is no {name!r}" for name in absent), statuses.NOT_FOUND)
+        said = [
+            f"there is no {name!r}" + (f", but there are keys under '{name}/'" if name in folders else "")
+            for name in absent
+        ]
+        raise CommandError("; ".join(said), statuses.NOT_FOUND)
     return statuses.DONE
 
 
