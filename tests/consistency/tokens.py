@@ -17,7 +17,7 @@ roles:
   reader: {read: [""]}
 anonymous: [reader]
 """
-PAUSE = 3.0  # seconds between two rotations, on average
+PAUSE = 1.0  # seconds between two rotations, on average
 LIFE = 4.0  # seconds after which a token ends that expires
 
 

@@ -92,7 +92,7 @@ async def torture(
     program: Sequence[str] = ("app",),
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
-    least: tuple[int, int] = (0, 0),
+    least: tuple[int, int, int] = (0, 0, 0),
     log: Callable[[str], None] = lambda _text: None,
 ) -> Report:
     """Run the torture. The run ends early at the first violation.
@@ -105,7 +105,8 @@ async def torture(
         program: the gateway's module, or a module with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
-        least: the least number of deliveries and faults; a slow machine gets up to ten times the time for them.
+        least: the least number of deliveries, of faults, and of streams that end with their tokens; a slow machine gets
+            up to ten times the time for them.
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
@@ -179,7 +180,11 @@ async def torture(
                 async with _tasks([nemesis.run()]) as (playing,):
                     for _ in range(10):
                         await _watch_over(seconds, crowd, clients, [*necessary, playing])
-                        done = sum(follower.judge.deliveries for follower in crowd), nemesis.counts.total()
+                        done = (
+                            sum(follower.judge.deliveries for follower in crowd),
+                            nemesis.counts.total(),
+                            sum(client.renewals for client in clients),
+                        )
                         if _violated(crowd, clients) or all(map(operator.ge, done, least)):
                             break
                     log("healing")
