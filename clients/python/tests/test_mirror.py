@@ -364,6 +364,26 @@ async def test_the_next_process_resumes(tmp_path: Path) -> None:
         assert dict(mirror) == {"/c/b": "2"}
 
 
+async def test_a_file_of_another_cluster(tmp_path: Path) -> None:
+    """The gateway does not know the cursor: the file's state is stale until then, and a change has the differences."""
+    file, gateway = tmp_path / "mirror", Gateway()
+    changes: list[Change[str, str]] = []
+    await follow(file, gateway, state(10, a="1", b="2"), until=10)
+    other = state(5, "cursor-lost", b="3").replace(EPOCH.encode(), b"00000000")
+    async with Mirror(URL, "/c/", resume=file, on_change=changes.append, transport=gateway) as mirror:
+        assert mirror.state == "stale"
+        (await gateway.stream()).send(other)
+        await mirror.synced(HANG)
+        assert (dict(mirror), mirror.revision) == ({"/c/b": "3"}, 5)
+    assert [(told(change), change.reset) for change in changes] == [
+        ((5, [("delete", "/c/a"), ("put", "/c/b")]), "cursor-lost")
+    ]
+    assert json.loads(file.read_text())["cursor"] == "00000000-5"
+    # A file of other ranges is not used at all.
+    async with Mirror(URL, "/d/", resume=file, transport=gateway) as mirror:
+        assert (len(mirror), mirror.state) == (0, "connecting")
+
+
 async def test_a_cut_snapshot_is_not_kept(tmp_path: Path) -> None:
     """The file keeps the last exact state with its own cursor."""
     file, gateway = tmp_path / "mirror", Gateway()

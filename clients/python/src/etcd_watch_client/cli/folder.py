@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -12,8 +11,7 @@ from pathlib import Path
 
 from ..events import Entry
 from ..selection import to_bytes
-from . import statuses
-from .statuses import CommandError
+from .lock import locked
 
 CURRENT = "current"
 _VERSIONS = ".versions"
@@ -62,25 +60,17 @@ class Folder:
     def __init__(self, path: Path, strip: str = "") -> None:
         self.path = path
         self._strip = to_bytes(strip)
-        self._lock: int | None = None
+        self._held = contextlib.ExitStack()
         self._written: dict[bytes, Entry] = {}  # what the files of the present version have, by their paths
 
     def __enter__(self) -> Folder:
         (self.path / _VERSIONS).mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / _VERSIONS, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            msg = f"another process keeps keys in {self.path}; use another folder"
-            raise CommandError(msg, statuses.LOCAL) from None
-        self._lock = lock
+        refusal = f"another process keeps keys in {self.path}; use another folder"
+        self._held.enter_context(locked(self.path / _VERSIONS, refusal))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._held.close()
 
     def write(self, entries: Mapping[bytes, Entry]) -> tuple[bool, list[bytes]]:
         """Make the files those of *entries*. Return whether anything has changed, and the refused keys."""

@@ -16,6 +16,7 @@ from ..mirror import Mirror, Options
 from ..selection import to_bytes
 from . import statuses
 from .folder import Folder
+from .lock import locked
 from .runner import Runner
 from .statuses import CommandError
 from .text import change_json, change_lines, paint, printable, table
@@ -101,11 +102,23 @@ async def follow(follower: Follower, *, table_wanted: bool) -> int:
             follower.say_state(mirror)
 
     more = {"resume": arguments.resume, "latest": arguments.latest, "min_revision": arguments.min_revision}
-    async with follower.mirror(on_change=handle, on_state=on_state, **more) as mirror:
-        if table_wanted:
-            await draw(mirror, changed, follower)
-        await mirror.until(lambda _: False)
+    with held(arguments.resume):
+        async with follower.mirror(on_change=handle, on_state=on_state, **more) as mirror:
+            if table_wanted:
+                await draw(mirror, changed, follower)
+            await mirror.until(lambda _: False)
     raise AssertionError
+
+
+def held(resume: str | None) -> contextlib.AbstractContextManager[None]:
+    """Hold the file to continue from: two processes would run the command twice, and overwrite each other's position.
+
+    The file itself is replaced with each change, so another file beside it is held.
+    """
+    if resume is None:
+        return contextlib.nullcontext()
+    Path(resume).parent.mkdir(parents=True, exist_ok=True)
+    return locked(Path(f"{resume}.lock"), f"another process continues from {resume}; end it, or use another file")
 
 
 async def draw(mirror: Bytes, changed: asyncio.Event, follower: Follower) -> None:
