@@ -131,7 +131,7 @@ class PackageClient(Client):
     ) -> None:
         super().__init__(number, base, prefixes, chronicle)
         self.name = f"etcd_watch_client {number}"
-        self._format = "sse" if number % 2 == 0 else "ndjson"
+        self._format = "sse" if number in (0, 3) else "ndjson"  # each with tokens and without
         self._token = tokens.present if tokens is not None else None
         self._reason = ""
         self._told: int | None = None  # the revision up to which all changes have been told

@@ -126,14 +126,19 @@ async def torture(
         # With users, some members tell their version to root only.
         login = {**password.settings, "GATEWAY_ETCD_VERSION": version} if password is not None else {}
         tokens = Tokens(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokens-"))), f"{seed} tokens")
-        login = {**login, **tokens.settings}
         # The first replica has a pin. The second replica has none, and keeps a log so short that a stalled client falls
-        # behind it, re-balances all the time, and writes its streams with the other sink.
+        # behind it, re-balances all the time, writes its streams with the other sink, and has access control.
         replicas = [
             Replica("one", {**login, "GATEWAY_PIN": PIN.decode()}, program),
             Replica(
                 "two",
-                {**login, "GATEWAY_LOG_BATCHES": "50", "GATEWAY_MAX_AGE": "15s", "GATEWAY_SINK": "portable"},
+                {
+                    **login,
+                    **tokens.settings,
+                    "GATEWAY_LOG_BATCHES": "50",
+                    "GATEWAY_MAX_AGE": "15s",
+                    "GATEWAY_SINK": "portable",
+                },
                 program,
             ),
         ]
@@ -203,13 +208,13 @@ async def torture(
 
 
 def _clients(replicas: Sequence[Replica], oracle: Oracle, tokens: Tokens, *, trusted: bool) -> list[Client]:
-    """Both clients, each of one range and of several, at both gateways."""
+    """Both clients, each of one range and of several, at both gateways; the second one accepts the tokens."""
     clients: list[Client] = []
     selections = (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
     for number, prefixes in enumerate(selections):
         base = replicas[number % 2].base
         clients.append(Client(number, base, prefixes, oracle.chronicle))
-        clients.append(PackageClient(number, base, prefixes, oracle.chronicle, tokens if number else None))
+        clients.append(PackageClient(number, base, prefixes, oracle.chronicle, tokens if number % 2 else None))
     return clients
 
 
