@@ -9,11 +9,13 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, descriptors
 from .access.setup import make_access_control
+from .access.token import read_token
 from .core.budget import Budget
 from .core.capacity import Capacity, ConnectionStatistics
 from .core.cursor import derive_epoch
@@ -25,13 +27,16 @@ from .etcd.credentials import Credentials, CredentialsError
 from .etcd.statistics import EtcdStatistics
 from .etcd.upstream import Upstream
 from .ports import BrokenGatewayError, Clock, Draw, spawn
-from .settings import Settings, SettingsError, is_loopback
+from .settings import Settings, SettingsError, is_loopback, named
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
 from .tls import TlsStatistics, make_tls
 from .watch.limits import Limits
 from .watch.registry import Registry
 from .watch.statistics import RegistryStatistics
+
+if TYPE_CHECKING:
+    from .tier.upstream import GatewayUpstream
 
 logger = logging.getLogger("gateway")
 
@@ -68,6 +73,23 @@ def quotas_of(settings: Settings) -> Quotas | None:
     return None if group.off else Quotas(group)
 
 
+def _upstream_token(settings: Settings) -> Callable[[], str]:
+    """Return what reads the token for the upstream, for each request anew: the file may be replaced.
+
+    Raises:
+        SettingsError: the file cannot be used now.
+    """
+    path = settings.upstream_token_file
+    if path is None:
+        return lambda: ""
+
+    def read() -> str:
+        return read_token(path, named("upstream_token_file")).get_secret_value()
+
+    read()
+    return read
+
+
 async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run work that must never end. Its normal return is a failure, too."""
     await work()
@@ -102,6 +124,7 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.clock = clock
+        self._draw = draw
         self.version = __version__
         # Set when the gateway cannot go on. The process must then end, and its supervisor starts a new process.
         self.broken = asyncio.Event()
@@ -111,20 +134,14 @@ class Gateway:
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = credentials_of(settings)
         self.budget = Budget(settings.max_feed_bytes)
-        self.upstream = Upstream(
-            settings.etcd,
-            self._credentials,
-            vouched_version=settings.etcd_version,
-            stale_after=settings.stale_after,
-            max_ranges=settings.max_ranges,
-            clock=clock,
-            draw=draw,
-            budget=self.budget,
-            max_message=max(LEAST_MESSAGE, settings.max_feed_bytes // MESSAGE_SHARE),
-        )
+        self.upstream: Upstream | GatewayUpstream = self._follow_gateway() if settings.upstream else self._follow_etcd()
+        limits = settings.group(Limits)
+        if settings.upstream:
+            # The upstream's tip may be ahead by then, and it reaches back as far from there.
+            limits = replace(limits, reach_back=limits.reach_back * 9 // 10)
         self.registry = Registry(
             self.upstream,
-            settings.group(Limits),
+            limits,
             pins=[KeyRange("prefix", prefix) for prefix in settings.pins],
             quotas=quotas_of(settings),
             budget=self.budget,
@@ -142,8 +159,48 @@ class Gateway:
             draw=draw,
             capacity=self.capacity,
             wall=wall,
+            tier=lambda: self.tier,
         )
         self.access.on_change(self.streams.recheck.begin)
+
+    def _follow_etcd(self) -> Upstream:
+        settings = self.settings
+        return Upstream(
+            settings.etcd,
+            self._credentials,
+            vouched_version=settings.etcd_version,
+            stale_after=settings.stale_after,
+            max_ranges=settings.max_ranges,
+            clock=self.clock,
+            draw=self._draw,
+            budget=self.budget,
+            max_message=max(LEAST_MESSAGE, settings.max_feed_bytes // MESSAGE_SHARE),
+        )
+
+    def _follow_gateway(self) -> GatewayUpstream:
+        # Only an edge needs httpx, whose import takes 60 ms of CPU.
+        from .tier.client import Client
+        from .tier.upstream import GatewayUpstream
+
+        settings = self.settings
+        return GatewayUpstream(
+            partial(Client, settings.upstream, settings.upstream_cacert, _upstream_token(settings)),
+            self.epoch_of,
+            stale_after=settings.stale_after,
+            clock=self.clock,
+            draw=self._draw,
+        )
+
+    @property
+    def etcd(self) -> Upstream:
+        """The upstream of a gateway that follows etcd itself."""
+        assert isinstance(self.upstream, Upstream), "called only where the gateway does not follow another one"
+        return self.upstream
+
+    @property
+    def tier(self) -> int | None:
+        """0 if the gateway follows etcd; otherwise one more than its upstream's, and None until that is known."""
+        return self.upstream.tier
 
     def epoch_of(self, cluster_id: int, selection: Selection) -> str:
         """Return the epoch of cursors for *selection*."""

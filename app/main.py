@@ -24,6 +24,7 @@ from .api.health import Health
 from .api.kv import Kv
 from .api.kv_bypass import KvBypass
 from .api.page import Page
+from .api.progress import ProgressEndpoint
 from .api.watch import Watch
 from .gateway import Gateway
 from .metrics import make_instrumentator, make_measure, make_registry
@@ -32,6 +33,7 @@ from .settings import Settings, load
 logger = logging.getLogger("gateway")
 
 REVISION_HEADER = b"x-etcd-revision"
+TIER_HEADER = b"x-gateway-tier"
 
 
 def create_app(settings: Settings | None = None, *, gateway: Gateway | None = None) -> FastAPI:
@@ -66,7 +68,7 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     app.add_middleware(KvBypass, kv=kv, measure=make_measure(instrumentator, "/v1/kv"))
     if origins := holder.settings.cors_origins:
         app.add_middleware(Cors, origins=origins)
-    app.add_middleware(RevisionHeader, gateway=holder)
+    app.add_middleware(GatewayHeaders, gateway=holder)
     if holder.access.guarded:
         app.add_middleware(AuditLog, access=holder.access)
     app.add_middleware(Bypass, streams=holder.streams, watch=watch, origins=origins)  # outermost
@@ -77,7 +79,7 @@ def create_admin_app(gateway: Gateway, health: Health) -> FastAPI:
     """Return the app for operators, served on ``GATEWAY_ADMIN_PORT``."""
     app = _new_app(None)
     app.include_router(_admin_routes(gateway, health))
-    app.add_middleware(RevisionHeader, gateway=gateway)
+    app.add_middleware(GatewayHeaders, gateway=gateway)
     if gateway.access.guarded:
         app.add_middleware(AuditLog, access=gateway.access)
     return app
@@ -114,6 +116,7 @@ def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
     router = APIRouter()
     _serve(router, "/v1/kv", kv.get, **openapi.KV)
     _serve(router, "/v1/watch", watch.get, **openapi.WATCH)
+    _serve(router, "/v1/progress", ProgressEndpoint(gateway).get, **openapi.PROGRESS)
     access = Access(gateway)
     _serve(router, "/v1/access", access.get, **openapi.ACCESS)
     if gateway.settings.jwt_issuer:
@@ -135,18 +138,19 @@ def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     return router
 
 
-class RevisionHeader:
-    """Adds ``X-Etcd-Revision`` to every response except streams.
+class GatewayHeaders:
+    """Adds ``X-Etcd-Revision`` and ``X-Gateway-Tier`` to every response except streams, which have their own.
 
-    A response that already has the header keeps it. Others get the highest revision that the gateway knows.
+    A response that already has a revision keeps it. Others get the highest revision that the gateway knows.
     """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
+        self._gateway = gateway
         self._upstream = gateway.upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and add the header to the response's head."""
+        """Pass the request on, and add the headers to the response's head."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -155,9 +159,11 @@ class RevisionHeader:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 names = {name for name, _value in headers}
-                streams = any(name == b"x-gateway-instance" for name in names)
-                if not streams and REVISION_HEADER not in names and self._upstream.highest_revision:
-                    headers.append((REVISION_HEADER, str(self._upstream.highest_revision).encode()))
+                if b"x-gateway-instance" not in names:
+                    if REVISION_HEADER not in names and self._upstream.highest_revision:
+                        headers.append((REVISION_HEADER, str(self._upstream.highest_revision).encode()))
+                    if self._gateway.tier is not None:
+                        headers.append((TIER_HEADER, str(self._gateway.tier).encode()))
                     message = {**message, "headers": headers}
             await send(message)
 

@@ -84,7 +84,8 @@ class Watch(Protocol):
     def proven_at(self, reached: int) -> float | None:
         """Return the time (monotonic seconds) before which no committed event is missing; None while it is unknown.
 
-        *reached*: the watch has delivered everything up to this revision.
+        *reached*: the watch has delivered everything up to this revision. Only a gateway's watch returns an earlier
+        time than before (``Etcd.is_gateway``).
         """
 
 
@@ -119,6 +120,14 @@ class Etcd(Protocol):
         """The id of the cluster that the gateway follows; 0 before etcd's first answer."""
 
     @property
+    def is_gateway(self) -> bool:
+        """Whether the upstream is another gateway.
+
+        Its watches say ``Reset`` if their history does not go on, and withdraw what they have proven when the upstream
+        becomes stale.
+        """
+
+    @property
     def progress_trusted(self) -> bool:
         """Whether the present member's answers to progress requests can be trusted. False while there is no member."""
 
@@ -138,11 +147,14 @@ class Etcd(Protocol):
     def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> Watch:
         """Open a watch. The watch waits while there is no connection, or no stream with room for it."""
 
-    async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def snapshot(
+        self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
         """Return all keys of the ranges at one linearizable revision, and the cluster's id.
 
         *ranges*: at least one; no key is in two of them. *budget* is called with the size of each page in bytes. It may
-        raise to stop the read.
+        raise to stop the read. *newest*: also from another gateway, which otherwise may answer from its memory: with a
+        state that its watches have reached.
         """
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:

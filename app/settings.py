@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .units import seconds, size
@@ -122,6 +130,13 @@ class Settings(BaseSettings):
         pattern=r"^([0-9]+\.[0-9]+\.[0-9]+)?$",
         description="the oldest version among etcd's members, for members that tell their version to root only",
     )
+    upstream: Items = Field(
+        (), description="URLs of the gateways to follow instead of etcd, comma-separated, tried in turn"
+    )
+    upstream_cacert: File = Field(
+        None, description="PEM file of the CAs of the upstream's certificates; by default the system's"
+    )
+    upstream_token_file: File = Field(None, description="file with the bearer token for the upstream")
     host: Text = Field("127.0.0.1", description="address to listen on")
     port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free port")
     admin_port: Annotated[int | None, BeforeValidator(_number), BeforeValidator(_nothing)] = Field(
@@ -261,9 +276,11 @@ class Settings(BaseSettings):
                     raise ValueError(msg) from None
         return value
 
-    @field_validator("etcd")
+    @field_validator("etcd", "upstream")
     @classmethod
-    def _check_endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_endpoints(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.field_name == "upstream" and value in ((), ("",)):
+            return ()
         if not value or not all(value):
             msg = "at least one endpoint is required, and no item may be empty"
             raise ValueError(msg)
@@ -359,6 +376,7 @@ class Settings(BaseSettings):
         needs = (
             ("etcd_cert", "etcd_key"), ("etcd_key", "etcd_cert"), ("etcd_password_file", "etcd_user"),
             ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
+            ("upstream_cacert", "upstream"), ("upstream_token_file", "upstream"),
         )  # fmt: skip
         lines = [
             f"{named(name)}: needs {named(other)}"
@@ -373,6 +391,12 @@ class Settings(BaseSettings):
                 f"{named(name)}: needs https:// endpoints in GATEWAY_ETCD (--etcd)"
                 for name in ("etcd_cacert", "etcd_cert", "etcd_key")
                 if getattr(self, name)
+            ]
+        if self.upstream:
+            lines += [
+                f"{named(name)}: must not be set together with {named('upstream')}: a gateway follows etcd or gateways"
+                for name in self.model_fields_set
+                if name.partition("_")[0] == "etcd"
             ]
         if lines:
             raise ValueError("\n".join(lines))

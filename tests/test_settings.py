@@ -115,6 +115,8 @@ TOGETHER = {
     "tls_cert",
     "tls_key",
     "tls_client_ca",
+    "upstream_cacert",
+    "upstream_token_file",
 }  # checked with each other, below
 BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,"}
 

@@ -37,6 +37,7 @@ CLOCKS_ALLOWED = {
     "access/test_modes.py": "the time at which a token is made; the tokens live for ten minutes",
     "clients/test_access.py": "an expiry that lies ahead",
     "test_tls.py": "the time at which certificates are made; they live for a day",
+    "tier/scripted.py": "the clock of the code under test, passed on",
     "watch/world.py": "the clock of the code under test, passed on",
     "cases/test_ahead.py": "an upper bound of Ranges that grows with the time that passed",
     "consistency": "the torture runs for a given time, and its report states delays",

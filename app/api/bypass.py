@@ -38,7 +38,7 @@ class Bypass:
         self.app = app
         self._streams = streams
         self._watch = watch
-        self._heads = Heads(streams.instance, Cors(app, origins) if origins else None)
+        self._heads = Heads(streams.instance, streams.tier, Cors(app, origins) if origins else None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a stream, or pass the request on."""
@@ -50,6 +50,8 @@ class Bypass:
     async def _stream(self, request: Request) -> ASGIApp | None:
         try:
             asked = await self._watch.understand(request)
+            if asked.from_gateway:  # its head has more to say
+                return None
             head = await self._heads.of(asked.format, header_of(request, b"origin"))
             subscriber = subscribe(self._streams, asked)
         except GatewayError:

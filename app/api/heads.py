@@ -6,6 +6,7 @@ each stream was a tenth of what a join cost.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -31,18 +32,20 @@ class Heads(Sized):
     """The headers of the streams of one app, without ``X-Request-Id``, which differs each time.
 
     Args:
+        tier: returns the gateway's tier; None until that is known.
         cors: adds the headers for browsers; None if no origin is named.
     """
 
-    def __init__(self, instance: str, cors: Cors | None) -> None:
+    def __init__(self, instance: str, tier: Callable[[], int | None], cors: Cors | None) -> None:
         self._instance = instance
+        self._tier = tier
         self._cors = cors
-        self._prepared: dict[tuple[str, str | None], Head] = {}
+        self._prepared: dict[tuple[str, int | None, str | None], Head] = {}
 
     async def of(self, form: str, origin: str | None) -> Head:
         """Return the headers. *origin*: the request's ``Origin``, None if it has none."""
         named = self._cors is not None and origin in self._cors.allow_origins
-        key = (form, origin if named or origin is None else _OTHER)
+        key = (form, self._tier(), origin if named or origin is None else _OTHER)
         found = self._prepared.get(key)
         if found is None:
             found = self._prepared[key] = await self._prepare(form, origin)
@@ -53,7 +56,7 @@ class Heads(Sized):
         return len(self._prepared)
 
     async def _prepare(self, form: str, origin: str | None) -> Head:
-        head: Message = {"type": "http.response.start", "headers": common_headers(form, self._instance)}
+        head: Message = {"type": "http.response.start", "headers": common_headers(form, self._instance, self._tier())}
         if self._cors is not None:
 
             async def send(message: Message) -> None:

@@ -15,8 +15,17 @@ from .kv_answer import KvAnswers
 from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
-from .kv_request import parse
+from .kv_request import Reads, parse
 from .requests import caller_of, headers_of, identity_of, query_of, understood_once
+
+
+def _reads_of(gateway: Gateway) -> Reads:
+    """Return what answers linearizable reads."""
+    if gateway.upstream.is_gateway:
+        from .kv_upstream import UpstreamReads  # see ``Gateway``: only an edge needs httpx
+
+        return UpstreamReads(gateway)
+    return EtcdReads(gateway)
 
 
 class Kv:
@@ -24,7 +33,7 @@ class Kv:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._etcd = EtcdReads(gateway)
+        self._etcd = _reads_of(gateway)
         self._feed = FeedReads(gateway)
 
     async def get(self, request: Request) -> Response:

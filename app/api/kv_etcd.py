@@ -38,7 +38,7 @@ class EtcdReads:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._reads = gateway.upstream.reads
+        self._reads = gateway.etcd.reads
 
     async def read(self, asked: KvRequest) -> KvBody:
         """Return an answer that is at ``min_revision`` or above.

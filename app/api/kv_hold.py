@@ -18,17 +18,15 @@ from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
 from .kv_answer import KvAnswers
-from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
+from .kv_request import Reads
 from .requests import address_of, request_id_of
 
 
 class HeldResponse(Response):
     """See the module."""
 
-    def __init__(
-        self, gateway: Gateway, etcd: EtcdReads, feed: FeedReads, answers: KvAnswers, request: Request
-    ) -> None:
+    def __init__(self, gateway: Gateway, etcd: Reads, feed: FeedReads, answers: KvAnswers, request: Request) -> None:
         super().__init__()
         self._gateway = gateway
         self._etcd = etcd

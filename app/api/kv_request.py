@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
 from ..core.errors import BadRequestError, RevisionNotReachedError
 from ..core.page_token import PageToken, parse_page_token
 from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
 from .requests import encoding_of
+
+if TYPE_CHECKING:
+    from .kv_response import KvBody
 
 # Where an answer comes from: a linearizable read at etcd, or the feed's memory.
 Consistency = Literal["linearizable", "feed"]
@@ -49,6 +52,17 @@ class KvRequest:
     read: KvRead
     consistency: Consistency
     min_revision: int
+
+
+class Reads(Protocol):
+    """Linearizable reads."""
+
+    async def read(self, asked: KvRequest) -> KvBody:
+        """Return an answer that is at ``min_revision`` or above.
+
+        Raises:
+            GatewayError: the read cannot be answered.
+        """
 
 
 def parse(raw: bytes) -> KvRequest:

@@ -149,6 +149,18 @@ ACCESS: dict[str, Any] = {
     ),
 }  # fmt: skip
 
+PROGRESS: dict[str, Any] = {
+    "summary": "How far this gateway is, for gateways that follow it",
+    "openapi_extra": {"parameters": [_PREFIX, _KEY]},
+    "responses": _responses(
+        "`{cluster_id, epoch, revision, state, progress_trusted}`. With ranges, `revision` is linearizable. "
+        "The gateway proves, if it can, that it has reached this revision in these ranges, and sends a bookmark on the "
+        "streams of exactly these ranges that come from the caller's address.",
+        ["application/json"],
+        400, 401, 403, 502, 503, 504,
+    ),
+}  # fmt: skip
+
 RESOURCE: dict[str, Any] = {
     "summary": "The issuer whose tokens are accepted (RFC 9728)",
     "responses": _responses("The metadata of this protected resource.", ["application/json"]),

@@ -53,6 +53,7 @@ class WatchRequest:
     min_revision: int = 0
     caller: Caller | None = None  # whose quotas the stream counts for
     permit: Permit | None = None  # None: nothing is checked after the stream has begun
+    from_gateway: bool = False  # a gateway that follows this one sent it
 
     @property
     def id_header(self) -> tuple[bytes, bytes]:
@@ -67,15 +68,16 @@ class _NoContent:
         raise NotImplementedError("never iterated: StreamResponse replaces __call__")
 
 
-def common_headers(form: str, instance: str) -> RawHeaders:
+def common_headers(form: str, instance: str, tier: int | None) -> RawHeaders:
     """Return the headers of every stream of a format: all but ``X-Request-Id``."""
+    gateway = {"X-Gateway-Instance": instance} | ({} if tier is None else {"X-Gateway-Tier": str(tier)})
     response = EventSourceResponse(
         _NoContent(),
         media_type=_MEDIA_TYPES[form],
         headers={
             "Cache-Control": "no-store, no-transform",
             "Vary": "Last-Event-ID, Accept, Origin",
-            "X-Gateway-Instance": instance,
+            **gateway,
         },
         ping=0,
     )
@@ -90,7 +92,7 @@ class StreamResponse(EventSourceResponse):
 
     def __init__(self, streams: Streams, asked: WatchRequest, refusal: TransientError | None = None) -> None:
         super().__init__(_NoContent(), ping=0)
-        self.raw_headers = [*common_headers(asked.format, streams.instance), asked.id_header]
+        self.raw_headers = [*common_headers(asked.format, streams.instance, streams.tier()), asked.id_header]
         self._streams = streams
         self._asked = asked
         self._refusal = refusal
@@ -110,7 +112,12 @@ class StreamResponse(EventSourceResponse):
         except GatewayError as error:
             self._streams.counters.refused[error.code] += 1
             raise
-        await deliver(self._streams, self._asked, subscriber, self.raw_headers, scope, receive, send)
+        headers = self.raw_headers
+        history = subscriber.channel.history
+        if self._asked.from_gateway and history.joinable:
+            # The gateway below is current when it has come as far.
+            headers = [*headers, (b"x-etcd-revision", str(history.log.tip).encode())]
+        await deliver(self._streams, self._asked, subscriber, headers, scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as to a GET, but do not subscribe: a load balancer's check must not cost etcd anything."""

@@ -144,6 +144,7 @@ class Watch:
             min_revision=min_revision,
             caller=caller_of(self._gateway, request.scope, identity),
             permit=permit,
+            from_gateway=header_of(request, b"x-gateway-tier") is not None,
         )
 
 

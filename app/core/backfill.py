@@ -46,7 +46,7 @@ from .feed_messages import (
 )
 from .history import History
 from .log import EVERYTHING, Bounds
-from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from .reasons import ResetReason
 from .state_table import Transition, find_action, transition
 
@@ -268,6 +268,9 @@ class Backfill:
             return self._give_up("compacted", now)
         return self._again("compacted", now)
 
+    def _reset(self, given: Reset, now: float) -> Commands:
+        return self._give_up(given.reason, now)
+
     def _refused(self, _given: Refused, now: float) -> Commands:
         return self._give_up("unproven", now)
 
@@ -370,6 +373,7 @@ TABLE: dict[tuple[Stage, type], Transition[Stage]] = {
     (_S.OPENING, Created): transition(_B._created, _S.READING),
     (_S.OPENING, Progress): transition(_B._ignore, _S.OPENING),
     (_S.OPENING, Compacted): transition(_B._compacted, _S.OPENING, _S.RESTING),
+    (_S.OPENING, Reset): transition(_B._reset, _S.RESTING),
     (_S.OPENING, Refused): transition(_B._refused, _S.RESTING),
     (_S.OPENING, Lost): transition(_B._lost, _S.OPENING, _S.RESTING),
     (_S.OPENING, SyncTimeout): transition(_B._timed_out, _S.RESTING),
@@ -379,6 +383,7 @@ TABLE: dict[tuple[Stage, type], Transition[Stage]] = {
     (_S.READING, Batches): transition(_B._batches, _S.READING, _S.CONFIRMING, _S.RESTING),
     (_S.READING, Progress): transition(_B._progress, _S.READING, _S.CONFIRMING, _S.RESTING),
     (_S.READING, Compacted): transition(_B._compacted, _S.OPENING, _S.RESTING),
+    (_S.READING, Reset): transition(_B._reset, _S.RESTING),
     (_S.READING, Refused): transition(_B._refused, _S.RESTING),
     (_S.READING, Lost): transition(_B._lost, _S.OPENING, _S.RESTING),
     (_S.READING, SyncTimeout): transition(_B._timed_out, _S.RESTING),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 # An entity tag in a list of them. A weak comparison ignores the ``W/``.
 _ENTITY_TAG = re.compile(r'(?:W/)?"([^"\x00-\x20\x7f]*)"')
-_OWN = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(?:0|[1-9][0-9]{0,18})")
+_OWN = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,13 @@ class ETag:
     def __str__(self) -> str:
         """The value of the header."""
         return f'W/"{self.opaque}"'
+
+
+def parse_etag(header: str) -> ETag | None:
+    """Return the entity tag that a gateway sent, or None if *header* has none of ours."""
+    found = _ENTITY_TAG.fullmatch(header)
+    own = _OWN.fullmatch(found[1]) if found else None
+    return ETag(own[1], int(own[2]), int(own[3])) if own else None
 
 
 class IfNoneMatch:

@@ -68,7 +68,7 @@ from .feed_messages import (
 )
 from .history import History
 from .log import Bounds
-from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from .proof import Anchor, Oversized, Plan, Proof
 from .reasons import ResetReason
 from .state_table import Transition, find_action, transition
@@ -94,6 +94,10 @@ class State(Enum):
 class FeedCore:
     """See the module. All inputs go through ``handle``; ``backfill`` has its own. Readers look at ``history``.
 
+    Args:
+        resets_told: the watch comes from another gateway, which says ``Reset`` if its history does not go on. A watch
+            that restarts need not overlap then.
+
     Three values describe the feed's watch:
 
     ``_proof``      what the watch still has to prove, from OPENING to CONFIRMING; None in every other state;
@@ -101,9 +105,10 @@ class FeedCore:
     ``_clear_at``   while LIVE with ``_oversized`` MAYBE: the doubt ends when the watch reaches this revision.
     """
 
-    def __init__(self, bounds: Bounds, reach_back: int) -> None:
+    def __init__(self, bounds: Bounds, reach_back: int, *, resets_told: bool = False) -> None:
         self._bounds = bounds
-        self._reach_back = reach_back
+        # After a break, the distance of an anchor that the watch may start at.
+        self._overlap = -1 if resets_told else reach_back
         self.state = State.IDLE
         self.history = History(bounds)
         self.backfill = Backfill(self.history, bounds, reach_back)
@@ -198,7 +203,7 @@ class FeedCore:
     def _resume(self) -> Commands:
         """Continue after a break: at the anchor if etcd need not scan too far, otherwise after the tip."""
         anchor = self.history.anchor
-        if anchor is not None and self.history.log.tip - anchor.revision <= self._reach_back:
+        if anchor is not None and self.history.log.tip - anchor.revision <= self._overlap:
             return self._open(Plan.OVERLAP, anchor.revision, anchor.revision - 1, anchor.revision)
         return self._resume_after_tip()
 
@@ -376,6 +381,9 @@ class FeedCore:
     def _restored(self, _given: FeedInput, _now: float) -> Commands:
         return self._start_anew("restored")
 
+    def _reset(self, given: Reset, _now: float) -> Commands:
+        return self._start_anew(given.reason)
+
     def _stop(self, _given: FeedInput, _now: float) -> Commands:
         self._proof = None
         self.state = State.CLOSED
@@ -392,6 +400,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.OPENING, Refused): transition(_F._retry_start, _S.START_RETRY),
     (_S.OPENING, Compacted): transition(_F._retry_start, _S.START_RETRY),
     (_S.OPENING, Lost): transition(_F._retry_start, _S.START_RETRY),
+    (_S.OPENING, Reset): transition(_F._retry_start, _S.START_RETRY),
     (_S.OPENING, Progress): transition(_F._ignore, _S.OPENING),
     (_S.OPENING, Restored): transition(_F._ignore, _S.OPENING),
     (_S.OPENING, Stop): transition(_F._stop, _S.CLOSED),
@@ -402,6 +411,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.SNAPSHOTTING, Compacted): transition(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Refused): transition(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Lost): transition(_F._retry_start, _S.START_RETRY),
+    (_S.SNAPSHOTTING, Reset): transition(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Restored): transition(_F._retry_start, _S.START_RETRY),
     (_S.SNAPSHOTTING, Stop): transition(_F._stop, _S.CLOSED),
     (_S.START_RETRY, RetryDue): transition(_F._retry_due_to_start, _S.OPENING),
@@ -415,6 +425,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.CATCHING_UP, SyncTimeout): transition(_F._sync_timeout, _S.OPENING),
     (_S.CATCHING_UP, Refused): transition(_F._retry_watch, _S.WATCH_RETRY),
     (_S.CATCHING_UP, Lost): transition(_F._lost, _S.WATCH_RETRY, _S.OPENING),
+    (_S.CATCHING_UP, Reset): transition(_F._reset, _S.OPENING),
     (_S.CATCHING_UP, Restored): transition(_F._restored, _S.OPENING),
     (_S.CATCHING_UP, Stop): transition(_F._stop, _S.CLOSED),
     (_S.CONFIRMING, Probed): transition(_F._probed, _S.LIVE, _S.CATCHING_UP, _S.OPENING, _S.WATCH_RETRY),
@@ -423,6 +434,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.CONFIRMING, Compacted): transition(_F._caught_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.CONFIRMING, Refused): transition(_F._retry_watch, _S.WATCH_RETRY),
     (_S.CONFIRMING, Lost): transition(_F._lost, _S.WATCH_RETRY, _S.OPENING),
+    (_S.CONFIRMING, Reset): transition(_F._reset, _S.OPENING),
     (_S.CONFIRMING, Restored): transition(_F._restored, _S.OPENING),
     (_S.CONFIRMING, Stop): transition(_F._stop, _S.CLOSED),
     # Live, and the inputs that may end that.
@@ -431,6 +443,7 @@ TABLE: dict[tuple[State, type], Transition[State]] = {
     (_S.LIVE, Compacted): transition(_F._live_compacted, _S.CATCHING_UP, _S.OPENING),
     (_S.LIVE, Refused): transition(_F._retry_watch, _S.WATCH_RETRY),
     (_S.LIVE, Lost): transition(_F._lost, _S.WATCH_RETRY, _S.OPENING),
+    (_S.LIVE, Reset): transition(_F._reset, _S.OPENING),
     (_S.LIVE, Restored): transition(_F._restored, _S.OPENING),
     (_S.LIVE, Stop): transition(_F._stop, _S.CLOSED),
     (_S.WATCH_RETRY, RetryDue): transition(_F._retry_due_to_watch, _S.CATCHING_UP),

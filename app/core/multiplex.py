@@ -66,6 +66,7 @@ from dataclasses import dataclass, field
 
 from .events import Batch, Event, batches
 from .keys import KeyRange
+from .reasons import ResetReason
 from .sized import Sized
 
 # etcd's chanBufLen: this many messages of a stream wait to be sent before a watch of the stream becomes slow.
@@ -155,11 +156,18 @@ class Lost:
     too_large: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The history that the watch follows does not go on, for this reason. Only an upstream gateway says so."""
+
+    reason: ResetReason
+
+
 # Bytes of a divided response that may wait for its end, where no budget counts them. Above that, its complete revisions
 # are passed on: a catch-up of 1,000 revisions of 1 MB grew to 1 GB before its feed received the first.
 MOST_PENDING = 4 * 1024 * 1024
 
-WatchInput = Created | Batches | Progress | Compacted | Refused | Lost
+WatchInput = Created | Batches | Progress | Compacted | Refused | Lost | Reset
 WatchCallback = Callable[[WatchInput], None]
 
 

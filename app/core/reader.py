@@ -432,7 +432,8 @@ class Reader:
             # Nothing was lost, and the client wants no state.
             return self._next_items()
         self._counts.resets[reason] += 1
-        members: dict[str, object] = {"reason": reason, "ranges": self._selection.names}
+        cluster = f"{history.cluster_id:x}"
+        members: dict[str, object] = {"reason": reason, "ranges": self._selection.names, "cluster_id": cluster}
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
     def _next_items(self) -> bytes:

@@ -73,6 +73,9 @@ class Upstream:
             reserve memory for it.
     """
 
+    is_gateway = False
+    tier = 0
+
     def __init__(
         self,
         endpoints: Sequence[str],
@@ -188,8 +191,11 @@ class Upstream:
         self._quorum.watching()
         return watch
 
-    async def snapshot(self, ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def snapshot(
+        self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
         """See ``app.ports.Etcd``."""
+        del newest  # always
         return await self.reads.snapshot(ranges, budget)
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:

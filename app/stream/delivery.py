@@ -109,6 +109,7 @@ class Delivery:
         """Start to follow the channel and the timers. Called after the head of the response is sent."""
         streams = self._streams
         self._subscriber.on_close = self._close
+        self._subscriber.on_beat = self._beat
         if self._subscriber.permit is not None:
             self._subscriber.on_expiry = self._renew_expiry
         self._channel.notifier.add(self.step)
@@ -131,7 +132,7 @@ class Delivery:
         self.ended = True
         if reason == STUCK and self._reader.pace.behind_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
-        self._subscriber.on_close = self._subscriber.on_expiry = None
+        self._subscriber.on_close = self._subscriber.on_expiry = self._subscriber.on_beat = None
         self._channel.notifier.discard(self.step)
         self._streams.timers.unset(self)
         self._streams.snapshots.discard(self)
@@ -255,6 +256,11 @@ class Delivery:
             self.end(FAILED, error)
         self.step()
         self._set_timer(now)
+
+    def _beat(self) -> None:
+        """Send a bookmark now: ``Subscriber.beat`` has been called."""
+        self._heartbeat_due = True
+        self.step()
 
     def _begin_close(self, reason: CloseReason, now: float) -> None:
         subscriber = self._subscriber

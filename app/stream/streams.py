@@ -54,6 +54,7 @@ class Streams:
         draw: Draw,
         capacity: Capacity[Any],
         wall: Clock,
+        tier: Callable[[], int | None] = lambda: 0,
     ) -> None:
         self.registry = registry
         self.capacity = capacity
@@ -61,6 +62,7 @@ class Streams:
         self.epoch_of = epoch_of
         self.settings = settings
         self.instance = instance
+        self.tier = tier
         self.clock = clock
         self.wall = wall
         self.draw = draw

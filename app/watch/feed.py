@@ -96,7 +96,7 @@ class Feed:
         self.pinned = pinned
         # etcd's roles do not let the gateway watch the range, as far as it was last told.
         self.denied = False
-        self.core = FeedCore(limits.log, limits.reach_back)
+        self.core = FeedCore(limits.log, limits.reach_back, resets_told=etcd.is_gateway)
         self.history = self.core.history
         self.older = self.core.backfill
         self.notifier = Notifier()
@@ -212,7 +212,9 @@ class Feed:
         """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
         core = self.core
         promised = core.backfill.promises(revision)
-        if promised or core.may_backfill(revision, self._clock(), trusted=self._etcd.progress_trusted):
+        # A gateway says itself when a single range is complete.
+        trusted = self._etcd.progress_trusted or self._etcd.is_gateway
+        if promised or core.may_backfill(revision, self._clock(), trusted=trusted):
             self._backfill.want(revision)
         return core.backfill.promises(revision)
 
@@ -452,7 +454,7 @@ class Feed:
     def _note_proof(self) -> None:
         proof = self._watch.proven_at(self.history.log.tip) if self._watch is not None else None
         if proof is not None:
-            self._proof_at = max(self._proof_at, proof)
+            self._proof_at = proof if self._etcd.is_gateway else max(self._proof_at, proof)
 
     def staleness(self) -> float:
         """Return the seconds since etcd last proved that the feed is current."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from functools import partial
 
 from ..core.budget import Hold
 from ..core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError
@@ -25,11 +26,11 @@ class StateReader:
         self._turns = turns
         self._holder = holder
 
-    async def read(self) -> tuple[Snapshot, int, Hold]:
+    async def read(self, *, newest: bool = False) -> tuple[Snapshot, int, Hold]:
         """Return the state, the cluster's id, and a hold that the caller must release. Raises as ``Etcd.snapshot``."""
-        return await self._turns.read(self._attempt)
+        return await self._turns.read(partial(self._attempt, newest=newest))
 
-    async def _attempt(self) -> tuple[Snapshot, int, Hold]:
+    async def _attempt(self, *, newest: bool) -> tuple[Snapshot, int, Hold]:
         hold = self._memory.hold()
 
         def take(size: int) -> None:
@@ -39,7 +40,7 @@ class StateReader:
                 raise NoRoomError(msg)
 
         try:
-            return *await self._etcd.snapshot(self.ranges, take), hold
+            return *await self._etcd.snapshot(self.ranges, take, newest=newest), hold
         except BaseException:
             hold.release()
             raise
@@ -111,7 +112,7 @@ class FreshSnapshots:
             self.task.cancel()
 
     async def _read(self) -> Snapshot:
-        snapshot, _cluster, hold = await self._state.read()
+        snapshot, _cluster, hold = await self._state.read(newest=True)
         # Readers keep the snapshot while it is being sent to them. Its bytes count until the last reader drops it.
         weakref.finalize(snapshot, hold.release).atexit = False
         return snapshot

@@ -36,6 +36,8 @@ class Subscriber:
     permit: Permit | None = None
     # Called when ``permit`` has another expiry than before.
     on_expiry: Callable[[], None] | None = None
+    # Called when the stream must say at once how far it is.
+    on_beat: Callable[[], None] | None = None
     bytes: int = 0
     released: bool = False
 
@@ -67,6 +69,11 @@ class Subscriber:
             self.closing = reason
             if self.on_close is not None:
                 self.on_close()
+
+    def beat(self) -> None:
+        """Let the subscriber's stream send a bookmark now."""
+        if self.on_beat is not None:
+            self.on_beat()
 
     def renew(self, permit: Permit) -> None:
         """Replace the permit."""

@@ -17,7 +17,7 @@ EVERY = [None, "", "null", *ORIGINS, "https://other.example"]
 async def made_by_middleware(form: str, origin: str | None) -> RawHeaders:
     """The headers of a stream after the middleware."""
     answer = Response()
-    answer.raw_headers = common_headers(form, "gw-1")
+    answer.raw_headers = common_headers(form, "gw-1", 0)
     headers = {} if origin is None else {"Origin": origin}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(Cors(answer, ORIGINS)), base_url="http://test") as http:
         return (await http.get("/", headers=headers)).headers.raw
@@ -27,7 +27,7 @@ async def made_by_middleware(form: str, origin: str | None) -> RawHeaders:
 @pytest.mark.parametrize("origin", EVERY)
 async def test_they_are_what_the_middleware_makes(form: str, origin: str | None) -> None:
     """The first and the second stream of an origin have the middleware's headers."""
-    heads = Heads("gw-1", Cors(Response(), ORIGINS))
+    heads = Heads("gw-1", lambda: 0, Cors(Response(), ORIGINS))
     first, second = await heads.of(form, origin), await heads.of(form, origin)
 
     assert first == second
@@ -38,13 +38,13 @@ async def test_they_are_what_the_middleware_makes(form: str, origin: str | None)
 @pytest.mark.parametrize("origin", EVERY)
 async def test_without_cors_the_origin_changes_nothing(origin: str | None) -> None:
     """Without a named origin no header is for browsers."""
-    assert (await Heads("gw-1", None).of("sse", origin)).headers == common_headers("sse", "gw-1")
+    assert (await Heads("gw-1", lambda: 0, None).of("sse", origin)).headers == common_headers("sse", "gw-1", 0)
 
 
 @pytest.mark.parametrize("cors", [None, Cors(Response(), ORIGINS), Cors(Response(), ["*"])])
 async def test_clients_cannot_fill_the_memory(cors: Cors | None) -> None:
     """An origin is what a client sends: those that are not named share one entry."""
-    heads = Heads("gw-1", cors)
+    heads = Heads("gw-1", lambda: 0, cors)
     for number in range(1000):
         for form in ("sse", "ndjson"):
             for origin in (*EVERY, f"https://{number}.example"):
@@ -55,7 +55,7 @@ async def test_clients_cannot_fill_the_memory(cors: Cors | None) -> None:
 
 async def test_origins_do_not_share_a_head() -> None:
     """One origin never gets the headers of another: a browser would refuse the stream."""
-    heads = Heads("gw-1", Cors(Response(), ORIGINS))
+    heads = Heads("gw-1", lambda: 0, Cors(Response(), ORIGINS))
     for _ in range(2):
         for origin in EVERY:
             allowed = dict((await heads.of("sse", origin)).headers).get(b"access-control-allow-origin")

@@ -64,10 +64,10 @@ async def test_a_page_of_another_cluster(gateway: Gateway, fake: FakeEtcd) -> No
     """A foreign token is refused before etcd is asked."""
     fake.txn([(b"/a/1", b""), (b"/a/2", b"")])
     page = (await read(gateway, "prefix=/a/&limit=1"))["next_page"]
-    asked = gateway.upstream.reads.ranges_total
+    asked = gateway.etcd.reads.ranges_total
     with pytest.raises(PageExpiredError):
         await read(gateway, f"prefix=/a/&encoding=base64&page={page}")
-    assert gateway.upstream.reads.ranges_total == asked
+    assert gateway.etcd.reads.ranges_total == asked
 
 
 async def test_a_revision_that_does_not_come(gateway: Gateway, fake: FakeEtcd) -> None:

@@ -97,13 +97,13 @@ async def test_the_same_answer_as_from_etcd(http: httpx.AsyncClient, query: str)
 async def test_no_request_to_etcd(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient) -> None:
     """The first read starts a feed, which lingers; later reads ask etcd nothing, however the range changes."""
     await read(http, "prefix=/svc/")
-    asked = gateway.upstream.reads.ranges_total
+    asked = gateway.etcd.reads.ranges_total
     for number in range(20):
         revision = fake.put(b"/svc/0", str(number).encode())
         answer = await reaches(http, "prefix=/svc/", revision)
 
         assert answer.json()["kvs"][0]["value"] == str(number)
-    assert gateway.upstream.reads.ranges_total == asked
+    assert gateway.etcd.reads.ranges_total == asked
     assert fake.open_watchers == 1
     assert len(gateway.registry) == 0
 
@@ -184,10 +184,10 @@ async def test_pages(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient) 
     """Pages come from memory while the range has not changed, and from etcd's history after that."""
     fake.put(b"/elsewhere", b"1")
     first = (await read(http, "prefix=/svc/&limit=1")).json()
-    asked = gateway.upstream.reads.ranges_total
+    asked = gateway.etcd.reads.ranges_total
     second = (await read(http, f"prefix=/svc/&limit=1&page={first['next_page']}")).json()
 
-    assert gateway.upstream.reads.ranges_total == asked
+    assert gateway.etcd.reads.ranges_total == asked
     fake.put(b"/svc/2", b"new")
     third = (await read(http, f"prefix=/svc/&page={second['next_page']}")).json()
 

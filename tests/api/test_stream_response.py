@@ -55,6 +55,7 @@ async def test_head_of_a_stream(gateway: Gateway, fake: FakeEtcd) -> None:
         "cache-control": "no-store, no-transform",
         "vary": "Last-Event-ID, Accept, Origin",
         "x-gateway-instance": gateway.instance,
+        "x-gateway-tier": "0",
         "x-request-id": "req-1",
         "x-accel-buffering": "no",
     }

@@ -136,7 +136,7 @@ async def test_large_transactions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClie
             await kv.transact({f"/svc/{n:03}": None for n in range(turn, KEYS, 7)})
         between.heal()
         await exact(kv, clients)
-        await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+        await eventually(lambda: true(len(gateway.etcd.streams) == 1))
 
         assert mirror_of(clients["/svc/"]).resets == ["initial", "lagged"]
         assert (mirror_of(clients["/live/"]).resets, mirror_of(clients["/live/"]).changes) == (["initial"], 6)
@@ -159,7 +159,7 @@ async def test_large_transactions_while_live(etcd: EmbeddedEtcd, kv: EtcdClient,
             await kv.put("/svc/a", f"{turn}")
             await exact(kv, clients)
             # Between the turns all watches are back on one stream, so the shared stream breaks next.
-            await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+            await eventually(lambda: true(len(gateway.etcd.streams) == 1))
 
         assert mirror_of(clients["/svc/"]).resets == ["initial", *["lagged"] * 3]
         assert (mirror_of(clients["/live/"]).resets, mirror_of(clients["/live/"]).changes) == (["initial"], 3)
@@ -190,7 +190,7 @@ async def test_history_that_does_not_fit(
                 stack.push_async_callback(gone, back)
                 await synced(back)
                 clients[f"/svc/#{number}"] = back
-                await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+                await eventually(lambda: true(len(gateway.etcd.streams) == 1))
             await kv.transact({"/svc/a": "3", "/live/a": "3"})
             for prefix, client in clients.items():
                 await exact(kv, {prefix.partition("#")[0]: client})
@@ -214,7 +214,7 @@ async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watc
         await kv.transact({f"{prefix}a": "2" for prefix in neighbours})
         between.heal()
         await exact(kv, clients)
-        await eventually(lambda: true(len(gateway.upstream.streams) == 1))
+        await eventually(lambda: true(len(gateway.etcd.streams) == 1))
 
         assert mirror_of(clients.pop("/svc/")).resets == ["initial", "lagged"]
         for client in clients.values():

@@ -35,7 +35,7 @@ from app.core.feed_messages import (
     WantBackfill,
 )
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from app.core.reasons import ResetReason
 from app.core.state_table import InvalidTransitionError
 from tests.core.test_feed import BOUNDS, EVERYTHING, REACH_BACK, batches, heavy, put, revisions, said, taken
@@ -134,6 +134,8 @@ CASES: dict[str, Case] = {
     "progress without the first batch": (BUSY_READING, Progress(101, trusted=True), S.RESTING, END),
     "compacted while reading": (READING, Compacted(55), S.OPENING, (AwaitProof(), OpenWatch(56, "backfill"),)),
     "compacted while reading: nothing for anybody": (READING, Compacted(61), S.RESTING, END),
+    "the upstream has no such history": (OPENING, Reset("lagged"), S.RESTING, END),
+    "the upstream's history does not go on": (READING, Reset("lagged"), S.RESTING, END),
     "refused while reading": (READING, Refused("no"), S.RESTING, END),
     "lost while reading": (READING, Lost("gone"), S.OPENING, (AwaitProof(), FROM_50)),
     "lost too often while reading": (TIRED.then(Created(100)), Lost("gone"), S.RESTING, END),
@@ -192,7 +194,7 @@ def test_every_way_of_the_table_is_shown() -> None:
 
 INPUTS: tuple[BackfillInput, ...] = (
     ASK, NoRoom(), Probed("ok"), SyncTimeout(), Stop(), Created(200), batches(200), SURE, Compacted(200),
-    Refused("no"), Lost("gone"),
+    Refused("no"), Lost("gone"), Reset("lagged"),
 )  # fmt: skip
 
 
@@ -400,6 +402,7 @@ def test_what_the_log_holds_must_follow_from_it() -> None:
         (READING.then(heavy(65)), heavy(75), "lagged"),
         (ALONE, TOO_LARGE, "lagged"),
         (READING, Refused("no"), "unproven"),
+        (READING, Reset("compacted"), "compacted"),
         (TIRED, Lost("gone"), "unproven"),
         (BUSY_READING, batches(103), "restored"),
     ],

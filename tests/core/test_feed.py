@@ -37,7 +37,7 @@ from app.core.feed_messages import (
     WantBackfill,
 )
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
+from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from app.core.reasons import ResetReason
 from app.core.snapshot import Snapshot
 from app.core.state_table import InvalidTransitionError
@@ -118,6 +118,9 @@ ALONE_LIVE = ALONE.then(Created(105), batches(90))
 ALONE_CONFIRMING = PROBE.then(TOO_LARGE, RetryDue(), Created(141))
 CLOSED = LIVE.then(Stop())
 
+# An upstream gateway has lost the history.
+RESET = Reset("lagged")
+
 ANEW = (CloseWatch(), OpenWatch(0))
 UNPROVEN_ANEW = (EndProof(), *ANEW)
 
@@ -134,6 +137,7 @@ CASES: dict[str, Case] = {
     "lost before it opened": (OPENING, Lost("gone"), S.START_RETRY, (CloseWatch(), Retry(0))),
     "progress of a watch that says nothing yet": (OPENING, SURE, S.OPENING, ()),
     "restored before the snapshot": (OPENING, Restored(), S.OPENING, ()),
+    "the upstream resets it before it opened": (OPENING, RESET, S.START_RETRY, (CloseWatch(), Retry(0))),
     "stopped while opening": (OPENING, Stop(), S.CLOSED, (CloseWatch(),)),
     "the snapshot is there": (SNAPSHOTTING, TAKEN, S.LIVE, ()),
     "what came behind the snapshot does not follow from it": (
@@ -149,6 +153,7 @@ CASES: dict[str, Case] = {
     "refused before the snapshot": (SNAPSHOTTING, Refused("no"), S.START_RETRY, (CloseWatch(), Retry(0))),
     "lost before the snapshot": (SNAPSHOTTING, Lost("gone"), S.START_RETRY, (CloseWatch(), Retry(0))),
     "restored while the snapshot is read": (SNAPSHOTTING, Restored(), S.START_RETRY, (CloseWatch(), Retry(0))),
+    "the upstream resets it before the snapshot": (SNAPSHOTTING, RESET, S.START_RETRY, (CloseWatch(), Retry(0))),
     "stopped before the snapshot": (SNAPSHOTTING, Stop(), S.CLOSED, (CloseWatch(),)),
     "again": (START_RETRY, RetryDue(), S.OPENING, (OpenWatch(0),)),
     "restored meanwhile": (START_RETRY, Restored(), S.START_RETRY, ()),
@@ -178,6 +183,7 @@ CASES: dict[str, Case] = {
     "catching up refused": (OVERLAP, Refused("no"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
     "lost again": (OVERLAP, Lost("gone"), S.WATCH_RETRY, (EndProof(), CloseWatch(), Retry(1))),
     "restored while catching up": (OVERLAP, Restored(), S.OPENING, UNPROVEN_ANEW),
+    "the upstream does not go on": (PROBE, RESET, S.OPENING, UNPROVEN_ANEW),
     "stopped while catching up": (OVERLAP, Stop(), S.CLOSED, (EndProof(), CloseWatch())),
     # Complete, if nothing below was compacted during the read.
     "proven": (CONFIRMING_PROBE, Probed("ok"), S.LIVE, ()),
@@ -197,6 +203,7 @@ CASES: dict[str, Case] = {
     "refused meanwhile": (CONFIRMING_PROBE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "lost meanwhile": (CONFIRMING_PROBE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "restored while confirming": (CONFIRMING_PROBE, Restored(), S.OPENING, ANEW),
+    "the upstream does not go on, while confirming": (CONFIRMING_PROBE, RESET, S.OPENING, ANEW),
     "stopped while confirming": (CONFIRMING_PROBE, Stop(), S.CLOSED, (CloseWatch(),)),
     # The inputs that a live feed gets, and those that may end its being live.
     "news": (LIVE, batches(101, 103), S.LIVE, ()),
@@ -227,6 +234,7 @@ CASES: dict[str, Case] = {
     "refused while live": (LIVE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "lost": (LIVE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "restored": (LIVE, Restored(), S.OPENING, ANEW),
+    "the upstream does not go on, while live": (LIVE, RESET, S.OPENING, ANEW),
     "stopped": (LIVE, Stop(), S.CLOSED, (CloseWatch(),)),
     "after a break: at the anchor": (WATCH_RETRY, RetryDue(), S.CATCHING_UP, (EndProof(), OpenWatch(90))),
     "after a break: no anchor is near": (
@@ -294,6 +302,7 @@ PLACES = (
 INPUTS: tuple[FeedInput, ...] = (
     Start(backfill=True), TAKEN, SnapshotFailed(), Probed("ok"), RetryDue(), SyncTimeout(), Restored(),
     Stop(), Created(200), batches(200), Progress(200, trusted=True), Compacted(200), Refused("no"), Lost("gone"),
+    RESET,
 )  # fmt: skip
 
 
@@ -646,3 +655,19 @@ def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:
     found = (*batches(90).batches, Batch(95, [Delete(b"b", 95)]))
     assert send(core, Batches(found, behind=True)) == (EndProof(), OpenWatch(95))
     assert core.history.log.tip == 100
+
+
+@pytest.mark.parametrize("reason", ["lagged", "compacted", "restored", "unproven"])
+def test_the_reason_of_an_upstream_reset_reaches_the_readers(reason: ResetReason) -> None:
+    """The next generation begins with the reason that the upstream gateway has stated."""
+    core = LIVE.then(Reset(reason), Created(120), taken(120, put(110))).walk()
+    assert core.history.reason == reason
+    assert core.history.restores == (2 if reason == "restored" else 0)
+
+
+def test_a_feed_that_is_told_of_resets_need_not_overlap() -> None:
+    """A watch at another gateway resumes after the tip, however near the anchor is."""
+    core = FeedCore(BOUNDS, REACH_BACK, resets_told=True)
+    for given in WATCH_RETRY.inputs:
+        core.handle(given, 0.0)
+    assert core.handle(RetryDue(), 0.0) == (EndProof(), OpenWatch(101))

@@ -342,7 +342,7 @@ def test_a_first_join() -> None:
     one = reader(core)
     assert (one.phase, one.asked) == (Phase.WAITING, None)
     assert (one.read(PLENTY) + one.read(PLENTY)).decode() == (
-        '{"type":"reset","reason":"initial","ranges":["prefix=/a/"],"cursor":"00000001-0"}\n'
+        '{"type":"reset","reason":"initial","ranges":["prefix=/a/"],"cluster_id":"1","cursor":"00000001-0"}\n'
         '{"type":"put","key":"/a/1","value":"v","create_revision":90,"mod_revision":90,"version":1}\n'
         '{"type":"put","key":"/a/2","value":"v","create_revision":95,"mod_revision":95,"version":1}\n'
         '{"type":"synced","revision":100,"heartbeat":15,"cursor":"00000001-100"}\n'

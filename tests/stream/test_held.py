@@ -21,7 +21,7 @@ def refused(draw: float, *, drained_after: float | None = None) -> tuple[httpx.R
     async def ask() -> httpx.Response:
         # The gateway does not run: it has no etcd, and never will.
         gateway = Gateway(load({"etcd": "http://127.0.0.1:1"}), clock=now, draw=lambda: draw)
-        gateway.upstream._say_down("http://127.0.0.1:1", "away")
+        gateway.etcd._say_down("http://127.0.0.1:1", "away")
         if drained_after is not None:
             asyncio.get_running_loop().call_later(drained_after, gateway.drain)
         transport = httpx.ASGITransport(app=create_app(gateway=gateway))

@@ -65,7 +65,10 @@ async def test_a_pin_that_does_not_fit_is_unavailable_and_tried_again(monkeypatc
     """Its ranges get no watches of their own; readiness does not wait for it."""
     world = World(pins=[SVC])
 
-    async def too_large(_ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def too_large(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
+    ) -> tuple[Snapshot, int]:
+        del newest
         budget(world.registry.memory.budget.limit + 1)
         raise AssertionError("the budget has room for more than its limit")
 
@@ -179,7 +182,8 @@ async def test_no_pin_reserves_while_another_has_no_state(monkeypatch: pytest.Mo
     size = budget.limit // 2
     read = world.etcd.snapshot
 
-    async def large(ranges: Sequence[KeyRange], take: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def large(ranges: Sequence[KeyRange], take: Callable[[int], None], *, newest: bool) -> tuple[Snapshot, int]:
+        del newest
         if ranges[0] == SVC:
             return await read(ranges, take)
         await let.wait()

@@ -146,7 +146,10 @@ async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: 
     """The range's subscribers are notified; after a pause the range is tried again."""
     world = World()
 
-    async def too_large(_ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def too_large(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
+    ) -> tuple[Snapshot, int]:
+        del newest
         budget(world.registry.memory.budget.limit + 1)
         raise AssertionError("the budget has room for more than its limit")
 

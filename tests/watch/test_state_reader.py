@@ -33,8 +33,10 @@ async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -
     await world.told(subscriber)
     began = asyncio.Event()
 
-    async def never(_ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
-        del budget
+    async def never(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        del budget, newest
         began.set()
         await asyncio.Event().wait()
         raise AssertionError

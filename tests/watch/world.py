@@ -103,6 +103,7 @@ class StubEtcd:
     """An etcd with one key, written at 90; etcd's revision is 100."""
 
     cluster_id = 1
+    is_gateway = False
 
     def __init__(self, trap: Trap) -> None:
         self.trap = trap
@@ -132,8 +133,11 @@ class StubEtcd:
         self.trap.pass_by("watch")
         return StubWatch(self, start, sink)
 
-    async def snapshot(self, _ranges: Sequence[KeyRange], budget: Callable[[int], None]) -> tuple[Snapshot, int]:
+    async def snapshot(
+        self, _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
         """See ``app.ports.Etcd``."""
+        del newest
         await asyncio.sleep(0)
         self.trap.pass_by("snapshot")
         self.snapshots += 1

@@ -1,0 +1,75 @@
+"""``GET /v1/progress``: for gateways that follow this one. Without ranges: what it follows, and how it is.
+
+With ranges, ``revision`` is a linearizable revision, or ``min_revision``. The gateway proves, if it can, that it has
+reached this revision in these ranges. Then it sends a bookmark on the caller's streams of exactly these ranges. Without
+that, a reader of the gateway below that is ahead of a quiet range would wait for a heartbeat.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..core.encoding import compact
+from ..core.query import parse_query, parse_ranges, parse_revision
+from ..core.selection import Ranges, Selection
+from ..gateway import Gateway
+from ..watch.waiter import Waiter
+from .requests import address_of, identity_of, query_of
+
+# Seconds that the proof of a tip may take, before the gateway below is answered without.
+PATIENCE = 2.0
+# Its epoch shows whether two gateways derive the same cursors.
+NOTHING = Selection(())
+_KNOWN = frozenset({"key", "prefix", "min_revision"})
+
+
+class ProgressEndpoint:
+    """The endpoint."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def get(self, request: Request) -> Response:
+        """Answer one request."""
+        gateway = self._gateway
+        identity = await identity_of(gateway, request.scope)
+        query = parse_query(query_of(request), _KNOWN)
+        body: dict[str, object] = {
+            "cluster_id": f"{gateway.upstream.cluster_id:x}",
+            "epoch": gateway.epoch_of(gateway.upstream.cluster_id, NOTHING),
+            "revision": gateway.upstream.highest_revision,
+            "state": gateway.upstream.condition.state,
+            "progress_trusted": gateway.upstream.progress_trusted,
+        }
+        if query.ranges:
+            ranges = parse_ranges(query)
+            gateway.access.authorize(identity, ranges, keys_only=True)
+            revision = parse_revision(query, "min_revision") or await gateway.upstream.revision(ranges[0])
+            await self._reach(ranges, revision)
+            self._beat(ranges, address_of(request))
+            body["revision"] = revision
+        return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
+
+    async def _reach(self, ranges: Ranges, revision: int) -> None:
+        """Wait until the channel of the ranges, if there is one, is known to be complete up to *revision*.
+
+        Without trusted progress, a quiet range is not known to be complete, and nobody waits for that here.
+        """
+        registry = self._gateway.registry
+        channel = registry.channel(ranges)
+        if channel is None or not self._gateway.upstream.progress_trusted:
+            return
+        history = channel.history
+        if not (history.joinable and history.log.tip >= revision):
+            with registry.subscribe(ranges, address="", user_agent="", request_id="", has_cursor=False) as waiting:
+                await Waiter(waiting).until(
+                    lambda: history.joinable and history.log.tip >= revision, PATIENCE, ahead=True
+                )
+
+    def _beat(self, ranges: Ranges, address: str) -> None:
+        """Send a bookmark on the streams that come from the caller's address."""
+        host = address.rpartition(":")[0]
+        for subscriber in self._gateway.registry.subscribers(ranges):
+            if subscriber.address.rpartition(":")[0] == host:
+                subscriber.beat()

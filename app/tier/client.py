@@ -1,0 +1,161 @@
+"""HTTP to the gateways of the tier above: one of several URLs at a time, with this gateway's token."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from .. import __version__
+from ..core.errors import (
+    DeniedError,
+    GatewayError,
+    OverCapacityError,
+    PageExpiredError,
+    RevisionNotReachedError,
+    UnavailableError,
+)
+
+TIER_HEADER = "X-Gateway-Tier"
+# Seconds for a connection to be made.
+CONNECT_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ForeignAnswerError(Exception):
+    """The answer is not a gateway's, or is one that this gateway may not follow. The message says why."""
+
+
+class Client:
+    """See the module. ``url`` is the present upstream; ``turn`` goes on to the next one.
+
+    Args:
+        urls: at least one, like ``https://root:8080``.
+        cacert: PEM file of the CAs of their certificates; None: the system's.
+        token: returns the bearer token for the next request, "" if there is none. May raise.
+        tier: returns this gateway's tier; None while it is not known.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        cacert: Path | None,
+        token: Callable[[], str],
+        tier: Callable[[], int | None],
+    ) -> None:
+        self._urls = list(urls)
+        self._index = 0
+        self._token = token
+        self._tier = tier
+        # A connection for each stream, as many as there are feeds; GATEWAY_MAX_FEEDS is the bound.
+        self._http = httpx.AsyncClient(
+            verify=ssl.create_default_context(cafile=str(cacert) if cacert else None),
+            trust_env=False,  # a proxy of the environment must not come between two tiers
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
+            headers={"User-Agent": f"etcd-watch-gateway/{__version__}", "Accept-Encoding": "identity"},
+        )
+
+    @property
+    def url(self) -> str:
+        """The upstream that new requests go to."""
+        return self._urls[self._index % len(self._urls)]
+
+    @property
+    def count(self) -> int:
+        """The number of URLs."""
+        return len(self._urls)
+
+    def turn(self) -> None:
+        """Send new requests to the next URL."""
+        self._index += 1
+
+    async def get(self, path: str, query: str) -> Answer:
+        """Return the answer to a GET, whatever its status. The caller limits the time.
+
+        Raises:
+            UnavailableError: there is none.
+        """
+        try:
+            response = await self._http.get(f"{self.url}{path}?{query}", headers=self._headers("application/json"))
+        except httpx.HTTPError as error:
+            raise unreachable(self.url, error) from None
+        return Answer(response.status_code, response.headers, response.content)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, query: str, accept: str) -> AsyncIterator[httpx.Response]:
+        """Open a GET whose body the caller reads.
+
+        Raises:
+            httpx.HTTPError: also while the body is read.
+        """
+        headers = self._headers(accept)
+        async with self._http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
+            yield response
+
+    def _headers(self, accept: str) -> dict[str, str]:
+        headers = {"Accept": accept}
+        token, tier = self._token(), self._tier()
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        if tier is not None:
+            headers[TIER_HEADER] = str(tier)
+        return headers
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+
+def unreachable(url: str, error: Exception) -> UnavailableError:
+    """Return the error of a request that has no answer."""
+    return UnavailableError(
+        "the upstream gateway is out of reach", cause=f"{url}: {str(error) or type(error).__name__}"
+    )
+
+
+def tier_of(headers: Mapping[str, str]) -> int:
+    """Return the tier of the gateway that has answered.
+
+    Raises:
+        ForeignAnswerError: no gateway has answered.
+    """
+    text = headers.get(TIER_HEADER, "")
+    if not text.isdecimal():
+        raise ForeignAnswerError(f"the answer has no {TIER_HEADER}: it is not of a gateway, or of an older version")
+    return int(text)
+
+
+def refusal(answer: Answer, problem: Mapping[str, Any]) -> GatewayError:
+    """Return the error that tells a client of this gateway what the upstream has refused."""
+    code, detail = str(problem.get("code", "")), str(problem.get("detail", ""))
+    match answer.status:
+        case HTTPStatus.GONE:
+            return PageExpiredError(detail, parameter="page")
+        case HTTPStatus.GATEWAY_TIMEOUT if code == RevisionNotReachedError.code:
+            error = RevisionNotReachedError(detail, parameter="min_revision")
+            if "X-Etcd-Revision" in answer.headers:
+                error.headers = {"X-Etcd-Revision": answer.headers["X-Etcd-Revision"]}
+            return error
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return DeniedError(
+                "the upstream gateway does not let this gateway read the range", cause=f"{answer.status} {detail}"
+            )
+        case HTTPStatus.TOO_MANY_REQUESTS if code:
+            return OverCapacityError(f"the upstream gateway: {detail}", code="too-many-reads")
+        case _:
+            return UnavailableError("the upstream gateway cannot answer now", cause=f"{answer.status} {code} {detail}")

@@ -1,0 +1,371 @@
+"""Another gateway as the feeds see it: what ``app.etcd.upstream`` is for etcd, over the wire contract.
+
+A feed of this gateway follows a stream of the upstream with the same cursors. The upstream's word is the proof: a
+stream without ``reset`` has no gap, and ``live`` is live. So this gateway is never more confident than its upstream.
+
+No loops: the tier of a gateway is fixed when its first upstream answers, as one more than the upstream's. An answer of
+an equal or a higher tier is refused. A count of hops would miss loops that are closed by sharing: B fails over to C and
+joins C's feed, which follows B; both would stay "live" for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+from ..core.backoff import Backoff
+from ..core.errors import GatewayError, UnavailableError
+from ..core.events import KeyValue
+from ..core.feed_messages import StreamKind
+from ..core.gateway_watch import item
+from ..core.keys import KeyRange
+from ..core.multiplex import WatchCallback
+from ..core.selection import Selection
+from ..core.snapshot import Snapshot
+from ..etcd.shared_reads import SharedReads
+from ..etcd.statistics import EtcdStatistics
+from ..ports import Clock, Condition, Draw
+from .client import Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
+from .watch import UpstreamWatch
+
+logger = logging.getLogger("gateway.upstream")
+
+T = TypeVar("T")
+
+MOST_TIERS = 3
+# Seconds that a request for the upstream's own state may take.
+LOOK_TIMEOUT = 3.0
+# Seconds that a read may take: the upstream waits itself, up to its GATEWAY_SYNC_TIMEOUT.
+READ_TIMEOUT = 30.0
+# Seconds that a read waits for an upstream, before the read reports that it is out of reach.
+PATIENCE = 2.0
+# Items of a page of a state.
+PAGE = 10_000
+# States that are read at a time: their pages, of 16 MiB each, are in memory before they are counted.
+MOST_STATES = 2
+# Bytes of memory for each byte of a page, with its parsed JSON.
+ITEM_COST = 3
+# The number of ranges whose revision is remembered.
+MOST_REMEMBERED = 10_000
+# What clients may see.
+OUT_OF_REACH = "the upstream gateway is out of reach"
+
+
+class GatewayUpstream:
+    """See the module; implements ``app.ports.Etcd``. ``run`` must be a running task while the upstream is used.
+
+    Args:
+        epoch_of: derives the epoch of cursors from the cluster's id and a selection.
+        stale_after: seconds; a quarter of it paces the looks at the upstream.
+    """
+
+    is_gateway = True
+
+    def __init__(
+        self,
+        client: Callable[[Callable[[], int | None]], Client],
+        epoch_of: Callable[[int, Selection], str],
+        *,
+        stale_after: float,
+        clock: Clock,
+        draw: Draw,
+    ) -> None:
+        self.client = client(lambda: self.tier)
+        self._epoch_of = epoch_of
+        self.stale_after = stale_after
+        self._interval = min(2.5, stale_after / 4)
+        self.clock = clock
+        self._draw = draw
+        self._backoff = Backoff()
+        self.tier: int | None = None
+        self.cluster_id = 0
+        self.highest_revision = 0
+        # The revision up to which each range was complete last: another gateway behind the same URL may lag.
+        self._reached: dict[KeyRange, int] = {}
+        self.progress_trusted = False
+        self._states = asyncio.Semaphore(MOST_STATES)
+        self._reachable = asyncio.Event()
+        self._condition = Condition(self.client.url, "", "connecting", time.time(), "not connected yet")
+        self._watches: set[UpstreamWatch] = set()
+        self._restored: list[Callable[[], None]] = []
+        self._shared = SharedReads()
+        self._reconnects = self._requests = 0
+
+    # --- what feeds use ----------------------------------------------------------------------------------------------
+
+    @property
+    def condition(self) -> Condition:
+        """See ``app.ports.Etcd``."""
+        return self._condition
+
+    @property
+    def member_known(self) -> bool:
+        """See ``app.ports.Etcd``."""
+        return self._reachable.is_set()
+
+    def statistics(self) -> EtcdStatistics:
+        """Return what the gateway holds at its upstream now."""
+        return EtcdStatistics(
+            condition=self._condition,
+            reached=self.cluster_id != 0,
+            watchers=len(self._watches),
+            highest_revision=self.highest_revision,
+            reconnects=self._reconnects,
+            ranges=self._requests,
+        )
+
+    def on_restored(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when the upstream follows another cluster."""
+        self._restored.append(callback)
+
+    def watch(
+        self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind
+    ) -> UpstreamWatch:
+        """See ``app.ports.Etcd``."""
+        del stream_kind  # each watch has a connection to itself
+        watch = UpstreamWatch(self, watched, start, callback, ended=self._watches.discard)
+        self._watches.add(watch)
+        watch.begin()
+        return watch
+
+    async def snapshot(
+        self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        """See ``app.ports.Etcd``."""
+        await self._usable()
+        reached = max((self._reached[one] for one in ranges if one in self._reached), default=0)
+        # From memory it costs etcd nothing, and comes while etcd is away, too.
+        query = "&".join(map(str, ranges)) + ("" if newest else "&consistency=feed")
+        if len(ranges) > 1 or ranges[0].kind == "prefix":
+            query += f"&limit={PAGE}"
+        cluster_id, items = self.cluster_id, []
+        async with self._states:
+            answer = await self._read(f"{query}&min_revision={reached}")
+            while True:
+                budget(ITEM_COST * len(answer.body))
+                revision, some, page = _list(answer)
+                items += some
+                if not page:
+                    return Snapshot.of(revision, items), cluster_id
+                answer = await self._read(f"{query}&page={quote(page)}")
+
+    async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
+        """See ``app.ports.Etcd``. The stream itself has said that its history goes on."""
+        del watched, revision
+        return "ok"
+
+    async def revision(self, watched: KeyRange) -> int:
+        """See ``app.ports.Etcd``. The upstream reads it, and says on its streams that it has reached it."""
+        await self._usable()
+        return await self._shared.run(("progress", watched), lambda: self._progress(str(watched)))
+
+    # --- what watches use --------------------------------------------------------------------------------------------
+
+    async def reachable(self) -> None:
+        """Wait until an upstream is in reach."""
+        await self._reachable.wait()
+
+    def epoch_of(self, watched: KeyRange) -> str:
+        """Return the epoch of the cursors of a watched range."""
+        return self._epoch_of(self.cluster_id, Selection((watched,)))
+
+    def note_reached(self, watched: KeyRange, revision: int) -> None:
+        """Take the revision up to which a stream is complete."""
+        self.highest_revision = max(self.highest_revision, revision)
+        self._reached.pop(watched, None)
+        self._reached[watched] = revision  # the latest is the last
+        if len(self._reached) > MOST_REMEMBERED:
+            del self._reached[next(iter(self._reached))]
+
+    def forget_revisions(self) -> None:
+        """The cluster has another history: its revisions may be lower."""
+        self.highest_revision = 0
+        self._reached.clear()
+
+    async def ask_progress(self, watched: KeyRange, *, hastened: bool) -> None:
+        """Ask the upstream to prove its tip of a range, and to say it on this gateway's streams. Ignore failures."""
+        query = str(watched) + (f"&min_revision={self.highest_revision}" if hastened else "")
+        try:
+            await self._shared.run(("progress", query), lambda: self._progress(query))
+        except GatewayError as error:
+            logger.debug("no progress", extra={"range": str(watched), "reason": str(error)})
+
+    async def _progress(self, query: str) -> int:
+        found = await self._json("/v1/progress", query)
+        try:
+            return int(found["revision"])
+        except (KeyError, ValueError, TypeError):
+            raise UnavailableError(OUT_OF_REACH, cause="/v1/progress has no revision") from None
+
+    # --- reads for clients --------------------------------------------------------------------------------------------
+
+    async def shared(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
+        """Share a read with all callers that ask for the same key. See ``app.etcd.shared_reads``."""
+        return await self._shared.run(key, read)
+
+    async def read(self, query: str) -> Answer:
+        """Return the upstream's answer of ``/v1/kv``: 200, or the 404 of a key that does not exist.
+
+        Raises:
+            GatewayError: the upstream refuses, or is out of reach.
+        """
+        await self._usable()
+        return await self._read(query)
+
+    async def _read(self, query: str) -> Answer:
+        answer = await self._get("/v1/kv", query, READ_TIMEOUT)
+        if answer.status == HTTPStatus.OK:
+            return answer
+        problem = _problem(answer)
+        if answer.status == HTTPStatus.NOT_FOUND and problem.get("code") == "key-not-found":
+            return answer
+        raise refusal(answer, problem)
+
+    # --- the upstream -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look at the upstream for ever: whether it is in reach, what it follows, and how it is."""
+        failures = 0
+        while True:
+            try:
+                await self._look()
+            except (GatewayError, ForeignAnswerError) as error:
+                failures += 1
+                self._say_down(str(error))
+                self.client.turn()
+                if failures >= self.client.count:
+                    await asyncio.sleep(self._backoff.delay(failures // self.client.count - 1, self._draw()))
+            else:
+                failures = 0
+                await asyncio.sleep(self._interval)
+
+    async def aclose(self) -> None:
+        """Cancel all that is under way."""
+        for watch in list(self._watches):
+            watch.cancel()
+        await self._shared.aclose()
+        await self.client.aclose()
+
+    async def _look(self) -> None:
+        found = await self._json("/v1/progress", "")
+        try:
+            cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
+            revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
+        except (KeyError, ValueError, TypeError):
+            raise ForeignAnswerError("/v1/progress cannot be read: the upstream is of another version") from None
+        if not cluster_id:
+            raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: it has not reached etcd yet")
+        if epoch != self._epoch_of(cluster_id, Selection(())):
+            raise ForeignAnswerError(
+                f"{self.client.url} derives other cursors: give all tiers the same GATEWAY_EPOCH (--epoch)"
+            )
+        if self.cluster_id not in (0, cluster_id):
+            logger.warning("the upstream follows another cluster", extra={"upstream": self.client.url})
+            self.forget_revisions()
+            self.cluster_id = cluster_id
+            for callback in self._restored:
+                callback()
+        self.cluster_id = cluster_id
+        self.progress_trusted = trusted
+        self.highest_revision = max(self.highest_revision, revision)
+        self._say_ready(state)
+
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """Check the tier of an upstream that has answered, and fix this gateway's tier.
+
+        Raises:
+            ForeignAnswerError: this gateway must not follow it.
+        """
+        above = tier_of(headers)
+        if self.tier is None:
+            if above >= MOST_TIERS:
+                raise ForeignAnswerError(
+                    f"the upstream {self.client.url} is of tier {above}: there are at most {MOST_TIERS} tiers below "
+                    "the gateways that follow etcd"
+                )
+            self.tier = above + 1
+        elif above >= self.tier:
+            raise ForeignAnswerError(
+                f"the upstream {self.client.url} is of tier {above}, and this gateway is of tier {self.tier}: only a "
+                "lower tier may be followed, so that no gateways follow each other"
+            )
+
+    async def _json(self, path: str, query: str) -> Mapping[str, Any]:
+        answer = await self._get(path, query, LOOK_TIMEOUT)
+        if answer.status != HTTPStatus.OK:
+            raise refusal(answer, _problem(answer))
+        try:
+            found = json.loads(answer.body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: {path} is not JSON")
+        return found
+
+    async def _get(self, path: str, query: str, seconds: float) -> Answer:
+        self._requests += 1
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self.client.get(path, query)
+        except TimeoutError:
+            raise unreachable(self.client.url, TimeoutError(f"no answer within {seconds:g} s")) from None
+        try:
+            self.admit(answer.headers)
+        except ForeignAnswerError as error:
+            raise unreachable(self.client.url, error) from None
+        return answer
+
+    async def _usable(self) -> None:
+        if not self._reachable.is_set():
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._reachable.wait()
+            except TimeoutError:
+                raise self._condition.error() from None
+
+    # --- reporting ----------------------------------------------------------------------------------------------------
+
+    def _say_ready(self, state: str) -> None:
+        """Record that the upstream is in reach. *state*: of its etcd. The upstream serves what it has without etcd."""
+        self._reachable.set()
+        reason = "" if state == "ready" else "etcd is out of the upstream's reach"
+        before = self._condition
+        if (before.state, before.endpoint, before.reason) != ("ready", self.client.url, reason):
+            logger.info("upstream is ready", extra={"upstream": self.client.url, "tier": self.tier, "reason": reason})
+            self._condition = Condition(self.client.url, "", "ready", time.time(), reason)
+
+    def _say_down(self, reason: str) -> None:
+        if self._reachable.is_set():
+            self._reconnects += 1
+        self._reachable.clear()
+        before = self._condition
+        if (before.state, before.reason) != ("down", reason):
+            logger.warning("the upstream cannot be used", extra={"upstream": self.client.url, "reason": reason})
+        since = before.since if before.state == "down" else time.time()
+        self._condition = Condition(self.client.url, "", "down", since, reason)
+
+
+def _list(answer: Answer) -> tuple[int, list[KeyValue], str]:
+    """Return the revision, the items and the next page ("": none) of an answer of ``/v1/kv``."""
+    try:
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return int(answer.headers["X-Etcd-Revision"]), [], ""
+        found = json.loads(answer.body)
+        some = [found["kv"]] if "kv" in found else found["kvs"]
+        return int(found["revision"]), [item(one) for one in some], str(found.get("next_page", ""))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnavailableError(OUT_OF_REACH, cause=f"a list of the upstream cannot be read: {error!r}") from None
+
+
+def _problem(answer: Answer) -> Mapping[str, Any]:
+    try:
+        found = json.loads(answer.body)
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,206 @@
+"""One watch at the upstream gateway: a stream of ``/v1/watch``, from the request to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Protocol
+
+import httpx
+
+from ..core.gateway_watch import GatewayWatch, StreamError
+from ..core.keys import KeyRange
+from ..core.multiplex import Lost, Refused, Reset, WatchCallback, WatchInput
+from ..ports import Clock, spawn
+from .client import Client, ForeignAnswerError
+
+NDJSON = "application/x-ndjson"
+# Seconds between two requests for the upstream's proof, while a reader or a cursor waits for it.
+ASK_EVERY = 0.25
+# The same, while a merge waits for it.
+HASTE = 0.05
+
+
+class Above(Protocol):
+    """What a watch needs of its upstream: ``app.tier.upstream``."""
+
+    client: Client
+    clock: Clock
+    stale_after: float
+
+    async def reachable(self) -> None:
+        """Wait until an upstream is in reach."""
+
+    def epoch_of(self, watched: KeyRange) -> str:
+        """Return the epoch of the cursors of a watched range."""
+
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """Raise ForeignAnswerError if the gateway that has answered must not be followed."""
+
+    def note_reached(self, watched: KeyRange, revision: int) -> None:
+        """Take the revision up to which a stream is complete."""
+
+    def forget_revisions(self) -> None:
+        """The cluster has another history: its revisions may be lower."""
+
+    async def ask_progress(self, watched: KeyRange, *, hastened: bool) -> None:
+        """Ask the upstream to prove its tip of a range, and to say it on this gateway's streams."""
+
+
+class UpstreamWatch:
+    """See the module; implements ``app.ports.Watch``. The task begins with the constructor's caller: ``begin``.
+
+    Args:
+        start: the first revision wanted; 0: from now.
+    """
+
+    def __init__(
+        self,
+        upstream: Above,
+        watched: KeyRange,
+        start: int,
+        callback: WatchCallback,
+        *,
+        ended: Callable[[UpstreamWatch], None],
+    ) -> None:
+        self._upstream = upstream
+        self._range = watched
+        self._start = start
+        self._callback: WatchCallback | None = callback
+        self._ended = ended
+        self._core: GatewayWatch | None = None  # while a stream is open
+        self._heard_at = 0.0  # monotonic seconds
+        self._stale_at: float | None = None  # since when the upstream says that the range is stale
+        self._wanted = self._hastened = False
+        self._task: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    # --- app.ports.Watch ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open the stream as soon as an upstream is in reach."""
+        self._task = spawn(self._run(), name=f"upstream {self._range}", died=self._failed)
+
+    def cancel(self) -> None:
+        """See ``app.ports.Watch``."""
+        if self._callback is None:
+            return
+        self._callback = None
+        self._ended(self)
+        for task in (self._task, self._asking):
+            if task is not None:
+                task.cancel()
+
+    def await_proof(self, wanted: bool) -> None:
+        """See ``app.ports.Watch``."""
+        self._wanted = wanted
+        self._ask()
+
+    def hasten(self, wanted: bool) -> None:
+        """See ``app.ports.Watch``."""
+        self._hastened = wanted
+        self._ask()
+
+    def proven_at(self, reached: int) -> float | None:
+        """See ``app.ports.Watch``. The upstream is believed while it says "live", and is not silent too long."""
+        core, now = self._core, self._upstream.clock()
+        if core is None or not core.synced:
+            return None
+        if self._stale_at is not None:
+            # As old as the upstream's own proof, at least: this gateway is never more confident than its upstream.
+            return self._stale_at - self._upstream.stale_after
+        del reached  # whatever has come is what the upstream calls live
+        return now if now - self._heard_at <= core.silence else self._heard_at
+
+    # --- the stream ---------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        upstream = self._upstream
+        await upstream.reachable()
+        if self._start == 1:  # a cursor of revision 0 means "I hold nothing"
+            self._give(Reset("lagged"))
+            return
+        epoch = upstream.epoch_of(self._range)
+        query = f"{self._range}&snapshot=0&format=ndjson"
+        if self._start:
+            query += f"&last_event_id={epoch}-{self._start - 1}"
+        try:
+            async with upstream.client.stream("/v1/watch", query, NDJSON) as response:
+                await self._follow(response, GatewayWatch(self._start, epoch))
+            reason = "the upstream gateway has ended the stream"
+        except (httpx.HTTPError, StreamError, ForeignAnswerError) as error:
+            reason = f"{upstream.client.url}: {str(error) or type(error).__name__}"
+        except TimeoutError:
+            reason = f"{upstream.client.url}: silent for three heartbeats"
+        self._give(Lost(reason))
+
+    async def _follow(self, response: httpx.Response, core: GatewayWatch) -> None:
+        upstream = self._upstream
+        if response.status_code != HTTPStatus.OK:
+            self._refused(response.status_code, await response.aread())
+            return
+        upstream.admit(response.headers)
+        if not response.headers.get("Content-Type", "").startswith(NDJSON):
+            raise ForeignAnswerError(f"the answer is {response.headers.get('Content-Type')!r} and not a stream")
+        self._core, self._heard_at = core, upstream.clock()
+        chunks = response.aiter_raw()
+        try:
+            for given in core.accepted(int(response.headers.get("X-Etcd-Revision", "0"))):
+                self._give(given)
+            while self._callback is not None:
+                async with asyncio.timeout(core.silence):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                self._heard_at = upstream.clock()
+                for given in core.receive(chunk):
+                    upstream.note_reached(self._range, core.revision)
+                    self._note_state(core)
+                    self._give(given)
+                self._note_state(core)
+        finally:
+            self._core = None
+
+    def _refused(self, status: int, body: bytes) -> None:
+        try:
+            problem = json.loads(body)
+            text = f"{status} {problem['code']}: {problem['detail']}"
+        except (ValueError, KeyError, TypeError):
+            text = f"{status}"
+        reason = f"the upstream gateway {self._upstream.client.url} refuses: {text}"
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            self._give(Refused(reason, denied=status == HTTPStatus.FORBIDDEN))
+        else:
+            self._give(Lost(reason))
+
+    def _note_state(self, core: GatewayWatch) -> None:
+        stale = core.state == "stale"
+        if stale != (self._stale_at is not None):
+            self._stale_at = self._upstream.clock() if stale else None
+
+    def _give(self, given: WatchInput) -> None:
+        if isinstance(given, Reset) and given.reason == "restored":
+            self._upstream.forget_revisions()
+        if self._callback is not None:
+            self._callback(given)
+
+    def _failed(self, error: Exception) -> None:
+        self._give(Lost(f"a defect: {error!r}"))
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        if (self._wanted or self._hastened) and self._asking is None and self._callback is not None:
+            self._asking = spawn(self._ask_often(), name=f"upstream progress {self._range}", died=lambda _error: None)
+
+    async def _ask_often(self) -> None:
+        """Let the upstream prove its tip, and say so on the stream, for as long as somebody waits for it."""
+        try:
+            while self._wanted or self._hastened:
+                if self._core is not None:
+                    await self._upstream.ask_progress(self._range, hastened=self._hastened)
+                await asyncio.sleep(HASTE if self._hastened else ASK_EVERY)
+        finally:
+            self._asking = None

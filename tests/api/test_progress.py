@@ -1,0 +1,92 @@
+"""``/v1/progress``, requested without a server, over a fake etcd."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from app.gateway import Gateway
+from app.main import create_app
+from app.settings import load
+from tests.support.asgi_client import Client, synced
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def client(gateway: Gateway) -> httpx.AsyncClient:
+    """A client of the gateway's app."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://x")
+
+
+async def test_what_a_gateway_follows(gateway: Gateway, fake: FakeEtcd) -> None:
+    """Without ranges: the cluster, how far it is, and whether several ranges can be followed."""
+
+    async def connected() -> bool:
+        return gateway.upstream.member_known
+
+    await eventually(connected)
+    async with client(gateway) as http:
+        answer = await http.get("/v1/progress")
+    assert answer.headers["x-gateway-tier"] == "0"
+    assert answer.headers["cache-control"] == "no-store"
+    found = answer.json()
+    assert int(found["cluster_id"], 16) == gateway.upstream.cluster_id != 0
+    assert found["revision"] == fake.revision
+    assert (found["state"], found["progress_trusted"], len(found["epoch"])) == ("ready", True, 8)
+
+
+async def test_two_gateways_with_the_same_epoch_make_the_same_cursors() -> None:
+    """``GATEWAY_EPOCH`` is part of the answer's epoch."""
+    epochs = []
+    for epoch in ("", "", "2"):
+        async with client(Gateway(load({"etcd": "http://127.0.0.1:1", "epoch": epoch}))) as http:
+            epochs.append((await http.get("/v1/progress")).json()["epoch"])
+    assert epochs[0] == epochs[1] != epochs[2]
+
+
+async def test_a_proof_comes_with_a_bookmark(gateway: Gateway, fake: FakeEtcd) -> None:
+    """The tip of a quiet range is proven, and the caller's streams of the range are told, and no others."""
+    ours, elsewhere = Client(gateway), Client(gateway, client=("192.0.2.7", 5))
+    await synced(ours)
+    await synced(elsewhere)
+    revision = fake.put(b"/quiet", b"1")
+    async with client(gateway) as http:
+        answer = await http.get("/v1/progress?prefix=/svc/", headers={"X-Gateway-Tier": "1"})
+        nobody = await http.get("/v1/progress?prefix=/nobody/")
+    assert answer.json()["revision"] == revision == nobody.json()["revision"]
+    await ours.until(f'"bookmark","revision":{revision}')
+    assert "bookmark" not in elsewhere.text
+    for one in (ours, elsewhere):
+        await one.leave()
+
+
+async def test_a_revision_that_does_not_come_is_not_waited_for(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer says which revision was asked for; the bookmark says how far the stream is."""
+    monkeypatch.setattr("app.api.progress.PATIENCE", 0.0)
+    stream = Client(gateway)
+    await synced(stream)
+    async with client(gateway) as http:
+        answer = await http.get("/v1/progress?prefix=/svc/&min_revision=1000000")
+    assert answer.json()["revision"] == 1000000
+    await stream.until('"bookmark"')
+    await stream.leave()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("query", ["prefix=/svc/&limit=1", "min_revision=-1&prefix=/svc/", "key="])
+async def test_a_wrong_request_is_named(gateway: Gateway, query: str) -> None:
+    """As everywhere."""
+    async with client(gateway) as http:
+        assert (await http.get(f"/v1/progress?{query}")).status_code == 400
+
+
+async def test_what_may_not_be_read_is_not_proven() -> None:
+    """The fence holds here, too: a proof says whether a range exists in the gateway."""
+    async with client(Gateway(load({"etcd": "http://127.0.0.1:1", "allow_prefixes": "/svc/"}))) as http:
+        assert (await http.get("/v1/progress?prefix=/other/")).status_code == 403

@@ -1,0 +1,1 @@
+"""Tests of app/tier: another gateway as the upstream."""

@@ -1,0 +1,210 @@
+"""Scripted gateways as an upstream: which are followed, and what is read from them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from app.core.errors import (
+    DeniedError,
+    GatewayError,
+    OverCapacityError,
+    PageExpiredError,
+    RevisionNotReachedError,
+    UnavailableError,
+)
+from app.core.events import KeyValue
+from app.core.keys import KeyRange
+from app.tier.upstream import GatewayUpstream
+from tests.support.waiting import eventually
+from tests.tier.scripted import Answered, Asked, Scripted, position, scripted, upstream
+
+SVC = KeyRange("prefix", b"/svc/")
+KEY = KeyRange("key", b"/one")
+
+
+@pytest.fixture(name="root")
+async def _root() -> AsyncIterator[Scripted]:
+    """A scripted gateway."""
+    async with scripted() as found:
+        yield found
+
+
+def says(root: Scripted, progress: Answered) -> None:
+    """Let a gateway say this about itself."""
+    root.answer = lambda asked: progress if asked.path == "/v1/progress" else root.usual(asked)
+
+
+async def condition(above: GatewayUpstream, state: str) -> str:
+    """The reason of a condition, as soon as it is *state*."""
+
+    async def reached() -> bool:
+        return above.condition.state == state
+
+    await eventually(reached)
+    return above.condition.reason
+
+
+@pytest.mark.parametrize(
+    ("answered", "reason"),
+    [
+        (Answered(b"<html>", 200, {}), "not of a gateway"),
+        (Answered(b"<html>", 200), "is not JSON"),
+        (Answered(b"[]", 200), "is not JSON"),
+        (Answered.of({"hello": "world"}), "of another version"),
+        (Answered.of(position(epoch="00000000")), "give all tiers the same GATEWAY_EPOCH"),
+        (Answered.of(position(cluster_id="0")), "it has not reached etcd yet"),
+        (Answered.of(position(), X_Gateway_Tier="3"), "at most 3 tiers"),
+        (Answered.of({"code": "unauthorized", "detail": "send a token"}, 401), "401 send a token"),
+        (Answered(b"", 500), "500"),
+    ],
+)
+async def test_who_is_not_followed(root: Scripted, answered: Answered, reason: str) -> None:
+    """The condition names what is wrong. Nothing of the answer counts."""
+    says(root, answered)
+    async with upstream(root.url) as above:
+        assert reason in await condition(above, "down")
+        assert (above.cluster_id, above.statistics().reached, above.member_known) == (0, False, False)
+
+
+async def test_the_first_upstream_that_answers_fixes_the_tier(root: Scripted) -> None:
+    """An upstream of the own tier is not followed any more, whatever it says; the next one is tried."""
+    async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
+        says(root, Answered.of(position(), X_Gateway_Tier="1"))
+        await condition(above, "ready")
+        assert above.tier == 2
+        says(root, Answered.of(position(), X_Gateway_Tier="2"))
+
+        async def moved() -> bool:
+            return above.condition.endpoint == other.url and above.condition.state == "ready"
+
+        await eventually(moved)
+        assert above.tier == 2
+
+
+async def test_an_upstream_without_etcd_is_followed(root: Scripted) -> None:
+    """It serves what it has, and says itself what is stale. The reason is shown."""
+    says(root, Answered.of(position(state="down")))
+    async with upstream(root.url) as above:
+        assert await condition(above, "ready") == "etcd is out of the upstream's reach"
+        assert above.statistics().reached
+
+
+async def test_another_cluster_is_another_history(root: Scripted) -> None:
+    """All feeds start anew, and revisions that were reached before say nothing any more."""
+    told: list[int] = []
+    async with upstream(root.url, stale_after=0.4) as above:
+        above.on_restored(lambda: told.append(above.highest_revision))
+        await condition(above, "ready")
+        from app.core.selection import Selection
+        from tests.tier.scripted import epoch_of
+
+        says(root, Answered.of(position(cluster_id="def", epoch=epoch_of(0xDEF, Selection(())), revision=7)))
+
+        async def restored() -> bool:
+            return told == [0]
+
+        await eventually(restored)
+        assert (above.cluster_id, above.highest_revision) == (0xDEF, 7)
+
+
+async def test_a_state_of_several_pages(root: Scripted) -> None:
+    """The first page is as new as the streams; the others are of its revision. The budget hears of each."""
+
+    def answer(asked: Asked) -> Answered:
+        if asked.path != "/v1/kv":
+            return root.usual(asked)
+        later = "page" in asked.parameters
+        name = "/svc/b" if later else "/svc/a"
+        kv = {"key": name, "value": "v", "create_revision": 1, "mod_revision": 2, "version": 1}
+        more = {} if later else {"next_page": "a+b"}
+        return Answered.of({"revision": 120, "cursor": "", "kvs": [kv], "count": 2, **more})
+
+    root.answer = answer
+    sizes: list[int] = []
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        above.note_reached(SVC, 110)
+        snapshot, cluster_id = await above.snapshot([SVC], sizes.append)
+    assert (snapshot.revision, [item.key for item in snapshot.items]) == (120, [b"/svc/a", b"/svc/b"])
+    assert cluster_id == above.cluster_id
+    assert len(sizes) == 2
+    first, second = (one.parameters for one in root.of("/v1/kv"))
+    assert first == {"prefix": "/svc/", "consistency": "feed", "limit": "10000", "min_revision": "110"}
+    assert second == {"prefix": "/svc/", "consistency": "feed", "limit": "10000", "page": "a+b"}
+
+
+async def test_the_state_of_one_key(root: Scripted) -> None:
+    """A key that exists, and one that does not: the 404 has the revision. The newest state is a linearizable read."""
+    kv = {"key": "/one", "value": "v", "create_revision": 1, "mod_revision": 2, "version": 1}
+    found = Answered.of({"revision": 9, "cursor": "", "kv": kv})
+    root.answer = lambda asked: found if asked.path == "/v1/kv" else root.usual(asked)
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        snapshot, _ = await above.snapshot([KEY], lambda _size: None)
+        assert (snapshot.revision, snapshot.items) == (9, [KeyValue(b"/one", b"v", 1, 2, 1)])
+        found = Answered.of({"code": "key-not-found", "detail": ""}, 404, X_Etcd_Revision="12")
+        snapshot, _ = await above.snapshot([KEY], lambda _size: None, newest=True)
+        assert (snapshot.revision, snapshot.items) == (12, [])
+    assert [one.parameters.get("consistency") for one in root.of("/v1/kv")] == ["feed", None]
+
+
+@pytest.mark.parametrize(
+    ("answered", "error"),
+    [
+        (Answered.of({"code": "page-expired", "detail": "gone"}, 410), PageExpiredError),
+        (
+            Answered.of({"code": "revision-not-reached", "detail": ""}, 504, X_Etcd_Revision="5"),
+            RevisionNotReachedError,
+        ),
+        (Answered(b"", 504), UnavailableError),
+        (Answered.of({"code": "forbidden", "detail": ""}, 403), DeniedError),
+        (Answered.of({"code": "unauthorized", "detail": ""}, 401), DeniedError),
+        (Answered.of({"code": "too-many-reads", "detail": ""}, 429), OverCapacityError),
+        (Answered(b"", 429), UnavailableError),
+        (Answered.of({"code": "etcd-unavailable", "detail": ""}, 503), UnavailableError),
+        (Answered.of({"code": "not-found", "detail": "no such path"}, 404), UnavailableError),
+        (Answered(b"<html>", 200), UnavailableError),
+        (Answered(b"[]", 200, {}), UnavailableError),
+    ],
+)
+async def test_what_a_refused_read_means(root: Scripted, answered: Answered, error: type[GatewayError]) -> None:
+    """A client of this gateway gets an error of the same kind, and no address of the upstream."""
+    root.answer = lambda asked: answered if asked.path == "/v1/kv" else root.usual(asked)
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        with pytest.raises(error) as refused:
+            await above.snapshot([SVC], lambda _size: None)
+        assert root.url not in refused.value.detail
+        if isinstance(refused.value, RevisionNotReachedError):
+            assert refused.value.headers == {"X-Etcd-Revision": "5"}
+
+
+async def test_an_upstream_out_of_reach_is_named(root: Scripted) -> None:
+    """Reads wait a moment, and then say so."""
+    async with upstream("http://127.0.0.1:9") as above:
+        with pytest.raises(UnavailableError):
+            await above.read("prefix=/svc/")
+        with pytest.raises(UnavailableError):
+            await above.revision(SVC)
+    del root
+
+
+async def test_a_linearizable_revision_is_the_upstreams(root: Scripted) -> None:
+    """All who ask at the same time share the next answer."""
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        assert await above.revision(SVC) == 100
+        assert root.of("/v1/progress")[-1].parameters == {"prefix": "/svc/"}
+        assert await above.probe(SVC, 1) == "ok"
+
+
+async def test_the_token_is_asked_for_with_each_request(root: Scripted) -> None:
+    """A token that is replaced counts from the next request on."""
+    tokens = iter(["first", "second", *["third"] * 1000])
+    token: Callable[[], str] = lambda: next(tokens)  # noqa: E731
+    async with upstream(root.url, token=token) as above:
+        await condition(above, "ready")
+        await above.read("prefix=/svc/")
+    assert [one.headers["authorization"] for one in root.asked][:2] == ["Bearer first", "Bearer second"]

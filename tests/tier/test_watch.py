@@ -1,0 +1,243 @@
+"""A watch at a scripted gateway: what it asks, what it passes on, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.core.keys import KeyRange
+from app.core.multiplex import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
+from app.core.selection import Selection
+from app.tier.upstream import GatewayUpstream
+from app.tier.watch import UpstreamWatch
+from tests.support.waiting import HANG, eventually
+from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, scripted, upstream
+
+SVC = KeyRange("prefix", b"/svc/")
+EPOCH = epoch_of(CLUSTER, Selection((SVC,)))
+
+
+@pytest.fixture(name="root")
+async def _root() -> AsyncIterator[Scripted]:
+    """A scripted gateway."""
+    async with scripted() as found:
+        yield found
+
+
+@pytest.fixture(name="above")
+async def _above(root: Scripted) -> AsyncIterator[GatewayUpstream]:
+    """An upstream that follows it."""
+    async with upstream(root.url) as found:
+        yield found
+
+
+class Heard:
+    """What a watch passes on."""
+
+    def __init__(self) -> None:
+        self.inputs: asyncio.Queue[WatchInput] = asyncio.Queue()
+
+    async def next(self) -> WatchInput:
+        """The next input."""
+        async with asyncio.timeout(HANG):
+            return await self.inputs.get()
+
+
+def open_watch(above: GatewayUpstream, start: int, heard: Heard) -> UpstreamWatch:
+    """A watch of one prefix."""
+    return above.watch(SVC, start, heard.inputs.put_nowait, stream_kind="live")
+
+
+def line(kind: str, at: int | None = None, **members: object) -> bytes:
+    """One line of a stream."""
+    cursor = {} if at is None else {"cursor": f"{EPOCH}-{at}"}
+    return json.dumps({"type": kind, **members, **cursor}).encode() + b"\n"
+
+
+def synced(revision: int, heartbeat: float = 15) -> bytes:
+    """The event after which everything is live."""
+    return line("synced", revision, revision=revision, heartbeat=heartbeat)
+
+
+async def test_what_a_watch_asks_for(root: Scripted, above: GatewayUpstream) -> None:
+    """Changes only, from just below its start, as a gateway of its tier; from now without a cursor."""
+    open_watch(above, 42, Heard())
+    open_watch(above, 0, Heard())
+    await root.stream()
+    await root.stream()
+    first, second = sorted(root.of("/v1/watch"), key=lambda one: -len(one.query))
+    assert first.parameters == {"prefix": "/svc/", "snapshot": "0", "format": "ndjson", "last_event_id": f"{EPOCH}-41"}
+    assert second.parameters == {"prefix": "/svc/", "snapshot": "0", "format": "ndjson"}
+    assert first.headers["x-gateway-tier"] == "1"
+
+
+async def test_a_watch_passes_on_what_comes(root: Scripted, above: GatewayUpstream) -> None:
+    """The tip of the head, revisions, positions; then the end of the stream."""
+    heard = Heard()
+    open_watch(above, 42, heard)
+    stream = await root.stream()
+    item = {"key": "/svc/a", "value": "v", "create_revision": 1, "mod_revision": 101, "version": 2}
+    stream.write(line("put", 101, **item) + synced(101))
+    assert await heard.next() == Created(100)
+    batches = await heard.next()
+    assert isinstance(batches, Batches)
+    assert [one.revision for one in batches.batches] == [101]
+    assert await heard.next() == Progress(101, trusted=True)
+    assert above.highest_revision == 101
+    stream.close()
+    lost = await heard.next()
+    assert isinstance(lost, Lost)
+    assert not lost.too_large
+
+
+async def test_history_from_the_first_revision_cannot_be_asked_for(root: Scripted, above: GatewayUpstream) -> None:
+    """A cursor of revision 0 means "I hold nothing": the upstream would begin at the present."""
+    heard = Heard()
+    open_watch(above, 1, heard)
+    assert await heard.next() == Reset("lagged")
+    assert root.of("/v1/watch") == []
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected"),
+    [
+        (Answered.of({"code": "forbidden", "detail": "no"}, 403), Refused("403 forbidden: no", denied=True)),
+        (Answered.of({"code": "unauthorized", "detail": "who?"}, 401), Refused("401 unauthorized: who?")),
+        (Answered.of({"code": "draining", "detail": "soon"}, 503), Lost("503 draining: soon")),
+        (Answered(b"<html>", 502), Lost("refuses: 502")),
+        (Answered(b"welcome", 200), Lost("not a stream")),
+        (Answered(None, 200, {"Content-Type": "application/x-ndjson"}), Lost("not of a gateway")),
+        (Answered(None, 200, {"Content-Type": "application/x-ndjson", "X-Gateway-Tier": "1"}), Lost("lower tier")),
+    ],
+)
+async def test_an_answer_that_is_not_a_stream(
+    root: Scripted, above: GatewayUpstream, answered: Answered, expected: Refused | Lost
+) -> None:
+    """A refusal that will last is one; everything else is tried again. Each is named."""
+    root.answer = lambda asked: answered if asked.path == "/v1/watch" else root.usual(asked)
+    heard = Heard()
+    open_watch(above, 42, heard)
+    given = await heard.next()
+    assert type(given) is type(expected)
+    assert isinstance(given, Refused | Lost)
+    assert expected.reason in given.reason
+    assert getattr(given, "denied", False) == getattr(expected, "denied", False)
+
+
+async def test_a_stream_that_cannot_be_read_is_lost(root: Scripted, above: GatewayUpstream) -> None:
+    """The next stream goes on where this one was exact."""
+    heard = Heard()
+    open_watch(above, 42, heard)
+    (await root.stream()).write(synced(100) + b"<html>\n")
+    assert await heard.next() == Created(100)
+    assert await heard.next() == Progress(100, trusted=True)
+    lost = await heard.next()
+    assert isinstance(lost, Lost)
+    assert "cannot be read" in lost.reason
+
+
+async def test_silence_is_a_dead_stream(root: Scripted, above: GatewayUpstream) -> None:
+    """Three heartbeats without a byte: the stream is lost, though the connection is open."""
+    heard = Heard()
+    open_watch(above, 42, heard)
+    stream = await root.stream()
+    stream.write(synced(100, heartbeat=0.2))
+    assert await heard.next() == Created(100)
+    assert await heard.next() == Progress(100, trusted=True)
+    lost = await heard.next()
+    assert isinstance(lost, Lost)
+    assert "silent" in lost.reason
+
+
+async def test_what_the_upstream_proves(root: Scripted, above: GatewayUpstream) -> None:
+    """Nothing before it is synced; the present while it is live; nothing recent while it is stale."""
+    heard = Heard()
+    watch = open_watch(above, 42, heard)
+    assert watch.proven_at(0) is None
+    stream = await root.stream()
+    assert await heard.next() == Created(100)
+    assert watch.proven_at(100) is None
+    stream.write(synced(100))
+    await heard.next()
+    assert watch.proven_at(100) == pytest.approx(above.clock(), abs=HANG)
+    stream.write(line("status", state="stale", since="", ranges=[]))
+
+    async def doubted() -> bool:
+        proven = watch.proven_at(100)
+        return proven is not None and proven <= above.clock() - above.stale_after
+
+    await eventually(doubted)
+    stream.write(line("bookmark", 100, revision=100, state="live"))
+
+    async def trusted() -> bool:
+        return not await doubted()
+
+    await eventually(trusted)
+
+
+async def test_who_waits_lets_the_upstream_prove_its_tip(root: Scripted, above: GatewayUpstream) -> None:
+    """While a reader waits, the upstream is asked for the range; while a merge waits, for what the merge needs."""
+    heard = Heard()
+    watch = open_watch(above, 42, heard)
+    await root.stream()
+    await heard.next()
+    watch.await_proof(True)
+
+    async def asked(parameters: dict[str, str]) -> bool:
+        return any(one.parameters == parameters for one in root.of("/v1/progress"))
+
+    await eventually(lambda: asked({"prefix": "/svc/"}))
+    watch.await_proof(False)
+    watch.hasten(True)
+    await eventually(lambda: asked({"prefix": "/svc/", "min_revision": "100"}))
+    watch.hasten(False)
+
+    async def silent() -> bool:
+        return watch._asking is None
+
+    await eventually(silent)
+
+
+async def test_a_cancelled_watch_is_mute_and_closes_its_stream(root: Scripted, above: GatewayUpstream) -> None:
+    """Cancel is synchronous and idempotent; the upstream sees the stream end."""
+    heard = Heard()
+    watch = open_watch(above, 42, heard)
+    stream = await root.stream()
+    await heard.next()
+    assert above.statistics().watchers == 1
+    watch.cancel()
+    watch.cancel()
+    assert above.statistics().watchers == 0
+    stream.write(synced(100))
+
+    async def closed() -> bool:
+        return stream.is_closing() or stream.transport.is_closing()
+
+    await eventually(closed)
+    assert heard.inputs.empty()
+
+
+async def test_a_defect_of_the_callback_loses_the_watch(root: Scripted, above: GatewayUpstream) -> None:
+    """An error of ours is in the log, and the feed hears of it as of a lost stream."""
+    found: list[WatchInput] = []
+
+    def callback(given: WatchInput) -> None:
+        found.append(given)
+        if isinstance(given, Progress):
+            raise RuntimeError("a defect")
+
+    above.watch(SVC, 42, callback, stream_kind="live")
+    (await root.stream()).write(synced(100))
+
+    async def lost() -> bool:
+        return isinstance(found[-1], Lost) if found else False
+
+    await eventually(lost)
+
+
+def test_a_request_is_read() -> None:
+    """The scripted gateway reads queries as a gateway does."""
+    assert Asked("/", "a=1&b=", {}).parameters == {"a": "1", "b": ""}
