@@ -101,7 +101,7 @@ async def test_permitted_parts(guarded: GatewayProcess, files: Files) -> None:
     process.kill()
     await process.communicate()
     status, _, err = await run(guarded.base, "follow", "/svc/", *token)
-    assert (status, "HTTP 403 forbidden" in err) == (statuses.REFUSED, True)
+    assert (status, "HTTP 403 forbidden" in err, "--permitted" in err) == (statuses.REFUSED, True, True)
 
 
 async def test_the_own_write(server: GatewayProcess, kv: EtcdClient) -> None:

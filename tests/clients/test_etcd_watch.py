@@ -119,6 +119,7 @@ async def test_refusals(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
             status, out, err = await run(server.base, *words, "-q")
             assert (status, out) == (statuses.REFUSED, ""), words
             assert "the gateway refuses: HTTP 401 unauthorized" in err
+            assert "--token-file" in err
         assert (await run(server.base, "get", "/other/", ETCD_WATCH_TOKEN=token))[0] == statuses.REFUSED
         known = ["--token-file", str(file), "--timeout", "2m"]
         assert (await run(server.base, "get", "/svc/", *known))[0] == statuses.NOT_FOUND

@@ -19,6 +19,12 @@ from .arguments import PROGRAM, Parser, make_parser, ranges
 from .completion import COMPLETE, SCRIPTS, candidates
 from .statuses import CommandError
 
+# What a user of this command can do about a refusal.
+_HINTS = {
+    "unauthorized": "; give the token with --token-file or ETCD_WATCH_TOKEN",
+    "forbidden": "; --permitted takes only what you may read",
+}
+
 
 def report(message: str) -> None:
     """Write a line to stderr."""
@@ -64,7 +70,7 @@ def main(words: list[str]) -> int:
         report(str(error))
         return error.status
     except RefusedError as error:
-        report(f"the gateway refuses: {error}")
+        report(f"the gateway refuses: {error}{_HINTS.get(error.code, '')}")
         return statuses.REFUSED
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         report(f"the request cannot be sent: {error}")
