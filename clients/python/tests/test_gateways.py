@@ -36,6 +36,7 @@ async def test_an_expired_token_is_replaced_without_a_reset(tmp_path: Path) -> N
     file.write_text("one\n")
     changes: list[Change[str, str]] = []
     mirror = Mirror(URL, "/c/", token=file, on_change=changes.append, transport=gateway)
+    mirror._clock = iter(range(0, 10**6, 3)).__next__  # 3 s pass with each look at it
     async with mirror:
         body = await gateway.stream()
         body.send(state(10, a="1"))
@@ -53,7 +54,9 @@ async def test_a_new_token_is_used_before_the_old_one_ends(tmp_path: Path) -> No
     """From the warning on, the source is asked at each sign of life. Without another token, the stream stays."""
     file, gateway = tmp_path / "token", Gateway()
     file.write_text("one")
-    async with Mirror(URL, "/c/", token=file, transport=gateway) as mirror:
+    mirror = Mirror(URL, "/c/", token=file, transport=gateway)
+    mirror._clock = iter(range(0, 10**6, 3)).__next__  # 3 s pass with each look at it
+    async with mirror:
         body = await gateway.stream()
         body.send(state(10), status(expires="2027-01-01T00:00:00Z"), put("/c/a", "1", 11))
         await mirror.until(lambda found: found.revision == 11, HANG)
@@ -67,6 +70,31 @@ async def test_a_new_token_is_used_before_the_old_one_ends(tmp_path: Path) -> No
         (await gateway.stream()).send(synced(13))
         await mirror.until(lambda found: found.revision == 13 and found.state == "live", HANG)
     assert tokens(gateway) == ["one", "two"]
+
+
+async def test_a_source_that_makes_a_token_for_each_question() -> None:
+    """It is asked every two seconds, and not for each event; and a token that lives only briefly is no busy loop."""
+    now, made = 0.0, 0
+
+    def make() -> str:
+        nonlocal made
+        made += 1
+        return str(made)
+
+    gateway = Gateway()
+    mirror = Mirror(URL, "/c/", token=make, transport=gateway)
+    mirror._clock = lambda: now
+    async with mirror:
+        body = await gateway.stream()
+        body.send(state(10), status(expires="2027-01-01T00:00:00Z"), *(put("/c/a", "1", 11 + at) for at in range(50)))
+        await mirror.until(lambda found: found.revision == 60, HANG)
+        assert (made, len(gateway.requests)) == (1, 1)
+        now = 2
+        body.send(b"\n")
+        body = await gateway.stream()
+        body.send(synced(61), status(expires="2027-01-01T00:00:00Z"), put("/c/a", "2", 62))
+        await mirror.until(lambda found: found.revision == 62, HANG)
+        assert (made, tokens(gateway)) == (3, ["1", "3"])
 
 
 async def test_a_fixed_token_that_has_expired_is_final() -> None:

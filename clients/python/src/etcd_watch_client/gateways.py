@@ -19,6 +19,9 @@ from .tls import Http
 # Seconds for which a client waits until the source of its token has another one. The kubelet takes up to two minutes to
 # write a Secret that has changed into a pod's files.
 _RENEWAL = 150.0
+# Seconds between two questions for a newer token. Some sources make a token for each question, so every token is newer;
+# and if it lived less than the gateway's 30 s of notice, a new stream would be opened without a pause.
+_ASK = 2.0
 
 
 class Gateways:
@@ -36,6 +39,7 @@ class Gateways:
         bearer: Bearer,
         http: Http,
         age: Callable[[], float | None],
+        clock: Callable[[], float],
         draw: Callable[[], float],
     ) -> None:
         given = [urls] if isinstance(urls, str) else urls
@@ -48,8 +52,10 @@ class Gateways:
         self._bearer = bearer
         self._http = http
         self._age = age
+        self._clock = clock
         self._draw = draw
         self._backoff = Backoff(len(self._urls), draw())
+        self._asked = 0.0  # when the stream began, or the source of the token was last asked
         self._expires = False  # whether the gateway has said that the token of this stream is about to end
 
     @property
@@ -77,7 +83,7 @@ class Gateways:
         url = f"{self._urls[self._backoff.index]}/v1/watch?format={self._form}&{self._query}"
         url += f"&min_revision={min_revision}" if min_revision else ""
         url += f"&last_event_id={cursor}" if cursor else ""
-        client, self._expires = await self._http.client(), False
+        client, self._expires, self._asked = await self._http.client(), False, self._clock()
         before = None
         while True:
             stream = messages(client, url, await self._headers(), self._form, patience)
@@ -100,12 +106,18 @@ class Gateways:
         for message in received:
             match message.event:
                 case Close(reason, retry):
-                    renewed = reason == "expired" and await self._bearer.is_replaced()
-                    raise StreamEnd(reason, retry, at_once=renewed)
+                    raise StreamEnd(reason, retry, at_once=reason == "expired" and await self._is_replaced())
                 case Status(expires=True):
                     self._expires = True
-        if self._expires and await self._bearer.is_replaced():
+        if self._expires and await self._is_replaced():
             raise StreamEnd("the token is renewed", at_once=True)
+
+    async def _is_replaced(self) -> bool:
+        now = self._clock()
+        if now - self._asked < _ASK:
+            return False
+        self._asked = now
+        return await self._bearer.is_replaced()
 
     async def _headers(self) -> dict[str, str]:
         try:

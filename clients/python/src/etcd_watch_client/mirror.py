@@ -156,6 +156,7 @@ class Mirror(Mapping[K, V]):
             Bearer(options.get("token")),
             Http(options.get("ca"), options.get("cert"), options.get("key"), options.get("transport")),
             age=lambda: self.age,
+            clock=lambda: self._clock(),
             draw=lambda: self._draw(),
         )
         self._heard = 0.0  # when the stream's last byte came
