@@ -63,6 +63,8 @@ async def test_get(server: GatewayProcess, kv: EtcdClient) -> None:
     assert (first["key"], first["mod_revision"]) == ("/other", other)
     assert (second["value"], second["mod_revision"]) == ("two\nlines", revision - 1)
     assert await run(server.base, "get", "/none") == (statuses.NOT_FOUND, "", "etcd-watch: there is no '/none'\n")
+    hint = "etcd-watch: there is no '/svc', but there are keys under '/svc/'\n"
+    assert await run(server.base, "get", "/svc") == (statuses.NOT_FOUND, "", hint)
     status, out, err = await run(server.base, "get", "/none/", "/svc/b")
     assert (status, out, "/none/" in err) == (statuses.NOT_FOUND, "/svc/b\ttwo\\nlines\n", True)
 

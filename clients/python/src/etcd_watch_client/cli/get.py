@@ -64,11 +64,12 @@ class Reader:
                 self.why = "etcd compacted the revision while its pages were read"
 
     async def has_keys_under(self, prefix: bytes) -> bool:
-        """Whether a prefix has keys; False if it may not be read."""
-        try:
-            return bool((await self._get(f"prefix={quote(prefix, safe='')}&count_only=1"))["count"])
-        except RefusedError:
-            return False
+        """Whether a prefix has keys, as far as one request can tell. It is only for a hint."""
+        gateway = self._gateways[self._backoff.index]
+        with contextlib.suppress(RefusedError, StreamEnd, TimeoutError, httpx.HTTPError):
+            async with asyncio.timeout(self._patience):
+                return bool((await self._ask(f"{gateway}/v1/kv?prefix={quote(prefix, safe='')}&count_only=1"))["count"])
+        return False
 
     async def _pages(self, query: str) -> list[Entry]:
         page = await self._get(query)
@@ -81,7 +82,7 @@ class Reader:
     async def _get(self, query: str) -> dict[str, Any]:
         while True:
             gateway = self._gateways[self._backoff.index]
-            self.why = f"{gateway}: no answer yet"
+            self.why = self.why or f"{gateway}: no answer yet"
             try:
                 async with asyncio.timeout(self._patience):
                     return await self._ask(f"{gateway}/v1/kv?{query}{self._least}")
