@@ -73,7 +73,7 @@ def quotas_of(settings: Settings) -> Quotas | None:
     return None if group.off else Quotas(group)
 
 
-def _upstream_token(settings: Settings) -> Callable[[], str]:
+def upstream_token_of(settings: Settings) -> Callable[[], str]:
     """Return what reads the token for the upstream, for each request anew: the file may be replaced.
 
     Raises:
@@ -184,7 +184,7 @@ class Gateway:
 
         settings = self.settings
         return GatewayUpstream(
-            partial(Client, settings.upstream, settings.upstream_cacert, _upstream_token(settings)),
+            partial(Client, settings.upstream, settings.upstream_cacert, upstream_token_of(settings)),
             self.epoch_of,
             stale_after=settings.stale_after,
             clock=self.clock,

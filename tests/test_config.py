@@ -75,6 +75,16 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert "GATEWAY_POLICY_FILE" in "\n".join(report_of({name: str(value) for name, value in files.items()}).notes)
 
 
+def test_the_files_of_an_edge(tmp_path: Path) -> None:
+    """A gateway in front of a gateway reads its token at the start, too."""
+    file = tmp_path / "none"
+    report = report_of({"upstream": "http://127.0.0.1:8080", "upstream_token_file": str(file)})
+
+    assert report.status == 2
+    (note,) = report.notes
+    assert note.startswith(f"GATEWAY_UPSTREAM_TOKEN_FILE (--upstream-token-file): cannot read {file}: ")
+
+
 def test_what_the_files_say(tmp_path: Path) -> None:
     """When the certificate expires; that an issuer's keys are not fetched."""
     own = Ca(tmp_path).sign("gateway")
