@@ -161,7 +161,7 @@ async def _serve(settings: Settings) -> None:
         __version__,
         extra={
             "listen": f"{settings.host}:{settings.port}",
-            "etcd": ",".join(settings.etcd),
+            **({"upstream": ",".join(settings.upstream)} if settings.upstream else {"etcd": ",".join(settings.etcd)}),
             "scheme": "http" if settings.tls_cert is None else "https",
             # On our own server, only the setting leads to the portable sink, with TLS and without.
             "sink": "portable" if settings.sink == "portable" else "fast",

@@ -16,7 +16,7 @@ from typing import Any
 from . import descriptors
 from .access.setup import make_access_control
 from .core.timestamps import rfc3339
-from .gateway import credentials_of, quotas_of, upstream_token_of
+from .gateway import credentials_of, quotas_of, upstream_tls_of, upstream_token_of
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
 from .spelling import SECTIONS, flag_of, likely_meant, shown, variable_of
 from .tls import make_tls
@@ -79,8 +79,9 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
         lambda: make_access_control(settings, clock=time.monotonic, wall=time.time, draw=random.random),
         tls,
         lambda: credentials_of(settings),
-        lambda: upstream_token_of(settings),
         lambda: quotas_of(settings),
+        lambda: upstream_tls_of(settings),
+        lambda: upstream_token_of(settings),
     )
     faults: list[str] = []
     for step in steps:

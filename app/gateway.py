@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -73,8 +74,26 @@ def quotas_of(settings: Settings) -> Quotas | None:
     return None if group.off else Quotas(group)
 
 
+def upstream_tls_of(settings: Settings) -> ssl.SSLContext:
+    """Return how the upstream's certificates are checked.
+
+    Raises:
+        SettingsError: the file of CAs cannot be used.
+    """
+    path = settings.upstream_cacert
+    try:
+        return ssl.create_default_context(cafile=str(path) if path is not None else None)
+    except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
+        reason = (
+            error.strerror if isinstance(error, FileNotFoundError | PermissionError) else "it has no CA in PEM form"
+        )
+        raise SettingsError(f"{named('upstream_cacert')}: cannot use {path}: {reason}") from None
+
+
 def upstream_token_of(settings: Settings) -> Callable[[], str]:
     """Return what reads the token for the upstream, for each request anew: the file may be replaced.
+
+    While the file cannot be used, the last token is sent.
 
     Raises:
         SettingsError: the file cannot be used now.
@@ -83,10 +102,16 @@ def upstream_token_of(settings: Settings) -> Callable[[], str]:
     if path is None:
         return lambda: ""
 
-    def read() -> str:
-        return read_token(path, named("upstream_token_file")).get_secret_value()
+    last = read_token(path, named("upstream_token_file")).get_secret_value()
 
-    read()
+    def read() -> str:
+        nonlocal last
+        try:
+            last = read_token(path, named("upstream_token_file")).get_secret_value()
+        except SettingsError as error:
+            logger.warning("the token for the upstream cannot be read", extra={"reason": str(error)})
+        return last
+
     return read
 
 
@@ -184,7 +209,7 @@ class Gateway:
 
         settings = self.settings
         return GatewayUpstream(
-            partial(Client, settings.upstream, settings.upstream_cacert, upstream_token_of(settings)),
+            partial(Client, settings.upstream, upstream_tls_of(settings), upstream_token_of(settings)),
             self.epoch_of,
             stale_after=settings.stale_after,
             clock=self.clock,

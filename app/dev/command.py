@@ -14,7 +14,7 @@ from pathlib import Path
 from .. import descriptors
 from ..core.versions import progress_is_trusted
 from ..server.run import serve
-from ..settings import Settings, SettingsError
+from ..settings import Settings, SettingsError, named
 from ..stdio import say
 from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
 from .sample import PREFIX, SERVICES, sample
@@ -28,6 +28,8 @@ async def dev(settings: Settings) -> None:
     Raises:
         SettingsError: there is no etcd to embed, or the gateway cannot start.
     """
+    if settings.upstream:
+        raise SettingsError(f"{named('upstream')}: dev has its own etcd, and follows no other gateway; use serve")
     if "etcd" in settings.model_fields_set:
         logger.warning("dev starts its own etcd", extra={"ignored": ",".join(settings.etcd)})
     logging.getLogger("gateway.etcd").addFilter(_calm)

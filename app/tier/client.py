@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,7 +44,7 @@ class Client:
 
     Args:
         urls: at least one, like ``https://root:8080``.
-        cacert: PEM file of the CAs of their certificates; None: the system's.
+        tls: checks their certificates.
         token: returns the bearer token for the next request, "" if there is none. May raise.
         tier: returns this gateway's tier; None while it is not known.
     """
@@ -53,7 +52,7 @@ class Client:
     def __init__(
         self,
         urls: Sequence[str],
-        cacert: Path | None,
+        tls: ssl.SSLContext,
         token: Callable[[], str],
         tier: Callable[[], int | None],
     ) -> None:
@@ -63,7 +62,7 @@ class Client:
         self._tier = tier
         # A connection for each stream, as many as there are feeds; GATEWAY_MAX_FEEDS is the bound.
         self._http = httpx.AsyncClient(
-            verify=ssl.create_default_context(cafile=str(cacert) if cacert else None),
+            verify=tls,
             trust_env=False,  # a proxy of the environment must not come between two tiers
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),

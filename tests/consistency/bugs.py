@@ -19,6 +19,7 @@ from app.core.encoding import event_body
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
 from app.core.feed_messages import CloseWatch, OpenWatch, SyncTimeout
+from app.core.gateway_watch import GatewayWatch
 from app.core.history import History
 from app.core.multiplex import Created, Multiplexer
 from app.core.reader import Phase, Reader
@@ -292,6 +293,20 @@ def merge_survives_generation() -> None:
     _replace(SelectedHistory, "restart", go_on)
 
 
+def edge_survives_reset() -> None:
+    """An edge goes on after its root's reset: it lacks what the root could not continue with."""
+    _unguarded()
+    take = GatewayWatch._take
+
+    def deaf(self: GatewayWatch, found: Any) -> Any:
+        if found["type"] == "reset":
+            self.revision = 0
+            return iter(())
+        return take(self, found)
+
+    _replace(GatewayWatch, "_take", deaf)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -312,6 +327,7 @@ BUGS: dict[str, Callable[[], None]] = {
         transaction_divided_between_ranges,
         projected_tip_that_stands_still,
         merge_survives_generation,
+        edge_survives_reset,
     )
 }
 

@@ -202,7 +202,9 @@ class Judge:
         self._require(_names(event) == self.watched.ranges, f"a reset of {_names(event)}")
         self._require(event.id is not None and event.id.endswith("-0"), "a reset carries revision 0")
         self._require(self._pending == [], "a reset inside a revision")
-        self._require(reason == "initial" or self._asked or self.stand is not None, "a reset of nothing, not initial")
+        # The state that was being sent may end with its generation.
+        something = self._asked or self.stand is not None or self._building is not None
+        self._require(reason == "initial" or something, "a reset of nothing, not initial")
         self._require(reason != "initial" or not self.cursor or self.cursor.endswith("-0"), "a lost cursor is initial")
         forward = reason in FORWARD and self._heard - self.chronicle.restored_at > RECENT
         self._not_below = self.stand if forward and self.stand is not None else 0

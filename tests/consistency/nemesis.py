@@ -73,6 +73,7 @@ class Nemesis:
         access: Access,
         password: Password | None,
         *,
+        edges: Sequence[Replica] = (),
         crowd: Sequence[Follower],
         disk: Disk | None,
         log: Callable[[str], None],
@@ -84,6 +85,7 @@ class Nemesis:
         self._seed = seed
         self._cluster = cluster
         self._replicas = replicas
+        self._edges = edges
         self._writers = writers
         self._oracle = oracle
         self._access = access
@@ -144,6 +146,15 @@ class Nemesis:
                 "slow watcher": self._slow_watcher,
             },
             {
+                "kill an edge": self._kill_edge,
+                "stop an edge": self._stop_edge,
+                "freeze an edge": self._freeze_edge,
+                "cut an edge": self._cut_edge,
+                "black hole above an edge": self._black_hole_above_edge,
+            }
+            if self._edges
+            else {},
+            {
                 "send a follower away": self._send_away,
             },
             {
@@ -181,6 +192,9 @@ class Nemesis:
     async def heal(self) -> None:
         """Undo whatever fault may still be active."""
         self._heal_proxies()
+        for edge in self._edges:
+            for proxy in edge.proxies:
+                proxy.heal()
         for member in self._cluster.members:
             if member.running:
                 member.sigcont()
@@ -446,23 +460,56 @@ class Nemesis:
     # --- gateways -----------------------------------------------------------------------------------------------------
 
     async def _kill_gateway(self, rng: random.Random) -> None:
-        await self._end_gateway(rng, signal.SIGKILL)
+        await self._end_gateway(rng.choice(self._replicas), rng, signal.SIGKILL)
 
     async def _stop_gateway(self, rng: random.Random) -> None:
-        await self._end_gateway(rng, signal.SIGTERM)
+        await self._end_gateway(rng.choice(self._replicas), rng, signal.SIGTERM)
 
-    async def _end_gateway(self, rng: random.Random, number: int) -> None:
-        replica = rng.choice(self._replicas)
+    async def _kill_edge(self, rng: random.Random) -> None:
+        await self._end_gateway(rng.choice(self._edges), rng, signal.SIGKILL)
+
+    async def _stop_edge(self, rng: random.Random) -> None:
+        await self._end_gateway(rng.choice(self._edges), rng, signal.SIGTERM)
+
+    async def _end_gateway(self, replica: Replica, rng: random.Random, number: int) -> None:
         await replica.stop(number)
         await asyncio.sleep(rng.random())
         await replica.start()
         await self._rest()
 
     async def _freeze_gateway(self, rng: random.Random) -> None:
-        replica = rng.choice(self._replicas)
+        await self._freeze_replica(rng.choice(self._replicas), rng)
+
+    async def _freeze_edge(self, rng: random.Random) -> None:
+        await self._freeze_replica(rng.choice(self._edges), rng)
+
+    async def _freeze_replica(self, replica: Replica, rng: random.Random) -> None:
         replica.signal(signal.SIGSTOP)
         await asyncio.sleep(_a_while(rng))
         replica.signal(signal.SIGCONT)
+
+    async def _cut_edge(self, rng: random.Random) -> None:
+        chosen = self._above(rng)
+        for proxy in chosen:
+            proxy.cut()
+        await self._mend(chosen, rng)
+
+    async def _black_hole_above_edge(self, rng: random.Random) -> None:
+        chosen = self._above(rng)
+        for proxy in chosen:
+            proxy.freeze()
+        await self._mend(chosen, rng)
+
+    def _above(self, rng: random.Random) -> list[Proxy]:
+        """The ways from an edge to its upstreams, or one of them."""
+        proxies = rng.choice(self._edges).proxies
+        return proxies if rng.random() < 0.5 else [rng.choice(proxies)]
+
+    async def _mend(self, proxies: Sequence[Proxy], rng: random.Random) -> None:
+        await asyncio.sleep(_a_while(rng))
+        for proxy in proxies:
+            proxy.heal()
+        await self._rest()
 
     async def _slow_watcher(self, rng: random.Random) -> bool:
         """Stall a gateway until etcd cannot send, and compact the unsent events, the last of which is a delete."""

@@ -1,4 +1,7 @@
-"""One gateway process of several, always at the same URL, with its own proxies to every etcd member."""
+"""One gateway process of several, always at the same URL, with its own proxies to all that it follows.
+
+A root follows the members of etcd. An edge follows other gateways.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from app.dev.etcd import free_ports
 from tests.support.gateway import GatewayProcess, start
@@ -28,12 +31,19 @@ SETTINGS = {
 class Replica:
     """A gateway that is started, killed and started again; ``troubles`` are the errors that it logged."""
 
-    def __init__(self, name: str, settings: Mapping[str, str], program: Sequence[str] = ("app",)) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, str],
+        program: Sequence[str] = ("app",),
+        follows: Literal["GATEWAY_ETCD", "GATEWAY_UPSTREAM"] = "GATEWAY_ETCD",
+    ) -> None:
         self.name = name
         self.proxies: list[Proxy] = []
         self.troubles: list[dict[str, Any]] = []
         self.words: list[str] = []
         self._program = program
+        self._follows = follows
         self._port = free_ports(1)[0]
         self._settings = {**SETTINGS, **settings, "GATEWAY_PORT": str(self._port), "GATEWAY_INSTANCE": name}
         self._process: GatewayProcess | None = None
@@ -70,7 +80,7 @@ class Replica:
     async def start(self) -> None:
         """Start the gateway, and return when it listens."""
         endpoints = ",".join(proxy.endpoint for proxy in self.proxies)
-        self._process = await start(settings={**self._settings, "GATEWAY_ETCD": endpoints}, program=self._program)
+        self._process = await start(settings={**self._settings, self._follows: endpoints}, program=self._program)
         await self._process.listening()
 
     async def stop(self, number: int) -> None:

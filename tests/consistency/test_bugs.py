@@ -23,8 +23,11 @@ FAULTS = {
     "reader-survives-generation": ["restore, lower", "restore, passed"],
     "revision-released-by-an-old-answer": ["cut all", "cut", "black hole"],
     "projected-tip-that-stands-still": ["compact"],
+    "edge-survives-reset": ["compact all", "kill a gateway", "cut an edge", "restore, lower"],
     "merge-survives-generation": ["cut all", "compact all", "compact", "black hole"],
 }
+# A gateway that follows another one has these.
+OF_TIERS = {"edge-survives-reset"}
 # Only where etcd's progress can be trusted, there are merges of several feeds, and quiet mirrors move on.
 NEED_TRUST = {
     "revision-released-by-an-old-answer",
@@ -52,6 +55,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         program=("tests.consistency.bugs", bug),
         kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
         followers=40,
+        tiers=1 if bug in OF_TIERS else 0,
         log=print,
     )
 

@@ -76,6 +76,15 @@ def see(judge: Judge, *events: Event, now: float = 10.0) -> None:
         judge.receive(one, now)
 
 
+def test_a_state_may_end_before_its_end(judge: Judge) -> None:
+    """A generation that ends while its state is sent: the reset has the reason of the next generation."""
+    see(judge, reset(), event(a_put("/a/k", 2, 2, 1)), reset("compacted"), event(a_put("/a/k", 2, 2, 1)), synced(3))
+    judge.settle(final=True)
+    assert judge.resets == ["initial", "compacted"]
+    with pytest.raises(ViolationError, match="a reset of nothing"):
+        see(Judge(RANGE, judge.chronicle, bound=5.0), reset("compacted"))
+
+
 def test_the_truth_passes(judge: Judge) -> None:
     """The judge accepts a state, changes, a transaction, a bookmark; and, resumed, the rest."""
     see(judge, *AT_2, *FOUR, bookmark(4))

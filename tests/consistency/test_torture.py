@@ -27,6 +27,7 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
         upgrade_to=newest.folder if candidate.version != newest.version else None,
         auth=candidate.version == newest.version,
         followers=30,
+        tiers=2 if candidate.version == newest.version else 0,
         least=(1_001, 11, 1),
         bound=HANG,  # the long runs measure how late a mirror may be, on a machine without other load
         log=print,

@@ -40,6 +40,9 @@ from tests.support.versions import Candidate, real_etcds, version_of
 # Seconds that a mirror may report `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), plus the time that a
 # machine with two cores needs to run three members, two gateways and everything else.
 BOUND = 8.0
+# The same for each tier of edges: a tier notices that the tier above is stale within a second, and that it is silent
+# after three heartbeats (3 s here).
+TIER_BOUND = 4.0
 CHECKS = 0.5
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
@@ -93,6 +96,7 @@ async def torture(
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
     least: tuple[int, int, int] = (0, 0, 0),
+    tiers: int = 2,
     log: Callable[[str], None] = lambda _text: None,
 ) -> Report:
     """Run the torture. The run ends early at the first violation.
@@ -105,6 +109,7 @@ async def torture(
         program: the gateway's module, or a module with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
+        tiers: how many edges follow the gateways, each the one before.
         least: the least number of deliveries, of faults, and of streams that end with their tokens; a slow machine gets
             up to ten times the time for them.
     """
@@ -145,13 +150,21 @@ async def torture(
         for replica in replicas:
             await replica.connect(cluster.endpoints)
             await stack.enter_async_context(replica)
+        edges: list[Replica] = []
+        for number in range(tiers):
+            token = {} if number else {"GATEWAY_UPSTREAM_TOKEN_FILE": str(tokens.present)}
+            edge = Replica(f"edge-{number + 1}", token, program, "GATEWAY_UPSTREAM")
+            await edge.connect([edges[-1].base] if edges else [replica.base for replica in replicas])
+            await stack.enter_async_context(edge)
+            edges.append(edge)
+        bound += TIER_BOUND * tiers
         await stack.enter_async_context(oracle.running())
         busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
         crowd = [
             Follower(
                 number,
                 f"{seed} follower {number}",
-                [replica.base for replica in replicas],
+                [replica.base for replica in (*replicas, *edges)],
                 oracle.chronicle,
                 bound,
                 trusted=trusted,
@@ -170,6 +183,7 @@ async def torture(
             oracle,
             access,
             password,
+            edges=edges,
             crowd=crowd,
             disk=disk,
             log=log,
@@ -203,7 +217,7 @@ async def torture(
         finally:
             _sum_up(report, nemesis, oracle, crowd, clients)
         report.violations += await _disagreements(cluster, access)
-    _note_troubles(report, replicas)
+    _note_troubles(report, [*replicas, *edges])
     return report
 
 
@@ -344,6 +358,7 @@ def main() -> int:
     parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
     parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
     parser.add_argument("--followers", type=int, default=60)
+    parser.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
     parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
     parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
     chosen = parser.parse_args()
@@ -365,6 +380,7 @@ def main() -> int:
                 upgrade_to=newest.folder if candidate.version != newest.version else None,
                 auth=not chosen.no_auth,
                 followers=chosen.followers,
+                tiers=chosen.tiers,
                 program=chosen.program,
                 kinds=chosen.kinds,
                 log=log,

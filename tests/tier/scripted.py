@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
@@ -150,7 +151,7 @@ async def upstream(
     """An upstream that looks at these URLs."""
     loop = asyncio.get_running_loop()
     made = GatewayUpstream(
-        lambda tier: Client(list(urls), None, token, tier),
+        lambda tier: Client(list(urls), ssl.create_default_context(), token, tier),
         epoch_of,
         stale_after=stale_after,
         clock=loop.time,

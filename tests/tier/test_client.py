@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from app.tier.client import Client, ForeignAnswerError, tier_of
@@ -16,7 +18,7 @@ def test_an_answer_without_a_tier(headers: dict[str, str]) -> None:
 
 async def test_urls_come_in_turn() -> None:
     """After the last one, the first one is tried again."""
-    client = Client(["http://a:1", "http://b:1"], None, lambda: "", lambda: None)
+    client = Client(["http://a:1", "http://b:1"], ssl.create_default_context(), lambda: "", lambda: None)
     found = []
     for _ in range(3):
         found.append(client.url)
