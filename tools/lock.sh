@@ -18,7 +18,8 @@ compile() {
 
 compile pyproject.toml -o requirements.txt
 compile pyproject.toml --extra embedded -c requirements.txt -o requirements-run.txt
-compile pyproject.toml --extra embedded --extra dev -c requirements-run.txt -o requirements-dev.txt
+compile pyproject.toml --extra embedded --extra leak -c requirements-run.txt -o requirements-leak.txt
+compile pyproject.toml --extra embedded --extra leak --extra dev -c requirements-leak.txt -o requirements-dev.txt
 compile tests/matrix/requirements.in -o tests/matrix/requirements.txt
 
 # The build requirements of pyproject.toml, and setuptools for etcd3, which has no wheel.

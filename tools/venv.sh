@@ -1,9 +1,10 @@
 #!/bin/sh
 # tools/venv.sh run ETCD: makes a new .venv with the packages that the gateway needs, and downloads this version of etcd
 # if this machine's Debian mirror has it.
+# tools/venv.sh leak ETCD: adds the few packages that `make leak` needs, if those of the tests are not there.
 # tools/venv.sh dev ETCD: adds the packages that tests and tools need.
 # tools/venv.sh matrix: makes .cache/matrix with the Python clients that others wrote, if their lock has changed.
-# The first two write their stamps at the end: .venv/.run or .venv/.dev.
+# The first three write their stamps at the end: .venv/.run, .venv/.leak or .venv/.dev.
 set -eu
 venv=.venv
 what=$1
@@ -50,17 +51,27 @@ make_run() {
     echo "$top" > "$venv/.run"
 }
 
+locked() {  # the build backends first, so that a package without a wheel (etcd3) is built with locked versions, too
+    install -r requirements-build.txt
+    install --no-compile --no-build-isolation --use-pep517 -r "$1"
+}
+
 case "$what" in
 run)
     make_run
+    ;;
+leak)
+    if [ ! -e "$venv/.dev" ]; then
+        echo "installing what the demonstration needs"
+        locked requirements-leak.txt
+    fi
+    touch "$venv/.leak"
     ;;
 dev)
     # After a change of the lock, make a new venv: pip does not remove packages that the lock no longer has.
     [ ! -e "$venv/.dev" ] || make_run
     echo "installing what tests and tools need: $(grep -c == requirements-dev.txt) packages"
-    # The build backends first, so that a package without a wheel (etcd3) is built with locked versions, too.
-    install -r requirements-build.txt
-    install --no-compile --no-build-isolation --use-pep517 -r requirements-dev.txt
+    locked requirements-dev.txt
     # pip would compile on one core. Some packages contain files for other versions of Python, which do not compile.
     "$venv/bin/python" -W ignore -m compileall -q -q -j 0 "$venv/lib" || :
     touch "$venv/.dev"

