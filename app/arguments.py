@@ -77,7 +77,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def parse(words: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the command and its flags. A wrong command line ends the program with status 2."""
-    parser, commands = _make_parser()
+    parser, commands = make_parser()
     arguments, unknown = parser.parse_known_args(words)
     flags = vars(arguments)
     # `config` and `policy` have commands of their own.
@@ -87,7 +87,8 @@ def parse(words: Sequence[str] | None = None) -> dict[str, Any]:
     return flags
 
 
-def _make_parser() -> tuple[Parser, dict[str, Parser]]:
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser, and the parser of each command by the command's words."""
     parser = Parser(prog=PROGRAM, description="Follow etcd keys over HTTP.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
@@ -173,7 +174,9 @@ def _add_policy(parser: Parser) -> dict[str, Parser]:
     check.add_argument("--role", action="append", default=[], metavar="ROLE", help="role from the token or the proxy")
     check.add_argument("--claim", action="append", default=[], metavar="NAME=VALUE", help="claim of the JWT")
     check.add_argument("--tokens-file", type=Path, metavar="FILE", help="tokens file with the roles of token:N")
-    schema = actions.add_parser("schema", help="print the JSON Schema of the file")
+    schema = actions.add_parser(
+        "schema", help="print the JSON Schema of the file", description="Print the JSON Schema of a policy file."
+    )
     schema.add_argument("--tokens", action="store_true", help="of the tokens file instead")
     return {"policy check": check, "policy schema": schema}
 
