@@ -1,15 +1,12 @@
-"""The documentation agrees with the code: names, defaults, codes, reasons, pictures, and commands that are run."""
+"""The documentation agrees with the code: names, defaults, codes, reasons, pictures. tests/docs runs its commands."""
 
 from __future__ import annotations
 
 import ast
-import asyncio
 import re
-import shutil
 import ssl
 import tomllib
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -26,19 +23,15 @@ from app.core.feed import State
 from app.core.feed_messages import BackfillInput, FeedInput
 from app.core.multiplex import WatchInput
 from app.core.reasons import CLOSE_REASONS, END_REASONS, QUOTA_REASONS, REFUSAL_REASONS, RESET_REASONS
-from app.dev import sample as dev
 from app.metrics import NAMESPACE
 from app.settings import ALIASES, PREFIX, Settings, load
 from tests.support.certificates import Ca
-from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import GatewayProcess, gateway
-from tests.support.waiting import HANG
 from tools import draw_map, draw_states
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 APP = ROOT / "app"
-PLACE = "http://127.0.0.1:8080"
 
 
 def read(name: str) -> str:
@@ -146,7 +139,7 @@ def test_every_setting_is_documented_with_its_default(monkeypatch: pytest.Monkey
 
 def test_settings_that_are_spoken_of_exist() -> None:
     known = {*ALIASES, *(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)}
-    for path in DOCS.glob("*.md"):
+    for path in DOCS.rglob("*.md"):
         named = set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b(?!_?\*)", path.read_text(encoding="utf-8")))
         assert named <= known, path.name
 
@@ -295,7 +288,8 @@ def test_the_index_of_decisions_is_complete() -> None:
 
 def test_the_index_of_the_docs_is_complete() -> None:
     linked = set(re.findall(r"\]\(([^)#]+)", read("README.md")))
-    assert {path.name for path in DOCS.glob("*.md")} - {"README.md"} <= linked
+    pages = {path for path in DOCS.rglob("*.md") if path.parent.name != "decisions"}
+    assert {path.relative_to(DOCS).as_posix() for path in pages} - {"README.md"} <= linked
 
 
 # --- facts that stand in several files --------------------------------------------------------------------------------
@@ -353,77 +347,3 @@ def test_every_room_has_a_row_in_contributing() -> None:
     assert set(re.findall(r"^\| `app/(\w+)/` ", text, re.MULTILINE)) == rooms
     for path in re.findall(r"`((?:app|tests|tools|docs|helm|benchmarks)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
-
-
-# --- the quick start, run ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A shell block, and a text that its output must contain."""
-
-    shell: str
-    expected: str
-
-
-# A fence after `<!-- run: what its output must hold -->` is run.
-RUN = ("quickstart.md", "several-prefixes.md")
-COMMANDS = [
-    Command(shell, expected)
-    for page in RUN
-    for expected, shell in re.findall(r"<!-- run: ([^\n]+) -->\n```sh\n(.*?)```", read(page), re.DOTALL)
-]
-# The keys that a reader must type.
-KEYS = set(re.findall(r"[?&]key=(/svc/[^'&\s]+)", "".join(map(read, RUN)) + (ROOT / "README.md").read_text()))
-
-
-@pytest.fixture(name="sample")
-async def _sample(etcd: EmbeddedEtcd) -> AsyncIterator[None]:
-    """The sample of ``dev``, with five changes a second."""
-    async with dev.sample(etcd.endpoint, 0.2):
-        yield
-
-
-def test_the_sample_keeps_the_keys_of_the_quick_start() -> None:
-    """Whenever a reader types a command, its key exists; other keys are deleted and come back."""
-    turns = [dev.change(turn) for turn in range(1, 4 * 3 * 5 * 7 + 1)]  # then the changes repeat
-    gone = [key for changes in turns for key, value in changes.items() if value is None]
-    put = {key for changes in turns for key, value in changes.items() if value is not None}
-    assert KEYS
-    assert put - set(gone) >= KEYS
-    assert len(set(gone)) > 1
-    assert set(gone) < put
-    assert {len(changes) for changes in turns} == {1, 2}
-
-
-def test_the_quick_start_has_commands_to_run() -> None:
-    assert len(COMMANDS) == sum(read(page).count("<!-- run:") for page in RUN) >= 10
-
-
-@pytest.fixture(name="pinned")
-async def _pinned(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
-    """A gateway that pins the sample, as ``dev`` does."""
-    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": dev.PREFIX}) as running:
-        yield running
-
-
-@pytest.mark.usefixtures("sample")
-async def test_the_quick_start_works(pinned: GatewayProcess) -> None:
-    for tool in ("curl", "jq"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"NOT RUN: the commands of the quick start: {tool} is not installed")
-    for command in COMMANDS:
-        assert PLACE in command.shell
-        shell = command.shell.replace(PLACE, pinned.base)
-        process = await asyncio.create_subprocess_exec(
-            "sh", "-euc", shell, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        try:
-            async with asyncio.timeout(HANG):
-                out, _err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.communicate()
-        assert process.returncode == 0, (shell, out, _err)
-        assert command.expected in out.decode(), (shell, out, _err)

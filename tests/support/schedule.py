@@ -17,6 +17,7 @@ TOGETHER = (
     "tests/examples/test_mirrors.py",  # starts a browser
     "tests/examples/test_page.py",  # starts a browser
     "tests/contract/",  # starts an etcd of each version
+    "tests/docs/test_snippets.py",  # starts an etcd and a gateway
     "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # imports models that take 3 s of CPU
     "tests/access/test_access.py",  # starts an etcd and gateways
     "tests/api/test_bad_input.py",
@@ -39,6 +40,7 @@ FIRST = (
     "tests/api/test_bad_input.py",
     "tests/integration/test_memory.py",
     "tests/server/test_process.py",
+    "tests/docs/test_snippets.py",
     "tests/integration/test_release.py",
     "tests/integration/test_rollout.py",
     "tests/slow_readers/",
