@@ -13,6 +13,9 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
 # These build and run the image without a container engine.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:runc"
 
+# A proxy of docs/how-to/proxies.md; the others come from PyPI.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES haproxy:haproxy"
+
 # The shells in which the completion of etcd-watch is tested; bash is always there.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES fish:fish zsh:zsh"
 
@@ -30,7 +33,7 @@ if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
     for package in $missing; do
         case "$package" in
         # The tests start these servers themselves. Without the mask, systemd would start them on all addresses.
-        nginx | prometheus | pushpin | zurl)
+        haproxy | nginx | prometheus | pushpin | zurl)
             [ ! -d /run/systemd/system ] || systemctl --quiet mask "$package.service"
             ;;
         esac
