@@ -1,7 +1,7 @@
 """The reference clients: correct after every kind of break, and back with the right cursor.
 
-Each case has one body, which ``mirror.py``, ``mirror.js`` (in Chromium) and the package ``etcd_watch_client`` all run:
-one contract, so the clients agree.
+Each case has one body, which ``mirror.py``, ``mirror.js`` (in Chromium), the package ``etcd_watch_client`` and the
+package ``etcd-watch-client`` (in Node) all run: one contract, so the clients agree.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from etcd_watch_client import Mirror as PackageMirror
 from playwright.async_api import Page, expect
 
 from tests.examples.fake_gateway import EXAMPLES, PAGE, FakeGateway, Stream, cursor, fake_gateway
+from tests.examples.node_client import NODE, Node
 from tests.support.waiting import HANG
 
 if TYPE_CHECKING:
@@ -256,6 +257,47 @@ class BrowserClient:
         await self._page.evaluate("mirror.close()")
 
 
+class NodeClient:
+    """The package ``etcd-watch-client``, in clients/js."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def start(self, url: str, prefix: str | list[str], *, keys: list[str] | None = None) -> None:
+        """Start to follow."""
+        prefixes = [prefix] if isinstance(prefix, str) else prefix
+        await self._node.call("start", url, [*prefixes, *({"key": key} for key in keys or ())], {})
+
+    async def views(self) -> list[View]:
+        """Everything that the client has shown."""
+        return [
+            View(state, revision, at, dict(items), reason)
+            for state, revision, at, items, reason in await self._node.call("views")
+        ]
+
+    async def state(self) -> str:
+        """The client's state now."""
+        return str(await self._node.call("state"))
+
+    async def changes(self) -> list[tuple[str, str]]:
+        """Every change that the client reported."""
+        return [(kind, key) for kind, key in await self._node.call("changes")]
+
+    async def stop(self) -> None:
+        """Stop following."""
+        await self._node.call("stop")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", name="node")
+async def _node() -> AsyncIterator[Node]:
+    """One process of Node for all cases."""
+    if NODE is None:
+        pytest.skip("NOT RUN: node is not installed")
+    node = await Node.start()
+    yield node
+    await node.stop()
+
+
 @pytest_asyncio.fixture(loop_scope="module", name="gateway")
 async def _gateway() -> AsyncIterator[FakeGateway]:
     """A gateway that the test plays."""
@@ -267,6 +309,7 @@ async def _gateway() -> AsyncIterator[FakeGateway]:
 PARAMS = [
     "python",
     pytest.param("package", marks=pytest.mark.slow),
+    pytest.param("node", marks=pytest.mark.process),
     pytest.param("browser", marks=pytest.mark.process),
 ]
 
@@ -277,6 +320,8 @@ def _idle(request: pytest.FixtureRequest) -> Client:
     own: dict[str, type[PythonClient | PackageClient]] = {"python": PythonClient, "package": PackageClient}
     if request.param in own:
         return own[request.param]()
+    if request.param == "node":
+        return NodeClient(request.getfixturevalue("node"))
     return BrowserClient(request.getfixturevalue("page"))
 
 
