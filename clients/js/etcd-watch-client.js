@@ -42,10 +42,12 @@ export class Mirror extends EventTarget {
 
   #url;
   #options;
+  #read; // opens a stream, and reads it to its end
   #phase = 'connecting'; // 'open' while a stream is; otherwise it is the state
   #attempt; // the AbortController of the present stream or try
   #timer;
-  #heardAt; // when the last byte came, by a clock that nobody sets
+  #since; // when the stream last gave a sign of life, or was asked for, by both clocks
+  #closed = new AbortController();
   #heartbeat = 15;
   #failures = 0;
   #retry = 0; // ms that the last stream asked to wait after a disconnect
@@ -58,15 +60,19 @@ export class Mirror extends EventTarget {
 
   constructor(url, ranges, options = {}) {
     super();
-    if (options.transport === 'eventsource' && options.token)
-      throw new TypeError('an EventSource cannot send a token; leave out `transport`, or say "fetch"');
-    this.#options = { fetch: globalThis.fetch, EventSource: globalThis.EventSource, format: 'ndjson', ...options };
+    const { fetch, EventSource } = globalThis;
+    this.#options = { fetch, EventSource, format: 'ndjson', ...options };
+    this.#read = options.transport === 'eventsource' || !this.#options.fetch ? this.#listen : this.#fetch;
+    if (this.#read === this.#listen && (options.token || !this.#options.EventSource))
+      throw new TypeError('an EventSource has no token, and Node has no EventSource; leave out the option transport');
     const query = [ranges].flat().flatMap((range) => Object.entries(range.at ? { prefix: range } : range));
     const { keysOnly, mode } = options;
     query.push(...Object.entries({ ...(keysOnly && { keys_only: '1' }), ...(mode && { mode }), ...options.query }));
     const base = new URL(url, globalThis.location?.href);
+    if (!/^https?:$/.test(base.protocol)) throw new TypeError(`${url} is not the URL of a gateway; write http://HOST:PORT`);
     const path = base.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
     this.#url = `${base.origin}${path}?${query.map(([name, value]) => `${name}=${percentEncode(value)}`).join('&')}`;
+    globalThis.addEventListener?.('online', () => this.#phase === 'disconnected' && this.reconnect(), this.#closed);
     this.#open();
   }
 
@@ -89,13 +95,16 @@ export class Mirror extends EventTarget {
   }
 
   close() {
-    this.#stop('closed', 'closed');
+    this.#closed.abort();
+    this.#stop('closed');
+    this.#tell();
   }
 
   reconnect() {
     if (this.#phase === 'closed') return;
     this.#failures = 0;
-    this.#stop(this.#phase === 'failed' ? 'connecting' : 'disconnected', this.reason);
+    this.reason ??= 'reconnecting';
+    this.#stop(this.#phase === 'failed' ? 'connecting' : 'disconnected');
     this.#open();
   }
 
@@ -103,38 +112,42 @@ export class Mirror extends EventTarget {
 
   #open() {
     const { signal } = (this.#attempt = new AbortController());
-    const { transport, fetch, token } = this.#options;
     const cursor = this.cursor ? `&last_event_id=${encodeURIComponent(this.cursor)}` : '';
-    const read = transport === 'eventsource' || !(fetch || token) ? this.#listen : this.#fetch;
-    this.#hear();
     this.retryAt = null;
+    this.#since = [Date.now(), performance.now()];
     this.#timer = setInterval(() => this.#silent && this.#end({ reason: 'silent' }), 1000);
-    read.call(this, this.#url + cursor, signal).catch((why) => why).then((why) => signal.aborted || this.#end(why));
+    this.#read(this.#url + cursor, signal).catch((why) => why).then((why) => signal.aborted || this.#end(why));
     this.#tell(this.reason);
   }
 
   // The stream has ended, or the try has failed: drop what is unfinished. It comes again, complete.
-  #end({ reason, message, wait = 0, problem = null, final } = {}) {
-    reason ??= (this.#phase === 'open' ? 'disconnected' : 'no answer') + (message ? `: ${message}` : '');
+  #end({ reason, message, cause, wait, problem = null, final } = {}) {
+    const why = cause?.message || cause?.code || message; // Node names the cause in an error of its own
+    reason ??= (this.#phase === 'open' ? 'disconnected' : 'no answer') + (why ? `: ${why}` : '');
     const backoff = Math.min(30_000, 1000 * 2 ** this.#failures++) * (0.1 + 0.9 * Math.random());
     const delay = Math.min(LONGEST_WAIT, (wait > 0 ? wait : this.#retry) + backoff);
+    this.#stop(final ? 'failed' : 'disconnected');
     this.problem = problem;
-    if (!final) this.retryAt = Date.now() + delay;
-    this.#stop(final ? 'failed' : 'disconnected', reason);
+    if (!final) {
+      this.retryAt = Date.now() + delay;
+      this.#timer = setTimeout(() => this.#open(), delay);
+    }
+    this.#tell(reason);
     if (final) this.#say('failed', problem);
-    else if (this.#phase === 'disconnected') this.#timer = setTimeout(() => this.#open(), delay);
   }
 
-  #stop(phase, reason) {
+  #stop(phase) {
     clearTimeout(this.#timer);
     this.#attempt.abort();
     [this.#phase, this.#next, this.#pending, this.#synced, this.#doubt] = [phase, null, [], false, null];
-    this.#tell(reason);
+    this.retryAt = null;
   }
 
   async #fetch(url, signal, again) {
     const { fetch, token, format } = this.#options;
-    const bearer = typeof token === 'function' ? await token() : token;
+    const bearer = (typeof token === 'function' ? await token() : token)?.trim();
+    // The browser's own error would show the token.
+    if (/[^!-~]/.test(bearer ?? '')) throw { reason: 'the token has characters that a header cannot have', final: true };
     const headers = { Accept: MEDIA[format], ...(bearer && { Authorization: `Bearer ${bearer}` }) };
     // Without `no-store`, Firefox lets a second stream of the same URL wait 20 s for the first one. A redirect is not
     // followed: mostly it leads to a page to log in, and the token is for the gateway.
@@ -145,12 +158,12 @@ export class Mirror extends EventTarget {
       if (answer.status === 401 && typeof token === 'function' && !again) return this.#fetch(url, signal, true);
       throw await this.#refusal(answer, kind);
     }
+    this.#hear();
     this.#opened(answer.headers);
     const [reader, decoder] = [answer.body.getReader(), new TextDecoder('utf-8', { fatal: true })];
     for (let rest = '', data; ;) {
       const { done, value } = await reader.read();
-      if (done) return;
-      if (signal.aborted) return;
+      if (done || signal.aborted) return;
       this.#hear();
       const text = decoder.decode(value, { stream: true });
       rest += text;
@@ -159,9 +172,9 @@ export class Mirror extends EventTarget {
       rest = lines.pop();
       for (const line of lines) {
         // In SSE, `id` is always the last line of its block.
-        const [, name, field] = format === 'sse' ? /^(\w*):? ?(.*)/.exec(line) : [, '', line];
+        const [, name, field] = format === 'sse' ? /^(\w*):? ?(.*)/s.exec(line) : [, '', line];
         if (name === 'data') data = [field];
-        else if (name === 'id') data?.push(field);
+        else if (name === 'id') data?.push(field.trim());
         else if (name === 'retry') this.#retry = +field || 0;
         else if (format !== 'sse') field.trim() && this.#take(field);
         else if (!line.trim() && data) data = this.#take(...data);
@@ -173,17 +186,18 @@ export class Mirror extends EventTarget {
   async #refusal(answer, kind) {
     const { status, headers } = answer;
     const wait = headers.get('retry-after') * 1000 || 0;
+    let said;
     if (kind.startsWith('application/problem+json')) {
-      const problem = await answer.json();
-      if (problem.code) {
+      said = await answer.text();
+      try {
+        const problem = JSON.parse(said);
         // A 501 after a success may pass: another member of etcd, or another gateway, can do it again.
         const final = status === 501 ? !this.provenAt : status < 500 && status !== 408 && status !== 429;
-        return { reason: `HTTP ${status} ${problem.code}: ${problem.detail}`, wait, problem, final };
-      }
-    }
-    const { value } = (await answer.body?.getReader().read()) ?? {};
-    const said = new TextDecoder().decode(value).replace(/\s+/g, ' ').slice(0, 200);
+        if (problem.code) return { reason: `HTTP ${status} ${problem.code}: ${problem.detail}`, wait, problem, final };
+      } catch { /* a problem of somebody else */ }
+    } else said = new TextDecoder().decode((await answer.body?.getReader().read())?.value); // its end may never come
     const to = headers.has('location') ? ` to ${headers.get('location')}` : '';
+    said = said.replace(/\s+/g, ' ').slice(0, 200);
     return { reason: `HTTP ${status || 'redirect'}${to}, ${kind}, not the gateway's answer: ${said}`, wait };
   }
 
@@ -191,35 +205,39 @@ export class Mirror extends EventTarget {
     return new Promise((resolve, reject) => {
       const source = new this.#options.EventSource(url);
       signal.addEventListener('abort', () => source.close());
-      source.onopen = () => this.#opened();
+      const hear = (take) => (event) => {
+        if (signal.aborted) return; // some implementations still deliver what they have read
+        try {
+          this.#hear();
+          take(event);
+        } catch (why) { reject(why); }
+      };
+      source.onopen = hear(() => this.#opened());
       // CLOSED (2): the answer is not a stream. An EventSource does not say what it is: fetch() does.
       source.onerror = () => (source.readyState === 2 ? resolve(this.#fetch(url, signal)) : reject({}));
       for (const type in MEMBERS)
-        source.addEventListener(type, ({ data, lastEventId }) => {
-          if (signal.aborted) return; // some implementations still deliver what they have read
-          this.#hear();
-          try { this.#take(data, lastEventId); } catch (why) { reject(why); }
-        });
+        source.addEventListener(type, hear(({ data, lastEventId }) => this.#take(data, lastEventId)));
     });
   }
 
   #opened(headers) {
     this.#phase = 'open';
-    this.problem = null;
+    [this.problem, this.expires] = [null, null];
     this.instance = headers?.get('x-gateway-instance') ?? null;
     this.tier = headers?.get('x-gateway-tier') ?? null;
-    this.#hear();
     this.#tell(this.reason);
   }
 
   #hear() {
-    [this.lastHeard, this.#heardAt] = [Date.now(), performance.now()];
+    // After a long silence, what comes may be as old: the machine may have slept.
+    if (this.#silent) throw { reason: 'silent' };
+    this.#since = [this.lastHeard = Date.now(), performance.now()];
     if (this.#synced && !this.#doubt) this.provenAt = this.lastHeard;
   }
 
   // Two clocks: one may stand still while the machine sleeps, the other may be set back.
   get #silent() {
-    const since = Math.max(Date.now() - this.lastHeard, performance.now() - this.#heardAt);
+    const since = Math.max(Date.now() - this.#since[0], performance.now() - this.#since[1]);
     return since > Math.min(3000 * this.#heartbeat, this.#phase === 'open' ? Infinity : ANSWER);
   }
 
@@ -248,8 +266,8 @@ export class Mirror extends EventTarget {
     } else if (type === 'reset') {
       [this.#next, this.#reset, this.#pending, this.#synced] = [new Map(), reason, [], false];
       this.ranges = event.ranges ?? null;
-      this.#say('reset', { reason, ranges: this.ranges });
       this.#tell(`reset: ${reason}`);
+      this.#say('reset', { reason, ranges: this.ranges });
     } else if (type === 'synced') {
       [this.#synced, this.#failures, this.#heartbeat] = [true, 0, event.heartbeat || this.#heartbeat];
       this.#swap(revision);
@@ -301,6 +319,7 @@ export class Mirror extends EventTarget {
 
   #tell(reason) {
     const { state } = this;
+    if (state === 'closed') reason = state;
     this.reason = state === 'live' ? null : this.#doubt ?? reason;
     if (state === 'live') this.provenAt = this.lastHeard;
     const now = [state, this.reason, this.revision, this.retryAt].join();
