@@ -278,7 +278,10 @@ export class Mirror extends EventTarget {
       this.#tell(this.reason);
     } else if (type === 'status') {
       this.expires = event.expires ?? this.expires;
-      this.#doubt = event.state === 'stale' ? 'etcd is out of reach, or this client is behind' : null;
+      // `detail` and `retry_at` are those of a shared worker, which has the connection.
+      this.retryAt = event.retry_at ?? null;
+      const why = event.detail ?? 'etcd is out of reach, or this client is behind';
+      this.#doubt = event.state === 'stale' ? why : null;
       if (this.#doubt && this.provenAt) this.provenAt = Math.min(this.provenAt, Date.parse(event.since) || Infinity);
       this.#tell(this.reason);
     }

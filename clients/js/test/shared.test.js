@@ -1,0 +1,189 @@
+// Shared mirrors, with a worker in this process, and a gateway that the test plays.
+import assert from 'node:assert/strict';
+import { after, afterEach, before, beforeEach, describe, mock, test } from 'node:test';
+import { connectShared } from '../shared.js';
+import { accept } from '../shared-worker.js';
+import { Gateway, cursor, until } from './playing.js';
+
+const LIMIT = { timeout: 60_000 };
+let gateway;
+let mirrors;
+let ports;
+let range = 0; // each test has its own: a worker keeps a mirror for a moment
+
+class SharedWorker {
+  constructor() {
+    const { port1, port2 } = new MessageChannel();
+    ports.push(port2);
+    accept(port2);
+    this.port = port1;
+  }
+}
+
+before(async () => { gateway = await Gateway.start(); });
+after(() => gateway.stop());
+beforeEach(() => {
+  [mirrors, ports, range] = [[], [], range + 1];
+  globalThis.SharedWorker = SharedWorker;
+  mock.method(Math, 'random', () => 0);
+});
+afterEach(() => {
+  for (const mirror of mirrors) mirror.close();
+  mock.restoreAll();
+  delete globalThis.SharedWorker;
+});
+
+function follow(options, ranges = `/c/${range}`) {
+  const mirror = connectShared('worker.js', gateway.url, ranges, options);
+  mirrors.push(mirror);
+  return mirror;
+}
+
+const values = ({ entries }) => Object.fromEntries([...entries].map(([key, { value }]) => [key, value]));
+
+describe('shared mirrors', LIMIT, () => {
+  test('have one connection, and are equal', async () => {
+    const first = follow({ decode: (value) => `<${value}>` });
+    const stream = (await gateway.stream()).open();
+    stream.state(10, { a: '1', b: '2' }).put('//8=', '//8=', 11, { key_encoding: 'base64', encoding: 'base64', lease: '7f' });
+    await until(() => first.revision === 11 && first.state === 'live');
+    const second = follow();
+    await second.synced();
+    assert.equal(gateway.waiting, 0);
+    assert.deepEqual(values(second), { '/c/a': '1', '/c/b': '2', '\udcff\udcff': null });
+    const binary = second.entries.get('\udcff\udcff');
+    assert.deepEqual([binary.keyBase64, binary.valueBase64, binary.lease, binary.modRevision], ['//8=', '//8=', '7f', 11]);
+    assert.equal(first.entries.get('/c/a').decoded, '<1>');
+    assert.deepEqual([second.ranges, second.cursor, second.revision], [['prefix=/c/'], cursor(11), 11]);
+
+    const changes = [];
+    second.addEventListener('changes', ({ detail }) => changes.push(detail));
+    stream.put('/c/a', 'one', 12, { more: true }).delete('/c/b', 12);
+    stream.delete('/c/unknown', 13).send('bookmark', { revision: 15, state: 'live' }, 15);
+    for (const mirror of mirrors) await until(() => mirror.revision === 15 && mirror.state === 'live');
+    assert.deepEqual(changes.map(({ revision, changes: all }) => [revision, all.map(({ type, key }) => [type, key])]),
+      [[12, [['put', '/c/a'], ['delete', '/c/b']]], [13, [['delete', '/c/unknown']]]]);
+    assert.deepEqual(values(first), values(second));
+    assert.equal(second.cursor, cursor(15));
+  });
+
+  test('of an empty range are live, too', async () => {
+    const mirror = follow();
+    (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    assert.deepEqual([mirror.revision, mirror.entries.size, mirror.cursor], [10, 0, cursor(10)]);
+  });
+
+  test('tell why they are not live, and when the next try is', async () => {
+    const mirror = follow();
+    const stream = (await gateway.stream()).open().state(10, { a: '1' });
+    await mirror.synced();
+    stream.send('status', { state: 'stale', since: '2026-01-01T00:00:00Z', ranges: [] });
+    await until(() => mirror.state === 'stale');
+    assert.deepEqual([mirror.reason, mirror.provenAt],
+      ['etcd is out of reach, or this client is behind', Date.parse('2026-01-01T00:00:00Z')]);
+    stream.send('bookmark', { revision: 11, state: 'stale' }, 11);
+    await until(() => mirror.revision === 11);
+    assert.equal(mirror.reason, 'etcd is out of reach, or this client is behind');
+    stream.send('status', { state: 'live', ranges: [], expires: '2030-01-01T00:00:00Z' });
+    await mirror.synced();
+    assert.equal(mirror.expires, '2030-01-01T00:00:00Z');
+    stream.send('close', { reason: 'drain', retry_ms: 200 });
+    await until(() => mirror.retryAt);
+    assert.deepEqual([mirror.state, mirror.reason, values(mirror)], ['stale', 'drain', { '/c/a': '1' }]);
+    const again = await gateway.stream();
+    assert.equal(again.query.get('last_event_id'), cursor(11));
+    again.open().send('reset', { reason: 'lagged', ranges: [] }, 0);
+    await until(() => mirror.reason === 'reset: lagged');
+    const late = follow(); // joins while the worker has no whole state: it gets the old one
+    await until(() => late.revision === 11);
+    assert.deepEqual([late.state, values(late)], ['stale', { '/c/a': '1' }]);
+    again.put('/c/b', '2', 20, { live: false }).synced(20);
+    for (const one of mirrors) {
+      await until(() => one.state === 'live');
+      assert.deepEqual([values(one), one.revision, one.retryAt], [{ '/c/b': '2' }, 20, null]);
+    }
+  });
+
+  test('have a connection for each token and each selection', async () => {
+    follow({ token: 'alice' });
+    assert.equal((await gateway.stream()).request.headers.authorization, 'Bearer alice');
+    follow({ token: 'bob' });
+    assert.equal((await gateway.stream()).request.headers.authorization, 'Bearer bob');
+    follow({ token: 'bob', keysOnly: true });
+    assert.equal((await gateway.stream()).query.get('keys_only'), '1');
+    follow({ token: 'bob' }, { key: '/c/a' });
+    assert.equal((await gateway.stream()).query.get('key'), '/c/a');
+    follow({ token: () => 'alice' });
+    await until(() => mirrors.at(-1).state === 'syncing');
+    assert.equal(gateway.waiting, 0);
+  });
+
+  test('a refusal fails all of them, and a new try asks again', async () => {
+    const [one, two] = [follow(), follow()];
+    (await gateway.stream()).problem(403, 'forbidden');
+    for (const mirror of [one, two]) await until(() => mirror.state === 'failed');
+    assert.deepEqual([one.problem.code, two.reason], ['forbidden', 'HTTP 403 forbidden: no']);
+    one.reconnect();
+    (await gateway.stream()).open().state(10);
+    await one.synced();
+    assert.equal(two.state, 'failed');
+  });
+
+  test('a token that has ended is asked for once more', async () => {
+    let number = 0;
+    const mirror = follow({ token: () => `token-${++number}` });
+    (await gateway.stream()).problem(401, 'unauthorized');
+    const stream = await gateway.stream();
+    assert.equal(stream.request.headers.authorization, 'Bearer token-2');
+    stream.open().state(10);
+    await mirror.synced();
+    stream.send('close', { reason: 'expired', retry_ms: 1 });
+    (await gateway.stream()).problem(401, 'unauthorized'); // the worker's own try, with the token that has ended
+    (await gateway.stream()).problem(401, 'unauthorized');
+    await until(() => mirror.state === 'failed');
+    assert.equal(number, 3);
+  });
+
+  test('the connection ends with the last of them', async () => {
+    const [one, two] = [follow(), follow()];
+    const stream = (await gateway.stream()).open().state(10, { a: '1' });
+    await two.synced();
+    one.close();
+    stream.put('/c/a', '2', 11);
+    await until(() => two.revision === 11);
+    two.close();
+    await stream.closed;
+  });
+
+  test('a worker that is gone is noticed like a gateway that is gone', async () => {
+    const mirror = follow();
+    (await gateway.stream()).open().state(10, { a: '1' });
+    await mirror.synced();
+    ports[0].postMessage = () => {};
+    const now = Date.now();
+    mock.method(Date, 'now', () => now + 16_000);
+    assert.equal(mirror.state, 'stale');
+    await until(() => mirror.state === 'live');
+    assert.equal(ports.length, 2);
+  });
+
+  test('a worker that cannot be loaded, or that does not answer, is replaced by an own connection', async () => {
+    for (const event of ['onerror', null]) {
+      globalThis.SharedWorker = class {
+        port = new MessageChannel().port1;
+        constructor() { if (event) setTimeout(() => this[event](new Event('error'))); }
+      };
+      const mirror = follow();
+      await until(() => mirror.state === 'disconnected' || !event);
+      if (event) assert.equal(mirror.reason, 'the shared worker cannot be loaded');
+      else mirror.reconnect();
+      (await gateway.stream()).open().state(10);
+      await mirror.synced();
+    }
+    delete globalThis.SharedWorker;
+    const mirror = follow();
+    (await gateway.stream()).open().state(10);
+    await mirror.synced();
+  });
+});
