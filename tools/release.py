@@ -88,6 +88,24 @@ class Release:
         """Build the wheel and the sdist of the Python client, which has a version of its own."""
         self._build_package(TOP / "clients" / "python")
 
+    def build_javascript_client(self) -> None:
+        """Build the package of the JavaScript client, as ``npm pack`` does, but without npm."""
+        source = TOP / "clients" / "js"
+        described = json.loads((source / "package.json").read_text(encoding="utf-8"))
+        files = [path for pattern in described["files"] for path in source.glob(pattern)]
+        files += [source / name for name in ("package.json", "README.md", "LICENSE")]
+        packed = self.folder / f"{described['name']}-{described['version']}.tgz"
+        with (
+            packed.open("wb") as out,
+            gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=self.epoch) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as package,
+        ):
+            for path in sorted(files):
+                member = tarfile.TarInfo(f"package/{path.name}")
+                member.mtime, member.size = self.epoch, path.stat().st_size
+                with path.open("rb") as content:
+                    package.addfile(member, content)
+
     def _build_package(self, source: Path) -> None:
         targets = ("-t", "wheel", "-t", "sdist")
         dated = os.environ | {"SOURCE_DATE_EPOCH": str(self.epoch)}
@@ -187,6 +205,7 @@ def build_all(release: Release) -> list[str]:
     steps: dict[str, Callable[[], None]] = {
         "wheel and sdist": release.build_python,
         "Python client": release.build_client,
+        "JavaScript client": release.build_javascript_client,
         "chart": release.build_chart,
         "image": release.build_image,
         "SBOM of the image": release.build_sbom,

@@ -16,6 +16,9 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:run
 # A proxy of docs/how-to/proxies.md; the others come from PyPI.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES haproxy:haproxy"
 
+# The JavaScript client's tests run in Node.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES nodejs:node"
+
 # The shells in which the completion of etcd-watch is tested; bash is always there.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES fish:fish zsh:zsh"
 

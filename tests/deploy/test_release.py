@@ -1,7 +1,8 @@
-"""``make release`` without image and SBOM, which take minutes and a registry: wheel, sdist, chart, checksums."""
+"""``make release`` without image and SBOM, which take minutes and a registry: the packages, the chart, checksums."""
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
 import zipfile
@@ -17,6 +18,7 @@ from tests.support.chart import CHART, CHOICE, get_helm, run
 from tools.release import NAME, Release, build_all, changelog_faults
 
 EPOCH = 1_700_000_000
+JAVASCRIPT = json.loads((CHART.parents[1] / "clients" / "js" / "package.json").read_text(encoding="utf-8"))
 
 
 def build(folder: Path) -> Release:
@@ -25,6 +27,7 @@ def build(folder: Path) -> Release:
     release = Release(folder, __version__, EPOCH)
     release.build_python()
     release.build_client()
+    release.build_javascript_client()
     release.build_chart()
     release.write_checksums()
     return release
@@ -49,6 +52,7 @@ def test_all_is_built(folder: Path) -> None:
         f"{name}-{__version__}.tar.gz",
         f"etcd_watch_client-{client_version}-py3-none-any.whl",
         f"etcd_watch_client-{client_version}.tar.gz",
+        f"etcd-watch-client-{JAVASCRIPT['version']}.tgz",
         f"{NAME}-{__version__}.tgz",
         "SHA256SUMS",
     }
@@ -64,7 +68,7 @@ def test_two_builds_of_a_commit_are_equal(folder: Path, tmp_path: Path) -> None:
 def test_checksums_are_those_of_the_files(folder: Path) -> None:
     done = run("sh", "-c", f"cd '{folder}' && sha256sum --strict --check SHA256SUMS")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": OK\n") == 5
+    assert done.stdout.count(": OK\n") == 6
 
 
 def test_wheel_says_what_it_is(folder: Path) -> None:
@@ -100,6 +104,21 @@ def test_the_client_says_what_it_is(folder: Path) -> None:
     assert {"LICENSE", "README.md", "pyproject.toml", "tests/test_mirror.py"} <= packed
 
 
+def test_the_javascript_client_is_complete(folder: Path) -> None:
+    """Every file that the package names is in it; it needs no other package, and has no tests."""
+    with tarfile.open(next(folder.glob("etcd-watch-client-*.tgz"))) as package:
+        files = {member.name.removeprefix("package/"): member for member in package.getmembers()}
+        read = package.extractfile("package/README.md")
+        assert read is not None
+        readme = read.read()
+    assert readme == (CHART.parents[1] / "clients" / "js" / "README.md").read_bytes()
+    exported = re.findall(r"\./([\w.-]+\.\w+)", json.dumps(JAVASCRIPT["exports"]))
+    assert {"LICENSE", "package.json", *exported} <= set(files)
+    assert {member.mtime for member in files.values()} == {EPOCH}
+    assert not [name for name in files if "test" in name]
+    assert "dependencies" not in JAVASCRIPT
+
+
 def test_sdist_has_what_a_packager_needs(folder: Path) -> None:
     with tarfile.open(next(folder.glob("etcd_watch_gateway-*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
@@ -131,7 +150,7 @@ def test_what_cannot_be_built_is_named(
         msg = "buildah"
         raise FileNotFoundError(msg)
 
-    for name in ("build_python", "build_client", "build_chart"):
+    for name in ("build_python", "build_client", "build_javascript_client", "build_chart"):
         monkeypatch.setattr(Release, name, lambda _release: None)
     monkeypatch.setattr(Release, "build_image", refuse)
     assert build_all(Release(tmp_path, __version__, EPOCH)) == ["image", "SBOM of the image"]
