@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
-from asyncio.subprocess import PIPE, STDOUT
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
 
 import pytest
 
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess
 from tests.support.waiting import HANG
 
@@ -34,3 +36,26 @@ async def test_its_own_tests(server: GatewayProcess, etcd: EmbeddedEtcd) -> None
     said = out.decode()
     assert process.returncode == 0, said
     assert "\n# skipped 0\n" in said
+
+
+@pytest.mark.etcd
+@pytest.mark.one_etcd
+async def test_the_readme_starts_with_a_program_that_runs(server: GatewayProcess, kv: EtcdClient) -> None:
+    """It prints the value, then each change."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("NOT RUN: node is not installed")
+    program = re.findall(r"```js\n(.*?)```", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    await kv.put("/config/greeting", "hello")
+    process = await asyncio.create_subprocess_exec(
+        node, "--input-type=module", "-e", program.replace("http://127.0.0.1:8080", server.base),
+        stdin=DEVNULL, stdout=PIPE, stderr=PIPE, cwd=PACKAGE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(HANG):
+        assert await process.stdout.readline() == b"hello\n"
+        revision = await kv.put("/config/greeting", "good day")
+        assert (await process.stdout.readline()).decode() == f"{revision} put /config/greeting hello good day\n"
+        process.kill()
+        _, err = await process.communicate()
+    assert err == b""

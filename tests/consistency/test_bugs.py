@@ -56,6 +56,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
         followers=40,
         tiers=1 if bug in OF_TIERS else 0,
+        javascript=(),
         log=print,
     )
 

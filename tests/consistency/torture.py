@@ -28,6 +28,7 @@ from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client, PackageClient
 from tests.consistency.disk import Disk, NoDiskError
 from tests.consistency.follower import PIN, QUIET, Follower
+from tests.consistency.javascript import NODE, JavascriptClient
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
@@ -92,6 +93,7 @@ async def torture(
     bound: float = BOUND,
     followers: int = 60,
     writers: int = 4,
+    javascript: Sequence[int] = range(4),
     program: Sequence[str] = ("app",),
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
@@ -106,6 +108,7 @@ async def torture(
         upgrade_to: the folder of the etcd to which the members are upgraded during the run, one by one.
         auth: whether etcd has users, and the gateways' password changes during the run.
         bound: seconds that a mirror may report ``live`` while it lacks something.
+        javascript: the JavaScript mirrors to run, each a process of Node: see `javascript.OPTIONS`.
         program: the gateway's module, or a module with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
@@ -174,7 +177,9 @@ async def torture(
         gently = version in ("3.5.0", "3.5.1", "3.5.2")
         for follower in crowd:
             follower.others = crowd
-        clients = _clients(replicas, oracle, tokens, trusted=trusted)
+        clients = _clients(replicas, oracle, tokens, javascript, bound, trusted=trusted)
+        if not NODE and javascript:
+            log("NOT RUN: the JavaScript client: node is not installed")
         nemesis = Nemesis(
             seed,
             cluster,
@@ -221,14 +226,25 @@ async def torture(
     return report
 
 
-def _clients(replicas: Sequence[Replica], oracle: Oracle, tokens: Tokens, *, trusted: bool) -> list[Client]:
-    """Both clients, each of one range and of several, at both gateways; the second one accepts the tokens."""
+def _clients(
+    replicas: Sequence[Replica],
+    oracle: Oracle,
+    tokens: Tokens,
+    javascript: Sequence[int],
+    bound: float,
+    *,
+    trusted: bool,
+) -> list[Client]:
+    """All clients, each of one range and of several, at both gateways; the second one accepts the tokens."""
     clients: list[Client] = []
     selections = (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
     for number, prefixes in enumerate(selections):
         base = replicas[number % 2].base
         clients.append(Client(number, base, prefixes, oracle.chronicle))
-        clients.append(PackageClient(number, base, prefixes, oracle.chronicle, tokens if number % 2 else None))
+        presented = tokens if number % 2 else None
+        clients.append(PackageClient(number, base, prefixes, oracle.chronicle, presented))
+        if NODE and number in javascript:
+            clients.append(JavascriptClient(number, base, prefixes, oracle.chronicle, bound, presented))
     return clients
 
 
