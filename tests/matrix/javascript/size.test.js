@@ -1,0 +1,25 @@
+// How much a page loads. The limit is that of the issue: 4 KiB.
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { test } from 'node:test';
+import { gzipSync } from 'node:zlib';
+import { transform } from 'esbuild';
+
+const FOLDER = new URL('node_modules/etcd-watch-client/', import.meta.url);
+const KIB = 1024;
+
+async function sizes(name) {
+  const { code } = await transform(await readFile(new URL(name, FOLDER)), { minify: true, format: 'esm', target: 'es2022' });
+  return { minified: Buffer.byteLength(code), compressed: gzipSync(code, { level: 9 }).length };
+}
+
+test('the mirror is at most 4 KiB, minified and compressed, and the README says how much', async (context) => {
+  const mirror = await sizes('etcd-watch-client.js');
+  for (const name of ['shared.js', 'shared-worker.js', 'react.js', 'vue.js', 'snapshots.js'])
+    context.diagnostic(`${name}: ${JSON.stringify(await sizes(name))}`);
+  context.diagnostic(`etcd-watch-client.js: ${JSON.stringify(mirror)}`);
+  assert.ok(mirror.compressed <= 4 * KIB, `${mirror.compressed}`);
+  const readme = await readFile(new URL('README.md', FOLDER), 'utf8');
+  const [, compressed, minified] = /is\s+([\d.]+) KiB, minified and compressed \(([\d.]+) KiB minified\)/.exec(readme);
+  assert.deepEqual([compressed, minified], [mirror.compressed, mirror.minified].map((size) => (size / KIB).toFixed(1)));
+});
