@@ -74,8 +74,8 @@ export interface Options<T = unknown> {
   keysOnly?: boolean;
   /** `latest`: of the changes of half a second, only the newest of each key. */
   mode?: "latest";
-  /** Further parameters of the request: `{ scope: "permitted" }`, `{ interval: "2s" }`, `{ min_revision: "15" }`. */
-  query?: Readonly<Record<string, string>>;
+  /** Further parameters of the request: `{ scope: "permitted" }`, `{ interval: "2s" }`, `{ min_revision: 15 }`. */
+  query?: Readonly<Record<string, string | number>>;
   /** Is called once for each entry that changed, for example `JSON.parse`. The result is `entry.decoded`. */
   decode?: (value: string | null, entry: Entry<T>) => T;
   /** Instead of the global ones, for example to send cookies to another origin. */
@@ -102,7 +102,7 @@ export interface MirrorLike<T = unknown> extends EventTarget {
   readonly state: State;
   /** Why the mirror is not live. */
   readonly reason: string | null;
-  /** The gateway's last refusal, until a stream opens. */
+  /** What the gateway refused in the last try; null if it did not refuse. */
   readonly problem: Problem | null;
   readonly revision: number;
   /** Where the next stream continues. */

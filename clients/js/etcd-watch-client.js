@@ -71,8 +71,10 @@ export class Mirror extends EventTarget {
     const base = new URL(url, globalThis.location?.href);
     if (!/^https?:$/.test(base.protocol)) throw new TypeError(`${url} is not the URL of a gateway; write http://HOST:PORT`);
     const path = base.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
-    this.#url = `${base.origin}${path}?${query.map(([name, value]) => `${name}=${percentEncode(value)}`).join('&')}`;
-    globalThis.addEventListener?.('online', () => this.#phase === 'disconnected' && this.reconnect(), this.#closed);
+    this.#url = `${base.origin}${path}?${query.map(([name, value]) => `${name}=${percentEncode(`${value}`)}`).join('&')}`;
+    // Not at once: a whole office may come back at the same moment.
+    const back = () => setTimeout(() => this.#phase === 'disconnected' && this.reconnect(), 1000 * Math.random());
+    globalThis.addEventListener?.('online', back, this.#closed);
     this.#open();
   }
 

@@ -2,7 +2,8 @@
 // a port, and gets the lines that a stream of the gateway would have: the state, then every change.
 import { Mirror } from './etcd-watch-client.js';
 
-const BEAT = 5; // seconds: each port gets something that often
+const BEAT = 5000; // ms: each port gets something that often
+const HEARTBEAT = 15; // seconds, as a gateway says it: a tab leaves the worker after three without a message
 const GONE = 60_000; // ms without an answer: the tab was closed without a word, or is frozen
 const LINGER = 2000; // ms for which a mirror stays without a port: for a page that is loaded again
 
@@ -33,7 +34,7 @@ class Shared {
       this.end(); // who tries again gets another one
     });
     this.onend = onend;
-    this.beat = setInterval(() => this.#beat(), BEAT * 1000);
+    this.beat = setInterval(() => this.#beat(), BEAT);
   }
 
   join(port) {
@@ -46,8 +47,8 @@ class Shared {
   }
 
   leave(port) {
-    this.ports.delete(port);
-    if (!this.ports.size) this.lingering = setTimeout(() => this.end(), LINGER);
+    if (!this.ports.delete(port) || this.ports.size) return; // a tab may leave twice
+    this.lingering = setTimeout(() => this.end(), LINGER);
   }
 
   end() {
@@ -69,7 +70,7 @@ class Shared {
 
   #synced() {
     const { revision, cursor } = this.mirror;
-    return line({ type: 'synced', revision, heartbeat: BEAT }, cursor);
+    return line({ type: 'synced', revision, heartbeat: HEARTBEAT }, cursor);
   }
 
   #changes({ revision, changes }) {

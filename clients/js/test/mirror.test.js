@@ -35,11 +35,11 @@ const turns = (mirror, state) => until(() => mirror.state === state);
 
 describe('what it asks for', LIMIT, () => {
   test('ranges of all kinds, options and the format', async () => {
-    follow({ keysOnly: true, mode: 'latest', query: { interval: '2s' } }, ['/a&b=', { key: '/ü' }, { prefix: '' }]);
+    follow({ keysOnly: true, mode: 'latest', query: { interval: '2s', min_revision: 15 } }, ['/a&b=', { key: '/ü' }, { prefix: '' }]);
     const { request } = await gateway.stream();
     assert.equal(
       request.url,
-      '/v1/watch?prefix=%2Fa%26b%3D&key=%2F%C3%BC&prefix=&keys_only=1&mode=latest&interval=2s&format=ndjson',
+      '/v1/watch?prefix=%2Fa%26b%3D&key=%2F%C3%BC&prefix=&keys_only=1&mode=latest&interval=2s&min_revision=15&format=ndjson',
     );
     assert.equal(request.headers.accept, 'application/x-ndjson');
   });
@@ -229,6 +229,27 @@ describe('how long it waits', LIMIT, () => {
     await gateway.stream();
     assert.deepEqual(waits, [1, 2, 4, 8, 16, 30, 30, 1]);
   });
+});
+
+test('when the machine is online again, it does not wait', LIMIT, async () => {
+  const page = new EventTarget();
+  globalThis.addEventListener = (...words) => page.addEventListener(...words);
+  try {
+    const mirror = follow();
+    (await gateway.stream()).problem(503, 'draining', { 'Retry-After': '200' });
+    await turns(mirror, 'disconnected');
+    page.dispatchEvent(new Event('online'));
+    (await gateway.stream()).open().state(1);
+    await mirror.synced();
+    page.dispatchEvent(new Event('online')); // a stream that is in order is left as it is
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.equal(mirror.state, 'live');
+    mirror.close();
+    page.dispatchEvent(new Event('online'));
+    assert.equal(gateway.waiting, 0);
+  } finally {
+    delete globalThis.addEventListener;
+  }
 });
 
 describe('what it does about a refusal', LIMIT, () => {

@@ -8,7 +8,8 @@ import { Gateway, cursor, until } from './playing.js';
 const LIMIT = { timeout: 60_000 };
 let gateway;
 let mirrors;
-let ports;
+let ports; // the worker's
+let tabs; // the other ends
 let range = 0; // each test has its own: a worker keeps a mirror for a moment
 
 class SharedWorker {
@@ -17,13 +18,14 @@ class SharedWorker {
     ports.push(port2);
     accept(port2);
     this.port = port1;
+    tabs.push(port1);
   }
 }
 
 before(async () => { gateway = await Gateway.start(); });
 after(() => gateway.stop());
 beforeEach(() => {
-  [mirrors, ports, range] = [[], [], range + 1];
+  [mirrors, ports, tabs, range] = [[], [], [], range + 1];
   globalThis.SharedWorker = SharedWorker;
   mock.method(Math, 'random', () => 0);
 });
@@ -156,13 +158,26 @@ describe('shared mirrors', LIMIT, () => {
     await stream.closed;
   });
 
+  test('a tab that leaves twice does not end the connection of the next one', async () => {
+    const first = follow();
+    const stream = (await gateway.stream()).open().state(10, { a: '1' });
+    await first.synced();
+    for (let time = 0; time < 2; time++) tabs[0].postMessage({ leave: true });
+    const second = follow();
+    await second.synced();
+    await new Promise((resolve) => setTimeout(resolve, 2500)); // longer than the worker keeps a mirror without a tab
+    stream.put('/c/a', '2', 11);
+    await until(() => second.revision === 11);
+    assert.equal(second.state, 'live');
+  });
+
   test('a worker that is gone is noticed like a gateway that is gone', async () => {
     const mirror = follow();
-    (await gateway.stream()).open().state(10, { a: '1' });
+    (await gateway.stream()).open().state(10, { a: '1' }, { heartbeat: 100 }); // the worker is in order
     await mirror.synced();
     ports[0].postMessage = () => {};
     const now = Date.now();
-    mock.method(Date, 'now', () => now + 16_000);
+    mock.method(Date, 'now', () => now + 46_000);
     assert.equal(mirror.state, 'stale');
     await until(() => mirror.state === 'live');
     assert.equal(ports.length, 2);
