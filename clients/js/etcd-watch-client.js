@@ -11,6 +11,7 @@ const MEMBERS = {
 const FIELDS = ['modRevision', 'value', 'valueBase64', 'createRevision', 'version', 'lease'];
 const MEDIA = { ndjson: 'application/x-ndjson', sse: 'text/event-stream' };
 const LONGEST_WAIT = 300_000; // ms. The gateway never asks for more
+const NEXT_TOKEN = 150_000; // ms after which no other token is hoped for: a Secret reaches a pod's files late
 const ANSWER = 10_000; // ms in which a gateway answers: it sends the head of a stream at once
 
 // A key that is not UTF-8 comes as base64. As a string, each of its bytes above 7f is a lone surrogate, which no text
@@ -64,12 +65,12 @@ export class Mirror extends EventTarget {
     this.#options = { fetch, EventSource, format: 'ndjson', ...options };
     this.#read = options.transport === 'eventsource' || !this.#options.fetch ? this.#listen : this.#fetch;
     if (this.#read === this.#listen && (options.token || !this.#options.EventSource))
-      throw new TypeError('an EventSource has no token, and Node has no EventSource; leave out the option transport');
+      throw new TypeError('an EventSource has no token, and Node has no EventSource; use another transport');
     const query = [ranges].flat().flatMap((range) => Object.entries(range.at ? { prefix: range } : range));
     const { keysOnly, mode } = options;
     query.push(...Object.entries({ ...(keysOnly && { keys_only: '1' }), ...(mode && { mode }), ...options.query }));
     const base = new URL(url, globalThis.location?.href);
-    if (!/^https?:$/.test(base.protocol)) throw new TypeError(`${url} is not the URL of a gateway; write http://HOST:PORT`);
+    if (!/^https?:$/.test(base.protocol)) throw new TypeError(`${url} is not the URL of a gateway`);
     const path = base.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
     this.#url = `${base.origin}${path}?${query.map(([name, value]) => `${name}=${percentEncode(`${value}`)}`).join('&')}`;
     // Not at once: a whole office may come back at the same moment.
@@ -124,6 +125,8 @@ export class Mirror extends EventTarget {
 
   // The stream has ended, or the try has failed: drop what is unfinished. It comes again, complete.
   #end({ reason, message, cause, wait, problem = null, final } = {}) {
+    const { token } = this.#options;
+    if (problem?.status === 401 && token?.call && Date.now() - this.provenAt < NEXT_TOKEN) final = false;
     const why = cause?.message || cause?.code || message; // Node names the cause in an error of its own
     reason ??= (this.#phase === 'open' ? 'disconnected' : 'no answer') + (why ? `: ${why}` : '');
     const backoff = Math.min(30_000, 1000 * 2 ** this.#failures++) * (0.1 + 0.9 * Math.random());
@@ -147,9 +150,9 @@ export class Mirror extends EventTarget {
 
   async #fetch(url, signal, again) {
     const { fetch, token, format } = this.#options;
-    const bearer = (typeof token === 'function' ? await token() : token)?.trim();
+    const bearer = (token?.call ? await token() : token)?.trim();
     // The browser's own error would show the token.
-    if (/[^!-~]/.test(bearer ?? '')) throw { reason: 'the token has characters that a header cannot have', final: true };
+    if (/[^!-~]/.test(bearer ?? '')) throw { reason: 'the token is not one that a header can have', final: true };
     const headers = { Accept: MEDIA[format], ...(bearer && { Authorization: `Bearer ${bearer}` }) };
     // Without `no-store`, Firefox lets a second stream of the same URL wait 20 s for the first one. A redirect is not
     // followed: mostly it leads to a page to log in, and the token is for the gateway.
@@ -157,7 +160,7 @@ export class Mirror extends EventTarget {
     const kind = answer.headers.get('content-type') ?? 'without a content type';
     if (answer.status !== 200 || !kind.startsWith(MEDIA[format])) {
       // The token may have ended a moment ago: a function is asked for the present one.
-      if (answer.status === 401 && typeof token === 'function' && !again) return this.#fetch(url, signal, true);
+      if (answer.status === 401 && token?.call && !again) return this.#fetch(url, signal, true);
       throw await this.#refusal(answer, kind);
     }
     this.#hear();
@@ -225,8 +228,7 @@ export class Mirror extends EventTarget {
   #opened(headers) {
     this.#phase = 'open';
     [this.problem, this.expires] = [null, null];
-    this.instance = headers?.get('x-gateway-instance') ?? null;
-    this.tier = headers?.get('x-gateway-tier') ?? null;
+    for (const name of ['instance', 'tier']) this[name] = headers?.get(`x-gateway-${name}`) ?? null;
     this.#tell(this.reason);
   }
 

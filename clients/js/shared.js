@@ -27,7 +27,7 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
       if (signal.aborted) return;
       if (failed) {
         // The token may have ended a moment ago: a function is asked for the present one.
-        const again = failed.problem?.status === 401 && typeof token === 'function' && !refused++;
+        const again = failed.problem?.status === 401 && token?.call && !refused++;
         end({ ...failed, final: !again });
         return;
       }
@@ -39,7 +39,7 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
     };
     worker.onerror = () => {
       broken = true;
-      end({ reason: 'the shared worker cannot be loaded' });
+      end({ reason: 'the worker does not load' });
     };
     signal.addEventListener('abort', () => {
       broken ||= !response;

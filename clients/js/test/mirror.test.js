@@ -327,8 +327,21 @@ describe('tokens', LIMIT, () => {
     assert.deepEqual([bearer(stream), stream.query.get('last_event_id')], ['Bearer token-3', cursor(10)]);
     stream.problem(401, 'unauthorized');
     (await gateway.stream()).problem(401, 'unauthorized');
+    // It was valid before, so another one may come.
+    stream = await gateway.stream();
+    assert.deepEqual([mirror.state, mirror.problem.code, number], ['disconnected', 'unauthorized', 5]);
+    const now = Date.now();
+    mock.method(Date, 'now', () => now + 151_000);
+    stream.problem(401, 'unauthorized');
+    (await gateway.stream()).problem(401, 'unauthorized');
     await turns(mirror, 'failed');
-    assert.equal(number, 4);
+  });
+
+  test('at the start, two refusals are a mistake', async () => {
+    const mirror = follow({ token: () => 'wrong' });
+    (await gateway.stream()).problem(401, 'unauthorized');
+    (await gateway.stream()).problem(401, 'unauthorized');
+    await turns(mirror, 'failed');
   });
 
   test('a token that is text is refused once', async () => {
@@ -352,7 +365,7 @@ describe('tokens', LIMIT, () => {
   test('a token that no header can have is named without showing it', async () => {
     const mirror = follow({ token: 'sec\nret' });
     await turns(mirror, 'failed');
-    assert.equal(mirror.reason, 'the token has characters that a header cannot have');
+    assert.equal(mirror.reason, 'the token is not one that a header can have');
   });
 });
 

@@ -143,8 +143,8 @@ describe('shared mirrors', LIMIT, () => {
     stream.send('close', { reason: 'expired', retry_ms: 1 });
     (await gateway.stream()).problem(401, 'unauthorized'); // the worker's own try, with the token that has ended
     (await gateway.stream()).problem(401, 'unauthorized');
-    await until(() => mirror.state === 'failed');
-    assert.equal(number, 3);
+    const last = await gateway.stream(); // it was valid before, so another one may come
+    assert.equal(last.request.headers.authorization, 'Bearer token-4');
   });
 
   test('the connection ends with the last of them', async () => {
@@ -191,7 +191,7 @@ describe('shared mirrors', LIMIT, () => {
       };
       const mirror = follow();
       await until(() => mirror.state === 'disconnected' || !event);
-      if (event) assert.equal(mirror.reason, 'the shared worker cannot be loaded');
+      if (event) assert.equal(mirror.reason, 'the worker does not load');
       else mirror.reconnect();
       (await gateway.stream()).open().state(10);
       await mirror.synced();
