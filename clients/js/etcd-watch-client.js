@@ -51,6 +51,7 @@ export class Mirror extends EventTarget {
   #closed = new AbortController();
   #heartbeat = 15;
   #failures = 0;
+  #bearer; // the token of the present stream
   #retry = 0; // ms that the last stream asked to wait after a disconnect
   #next = null; // the state after a `reset`, built aside until `synced`
   #reset; // the reason of that reset
@@ -150,7 +151,7 @@ export class Mirror extends EventTarget {
 
   async #fetch(url, signal, again) {
     const { fetch, token, format } = this.#options;
-    const bearer = (token?.call ? await token() : token)?.trim();
+    const bearer = (this.#bearer = (token?.call ? await token() : token)?.trim());
     // The browser's own error would show the token.
     if (/[^!-~]/.test(bearer ?? '')) throw { reason: 'the token is not one that a header can have', final: true };
     const headers = { Accept: MEDIA[format], ...(bearer && { Authorization: `Bearer ${bearer}` }) };
@@ -204,6 +205,21 @@ export class Mirror extends EventTarget {
     const to = headers.has('location') ? ` to ${headers.get('location')}` : '';
     said = said.replace(/\s+/g, ' ').slice(0, 200);
     return { reason: `HTTP ${status || 'redirect'}${to}, ${kind}, not the gateway's answer: ${said}`, wait };
+  }
+
+  // The token ends soon: before that, and not with all others at once, continue with another one.
+  #renew() {
+    const { token } = this.#options;
+    const { signal } = this.#attempt;
+    if (!token?.call) return;
+    const timer = setTimeout(async () => {
+      const fresh = await Promise.resolve().then(token).catch(() => null);
+      if (signal.aborted) return;
+      if (!fresh || fresh.trim() === this.#bearer) return this.#renew();
+      this.reason = 'the token is renewed';
+      this.reconnect();
+    }, 1000 + 19_000 * Math.random());
+    signal.addEventListener('abort', () => clearTimeout(timer));
   }
 
   #listen(url, signal) {
@@ -281,6 +297,7 @@ export class Mirror extends EventTarget {
       this.revision = revision;
       this.#tell(this.reason);
     } else if (type === 'status') {
+      if (event.expires && event.expires !== this.expires) this.#renew();
       this.expires = event.expires ?? this.expires;
       // `detail` and `retry_at` are those of a shared worker, which has the connection.
       this.retryAt = event.retry_at ?? null;

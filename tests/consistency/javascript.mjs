@@ -34,7 +34,7 @@ mirror.addEventListener('changes', ({ detail }) => { changes += detail.changes.l
 let told;
 mirror.addEventListener('state', () => {
   const { reason } = mirror;
-  if (reason !== told && /^(expired|revoked)$/.test(reason)) print({ ended: reason });
+  if (reason !== told && /^(expired|revoked|the token is renewed)$/.test(reason)) print({ ended: reason });
   told = reason;
   if (mirror.state === 'failed') process.exit(mirror.problem?.status === 401 && !mirror.provenAt ? 3 : 1);
   if (mirror.state !== 'live' || changes < EVERY) return;

@@ -337,6 +337,26 @@ describe('tokens', LIMIT, () => {
     await turns(mirror, 'failed');
   });
 
+  test('before a token ends, the mirror continues with the next one', async () => {
+    let [token, asked] = ['old', 0];
+    const mirror = follow({ token: () => { asked++; if (asked === 2) throw new Error('away'); return token; } });
+    const reasons = [];
+    mirror.addEventListener('state', () => reasons.push(mirror.reason));
+    const stream = (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    const expires = new Date(Date.now() + 30_000).toISOString();
+    for (let time = 0; time < 2; time++) stream.send('status', { state: 'live', expires, ranges: [] });
+    await until(() => asked === 3); // the issuer was away, then it gave the same token
+    assert.equal(mirror.state, 'live');
+    token = 'new';
+    const next = await gateway.stream();
+    assert.deepEqual([bearer(next), next.query.get('last_event_id')], ['Bearer new', cursor(10)]);
+    assert.equal(reasons.at(-1), 'the token is renewed');
+    next.open().synced(10);
+    await mirror.synced();
+    assert.deepEqual([mirror.expires, gateway.waiting], [null, 0]);
+  });
+
   test('at the start, two refusals are a mistake', async () => {
     const mirror = follow({ token: () => 'wrong' });
     (await gateway.stream()).problem(401, 'unauthorized');
