@@ -1,4 +1,4 @@
-// How much a page loads. The limit is that of the issue: 4 KiB.
+// How much a page loads: the mirror may have 4 KiB, compressed.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
