@@ -159,7 +159,7 @@ async def test_fastapi(block: Snippet, server: GatewayProcess, tmp_path: Path) -
 
 
 def install_the_client(folder: Path) -> None:
-    """Install the JavaScript client into a folder, as ``npm install`` copies it."""
+    """Install the JavaScript client into a folder, as ``npm install --install-links`` copies it."""
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
     shutil.copytree(CLIENT, folder / "node_modules" / CLIENT_NAME, ignore=shutil.ignore_patterns("test"))
 
