@@ -7,6 +7,7 @@ import gc
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,15 +35,42 @@ def test_without_glibc(error: type[Exception], monkeypatch: pytest.MonkeyPatch) 
     assert not return_large_blocks()
 
 
+@pytest.fixture(name="kept")
+def _kept() -> Iterator[None]:
+    """A process that is ready to serve."""
+    before = gc.get_threshold()
+    keep_for_good()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("kept")
 def test_what_stays_is_not_collected_again() -> None:
     """What exists is exempt; what is made afterwards is still collected."""
-    keep_for_good()
-    try:
-        assert gc.get_freeze_count() > 0
-        cycle: list[object] = []
-        cycle.append(cycle)
-        del cycle
+    assert gc.get_freeze_count() > 0
+    cycle: list[object] = []
+    cycle.append(cycle)
+    del cycle
 
-        assert gc.collect() > 0
+    assert gc.collect() > 0
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_herd_brings_no_full_collection() -> None:
+    """20,000 clients make 500,000 objects that stay. A full collection visits them all, and the loop stands still."""
+    collections: list[int] = []
+
+    def collected(phase: str, about: dict[str, int]) -> None:
+        if phase == "start":
+            collections.append(about["generation"])
+
+    gc.callbacks.append(collected)
+    try:
+        objects = [[number] for number in range(500_000)]
     finally:
-        gc.unfreeze()
+        gc.callbacks.remove(collected)
+
+    assert len(objects) == 500_000
+    assert 1 in collections
+    assert 2 not in collections

@@ -386,6 +386,7 @@ class FeedCore:
 
     def _stop(self, _given: FeedInput, _now: float) -> Commands:
         self._proof = None
+        self.history.drop()  # the feed's objects refer to each other: the collector may free them much later
         self.state = State.CLOSED
         return (CloseWatch(),)
 

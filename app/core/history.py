@@ -95,6 +95,11 @@ class History:
         self.followers.restart()
         return given
 
+    def drop(self) -> None:
+        """Drop all keys, values and events, because the feed has ended. Its readers send what they have begun."""
+        self.view = self.anchor = None
+        self.log.clear()
+
     # --- for the feed ------------------------------------------------------------------------------------------------
 
     def note_compacted(self, revision: int) -> None:

@@ -133,6 +133,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything: the client disconnected, or the gateway closed the connection."""
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:  # uvicorn leaves the timer running if the client sent a reset
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         self._admission.capacity.leave(self)
         self._head_ended()
         self._client_transport.lose()

@@ -81,9 +81,13 @@ class ClientTransport:
             self.on_ready()
 
     def lose(self) -> None:
-        """Record that the connection is closed, and call ``on_lost``."""
+        """Record that the connection is closed, call ``on_lost``, and let go of the protocol, which holds this object.
+
+        Otherwise each closed connection would wait for the garbage collector, with everything that it holds.
+        """
         self.ready, self.lost = False, True
         self.on_lost()
+        self.take_over, self.head_of = nothing, bytes
 
     def leave(self) -> None:
         """Remove both callbacks."""

@@ -7,16 +7,19 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import signal
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import httptools
+import pytest
 import uvloop
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -31,6 +34,7 @@ from app.server.protocol import UVICORN, GatewayProtocol
 from app.server.run import make_config
 from app.settings import load
 from tests.support.gateway import gateway
+from tests.support.waiting import eventually
 
 NOWHERE = "http://127.0.0.1:1"
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -131,7 +135,8 @@ class Served:
     def __init__(self, keep_alive: str) -> None:
         settings = load({"etcd": NOWHERE, "keep_alive": keep_alive})
         self.admission = Admission(Capacity(100, 10))
-        config = make_config(create_app(gateway=Gateway(settings)), settings, self.admission)
+        self.gateway = Gateway(settings)
+        config = make_config(create_app(gateway=self.gateway), settings, self.admission)
         config.load()
         self.state = ServerState()
         make: Any = config.http_protocol_class
@@ -225,6 +230,48 @@ def test_connections_are_counted_through_their_life() -> None:
                     await asyncio.sleep(0.01)
 
     run(work())
+
+
+FORGOTTEN = {
+    "nothing was sent": b"",
+    "half a head": REQUEST[:10],
+    "not HTTP": b"hello\r\n\r\n",
+    "an answer": REQUEST,
+    "an error": b"GET /v1/watch HTTP/1.1\r\nHost: a\r\n\r\n",
+    "answers in a row": 3 * REQUEST,
+    "a body that nobody reads": b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n12\r\n",
+    "a stream": b"GET /v1/watch?prefix=/a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a stream over HTTP/1.0": b"GET /v1/watch?prefix=/a HTTP/1.0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", FORGOTTEN.values(), ids=FORGOTTEN)
+def test_a_closed_connection_does_not_wait_for_the_collector(sent: bytes) -> None:
+    """Everything of a closed connection is freed at once: thousands that waited made the next collection long."""
+
+    async def work() -> None:
+        async with Served("60s") as served, served.gateway.running():
+            connections = served.state.connections
+
+            async def connected() -> bool:
+                return bool(connections)
+
+            async def forgotten() -> bool:
+                return about() is None
+
+            async with connection(served.port) as one:
+                await eventually(connected)
+                about = weakref.ref(served.protocol)
+                one.writer.write(sent)
+                if sent.endswith(b"\r\n"):
+                    await one.reader.readuntil(b"\r\n\r\n")
+            await eventually(forgotten)
+
+    gc.disable()
+    try:
+        run(work())
+    finally:
+        gc.enable()
 
 
 # --- the names of uvicorn that are used -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
+import weakref
 
 import pytest
 
@@ -276,3 +277,22 @@ def test_a_batch_of_known_events_counts_all_its_memory() -> None:
     finally:
         tracemalloc.stop()
     assert 0 < used <= log.bytes * 1.1  # numbers above 256 are objects, too
+
+
+async def test_an_ended_feed_keeps_no_data() -> None:
+    """Nothing waits for the garbage collector: a view may have a hundred megabytes, which no budget counts any more."""
+    world = World()
+    gc.disable()
+    try:
+        wide, merged = world.subscribe(SVC), world.subscribe(SVC, KeyRange("prefix", b"/other/"))
+        await joinable(wide, merged)
+        held = [weakref.ref(view.snapshot(100)) for each in (wide, merged) if (view := each.channel.history.view)]
+        del view
+        assert [snapshot() is not None for snapshot in held] == [True, True]
+        wide.release()
+        merged.release()
+        await world.registry.aclose()
+        assert [snapshot() for snapshot in held] == [None, None]
+    finally:
+        gc.enable()
+    await world.empty()
