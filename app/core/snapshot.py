@@ -12,8 +12,10 @@ from .selection import Ranges
 
 # Items in a block at most: about 2 ms of the event loop's time if none is encoded yet.
 MAX_ITEMS = 1024
-# Bytes in a block at most (``KeyValue.size``), unless a single item has more: one write sends one block.
-MAX_BYTES = 64 * 1024
+# Bytes in a block at most (``KeyValue.wire_size``), unless a single item has more. One write sends one block: it has
+# room for 64 KiB, so that some escapes fit. When the items' memory was counted instead, a block of small values had
+# 39 KiB on the wire, and a herd took 20 % more CPU.
+MAX_BYTES = 60 * 1024
 
 _by_key = attrgetter("key")
 
@@ -27,9 +29,9 @@ class Block:
 
     __slots__ = ("_newest", "items", "size")
 
-    def __init__(self, items: Sequence[KeyValue], size: int) -> None:
+    def __init__(self, items: Sequence[KeyValue]) -> None:
         self.items = items
-        self.size = size
+        self.size = sum(item.size for item in items)
         self._newest = 0  # not known yet
 
     @property
@@ -88,7 +90,7 @@ class Snapshot:
             items = items[:limit] if len(items) > limit else items
             if not items:
                 continue
-            yield block if len(items) == len(block.items) else Block(items, sum(item.size for item in items))
+            yield block if len(items) == len(block.items) else Block(items)
             limit -= len(items)
             if not limit:
                 return
@@ -105,23 +107,23 @@ class Snapshot:
                     continue
                 some = [item for item in block.items if one.contains(item.key)]
                 if some:
-                    found.append(Block(some, sum(item.size for item in some)))
+                    found.append(Block(some))
                 if not one.contains(last) and last > one.name:
                     break
         return found
 
 
 def blocks_of(items: Iterable[KeyValue], most_bytes: int) -> list[Block]:
-    """Return *items* in blocks of at most about *most_bytes*. A larger item gets its own block."""
+    """Return *items* in blocks of at most about *most_bytes* on the wire. A larger item gets its own block."""
     blocks: list[Block] = []
     some: list[KeyValue] = []
     size = 0
     for item in sorted(items, key=_by_key):
-        if some and (len(some) == MAX_ITEMS or size + item.size > most_bytes):
-            blocks.append(Block(some, size))
+        if some and (len(some) == MAX_ITEMS or size + item.wire_size > most_bytes):
+            blocks.append(Block(some))
             some, size = [], 0
         some.append(item)
-        size += item.size
+        size += item.wire_size
     if some:
-        blocks.append(Block(some, size))
+        blocks.append(Block(some))
     return blocks

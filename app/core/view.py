@@ -177,7 +177,7 @@ class View(Sized):
         for number in range(len(self._parts) - 1, -1, -1):
             if self._blocks[number] is None and not self._merge(number):
                 part = self._parts[number]
-                size = sum(item.size for item in part.values())
+                size = sum(item.wire_size for item in part.values())
                 pieces = max(-(-size // MAX_BYTES), -(-len(part) // MAX_ITEMS), 1)
                 # Pieces of equal size: if the first one were full, the next put of a new key would divide it again.
                 self._replace(number, blocks_of(part.values(), -(-size // pieces)))
@@ -192,10 +192,10 @@ class View(Sized):
             self._bounds[1] = self._bounds[0]
         elif part:
             before = self._parts[number - 1]
-            size = sum(item.size for item in part.values())
+            size = sum(item.wire_size for item in part.values())
             if size > MAX_BYTES // SMALL or len(part) > MAX_ITEMS // SMALL or len(part) + len(before) > MAX_ITEMS:
                 return False
-            if size + sum(item.size for item in before.values()) > MAX_BYTES:
+            if size + sum(item.wire_size for item in before.values()) > MAX_BYTES:
                 return False
             self._leave(number - 1)
             before.update(part)

@@ -9,13 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core import snapshot as module
+from app.core.encoding import event_body
 from app.core.events import ITEM_OVERHEAD, KeyValue
-from app.core.snapshot import Snapshot, blocks_of
+from app.core.frames import snapshot_frame
+from app.core.snapshot import MAX_BYTES, Block, Snapshot, blocks_of
 
 
 def item(key: int, size: int = 0) -> KeyValue:
     """An item whose value has *size* bytes."""
     return KeyValue(b"%06d" % key, b"v" * size, 1, 1, 1)
+
+
+def wire_size(block: Block) -> int:
+    """The bytes that count for the size of a block."""
+    return sum(one.wire_size for one in block.items)
 
 
 @given(st.dictionaries(st.integers(0, 9999), st.integers(0, 3000), max_size=40), st.integers(1, 5000))
@@ -26,15 +33,24 @@ def test_every_item_is_in_one_block(sizes: dict[int, int], most_bytes: int) -> N
     assert [one for block in blocks for one in block.items] == sorted(items, key=lambda one: one.key)
     for block in blocks:
         assert block.size == sum(one.size for one in block.items)
-        assert block.size <= most_bytes or len(block.items) == 1
+        assert wire_size(block) <= most_bytes or len(block.items) == 1
     for block, after in pairwise(blocks):
-        assert block.size + after.items[0].size > most_bytes, "a block must be as full as possible"
+        assert wire_size(block) + after.items[0].wire_size > most_bytes, "a block must be as full as possible"
 
 
 def test_a_block_has_not_too_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of items in a block is bounded even if they are small: encoding takes the event loop's time."""
     monkeypatch.setattr(module, "MAX_ITEMS", 3)
     assert [len(block.items) for block in blocks_of(map(item, range(7)), 1 << 20)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("revision", [5, 10**9])
+def test_a_block_fills_one_write(revision: int) -> None:
+    """A block has about as many bytes in a stream as it may have: half as many would be twice as many writes."""
+    items = [KeyValue(b"/svc/%06d" % number, 40 * b"v", revision, revision, 1) for number in range(1000)]
+    first, *_ = blocks_of(items, MAX_BYTES)
+    frame = snapshot_frame([event_body(one, "auto") for one in first.items], "sse")
+    assert 0.9 * MAX_BYTES < len(frame) < 1.1 * MAX_BYTES
 
 
 def test_a_snapshot_is_its_blocks() -> None:
