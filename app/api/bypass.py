@@ -2,8 +2,9 @@
 
 The layers (routing, dependencies, exception handlers, CORS, metrics) cost more than all the rest of a join, and a
 stream leaves them anyway (docs/decisions/0016-bypass.md). So the bypass understands the request, subscribes and
-delivers, as the route does. Everything else goes to the route: a HEAD, another path, a request that must be refused.
-The route answers as if there was no bypass, because the bypass holds nothing by then.
+delivers, as the route does. Requests that come together take turns. Everything else goes to the route: a HEAD, another
+path, a request that must be refused. The route answers as if there was no bypass, because the bypass holds nothing by
+then.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Bypass:
         """Answer with a stream, or pass the request on."""
         answer = None
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "GET":
+            await self._streams.joins.wait()
             answer = await self._stream(Request(scope))
         await (answer if answer is not None else self.app)(scope, receive, send)
 

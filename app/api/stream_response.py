@@ -224,7 +224,7 @@ async def deliver(
     """
     try:
         connection = Connection(scope, receive, send, streams.settings.send_timeout)
-        sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing)
+        sink = make_sink(streams.settings.sink, connection, streams.chunks, streams.finishing, streams.leaves)
         reader = streams.reader(
             subscriber.channel,
             asked.selection,

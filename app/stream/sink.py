@@ -20,6 +20,7 @@ from ..ports import spawn
 from .connection import Connection
 from .framing import Chunks, Unframed
 from .transport import EXTENSION, ClientTransport
+from .turns import Turns
 
 logger = logging.getLogger("gateway.stream")
 
@@ -80,7 +81,9 @@ class FastSink:
     """
 
     name = "fast"
-    __slots__ = ("_client", "_finishing", "_framing", "_head", "_send_timeout", "_source", "_stall", "_transport")
+    __slots__ = (
+        "_client", "_finishing", "_framing", "_head", "_leaves", "_send_timeout", "_source", "_stall", "_transport",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class FastSink:
         framing: Chunks | Unframed,
         send_timeout: float,
         finishing: set[asyncio.Task[None]],
+        leaves: Turns,
     ) -> None:
         assert client.transport is not None, "FastSink needs our ASGI extension"
         self._client = client
@@ -95,6 +99,7 @@ class FastSink:
         self._framing = framing
         self._send_timeout = send_timeout
         self._finishing = finishing
+        self._leaves = leaves
         self._head = b""  # of the response, if it is not sent yet
         self._source: Source | None = None
         self._stall: StallTimer | None = None
@@ -115,7 +120,7 @@ class FastSink:
         self._client.take_over()
         self._client.on_ready, self._client.on_lost = source.resume_writing, self._lost
         if self._client.lost:
-            self._lost()
+            self._end_source()
             return
         if self._client.ready:
             source.resume_writing()
@@ -129,6 +134,10 @@ class FastSink:
         self._transport.write(head)
 
     def _lost(self) -> None:
+        if self._source is not None:
+            self._leaves.give(self._end_source)
+
+    def _end_source(self) -> None:
         if self._source is not None:
             self._source.end(GONE)
 
@@ -248,15 +257,17 @@ class PortableSink:
 
 
 def make_sink(
-    choice: Choice, connection: Connection, chunks: Chunks, finishing: set[asyncio.Task[None]]
+    choice: Choice, connection: Connection, chunks: Chunks, finishing: set[asyncio.Task[None]], leaves: Turns
 ) -> FastSink | PortableSink:
     """Return a fast sink if the server offers our extension and *choice* allows it; otherwise a portable sink.
 
-    *finishing* holds the tasks of ended streams whose last bytes the client has not acknowledged yet.
+    Args:
+        finishing: holds the tasks of ended streams whose last bytes the client has not acknowledged yet.
+        leaves: the turns in which streams end whose clients have disconnected.
     """
     if choice != "portable" and connection.client.transport is not None:
         framing = chunks if connection.chunked else Unframed()
-        return FastSink(connection.client, framing, connection.send_timeout, finishing)
+        return FastSink(connection.client, framing, connection.send_timeout, finishing, leaves)
     if choice == "fast":
         logger.warning("GATEWAY_SINK=fast is not possible: the server does not offer the ASGI extension %s", EXTENSION)
     return PortableSink(connection)

@@ -21,6 +21,7 @@ from .recheck import Recheck
 from .sink import Choice
 from .snapshot_queue import SnapshotQueue
 from .timers import TimerWheel
+from .turns import JOINS, LEAVES, Turns
 
 # Milliseconds. Each client reconnects after a random time in this interval, so that not all reconnect at once.
 RETRY_MS = (1000, 5000)
@@ -70,6 +71,8 @@ class Streams:
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
         self.snapshots = SnapshotQueue(clock)
+        self.joins = Turns(JOINS)
+        self.leaves = Turns(LEAVES)
         self.recheck = Recheck(registry, clock)
         self.retry_penalty = RetryPenalty()
         self.held: set[asyncio.Event] = set()  # for each refused EventSource that is held open: set to end it
@@ -117,5 +120,7 @@ class Streams:
             event.set()
 
     async def aclose(self) -> None:
-        """Wait for the tasks of the streams that have ended. Their connections are closed by now."""
+        """End the streams that wait for it, and wait for the tasks of the ended ones. Their connections are closed."""
+        self.joins.finish()
+        self.leaves.finish()
         await asyncio.gather(*self.finishing)

@@ -14,6 +14,7 @@ from app.stream.connection import Connection, StuckError
 from app.stream.framing import Chunks
 from app.stream.sink import GONE, STUCK, Choice, FastSink, PortableSink, make_sink
 from app.stream.transport import EXTENSION, ClientTransport
+from app.stream.turns import LEAVES, Turns
 from tests.slow_readers.clients import stuck
 from tests.support.asgi_client import http_scope
 from tests.support.embedded import EmbeddedEtcd
@@ -221,7 +222,7 @@ class Source:
 def fast(send_timeout: float = 60.0) -> tuple[FastSink, Transport, set[asyncio.Task[None]]]:
     """A fast sink, its transport, and the tasks of its end."""
     transport, finishing = Transport(), set[asyncio.Task[None]]()
-    return FastSink(transport.client, Chunks(), send_timeout, finishing), transport, finishing
+    return FastSink(transport.client, Chunks(), send_timeout, finishing, Turns(LEAVES)), transport, finishing
 
 
 async def test_fast_takes_the_connection_over() -> None:
@@ -436,7 +437,7 @@ async def test_which_sink(
     portable = Portable()
     connection = Connection(http_scope("/", extensions=extensions), portable._receive, portable._send, 1.0)
     with caplog.at_level(logging.WARNING):
-        sink = make_sink(choice, connection, Chunks(), set())
+        sink = make_sink(choice, connection, Chunks(), set(), Turns(LEAVES))
 
     assert sink.name == name
     assert bool(caplog.records) == warned
