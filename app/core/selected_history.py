@@ -18,7 +18,9 @@ Theory of operation
     all of them have reached the start.
 
     *Generations.* If a feed begins a new generation, the selection does too, for the same reason. If a feed's log
-    forgets a revision that still waits, the selection starts anew, ``lagged``.
+    forgets a revision that still waits, the selection starts anew, ``lagged``. It does so when every feed has reached
+    the newest revision of that time: while one feed stands still, the views, with all their keys, would be taken in
+    vain, once for each length of the other feed's log.
 
     *Memory.* Views and logs of a selection hold the feeds' own items and events. The log of a selection holds no batch
     that the log of a feed has evicted, so that the feeds count the bytes of every value that a selection holds.
@@ -120,8 +122,9 @@ class SelectedHistory:
         # The revision at which the view begins to be consistent. Readers see the view from then on.
         self._start = 0
         self._started = False
-        # A feed's log has forgotten a revision that waited. Nothing is taken until the next start.
-        self._lagged = False
+        # A feed's log has forgotten a revision that waited. The selection starts anew when every feed has reached this
+        # revision; 0 if nothing was forgotten.
+        self._lagged_at = 0
         # Readers have been able to see the present generation, and so its reason.
         self._seen = False
         self._tip_wanted = False  # see ``tell_tip``
@@ -148,6 +151,9 @@ class SelectedHistory:
     def take(self, part: Part, batch: Batch, now: float) -> None:
         """Take the next revision of one part."""
         self._now = now
+        if self._lagged_at and not self._lags:
+            self.restart()  # from views that have this change
+            return
         if self._view is None or not self._continues:
             return
         if batch.revision <= self._start:
@@ -160,6 +166,9 @@ class SelectedHistory:
     def advance(self, now: float) -> None:
         """Release what no longer waits: the tip of a feed has moved."""
         self._now = now
+        if self._lagged_at and not self._lags:
+            self.restart()  # from views that have this change
+            return
         if self._view is not None and self._continues:
             self._go_on()
         if self._tip_wanted:
@@ -168,7 +177,7 @@ class SelectedHistory:
     def restart(self) -> None:
         """Start anew from the feeds' views if a feed has begun a new generation, or has dropped its view."""
         if all(part.history.joinable for part in self.parts):
-            if self._view is None or not self._continues:
+            if (self._view is None or not self._continues) and not self._lags:
                 self._take_views()
                 self._go_on()
         elif any(part.history.view is None for part in self.parts):
@@ -184,8 +193,18 @@ class SelectedHistory:
     @property
     def _continues(self) -> bool:
         """Whether the selection has everything that its feeds have published since its start."""
-        if self._lagged:
-            return False
+        return not self._lagged_at and self._same_generations
+
+    @property
+    def _lags(self) -> bool:
+        """Whether the selection waits for a feed before it starts anew, because a log has forgotten what waited.
+
+        A new generation of a feed ends that: its revisions may be lower.
+        """
+        return self._lagged_at > self._proven and self._same_generations
+
+    @property
+    def _same_generations(self) -> bool:
         return all(part.generation == part.history.log.generation for part in self.parts)
 
     def _go_on(self) -> None:
@@ -197,9 +216,10 @@ class SelectedHistory:
         if self._started:
             changed |= self._release(tip)
         if any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
-            self._lagged = True
+            self._lagged_at = max(part.history.log.tip for part in self.parts)
             for part in self.parts:
                 part.waiting.clear()
+            self._drop()
             self.restart()
             return
         self._update_awaited()
@@ -209,7 +229,9 @@ class SelectedHistory:
     def _update_awaited(self) -> None:
         """Find out which feeds must move, and ask them to tell when they do."""
         awaited: frozenset[Part] = frozenset()
-        if self._feed_log is None and self._view is not None and self._continues:
+        if self._lags:
+            awaited = frozenset(part for part in self.parts if part.history.log.tip < self._lagged_at)
+        elif self._feed_log is None and self._view is not None and self._continues:
             last = [part.waiting[-1].revision for part in self.parts if part.waiting]
             newest = max(last, default=0) if self._started else self._start
             awaited = frozenset(part for part in self.parts if part.history.log.tip < newest)
@@ -225,7 +247,7 @@ class SelectedHistory:
     def _take_views(self) -> None:
         known = [part for part in self.parts if part.generation not in (-1, part.history.log.generation)]
         reasons: list[ResetReason] = [part.history.reason for part in known]
-        if self._lagged:
+        if self._lagged_at:
             reasons.append("lagged")
         if not self._seen:
             reasons.insert(0, self.reason)  # no reader has received it
@@ -244,7 +266,8 @@ class SelectedHistory:
         # The ranges of a part are in the order of their keys, but the parts' ranges may lie between each other's.
         blocks.sort(key=lambda block: block.items[0].key)
         self._view = View(Snapshot(self._start, blocks), self._may_keep)
-        self._started = self._lagged = self._seen = False
+        self._lagged_at = 0
+        self._started = self._seen = False
 
     def _drop(self) -> None:
         self._view = None

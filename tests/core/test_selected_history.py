@@ -23,6 +23,7 @@ from app.core.reasons import ResetReason
 from app.core.selected_history import SelectedHistory
 from app.core.selection import Ranges, Selection, canonical, divide
 from app.core.snapshot import Snapshot
+from app.core.view import View
 
 KEYS = [b"/a/1", b"/a/2", b"/a/b/1", b"/b/1", b"/b/2", b"/c"]
 PINS = [KeyRange("prefix", b"/a/")]
@@ -430,6 +431,42 @@ def test_a_log_that_forgets_what_waits() -> None:
     assert not selected.joinable
     other.deliver(6, 1.0, progress=True)
     assert (selected.joinable, selected.reason) == (True, "lagged")
+
+
+def test_a_merge_that_lags_takes_no_views_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a feed stands still, the other one's log forgets what waits, again and again."""
+    store, taken = Store(), list[int]()
+    selected, (one, other) = selection(store, A, B)
+    snapshot_of = View.snapshot
+
+    def counted(view: View, revision: int) -> Snapshot:
+        taken.append(revision)
+        return snapshot_of(view, revision)
+
+    monkeypatch.setattr(View, "snapshot", counted)
+    for _ in range(40):
+        store.write([b"/a/1"], deletes=False)
+        one.deliver(1, 1.0, progress=False)
+        assert [part in selected.awaited for part in selected.parts] == [False, True], "it is asked for its progress"
+    assert (taken, selected.joinable, selected.bytes) == ([], False, 0)
+    other.deliver(1, 1.0, progress=True)
+    assert (taken, selected.joinable) == ([], False)
+    other.deliver(39, 1.0, progress=True)
+    assert (taken, selected.joinable, selected.reason) == ([41, 41], True, "lagged")
+
+
+def test_a_merge_that_lags_starts_with_a_new_generation() -> None:
+    """After a restore the revisions are lower: the merge does not wait for those that are lost."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    for _ in range(6):
+        store.write([b"/a/1"], deletes=False)
+        one.deliver(1, 1.0, progress=False)
+    assert not selected.joinable
+    store.revision = 3
+    for feed in (one, other):
+        feed.start("restored")
+    assert (selected.joinable, selected.reason, selected.log.tip) == (True, "restored", 3)
 
 
 def test_the_feeds_count_the_values() -> None:
