@@ -425,7 +425,7 @@ def test_it_is_not_read_for_everybody() -> None:
     assert not OPENING.walk().may_backfill(60, 0.0, trusted=True)
     core.handle(Lost("gone"), 0.0)
     assert not core.may_backfill(50, 0.0, trusted=True)
-    full = Path((*LIVE, heavy(101), said(put(102, value=b"v" * 282)))).walk()
+    full = Path((*LIVE, heavy(101), said(put(102, value=b"v" * 642)))).walk()
     assert full.history.log.bytes == BOUNDS.bytes
     assert not full.may_backfill(60, 0.0, trusted=True)
 
@@ -516,7 +516,7 @@ def test_an_error_of_ours_is_a_failure() -> None:
 
 def test_bounds_of_a_log_without_room_for_a_batch() -> None:
     """The log's number of batches is a bound for a backfill, too."""
-    core = FeedCore(Bounds(batches=2, bytes=2000, age=600.0), REACH_BACK)
+    core = FeedCore(Bounds(batches=2, bytes=3000, age=600.0), REACH_BACK)
     for given in (*LIVE, batches(101)):
         core.handle(given, 0.0)
     send(core, WantBackfill(80), Created(101), Batches((Batch(60, [put(60)]), Batch(70, [put(70)]))))

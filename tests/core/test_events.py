@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.events import ITEM_OVERHEAD, Batch, Delete, Event, KeyValue, batches
+from app.core.events import BATCH_OVERHEAD, ITEM_OVERHEAD, Batch, Delete, Event, KeyValue, batches
 from app.core.snapshot import Snapshot
 
 PUT = KeyValue(b"k", b"value", 2, 7, 3, 9)
@@ -40,7 +40,7 @@ def test_memory_is_counted_with_its_overhead() -> None:
     """A batch and a snapshot count the bytes of their events, overhead included."""
     assert PUT.size == 6 + ITEM_OVERHEAD
     assert Delete(b"k", 7).size == 1 + ITEM_OVERHEAD
-    assert Batch(7, [PUT, Delete(b"j", 7)]).size == 7 + 2 * ITEM_OVERHEAD
+    assert Batch(7, [PUT, Delete(b"j", 7)]).size == 7 + 2 * ITEM_OVERHEAD + BATCH_OVERHEAD
     assert Snapshot.of(7, [PUT, PUT]).size == 2 * PUT.size
     assert Snapshot.of(7, []).size == 0
 

@@ -42,7 +42,7 @@ from app.core.reasons import ResetReason
 from app.core.snapshot import Snapshot
 from app.core.state_table import InvalidTransitionError
 
-BOUNDS = Bounds(batches=100, bytes=2000, age=600.0)
+BOUNDS = Bounds(batches=100, bytes=3000, age=600.0)
 REACH_BACK = 50
 EVERYTHING = 1 << 40
 

@@ -57,7 +57,7 @@ from tests.core.etcd_model import History, SimulatedWatch, Store
 REACH_BACK = 8
 # etcd's 1,000 revisions a round, and the feed's knowledge of that number, made so small that tests reach it.
 BATCH_REVISIONS = 4
-BOUNDS = Bounds(batches=5, bytes=2600, age=50.0)
+BOUNDS = Bounds(batches=5, bytes=5800, age=50.0)
 
 EXAMPLES = int(os.environ.get("FEED_EXAMPLES", "150"))
 STARTING = (State.IDLE, State.OPENING, State.SNAPSHOTTING, State.START_RETRY)

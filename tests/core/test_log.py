@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -373,3 +376,47 @@ def test_readers_at_one_position_share_a_fold() -> None:
     other.frame(0, REPRESENTATION)
     log.append(batch(10), 0.0)
     assert (other.bytes, log.passing) == (0, 0)
+
+
+@pytest.mark.parametrize(("events", "size"), [(1, 0), (1, 100), (3, 0), (3, 1000)])
+@pytest.mark.parametrize("readers", [0, 1])
+def test_a_log_counts_all_its_memory(events: int, size: int, readers: int) -> None:
+    """Small changes, too: a log of puts with values of 2 bytes took twice what it counted."""
+    log = Log(Bounds(batches=10_000, bytes=1 << 30))
+    log.restart(0)
+    first = 1_000_000
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for revision in range(first, first + 1000):
+            puts = [
+                KeyValue(b"/svc/%08d" % (events * revision + number), b"%d" % (revision % 7) * size, revision - 1,
+                         first + revision, revision)
+                for number in range(events)
+            ]  # fmt: skip
+            log.append(Batch(revision, puts), 0.0)
+            if readers:
+                log.slice(revision - 1, 1, REPRESENTATION)
+        del puts
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert 0.8 * log.bytes < used <= log.bytes
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("size", [30, 300, 3000])
+def test_a_slice_has_about_the_bytes_that_are_asked_for(size: int, *, shared: bool) -> None:
+    """Whatever the log counts for a batch: a selection's log counts references, and a slice of it had megabytes."""
+    log = Log(Bounds(batches=10_000, bytes=1 << 30))
+    log.restart(0)
+    for revision in range(1, 2001):
+        log.append(Batch(revision, [KeyValue(b"/svc/a", size * b"v", 1, revision, revision)], shared=shared), 0.0)
+    wanted = 64 * 1024
+    for _ in range(2):  # before and after the frames are kept
+        log_slice = log.slice(0, wanted, REPRESENTATION)
+        assert log_slice is not None
+        assert 0.8 * wanted < len(log_slice.data) < 1.2 * wanted
+        log.append(Batch(log.tip + 1, [Delete(b"/svc/b", log.tip + 1)], shared=shared), 0.0)

@@ -38,11 +38,11 @@ def test_what_is_held_back_is_bounded() -> None:
     """The held events are bounded in bytes; but a single larger revision is held."""
     giant = Batch(5, [KeyValue(b"k", b"v" * 5000, 5, 5, 1)])
     small = [Batch(revision, [Delete(b"k", revision)]) for revision in (6, 7, 8)]
-    proof = Proof(Plan.SNAPSHOT, most_bytes=1000)
+    proof = Proof(Plan.SNAPSHOT, most_bytes=2000)
     assert proof.hold([giant])
     assert proof.bytes == giant.size
     assert not proof.hold(small[:1])
-    proof = Proof(Plan.PROBE, most_bytes=1000)
+    proof = Proof(Plan.PROBE, most_bytes=2000)
     assert proof.hold(small)
     assert proof.bytes == sum(batch.size for batch in small)
     assert not proof.hold([giant])
