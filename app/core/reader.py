@@ -203,8 +203,8 @@ class Reader:
 
     @property
     def too_slow(self) -> bool:
-        """Whether the stream must be closed because the reader is too slow; ``read`` may return nothing more."""
-        return self.pace.too_slow
+        """Whether the stream must be closed, and ``read`` returns nothing. A flush that the log holds may be slow."""
+        return self.pace.too_slow and (self._fold is None or not self._log_holds(self._fold.start))
 
     @property
     def at_tip(self) -> bool:
@@ -490,7 +490,10 @@ class Reader:
     def _flush(self) -> bytes:
         """Begin to send all that the client lacks, folded by key."""
         self._fold, self._sent_pieces = self._history.log.fold(self.revision), 0
-        return self._next_piece() if self._fold is not None else self._reach_tip()
+        if self._fold is None:
+            return self._reach_tip()
+        self.pace.begin_flush()
+        return self._next_piece()
 
     def _next_piece(self) -> bytes:
         """Return the next piece of the flush. The position moves with the last piece, which has the id.
@@ -498,7 +501,7 @@ class Reader:
         A flush that has begun is sent to its end, also if the log forgets its events, or begins a new generation
         meanwhile: a ``reset`` must not come between events that belong together.
         """
-        fold, log = self._fold, self._history.log
+        fold = self._fold
         assert fold is not None, "called only while a flush is being sent"
         data = fold.frame(self._sent_pieces, self._representation)
         events = len(fold.pieces[self._sent_pieces])
@@ -508,11 +511,17 @@ class Reader:
         if self._sent_pieces < len(fold.pieces):
             return data
         self._fold = None
+        self.pace.end_flush()
         self.revision = fold.end
-        if self._generation != log.generation or not log.covers(fold.end):
+        if not self._log_holds(fold.end):
             return data
         self._catch_up()
         return data if self._synced else data + self._say_synced()
+
+    def _log_holds(self, revision: int) -> bool:
+        """Whether the log goes on from *revision*, which the reader has been sent or is being sent."""
+        log = self._history.log
+        return self._generation == log.generation and log.covers(revision)
 
     def _catch_up(self) -> None:
         self._lagged = False

@@ -10,7 +10,8 @@ Theory of operation
     A reader may be slower than its feed for any length of time while the log covers its position: that costs the others
     nothing. Snapshots do cost something. A reader that never reaches the end of a snapshot, or that is always reset
     again before it has caught up, would be sent snapshots for ever. So a reader must take a snapshot at a minimum rate,
-    with one pause forgiven, and may need only a limited number of them in a row.
+    with one pause forgiven, and may need only a limited number of them in a row. The same rate holds for a flush of
+    ``mode=latest`` whose events the log has evicted: only its readers hold them, outside every budget.
 
     Only seconds spent writing count: those in which the gateway waited for the reader. Time in which the reader waited
     for etcd, or for its turn after a thousand others, does not count against the reader.
@@ -38,16 +39,16 @@ class SlowReaderPolicy:
     """Whether one stream's reader is fast enough.
 
     Args:
-        pause: seconds without taking anything that are forgiven in each snapshot.
-        min_rate: bytes a second at which a snapshot must be taken; 0 turns this off.
+        pause: seconds without taking anything that are forgiven in each snapshot, and in each flush.
+        min_rate: bytes a second at which a snapshot or a flush must be taken; 0 turns this off.
     """
 
-    __slots__ = ("_in_snapshot", "_lags", "_min_rate", "_pause", "_taken", "_waited")
+    __slots__ = ("_in_flush", "_in_snapshot", "_lags", "_min_rate", "_pause", "_taken", "_waited")
 
     def __init__(self, pause: float = 30.0, min_rate: int = MIN_RATE) -> None:
         self._pause = pause
         self._min_rate = min_rate
-        self._in_snapshot = False
+        self._in_flush = self._in_snapshot = False
         self._taken = 0
         self._waited = 0.0
         self._lags = 0
@@ -57,7 +58,9 @@ class SlowReaderPolicy:
         """Whether the stream must be closed because its reader is too slow."""
         if self._lags >= MAX_LAGS:
             return True
-        return self._in_snapshot and bool(self._min_rate) and self._waited > self._pause + self._taken / self._min_rate
+        if not self._min_rate or not (self._in_snapshot or self._in_flush):
+            return False
+        return self._waited > self._pause + self._taken / self._min_rate
 
     @property
     def behind_a_reset(self) -> bool:
@@ -74,6 +77,14 @@ class SlowReaderPolicy:
     def end_snapshot(self) -> None:
         """Record that the whole snapshot was handed out; the log follows."""
         self._in_snapshot = False
+
+    def begin_flush(self) -> None:
+        """Record that a flush is about to be written."""
+        self._in_flush, self._taken, self._waited = True, 0, 0.0
+
+    def end_flush(self) -> None:
+        """Record that the whole flush was handed out."""
+        self._in_flush = False
 
     def wrote(self, size: int, seconds: float) -> None:
         """Record that a write of *size* bytes took so many seconds."""

@@ -217,6 +217,10 @@ class Delivery:
             self._reader.pace.wrote(self._write_size, now - self._write_began)
             self._write_size = 0
             self._check_freshness(now)
+            if self._reader.flushing and self._reader.too_slow:  # no `close` may come into a flush
+                self._add_retry_penalty()
+                self.end("too-slow", abort=True)
+                return
             if self._rest is not None or self._reader.phase is SNAPSHOT:
                 # 5,000 sinks may be ready in one turn of the loop.
                 self._streams.snapshots.add(self)
@@ -420,7 +424,7 @@ class Delivery:
         if not self._sink.write(data):
             self._write_size, self._write_began, self._looked_at = size, now, now
             self._set_timer(now)
-        elif self._reader.phase is SNAPSHOT:
+        elif self._reader.phase is SNAPSHOT or self._reader.flushing:
             self._reader.pace.wrote(size, 0.0)
 
     def _reason_to_end(self, now: float) -> CloseReason | None:

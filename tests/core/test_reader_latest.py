@@ -16,6 +16,7 @@ from app.core.feed import FeedCore
 from app.core.log import Bounds
 from app.core.multiplex import Batches, Progress
 from app.core.reader import Phase, Reader, Wants
+from app.core.slow_reader import SlowReaderPolicy
 from app.core.snapshot import Snapshot
 from tests.core.test_reader import (
     EPOCH,
@@ -385,3 +386,27 @@ def test_a_restore_below_the_revision_is_not_shown() -> None:
 
     assert words(everything(one)) == ["reset:restored", "put@40", "synced@95"]
     assert resets(one) == ["initial", "restored"]
+
+
+def test_a_flush_that_only_its_reader_holds_has_a_rate() -> None:
+    """A client that trickles costs nothing while the log holds the events; when only its flush holds them, it does."""
+    core = live(put(90), bounds=Bounds(batches=4))
+    one = reader(core)
+    one.pace = SlowReaderPolicy(30.0, 1000)
+    everything(one)
+    for revision in (101, 102, 103):
+        core.handle(Batches((Batch(revision, [put(revision, b"/a/%d" % revision)]),)), 0.0)
+    one.read(PLENTY)
+    assert one.flushing
+    one.pace.wrote(10, 31.0)
+    assert not one.too_slow
+    say(core, 104, 105)
+    assert core.history.log.floor > 100
+    assert one.too_slow
+    one.pace.wrote(10_000, 0.0)
+    assert not one.too_slow
+    one.pace.wrote(10, 60.0)
+    assert one.too_slow
+    while one.flushing:
+        one.read(PLENTY)
+    assert not one.too_slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from app.core.keys import KeyRange
 from app.gateway import Gateway
@@ -188,6 +190,40 @@ async def test_nothing_comes_into_a_flush(
     first = said.index(flush[0])
     assert said[first : first + 20] == flush
     assert said[-1] == "close@"
+    await released(gateway, fake)
+
+
+async def test_a_client_that_trickles_does_not_keep_what_the_log_has_dropped(
+    gateway: Gateway, fake: FakeEtcd, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its flush holds the events, and no budget counts them. It is disconnected: no close comes into a flush."""
+    monkeypatch.setattr("app.core.fold.PIECE_SIZE", 1)
+    take = asyncio.Event()
+    take.set()
+
+    async def send(_message: Message) -> None:
+        await take.wait()
+
+    client = Client(gateway, send, LATEST)
+    await synced(client)
+    for number in range(3):
+        revision = fake.put(b"/svc/%d" % number, b"x")
+    await eventually(reached(gateway, revision))
+    take.clear()
+    streams.wait(61)
+    await says(client, [f"put@{revision - 2}…"])
+    log = feed_of(gateway).history.log
+    streams.ahead += gateway.settings.send_timeout + 1
+    fake.put(b"/svc/0", b"y")
+    await eventually(reached(gateway, revision + 1))
+    log.reclaim(1 << 30)
+    assert log.floor > revision - 3
+    take.set()
+    await client.task
+
+    assert short(client)[-1] == f"put@{revision - 2}…"
+    assert gateway.streams.counters.closed == {"too-slow": 1}
+    assert len(gateway.streams.retry_penalty) == 1
     await released(gateway, fake)
 
 
