@@ -108,7 +108,12 @@ def _revoke(body: KvBody | None) -> None:
 
 
 class KvResponse(Response):
-    """A response of known length. A client that takes nothing for *send_timeout* seconds is disconnected."""
+    """A response of known length. A client that takes nothing for *send_timeout* seconds is disconnected.
+
+    The response lasts until the kernel has all bytes: a connection with bytes in the process cannot be closed. Unlike a
+    stream, it does not wait until the client has them. Its connection stays open for the next request, and after that
+    the kernel gives up the rest of one send buffer within minutes. A wait would delay the next request.
+    """
 
     def __init__(self, body: KvBody, headers: dict[str, str], media_type: str, *, send_timeout: float) -> None:
         super().__init__(None, headers={**headers, "Content-Length": str(body.size)}, media_type=media_type)
@@ -138,6 +143,8 @@ class KvResponse(Response):
                 await connection.cut_off()  # the body is shorter than its Content-Length
             else:
                 await connection.send(data, more=False)
+                if client.buffered:
+                    await client.until_acked(self._send_timeout)
         except StuckError:
             pass  # the connection is aborted, so no answer can be sent
         finally:

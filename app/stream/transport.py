@@ -134,13 +134,12 @@ class ClientTransport:
         The kernel of the gateway asks for more bytes only when a third of its buffer is free. If only the transport's
         buffer counted, a client that takes 1 KiB a second would seem stuck for 40 s.
 
-        Under TLS these are encrypted bytes, 22 more for each write.
+        Under TLS these are encrypted bytes, 22 more for each write. Of a connection that closes as soon as the kernel
+        has all bytes, only the bytes are known that the kernel does not have.
         """
         sock = self._socket()
-        if sock is None:
-            return 0
-        if sys.platform != "linux":
-            return self.buffered
+        if sock is None or sys.platform != "linux":
+            return self.buffered if not self.lost else 0
         (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
         return self.buffered + int(queued)
 

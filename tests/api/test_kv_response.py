@@ -203,6 +203,26 @@ async def test_a_small_body_that_the_client_does_not_take(budget: Budget, monkey
     assert transport.aborted
 
 
+async def test_the_end_of_a_large_body_that_the_client_does_not_take(budget: Budget) -> None:
+    """The server takes the last slice without a wait. Nothing else would ever end this connection: it looks idle, and
+    a connection with bytes to send does not close.
+    """
+    body, hold = body_of(budget, b"x" * (2 * SLICE))
+    transport, client = Transport(room=SLICE + 100), Client()
+
+    async def send(message: Message) -> None:
+        client.sent.append(message)
+        transport.write(message.get("body", b""))
+
+    response = KvResponse(body, {}, "application/json", send_timeout=0.05)
+    sending = asyncio.create_task(response(on(transport)[1], client.receive, send))
+    await asyncio.sleep(0)
+    assert (client.whole, transport.buffered, hold.size) == (True, SLICE - 100, 2 * SLICE)
+    await sending
+
+    assert transport.aborted
+
+
 async def test_no_such_key(budget: Budget) -> None:
     """An answer without a key is empty and counts nothing."""
     hold = budget.hold(Use.ANSWER)

@@ -178,6 +178,18 @@ async def test_a_closed_connection_tells_nothing() -> None:
         ClientTransport.claim(http_scope("/", extensions={EXTENSION: {"client": client}}))
 
 
+async def test_a_connection_that_is_about_to_close_is_aborted_too() -> None:
+    """A transport closes only when the kernel has all bytes: a client that takes nothing would keep it for ever."""
+    async with connected() as (client, _peer):
+        assert client.transport is not None
+        client.transport.write(bytes(16 << 20))
+        client.transport.close()
+        assert client.unacked_bytes == client.buffered > 0
+        await client.until_acked(0.1)
+        await eventually(lambda: asyncio.sleep(0, client.lost))
+        assert client.unacked_bytes == 0
+
+
 async def test_without_our_extension() -> None:
     """On another server nothing is known about the connection, and every method may be called."""
     for scope in (http_scope("/"), http_scope("/", extensions={}), http_scope("/", extensions=None)):
