@@ -141,6 +141,13 @@ class Etcd(Protocol):
         """
 
     @property
+    def watch_version(self) -> str:
+        """The version of the member that serves the watches; empty if it is not known.
+
+        Behind one name, ``Condition.version`` may be that of another member, which serves the reads.
+        """
+
+    @property
     def condition(self) -> Condition:
         """The present condition."""
 

@@ -114,6 +114,12 @@ class Link:
         return (self._watch_member_version if member == self._watch_member else None) or UNKNOWN
 
     @property
+    def watch_version(self) -> str:
+        """The version of the member that serves the watches; empty if it is not known."""
+        version = self._version_of(self._watch_member or self._member)
+        return ".".join(map(str, version)) if version != UNKNOWN else ""
+
+    @property
     def version_known(self) -> bool:
         """Whether the member that serves the watches has told its version, or is known not to tell."""
         return self._watch_member in (0, self._member) or self._may_not_ask or self._watch_member_version is not None

@@ -155,6 +155,11 @@ class Upstream:
         return self._link is not None and self._link.version_known
 
     @property
+    def watch_version(self) -> str:
+        """See ``app.ports.Etcd``."""
+        return self._link.watch_version if self._link is not None else ""
+
+    @property
     def highest_revision(self) -> int:
         """The highest revision that this process knows, in this history."""
         return self._cluster.revision

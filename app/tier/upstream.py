@@ -109,6 +109,11 @@ class GatewayUpstream:
         """See ``app.ports.Etcd``."""
         return self._reachable.is_set()
 
+    @property
+    def watch_version(self) -> str:
+        """See ``app.ports.Etcd``: that of the etcd above all gateways, as far as it is known."""
+        return self._condition.version
+
     def statistics(self) -> EtcdStatistics:
         """Return what the gateway holds at its upstream now."""
         return EtcdStatistics(

@@ -146,8 +146,8 @@ class Registry(Sized):
         if len(watched) > 1 and self._etcd.member_known and not self._etcd.progress_trusted:
             raise RangesNeedPinError(
                 f"several ranges on one stream need etcd {TRUSTED_PROGRESS}, and this etcd is "
-                f"{condition.version or 'unknown'}: follow each range on its own stream, or ask the operator to pin a "
-                "prefix that has all of them (GATEWAY_PIN), or to state the version if etcd keeps it secret "
+                f"{self._etcd.watch_version or 'unknown'}: follow each range on its own stream, or ask the operator "
+                "to pin a prefix that has all of them (GATEWAY_PIN), or to state the version if etcd keeps it secret "
                 "(GATEWAY_ETCD_VERSION)"
             )
 

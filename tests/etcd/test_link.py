@@ -40,7 +40,7 @@ async def test_progress_of_another_member_is_not_trusted(same: bool) -> None:
     async with FakeEtcd("3.5.16") as etcd:
         link = link_to(etcd.endpoint)
         assert await link.check(2) is None
-        assert link.progress_trusted
+        assert (link.progress_trusted, link.watch_version) == (True, "3.5.16")
         heard = etcd.header()
         heard.member_id += not same
         link._heard_on_a_stream(heard)
@@ -63,9 +63,10 @@ async def test_the_member_that_serves_the_watches_is_asked_for_its_version(versi
             return link._watch_member == watches.member_id
 
         await eventually(heard)
-        assert (link.version_known, link.progress_trusted) == (False, False)
+        assert (link.version_known, link.progress_trusted, link.watch_version) == (False, False, "")
         assert await link.check(HANG) is None
         assert (link.version_known, link.progress_trusted) == (True, version == "3.5.17")
+        assert link.watch_version == version
         assert (reads.asked.statuses, watches.asked.statuses) == (2, 1)
         assert await link.check(HANG) is None
         assert (reads.asked.statuses, watches.asked.statuses) == (3, 1), "the version does not change on a connection"

@@ -108,9 +108,11 @@ async def test_a_merge_needs_progress_that_can_be_trusted(monkeypatch: pytest.Mo
     await joinable(merged, single)
     channel = channel_of(merged)
     monkeypatch.setattr(StubEtcd, "progress_trusted", False)
+    monkeypatch.setattr(StubEtcd, "watch_version", "3.5.1")
     with pytest.raises(RangesNeedPinError) as refused:
         world.subscribe(SVC, KeyRange("prefix", b"/third/"))
     assert (refused.value.status, refused.value.code) == (501, "ranges-need-pin")
+    assert "this etcd is 3.5.1: " in str(refused.value), "the version of the member that serves the watches"
     with monkeypatch.context() as connecting:
         connecting.setattr(StubEtcd, "member_known", False)
         world.subscribe(SVC, KeyRange("prefix", b"/third/")).release()  # it waits until the member is known

@@ -121,6 +121,8 @@ class StubEtcd:
         """See ``app.ports.Etcd``."""
         return True
 
+    watch_version = "3.5.28"
+
     @property
     def condition(self) -> Condition:
         """See ``app.ports.Etcd``."""
