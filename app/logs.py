@@ -24,6 +24,10 @@ logger = logging.getLogger("gateway")
 
 # Bytes of lines that may wait to be written: about 5,000 lines.
 MAX_PENDING = 1 << 20
+# Seconds in which lines are collected before they are written, and the bytes that are written at once, about. The
+# thread needs the interpreter's lock for each write. When it wrote each line as it came, a join with its line in the
+# audit log took 70 us more.
+PAUSE, MOST_AT_ONCE = 0.01, 16 * 1024
 # Seconds that the process waits at its end until the pending lines are written.
 FLUSH_TIMEOUT = 2.0
 
@@ -90,23 +94,43 @@ class _Writer(QueueListener):
         super().__init__(lines)
         self._lines = lines
         self._descriptor = descriptor
+        self._pause = threading.Event()  # never set: see ``flush``
         self.outlet: _Outlet | None = None
         self.taken = 0  # bytes, written or lost
         self.lost = 0  # lines that could not be written
         self._said = 0  # dropped lines that the log has reported
 
     def handle(self, line: bytes) -> None:  # type: ignore[override]  # ``prepare`` has turned the record into a line
-        """See ``QueueListener``."""
-        if not self._write(line):
-            self.lost += 1
-        elif self.outlet is not None and self.outlet.dropped > self._said and self._lines.empty():
-            dropped = self.outlet.dropped
-            if self._write(self.outlet.tell(dropped - self._said)):
-                self._said = dropped
-        self.taken += len(line)
+        """See ``QueueListener``. Lines that come together are written together."""
+        if self.outlet is None or self.outlet.dropped == self._said:  # the report of dropped lines must not be late
+            self._pause.wait(PAUSE)
+        lines, size = [line], len(line)
+        while size < MOST_AT_ONCE and not self._lines.empty():
+            following = self._lines.get_nowait()
+            if following is None:  # the sentinel of ``stop``
+                self._lines.put(None)
+                break
+            lines.append(following)
+            size += len(following)
+        self._write_all(lines)
+        self.taken += size
 
-    def _write(self, line: bytes) -> bool:
-        rest = memoryview(line)
+    def _write_all(self, lines: list[bytes]) -> None:
+        written = self._write(b"".join(lines))
+        for line in lines:
+            written -= len(line)
+            self.lost += written < 0
+        if written < 0 or self.outlet is None:
+            return
+        dropped = self.outlet.dropped
+        if dropped > self._said and self._lines.empty():
+            report = self.outlet.tell(dropped - self._said)
+            if self._write(report) == len(report):
+                self._said = dropped
+
+    def _write(self, data: bytes) -> int:
+        """Return how many bytes are written: all, unless the reader has gone."""
+        rest = memoryview(data)
         while rest:
             try:
                 rest = rest[write(self._descriptor, rest) :]
@@ -115,8 +139,8 @@ class _Writer(QueueListener):
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
             except OSError:  # the reader has gone, the disk is full, or the terminal has hung up
-                return False
-        return True
+                break
+        return len(data) - len(rest)
 
 
 class _Outlet(QueueHandler):

@@ -101,6 +101,49 @@ def test_a_line_that_cannot_be_written_is_counted() -> None:
     assert given.dropped == 1
 
 
+def test_lines_that_come_together_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write needs the interpreter's lock. A write has some lines at most, and they stay in order."""
+    written: list[bytes] = []
+
+    def write(_descriptor: int, data: memoryview) -> int:
+        written.append(bytes(data))
+        return len(data)
+
+    monkeypatch.setattr(logs, "write", write)
+    given, writer = outlet(-1)
+    for number in range(1000):
+        given.handle(record("a line", number=number))
+    writer.start()
+    writer.stop()
+    lines = b"".join(written).splitlines()
+
+    assert [json.loads(line)["number"] for line in lines] == list(range(1000))
+    assert len(written) < 20
+    assert max(map(len, written)) < logs.MOST_AT_ONCE + 200
+    assert writer.taken == given.given
+
+
+def test_of_a_write_that_fails_only_the_lost_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full in the middle of the second of three lines."""
+    given, writer = outlet(-1)
+    for number in range(3):
+        given.handle(record("a line", number=number))
+    room = given.given // 2
+
+    def write(_descriptor: int, data: memoryview) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(28, "No space left on device")
+        taken, room = min(room, len(data)), 0
+        return taken
+
+    monkeypatch.setattr(logs, "write", write)
+    writer.start()
+    writer.stop()
+
+    assert (writer.lost, writer.taken) == (2, given.given)
+
+
 def test_a_record_that_cannot_be_formatted_is_counted() -> None:
     """A record that cannot be formatted is counted, and nothing is printed, unlike the default of ``logging``."""
     given, _writer = outlet(-1)
