@@ -30,7 +30,7 @@ from app.gateway import Gateway
 from app.main import create_app
 from app.server import protocol as protocol_module
 from app.server.admission import Admission
-from app.server.protocol import UVICORN, GatewayProtocol
+from app.server.protocol import UVICORN, GatewayProtocol, address
 from app.server.run import make_config
 from app.settings import load
 from tests.support.gateway import gateway
@@ -230,6 +230,31 @@ def test_connections_are_counted_through_their_life() -> None:
                     await asyncio.sleep(0.01)
 
     run(work())
+
+
+class Gone(asyncio.Transport):
+    """A connection whose client has gone: the kernel knows no address any more."""
+
+    def get_extra_info(self, _name: str, default: object = None) -> object:
+        """See ``asyncio.BaseTransport``."""
+        del default
+        raise OSError(107, "Transport endpoint is not connected")
+
+
+class Over6(asyncio.Transport):
+    """A connection over IPv6."""
+
+    def get_extra_info(self, _name: str, default: object = None) -> object:
+        """See ``asyncio.BaseTransport``."""
+        del default
+        return ("::1", 80, 0, 0)
+
+
+def test_the_address_of_a_connection() -> None:
+    """A client that has gone has none. Of IPv6, flow and scope are left out."""
+    assert address(Gone(), "peername") is None
+    assert address(Over6(), "sockname") == ("::1", 80)
+    assert address(asyncio.Transport(), "peername") is None
 
 
 FORGOTTEN = {
