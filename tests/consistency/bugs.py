@@ -16,6 +16,7 @@ from app import cli
 from app.core import feed, frames, log, reader
 from app.core.cursor import Cursor
 from app.core.encoding import event_body
+from app.core.etag import ETag
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
 from app.core.feed_messages import CloseWatch, OpenWatch, SyncTimeout
@@ -307,6 +308,11 @@ def edge_survives_reset() -> None:
     _replace(GatewayWatch, "_take", deaf)
 
 
+def etag_without_the_count() -> None:
+    """An ``ETag`` names a state by its newest revision alone: a delete of another key leaves it unchanged."""
+    _replace(ETag, "opaque", property(lambda self: f"{self.epoch}-{self.newest}-0"))
+
+
 BUGS: dict[str, Callable[[], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -328,6 +334,7 @@ BUGS: dict[str, Callable[[], None]] = {
         projected_tip_that_stands_still,
         merge_survives_generation,
         edge_survives_reset,
+        etag_without_the_count,
     )
 }
 

@@ -31,6 +31,7 @@ from tests.consistency.follower import PIN, QUIET, Follower
 from tests.consistency.javascript import NODE, JavascriptClient
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
+from tests.consistency.reads import ReadingFollower
 from tests.consistency.replica import Replica
 from tests.consistency.tokens import Tokens
 from tests.consistency.writer import PREFIXES, Writer
@@ -57,6 +58,7 @@ class Report:
     deliveries: int = 0
     revisions: int = 0
     streams: int = 0
+    reads: Counter[int] = field(default_factory=Counter)  # of /v1/kv, by status
     mirrors: int = 0  # how often what a client's mirror said was checked
     renewals: int = 0  # how many streams of clients have ended with their tokens
     worst_lag: float = 0.0
@@ -70,6 +72,7 @@ class Report:
             f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, {self.revisions} revisions, "
             f"longest `live` behind etcd {self.worst_lag:.1f} s, mirrors exact {self.mirrors} times, "
             f"{self.renewals} streams ended with their tokens",
+            "reads: " + _table(self.reads),
             f"faults ({self.faults.total()}): " + _table(self.faults),
             "resets: " + _table(self.resets),
             "closes: " + _table(self.closes),
@@ -79,7 +82,7 @@ class Report:
         return "\n".join(lines)
 
 
-def _table(counts: Counter[str]) -> str:
+def _table(counts: Counter[str] | Counter[int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
@@ -163,8 +166,9 @@ async def torture(
         bound += TIER_BOUND * tiers
         await stack.enter_async_context(oracle.running())
         busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
+        # One in six follows by reads alone.
         crowd = [
-            Follower(
+            (ReadingFollower if number % 6 == 5 else Follower)(
                 number,
                 f"{seed} follower {number}",
                 [replica.base for replica in (*replicas, *edges)],
@@ -354,6 +358,8 @@ def _sum_up(
         report.deliveries += judge.deliveries
         report.streams += follower.streams
         report.worst_lag = max(report.worst_lag, judge.lags)
+        if isinstance(follower, ReadingFollower):
+            report.reads.update(follower.answers)
         report.resets.update(judge.resets)
         report.closes.update(judge.closes)
         if follower.violation is not None:
