@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .access.file_watch import WatchedFiles
-from .access.yaml_file import FileError
 from .core.timestamps import rfc3339
+from .file_watch import FileError, WatchedFiles
 from .ports import Clock
 from .settings import Settings
 

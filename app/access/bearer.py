@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..core.errors import UnauthorizedError
+from ..file_watch import WatchedFile
 from ..ports import Clock
-from .file_watch import WatchedFile
 from .identity import STATIC_TOKEN, Identity
 from .token import Token
 from .tokens import Tokens
+
+# RFC 6750, section 3.1. A request without credentials gets the scheme alone.
+INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+INSUFFICIENT_SCOPE = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
 
 
 class InvalidTokenError(Exception):

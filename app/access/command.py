@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from ..core.keys import KeyRange
+from ..file_watch import FileError, first_bytes
 from ..settings import SettingsError
 from .identity import ANONYMOUS, STATIC_TOKEN, Identity, subject_of
 from .policy import Policy
 from .policy_file import MAX_POLICY_FILE, PolicyDocument, parse_policy
-from .token import first_bytes
 from .tokens import MAX_TOKENS_FILE, TokensDocument, make_token, parse_tokens
-from .yaml_file import FileError
 
 T = TypeVar("T")
 

@@ -11,18 +11,12 @@ from collections.abc import Callable, Sequence
 from ..core.errors import BadRequestError, ForbiddenError, UnauthorizedError
 from ..core.keys import KeyRange
 from ..core.selection import MOST_RANGES, Ranges
-from .bearer import Bearer, token_in
-from .file_watch import Source, WatchedFile
+from ..file_watch import Outcome, Source, WatchedFile
+from .bearer import INSUFFICIENT_SCOPE, INVALID_TOKEN, Bearer, token_in
 from .identity import ANONYMOUS, STATIC_TOKEN, Identity
 from .permit import Permit
 from .policy import OPERATOR, Grants, Policy
 from .proxy import Headers, TrustedProxy
-from .token import Outcome
-
-# RFC 6750, section 3.1. A request without credentials gets the scheme alone.
-INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-INSUFFICIENT_SCOPE = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
-
 
 # Identities whose grants are remembered until the files change. Finding them out takes time for each role and binding.
 MAX_REMEMBERED = 4096

@@ -20,11 +20,9 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from ..core.backoff import Backoff
+from ..file_watch import FileError, Outcome, WatchedFile
 from ..ports import Clock, Draw
 from .fetch import FetchError, fetch
-from .file_watch import WatchedFile
-from .token import Outcome
-from .yaml_file import FileError
 
 logger = logging.getLogger("gateway")
 
@@ -139,8 +137,8 @@ class Jwks(Protocol):
 class JwksFile(WatchedFile[KeyRing]):
     """The keys in a file."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "jwt_jwks", parse_jwks, MAX_JWKS)
+    def __init__(self, path: Path, what: str = "a file") -> None:
+        super().__init__(path, "jwt_jwks", parse_jwks, MAX_JWKS, what)
 
     async def refresh(self) -> None:
         """Do nothing: a change of the file is seen anyway."""

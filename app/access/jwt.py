@@ -19,13 +19,12 @@ from joserfc.jws import JWSRegistry
 from joserfc.jwt import JWTClaimsRegistry
 
 from ..core.errors import IssuerUnavailableError
+from ..file_watch import FileError, WatchedFile
 from ..ports import Clock
 from .bearer import InvalidTokenError
-from .file_watch import WatchedFile
 from .identity import Identity, is_name, make_identity
 from .jwks import Jwks
 from .policy import ROLE_NAME
-from .yaml_file import FileError
 
 # Seconds by which the issuer's clock and ours may differ.
 LEEWAY = 30

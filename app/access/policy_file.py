@@ -10,8 +10,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from ..file_watch import FileError
 from .policy import OPERATOR, ROLE_NAME, Binding, Item, Policy, Role, check_pattern, parse_item
-from .yaml_file import Entry, FileError, load_yaml
+from .yaml_file import Entry, load_yaml
 
 # Bytes of the file.
 MAX_POLICY_FILE = 1 << 20

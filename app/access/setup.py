@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from ..file_watch import Source, WatchedFile
 from ..ports import Clock, Draw
 from ..settings import Settings, SettingsError, is_loopback, named
 from .bearer import Bearer, Verifier
 from .control import AccessControl
-from .file_watch import Source, WatchedFile
 from .policy_file import MAX_POLICY_FILE, parse_policy
 from .proxy import TrustedProxy
 from .token import Token
@@ -26,6 +26,8 @@ from .tokens import MAX_TOKENS_FILE, parse_tokens
 logger = logging.getLogger("gateway")
 
 T = TypeVar("T")
+
+OF_ACCESS = "a file of the access control"  # as the log calls it
 
 # The algorithms of JWTs. ``none`` is not one of them.
 ALGORITHMS = (
@@ -76,7 +78,7 @@ def make_access_control(settings: Settings, *, clock: Clock, wall: Clock, draw: 
 
 
 def _file(path: Path | None, setting: str, parse: Callable[[bytes], T], most: int) -> WatchedFile[T] | None:
-    return WatchedFile(path, setting, parse, most) if path is not None else None
+    return WatchedFile(path, setting, parse, most, OF_ACCESS) if path is not None else None
 
 
 def _jwt(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> tuple[Verifier, list[Source]]:
@@ -92,7 +94,7 @@ def _jwt(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> tuple[
             logger.warning("the issuer's keys are fetched in plain text", extra={"url": settings.jwt_jwks})
         jwks = JwksUrl(settings.jwt_jwks, clock=clock, draw=draw)
     elif location:
-        jwks = JwksFile(Path(location))
+        jwks = JwksFile(Path(location), OF_ACCESS)
     group = replace(settings.group(JwtSettings, "jwt_"), algorithms=_algorithms(settings))
     verifier = JwtVerifier(group, jwks, secret, wall=wall)
     sources: list[Source] = [source for source in (secret, jwks) if source is not None]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
 import re
 from pathlib import Path
-from typing import Literal
 
 from pydantic import SecretStr
 
+from ..file_watch import Outcome, first_bytes
 from ..ports import Clock
 from ..settings import SettingsError
 
@@ -20,7 +19,6 @@ logger = logging.getLogger("gateway")
 # expensive part of the request.
 LOOK = 1.0
 
-Outcome = Literal["unchanged", "changed", "unusable"]
 # Bytes. A larger file does not hold a token: the whole head of a request may have 64 KiB.
 MAX_TOKEN = 16 * 1024
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -48,18 +46,6 @@ def read_token(path: Path, named: str) -> SecretStr:
     if re.search(rb"[\x00-\x1f\x7f]", data):
         raise SettingsError(f"{named}: {path} has a line break or a control character, which a header cannot carry")
     return SecretStr(data.decode(errors="surrogateescape"))
-
-
-def first_bytes(path: Path, most: int) -> bytes:
-    """Return the first *most* bytes of a file. A pipe without a writer does not block."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        data = b""
-        while len(data) < most and (part := os.read(descriptor, most - len(data))):
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
 
 
 class Token:

@@ -15,9 +15,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from ..file_watch import FileError
 from .identity import Identity, make_identity
 from .policy import ROLE_NAME
-from .yaml_file import Entry, FileError, load_yaml
+from .yaml_file import Entry, load_yaml
 
 # Bytes of the file: about 25,000 tokens.
 MAX_TOKENS_FILE = 4 << 20

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..file_watch import FileError
+
 M = TypeVar("M", bound=BaseModel)
 
 # libyaml reads 5,000 tokens in 0.3 s, PyYAML's own parser in 5 s. Not every platform's wheel has libyaml.
@@ -18,17 +20,6 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Names that a fault's text may repeat: those of this project's files, their misspellings, and roles.
 _NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,30}")
 _NULL = "tag:yaml.org,2002:null"
-
-
-class FileError(Exception):
-    """A file cannot be used. The message says why, in one line for each fault, without values of the file.
-
-    If several files are read together, *setting* names the file that is at fault.
-    """
-
-    def __init__(self, message: str, setting: str = "") -> None:
-        super().__init__(message)
-        self.setting = setting
 
 
 class Entry(BaseModel):

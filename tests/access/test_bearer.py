@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.access.bearer import Bearer, InvalidTokenError, token_in
-from app.access.file_watch import WatchedFile
 from app.access.identity import STATIC_TOKEN, Identity
 from app.access.token import Token
 from app.access.tokens import Tokens, parse_tokens
 from app.core.errors import UnauthorizedError
+from app.file_watch import WatchedFile
 
 
 class FakeJwt:

@@ -11,7 +11,6 @@ import pytest
 
 from app.access.bearer import Bearer
 from app.access.control import AccessControl
-from app.access.file_watch import WatchedFile
 from app.access.identity import ANONYMOUS, STATIC_TOKEN
 from app.access.permit import Permit
 from app.access.policy import Policy
@@ -21,6 +20,7 @@ from app.access.token import Token
 from app.access.tokens import parse_tokens
 from app.core.errors import BadRequestError, ForbiddenError, GatewayError, UnauthorizedError
 from app.core.keys import KeyRange
+from app.file_watch import WatchedFile
 
 PEER = "10.0.0.1"
 SVC, OTHER = KeyRange("prefix", b"/svc/"), KeyRange("prefix", b"/other/")

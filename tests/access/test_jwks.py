@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from app.access.fetch import FetchError
 from app.access.jwks import COOLDOWN, MAX_KEYS, JwksFile, JwksUrl, parse_jwks
-from app.access.yaml_file import FileError
+from app.file_watch import FileError
 from tests.access.issuer import CURVES, ec_key, ed_key, jwks, rsa_key, serving
 from tests.support.waiting import HANG, eventually
 

@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.access.bearer import InvalidTokenError
-from app.access.file_watch import WatchedFile
 from app.access.jwks import KeyRing, parse_jwks
 from app.access.jwt import LEEWAY, MAX_JWT, MAX_REMEMBERED, JwtSettings, JwtVerifier, parse_secret, roles_in
 from app.access.setup import ALGORITHMS
-from app.access.yaml_file import FileError
 from app.core.errors import IssuerUnavailableError
+from app.file_watch import FileError, WatchedFile
 from tests.access.issuer import (
     AUDIENCE,
     ISSUER,

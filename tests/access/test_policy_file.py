@@ -11,8 +11,8 @@ import yaml
 
 from app.access.identity import ANONYMOUS, make_identity
 from app.access.policy_file import parse_policy
-from app.access.yaml_file import FileError
 from app.core.keys import KeyRange
+from app.file_watch import FileError
 from tools import schemas
 
 EXAMPLE = """

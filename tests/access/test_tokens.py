@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from app.access.tokens import make_token, parse_tokens
-from app.access.yaml_file import FileError
+from app.file_watch import FileError
 
 
 def digest(token: bytes) -> str:

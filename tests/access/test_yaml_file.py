@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.access.yaml_file import Entry, FileError, load_yaml
+from app.access.yaml_file import Entry, load_yaml
+from app.file_watch import FileError
 
 
 class Child(Entry):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
-from ..settings import SettingsError, named
-from .token import Outcome, first_bytes
-from .yaml_file import FileError
+from .settings import SettingsError, named
 
 logger = logging.getLogger("gateway")
 
@@ -23,6 +22,32 @@ T = TypeVar("T")
 # Seconds between two looks at a file. A change counts when two looks have seen the same content, so within half a
 # second: an editor may write the file in pieces, and half a policy can be a valid policy.
 LOOK = 0.25
+
+
+Outcome = Literal["unchanged", "changed", "unusable"]
+
+
+class FileError(Exception):
+    """A file cannot be used. The message says why, in one line for each fault, without values of the file.
+
+    If several files are read together, *setting* names the file that is at fault.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+def first_bytes(path: Path, most: int) -> bytes:
+    """Return the first *most* bytes of a file. A pipe without a writer does not block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        data = b""
+        while len(data) < most and (part := os.read(descriptor, most - len(data))):
+            data += part
+        return data
+    finally:
+        os.close(descriptor)
 
 
 class Source(Protocol):
@@ -170,7 +195,7 @@ class WatchedFiles(Generic[T]):
 
 
 class WatchedFile(WatchedFiles[T]):
-    """One file of the access control."""
+    """One file."""
 
-    def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T], most: int) -> None:
-        super().__init__({setting: path}, parse, most, "a file of the access control")
+    def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T], most: int, what: str = "a file") -> None:
+        super().__init__({setting: path}, parse, most, what)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.access.file_watch import WatchedFile
-from app.access.yaml_file import FileError
+from app.file_watch import FileError, WatchedFile
 from app.settings import SettingsError
 
 
@@ -24,7 +23,7 @@ def parse(data: bytes) -> str:
 
 def watched(path: Path) -> WatchedFile[str]:
     """The file, watched as the policy's."""
-    return WatchedFile(path, "policy_file", parse, 64)
+    return WatchedFile(path, "policy_file", parse, 64, "a file of the access control")
 
 
 def write(path: Path, content: bytes | str | None) -> None:
