@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ..core.errors import ForbiddenError
+from ..core.errors import ForbiddenError, UnauthorizedError
 from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from . import audit
 from .audit import Decision
+from .bearer import INSUFFICIENT_SCOPE, INVALID_TOKEN
 from .identity import Identity
 from .policy import Grants
 
@@ -85,14 +86,21 @@ class Permit:
         audit.write(decision, self.identity, self.ranges, rule=rule, address=address, request_id=request_id)
 
     def check(self) -> None:
-        """Check the permit again if the files have changed since it was made: the request has waited meanwhile.
+        """Check the permit again if the rules have changed since it was made: the request has waited meanwhile.
 
         Raises:
-            ForbiddenError: the permit no longer holds.
+            UnauthorizedError: the credentials would be refused now.
+            ForbiddenError: the credentials are still good, and no longer permit the read.
         """
-        if self.generation != self.rules.generation and not isinstance(self.renewed(), Permit):
-            error = ForbiddenError(
-                f"what {self.identity.name} may read has changed while the request waited; send the request again"
-            )
-            error.headers = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
-            raise error
+        if self.generation == self.rules.generation or isinstance(self.renewed(), Permit):
+            return
+        identity = self.rules.current(self.identity)
+        if identity is None or identity.expired(self.rules.wall()):
+            gone = UnauthorizedError("the credentials have ended while the request waited; get new credentials")
+            gone.headers = INVALID_TOKEN
+            raise gone
+        error = ForbiddenError(
+            f"what {self.identity.name} may read has changed while the request waited; send the request again"
+        )
+        error.headers = INSUFFICIENT_SCOPE
+        raise error

@@ -53,7 +53,7 @@ class AuditLog:
         # Without an identity, the credentials were not accepted, whatever the status is.
         refused = status in REFUSALS or (identity is None and status >= 400)
         decision: audit.Decision = "refused" if refused else "permitted" if status < 400 else "failed"
-        if identity is None:
+        if identity is None or status == 401:  # 401 with an identity: the credentials have ended meanwhile
             rule = "credentials"
         elif refused or not ranges:
             rule = ""

@@ -62,7 +62,7 @@ class KvAnswers:
         return Response(None, 304, headers)
 
     def check_permit(self) -> None:
-        """Raise ForbiddenError if the access rules have changed meanwhile, and no longer permit the read."""
+        """Raise UnauthorizedError or ForbiddenError if the access rules no longer permit the read."""
         if self.permit is not None:
             self.permit.check()
 

@@ -183,7 +183,7 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
 
     Raises:
         TransientError: there is no room, or nothing to join; nothing is held.
-        ForbiddenError: the access rules have changed since the request was understood.
+        UnauthorizedError, ForbiddenError: the access rules have changed since the request was understood.
     """
     if asked.permit is not None:
         asked.permit.check()

@@ -8,7 +8,7 @@ import pytest
 
 from app.access.identity import Identity, make_identity
 from app.access.permit import Permit
-from app.core.errors import ForbiddenError
+from app.core.errors import ForbiddenError, UnauthorizedError
 from app.core.keys import KeyRange
 from tests.access.test_control import BEARER, OTHER, PEER, POLICY, SVC, World, encoded
 
@@ -116,8 +116,25 @@ async def test_a_request_that_has_waited(tmp_path: Path) -> None:
     world.policy_path.write_text(NARROWER)
     world.control.reload()
 
-    with pytest.raises(ForbiddenError, match="token:dash may read has changed while the request waited"):
+    with pytest.raises(ForbiddenError, match="token:dash may read has changed while the request waited") as caught:
         permit.check()
+    assert caught.value.headers == {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+
+
+@pytest.mark.parametrize("change", ["removed", "expired"])
+async def test_credentials_that_end_while_a_request_waits(tmp_path: Path, change: str) -> None:
+    """The answer is the 401 that the same request would get if it began now."""
+    world = World(tmp_path, policy=POLICY)
+    permit = world.control.permit(await dash(world), (SVC,), (SVC,))
+    if change == "removed":
+        world.write(token="another", more="roles: [reader]")
+    else:
+        world.write(token="dash-token", more="expires: 1970-01-01T00:01:40Z")
+    world.control.reload()
+
+    with pytest.raises(UnauthorizedError, match="have ended while the request waited") as caught:
+        permit.check()
+    assert caught.value.headers == {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
 async def test_without_a_policy(tmp_path: Path) -> None:
