@@ -25,13 +25,12 @@ from .bearer import InvalidTokenError
 from .identity import Identity, is_name, make_identity
 from .jwks import Jwks
 from .policy import ROLE_NAME
+from .remembered import Remembered
 
 # Seconds by which the issuer's clock and ours may differ.
 LEEWAY = 30
 # Bytes of a token. The whole head of a request may have 64 KiB.
 MAX_JWT = 32 << 10
-# Verified tokens that are remembered, so that a client that comes back costs no cryptography.
-MAX_REMEMBERED = 4096
 # The last second of the year 9999: a later expiry is a mistake, and cannot be written as a date.
 LAST_MOMENT = 253_402_300_799
 # Bytes of the secret for HS256. HS384 and HS512 need 48 and 64 (RFC 7518, section 3.2).
@@ -103,7 +102,7 @@ class JwtVerifier:
             exp={"essential": True},
             sub={"essential": True},
         )
-        self._remembered: dict[bytes, Identity] = {}
+        self._remembered: Remembered[Identity] = Remembered()
 
     async def identity_of(self, token: bytes) -> Identity:
         """Return the identity that a token proves.
@@ -115,8 +114,8 @@ class JwtVerifier:
         if len(token) > MAX_JWT:
             raise InvalidTokenError(f"it has more than {MAX_JWT} bytes")
         digest = sha256(token).digest()
-        known = self._recall(digest)
-        if known is not None:
+        known = self._remembered.get(digest)
+        if known is not None and not known.expired(self._wall()):
             return known
         try:
             return self._remember(digest, self._verify(token))
@@ -145,17 +144,8 @@ class JwtVerifier:
             return True
         return self._secret is not None and OctKey.import_key(self._secret.value).thumbprint() == thumbprint
 
-    def _recall(self, digest: bytes) -> Identity | None:
-        known = self._remembered.pop(digest, None)
-        if known is None or known.expired(self._wall()):
-            return None
-        self._remembered[digest] = known  # now the youngest
-        return known
-
     def _remember(self, digest: bytes, identity: Identity) -> Identity:
-        while len(self._remembered) >= MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[digest] = identity
+        self._remembered.put(digest, identity)
         return identity
 
     def _verify(self, token: bytes) -> Identity:
