@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, descriptors
+from .access.identity import Session
 from .access.setup import make_access_control
 from .access.token import read_token
 from .core.budget import Budget
@@ -133,6 +134,8 @@ class GatewayStatistics:
     connections: ConnectionStatistics
     token_unusable: bool
     access_troubles: Mapping[str, str]  # what is wrong with each file of the access control; empty if nothing is
+    sessions_started: int
+    sessions_ended: int
     tls: TlsStatistics | None
 
 
@@ -250,11 +253,17 @@ class Gateway:
             return "unusable"
         return "read for each connection"
 
+    def end_session(self, session: Session) -> None:
+        """End a browser's session, and the streams that it has opened in this process."""
+        self.access.end_session(session)
+        self.streams.recheck.end_session(session.id)
+
     def statistics(self, only: Ranges | None = None) -> GatewayStatistics:
         """Return what the gateway holds now: of all channels or, with *only*, of the channel of these ranges.
 
         For ``/metrics`` and ``/v1/feeds``.
         """
+        started, ended = self.access.session_counts()
         return GatewayStatistics(
             version=self.version,
             watch=self.registry.statistics(only),
@@ -263,6 +272,8 @@ class Gateway:
             connections=self.capacity.statistics(),
             token_unusable=self.access.token_unusable,
             access_troubles=self.access.troubles(),
+            sessions_started=started,
+            sessions_ended=ended,
             tls=self.tls.statistics() if self.tls is not None else None,
         )
 

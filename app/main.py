@@ -25,6 +25,7 @@ from .api.kv import Kv
 from .api.kv_bypass import KvBypass
 from .api.page import Page
 from .api.progress import ProgressEndpoint
+from .api.session import BrowserSession
 from .api.watch import Watch
 from .gateway import Gateway
 from .metrics import make_instrumentator, make_measure, make_registry
@@ -66,12 +67,14 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
         app.state.admin = create_admin_app(holder, Health(holder, registry))
     app.state.gateway = holder
     app.add_middleware(KvBypass, kv=kv, measure=make_measure(instrumentator, "/v1/kv"))
-    if origins := holder.settings.cors_origins:
-        app.add_middleware(Cors, origins=origins)
+    origins, credentials = holder.settings.cors_origins, bool(holder.settings.credential_origins)
+    if origins:
+        app.add_middleware(Cors, origins=origins, credentials=credentials)
     app.add_middleware(GatewayHeaders, gateway=holder)
     if holder.access.guarded:
         app.add_middleware(AuditLog, access=holder.access)
-    app.add_middleware(Bypass, streams=holder.streams, watch=watch, origins=origins)  # outermost
+    # Outermost.
+    app.add_middleware(Bypass, streams=holder.streams, watch=watch, origins=origins, credentials=credentials)
     return app
 
 
@@ -121,6 +124,11 @@ def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
     _serve(router, "/v1/access", access.get, **openapi.ACCESS)
     if gateway.settings.jwt_issuer:
         _serve(router, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
+    if gateway.settings.session_key_file is not None:
+        session = BrowserSession(gateway)
+        described = (("POST", session.begin, openapi.BEGIN_SESSION), ("DELETE", session.end, openapi.END_SESSION))
+        for method, endpoint, of_method in described:
+            router.add_api_route("/v1/session", endpoint, response_model=None, methods=[method], **of_method)
     page = Page(admin=gateway.settings.admin_port is None)
     _serve(router, "/", page.get, include_in_schema=False)
     return router

@@ -35,7 +35,13 @@ from .watch.statistics import RegistryStatistics
 
 NAMESPACE = "etcd_watch_gateway"
 # The settings that name files of the access control, as values of a label.
-ACCESS_FILES = {"tokens_file": "tokens", "policy_file": "policy", "jwt_jwks": "jwks", "jwt_secret_file": "hmac"}
+ACCESS_FILES = {
+    "tokens_file": "tokens",
+    "policy_file": "policy",
+    "jwt_jwks": "jwks",
+    "jwt_secret_file": "hmac",
+    "session_key_file": "session",
+}
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -163,6 +169,8 @@ def _of_process(now: GatewayStatistics) -> Iterator[Metric]:
     for setting, trouble in now.access_troubles.items():
         unusable.add_metric([ACCESS_FILES[setting]], bool(trouble))
     yield unusable
+    yield _counter("sessions_started", "Browsers' sessions started.", now.sessions_started)
+    yield _counter("sessions_ended", "Browsers' sessions ended by DELETE.", now.sessions_ended)
 
 
 def _of_tls(now: TlsStatistics) -> Iterator[Metric]:

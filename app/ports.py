@@ -59,6 +59,10 @@ class Permit(Protocol):
     def expires(self) -> float | None:
         """Wall-clock seconds at which the stream must end; None: never."""
 
+    @property
+    def session(self) -> str:
+        """The id of the browser's session that has opened the stream; empty if a session has not."""
+
     def renewed(self) -> Permit | CloseReason:
         """Return the permit as it is after the files have changed, or why the stream must be closed."""
 

@@ -161,6 +161,10 @@ class Settings(BaseSettings):
     )
     jwt_roles_claim: Text = Field("roles", description="claim of a JWT that lists roles; 'a.b' is b within a")
     jwt_secret_file: File = Field(None, description="file with the secret of JWTs that are signed with HS256 to HS512")
+    session_key_file: File = Field(
+        None,
+        description="file with the keys of browsers' sessions, one in a line, the newest first; the same everywhere",
+    )
     auth_proxy_header: Text = Field(
         "", pattern=_HEADER, description="header in which a trusted proxy names the user that it has authenticated"
     )
@@ -411,6 +415,11 @@ class Settings(BaseSettings):
     def etcd_hosts(self) -> tuple[str, ...]:
         """The hosts of the endpoints."""
         return tuple(urlsplit(each).hostname or "" for each in self.etcd)
+
+    @property
+    def credential_origins(self) -> tuple[str, ...]:
+        """The origins whose pages may use a session: those that are named, and none if every origin may read."""
+        return () if "*" in self.cors_origins or self.session_key_file is None else self.cors_origins
 
     @property
     def allowed(self) -> tuple[bytes, ...]:

@@ -102,7 +102,7 @@ def test_no_sizes(text: str) -> None:
 
 # Any text is accepted, and checked when it is used.
 FREE_TEXT = {
-    *("host", "epoch", "token_file", "tokens_file", "policy_file", "jwt_secret_file"),
+    *("host", "epoch", "token_file", "tokens_file", "policy_file", "jwt_secret_file", "session_key_file"),
     *("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_roles_claim"),
     *("jwt_algorithms", "auth_proxies", "auth_proxy_header", "auth_proxy_roles_header", "trusted_proxies"),
 }

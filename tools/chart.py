@@ -284,7 +284,7 @@ class Dashboard(Values):
 ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
     "tls_cert", "tls_key", "tls_client_ca", "allow_prefixes", "token_file", "tokens_file", "policy_file",
-    "jwt_secret_file", "cors_origins", "pin", "epoch", "drain_window", "drain_timeout", "instance",
+    "jwt_secret_file", "session_key_file", "cors_origins", "pin", "epoch", "drain_window", "drain_timeout", "instance",
     "trusted_proxies",
 })  # fmt: skip
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))

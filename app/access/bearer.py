@@ -87,9 +87,12 @@ class Bearer:
     def current(self, identity: Identity) -> Identity | None:
         """Return the identity as it is after the files have changed; None if its token would be refused now.
 
-        A token must still be listed in the tokens file, and the key of a JWT must still be one of the issuer's keys.
-        All other identities are returned as they are.
+        A token must still be listed in the tokens file, the key of a JWT must still be one of the issuer's keys, and
+        the static token of a session must still be the same. All other identities are returned as they are.
         """
+        if identity.every_role:
+            known = not identity.credential or (self.token is not None and self.token.digest == identity.credential)
+            return identity if known else None
         if identity.credential:
             return self.tokens.value.identities.get(identity.credential) if self.tokens is not None else None
         if identity.signed_by and not (self._jwt is not None and self._jwt.trusts(identity.signed_by)):

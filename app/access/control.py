@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..core.errors import BadRequestError, ForbiddenError, UnauthorizedError
 from ..core.keys import KeyRange
 from ..core.selection import MOST_RANGES, Ranges
 from ..file_watch import Outcome, Source, WatchedFile
 from .bearer import INSUFFICIENT_SCOPE, INVALID_TOKEN, Bearer, token_in
-from .identity import ANONYMOUS, STATIC_TOKEN, Identity
+from .cookie import cookie_in
+from .identity import ANONYMOUS, STATIC_TOKEN, Identity, Session
 from .permit import Permit
 from .policy import OPERATOR, Grants, Policy
 from .proxy import Headers, TrustedProxy
+
+if TYPE_CHECKING:  # the import of joserfc takes 0.2 s
+    from .sessions import Sessions
 
 # Identities whose grants are remembered until the files change. Finding them out takes time for each role and binding.
 MAX_REMEMBERED = 4096
 
 # The settings that name something which is read again while the gateway runs.
-SOURCES = ("tokens_file", "policy_file", "jwt_jwks", "jwt_secret_file")
+SOURCES = ("tokens_file", "policy_file", "jwt_jwks", "jwt_secret_file", "session_key_file")
 
 
 class AccessControl:
@@ -34,6 +40,7 @@ class AccessControl:
         bearer: how bearer tokens are known.
         proxy: the proxies that may name users.
         policy: what identities may read. Without a policy, every identity may read what the fence allows.
+        sessions: browsers' sessions; None: no cookie is accepted.
         guarded: whether any mode is on but the static token alone. Then only operators may see metrics and feeds.
         sources: everything that is read again while the gateway runs, but the static token.
     """
@@ -47,6 +54,7 @@ class AccessControl:
         policy: WatchedFile[Policy] | None = None,
         guarded: bool = False,
         min_prefix: int = 0,
+        sessions: Sessions | None = None,
         sources: Sequence[Source] = (),
     ) -> None:
         self._fence = tuple(fence)
@@ -55,6 +63,7 @@ class AccessControl:
         self._policy = policy
         self.guarded = guarded
         self._min_prefix = min_prefix
+        self._sessions = sessions
         self._sources = tuple(sources)
         self._listeners: list[Callable[[], None]] = []
         self._grants: dict[Identity, Grants] = {}
@@ -78,7 +87,7 @@ class AccessControl:
         """
         headers = list(headers)
         sent = [value for name, value in headers if name == b"authorization"]
-        if not self.guarded:
+        if not self.guarded and (self._sessions is None or sent):
             return self._by_static_token(sent[0] if sent else b"")
         try:
             named = self._proxy.identity_of(headers, peer) if self._proxy is not None else None
@@ -95,9 +104,14 @@ class AccessControl:
                 )
             if sent:
                 return await self._bearer.identity_of(sent[0])
+            session = self.session_of(headers)
+            if session is not None:
+                return session
         except UnauthorizedError as error:
             error.headers = INVALID_TOKEN
             raise
+        if not self.guarded:
+            return self._by_static_token(b"")
         if self._policy is None or not self._policy.value.anonymous:
             raise UnauthorizedError("the request has no credentials; send the header 'Authorization: Bearer <token>'")
         return ANONYMOUS
@@ -111,6 +125,47 @@ class AccessControl:
                 "the bearer token is missing or wrong; send the header 'Authorization: Bearer <token>'"
             )
         return STATIC_TOKEN
+
+    def session_of(self, headers: Headers) -> Identity | None:
+        """Return the identity of the session's cookie among *headers*, whatever else they have; None without a cookie.
+
+        Raises:
+            UnauthorizedError: the cookie is not good, or no longer.
+            BadRequestError: there are two of them.
+        """
+        cookie = cookie_in(headers) if self._sessions is not None else None
+        if self._sessions is None or cookie is None:
+            return None
+        identity = self.current(self._sessions.identity_of(cookie))
+        if identity is None or identity.expired(self.wall()):
+            raise UnauthorizedError("the session has ended; begin a new session with POST /v1/session")
+        return identity
+
+    def begin_session(self, identity: Identity) -> tuple[str, Identity]:
+        """Return the value of a new session's cookie, and the identity that it stands for. See ``Sessions.begin``.
+
+        Raises:
+            UnauthorizedError: the identity is not that of a bearer token. A session cannot begin another session, and
+                so live for ever.
+        """
+        assert self._sessions is not None, "only then there is the endpoint"
+        if identity.every_role and self._bearer.token is not None:
+            identity = replace(identity, credential=self._bearer.token.digest)
+        if identity.session is not None or not (identity.credential or identity.signed_by):
+            raise UnauthorizedError(
+                "a session begins with a bearer token; send the header 'Authorization: Bearer <token>'"
+            )
+        return self._sessions.begin(identity)
+
+    def end_session(self, session: Session) -> None:
+        """End a session: its cookie is refused from now on, and requests that wait are refused when they go on."""
+        assert self._sessions is not None, "only then there are sessions"
+        self._sessions.end(session)
+        self.generation += 1
+
+    def session_counts(self) -> tuple[int, int]:
+        """Return the numbers of the sessions that have begun, and that were ended, in this process."""
+        return (0, 0) if self._sessions is None else (self._sessions.started, self._sessions.ended)
 
     # --- what ---------------------------------------------------------------------------------------------------------
 
@@ -166,6 +221,10 @@ class AccessControl:
         self.check_length(left)
         return left
 
+    def may_end(self, identity: Identity) -> bool:
+        """Whether what lets *identity* read may end while a request of it lives. Otherwise nothing checks it again."""
+        return self.guarded or identity.session is not None
+
     def permit(
         self, identity: Identity, asked: Ranges, ranges: Ranges, *, keys_only: bool = False, cut: bool = False
     ) -> Permit:
@@ -218,8 +277,17 @@ class AccessControl:
         return ",".join(self._policy.value.deciding(identity, ranges, keys_only=keys_only))
 
     def current(self, identity: Identity) -> Identity | None:
-        """See ``Bearer.current``."""
-        return self._bearer.current(identity)
+        """Return the identity as it is now; None if its credentials, or its session's cookie, would be refused now.
+
+        See ``Bearer.current``.
+        """
+        found, session = self._bearer.current(identity), identity.session
+        if found is None or session is None:
+            return found
+        if self._sessions is None or not self._sessions.holds(session):
+            return None
+        expires = session.expires if found.expires is None else min(session.expires, found.expires)
+        return replace(found, expires=expires, leeway=0.0, session=session)
 
     def wall(self) -> float:
         """Return the wall clock's seconds, with which expiries are compared."""

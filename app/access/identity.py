@@ -16,6 +16,15 @@ MAX_NAME = 512
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """A browser's session: what a cookie stands for (``sessions``)."""
+
+    id: str
+    sealed_by: str  # the thumbprint (RFC 7638) of the key that has sealed the cookie
+    expires: float  # wall-clock seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who sends a request.
 
@@ -34,10 +43,13 @@ class Identity:
     leeway: float = 0.0
     # Whether the identity holds every role that there is.
     every_role: bool = False
-    # The SHA-256 of the token, so that a later change of the tokens file finds the identity again; else empty.
+    # The SHA-256 of the token, so that a later change of the tokens file finds the identity again; else empty. Of the
+    # static token, only sessions have it.
     credential: bytes = field(default=b"", repr=False)
     # The thumbprint (RFC 7638) of the key that has signed the JWT; else empty.
     signed_by: str = field(default="", repr=False)
+    # The session whose cookie the request has sent; None if the request has sent the credentials themselves.
+    session: Session | None = field(default=None, repr=False)
 
     def expired(self, now: float) -> bool:
         """Whether the credentials are no longer accepted at *now* (wall-clock seconds)."""

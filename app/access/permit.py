@@ -21,6 +21,7 @@ class Rules(Protocol):
     """The access rules as they are now: ``AccessControl``."""
 
     generation: int  # grows with each change
+    guarded: bool  # whether the audit log is written
 
     def current(self, identity: Identity) -> Identity | None:
         """Return the identity as it is now; None if its token would be refused now."""
@@ -53,6 +54,11 @@ class Permit:
     # The generation of the rules by which this was checked.
     generation: int = field(compare=False)
 
+    @property
+    def session(self) -> str:
+        """The id of the browser's session that has opened the stream; empty if a session has not."""
+        return self.identity.session.id if self.identity.session is not None else ""
+
     def renewed(self) -> Permit | CloseReason:
         """Return the permit as it is after the files have changed, or why the stream must be closed."""
         rules = self.rules
@@ -75,7 +81,7 @@ class Permit:
 
     def note(self, decision: Decision, *, address: str, request_id: str) -> None:
         """Write a line in the audit log: the stream has joined, or must end."""
-        if not audit.enabled():
+        if not (self.rules.guarded and audit.enabled()):
             return
         if decision == "joined":
             rule = self.rules.rule(self.identity, self.ranges, keys_only=self.keys_only)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from ..file_watch import Source, WatchedFile
@@ -22,6 +22,9 @@ from .policy_file import MAX_POLICY_FILE, parse_policy
 from .proxy import TrustedProxy
 from .token import Token
 from .tokens import MAX_TOKENS_FILE, parse_tokens
+
+if TYPE_CHECKING:
+    from .sessions import Sessions
 
 logger = logging.getLogger("gateway")
 
@@ -40,7 +43,12 @@ _RESERVED = frozenset({"authorization", "cookie", "host", "forwarded", "x-forwar
 
 def check_access(settings: Settings) -> None:
     """Compare the settings of the access control with each other. Raises SettingsError."""
-    lines = [*_jwt_faults(settings), *_proxy_faults(settings), *_trusted_faults(settings)]
+    lines = [
+        *_jwt_faults(settings),
+        *_proxy_faults(settings),
+        *_trusted_faults(settings),
+        *_session_faults(settings),
+    ]
     if lines:
         raise SettingsError("\n".join(lines))
 
@@ -59,6 +67,10 @@ def make_access_control(settings: Settings, *, clock: Clock, wall: Clock, draw: 
     proxy = None
     if settings.auth_proxy_header:
         proxy = TrustedProxy(settings.auth_proxy_header, settings.auth_proxy_roles_header, settings.auth_proxies)
+    sessions = None
+    if settings.session_key_file is not None:
+        sessions, of_sessions = _sessions(settings, settings.session_key_file, wall=wall)
+        sources.append(of_sessions)
     guarded = any(mode is not None for mode in (tokens, policy, jwt, proxy))
     if not guarded and token is None and not is_loopback(settings.host):
         logger.warning(
@@ -73,6 +85,7 @@ def make_access_control(settings: Settings, *, clock: Clock, wall: Clock, draw: 
         policy=policy,
         guarded=guarded,
         min_prefix=settings.min_prefix,
+        sessions=sessions,
         sources=sources,
     )
 
@@ -82,7 +95,7 @@ def _file(path: Path | None, setting: str, parse: Callable[[bytes], T], most: in
 
 
 def _jwt(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> tuple[Verifier, list[Source]]:
-    """Return the verifier of JWTs, and what it reads again. joserfc takes 0.2 s to import, so only this imports it."""
+    """Return the verifier of JWTs, and what it reads again. joserfc takes 0.2 s to import, so it is imported late."""
     from .jwks import JwksFile, JwksUrl
     from .jwt import MAX_SECRET, JwtSettings, JwtVerifier, parse_secret
 
@@ -101,6 +114,16 @@ def _jwt(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> tuple[
     for source in sources:
         source.on_change(verifier.forget)
     return verifier, sources
+
+
+def _sessions(settings: Settings, path: Path, *, wall: Clock) -> tuple[Sessions, Source]:
+    """Return the browsers' sessions, and the file of their keys. Only this and ``_jwt`` import joserfc."""
+    from .sessions import MAX_KEY_FILE, Sessions, keys_parser
+
+    # A cookie stands for a JWT that was compared with these.
+    relied_on = (settings.jwt_issuer, *settings.jwt_audience)
+    keys = WatchedFile(path, "session_key_file", keys_parser(relied_on), MAX_KEY_FILE, OF_ACCESS)
+    return Sessions(keys, wall=wall), keys
 
 
 def _algorithms(settings: Settings) -> tuple[str, ...]:
@@ -170,6 +193,14 @@ def _trusted_faults(settings: Settings) -> Iterator[str]:
                 f"{named('trusted_proxies')}: {item!r} is not an address or a network; use the form 10.0.0.7 or "
                 "10.0.0.0/24, or '*' alone to trust everybody"
             )
+
+
+def _session_faults(settings: Settings) -> Iterator[str]:
+    if settings.session_key_file and not (settings.token_file or settings.tokens_file or settings.jwt_issuer):
+        yield (
+            f"{named('session_key_file')}: needs bearer tokens, which begin sessions: GATEWAY_TOKENS_FILE "
+            "(--tokens-file), GATEWAY_TOKEN_FILE (--token-file) or GATEWAY_JWT_ISSUER (--jwt-issuer)"
+        )
 
 
 def _proxy_faults(settings: Settings) -> Iterator[str]:

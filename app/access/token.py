@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import re
+from hashlib import sha256
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -61,6 +62,12 @@ class Token:
 
     def _read(self) -> bytes:
         return read_token(self._path, self._named).get_secret_value().encode(errors="surrogateescape")
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the token."""
+        self.refresh()
+        return sha256(self._bytes).digest()
 
     def matches(self, given: bytes) -> bool:
         """Whether *given* is the token. The time that this takes does not depend on where the two differ."""

@@ -10,6 +10,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..access.control import AccessControl
+from ..access.identity import Identity
 from ..core.encoding import compact
 from ..core.query import parse_query
 from ..core.timestamps import rfc3339
@@ -25,19 +27,9 @@ class Access:
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
-        access = self._gateway.access
         identity = await identity_of(self._gateway, request.scope)
         parse_query(query_of(request), frozenset())
-        grants = access.grants(identity)
-        body: dict[str, Any] = {
-            "identity": identity.name,
-            "roles": sorted(access.roles_of(identity)),
-            "read": [str(one) for one in grants.read],
-            "keys_only": [str(one) for one in grants.keys_only],
-        }
-        if identity.expires is not None:
-            body["expires"] = rfc3339(identity.expires)
-        return _json(body, "no-store")
+        return _json(describe(self._gateway.access, identity), "no-store")
 
     async def protected_resource(self, _request: Request) -> Response:
         """Answer with the metadata. The resource's identifier is the audience that its tokens must have."""
@@ -49,6 +41,20 @@ class Access:
             "resource_name": "etcd-watch-gateway",
         }
         return _json(body, "public, max-age=300")
+
+
+def describe(access: AccessControl, identity: Identity) -> dict[str, Any]:
+    """Return what an identity is told about itself."""
+    grants = access.grants(identity)
+    body: dict[str, Any] = {
+        "identity": identity.name,
+        "roles": sorted(access.roles_of(identity)),
+        "read": [str(one) for one in grants.read],
+        "keys_only": [str(one) for one in grants.keys_only],
+    }
+    if identity.expires is not None:
+        body["expires"] = rfc3339(identity.expires)
+    return body
 
 
 def _json(body: dict[str, Any], cache_control: str) -> Response:

@@ -33,13 +33,17 @@ class Bypass:
     Args:
         watch: the route's endpoint.
         origins: ``GATEWAY_CORS_ORIGINS``.
+        credentials: as for ``Cors``.
     """
 
-    def __init__(self, app: ASGIApp, streams: Streams, watch: Watch, origins: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, streams: Streams, watch: Watch, origins: Sequence[str], *, credentials: bool = False
+    ) -> None:
         self.app = app
         self._streams = streams
         self._watch = watch
-        self._heads = Heads(streams.instance, streams.tier, Cors(app, origins) if origins else None)
+        cors = Cors(app, origins, credentials=credentials) if origins else None
+        self._heads = Heads(streams.instance, streams.tier, cors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a stream, or pass the request on."""

@@ -12,14 +12,18 @@ from starlette.types import ASGIApp, Message, Send
 class Cors(CORSMiddleware):
     """Starlette's CORS middleware with the gateway's methods and headers, without duplicates in ``Vary``.
 
+    *credentials*: the pages may use a session's cookie, and begin and end the session. Only origins that are named may.
+
     Starlette adds ``Origin`` to every ``Vary``, although a stream's ``Vary`` already has it.
     """
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str], *, credentials: bool = False) -> None:
+        assert not (credentials and "*" in origins), "Starlette would then name whatever origin asks"
         super().__init__(
             app,
             allow_origins=list(origins),
-            allow_methods=["GET", "HEAD"],
+            allow_credentials=credentials,
+            allow_methods=["GET", "HEAD", *(["POST", "DELETE"] if credentials else [])],
             allow_headers=["Authorization", "Cache-Control", "If-None-Match", "Last-Event-ID", "Prefer"],
             expose_headers=[
                 "ETag",

@@ -85,7 +85,7 @@ class Kv:
         known = IfNoneMatch(", ".join(tags)) if tags else None
         caller = caller_of(self._gateway, request.scope, identity)
         send_timeout = self._gateway.settings.send_timeout
-        return KvAnswers(asked, known, wait, send_timeout, caller, permit if access.guarded else None)
+        return KvAnswers(asked, known, wait, send_timeout, caller, permit if access.may_end(identity) else None)
 
     async def _from_feed(self, answers: KvAnswers) -> Response:
         asked = answers.asked

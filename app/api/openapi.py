@@ -161,6 +161,28 @@ PROGRESS: dict[str, Any] = {
     ),
 }  # fmt: skip
 
+_NO_CONTENT = {204: {"description": "The cookie is removed, and the session has ended if the cookie was good."}}
+
+BEGIN_SESSION: dict[str, Any] = {
+    "summary": "Exchange a bearer token for a cookie, for EventSource",
+    "status_code": 201,
+    "responses": {
+        201: {
+            "description": "As `/v1/access`. `expires` is the end of the session.",
+            "headers": {"Set-Cookie": {"description": "The session's cookie.", "schema": _TEXT}},
+            "content": {"application/json": {}},
+        }
+    }
+    | dict.fromkeys((400, 401, 403, 429, 503), _PROBLEM),
+}
+
+END_SESSION: dict[str, Any] = {
+    "summary": "End the session, and the streams that it has opened here",
+    "status_code": 204,
+    "response_class": Response,
+    "responses": _NO_CONTENT | dict.fromkeys((400, 403, 429), _PROBLEM),
+}
+
 RESOURCE: dict[str, Any] = {
     "summary": "The issuer whose tokens are accepted (RFC 9728)",
     "responses": _responses("The metadata of this protected resource.", ["application/json"]),

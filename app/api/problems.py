@@ -16,6 +16,9 @@ from ..core.errors import GatewayError, MethodNotAllowedError, NotFoundError, Tr
 
 logger = logging.getLogger("gateway.http")
 
+# The methods of the paths that are not read.
+METHODS = {"/v1/session": ("POST", "DELETE")}
+
 
 def problem(error: GatewayError, *, retry_after: float | None = None) -> Response:
     """Return the response for *error*. A transient error gets ``Retry-After``, in seconds."""
@@ -48,8 +51,10 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for this class"
         if error.status_code == MethodNotAllowedError.status:
-            answer = problem(MethodNotAllowedError(f"{request.method} is not allowed here; use GET or HEAD"))
-            answer.headers["Allow"] = "GET, HEAD"
+            allowed = METHODS.get(request.scope["path"], ("GET", "HEAD"))
+            use = " or ".join(allowed)
+            answer = problem(MethodNotAllowedError(f"{request.method} is not allowed here; use {use}"))
+            answer.headers["Allow"] = ", ".join(allowed)
             return answer
         return problem(NotFoundError(f"there is no endpoint at {request.url.path[:128]!r}", code="no-such-path"))
 

@@ -10,9 +10,10 @@ from typing import TypeVar, get_args
 from starlette.requests import Request
 from starlette.types import Scope
 
+from ..access.cookie import COOKIE
 from ..access.identity import Identity
 from ..core.encoding import Encoding
-from ..core.errors import GatewayError, UnauthorizedError
+from ..core.errors import ForbiddenError, GatewayError, UnauthorizedError
 from ..core.query import parse_choice
 from ..core.quotas import Caller, client_address
 from ..gateway import Gateway
@@ -90,7 +91,7 @@ async def identity_of(gateway: Gateway, scope: Scope, *, joins: bool = False) ->
     try:
         return await _authenticate(gateway, scope)
     except UnauthorizedError:
-        if any(name == b"authorization" for name, _ in scope["headers"]):  # no credentials are not wrong ones
+        if _has_credentials(scope):  # no credentials are not wrong ones
             quotas.failed(address, gateway.clock())
         raise
 
@@ -99,7 +100,53 @@ async def _authenticate(gateway: Gateway, scope: Scope) -> Identity:
     identity = await gateway.access.authenticate(scope["headers"], peer_of(scope))
     if gateway.access.guarded:
         scope[IDENTITY] = identity
+    if identity.session is not None:
+        check_origin(gateway, scope)
     return identity
+
+
+def _has_credentials(scope: Scope) -> bool:
+    name = COOKIE.encode()
+    return any(key == b"authorization" or (key == b"cookie" and name in value) for key, value in scope["headers"])
+
+
+def session_of(gateway: Gateway, scope: Scope) -> Identity | None:
+    """Return the identity of the session's cookie, whatever else the request has; None if there is no cookie.
+
+    Raises:
+        OverCapacityError: the address has sent wrong credentials too fast.
+        UnauthorizedError, BadRequestError: see ``AccessControl.session_of``.
+    """
+    quotas, address = gateway.registry.quotas, _limited_address(scope)
+    if quotas is not None:
+        quotas.check_credentials(address, gateway.clock())
+    try:
+        return gateway.access.session_of(scope["headers"])
+    except UnauthorizedError:
+        if quotas is not None:
+            quotas.failed(address, gateway.clock())
+        raise
+
+
+def check_origin(gateway: Gateway, scope: Scope) -> None:
+    """Check that a page which may use the session's cookie has caused the request.
+
+    A browser sends the cookie with all requests of the same *site*, so also with those of a page on another host of the
+    domain, or on another port. That page could not read the answer, but it could open streams, and end the session.
+
+    Raises:
+        ForbiddenError: a page of an origin has sent it that is neither the gateway's own nor named.
+    """
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+    own = f"{scope['scheme']}://{headers.get(b'host', '')}"
+    # A browser that does not send Sec-Fetch-Site sends Origin, at least with all but a GET of its own page.
+    same = site in ("same-origin", "none") if site is not None else origin in (None, own)
+    if not same and origin not in gateway.settings.credential_origins:
+        raise ForbiddenError(
+            "a page of another origin may not use the session; list its origin in GATEWAY_CORS_ORIGINS",
+            code="cross-origin",
+        )
 
 
 def caller_of(gateway: Gateway, scope: Scope, identity: Identity) -> Caller | None:

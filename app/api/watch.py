@@ -130,7 +130,9 @@ class Watch:
             ranges = access.permitted(identity, asked, keys_only=keys_only)
         else:
             access.authorize(identity, ranges, keys_only=keys_only)
-        permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=cut) if access.guarded else None
+        permit = None
+        if access.may_end(identity):
+            permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=cut)
         return WatchRequest(
             Selection(ranges, encoding=encoding, keys_only=keys_only),
             chosen,

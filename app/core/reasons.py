@@ -29,7 +29,7 @@ QuotaReason = Literal["identity-streams", "identity-selections", "identity-joins
 RefusalReason = Literal[
     "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",
     "etcd-unavailable", "pin-unavailable", "too-large", "ranges-need-pin", "selection-too-wide", "unauthorized",
-    "forbidden", "invalid-parameter", "prefix-too-short",
+    "forbidden", "cross-origin", "invalid-parameter", "prefix-too-short",
     QuotaReason,
 ]  # fmt: skip
 

@@ -86,6 +86,9 @@ def _secret(tmp_path: Path) -> str:
         ({"policy_file": "/nowhere"}, ["GATEWAY_POLICY_FILE"]),
         ({**JWT, "jwt_jwks": "/nowhere"}, ["GATEWAY_JWT_JWKS"]),
         ({**JWT, "jwt_secret_file": "/nowhere"}, ["GATEWAY_JWT_SECRET_FILE"]),
+        ({"session_key_file": "/s"}, ["GATEWAY_SESSION_KEY_FILE"]),
+        ({**PROXY, "session_key_file": "/s"}, ["GATEWAY_SESSION_KEY_FILE"]),
+        ({**JWT, "jwt_jwks": "https://a/b", "session_key_file": "/nowhere"}, ["GATEWAY_SESSION_KEY_FILE"]),
     ],
 )
 def test_settings_that_do_not_work(settings: dict[str, str], names: list[str]) -> None:
@@ -104,7 +107,9 @@ def test_what_guards_metrics(tmp_path: Path, keys: str, secret: str) -> None:
     token = {"token_file": str(tmp_path / "token")}
 
     assert not make().guarded
+    (tmp_path / "sessions").write_text("k" * 32)
     assert not make(**token).guarded
+    assert not make(**token, session_key_file=str(tmp_path / "sessions")).guarded
     for mode in (
         {"tokens_file": str(tmp_path / "tokens")},
         {"policy_file": str(tmp_path / "policy")},
@@ -133,7 +138,9 @@ def test_every_source_has_a_metric(tmp_path: Path, keys: str, secret: str) -> No
     (tmp_path / "tokens").write_text("tokens: []")
     (tmp_path / "policy").write_text("roles: {}")
     files = {"tokens_file": str(tmp_path / "tokens"), "policy_file": str(tmp_path / "policy")}
-    everything = make(**files, **JWT, jwt_jwks=keys, jwt_secret_file=secret)
+    (tmp_path / "sessions").write_text("k" * 32)
+    sessions = str(tmp_path / "sessions")
+    everything = make(**files, **JWT, jwt_jwks=keys, jwt_secret_file=secret, session_key_file=sessions)
 
     assert make().troubles() == everything.troubles() == dict.fromkeys(SOURCES, "")
     assert set(everything.reload()) == set(SOURCES)

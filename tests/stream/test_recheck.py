@@ -25,6 +25,7 @@ class StubPermit:
     name: str
     outcome: Outcome = field(compare=False)
     expires: float | None = field(default=None, compare=False)
+    session: str = ""
 
     def renewed(self) -> Permit | CloseReason:
         """See ``Permit``."""

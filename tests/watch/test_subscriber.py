@@ -66,6 +66,7 @@ class Renewed:
     """A permit with an expiry."""
 
     expires: float | None
+    session: str = ""
 
     def renewed(self) -> Permit | CloseReason:
         """See ``Permit``."""

@@ -1,0 +1,76 @@
+"""``/v1/session``: a page exchanges its bearer token for a cookie, because an EventSource cannot send a header.
+
+POST begins a session, DELETE ends it. Browsers keep such a cookie only if it comes by HTTPS or from loopback, and drop
+it elsewhere without a word. So elsewhere a POST is refused.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..access.cookie import set_cookie
+from ..core.encoding import compact
+from ..core.errors import BadRequestError, UnauthorizedError
+from ..core.query import parse_query
+from ..gateway import Gateway
+from ..settings import is_loopback
+from .access import describe
+from .requests import IDENTITY, check_origin, header_of, identity_of, query_of, session_of
+
+
+class BrowserSession:
+    """The endpoints."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def begin(self, request: Request) -> Response:
+        """Answer a POST: the cookie, and in the body what ``GET /v1/access`` says of it."""
+        access = self._gateway.access
+        identity = await identity_of(self._gateway, request.scope)
+        parse_query(query_of(request), frozenset())
+        check_origin(self._gateway, request.scope)
+        if not _keeps_secure_cookies(request):
+            raise BadRequestError(
+                "a session needs HTTPS: browsers drop its cookie on plain HTTP. Set GATEWAY_TLS_CERT, or let a proxy "
+                "that GATEWAY_TRUSTED_PROXIES names speak HTTPS and send 'X-Forwarded-Proto: https'",
+                code="https-required",
+            )
+        value, identity = access.begin_session(identity)
+        assert identity.expires is not None, "a session expires"
+        headers = {
+            "Cache-Control": "no-store",
+            "Set-Cookie": set_cookie(value, max(1, int(identity.expires - access.wall()))),
+        }
+        body = compact(describe(access, identity)) + "\n"
+        return Response(body, 201, headers, media_type="application/json")
+
+    async def end(self, request: Request) -> Response:
+        """Answer a DELETE: the session and its streams end, if the cookie is one. The browser forgets the cookie."""
+        parse_query(query_of(request), frozenset())
+        check_origin(self._gateway, request.scope)
+        try:
+            identity = session_of(self._gateway, request.scope)
+        except UnauthorizedError:
+            identity = None  # the cookie must go all the same
+        if identity is not None and identity.session is not None:
+            request.scope[IDENTITY] = identity
+            self._gateway.end_session(identity.session)
+        return Response(None, 204, {"Cache-Control": "no-store", "Set-Cookie": set_cookie("", 0)})
+
+
+def _keeps_secure_cookies(request: Request) -> bool:
+    """Whether the browser keeps a cookie with ``Secure``: by HTTPS, and from loopback.
+
+    A proxy in front may have replaced the host by the gateway's own. So the client must be there, too, and the page.
+    """
+    if request.url.scheme == "https":
+        return True
+    hosts = [request.url.hostname, request.client.host if request.client is not None else None]
+    origin = header_of(request, b"origin")
+    if origin is not None:
+        hosts.append(urlsplit(origin).hostname)
+    return all(is_loopback(host or "") for host in hosts)
