@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app import __version__
+from app.access.policy_file import PolicyDocument
+from app.access.tokens import TokenEntry
 from app.settings import Seconds, Settings, Size
 
 CHART = Path(__file__).parents[1] / "helm" / "etcd-watch-gateway"
@@ -91,11 +93,21 @@ class Token(Values):
     key: Name
 
 
+class AccessConfigMapKeys(Values):
+    policy: str
+    jwks: str
+
+
 class Access(Values):
     existingSecret: str  # noqa: N815
     tokensKey: str  # noqa: N815
     policyKey: str  # noqa: N815
     jwtSecretKey: str  # noqa: N815
+    sessionKeysKey: str  # noqa: N815
+    existingConfigMap: str  # noqa: N815
+    configMapKeys: AccessConfigMapKeys  # noqa: N815
+    policy: PolicyDocument | None = None  # Helm drops a null
+    tokens: list[TokenEntry]
 
 
 class KeyRef(Values):
@@ -151,9 +163,15 @@ class Service(Values):
     annotations: Texts
 
 
+class IngressPath(Values):
+    path: Annotated[str, Field(pattern="^/")]
+    pathType: Literal["Exact", "Prefix", "ImplementationSpecific"] | None = None  # noqa: N815
+
+
 class Ingress(Values):
     enabled: bool
     className: str  # noqa: N815
+    paths: list[IngressPath]
     hosts: list[Host]
     tlsSecret: str  # noqa: N815
     annotations: dict[str, str | None]  # null removes one of the chart's own annotations

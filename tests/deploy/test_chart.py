@@ -14,6 +14,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from app.access.policy_file import parse_policy
+from app.access.tokens import parse_tokens
 from app.settings import Settings
 from tests.support import gateway_api, helm
 from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template
@@ -31,7 +33,11 @@ KUBERNETES = ("1.25", "1.31", "1.37")
 OPERATOR = ("ServiceMonitor", "PrometheusRule")
 # The kinds that are always there, and what `helm test` adds.
 ALWAYS = {"Deployment", "Service", "PodDisruptionBudget", "Pod"}
-ON_DEMAND = {"ConfigMap", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy"}
+# What the files in ci/ add.
+ON_DEMAND = {
+    "access-values": {"ConfigMap", "Ingress", "Secret"},
+    "full-values": {"ConfigMap", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy"},
+}
 
 
 @pytest.fixture(name="tool", params=sorted(helm.WHEELS), ids="helm{}".format)
@@ -86,7 +92,7 @@ def test_manifests(tool: Path, values: Path, kubernetes: str, tmp_path: Path) ->
     said = done.stdout + done.stderr
     known = set(manifests(text)) - set(OPERATOR) - {"HTTPRoute"}
     assert said.count(" passed for resource ") == len(known), said
-    assert known == ALWAYS | (ON_DEMAND if values.stem == "full-values" else set())
+    assert known == ALWAYS | ON_DEMAND.get(values.stem, set())
 
 
 def test_kubernetes_validate_bites(tool: Path, tmp_path: Path) -> None:
@@ -193,6 +199,7 @@ def test_schema_is_closed() -> None:
 
     assert opened == {
         ".global", ".nodeSelector", ".podAnnotations", ".podLabels",
+        "PolicyDocument.roles",
         "Affinity.nodeAffinity", "Affinity.podAffinity", "Affinity.podAntiAffinity",
         "Dashboard.annotations", "Dashboard.labels", "HttpRoute.annotations", "Ingress.annotations",
         "PrometheusRule.labels", "Selector.matchLabels", "Service.annotations", "ServiceMonitor.labels",
@@ -500,6 +507,38 @@ def test_ingress(tool: Path) -> None:
     assert "ingressClassName" not in ingress["spec"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ("token.existingSecret=a", ["/v1/access"]),
+        ("settings.jwtIssuer=https://id.example", ["/v1/access", "/.well-known/oauth-protected-resource"]),
+        (
+            "token.existingSecret=a,access.existingSecret=b,access.sessionKeysKey=c",
+            ["/v1/access", "/v1/session"],
+        ),
+    ],
+)
+def test_paths_of_the_access_control(tool: Path, settings: str, more: list[str]) -> None:
+    """Clients outside the cluster get the paths that they need for their credentials, by either way."""
+    on = f"{settings},ingress.enabled=true,ingress.hosts={{a.example}},httpRoute.enabled=true"
+    found = manifests(template(tool, *CHOICE, "--set", on, "--set", "httpRoute.parentRefs[0].name=a"))
+    (rule,) = found["Ingress"]["spec"]["rules"]
+    routed = [match["path"]["value"] for one in found["HTTPRoute"]["spec"]["rules"] for match in one["matches"]]
+
+    assert [path["path"] for path in rule["http"]["paths"]] == ["/v1/kv", "/v1/watch", *more]
+    assert routed == ["/v1/watch", "/v1/kv", *more]
+
+
+def test_ingress_with_other_paths(tool: Path) -> None:
+    """The values' own paths take the place of the chart's."""
+    (rule,) = manifests(template(tool, "-f", str(CHART / "ci" / "access-values.yaml")))["Ingress"]["spec"]["rules"]
+
+    assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [
+        ("/v1", "Prefix"),
+        ("/docs", "Exact"),
+    ]
+
+
 def test_ingress_over_tls(tool: Path) -> None:
     """The certificate is for all hosts; an annotation that is null is removed."""
     ingress = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Ingress"]
@@ -518,7 +557,8 @@ def test_http_route(tool: Path) -> None:
 
     paths = {match.path.value: rule for rule in route.spec.rules for match in rule.matches}
     assert {match.path.type for rule in route.spec.rules for match in rule.matches} == {"Exact"}
-    assert set(paths) == {"/v1/kv", "/v1/watch"}
+    more = {"/v1/access", "/v1/session", "/.well-known/oauth-protected-resource"}
+    assert set(paths) == {"/v1/kv", "/v1/watch", *more}
     assert paths["/v1/watch"].timeouts == gateway_api.Timeouts(request="0s")
     assert paths["/v1/kv"].timeouts is None
     (port,) = found["Service"]["spec"]["ports"]
@@ -679,32 +719,93 @@ def test_client_certificates(tool: Path) -> None:
     assert "needs an adminPort" in refusal(tool, *CHOICE, "--set", f"{secrets},adminPort=0")
 
 
+def mounted(deployment: Manifest) -> dict[str, tuple[str, str]]:
+    """The variables that name a file, and the Secret or ConfigMap and its key that the file is. No other file is
+    mounted.
+    """
+    files = {}
+    for volume in deployment["spec"]["template"]["spec"]["volumes"]:
+        (path,) = (m["mountPath"] for m in container(deployment)["volumeMounts"] if m["name"] == volume["name"])
+        sources = volume["projected"]["sources"] if "projected" in volume else [volume]
+        for source in sources:
+            kept = source.get("secret") or source["configMap"]
+            for item in kept["items"]:
+                files[f"{path}/{item['path']}"] = (kept.get("secretName") or kept["name"], item["key"])
+    named = {name: value for name, value in environment(deployment).items() if value.startswith("/etc/")}
+    assert sorted(files) == sorted(named.values())
+    return {name: files[value] for name, value in named.items()}
+
+
+def test_files_of_the_access_control(tool: Path) -> None:
+    """Each comes from a Secret, a ConfigMap or the values, in one folder that changes as a whole; the gateway accepts
+    what the chart has made of the values.
+    """
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "access-values.yaml")))
+    own = "demo-etcd-watch-gateway-access"
+    policy = parse_policy(found["ConfigMap"]["data"]["policy"].encode())
+    tokens = parse_tokens(found["Secret"]["stringData"]["tokens"].encode())
+    dash = tokens.find(b"test")
+
+    assert mounted(found["Deployment"]) == {
+        "GATEWAY_JWT_JWKS": ("issuer", "jwks.json"),
+        "GATEWAY_POLICY_FILE": (own, "policy"),
+        "GATEWAY_SESSION_KEY_FILE": ("gateway-sessions", "keys"),
+        "GATEWAY_TOKENS_FILE": (own, "tokens"),
+    }
+    assert dash is not None
+    assert [str(one) for one in policy.grants(dash).read] == ["prefix=/svc/", "key=/a"]
+    assert found["ConfigMap"]["metadata"]["name"] == found["Secret"]["metadata"]["name"] == own
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ("access.existingSecret=a", "needs a key"),
+        ("access.policyKey=a", "access.existingSecret is required"),
+        ("access.existingConfigMap=a", "needs a key"),
+        ("access.configMapKeys.policy=a", "access.existingConfigMap is required"),
+        (
+            "access.existingSecret=a,access.policyKey=b,access.existingConfigMap=a,access.configMapKeys.policy=b",
+            "the policy twice",
+        ),
+        ("access.existingSecret=a,access.policyKey=b,access.policy.roles.a.read={/a/}", "the policy twice"),
+        ("access.policy.rules.a.read={/a/}", "rules"),
+        ("access.policy.roles.a.reed={/a/}", "reed"),
+        ("access.tokens[0].name=a,access.tokens[0].sha256=secret", "sha256"),
+        (
+            f"access.existingSecret=a,access.tokensKey=b,access.tokens[0].name=a,access.tokens[0].sha256={64 * 'a'}",
+            "the tokens twice",
+        ),
+        (
+            "access.existingConfigMap=a,access.configMapKeys.jwks=b,settings.jwtJwks=https://id.example/jwks",
+            "set one of them",
+        ),
+        ("access.existingSecret=a,access.sessionKeysKey=b", "needs bearer tokens"),
+    ],
+)
+def test_access_that_would_have_no_effect(tool: Path, settings: str, why: str) -> None:
+    """Each file has one source and each source a file; a policy with a misspelling is refused."""
+    assert why in refusal(tool, *CHOICE, "--set", settings)
+
+
 def test_secrets_for_etcd(tool: Path) -> None:
     """Each file that a variable names is mounted from a Secret, as a folder that changes with the Secret; otherwise
     nothing is mounted.
     """
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Deployment"]
-    volumes = {volume["name"]: volume["secret"] for volume in found["spec"]["template"]["spec"]["volumes"]}
-    files = {
-        f"{mount['mountPath']}/{item['path']}": (volumes[mount["name"]]["secretName"], item["key"])
-        for mount in container(found)["volumeMounts"]
-        for item in volumes[mount["name"]]["items"]
-    }
-    named = {name: value for name, value in environment(found).items() if value.startswith("/etc/")}
-
-    assert {name: files[value] for name, value in named.items()} == {
+    assert mounted(found) == {
         "GATEWAY_TLS_CERT": ("gateway-tls", "tls.crt"),
         "GATEWAY_TLS_KEY": ("gateway-tls", "tls.key"),
         "GATEWAY_TOKEN_FILE": ("gateway-token", "bearer"),
         "GATEWAY_TOKENS_FILE": ("gateway-access", "tokens.yaml"),
         "GATEWAY_POLICY_FILE": ("gateway-access", "policy.yaml"),
         "GATEWAY_JWT_SECRET_FILE": ("gateway-access", "hmac"),
+        "GATEWAY_SESSION_KEY_FILE": ("gateway-access", "sessions"),
         "GATEWAY_ETCD_CACERT": ("etcd-client", "ca.crt"),
         "GATEWAY_ETCD_CERT": ("etcd-client", "tls.crt"),
         "GATEWAY_ETCD_KEY": ("etcd-client", "tls.key"),
         "GATEWAY_ETCD_PASSWORD_FILE": ("etcd-user", "password"),
     }
-    assert len(files) == len(named)
     (user,) = (item for item in container(found)["env"] if item["name"] == "GATEWAY_ETCD_USER")
     assert user["valueFrom"] == {"secretKeyRef": {"name": "etcd-user", "key": "username"}}
     assert not any("subPath" in mount or not mount["readOnly"] for mount in container(found)["volumeMounts"])
@@ -807,6 +908,8 @@ def test_notes_follow_the_values() -> None:
         ("settings.jwtIssuer=https://id.example", "Clients with credentials may read every key"),
         ("settings.authProxyHeader=X-User", "Clients with credentials may read every key"),
         ("access.existingSecret=a,access.policyKey=b", "The policy in the Secret a decides"),
+        ("access.existingConfigMap=a,access.configMapKeys.policy=b", "The policy in the ConfigMap a decides"),
+        ("access.policy.roles.a.read={/a/}", "The policy in access.policy decides"),
     ],
 )
 def test_notes_of_the_access_control(settings: str, said: str) -> None:

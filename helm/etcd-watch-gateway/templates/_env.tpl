@@ -53,19 +53,9 @@
 - name: GATEWAY_TOKEN_FILE
   value: /etc/etcd-watch-gateway/token/token
 {{- end }}
-{{- with .Values.access }}
-{{- if and .existingSecret .tokensKey }}
-- name: GATEWAY_TOKENS_FILE
-  value: /etc/etcd-watch-gateway/access/tokens
-{{- end }}
-{{- if and .existingSecret .policyKey }}
-- name: GATEWAY_POLICY_FILE
-  value: /etc/etcd-watch-gateway/access/policy
-{{- end }}
-{{- if and .existingSecret .jwtSecretKey }}
-- name: GATEWAY_JWT_SECRET_FILE
-  value: /etc/etcd-watch-gateway/access/jwt-secret
-{{- end }}
+{{- range $variable, $file := include "gateway.accessFiles" . | fromJson }}
+- name: {{ $variable }}
+  value: /etc/etcd-watch-gateway/access/{{ $file }}
 {{- end }}
 {{- with .Values.trustedProxies }}
 - name: GATEWAY_TRUSTED_PROXIES

@@ -100,11 +100,12 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if and .Values.tls.clientCaSecret (eq (int .Values.adminPort) 0) -}}
 {{- fail "tls.clientCaSecret needs an adminPort: the kubelet's probes cannot send a client certificate" -}}
 {{- end -}}
+{{- include "gateway.checkAccess" . -}}
 {{- if eq (int .Values.adminPort) 8080 -}}
 {{- fail "adminPort must not be 8080, the gateway's public port; choose another port" -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
-{{- fail "ingress.hosts is required with ingress.enabled: without a host, the Ingress would match /v1/kv and /v1/watch of every host" -}}
+{{- fail "ingress.hosts is required with ingress.enabled: without a host, the Ingress would match its paths for every host" -}}
 {{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.parentRefs is required with httpRoute.enabled: without a parent, no Gateway serves the route" -}}

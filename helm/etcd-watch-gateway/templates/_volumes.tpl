@@ -1,0 +1,75 @@
+{{- /* The volumes of the files that the environment names. */ -}}
+{{- define "gateway.volumes" -}}
+{{- with .Values.tls.existingSecret }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
+{{- end }}
+{{- with .Values.tls.clientCaSecret }}
+- name: tls-client-ca
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: ca.crt
+        path: ca.crt
+{{- end }}
+{{- with .Values.token }}
+{{- if .existingSecret }}
+- name: token
+  secret:
+    secretName: {{ .existingSecret }}
+    defaultMode: 0440
+    items:
+      - key: {{ .key }}
+        path: token
+{{- end }}
+{{- end }}
+{{- with include "gateway.accessSources" . | trim }}
+- name: access
+  projected:
+    defaultMode: 0440
+    sources: {{- . | nindent 6 }}
+{{- end }}
+{{- with .Values.etcd.tls }}
+{{- if .existingSecret }}
+- name: etcd-tls
+  secret:
+    secretName: {{ .existingSecret }}
+    defaultMode: 0440
+    items:
+      - key: ca.crt
+        path: ca.crt
+      {{- if .clientCertificate }}
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
+      {{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.etcd.auth.existingSecret }}
+- name: etcd-auth
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: password
+        path: password
+{{- end }}
+{{- end -}}
+
+{{- /* Each volume's folder has the volume's name. Whole folders: Kubernetes does not update a single file (subPath). */ -}}
+{{- define "gateway.volumeMounts" -}}
+{{- range include "gateway.volumes" . | fromYamlArray }}
+- name: {{ .name }}
+  mountPath: /etc/etcd-watch-gateway/{{ .name }}
+  readOnly: true
+{{- end }}
+{{- end -}}
