@@ -37,7 +37,11 @@ Matchers: TypeAlias = Annotated[str, Field(pattern=rf"^({_MATCHER}(,{_MATCHER})*
 Quantity: TypeAlias = (
     Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi)?$")]
 )
+Share: TypeAlias = Annotated[str, Field(pattern="^[0-9]{1,2}%$|^100%$")]
+Pods: TypeAlias = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern="^[1-9][0-9]?%$")]
+NonNegative: TypeAlias = Annotated[int, Field(ge=0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
+ObjectName: TypeAlias = Annotated[str, Field(pattern="^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")]
 Host: TypeAlias = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 
 
@@ -64,7 +68,69 @@ class Autoscaling(Values):
 
 class PodDisruptionBudget(Values):
     enabled: bool
-    maxUnavailable: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern="^[1-9][0-9]?%$")]  # noqa: N815
+    maxUnavailable: Pods  # noqa: N815
+    minAvailable: Pods | None = None  # noqa: N815
+
+
+class RollingUpdate(Values):
+    maxSurge: NonNegative | Share  # noqa: N815
+    maxUnavailable: NonNegative | Share  # noqa: N815
+
+
+class Strategy(Values):
+    type: Literal["RollingUpdate", "Recreate"]
+    rollingUpdate: RollingUpdate | None = None  # noqa: N815
+
+
+class Probe(Values):
+    periodSeconds: Annotated[int, Field(ge=1)]  # noqa: N815
+    timeoutSeconds: Annotated[int, Field(ge=1)]  # noqa: N815
+    failureThreshold: Annotated[int, Field(ge=1)]  # noqa: N815
+    initialDelaySeconds: NonNegative | None = None  # noqa: N815
+
+
+class Probes(Values):
+    startup: Probe
+    liveness: Probe
+    readiness: Probe
+
+
+class ServiceAccount(Values):
+    create: bool
+    name: str
+    annotations: Texts
+    automountToken: bool  # noqa: N815
+
+
+class HelmTest(Values):
+    enabled: bool
+    tokenSecret: str  # noqa: N815
+    tokenKey: Name  # noqa: N815
+
+
+class Named(BaseModel):
+    """A volume or a container. Only the name is checked. Kubernetes itself checks the rest."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Name
+
+
+class VolumeMount(Values):
+    name: Name
+    mountPath: Name  # noqa: N815
+    subPath: str | None = None  # noqa: N815
+    subPathExpr: str | None = None  # noqa: N815
+    readOnly: bool | None = None  # noqa: N815
+    mountPropagation: Literal["None", "HostToContainer", "Bidirectional"] | None = None  # noqa: N815
+
+
+class TopologySpreadConstraint(BaseModel):
+    """Only what Kubernetes requires is checked here."""
+
+    model_config = ConfigDict(extra="allow")
+    maxSkew: Annotated[int, Field(ge=1)]  # noqa: N815
+    topologyKey: Name  # noqa: N815
+    whenUnsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]  # noqa: N815
 
 
 class EtcdTls(Values):
@@ -151,16 +217,48 @@ class EnvFrom(Values):
     configMapRef: WholeRef | None = None  # noqa: N815
 
 
-class PodSecurityContext(Values):
+class AnySecurityContext(Values):
+    """What a pod and a container have in common. Only the names of the parts are checked. Neither may be root."""
+
+    runAsNonRoot: Literal[True] | None = None  # noqa: N815
     runAsUser: Annotated[int, Field(ge=1)] | None = None  # noqa: N815
-    runAsGroup: Annotated[int, Field(ge=0)] | None = None  # noqa: N815
-    fsGroup: Annotated[int, Field(ge=0)] | None = None  # noqa: N815
+    runAsGroup: NonNegative | None = None  # noqa: N815
+    seccompProfile: dict[str, Any] | None = None  # noqa: N815
+    seLinuxOptions: dict[str, Any] | None = None  # noqa: N815
+    appArmorProfile: dict[str, Any] | None = None  # noqa: N815
+
+
+class PodSecurityContext(AnySecurityContext):
+    fsGroup: NonNegative | None = None  # noqa: N815
+    fsGroupChangePolicy: Literal["OnRootMismatch", "Always"] | None = None  # noqa: N815
+    supplementalGroups: list[NonNegative] | None = None  # noqa: N815
+
+
+class Capabilities(Values):
+    drop: list[Name] | None = None
+    add: list[Name] | None = None
+
+
+class ContainerSecurityContext(AnySecurityContext):
+    allowPrivilegeEscalation: bool | None = None  # noqa: N815
+    readOnlyRootFilesystem: bool | None = None  # noqa: N815
+    capabilities: Capabilities | None = None
 
 
 class Service(Values):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"]
     port: Port
     annotations: Texts
+    nodePort: Port | None = None  # noqa: N815
+    clusterIP: Name | None = None  # noqa: N815
+    loadBalancerClass: Name | None = None  # noqa: N815
+    loadBalancerSourceRanges: list[Name] | None = None  # noqa: N815
+    externalTrafficPolicy: Literal["Cluster", "Local"] | None = None  # noqa: N815
+    internalTrafficPolicy: Literal["Cluster", "Local"] | None = None  # noqa: N815
+    sessionAffinity: Literal["None", "ClientIP"] | None = None  # noqa: N815
+    ipFamilyPolicy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None  # noqa: N815
+    ipFamilies: list[Literal["IPv4", "IPv6"]] | None = None  # noqa: N815
+    trafficDistribution: Name | None = None  # noqa: N815
 
 
 class IngressPath(Values):
@@ -328,6 +426,9 @@ def root() -> type[Values]:
     settings = {camel(name): (_kind(name), None) for name in Settings.model_fields if name not in ELSEWHERE}
     kinds: dict[str, Any] = {
         "allowPrefixes": list[Annotated[str, Field(pattern=r"^[^,\s]*$")]],
+        "nameOverride": ObjectName,
+        "fullnameOverride": ObjectName,
+        "commonLabels": Texts,
         "image": Image,
         "replicas": Annotated[int, Field(ge=0)],
         "autoscaling": Autoscaling,
@@ -349,6 +450,20 @@ def root() -> type[Values]:
         ),
         "extraEnv": list[EnvVar],
         "extraEnvFrom": list[EnvFrom],
+        "extraVolumes": list[Named],
+        "extraVolumeMounts": list[VolumeMount],
+        "extraContainers": list[Named],
+        "extraInitContainers": list[Named],
+        "extraPodSpec": dict[str, Any],
+        "extraObjects": list[dict[str, Any] | str],
+        "serviceAccount": ServiceAccount,
+        "strategy": Strategy,
+        "minReadySeconds": NonNegative,
+        "probes": Probes,
+        "containerSecurityContext": ContainerSecurityContext,
+        "topologySpreadConstraints": list[TopologySpreadConstraint],
+        "deploymentAnnotations": Texts,
+        "helmTest": HelmTest,
         "service": Service,
         "ingress": Ingress,
         "httpRoute": HttpRoute,
@@ -368,6 +483,7 @@ def root() -> type[Values]:
     # podSecurityContext may also be null as a whole. A parent chart shares "global" with its subcharts: this chart does
     # not read it, and values.yaml does not have it.
     fields["podSecurityContext"] = (PodSecurityContext | None, None)
+    fields["revisionHistoryLimit"] = (NonNegative | None, None)
     fields["global"] = (dict[str, Any] | None, None)
     return create_model("Whole", __base__=Values, **fields)
 

@@ -36,6 +36,8 @@ ALWAYS = {"Deployment", "Service", "PodDisruptionBudget", "Pod"}
 # What the files in ci/ add.
 ON_DEMAND = {
     "access-values": {"ConfigMap", "Ingress", "Secret"},
+    "extras-values": {"ConfigMap", "LimitRange", "ServiceAccount"},
+    "openshift-values": {"Ingress"},
     "full-values": {"ConfigMap", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy"},
 }
 
@@ -52,9 +54,9 @@ def refusal(tool: Path, *arguments: str) -> str:
 
 
 def container(deployment: Manifest) -> Manifest:
-    (only,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert isinstance(only, dict)
-    return only
+    first = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert isinstance(first, dict)
+    return first
 
 
 def environment(deployment: Manifest) -> dict[str, str]:
@@ -198,7 +200,12 @@ def test_schema_is_closed() -> None:
     opened = {path for path, found in objects(schema) if found.get("additionalProperties") is not False}
 
     assert opened == {
-        ".global", ".nodeSelector", ".podAnnotations", ".podLabels",
+        ".commonLabels", ".deploymentAnnotations", ".extraObjects[]", ".extraPodSpec", ".global", ".nodeSelector",
+        ".podAnnotations", ".podLabels",
+        "ContainerSecurityContext.appArmorProfile", "ContainerSecurityContext.seLinuxOptions",
+        "ContainerSecurityContext.seccompProfile", "Named", "PodSecurityContext.appArmorProfile",
+        "PodSecurityContext.seLinuxOptions", "PodSecurityContext.seccompProfile", "ServiceAccount.annotations",
+        "TopologySpreadConstraint",
         "PolicyDocument.roles",
         "Affinity.nodeAffinity", "Affinity.podAffinity", "Affinity.podAntiAffinity",
         "Dashboard.annotations", "Dashboard.labels", "HttpRoute.annotations", "Ingress.annotations",
@@ -289,6 +296,29 @@ def test_readme_has_every_value() -> None:
         "autoscaling.minReplicas=0",
         "podDisruptionBudget.nope=1",
         "podDisruptionBudget.maxUnavailable=0",
+        "podDisruptionBudget.minAvailable=0",
+        "strategy.type=Roll",
+        "strategy.rollingUpdate.maxSurge=lots",
+        "probes.liveness.httpGet=a",
+        "probes.liveness.periodSeconds=0",
+        "nameOverride=A_b",
+        "fullnameOverride=a.b",
+        "commonLabels.app\\.kubernetes\\.io/name=a",
+        "podLabels.app\\.kubernetes\\.io/instance=a",
+        "serviceAccount.nope=1",
+        "service.nodePort=0",
+        "service.externalTrafficPolicy=Here",
+        "extraVolumes[0].name[0]=a",
+        "extraVolumeMounts[0].name=nope,extraVolumeMounts[0].mountPath=/a",
+        "extraContainers[0].name=gateway",
+        "extraInitContainers[0].name[0]=a",
+        "extraPodSpec.volumes=a",
+        "topologySpreadConstraints[0].whenUnsatisfiable=a",
+        "containerSecurityContext.privileged=true",
+        "containerSecurityContext.runAsUser=0",
+        "podSecurityContext.hostPID=true",
+        "ingress.paths[0].path=v1",
+        "helmTest.nope=1",
         "trustedProxies=10.0.0.0/8",
         "settings.drainPace=0",
         "settings.linger=soon",
@@ -316,7 +346,8 @@ def test_refused_values(tool: Path, setting: str) -> None:
     """A value that the gateway would not understand, or that nothing would read, is refused before the installation."""
     message = refusal(tool, *CHOICE, "--set", setting)
 
-    assert setting.partition("=")[0].rpartition(".")[2].partition("[")[0] in message
+    name = setting.replace("\\.", "·").partition("=")[0].rpartition(".")[2].partition("[")[0].replace("·", ".")
+    assert name in message
 
 
 def test_hardened(tool: Path) -> None:
@@ -374,6 +405,144 @@ def test_host(tool: Path, host: str) -> None:
     assert told["GATEWAY_HOST"] == host
 
 
+def test_openshift(tool: Path) -> None:
+    """Nothing names a user or a group, and no annotation is for another controller."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "openshift-values.yaml")))
+    kept = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+    for spec in (found["Deployment"]["spec"]["template"]["spec"], found["Pod"]["spec"]):
+        assert spec["securityContext"] == kept
+        assert not set(IDS) & set(spec["containers"][0]["securityContext"])
+    assert all("openshift.io/" in name for name in found["Ingress"]["metadata"]["annotations"])
+
+
+@pytest.fixture(name="extras", scope="module")
+def _extras() -> dict[str, Manifest]:
+    """What the values of ci/extras-values.yaml make."""
+    return manifests(template(get_helm(4), "-f", str(CHART / "ci" / "extras-values.yaml")))
+
+
+def test_the_extras_of_the_pod(extras: dict[str, Manifest]) -> None:
+    """Volumes, mounts, containers and further fields are in the pod as they were given, beside the chart's own."""
+    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())
+    spec = extras["Deployment"]["spec"]["template"]["spec"]
+    own, proxy = spec["containers"]
+
+    assert spec["volumes"] == given["extraVolumes"]
+    assert own["volumeMounts"] == given["extraVolumeMounts"]
+    assert proxy == given["extraContainers"][0]
+    assert spec["initContainers"] == given["extraInitContainers"]
+    assert given["extraPodSpec"].items() <= spec.items()
+    assert spec["serviceAccountName"] == extras["ServiceAccount"]["metadata"]["name"] == "demo-gateway"
+    assert spec["automountServiceAccountToken"] is extras["ServiceAccount"]["automountServiceAccountToken"] is False
+    zone, host = spec["topologySpreadConstraints"]
+    assert zone["labelSelector"] == extras["Deployment"]["spec"]["selector"]
+    assert host["labelSelector"] == {"matchLabels": {"tier": "edge"}}
+    assert own["startupProbe"]["failureThreshold"] == 60
+    assert own["readinessProbe"]["initialDelaySeconds"] == 1
+    assert own["livenessProbe"]["httpGet"]["path"] == "/livez"
+    together = manifests(
+        template(get_helm(4), "-f", str(CHART / "ci" / "extras-values.yaml"), "--set", "token.existingSecret=a")
+    )["Deployment"]["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in together["volumes"]] == ["token", "ca"]
+    assert [mount["name"] for mount in together["containers"][0]["volumeMounts"]] == ["token", "ca"]
+
+
+def test_security_contexts(extras: dict[str, Manifest]) -> None:
+    """Fields are added, and null removes one; large numbers stay numbers."""
+    spec = extras["Deployment"]["spec"]["template"]["spec"]
+
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "supplementalGroups": [1000680000],
+        "seLinuxOptions": {"level": "s0:c26,c5"},
+    }
+    assert spec["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
+        "runAsUser": 1000680000,
+    }
+    assert extras["Pod"]["spec"]["securityContext"] == spec["securityContext"]
+
+
+def test_rollouts(tool: Path, extras: dict[str, Manifest]) -> None:
+    """The strategy, the pace and the history are the values'; Recreate has no parameters."""
+    spec = extras["Deployment"]["spec"]
+    recreated = manifests(template(tool, *CHOICE, "--set", "strategy.type=Recreate"))["Deployment"]["spec"]
+
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 1}}
+    assert (spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (0, 0)
+    assert extras["Deployment"]["metadata"]["annotations"] == {"example.com/reload": "true"}
+    assert recreated["strategy"] == {"type": "Recreate"}
+    assert "revisionHistoryLimit" not in recreated
+    assert extras["PodDisruptionBudget"]["spec"]["minAvailable"] == "60%"
+    assert "maxUnavailable" not in extras["PodDisruptionBudget"]["spec"]
+
+
+def test_names_and_labels(tool: Path, extras: dict[str, Manifest]) -> None:
+    """All objects have the labels, and no selector has them: a selector cannot change later."""
+    for kind, found in extras.items():
+        assert found["metadata"]["name"].startswith("demo-gateway"), kind
+        if kind != "ConfigMap":  # an extra object says itself what it has
+            assert found["metadata"]["labels"]["team"] == "platform", kind
+    pods = extras["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    selector = {"app.kubernetes.io/name": "gateway", "app.kubernetes.io/instance": "demo"}
+    assert {"team": "platform", "sidecar.istio.io/inject": "false"}.items() <= pods.items()
+    assert extras["Deployment"]["spec"]["selector"]["matchLabels"] == selector
+    assert extras["Service"]["spec"]["selector"] == selector
+    assert not selector.items() <= extras["Pod"]["metadata"]["labels"].items()
+    for values, name in (
+        ("fullnameOverride=edge", "edge"),
+        ("nameOverride=demo", "demo"),
+        ("nameOverride=b,fullnameOverride=a", "a"),
+        (f"nameOverride={'n' * 63}", f"demo-{'n' * 58}"),
+    ):
+        found = manifests(template(tool, *CHOICE, "--set", values))
+        assert {one["metadata"]["name"] for one in found.values() if one["kind"] != "Pod"} == {name}
+
+
+def test_service(tool: Path, extras: dict[str, Manifest]) -> None:
+    """Further fields are in the Service's spec; without them, there are none."""
+    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["service"]
+    plain = manifests(template(tool, *CHOICE))["Service"]["spec"]
+    balanced = manifests(
+        template(tool, *CHOICE, "--set", "service.type=LoadBalancer,service.loadBalancerSourceRanges={10.0.0.0/8}")
+    )["Service"]["spec"]
+
+    (port,) = extras["Service"]["spec"]["ports"]
+    assert port["nodePort"] == given.pop("nodePort")
+    assert given.items() <= extras["Service"]["spec"].items()
+    assert set(plain) == {"type", "selector", "ports"}
+    assert "nodePort" not in plain["ports"][0]
+    assert balanced["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+
+
+def test_extra_objects(extras: dict[str, Manifest]) -> None:
+    """They are rendered with the chart's own templates, as YAML and as text."""
+    assert extras["ConfigMap"]["metadata"]["name"] == "demo-gateway-more"
+    assert extras["ConfigMap"]["data"] == {"release": "demo"}
+    assert extras["LimitRange"]["metadata"]["labels"]["app.kubernetes.io/name"] == "gateway"
+
+
+def test_the_token_of_the_test_pod(tool: Path, extras: dict[str, Manifest]) -> None:
+    """`helm test` needs a token where clients need one: its own, or that of all; and it can be left out."""
+    (only,) = extras["Pod"]["spec"]["containers"]
+    of_all = manifests(template(tool, *CHOICE, "--set", "token.existingSecret=a,token.key=b"))["Pod"]["spec"]
+
+    def secret(one: Manifest) -> object:
+        (found,) = [item["valueFrom"]["secretKeyRef"] for item in one["env"] if item["name"] == "GATEWAY_TOKEN"]
+        return found
+
+    assert secret(only) == {"name": "tester", "key": "bearer"}
+    assert secret(of_all["containers"][0]) == {"name": "a", "key": "b"}
+    assert "Pod" not in manifests(template(tool, *CHOICE, "--set", "helmTest.enabled=false"))
+
+
 EXTRA = """
 extraEnv:
   - {name: TZ, value: Europe/Berlin}
@@ -405,11 +574,11 @@ def test_further_environment(tool: Path, tmp_path: Path, kubernetes: str) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
-def test_further_environment_says_nothing_twice(tool: Path, values: Path) -> None:
+def test_further_environment_says_nothing_twice() -> None:
     """A variable that the chart sets is refused: of two variables with one name Kubernetes takes the last, and loses
     one of them at the next upgrade.
     """
+    tool, values = get_helm(4), CHART / "ci" / "full-values.yaml"
     for name in environment(manifests(template(tool, "-f", str(values)))["Deployment"]):
         assert f"extraEnv must not set {name}" in refusal(tool, "-f", str(values), "--set", f"extraEnv[0].name={name}")
     twice = "extraEnv[0].name=TZ,extraEnv[1].name=TZ"

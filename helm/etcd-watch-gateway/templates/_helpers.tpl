@@ -1,22 +1,40 @@
+{{- /* The name of the objects. */ -}}
 {{- define "gateway.name" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- $app := include "gateway.app" . -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains $app .Release.Name -}}
 {{ .Release.Name | trunc 63 | trimSuffix "-" }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{ printf "%s-%s" .Release.Name $app | trunc 63 | trimSuffix "-" }}
 {{- end -}}
+{{- end -}}
+
+{{- define "gateway.app" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- /* Never change these labels: a Deployment's selector is immutable. */ -}}
 {{- define "gateway.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "gateway.app" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "gateway.labels" -}}
+{{- define "gateway.ownLabels" -}}
 {{ include "gateway.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ include "gateway.chart" . }}
+{{- end -}}
+
+{{- define "gateway.labels" -}}
+{{- include "gateway.labelsAnd" (list . dict) -}}
+{{- end -}}
+
+{{- /* The labels of an object that has further ones. Takes a list: the root, the further labels. */ -}}
+{{- define "gateway.labelsAnd" -}}
+{{- $root := index . 0 -}}
+{{- toYaml (merge (include "gateway.ownLabels" $root | fromYaml) (deepCopy (index . 1)) $root.Values.commonLabels) -}}
 {{- end -}}
 
 {{- define "gateway.chart" -}}
@@ -38,28 +56,36 @@ helm.sh/chart: {{ include "gateway.chart" . }}
 {{- end -}}
 
 {{- define "gateway.podSecurity" -}}
-securityContext:
-  runAsNonRoot: true
-  {{- range $name, $value := .Values.podSecurityContext }}
-  {{- if not (kindIs "invalid" $value) }}
-  {{ $name }}: {{ int64 $value }}
-  {{- end }}
-  {{- end }}
-  seccompProfile:
-    type: RuntimeDefault
+{{- $context := .Values.podSecurityContext | default (dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault")) -}}
+securityContext: {{- include "gateway.securityContext" $context | trim | nindent 2 }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
   {{- end }}
 {{- end }}
+{{- with include "gateway.serviceAccount" . }}
+serviceAccountName: {{ . }}
+{{- end }}
 {{- end -}}
 
-{{- define "gateway.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
+{{- /* A security context without nulls. Helm reads numbers as floats, and would write 1000680000 as 1.00068e+09. */ -}}
+{{- define "gateway.securityContext" -}}
+{{- range $name, $value := . }}
+{{- if kindIs "float64" $value }}
+{{ $name }}: {{ int64 $value }}
+{{- else if eq $name "supplementalGroups" }}
+{{ $name }}: [{{ range $index, $group := $value }}{{ if $index }}, {{ end }}{{ int64 $group }}{{ end }}]
+{{- else if not (kindIs "invalid" $value) }}
+{{ dict $name $value | toYaml }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "gateway.serviceAccount" -}}
+{{- with .Values.serviceAccount -}}
+{{- if .create -}}{{ .name | default (include "gateway.name" $) }}{{- else -}}{{ .name }}{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* The nodes on which pods may run. */ -}}
@@ -123,6 +149,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- $named = append $named .name -}}
 {{- end -}}
+{{- include "gateway.checkExtras" . -}}
 {{- $needed := add .Values.preStopSeconds .Values.drainWindowSeconds .Values.drainTimeoutSeconds -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $needed) -}}
 {{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSeconds + drainWindowSeconds + drainTimeoutSeconds (%d); otherwise the kubelet kills the pod before its streams are closed" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
@@ -148,7 +175,7 @@ affinity: {{- toYaml . | nindent 2 }}
 
 {{- /* Labels of the `helm test` pod. Not the gateway's selector: otherwise the Service would send clients to this pod. */ -}}
 {{- define "gateway.tester" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}-test
+app.kubernetes.io/name: {{ include "gateway.app" . | trunc 58 | trimSuffix "-" }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
