@@ -316,6 +316,9 @@ class NetworkPolicy(Values):
     clients: list[Peer]
     metrics: list[Peer]
     etcd: list[Peer]
+    issuer: list[Peer]
+    extraIngress: list[dict[str, Any]]  # noqa: N815
+    extraEgress: list[dict[str, Any]]  # noqa: N815
 
 
 class Amounts(Values):
@@ -360,10 +363,29 @@ class TlsConfig(Values):
     insecureSkipVerify: bool | None = None  # noqa: N815
 
 
+class Authorization(Values):
+    type: Name | None = None
+    credentials: KeyRef | None = None
+
+
+class Relabeling(Values):
+    action: Name | None = None
+    modulus: int | None = None
+    regex: str | None = None
+    replacement: str | None = None
+    separator: str | None = None
+    sourceLabels: list[Name] | None = None  # noqa: N815
+    targetLabel: Name | None = None  # noqa: N815
+
+
 class ServiceMonitor(Values):
     enabled: bool
     labels: Texts
     interval: Period
+    scrapeTimeout: Period | None = None  # noqa: N815
+    authorization: Authorization
+    relabelings: list[Relabeling]
+    metricRelabelings: list[Relabeling]  # noqa: N815
     tlsConfig: TlsConfig  # noqa: N815
 
 
@@ -378,10 +400,16 @@ class Thresholds(Values):
     nearCap: Annotated[float, Field(gt=0, le=1)]  # noqa: N815
 
 
+class Severities(Values):
+    critical: Name
+    warning: Name
+
+
 class PrometheusRule(Values):
     enabled: bool
     labels: Texts
-    runbookUrl: Annotated[str, Field(pattern=r"^[^\s#]*$")]  # noqa: N815
+    severities: Severities
+    runbookUrl: Annotated[str, Field(pattern=r"^(https?://[^\s#]+)?$")]  # noqa: N815
     selector: Matchers
     etcdMetrics: bool  # noqa: N815
     etcdSelector: Matchers  # noqa: N815

@@ -259,12 +259,12 @@ def test_every_alert_is_seeded() -> None:
 
 
 def test_etcd_of_our_own(tmp_path: Path) -> None:
-    """If only gateways use etcd, watches that no gateway knows of are a page."""
+    """If only gateways use etcd, watches that no gateway knows of are critical."""
     arguments = (*ON, "--set", "etcd.shared=false")
 
     for name in ("EtcdWatchStreamsGrow", "EtcdWatchersGrow"):
         given, soon = SEEDS[name]
-        check(tmp_path, given, {START - 0.5: set(), START + soon: {(name, "page")}}, *arguments)
+        check(tmp_path, given, {START - 0.5: set(), START + soon: {(name, "critical")}}, *arguments)
     assert {name for name, rule in alerts(*arguments).items() if rule != alerts()[name]} == {
         "EtcdWatchStreamsGrow",
         "EtcdWatchersGrow",
@@ -447,9 +447,9 @@ def test_quiet(name: str, tmp_path: Path) -> None:
     check(tmp_path, QUIET[name](), {END: set()}, *ON, "--set", "etcd.shared=false")
 
 
-def test_a_client_cannot_page(tmp_path: Path) -> None:
+def test_a_client_cannot_cause_what_is_critical(tmp_path: Path) -> None:
     """A client that comes back every second with the same old cursor, and a client that is always too slow, cause a
-    warning, not a page.
+    warning, not critical.
     """
     mad = world(
         {
@@ -485,29 +485,29 @@ def test_rules(values: tuple[str, ...], tmp_path: Path) -> None:
     """promtool accepts the rules; each states its severity, what is wrong, what to do, and where to read on."""
     (tmp_path / "rules.yaml").write_text(json.dumps(rendered(*values)), encoding="utf-8")
     done = promtool("check", "rules", tmp_path / "rules.yaml")
-    base = "docs/runbook.md" if values is ON else "https://wiki.example/etcd-watch-gateway/runbook"
+    base = None if values is ON else "https://wiki.example/etcd-watch-gateway/runbook"
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"SUCCESS: {len(alerts(*values))} rules found" in done.stdout
     for name, rule in alerts(*values).items():
-        assert rule["labels"]["severity"] in ("page", "warning")
-        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description", *(["runbook_url"] if base else [])}
         assert all(rule["annotations"].values())
-        assert rule["annotations"]["runbook_url"] == f"{base}#{name.lower()}"
+        assert rule["annotations"].get("runbook_url") == (f"{base}#{name.lower()}" if base else None)
 
 
-def test_no_runbook() -> None:
-    """An empty runbook base leaves out the annotation, and nothing else."""
-    bare = alerts(*ON, "--set", "prometheusRule.runbookUrl=")
+def test_severities_of_ones_own() -> None:
+    """The label's values can be those that Alertmanager's routes expect; nothing else changes."""
+    own = alerts(*ON, "--set", "prometheusRule.severities.critical=page")
 
     for name, rule in alerts().items():
-        annotations = {key: text for key, text in rule["annotations"].items() if key != "runbook_url"}
-        assert bare[name] == {**rule, "annotations": annotations}
+        severity = rule["labels"]["severity"].replace("critical", "page")
+        assert own[name] == {**rule, "labels": {**rule["labels"], "severity": severity}}
 
 
-def test_pages_are_ours() -> None:
-    """Nothing pages that another client of etcd, or a client of the gateway, can cause alone."""
-    assert {name for name, rule in alerts().items() if rule["labels"]["severity"] == "page"} == {
+def test_what_is_critical_is_ours() -> None:
+    """Nothing is critical that another client of etcd, or a client of the gateway, can cause alone."""
+    assert {name for name, rule in alerts().items() if rule["labels"]["severity"] == "critical"} == {
         "GatewayWatchersAboveFeeds",
         "GatewayWatchStreamsAboveMax",
         "GatewaySubscribersWithoutStream",
@@ -573,8 +573,8 @@ def test_runbook() -> None:
     assert sorted(name for name, _ in entries) == sorted(alerts())
     for name, entry in entries:
         assert re.findall(r"^\*\*(\w+)\*\*", entry, re.MULTILINE) == ["Means", "Look", "Do"], name
-    pages = text[text.index("## Pages") : text.index("## Warnings")]
+    critical = text[text.index("## Critical") : text.index("## Warnings")]
     severities = {name: rule["labels"]["severity"] for name, rule in alerts().items()}
-    assert {name for name in severities if f"### {name}\n" in pages} == {
-        name for name, severity in severities.items() if severity == "page"
+    assert {name for name in severities if f"### {name}\n" in critical} == {
+        name for name, severity in severities.items() if severity == "critical"
     }

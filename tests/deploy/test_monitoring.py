@@ -120,14 +120,14 @@ async def evaluated(server: Prometheus) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("kv")
 async def test_leaks_are_found(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    """Each leak fires its own page, at its own gateway; a client that leaks at etcd fires a warning. The healthy
-    gateway between them, with the same clients, fires nothing.
+    """Each leak fires its own critical alert, at its own gateway; a client that leaks at etcd fires a warning. The
+    healthy gateway between them, with the same clients, fires nothing.
     """
     expected = {
-        ("GatewayWatchersAboveFeeds", "page", "watches"),
-        ("GatewayWatchStreamsAboveMax", "page", "streams"),
-        ("GatewaySubscribersWithoutStream", "page", "leases"),
-        ("GatewayFeedsGrow", "page", "lingers"),
+        ("GatewayWatchersAboveFeeds", "critical", "watches"),
+        ("GatewayWatchStreamsAboveMax", "critical", "streams"),
+        ("GatewaySubscribersWithoutStream", "critical", "leases"),
+        ("GatewayFeedsGrow", "critical", "lingers"),
         ("EtcdWatchStreamsGrow", "warning", ""),
         ("EtcdWatchersGrow", "warning", ""),
     }

@@ -173,6 +173,14 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- toJson (uniq $ports) -}}
 {{- end -}}
 
+{{- /* The port of the issuer's keys, if settings.jwtJwks is a URL; else empty. */ -}}
+{{- define "gateway.issuerPort" -}}
+{{- $url := urlParse (.Values.settings.jwtJwks | default "") -}}
+{{- if has $url.scheme (list "http" "https") -}}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* Labels of the `helm test` pod. Not the gateway's selector: otherwise the Service would send clients to this pod. */ -}}
 {{- define "gateway.tester" -}}
 app.kubernetes.io/name: {{ include "gateway.app" . | trunc 58 | trimSuffix "-" }}-test
