@@ -81,6 +81,21 @@ def audited(server: GatewayProcess, **wanted: object) -> list[dict[str, object]]
     return [line for line in lines if all(line.get(name) == value for name, value in wanted.items())]
 
 
+# Notes every EventSource of the page, and what it receives.
+WATCHED = """() => {
+  window.sources = [];
+  window.seen = [];
+  window.EventSource = class extends EventSource {
+    constructor(url) {
+      super(url);
+      window.sources.push(this);
+      for (const type of ['reset', 'put', 'close'])
+        this.addEventListener(type, (event) => window.seen.push(JSON.parse(event.data)));
+    }
+  };
+}"""
+
+
 async def shown(tab: Page, **wanted: str) -> None:
     """Wait until the page has seen such an event. The page's CSP forbids playwright's own way to wait."""
 
@@ -93,14 +108,8 @@ async def shown(tab: Page, **wanted: str) -> None:
 async def test_the_page_of_the_docs(tab: Page, replicas: Replicas) -> None:
     """It follows by EventSource through the cookie, which no script sees; after the logout the stream ends."""
     await tab.goto(replicas.plain.base)
-    follow = f"""async (token) => {{
-      {EXAMPLE}
-      window.seen = [];
-      for (const type of ['put', 'close'])
-        source.addEventListener(type, (event) => window.seen.push(JSON.parse(event.data)));
-      source.addEventListener('error', () => source.close());
-    }}"""
-    await tab.evaluate(follow, TOKEN)
+    await tab.evaluate(WATCHED)
+    await tab.evaluate(f"async (token) => {{ {EXAMPLE} }}", TOKEN)
     await shown(tab, value="1")
     await replicas.client.put("/svc/a", "2")
     await shown(tab, value="2")
@@ -109,8 +118,16 @@ async def test_the_page_of_the_docs(tab: Page, replicas: Replicas) -> None:
     assert (cookie["name"], cookie["httpOnly"], cookie["secure"]) == (COOKIE, True, True)
     assert (cookie["sameSite"], cookie["path"]) == ("Strict", "/")
 
+    # As after a sleep: the cookie is gone, and the EventSource has given up. The page begins again, and resumes.
+    await tab.context.clear_cookies()
+    await tab.evaluate("sources[0].close(); sources[0].dispatchEvent(new Event('error'));")
+    await replicas.client.put("/svc/a", "3")
+    await shown(tab, value="3")
+    assert await tab.evaluate("seen.filter((event) => event.type === 'reset').length") == 1
+
     assert await tab.evaluate("fetch('/v1/session', {method: 'DELETE'}).then((answer) => answer.status)") == 204
     await shown(tab, reason="revoked")
+    assert await tab.evaluate("sources.map((source) => source.readyState)") == [2, 2]
     assert await tab.context.cookies() == []
     assert await tab.evaluate("fetch('/v1/kv?prefix=/svc/').then((answer) => answer.status)") == 401
     assert audited(replicas.plain, decision="joined", identity="token:dash")
@@ -180,8 +197,8 @@ async def test_two_replicas(replicas: Replicas) -> None:
             await stream.until("synced")
         assert (await secured.delete("/v1/session", headers=headers)).status_code == 204
         assert (await here.until("close"))[-1].data["reason"] == "revoked"
-        await replicas.client.put("/svc/a", "3")
-        assert [event.data["value"] for event in await there.changes(1)] == ["3"]
+        await replicas.client.put("/svc/a", "4")
+        assert [event.data["value"] for event in await there.changes(1)] == ["4"]
         secured.cookies.clear()
         assert (await secured.get("/v1/access", headers=headers)).status_code == 401
         assert (await plain.get("/v1/access", headers=headers)).json()["identity"] == "token:dash"
@@ -194,7 +211,9 @@ async def test_behind_a_proxy(replicas: Replicas) -> None:
     host = {"Host": "gateway.example"}
     async with replicas.http(replicas.plain) as http:
         refused = await http.post("/v1/session", headers=BEARER | host)
-        begun = await http.post("/v1/session", headers=BEARER | host | {"X-Forwarded-Proto": "https"})
+        # The body means nothing, and does not disturb the next request of the connection.
+        https = host | {"X-Forwarded-Proto": "https"}
+        begun = await http.post("/v1/session", headers=BEARER | https, content=b"GET / HTTP/1.1\r\n\r\n" * 50_000)
         overheard = await http.post("/v1/session", headers=BEARER | host | {"X-Forwarded-Proto": "http"})
     outside = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
     assert (refused.status_code, refused.json()["code"]) == (400, "https-required")
