@@ -56,7 +56,7 @@ types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/python -m mypy
 
 helm: $(INSTALLED)  ## test the chart: lint, schema, manifests, NOTES (and lint the Dockerfile)
-	$(BIN)/python -m pytest tests/deploy/test_chart.py $(ARGS)
+	$(BIN)/python -m pytest tests/deploy/test_chart*.py $(ARGS)
 
 chart: $(INSTALLED)  ## write the chart's values.schema.json and README.md from their sources
 	$(BIN)/python tools/chart.py

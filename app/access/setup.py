@@ -121,7 +121,7 @@ def _sessions(settings: Settings, path: Path, *, wall: Clock) -> tuple[Sessions,
     from .sessions import MAX_KEY_FILE, Sessions, keys_parser
 
     # A cookie stands for a JWT that was compared with these.
-    relied_on = (settings.jwt_issuer, *settings.jwt_audience)
+    relied_on = (settings.jwt_issuer, settings.jwt_roles_claim, *settings.jwt_audience)
     keys = WatchedFile(path, "session_key_file", keys_parser(relied_on), MAX_KEY_FILE, OF_ACCESS)
     return Sessions(keys, wall=wall), keys
 

@@ -13,13 +13,27 @@ from pathlib import Path
 import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from app.access.policy_file import parse_policy
-from app.access.tokens import parse_tokens
 from app.settings import Settings
-from tests.support import gateway_api, helm
-from tests.support.chart import CHART, CHOICE, TOP, Manifest, get_helm, manifests, run, template
+from tests.support import gateway_api
+from tests.support.chart import (
+    CHART,
+    CHOICE,
+    KUBERNETES,
+    TOP,
+    Manifest,
+    container,
+    environment,
+    get_helm,
+    manifests,
+    mounted,
+    notes,
+    refusal,
+    run,
+    template,
+    unknown_fields,
+    validated,
+)
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.gateway import gateway
 from tests.support.waiting import HANG
@@ -28,8 +42,6 @@ from tools import chart
 pytestmark = pytest.mark.process  # helm is a process
 
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
-# The oldest version that Chart.yaml allows, one in the middle, and the newest that kubernetes-validate 1.37.0 has.
-KUBERNETES = ("1.25", "1.31", "1.37")
 # The Prometheus operator's kinds.
 OPERATOR = ("ServiceMonitor", "PrometheusRule")
 # The kinds that are always there, and what `helm test` adds.
@@ -43,35 +55,6 @@ ON_DEMAND = {
 }
 
 
-@pytest.fixture(name="tool", params=sorted(helm.WHEELS), ids="helm{}".format)
-def _tool(request: pytest.FixtureRequest) -> Path:
-    return get_helm(request.param)
-
-
-def refusal(tool: Path, *arguments: str) -> str:
-    done = run(tool, "template", "demo", CHART, *arguments)
-    assert done.returncode != 0, done.stdout
-    return done.stderr
-
-
-def container(deployment: Manifest) -> Manifest:
-    first = deployment["spec"]["template"]["spec"]["containers"][0]
-    assert isinstance(first, dict)
-    return first
-
-
-def environment(deployment: Manifest) -> dict[str, str]:
-    """The environment of the process; the values from a Secret are unknown here."""
-    return {item["name"]: item.get("value", "of-a-secret") for item in container(deployment)["env"]}
-
-
-def notes(*arguments: str) -> str:
-    """The text that `helm install` ends with. Helm 3 needs a cluster for the text, Helm 4 does not."""
-    done = run(get_helm(4), "install", "demo", CHART, "--namespace", "here", "--dry-run=client", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.partition("NOTES:\n")[2]
-
-
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_lint(tool: Path, values: Path) -> None:
     """`helm lint --strict` finds no fault with the values of ci/."""
@@ -80,22 +63,6 @@ def test_lint(tool: Path, values: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout
     assert "[ERROR]" not in done.stdout
-
-
-def validated(text: str, kubernetes: str) -> set[str]:
-    """The kinds whose objects Kubernetes' own schemas accept; other kinds have no schema there.
-
-    Raises:
-        ValidationError: an object has a field that Kubernetes does not know, or a value of the wrong type.
-    """
-    found = set()
-    for kind, manifest in manifests(text).items():
-        try:
-            kubernetes_validate.validate(manifest, kubernetes, strict=True)
-        except kubernetes_validate.SchemaNotFoundError:
-            continue
-        found.add(kind)
-    return found
 
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
@@ -113,29 +80,6 @@ def test_kubernetes_validate_bites(tool: Path) -> None:
     """The check above finds a misspelling."""
     with pytest.raises(kubernetes_validate.ValidationError, match="minReadySecond"):
         validated(template(tool, *CHOICE).replace("minReadySeconds", "minReadySecond"), KUBERNETES[1])
-
-
-def vanished(given: object, kept: object, path: str = "") -> Iterator[str]:
-    """The paths of what is in *given* and not in *kept*."""
-    if isinstance(given, dict) and isinstance(kept, dict):
-        for name, inner in given.items():
-            if name in kept:
-                yield from vanished(inner, kept[name], f"{path}.{name}")
-            else:
-                yield f"{path}.{name}"
-    elif isinstance(given, list) and isinstance(kept, list):
-        for number, (inner, other) in enumerate(zip(given, kept, strict=True)):
-            yield from vanished(inner, other, f"{path}[{number}]")
-
-
-def unknown_fields(manifest: Manifest) -> list[str]:
-    """Fields that the operator's kind does not have: its models accept them silently, and drop them."""
-    # Imported here, because these models take 4 s of CPU and every worker imports every test file.
-    from cloudcoil.models.prometheus_operator import v1
-
-    kind: type[BaseModel] = getattr(v1, manifest["kind"])
-    model = kind.model_validate(manifest)
-    return list(vanished(manifest, model.model_dump(by_alias=True, mode="json", exclude_unset=True)))
 
 
 @pytest.mark.parametrize("admin_port", [0, 9090])
@@ -392,35 +336,6 @@ def test_hardened(tool: Path) -> None:
     }
 
 
-# OpenShift's restricted-v2 requires that the chart sets no ids.
-IDS = ("runAsUser", "runAsGroup", "fsGroup")
-NO_IDS = tuple(f"--set=podSecurityContext.{name}=null" for name in IDS)
-
-
-@pytest.mark.parametrize(
-    "arguments", [NO_IDS, ("--set-json", "podSecurityContext=null"), ("-f", "FILE")], ids=["each", "whole", "file"]
-)
-def test_ids_of_the_cluster(tool: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """null removes the chart's ids, also from the pod of `helm test`; the other restrictions stay."""
-    file = tmp_path / "values.yaml"
-    file.write_text("podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n")
-    found = manifests(template(tool, *CHOICE, *(str(file) if each == "FILE" else each for each in arguments)))
-
-    for spec in (found["Deployment"]["spec"]["template"]["spec"], found["Pod"]["spec"]):
-        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-
-
-def test_ids_of_ones_own(tool: Path) -> None:
-    """Each id can be set alone; a number that OpenShift gives stays a number, and the group 0 stays 0."""
-    ids = "podSecurityContext.runAsUser=1000680000,podSecurityContext.runAsGroup=0,podSecurityContext.fsGroup=null"
-    pod = manifests(template(tool, *CHOICE, "--set", ids))["Deployment"]["spec"]["template"]["spec"]
-
-    assert {name: value for name, value in pod["securityContext"].items() if name in IDS} == {
-        "runAsUser": 1000680000,
-        "runAsGroup": 0,
-    }
-
-
 @pytest.mark.parametrize("host", ["", "::", "10.0.0.1"])
 def test_host(tool: Path, host: str) -> None:
     """The pod listens on both address families, unless the values name one."""
@@ -428,184 +343,6 @@ def test_host(tool: Path, host: str) -> None:
     told = environment(manifests(template(tool, *CHOICE, *arguments))["Deployment"])
 
     assert told["GATEWAY_HOST"] == host
-
-
-def test_openshift(tool: Path) -> None:
-    """Nothing names a user or a group, and no annotation is for another controller."""
-    found = manifests(template(tool, "-f", str(CHART / "ci" / "openshift-values.yaml")))
-    kept = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-
-    for spec in (found["Deployment"]["spec"]["template"]["spec"], found["Pod"]["spec"]):
-        assert spec["securityContext"] == kept
-        assert not set(IDS) & set(spec["containers"][0]["securityContext"])
-    assert all("openshift.io/" in name for name in found["Ingress"]["metadata"]["annotations"])
-
-
-@pytest.fixture(name="extras", scope="module")
-def _extras() -> dict[str, Manifest]:
-    """What the values of ci/extras-values.yaml make."""
-    return manifests(template(get_helm(4), "-f", str(CHART / "ci" / "extras-values.yaml")))
-
-
-def test_the_extras_of_the_pod(extras: dict[str, Manifest]) -> None:
-    """Volumes, mounts, containers and further fields are in the pod as they were given, beside the chart's own."""
-    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())
-    spec = extras["Deployment"]["spec"]["template"]["spec"]
-    own, proxy = spec["containers"]
-
-    assert spec["volumes"] == given["extraVolumes"]
-    assert own["volumeMounts"] == given["extraVolumeMounts"]
-    assert proxy == given["extraContainers"][0]
-    assert spec["initContainers"] == given["extraInitContainers"]
-    assert given["extraPodSpec"].items() <= spec.items()
-    assert spec["serviceAccountName"] == extras["ServiceAccount"]["metadata"]["name"] == "demo-gateway"
-    assert spec["automountServiceAccountToken"] is extras["ServiceAccount"]["automountServiceAccountToken"] is False
-    zone, host = spec["topologySpreadConstraints"]
-    assert zone["labelSelector"] == extras["Deployment"]["spec"]["selector"]
-    assert host["labelSelector"] == {"matchLabels": {"tier": "edge"}}
-    assert own["startupProbe"]["failureThreshold"] == 60
-    assert own["readinessProbe"]["initialDelaySeconds"] == 1
-    assert own["livenessProbe"]["httpGet"]["path"] == "/livez"
-    together = manifests(
-        template(get_helm(4), "-f", str(CHART / "ci" / "extras-values.yaml"), "--set", "token.existingSecret=a")
-    )["Deployment"]["spec"]["template"]["spec"]
-    assert [volume["name"] for volume in together["volumes"]] == ["token", "ca"]
-    assert [mount["name"] for mount in together["containers"][0]["volumeMounts"]] == ["token", "ca"]
-
-
-def test_security_contexts(extras: dict[str, Manifest]) -> None:
-    """Fields are added, and null removes one; large numbers stay numbers."""
-    spec = extras["Deployment"]["spec"]["template"]["spec"]
-
-    assert spec["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": 65532,
-        "runAsGroup": 65532,
-        "fsGroup": 65532,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "supplementalGroups": [1000680000],
-        "seLinuxOptions": {"level": "s0:c26,c5"},
-    }
-    assert spec["containers"][0]["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
-        "runAsUser": 1000680000,
-    }
-    assert extras["Pod"]["spec"]["securityContext"] == spec["securityContext"]
-
-
-def test_rollouts(tool: Path, extras: dict[str, Manifest]) -> None:
-    """The strategy, the pace and the history are the values'; Recreate has no parameters."""
-    spec = extras["Deployment"]["spec"]
-    recreated = manifests(template(tool, *CHOICE, "--set", "strategy.type=Recreate"))["Deployment"]["spec"]
-
-    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 1}}
-    assert (spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (0, 0)
-    assert extras["Deployment"]["metadata"]["annotations"] == {"example.com/reload": "true"}
-    assert recreated["strategy"] == {"type": "Recreate"}
-    assert "revisionHistoryLimit" not in recreated
-    assert extras["PodDisruptionBudget"]["spec"]["minAvailable"] == "60%"
-    assert "maxUnavailable" not in extras["PodDisruptionBudget"]["spec"]
-
-
-def test_names_and_labels(tool: Path, extras: dict[str, Manifest]) -> None:
-    """All objects have the labels, and no selector has them: a selector cannot change later."""
-    for kind, found in extras.items():
-        assert found["metadata"]["name"].startswith("demo-gateway"), kind
-        if kind != "ConfigMap":  # an extra object says itself what it has
-            assert found["metadata"]["labels"]["team"] == "platform", kind
-    pods = extras["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    selector = {"app.kubernetes.io/name": "gateway", "app.kubernetes.io/instance": "demo"}
-    assert {"team": "platform", "sidecar.istio.io/inject": "false"}.items() <= pods.items()
-    assert extras["Deployment"]["spec"]["selector"]["matchLabels"] == selector
-    assert extras["Service"]["spec"]["selector"] == selector
-    assert not selector.items() <= extras["Pod"]["metadata"]["labels"].items()
-    for values, name in (
-        ("fullnameOverride=edge", "edge"),
-        ("nameOverride=demo", "demo"),
-        ("nameOverride=b,fullnameOverride=a", "a"),
-        (f"nameOverride={'n' * 63}", f"demo-{'n' * 58}"),
-    ):
-        found = manifests(template(tool, *CHOICE, "--set", values))
-        assert {one["metadata"]["name"] for one in found.values() if one["kind"] != "Pod"} == {name}
-
-
-def test_service(tool: Path, extras: dict[str, Manifest]) -> None:
-    """Further fields are in the Service's spec; without them, there are none."""
-    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["service"]
-    plain = manifests(template(tool, *CHOICE))["Service"]["spec"]
-    balanced = manifests(
-        template(tool, *CHOICE, "--set", "service.type=LoadBalancer,service.loadBalancerSourceRanges={10.0.0.0/8}")
-    )["Service"]["spec"]
-
-    (port,) = extras["Service"]["spec"]["ports"]
-    assert port["nodePort"] == given.pop("nodePort")
-    assert given.items() <= extras["Service"]["spec"].items()
-    assert set(plain) == {"type", "selector", "ports"}
-    assert "nodePort" not in plain["ports"][0]
-    assert balanced["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
-
-
-def test_extra_objects(extras: dict[str, Manifest]) -> None:
-    """They are rendered with the chart's own templates, as YAML and as text."""
-    assert extras["ConfigMap"]["metadata"]["name"] == "demo-gateway-more"
-    assert extras["ConfigMap"]["data"] == {"release": "demo"}
-    assert extras["LimitRange"]["metadata"]["labels"]["app.kubernetes.io/name"] == "gateway"
-
-
-def test_the_token_of_the_test_pod(tool: Path, extras: dict[str, Manifest]) -> None:
-    """`helm test` needs a token where clients need one: its own, or that of all; and it can be left out."""
-    (only,) = extras["Pod"]["spec"]["containers"]
-    of_all = manifests(template(tool, *CHOICE, "--set", "token.existingSecret=a,token.key=b"))["Pod"]["spec"]
-
-    def secret(one: Manifest) -> object:
-        (found,) = [item["valueFrom"]["secretKeyRef"] for item in one["env"] if item["name"] == "GATEWAY_TOKEN"]
-        return found
-
-    assert secret(only) == {"name": "tester", "key": "bearer"}
-    assert secret(of_all["containers"][0]) == {"name": "a", "key": "b"}
-    assert "Pod" not in manifests(template(tool, *CHOICE, "--set", "helmTest.enabled=false"))
-
-
-EXTRA = """
-extraEnv:
-  - {name: TZ, value: Europe/Berlin}
-  - {name: EMPTY, value: ""}
-  - {name: HTTPS_PROXY, valueFrom: {secretKeyRef: {name: proxy, key: url, optional: true}}}
-  - {name: GRPC_VERBOSITY, valueFrom: {configMapKeyRef: {name: grpc, key: verbosity}}}
-  - {name: GATEWAY_INSTANCE, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-  - {name: MEMORY_LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
-extraEnvFrom:
-  - {prefix: TRACE_, configMapRef: {name: trace, optional: true}}
-  - {secretRef: {name: more}}
-"""
-
-
-@pytest.mark.parametrize("kubernetes", KUBERNETES)
-def test_further_environment(tool: Path, tmp_path: Path, kubernetes: str) -> None:
-    """Further variables come after the chart's own, unchanged, and Kubernetes knows every field of them."""
-    (tmp_path / "values.yaml").write_text(EXTRA)
-    text = template(tool, *CHOICE, "-f", str(tmp_path / "values.yaml"), "--kube-version", kubernetes)
-    given = yaml.safe_load(EXTRA)
-    only = container(manifests(text)["Deployment"])
-    assert only["env"][-len(given["extraEnv"]) :] == given["extraEnv"]
-    assert only["env"][0]["name"] == "GATEWAY_HOST"
-    assert only["envFrom"] == given["extraEnvFrom"]
-    assert "envFrom" not in container(manifests(template(tool, *CHOICE))["Deployment"])
-
-    assert "Deployment" in validated(text, kubernetes)
-
-
-def test_further_environment_says_nothing_twice() -> None:
-    """A variable that the chart sets is refused: of two variables with one name Kubernetes takes the last, and loses
-    one of them at the next upgrade.
-    """
-    tool, values = get_helm(4), CHART / "ci" / "full-values.yaml"
-    for name in environment(manifests(template(tool, "-f", str(values)))["Deployment"]):
-        assert f"extraEnv must not set {name}" in refusal(tool, "-f", str(values), "--set", f"extraEnv[0].name={name}")
-    twice = "extraEnv[0].name=TZ,extraEnv[1].name=TZ"
-    assert "extraEnv must not set TZ" in refusal(tool, "-f", str(values), "--set", twice)
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
@@ -699,38 +436,6 @@ def test_ingress(tool: Path) -> None:
     assert "ingressClassName" not in ingress["spec"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "more"),
-    [
-        ("token.existingSecret=a", ["/v1/access"]),
-        ("settings.jwtIssuer=https://id.example", ["/v1/access", "/.well-known/oauth-protected-resource"]),
-        (
-            "token.existingSecret=a,access.existingSecret=b,access.sessionKeysKey=c",
-            ["/v1/access", "/v1/session"],
-        ),
-    ],
-)
-def test_paths_of_the_access_control(tool: Path, settings: str, more: list[str]) -> None:
-    """Clients outside the cluster get the paths that they need for their credentials, by either way."""
-    on = f"{settings},ingress.enabled=true,ingress.hosts={{a.example}},httpRoute.enabled=true"
-    found = manifests(template(tool, *CHOICE, "--set", on, "--set", "httpRoute.parentRefs[0].name=a"))
-    (rule,) = found["Ingress"]["spec"]["rules"]
-    routed = [match["path"]["value"] for one in found["HTTPRoute"]["spec"]["rules"] for match in one["matches"]]
-
-    assert [path["path"] for path in rule["http"]["paths"]] == ["/v1/kv", "/v1/watch", *more]
-    assert routed == ["/v1/watch", "/v1/kv", *more]
-
-
-def test_ingress_with_other_paths(tool: Path) -> None:
-    """The values' own paths take the place of the chart's."""
-    (rule,) = manifests(template(tool, "-f", str(CHART / "ci" / "access-values.yaml")))["Ingress"]["spec"]["rules"]
-
-    assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [
-        ("/v1", "Prefix"),
-        ("/docs", "Exact"),
-    ]
-
-
 def test_ingress_over_tls(tool: Path) -> None:
     """The certificate is for all hosts; an annotation that is null is removed."""
     ingress = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))["Ingress"]
@@ -801,31 +506,6 @@ def test_network_policy_without_peers(tool: Path) -> None:
     assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
     assert [port["port"] for port in spec["egress"][1]["ports"]] == [2379, 4001]
     assert "to" not in spec["egress"][1]
-
-
-def test_further_rules_of_the_network(tool: Path, extras: dict[str, Manifest]) -> None:
-    """The issuer's keys can be fetched, from its peers and at its port alone; further rules come after the chart's."""
-    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["networkPolicy"]
-    spec = extras["NetworkPolicy"]["spec"]
-    on = "networkPolicy.enabled=true,settings.jwtJwks=/etc/jwks"
-    file = manifests(template(tool, *CHOICE, "--set", on))["NetworkPolicy"]["spec"]
-
-    assert spec["ingress"][-1:] == given["extraIngress"]
-    assert spec["egress"][-2:] == [
-        {"ports": [{"port": 8443, "protocol": "TCP"}], "to": given["issuer"]},
-        *given["extraEgress"],
-    ]
-    assert len(file["egress"]) == 2
-
-
-def test_how_prometheus_scrapes(extras: dict[str, Manifest]) -> None:
-    """The endpoint has the values' timeout, credentials and relabelings, and the operator knows their fields."""
-    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["serviceMonitor"]
-    (endpoint,) = extras["ServiceMonitor"]["spec"]["endpoints"]
-    del given["enabled"]
-
-    assert given.items() <= endpoint.items()
-    assert unknown_fields(extras["ServiceMonitor"]) == []
 
 
 def test_network_policy_without_admin_port(tool: Path) -> None:
@@ -935,75 +615,6 @@ def test_client_certificates(tool: Path) -> None:
     assert environment(found["Deployment"])["GATEWAY_TLS_CLIENT_CA"] == "/etc/etcd-watch-gateway/tls-client-ca/ca.crt"
     assert volumes["tls-client-ca"]["secretName"] == "b"
     assert "needs an adminPort" in refusal(tool, *CHOICE, "--set", f"{secrets},adminPort=0")
-
-
-def mounted(deployment: Manifest) -> dict[str, tuple[str, str]]:
-    """The variables that name a file, and the Secret or ConfigMap and its key that the file is. No other file is
-    mounted.
-    """
-    files = {}
-    for volume in deployment["spec"]["template"]["spec"]["volumes"]:
-        (path,) = (m["mountPath"] for m in container(deployment)["volumeMounts"] if m["name"] == volume["name"])
-        sources = volume["projected"]["sources"] if "projected" in volume else [volume]
-        for source in sources:
-            kept = source.get("secret") or source["configMap"]
-            for item in kept["items"]:
-                files[f"{path}/{item['path']}"] = (kept.get("secretName") or kept["name"], item["key"])
-    named = {name: value for name, value in environment(deployment).items() if value.startswith("/etc/")}
-    assert sorted(files) == sorted(named.values())
-    return {name: files[value] for name, value in named.items()}
-
-
-def test_files_of_the_access_control(tool: Path) -> None:
-    """Each comes from a Secret, a ConfigMap or the values, in one folder that changes as a whole; the gateway accepts
-    what the chart has made of the values.
-    """
-    found = manifests(template(tool, "-f", str(CHART / "ci" / "access-values.yaml")))
-    own = "demo-etcd-watch-gateway-access"
-    policy = parse_policy(found["ConfigMap"]["data"]["policy"].encode())
-    tokens = parse_tokens(found["Secret"]["stringData"]["tokens"].encode())
-    dash = tokens.find(b"test")
-
-    assert mounted(found["Deployment"]) == {
-        "GATEWAY_JWT_JWKS": ("issuer", "jwks.json"),
-        "GATEWAY_POLICY_FILE": (own, "policy"),
-        "GATEWAY_SESSION_KEY_FILE": ("gateway-sessions", "keys"),
-        "GATEWAY_TOKENS_FILE": (own, "tokens"),
-    }
-    assert dash is not None
-    assert [str(one) for one in policy.grants(dash).read] == ["prefix=/svc/", "key=/a"]
-    assert found["ConfigMap"]["metadata"]["name"] == found["Secret"]["metadata"]["name"] == own
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ("access.existingSecret=a", "needs a key"),
-        ("access.policyKey=a", "access.existingSecret is required"),
-        ("access.existingConfigMap=a", "needs a key"),
-        ("access.configMapKeys.policy=a", "access.existingConfigMap is required"),
-        (
-            "access.existingSecret=a,access.policyKey=b,access.existingConfigMap=a,access.configMapKeys.policy=b",
-            "the policy twice",
-        ),
-        ("access.existingSecret=a,access.policyKey=b,access.policy.roles.a.read={/a/}", "the policy twice"),
-        ("access.policy.rules.a.read={/a/}", "rules"),
-        ("access.policy.roles.a.reed={/a/}", "reed"),
-        ("access.tokens[0].name=a,access.tokens[0].sha256=secret", "sha256"),
-        (
-            f"access.existingSecret=a,access.tokensKey=b,access.tokens[0].name=a,access.tokens[0].sha256={64 * 'a'}",
-            "the tokens twice",
-        ),
-        (
-            "access.existingConfigMap=a,access.configMapKeys.jwks=b,settings.jwtJwks=https://id.example/jwks",
-            "set one of them",
-        ),
-        ("access.existingSecret=a,access.sessionKeysKey=b", "needs bearer tokens"),
-    ],
-)
-def test_access_that_would_have_no_effect(tool: Path, settings: str, why: str) -> None:
-    """Each file has one source and each source a file; a policy with a misspelling is refused."""
-    assert why in refusal(tool, *CHOICE, "--set", settings)
 
 
 def test_secrets_for_etcd(tool: Path) -> None:
@@ -1117,25 +728,6 @@ def test_notes_follow_the_values() -> None:
     assert "Without a token, everyone who reaches the Service may read every key" in notes(
         "--set-json", 'allowPrefixes=[""]'
     )
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ("access.existingSecret=a,access.tokensKey=b", "Clients with credentials may read every key"),
-        ("settings.jwtIssuer=https://id.example", "Clients with credentials may read every key"),
-        ("settings.authProxyHeader=X-User", "Clients with credentials may read every key"),
-        ("access.existingSecret=a,access.policyKey=b", "The policy in the Secret a decides"),
-        ("access.existingConfigMap=a,access.configMapKeys.policy=b", "The policy in the ConfigMap a decides"),
-        ("access.policy.roles.a.read={/a/}", "The policy in access.policy decides"),
-    ],
-)
-def test_notes_of_the_access_control(settings: str, said: str) -> None:
-    """The notes do not call a gateway open that asks for credentials."""
-    text = notes("--set-json", 'allowPrefixes=[""]', "--set", settings)
-
-    assert said in text
-    assert "everyone" not in text
 
 
 def test_dockerfile() -> None:

@@ -148,3 +148,17 @@ async def test_a_defect_in_a_check(caplog: pytest.LogCaptureFixture) -> None:
     assert [member.closing for member in members] == ["revoked", None]
     assert "a permit could not be checked" in caplog.text
     await streams.over(members)
+
+
+async def test_the_end_of_a_session_closes_its_streams_alone() -> None:
+    """Exactly the streams that the session has opened, without asking whether any permit still holds."""
+    streams = Streams()
+    permits = [StubPermit(name, lambda: "expired", session=name) for name in ("a", "b", "a", "")]
+    members = [streams.subscribe(one) for one in (*permits, None)]
+    gone = streams.subscribe(permits[0])
+    gone.release()
+    streams.recheck.end_session("a")
+
+    assert [member.closing for member in members] == ["revoked", None, "revoked", None, None]
+    assert gone.closing is None
+    await streams.over(members)

@@ -1,0 +1,259 @@
+"""The ways out of the chart's own values: names, labels, security contexts, extra parts and objects, further rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.chart import (
+    CHART,
+    CHOICE,
+    KUBERNETES,
+    Manifest,
+    container,
+    environment,
+    get_helm,
+    manifests,
+    refusal,
+    template,
+    unknown_fields,
+    validated,
+)
+
+pytestmark = pytest.mark.process  # helm is a process
+
+
+# OpenShift's restricted-v2 requires that the chart sets no ids.
+IDS = ("runAsUser", "runAsGroup", "fsGroup")
+
+
+NO_IDS = tuple(f"--set=podSecurityContext.{name}=null" for name in IDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [NO_IDS, ("--set-json", "podSecurityContext=null"), ("-f", "FILE")], ids=["each", "whole", "file"]
+)
+def test_ids_of_the_cluster(tool: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """null removes the chart's ids, also from the pod of `helm test`; the other restrictions stay."""
+    file = tmp_path / "values.yaml"
+    file.write_text("podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n")
+    found = manifests(template(tool, *CHOICE, *(str(file) if each == "FILE" else each for each in arguments)))
+
+    for spec in (found["Deployment"]["spec"]["template"]["spec"], found["Pod"]["spec"]):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_ids_of_ones_own(tool: Path) -> None:
+    """Each id can be set alone; a number that OpenShift gives stays a number, and the group 0 stays 0."""
+    ids = "podSecurityContext.runAsUser=1000680000,podSecurityContext.runAsGroup=0,podSecurityContext.fsGroup=null"
+    pod = manifests(template(tool, *CHOICE, "--set", ids))["Deployment"]["spec"]["template"]["spec"]
+
+    assert {name: value for name, value in pod["securityContext"].items() if name in IDS} == {
+        "runAsUser": 1000680000,
+        "runAsGroup": 0,
+    }
+
+
+def test_openshift(tool: Path) -> None:
+    """Nothing names a user or a group, and no annotation is for another controller."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "openshift-values.yaml")))
+    kept = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+    for spec in (found["Deployment"]["spec"]["template"]["spec"], found["Pod"]["spec"]):
+        assert spec["securityContext"] == kept
+        assert not set(IDS) & set(spec["containers"][0]["securityContext"])
+    assert all("openshift.io/" in name for name in found["Ingress"]["metadata"]["annotations"])
+
+
+@pytest.fixture(name="extras", scope="module")
+def _extras() -> dict[str, Manifest]:
+    """What the values of ci/extras-values.yaml make."""
+    return manifests(template(get_helm(4), "-f", str(CHART / "ci" / "extras-values.yaml")))
+
+
+def test_the_extras_of_the_pod(extras: dict[str, Manifest]) -> None:
+    """Volumes, mounts, containers and further fields are in the pod as they were given, beside the chart's own."""
+    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())
+    spec = extras["Deployment"]["spec"]["template"]["spec"]
+    own, proxy = spec["containers"]
+
+    assert spec["volumes"] == given["extraVolumes"]
+    assert own["volumeMounts"] == given["extraVolumeMounts"]
+    assert proxy == given["extraContainers"][0]
+    assert spec["initContainers"] == given["extraInitContainers"]
+    assert given["extraPodSpec"].items() <= spec.items()
+    assert spec["serviceAccountName"] == extras["ServiceAccount"]["metadata"]["name"] == "demo-gateway"
+    assert spec["automountServiceAccountToken"] is extras["ServiceAccount"]["automountServiceAccountToken"] is False
+    zone, host = spec["topologySpreadConstraints"]
+    assert zone["labelSelector"] == extras["Deployment"]["spec"]["selector"]
+    assert host["labelSelector"] == {"matchLabels": {"tier": "edge"}}
+    assert own["startupProbe"]["failureThreshold"] == 60
+    assert own["readinessProbe"]["initialDelaySeconds"] == 1
+    assert own["livenessProbe"]["httpGet"]["path"] == "/livez"
+    together = manifests(
+        template(get_helm(4), "-f", str(CHART / "ci" / "extras-values.yaml"), "--set", "token.existingSecret=a")
+    )["Deployment"]["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in together["volumes"]] == ["token", "ca"]
+    assert [mount["name"] for mount in together["containers"][0]["volumeMounts"]] == ["token", "ca"]
+
+
+def test_security_contexts(extras: dict[str, Manifest]) -> None:
+    """Fields are added, and null removes one; large numbers stay numbers."""
+    spec = extras["Deployment"]["spec"]["template"]["spec"]
+
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "supplementalGroups": [1000680000],
+        "seLinuxOptions": {"level": "s0:c26,c5"},
+    }
+    assert spec["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
+        "runAsUser": 1000680000,
+    }
+    assert extras["Pod"]["spec"]["securityContext"] == spec["securityContext"]
+
+
+def test_rollouts(tool: Path, extras: dict[str, Manifest]) -> None:
+    """The strategy, the pace and the history are the values'; Recreate has no parameters."""
+    spec = extras["Deployment"]["spec"]
+    recreated = manifests(template(tool, *CHOICE, "--set", "strategy.type=Recreate"))["Deployment"]["spec"]
+
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 1}}
+    assert (spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (0, 0)
+    assert extras["Deployment"]["metadata"]["annotations"] == {"example.com/reload": "true"}
+    assert recreated["strategy"] == {"type": "Recreate"}
+    assert "revisionHistoryLimit" not in recreated
+    assert extras["PodDisruptionBudget"]["spec"]["minAvailable"] == "60%"
+    assert "maxUnavailable" not in extras["PodDisruptionBudget"]["spec"]
+
+
+def test_names_and_labels(tool: Path, extras: dict[str, Manifest]) -> None:
+    """All objects have the labels, and no selector has them: a selector cannot change later."""
+    for kind, found in extras.items():
+        assert found["metadata"]["name"].startswith("demo-gateway"), kind
+        if kind != "ConfigMap":  # an extra object says itself what it has
+            assert found["metadata"]["labels"]["team"] == "platform", kind
+    pods = extras["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    selector = {"app.kubernetes.io/name": "gateway", "app.kubernetes.io/instance": "demo"}
+    assert {"team": "platform", "sidecar.istio.io/inject": "false"}.items() <= pods.items()
+    assert extras["Deployment"]["spec"]["selector"]["matchLabels"] == selector
+    assert extras["Service"]["spec"]["selector"] == selector
+    assert not selector.items() <= extras["Pod"]["metadata"]["labels"].items()
+    for values, name in (
+        ("fullnameOverride=edge", "edge"),
+        ("nameOverride=demo", "demo"),
+        ("nameOverride=b,fullnameOverride=a", "a"),
+        (f"nameOverride={'n' * 63}", f"demo-{'n' * 58}"),
+    ):
+        found = manifests(template(tool, *CHOICE, "--set", values))
+        assert {one["metadata"]["name"] for one in found.values() if one["kind"] != "Pod"} == {name}
+
+
+def test_service(tool: Path, extras: dict[str, Manifest]) -> None:
+    """Further fields are in the Service's spec; without them, there are none."""
+    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["service"]
+    plain = manifests(template(tool, *CHOICE))["Service"]["spec"]
+    balanced = manifests(
+        template(tool, *CHOICE, "--set", "service.type=LoadBalancer,service.loadBalancerSourceRanges={10.0.0.0/8}")
+    )["Service"]["spec"]
+
+    (port,) = extras["Service"]["spec"]["ports"]
+    assert port["nodePort"] == given.pop("nodePort")
+    assert given.items() <= extras["Service"]["spec"].items()
+    assert set(plain) == {"type", "selector", "ports"}
+    assert "nodePort" not in plain["ports"][0]
+    assert balanced["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+
+
+def test_extra_objects(extras: dict[str, Manifest]) -> None:
+    """They are rendered with the chart's own templates, as YAML and as text."""
+    assert extras["ConfigMap"]["metadata"]["name"] == "demo-gateway-more"
+    assert extras["ConfigMap"]["data"] == {"release": "demo"}
+    assert extras["LimitRange"]["metadata"]["labels"]["app.kubernetes.io/name"] == "gateway"
+
+
+EXTRA = """
+extraEnv:
+  - {name: TZ, value: Europe/Berlin}
+  - {name: EMPTY, value: ""}
+  - {name: HTTPS_PROXY, valueFrom: {secretKeyRef: {name: proxy, key: url, optional: true}}}
+  - {name: GRPC_VERBOSITY, valueFrom: {configMapKeyRef: {name: grpc, key: verbosity}}}
+  - {name: GATEWAY_INSTANCE, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+  - {name: MEMORY_LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
+extraEnvFrom:
+  - {prefix: TRACE_, configMapRef: {name: trace, optional: true}}
+  - {secretRef: {name: more}}
+"""
+
+
+@pytest.mark.parametrize("kubernetes", KUBERNETES)
+def test_further_environment(tool: Path, tmp_path: Path, kubernetes: str) -> None:
+    """Further variables come after the chart's own, unchanged, and Kubernetes knows every field of them."""
+    (tmp_path / "values.yaml").write_text(EXTRA)
+    text = template(tool, *CHOICE, "-f", str(tmp_path / "values.yaml"), "--kube-version", kubernetes)
+    given = yaml.safe_load(EXTRA)
+    only = container(manifests(text)["Deployment"])
+    assert only["env"][-len(given["extraEnv"]) :] == given["extraEnv"]
+    assert only["env"][0]["name"] == "GATEWAY_HOST"
+    assert only["envFrom"] == given["extraEnvFrom"]
+    assert "envFrom" not in container(manifests(template(tool, *CHOICE))["Deployment"])
+
+    assert "Deployment" in validated(text, kubernetes)
+
+
+def test_further_environment_says_nothing_twice() -> None:
+    """A variable that the chart sets is refused: of two variables with one name Kubernetes takes the last, and loses
+    one of them at the next upgrade.
+    """
+    tool, values = get_helm(4), CHART / "ci" / "full-values.yaml"
+    for name in environment(manifests(template(tool, "-f", str(values)))["Deployment"]):
+        assert f"extraEnv must not set {name}" in refusal(tool, "-f", str(values), "--set", f"extraEnv[0].name={name}")
+    twice = "extraEnv[0].name=TZ,extraEnv[1].name=TZ"
+    assert "extraEnv must not set TZ" in refusal(tool, "-f", str(values), "--set", twice)
+
+
+def test_further_rules_of_the_network(tool: Path, extras: dict[str, Manifest]) -> None:
+    """The issuer's keys can be fetched, from its peers and at its port alone; further rules come after the chart's."""
+    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["networkPolicy"]
+    spec = extras["NetworkPolicy"]["spec"]
+    on = "networkPolicy.enabled=true,settings.jwtJwks=/etc/jwks"
+    file = manifests(template(tool, *CHOICE, "--set", on))["NetworkPolicy"]["spec"]
+
+    assert spec["ingress"][-1:] == given["extraIngress"]
+    assert spec["egress"][-2:] == [
+        {"ports": [{"port": 8443, "protocol": "TCP"}], "to": given["issuer"]},
+        *given["extraEgress"],
+    ]
+    assert len(file["egress"]) == 2
+
+
+def test_how_prometheus_scrapes(extras: dict[str, Manifest]) -> None:
+    """The endpoint has the values' timeout, credentials and relabelings, and the operator knows their fields."""
+    given = yaml.safe_load((CHART / "ci" / "extras-values.yaml").read_text())["serviceMonitor"]
+    (endpoint,) = extras["ServiceMonitor"]["spec"]["endpoints"]
+    del given["enabled"]
+
+    assert given.items() <= endpoint.items()
+    assert unknown_fields(extras["ServiceMonitor"]) == []
+
+
+def test_the_token_of_the_test_pod(tool: Path, extras: dict[str, Manifest]) -> None:
+    """`helm test` needs a token where clients need one: its own, or that of all; and it can be left out."""
+    (only,) = extras["Pod"]["spec"]["containers"]
+    of_all = manifests(template(tool, *CHOICE, "--set", "token.existingSecret=a,token.key=b"))["Pod"]["spec"]
+
+    def secret(one: Manifest) -> object:
+        (found,) = [item["valueFrom"]["secretKeyRef"] for item in one["env"] if item["name"] == "GATEWAY_TOKEN"]
+        return found
+
+    assert secret(only) == {"name": "tester", "key": "bearer"}
+    assert secret(of_all["containers"][0]) == {"name": "a", "key": "b"}
+    assert "Pod" not in manifests(template(tool, *CHOICE, "--set", "helmTest.enabled=false"))
