@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..core.errors import DrainingError
+from ..core.errors import DrainingError, GatewayError
 from ..gateway import Gateway
 from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
@@ -74,7 +74,7 @@ class HeldResponse(Response):
         with self._subscribe() as subscriber:
             channel, waiter = subscriber.channel, Waiter(subscriber)
             connection.on_gone = waiter.wake
-            await feed.until_readable(subscriber, answers.asked)
+            await self._until_readable(subscriber)
             seen = feed.look(channel, read)
 
             def over() -> bool:
@@ -93,8 +93,16 @@ class HeldResponse(Response):
                 raise feed.why_not(subscriber)
             if connection.gone or answers.has(seen.tag):
                 return answers.without_body(seen.revision, seen.tag, seen.state)
-            await feed.until_readable(subscriber, answers.asked)
+            await self._until_readable(subscriber)
             return answers.of(await feed.body(channel, read), seen.state)
+
+    async def _until_readable(self, subscriber: Subscriber) -> None:
+        """See ``FeedReads.until_readable``. If the permit has ended meanwhile, that is the reason for the failure."""
+        try:
+            await self._feed.until_readable(subscriber, self._answers.asked)
+        except GatewayError:
+            self._answers.check_permit()
+            raise
 
     async def _from_etcd(self, connection: Connection) -> Response:
         """Read, and read again when the channel shows a change after the last read. The last answer is a read, too."""

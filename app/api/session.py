@@ -67,10 +67,17 @@ def _keeps_secure_cookies(request: Request) -> bool:
 
     A proxy in front may have replaced the host by the gateway's own. So the client must be there, too, and the page.
     """
-    if request.url.scheme == "https":
+    if request.scope["scheme"] == "https":
         return True
-    hosts = [request.url.hostname, request.client.host if request.client is not None else None]
+    hosts = [_host_in(f"//{header_of(request, b'host')}"), request.client.host if request.client is not None else ""]
     origin = header_of(request, b"origin")
     if origin is not None:
-        hosts.append(urlsplit(origin).hostname)
-    return all(is_loopback(host or "") for host in hosts)
+        hosts.append(_host_in(origin))
+    return all(map(is_loopback, hosts))
+
+
+def _host_in(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # brackets that are not around an IPv6 address
+        return ""

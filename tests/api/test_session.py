@@ -180,6 +180,8 @@ async def test_a_bad_cookie_is_never_anonymous(tmp_path: Path, fake: FakeEtcd) -
         ("http://localhost", "192.0.2.7", None, False),  # a proxy has replaced the host, and reports its client
         ("http://127.0.0.1", "127.0.0.1", "http://gateway.example", False),  # a proxy that does not report its client
         ("http://localhost.example", "127.0.0.1", None, False),
+        ("http://127.0.0.1", "127.0.0.1", "http://[", False),  # not a browser
+        ("http://127.0.0.1", "127.0.0.1", "null", False),
     ],
 )
 async def test_where_browsers_keep_the_cookie(
@@ -353,30 +355,34 @@ async def test_a_reload_ends_what_the_keys_no_longer_open(world: World) -> None:
     await by_token.task
 
 
-async def test_a_held_read_ends_with_its_session(world: World) -> None:
-    """A request that waits gets the 401 that it would get if it began now: at DELETE, and when a token is removed."""
-    for end in ("session", "token"):
-        cookie = await world.cookie()
-        async with world.http() as http:
-            http.cookies.set(COOKIE, cookie, domain="gateway.example")
-            tag = (await http.get(f"{READ}&consistency=feed")).headers["etag"]
-        headers = {"If-None-Match": tag, "Prefer": "wait=50", "Cookie": f"{COOKIE}={cookie}"}
-        async with world.http() as http:
-            held = asyncio.create_task(http.get(f"{READ}&consistency=feed", headers=headers))
+@pytest.mark.parametrize("end", ["session", "token"])
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_held_read_ends_with_its_session(tmp_path: Path, fake: FakeEtcd, end: str, readable: bool) -> None:
+    """A request that waits, for a change or for etcd, gets the 401 that it would get if it began now: at DELETE, and
+    when a token is removed.
+    """
+    world = World(tmp_path, fake.endpoint if readable else "http://127.0.0.1:1", linger=60)
+    cookie = await world.cookie()
+    async with world.gateway.running(), world.http() as http:
+        http.cookies.set(COOKIE, cookie, domain="gateway.example")
+        tag = (await http.get(f"{READ}&consistency=feed")).headers["etag"] if readable else '"a"'
+        headers = {"If-None-Match": tag, "Prefer": "wait=50"}
+        held = asyncio.create_task(http.get(f"{READ}&consistency=feed", headers=headers))
 
-            async def waits() -> bool:
-                return len(world.gateway.registry) == 1
+        async def waits() -> bool:
+            return len(world.gateway.registry) == 1
 
-            await eventually(waits)
-            if end == "session":
-                await http.delete("/v1/session", headers={"Cookie": f"{COOKIE}={cookie}"})
-            else:
-                world.list_tokens("another")
-                world.gateway.reload()
-            answer = await held
+        await eventually(waits)
+        if end == "session":
+            async with world.http() as other:
+                await other.delete("/v1/session", headers={"Cookie": f"{COOKIE}={cookie}"})
+        else:
+            world.list_tokens("another")
+            world.gateway.reload()
+        answer = await held
 
-        assert problem(answer) == (401, "unauthorized")
-        assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+    assert problem(answer) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
