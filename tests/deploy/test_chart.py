@@ -51,6 +51,7 @@ ON_DEMAND = {
     "access-values": {"ConfigMap", "Ingress", "Secret"},
     "extras-values": {"ConfigMap", "LimitRange", "NetworkPolicy", "ServiceAccount"},
     "openshift-values": {"Ingress"},
+    "upstream-values": {"NetworkPolicy"},
     "full-values": {"ConfigMap", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy"},
 }
 
@@ -570,6 +571,23 @@ async def test_what_helm_test_runs(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
 
 
+def test_a_gateway_behind_a_gateway(tool: Path) -> None:
+    """Nothing names etcd then, which the gateway would refuse; and the network policy opens the upstream's ports."""
+    found = manifests(template(tool, "-f", str(CHART / "ci" / "upstream-values.yaml")))
+    told = environment(found["Deployment"])
+
+    assert told["GATEWAY_UPSTREAM"] == "https://gateway.example:443,https://10.0.0.1:8443"
+    assert mounted(found["Deployment"]) == {
+        "GATEWAY_UPSTREAM_CACERT": ("company-ca", "ca.crt"),
+        "GATEWAY_UPSTREAM_TOKEN_FILE": ("upstream", "bearer"),
+    }
+    assert not [name for name in told if name.startswith("GATEWAY_ETCD")]
+    assert [port["port"] for port in found["NetworkPolicy"]["spec"]["egress"][1]["ports"]] == [443, 8443]
+    mixed = "upstream.urls={https://a:1,http://b:1}"
+    assert "must not mix" in refusal(tool, *CHOICE, "--set", mixed)
+    assert "upstream.urls is required" in refusal(tool, *CHOICE, "--set", "upstream.caSecret=a")
+
+
 def test_admin_port(tool: Path) -> None:
     """With an admin port, the probes use that port, and the Service does not have it."""
     found = manifests(template(tool, *CHOICE, "--set", "adminPort=9090"))
@@ -689,8 +707,10 @@ def test_every_setting_has_a_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = {re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name) for name in values["settings"]}
     full = ("-f", str(CHART / "ci" / "full-values.yaml"), "--set", "tls.clientCaSecret=clients")
-    deployment = manifests(template(get_helm(4), *full))["Deployment"]
-    told = {name.removeprefix("GATEWAY_").lower() for name in environment(deployment)}
+    told = set()
+    for arguments in (full, ("-f", str(CHART / "ci" / "upstream-values.yaml"))):
+        deployment = manifests(template(get_helm(4), *arguments))["Deployment"]
+        told |= {name.removeprefix("GATEWAY_").lower() for name in environment(deployment)}
 
     assert named == set(Settings.model_fields) - chart.ELSEWHERE
     assert set(Settings.model_fields) - told == {"instance"}  # the pod's name, which is its hostname

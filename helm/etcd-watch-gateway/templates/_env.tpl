@@ -8,6 +8,18 @@
 - name: GATEWAY_ADMIN_PORT
   value: {{ int .Values.adminPort | quote }}
 {{- end }}
+{{- if .Values.upstream.urls }}
+- name: GATEWAY_UPSTREAM
+  value: {{ join "," .Values.upstream.urls | quote }}
+{{- with .Values.upstream.caSecret }}
+- name: GATEWAY_UPSTREAM_CACERT
+  value: /etc/etcd-watch-gateway/upstream-ca/ca.crt
+{{- end }}
+{{- with .Values.upstream.tokenSecret }}
+- name: GATEWAY_UPSTREAM_TOKEN_FILE
+  value: /etc/etcd-watch-gateway/upstream-token/token
+{{- end }}
+{{- else }}
 - name: GATEWAY_ETCD
   value: {{ join "," .Values.etcd.endpoints | quote }}
 {{- with .Values.etcd.tls }}
@@ -30,6 +42,7 @@
       key: username
 - name: GATEWAY_ETCD_PASSWORD_FILE
   value: /etc/etcd-watch-gateway/etcd-auth/password
+{{- end }}
 {{- end }}
 {{- with .Values.tls }}
 {{- if .existingSecret }}

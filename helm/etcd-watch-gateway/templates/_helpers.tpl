@@ -120,6 +120,14 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if and .Values.etcd.tls.clientCertificate (not .Values.etcd.tls.existingSecret) -}}
 {{- fail "etcd.tls.clientCertificate needs etcd.tls.existingSecret, the Secret with the certificate" -}}
 {{- end -}}
+{{- $schemes := list -}}
+{{- range .Values.upstream.urls -}}{{- $schemes = append $schemes (splitList ":" . | first) -}}{{- end -}}
+{{- if gt (len (uniq $schemes)) 1 -}}
+{{- fail "upstream.urls must not mix https:// and http://" -}}
+{{- end -}}
+{{- if and (or .Values.upstream.caSecret .Values.upstream.tokenSecret) (not .Values.upstream.urls) -}}
+{{- fail "upstream.urls is required with upstream.caSecret and upstream.tokenSecret" -}}
+{{- end -}}
 {{- if and .Values.tls.clientCaSecret (not .Values.tls.existingSecret) -}}
 {{- fail "tls.clientCaSecret needs tls.existingSecret, the Secret with the gateway's own certificate" -}}
 {{- end -}}
@@ -166,10 +174,10 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- first .Values.allowPrefixes | replace "'" "%27" | replace "&" "%26" | replace "#" "%23" | replace "+" "%2B" | replace " " "%20" -}}
 {{- end -}}
 
-{{- /* The ports of etcd.endpoints, without duplicates. */ -}}
+{{- /* The ports of etcd.endpoints, or of the upstream, without duplicates. */ -}}
 {{- define "gateway.etcdPorts" -}}
 {{- $ports := list -}}
-{{- range .Values.etcd.endpoints -}}{{- $ports = append $ports (splitList ":" . | last | int) -}}{{- end -}}
+{{- range .Values.upstream.urls | default .Values.etcd.endpoints -}}{{- $ports = append $ports (splitList ":" . | last | int) -}}{{- end -}}
 {{- toJson (uniq $ports) -}}
 {{- end -}}
 

@@ -37,6 +37,26 @@
     defaultMode: 0440
     sources: {{- . | nindent 6 }}
 {{- end }}
+{{- if .Values.upstream.urls }}
+{{- with .Values.upstream.caSecret }}
+- name: upstream-ca
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: ca.crt
+        path: ca.crt
+{{- end }}
+{{- with .Values.upstream.tokenSecret }}
+- name: upstream-token
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: {{ $.Values.upstream.tokenKey }}
+        path: token
+{{- end }}
+{{- else }}
 {{- with .Values.etcd.tls }}
 {{- if .existingSecret }}
 - name: etcd-tls
@@ -62,6 +82,7 @@
     items:
       - key: password
         path: password
+{{- end }}
 {{- end }}
 {{- end -}}
 
