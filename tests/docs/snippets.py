@@ -37,6 +37,7 @@ KINDS = {
     "page": "a browser opens the block, with the JavaScript client beside it, and shows TEXT",
     "react": "React renders the block; TEXT is in the output",
     "vue": "Vue renders the block; TEXT is in the output",
+    "session": "tests/examples/test_session.py runs the block in Chromium",
     "proxy": "the block is a file of a proxy's configuration; tests/matrix/test_proxies.py runs the proxy",
     "not run": "TEXT is one of REASONS",
 }
