@@ -201,6 +201,9 @@ class Settings(BaseSettings):
     identity_selections: Number = Field(
         0, ge=0, description="maximum number of distinct selections that one identity follows; 0 is off"
     )
+    identity_feeds: Number = Field(
+        0, ge=0, description="maximum number of distinct ranges outside pins that one identity follows; 0 is off"
+    )
     identity_joins: Number = Field(0, ge=0, description="streams that one identity may open per second; 0 is off")
     address_streams: Number = Field(
         0, ge=0, description="maximum number of streams of one client address (IPv6: of one /64); 0 is off"

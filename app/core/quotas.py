@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, TypeVar
 
 from .errors import OverCapacityError
+from .keys import KeyRange
 from .selection import Ranges
 from .sized import Sized
 from .token_bucket import TokenBuckets
+
+T = TypeVar("T")
 
 Whose = Literal["identity", "address"]
 # Bytes of an IPv6 address that count: a client usually has a whole /64 to choose its addresses from.
@@ -32,6 +36,7 @@ class QuotaSettings:
 
     identity_streams: int = 0
     identity_selections: int = 0
+    identity_feeds: int = 0
     identity_joins: int = 0
     address_streams: int = 0
     address_joins: int = 0
@@ -48,6 +53,17 @@ class Caller:
 
     identity: str
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one stream holds: the selection of *ranges*, and the *feeds* that are there for such streams alone.
+
+    A pinned feed is not among *feeds*: it costs the same whoever follows it.
+    """
+
+    ranges: Ranges
+    feeds: Ranges = ()
 
 
 def client_address(host: str) -> str:
@@ -74,14 +90,17 @@ class Quota(Sized):
         whose: the beginning of the settings' names and of the errors' codes.
         streams: the maximum number of streams at a time.
         selections: the maximum number of distinct selections at a time.
+        feeds: the maximum number of distinct feeds that the selections need at a time.
         joins: the maximum number of streams that are opened in a second.
     """
 
-    def __init__(self, whose: Whose, *, streams: int = 0, selections: int = 0, joins: int = 0) -> None:
+    def __init__(self, whose: Whose, *, streams: int = 0, selections: int = 0, feeds: int = 0, joins: int = 0) -> None:
         self._whose = whose
         self._streams = streams
         self._selections = selections
+        self._feeds = feeds
         self._joins = joins
+        self._counts = bool(streams or selections or feeds)  # whether anything is counted that a stream holds
         self._held: dict[str, _Held] = {}
         self._buckets = TokenBuckets(joins) if joins else None
 
@@ -94,17 +113,19 @@ class Quota(Sized):
         """The number of token buckets that are kept."""
         return len(self._buckets) if self._buckets is not None else 0
 
-    def check(self, name: str, ranges: Ranges, now: float) -> None:
-        """Raise OverCapacityError unless *name* may open one more stream, of *ranges*."""
+    def check(self, name: str, wanted: Wanted, now: float) -> None:
+        """Raise OverCapacityError unless *name* may open one more stream, of what is *wanted*."""
         self.check_joins(name, now)
-        held = self._held.get(name)
-        if held is None:
-            return
+        held, ranges = self._held.get(name, _NOTHING), wanted.ranges
         if self._streams and held.streams >= self._streams:
             raise self._over("streams", f"has {held.streams} streams open", self._streams, "close one, or retry later")
         if self._selections and ranges not in held.selections and len(held.selections) >= self._selections:
             follows = f"follows {len(held.selections)} distinct selections"
             raise self._over("selections", follows, self._selections, "follow one of them again, or close one")
+        feeds = len(held.feeds.keys() | wanted.feeds) if self._feeds else 0
+        if feeds > self._feeds:
+            follows = f"would follow {feeds} distinct ranges"
+            raise self._over("feeds", follows, self._feeds, "follow fewer, wider ranges, or close a stream")
 
     def check_joins(self, name: str, now: float) -> None:
         """Raise OverCapacityError unless *name* may open a stream now, as far as its rate goes."""
@@ -116,27 +137,30 @@ class Quota(Sized):
         if self._buckets is not None:
             self._buckets.take(name, now)
 
-    def acquire(self, name: str, ranges: Ranges, now: float) -> None:
+    def acquire(self, name: str, wanted: Wanted, now: float) -> None:
         """Count a join, and a stream that is held until ``release``. Checks nothing."""
         self.take_join(name, now)
-        if self._streams or self._selections:
+        if self._counts:
             held = self._held.setdefault(name, _Held())
             held.streams += 1
             if self._selections:
-                held.selections[ranges] += 1
+                held.selections[wanted.ranges] += 1
+            if self._feeds:
+                held.feeds.update(wanted.feeds)
 
-    def release(self, name: str, ranges: Ranges) -> None:
+    def release(self, name: str, wanted: Wanted) -> None:
         """Stop counting a stream. Call this once for each ``acquire``."""
-        if not (self._streams or self._selections):
+        if not self._counts:
             return
         held = self._held[name]
         held.streams -= 1
-        if self._selections:
-            held.selections[ranges] -= 1
-            if not held.selections[ranges]:
-                del held.selections[ranges]
         if not held.streams:
             del self._held[name]
+            return
+        if self._selections:
+            _give_back(held.selections, (wanted.ranges,))
+        if self._feeds:
+            _give_back(held.feeds, wanted.feeds)
 
     def _over(self, cap: str, excess: str, limit: int, then: str) -> OverCapacityError:
         setting = f"GATEWAY_{self._whose}_{cap}".upper()
@@ -149,6 +173,17 @@ class Quota(Sized):
 class _Held:
     streams: int = 0
     selections: Counter[Ranges] = field(default_factory=Counter)
+    feeds: Counter[KeyRange] = field(default_factory=Counter)
+
+
+_NOTHING = _Held()
+
+
+def _give_back(counter: Counter[T], names: Iterable[T]) -> None:
+    for name in names:
+        counter[name] -= 1
+        if not counter[name]:
+            del counter[name]
 
 
 class Quotas:
@@ -159,26 +194,27 @@ class Quotas:
             "identity",
             streams=settings.identity_streams,
             selections=settings.identity_selections,
+            feeds=settings.identity_feeds,
             joins=settings.identity_joins,
         )
         self.addresses = Quota("address", streams=settings.address_streams, joins=settings.address_joins)
         # Apart from the joins: an address that opens streams at its full rate may still read.
         self._failures = Quota("address", joins=settings.address_joins)
 
-    def check(self, caller: Caller, ranges: Ranges, now: float) -> None:
-        """Raise OverCapacityError unless *caller* may open one more stream, of *ranges*. Takes nothing."""
-        self.addresses.check(caller.address, ranges, now)
-        self.identities.check(caller.identity, ranges, now)
+    def check(self, caller: Caller, wanted: Wanted, now: float) -> None:
+        """Raise OverCapacityError unless *caller* may open one more stream, of what is *wanted*. Takes nothing."""
+        self.addresses.check(caller.address, wanted, now)
+        self.identities.check(caller.identity, wanted, now)
 
-    def acquire(self, caller: Caller, ranges: Ranges, now: float) -> None:
+    def acquire(self, caller: Caller, wanted: Wanted, now: float) -> None:
         """Count a stream that *caller* has opened, until ``release``."""
-        self.addresses.acquire(caller.address, ranges, now)
-        self.identities.acquire(caller.identity, ranges, now)
+        self.addresses.acquire(caller.address, wanted, now)
+        self.identities.acquire(caller.identity, wanted, now)
 
-    def release(self, caller: Caller, ranges: Ranges) -> None:
+    def release(self, caller: Caller, wanted: Wanted) -> None:
         """Stop counting a stream. Call this once for each ``acquire``."""
-        self.addresses.release(caller.address, ranges)
-        self.identities.release(caller.identity, ranges)
+        self.addresses.release(caller.address, wanted)
+        self.identities.release(caller.identity, wanted)
 
     def check_credentials(self, address: str, now: float) -> None:
         """Raise OverCapacityError if wrong credentials came from *address* too fast. Comes before any cryptography."""

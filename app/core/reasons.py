@@ -24,7 +24,9 @@ Denial = Literal["revoked", "expired", "scope-changed"]
 BrokenReason = Literal["client", "send-timeout", "error", "shutdown", "cancelled"]
 EndReason = CloseReason | BrokenReason
 # Which quota refuses a request: the names of the settings (``app.core.quotas``).
-QuotaReason = Literal["identity-streams", "identity-selections", "identity-joins", "address-streams", "address-joins"]
+QuotaReason = Literal[
+    "identity-streams", "identity-selections", "identity-feeds", "identity-joins", "address-streams", "address-joins",
+]  # fmt: skip
 # Why a request is refused: the codes of problems (docs/problems.md) whose counters exist from the start.
 RefusalReason = Literal[
     "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",

@@ -14,7 +14,7 @@ from ..core.budget import Budget
 from ..core.drain import Drain
 from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError, TooLargeError
 from ..core.keys import KeyRange
-from ..core.quotas import Caller, Quotas
+from ..core.quotas import Caller, Quotas, Wanted
 from ..core.reasons import CloseReason
 from ..core.refcounts import Acquired, RefCounts
 from ..core.selection import Ranges, divide
@@ -104,7 +104,7 @@ class Registry(Sized):
         # Everything that may raise comes before this line. From here on, the subscriber holds a registered channel.
         subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release, caller)
         if caller is not None and self.quotas is not None:
-            self.quotas.acquire(caller, ranges, since)
+            self.quotas.acquire(caller, self._wanted(ranges, channel.watched), since)
         if self._counts.acquire(ranges) is Acquired.REVIVED:
             self._linger_timers.pop(ranges).cancel()
         self._subscribers[ranges][subscriber] = None
@@ -121,15 +121,15 @@ class Registry(Sized):
         """
         if self.draining:
             raise DrainingError("this instance is shutting down: reconnect to reach another one")
+        watched = self._watched(ranges)
         if caller is not None and self.quotas is not None:
-            self.quotas.check(caller, ranges, self._clock())
+            self.quotas.check(caller, self._wanted(ranges, watched), self._clock())
         if self._total >= self.limits.max_subscribers:
             raise OverCapacityError(
                 f"{self._total} streams are open; GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}: "
                 "retry later",
                 code="too-many-subscribers",
             )
-        watched = self._watched(ranges)
         if ranges not in self._counts:
             self._check_room(watched)
         for one in watched:
@@ -155,6 +155,9 @@ class Registry(Sized):
         """Return the ranges that etcd is watched for. A channel knows its own, so a join compares no pins."""
         channel = self._channels.get(ranges)
         return channel.watched if channel is not None else tuple(divide(ranges, self.feeds.pins))
+
+    def _wanted(self, ranges: Ranges, watched: Ranges) -> Wanted:
+        return Wanted(ranges, tuple(one for one in watched if one not in self.feeds.pins))
 
     def _joinable(self, watched: KeyRange) -> bool:
         feed = self.feeds.get(watched)
@@ -235,7 +238,7 @@ class Registry(Sized):
         self._total -= 1
         ranges = subscriber.channel.ranges
         if subscriber.caller is not None and self.quotas is not None:
-            self.quotas.release(subscriber.caller, ranges)
+            self.quotas.release(subscriber.caller, self._wanted(ranges, subscriber.channel.watched))
         members = self._subscribers.get(ranges)
         if members is None or subscriber not in members:
             return  # the channel has failed, and its subscribers were removed with it

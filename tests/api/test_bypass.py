@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from app.api.bypass import Bypass
 from app.core.keys import KeyRange
-from app.core.quotas import Caller, Quotas
+from app.core.quotas import Caller, Quotas, Wanted
 from app.gateway import Gateway
 from app.main import create_app
 from app.server.admission import Admission
@@ -213,12 +213,13 @@ async def test_who_is_refused_for_now(
     assert [message for _name, message, _more in seen.lines] == ["refused"]
 
 
-SVC = (KeyRange("prefix", b"/svc/"),)
+SVC, OTHER = (KeyRange("prefix", b"/svc/"),), (KeyRange("prefix", b"/other/"),)
 QUOTAS: dict[str, Callable[[Quotas], None]] = {
-    "identity-streams": lambda quotas: quotas.acquire(Caller("anonymous", "::"), SVC, 0.0),
-    "identity-selections": lambda quotas: quotas.acquire(Caller("anonymous", "::"), (), 0.0),
+    "identity-streams": lambda quotas: quotas.acquire(Caller("anonymous", "::"), Wanted(SVC), 0.0),
+    "identity-selections": lambda quotas: quotas.acquire(Caller("anonymous", "::"), Wanted(()), 0.0),
+    "identity-feeds": lambda quotas: quotas.acquire(Caller("anonymous", "::"), Wanted(OTHER, OTHER), 0.0),
     "identity-joins": lambda quotas: quotas.identities.take_join("anonymous", IN_FUTURE),
-    "address-streams": lambda quotas: quotas.acquire(Caller("other", "127.0.0.1"), SVC, 0.0),
+    "address-streams": lambda quotas: quotas.acquire(Caller("other", "127.0.0.1"), Wanted(SVC), 0.0),
     "address-joins": lambda quotas: quotas.addresses.take_join("127.0.0.1", IN_FUTURE),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from ipaddress import IPv6Address
 
@@ -12,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from app.core.errors import OverCapacityError
 from app.core.keys import KeyRange
-from app.core.quotas import Caller, Quotas, QuotaSettings, client_address
+from app.core.quotas import Caller, Quotas, QuotaSettings, Wanted, client_address
 from app.core.reasons import QUOTA_REASONS, QuotaReason
-from app.core.selection import Ranges
 
-SELECTIONS: tuple[Ranges, ...] = tuple((KeyRange("prefix", name),) for name in (b"/a/", b"/b/", b"/c/"))
+A, B, PINNED = (KeyRange("prefix", name) for name in (b"/a/", b"/b/", b"/c/"))
+# A range inside a pin has no feed that counts. The last selection needs two feeds.
+SELECTIONS = (Wanted((A,), (A,)), Wanted((B,), (B,)), Wanted((PINNED,)), Wanted((A, B), (A, B)))
 CALLERS = [Caller(identity, address) for identity in ("token:a", "token:b") for address in ("10.0.0.1", "10.0.0.2")]
 caps = st.integers(0, 3)
 # Powers of two, so that the model's sums have no rounding.
@@ -28,27 +30,38 @@ class QuotasMachine(RuleBasedStateMachine):
     """``open`` lists the streams; ``joined`` the times of the joins."""
 
     @initialize(
-        identity_streams=caps, identity_selections=caps, identity_joins=rates, address_streams=caps, address_joins=rates
+        identity_streams=caps,
+        identity_selections=caps,
+        identity_feeds=caps,
+        identity_joins=rates,
+        address_streams=caps,
+        address_joins=rates,
     )
     def begin(self, **chosen: int) -> None:
         """Choose the quotas."""
         self.settings = QuotaSettings(**chosen)
         self.quotas = Quotas(self.settings)
         self.now = 100.0
-        self.open: list[tuple[Caller, Ranges]] = []
+        self.open: list[tuple[Caller, Wanted]] = []
         self.joined: list[tuple[Caller, float]] = []
 
-    def over(self, caller: Caller, ranges: Ranges) -> set[str]:
-        """The codes of the quotas that refuse one more stream, as far as streams and selections go."""
+    def over(self, caller: Caller, wanted: Wanted) -> set[str]:
+        """The codes of the quotas that refuse one more stream, as far as what is held goes."""
         own = [selection for other, selection in self.open if other.identity == caller.identity]
         near = [selection for other, selection in self.open if other.address == caller.address]
         limits = self.settings
+        feeds = {feed for each in (*own, wanted) for feed in each.feeds}
         return {
             code
             for code, limit, used in (
                 ("identity-streams", limits.identity_streams, len(own)),
-                ("identity-selections", limits.identity_selections, len(set(own) - {ranges})),
+                (
+                    "identity-selections",
+                    limits.identity_selections,
+                    len({each.ranges for each in own} - {wanted.ranges}),
+                ),
                 ("address-streams", limits.address_streams, len(near)),
+                ("identity-feeds", limits.identity_feeds, len(feeds) - 1),
             )
             if limit and used >= limit
         }
@@ -62,20 +75,20 @@ class QuotasMachine(RuleBasedStateMachine):
                 level, then = min(rate, level + (when - then) * rate) - 1, when
         return rate > 0 and min(rate, level + (self.now - then) * rate) < 1
 
-    @rule(caller=callers, ranges=selections)
-    def join(self, caller: Caller, ranges: Ranges) -> None:
+    @rule(caller=callers, wanted=selections)
+    def join(self, caller: Caller, wanted: Wanted) -> None:
         """A stream is refused if, and only if, a quota says so; the error's code is the quota's."""
-        expected = self.over(caller, ranges)
+        expected = self.over(caller, wanted)
         expected |= {f"{whose}-joins" for whose in ("identity", "address") if self.empty(whose, caller)}
         if expected:
             with pytest.raises(OverCapacityError) as refused:
-                self.quotas.check(caller, ranges, self.now)
+                self.quotas.check(caller, wanted, self.now)
             assert refused.value.status == 429
             assert refused.value.code in expected
             return
-        self.quotas.check(caller, ranges, self.now)
-        self.quotas.acquire(caller, ranges, self.now)
-        self.open.append((caller, ranges))
+        self.quotas.check(caller, wanted, self.now)
+        self.quotas.acquire(caller, wanted, self.now)
+        self.open.append((caller, wanted))
         self.joined.append((caller, self.now))
 
     @precondition(lambda self: self.open)
@@ -97,7 +110,7 @@ class QuotasMachine(RuleBasedStateMachine):
         limits = self.settings
         identities = {caller.identity for caller, _ in self.open}
         addresses = {caller.address for caller, _ in self.open}
-        counted = limits.identity_streams or limits.identity_selections
+        counted = limits.identity_streams or limits.identity_selections or limits.identity_feeds
         assert len(self.quotas.identities) == (len(identities) if counted else 0)
         assert len(self.quotas.addresses) == (len(addresses) if limits.address_streams else 0)
         assert self.quotas.identities.buckets <= 2 * bool(limits.identity_joins)
@@ -111,8 +124,7 @@ TestQuotas = QuotasMachine.TestCase
 @given(st.integers(1, 20))
 def test_another_holder_is_not_concerned(limit: int) -> None:
     """However much one identity asks for, another one at another address may join."""
-    every = {"identity_streams", "identity_selections", "identity_joins", "address_streams", "address_joins"}
-    quotas = Quotas(QuotaSettings(**dict.fromkeys(every, limit)))
+    quotas = Quotas(QuotaSettings(**{each.name: limit for each in fields(QuotaSettings)}))
     greedy, other = CALLERS[0], CALLERS[3]
     for _ in range(3 * limit):
         try:

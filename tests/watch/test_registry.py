@@ -11,6 +11,7 @@ from app.core.errors import DrainingError, OverCapacityError, TooLargeError, Una
 from app.core.feed import State
 from app.core.keys import KeyRange
 from app.core.quotas import Caller, Quotas, QuotaSettings
+from app.core.selection import canonical
 from app.core.snapshot import Snapshot
 from app.ports import Condition
 from app.watch import feeds
@@ -20,7 +21,7 @@ from tests.support.feeds import followed
 from tests.support.waiting import eventually
 from tests.watch.world import SVC, StubEtcd, World
 
-OTHER = KeyRange("prefix", b"/other/")
+OTHER, PINNED = KeyRange("prefix", b"/other/"), KeyRange("prefix", b"/pinned/")
 THIRD = KeyRange("prefix", b"/third/")
 
 
@@ -123,6 +124,36 @@ async def test_a_quota_is_held_from_the_join_to_the_release() -> None:
         left.release()
     assert len(quotas.identities) == 0
     join(caller, OTHER).release()
+    await world.empty()
+
+
+async def test_the_feeds_of_an_identity_are_counted_without_pins() -> None:
+    """Each distinct range counts once, however many selections have it; a range inside a pin costs nothing."""
+    world = World(linger=0.0, pins=(PINNED,))
+    quotas = world.registry.quotas = Quotas(QuotaSettings(identity_feeds=2))
+    caller, other = Caller("token:a", "10.0.0.1"), Caller("token:b", "10.0.0.1")
+    inside = KeyRange("prefix", PINNED.name + b"a/")
+
+    def join(*ranges: KeyRange, who: Caller = caller) -> Subscriber:
+        return world.registry.subscribe(
+            canonical(ranges), address="", user_agent="", request_id="", has_cursor=False, caller=who
+        )
+
+    held = [join(SVC), join(SVC, OTHER), join(inside), join(SVC, inside)]
+    third = KeyRange("prefix", b"/third/")
+    for ranges in ((third,), (third, inside)):
+        with pytest.raises(OverCapacityError, match="would follow 3 distinct ranges; GATEWAY_IDENTITY_FEEDS is 2"):
+            join(*ranges)
+    assert world.registry.feeds.get(third) is None
+    join(third, who=other).release()
+    with pytest.raises(OverCapacityError, match="would follow 3 distinct ranges"):  # though it holds nothing
+        join(SVC, OTHER, third, who=other)
+    held.pop(1).release()
+    join(third).release()
+    for subscriber in held:
+        subscriber.release()
+    assert len(quotas.identities) == 0
+    await world.registry.aclose()
     await world.empty()
 
 
