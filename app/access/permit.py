@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ..core.errors import ForbiddenError, UnauthorizedError
+from ..core.errors import ForbiddenError, ScopeChangedError, UnauthorizedError
 from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
@@ -97,16 +97,19 @@ class Permit:
         Raises:
             UnauthorizedError: the credentials would be refused now.
             ForbiddenError: the credentials are still good, and no longer permit the read.
+            ScopeChangedError: the permit holds for a part of the ranges.
         """
-        if self.generation == self.rules.generation or isinstance(self.renewed(), Permit):
+        outcome = self.renewed() if self.generation != self.rules.generation else self
+        if isinstance(outcome, Permit):
             return
         identity = self.rules.current(self.identity)
         if identity is None or identity.expired(self.rules.wall()):
             gone = UnauthorizedError("the credentials have ended while the request waited; get new credentials")
             gone.headers = INVALID_TOKEN
             raise gone
-        error = ForbiddenError(
-            f"what {self.identity.name} may read has changed while the request waited; send the request again"
-        )
+        changed = f"what {self.identity.name} may read has changed while the request waited; send the request again"
+        if outcome == "scope-changed":
+            raise ScopeChangedError(changed)
+        error = ForbiddenError(changed)
         error.headers = INSUFFICIENT_SCOPE
         raise error

@@ -16,7 +16,7 @@ from ..access.control import AccessControl
 from ..access.identity import Identity
 from ..core.keys import KeyRange, Kind
 from ..core.selection import MOST_RANGES
-from .requests import IDENTITY, address_of
+from .requests import IDENTITY, PERMITTED, address_of
 
 # Paths that probes and scrapers ask for every few seconds, and pages that hold no data.
 UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json"})
@@ -49,7 +49,7 @@ class AuditLog:
     def _write(self, request: Request, status: int, seconds: float) -> None:
         identity: Identity | None = request.scope.get(IDENTITY)
         raw = request.scope["query_string"]
-        ranges = ranges_in(raw)
+        ranges = request.scope.get(PERMITTED) or ranges_in(raw)
         # Without an identity, the credentials were not accepted, whatever the status is.
         refused = status in REFUSALS or (identity is None and status >= 400)
         decision: audit.Decision = "refused" if refused else "permitted" if status < 400 else "failed"

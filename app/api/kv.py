@@ -8,6 +8,7 @@ from starlette.responses import Response
 from ..access.identity import Identity
 from ..core.errors import TransientError
 from ..core.etag import IfNoneMatch
+from ..core.page_token import reader_of
 from ..core.prefer import parse_wait
 from ..gateway import Gateway
 from ..watch.channel import Channel
@@ -16,7 +17,7 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
 from .kv_request import Reads, parse
-from .requests import caller_of, headers_of, identity_of, query_of, understood_once
+from .requests import PERMITTED, caller_of, headers_of, identity_of, query_of, understood_once
 
 
 def _reads_of(gateway: Gateway) -> Reads:
@@ -71,11 +72,17 @@ class Kv:
 
     def _understand(self, request: Request, identity: Identity) -> KvAnswers:
         asked = parse(query_of(request))
-        selection = asked.read.selection
-        keys_only = selection.keys_only or selection.count_only
-        access = self._gateway.access
-        access.authorize(identity, selection.ranges, keys_only=keys_only)
-        permit = access.permit(identity, selection.ranges, selection.ranges, keys_only=keys_only)
+        access, selection = self._gateway.access, asked.read.selection
+        ranges, keys_only = selection.ranges, selection.keys_only or selection.count_only
+        if asked.cut:
+            left = access.permitted(identity, ranges, keys_only=keys_only)
+            asked = asked.within(left)
+            request.scope[PERMITTED] = left
+        else:
+            access.authorize(identity, ranges, keys_only=keys_only)
+        reader = reader_of(identity.name) if access.guarded else ""
+        asked = asked.for_reader(reader)
+        permit = access.permit(identity, ranges, asked.read.selection.ranges, keys_only=keys_only, cut=asked.cut)
         tags = headers_of(request, b"if-none-match")
         # A HEAD is answered at once: it asks what there is, and not for what comes.
         waits = tags and request.method == "GET"
@@ -85,7 +92,8 @@ class Kv:
         known = IfNoneMatch(", ".join(tags)) if tags else None
         caller = caller_of(self._gateway, request.scope, identity)
         send_timeout = self._gateway.settings.send_timeout
-        return KvAnswers(asked, known, wait, send_timeout, caller, permit if access.may_end(identity) else None)
+        held = permit if access.may_end(identity) else None
+        return KvAnswers(asked, known, wait, send_timeout, caller, held, reader)
 
     async def _from_feed(self, answers: KvAnswers) -> Response:
         asked = answers.asked

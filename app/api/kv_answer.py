@@ -24,6 +24,7 @@ class KvAnswers:
         send_timeout: ``GATEWAY_SEND_TIMEOUT``.
         caller: whose quotas a subscription for this request counts for.
         permit: checked again before each response, because a request may wait; None without access modes.
+        reader: for whom the tokens of next pages are; empty without access modes.
     """
 
     asked: KvRequest
@@ -32,6 +33,7 @@ class KvAnswers:
     send_timeout: float
     caller: Caller | None = None
     permit: Permit | None = None
+    reader: str = ""
 
     def has(self, tag: ETag | None) -> bool:
         """Whether the client has the state that *tag* names. No client has a part of a list."""
@@ -47,7 +49,7 @@ class KvAnswers:
         if body.parts is None or self.has(body.tag):
             return self.without_body(body.revision, body.tag, state)
         headers = self._headers(body.revision, body.tag, state)
-        return KvResponse(body, headers, "application/json", send_timeout=self.send_timeout)
+        return KvResponse(body, headers, self.reader, send_timeout=self.send_timeout)
 
     def without_body(self, revision: int, tag: ETag | None, state: str | None = None) -> Response:
         """Return 304. If the state is that a key does not exist, which no body can show, raise NotFoundError."""
@@ -67,7 +69,7 @@ class KvAnswers:
             self.permit.check()
 
     def _absent(self, tag: ETag) -> bool:
-        return self.asked.read.selection.single_key and not tag.count
+        return self.asked.read.single_key and not tag.count
 
     def _headers(self, revision: int, tag: ETag | None, state: str | None) -> dict[str, str]:
         headers = {"X-Etcd-Revision": str(revision), "Cache-Control": "no-store"}

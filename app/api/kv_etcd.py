@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from ..core.budget import Hold, Use
-from ..core.encoding import list_body
+from ..core.encoding import count_body
 from ..core.errors import CompactedError, FutureRevisionError, PageExpiredError
 from ..core.keys import KeyRange
 from ..core.page_token import PageToken
@@ -73,7 +73,7 @@ class EtcdReads:
         try:
             if read.selection.count_only:
                 body = await self._count(read, hold)
-            elif read.selection.single_key:
+            elif read.single_key:
                 body = await self._item(read, hold)
             else:
                 body = await self._list(read, hold)
@@ -100,7 +100,7 @@ class EtcdReads:
         counts = await self._counts(others, listing.revision)
         count = listing.count + sum(counts.values())
         cursor = f"{self._gateway.epoch_of(listing.cluster_id, read.selection)}-{listing.revision}"
-        return KvBody(listing.revision, [list_body(listing.revision, cursor, "", count, None)], hold)
+        return KvBody(listing.revision, [count_body(listing.revision, cursor, count)], hold)
 
     async def _counts(self, ranges: Sequence[KeyRange], revision: int) -> dict[KeyRange, int]:
         """Return how many keys each range has at *revision*."""
@@ -122,6 +122,8 @@ class EtcdReads:
         """
         selection, page = read.selection, read.page
         check_epoch(self._gateway, page, selection)
+        if page is not None:
+            page.check_read()
         items = KvList(read, hold)
         counts: dict[KeyRange, int] = {}
         revision, cluster_id = (page.revision if page is not None else 0), self._gateway.upstream.cluster_id

@@ -8,7 +8,7 @@ from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..core.budget import Use
-from ..core.encoding import list_body
+from ..core.encoding import count_body
 from ..core.errors import DeniedError, DrainingError, GatewayError, TooLargeError, UnavailableError
 from ..core.etag import ETag
 from ..core.frames import LIST
@@ -166,8 +166,8 @@ class FeedReads:
         hold = await reserve(self._gateway.budget, Use.ANSWER, min(PAGE_BYTES, snapshot.size), patience=PATIENCE)
         try:
             if selection.count_only:
-                return KvBody(revision, [list_body(revision, f"{epoch}-{revision}", "", snapshot.count, None)], hold)
-            if selection.single_key:
+                return KvBody(revision, [count_body(revision, f"{epoch}-{revision}", snapshot.count)], hold)
+            if read.single_key:
                 return key_body(next(iter(snapshot.items), None), revision, epoch, selection, hold)
             return await _list(view, snapshot, epoch, KvList(read, hold), read)
         except BaseException:

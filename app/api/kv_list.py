@@ -77,7 +77,7 @@ class KvList:
         """Return the answer. *count*: of all keys in the selection. *more*: it has keys after these."""
         if self._hold.released:
             raise revoked()
-        page = PageToken(epoch, revision, self._last + b"\0").token() if more else None
-        parts = [list_head(revision, f"{epoch}-{revision}"), *self._parts, list_tail(count, page)]
+        page = PageToken(epoch, revision, self._last + b"\0") if more else None
+        parts = [list_head(revision, f"{epoch}-{revision}"), *self._parts, list_tail(count, more=more)]
         whole = self._read.page is None and page is None
-        return KvBody(revision, parts, self._hold, ETag(epoch, self._newest, count) if whole else None)
+        return KvBody(revision, parts, self._hold, ETag(epoch, self._newest, count) if whole else None, page)

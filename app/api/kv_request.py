@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
 from ..core.errors import BadRequestError, RevisionNotReachedError
 from ..core.page_token import PageToken, parse_page_token
 from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
-from .requests import encoding_of
+from .requests import encoding_of, scope_of
 
 if TYPE_CHECKING:
     from .kv_response import KvBody
@@ -22,19 +22,25 @@ DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
 # Bytes of the longest query whose parsed form is kept, so that what clients choose takes 4 MiB at most.
 LONGEST_KNOWN = 512
-_KNOWN = frozenset(
-    {"key", "prefix", "limit", "page", "keys_only", "count_only", "encoding", "consistency", "min_revision"}
-)
+_KNOWN = frozenset({
+    "key", "prefix", "scope", "limit", "page", "keys_only", "count_only", "encoding", "consistency", "min_revision",
+})  # fmt: skip
 _NOT_WITH_ONE_KEY = ("limit", "page", "keys_only", "count_only")
 
 
 @dataclass(frozen=True, slots=True)
 class KvRead:
-    """What an answer contains. Equal reads share one answer."""
+    """What an answer contains. Equal reads share one answer.
+
+    Args:
+        single_key: the answer is one key, and not a list. What is asked decides this: of a prefix, a single key may be
+            permitted.
+    """
 
     selection: Selection
     limit: int
     page: PageToken | None
+    single_key: bool
 
     @property
     def ranges(self) -> Ranges:
@@ -47,11 +53,25 @@ class KvRead:
 
 @dataclass(frozen=True, slots=True)
 class KvRequest:
-    """A read, where its answer comes from, and the revision that the answer must have reached."""
+    """A read, where its answer comes from, and the revision that the answer must have reached.
+
+    Args:
+        cut: with ``scope=permitted``. Then ``read`` has all ranges until ``within`` cuts them.
+    """
 
     read: KvRead
     consistency: Consistency
     min_revision: int
+    cut: bool = False
+
+    def within(self, ranges: Ranges) -> KvRequest:
+        """Return the request for *ranges* instead of what was asked."""
+        return replace(self, read=replace(self.read, selection=replace(self.read.selection, ranges=ranges)))
+
+    def for_reader(self, reader: str) -> KvRequest:
+        """Return the request after the check that its page, if it has one, is for *reader*. Raises PageExpiredError."""
+        page = self.read.page
+        return self if page is None else replace(self, read=replace(self.read, page=page.of_reader(reader)))
 
 
 class Reads(Protocol):
@@ -79,7 +99,8 @@ def _parse(raw: bytes) -> KvRequest:
         keys_only=parse_flag(query, "keys_only", default=False),
         count_only=parse_flag(query, "count_only", default=False),
     )
-    if selection.single_key:
+    single_key = len(ranges) == 1 and ranges[0].kind == "key"
+    if single_key:
         _check_single_key(query)
     page = parse_page_token(query["page"], ranges) if "page" in query else None
     if page is not None and selection.count_only:
@@ -95,9 +116,9 @@ def _parse(raw: bytes) -> KvRequest:
             code="conflicting-parameters",
             parameter="min_revision",
         )
-    read = KvRead(selection, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page)
+    read = KvRead(selection, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page, single_key)
     consistency = parse_choice(query, "consistency", CONSISTENCIES) or "linearizable"
-    return KvRequest(read, cast("Consistency", consistency), min_revision)
+    return KvRequest(read, cast("Consistency", consistency), min_revision, scope_of(query))
 
 
 # To parse a query takes a quarter of a read from memory, and clients ask the same again and again.

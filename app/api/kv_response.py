@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..core.budget import Hold
-from ..core.encoding import item_body
+from ..core.encoding import item_body, page_tail
 from ..core.errors import OverCapacityError
 from ..core.etag import ETag
 from ..core.events import KeyValue
+from ..core.page_token import PageToken
 from ..core.selection import Selection
 from ..stream.connection import Connection, StuckError
 from ..stream.transport import ClientTransport, client_of
@@ -31,17 +33,27 @@ class KvBody:
 
     ``tag`` is None if the body is a part of a list, or only a count.
 
+    *page*: the next page of a list. Its token is not in ``parts``, because the token differs from reader to reader.
+
     *hold* is released after the last response has released the body, or when a feed needs the bytes. In the second
     case the clients that are still receiving the body are disconnected.
     """
 
-    __slots__ = ("__weakref__", "_senders", "parts", "revision", "revoked", "tag")
+    __slots__ = ("__weakref__", "_page", "_senders", "parts", "revision", "revoked", "tag")
 
-    def __init__(self, revision: int, parts: Sequence[bytes] | None, hold: Hold, tag: ETag | None = None) -> None:
+    def __init__(
+        self,
+        revision: int,
+        parts: Sequence[bytes] | None,
+        hold: Hold,
+        tag: ETag | None = None,
+        page: PageToken | None = None,
+    ) -> None:
         self.revision = revision
         self.tag = tag
         self.parts = parts
         self.revoked = False
+        self._page = page
         self._senders: set[Connection] = set()
         hold.set(self.size)
         ours = weakref.ref(self)
@@ -50,8 +62,12 @@ class KvBody:
 
     @property
     def size(self) -> int:
-        """The length of the body in bytes."""
+        """The number of bytes in ``parts``."""
         return sum(map(len, self.parts or ()))
+
+    def tail(self, reader: str) -> bytes:
+        """Return what follows after ``parts`` in the answer to *reader*."""
+        return page_tail(self._page.token(reader)) if self._page is not None else b""
 
     def slices(self) -> Iterator[bytes | memoryview]:
         """Yield the body in pieces that are small enough for the server to copy. Small parts are joined."""
@@ -113,10 +129,14 @@ class KvResponse(Response):
     The response lasts until the kernel has all bytes: a connection with bytes in the process cannot be closed. Unlike a
     stream, it does not wait until the client has them. Its connection stays open for the next request, and after that
     the kernel gives up the rest of one send buffer within minutes. A wait would delay the next request.
+
+    *reader*: see ``app.core.page_token.reader_of``.
     """
 
-    def __init__(self, body: KvBody, headers: dict[str, str], media_type: str, *, send_timeout: float) -> None:
-        super().__init__(None, headers={**headers, "Content-Length": str(body.size)}, media_type=media_type)
+    def __init__(self, body: KvBody, headers: dict[str, str], reader: str, *, send_timeout: float) -> None:
+        self._tail = body.tail(reader)
+        length = {"Content-Length": str(body.size + len(self._tail))}
+        super().__init__(None, headers={**headers, **length}, media_type="application/json")
         self._body: KvBody | None = body
         self._send_timeout = send_timeout
 
@@ -133,7 +153,7 @@ class KvResponse(Response):
         try:
             await connection.start(self.status_code, self.raw_headers)
             data: bytes | memoryview = b""
-            for following in body.slices():
+            for following in chain(body.slices(), (self._tail,) if self._tail else ()):
                 if data:
                     await connection.send(data)
                 data = following
@@ -154,6 +174,7 @@ class KvResponse(Response):
     async def _send_at_once(self, body: KvBody, client: ClientTransport, send: Send) -> None:
         """Send a small body without waiting, and without the timers of a wait. The transport has room for all of it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": b"".join(body.parts or ()), "more_body": False})
+        whole = b"".join((*(body.parts or ()), self._tail))
+        await send({"type": "http.response.body", "body": whole, "more_body": False})
         if client.buffered:  # the client does not read: count the body, and do not wait for ever
             await client.until_acked(self._send_timeout)

@@ -1,23 +1,33 @@
 """Linearizable reads of ``/v1/kv`` at a gateway that follows another one: passed up, and answered with the same bytes.
 
-Cursors and page tokens are the same on all tiers, so the upstream's answer is the answer.
+Cursors and page tokens are the same on all tiers, so the upstream's answer is the answer. Only the token of a next page
+gets the reader of this tier, and a list of which a single key is permitted is made of that key's answer.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from urllib.parse import quote
 
-from ..core.budget import Use
+from ..core.budget import Hold, Use
+from ..core.encoding import compact, list_head, list_tail
 from ..core.errors import UnavailableError
 from ..core.etag import ETag, parse_etag
+from ..core.page_token import parse_page_token
 from ..etcd.memory import reserve
 from ..etcd.reads import PAGE_BYTES
 from ..gateway import Gateway
 from ..tier.client import Answer
 from ..tier.upstream import OUT_OF_REACH, GatewayUpstream
 from .kv_etcd import PATIENCE, check_epoch
-from .kv_request import KvRequest
+from .kv_request import KvRead, KvRequest
 from .kv_response import KvBody, revoked
+
+# The end of a list that has another page. In a key or a value, these quotes would be escaped.
+_NEXT_PAGE = re.compile(rb',"next_page":"([A-Za-z0-9_.-]+)"\}\n\Z')
+# Bytes of the longest such end: a token holds a key.
+_LONGEST_END = 16 * 1024
 
 
 class UpstreamReads:
@@ -27,6 +37,7 @@ class UpstreamReads:
         assert isinstance(gateway.upstream, GatewayUpstream), "only for a gateway that follows another one"
         self._gateway = gateway
         self._upstream = gateway.upstream
+        self._reader = ""  # of this gateway at the upstream, as the last token showed it
 
     async def read(self, asked: KvRequest) -> KvBody:
         """Return an answer that is at ``min_revision`` or above. Equal reads share one.
@@ -43,14 +54,43 @@ class UpstreamReads:
     async def _once(self, asked: KvRequest) -> KvBody:
         hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
         try:
-            answer = await self._upstream.read(_query(asked))
+            answer = await self._upstream.read(_query(asked, self._reader))
             if hold.released:
                 raise revoked()
-            revision, tag = _position(answer)
-            return KvBody(revision, None if answer.status == 404 else [answer.body], hold, tag)
+            read, (revision, tag) = asked.read, _position(answer)
+            if one_key(read) and not read.single_key:
+                return self._list_of_one(answer, read, revision, hold)
+            if answer.status == 404:
+                return KvBody(revision, None, hold, tag)
+            end = _NEXT_PAGE.search(answer.body, max(0, len(answer.body) - _LONGEST_END))
+            if end is None:
+                return KvBody(revision, [answer.body], hold, tag)
+            page = parse_page_token(end[1], read.selection.ranges)
+            self._reader = page.reader
+            return KvBody(revision, [answer.body[: end.start()]], hold, tag, page)
         except BaseException:
             hold.release()
             raise
+
+    def _list_of_one(self, answer: Answer, read: KvRead, revision: int, hold: Hold) -> KvBody:
+        """Return a list of at most one key. The upstream answers a request for a single key with the key, or 404."""
+        selection = read.selection
+        epoch = self._gateway.epoch_of(self._upstream.cluster_id, selection)
+        items = [] if answer.status == 404 else [json.loads(answer.body)["kv"]]
+        tag = ETag(epoch, items[0]["mod_revision"] if items else 0, len(items))
+        hidden = ("value", "encoding") if selection.keys_only else ()
+        shown = (
+            [] if selection.count_only else [{n: value for n, value in one.items() if n not in hidden} for one in items]
+        )
+        encoded = ",".join(map(compact, shown)).encode()
+        parts = [list_head(revision, f"{epoch}-{revision}"), encoded, list_tail(len(items), more=False)]
+        return KvBody(revision, parts, hold, None if selection.count_only else tag)
+
+
+def one_key(read: KvRead) -> bool:
+    """Whether the upstream takes the request for a request for a single key."""
+    ranges = read.selection.ranges
+    return len(ranges) == 1 and ranges[0].kind == "key"
 
 
 def _position(answer: Answer) -> tuple[int, ETag | None]:
@@ -60,11 +100,11 @@ def _position(answer: Answer) -> tuple[int, ETag | None]:
         raise UnavailableError(OUT_OF_REACH, cause=f"an answer of the upstream has no revision: {error!r}") from None
 
 
-def _query(asked: KvRequest) -> str:
+def _query(asked: KvRequest, reader: str) -> str:
     read = asked.read
     selection = read.selection
     parts = [*map(str, selection.ranges), f"encoding={selection.encoding}", f"min_revision={asked.min_revision}"]
-    if not selection.single_key:
+    if not one_key(read):
         parts.append(f"limit={read.limit}")
         parts += [
             name
@@ -72,5 +112,6 @@ def _query(asked: KvRequest) -> str:
             if wanted
         ]
     if read.page is not None:
-        parts.append(f"page={quote(read.page.token())}")
+        # A page that was read from the memory of this gateway does not have the reader that the upstream expects.
+        parts.append(f"page={quote(read.page.token('' if read.page.reader else reader))}")
     return "&".join(parts)

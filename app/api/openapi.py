@@ -11,8 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT
-from .requests import ENCODINGS
-from .watch import FORMATS, MODES, SCOPES
+from .requests import ENCODINGS, SCOPES
+from .watch import FORMATS, MODES
 
 
 def _parameter(name: str, text: str, schema: dict[str, Any], where: str = "query") -> dict[str, Any]:
@@ -73,6 +73,7 @@ KV: dict[str, Any] = {
         "parameters": [
             _KEY,
             _PREFIX,
+            _SCOPE,
             _parameter("limit", "The maximum number of items in a page.", _LIMIT),
             _parameter("page", "The `next_page` of the previous page.", _TEXT),
             _parameter("keys_only", "`1`: leave out the values.", _FLAG),

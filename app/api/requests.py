@@ -22,8 +22,12 @@ from ..stream.transport import EXTENSION
 T = TypeVar("T")
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
+# ``scope=permitted``: the parts of the ranges that the identity may read suffice.
+SCOPES = ("permitted",)
 # The key of the scope under which the audit log finds who sends a request.
 IDENTITY = "etcd_watch_gateway.identity"
+# The key under which it finds the ranges that are left of a request with ``scope=permitted``.
+PERMITTED = "etcd_watch_gateway.permitted"
 # The key of the scope under which the outcome of ``understood_once`` is kept.
 _UNDERSTOOD = "etcd_watch_gateway.understood"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -179,6 +183,11 @@ def query_of(request: Request) -> bytes:
 def encoding_of(query: Mapping[str, bytes]) -> str:
     """Return the encoding of keys and values in the response. Raises BadRequestError for an unknown encoding."""
     return parse_choice(query, "encoding", ENCODINGS) or "auto"
+
+
+def scope_of(query: Mapping[str, bytes]) -> bool:
+    """Whether the request is for the permitted parts of its ranges. Raises BadRequestError for an unknown scope."""
+    return parse_choice(query, "scope", SCOPES) is not None
 
 
 async def understood_once(request: Request, understand: Callable[[], Awaitable[T]]) -> T:

@@ -25,6 +25,7 @@ from .requests import (
     identity_of,
     query_of,
     request_id_of,
+    scope_of,
     understood_once,
 )
 from .stream_response import StreamResponse, WatchRequest
@@ -34,8 +35,6 @@ from .stream_response import StreamResponse, WatchRequest
 # given. That URL may already have `last_event_id`, and even an older `lastEventId`.
 _APPENDED = "lastEventId"
 _CURSORS = (_APPENDED, "last_event_id")
-# ``scope=permitted``: the parts that the identity may read suffice.
-SCOPES = ("permitted",)
 FORMATS: tuple[str, ...] = get_args(Format)
 MODES = ("latest",)
 # Seconds between two flushes of ``mode=latest``. The least is a slot of the timers (``app.stream.timers``).
@@ -124,7 +123,7 @@ class Watch:
         min_revision = parse_revision(query, "min_revision")
         accept = header_of(request, b"accept") or ""
         chosen = format_of(accept, parse_choice(query, "format", FORMATS))
-        cut = parse_choice(query, "scope", SCOPES) is not None
+        cut = scope_of(query)
         access = self._gateway.access
         if cut:
             ranges = access.permitted(identity, asked, keys_only=keys_only)

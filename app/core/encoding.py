@@ -19,6 +19,8 @@ Encoding = Literal["auto", "base64"]
 # JSON allows these characters unescaped, but ``str.splitlines`` treats them as line ends, and so do the line iterators
 # of requests, httpx and httpx-sse: a value with one of them would split its event in the client.
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+# The end of every REST answer.
+END = "}\n"
 
 
 def _text(name: str, data: bytes, encoding: str, mark: str) -> str:
@@ -65,15 +67,19 @@ def list_head(revision: int, cursor: str) -> bytes:
     return f'{{"revision":{revision},"cursor":"{cursor}","kvs":['.encode()
 
 
-def list_tail(count: int, next_page: str | None) -> bytes:
-    """Return the end of a REST list."""
-    page = f',"next_page":"{next_page}"' if next_page else ""
-    return f'],"count":{count}{page}}}\n'.encode()
+def list_tail(count: int, *, more: bool) -> bytes:
+    """Return the end of a REST list. With *more*, ``page_tail`` must follow."""
+    return f'],"count":{count}{"" if more else END}'.encode()
 
 
-def list_body(revision: int, cursor: str, kvs: str, count: int, next_page: str | None) -> bytes:
-    """Return a REST list as JSON. *kvs* comes from ``list_items``."""
-    return b"".join((list_head(revision, cursor), kvs.encode(), list_tail(count, next_page)))
+def page_tail(next_page: str) -> bytes:
+    """Return the end of a REST list that has another page, after ``list_tail``."""
+    return f',"next_page":"{next_page}"{END}'.encode()
+
+
+def count_body(revision: int, cursor: str, count: int) -> bytes:
+    """Return a REST list as JSON that has only a count."""
+    return list_head(revision, cursor) + list_tail(count, more=False)
 
 
 def item_body(revision: int, cursor: str, item: KeyValue, encoding: str) -> bytes:

@@ -13,6 +13,7 @@ GatewayError
 │   ├── OverCapacityError      429
 │   ├── DrainingError          503
 │   ├── PinUnavailableError    503, the range lies in a pin that cannot be held
+│   ├── ScopeChangedError      503, what ``scope=permitted`` leaves of the request has changed while it waited
 │   ├── IssuerUnavailableError 503, the keys that verify a token could not be fetched yet
 │   ├── UnavailableError       503, etcd is out of reach
 │   │   └── TooSlowError       503, one answer of etcd took too long
@@ -150,6 +151,13 @@ class DrainingError(TransientError):
 
     code = "draining"
     close_reason = "drain"
+
+
+class ScopeChangedError(TransientError):
+    """What ``scope=permitted`` leaves of the request has become less while the request waited."""
+
+    code = "scope-changed"
+    close_reason = "scope-changed"
 
 
 class IssuerUnavailableError(TransientError):

@@ -40,11 +40,6 @@ class Selection:
     count_only: bool = False
 
     @property
-    def single_key(self) -> bool:
-        """Whether the selection is exactly one key."""
-        return len(self.ranges) == 1 and self.ranges[0].kind == "key"
-
-    @property
     def names(self) -> list[str]:
         """The ranges as written in a query: ``prefix=/svc/``."""
         return [str(one) for one in self.ranges]

@@ -8,7 +8,7 @@ import pytest
 
 from app.access.identity import Identity, make_identity
 from app.access.permit import Permit
-from app.core.errors import ForbiddenError, UnauthorizedError
+from app.core.errors import ForbiddenError, ScopeChangedError, UnauthorizedError
 from app.core.keys import KeyRange
 from tests.access.test_control import BEARER, OTHER, PEER, POLICY, SVC, World, encoded
 
@@ -135,6 +135,21 @@ async def test_credentials_that_end_while_a_request_waits(tmp_path: Path, change
     with pytest.raises(UnauthorizedError, match="have ended while the request waited") as caught:
         permit.check()
     assert caught.value.headers == {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+async def test_a_request_for_the_permitted_parts_that_has_waited(tmp_path: Path) -> None:
+    """Of a part that is left, the client is told to come back; without a rest it is refused."""
+    world = World(tmp_path, policy=POLICY)
+    permit = world.control.permit(await dash(world), ALL, (SVC,), cut=True)
+    world.policy_path.write_text(NARROWER)
+    world.control.reload()
+    with pytest.raises(ScopeChangedError, match="send the request again"):
+        permit.check()
+    world.policy_path.write_text(POLICY.replace("read: [/svc/], ", ""))
+    world.control.reload()
+
+    with pytest.raises(ForbiddenError, match="has changed while the request waited"):
+        permit.check()
 
 
 async def test_without_a_policy(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.support.fake_etcd import FakeEtcd
 async def read(gateway: Gateway, query: str) -> dict[str, Any]:
     """The answer to a query."""
     body = await EtcdReads(gateway).read(parse(query.encode()))
-    found: dict[str, Any] = json.loads(b"".join(body.parts or ()))
+    found: dict[str, Any] = json.loads(b"".join(body.parts or ()) + body.tail(""))
     assert found["revision"] == body.revision
     return found
 

@@ -15,7 +15,7 @@ A, B, C = KeyRange("prefix", b"/a/"), KeyRange("key", b"/b"), KeyRange("prefix",
 
 def test_defaults() -> None:
     """A read is linearizable, of the present, and of one page."""
-    assert parse(b"prefix=/a/") == KvRequest(KvRead(Selection((A,)), 10_000, None), "linearizable", 0)
+    assert parse(b"prefix=/a/") == KvRequest(KvRead(Selection((A,)), 10_000, None, single_key=False), "linearizable", 0)
 
 
 def test_everything() -> None:
@@ -24,6 +24,17 @@ def test_everything() -> None:
 
     assert asked.read.selection == Selection((A, B, C), encoding="base64", keys_only=True)
     assert (asked.read.limit, asked.consistency, asked.min_revision) == (5, "feed", 7)
+
+
+def test_what_is_asked_decides_whether_it_is_a_single_key() -> None:
+    """A list of which one key is permitted is a list; two names of one key are one key."""
+    assert parse(b"key=/b").read.single_key
+    assert parse(b"key=/b&key=%2fb").read.single_key
+    for query in (b"prefix=/b", b"key=/b&key=/c", b"key=/b&prefix=/b"):
+        asked = parse(query + b"&scope=permitted")
+        assert asked.cut
+        assert not asked.within((B,)).read.single_key
+        assert asked.within((B,)).read.selection.ranges == (B,)
 
 
 def test_equal_reads_are_equal() -> None:

@@ -10,6 +10,7 @@ from starlette.types import Message, Scope
 
 from app.api.kv_response import SLICE, KvBody, KvResponse
 from app.core.budget import Budget, Hold, Use
+from app.core.page_token import PageToken
 from app.stream.transport import EXTENSION, ClientTransport
 from tests.support.asgi_client import http_scope
 
@@ -45,7 +46,7 @@ class Client:
 
     async def ask(self, body: KvBody, send_timeout: float = 60.0) -> None:
         """Send the answer to the client."""
-        response = KvResponse(body, {"X-Etcd-Revision": "7"}, "application/json", send_timeout=send_timeout)
+        response = KvResponse(body, {"X-Etcd-Revision": "7"}, "", send_timeout=send_timeout)
         del body
         await response(http_scope("/v1/kv"), self.receive, self.send)
 
@@ -176,7 +177,7 @@ async def test_a_small_body_on_an_empty_connection(budget: Budget) -> None:
         client.sent.append(message)
         transport.write(message.get("body", b""))
 
-    response = KvResponse(body, {}, "application/json", send_timeout=60.0)
+    response = KvResponse(body, {}, "", send_timeout=60.0)
     await response(on(transport)[1], client.receive, send)
 
     assert client.whole
@@ -194,7 +195,7 @@ async def test_a_small_body_that_the_client_does_not_take(budget: Budget, monkey
         client.sent.append(message)
         transport.write(message.get("body", b""))
 
-    response = KvResponse(body, {}, "application/json", send_timeout=0.05)
+    response = KvResponse(body, {}, "", send_timeout=0.05)
     sending = asyncio.create_task(response(on(transport)[1], client.receive, send))
     await asyncio.sleep(0)
     assert (transport.buffered, hold.size) == (900, 1000)
@@ -214,13 +215,30 @@ async def test_the_end_of_a_large_body_that_the_client_does_not_take(budget: Bud
         client.sent.append(message)
         transport.write(message.get("body", b""))
 
-    response = KvResponse(body, {}, "application/json", send_timeout=0.05)
+    response = KvResponse(body, {}, "", send_timeout=0.05)
     sending = asyncio.create_task(response(on(transport)[1], client.receive, send))
     await asyncio.sleep(0)
     assert (client.whole, transport.buffered, hold.size) == (True, SLICE - 100, 2 * SLICE)
     await sending
 
     assert transport.aborted
+
+
+@pytest.mark.parametrize("size", [10, SLICE, 5 * SLICE])
+async def test_the_next_page_is_for_the_reader(budget: Budget, size: int) -> None:
+    """Equal requests share the body; only the token at its end differs."""
+    body = KvBody(7, [b"x" * size], budget.hold(Use.ANSWER), page=PageToken("16214fff", 7, b"/a"))
+    for reader in ("ann", "ben", ""):
+        client = Client()
+        response = KvResponse(body, {}, reader, send_timeout=60.0)
+        await response(http_scope("/v1/kv"), client.receive, client.send)
+        end = f'"next_page":"{PageToken("16214fff", 7, b"/a").token(reader)}"}}\n'.encode()
+
+        assert client.whole
+        assert client.received.startswith(b"x" * size + b",")
+        assert client.received.endswith(end)
+        assert response.headers["content-length"] == str(len(client.received))
+        assert not any(message.get("body") == b"" for message in client.sent[1:])
 
 
 async def test_no_such_key(budget: Budget) -> None:

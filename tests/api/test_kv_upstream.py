@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app.core.encoding import list_head, list_tail, page_tail
+from app.core.keys import KeyRange
+from app.core.page_token import PageToken, reader_of
+from app.core.selection import Selection
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
 from tests.support.waiting import eventually
-from tests.tier.scripted import Answered, Scripted, scripted
+from tests.tier.scripted import CLUSTER, Answered, Scripted, epoch_of, scripted
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 BODY = {"revision": 120, "cursor": "81e932e5-120", "kvs": [], "count": 0}
 
 
-async def ask(root: Scripted, query: str, answered: Answered, **headers: str) -> httpx.Response:
+async def ask(
+    root: Scripted, query: str, answered: Answered, *, policy: Path | None = None, **headers: str
+) -> httpx.Response:
     """The answer of an edge whose upstream answers so."""
-    gateway = Gateway(load({"upstream": root.url}))
+    gateway = Gateway(load({"upstream": root.url, **({"policy_file": policy} if policy is not None else {})}))
     root.answer = lambda asked: answered if asked.path == "/v1/kv" else root.usual(asked)
 
     async def connected() -> bool:
@@ -29,7 +37,8 @@ async def ask(root: Scripted, query: str, answered: Answered, **headers: str) ->
     transport = httpx.ASGITransport(create_app(gateway=gateway))
     async with gateway.running(), httpx.AsyncClient(transport=transport, base_url="http://x") as http:
         await eventually(connected)
-        return await http.get(f"/v1/kv?{query}", headers=headers)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await http.get(f"/v1/kv?{query}", headers=sent)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +70,7 @@ async def test_a_known_answer_has_no_body() -> None:
     """The client's ``If-None-Match`` is compared here, so that equal reads share one answer of the upstream."""
     async with scripted() as root:
         answered = Answered.of(BODY, X_Etcd_Revision="120", ETag='W/"81e932e5-7-3"')
-        answer = await ask(root, "prefix=/svc/", answered, **{"If-None-Match": '"81e932e5-7-3"'})
+        answer = await ask(root, "prefix=/svc/", answered, if_none_match='"81e932e5-7-3"')
         assert answer.status_code == 304
 
 
@@ -73,6 +82,52 @@ async def test_an_absent_key() -> None:
         answer = await ask(root, "key=/svc/a", missing)
         assert (answer.status_code, answer.json()["code"]) == (404, "key-not-found")
         assert answer.headers["etag"] == 'W/"81e932e5-0-0"'
+
+
+@pytest.mark.parametrize(("more", "status"), [("", 200), ("&keys_only=1", 200), ("", 404), ("&count_only=1", 200)])
+async def test_a_list_of_one_key(tmp_path: Path, more: str, status: int) -> None:
+    """Of a prefix, a single key is permitted. The upstream answers for the key, and the client gets a list."""
+    item = {
+        "key": "/svc/a",
+        "value": "/wA=",
+        "encoding": "base64",
+        "create_revision": 5,
+        "mod_revision": 9,
+        "version": 2,
+    }
+    body: dict[str, Any] = {"revision": 120, "cursor": "81e932e5-120", "kv": item}
+    missing: dict[str, Any] = {"code": "key-not-found", "detail": ""}
+    (tmp_path / "policy").write_text("roles: {r: {read: ['key=/svc/a']}}\nanonymous: [r]")
+    async with scripted() as root:
+        answered = Answered.of(body if status == 200 else missing, status, X_Etcd_Revision="120")
+        answer = await ask(root, f"prefix=/svc/&scope=permitted{more}", answered, policy=tmp_path / "policy")
+        assert root.of("/v1/kv")[0].parameters["key"] == "/svc/a"
+    hidden = ("value", "encoding") if "keys_only" in more else ()
+    shown = [{name: value for name, value in item.items() if name not in hidden}]
+    found = answer.json()
+
+    assert answer.status_code == 200
+    assert found["kvs"] == ([] if status == 404 or "count_only" in more else shown)
+    assert (found["count"], found["revision"]) == (int(status == 200), 120)
+    assert ("etag" in answer.headers) == ("count_only" not in more)
+
+
+async def test_the_token_of_a_page_is_for_both_tiers(tmp_path: Path) -> None:
+    """The token that the upstream has made for this gateway comes back to it unchanged."""
+    (tmp_path / "policy").write_text("roles: {r: {read: ['/svc/']}}\nanonymous: [r]")
+    epoch = epoch_of(CLUSTER, Selection((KeyRange("prefix", b"/svc/"),)))
+    token = PageToken(epoch, 120, b"/svc/a\0").token(reader_of("token:edge"))
+    async with scripted() as root:
+        for policy, own in ((None, ""), (tmp_path / "policy", reader_of("anonymous"))):
+            paged = Answered.of(BODY, X_Etcd_Revision="120")
+            paged = replace(paged, body=list_head(120, "81e932e5-120") + list_tail(3, more=True) + page_tail(token))
+            answer = await ask(root, "prefix=/svc/&limit=1", paged, policy=policy)
+            given = answer.json()["next_page"]
+            assert given == ".".join(filter(None, (token, own)))
+            last = Answered.of(BODY, X_Etcd_Revision="120")
+            answer = await ask(root, f"prefix=/svc/&limit=1&page={given}", last, policy=policy)
+            assert answer.json() == BODY
+            assert root.of("/v1/kv")[-1].parameters["page"] == token
 
 
 @pytest.mark.parametrize("headers", [{}, {"X_Etcd_Revision": "many"}])

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.core.encoding import Encoding, compact, event_body, item_body, item_fields, list_body, list_items
+from app.core.encoding import (
+    Encoding,
+    compact,
+    event_body,
+    item_body,
+    item_fields,
+    list_head,
+    list_items,
+    list_tail,
+    page_tail,
+)
 from app.core.events import Delete, Event, KeyValue
 
 # Text of all kinds, including the three line ends that JSON does not know, and bytes that are not text.
@@ -151,7 +161,8 @@ def test_a_list_is_json(
 ) -> None:
     """A list is one line with its items, and has a next page only if there is one."""
     kvs = list_items(listed, encoding, keys_only=keys_only)
-    body = list_body(revision, f"16214fff-{revision}", kvs, 7, page)
+    head, tail = list_head(revision, f"16214fff-{revision}"), list_tail(7, more=page is not None)
+    body = head + kvs.encode() + tail + (page_tail(page) if page is not None else b"")
     wanted: dict[str, object] = {
         "revision": revision,
         "cursor": f"16214fff-{revision}",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.core.errors import BadRequestError
+from app.core.errors import BadRequestError, PageExpiredError
 from app.core.keys import KeyRange
-from app.core.page_token import PageToken, parse_page_token
+from app.core.page_token import PageToken, parse_page_token, reader_of
 from app.core.query import parse_query
 
 EVERYTHING = KeyRange("prefix", b"")
@@ -37,6 +37,36 @@ def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -
     assert parse_page_token(found, (EVERYTHING,)) == page
 
 
+@given(epoch=epochs, revision=revisions, start=st.binary(max_size=20), identity=st.text(max_size=20))
+@example(epoch="16214fff", revision=1, start=b".", identity="proxy:a.b")
+def test_a_page_is_for_one_reader(epoch: str, revision: int, start: bytes, identity: str) -> None:
+    """The token comes back unchanged through a query, and only the reader that it is for gets the page."""
+    reader = reader_of(identity)
+    page = PageToken(epoch, revision, start)
+    text = page.token(reader)
+    (found,) = parse_query(f"page={text}".encode(), {"page"}).values()
+    assert found == text.encode()
+    parsed = parse_page_token(found, (EVERYTHING,))
+    assert parsed.of_reader(reader) == page
+    with pytest.raises(PageExpiredError, match="of another identity; start over without 'page'"):
+        parsed.of_reader(reader_of(identity + "x"))
+    # Where all readers are equal, whoever reads the page looks whether it is for somebody.
+    with pytest.raises(PageExpiredError, match="of another identity; start over without 'page'"):
+        parsed.of_reader("").check_read()
+    page.check_read()
+
+
+def test_a_page_passes_through_the_tiers() -> None:
+    """Each tier adds its reader, and takes it away again."""
+    origin, edge = reader_of("token:edge"), reader_of("token:dash")
+    at_origin = PageToken("16214fff", 7, b"/svc/a").token(origin)
+    passed_on = parse_page_token(at_origin.encode(), (SERVICES,)).token(edge)
+    back = parse_page_token(passed_on.encode(), (SERVICES,)).of_reader(edge)
+
+    assert back.token() == at_origin
+    assert parse_page_token(back.token().encode(), (SERVICES,)).of_reader(origin) == PageToken("16214fff", 7, b"/svc/a")
+
+
 @given(st.one_of(st.binary(max_size=40), st.binary(max_size=30).map(token)))
 @example(b"")
 @example(b"A")
@@ -44,6 +74,8 @@ def test_a_page_comes_back_as_it_went(epoch: str, revision: int, start: bytes) -
 @example(token(b"\xff-1-/svc/a"))
 @example(token(b"16214fff-" + b"9" * 5000 + b"-/svc/a"))
 @example(token("16214fff-\u0661-/svc/a".encode()))
+@example(token(b"16214fff-1-/svc/a") + b".\xff")
+@example(token(b"16214fff-1-/svc/a") + b"." + b"x" * 5000)
 def test_no_token_raises_anything_else(text: bytes) -> None:
     """A client may send any text: it is a page of this range, or a bad request that names the parameter."""
     parameter, page = "page", None
