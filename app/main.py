@@ -89,10 +89,10 @@ def create_admin_app(gateway: Gateway, health: Health) -> FastAPI:
 
 
 def _new_app(lifespan: Any) -> FastAPI:
-    app = FastAPI(
+    app = openapi.DescribedApp(
         title="etcd-watch-gateway",
         version=__version__,
-        description="Follow etcd keys over HTTP, on shared and released watches.",
+        description=openapi.DESCRIPTION,
         lifespan=lifespan,
         servers=[{"url": "."}],  # relative to /openapi.json: a proxy may serve the gateway under a path
         docs_url=None,
@@ -117,11 +117,11 @@ def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable
 
 def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
     router = APIRouter()
-    _serve(router, "/v1/kv", kv.get, **openapi.KV)
-    _serve(router, "/v1/watch", watch.get, **openapi.WATCH)
-    _serve(router, "/v1/progress", ProgressEndpoint(gateway).get, **openapi.PROGRESS)
-    access = Access(gateway)
-    _serve(router, "/v1/access", access.get, **openapi.ACCESS)
+    access, rules = Access(gateway), gateway.access
+    _serve(router, "/v1/kv", kv.get, **openapi.for_clients(openapi.KV, rules))
+    _serve(router, "/v1/watch", watch.get, **openapi.for_clients(openapi.WATCH, rules))
+    _serve(router, "/v1/progress", ProgressEndpoint(gateway).get, **openapi.for_clients(openapi.PROGRESS, rules))
+    _serve(router, "/v1/access", access.get, **openapi.for_clients(openapi.ACCESS, rules))
     if gateway.settings.jwt_issuer:
         _serve(router, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
     if gateway.settings.session_key_file is not None:
@@ -136,9 +136,12 @@ def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
 
 def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
     router = APIRouter()
-    feeds, metrics = openapi.FEEDS, openapi.METRICS
-    if gateway.access.guarded:
-        feeds, metrics = openapi.for_operators(feeds), openapi.for_operators(metrics)
+    feeds, metrics, access = openapi.FEEDS, openapi.METRICS, gateway.access
+    open_port = gateway.settings.admin_port is not None
+    if access.has_static_token or (access.guarded and not open_port):
+        feeds = openapi.for_operators(feeds, access)
+    if access.guarded and not open_port:
+        metrics = openapi.for_operators(metrics, access)
     _serve(router, "/v1/feeds", Feeds(gateway).get, **feeds)
     _serve(router, "/livez", health.livez, **openapi.LIVEZ)
     _serve(router, "/readyz", health.readyz, **openapi.READYZ)

@@ -112,7 +112,7 @@ class AccessControl:
             raise
         if not self.guarded:
             return self._by_static_token(b"")
-        if self._policy is None or not self._policy.value.anonymous:
+        if not self.admits_anonymous:
             raise UnauthorizedError("the request has no credentials; send the header 'Authorization: Bearer <token>'")
         return ANONYMOUS
 
@@ -237,6 +237,13 @@ class AccessControl:
         for asked in ranges:
             if not any(asked.within(prefix) for prefix in self._fence):
                 raise self._forbidden(f"{asked} is outside the prefixes that this gateway serves", asked.kind)
+
+    @property
+    def admits_anonymous(self) -> bool:
+        """Whether requests without credentials are admitted now."""
+        if self.guarded:
+            return self._policy is not None and bool(self._policy.value.anonymous)
+        return not self.has_static_token
 
     @property
     def has_static_token(self) -> bool:

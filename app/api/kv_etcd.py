@@ -146,5 +146,6 @@ class EtcdReads:
         # etcd counts from where a page starts, and ``count`` is of the whole selection.
         counts |= await self._counts([one for one in selection.ranges if one not in counts], revision)
         more = more or any(counts[one] for one in unread)
+        check_epoch(self._gateway, page, selection)  # before the first answer of etcd, the cluster was not known
         epoch = self._gateway.epoch_of(cluster_id, selection)
         return items.body(epoch, revision, sum(counts.values()), more=more)

@@ -93,7 +93,7 @@ async def test_the_document_describes_what_operators_need(files: dict[str, str])
             paths = (await http.get("/openapi.json")).json()["paths"]
         described[name] = sorted(paths["/metrics"]["get"]["responses"]) if "/metrics" in paths else None
 
-    assert described == {"open": ["200"], "guarded": ["200", "400", "401", "403", "503"], "admin": None}
+    assert described == {"open": ["200"], "guarded": ["200", "400", "401", "403", "429", "503"], "admin": None}
 
 
 async def test_the_protected_resource(tmp_path: Path) -> None:
