@@ -7,6 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from app.access.bearer import Bearer, InvalidTokenError, token_in
 from app.access.identity import STATIC_TOKEN, Identity
@@ -130,3 +132,21 @@ async def test_an_identity_of_a_key(bearer: Bearer) -> None:
 
     assert bearer.current(alice) == alice
     assert bearer.current(replace(alice, signed_by="withdrawn")) is None
+
+
+@given(st.one_of(st.binary(max_size=60), st.binary(max_size=40).map(b"Bearer ".__add__)))
+@example(b"Bearer " + b"." * 10_000)
+@example(b"Bearer \xff.\xff.\xff")
+@example(b"bearer\t")
+async def test_no_header_raises_anything_else(header: bytes) -> None:
+    """Any header is one of the tokens, or is refused by a text that does not show the token."""
+    bearer = Bearer(None, None, FakeJwt(), wall=lambda: 100.0)
+    given_token, name, said = token_in(header), "", ""
+    try:
+        name = (await bearer.identity_of(header)).name
+    except UnauthorizedError as error:
+        said = error.detail
+
+    assert name == ("jwt:i#a" if given_token == b"a.b.c" else "")
+    assert bool(said) == (not name)
+    assert not given_token or len(given_token) < 8 or given_token.decode("latin-1") not in said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.access.proxy import TrustedProxy
 from app.core.errors import BadRequestError, UnauthorizedError
@@ -71,3 +73,21 @@ def test_bad_roles_are_left_out() -> None:
 
     assert identity is not None
     assert identity.roles == {"good"}
+
+
+names = st.sampled_from([b"x-forwarded-user", b"x-forwarded-groups", b"authorization", b""])
+peers = st.one_of(st.none(), st.sampled_from(["10.0.0.1", "10.0.1.1", "::ffff:10.0.0.1", "1"]), st.text(max_size=10))
+
+
+@given(st.lists(st.tuples(names, st.binary(max_size=30)), max_size=4), peers)
+def test_no_header_raises_anything_else(headers: list[tuple[bytes, bytes]], peer: str | None) -> None:
+    """Any headers are a user with a namespace, none, or are refused; from others than the proxies they are nothing."""
+    try:
+        identity = PROXY.identity_of(headers, peer)
+    except (BadRequestError, UnauthorizedError):
+        assert PROXY.trusts(peer)
+        return
+    if identity is not None:
+        assert PROXY.trusts(peer)
+        assert identity.name.startswith("proxy:")
+        assert len([name for name, _ in headers if name == b"x-forwarded-user"]) == 1

@@ -10,9 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.api.audit_log import ranges_in
 from app.core.keys import KeyRange
+from app.core.selection import MOST_RANGES
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -108,3 +111,17 @@ def test_ranges_in_a_query() -> None:
     ]  # fmt: skip
     assert len(ranges_in(b"&".join([b"key=" + b"k" * 5000] * 500))) == 32
     assert all(len(one.name) == 256 for one in ranges_in(b"key=" + b"k" * 5000))
+
+
+parts = st.one_of(
+    st.binary(max_size=20), st.sampled_from([b"prefix=", b"key=%0a", b"%70refix=/x", b"key=" + b"k" * 500])
+)
+
+
+@given(st.lists(parts, max_size=50).map(b"&".join))
+def test_any_query_can_be_logged(raw: bytes) -> None:
+    """A query that no parser accepts is logged, too: a bounded number of ranges, each on one line."""
+    found = ranges_in(raw)
+
+    assert len(found) <= MOST_RANGES
+    assert all(len(one.name) <= 256 and str(one).isprintable() for one in found)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from app.api.kv_request import LONGEST_KNOWN, KvRead, KvRequest, not_reached, parse
+from app.api.kv_request import _KNOWN, LONGEST_KNOWN, KvRead, KvRequest, not_reached, parse
 from app.core.errors import BadRequestError
 from app.core.keys import KeyRange
 from app.core.page_token import PageToken
@@ -89,3 +91,25 @@ def test_not_reached() -> None:
     assert (error.status, error.code) == (504, "revision-not-reached")
     assert "9" in error.detail
     assert error.headers == {"X-Etcd-Revision": "7"}
+
+
+values = st.one_of(
+    st.sampled_from([b"", b"1", b"0", b"permitted", b"feed", b"base64", b"%2F", b"/a/", b"MDAwMDAwMDAtNS0vYS8.x"]),
+    st.binary(max_size=12),
+)
+parameters = st.tuples(st.sampled_from([name.encode() for name in sorted(_KNOWN)]), values).map(b"=".join)
+
+
+@given(st.lists(parameters, max_size=8).map(b"&".join))
+@example(b"prefix=/a/&page=" + b"A" * 60_000)
+@example(b"prefix=&limit=" + b"9" * 60_000)
+def test_no_query_raises_anything_else(raw: bytes) -> None:
+    """Any query is a read, or a wrong request whose parameter is named."""
+    asked, parameter = None, None
+    try:
+        asked = parse(raw)
+    except BadRequestError as error:
+        parameter = error.parameter
+
+    assert (asked is None) == (parameter is not None)
+    assert asked is None or (asked.read.ranges and 1 <= asked.read.limit <= 100_000 and parse(raw) == asked)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from starlette.requests import Request
 
 from app.access.identity import ANONYMOUS
 from app.api.stream_response import WatchRequest
-from app.api.watch import Watch, cursor_of
+from app.api.watch import LEAST_INTERVAL, MOST_INTERVAL, Watch, cursor_of, interval_of
 from app.core.cursor import NOTHING, UNREADABLE, parse_cursor
 from app.core.errors import BadRequestError, GatewayError
 from app.core.keys import KeyRange
@@ -176,3 +178,21 @@ async def test_what_is_permanent_is_refused_at_once(gateway: Gateway, query: byt
         understood(gateway, query, accept="text/event-stream")
 
     assert refused.value.status == 400
+
+
+@given(st.one_of(st.binary(max_size=20), st.text("0123456789.ms+-e", max_size=8).map(str.encode)))
+@example(b"nan")
+@example(b"inf")
+@example(b"1e-5")
+@example(b"9" * 10_000)
+@example("\u0661s".encode())
+def test_any_interval_is_allowed_or_refused(value: bytes) -> None:
+    """No text of an interval raises anything else, and none leads out of the bounds."""
+    found, parameter = None, None
+    try:
+        found = interval_of({"mode": b"latest", "interval": value})
+    except BadRequestError as error:
+        parameter = error.parameter
+
+    assert parameter == (None if found is not None else "interval")
+    assert found is None or LEAST_INTERVAL <= found <= MOST_INTERVAL
