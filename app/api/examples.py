@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.encoding import compact
+
 Examples = dict[str, dict[str, Any]]
 
 _API_0 = {"key": "/svc/api-0", "value": "10.0.0.9:80", "create_revision": 2, "mod_revision": 4, "version": 2}
@@ -49,7 +51,7 @@ KV: Examples = {
     ),
 }
 
-# In NDJSON. In SSE, the cursor is the event's id.
+# As in NDJSON.
 EVENTS: Examples = {
     "reset": _example(
         "the first event",
@@ -84,10 +86,14 @@ EVENTS: Examples = {
     ),
     "close": _example("this instance stops", {"type": "close", "reason": "drain", "retry_ms": 3000}),
 }
-SSE_EVENTS: Examples = {
-    name: one | {"value": {member: value for member, value in one["value"].items() if member != "cursor"}}
-    for name, one in EVENTS.items()
-}
+
+
+def _server_sent(event: dict[str, Any]) -> dict[str, Any]:
+    data = {name: value for name, value in event.items() if name != "cursor"}
+    return {"event": event["type"], "data": compact(data)} | ({"id": event["cursor"]} if "cursor" in event else {})
+
+
+SSE_EVENTS: Examples = {name: one | {"value": _server_sent(one["value"])} for name, one in EVENTS.items()}
 
 ACCESS: Examples = {
     "token": _example(

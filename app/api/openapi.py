@@ -178,8 +178,8 @@ WATCH = _operation(
     "watch",
     "keys",
     "Get and watch, as Server-Sent Events or NDJSON",
-    "The answer has no end. In SSE, the `data` of each event is one `Event`, and `id` is its cursor. In NDJSON, each "
-    "line that is not empty is one `Event`, and `cursor` is a member.",
+    "The answer has no end. The schema is that of one event. In SSE, `data` is an `Event` as JSON, and `id` is its "
+    "cursor. In NDJSON, each line that is not empty is an `Event`, and `cursor` is a member.",
     _KEY,
     _PREFIX,
     _SCOPE,
@@ -209,7 +209,7 @@ WATCH = _operation(
         200: _good(
             "Events: `reset`, the state, `synced`, then every change.",
             {
-                "text/event-stream": {"schema": ref("Event"), "examples": examples.SSE_EVENTS},
+                "text/event-stream": {"schema": ref("ServerSentEvent"), "examples": examples.SSE_EVENTS},
                 "application/x-ndjson": {"schema": ref("Event"), "examples": examples.EVENTS},
             },
             {
@@ -293,7 +293,7 @@ FEEDS = _operation(
         200: _good(
             "The feeds, channels and pins. With `key` and `prefix`: only the channel of exactly these ranges, with its "
             "subscribers, and the feeds that it is made from.",
-            _json("Feeds"),
+            _json("FeedsAnswer"),
         )
     }
     | _problems(400, 403, *_ANYWHERE),

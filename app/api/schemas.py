@@ -104,11 +104,22 @@ KEYS = {
     ),
 }
 
+
+def one_of(schemas: dict[str, Schema], tag: str, description: str) -> Schema:
+    """Return the schema of a union of records, which the constant in the member *tag* tells apart."""
+    kinds = {schema["properties"][tag]["const"]: ref(name) for name, schema in schemas.items()}
+    return {
+        "description": description,
+        "oneOf": [*kinds.values()],
+        "discriminator": {"propertyName": tag, "mapping": {kind: one["$ref"] for kind, one in kinds.items()}},
+    }
+
+
 # --- the events of a stream -------------------------------------------------------------------------------------------
 
 # No ``const``: openapi-python-client 0.29 writes Python for a true constant that does not parse.
 _MORE = {"more": {"type": "boolean", "enum": [True], "description": "Further events of the same revision follow."}}
-_NDJSON = {"cursor": said(TEXT, "In NDJSON: where the stream stands. In SSE, this is the `id` of the event.")}
+_CURSOR = {"cursor": said(TEXT, "In NDJSON: where the stream stands. In SSE, this is the `id` of the event.")}
 
 
 def _event(kind: str, members: dict[str, Schema], description: str, *optional: str) -> Schema:
@@ -119,13 +130,13 @@ def _event(kind: str, members: dict[str, Schema], description: str, *optional: s
 EVENTS = {
     "ResetEvent": _event(
         "reset",
-        {"reason": {"type": "string", "enum": [*RESET_REASONS]}, "ranges": RANGES} | _NDJSON,
+        {"reason": {"type": "string", "enum": [*RESET_REASONS]}, "ranges": RANGES} | _CURSOR,
         "Begin a new mirror. The state follows, up to `synced`.",
         "cursor",
     ),
     "PutEvent": _event(
         "put",
-        _ITEM | _MORE | _NDJSON,
+        _ITEM | _MORE | _CURSOR,
         "Before `synced`: an item of the state. After: a change. The last event of a revision has the cursor.",
         *_SELDOM,
         "more",
@@ -133,7 +144,7 @@ EVENTS = {
     ),
     "DeleteEvent": _event(
         "delete",
-        _KEY | {"mod_revision": NUMBER} | _MORE | _NDJSON,
+        _KEY | {"mod_revision": NUMBER} | _MORE | _CURSOR,
         "The key does not exist since this revision.",
         "key_encoding",
         "more",
@@ -145,13 +156,13 @@ EVENTS = {
             "revision": NUMBER,
             "heartbeat": {"type": "number", "description": "The longest time in which the stream is silent, in s."},
         }
-        | _NDJSON,
+        | _CURSOR,
         "The mirror is exact at this revision, and live.",
         "cursor",
     ),
     "BookmarkEvent": _event(
         "bookmark",
-        {"revision": NUMBER, "state": STREAM_STATE} | _NDJSON,
+        {"revision": NUMBER, "state": STREAM_STATE} | _CURSOR,
         "Every heartbeat: the mirror is exact at this revision.",
         "cursor",
     ),
@@ -178,13 +189,19 @@ EVENTS = {
         "detail",
     ),
 }
-EVENTS["Event"] = {
-    "description": "One event of a stream: the `data` of an SSE event, or a line of NDJSON.",
-    "oneOf": [ref(name) for name in EVENTS],
-    "discriminator": {
-        "propertyName": "type",
-        "mapping": {name.removesuffix("Event").lower(): ref(name)["$ref"] for name in EVENTS},
-    },
+
+
+def _framed(name: str, schema: Schema) -> Schema:
+    """Return an event as SSE carries it: OpenAPI describes the fields of an SSE event as the members of an object."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(name)}
+    fields = {"event": schema["properties"]["type"], "data": data, "id": said(TEXT, "The cursor."), "retry": COUNT}
+    return record(fields, optional=["id", "retry"], description=schema["description"])
+
+
+SERVER_SENT = {f"ServerSent{name}": _framed(name, schema) for name, schema in EVENTS.items()}
+UNIONS = {
+    "Event": one_of(EVENTS, "type", "One event of a stream: a line of NDJSON, or the `data` of an SSE event."),
+    "ServerSentEvent": one_of(SERVER_SENT, "event", "One event of an SSE stream. Its `data` is an `Event` as JSON."),
 }
 
 # --- who, and what is watched -----------------------------------------------------------------------------------------
@@ -236,7 +253,7 @@ OTHERS = {
             "resource_name": TEXT,
         }
     ),
-    "Feeds": record(
+    "FeedsAnswer": record(
         {
             "instance": TEXT,
             "version": TEXT,
@@ -348,7 +365,7 @@ def _problem(status: int, codes: tuple[str, ...]) -> Schema:
 
 
 PROBLEMS = {f"{name}Problem": _problem(status, codes) for status, (name, _title, codes) in _CODES.items()}
-SCHEMAS: dict[str, Schema] = KEYS | EVENTS | OTHERS | PROBLEMS
+SCHEMAS: dict[str, Schema] = KEYS | EVENTS | SERVER_SENT | UNIONS | OTHERS | PROBLEMS
 
 
 def problem_title(status: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonschema import Draft202012Validator
 
-from app.api.schemas import EVENTS, SCHEMAS, needed, problem_codes, problem_schema, problem_title, ref
+from app.api.schemas import EVENTS, SCHEMAS, SERVER_SENT, needed, problem_codes, problem_schema, problem_title, ref
 from app.core import errors
 from app.core.frames import control
 from tests.test_docs import emitted
@@ -36,7 +36,7 @@ def test_every_schema_is_one() -> None:
 def test_a_schema_brings_those_that_it_refers_to() -> None:
     """Also indirectly, and once."""
     assert sorted(needed({"a": [{"schema": ref("ListAnswer")}, ref("Item")]})) == ["Item", "ListAnswer"]
-    assert set(needed(ref("Event"))) == set(EVENTS)
+    assert set(needed(ref("Event"))) == {"Event", *EVENTS}
 
 
 def test_the_type_of_an_event_finds_its_schema() -> None:
@@ -45,4 +45,14 @@ def test_the_type_of_an_event_finds_its_schema() -> None:
     for kind, target in event["discriminator"]["mapping"].items():
         assert control("ndjson", kind, {}).startswith(b'{"type":"%b"' % kind.encode())
         assert SCHEMAS[target.rpartition("/")[2]]["properties"]["type"] == {"const": kind}
-    assert [ref(name) for name in EVENTS if name != "Event"] == event["oneOf"]
+    assert [ref(name) for name in EVENTS] == event["oneOf"]
+
+
+def test_an_event_of_sse_holds_the_event_of_ndjson() -> None:
+    """In the data, as JSON."""
+    union = SCHEMAS["ServerSentEvent"]
+    for name in EVENTS:
+        framed = SERVER_SENT[f"ServerSent{name}"]["properties"]
+        assert framed["event"] == EVENTS[name]["properties"]["type"]
+        assert framed["data"]["contentSchema"] == ref(name)
+        assert ref(f"ServerSent{name}") in union["oneOf"]
