@@ -92,5 +92,6 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def compact(value: object) -> str:
-    """Return *value* as JSON without spaces, and with non-ASCII text unescaped."""
-    return _ENCODER.encode(value)
+    """Return *value* as JSON without spaces, and with non-ASCII text unescaped, but for what may end a line."""
+    text = _ENCODER.encode(value)
+    return text if text.isascii() else text.translate(_LINE_ENDS)

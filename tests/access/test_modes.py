@@ -34,7 +34,7 @@ from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.nginx import Nginx, nginx
 from tests.support.streams import Stream, request, watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.asyncio(loop_scope="module")]
 
@@ -394,6 +394,55 @@ async def test_smuggling_through_nginx(server: GatewayProcess, tmp_path: Path) -
             assert (await raw(front, lines))[0] == 401, lines
         for lines in ("X-Ticket: wrong\r\n", "X-Forwarded-User : pam\r\n", "X-A: b\r\n X-Forwarded-User: pam\r\n"):
             assert (await raw(front, lines))[0] in (400, 401), lines
+
+
+# With connections to the gateway that are kept, so that what one client sends could become another's request.
+KEPT = "upstream gateways { server gateway-0:8080; keepalive 2; }" + NGINX.replace(
+    "http://gateway-0:8080", "http://gateways"
+).replace("proxy_pass", 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass')
+INNER = (
+    "GET /v1/access HTTP/1.1\r\nHost: x\r\nX-Forwarded-User: root\r\nX-Forwarded-Groups: operator\r\n"
+    f"Authorization: Bearer {OPS}\r\n\r\n"
+)
+CHUNK = f"{len(INNER):x}\r\n{INNER}\r\n0\r\n\r\n"
+
+
+async def test_a_request_inside_a_request_through_nginx(server: GatewayProcess, tmp_path: Path) -> None:
+    """Whatever length a client states for its body, the gateway takes no part of the body for a request."""
+    async with nginx(tmp_path / "nginx", [server.base], KEPT) as front:
+        status, told = await raw(front, "X-Ticket: ticket-of-pam\r\n")
+        assert (status, told["identity"]) == (200, "proxy:pam")
+        for lines in (
+            f"Content-Length: {len(INNER)}\r\n\r\n{INNER}",
+            f"Content-Length: 0\r\n\r\n{INNER}",
+            f"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNK}",
+            f"Transfer-Encoding: chunked\r\n\r\n{CHUNK}",
+            f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{INNER}",
+            f"Transfer-Encoding: xchunked\r\nContent-Length: {len(INNER)}\r\n\r\n{INNER}",
+            f"Transfer-Encoding: chunked, identity\r\n\r\n{CHUNK}",
+            f"Transfer-Encoding:\x0bchunked\r\nContent-Length: {len(INNER)}\r\n\r\n{INNER}",
+            f"Content-Length: {len(INNER)}\r\nContent-Length: 0\r\n\r\n{INNER}",
+            f"Content-Length: +{len(INNER)}\r\n\r\n{INNER}",
+            f"X: y\rTransfer-Encoding: chunked\r\nContent-Length: {len(INNER)}\r\n\r\n{INNER}",
+            f"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAAA\r\n\r\n{INNER}",
+        ):
+            received = await all_answers(front, f"GET /v1/access HTTP/1.1\r\nHost: x\r\n{lines}")
+            assert b"root" not in received, lines
+            assert b"operator" not in received, lines
+            for _ in range(3):  # the connections that nginx has kept
+                assert (await raw(front, ""))[0] == 401, lines
+                assert await raw(front, "X-Ticket: ticket-of-pam\r\n") == (200, told), lines
+
+
+async def all_answers(server: Nginx, request_: str) -> bytes:
+    """Everything that one connection receives, whose client has nothing more to send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.base).port)
+    writer.write(request_.encode())
+    writer.write_eof()
+    async with asyncio.timeout(HANG):
+        received = await reader.read()
+    writer.close()
+    return received
 
 
 async def raw(server: GatewayProcess | Nginx, lines: str) -> tuple[int, Any]:
