@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.dev
 ETCD := 3.5.16
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart map docs reference image release matrix bench leak torture soak lock clean help install FORCE
+.PHONY: run check test lint types helm chart map docs reference image release matrix bench leak torture soak audit lock clean help install FORCE
 
 # A venv contains its own path and its Python's path. A copied checkout or a removed Python needs a new venv.
 ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
@@ -78,10 +78,11 @@ image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 release: $(INSTALLED)  ## build the wheel, sdist, chart, image, SBOM and checksums into dist/; publishes nothing
 	@$(BIN)/python -m tools.release $(ARGS)
 
-matrix: $(INSTALLED)  ## run the clients that others wrote, as docs/clients.md shows them
+matrix: $(INSTALLED)  ## the long tests: others' clients, 100,000 generated requests, a million checked events (30 minutes)
 	@sh tools/system.sh
 	@sh tools/venv.sh matrix
-	$(BIN)/python -m pytest tests/matrix -m matrix $(ARGS)
+	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tools/etcds.py .cache/etcd)}" \
+		$(BIN)/python -m pytest tests/matrix -m matrix -n 2 $(ARGS)
 
 bench: $(INSTALLED)  ## compare with Nchan, Pushpin, the naive app and etcd's gateway; writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh
@@ -96,6 +97,9 @@ torture: $(INSTALLED)  ## check every stream against etcd's history under faults
 
 soak: $(INSTALLED)  ## churn for MINUTES=30: memory, tasks, descriptors and etcd's watches must not grow
 	@$(BIN)/python -m tests.soak.soak --minutes $(if $(filter file,$(origin MINUTES)),30,$(MINUTES)) $(ARGS)
+
+audit: $(RUNS)  ## compare the locks with known vulnerabilities; needs PyPI's own database, which mirrors lack
+	@sh tools/audit.sh
 
 lock:  ## write new locks; UPGRADE=1 takes the newest versions
 	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh tools/lock.sh

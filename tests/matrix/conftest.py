@@ -1,8 +1,8 @@
-"""Fixtures of the matrix."""
+"""Fixtures of the matrix, and the figures that its tests report."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -33,3 +33,23 @@ async def _gateways(etcd: EmbeddedEtcd, tmp_path: Path) -> AsyncIterator[Gateway
     yield gateways
     for at in list(gateways.running):
         await gateways.kill(at)
+
+
+@pytest.fixture(name="figures")
+def _figures(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Reports a text, which the run prints at its end."""
+
+    def report(text: str) -> None:
+        record_property("figures", text)
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print all figures."""
+    reports = [one for group in ("passed", "failed") for one in terminalreporter.stats.get(group, ())]
+    for report in reports:
+        for name, text in report.user_properties:
+            if name == "figures":
+                terminalreporter.section(report.nodeid, "-")
+                terminalreporter.write_line(str(text))

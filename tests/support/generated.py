@@ -2,12 +2,13 @@
 
 schemathesis knows the document: two thirds of its requests are right by it, and the others are wrong. It does not know
 what exists. So some parameters are replaced by keys, pages, cursors and ETags that do. Headers are added that the
-document does not have: credentials, ranges of bytes, cookies, what a proxy sends.
+document does not have: credentials, ranges of bytes, cookies, what a proxy sends. Each case becomes several requests.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,8 +21,12 @@ from hypothesis import strategies as st
 
 from tests.support.openapi import Answers, Document
 
-# Requests of one run of hypothesis: a longer run remembers more of what it has drawn.
-RUN = 500
+# Requests of one part: a longer run of hypothesis remembers more of what it has drawn.
+RUN = 1500
+# Requests of one case. To draw a case takes 5 ms, and to vary it takes 0.1.
+VARIANTS = 3
+Query = list[tuple[str, Any]]
+Case = tuple[str, Query, dict[str, str]]
 RANGED = ("/v1/kv", "/v1/watch", "/v1/feeds")
 OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "TRACE", "BREW")
 # Headers that the document does not describe, with values that their parsers must survive.
@@ -75,13 +80,20 @@ def generate(document: Document, count: int, *, known: Known, start: int = 0) ->
     logging.getLogger("schemathesis").setLevel(logging.ERROR)
     schema = schemathesis.openapi.from_dict(document)
     operations = [schema[path]["GET"] for path in document["paths"]]
-    strategy = _requests(operations, known)
+    strategy = _cases(operations)
+    # What exists, of the parameters that each path has.
+    exist = {
+        operation.path: {name: known.values[name] for name in _parameters(operation) if name in known.values}
+        for operation in operations
+    }
     for number in range(-(-count // RUN)):
-        yield _part(strategy, min(RUN, count - number * RUN), start + number)
+        least, draw = min(RUN, count - number * RUN), random.Random(start + number)
+        cases = _drawn(strategy, -(-least // VARIANTS), start + number)
+        yield [_varied(draw, *case, exist, known) for case in cases for _ in range(VARIANTS)][:least]
 
 
-def _part(strategy: st.SearchStrategy[Asked], count: int, number: int) -> list[Asked]:
-    part: list[Asked] = []
+def _drawn(strategy: st.SearchStrategy[Case], count: int, number: int) -> list[Case]:
+    drawn: list[Case] = []
 
     @seed(number)
     @settings(
@@ -92,74 +104,69 @@ def _part(strategy: st.SearchStrategy[Asked], count: int, number: int) -> list[A
         suppress_health_check=list(HealthCheck),
     )
     @given(strategy)
-    def collect(asked: Asked) -> None:
-        part.append(asked)
+    def collect(case: Case) -> None:
+        drawn.append(case)
 
     collect()
-    return part
+    return drawn
 
 
-def _requests(operations: list[Any], known: Known) -> st.SearchStrategy[Asked]:
+def _cases(operations: list[Any]) -> st.SearchStrategy[Case]:
     modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-    cases = {
-        operation.path: [operation.as_strategy(generation_mode=mode) for mode in modes] for operation in operations
-    }
-    # What exists, of the parameters that each path has.
-    exist = {
-        operation.path: {name: known.values[name] for name in _parameters(operation) if name in known.values}
-        for operation in operations
-    }
+    made = {operation.path: [operation.as_strategy(generation_mode=mode) for mode in modes] for operation in operations}
     # A probe has no parameters, so few of its requests differ.
-    paths = [path for path in cases for _ in range(12 if path in RANGED[:2] else 1)]
+    paths = [path for path in made for _ in range(12 if path in RANGED[:2] else 1)]
 
     @st.composite
-    def request(draw: st.DrawFn) -> Asked:
+    def case(draw: st.DrawFn) -> Case:
         path = draw(st.sampled_from(paths))
         # A probe without parameters has no wrong request.
         wrong = path in RANGED and not draw(st.integers(0, 2))
-        case = draw(cases[path][wrong])
-        query = [(str(name), value) for name, value in (case.query or {}).items()]
-        headers = {str(name): _latin(value) for name, value in (case.headers or {}).items()}
-        # Without a range, a request is wrong, and a document cannot say that one of two parameters is required.
-        if path in RANGED and draw(st.sampled_from((True,) * 7 + (False,))):
-            query = draw(_about_what_exists(query, headers, exist[path]))
-        for name in draw(st.lists(st.sampled_from([*HEADERS]), max_size=2)):
-            headers[name] = draw(st.sampled_from(HEADERS[name]))
-        if draw(st.integers(0, 9)) < 9 and known.tokens:
-            headers["Authorization"] = f"Bearer {draw(st.sampled_from(known.tokens))}"
-        elif draw(st.booleans()):
-            headers["Authorization"] = draw(st.sampled_from(CREDENTIALS))
-        method = "GET" if draw(st.integers(0, 19)) else draw(st.sampled_from(("HEAD", *OTHER_METHODS)))
-        return Asked(method, path, _encoded(query), tuple(headers.items()))
+        found = draw(made[path][wrong])
+        query = [(str(name), value) for name, value in (found.query or {}).items() if not _future(name, value)]
+        return path, query, {str(name): _latin(value) for name, value in (found.headers or {}).items()}
 
-    return request()
+    return case()
 
 
-def _parameters(operation: Any) -> list[str]:
-    raw = operation.definition.raw
-    return [parameter["name"] for parameter in raw.get("parameters", [])]
+def _varied(
+    draw: random.Random,
+    path: str,
+    query: Query,
+    headers: dict[str, str],
+    exist: dict[str, dict[str, tuple[bytes, ...]]],
+    known: Known,
+) -> Asked:
+    """One request of a case."""
+    headers = dict(headers)
+    # Without a range, a request is wrong, and a document cannot say that one of two parameters is required.
+    if path in RANGED and draw.random() < 0.9:
+        query = _about_what_exists(draw, query, headers, exist[path])
+    for name in draw.sample([*HEADERS], draw.choice((0, 0, 1, 1, 2))):
+        headers[name] = draw.choice(HEADERS[name])
+    if known.tokens and draw.random() < 0.9:
+        headers["Authorization"] = f"Bearer {draw.choice(known.tokens)}"
+    elif draw.random() < 0.5:
+        headers["Authorization"] = draw.choice(CREDENTIALS)
+    method = "GET" if draw.random() < 0.95 else draw.choice(("HEAD", "HEAD", *OTHER_METHODS))
+    return Asked(method, path, _encoded(query), tuple(headers.items()))
 
 
-@st.composite
 def _about_what_exists(
-    draw: st.DrawFn, query: list[tuple[str, Any]], headers: dict[str, str], exist: dict[str, tuple[bytes, ...]]
-) -> list[tuple[str, Any]]:
+    draw: random.Random, query: Query, headers: dict[str, str], exist: dict[str, tuple[bytes, ...]]
+) -> Query:
     """A few of the query's parameters, for ranges that exist. Other known values replace those of the query."""
-    kept = {
-        name: value
-        for name, value in query
-        if name not in ("prefix", "key", "min_revision", "page") and draw(st.booleans())
-    }
-    for name in draw(st.lists(st.sampled_from([*exist]), max_size=2)):
-        found = draw(st.sampled_from(exist[name]))
+    kept = {name: value for name, value in query if name not in ("prefix", "key", "page") and draw.random() < 0.5}
+    for name in draw.sample([*exist], min(len(exist), draw.randint(0, 2))):
+        found = draw.choice(exist[name])
         if name == "If-None-Match":
             headers[name] = found.decode("latin-1")
         else:
             kept[name] = found
-    kind = draw(st.sampled_from(("prefix", "prefix", "key")))
-    ranges = draw(st.lists(st.sampled_from(exist[kind]), min_size=1, max_size=2))
+    kind = draw.choice(("prefix", "prefix", "key"))
+    ranges = draw.choices(exist[kind], k=draw.randint(1, 2))
     # Most requests shall be answered: what only contradicts the rest is left out, mostly.
-    if draw(st.integers(0, 9)):
+    if draw.random() < 0.9:
         for name in ("limit", "keys_only", "count_only", "page") if kind == "key" and len(ranges) == 1 else ():
             kept.pop(name, None)
         for name in () if kept.get("mode") else ("interval",):
@@ -167,12 +174,22 @@ def _about_what_exists(
     return [(kind, one) for one in ranges] + [pair for pair in kept.items() if pair[0] not in ("prefix", "key")]
 
 
+def _parameters(operation: Any) -> list[str]:
+    raw = operation.definition.raw
+    return [parameter["name"] for parameter in raw.get("parameters", [])]
+
+
+def _future(name: object, value: object) -> bool:
+    """Whether a request would wait for a revision that etcd does not have."""
+    return name == "min_revision" and str(value).isdecimal() and int(str(value)) > 0
+
+
 def _latin(value: object) -> str:
     text = str(value).encode("utf-8", "surrogatepass").decode("latin-1")
     return text.translate(dict.fromkeys(map(ord, "\r\n\0"), "?")).strip()
 
 
-def _encoded(query: list[tuple[str, Any]]) -> bytes:
+def _encoded(query: Query) -> bytes:
     parts = []
     for name, value in query:
         for one in value if isinstance(value, list | tuple) else [value]:
@@ -206,7 +223,7 @@ class Judge:
         if b"Traceback" in body or any(text in body or text.decode() in str(headers) for text in self.denied):
             self._fault(asked, f"a denied byte, or a traceback: {body[:300]!r}")
         if asked.method in OTHER_METHODS:
-            if status not in (400, 405):
+            if status not in (400, 405, 431):
                 self._fault(asked, f"{status} for {asked.method}")
             return
         if status == 200 and asked.path == "/v1/watch":
