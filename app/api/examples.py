@@ -55,7 +55,13 @@ KV: Examples = {
 EVENTS: Examples = {
     "reset": _example(
         "the first event",
-        {"type": "reset", "reason": "initial", "ranges": ["prefix=/svc/"], "cursor": "7421360a-0"},
+        {
+            "type": "reset",
+            "reason": "initial",
+            "ranges": ["prefix=/svc/"],
+            "cluster_id": "c1d0",
+            "cursor": "7421360a-0",
+        },
     ),
     "item": _example("an item of the state", {"type": "put", **_API_0}),
     "synced": _example(

@@ -130,7 +130,9 @@ def _event(kind: str, members: dict[str, Schema], description: str, *optional: s
 EVENTS = {
     "ResetEvent": _event(
         "reset",
-        {"reason": {"type": "string", "enum": [*RESET_REASONS]}, "ranges": RANGES} | _CURSOR,
+        {"reason": {"type": "string", "enum": [*RESET_REASONS]}, "ranges": RANGES}
+        | {"cluster_id": said(TEXT, "Of etcd, in hex: for gateways that follow this one.")}
+        | _CURSOR,
         "Begin a new mirror. The state follows, up to `synced`.",
         "cursor",
     ),
