@@ -27,6 +27,8 @@ DESCRIPTION = """Follow etcd keys over HTTP, on shared and released watches.
 Every path that has `GET` has `HEAD`, too: the same status and headers without a body. Keys and prefixes are bytes,
 percent-encoded. The parameter `_`, which clients append against caches, is ignored. Members may be added to every
 answer: ignore those that you do not know."""
+# In the order in which /docs shows them.
+TAGS = {"keys": "Read and follow keys.", "access": "Who may read what.", "operations": "For operators."}
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 BEARER = {"bearer": {"type": "http", "scheme": "bearer", "description": "A token of the operator, or a JWT."}}
@@ -42,9 +44,12 @@ class DescribedApp(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             components: dict[str, Any] = {"schemas": {name: SCHEMAS[name] for name in sorted(needed(document))}}
-            if any("security" in operation for path in document["paths"].values() for operation in path.values()):
+            operations = [operation for path in document["paths"].values() for operation in path.values()]
+            if any("security" in operation for operation in operations):
                 components["securitySchemes"] = BEARER
+            used = {tag for operation in operations for tag in operation["tags"]}
             document["components"] = components
+            document["tags"] = [{"name": tag, "description": text} for tag, text in TAGS.items() if tag in used]
         return self.openapi_schema or {}
 
 

@@ -188,3 +188,5 @@ def test_each_port_describes_itself() -> None:
     assert "FeedsAnswer" in admin["components"]["schemas"]
     assert "FeedsAnswer" not in app.openapi()["components"]["schemas"]
     assert "Event" not in admin["components"]["schemas"]
+    assert [tag["name"] for tag in admin["tags"]] == ["operations"]
+    assert [tag["name"] for tag in app.openapi()["tags"]] == ["keys", "access", "operations"]

@@ -157,7 +157,7 @@ async def can_try_it_out(page: Page, base: str) -> None:
     await expect(page.locator(".live-responses-table tbody td.response-col_status").first).to_contain_text("200")
 
 
-CLIENT = ["/v1/kv", "/v1/watch", "/v1/access"]
+CLIENT = ["/v1/kv", "/v1/watch", "/v1/access", "/v1/progress"]
 ADMIN = ["/v1/feeds", "/livez", "/readyz", "/metrics"]
 
 
