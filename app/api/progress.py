@@ -35,6 +35,7 @@ class ProgressEndpoint:
         gateway = self._gateway
         identity = await identity_of(gateway, request.scope)
         query = parse_query(query_of(request), _KNOWN)
+        min_revision = parse_revision(query, "min_revision")  # without ranges, too: a wrong value is always refused
         body: dict[str, object] = {
             "cluster_id": f"{gateway.upstream.cluster_id:x}",
             "epoch": gateway.epoch_of(gateway.upstream.cluster_id, NOTHING),
@@ -45,7 +46,7 @@ class ProgressEndpoint:
         if query.ranges:
             ranges = parse_ranges(query)
             gateway.access.authorize(identity, ranges, keys_only=True)
-            revision = parse_revision(query, "min_revision") or await gateway.upstream.revision(ranges[0])
+            revision = min_revision or await gateway.upstream.revision(ranges[0])
             await self._reach(ranges, revision)
             self._beat(ranges, address_of(request))
             body["revision"] = revision

@@ -79,7 +79,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("query", ["prefix=/svc/&limit=1", "min_revision=-1&prefix=/svc/", "key="])
+@pytest.mark.parametrize("query", ["prefix=/svc/&limit=1", "min_revision=-1&prefix=/svc/", "min_revision=x", "key="])
 async def test_a_wrong_request_is_named(gateway: Gateway, query: str) -> None:
     """As everywhere."""
     async with client(gateway) as http:
