@@ -95,7 +95,7 @@ def test_kinds_of_the_operator(tool: Path, kind: str, admin_port: int) -> None:
     assert set(manifests(template(tool, *CHOICE))) == ALWAYS
 
 
-def test_the_check_of_kinds_bites(tool: Path) -> None:
+def test_kinds_of_the_operator_are_checked(tool: Path) -> None:
     """The check of kinds finds a misspelling, also deep inside, and a value of the wrong type."""
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
     monitor, rules = found["ServiceMonitor"], found["PrometheusRule"]
