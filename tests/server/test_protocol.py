@@ -171,14 +171,15 @@ def test_a_request_that_comes_when_the_time_is_over() -> None:
     """A request came while the loop was busy, and the timer is due before the read: it is answered, not reset."""
 
     async def work() -> None:
-        async with Served("0.2s") as served, connection(served.port) as one:
+        # On a busy machine, some 0.1 s pass before the loop is busy: the connection must still be there.
+        async with Served("2s") as served, connection(served.port) as one:
             await one.ask()
             loop = asyncio.get_running_loop()
 
             def busy() -> None:
                 loop.remove_reader(waking)
                 one.push(REQUEST)
-                time.sleep(0.5)  # the timer is due now
+                time.sleep(2.5)  # the timer is due now
 
             waking, wake = socket.socketpair()
             with waking, wake:

@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -293,9 +293,20 @@ async def test_a_handshake_that_is_never_finished(served: Served, monkeypatch: p
 
 async def test_a_finished_handshake_has_no_timeout(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the handshake the HTTP protocol alone decides how long the connection lives."""
-    monkeypatch.setattr(tls_connection, "HANDSHAKE_TIMEOUT", 0.5)
+    timers: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def keep(delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
+        timer = call_later(delay, callback, *arguments)
+        if delay == tls_connection.HANDSHAKE_TIMEOUT:
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(tls_connection, "HANDSHAKE_TIMEOUT", HANG - 1)
+    monkeypatch.setattr(loop, "call_later", keep)
     async with served.client() as (reader, _writer):
-        await asyncio.sleep(0.7)
+        assert [timer.cancelled() for timer in timers] == [True]
         served.above[0].transport.write(b"alive")
         answer = await reader.readexactly(5)
 
