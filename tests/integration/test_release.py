@@ -48,6 +48,12 @@ async def ranges(etcd: EmbeddedEtcd) -> float:
     return await etcd_metric(etcd.endpoint, "grpc_server_handled_total", grpc_method="Range", grpc_code="OK")
 
 
+async def is_ready(server: GatewayProcess) -> bool:
+    """Whether the gateway has a link to etcd."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return (await http.get(f"{server.base}/readyz")).is_success
+
+
 async def all_released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
     """Whether no subscriber is counted and nothing is held."""
     return await subscribers(server) == 0 and await held_at_etcd(etcd) == (0, 0)
@@ -325,6 +331,7 @@ async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None
     await kv.put("/svc/a", "1")
     # The Ranges that prove feeds current are half of GATEWAY_STALE_AFTER apart.
     async with gateway(etcd.endpoint, settings={"GATEWAY_LINGER": "1h", "GATEWAY_STALE_AFTER": "5m"}) as server:
+        await eventually(lambda: is_ready(server))  # the Ranges of the gateway's own start have been answered
         before = await ranges(etcd)
         for _ in range(5):
             async with await watch(server.base, "prefix=/svc/") as stream:
@@ -354,6 +361,7 @@ async def test_concurrent_first_joins_start_one(etcd: EmbeddedEtcd) -> None:
     """A hundred concurrent joins start one feed, with one watcher and one Range."""
     # The Ranges that prove feeds current are half of this time apart.
     async with gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": "5m"}) as server:
+        await eventually(lambda: is_ready(server))  # the Ranges of the gateway's own start have been answered
         before = await ranges(etcd)
         streams = await asyncio.gather(*(watch(server.base, "prefix=/svc/") for _ in range(100)))
         await asyncio.gather(*(stream.until("synced") for stream in streams))
