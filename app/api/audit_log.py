@@ -20,6 +20,8 @@ from .requests import IDENTITY, PERMITTED, address_of
 
 # Paths that probes and scrapers ask for every few seconds, and pages that hold no data.
 UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json"})
+# The files of these pages: a page loads two dozen of them.
+_FILES = ("/page/", "/docs/")
 REFUSALS = frozenset({401, 403})
 _KINDS: dict[bytes, Kind] = {b"prefix": "prefix", b"key": "key"}
 _OF_KEYS = frozenset({b"keys_only=1", b"keys_only=true", b"count_only=1", b"count_only=true"})
@@ -34,7 +36,7 @@ class AuditLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and write the line when the head of the response is sent."""
-        if scope["type"] != "http" or scope["path"] in UNLOGGED or not audit.enabled():
+        if scope["type"] != "http" or _is_unlogged(scope["path"]) or not audit.enabled():
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
@@ -74,6 +76,10 @@ class AuditLog:
 
 def _of_keys(raw: bytes) -> bool:
     return any(unquote_to_bytes(part).lower() in _OF_KEYS for part in raw.split(b"&"))
+
+
+def _is_unlogged(path: str) -> bool:
+    return path in UNLOGGED or path.startswith(_FILES)
 
 
 def _is_stream(message: Message) -> bool:

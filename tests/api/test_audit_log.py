@@ -88,7 +88,7 @@ async def test_a_stream_has_its_own_lines(guarded: Gateway, fake: FakeEtcd, line
     """A stream writes a line when it joins, and no second one as a request. Probes and pages write none."""
     client = Client(guarded, headers=[(b"authorization", f"Bearer {TOKEN}".encode())])
     await synced(client)
-    for path in ("/livez", "/readyz", "/", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/", "/page/x/page.js", "/docs/swagger-ui.css", "/openapi.json"):
         assert await ask(guarded, path, None) == 200
     await client.leave()
     await released(guarded, fake)
