@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.dev
 ETCD := 3.5.16
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart map docs reference image release matrix bench leak torture soak audit lock clean help install FORCE
+.PHONY: run check test lint types helm chart map docs reference screenshots image release matrix bench leak torture soak audit lock clean help install FORCE
 
 # A venv contains its own path and its Python's path. A copied checkout or a removed Python needs a new venv.
 ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
@@ -71,6 +71,10 @@ reference: $(INSTALLED)  ## write what the docs repeat: the command line, and th
 	$(BIN)/python -m tools.command_line
 	$(BIN)/python -m tools.figures
 
+screenshots: $(INSTALLED)  ## take the pictures of the page in docs/images again
+	@sh tools/system.sh
+	@PATH="$(CURDIR)/.cache/etcd/$(ETCD):$$PATH" $(BIN)/python -m tools.screenshots $(ARGS)
+
 image: $(INSTALLED)  ## build the image with buildah and run it (root on Debian)
 	@sh tools/system.sh
 	$(BIN)/python -m pytest tests/deploy/test_image.py $(ARGS)
@@ -109,4 +113,4 @@ clean:  ## remove the files that make and the tools wrote, also .cache with helm
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile

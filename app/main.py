@@ -131,6 +131,7 @@ def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
             router.add_api_route("/v1/session", endpoint, response_model=None, methods=[method], **of_method)
     page = Page(admin=gateway.settings.admin_port is None)
     _serve(router, "/", page.get, include_in_schema=False)
+    _serve(router, "/page/{version}/{name:path}", page.file, include_in_schema=False)
     return router
 
 

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"units", "urls"},
     "spelling": {"settings", "units"},
     "arguments": {"settings", "spelling", "units"},
+    "page": set(),
     "signals": set(),
     "stdio": set(),
     "logs": set(),
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "tier", "tls", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "tls", "watch"},
     "config": {"access", "core", "descriptors", "gateway", "settings", "spelling", "tls"},
-    "api": {"access", "core", "etcd", "gateway", "ports", "settings", "stream", "tier", "units", "watch"},
+    "api": {"access", "core", "etcd", "gateway", "page", "ports", "settings", "stream", "tier", "units", "watch"},
     "main": {"api", "gateway", "metrics", "settings"},
     "server": {
         "allocator",

@@ -4,7 +4,7 @@
 set -eu
 
 # package:command, or package:file
-DEBIAN_PACKAGES="chromium:chromium curl:curl faketime:faketime iproute2:ss iptables:iptables jq:jq openssl:openssl prometheus:promtool wget:wget"
+DEBIAN_PACKAGES="chromium:chromium curl:curl faketime:faketime firefox-esr:firefox-esr iproute2:ss iptables:iptables jq:jq openssl:openssl prometheus:promtool wget:wget"
 # For the benchmarks: a compiler for the load generator, and two of the peers. Some tests also put nginx in front of the
 # gateway.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES gcc:cc libc6-dev:/usr/include/stdlib.h"

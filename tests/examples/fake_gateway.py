@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from app.api.page import content_security_policy
+from app.api.page import CONTENT_SECURITY_POLICY
+from app.page.files import INDEX, VERSION, read_files
 from tests.support.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
-PAGE = ROOT / "app" / "api" / "page.html"
 EPOCH = "3f9ac17b"
 
 
@@ -154,8 +154,8 @@ def _marked(key_encoding: str | None) -> dict[str, Any]:
 class FakeGateway:
     """Serves the page, the examples, and the watches that a test plays.
 
-    ``problem``: the problem that every request to ``/v1`` gets, if set. ``path``: the path that a proxy would add in
-    front.
+    ``problem``: the problem that every request to ``/v1`` gets, if set. ``answers``: what other paths answer, as JSON.
+    ``path``: the path that a proxy would add in front.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -163,6 +163,12 @@ class FakeGateway:
         self.path = path
         self.problem: dict[str, Any] | None = None
         self.refused: list[str] = []
+        self.answers: dict[str, Any] = {
+            "/v1/kv": {"revision": 1, "cursor": "", "kvs": [], "count": 0},
+            "/v1/access": {"identity": "anonymous", "roles": [], "read": ["prefix="], "keys_only": []},
+            "/readyz": {"status": "ok", "etcd": {"endpoint": "x", "state": "ready", "since": "2026-01-01T00:00:00Z"}},
+        }
+        self.tokens: list[str] = []  # the bearer tokens of the requests to /v1/access
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -210,11 +216,15 @@ class FakeGateway:
             self._answer(writer, int(self.problem["status"]), "application/problem+json", json.dumps(self.problem))
         elif address.path == "/v1/watch":
             return Stream(query, ranges, headers, asyncio.get_running_loop().time(), writer)
-        elif address.path == "/v1/kv":
-            self._answer(writer, 200, "application/json", '{"revision":1,"cursor":"","kvs":[],"count":0}')
+        elif address.path in self.answers:
+            if address.path == "/v1/access":
+                self.tokens.append(headers.get("authorization", "").removeprefix("Bearer "))
+            self._answer(writer, 200, "application/json", json.dumps(self.answers[address.path]))
         elif address.path == "/":
-            page = PAGE.read_text()
-            self._answer(writer, 200, "text/html; charset=utf-8", page, content_security_policy(page))
+            page = read_files()[1][INDEX].content.decode().replace(VERSION, "v")
+            self._answer(writer, 200, "text/html; charset=utf-8", page, CONTENT_SECURITY_POLICY)
+        elif (name := address.path.removeprefix("/page/v/")) in (files := read_files()[1]):
+            self._answer(writer, 200, files[name].media_type, files[name].content.decode(), CONTENT_SECURITY_POLICY)
         elif address.path == "/blank":
             self._answer(writer, 200, "text/html", "<!doctype html><link rel=icon href='data:,'>")
         elif (file := EXAMPLES / address.path.removeprefix("/examples/")).is_file():

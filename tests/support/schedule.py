@@ -15,7 +15,7 @@ TOGETHER = (
     "tests/deploy/test_image.py",  # builds the image
     "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
     "tests/examples/test_mirrors.py",  # starts a browser
-    "tests/examples/test_page.py",  # starts a browser
+    "tests/page/test_chromium.py",  # starts a browser
     "tests/contract/",  # starts an etcd of each version
     "tests/docs/test_snippets.py",  # starts an etcd and a gateway
     "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # imports models that take 3 s of CPU
@@ -47,7 +47,7 @@ FIRST = (
     "tests/access/test_access.py",
     "tests/api/test_kv.py",
     "tests/api/test_operations.py",
-    "tests/examples/test_page.py",
+    "tests/page/test_chromium.py",
 )
 
 

@@ -17,7 +17,9 @@ import pytest_asyncio
 from playwright.async_api import Page, Route, expect
 
 from app.dev.etcd import free_ports
-from tests.support.gateway import environment
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE
+from tests.support.gateway import environment, gateway
 from tests.support.nginx import nginx, recipe
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
@@ -53,54 +55,28 @@ async def _link() -> AsyncIterator[str]:
 
 
 async def test_link_of_dev(page: Page, link: str) -> None:
-    """The link shows the sample, live; a typed prefix is followed, and the back and forward buttons work."""
+    """The link shows the sample, live; a typed prefix is followed beside it; what the page shows is what is shared."""
     await page.goto(link)
     base = link.removesuffix("?prefix=/svc/")
     assert link == f"{base}?prefix=/svc/"
-    await expect(page.locator("#state")).to_have_text("live")
-    await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
+    await expect(page.locator("#state b")).to_have_text("live")
+    await expect(page.locator("#count")).to_have_text(re.compile("^1[012] keys$"))
+    await expect(page.locator("#curl")).to_have_text(f"curl -N '{base}v1/watch?prefix=/svc/'")
+    await expect(page.locator("#events-list [role=row]").first).to_contain_text("/svc/")
+    await expect(page.locator("#sharing .sum")).to_have_text("1 stream → 1 channel → 1 watch at etcd")
+    await page.locator("#tree [role=treeitem]", has_text="mail/").click()
+    await expect(page.locator("#count")).to_have_text(re.compile("^[23] of 1[012] keys$"))
 
-    await page.fill("#prefix", "/svc/api/")
-    await page.press("#prefix", "Enter")
-    await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
-    await expect(page.locator("#state")).to_have_text("live")
-    await expect(page.locator("#curl")).to_have_text(f"curl -N '{base}v1/watch?prefix=/svc/api/'")
-    assert page.url == f"{base}#prefix=/svc/api/", "the page must link to the shown prefix, and to nothing else"
-
-    await page.fill("#prefix", "/nothing/")
-    await page.click("button")
-    await expect(page.locator("#more")).to_have_text("No keys under this prefix.")
+    await page.get_by_label("Stop following /svc/").click()
+    await expect(page.locator("#cards a").first).to_contain_text("every key")
+    await page.locator("#cards a", has_text=re.compile("^/svc/")).first.click()
+    await expect(page.locator("#state b")).to_have_text("live")
+    assert page.url == f"{base}#prefix=/svc/", "the page must link to what is shown, and to nothing else"
     await page.go_back()
-    await expect(page.locator("#prefix")).to_have_value("/svc/api/")
-    await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
+    await expect(page.locator("#start")).to_be_visible()
     await page.go_back()
-    await expect(page.locator("#prefix")).to_have_value("/svc/")
-    await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
     assert page.url == link
-    await page.go_forward()
-    await expect(page.locator("#prefix")).to_have_value("/svc/api/")
-    await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
-
-
-async def test_the_same_prefix_again(page: Page, link: str) -> None:
-    """The same prefix, typed again, is followed anew, and is in the history once."""
-    await page.goto(link)
-    await page.fill("#prefix", "/svc/mail/")
-    await page.press("#prefix", "Enter")
-    await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
-    length = await page.evaluate("history.length")
-    await page.press("#prefix", "Enter")
-    await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
-    assert await page.evaluate("history.length") == length
-
-
-async def test_a_fragment_that_is_typed(page: Page, link: str) -> None:
-    """A fragment that is typed into the address bar wins over the query of the link: the fragment is newer."""
-    await page.goto(link)
-    await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
-    await page.evaluate("location.hash = 'prefix=/svc/api/'")
-    await expect(page.locator("#prefix")).to_have_value("/svc/api/")
-    await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
+    await expect(page.locator("#count")).to_have_text(re.compile("^1[012] keys$"))
 
 
 async def test_links_of_the_page_lead_somewhere(page: Page, link: str) -> None:
@@ -113,16 +89,24 @@ async def test_links_of_the_page_lead_somewhere(page: Page, link: str) -> None:
         assert answer.status == 200, each
 
 
-async def test_links_of_the_page_with_an_admin_port(page: Page) -> None:
-    """The page has no link to what has moved to another port."""
-    async with dev("--admin-port=0") as link:
-        await page.goto(link)
-        await expect(page.locator("#state")).to_have_text("live")
-        links = await page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.href)")
-        assert [each.rpartition("/")[2] for each in links] == ["docs"]
-        for each in links:
-            answer = await page.request.get(each)
-            assert answer.status == 200, each
+async def test_etcd_away(page: Page) -> None:
+    """A tab that is open says that etcd is away before its stream does, and so does a new tab. Both recover."""
+    async with EmbeddedEtcd(args=ALONE) as etcd, gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/svc/"}) as running:
+        await page.goto(f"{running.base}/#prefix=/svc/")
+        await expect(page.locator("#state b")).to_have_text("live")
+        etcd.sigstop()
+        away = re.compile(r"^etcd is out of reach\. .+\. For .+\. What you see is .+ old\.")
+        await expect(page.locator("#banner")).to_have_text(away)
+        new = await page.context.new_page()
+        await new.goto(f"{running.base}/#prefix=/other/")
+        await expect(new.locator("#banner")).to_have_text(
+            re.compile("^etcd is out of reach.* There is nothing to show yet")
+        )
+        etcd.sigcont()
+        for tab in (page, new):
+            await expect(tab.locator("#banner")).to_be_hidden()
+            await expect(tab.locator("#state b")).to_have_text("live")
+        await new.close()
 
 
 # --- /docs ------------------------------------------------------------------------------------------------------------
@@ -168,13 +152,19 @@ async def test_docs_with_no_network(page: Page, link: str) -> None:
     await can_try_it_out(page, base)
 
 
-async def test_docs_of_the_admin_port(page: Page) -> None:
-    """Each port's /docs is about that port."""
+async def test_with_an_admin_port(page: Page) -> None:
+    """Each port's /docs is about that port. The page has no link to what has moved, and says where the sharing is."""
     ports = free_ports(2)
-    async with dev(f"--port={ports[0]}", f"--admin-port={ports[1]}"):
+    async with dev(f"--port={ports[0]}", f"--admin-port={ports[1]}") as link:
         assert await shows_the_api(page, f"http://127.0.0.1:{ports[1]}/") == ADMIN
         await page.unroute_all()
         assert await shows_the_api(page, f"http://127.0.0.1:{ports[0]}/") == CLIENT
+        await page.unroute_all()
+        await page.goto(link)
+        await expect(page.locator("#state b")).to_have_text("live")
+        links = await page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.href)")
+        assert [each.rpartition("/")[2] for each in links] == ["docs"]
+        await expect(page.locator("#sharing .picture")).to_contain_text("the admin port of this gateway")
 
 
 async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> None:
@@ -184,16 +174,16 @@ async def test_under_a_path_of_nginx(page: Page, link: str, tmp_path: Path) -> N
     async with nginx(tmp_path / "nginx", [gateway], http) as proxy:
         base = f"{proxy.base}/etcd/"
         await page.goto(f"{base}?prefix=/svc/api/")
-        await expect(page.locator("#state")).to_have_text("live")
+        await expect(page.locator("#state b")).to_have_text("live")
         await expect(page.locator("#count")).to_have_text(re.compile("^[23] keys$"))
         await expect(page.locator("#curl")).to_have_text(f"curl -N '{base}v1/watch?prefix=/svc/api/'")
         for each in await page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.href)"):
             assert each.startswith(base)
             assert (await page.request.get(each)).status == 200, each
-        await page.fill("#prefix", "/svc/")
-        await page.press("#prefix", "Enter")
-        await expect(page.locator("#count")).to_have_text(re.compile("^1[12] keys$"))
-        assert page.url == f"{base}#prefix=/svc/"
+        await page.fill("#add", "/svc/mail/")
+        await page.press("#add", "Enter")
+        await expect(page.locator("#count")).to_have_text(re.compile("^[456] keys$"))
+        assert page.url == f"{base}#prefix=/svc/api/&prefix=/svc/mail/"
 
         assert await shows_the_api(page, base) == [*CLIENT, *ADMIN]
         await can_try_it_out(page, base)

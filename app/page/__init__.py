@@ -1,0 +1,1 @@
+"""The page at ``/``: HTML, CSS and JavaScript modules, as browsers load them, without a build step."""

@@ -1,0 +1,60 @@
+// Requests to the gateway beside the stream: they are asked once, and never wait long.
+
+const PATIENCE = 10_000; // ms
+
+export class Gateway {
+  token = '';
+  /** `home`: the page's own folder, under whatever path a proxy serves it. */
+  constructor(home) { this.home = home; }
+
+  /** {status, body}: the JSON of an answer, also of a problem. status 0: there is no answer, or not the gateway's. */
+  async ask(path, patience = PATIENCE) {
+    try {
+      const answer = await fetch(this.home + path, {
+        cache: 'no-store', signal: AbortSignal.timeout(patience),
+        headers: this.token ? { Authorization: `Bearer ${this.token}` } : {},
+      });
+      const kind = answer.headers.get('content-type') ?? '';
+      if (/json/.test(kind)) return { status: answer.status, body: await answer.json() };
+      return { status: answer.ok ? 0 : answer.status, body: { title: 'Not the gateway’s answer', detail: `HTTP ${answer.status}, ${kind}` } };
+    } catch {
+      return { status: 0, body: { title: 'The gateway does not answer', detail: 'Is it running? The page asks again.' } };
+    }
+  }
+}
+
+const PAUSE = 2000; // ms between two probes
+const QUIET = 3000; // ms without a byte on the stream, after which the gateway is probed although the stream is live
+
+/**
+ * Finds out what the stream cannot say: that the gateway does not answer at all (a stream is silent for three heartbeats
+ * before it says so), and that etcd is away (the gateway says so on a stream only after GATEWAY_STALE_AFTER).
+ */
+export class Probe {
+  etcd = null; // {state, since, reason}, if this port serves /readyz
+  #failedSince = 0; #running = false; #last = 0;
+
+  constructor(home, readyz) { [this.home, this.path] = [home, readyz ? 'readyz' : '']; }
+
+  /** ms for which no probe was answered. */
+  silentFor(now) { return this.#failedSince && now - this.#failedSince; }
+
+  /** Probe if it is time; true if something was learned. */
+  async tick(now, { live, lastHeard }) {
+    if (document.hidden || this.#running || now - this.#last < PAUSE) return false;
+    if (live && now - lastHeard < QUIET && !this.#failedSince && !this.#away) return false;
+    [this.#running, this.#last] = [true, now];
+    try {
+      const options = { method: this.path ? 'GET' : 'HEAD', cache: 'no-store', signal: AbortSignal.timeout(PAUSE) };
+      const answer = await fetch(this.home + this.path, options);
+      if (this.path) this.etcd = (await answer.json()).etcd ?? null;
+      this.#failedSince = 0;
+    } catch {
+      this.#failedSince ||= now;
+    }
+    this.#running = false;
+    return true;
+  }
+
+  get #away() { return this.etcd !== null && this.etcd.state !== 'ready'; }
+}
