@@ -328,10 +328,10 @@ _CODES: dict[int, tuple[str, str, tuple[str, ...]]] = {
     400: ("BadRequest", BadRequestError.title, (
         "invalid-parameter", "missing-parameter", "conflicting-parameters", "repeated-parameter", "selection-too-wide",
         "unknown-parameter", "too-long", "prefix-too-short", "malformed-request", "https-required",
-        "conflicting-credentials",
+        "conflicting-credentials", "session-too-large",
     )),
     401: ("Unauthorized", UnauthorizedError.title, ("unauthorized",)),
-    403: ("Forbidden", ForbiddenError.title, ("forbidden",)),
+    403: ("Forbidden", ForbiddenError.title, ("forbidden", "cross-origin")),
     404: ("NotFound", NotFoundError.title, ("key-not-found", "no-such-path")),
     405: ("MethodNotAllowed", MethodNotAllowedError.title, ("method-not-allowed",)),
     410: ("PageExpired", PageExpiredError.title, ("page-expired",)),

@@ -48,6 +48,11 @@ async def test_alive(http: httpx.AsyncClient, gateway: Gateway) -> None:
 
 async def test_ready(http: httpx.AsyncClient, gateway: Gateway, fake: FakeEtcd) -> None:
     """The gateway is ready once it has reached etcd, and no longer when it is about to stop."""
+
+    async def connected() -> bool:  # the first answer of etcd makes it ready, while it is still connecting
+        return gateway.upstream.condition.state == "ready"
+
+    await eventually(connected)
     answer = (await http.get("/readyz")).json()
     gateway.registry.draining = True
     draining = await http.get("/readyz")

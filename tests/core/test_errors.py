@@ -9,6 +9,7 @@ import pytest
 
 from app.core import errors
 from app.core.errors import GatewayError, TransientError
+from app.core.reasons import CLOSE_REASONS
 
 
 def kinds(base: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
@@ -44,8 +45,7 @@ def test_the_tree_on_top_is_the_tree_below(kind: type[GatewayError]) -> None:
 @pytest.mark.parametrize("kind", list(kinds(TransientError)), ids=lambda kind: kind.__name__)
 def test_what_is_transient_closes_a_held_stream_with_a_word_of_the_contract(kind: type[TransientError]) -> None:
     """An EventSource gets one of the reasons that the wire contract lists."""
-    words = ("drain", "max-age", "unavailable", "overloaded", "too-slow", "too-large", "revoked")
-    assert kind.close_reason in words
+    assert kind.close_reason in CLOSE_REASONS
 
 
 def test_a_code_of_its_own_stays_with_its_error() -> None:
