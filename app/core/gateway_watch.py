@@ -7,8 +7,8 @@ Theory of operation
     upstream's stream has no gap: unless it says ``reset``, every event after the cursor comes, in order. So:
 
     ``Created``   the upstream has accepted the request. Its revision is the tip that the upstream had reached, which
-                  the head of the response states (``X-Etcd-Revision``). If the upstream did not have a state yet, it is
-                  the revision of the stream's first line;
+                  the head of the response states (``X-Etcd-Revision``). If the upstream did not have a state yet, or if
+                  the watch is from now on, it is the revision of the stream's first line;
     ``Batches``   the events of one revision: up to and including the one with a cursor;
     ``Progress``  ``synced`` or ``bookmark``: everything up to the revision has come. Always trusted;
     ``Reset``     the history does not go on, and the upstream says why;
@@ -67,8 +67,12 @@ class GatewayWatch:
         return SILENT_HEARTBEATS * self.heartbeat
 
     def accepted(self, revision: int) -> Iterator[WatchInput]:
-        """Take the head of the response. *revision*: the upstream's tip; 0: it has no state yet."""
-        if revision:
+        """Take the head of the response. *revision*: the upstream's tip; 0: it has no state yet.
+
+        A watch from now on begins where the stream does, which the stream's ``synced`` says: the upstream's tip may
+        have moved on between the two.
+        """
+        if revision and self._start:
             yield self._create(revision)
 
     def receive(self, chunk: bytes) -> Iterator[WatchInput]:

@@ -93,6 +93,22 @@ async def test_a_watch_passes_on_what_comes(root: Scripted, above: GatewayUpstre
     assert not lost.too_large
 
 
+async def test_a_state_is_as_new_as_the_watch_from_now(root: Scripted, above: GatewayUpstream) -> None:
+    """Such a watch has no event up to the revision that its stream begins at: the head may have named an older one.
+
+    The state comes on another connection, and with a load balancer from another gateway, which may lag.
+    """
+    heard = Heard()
+    open_watch(above, 0, heard)
+    stream = await root.stream()
+    await above.snapshot([SVC], lambda _size: None)  # by then, the head is read
+    assert heard.inputs.empty()
+    stream.write(synced(103))
+    assert await heard.next() == Created(103)
+    await above.snapshot([SVC], lambda _size: None)
+    assert root.of("/v1/kv")[-1].parameters["min_revision"] == "103"
+
+
 async def test_history_from_the_first_revision_cannot_be_asked_for(root: Scripted, above: GatewayUpstream) -> None:
     """A cursor of revision 0 means "I hold nothing": the upstream would begin at the present."""
     heard = Heard()
