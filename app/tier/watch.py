@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -17,6 +18,12 @@ from ..ports import Clock, spawn
 from .client import Client, ForeignAnswerError
 
 NDJSON = "application/x-ndjson"
+# Seconds that the head of a stream may take. A gateway sends it at once; one that is stopped accepts connections and
+# says nothing.
+HEAD_TIMEOUT = 10.0
+# Seconds that a silent stream stays open after its time, so that the feed, which looks once a second, becomes stale
+# before the stream is lost.
+GRACE = 2.0
 # Seconds between two requests for the upstream's proof, while a reader or a cursor waits for it.
 ASK_EVERY = 0.25
 # The same, while a merge waits for it.
@@ -126,22 +133,26 @@ class UpstreamWatch:
         query = f"{self._range}&snapshot=0&format=ndjson"
         if self._start:
             query += f"&last_event_id={epoch}-{self._start - 1}"
+        url = upstream.client.url
         try:
-            async with upstream.client.stream("/v1/watch", query, NDJSON) as response:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(HEAD_TIMEOUT):
+                    response = await stack.enter_async_context(upstream.client.stream("/v1/watch", query, NDJSON))
+                    # Before a refusal is believed: a proxy between the two refuses for reasons of its own.
+                    upstream.admit(response.headers)
+                    if response.status_code != HTTPStatus.OK:
+                        self._refused(response.status_code, await response.aread())
+                        return
                 await self._follow(response, GatewayWatch(self._start, epoch))
             reason = "the upstream gateway has ended the stream"
         except (httpx.HTTPError, StreamError, ForeignAnswerError) as error:
-            reason = f"{upstream.client.url}: {str(error) or type(error).__name__}"
+            reason = f"{url}: {str(error) or type(error).__name__}"
         except TimeoutError:
-            reason = f"{upstream.client.url}: silent for three heartbeats"
+            reason = f"{url}: no answer within {HEAD_TIMEOUT:g} s, or silent for three heartbeats"
         self._give(Lost(reason))
 
     async def _follow(self, response: httpx.Response, core: GatewayWatch) -> None:
         upstream = self._upstream
-        if response.status_code != HTTPStatus.OK:
-            self._refused(response.status_code, await response.aread())
-            return
-        upstream.admit(response.headers)
         if not response.headers.get("Content-Type", "").startswith(NDJSON):
             raise ForeignAnswerError(f"the answer is {response.headers.get('Content-Type')!r} and not a stream")
         self._core, self._heard_at = core, upstream.clock()
@@ -150,7 +161,7 @@ class UpstreamWatch:
             for given in core.accepted(int(response.headers.get("X-Etcd-Revision", "0"))):
                 self._give(given)
             while self._callback is not None:
-                async with asyncio.timeout(core.silence):
+                async with asyncio.timeout(core.silence + GRACE):
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     return

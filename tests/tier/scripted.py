@@ -70,6 +70,11 @@ class Answered:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return cls(None, 200, {"X-Gateway-Tier": "0", "Content-Type": "application/x-ndjson", **named})
 
+    @classmethod
+    def mute(cls) -> Answered:
+        """Nothing, on a connection that stays open."""
+        return cls(status=0)
+
 
 class Scripted:
     """The server. ``answer`` may be replaced; ``asked`` has all requests, and ``streams`` the open streams."""
@@ -119,6 +124,9 @@ class Scripted:
                 asked = Asked(path, query, headers)
                 self.asked.append(asked)
                 answered = self.answer(asked)
+                if not answered.status:
+                    await reader.read()
+                    return
                 length = {} if answered.body is None else {"Content-Length": str(len(answered.body))}
                 sent = "".join(f"{name}: {value}\r\n" for name, value in (answered.headers | length).items())
                 writer.write(f"HTTP/1.1 {answered.status} Said\r\n{sent}\r\n".encode() + (answered.body or b""))

@@ -124,6 +124,7 @@ async def test_history_from_the_first_revision_cannot_be_asked_for(root: Scripte
         (Answered.of({"code": "unauthorized", "detail": "who?"}, 401), Refused("401 unauthorized: who?")),
         (Answered.of({"code": "draining", "detail": "soon"}, 503), Lost("503 draining: soon")),
         (Answered(b"<html>", 502), Lost("refuses: 502")),
+        (Answered(b"blocked", 403, {}), Lost("not of a gateway")),
         (Answered(b"welcome", 200), Lost("not a stream")),
         (Answered(None, 200, {"Content-Type": "application/x-ndjson"}), Lost("not of a gateway")),
         (Answered(None, 200, {"Content-Type": "application/x-ndjson", "X-Gateway-Tier": "1"}), Lost("lower tier")),
@@ -166,6 +167,35 @@ async def test_silence_is_a_dead_stream(root: Scripted, above: GatewayUpstream) 
     lost = await heard.next()
     assert isinstance(lost, Lost)
     assert "silent" in lost.reason
+
+
+async def test_silence_is_stale_before_the_stream_is_lost(root: Scripted, above: GatewayUpstream) -> None:
+    """Whoever looks once a second sees that nothing proves the present any more."""
+    heard = Heard()
+    watch = open_watch(above, 42, heard)
+    (await root.stream()).write(synced(100, heartbeat=0.2))
+    await heard.next()
+    await heard.next()
+    at = watch._heard_at
+
+    async def doubted() -> bool:
+        return watch.proven_at(100) == at
+
+    await eventually(doubted)
+    assert heard.inputs.empty()
+
+
+async def test_an_upstream_that_says_nothing_at_all_is_left(
+    root: Scripted, above: GatewayUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that is stopped still accepts connections: no head comes."""
+    monkeypatch.setattr("app.tier.watch.HEAD_TIMEOUT", 0.2)
+    root.answer = lambda asked: Answered.mute() if asked.path == "/v1/watch" else root.usual(asked)
+    heard = Heard()
+    open_watch(above, 42, heard)
+    lost = await heard.next()
+    assert isinstance(lost, Lost)
+    assert "no answer" in lost.reason
 
 
 async def test_what_the_upstream_proves(root: Scripted, above: GatewayUpstream) -> None:
