@@ -110,7 +110,7 @@ class GatewayWatch:
         try:
             found = json.loads(line)
             yield from self._take(found)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StreamError(f"a line of the upstream cannot be read: {error!r}") from None
 
     def _take(self, found: Mapping[str, Any]) -> Iterator[WatchInput]:

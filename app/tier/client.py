@@ -106,14 +106,15 @@ class Client:
         async with self._http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
             yield response
 
-    def _headers(self, accept: str) -> dict[str, str]:
+    def _headers(self, accept: str) -> dict[bytes, bytes]:
         headers = {"Accept": accept}
         token, tier = self._token(), self._tier()
         if token:
             headers["Authorization"] = f"Bearer {token}"
         if tier is not None:
             headers[TIER_HEADER] = str(tier)
-        return headers
+        # A token may have any bytes; httpx encodes text as ASCII.
+        return {name.encode(): value.encode(errors="surrogateescape") for name, value in headers.items()}
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -134,7 +135,7 @@ def tier_of(headers: Mapping[str, str]) -> int:
         ForeignAnswerError: no gateway has answered.
     """
     text = headers.get(TIER_HEADER, "")
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) < 4):
         raise ForeignAnswerError(f"the answer has no {TIER_HEADER}: it is not of a gateway, or of an older version")
     return int(text)
 

@@ -205,7 +205,7 @@ class GatewayUpstream:
         found = await self._json("/v1/progress", query)
         try:
             return int(found["revision"])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise UnavailableError(OUT_OF_REACH, cause="/v1/progress has no revision") from None
 
     # --- reads for clients --------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class GatewayUpstream:
         try:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
             revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise ForeignAnswerError("/v1/progress cannot be read: the upstream is of another version") from None
         if not cluster_id:
             raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: it has not reached etcd yet")
@@ -307,7 +307,7 @@ class GatewayUpstream:
             raise refusal(answer, _problem(answer))
         try:
             found = json.loads(answer.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: {path} is not JSON")
@@ -364,13 +364,13 @@ def _list(answer: Answer) -> tuple[int, list[KeyValue], str]:
         found = json.loads(answer.body)
         some = [found["kv"]] if "kv" in found else found["kvs"]
         return int(found["revision"]), [item(one) for one in some], str(found.get("next_page", ""))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UnavailableError(OUT_OF_REACH, cause=f"a list of the upstream cannot be read: {error!r}") from None
 
 
 def _problem(answer: Answer) -> Mapping[str, Any]:
     try:
         found = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
     return found if isinstance(found, dict) else {}

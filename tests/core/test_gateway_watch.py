@@ -164,6 +164,8 @@ def test_additions_to_the_contract_are_ignored() -> None:
         b"<html>\n",
         b"[]\n",
         b"7\n",
+        b"[" * 200_000 + b"\n",
+        put(9).replace(b'"version": 2', b'"version": 1e999'),
         b'{"type":"put"}\n',
         b'{"type":"synced","revision":7,"heartbeat":1}\n',
         line("synced", 7, revision=7),

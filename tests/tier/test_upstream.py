@@ -58,6 +58,9 @@ async def condition(above: GatewayUpstream, state: str) -> str:
         (Answered.of(position(), X_Gateway_Tier="3"), "at most 3 tiers"),
         (Answered.of({"code": "unauthorized", "detail": "send a token"}, 401), "401 send a token"),
         (Answered(b"", 500), "500"),
+        (Answered.of(position(), X_Gateway_Tier="9" * 5000), "not of a gateway"),
+        (Answered(b"[" * 200_000), "is not JSON"),
+        (Answered.of(position(revision=float("inf"))), "of another version"),
     ],
 )
 async def test_who_is_not_followed(root: Scripted, answered: Answered, reason: str) -> None:
@@ -166,6 +169,9 @@ async def test_the_state_of_one_key(root: Scripted) -> None:
         (Answered.of({"code": "etcd-unavailable", "detail": ""}, 503), UnavailableError),
         (Answered.of({"code": "not-found", "detail": "no such path"}, 404), UnavailableError),
         (Answered(b"<html>", 200), UnavailableError),
+        (Answered(b"[" * 200_000), UnavailableError),
+        (Answered.of({"revision": float("inf"), "kvs": []}), UnavailableError),
+        (Answered.of({"revision": 1, "kvs": [{"key": 1}]}), UnavailableError),
         (Answered(b"[]", 200, {}), UnavailableError),
     ],
 )
@@ -208,3 +214,10 @@ async def test_the_token_is_asked_for_with_each_request(root: Scripted) -> None:
         await condition(above, "ready")
         await above.read("prefix=/svc/")
     assert [one.headers["authorization"] for one in root.asked][:2] == ["Bearer first", "Bearer second"]
+
+
+async def test_a_token_may_have_any_bytes(root: Scripted) -> None:
+    """As for clients: a file's bytes are sent as they are."""
+    async with upstream(root.url, token=lambda: "t\u00e9\udcff") as above:
+        await condition(above, "ready")
+    assert root.asked[0].headers["authorization"].encode("latin-1") == b"Bearer t\xc3\xa9\xff"
