@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 from ..core.backoff import Backoff
+from ..core.cursor import parse_cursor
 from ..core.errors import GatewayError, UnavailableError
 from ..core.events import KeyValue
 from ..core.feed_messages import StreamKind
@@ -150,11 +151,12 @@ class GatewayUpstream:
         if len(ranges) > 1 or ranges[0].kind == "prefix":
             query += f"&limit={PAGE}"
         cluster_id, items = self.cluster_id, []
+        epoch = self._epoch_of(cluster_id, Selection(tuple(ranges)))
         async with self._states:
             answer = await self._read(f"{query}&min_revision={reached}")
             while True:
                 budget(ITEM_COST * len(answer.body))
-                revision, some, page = _list(answer)
+                revision, some, page = _list(answer, epoch)
                 items += some
                 if not page:
                     return Snapshot.of(revision, items), cluster_id
@@ -356,12 +358,17 @@ class GatewayUpstream:
         self._condition = Condition(self.client.url, "", "down", since, reason)
 
 
-def _list(answer: Answer) -> tuple[int, list[KeyValue], str]:
-    """Return the revision, the items and the next page ("": none) of an answer of ``/v1/kv``."""
+def _list(answer: Answer, epoch: str) -> tuple[int, list[KeyValue], str]:
+    """Return the revision, the items and the next page ("": none) of an answer of ``/v1/kv``.
+
+    *epoch*: of its cursor. Another gateway behind the same URL may follow another cluster.
+    """
     try:
         if answer.status == HTTPStatus.NOT_FOUND:
             return int(answer.headers["X-Etcd-Revision"]), [], ""
         found = json.loads(answer.body)
+        if parse_cursor(found["cursor"]).epoch != epoch:
+            raise ValueError("its cursor is of another cluster, or of another GATEWAY_EPOCH")
         some = [found["kv"]] if "kv" in found else found["kvs"]
         return int(found["revision"]), [item(one) for one in some], str(found.get("next_page", ""))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

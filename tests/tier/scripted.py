@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 from app.core.cursor import derive_epoch
+from app.core.query import parse_query, parse_ranges
 from app.core.selection import Selection
 from app.tier.client import Client
 from app.tier.upstream import GatewayUpstream
@@ -92,7 +93,9 @@ class Scripted:
             return Answered.of(position())
         if asked.path == "/v1/watch":
             return Answered.stream(X_Etcd_Revision="100")
-        return Answered.of({"revision": 100, "cursor": "", "kvs": [], "count": 0}, X_Etcd_Revision="100")
+        ranges = parse_ranges(parse_query(asked.query.encode(), frozenset(asked.parameters)))
+        cursor = f"{epoch_of(CLUSTER, Selection(ranges))}-100"
+        return Answered.of({"revision": 100, "cursor": cursor, "kvs": [], "count": 0}, X_Etcd_Revision="100")
 
     def of(self, path: str) -> list[Asked]:
         """The requests for a path."""

@@ -16,9 +16,10 @@ from app.core.errors import (
 )
 from app.core.events import KeyValue
 from app.core.keys import KeyRange
+from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from tests.support.waiting import eventually
-from tests.tier.scripted import Answered, Asked, Scripted, position, scripted, upstream
+from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, position, scripted, upstream
 
 SVC = KeyRange("prefix", b"/svc/")
 KEY = KeyRange("key", b"/one")
@@ -29,6 +30,11 @@ async def _root() -> AsyncIterator[Scripted]:
     """A scripted gateway."""
     async with scripted() as found:
         yield found
+
+
+def cursor(of: KeyRange, revision: int, cluster_id: int = CLUSTER) -> str:
+    """A cursor of a range."""
+    return f"{epoch_of(cluster_id, Selection((of,)))}-{revision}"
 
 
 def says(root: Scripted, progress: Answered) -> None:
@@ -100,9 +106,6 @@ async def test_another_cluster_is_another_history(root: Scripted) -> None:
     async with upstream(root.url, stale_after=0.4) as above:
         above.on_restored(lambda: told.append(above.highest_revision))
         await condition(above, "ready")
-        from app.core.selection import Selection
-        from tests.tier.scripted import epoch_of
-
         says(root, Answered.of(position(cluster_id="def", epoch=epoch_of(0xDEF, Selection(())), revision=7)))
 
         async def restored() -> bool:
@@ -122,7 +125,7 @@ async def test_a_state_of_several_pages(root: Scripted) -> None:
         name = "/svc/b" if later else "/svc/a"
         kv = {"key": name, "value": "v", "create_revision": 1, "mod_revision": 2, "version": 1}
         more = {} if later else {"next_page": "a+b"}
-        return Answered.of({"revision": 120, "cursor": "", "kvs": [kv], "count": 2, **more})
+        return Answered.of({"revision": 120, "cursor": cursor(SVC, 120), "kvs": [kv], "count": 2, **more})
 
     root.answer = answer
     sizes: list[int] = []
@@ -141,7 +144,7 @@ async def test_a_state_of_several_pages(root: Scripted) -> None:
 async def test_the_state_of_one_key(root: Scripted) -> None:
     """A key that exists, and one that does not: the 404 has the revision. The newest state is a linearizable read."""
     kv = {"key": "/one", "value": "v", "create_revision": 1, "mod_revision": 2, "version": 1}
-    found = Answered.of({"revision": 9, "cursor": "", "kv": kv})
+    found = Answered.of({"revision": 9, "cursor": cursor(KEY, 9), "kv": kv})
     root.answer = lambda asked: found if asked.path == "/v1/kv" else root.usual(asked)
     async with upstream(root.url) as above:
         await condition(above, "ready")
@@ -170,8 +173,9 @@ async def test_the_state_of_one_key(root: Scripted) -> None:
         (Answered.of({"code": "not-found", "detail": "no such path"}, 404), UnavailableError),
         (Answered(b"<html>", 200), UnavailableError),
         (Answered(b"[" * 200_000), UnavailableError),
-        (Answered.of({"revision": float("inf"), "kvs": []}), UnavailableError),
-        (Answered.of({"revision": 1, "kvs": [{"key": 1}]}), UnavailableError),
+        (Answered.of({"revision": float("inf"), "cursor": cursor(SVC, 1), "kvs": []}), UnavailableError),
+        (Answered.of({"revision": 1, "cursor": cursor(SVC, 1), "kvs": [{"key": 1}]}), UnavailableError),
+        (Answered.of({"revision": 1, "cursor": cursor(SVC, 1, 0xDEF), "kvs": []}), UnavailableError),
         (Answered(b"[]", 200, {}), UnavailableError),
     ],
 )
