@@ -83,16 +83,17 @@ class Client:
         """Send new requests to the next URL."""
         self._index += 1
 
-    async def get(self, path: str, query: str) -> Answer:
-        """Return the answer to a GET, whatever its status. The caller limits the time.
+    async def get(self, path: str, query: str, url: str = "") -> Answer:
+        """Return the answer to a GET, whatever its status. The caller limits the time. *url*: instead of the present.
 
         Raises:
             UnavailableError: there is none.
         """
+        url = url or self.url
         try:
-            response = await self._http.get(f"{self.url}{path}?{query}", headers=self._headers("application/json"))
+            response = await self._http.get(f"{url}{path}?{query}", headers=self._headers("application/json"))
         except httpx.HTTPError as error:
-            raise unreachable(self.url, error) from None
+            raise unreachable(url, error) from None
         return Answer(response.status_code, response.headers, response.content)
 
     @contextlib.asynccontextmanager

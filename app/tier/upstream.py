@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from ..core.backoff import Backoff
 from ..core.cursor import parse_cursor
-from ..core.errors import GatewayError, UnavailableError
+from ..core.errors import GatewayError, RevisionNotReachedError, UnavailableError
 from ..core.events import KeyValue
 from ..core.feed_messages import StreamKind
 from ..core.gateway_watch import item
@@ -54,6 +54,8 @@ MOST_STATES = 2
 ITEM_COST = 3
 # The number of ranges whose revision is remembered.
 MOST_REMEMBERED = 10_000
+# Lets the upstream answer with a state that it has.
+FROM_MEMORY = "&consistency=feed"
 # What clients may see.
 OUT_OF_REACH = "the upstream gateway is out of reach"
 
@@ -147,13 +149,13 @@ class GatewayUpstream:
         await self._usable()
         reached = max((self._reached[one] for one in ranges if one in self._reached), default=0)
         # From memory it costs etcd nothing, and comes while etcd is away, too.
-        query = "&".join(map(str, ranges)) + ("" if newest else "&consistency=feed")
+        query = "&".join(map(str, ranges)) + ("" if newest else FROM_MEMORY)
         if len(ranges) > 1 or ranges[0].kind == "prefix":
             query += f"&limit={PAGE}"
         cluster_id, items = self.cluster_id, []
         epoch = self._epoch_of(cluster_id, Selection(tuple(ranges)))
         async with self._states:
-            answer = await self._read(f"{query}&min_revision={reached}")
+            answer = await self._first_page(query, reached)
             while True:
                 budget(ITEM_COST * len(answer.body))
                 revision, some, page = _list(answer, epoch)
@@ -161,6 +163,13 @@ class GatewayUpstream:
                 if not page:
                     return Snapshot.of(revision, items), cluster_id
                 answer = await self._read(f"{query}&page={quote(page)}")
+
+    async def _first_page(self, query: str, reached: int) -> Answer:
+        try:
+            return await self._read(f"{query}&min_revision={reached}")
+        except RevisionNotReachedError:
+            # Another gateway behind the same URL cannot prove how far it is, without progress that is trusted.
+            return await self._read(f"{query.replace(FROM_MEMORY, '')}&min_revision={reached}")
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
         """See ``app.ports.Etcd``. The stream itself has said that its history goes on."""
@@ -195,16 +204,16 @@ class GatewayUpstream:
         self.highest_revision = 0
         self._reached.clear()
 
-    async def ask_progress(self, watched: KeyRange, *, hastened: bool) -> None:
-        """Ask the upstream to prove its tip of a range, and to say it on this gateway's streams. Ignore failures."""
+    async def ask_progress(self, watched: KeyRange, url: str, *, hastened: bool) -> None:
+        """Ask the upstream of a stream to prove its tip of a range, and to say it there. Ignore failures."""
         query = str(watched) + (f"&min_revision={self.highest_revision}" if hastened else "")
         try:
-            await self._shared.run(("progress", query), lambda: self._progress(query))
+            await self._shared.run(("progress", url, query), lambda: self._progress(query, url))
         except GatewayError as error:
             logger.debug("no progress", extra={"range": str(watched), "reason": str(error)})
 
-    async def _progress(self, query: str) -> int:
-        found = await self._json("/v1/progress", query)
+    async def _progress(self, query: str, url: str = "") -> int:
+        found = await self._json("/v1/progress", query, url)
         try:
             return int(found["revision"])
         except (KeyError, ValueError, TypeError, OverflowError):
@@ -303,8 +312,8 @@ class GatewayUpstream:
                 "lower tier may be followed, so that no gateways follow each other"
             )
 
-    async def _json(self, path: str, query: str) -> Mapping[str, Any]:
-        answer = await self._get(path, query, LOOK_TIMEOUT)
+    async def _json(self, path: str, query: str, url: str = "") -> Mapping[str, Any]:
+        answer = await self._get(path, query, LOOK_TIMEOUT, url)
         if answer.status != HTTPStatus.OK:
             raise refusal(answer, _problem(answer))
         try:
@@ -315,17 +324,18 @@ class GatewayUpstream:
             raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: {path} is not JSON")
         return found
 
-    async def _get(self, path: str, query: str, seconds: float) -> Answer:
+    async def _get(self, path: str, query: str, seconds: float, url: str = "") -> Answer:
         self._requests += 1
+        url = url or self.client.url
         try:
             async with asyncio.timeout(seconds):
-                answer = await self.client.get(path, query)
+                answer = await self.client.get(path, query, url)
         except TimeoutError:
-            raise unreachable(self.client.url, TimeoutError(f"no answer within {seconds:g} s")) from None
+            raise unreachable(url, TimeoutError(f"no answer within {seconds:g} s")) from None
         try:
             self.admit(answer.headers)
         except ForeignAnswerError as error:
-            raise unreachable(self.client.url, error) from None
+            raise unreachable(url, error) from None
         return answer
 
     async def _usable(self) -> None:

@@ -52,8 +52,8 @@ class Above(Protocol):
     def forget_revisions(self) -> None:
         """The cluster has another history: its revisions may be lower."""
 
-    async def ask_progress(self, watched: KeyRange, *, hastened: bool) -> None:
-        """Ask the upstream to prove its tip of a range, and to say it on this gateway's streams."""
+    async def ask_progress(self, watched: KeyRange, url: str, *, hastened: bool) -> None:
+        """Ask the upstream of a stream to prove its tip of a range, and to say it there."""
 
 
 class UpstreamWatch:
@@ -78,6 +78,7 @@ class UpstreamWatch:
         self._callback: WatchCallback | None = callback
         self._ended = ended
         self._core: GatewayWatch | None = None  # while a stream is open
+        self._url = ""  # of the stream: the upstream's present one may be another
         self._heard_at = 0.0  # monotonic seconds
         self._stale_at: float | None = None  # since when the upstream says that the range is stale
         self._wanted = self._hastened = False
@@ -133,7 +134,7 @@ class UpstreamWatch:
         query = f"{self._range}&snapshot=0&format=ndjson"
         if self._start:
             query += f"&last_event_id={epoch}-{self._start - 1}"
-        url = upstream.client.url
+        url = self._url = upstream.client.url
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(HEAD_TIMEOUT):
@@ -211,7 +212,7 @@ class UpstreamWatch:
         try:
             while self._wanted or self._hastened:
                 if self._core is not None:
-                    await self._upstream.ask_progress(self._range, hastened=self._hastened)
+                    await self._upstream.ask_progress(self._range, self._url, hastened=self._hastened)
                 await asyncio.sleep(HASTE if self._hastened else ASK_EVERY)
         finally:
             self._asking = None

@@ -141,6 +141,22 @@ async def test_a_state_of_several_pages(root: Scripted) -> None:
     assert second == {"prefix": "/svc/", "consistency": "feed", "limit": "10000", "page": "a+b"}
 
 
+async def test_a_gateway_that_cannot_prove_how_far_it_is_reads_etcd(root: Scripted) -> None:
+    """Behind one URL, the gateway that has the state is not always the one that has the stream."""
+    behind = Answered.of({"code": "revision-not-reached", "detail": ""}, 504)
+
+    def answer(asked: Asked) -> Answered:
+        return behind if asked.parameters.get("consistency") == "feed" else root.usual(asked)
+
+    root.answer = answer
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        above.note_reached(SVC, 90)
+        snapshot, _ = await above.snapshot([SVC], lambda _size: None)
+    assert snapshot.revision == 100
+    assert root.of("/v1/kv")[-1].parameters == {"prefix": "/svc/", "limit": "10000", "min_revision": "90"}
+
+
 async def test_the_state_of_one_key(root: Scripted) -> None:
     """A key that exists, and one that does not: the 404 has the revision. The newest state is a linearizable read."""
     kv = {"key": "/one", "value": "v", "create_revision": 1, "mod_revision": 2, "version": 1}

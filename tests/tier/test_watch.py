@@ -247,6 +247,28 @@ async def test_who_waits_lets_the_upstream_prove_its_tip(root: Scripted, above: 
     await eventually(silent)
 
 
+async def test_the_upstream_of_the_stream_is_asked(root: Scripted) -> None:
+    """Its own streams are all that an upstream can say it on. The edge may have moved on to another one meanwhile."""
+    async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
+        heard = Heard()
+        watch = open_watch(above, 42, heard)
+        await root.stream()
+        await heard.next()
+        root.answer = lambda asked: Answered(b"", 500) if asked.query == "" else root.usual(asked)
+
+        async def moved() -> bool:
+            return above.condition.endpoint == other.url and above.condition.state == "ready"
+
+        await eventually(moved)
+        watch.await_proof(True)
+
+        async def asked() -> bool:
+            return any(one.query for one in root.of("/v1/progress"))
+
+        await eventually(asked)
+        assert not any(one.query for one in other.of("/v1/progress"))
+
+
 async def test_a_cancelled_watch_is_mute_and_closes_its_stream(root: Scripted, above: GatewayUpstream) -> None:
     """Cancel is synchronous and idempotent; the upstream sees the stream end."""
     heard = Heard()
