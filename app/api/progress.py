@@ -14,6 +14,7 @@ from ..core.encoding import compact
 from ..core.query import parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
 from ..gateway import Gateway
+from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
 from .requests import address_of, identity_of, query_of
 
@@ -29,6 +30,9 @@ class ProgressEndpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        # The ranges, and the hosts of the callers, for which a request waits. A host that asks again meanwhile waits
+        # for nothing: a wait counts for GATEWAY_MAX_SUBSCRIBERS, and for nobody's quotas.
+        self._waiting: set[tuple[Ranges, str]] = set()
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
@@ -47,8 +51,15 @@ class ProgressEndpoint:
             ranges = parse_ranges(query)
             gateway.access.authorize(identity, ranges, keys_only=True)
             revision = min_revision or await gateway.upstream.revision(ranges[0])
-            await self._reach(ranges, revision)
-            self._beat(ranges, address_of(request))
+            waits = (ranges, _host(address_of(request)))
+            if waits not in self._waiting and self._streams(*waits):
+                self._waiting.add(waits)
+                try:
+                    await self._reach(ranges, revision)
+                finally:
+                    self._waiting.discard(waits)
+            for subscriber in self._streams(*waits):
+                subscriber.beat()
             body["revision"] = revision
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
@@ -68,9 +79,10 @@ class ProgressEndpoint:
                     lambda: history.joinable and history.log.tip >= revision, PATIENCE, ahead=True
                 )
 
-    def _beat(self, ranges: Ranges, address: str) -> None:
-        """Send a bookmark on the streams that come from the caller's address."""
-        host = address.rpartition(":")[0]
-        for subscriber in self._gateway.registry.subscribers(ranges):
-            if subscriber.address.rpartition(":")[0] == host:
-                subscriber.beat()
+    def _streams(self, ranges: Ranges, host: str) -> list[Subscriber]:
+        """Return what follows exactly the ranges, from the caller's host."""
+        return [one for one in self._gateway.registry.subscribers(ranges) if _host(one.address) == host]
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]

@@ -79,6 +79,22 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
     await asyncio.sleep(0)
 
 
+async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait counts for GATEWAY_MAX_SUBSCRIBERS, and for nobody's quotas: a host must not fill that with waits."""
+    monkeypatch.setattr("app.api.progress.PATIENCE", 0.3)
+    stream = Client(gateway)
+    await synced(stream)
+    most = 0
+    async with client(gateway) as http:
+        asked = [asyncio.create_task(http.get(f"/v1/progress?prefix=/svc/&min_revision={9**9 + n}")) for n in range(5)]
+        while not all(one.done() for one in asked):
+            await asyncio.sleep(0.01)
+            most = max(most, len(gateway.registry.subscribers()))
+        await asyncio.gather(*asked)
+    assert most == 2
+    await stream.leave()
+
+
 @pytest.mark.parametrize("query", ["prefix=/svc/&limit=1", "min_revision=-1&prefix=/svc/", "min_revision=x", "key="])
 async def test_a_wrong_request_is_named(gateway: Gateway, query: str) -> None:
     """As everywhere."""
