@@ -10,9 +10,10 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from . import __version__, descriptors
 from .access.identity import Session
@@ -103,6 +104,10 @@ def upstream_token_of(settings: Settings) -> Callable[[], str]:
     if path is None:
         return lambda: ""
 
+    hosts = (urlsplit(url) for url in settings.upstream)
+    if any(url.scheme == "http" and not is_loopback(url.hostname or "") for url in hosts):
+        extra = {"upstream": ",".join(settings.upstream)}
+        logger.warning("the token for the upstream is sent in plain text", extra=extra)
     last = read_token(path, named("upstream_token_file")).get_secret_value()
 
     def read() -> str:
@@ -163,13 +168,9 @@ class Gateway:
         self._credentials = credentials_of(settings)
         self.budget = Budget(settings.max_feed_bytes)
         self.upstream: Upstream | GatewayUpstream = self._follow_gateway() if settings.upstream else self._follow_etcd()
-        limits = settings.group(Limits)
-        if settings.upstream:
-            # The upstream's tip may be ahead by then, and it reaches back as far from there.
-            limits = replace(limits, reach_back=limits.reach_back * 9 // 10)
         self.registry = Registry(
             self.upstream,
-            limits,
+            settings.group(Limits),
             pins=[KeyRange("prefix", prefix) for prefix in settings.pins],
             quotas=quotas_of(settings),
             budget=self.budget,

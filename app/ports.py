@@ -131,6 +131,9 @@ class Etcd(Protocol):
         becomes stale.
         """
 
+    def reach(self, most: int) -> int:
+        """Return how many revisions back the upstream can be asked for history, if this gateway asks for *most*."""
+
     @property
     def progress_trusted(self) -> bool:
         """Whether the present member's answers to progress requests can be trusted. False while there is no member."""

@@ -80,8 +80,12 @@ class ProgressEndpoint:
                 )
 
     def _streams(self, ranges: Ranges, host: str) -> list[Subscriber]:
-        """Return what follows exactly the ranges, from the caller's host."""
-        return [one for one in self._gateway.registry.subscribers(ranges) if _host(one.address) == host]
+        """Return the gateways' streams of exactly the ranges, from the caller's host.
+
+        Clients' streams get no bookmark: behind a proxy all of them may come from one host.
+        """
+        found = self._gateway.registry.subscribers(ranges)
+        return [one for one in found if one.from_gateway and _host(one.address) == host]
 
 
 def _host(address: str) -> str:

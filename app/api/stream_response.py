@@ -196,6 +196,7 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
         has_cursor=asked.cursor is not None and asked.cursor.epoch is not None and not asked.cursor.empty,
         caller=asked.caller,
     )
+    subscriber.from_gateway = asked.from_gateway
     if asked.permit is not None:
         subscriber.permit = asked.permit
         try:

@@ -144,6 +144,10 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         return self._cluster.id
 
+    def reach(self, most: int) -> int:
+        """See ``app.ports.Etcd``."""
+        return most
+
     @property
     def progress_trusted(self) -> bool:
         """See ``app.ports.Etcd``."""

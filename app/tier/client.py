@@ -129,15 +129,18 @@ def unreachable(url: str, error: Exception) -> UnavailableError:
     )
 
 
-def tier_of(headers: Mapping[str, str]) -> int:
-    """Return the tier of the gateway that has answered.
+def tier_of(headers: Mapping[str, str], status: int) -> int:
+    """Return the tier of the gateway that has answered with *status*.
 
     Raises:
         ForeignAnswerError: no gateway has answered.
     """
     text = headers.get(TIER_HEADER, "")
     if not (text.isascii() and text.isdecimal() and len(text) < 4):
-        raise ForeignAnswerError(f"the answer has no {TIER_HEADER}: it is not of a gateway, or of an older version")
+        raise ForeignAnswerError(
+            f"the answer, of status {status}, has no {TIER_HEADER}: it is not of a gateway, or of one that has no tier "
+            "yet, or of an older version"
+        )
     return int(text)
 
 

@@ -112,6 +112,10 @@ class GatewayUpstream:
         """See ``app.ports.Etcd``."""
         return self._reachable.is_set()
 
+    def reach(self, most: int) -> int:
+        """See ``app.ports.Etcd``: nine tenths for each tier, because the tip of the tier above may be ahead."""
+        return int(most * 0.9 ** (self.tier or 1))
+
     @property
     def watch_version(self) -> str:
         """See ``app.ports.Etcd``: that of the etcd above all gateways, as far as it is known."""
@@ -250,7 +254,8 @@ class GatewayUpstream:
         failures = 0
         while True:
             try:
-                await self._look()
+                if await self._look() != "ready":
+                    await self._look_around()
             except (GatewayError, ForeignAnswerError) as error:
                 failures += 1
                 self._say_down(str(error))
@@ -261,6 +266,23 @@ class GatewayUpstream:
                 failures = 0
                 await asyncio.sleep(self._interval)
 
+    async def _look_around(self) -> None:
+        """Move to another upstream that has etcd in reach, if there is one. Otherwise stay at this one."""
+        for _ in range(self.client.count - 1):
+            self.client.turn()
+            try:
+                if await self._look() == "ready":
+                    break
+            except (GatewayError, ForeignAnswerError) as error:
+                logger.debug("no better upstream", extra={"upstream": self.client.url, "reason": str(error)})
+        else:
+            self.client.turn()  # to where it began
+            await self._look()
+            return
+        logger.info("leaving the upstreams that cannot reach etcd", extra={"upstream": self.client.url})
+        for watch in list(self._watches):
+            watch.leave(self.client.url)
+
     async def aclose(self) -> None:
         """Cancel all that is under way."""
         for watch in list(self._watches):
@@ -268,8 +290,14 @@ class GatewayUpstream:
         await self._shared.aclose()
         await self.client.aclose()
 
-    async def _look(self) -> None:
-        found = await self._json("/v1/progress", "")
+    async def _look(self) -> str:
+        """Look at the present upstream. Return the state of its connection to etcd.
+
+        Raises:
+            GatewayError, ForeignAnswerError: it cannot be followed.
+        """
+        answer = await self._get("/v1/progress", "", LOOK_TIMEOUT)
+        found = self._parsed(answer, "/v1/progress")
         try:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
             revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
@@ -287,33 +315,38 @@ class GatewayUpstream:
             self.cluster_id = cluster_id
             for callback in self._restored:
                 callback()
+        if self.tier is None:  # only a gateway that can be followed fixes the tier
+            self.tier = self.admit(answer.headers, answer.status) + 1
         self.cluster_id = cluster_id
         self.progress_trusted = trusted
-        self.highest_revision = max(self.highest_revision, revision)
+        # After a restore both may be lower than before, though no watch has said so.
+        self.highest_revision = max([revision, *(watch.revision for watch in self._watches)])
         self._say_ready(state)
+        return state
 
-    def admit(self, headers: Mapping[str, str]) -> None:
-        """Check the tier of an upstream that has answered, and fix this gateway's tier.
+    def admit(self, headers: Mapping[str, str], status: int) -> int:
+        """Return the tier of a gateway that has answered with *status*.
 
         Raises:
             ForeignAnswerError: this gateway must not follow it.
         """
-        above = tier_of(headers)
-        if self.tier is None:
-            if above >= MOST_TIERS:
-                raise ForeignAnswerError(
-                    f"the upstream {self.client.url} is of tier {above}: there are at most {MOST_TIERS} tiers below "
-                    "the gateways that follow etcd"
-                )
-            self.tier = above + 1
-        elif above >= self.tier:
+        above = tier_of(headers, status)
+        if above >= MOST_TIERS:
+            raise ForeignAnswerError(
+                f"the upstream {self.client.url} is of tier {above}: there are at most {MOST_TIERS} tiers below the "
+                "gateways that follow etcd"
+            )
+        if self.tier is not None and above >= self.tier:
             raise ForeignAnswerError(
                 f"the upstream {self.client.url} is of tier {above}, and this gateway is of tier {self.tier}: only a "
                 "lower tier may be followed, so that no gateways follow each other"
             )
+        return above
 
     async def _json(self, path: str, query: str, url: str = "") -> Mapping[str, Any]:
-        answer = await self._get(path, query, LOOK_TIMEOUT, url)
+        return self._parsed(await self._get(path, query, LOOK_TIMEOUT, url), path)
+
+    def _parsed(self, answer: Answer, path: str) -> Mapping[str, Any]:
         if answer.status != HTTPStatus.OK:
             raise refusal(answer, _problem(answer))
         try:
@@ -333,7 +366,7 @@ class GatewayUpstream:
         except TimeoutError:
             raise unreachable(url, TimeoutError(f"no answer within {seconds:g} s")) from None
         try:
-            self.admit(answer.headers)
+            self.admit(answer.headers, answer.status)
         except ForeignAnswerError as error:
             raise unreachable(url, error) from None
         return answer

@@ -43,8 +43,8 @@ class Above(Protocol):
     def epoch_of(self, watched: KeyRange) -> str:
         """Return the epoch of the cursors of a watched range."""
 
-    def admit(self, headers: Mapping[str, str]) -> None:
-        """Raise ForeignAnswerError if the gateway that has answered must not be followed."""
+    def admit(self, headers: Mapping[str, str], status: int) -> int:
+        """Return the tier of the gateway that has answered. Raise ForeignAnswerError if it must not be followed."""
 
     def note_reached(self, watched: KeyRange, revision: int) -> None:
         """Take the revision up to which a stream is complete."""
@@ -101,6 +101,17 @@ class UpstreamWatch:
             if task is not None:
                 task.cancel()
 
+    @property
+    def revision(self) -> int:
+        """The revision up to which the stream is complete; 0 while there is none."""
+        return self._core.revision if self._core is not None else 0
+
+    def leave(self, url: str) -> None:
+        """Lose the stream, so that the next one is at *url*. Without effect on a stream that is there."""
+        if self._core is not None and self._url != url and self._task is not None:
+            self._task.cancel()
+            self._give(Lost(f"{self._url} cannot reach etcd, and {url} can"))
+
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
         self._wanted = wanted
@@ -140,7 +151,7 @@ class UpstreamWatch:
                 async with asyncio.timeout(HEAD_TIMEOUT):
                     response = await stack.enter_async_context(upstream.client.stream("/v1/watch", query, NDJSON))
                     # Before a refusal is believed: a proxy between the two refuses for reasons of its own.
-                    upstream.admit(response.headers)
+                    upstream.admit(response.headers, response.status_code)
                     if response.status_code != HTTPStatus.OK:
                         self._refused(response.status_code, await response.aread())
                         return

@@ -38,6 +38,8 @@ class Subscriber:
     on_expiry: Callable[[], None] | None = None
     # Called when the stream must say at once how far it is.
     on_beat: Callable[[], None] | None = None
+    # Another gateway follows this one by the stream.
+    from_gateway: bool = False
     bytes: int = 0
     released: bool = False
 

@@ -14,6 +14,9 @@ from tests.support.asgi_client import Client, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
 
+# Another gateway follows this one by the stream.
+FOLLOWS = [(b"x-gateway-tier", b"1")]
+
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
@@ -50,7 +53,10 @@ async def test_two_gateways_with_the_same_epoch_make_the_same_cursors() -> None:
 
 async def test_a_proof_comes_with_a_bookmark(gateway: Gateway, fake: FakeEtcd) -> None:
     """The tip of a quiet range is proven, and the caller's streams of the range are told, and no others."""
-    ours, elsewhere = Client(gateway), Client(gateway, client=("192.0.2.7", 5))
+
+    ours, elsewhere = Client(gateway, headers=FOLLOWS), Client(gateway, headers=FOLLOWS, client=("192.0.2.7", 5))
+    neighbour = Client(gateway)  # of no gateway: behind a proxy, all clients may have the caller's address
+    await synced(neighbour)
     await synced(ours)
     await synced(elsewhere)
     revision = fake.put(b"/quiet", b"1")
@@ -59,8 +65,8 @@ async def test_a_proof_comes_with_a_bookmark(gateway: Gateway, fake: FakeEtcd) -
         nobody = await http.get("/v1/progress?prefix=/nobody/")
     assert answer.json()["revision"] == revision == nobody.json()["revision"]
     await ours.until(f'"bookmark","revision":{revision}')
-    assert "bookmark" not in elsewhere.text
-    for one in (ours, elsewhere):
+    assert "bookmark" not in elsewhere.text + neighbour.text
+    for one in (ours, elsewhere, neighbour):
         await one.leave()
 
 
@@ -69,7 +75,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
 ) -> None:
     """The answer says which revision was asked for; the bookmark says how far the stream is."""
     monkeypatch.setattr("app.api.progress.PATIENCE", 0.0)
-    stream = Client(gateway)
+    stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)
     async with client(gateway) as http:
         answer = await http.get("/v1/progress?prefix=/svc/&min_revision=1000000")
@@ -82,7 +88,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
 async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait counts for GATEWAY_MAX_SUBSCRIBERS, and for nobody's quotas: a host must not fill that with waits."""
     monkeypatch.setattr("app.api.progress.PATIENCE", 0.3)
-    stream = Client(gateway)
+    stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)
     most = 0
     async with client(gateway) as http:

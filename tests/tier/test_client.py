@@ -13,7 +13,7 @@ from app.tier.client import Client, ForeignAnswerError, tier_of
 def test_an_answer_without_a_tier(headers: dict[str, str]) -> None:
     """Only a gateway says its tier."""
     with pytest.raises(ForeignAnswerError):
-        tier_of(headers)
+        tier_of(headers, 502)
 
 
 async def test_urls_come_in_turn() -> None:

@@ -16,6 +16,7 @@ from app.core.errors import (
 )
 from app.core.events import KeyValue
 from app.core.keys import KeyRange
+from app.core.multiplex import Lost, WatchInput
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from tests.support.waiting import eventually
@@ -98,6 +99,50 @@ async def test_an_upstream_without_etcd_is_followed(root: Scripted) -> None:
     async with upstream(root.url) as above:
         assert await condition(above, "ready") == "etcd is out of the upstream's reach"
         assert above.statistics().reached
+
+
+async def test_an_upstream_that_has_etcd_is_preferred(root: Scripted) -> None:
+    """The streams move, too. Without a better upstream, the present one is kept."""
+    async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
+        await condition(above, "ready")
+        heard: list[WatchInput] = []
+        above.watch(SVC, 42, heard.append, stream_kind="live")
+        await root.stream()
+        says(root, Answered.of(position(state="down")))
+        says(other, Answered.of(position(state="down")))
+
+        async def at(url: str, reason: str) -> bool:
+            return (above.condition.endpoint, above.condition.reason) == (url, reason)
+
+        await eventually(lambda: at(root.url, "etcd is out of the upstream's reach"))
+        assert not any(isinstance(one, Lost) for one in heard)
+        says(other, Answered.of(position()))
+        await eventually(lambda: at(other.url, ""))
+        (lost,) = [one for one in heard if isinstance(one, Lost)]
+        assert lost.reason == f"{root.url} cannot reach etcd, and {other.url} can"
+
+
+async def test_a_lower_revision_is_believed(root: Scripted) -> None:
+    """After a restore of the same cluster no watch may say so: then nothing holds the old revision."""
+    async with upstream(root.url, stale_after=0.4) as above:
+        await condition(above, "ready")
+        above.note_reached(SVC, 500)
+        says(root, Answered.of(position(revision=7)))
+
+        async def lower() -> bool:
+            return above.highest_revision == 7
+
+        await eventually(lower)
+
+
+async def test_only_a_gateway_that_can_be_followed_fixes_the_tier(root: Scripted) -> None:
+    """A foreign gateway that answers first must not shut out the real one."""
+    says(root, Answered.of(position(epoch="00000000"), X_Gateway_Tier="0"))
+    async with scripted() as real, upstream(root.url, real.url) as above:
+        says(real, Answered.of(position(), X_Gateway_Tier="1"))
+        await condition(above, "ready")
+        assert (above.tier, above.condition.endpoint) == (2, real.url)
+        assert [above.reach(10_000), above.reach(0)] == [8100, 0]
 
 
 async def test_another_cluster_is_another_history(root: Scripted) -> None:

@@ -110,6 +110,10 @@ class StubEtcd:
         self.open: set[StubWatch] = set()
         self.snapshots = 0  # how many snapshots were read
 
+    def reach(self, most: int) -> int:
+        """See ``app.ports.Etcd``."""
+        return most
+
     @property
     def progress_trusted(self) -> bool:
         """See ``app.ports.Etcd``."""
