@@ -334,7 +334,7 @@ async def test_admin_port(etcd: EmbeddedEtcd) -> None:
 
     assert [feed["subscribers"] for feed in feeds] == [1]
     assert value(samples, "subscribers") == 1
-    assert set(spec["paths"]) == {"/v1/access", "/v1/kv", "/v1/watch"}
+    assert set(spec["paths"]) == {"/v1/access", "/v1/kv", "/v1/progress", "/v1/watch"}
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
         "version": __version__,
         "description": spec["info"]["description"],
     }
-    assert set(spec["paths"]) == {"/v1/access", "/v1/kv", "/v1/watch", *ADMIN_PATHS}
+    assert set(spec["paths"]) == {"/v1/access", "/v1/kv", "/v1/progress", "/v1/watch", *ADMIN_PATHS}
     parameters = {
         path: {parameter["name"] for parameter in spec["paths"][path]["get"]["parameters"]}
         for path in ("/v1/kv", "/v1/watch", "/v1/feeds")
@@ -437,6 +437,7 @@ async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
             "count_only",
             "consistency",
             "min_revision",
+            "scope",
             "encoding",
             "If-None-Match",
             "Prefer",
@@ -453,7 +454,6 @@ async def test_documentation_and_page(etcd: EmbeddedEtcd) -> None:
             "encoding",
             "format",
             "last_event_id",
-            "lastEventId",
             "Last-Event-ID",
         },
         "/v1/feeds": {"key", "prefix"},

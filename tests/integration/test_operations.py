@@ -39,6 +39,7 @@ def test_what_is_not_run_says_so() -> None:
         "nginx: hash",
         "nginx: path",
         "commands: check",
+        "commands: tiers",
         "commands: hypercorn",  # tested by tests/stream/test_other_servers.py
         "commands: user",
         "commands: auth",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from app.core.versions import progress_is_trusted
 from tests.integration.test_faults import Follower, follow
+from tests.integration.test_operations import commands
 from tests.integration.test_release import WATCHERS
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
@@ -38,6 +40,27 @@ async def edge(*upstreams: str, **settings: str) -> AsyncIterator[GatewayProcess
         status = await running.stop()
     assert status == 0, (status, running.lines[-5:], running.other)
     assert [line for line in running.lines if line["level"] == "error"] == []
+
+
+@pytest.mark.one_etcd
+async def test_the_commands_of_the_operations_page(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """A root and an edge start with the flags of the page, on other ports."""
+    await kv.put("/svc/a", "1")
+    lines = commands("tiers").splitlines()
+    flags = [shlex.split(line, comments=True)[2:] for line in lines]
+    assert [line.split()[:2] for line in lines] == [["etcd-watch-gateway", "serve"]] * 2
+    url = etcd.endpoint
+    async with AsyncExitStack() as stack:
+        for chosen in flags:
+            given = [url if flag.startswith("http://") else "0" if flag.isdecimal() else flag for flag in chosen]
+            running = await start(*given, settings=QUICK)
+            stack.push_async_callback(running.stop)
+            await running.listening()
+            url = running.base
+        await eventually(lambda: ready(running))
+        (follower,) = await stack.enter_async_context(follow(url, 1))
+        await agree(follower, kv)
+        assert follower.stream.headers["x-gateway-tier"] == "1"
 
 
 async def readiness(server: GatewayProcess) -> dict[str, object]:

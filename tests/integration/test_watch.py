@@ -25,6 +25,8 @@ async def test_snapshot_then_live(server: GatewayProcess, kv: EtcdClient) -> Non
         await kv.put("/svc/c", "3")
         (live,) = await stream.changes(1)
 
+    cluster = reset.data.pop("cluster_id")
+    assert int(cluster, 16) == (await kv.kv.Range(rpc.RangeRequest(key=b"a"))).header.cluster_id
     assert reset.data == {"type": "reset", "reason": "initial", "ranges": ["prefix=/svc/"]}
     epoch = (reset.id or "").removesuffix("-0")
     assert len(epoch) == 8
