@@ -34,7 +34,11 @@ async def run(chosen: list[suite.Comparison], rounds: int) -> dict[str, dict[str
             sides = list(comparison.sides)
             random.shuffle(sides)
             for side in sides:
-                figures = await comparison.sides[side]()
+                try:
+                    figures = await comparison.sides[side]()
+                except Exception as error:
+                    error.add_note(f"while {comparison.name} was measured: {side}")
+                    raise
                 found[comparison.name][side].append(figures)
                 shown = ", ".join(f"{name} {value:,.1f}" for name, value in figures.items())
                 print(f"  {comparison.name:8} {side:40} {shown}", flush=True)
