@@ -251,6 +251,12 @@ class GatewayUpstream:
 
     async def run(self) -> None:
         """Look at the upstream for ever: whether it is in reach, what it follows, and how it is."""
+        try:
+            await self._look_for_ever()
+        finally:
+            await self.client.aclose()
+
+    async def _look_for_ever(self) -> None:
         failures = 0
         while True:
             try:
@@ -284,11 +290,10 @@ class GatewayUpstream:
             watch.leave(self.client.url)
 
     async def aclose(self) -> None:
-        """Cancel all that is under way."""
+        """Cancel the watches and reads. ``run`` closes the connections: it uses them to its end."""
         for watch in list(self._watches):
             watch.cancel()
         await self._shared.aclose()
-        await self.client.aclose()
 
     async def _look(self) -> str:
         """Look at the present upstream. Return the state of its connection to etcd.

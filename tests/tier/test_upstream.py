@@ -262,6 +262,19 @@ async def test_an_upstream_out_of_reach_is_named(root: Scripted) -> None:
     del root
 
 
+async def test_a_look_under_way_at_the_end_is_no_defect(root: Scripted) -> None:
+    """``aclose`` comes before the end of ``run``, which looks at the upstream to its end."""
+    async with upstream(root.url, stale_after=0.01) as above:
+        await condition(above, "ready")
+        await above.aclose()
+        seen = len(root.asked)
+
+        async def looks_on() -> bool:
+            return len(root.asked) > seen + 1
+
+        await eventually(looks_on)
+
+
 async def test_a_linearizable_revision_is_the_upstreams(root: Scripted) -> None:
     """All who ask at the same time share the next answer."""
     async with upstream(root.url) as above:
