@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..core.errors import BadRequestError, ForbiddenError, UnauthorizedError
+from ..core.errors import BadRequestError, ForbiddenError, IssuerUnavailableError, UnauthorizedError
 from ..core.keys import KeyRange
 from ..core.selection import MOST_RANGES, Ranges
 from ..file_watch import Outcome, Source, WatchedFile
@@ -126,17 +126,38 @@ class AccessControl:
             )
         return STATIC_TOKEN
 
-    def session_of(self, headers: Headers) -> Identity | None:
-        """Return the identity of the session's cookie among *headers*, whatever else they have; None without a cookie.
+    def opened_session(self, headers: Headers) -> Identity | None:
+        """Return the identity in the session's cookie, whether or not its credentials hold now; None without a cookie.
+
+        None, too, if the session is over. For the end of a session.
 
         Raises:
-            UnauthorizedError: the cookie is not good, or no longer.
+            UnauthorizedError: the cookie is not good.
             BadRequestError: there are two of them.
         """
         cookie = cookie_in(headers) if self._sessions is not None else None
         if self._sessions is None or cookie is None:
             return None
-        identity = self.current(self._sessions.identity_of(cookie))
+        identity = self._sessions.identity_of(cookie)
+        assert identity.session is not None, "a cookie stands for a session"
+        over = identity.expired(self.wall()) or not self._sessions.holds(identity.session)
+        return None if over else identity
+
+    def session_of(self, headers: Headers) -> Identity | None:
+        """Return the identity of the session's cookie among *headers*, whatever else they have; None without a cookie.
+
+        Raises:
+            UnauthorizedError: the cookie is not good, or no longer.
+            IssuerUnavailableError: nobody knows yet whether the JWT that began the session is still good.
+            BadRequestError: there are two of them.
+        """
+        cookie = cookie_in(headers) if self._sessions is not None else None
+        if self._sessions is None or cookie is None:
+            return None
+        opened = self._sessions.identity_of(cookie)
+        identity = self.current(opened)
+        if identity is None and opened.signed_by and not self.ready and self.opened_session(headers) is not None:
+            raise IssuerUnavailableError("the issuer's keys could not be fetched yet; try again later")
         if identity is None or identity.expired(self.wall()):
             raise UnauthorizedError("the session has ended; begin a new session with POST /v1/session")
         return identity

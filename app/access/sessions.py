@@ -176,8 +176,16 @@ def _claims(identity: Identity, session: Session) -> dict[str, Any]:
         "exp": session.expires,
         "name": identity.name,
         "roles": sorted(identity.roles),
-        "claims": identity.claims,
+        "claims": [pair for pair in identity.claims if _is_text("".join(pair))],  # no policy can match the others
         "every_role": identity.every_role,
         "credential": identity.credential.hex(),
         "signed_by": identity.signed_by,
     }
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        return False
+    return True

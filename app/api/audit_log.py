@@ -19,7 +19,7 @@ from ..core.selection import MOST_RANGES
 from .requests import IDENTITY, PERMITTED, address_of
 
 # Paths that probes and scrapers ask for every few seconds, and pages that hold no data.
-UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json"})
+UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json", "/.well-known/oauth-protected-resource"})
 # The files of these pages: a page loads two dozen of them.
 _FILES = ("/page/", "/docs/")
 REFUSALS = frozenset({401, 403})
@@ -36,13 +36,17 @@ class AuditLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and write the line when the head of the response is sent."""
-        if scope["type"] != "http" or _is_unlogged(scope["path"]) or not audit.enabled():
+        # A preflight has no credentials, and reads nothing.
+        unlogged = scope["type"] != "http" or scope["method"] == "OPTIONS" or _is_unlogged(scope["path"])
+        if unlogged or not audit.enabled():
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
 
         async def noted(message: Message) -> None:
-            if message["type"] == "http.response.start" and not _is_stream(message):
+            # A HEAD of a stream gets the head of a stream, and no stream writes lines of its own.
+            begins = message["type"] == "http.response.start"
+            if begins and not (scope["method"] == "GET" and _is_stream(message)):
                 self._write(Request(scope), message["status"], time.perf_counter() - began)
             await send(message)
 

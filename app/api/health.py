@@ -70,7 +70,9 @@ class Health:
         # The static token alone does not guard the metrics, nor does it on a port of their own.
         if self._gateway.access.guarded and self._gateway.settings.admin_port is None:
             await check_operator(self._gateway, request.scope)
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        # With a session the credentials are a cookie, which does not keep shared caches away.
+        headers = {"Cache-Control": "no-store"}
+        return Response(generate_latest(self._registry), headers=headers, media_type=CONTENT_TYPE_LATEST)
 
 
 def _plain(body: object, status: int) -> Response:

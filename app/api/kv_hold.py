@@ -52,6 +52,7 @@ class HeldResponse(Response):
 
     def _subscribe(self) -> Subscriber:
         request = self._request
+        self._answers.check_permit()  # the rules may have changed during a read, when there was no subscriber
         subscriber = self._gateway.registry.subscribe(
             self._answers.asked.read.selection.ranges,
             address=address_of(request),

@@ -20,6 +20,8 @@ from .requests import address_of, identity_of, query_of
 
 # Seconds that the proof of a tip may take, before the gateway below is answered without.
 PATIENCE = 2.0
+# Streams that get a bookmark for one request at most. A gateway has one stream of a range, and few have one address.
+MOST_TOLD = 64
 # Its epoch shows whether two gateways derive the same cursors.
 NOTHING = Selection(())
 _KNOWN = frozenset({"key", "prefix", "min_revision"})
@@ -58,7 +60,7 @@ class ProgressEndpoint:
                     await self._reach(ranges, revision)
                 finally:
                     self._waiting.discard(waits)
-            for subscriber in self._streams(*waits):
+            for subscriber in self._streams(*waits)[:MOST_TOLD]:
                 subscriber.beat()
             body["revision"] = revision
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")

@@ -125,7 +125,7 @@ def session_of(gateway: Gateway, scope: Scope) -> Identity | None:
     if quotas is not None:
         quotas.check_credentials(address, gateway.clock())
     try:
-        return gateway.access.session_of(scope["headers"])
+        return gateway.access.opened_session(scope["headers"])
     except UnauthorizedError:
         if quotas is not None:
             quotas.failed(address, gateway.clock())

@@ -42,10 +42,18 @@ class Recheck:
 
     def end_session(self, session: str) -> None:
         """Close the streams that a browser's session has opened. To look at 20,000 streams takes 1 ms."""
-        for subscriber in self._registry.subscribers():
-            permit = subscriber.permit
-            if permit is not None and permit.session == session and not subscriber.released:
+        found = self._registry.subscribers()
+        self._close(one for one in found if one.permit is not None and one.permit.session == session)
+
+    def _close(self, left: Iterator[Subscriber]) -> None:
+        """Close streams, in slices, too: each one costs its last event, and lines in two logs."""
+        until = self._clock() + SLICE
+        for subscriber in left:
+            if not subscriber.released:
                 subscriber.close("revoked")
+            if self._clock() >= until:
+                asyncio.get_running_loop().call_soon(self._close, left)
+                return
 
     def _slice(self) -> None:
         until = self._clock() + SLICE

@@ -22,7 +22,7 @@ from app.access.permit import Permit
 from app.access.sessions import LIFETIME, MAX_KEY_FILE, MOST_KEYS, SessionKeys, Sessions, keys_parser
 from app.access.token import Token
 from app.access.tokens import parse_tokens
-from app.core.errors import BadRequestError, UnauthorizedError
+from app.core.errors import BadRequestError, IssuerUnavailableError, UnauthorizedError
 from app.file_watch import FileError, WatchedFile
 from tests.access.test_bearer import FakeJwt, entry
 from tests.access.test_control import BEARER, SVC, encoded
@@ -272,6 +272,39 @@ async def test_the_issuers_key_is_withdrawn(world: World) -> None:
     assert world.control.current(gone) is None
     await world.who(cookie)
     assert "has ended" in await world.refused(withdrawn)
+
+
+async def test_a_session_can_be_ended_while_its_token_is_away(world: World) -> None:
+    """Otherwise the cookie would be good again as soon as the token is listed again."""
+    cookie, _ = await world.begin()
+    world.list_tokens("another")
+    world.control.reload()
+    sent = [(b"cookie", COOKIE.encode() + b"=" + cookie.encode())]
+    found = world.control.opened_session(sent)
+    assert found is not None
+    assert found.session is not None
+    world.control.end_session(found.session)
+    world.list_tokens("dash-token")
+    world.control.reload()
+
+    assert "has ended" in await world.refused(cookie)
+    assert world.control.opened_session(sent) is None
+    assert world.control.opened_session([]) is None
+
+
+async def test_before_the_issuers_keys_are_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows yet whether the session of a JWT is good, and no client must be told that it is not."""
+    cookie, _ = world.control.begin_session(replace(ALICE, signed_by="not known yet"))
+    monkeypatch.setattr(AccessControl, "ready", property(lambda _self: False))
+    with pytest.raises(IssuerUnavailableError):
+        await world.who(cookie)
+
+
+def test_a_claim_that_is_not_text(world: World) -> None:
+    """A claim may hold half of a surrogate pair. No policy can match it, and a cookie cannot hold it."""
+    identity = replace(ALICE, claims=(*ALICE.claims, ("name", "\ud800")))
+    cookie, _ = world.control.begin_session(identity)
+    assert world.sessions.identity_of(cookie.encode()).claims == ALICE.claims
 
 
 # --- the keys ---------------------------------------------------------------------------------------------------------

@@ -58,6 +58,28 @@ async def ask(gateway: Gateway, target: str, token: str | None = TOKEN) -> int:
 
 
 @pytest.mark.parametrize(
+    ("method", "target"),
+    [("OPTIONS", "/v1/kv?prefix=/secret/"), ("GET", "/.well-known/oauth-protected-resource?prefix=/secret/")],
+)
+async def test_what_reads_nothing_is_not_permitted(
+    guarded: Gateway, lines: pytest.LogCaptureFixture, method: str, target: str
+) -> None:
+    """Anybody may ask these. A line would say that a range was read which nobody may read."""
+    transport = httpx.ASGITransport(create_app(gateway=guarded))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        await http.request(method, target)
+    assert said(lines) == []
+
+
+async def test_a_head_of_a_stream_has_a_line(guarded: Gateway, lines: pytest.LogCaptureFixture) -> None:
+    """It is answered as the stream would be, and there is no stream that has lines of its own."""
+    transport = httpx.ASGITransport(create_app(gateway=guarded))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        await http.head("/v1/watch?prefix=/svc/", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert [(one["decision"], one["method"], one["status"]) for one in said(lines)] == [("permitted", "HEAD", 200)]
+
+
+@pytest.mark.parametrize(
     ("target", "token", "line"),
     [
         ("/v1/kv?prefix=/svc/&limit=1", TOKEN, ("permitted", "token:dash", "prefix=/svc/", "reader", 200)),
