@@ -47,7 +47,9 @@ export class Probe {
     try {
       const options = { method: this.path ? 'GET' : 'HEAD', cache: 'no-store', signal: AbortSignal.timeout(PAUSE) };
       const answer = await fetch(this.home + this.path, options);
-      if (this.path) this.etcd = (await answer.json()).etcd ?? null;
+      const ours = /json/.test(answer.headers.get('content-type') ?? '');
+      if (answer.status >= 500 && !ours) throw answer; // a proxy's page: no gateway is behind it
+      this.etcd = this.path && ours ? (await answer.json()).etcd ?? null : null;
       this.#failedSince = 0;
     } catch {
       this.#failedSince ||= now;

@@ -64,7 +64,9 @@ async function route() {
   drawSharing();
   if (!ranges.length) {
     if (document.activeElement === document.body) $('#add').focus();
-    take(await start.show());
+    const body = await start.show();
+    if (now !== turn) return; // another address has its own answer
+    take(body);
     return later();
   }
   recent.add(query(ranges));

@@ -4,7 +4,7 @@
 import { connectShared } from './client/shared.js';
 import { Members } from './model/columns.js';
 import { Events } from './model/events.js';
-import { forClient } from './model/ranges.js';
+import { forClient, outermost } from './model/ranges.js';
 import { Rows } from './model/rows.js';
 import { Tree } from './model/tree.js';
 
@@ -23,7 +23,7 @@ export class Session {
   #next = 0; // when the rows may be made anew
 
   constructor(home, ranges, { token = '', keysOnly = false, worker, onchange }) {
-    Object.assign(this, { ranges, token, keysOnly, onchange, tree: new Tree(ranges) });
+    Object.assign(this, { ranges, token, keysOnly, onchange, tree: new Tree(outermost(ranges)) });
     const options = { ...(keysOnly && { keysOnly }), ...(token && { token }) };
     this.mirror = connectShared(worker, home, ranges.map(forClient), options);
     this.mirror.addEventListener('changes', ({ detail }) => this.#take(detail));
@@ -57,6 +57,8 @@ export class Session {
       if (previous) this.#remember(key, previous);
       this.dirty.keys.add(key);
     }
+    // A tab in the background draws nothing.
+    if (this.dirty.keys.size > REMEMBERED) [this.dirty.all, this.dirty.keys] = [true, new Set()];
     if (first) this.dirty.all = true; // the first state is no news
     else this.events.add(now, revision, changes, reset);
     this.onchange();
@@ -65,7 +67,10 @@ export class Session {
   #remember(key, previous) {
     this.previous.delete(key); // so that the Map is in the order of the changes
     this.previous.set(key, previous);
-    if (this.previous.size > REMEMBERED) this.previous.delete(this.previous.keys().next().value);
+    if (this.previous.size <= REMEMBERED) return;
+    const [oldest] = this.previous.keys();
+    this.previous.delete(oldest);
+    if (!this.entries.has(oldest)) this.changedAt.delete(oldest); // names that never come again must not pile up
   }
 
   /** What has changed since the last call; the rows follow. */

@@ -303,7 +303,9 @@ export class Mirror extends EventTarget {
       this.retryAt = event.retry_at ?? null;
       const why = event.detail ?? 'etcd is out of reach, or this client is behind';
       this.#doubt = event.state === 'stale' ? why : null;
-      if (this.#doubt && this.provenAt) this.provenAt = Math.min(this.provenAt, Date.parse(event.since) || Infinity);
+      const since = Date.parse(event.since);
+      if (this.#doubt && since && (this.provenAt || this.#synced))
+        this.provenAt = Math.min(this.provenAt ?? since, since);
       this.#tell(this.reason);
     }
   }

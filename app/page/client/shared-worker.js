@@ -28,11 +28,11 @@ class Shared {
     this.mirror.addEventListener('changes', ({ detail }) => this.#send(
       detail.reset ? this.#state() + this.#synced() : this.#changes(detail),
     ));
-    this.mirror.addEventListener('state', () => this.#tell());
-    this.mirror.addEventListener('failed', ({ detail: problem }) => {
-      for (const port of this.ports.keys()) port.postMessage({ failed: { reason: this.mirror.reason, problem } });
-      this.end(); // who tries again gets another one
+    this.mirror.addEventListener('state', () => {
+      if (this.mirror.reason?.startsWith('revoked')) this.#fail({ problem: null, final: false }); // each tab asks anew
+      else this.#tell();
     });
+    this.mirror.addEventListener('failed', ({ detail: problem }) => this.#fail({ problem }));
     this.onend = onend;
     this.beat = setInterval(() => this.#beat(), BEAT);
   }
@@ -42,7 +42,8 @@ class Shared {
     if (this.mirror.state === 'disconnected') this.mirror.reconnect();
     this.ports.set(port, Date.now());
     // Always the whole state: a cursor does not say which history it is from, and the tab tells only differences.
-    const lines = this.mirror.revision ? this.#state() + this.#synced() : '\n';
+    // The status comes before `synced`, too: a tab is never live while the mirror is not.
+    const lines = this.mirror.revision ? this.#state() + this.#status() + this.#synced() : '\n';
     port.postMessage({ lines: lines + this.#status() });
   }
 
@@ -51,7 +52,13 @@ class Shared {
     this.lingering = setTimeout(() => this.end(), LINGER);
   }
 
+  #fail(why) {
+    for (const port of this.ports.keys()) port.postMessage({ failed: { reason: this.mirror.reason, ...why } });
+    this.end(); // who tries again gets another one
+  }
+
   end() {
+    clearTimeout(this.lingering); // otherwise it would take the next one out of `all`
     this.ports.clear();
     clearInterval(this.beat);
     this.mirror.close();
@@ -113,9 +120,9 @@ export function accept(port) {
   let shared;
   port.onmessage = ({ data: { follow, leave } }) => {
     if (follow) {
-      const key = JSON.stringify(follow);
+      const key = follow;
       try {
-        shared = all.get(key) ?? new Shared(...follow, () => all.delete(key));
+        shared = all.get(key) ?? new Shared(...JSON.parse(follow), () => all.delete(key));
       } catch (error) {
         port.postMessage({ failed: { reason: error.message } });
         return;

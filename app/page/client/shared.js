@@ -28,7 +28,7 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
       if (failed) {
         // The token may have ended a moment ago: a function is asked for the present one.
         const again = failed.problem?.status === 401 && token?.call && !refused++;
-        end({ ...failed, final: !again });
+        end({ final: !again, ...failed });
         return;
       }
       if (lines.includes('"synced"')) refused = 0;
@@ -46,7 +46,8 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
       end(signal.reason);
     });
     globalThis.addEventListener?.('pagehide', () => port.postMessage({ leave: true }), { signal });
-    port.postMessage({ follow: [address, ranges, plain, headers.Authorization?.slice('Bearer '.length)] });
+    const bearer = headers.Authorization?.slice('Bearer '.length);
+    port.postMessage({ follow: JSON.stringify([address, ranges, plain, bearer]) }); // as text: a Proxy cannot be sent
   });
   const shared = (request, init) => (broken ? fetch(request, init) : ask(request, init));
   return new Mirror(url, ranges, { ...plain, token, decode, fetch: shared, transport: 'fetch', format: 'ndjson' });

@@ -48,7 +48,8 @@ export function bannerOf({ client, etcd = null, silentFor = 0, currentAt = 0, st
   if (!client.problem && !etcdAway && !silentFor && (client.state === 'live' || starts)) return null;
   const next = client.retryAt > now ? `Next try in ${duration(client.retryAt - now + 999)}.`
     : client.state === 'failed' ? '' : ['disconnected', 'connecting'].includes(client.state) ? 'Trying now.' : '';
-  const age = since + (client.synced ? `What you see is ${duration(now - currentAt)} old.` : 'There is nothing to show yet.');
+  // The worker that shares the stream goes on speaking when the gateway is silent.
+  const age = since + (client.synced ? `What you see is ${duration(Math.max(now - currentAt, lasted))} old.` : 'There is nothing to show yet.');
   return { ...cause(client, etcd, etcdAway, silentFor), age, next };
 }
 

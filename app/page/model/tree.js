@@ -7,7 +7,7 @@ class Folder {
   folders = new Map(); // by name
   #sorted = null;
 
-  constructor(name, path) { [this.name, this.path] = [name, path]; }
+  constructor(name, path, exact = false) { [this.name, this.path, this.exact] = [name, path, exact]; }
 
   make(name) {
     const folder = new Folder(name, this.path + name);
@@ -27,12 +27,12 @@ class Folder {
 export class Tree {
   /** `roots`: the ranges that are followed, as {kind: "prefix" | "key", name}; each is a folder at the top. */
   constructor(roots) {
-    this.roots = roots.map(({ name }) => new Folder(name, name));
+    this.roots = roots.map(({ kind, name }) => new Folder(name, name, kind === 'key'));
   }
 
   /** The folders that hold a key, from the top. */
   #way(key, make) {
-    const root = this.roots.find(({ path }) => key.startsWith(path));
+    const root = this.roots.find(({ path, exact }) => (exact ? key === path : key.startsWith(path)));
     if (!root) return [];
     const way = [root];
     for (let rest = key.slice(root.path.length), found; (found = folderIn.exec(rest)); rest = rest.slice(found[0].length)) {

@@ -27,6 +27,7 @@ export class EventLog {
     this.#session = session;
     $('#events-filter').value = '';
     this.list.active = -1;
+    this.#last = this.#top = null; // what may no longer be shown is not kept
     this.draw();
   }
 

@@ -26,7 +26,7 @@ test('etcd away is the cause, for a live stream and for a new tab', () => {
   const etcd = { state: 'down', since: new Date(NOW - 16_000).toISOString(), reason: 'no answer within 2 s' };
   for (const state of ['live', 'stale', 'syncing', 'connecting']) {
     const { level, title, detail, age } = banner(client(state), { etcd, startedAt: NOW });
-    assert.deepEqual([level, title, detail, age], ['stale', 'etcd is out of reach', 'no answer within 2 s.', 'For 16 s. What you see is 7 s old.']);
+    assert.deepEqual([level, title, detail, age], ['stale', 'etcd is out of reach', 'no answer within 2 s.', 'For 16 s. What you see is 16 s old.']);
   }
   assert.equal(banner(client('live'), { etcd: { state: 'ready' } }), null);
 });

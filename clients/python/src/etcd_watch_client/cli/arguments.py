@@ -49,7 +49,7 @@ examples:
 examples:
   etcd-watch follow /config/                          a live table
   etcd-watch follow /config/ /flags/ --json | jq .    a line of JSON per change (a transaction is one change)
-  etcd-watch follow / --permitted --latest 1s         what you may read of all keys, at most one change a second
+  etcd-watch follow '' --permitted --latest 1s        what you may read of all keys, at most one change a second
   etcd-watch follow /config/ --exec 'jq . >> log'     the command gets the change on its stdin
   etcd-watch follow /config/ --exec ./apply --resume /var/lib/apply.json
         The commands run one at a time, in order. A command that fails is run again. With --resume, the next start
