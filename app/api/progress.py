@@ -16,6 +16,7 @@ from ..core.selection import Ranges, Selection
 from ..gateway import Gateway
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
+from .kv_feed import readable
 from .requests import address_of, identity_of, query_of
 
 # Seconds that the proof of a tip may take, before the gateway below is answered without.
@@ -74,12 +75,9 @@ class ProgressEndpoint:
         channel = registry.channel(ranges)
         if channel is None or not self._gateway.upstream.progress_trusted:
             return
-        history = channel.history
-        if not (history.joinable and history.log.tip >= revision):
+        if not readable(channel, revision):
             with registry.subscribe(ranges, address="", user_agent="", request_id="", has_cursor=False) as waiting:
-                await Waiter(waiting).until(
-                    lambda: history.joinable and history.log.tip >= revision, PATIENCE, ahead=True
-                )
+                await Waiter(waiting).until(lambda: readable(channel, revision), PATIENCE, ahead=True)
 
     def _streams(self, ranges: Ranges, host: str) -> list[Subscriber]:
         """Return the gateways' streams of exactly the ranges, from the caller's host.

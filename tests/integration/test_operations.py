@@ -30,6 +30,23 @@ def commands(name: str) -> str:
     return str(found)
 
 
+async def restore(etcd: EmbeddedEtcd, folder: Path) -> None:
+    """Replace etcd's history by that of ``backup.db`` in *folder*."""
+    await etcd.kill()
+    place = etcd.place
+    status, said = await shell(
+        etcd,
+        folder,
+        f"etcdctl snapshot restore backup.db --data-dir=restored --name={place.name}"
+        f" --initial-cluster={place.name}={place.peer_url} --initial-cluster-token={place.token}"
+        f" --initial-advertise-peer-urls={place.peer_url}",
+    )
+    assert status == 0, said
+    await asyncio.to_thread(shutil.rmtree, etcd.data_dir)
+    await asyncio.to_thread(shutil.move, folder / "restored", etcd.data_dir)
+    await etcd.restart()
+
+
 def test_what_is_not_run_says_so() -> None:
     """Every block follows a mark by which a test finds it, or its section states that it was not tested."""
     text = DOCS.read_text(encoding="utf-8")
@@ -142,19 +159,7 @@ async def test_a_restore_needs_another_epoch(etcd: EmbeddedEtcd, kv: EtcdClient,
         await stream.until("synced")
         revision = await kv.put("/svc/lost", "2")
         (change,) = await stream.changes(1)
-    await etcd.kill()
-    place = etcd.place
-    status, said = await shell(
-        etcd,
-        tmp_path,
-        f"etcdctl snapshot restore backup.db --data-dir=restored --name={place.name}"
-        f" --initial-cluster={place.name}={place.peer_url} --initial-cluster-token={place.token}"
-        f" --initial-advertise-peer-urls={place.peer_url}",
-    )
-    assert status == 0, said
-    await asyncio.to_thread(shutil.rmtree, etcd.data_dir)
-    await asyncio.to_thread(shutil.move, tmp_path / "restored", etcd.data_dir)
-    await etcd.restart()
+    await restore(etcd, tmp_path)
 
     async with etcd_client(etcd.endpoint) as again:
         assert await again.put("/svc/new", "3") == revision

@@ -6,9 +6,7 @@ one pin has all of them.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 
 from app.core.versions import progress_is_trusted
 from tests.integration.test_faults import Follower
-from tests.integration.test_operations import shell
+from tests.integration.test_operations import restore, shell
 from tests.integration.test_release import WATCHERS
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
@@ -233,19 +231,7 @@ async def test_a_restore(etcd: EmbeddedEtcd, settings: dict[str, str], kv: EtcdC
         for n in range(20):
             await kv.transact({"/svc/lost": str(n), "/config/lost": str(n)})
         await eventually(lambda: exact(follower, kv))
-        await etcd.kill()
-        place = etcd.place
-        status, said = await shell(
-            etcd,
-            tmp_path,
-            f"etcdctl snapshot restore backup.db --data-dir=restored --name={place.name}"
-            f" --initial-cluster={place.name}={place.peer_url} --initial-cluster-token={place.token}"
-            f" --initial-advertise-peer-urls={place.peer_url}",
-        )
-        assert status == 0, said
-        await asyncio.to_thread(shutil.rmtree, etcd.data_dir)
-        await asyncio.to_thread(shutil.move, tmp_path / "restored", etcd.data_dir)
-        await etcd.restart()
+        await restore(etcd, tmp_path)
         async with etcd_client(etcd.endpoint) as again:
             await again.put("/one", "new")
             await eventually(lambda: exact(follower, again))
