@@ -9,11 +9,15 @@ import shutil
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import pytest
 
+from tests.clients.gateways import Gateways
+from tests.support.etcd import EtcdClient
 from tests.support.waiting import HANG
+
+LARGE = 1_400_000  # bytes of a value; etcd takes 1.5 MiB in a request
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "clients.md").read_text(encoding="utf-8")
@@ -105,3 +109,31 @@ class Running:
             out, err = await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode, (out + err).decode()
+
+
+class Program(Protocol):
+    """A client that follows ``/svc/``, in a process or in a browser's tab, and what it prints."""
+
+    lines: list[str]
+
+    async def shows(self, text: str) -> str:
+        """Wait for a line that has this text, and return it."""
+
+
+async def loses_nothing(program: Program, kv: EtcdClient, gateways: Gateways) -> None:
+    """State, changes at once, a large value, odd line ends, and a gateway that is killed and comes back."""
+    await program.shows("synced")
+    assert program.lines[:2] == ["reset ", "put /svc/a"]
+    await kv.put("/svc/live", "2")
+    await program.shows("put /svc/live")
+    await kv.put("/svc/odd", "a\u2028b\u0085c\r\nd")
+    await program.shows("put /svc/odd")
+    await kv.put("/svc/large", "x" * LARGE)
+    await program.shows("put /svc/large")
+    await gateways.kill(0)
+    await kv.delete("/svc/a")
+    await program.shows("disconnected")
+    await gateways.start(0)
+    await program.shows("delete /svc/a")
+    assert program.lines.count("reset ") == 1
+    assert program.lines.count("put /svc/large") == 1

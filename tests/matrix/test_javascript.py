@@ -14,14 +14,13 @@ from playwright.async_api import BrowserContext, async_playwright
 
 from tests.clients.gateways import Gateways
 from tests.matrix.javascript import SOURCE, InChromium, bundle, install, npm, served, versions, write
-from tests.matrix.programs import PAGE, TOKEN, Running
+from tests.matrix.programs import PAGE, TOKEN, Running, loses_nothing
 from tests.support.chromium import ARGUMENTS, CHROMIUM
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually
 
-LARGE = 1_400_000  # bytes; etcd takes 1.5 MiB in a request
 IN_NODE = ("eventsource", "eventsource-client")
 IN_BROWSER = ("event-source-polyfill", "reconnecting-eventsource", "@microsoft/fetch-event-source")
 
@@ -111,25 +110,6 @@ async def test_seven_tabs_share_one_connection(
 
 
 # --- clients that others wrote ----------------------------------------------------------------------------------------
-
-
-async def loses_nothing(program: Running | InChromium, kv: EtcdClient, gateways: Gateways) -> None:
-    """State, changes at once, a large value, odd line ends, and a gateway that is killed and comes back."""
-    await program.shows("synced")
-    assert program.lines[:2] == ["reset ", "put /svc/a"]
-    await kv.put("/svc/live", "2")
-    await program.shows("put /svc/live")
-    await kv.put("/svc/odd", "a\u2028b\u0085c\r\nd")
-    await program.shows("put /svc/odd")
-    await kv.put("/svc/large", "x" * LARGE)
-    await program.shows("put /svc/large")
-    await gateways.kill(0)
-    await kv.delete("/svc/a")
-    await program.shows("disconnected")
-    await gateways.start(0)
-    await program.shows("delete /svc/a")
-    assert program.lines.count("reset ") == 1
-    assert program.lines.count("put /svc/large") == 1
 
 
 @pytest.mark.etcd

@@ -8,14 +8,13 @@ import signal
 import pytest
 
 from tests.clients.gateways import Gateways
-from tests.matrix.programs import PAGE, TOKEN, Running, needs, python_program
+from tests.matrix.programs import LARGE, PAGE, TOKEN, Running, loses_nothing, needs, python_program
 from tests.support.etcd import EtcdClient
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd]
 
 CLIENTS = ("httpx-sse", "sseclient-py", "aiohttp-sse-client2", "requests, NDJSON")
-LARGE = 1_400_000  # bytes; etcd takes 1.5 MiB in a request
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -24,19 +23,7 @@ async def test_it_loses_nothing(client: str, kv: EtcdClient, gateways: Gateways)
     python = needs("python")
     await kv.put("/svc/a", "1")
     async with Running(python, "-u", "-c", python_program(client), url=gateways.urls[0]) as program:
-        await program.shows("synced")
-        assert program.lines[:2] == ["reset ", "put /svc/a"]
-        await kv.put("/svc/live", "2")
-        await program.shows("put /svc/live")
-        await kv.put("/svc/odd", "a\u2028b\u0085c\r\nd")
-        await program.shows("put /svc/odd")
-        await kv.put("/svc/large", "x" * LARGE)
-        await program.shows("put /svc/large")
-        await gateways.kill(0)
-        await kv.delete("/svc/a")
-        await program.shows("disconnected")
-        await gateways.start(0)
-        await program.shows("delete /svc/a")
+        await loses_nothing(program, kv, gateways)
         await program.shows("synced")
     assert program.lines.count("reset ") == 1
     assert program.lines.count("put /svc/large") == 1
