@@ -16,6 +16,7 @@ TOGETHER = (
     "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
     "tests/examples/test_mirrors.py",  # starts a browser
     "tests/page/test_chromium.py",  # starts a browser
+    "tests/matrix/test_javascript.py",  # installs packages into a folder that all its tests use
     "tests/contract/",  # starts an etcd of each version
     "tests/docs/test_snippets.py",  # starts an etcd and a gateway
     "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # imports models that take 3 s of CPU
