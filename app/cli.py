@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from . import __version__, descriptors, logs
 from .access.token import read_token
 from .arguments import parse
+from .event_loop import run
 from .ports import BrokenGatewayError
 from .settings import Settings, SettingsError, load, named, unknown_variables
 from .signals import SIGNALS, STOP
@@ -22,18 +21,6 @@ from .spelling import likely_meant
 from .stdio import complain, say
 
 logger = logging.getLogger("gateway")
-
-T = TypeVar("T")
-
-
-def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, on uvloop if it is installed."""
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    # uvloop has no wheel for some platforms and for new interpreters.
-    with contextlib.suppress(ImportError):
-        loop_factory = importlib.import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(work())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,8 +141,9 @@ async def _work(command: str, settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from .server.run import serve
+    from .workers.count import workers_of
 
+    count = workers_of(settings.workers)
     logger.info(
         "gateway %s",
         __version__,
@@ -165,8 +153,16 @@ async def _serve(settings: Settings) -> None:
             "scheme": "http" if settings.tls_cert is None else "https",
             # On our own server, only the setting leads to the portable sink, with TLS and without.
             "sink": "portable" if settings.sink == "portable" else "fast",
+            **({"workers": count} if count > 1 else {}),
         },
     )
+    if count > 1:
+        from .workers.hub import serve as serve_by_workers
+
+        await serve_by_workers(settings, count, on_ready=_say_listening)
+        return
+    from .server.run import serve
+
     await serve(settings, on_ready=_say_listening)
 
 

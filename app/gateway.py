@@ -29,7 +29,7 @@ from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
 from .etcd.statistics import EtcdStatistics
 from .etcd.upstream import Upstream
-from .ports import BrokenGatewayError, Clock, Draw, spawn
+from .ports import BrokenGatewayError, Clock, Draw, Hub, spawn
 from .settings import Settings, SettingsError, is_loopback, named
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
@@ -145,17 +145,26 @@ class GatewayStatistics:
 
 
 class Gateway:
-    """The gateway. Must be created inside a running event loop; it works within ``running``."""
+    """The gateway. Must be created inside a running event loop; it works within ``running``.
+
+    Args:
+        hub: the gateway is one of its workers.
+        serves_workers: the gateway is the hub.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
+        hub: Hub | None = None,
+        serves_workers: bool = False,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
         draw: Draw = random.random,
     ) -> None:
         self.settings = settings
+        self.hub = hub
+        self.stopping = False  # the hub's workers drain, and the hub is still needed
         self.clock = clock
         self._draw = draw
         self.version = __version__
@@ -167,12 +176,14 @@ class Gateway:
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
         self._credentials = credentials_of(settings)
         self.budget = Budget(settings.max_feed_bytes)
-        self.upstream: Upstream | GatewayUpstream = self._follow_gateway() if settings.upstream else self._follow_etcd()
+        self.upstream: Upstream | GatewayUpstream = self._follow()
         self.registry = Registry(
             self.upstream,
             settings.group(Limits),
             pins=[KeyRange("prefix", prefix) for prefix in settings.pins],
             quotas=quotas_of(settings),
+            hub=hub,
+            serves_workers=serves_workers,
             budget=self.budget,
             clock=clock,
             draw=draw,
@@ -191,6 +202,14 @@ class Gateway:
             tier=lambda: self.tier,
         )
         self.access.on_change(self.streams.recheck.begin)
+
+    def _follow(self) -> Upstream | GatewayUpstream:
+        if self.hub is not None:
+            from .tier.hub import HubUpstream
+
+            settings, timing = self.settings, {"clock": self.clock, "draw": self._draw}
+            return HubUpstream(self.hub.socket, self.epoch_of, stale_after=settings.stale_after, **timing)
+        return self._follow_gateway() if self.settings.upstream else self._follow_etcd()
 
     def _follow_etcd(self) -> Upstream:
         settings = self.settings
@@ -255,9 +274,22 @@ class Gateway:
         return "read for each connection"
 
     def end_session(self, session: Session) -> None:
-        """End a browser's session, and the streams that it has opened in this process."""
+        """End a browser's session, and the streams that it has opened."""
+        self.session_ended(session)
+        if self.hub is not None:
+            self.hub.tell_ended(session.id, session.sealed_by, session.expires)
+
+    def session_ended(self, session: Session) -> None:
+        """End a session in this process."""
         self.access.end_session(session)
         self.streams.recheck.end_session(session.id)
+
+    def credentials_failed(self, address: str) -> None:
+        """Count wrong credentials that came from *address*, if there are quotas."""
+        if self.registry.quotas is not None:
+            self.registry.quotas.failed(address, self.clock())
+            if self.hub is not None:
+                self.hub.tell_failed(address)
 
     def statistics(self, only: Ranges | None = None) -> GatewayStatistics:
         """Return what the gateway holds now: of all channels or, with *only*, of the channel of these ranges.
@@ -277,6 +309,11 @@ class Gateway:
             sessions_ended=ended,
             tls=self.tls.statistics() if self.tls is not None else None,
         )
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is about to stop."""
+        return self.stopping or self.registry.draining
 
     def drain(self) -> float:
         """Refuse new streams and ask the streams to end one after the other. Return the seconds until all are asked."""

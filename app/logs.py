@@ -18,7 +18,7 @@ import time
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from os import write
-from typing import Any
+from typing import Any, Literal
 
 logger = logging.getLogger("gateway")
 
@@ -212,13 +212,33 @@ def _log_unraisable(what: sys.UnraisableHookArgs) -> None:
     logger.error("%s %r", about, what.object, exc_info=error)
 
 
-def install(form: str, level: str) -> None:
-    """Send all logs to standard error, uvicorn's too (but not its access log)."""
-    human = form == "human" or (form == "auto" and sys.stderr.isatty())
+def form_of(setting: str) -> Literal["human", "json"]:
+    """Return the form of the lines: by default ``human`` on a terminal, else ``json``."""
+    if setting == "auto":
+        return "human" if sys.stderr.isatty() else "json"
+    return "human" if setting == "human" else "json"
+
+
+def relay(line: bytes) -> None:
+    """Write a line that another process has logged."""
+    for outlet, _writer in _outlets:
+        outlet.enqueue(line)
+
+
+def install(form: str, level: str, *, worker: int | None = None) -> None:
+    """Send all logs to standard error, uvicorn's too (but not its access log). *worker*: each line has its number."""
+    human = form_of(form) == "human"
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = _Writer(lines, sys.stderr.fileno())
     outlet = _Outlet(writer, lines)
     outlet.setFormatter(HumanFormatter() if human else JsonFormatter())
+    if worker is not None:
+
+        def name_worker(record: logging.LogRecord) -> bool:
+            record.worker = worker
+            return True
+
+        outlet.addFilter(name_worker)
     _outlets[:] = [(outlet, writer)]
     writer.start()
     root = logging.getLogger()

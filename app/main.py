@@ -27,8 +27,10 @@ from .api.page import Page
 from .api.progress import ProgressEndpoint
 from .api.session import BrowserSession
 from .api.watch import Watch
+from .core.whole import Report
 from .gateway import Gateway
-from .metrics import make_instrumentator, make_measure, make_registry
+from .metrics import families_of, make_instrumentator, make_measure, make_registry
+from .ports import Workers
 from .settings import Settings, load
 
 logger = logging.getLogger("gateway")
@@ -37,11 +39,13 @@ REVISION_HEADER = b"x-etcd-revision"
 TIER_HEADER = b"x-gateway-tier"
 
 
-def create_app(settings: Settings | None = None, *, gateway: Gateway | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, *, gateway: Gateway | None = None, workers: Workers | None = None
+) -> FastAPI:
     """Return the app for clients.
 
     Without *gateway*, the app creates its own gateway from *settings* (by default: the environment's). This gateway
-    runs as long as the app's lifespan.
+    runs as long as the app's lifespan. *workers*: the gateway is their hub, and they are the only clients of the app.
     """
     holder = gateway or Gateway(settings or load({}))
     if gateway is None and holder.tls is not None:
@@ -59,13 +63,17 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     registry = make_registry(holder)
     instrumentator = make_instrumentator(registry)
     instrumentator.instrument(app)
-    watch, kv = Watch(holder), Kv(holder)
-    app.include_router(_client_routes(holder, watch, kv))
+    watch, kv, progress = Watch(holder), Kv(holder), ProgressEndpoint(holder)
+    app.include_router(_client_routes(holder, watch, kv, progress))
+    feeds = Feeds(holder, workers)
+    health = Health(holder, registry, feeds, workers)
     if holder.settings.admin_port is None:
-        app.include_router(_admin_routes(holder, Health(holder, registry)))
+        app.include_router(_admin_routes(holder, feeds, health))
     else:
-        app.state.admin = create_admin_app(holder, Health(holder, registry))
+        app.state.admin = create_admin_app(holder, feeds, health)
     app.state.gateway = holder
+    app.state.tell_edge = progress.tell_edge
+    app.state.report = lambda only: Report(feeds.describe(only), families_of(registry))
     app.add_middleware(KvBypass, kv=kv, measure=make_measure(instrumentator, "/v1/kv"))
     origins, credentials = holder.settings.cors_origins, bool(holder.settings.credential_origins)
     if origins:
@@ -78,10 +86,10 @@ def create_app(settings: Settings | None = None, *, gateway: Gateway | None = No
     return app
 
 
-def create_admin_app(gateway: Gateway, health: Health) -> FastAPI:
+def create_admin_app(gateway: Gateway, feeds: Feeds, health: Health) -> FastAPI:
     """Return the app for operators, served on ``GATEWAY_ADMIN_PORT``."""
     app = _new_app(None)
-    app.include_router(_admin_routes(gateway, health))
+    app.include_router(_admin_routes(gateway, feeds, health))
     app.add_middleware(GatewayHeaders, gateway=gateway)
     if gateway.access.guarded:
         app.add_middleware(AuditLog, access=gateway.access)
@@ -115,12 +123,12 @@ def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable
     router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
 
 
-def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
+def _client_routes(gateway: Gateway, watch: Watch, kv: Kv, progress: ProgressEndpoint) -> APIRouter:
     router = APIRouter()
     access, rules = Access(gateway), gateway.access
     _serve(router, "/v1/kv", kv.get, **openapi.for_clients(openapi.KV, rules))
     _serve(router, "/v1/watch", watch.get, **openapi.for_clients(openapi.WATCH, rules))
-    _serve(router, "/v1/progress", ProgressEndpoint(gateway).get, **openapi.for_clients(openapi.PROGRESS, rules))
+    _serve(router, "/v1/progress", progress.get, **openapi.for_clients(openapi.PROGRESS, rules))
     _serve(router, "/v1/access", access.get, **openapi.for_clients(openapi.ACCESS, rules))
     if gateway.settings.jwt_issuer:
         _serve(router, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
@@ -135,18 +143,18 @@ def _client_routes(gateway: Gateway, watch: Watch, kv: Kv) -> APIRouter:
     return router
 
 
-def _admin_routes(gateway: Gateway, health: Health) -> APIRouter:
+def _admin_routes(gateway: Gateway, feeds: Feeds, health: Health) -> APIRouter:
     router = APIRouter()
-    feeds, metrics, access = openapi.FEEDS, openapi.METRICS, gateway.access
+    of_feeds, of_metrics, access = openapi.FEEDS, openapi.METRICS, gateway.access
     open_port = gateway.settings.admin_port is not None
     if access.has_static_token or (access.guarded and not open_port):
-        feeds = openapi.for_operators(feeds, access)
+        of_feeds = openapi.for_operators(of_feeds, access)
     if access.guarded and not open_port:
-        metrics = openapi.for_operators(metrics, access)
-    _serve(router, "/v1/feeds", Feeds(gateway).get, **feeds)
+        of_metrics = openapi.for_operators(of_metrics, access)
+    _serve(router, "/v1/feeds", feeds.get, **of_feeds)
     _serve(router, "/livez", health.livez, **openapi.LIVEZ)
     _serve(router, "/readyz", health.readyz, **openapi.READYZ)
-    _serve(router, "/metrics", health.metrics, **metrics)
+    _serve(router, "/metrics", health.metrics, **of_metrics)
     return router
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,6 +26,7 @@ from starlette.responses import Response
 from . import logs
 from .core.feed import State
 from .core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
+from .core.whole import Family, Sample
 from .etcd.stream import READER
 from .etcd.stream_pool import MAX_STREAMS
 from .gateway import Gateway, GatewayStatistics
@@ -181,6 +182,41 @@ def _of_tls(now: TlsStatistics) -> Iterator[Metric]:
     )
     yield _gauge("tls_certificate_unusable", "1 if the certificate's files cannot be used, else 0.", bool(now.trouble))
     yield _by_reason("tls_handshake_failures", "Handshakes that failed.", now.failures, ())
+
+
+def families_of(registry: CollectorRegistry) -> list[Family]:
+    """Return all metrics of a registry now."""
+    return [
+        Family(
+            metric.name,
+            metric.type,
+            metric.documentation,
+            tuple(Sample(one.name, tuple(sorted(one.labels.items())), one.value) for one in metric.samples),
+        )
+        for metric in registry.collect()
+    ]
+
+
+class Collected(Collector):
+    """Gives a registry metrics that were collected elsewhere."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """Return all metric families."""
+        for family in self._families:
+            metric = Metric(family.name, family.text, family.kind)
+            for sample in family.samples:
+                metric.add_sample(sample.name, dict(sample.labels), sample.value)
+            yield metric
+
+
+def registry_of(families: Sequence[Family]) -> CollectorRegistry:
+    """Return a registry with metrics that were collected elsewhere."""
+    registry = CollectorRegistry()
+    registry.register(Collected(families))
+    return registry
 
 
 def make_registry(gateway: Gateway) -> CollectorRegistry:

@@ -15,8 +15,11 @@ from .core.errors import UnavailableError
 from .core.feed_messages import StreamKind
 from .core.keys import KeyRange
 from .core.multiplex import WatchCallback
+from .core.quotas import Caller
 from .core.reasons import CloseReason, Denial
+from .core.selection import Ranges
 from .core.snapshot import Snapshot
+from .core.whole import Family, Report
 
 logger = logging.getLogger("gateway")
 
@@ -68,6 +71,54 @@ class Permit(Protocol):
 
     def note(self, decision: Denial, *, address: str, request_id: str) -> None:
         """Write in the audit log that the stream must end."""
+
+
+class Admission(Protocol):
+    """What the hub holds for one stream of a worker, until ``release``."""
+
+    on_close: Callable[[CloseReason], None]  # called when the hub cannot serve the ranges any more
+
+    @property
+    def closed(self) -> CloseReason | None:
+        """Why that was so before ``on_close`` was set."""
+
+    def release(self) -> None:
+        """Let go. Synchronous and idempotent."""
+
+
+class Hub(Protocol):
+    """The process that holds the feeds and the limits for all workers, as a worker sees it (``app.workers``)."""
+
+    @property
+    def socket(self) -> str:
+        """The path of the Unix socket at which the hub serves."""
+
+    def tell_ended(self, session: str, sealed_by: str, expires: float) -> None:
+        """Tell all other workers that a browser's session has ended: ``app.access.identity.Session``."""
+
+    def tell_failed(self, address: str) -> None:
+        """Tell all other workers that wrong credentials came from *address*."""
+
+    def tell_beat(self, ranges: Ranges, host: str, revision: int) -> None:
+        """Tell all other workers that an edge at *host* asks for bookmarks on its streams, at *revision*."""
+
+    async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
+        """Count one stream for the limits of all workers together, and let the feeds of *ranges* begin.
+
+        Raises:
+            GatewayError: as ``Registry.subscribe`` of a single process raises it.
+        """
+
+
+class Workers(Protocol):
+    """The workers, as the hub's endpoints see them."""
+
+    async def reports(self, only: Ranges | None = None) -> Sequence[Report]:
+        """Return what each worker holds: all channels, or the one of these ranges with its subscribers."""
+
+    @property
+    def departed(self) -> Sequence[Family]:
+        """What ended workers have counted."""
 
 
 class Watch(Protocol):

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .units import seconds, size
+from .units import processes, seconds, size
 from .urls import endpoint, is_origin
 
 PREFIX = "GATEWAY_"
@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     tls_cert: File = Field(None, description="PEM file of the certificate and its chain; the ports then speak HTTPS")
     tls_key: File = Field(None, description="PEM file of the certificate's private key, not encrypted")
     tls_client_ca: File = Field(None, description="PEM file of the CAs that must have signed clients' certificates")
+    workers: Annotated[int | Literal["auto"], BeforeValidator(processes)] = Field(
+        1, description="processes that serve clients; auto: as many as the container may use processors"
+    )
     allow_prefixes: Items | None = Field(
         None, description="prefixes that clients may read, comma-separated, percent-encoded; '' allows every key"
     )

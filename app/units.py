@@ -15,6 +15,9 @@ from typing import Any
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
+_NUMBER = re.compile(r"\s*[0-9]+\s*")
+# A worker needs a processor to be of use: more than this many is a typing error.
+MOST_WORKERS = 256
 _SCALES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -54,3 +57,17 @@ def show_size(value: int) -> str:
     """Return a size in the largest unit that has no fraction: ``256MiB``, ``1000B``."""
     unit = next((unit for unit in ("GiB", "MiB", "KiB") if value and value % _SCALES[unit] == 0), "B")
     return f"{value // _SCALES[unit]}{unit}"
+
+
+def processes(value: Any) -> Any:
+    """Return a number of processes, or ``auto``. Anything but text is returned as it is.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if not isinstance(value, str) or value == "auto":
+        return value
+    if not _NUMBER.fullmatch(value) or not 1 <= int(value) <= MOST_WORKERS:
+        msg = f"{value!r} is neither a number from 1 to {MOST_WORKERS} nor 'auto'"
+        raise ValueError(msg)
+    return int(value)

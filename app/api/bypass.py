@@ -59,7 +59,7 @@ class Bypass:
             if asked.from_gateway:  # its head has more to say
                 return None
             head = await self._heads.of(asked.format, header_of(request, b"origin"))
-            subscriber = subscribe(self._streams, asked)
+            subscriber = await subscribe(self._streams, asked)
         except GatewayError:
             return None
         own = asked.id_header

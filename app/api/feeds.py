@@ -14,16 +14,20 @@ from ..core.encoding import compact
 from ..core.query import parse_query, parse_ranges
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
+from ..core.whole import merge_feeds
 from ..gateway import Gateway
+from ..ports import Workers
 from ..watch.statistics import ChannelStatistics, FeedStatistics, PinStatistics, SubscriberStatistics
+from .of_hub import ask_hub
 from .requests import check_operator, query_of
 
 
 class Feeds:
     """The endpoint."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, workers: Workers | None = None) -> None:
         self._gateway = gateway
+        self._workers = workers
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
@@ -33,6 +37,18 @@ class Feeds:
         ranges = parse_ranges(query) if query else None
         if ranges is not None:
             gateway.access.check_fence(ranges)
+        if gateway.hub is not None:
+            text: str | bytes = (await ask_hub(gateway, "/v1/feeds", query_of(request))).body
+        else:
+            body = self.describe(ranges)
+            if self._workers is not None:
+                body = merge_feeds(body, [one.feeds for one in await self._workers.reports(ranges)])
+            text = compact(body) + "\n"
+        return Response(text, headers={"Cache-Control": "no-store"}, media_type="application/json")
+
+    def describe(self, ranges: Ranges | None) -> dict[str, Any]:
+        """Return the body. *ranges*: only the channel of these, and its subscribers."""
+        gateway = self._gateway
         now = gateway.statistics(ranges)
         condition = now.etcd.condition
         etcd = {
@@ -43,7 +59,7 @@ class Feeds:
         }
         if condition.reason:
             etcd["reason"] = condition.reason
-        body = {
+        return {
             "instance": gateway.instance,
             "version": gateway.version,
             "epoch": gateway.settings.epoch,
@@ -57,7 +73,6 @@ class Feeds:
             ],
             "pins": [describe_pin(pin) for pin in now.watch.pins],
         }
-        return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
     def _feed(self, feed: FeedStatistics, only: Ranges | None) -> dict[str, Any]:
         described: dict[str, Any] = {

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..core.encoding import compact
 from ..core.timestamps import rfc3339
+from ..core.whole import merge_feeds, merge_metrics
 from ..gateway import Gateway
-from ..ports import OUT_OF_REACH
-from .feeds import describe_pin
+from ..metrics import families_of, registry_of
+from ..ports import OUT_OF_REACH, Workers
+from .feeds import Feeds, describe_pin
+from .of_hub import ask_hub, body_of
 from .requests import check_operator
 
 
 class Health:
     """The endpoints."""
 
-    def __init__(self, gateway: Gateway, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, gateway: Gateway, registry: CollectorRegistry, feeds: Feeds, workers: Workers | None = None
+    ) -> None:
         self._gateway = gateway
         self._registry = registry
+        self._feeds = feeds
+        self._workers = workers
 
     async def livez(self, _request: Request) -> Response:
         """Answer whether the process can go on. This asks neither etcd nor the feeds."""
@@ -32,38 +41,46 @@ class Health:
 
         The body names the endpoint and, if etcd is out of reach, the reason. It lists the pins that are not held.
         """
+        if self._gateway.hub is None:
+            missing, body = self._of_etcd()
+        else:
+            body = body_of(await ask_hub(self._gateway, "/readyz"))
+            missing = "" if body["status"] == "ok" else str(body["status"])
+        access, tls = self._gateway.access, self._gateway.tls
+        if not missing and not access.ready:
+            missing = "waiting for the issuer's keys"
+        if self._gateway.draining:
+            missing = "draining"
+        troubles = {name: trouble for name, trouble in access.troubles().items() if trouble}
+        if troubles:
+            body["access"] = troubles
+        if tls is not None and tls.files.trouble:
+            body["tls"] = tls.files.trouble
+        return _plain(body | {"status": missing or "ok"}, 503 if missing else 200)
+
+    def _of_etcd(self) -> tuple[str, dict[str, Any]]:
+        """Return what etcd and the pins keep waiting for, and the body about them."""
         now = self._gateway.upstream.statistics()  # not ``Gateway.statistics``: a probe need not count subscribers
         condition = now.condition
-        draining = self._gateway.registry.draining
         # After etcd has once answered (to any request), the feeds report its absence to their clients as "stale".
         # Its absence is then not a reason for all replicas to leave the Service at once.
         # An etcd that can never be watched does not make the instance ready: such an etcd is a wrong setting.
         reached = now.reached and condition.told == OUT_OF_REACH
-        access = self._gateway.access
         # A pin is waited for until it has been live once, so that a rollout sends clients only to instances that have
         # the pinned state. A pin that cannot be held is not waited for: it would keep all replicas from every range.
         pins = [pin for pin in self._gateway.registry.feeds.pin_statistics() if pin.state != "held"]
         missing = ""
         if not reached:
             missing = "waiting for etcd"
-        elif not access.ready:
-            missing = "waiting for the issuer's keys"
         elif any(pin.state == "waiting" for pin in pins):
             missing = "waiting for pins"
         etcd = {"endpoint": condition.endpoint, "state": condition.state, "since": rfc3339(condition.since)}
         if condition.reason:
             etcd["reason"] = condition.reason
-        body: dict[str, object] = {"status": "draining" if draining else missing or "ok", "etcd": etcd}
-        troubles = {name: trouble for name, trouble in access.troubles().items() if trouble}
-        if troubles:
-            body["access"] = troubles
+        body: dict[str, Any] = {"status": "", "etcd": etcd}
         if pins:
             body["pins"] = [describe_pin(pin) for pin in pins]
-        ready = not missing and not draining
-        tls = self._gateway.tls
-        if tls is not None and tls.files.trouble:
-            body["tls"] = tls.files.trouble
-        return _plain(body, 200 if ready else 503)
+        return missing, body
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the metrics, in Prometheus' text format."""
@@ -72,7 +89,18 @@ class Health:
             await check_operator(self._gateway, request.scope)
         # With a session the credentials are a cookie, which does not keep shared caches away.
         headers = {"Cache-Control": "no-store"}
-        return Response(generate_latest(self._registry), headers=headers, media_type=CONTENT_TYPE_LATEST)
+        return Response(await self._metrics(), headers=headers, media_type=CONTENT_TYPE_LATEST)
+
+    async def _metrics(self) -> bytes:
+        if self._gateway.hub is not None:
+            return (await ask_hub(self._gateway, "/metrics")).body
+        if self._workers is None:
+            return generate_latest(self._registry)
+        reports = await self._workers.reports()
+        own = self._feeds.describe(None)
+        channels = merge_feeds(own, [one.feeds for one in reports])["channels"]
+        counted = [*(one.metrics for one in reports), self._workers.departed]
+        return generate_latest(registry_of(merge_metrics(families_of(self._registry), counted, channels)))
 
 
 def _plain(body: object, status: int) -> Response:

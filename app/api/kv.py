@@ -101,7 +101,7 @@ class Kv:
         if channel is not None and self._feed.kept(channel):
             return await self._show(channel, answers)
         try:
-            subscriber = self._feed.subscribe(asked, answers.caller)
+            subscriber = await self._feed.subscribe(asked, answers.caller)
         except TransientError:
             if channel is None:
                 raise

@@ -94,13 +94,13 @@ class FeedReads:
             f"the gateway does not have the state of {names} yet: retry later", cause=subscriber.channel.trouble
         )
 
-    def subscribe(self, asked: KvRequest, caller: Caller | None = None) -> Subscriber:
+    async def subscribe(self, asked: KvRequest, caller: Caller | None = None) -> Subscriber:
         """Hold the channel for the time of a read. Afterwards the channel lingers. *caller*: whose quotas count.
 
         Raises:
             TransientError, RangesNeedPinError: see ``Registry.subscribe``.
         """
-        return self._gateway.registry.subscribe(
+        return await self._gateway.registry.join(
             asked.read.selection.ranges, address="", user_agent="", request_id="", has_cursor=False, caller=caller
         )
 

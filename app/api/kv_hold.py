@@ -50,10 +50,10 @@ class HeldResponse(Response):
                 client.held = False
         await response(scope, receive, send)
 
-    def _subscribe(self) -> Subscriber:
+    async def _subscribe(self) -> Subscriber:
         request = self._request
         self._answers.check_permit()  # the rules may have changed during a read, when there was no subscriber
-        subscriber = self._gateway.registry.subscribe(
+        subscriber = await self._gateway.registry.join(
             self._answers.asked.read.selection.ranges,
             address=address_of(request),
             user_agent=request.headers.get("user-agent", "")[:256],
@@ -61,7 +61,12 @@ class HeldResponse(Response):
             has_cursor=False,
             caller=self._answers.caller,
         )
-        subscriber.permit = self._answers.permit  # a change of the rules ends the wait
+        subscriber.permit = self._answers.permit  # from here on, a change of the rules ends the wait
+        try:
+            self._answers.check_permit()  # again: in a worker, the hub was asked meanwhile
+        except BaseException:
+            subscriber.release()
+            raise
         return subscriber
 
     async def _from_feed(self, connection: Connection) -> Response:
@@ -72,7 +77,7 @@ class HeldResponse(Response):
         it is, because a restore lowers revisions.
         """
         feed, answers, read = self._feed, self._answers, self._answers.asked.read
-        with self._subscribe() as subscriber:
+        with await self._subscribe() as subscriber:
             channel, waiter = subscriber.channel, Waiter(subscriber)
             connection.on_gone = waiter.wake
             await self._until_readable(subscriber)
@@ -113,7 +118,7 @@ class HeldResponse(Response):
             return answers.of(body)
         loop = asyncio.get_running_loop()
         end = loop.time() + answers.wait
-        with self._subscribe() as subscriber:
+        with await self._subscribe() as subscriber:
             channel, waiter = subscriber.channel, Waiter(subscriber)
             connection.on_gone = waiter.wake
             over = False

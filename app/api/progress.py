@@ -61,10 +61,21 @@ class ProgressEndpoint:
                     await self._reach(ranges, revision)
                 finally:
                     self._waiting.discard(waits)
-            for subscriber in self._streams(*waits)[:MOST_TOLD]:
-                subscriber.beat()
+            self._beat(*waits)
+            if gateway.hub is not None:
+                gateway.hub.tell_beat(ranges, waits[1], revision)
             body["revision"] = revision
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
+
+    async def tell_edge(self, ranges: Ranges, host: str, revision: int) -> None:
+        """Do what an edge at *host* has asked another worker for."""
+        if self._streams(ranges, host):
+            await self._reach(ranges, revision)
+            self._beat(ranges, host)
+
+    def _beat(self, ranges: Ranges, host: str) -> None:
+        for subscriber in self._streams(ranges, host)[:MOST_TOLD]:
+            subscriber.beat()
 
     async def _reach(self, ranges: Ranges, revision: int) -> None:
         """Wait until the channel of the ranges, if there is one, is known to be complete up to *revision*.

@@ -96,7 +96,7 @@ async def identity_of(gateway: Gateway, scope: Scope, *, joins: bool = False) ->
         return await _authenticate(gateway, scope)
     except UnauthorizedError:
         if _has_credentials(scope):  # no credentials are not wrong ones
-            quotas.failed(address, gateway.clock())
+            gateway.credentials_failed(address)
         raise
 
 
@@ -127,8 +127,7 @@ def session_of(gateway: Gateway, scope: Scope) -> Identity | None:
     try:
         return gateway.access.opened_session(scope["headers"])
     except UnauthorizedError:
-        if quotas is not None:
-            quotas.failed(address, gateway.clock())
+        gateway.credentials_failed(address)
         raise
 
 

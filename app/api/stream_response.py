@@ -105,7 +105,7 @@ class StreamResponse(EventSourceResponse):
         try:
             if self._refusal is not None:
                 raise self._refusal
-            subscriber = subscribe(self._streams, self._asked)
+            subscriber = await subscribe(self._streams, self._asked)
         except TransientError as error:
             await self._refuse(error, scope, receive, send)
             return
@@ -178,7 +178,7 @@ class StreamResponse(EventSourceResponse):
             self._streams.held.discard(over)
 
 
-def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
+async def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
     """Join the feed that the request asks for. The caller must release the subscriber, or ``deliver`` to it.
 
     Raises:
@@ -188,7 +188,7 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
     if asked.permit is not None:
         asked.permit.check()
     streams.capacity.check()
-    subscriber = streams.registry.subscribe(
+    subscriber = await streams.registry.join(
         asked.selection.ranges,
         address=asked.address,
         user_agent=asked.user_agent,
@@ -198,8 +198,9 @@ def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
     )
     subscriber.from_gateway = asked.from_gateway
     if asked.permit is not None:
-        subscriber.permit = asked.permit
+        subscriber.permit = asked.permit  # from here on, a change of the rules ends the stream
         try:
+            asked.permit.check()  # again: in a worker, the hub was asked meanwhile
             asked.permit.note("joined", address=asked.address, request_id=asked.request_id)
         except BaseException:
             subscriber.release()

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import uvicorn
@@ -122,21 +122,21 @@ async def serve(
         BrokenGatewayError: a defect of ours has ended the gateway, or a server cannot listen; streams were notified.
     """
     return_large_blocks()
-    _warn_of_deprecated()
+    warn_of_deprecated()
     gateway = Gateway(settings)
     app = create_app(gateway=gateway)
     with contextlib.ExitStack() as sockets:
         public = bind(settings.host, settings.port, settings.send_buffer, "GATEWAY_PORT (--port)")
         sockets.callback(public.close)
-        listening = [(app, public, _secured(gateway.tls))]
+        listening = [(app, public, secured(gateway.tls))]
         if settings.admin_port is not None:
             admin = bind(settings.host, settings.admin_port, settings.send_buffer, "GATEWAY_ADMIN_PORT (--admin-port)")
             sockets.callback(admin.close)
-            listening.append((app.state.admin, admin, _secured(gateway.tls, admin=True)))
+            listening.append((app.state.admin, admin, secured(gateway.tls, admin=True)))
         admission = Admission(gateway.capacity)
         servers = [
-            GatewayServer(make_config(served, settings, admission, secured), gateway)
-            for served, _sock, secured in listening
+            GatewayServer(make_config(served, settings, admission, below), gateway)
+            for served, _sock, below in listening
         ]
         stop = Stop(servers, gateway, reloads=reloads)
         with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
@@ -145,15 +145,15 @@ async def serve(
                     spawn(server.serve(sockets=[sock]), name="server", died=gateway.fail)
                     for server, (_app, sock, _tls) in zip(servers, listening, strict=True)
                 ]
-                if await _listen(servers, gateway):
+                if await listen(servers, gateway):
                     if on_ready is not None:
                         on_ready([sock.getsockname()[1] for _app, sock, _tls in listening])
                     _compare_limits(settings)
                     keep_for_good()
-                await _until_the_first_ends(tasks, servers, gateway)
+                await until_the_first_ends(tasks, servers, gateway)
 
 
-def _secured(tls: Tls | None, *, admin: bool = False) -> Secured | None:
+def secured(tls: Tls | None, *, admin: bool = False) -> Secured | None:
     """Return what puts TLS below the HTTP protocol of a new connection, or None for plain HTTP."""
     if tls is None:
         return None
@@ -161,7 +161,7 @@ def _secured(tls: Tls | None, *, admin: bool = False) -> Secured | None:
     return lambda http: TlsConnection(http, context(), tls.failed)
 
 
-async def _listen(servers: list[GatewayServer], gateway: Gateway) -> bool:
+async def listen(servers: Sequence[GatewayServer], gateway: Gateway) -> bool:
     """Wait until all servers listen. Returns False if the gateway has failed instead.
 
     Before this check, the process waited for ever for a server that had failed before it listened, and ignored SIGTERM.
@@ -178,8 +178,8 @@ async def _listen(servers: list[GatewayServer], gateway: Gateway) -> bool:
     return not gateway.broken.is_set()
 
 
-async def _until_the_first_ends(
-    tasks: list[asyncio.Task[None]], servers: list[GatewayServer], gateway: Gateway
+async def until_the_first_ends(
+    tasks: Sequence[asyncio.Task[None]], servers: Sequence[GatewayServer], gateway: Gateway
 ) -> None:
     """Wait until one server ends or the gateway fails, then end all servers.
 
@@ -199,7 +199,7 @@ async def _broken(gateway: Gateway) -> None:
     await gateway.broken.wait()
 
 
-def _warn_of_deprecated() -> None:
+def warn_of_deprecated() -> None:
     if DEPRECATED in os.environ:
         logger.warning(
             "a variable is deprecated: it counts only if the other one is not set",

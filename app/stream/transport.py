@@ -161,7 +161,7 @@ class ClientTransport:
         (tcp_retries2). A client that is present but does not read still acknowledges, so its value is 0.
         """
         sock = self._socket()
-        if sock is None or sys.platform != "linux":
+        if sock is None or sys.platform != "linux" or sock.family == socket.AF_UNIX:
             return 0.0
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
         retransmits, milliseconds = TCP_INFO.unpack(info)

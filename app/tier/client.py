@@ -44,17 +44,20 @@ class Client:
 
     Args:
         urls: at least one, like ``https://root:8080``.
-        tls: checks their certificates.
+        tls: checks their certificates; False: they have none.
         token: returns the bearer token for the next request, "" if there is none. May raise.
         tier: returns this gateway's tier; None while it is not known.
+        transport: carries the requests; by default TCP does.
     """
 
     def __init__(
         self,
         urls: Sequence[str],
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | bool,
         token: Callable[[], str],
         tier: Callable[[], int | None],
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._urls = list(urls)
         self._index = 0
@@ -63,6 +66,7 @@ class Client:
         # A connection for each stream, as many as there are feeds; GATEWAY_MAX_FEEDS is the bound.
         self._http = httpx.AsyncClient(
             verify=tls,
+            transport=transport,
             trust_env=False,  # a proxy of the environment must not come between two tiers
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),

@@ -69,6 +69,8 @@ class GatewayUpstream:
     """
 
     is_gateway = True
+    # Makes the error for a client of what the upstream has refused.
+    refusal = staticmethod(refusal)
 
     def __init__(
         self,
@@ -245,7 +247,7 @@ class GatewayUpstream:
         problem = _problem(answer)
         if answer.status == HTTPStatus.NOT_FOUND and problem.get("code") == "key-not-found":
             return answer
-        raise refusal(answer, problem)
+        raise self.refusal(answer, problem)
 
     # --- the upstream -------------------------------------------------------------------------------------------------
 
@@ -321,7 +323,7 @@ class GatewayUpstream:
             for callback in self._restored:
                 callback()
         if self.tier is None:  # only a gateway that can be followed fixes the tier
-            self.tier = self.admit(answer.headers, answer.status) + 1
+            self.tier = self.admit(answer.headers, answer.status)
         self.cluster_id = cluster_id
         self.progress_trusted = trusted
         # After a restore both may be lower than before, though no watch has said so.
@@ -330,10 +332,10 @@ class GatewayUpstream:
         return state
 
     def admit(self, headers: Mapping[str, str], status: int) -> int:
-        """Return the tier of a gateway that has answered with *status*.
+        """Return the tier of this gateway, if it follows the one that has answered with *status*.
 
         Raises:
-            ForeignAnswerError: this gateway must not follow it.
+            ForeignAnswerError: it must not.
         """
         above = tier_of(headers, status)
         if above >= MOST_TIERS:
@@ -346,14 +348,14 @@ class GatewayUpstream:
                 f"the upstream {self.client.url} is of tier {above}, and this gateway is of tier {self.tier}: only a "
                 "lower tier may be followed, so that no gateways follow each other"
             )
-        return above
+        return above + 1
 
     async def _json(self, path: str, query: str, url: str = "") -> Mapping[str, Any]:
         return self._parsed(await self._get(path, query, LOOK_TIMEOUT, url), path)
 
     def _parsed(self, answer: Answer, path: str) -> Mapping[str, Any]:
         if answer.status != HTTPStatus.OK:
-            raise refusal(answer, _problem(answer))
+            raise self.refusal(answer, _problem(answer))
         try:
             found = json.loads(answer.body)
         except (ValueError, RecursionError):

@@ -44,7 +44,7 @@ class Above(Protocol):
         """Return the epoch of the cursors of a watched range."""
 
     def admit(self, headers: Mapping[str, str], status: int) -> int:
-        """Return the tier of the gateway that has answered. Raise ForeignAnswerError if it must not be followed."""
+        """Return this gateway's tier below the one that has answered. Raise ForeignAnswerError if there is none."""
 
     def note_reached(self, watched: KeyRange, revision: int) -> None:
         """Take the revision up to which a stream is complete."""
@@ -74,7 +74,8 @@ class UpstreamWatch:
     ) -> None:
         self._upstream = upstream
         self._range = watched
-        self._start = start
+        # No event has revision 1, with which etcd begins; and a cursor of revision 0 would mean "I hold nothing".
+        self._start = 2 if start == 1 else start
         self._callback: WatchCallback | None = callback
         self._ended = ended
         self._core: GatewayWatch | None = None  # while a stream is open
@@ -138,9 +139,6 @@ class UpstreamWatch:
     async def _run(self) -> None:
         upstream = self._upstream
         await upstream.reachable()
-        if self._start == 1:  # a cursor of revision 0 means "I hold nothing"
-            self._give(Reset("lagged"))
-            return
         epoch = upstream.epoch_of(self._range)
         query = f"{self._range}&snapshot=0&format=ndjson"
         if self._start:

@@ -93,7 +93,7 @@ class ChannelOwner(Protocol):
 
 
 class SelectedChannel:
-    """The channel of a selection that is not exactly one feed. Call ``start`` once. ``stop`` releases everything.
+    """The channel of a selection that is not exactly one feed. ``stop`` releases everything.
 
     Args:
         ranges: canonical.
@@ -131,7 +131,7 @@ class SelectedChannel:
         self._hastened: set[Feed] = set()
         self._readers_ahead = 0
         self._accounting = False
-        self._stopped = False
+        self._started = self._stopped = False
         self._limits = limits
         # Since when the present member's progress cannot be trusted, as a monotonic and as a wall-clock time.
         self._distrusted: tuple[float, float] | None = None
@@ -152,7 +152,10 @@ class SelectedChannel:
         return len(self.history.view) if self.history.view is not None else 0
 
     def start(self) -> None:
-        """Begin to follow the feeds."""
+        """Begin to follow the feeds. Idempotent."""
+        if self._started:
+            return
+        self._started = True
         for feed, _ in self.sources:
             feed.channels[self] = None
         self.history.follow(self._clock())

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ..core.budget import Budget
-from ..core.drain import Drain
 from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError, TooLargeError
 from ..core.keys import KeyRange
 from ..core.quotas import Caller, Quotas, Wanted
@@ -20,8 +21,9 @@ from ..core.refcounts import Acquired, RefCounts
 from ..core.selection import Ranges, divide
 from ..core.sized import Sized
 from ..core.versions import TRUSTED_PROGRESS
-from ..ports import Clock, Draw, Etcd
+from ..ports import Clock, Draw, Etcd, Hub
 from .channel import Channel, SelectedChannel
+from .draining import Draining
 from .feed import Feed
 from .feeds import PAUSE, Feeds
 from .limits import Limits
@@ -34,8 +36,6 @@ logger = logging.getLogger("gateway.feed")
 
 # Seconds between two checks of the feeds' staleness and of the age of what their logs hold.
 TICK = 1.0
-# Seconds between two groups of subscribers that a drain closes.
-DRAIN_TICK = 0.05
 
 
 class Registry(Sized):
@@ -44,6 +44,8 @@ class Registry(Sized):
     Args:
         pins: the ranges of ``GATEWAY_PIN``; none lies inside another.
         quotas: what each identity and each address may hold; None if there is no limit.
+        hub: admits streams for all workers together; None if this process is not a worker.
+        serves_workers: this is the hub. Its streams are the workers', so what counts is what they ``admit``.
     """
 
     def __init__(
@@ -53,15 +55,18 @@ class Registry(Sized):
         *,
         pins: Iterable[KeyRange] = (),
         quotas: Quotas | None = None,
+        hub: Hub | None = None,
+        serves_workers: bool = False,
         budget: Budget,
         clock: Clock,
         draw: Draw,
     ) -> None:
         self._etcd = etcd
+        self._hub = hub
+        self._serves_workers = serves_workers
         self.limits = limits
         self.quotas = quotas
         self._clock = clock
-        self._draw = draw
         self.memory = FeedMemory(budget, self._holders_of_memory, self._expire_oldest)
         self._turns = SnapshotTurns()
         self.feeds = Feeds(
@@ -74,11 +79,41 @@ class Registry(Sized):
         self._too_large: dict[Ranges, float] = {}  # channels, and the monotonic time until which they are not opened
         self._ended: set[SelectedChannel] = set()  # their tasks may still run
         self._total = 0
+        self._admitted: Counter[Ranges] = Counter()  # at the hub: the workers' streams of each selection
         self.draining = False
-        self._drained_at = 0.0
+        self._draining = Draining(limits, clock=clock, draw=draw)
         self.events = 0  # published by all feeds, ended ones included
 
     # --- subscribing -------------------------------------------------------------------------------------------------
+
+    async def join(
+        self,
+        ranges: Ranges,
+        *,
+        address: str,
+        user_agent: str,
+        request_id: str,
+        has_cursor: bool,
+        caller: Caller | None = None,
+    ) -> Subscriber:
+        """Subscribe, in a worker after the hub has admitted the stream.
+
+        Raises:
+            GatewayError: as ``subscribe``, before anything is held.
+        """
+        about: dict[str, Any] = {"address": address, "user_agent": user_agent, "request_id": request_id}
+        if self._hub is None:
+            return self.subscribe(ranges, **about, has_cursor=has_cursor, caller=caller)
+        admission = await self._hub.admit(ranges, caller=caller, has_cursor=has_cursor)
+        try:
+            subscriber = self.subscribe(ranges, **about, has_cursor=has_cursor)
+        except BaseException:
+            admission.release()
+            raise
+        subscriber.admission, admission.on_close = admission, subscriber.close
+        if admission.closed is not None:
+            subscriber.close(admission.closed)
+        return subscriber
 
     def subscribe(
         self,
@@ -100,20 +135,45 @@ class Registry(Sized):
         """
         self.check(ranges, caller)
         since = self._clock()
-        channel = self._channels.get(ranges) or self._open(ranges)
-        # Everything that may raise comes before this line. From here on, the subscriber holds a registered channel.
-        subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release, caller)
-        if caller is not None and self.quotas is not None:
-            self.quotas.acquire(caller, self._wanted(ranges, channel.watched), since)
-        if self._counts.acquire(ranges) is Acquired.REVIVED:
-            self._linger_timers.pop(ranges).cancel()
-        self._subscribers[ranges][subscriber] = None
-        self._total += 1
-        self.feeds.start(has_cursor=has_cursor)
+        channel = self._channels.get(ranges) or self._open(ranges, reads=True)
+        if isinstance(channel, SelectedChannel):
+            channel.start()
+        counted = not self._serves_workers
+        subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release, caller, counted=counted)
+        self._hold(subscriber, has_cursor=has_cursor)
         return subscriber
 
-    def check(self, ranges: Ranges, caller: Caller | None = None) -> None:
+    def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Subscriber:
+        """Hold the channel of *ranges* for a stream of a worker, which reads it there.
+
+        Raises:
+            as ``subscribe``.
+        """
+        self.check(ranges, caller, counts=True)
+        since = self._clock()
+        channel = self._channels.get(ranges) or self._open(ranges, reads=False)
+        subscriber = Subscriber(channel, "", "", "", since, self._release, caller)
+        self._hold(subscriber, has_cursor=has_cursor)
+        return subscriber
+
+    def _hold(self, subscriber: Subscriber, *, has_cursor: bool) -> None:
+        """Register a subscriber. Everything that may raise comes before this."""
+        channel, caller = subscriber.channel, subscriber.caller
+        if caller is not None and self.quotas is not None:
+            self.quotas.acquire(caller, self._wanted(channel.ranges, channel.watched), subscriber.since)
+        if self._counts.acquire(channel.ranges) is Acquired.REVIVED:
+            self._linger_timers.pop(channel.ranges).cancel()
+        self._subscribers[channel.ranges][subscriber] = None
+        if subscriber.counted:
+            self._total += 1
+            if self._serves_workers:
+                self._admitted[channel.ranges] += 1
+        self.feeds.start(has_cursor=has_cursor)
+
+    def check(self, ranges: Ranges, caller: Caller | None = None, *, counts: bool | None = None) -> None:
         """Raise what ``subscribe`` would raise now. Holds, starts and ends nothing.
+
+        *counts*: whether the stream would count for GATEWAY_MAX_SUBSCRIBERS. By default as ``subscribe`` does it.
 
         Raises:
             DrainingError, OverCapacityError, UnavailableError, TooLargeError, RangesNeedPinError: ``subscribe`` would
@@ -124,14 +184,16 @@ class Registry(Sized):
         watched = self._watched(ranges)
         if caller is not None and self.quotas is not None:
             self.quotas.check(caller, self._wanted(ranges, watched), self._clock())
-        if self._total >= self.limits.max_subscribers:
+        if counts is None:
+            counts = not self._serves_workers
+        if counts and self._total >= self.limits.max_subscribers:
             raise OverCapacityError(
                 f"{self._total} streams are open; GATEWAY_MAX_SUBSCRIBERS is {self.limits.max_subscribers}: "
                 "retry later",
                 code="too-many-subscribers",
             )
-        if ranges not in self._counts:
-            self._check_room(watched)
+        if ranges not in (self._admitted if self._serves_workers else self._counts):
+            self._check_room(watched, counts=counts)
         for one in watched:
             self.feeds.check(one)
         if self._clock() < self._too_large.get(ranges, 0.0):
@@ -163,11 +225,12 @@ class Registry(Sized):
         feed = self.feeds.get(watched)
         return feed is not None and feed.history.joinable
 
-    def _check_room(self, watched: Iterable[KeyRange]) -> None:
+    def _check_room(self, watched: Iterable[KeyRange], *, counts: bool) -> None:
         """Raise OverCapacityError unless a new channel, and its feeds, fit when lingering channels have ended."""
-        if len(self._counts) >= self.limits.max_channels and self._counts.oldest_lingering() is None:
+        channels = len(self._admitted if self._serves_workers else self._counts)
+        if counts and channels >= self.limits.max_channels and self._counts.oldest_lingering() is None:
             raise OverCapacityError(
-                f"{len(self._counts)} distinct selections are followed; GATEWAY_MAX_CHANNELS is "
+                f"{channels} distinct selections are followed; GATEWAY_MAX_CHANNELS is "
                 f"{self.limits.max_channels}: retry later, or follow the same ranges as others",
                 code="too-many-channels",
             )
@@ -188,10 +251,13 @@ class Registry(Sized):
             for feed in self.feeds
         )
 
-    def _open(self, ranges: Ranges) -> Channel:
-        """Open the channel of *ranges*. ``check`` has found room, perhaps after lingering channels have ended."""
+    def _open(self, ranges: Ranges, *, reads: bool) -> Channel:
+        """Open the channel of *ranges*. ``check`` has found room, perhaps after lingering channels have ended.
+
+        *reads*: somebody will read the channel here. Otherwise it makes no selection of its feeds, and only holds them.
+        """
         watched = divide(ranges, self.feeds.pins)
-        while len(self._counts) >= self.limits.max_channels:
+        while not self._serves_workers and len(self._counts) >= self.limits.max_channels:
             self._expire_first()
         try:
             # Hold the feeds that exist before lingering channels end, which may be the only ones to hold them.
@@ -199,7 +265,7 @@ class Registry(Sized):
                 while one not in self.feeds and len(self.feeds) >= self.limits.max_feeds:
                     self._expire_first()
                 self.feeds.hold(one, ranges)
-            channel = self._make(ranges, watched)
+            channel = self._make(ranges, watched, reads=reads)
         except BaseException:
             for one in watched:
                 self.feeds.release(one, ranges)
@@ -208,7 +274,7 @@ class Registry(Sized):
         self._subscribers[ranges] = {}
         return channel
 
-    def _make(self, ranges: Ranges, watched: dict[KeyRange, Ranges]) -> Channel:
+    def _make(self, ranges: Ranges, watched: dict[KeyRange, Ranges], *, reads: bool) -> Channel:
         sources: list[tuple[Feed, Ranges]] = []
         for one, part in watched.items():
             feed = self.feeds.get(one)
@@ -227,7 +293,8 @@ class Registry(Sized):
             clock=self._clock,
         )
         try:
-            channel.start()
+            if reads:
+                channel.start()
         except BaseException:
             channel.stop()
             raise
@@ -235,8 +302,15 @@ class Registry(Sized):
 
     def _release(self, subscriber: Subscriber) -> None:
         """Release the subscriber's channel. Synchronous; called once per subscriber."""
-        self._total -= 1
         ranges = subscriber.channel.ranges
+        if subscriber.counted:
+            self._total -= 1
+            if self._serves_workers:
+                self._admitted[ranges] -= 1
+                if not self._admitted[ranges]:
+                    del self._admitted[ranges]
+        if subscriber.admission is not None:
+            subscriber.admission.release()
         if subscriber.caller is not None and self.quotas is not None:
             self.quotas.release(subscriber.caller, self._wanted(ranges, subscriber.channel.watched))
         members = self._subscribers.get(ranges)
@@ -258,6 +332,11 @@ class Registry(Sized):
         oldest = self._counts.oldest_lingering()
         assert oldest is not None, "``check`` has found a lingering channel"
         self._expire(oldest)
+
+    def expire_lingering(self) -> None:
+        """End all channels that linger."""
+        for ranges in list(self._linger_timers):
+            self._expire(ranges)
 
     def _expire_oldest(self, but: Holder) -> bool:
         """End the channel that has lingered longest, unless *but* would end with it. Return whether one has ended."""
@@ -356,24 +435,10 @@ class Registry(Sized):
         """Refuse new subscribers, and close the present ones over time. Return the seconds until all are closed."""
         if not self.draining:
             self.draining = True
-            for ranges in list(self._linger_timers):
-                self._expire(ranges)
+            self.expire_lingering()
             self.feeds.stop_pins()
-            # Random order, so that one range's clients reconnect to other instances spread over the whole window.
-            leaving = sorted(self.subscribers(), key=lambda _: self._draw())
-            drain = Drain(len(leaving), window=self.limits.drain_window, pace=self.limits.drain_pace)
-            self._drained_at = self._clock() + drain.seconds
-            self._send_away(leaving, drain, self._clock())
-        return max(0.0, self._drained_at - self._clock())
-
-    def _send_away(self, leaving: list[Subscriber], drain: Drain, since: float) -> None:
-        stay = drain.count - drain.due(self._clock() - since)
-        going = leaving[stay:]
-        del leaving[stay:]
-        for subscriber in going:
-            subscriber.close(DrainingError.close_reason)
-        if leaving:
-            asyncio.get_running_loop().call_later(DRAIN_TICK, self._send_away, leaving, drain, since)
+            self._draining.begin(self.subscribers())
+        return self._draining.seconds
 
     def send_all_away(self) -> None:
         """Close all subscribers, including those whose turn has not come."""
@@ -419,11 +484,11 @@ class Registry(Sized):
         lags = {ranges: self._lag(ranges) for feed in feeds for ranges in self.feeds.holders(feed.range)}
         return RegistryStatistics(
             channels=len(self._channels),
-            channels_lingering=sum(not members for members in self._subscribers.values()),
+            channels_lingering=sum(not self._streams(ranges) for ranges in self._subscribers),
             feeds=tuple(
                 feed.statistics(
                     holders=(holders := tuple(self.feeds.holders(feed.range))),
-                    subscribers=sum(len(self._subscribers[ranges]) for ranges in holders),
+                    subscribers=sum(map(self._streams, holders)),
                     lag=max((lags[ranges] for ranges in holders), default=0),
                 )
                 for feed in feeds
@@ -436,6 +501,10 @@ class Registry(Sized):
             events=self.events,
             pins=self.feeds.pin_statistics(),
         )
+
+    def _streams(self, ranges: Ranges) -> int:
+        members = self._subscribers[ranges]
+        return sum(one.counted for one in members) if self._serves_workers else len(members)
 
     def _lag(self, ranges: Ranges) -> int:
         return max((subscriber.behind for subscriber in self._subscribers[ranges]), default=0)
@@ -457,7 +526,7 @@ class Registry(Sized):
             bytes=channel.bytes if isinstance(channel, SelectedChannel) else 0,
             state="stale" if channel.stale_ranges else "live" if channel.history.joinable else "waiting",
             trouble=channel.trouble,
-            subscribers=len(self._subscribers[ranges]),
+            subscribers=self._streams(ranges),
             lag=self._lag(ranges),
         )
 

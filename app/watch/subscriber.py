@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..core.quotas import Caller
 from ..core.reasons import CloseReason
-from ..ports import Permit
+from ..ports import Admission, Permit
 from .statistics import SubscriberStatistics
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class Subscriber:
     on_beat: Callable[[], None] | None = None
     # Another gateway follows this one by the stream.
     from_gateway: bool = False
+    # What the hub holds for the stream; None if this process is not a worker.
+    admission: Admission | None = None
+    # Whether the subscriber counts as a stream. At the hub, the streams of the workers do not: their clients' do.
+    counted: bool = True
     bytes: int = 0
     released: bool = False
 

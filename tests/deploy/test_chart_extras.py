@@ -257,3 +257,22 @@ def test_the_token_of_the_test_pod(tool: Path, extras: dict[str, Manifest]) -> N
     assert secret(only) == {"name": "tester", "key": "bearer"}
     assert secret(of_all["containers"][0]) == {"name": "a", "key": "b"}
     assert "Pod" not in manifests(template(tool, *CHOICE, "--set", "helmTest.enabled=false"))
+
+
+@pytest.mark.parametrize(
+    ("values", "workers"),
+    [
+        ((), None),
+        (("resources.limits.cpu=2",), "auto"),
+        (("resources.limits.cpu=2", "settings.workers=1"), "1"),
+        (("settings.workers=3",), "3"),
+        (("settings.workers=auto",), "auto"),
+    ],
+)
+def test_workers(tool: Path, values: tuple[str, ...], workers: str | None) -> None:
+    """A CPU limit sets them, unless they are set; the hub's socket needs a folder, because the image is read-only."""
+    chosen = [word for value in values for word in ("--set", value)]
+    deployment = manifests(template(tool, *CHOICE, *chosen))["Deployment"]
+    assert environment(deployment).get("GATEWAY_WORKERS") == workers
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment).get("volumeMounts", [])}
+    assert mounts.get("tmp") == ("/tmp" if workers not in (None, "1") else None)  # noqa: S108  # the chart's

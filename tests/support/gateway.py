@@ -25,6 +25,8 @@ QUICK = {
     "GATEWAY_STALE_AFTER": "60s",
     "GATEWAY_SYNC_TIMEOUT": "60s",
 }
+# With WORKERS=2 in the environment of the tests, all gateways have as many workers: they must behave the same.
+ALL_WITH = {"GATEWAY_WORKERS": os.environ["WORKERS"]} if "WORKERS" in os.environ else {}
 # A short time to stale, for tests of staleness.
 STALE_SOON = {"GATEWAY_STALE_AFTER": "2s"}
 # A short time to unproven, for tests of unproven history.
@@ -98,7 +100,7 @@ class GatewayProcess:
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without its gateway settings, plus *settings*."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    return inherited | dict(settings)
+    return inherited | ALL_WITH | dict(settings)
 
 
 async def run(

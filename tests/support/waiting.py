@@ -17,3 +17,12 @@ async def eventually(holds: Callable[[], Awaitable[bool]], timeout: float = HANG
         while not await holds():  # the condition is in other processes
             await asyncio.sleep(pause)
             pause = min(0.05, 2 * pause)
+
+
+async def soon(holds: Callable[[], bool]) -> None:
+    """Return once *holds* returns True: a condition of this process."""
+
+    async def so() -> bool:
+        return holds()
+
+    await eventually(so)

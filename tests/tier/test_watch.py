@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
+from app.core.multiplex import Batches, Created, Lost, Progress, Refused, WatchInput
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from app.tier.watch import UpstreamWatch
@@ -109,12 +109,18 @@ async def test_a_state_is_as_new_as_the_watch_from_now(root: Scripted, above: Ga
     assert root.of("/v1/kv")[-1].parameters["min_revision"] == "103"
 
 
-async def test_history_from_the_first_revision_cannot_be_asked_for(root: Scripted, above: GatewayUpstream) -> None:
-    """A cursor of revision 0 means "I hold nothing": the upstream would begin at the present."""
+async def test_history_from_the_first_revision_is_asked_for_from_the_second(
+    root: Scripted, above: GatewayUpstream
+) -> None:
+    """A cursor of revision 0 means "I hold nothing", and no event has revision 1.
+
+    The watch gave up, so a new edge of a cluster with fewer revisions than GATEWAY_REACH_BACK reset all cursors.
+    """
     heard = Heard()
     open_watch(above, 1, heard)
-    assert await heard.next() == Reset("lagged")
-    assert root.of("/v1/watch") == []
+    await root.stream()
+    assert root.of("/v1/watch")[-1].parameters["last_event_id"] == f"{epoch_of(CLUSTER, Selection((SVC,)))}-1"
+    assert await heard.next() == Created(100)
 
 
 @pytest.mark.parametrize(

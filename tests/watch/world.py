@@ -17,7 +17,7 @@ from app.core.log import Bounds
 from app.core.multiplex import Batches, Created, Progress, WatchCallback
 from app.core.selection import canonical
 from app.core.snapshot import Snapshot
-from app.ports import Condition
+from app.ports import Condition, Hub
 from app.watch.limits import Limits
 from app.watch.registry import Registry
 from app.watch.subscriber import Subscriber
@@ -165,12 +165,27 @@ class StubEtcd:
 class World:
     """A registry over the stub."""
 
-    def __init__(self, trap: Trap | None = None, *, pins: Sequence[KeyRange] = (), **limited: Any) -> None:
+    def __init__(
+        self,
+        trap: Trap | None = None,
+        *,
+        pins: Sequence[KeyRange] = (),
+        hub: Hub | None = None,
+        serves_workers: bool = False,
+        **limited: Any,
+    ) -> None:
         self.trap = trap = trap if trap is not None else Trap("", 0)
         self.etcd = StubEtcd(trap)
         limits = replace(LIMITS, **limited)
         self.registry = Registry(
-            self.etcd, limits, pins=pins, budget=Budget(1 << 20), clock=self.clock, draw=lambda: 0.5
+            self.etcd,
+            limits,
+            pins=pins,
+            hub=hub,
+            serves_workers=serves_workers,
+            budget=Budget(1 << 20),
+            clock=self.clock,
+            draw=lambda: 0.5,
         )
 
     def clock(self) -> float:

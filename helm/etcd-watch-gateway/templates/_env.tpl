@@ -1,3 +1,11 @@
+{{- /* Whether the gateway has workers: "set" by settings.workers, or by a CPU "limit", as many as it allows. */ -}}
+{{- define "gateway.hasWorkers" -}}
+{{- $settings := .Values.settings | default dict }}
+{{- if not (kindIs "invalid" $settings.workers) }}
+{{- if ne (toString $settings.workers) "1" }}set{{ end }}
+{{- else if dig "limits" "cpu" "" (.Values.resources | default dict) }}limit{{ end }}
+{{- end -}}
+
 {{- /* The environment that the chart sets. extraEnv must not have any of these names. */ -}}
 {{- define "gateway.env" -}}
 - name: GATEWAY_HOST
@@ -81,6 +89,10 @@
 {{- with .Values.epoch }}
 - name: GATEWAY_EPOCH
   value: {{ . | quote }}
+{{- end }}
+{{- if eq (include "gateway.hasWorkers" .) "limit" }}
+- name: GATEWAY_WORKERS
+  value: auto
 {{- end }}
 - name: GATEWAY_DRAIN_WINDOW
   value: {{ int .Values.drainWindowSeconds | quote }}

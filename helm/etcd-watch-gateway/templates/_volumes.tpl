@@ -1,5 +1,10 @@
 {{- /* The volumes of the files that the environment names. */ -}}
 {{- define "gateway.volumes" -}}
+{{- if include "gateway.hasWorkers" . }}
+- name: tmp
+  emptyDir:
+    sizeLimit: 1Mi
+{{- end }}
 {{- with .Values.tls.existingSecret }}
 - name: tls
   secret:
@@ -90,7 +95,11 @@
 {{- define "gateway.volumeMounts" -}}
 {{- range include "gateway.volumes" . | fromYamlArray }}
 - name: {{ .name }}
+  {{- if hasKey . "emptyDir" }}
+  mountPath: /tmp  # the socket between the hub and its workers
+  {{- else }}
   mountPath: /etc/etcd-watch-gateway/{{ .name }}
   readOnly: true
+  {{- end }}
 {{- end }}
 {{- end -}}

@@ -1,0 +1,35 @@
+"""What a worker answers from the hub: metrics, feeds and readiness are those of all workers together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from ..core.errors import UnavailableError
+from ..gateway import Gateway
+from ..tier.client import Answer
+from ..tier.upstream import GatewayUpstream
+
+# Seconds. The hub itself waits for a worker's report for one.
+PATIENCE = 10.0
+
+
+async def ask_hub(gateway: Gateway, path: str, query: bytes = b"") -> Answer:
+    """Return the hub's answer.
+
+    Raises:
+        UnavailableError: the hub does not answer: it is about to end, and this worker with it.
+    """
+    assert isinstance(gateway.upstream, GatewayUpstream), "only a worker has a hub"
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await gateway.upstream.client.get(path, query.decode("latin-1"))
+    except TimeoutError:
+        raise UnavailableError("the hub of this gateway does not answer", cause=f"{path}: {PATIENCE:g} s") from None
+
+
+def body_of(answer: Answer) -> dict[str, Any]:
+    """Return the JSON body of an answer of the hub."""
+    found: dict[str, Any] = json.loads(answer.body)
+    return found

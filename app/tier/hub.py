@@ -1,0 +1,81 @@
+"""The hub as a worker sees it: the same gateway in another process, so of the same tier and with the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ..core.backoff import Backoff
+from ..core.errors import (
+    EtcdRefusedError,
+    GatewayError,
+    OverCapacityError,
+    RangesNeedPinError,
+    TooLargeError,
+    TransientError,
+    UnavailableError,
+)
+from ..core.selection import Selection
+from ..ports import Clock, Condition, Draw
+from .client import Answer, Client, refusal, tier_of
+from .unix_transport import UnixTransport
+from .upstream import GatewayUpstream
+
+_BY_CODE: Mapping[str, type[GatewayError]] = {
+    one.code: one for one in (TooLargeError, RangesNeedPinError, UnavailableError)
+}
+_BY_STATUS: Mapping[int, type[GatewayError]] = {
+    429: OverCapacityError,
+    502: EtcdRefusedError,
+    503: TransientError,
+}
+
+
+class HubUpstream(GatewayUpstream):
+    """See the module.
+
+    Args:
+        socket: the path of the Unix socket at which the hub serves.
+    """
+
+    def __init__(
+        self,
+        socket: str,
+        epoch_of: Callable[[int, Selection], str],
+        *,
+        stale_after: float,
+        clock: Clock,
+        draw: Draw,
+    ) -> None:
+        client = partial(Client, ["http://hub"], False, lambda: "", transport=UnixTransport(socket))
+        super().__init__(client, epoch_of, stale_after=stale_after, clock=clock, draw=draw)
+        # The hub is there as long as the worker is. Only its etcd may be out of reach, and it says so.
+        self._backoff = Backoff(0.02, 0.25)
+
+    def admit(self, headers: Mapping[str, str], status: int) -> int:
+        """Return the hub's own tier: its worker is a part of the same gateway.
+
+        Raises:
+            ForeignAnswerError: the hub does not know it yet.
+        """
+        return tier_of(headers, status)
+
+    def reach(self, most: int) -> int:
+        """See ``app.ports.Etcd``: nine tenths, because the tip of the hub may be ahead."""
+        return super().reach(int(most * 0.9))
+
+    @staticmethod
+    def refusal(answer: Answer, problem: Mapping[str, Any]) -> GatewayError:
+        """Return the same error as the hub has."""
+        code, detail = str(problem.get("code", "")), str(problem.get("detail", ""))
+        kind = _BY_CODE.get(code) or _BY_STATUS.get(answer.status)
+        if kind is None or not code:
+            return refusal(answer, problem)
+        return kind(detail, code=code)
+
+    def _say_down(self, reason: str) -> None:
+        """Record that the hub cannot be followed yet, because etcd has never answered. The worker waits, too."""
+        super()._say_down(reason)
+        before = self._condition
+        self._condition = Condition("", "", "connecting", before.since, reason)

@@ -1,0 +1,26 @@
+"""``python -m app.workers LINK PASSED``: the process of one worker. The hub starts it, with two inherited sockets."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from .. import stdio
+from ..signals import SIGNALS
+
+
+def entry() -> int:
+    """Run the worker and return the exit status. Signals are handled before the imports, which take half a second."""
+    stdio.mend()
+    SIGNALS.install()
+    link, passed = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
+    try:
+        from .worker import main
+
+        return main(link, passed)
+    finally:
+        SIGNALS.ignore()
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

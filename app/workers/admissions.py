@@ -1,0 +1,98 @@
+"""The streams of one worker, as the hub counts them: the limits are those of all workers together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from ..core.errors import GatewayError, OverCapacityError
+from ..core.quotas import Caller
+from ..core.sized import Sized
+from ..ports import spawn
+from ..watch.registry import Registry
+from ..watch.subscriber import Subscriber
+from . import refusal
+from .link import Link, Message, read
+
+# A feed that lingers at a worker gives way to a new one. Seconds between two looks whether it has, and the number of
+# looks.
+LOOK, LOOKS = 0.02, 50
+
+
+class Admissions(Sized):
+    """See the module. ``release_all`` ends them, when the worker has.
+
+    Args:
+        expire: lets all workers end what lingers.
+    """
+
+    def __init__(self, registry: Registry, link: Link, expire: Callable[[], None]) -> None:
+        self._registry = registry
+        self._link = link
+        self._expire = expire
+        self._held: dict[int, Subscriber] = {}
+        self._waiting: dict[int, asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of streams that the worker serves."""
+        return len(self._held)
+
+    def admit(self, asked: Message) -> None:
+        """Answer an ``admit`` of the worker, at once if possible."""
+        error = self._try(asked)
+        if error is None:
+            return
+        if isinstance(error, OverCapacityError) and error.code == "too-many-feeds":
+            number: int = asked["id"]
+            self._waiting[number] = spawn(self._make_room(asked), name="admission", died=partial(self._died, number))
+            return
+        self._refuse(asked, error)
+
+    def _try(self, asked: Message) -> GatewayError | None:
+        number: int = asked["id"]
+        caller = Caller(*asked["caller"]) if asked["caller"] is not None else None
+        try:
+            subscriber = self._registry.admit(read(asked["ranges"]), caller=caller, has_cursor=asked["has_cursor"])
+        except GatewayError as error:
+            return error
+        self._held[number] = subscriber
+        subscriber.on_close = partial(self._close, number, subscriber)
+        self._link.send("admitted", id=number)
+        return None
+
+    async def _make_room(self, asked: Message) -> None:
+        self._expire()
+        error: GatewayError | None = None
+        for _ in range(LOOKS):
+            await asyncio.sleep(LOOK)
+            error = self._try(asked)
+            if error is None:
+                break
+        self._waiting.pop(asked["id"], None)
+        if error is not None:
+            self._refuse(asked, error)
+
+    def _died(self, number: int, error: Exception) -> None:
+        self._waiting.pop(number, None)
+        self._link.send("refused", id=number, **refusal.written(GatewayError(repr(error))))
+
+    def _refuse(self, asked: Message, error: GatewayError) -> None:
+        self._link.send("refused", id=asked["id"], **refusal.written(error))
+
+    def _close(self, number: int, subscriber: Subscriber) -> None:
+        self._link.send("close", id=number, reason=subscriber.closing)
+
+    def release(self, number: int) -> None:
+        """Release a stream, or what waits for it. Idempotent."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            waiting.cancel()
+        subscriber = self._held.pop(number, None)
+        if subscriber is not None:
+            subscriber.release()
+
+    def release_all(self) -> None:
+        """Release everything: the worker has ended."""
+        for number in [*self._held, *self._waiting]:
+            self.release(number)

@@ -1,0 +1,183 @@
+"""``serve`` with workers: the hub's process, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .. import logs
+from ..access.setup import make_access_control
+from ..allocator import keep_for_good, return_large_blocks
+from ..gateway import Gateway
+from ..main import create_app
+from ..ports import spawn
+from ..server.admission import Admission
+from ..server.run import GatewayServer, listen, make_config, warn_of_deprecated
+from ..server.sockets import BACKLOG, bind
+from ..server.stop import HANGUP
+from ..settings import Settings, SettingsError
+from ..signals import SIGNALS
+from ..tls import make_tls
+from .acceptor import Acceptor
+from .passing import Port
+from .shares import of_hub, of_worker
+from .team import Team
+
+logger = logging.getLogger("gateway")
+
+
+async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]], None]) -> None:
+    """Run *count* workers until a signal stops the process.
+
+    Args:
+        on_ready: called with the ports (main, admin) once all workers serve.
+
+    Raises:
+        SettingsError: as for a single process; or there is no place for the hub's socket.
+        BrokenGatewayError: a defect of ours has ended the gateway; or a worker could not start.
+    """
+    if settings.log_level != "debug":
+        logging.getLogger("gateway.stream").setLevel(logging.WARNING)  # the workers say when a client's stream ends
+    return_large_blocks()
+    warn_of_deprecated()
+    # The workers use these. A mistake must be found here, at the start.
+    make_access_control(settings, clock=time.monotonic, wall=time.time, draw=random.random)
+    make_tls(settings, clock=time.monotonic, wall=time.time)
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(_private_path())
+        listening: dict[Port, socket.socket] = {}
+        ports: list[tuple[Port, int | None, str]] = [
+            ("clients", settings.port, "GATEWAY_PORT (--port)"),
+            ("operators", settings.admin_port, "GATEWAY_ADMIN_PORT (--admin-port)"),
+        ]
+        for port, number, setting in ports:
+            if number is not None:
+                listening[port] = bind(settings.host, number, settings.send_buffer, setting)
+                stack.callback(listening[port].close)
+        own = of_hub(settings)
+        gateway = Gateway(own, serves_workers=True)
+        team = Team(
+            gateway,
+            count,
+            str(path),
+            of_worker(settings, count, logs.form_of(settings.log_format)),
+            clock=time.monotonic,
+            draw=random.random,
+        )
+        acceptor = Acceptor(listening, team.give)
+        team.take_back = acceptor.offer
+        stack.callback(acceptor.close)
+        app = create_app(gateway=gateway, workers=team)
+        server = GatewayServer(make_config(app, own, Admission(gateway.capacity)), gateway)
+        hub = Hub(gateway, team, acceptor)
+        with SIGNALS.heard_by(asyncio.get_running_loop(), hub.told):
+            async with gateway.running():
+                serving = spawn(server.serve(sockets=[_listen_at(path)]), name="server", died=gateway.fail)
+                try:
+                    if await listen([server], gateway):
+                        numbers = [sock.getsockname()[1] for sock in listening.values()]
+                        await hub.run(lambda: on_ready(numbers))
+                finally:
+                    await team.aclose()
+                    server.should_exit = True
+                    await asyncio.gather(serving, return_exceptions=True)
+                    server.cut_off()
+
+
+@contextlib.contextmanager
+def _private_path() -> Iterator[Path]:
+    """Make a path for the hub's socket, which no other user can reach."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="etcd-watch-gateway-"))
+    except OSError as error:
+        raise SettingsError(
+            "GATEWAY_WORKERS (--workers): more than one worker needs a folder for a socket, and no temporary folder "
+            f"can be written: {error.strerror}; set TMPDIR to one that can, or mount one at /tmp"
+        ) from None
+    try:
+        yield folder / "hub"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listen_at(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    sock.listen(BACKLOG)
+    return sock
+
+
+class Hub:
+    """The life of the hub: its workers serve until a signal, and then drain."""
+
+    def __init__(self, gateway: Gateway, team: Team, acceptor: Acceptor) -> None:
+        self._gateway = gateway
+        self._team = team
+        self._acceptor = acceptor
+        self._received = 0
+        self._over = asyncio.Event()
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Start the workers, accept, and return when all workers have ended, or the gateway has failed."""
+        started = asyncio.create_task(self._team.start(), name="start")
+        if not await self._unless_over(started):
+            return
+        self._acceptor.start()
+        on_ready()
+        keep_for_good()
+        broken = asyncio.create_task(self._gateway.broken.wait(), name="broken")
+        await self._unless_over(broken)
+        if self._gateway.broken.is_set():
+            self._team.tell("hurry")
+        await self._team.until_ended()
+
+    async def _unless_over(self, work: asyncio.Task[object]) -> bool:
+        """Wait for *work*, or for the first signal to stop. Return whether the work is done."""
+        over = asyncio.create_task(self._over.wait(), name="over")
+        await asyncio.wait([work, over], return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            return False
+        work.result()
+        return True
+
+    # --- signals ------------------------------------------------------------------------------------------------------
+
+    def told(self, number: int) -> None:
+        """Handle one signal, as a single process does (``app.server.stop``)."""
+        if number != signal.SIGHUP:
+            self._stop()
+        elif not self._received:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if SIGNALS.terminal_gone:
+            self._stop()
+            return
+        self._gateway.reload()
+        self._team.tell("reload")
+        asyncio.get_running_loop().call_later(HANGUP, self._stop_without_terminal)
+
+    def _stop_without_terminal(self) -> None:
+        if SIGNALS.terminal_gone and not self._received:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._received += 1
+        if self._received <= 3:  # further signals must not fill the log
+            logger.info("stopping" if self._received == 1 else "stopping at once")
+        self._gateway.stopping = True
+        self._acceptor.stop("clients")  # operators look at it during a drain
+        self._team.tell(("stop", "hurry", "force")[min(self._received, 3) - 1])
+        self._over.set()

@@ -1,0 +1,100 @@
+"""The hub, as a worker's parts use it. Implements ``app.ports.Hub``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ..core.quotas import Caller
+from ..core.reasons import CloseReason
+from ..core.selection import Ranges
+from . import refusal
+from .link import Link, Message, written
+
+
+class Admission:
+    """What the hub holds for one stream. Implements ``app.ports.Admission``."""
+
+    __slots__ = ("_released", "closed", "on_close")
+
+    def __init__(self, released: Callable[[], None]) -> None:
+        self._released: Callable[[], None] | None = released
+        self.closed: CloseReason | None = None
+        self.on_close: Callable[[CloseReason], None] = self._note
+
+    def _note(self, reason: CloseReason) -> None:
+        self.closed = reason
+
+    def release(self) -> None:
+        """See ``app.ports.Admission``."""
+        released, self._released = self._released, None
+        if released is not None:
+            released()
+
+
+class HubLink:
+    """See the module.
+
+    Args:
+        link: to the hub.
+        socket: the path of the Unix socket at which the hub serves.
+    """
+
+    def __init__(self, link: Link, socket: str) -> None:
+        self._link = link
+        self._socket = socket
+        self._last = 0
+        self._asked: dict[int, asyncio.Future[Message]] = {}
+        self._held: dict[int, Admission] = {}
+
+    @property
+    def socket(self) -> str:
+        """See ``app.ports.Hub``."""
+        return self._socket
+
+    def tell_ended(self, session: str, sealed_by: str, expires: float) -> None:
+        """See ``app.ports.Hub``."""
+        self._link.send("ended", id=session, sealed_by=sealed_by, expires=expires)
+
+    def tell_failed(self, address: str) -> None:
+        """See ``app.ports.Hub``."""
+        self._link.send("failed", address=address)
+
+    def tell_beat(self, ranges: Ranges, host: str, revision: int) -> None:
+        """See ``app.ports.Hub``."""
+        self._link.send("beat", ranges=written(ranges), host=host, revision=revision)
+
+    async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
+        """See ``app.ports.Hub``."""
+        self._last += 1
+        number = self._last
+        asked: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[number] = asked
+        # The hub may close what it has admitted before this task goes on.
+        admission = self._held[number] = Admission(lambda: self._release(number))
+        whose = [caller.identity, caller.address] if caller is not None else None
+        self._link.send("admit", id=number, ranges=written(ranges), caller=whose, has_cursor=has_cursor)
+        try:
+            answer = await asked
+        except asyncio.CancelledError:
+            admission.release()
+            raise
+        finally:
+            del self._asked[number]
+        if answer["do"] == "refused":
+            del self._held[number]
+            raise refusal.read(answer)
+        return admission
+
+    def _release(self, number: int) -> None:
+        del self._held[number]
+        self._link.send("release", id=number)
+
+    def take(self, message: Message) -> None:
+        """Take ``admitted``, ``refused`` or ``close``."""
+        number = message["id"]
+        if message["do"] == "close":
+            if number in self._held:
+                self._held[number].on_close(message["reason"])
+        elif number in self._asked and not self._asked[number].done():
+            self._asked[number].set_result(message)

@@ -1,0 +1,195 @@
+"""One worker, as the hub sees it: its process, its link, its connections and its streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any, Protocol
+
+from .. import logs
+from ..core.whole import Report
+from ..ports import Clock, spawn
+from ..watch.registry import Registry
+from .admissions import Admissions
+from .balance import Load
+from .link import Link, Message
+from .passing import Giver, Port
+
+logger = logging.getLogger("gateway.workers")
+
+MODULE = __name__.rpartition(".")[0]
+# Bytes of a log line that is passed on whole.
+LINE = 1 << 20
+# Seconds between two looks whether a worker has ended whose log has ended.
+LOOK = 0.01
+# Seconds within which a worker answers a ping. A worker that is silent for longer is killed: it serves nobody.
+SILENCE = 30.0
+
+
+class Others(Protocol):
+    """All workers, as one of them needs them: ``app.workers.team``."""
+
+    def tell_others(self, sender: WorkerProcess, message: Message) -> None:
+        """Pass a message on to all but *sender*."""
+
+    def expire(self) -> None:
+        """Let all workers end what lingers."""
+
+
+class WorkerProcess:
+    """See the module.
+
+    Args:
+        others: all workers.
+    """
+
+    def __init__(self, number: int, registry: Registry, others: Others, clock: Clock) -> None:
+        self.number = number
+        self._registry = registry
+        self._others = others
+        self._clock = clock
+        self._open = 0
+        self._heard_at = clock()
+        self.ready = asyncio.Event()  # or ended
+        self.serving = False
+        self.leaving = False  # it takes no more connections
+        self.last_report: Report | None = None
+        self._reports: dict[int, asyncio.Future[Report]] = {}
+        self._asked = 0
+        self._process: subprocess.Popen[bytes]
+        self._link: Link
+        self._giver: Giver
+        self._admissions: Admissions
+        self.ended: asyncio.Task[int]
+
+    async def start(self, settings: dict[str, Any], path: str, ended_sessions: list[dict[str, Any]]) -> None:
+        """Start the process, and give it its settings."""
+        link, their_link = socket.socketpair()
+        passed, their_passed = socket.socketpair()
+        for sock in (link, passed):
+            sock.setblocking(False)
+        options = [f"-W{option}" for option in sys.warnoptions]
+        words = [sys.executable, *options, "-m", MODULE, str(their_link.fileno()), str(their_passed.fileno())]
+        try:
+            # Not by the event loop, which forks. gRPC's fork handlers then run in both processes, and the hub died of a
+            # segmentation fault. This way the kernel suspends the hub until the new program runs (vfork).
+            self._process = subprocess.Popen(  # noqa: S603, ASYNC220  # this package; takes about 2 ms
+                words,
+                pass_fds=(their_link.fileno(), their_passed.fileno()),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+            )
+        finally:
+            their_link.close()
+            their_passed.close()
+        self._giver = Giver(passed, self._clock)
+        self._link = await Link.open(link, self._take, self.ready.set)
+        self._admissions = Admissions(self._registry, self._link, self._others.expire)
+        self.ended = spawn(self._await_end(), name=f"worker {self.number}", died=lambda _error: None)
+        self._link.send("settings", settings=settings, socket=path, number=self.number, ended=ended_sessions)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def _await_end(self) -> int:
+        """Pass its log on to its end. Return the exit status."""
+        pipe = self._process.stderr
+        assert pipe is not None, "it is a pipe"
+        stderr = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _protocol = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stderr), pipe)
+        rest = b""
+        while data := await stderr.read(LINE):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                logs.relay(line + b"\n")
+        if rest:
+            logs.relay(rest + b"\n")
+        transport.close()
+        # Its log has ended, so it has all but ended, too. An event would need a signal handler or a thread.
+        while (status := self._process.poll()) is None:  # noqa: ASYNC110  # see above
+            await asyncio.sleep(LOOK)
+        return status
+
+    def release(self) -> list[tuple[socket.socket, Port]]:
+        """Release everything that the worker held. Return the connections that it has not taken."""
+        self._link.close()
+        self._admissions.release_all()
+        for asked in self._reports.values():
+            asked.cancel()
+        return self._giver.close()
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def send(self, do: str, **members: Any) -> None:
+        """Send a message."""
+        self._link.send(do, **members)
+
+    def _take(self, message: Message) -> None:
+        self._heard_at = self._clock()
+        match message["do"]:
+            case "admit":
+                self._admissions.admit(message)
+            case "release":
+                self._admissions.release(message["id"])
+            case "load":
+                self._open = message["open"]
+                self._giver.taken(message["taken"])
+            case "ready":
+                self.serving = True
+                self.ready.set()
+            case "draining":
+                self.leaving = True
+            case "report":
+                self.last_report = Report.read(message)
+                asked = self._reports.get(message["id"])
+                if asked is not None and not asked.done():
+                    asked.set_result(self.last_report)
+            case "ended" | "failed" | "beat":
+                self._others.tell_others(self, message)
+
+    async def report(self, only: list[list[str]] | None) -> Report:
+        """Return what the worker holds."""
+        self._asked += 1
+        number = self._asked
+        asked: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._reports[number] = asked
+        self.send("report", id=number, only=only)
+        try:
+            return await asked
+        finally:
+            del self._reports[number]
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    @property
+    def load(self) -> Load:
+        """What it has."""
+        passed, waiting = self._giver.waiting
+        return Load(len(self._admissions), self._open, passed, waiting)
+
+    def give(self, connection: socket.socket, port: Port) -> bool:
+        """Pass a connection. Return whether that was possible."""
+        return self._giver.give(connection, port)
+
+    # --- its life -----------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Ask for a sign of life, and kill a worker that has given none for long."""
+        silent = self._clock() - self._heard_at
+        if self.serving and silent > SILENCE:
+            logger.error("a worker does not answer, and is killed", extra={"worker": self.number, "seconds": silent})
+            self.signal(signal.SIGKILL)
+        else:
+            self._link.send("ping")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it has not ended."""
+        self._process.send_signal(number)  # without effect if the process has ended

@@ -1,0 +1,201 @@
+"""All workers of a hub: who gets the next connection, and who replaces a worker that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..core.backoff import Backoff
+from ..core.selection import Ranges
+from ..core.whole import Departed, Family, Report
+from ..gateway import Gateway
+from ..ports import BrokenGatewayError, Clock, Draw, spawn
+from .balance import least_loaded
+from .link import Message, written
+from .passing import Port
+from .process import WorkerProcess
+
+logger = logging.getLogger("gateway.workers")
+
+# Seconds that the hub waits for a worker's report before it takes the last one.
+REPORT = 1.0
+# Seconds between two looks whether each worker answers.
+TICK = 1.0
+# Ended sessions that a new worker is told of.
+MOST_ENDED = 65_536
+
+
+class Team:
+    """See the module. Implements ``app.ports.Workers``.
+
+    Args:
+        path: of the Unix socket at which the hub serves.
+        settings: of each worker.
+    """
+
+    def __init__(
+        self, gateway: Gateway, count: int, path: str, settings: dict[str, Any], *, clock: Clock, draw: Draw
+    ) -> None:
+        self._gateway = gateway
+        self._count = count
+        self._path = path
+        self._settings = settings
+        self._clock = clock
+        self._draw = draw
+        self._backoff = Backoff(0.1, 5.0)
+        self._members: dict[int, WorkerProcess] = {}
+        self._departed = Departed()
+        self._ended_sessions: dict[str, dict[str, Any]] = {}
+        self._stopping = False
+        # Called with each connection that a worker has not taken before it ended.
+        self.take_back: Callable[[socket.socket, Port], None]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- ports.Workers ------------------------------------------------------------------------------------------------
+
+    async def reports(self, only: Ranges | None = None) -> Sequence[Report]:
+        """See ``app.ports.Workers``. The last report counts of a worker that does not answer now."""
+        members = [one for one in self._members.values() if one.serving]
+        asked = written(only) if only is not None else None
+
+        async def report(worker: WorkerProcess) -> Report | None:
+            try:
+                async with asyncio.timeout(REPORT):
+                    return await worker.report(asked)
+            except (TimeoutError, asyncio.CancelledError):
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                return worker.last_report if only is None else None
+
+        found = await asyncio.gather(*(report(one) for one in members))
+        return [one for one in found if one is not None]
+
+    @property
+    def departed(self) -> Sequence[Family]:
+        """See ``app.ports.Workers``."""
+        return self._departed.families
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all workers, and wait until all serve.
+
+        Raises:
+            BrokenGatewayError: one has ended instead.
+        """
+        await asyncio.gather(*(self._start(number) for number in range(1, self._count + 1)))
+        for worker in self._members.values():
+            await worker.ready.wait()
+            if not worker.serving:
+                raise BrokenGatewayError(f"worker {worker.number} has ended at its start; the log says why")
+        self._tasks = [
+            spawn(self._keep(number), name=f"keep {number}", died=self._gateway.fail) for number in self._members
+        ]
+        self._tasks.append(spawn(self._watch(), name="workers", died=self._gateway.fail))
+
+    async def _start(self, number: int) -> None:
+        worker = WorkerProcess(number, self._gateway.registry, self, self._clock)
+        await worker.start(self._settings, self._path, list(self._ended_sessions.values()))
+        self._members[number] = worker
+        logger.info("worker start", extra={"worker": number, "pid": worker.pid})
+        if self._stopping:  # meanwhile
+            worker.send("stop")
+
+    async def _keep(self, number: int) -> None:
+        """Replace a worker each time it ends."""
+        failures = 0
+        while not self._stopping:
+            began = self._clock()
+            worker = self._members[number]
+            self._depart(worker, await worker.ended)
+            while not self._stopping and self._members[number] is worker:
+                failures = 0 if self._clock() - began > self._backoff.cap else failures + 1
+                await asyncio.sleep(self._backoff.delay(failures, self._draw()))
+                began = self._clock()
+                try:
+                    await self._start(number)
+                except OSError as error:  # no process, or no descriptor, to be had
+                    extra = {"worker": number, "reason": error.strerror}
+                    logger.error("a worker cannot be started", extra=extra)  # the reason says it all
+
+    def _depart(self, worker: WorkerProcess, status: int) -> None:
+        say = logger.info if self._stopping or (status == 0 and worker.leaving) else logger.error
+        say("worker end", extra={"worker": worker.number, "pid": worker.pid, "status": status})
+        if worker.last_report is not None:
+            self._departed.add(worker.last_report.metrics)
+        worker.serving = False
+        for connection, port in worker.release():
+            self.take_back(connection, port)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            for worker in self._members.values():
+                worker.check()
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def give(self, connection: socket.socket, port: Port) -> bool:
+        """Pass a connection to the worker with the least to do. Return False if none takes one now."""
+        while (worker := self._next()) is not None:
+            if worker.give(connection, port):
+                return True
+            worker.leaving = True  # its process has ended, and will be replaced
+        return False
+
+    def _next(self) -> WorkerProcess | None:
+        members = [one for one in self._members.values() if one.serving and not one.leaving]
+        index = least_loaded([one.load for one in members])
+        return members[index] if index is not None else None
+
+    # --- for all ------------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Let all workers end what lingers: another stream needs the room."""
+        for worker in self._members.values():
+            worker.send("expire")
+
+    def tell(self, do: str) -> None:
+        """Tell all workers what to do: ``reload``, ``stop``, ``hurry``, ``force``."""
+        if do != "reload":
+            self._stopping = True
+        for worker in self._members.values():
+            worker.send(do)
+
+    def tell_others(self, sender: WorkerProcess, message: Message) -> None:
+        """Pass on what one worker has said."""
+        if message["do"] == "ended":
+            self._remember(message)
+        members = {name: value for name, value in message.items() if name != "do"}
+        for worker in self._members.values():
+            if worker is not sender:
+                worker.send(message["do"], **members)
+
+    def _remember(self, ended: Message) -> None:
+        now = time.time()
+        kept = self._ended_sessions
+        while kept and (len(kept) >= MOST_ENDED or next(iter(kept.values()))["expires"] <= now):
+            del kept[next(iter(kept))]
+        kept[ended["id"]] = {name: ended[name] for name in ("id", "sealed_by", "expires")}
+
+    async def until_ended(self) -> None:
+        """Wait until all processes have ended."""
+        await asyncio.gather(*(worker.ended for worker in self._members.values()))
+
+    async def aclose(self) -> None:
+        """Kill what has not ended, and release everything."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._members.values():
+            worker.signal(9)
+        await self.until_ended()
+        for worker in self._members.values():
+            for connection, _port in worker.release():
+                connection.close()

@@ -1,0 +1,49 @@
+"""``app.api.of_hub``: what a worker answers from the hub. With real workers: tests/workers/test_team.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from app.api import of_hub as module
+from app.api.of_hub import ask_hub, body_of
+from app.core.errors import UnavailableError
+from app.gateway import Gateway
+from app.tier.client import Answer
+from app.tier.upstream import GatewayUpstream
+
+
+def worker(get: Callable[..., Coroutine[Any, Any, Answer]]) -> Gateway:
+    """A worker whose hub answers like this."""
+    upstream = GatewayUpstream.__new__(GatewayUpstream)
+    upstream.client = cast("Any", SimpleNamespace(get=get))
+    return cast("Gateway", SimpleNamespace(upstream=upstream))
+
+
+async def test_the_hubs_answer_is_the_answer() -> None:
+    """With the request's own query."""
+
+    async def get(path: str, query: str) -> Answer:
+        return Answer(200, httpx.Headers(), json.dumps({path: query}).encode())
+
+    answer = await ask_hub(worker(get), "/v1/feeds", b"prefix=%2Fa")
+    assert body_of(answer) == {"/v1/feeds": "prefix=%2Fa"}
+
+
+async def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is about to end: the client is told to come back."""
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+
+    async def get(_path: str, _query: str) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(UnavailableError) as refused:
+        await ask_hub(worker(get), "/metrics")
+    assert "does not answer" in refused.value.detail

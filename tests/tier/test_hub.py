@@ -1,0 +1,102 @@
+"""``app.tier.hub``: the hub as a worker sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import (
+    DeniedError,
+    EtcdRefusedError,
+    GatewayError,
+    OverCapacityError,
+    PageExpiredError,
+    RangesNeedPinError,
+    TooLargeError,
+    TransientError,
+    UnavailableError,
+)
+from app.tier.hub import HubUpstream
+from tests.support.waiting import soon
+from tests.tier.scripted import Answered, Scripted, epoch_of, position
+
+
+@contextlib.asynccontextmanager
+async def hub(path: Path, root: Scripted) -> AsyncIterator[HubUpstream]:
+    """A worker's upstream, at a scripted hub."""
+    loop = asyncio.get_running_loop()
+    async with await asyncio.start_unix_server(root.take, path):
+        made = HubUpstream(str(path), epoch_of, stale_after=60.0, clock=loop.time, draw=lambda: 0.0)
+        task = asyncio.create_task(made.run())
+        try:
+            yield made
+        finally:
+            await made.aclose()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            for connection in root.connections:
+                connection.cancel()
+            await asyncio.gather(*root.connections, return_exceptions=True)
+
+
+@pytest.mark.parametrize("tier", [0, 2])
+async def test_a_worker_is_of_the_hubs_own_tier(tmp_path: Path, tier: int) -> None:
+    """It is the same gateway: an edge may follow it as it may follow the hub."""
+    root = Scripted()
+    answered = Answered.of(position(), X_Gateway_Tier=str(tier))
+    root.answer = lambda _asked: answered
+    async with hub(tmp_path / "hub", root) as above:
+        await soon(lambda: above.member_known)
+        assert above.tier == tier
+        assert above.condition.state == "ready"
+
+
+async def test_a_worker_waits_as_the_hub_does(tmp_path: Path) -> None:
+    """Until the hub's etcd answers, a stream waits: the hub itself refuses if it must."""
+    root = Scripted()
+    root.answer = lambda _asked: Answered.of(position(cluster_id="0"))
+    async with hub(tmp_path / "hub", root) as above:
+        await soon(lambda: len(root.asked) > 2)
+        assert above.condition.state == "connecting"
+        root.answer = root.usual
+        await soon(lambda: above.member_known)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (429, "too-many-reads", OverCapacityError),
+        (503, "etcd-unavailable", UnavailableError),
+        (503, "too-large", TooLargeError),
+        (503, "pin-unavailable", TransientError),
+        (502, "etcd-refused", EtcdRefusedError),
+        (501, "ranges-need-pin", RangesNeedPinError),
+        (410, "page-expired", PageExpiredError),
+        (403, "", DeniedError),
+    ],
+)
+async def test_a_client_sees_what_the_hub_says(
+    tmp_path: Path, status: int, code: str, kind: type[GatewayError]
+) -> None:
+    """The same status, code and words as from a single process."""
+    root = Scripted()
+    said = {"code": code, "detail": "the hub's words"}
+    root.answer = lambda asked: root.usual(asked) if asked.path == "/v1/progress" else Answered.of(said, status)
+    async with hub(tmp_path / "hub", root) as above:
+        with pytest.raises(GatewayError) as refused:
+            await above.read("prefix=/svc/")
+    assert type(refused.value) is kind
+    if code:
+        assert (refused.value.status, refused.value.code, refused.value.detail) == (status, code, "the hub's words")
+
+
+async def test_history_below_a_worker_is_read_from_the_hub(tmp_path: Path) -> None:
+    """The hub's tip may be ahead: a worker asks for a little less than the hub could read."""
+    root = Scripted()
+    async with hub(tmp_path / "hub", root) as above:
+        await soon(lambda: above.member_known)
+        assert 8000 <= above.reach(10_000) <= 9000

@@ -1,0 +1,125 @@
+"""``app.tier.unix_transport``: httpx over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.tier.unix_transport import UnixTransport
+from tests.support.waiting import soon
+
+
+class Server:
+    """Answers each request with the next answer; an answer without an end stays open."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+        self.connections = self.open = 0
+        self.heads: list[bytes] = []
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        self.open += 1
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+                    answer = self.answers.pop(0)
+                    writer.write(answer)
+                    if not answer:
+                        return
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def pair(path: Path) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    """A server, and a client of it."""
+    server = Server()
+    async with await asyncio.start_unix_server(server.take, path):
+        async with httpx.AsyncClient(transport=UnixTransport(str(path)), base_url="http://hub") as client:
+            yield server, client
+        await soon(lambda: server.open == 0)
+
+
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Gateway-Tier: 0\r\n\r\nok"
+ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
+
+
+async def test_a_connection_serves_one_request_after_the_other(tmp_path: Path) -> None:
+    """With its query, its headers, and what the answer has."""
+    async with pair(tmp_path / "s") as (server, client):
+        server.answers = [WHOLE, b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE]
+        for _ in range(2):
+            answer = await client.get("/v1/kv?prefix=%2Fa", headers={"Accept": "x"})
+            assert (answer.status_code, answer.text, answer.headers["x-gateway-tier"]) == (200, "ok", "0")
+        assert server.connections == 1
+        assert server.heads[0].startswith(b"GET /v1/kv?prefix=%2Fa HTTP/1.1\r\n")
+        assert b"accept: x" in server.heads[0].lower()
+
+
+async def test_what_is_cancelled_is_closed(tmp_path: Path) -> None:
+    """While its head is awaited, and while its body is: otherwise the hub would go on to serve it."""
+    async with pair(tmp_path / "s") as (server, client):
+
+        async def read() -> None:
+            async with client.stream("GET", "/v1/watch") as response:
+                async for _ in response.aiter_raw():
+                    pass
+
+        for answer in (b" ", ENDLESS):
+            server.answers = [answer]
+            seen = len(server.heads)
+            task = asyncio.create_task(read())
+            await soon(lambda seen=seen: len(server.heads) > seen and server.answers == [])  # type: ignore[misc]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await soon(lambda: server.open == 0)
+        assert server.connections == 2
+
+
+async def test_an_unread_answer_does_not_come_back(tmp_path: Path) -> None:
+    """Who has had enough of a stream closes it, and the next request has another connection."""
+    async with pair(tmp_path / "s") as (server, client):
+        server.answers = [ENDLESS, WHOLE]
+        async with client.stream("GET", "/v1/watch") as response:
+            assert await anext(response.aiter_raw()) == b"one"
+        assert (await client.get("/")).text == "ok"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n", ENDLESS[:-7] + b"zz\r\n"])
+async def test_what_is_not_http_is_an_error(tmp_path: Path, answer: bytes) -> None:
+    """So is an answer that ends too early."""
+    async with pair(tmp_path / "s") as (server, client):
+        server.answers = [answer]
+        with pytest.raises(httpx.ReadError):
+            await client.get("/")
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    """That is an error of httpx, too."""
+    async with httpx.AsyncClient(transport=UnixTransport(str(tmp_path / "none"))) as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get("http://hub/")
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used(tmp_path: Path) -> None:
+    """The request goes out on a new one."""
+    async with pair(tmp_path / "s") as (server, client):
+        server.answers = [WHOLE, b"", WHOLE]
+        await client.get("/")
+        transport = client._transport
+        assert isinstance(transport, UnixTransport)
+        (idle,) = transport._idle
+        idle.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await soon(idle.reader.at_eof)
+        assert (await client.get("/")).text == "ok"
+        assert server.connections == 2

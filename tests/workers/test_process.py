@@ -1,0 +1,119 @@
+"""``app.workers.process``: one worker, as the hub sees it. Its life in a team: ``test_team``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from app.core.whole import Report
+from app.workers.admissions import Admissions
+from app.workers.link import Link, Message
+from app.workers.passing import Giver
+from app.workers.process import SILENCE, WorkerProcess
+from tests.support.waiting import soon
+from tests.watch.world import World
+
+REPORT = Report({"feeds": []}, [])
+
+
+class Others:
+    """The team, which hears what concerns others."""
+
+    def __init__(self) -> None:
+        self.told: list[Message] = []
+
+    def tell_others(self, _sender: WorkerProcess, message: Message) -> None:
+        """See ``Others``."""
+        self.told.append(message)
+
+    def expire(self) -> None:
+        """See ``Others``."""
+        raise AssertionError("there is room")
+
+
+class Scene:
+    """A worker without a process, whose messages a test writes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.others = Others()
+        self.world = World(linger=0.0, serves_workers=True)
+        self.worker = WorkerProcess(1, self.world.registry, self.others, lambda: self.now)
+        self.signals: list[int] = []
+        self.heard: list[Message] = []
+        self.far: Link
+
+
+@asynccontextmanager
+async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    """See ``Scene``."""
+    found = Scene()
+    mine, theirs = socket.socketpair()
+    for sock in (mine, theirs):
+        sock.setblocking(False)
+    passed, far = socket.socketpair()
+    worker = found.worker
+    monkeypatch.setattr(worker, "signal", found.signals.append)
+    worker._giver = Giver(passed, lambda: found.now)
+    worker._link = await Link.open(mine, worker._take, worker.ready.set)
+    worker._admissions = Admissions(found.world.registry, worker._link, found.others.expire)
+    found.far = await Link.open(theirs, found.heard.append, lambda: None)
+    yield found
+    assert worker.release() == []
+    found.far.close()
+    far.close()
+    await found.world.empty()
+
+
+async def test_a_silent_worker_is_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It serves nobody. One that only takes its time to start is not."""
+    async with scene(monkeypatch) as found:
+        found.now = 10 * SILENCE
+        found.worker.check()
+        assert found.signals == []
+        found.far.send("ready")
+        await soon(found.worker.ready.is_set)
+        await soon(lambda: {"do": "ping"} in found.heard)
+        found.now += SILENCE
+        found.worker.check()
+        assert found.signals == []
+        with caplog.at_level(logging.ERROR):
+            found.now += 0.1
+            found.worker.check()
+        assert found.signals == [signal.SIGKILL]
+        assert "does not answer" in caplog.text
+
+
+async def test_what_a_worker_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its load, its streams, its reports, and what concerns others."""
+    async with scene(monkeypatch) as found:
+        worker = found.worker
+        found.far.send("admit", id=1, ranges=[["prefix", "/svc/"]], caller=None, has_cursor=False)
+        found.far.send("load", taken=0, open=5)
+        found.far.send("failed", address="10.0.0.1")
+        found.far.send("draining")
+        await soon(lambda: worker.leaving)
+        assert (worker.load.streams, worker.load.connections) == (1, 5)
+        assert found.others.told == [{"do": "failed", "address": "10.0.0.1"}]
+        asked = asyncio.create_task(worker.report(None))
+        await soon(lambda: any(one["do"] == "report" for one in found.heard))
+        found.far.send("report", id=1, **REPORT.written())
+        assert await asked == worker.last_report == REPORT
+        found.far.send("release", id=1)
+        await soon(lambda: worker.load.streams == 0)
+
+
+async def test_nobody_waits_for_the_report_of_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked for it takes the last one."""
+    async with scene(monkeypatch) as found:
+        asked = asyncio.create_task(found.worker.report(None))
+        await soon(lambda: len(found.heard) > 0)
+        found.worker.release()
+        with pytest.raises(asyncio.CancelledError):
+            await asked

@@ -1,0 +1,153 @@
+"""``app.workers.team``: two workers as one gateway, with a real etcd below."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.integration.test_faults import all_hold, follow
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
+from tests.support.gateway import GatewayProcess
+from tests.support.metrics import gateway_metric
+from tests.support.streams import watch
+from tests.support.waiting import eventually
+from tests.workers.test_hub import pids, team, watchers
+
+pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(name="etcd", scope="module", loop_scope="module")
+async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
+    """One etcd for all tests."""
+    async with EmbeddedEtcd(args=ALONE) as etcd:
+        yield etcd
+
+
+@pytest_asyncio.fixture(name="both", scope="module", loop_scope="module")
+async def _both(etcd: EmbeddedEtcd) -> AsyncIterator[GatewayProcess]:
+    """One gateway for all tests."""
+    running = await team(etcd, GATEWAY_MAX_SUBSCRIBERS="9", GATEWAY_MAX_FEEDS="3", GATEWAY_LINGER="2s")
+    yield running
+    assert await running.stop() == 0
+
+
+@pytest_asyncio.fixture(name="kv", loop_scope="module")
+async def _kv(etcd: EmbeddedEtcd) -> AsyncIterator[EtcdClient]:
+    """A plain client of etcd."""
+    async with etcd_client(etcd.endpoint) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(name="http", loop_scope="module")
+async def _http(both: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the gateway."""
+    async with httpx.AsyncClient(base_url=both.base) as client:
+        yield client
+
+
+async def feeds(http: httpx.AsyncClient, query: str = "") -> dict[str, list[dict[str, object]]]:
+    """The answer of ``/v1/feeds``."""
+    found: dict[str, list[dict[str, object]]] = (await http.get(f"/v1/feeds{query}")).json()
+    return found
+
+
+async def all_gone(http: httpx.AsyncClient, etcd: EmbeddedEtcd) -> None:
+    """Wait until nobody follows anything."""
+
+    async def so() -> bool:
+        return await watchers(etcd) == 0 and (await feeds(http))["channels"] == []
+
+    await eventually(so)
+
+
+async def test_etcd_sees_one_watch(
+    etcd: EmbeddedEtcd, both: GatewayProcess, kv: EtcdClient, http: httpx.AsyncClient
+) -> None:
+    """Both workers serve clients, every client has every change, and all of it is one watch at etcd."""
+    await kv.put("/svc/a", "1")
+    async with follow(both.base, 6) as followers:
+        await kv.put("/svc/b", "2")
+        await kv.delete("/svc/a")
+        await eventually(lambda: all_hold(followers, kv))
+        assert await watchers(etcd) == 1
+        (feed,) = (await feeds(http))["feeds"]
+        assert (feed["subscribers"], feed["lingering"], feed["held_by"]) == (6, False, [["prefix=/svc/"]])
+        (channel,) = (await feeds(http, "?prefix=/svc/"))["channels"]
+        listed = channel["subscriber_list"]
+        assert isinstance(listed, list)
+        assert len(listed) == 6
+        assert await gateway_metric(http, "subscribers") == 6
+    await all_gone(http, etcd)
+    serving = {line["worker"] for line in both.lines if line["message"] == "stream end"}
+    assert serving == {1, 2}
+
+
+async def test_the_limits_are_those_of_the_whole(
+    etcd: EmbeddedEtcd, both: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    """Nine streams are nine, whichever worker has them; a range that lingers gives way to a new one."""
+    async with follow(both.base, 9):
+        refused = await http.get("/v1/watch?prefix=/svc/", headers={"Accept": "application/x-ndjson"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "too-many-subscribers")
+    async with follow(both.base, 1, "/one/"), follow(both.base, 1, "/two/"), follow(both.base, 1, "/three/"):
+        refused = await http.get("/v1/watch?prefix=/four/", headers={"Accept": "application/x-ndjson"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "too-many-feeds")
+    async with follow(both.base, 1, "/four/"):
+        assert await watchers(etcd) <= 3
+    await all_gone(http, etcd)
+
+
+async def test_a_dead_worker_is_replaced(
+    etcd: EmbeddedEtcd, both: GatewayProcess, kv: EtcdClient, http: httpx.AsyncClient
+) -> None:
+    """Its clients resume at the other without a reset; what they followed is released; no counter becomes smaller."""
+    await kv.put("/svc/a", "0")
+    async with await watch(both.base, "prefix=/svc/") as stream:
+        synced = (await stream.until("synced"))[-1]
+    opened = await gateway_metric(http, "streams_opened_total")
+    before = pids(both)
+    for number in range(2):
+        os.kill(before[number], signal.SIGKILL)
+        await kv.put("/svc/a", str(number))
+        async with await watch(both.base, f"prefix=/svc/&last_event_id={synced.id}") as stream:
+            events = await stream.until("synced")
+            synced = events[-1]
+            assert [event.type for event in events] == ["put", "synced"]
+
+        async def replaced(number: int = number) -> bool:
+            return pids(both)[number] != before[number] and await ready(both, http)
+
+        await eventually(replaced)
+    assert await gateway_metric(http, "streams_opened_total") >= opened
+    await all_gone(http, etcd)
+
+
+async def ready(both: GatewayProcess, http: httpx.AsyncClient) -> bool:
+    """Whether both workers take connections."""
+    async with follow(both.base, 4):
+        (channel,) = (await feeds(http, "?prefix=/svc/"))["channels"]
+        return channel["subscribers"] == 4
+
+
+async def test_a_stopped_worker_keeps_nobody_waiting(both: GatewayProcess, http: httpx.AsyncClient) -> None:
+    """The other serves all further connections, and both are counted."""
+    stopped = pids(both)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        # The first connection may be one that the stopped worker has been passed.
+        async with httpx.AsyncClient(base_url=both.base, timeout=1.0) as first:
+            with contextlib.suppress(httpx.TimeoutException):
+                await first.get("/livez")
+        for _ in range(20):
+            answered = await http.get("/v1/kv?prefix=/svc/", headers={"Connection": "close"})
+            assert answered.status_code == 200
+        assert await gateway_metric(http, "etcd_up") == 1
+    finally:
+        os.kill(stopped, signal.SIGCONT)
