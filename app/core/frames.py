@@ -3,6 +3,9 @@
 ``id:`` is the last line of its SSE block, so that a block which is cut off loses the event and the id together. In
 NDJSON, the same cursor is the member ``"cursor"``.
 
+A *form* is a format, or a format and ``GZIP``: the same bytes as the blocks of a gzip member. What goes to one
+subscriber, and small, is stored; what many receive is deflated (``app.core.deflate``).
+
 Every blank line of an SSE stream ends a block that has data. From any other blank line, common parsers (httpx-sse,
 @microsoft/fetch-event-source) make an event with empty data, and their users' ``JSON.parse`` throws. So comments and
 the greeting end with one line feed, and belong to the block of the next event.
@@ -14,16 +17,24 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
+from .deflate import HEADER, deflated, stored
 from .encoding import compact, event_body
 from .events import Batch, Delete, Event
 
 Format = Literal["sse", "ndjson"]
-# How events are written for a reader: format, encoding, epoch, and whether without values.
+# The end of a form whose bytes are blocks of a gzip member.
+GZIP = "+gzip"
+# How events are written for a reader: form, encoding, epoch, and whether without values.
 Representation = tuple[str, str, str, bool]
 # The form of the items in a list of ``/v1/kv``: separated by commas.
 LIST = "list"
 # Bytes of a put's JSON body before the members that an item of a list has, too.
 _BEFORE_ITEM = len(b'{"type":"put",')
+
+
+def _gzipped(form: str) -> str | None:
+    """Return the format of a form with ``GZIP``; None for a format alone."""
+    return form[: -len(GZIP)] if form.endswith(GZIP) else None
 
 
 def control(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
@@ -41,6 +52,8 @@ def control(form: str, kind: str, members: dict[str, object], cursor: str | None
 # An event may name ranges, which clients choose: 64 events of the longest heads take 8 MiB.
 @functools.lru_cache(maxsize=64)
 def _control(form: str, kind: str, members: tuple[tuple[str, type, object], ...], cursor: str | None) -> bytes:
+    if (plain := _gzipped(form)) is not None:
+        return stored(_control(plain, kind, members, cursor))
     data = {"type": kind, **{name: value for name, _type, value in members}}
     if form == "ndjson":
         if cursor is not None:
@@ -50,16 +63,31 @@ def _control(form: str, kind: str, members: tuple[tuple[str, type, object], ...]
     return f"event: {kind}\ndata: {compact(data)}\n{tail}".encode()
 
 
+def close_event(form: str, members: dict[str, object], retry_ms: int) -> bytes:
+    """Return ``close``, the last event of a stream, with the milliseconds after which an EventSource reconnects.
+
+    A browser that reconnects by itself waits as long as the last ``retry:`` stated; it does not look into the data.
+    """
+    if (plain := _gzipped(form)) is not None:
+        return stored(close_event(plain, members, retry_ms))
+    close = control(form, "close", members)
+    return close[:-1] + f"retry: {retry_ms}\n\n".encode() if form == "sse" else close
+
+
 def comment(form: str, text: str) -> bytes:
     """Return bytes that keep a connection alive and mean nothing: a comment in SSE, an empty line in NDJSON.
 
     Write a comment only between two blocks: the comment becomes the first line of the next block.
     """
+    if (plain := _gzipped(form)) is not None:
+        return stored(comment(plain, text))
     return f": {text}\n".encode() if form == "sse" else b"\n"
 
 
 def greeting(form: str, instance: str, retry_ms: int) -> bytes:
     """Return the first bytes of a stream. NDJSON has no greeting: its headers are its first bytes."""
+    if (plain := _gzipped(form)) is not None:
+        return HEADER + stored(greeting(plain, instance, retry_ms))
     return f"retry: {retry_ms}\n: connected {instance}\n".encode() if form == "sse" else b""
 
 
@@ -75,6 +103,8 @@ def events_frame(
 
     All have ``more``, except the last if there is a *cursor*: then the last event carries the cursor instead.
     """
+    if (plain := _gzipped(form)) is not None:
+        return deflated(events_frame(events, plain, encoding, cursor, keys_only=keys_only))
     parts: list[bytes] = []
     final = len(events) - 1 if cursor is not None else len(events)
     for index, event in enumerate(events):
@@ -93,6 +123,8 @@ def snapshot_frame(bodies: Sequence[bytes], form: str) -> bytes:
 
     In a stream, they look like live puts and carry no cursor. In ``LIST``, they are the items of a list.
     """
+    if (plain := _gzipped(form)) is not None:
+        return deflated(snapshot_frame(bodies, plain))
     if not bodies:
         return b""
     if form == LIST:

@@ -67,12 +67,13 @@ class LogEntry:
         # The batch as bytes on the wire: encoded once, however many readers receive it.
         self.frames: dict[Representation, bytes] = {}
 
-    @property
-    def wire_size(self) -> int:
-        """About how many bytes the batch has in a stream: the log of a selection counts only references as its size."""
-        for frame in self.frames.values():
-            return len(frame)
-        return sum(event.wire_size for event in self.batch.events)
+    def wire_size(self, representation: Representation | None = None) -> int:
+        """About how many bytes the batch has in a stream: the log of a selection counts only references as its size.
+
+        The frames of the others say little: a megabyte may be deflated to a thousand bytes.
+        """
+        frame = self.frames.get(representation) if representation is not None else None
+        return len(frame) if frame is not None else sum(event.wire_size for event in self.batch.events)
 
 
 class Log(Sized):
@@ -251,10 +252,10 @@ class Log(Sized):
         return number >= 0 and self._entries[number].frames.get(log_slice.representation) is log_slice.data
 
     def _make_slice(self, revision: int, size: int, representation: Representation) -> LogSlice | None:
-        found = self._entries_after(revision, size)
+        found = self._entries_after(revision, size, representation)
         if not found:
             return None
-        if len(found) > 1 and found[-1].wire_size > size:
+        if len(found) > 1 and found[-1].wire_size(representation) > size:
             # Send the large batch alone, next time: joined with others, it would be copied for each reader, however
             # large it is.
             found = found[:-1]
@@ -288,13 +289,13 @@ class Log(Sized):
         """
         return [entry.batch for entry in self._entries_after(revision, size)]
 
-    def _entries_after(self, revision: int, size: int) -> list[LogEntry]:
+    def _entries_after(self, revision: int, size: int, representation: Representation | None = None) -> list[LogEntry]:
         start = bisect_right(self._revisions, revision)
         if size >= EVERYTHING:
             return self._entries[start:]
         stop = start
         while stop < len(self._entries) and (stop == start or size > 0):
-            size -= self._entries[stop].wire_size
+            size -= self._entries[stop].wire_size(representation)
             stop += 1
         return self._entries[start:stop]
 

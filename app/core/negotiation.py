@@ -1,9 +1,25 @@
-"""The format that an ``Accept`` header asks for."""
+"""What a client asks for: the format that its ``Accept`` header names, and the coding of ``Accept-Encoding``."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from enum import Enum
+
+from .selection import Ranges
+
 SSE = "text/event-stream"
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+# A weight (RFC 9110, section 12.4.2).
+_WEIGHT = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+
+
+class Coding(Enum):
+    """How the bytes of an answer are coded, and whether ``Accept-Encoding`` decides that."""
+
+    FIXED = "fixed"  # plain, whatever the client accepts
+    PLAIN = "plain"  # plain, because the client does not ask for gzip
+    GZIP = "gzip"
 
 
 def _media_types(accept: str) -> list[str]:
@@ -28,3 +44,36 @@ def format_of(accept: str, asked: str | None) -> str:
         if media_type in _NDJSON:
             return "ndjson"
     return "sse"
+
+
+def coding_of(ranges: Ranges, prefixes: Collection[bytes], accept_encoding: str) -> Coding:
+    """Return how an answer with keys of *ranges* is coded.
+
+    Args:
+        prefixes: what may be compressed. An answer that has keys of any other range is plain: its size would tell about
+            them.
+        accept_encoding: the header; empty if there is none.
+    """
+    if not prefixes or not ranges or not all(any(one.within(prefix) for prefix in prefixes) for one in ranges):
+        return Coding.FIXED
+    return Coding.GZIP if asks_for_gzip(accept_encoding) else Coding.PLAIN
+
+
+def asks_for_gzip(accept_encoding: str) -> bool:
+    """Whether the header asks for gzip (RFC 9110, section 12.5.3): by name or by ``*``, and not for identity rather."""
+    weights: dict[str, float] = {}
+    for member in accept_encoding.lower().split(","):
+        name, *parameters = (part.strip() for part in member.split(";"))
+        weights["gzip" if name == "x-gzip" else name] = _weight(parameters)
+    gzip = weights.get("gzip", weights.get("*", 0.0))
+    return gzip > 0 and gzip >= weights.get("identity", 0.0)
+
+
+def _weight(parameters: list[str]) -> float:
+    """Return the weight; 0 if it is not one, because plain bytes are never wrong."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            value = value.strip()
+            return float(value) if _WEIGHT.fullmatch(value) else 0.0
+    return 1.0

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from .cursor import Cursor
 from .fold import Fold
-from .frames import comment, control, greeting
+from .frames import close_event, comment, control, greeting
 from .log import Log
 from .reasons import CloseReason, ResetReason
 from .selected_history import Older
@@ -101,6 +101,7 @@ class Reader:
         history: of the channel that the reader follows.
         older: reads more of that history for old cursors.
         selection: of the request. *epoch_of* derives its epoch.
+        form: see ``app.core.frames``.
         cursor: the client's; None if the client sent none.
         snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
         pace: how slow the reader may be. The shell reports to it how long writes take.
@@ -344,12 +345,7 @@ class Reader:
         members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms}
         if detail:
             members["detail"] = detail
-        close = control(self._form, "close", members)
-        if self._form == "sse":
-            # A browser that reconnects by itself waits as long as the last ``retry:`` stated; it does not look into the
-            # data.
-            close = close[:-1] + f"retry: {retry_ms}\n\n".encode()
-        return last + close
+        return last + close_event(self._form, members, retry_ms)
 
     # --- joining -----------------------------------------------------------------------------------------------------
 

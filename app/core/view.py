@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, cast
 
+from .deflate import Part
 from .encoding import event_body
 from .events import Batch, Event, KeyValue
-from .frames import snapshot_frame
+from .frames import GZIP, LIST, snapshot_frame
 from .log import MayKeep, keep_all
 from .sized import Sized
 from .snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 
 # A part that has shrunk below a quarter (1 / SMALL) of the limits is merged into the part before it.
 SMALL = 4
+
+F = TypeVar("F", bytes, Part)
 
 
 class View(Sized):
@@ -35,7 +39,8 @@ class View(Sized):
         self._bounds: list[bytes] = [b""]  # the lower bound of each part; all keys of earlier parts are smaller
         self._parts: list[dict[bytes, KeyValue]] = [{}]  # at least one
         self._blocks: list[Block | None] = [None]  # of each part; None after a write to the part
-        self._frames: dict[Block, dict[tuple[str, str, bool], bytes]] = {}  # by block, then by ``frame``'s arguments
+        # By block, then by ``frame``'s arguments.
+        self._frames: dict[Block, dict[tuple[str, str, bool], bytes | Part]] = {}
         self._bodies: dict[tuple[str, bool], dict[bytes, bytes]] = {}  # JSON objects, by encoding, then by key
         self._snapshot: Snapshot | None = snapshot
         self._replace(0, snapshot.blocks)
@@ -107,12 +112,27 @@ class View(Sized):
         The frame is made once for all readers, and kept until one of its items is written. If there is no memory to
         keep it, it is made for each reader.
         """
+        return self._once(
+            block,
+            (form, encoding, keys_only),
+            lambda: snapshot_frame(self._bodies_of(block, encoding, keys_only), form),
+        )
+
+    def part(self, block: Block, encoding: str, *, keys_only: bool) -> Part:
+        """Return the items of a snapshot's *block* as a part of a list with gzip. The part is kept as frames are."""
+        return self._once(
+            block,
+            (LIST + GZIP, encoding, keys_only),
+            lambda: Part.of(snapshot_frame(self._bodies_of(block, encoding, keys_only), LIST)),
+        )
+
+    def _once(self, block: Block, what: tuple[str, str, bool], make: Callable[[], F]) -> F:
         frames = self._frames.get(block, {})
-        frame = frames.get((form, encoding, keys_only))
+        frame = cast("F | None", frames.get(what))
         if frame is None:
-            frame = snapshot_frame(self._bodies_of(block, encoding, keys_only), form)
+            frame = make()
             if block in self._frames and self._may_keep(len(frame)):
-                frames[form, encoding, keys_only] = frame
+                frames[what] = frame
                 self._count(len(frame))
         return frame
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,17 @@ from hypothesis import strategies as st
 
 from app.core.encoding import event_body, list_items
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.frames import LIST, batch_frame, comment, control, greeting, snapshot_frame
+from app.core.frames import (
+    GZIP,
+    LIST,
+    batch_frame,
+    close_event,
+    comment,
+    control,
+    events_frame,
+    greeting,
+    snapshot_frame,
+)
 
 EPOCH = "16214fff"
 FORMS = ("sse", "ndjson")
@@ -249,3 +260,41 @@ def test_the_items_of_a_list(pairs: list[tuple[bytes, bytes]], keys_only: bool) 
     bodies = [event_body(item, "auto", keys_only=keys_only) for item in items]
 
     assert snapshot_frame(bodies, LIST) == list_items(items, "auto", keys_only=keys_only).encode()
+
+
+@given(
+    st.sampled_from(FORMS),
+    encodings,
+    batches,
+    st.lists(items, max_size=3),
+    st.none() | st.just(f"{EPOCH}-5"),
+    st.text(),
+)
+def test_with_gzip_each_frame_is_the_same_bytes_in_a_block(
+    form: str, encoding: str, batch: Batch, held: list[KeyValue], cursor: str | None, name: str
+) -> None:
+    """Every function that makes bytes for a stream makes a block of a member of them; the first has the header."""
+    bodies = [event_body(item, encoding) for item in held]
+
+    def all_frames(form: str) -> list[bytes]:
+        return [
+            greeting(form, "gw-1", 3000),
+            snapshot_frame(bodies, form),
+            control(form, "synced", {"revision": 5, "ranges": [name]}, cursor),
+            comment(form, "waiting"),
+            batch_frame(batch, form, encoding, EPOCH),
+            events_frame(batch.events, form, encoding, cursor, keys_only=True),
+            close_event(form, {"reason": "drain", "retry_ms": 500}, 500),
+        ]
+
+    inflater = zlib.decompressobj(wbits=31)
+    assert [inflater.decompress(frame) for frame in all_frames(form + GZIP)] == all_frames(form)
+
+
+def test_the_last_event_tells_an_event_source_when_to_come_back() -> None:
+    """Only SSE has a line for that, and the line belongs to the block of ``close``."""
+    members: dict[str, object] = {"reason": "drain", "retry_ms": 500}
+
+    last = 'event: close\ndata: {"type":"close","reason":"drain","retry_ms":500}\nretry: 500\n\n'
+    assert close_event("sse", members, 500).decode() == last
+    assert close_event("ndjson", members, 500) == control("ndjson", "close", members)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from app.core.events import Batch, Delete, KeyValue
+from app.core.frames import GZIP
 from app.core.log import Bounds, Log
 
 EVERYTHING = 1 << 40
@@ -258,6 +259,24 @@ def test_a_log_without_room(size: int) -> None:
     assert full.slice(1, size, REPRESENTATION) is found
     full.append(Batch(5, [KeyValue(b"/a/k", b"", 2, 5, 5)]), 0.0)
     assert full.passing == 0
+
+
+def test_a_slice_does_not_grow_because_others_get_gzip() -> None:
+    """What is deflated to little is still large for those who get it plain: they get it in as many slices as before."""
+    log = Log(Bounds())
+    log.restart(1)
+    for revision in range(2, 22):
+        log.append(Batch(revision, [KeyValue(b"/a/k", b"x" * 10_000, 2, revision, revision)]), 0.0)
+    form, *rest = REPRESENTATION
+    deflated = log.slice(1, 64_000, (form + GZIP, *rest))  # type: ignore[arg-type]
+    assert deflated is not None
+    assert deflated.end == 8, "not deflated yet, so nobody knows how small it is"
+    again = log.slice(8, 64_000, (form + GZIP, *rest))  # type: ignore[arg-type]
+    plain = log.slice(1, 64_000, REPRESENTATION)
+    assert plain is not None
+    assert again is not None
+    assert (plain.end, again.end) == (8, 15)
+    assert len(deflated.data) < len(plain.data) / 50
 
 
 def test_a_log_that_reclaims_while_it_asks_for_room() -> None:

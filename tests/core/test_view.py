@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from app.core.deflate import HEADER
 from app.core.encoding import event_body
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.frames import snapshot_frame
+from app.core.frames import GZIP, LIST, snapshot_frame
 from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 from app.core.view import View
 from tests.core.etcd_model import History
@@ -292,6 +294,32 @@ def test_a_block_of_another_view_is_not_its_own() -> None:
     encoded = new.encoded
     assert frames(new, old.snapshot(9)) == [before] != [now]
     assert new.encoded == encoded
+
+
+def test_a_block_is_deflated_once_and_counted_once() -> None:
+    """A frame with gzip, and a part of a list, are kept like every frame: counted with their size, and given back."""
+    view = View(Snapshot.of(9, [KeyValue(b"/a/%d" % n, b"text " * 99, n + 1, n + 1, 1) for n in range(9)]))
+    (block,) = view.snapshot(9).blocks
+    plain, frame, part = (
+        view.frame(block, "sse", "auto"),
+        view.frame(block, "sse" + GZIP, "auto"),
+        view.part(block, "auto", keys_only=False),
+    )
+    assert zlib.decompressobj(wbits=31).decompress(HEADER + frame) == plain
+    assert part.plain == view.frame(block, LIST, "auto")
+    assert len(frame) < len(plain) / 6
+    encoded, held = view.encoded, view.bytes
+    assert view.frame(block, "sse" + GZIP, "auto") is frame
+    assert view.part(block, "auto", keys_only=False) is part
+    assert (view.encoded, view.bytes) == (encoded, held)
+
+    bodies = sum(len(event_body(item, "auto")) for item in block.items)
+    assert encoded == bodies + len(plain) + len(frame) + len(part) + len(part.plain)
+    view.apply(Batch(10, [Delete(b"/a/0", 10)]))
+    assert view.encoded == bodies - len(event_body(block.items[0], "auto")), "a block that is written to gives all back"
+    view.frame(view.snapshot(10).blocks[0], "ndjson" + GZIP, "auto")
+    assert view.reclaim() > 0
+    assert (view.encoded, view.bytes) == (0, sum(item.size for item in block.items[1:]))
 
 
 # --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
