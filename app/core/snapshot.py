@@ -27,7 +27,7 @@ def _first_key(block: Block) -> bytes:
 class Block:
     """Some consecutive items, sorted by key. Immutable, and compared by identity."""
 
-    __slots__ = ("_newest", "items", "size")
+    __slots__ = ("__weakref__", "_newest", "items", "size")
 
     def __init__(self, items: Sequence[KeyValue]) -> None:
         self.items = items

@@ -316,10 +316,37 @@ def test_a_block_is_deflated_once_and_counted_once() -> None:
     bodies = sum(len(event_body(item, "auto")) for item in block.items)
     assert encoded == bodies + len(plain) + len(frame) + len(part) + len(part.plain)
     view.apply(Batch(10, [Delete(b"/a/0", 10)]))
-    assert view.encoded == bodies - len(event_body(block.items[0], "auto")), "a block that is written to gives all back"
+    del block
+    left = view.encoded
+    assert left == bodies - len(event_body(KeyValue(b"/a/0", b"text " * 99, 1, 1, 1), "auto")), "all is given back"
     view.frame(view.snapshot(10).blocks[0], "ndjson" + GZIP, "auto")
     assert view.reclaim() > 0
-    assert (view.encoded, view.bytes) == (0, sum(item.size for item in block.items[1:]))
+    assert (view.encoded, view.bytes) == (0, sum(item.size for item in view.snapshot(10).items))
+
+
+def test_a_block_that_is_replaced_stays_deflated_for_those_who_hold_it() -> None:
+    """A herd joins a busy range: what each of 1,000 readers has to be sent is deflated once, and counted that long."""
+    view = View(Snapshot.of(9, [KeyValue(b"/a/%d" % n, b"text " * 99, n + 1, n + 1, 1) for n in range(9)]))
+    held, other = view.snapshot(9), View(Snapshot.of(8, [KeyValue(b"/a/0", b"other" * 99, 8, 8, 1)])).snapshot(8)
+    before = view.frame(held.blocks[0], "sse" + GZIP, "auto")
+    view.apply(Batch(10, [Delete(b"/a/0", 10)]))
+    encoded = view.encoded
+    after, foreign = (
+        view.frame(held.blocks[0], "ndjson" + GZIP, "auto"),
+        view.frame(other.blocks[0], "sse" + GZIP, "auto"),
+    )
+    assert view.encoded == encoded + len(after) + len(foreign), "the items are not the latest, so they are not kept"
+    assert view.frame(held.blocks[0], "sse" + GZIP, "auto") is before
+    assert view.frame(held.blocks[0], "ndjson" + GZIP, "auto") is after
+    assert view.frame(other.blocks[0], "sse" + GZIP, "auto") is foreign
+    del held
+    assert view.encoded == encoded + len(foreign) - len(before)
+
+    assert view.reclaim() > 0
+    again = view.frame(other.blocks[0], "sse" + GZIP, "auto")
+    assert (view.encoded, again) == (len(again), foreign)
+    del other
+    assert (view.encoded, view.bytes) == (0, sum(item.size for item in view.snapshot(10).items))
 
 
 # --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
