@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from benchmarks import herds, measure, selections
+from benchmarks import compressed, herds, measure, selections
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
 from benchmarks.peers.bare import bare
@@ -23,6 +23,7 @@ GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "bare: uvloop, fixed bytes",
 )
 ONE_CHANNEL, CHANNELS = "one channel", "many channels"
+PLAIN, GZIP = "plain", "gzip"
 ONE_RANGE, TWO_RANGES, BUSY = "one range", "two ranges", ", busy"
 PEERS: Mapping[str, measure.Start] = {
     GATEWAY: etcd.gateway,
@@ -74,6 +75,7 @@ class Size:
     channels: int = 5000
     pinned: int = 5000
     released: int = 100
+    joiners: int = 300
 
 
 FULL = Size()
@@ -92,6 +94,7 @@ SMALL = Size(
     channels=20,
     pinned=100,
     released=5,
+    joiners=5,
 )
 
 
@@ -131,6 +134,13 @@ def comparisons(size: Size) -> list[Comparison]:
                 GATEWAY: partial(herds.gateway_herd, many, size.keys, size.followers),
                 BARE: partial(herds.bare_herd, many, size.keys),
             },
+        ),
+        Comparison(
+            "gzip",
+            f"{size.joiners:,} clients join a warm range of {size.keys:,} keys with values of JSON",
+            f"After the first one, {compressed.PACE} join a second. What is encoded and deflated for the first is "
+            "there for the others.",
+            {side: partial(compressed.joiners, size.joiners, size.keys, gzip=side == GZIP) for side in (PLAIN, GZIP)},
         ),
         Comparison(
             "pin",
@@ -275,6 +285,12 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
             ratio("state", GATEWAY, BARE, "last synced after (ms)"),
         ),
         Goal("a herd joins a large range: states read from etcd", 1.2, of("state", GATEWAY, "states read from etcd")),
+        Goal("gzip: bytes of a state, relative to plain", 1 / 6, ratio("gzip", GZIP, PLAIN, "bytes of a state")),
+        Goal(
+            "gzip: CPU of the second and later clients that join, relative to plain",
+            1,
+            ratio("gzip", GZIP, PLAIN, "CPU of a later client (us)"),
+        ),
         Goal(
             f"{size.channels:,} channels on a pin: CPU an event, relative to one channel",
             2,

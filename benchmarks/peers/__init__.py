@@ -41,9 +41,10 @@ class Peer:
     """Smaller for peers that would need minutes; the figure is deliveries a second."""
 
 
-def get(path: str, accept: str = "text/event-stream") -> bytes:
+def get(path: str, accept: str = "text/event-stream", coding: str = "") -> bytes:
     """A GET as a subscriber sends it."""
-    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n".encode()
+    asks = f"Accept-Encoding: {coding}\r\n" if coding else ""
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n{asks}\r\n".encode()
 
 
 def event(number: int) -> bytes:
