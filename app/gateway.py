@@ -171,6 +171,7 @@ class Gateway:
         # Set when the gateway cannot go on. The process must then end, and its supervisor starts a new process.
         self.broken = asyncio.Event()
         self.instance = settings.instance or socket.gethostname()
+        self.gzip_prefixes = settings.gzipped
         self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
         self.tls = make_tls(settings, clock=clock, wall=wall)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)

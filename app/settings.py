@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .prefixes import NOTHINGS, wrong_with_prefix
 from .units import processes, seconds, size
 from .urls import endpoint, is_origin
 
@@ -44,8 +45,6 @@ _PASSWORD = re.compile(r"//[^/]*@")
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # A header's name (RFC 9110, section 5.1), or nothing.
 _HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
-# What JSON, YAML, Python, Go, JavaScript and Helm write for an empty value.
-_NOTHINGS = frozenset({"null", "~", "none", "nil", "undefined", "<nil>", "<none>", "<no value>", "[]", "{}"})
 
 
 def _number(value: Any) -> Any:
@@ -92,7 +91,7 @@ def _text(value: Any) -> Any:
     if value.startswith(("'", '"')):
         msg = "must not begin with a quotation mark; leave the quotation marks out, as no shell removes them here"
         raise ValueError(msg)
-    if value.lower() in _NOTHINGS:
+    if value.lower() in NOTHINGS:
         msg = "is what a template writes for a missing value; leave the setting out"
         raise ValueError(msg)
     return value
@@ -186,6 +185,11 @@ class Settings(BaseSettings):
         description="addresses and networks whose X-Forwarded-For counts, comma-separated; '*' trusts everybody",
     )
     cors_origins: Items = Field((), description="origins whose pages may read from the gateway, comma-separated")
+    gzip_prefixes: Items = Field(
+        (),
+        description="prefixes whose streams and lists are sent with gzip to clients that ask for it, comma-separated, "
+        "percent-encoded",
+    )
     max_subscribers: Number = Field(20_000, ge=1, description="maximum number of streams at a time")
     max_feeds: Number = Field(
         1_000, ge=1, description="maximum number of distinct ranges at a time; lingering feeds are evicted first"
@@ -332,21 +336,26 @@ class Settings(BaseSettings):
             msg = "an empty prefix among others would allow every key; remove a comma, or use '' alone if you want that"
             raise ValueError(msg)
         for item in value:
-            if why := _wrong_with_prefix(item):
+            if why := wrong_with_prefix(item):
+                raise ValueError(f"{item!r} {why}")
+        return value
+
+    @field_validator("pin", "gzip_prefixes")
+    @classmethod
+    def _check_prefix_list(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("",):
+            return ()
+        if not all(value):
+            msg = "must not have an empty prefix, which would stand for every key; remove a comma"
+            raise ValueError(msg)
+        for item in value:
+            if why := wrong_with_prefix(item):
                 raise ValueError(f"{item!r} {why}")
         return value
 
     @field_validator("pin")
     @classmethod
     def _check_pins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value == ("",):
-            return ()
-        if not all(value):
-            msg = "must not have an empty prefix, which would follow every key; remove a comma"
-            raise ValueError(msg)
-        for item in value:
-            if why := _wrong_with_prefix(item):
-                raise ValueError(f"{item!r} {why}")
         names = sorted((unquote_to_bytes(item), item) for item in value)
         for (outer, first), (inner, second) in pairwise(names):
             if inner.startswith(outer):
@@ -438,6 +447,11 @@ class Settings(BaseSettings):
         """The pinned prefixes, as bytes."""
         return tuple(map(unquote_to_bytes, self.pin))
 
+    @property
+    def gzipped(self) -> tuple[bytes, ...]:
+        """The prefixes whose answers may be sent with gzip, as bytes."""
+        return tuple(map(unquote_to_bytes, self.gzip_prefixes))
+
     def group(self, kind: type[G], prefix: str = "") -> G:
         """Return the settings of one part of the gateway, as a frozen value of the dataclass *kind*.
 
@@ -465,23 +479,6 @@ def _wrong_with_user(user: str, password_file: Path | None) -> str:
         # etcdctl accepts user:password. The message does not repeat the value, which holds a password.
         return "must be the name only; put the password into the file of GATEWAY_ETCD_PASSWORD_FILE"
     return "" if password_file else "needs GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"
-
-
-def _wrong_with_prefix(item: str) -> str:
-    """Return why an allowed prefix is probably a mistake, or an empty text."""
-    if re.search("%(?![0-9a-fA-F]{2})|[\ud800-\udfff]", item):
-        return "is not percent-encoded; use the form of a query, like /svc/%ff"
-    if re.search(r"[\x00-\x20\x7f]|\s", item):
-        return "contains white space or a control character; separate items by commas, and write a space as %20"
-    if item.endswith("*"):
-        return "ends with '*', which a prefix does not need; remove it, or write %2A if the keys contain a '*'"
-    if item.startswith(("[", "{", '"', "'")) or item.lower() in _NOTHINGS:
-        encoded = f"%{ord(item[0]):X}{item[1:]}"
-        return (
-            "is not a prefix; separate prefixes by commas, and use '' alone to allow every key; if keys begin with "
-            f"this text, write {encoded!r}"
-        )
-    return ""
 
 
 def is_loopback(host: str) -> bool:

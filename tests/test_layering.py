@@ -22,9 +22,10 @@ APP = Path(app.__file__).parent
 # name that you want is in the right room.
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
+    "prefixes": set(),
     "urls": set(),
     "units": set(),
-    "settings": {"units", "urls"},
+    "settings": {"prefixes", "units", "urls"},
     "spelling": {"settings", "units"},
     "arguments": {"settings", "spelling", "units"},
     "page": set(),

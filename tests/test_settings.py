@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -118,7 +119,7 @@ TOGETHER = {
     "upstream_cacert",
     "upstream_token_file",
 }  # checked with each other, below
-BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,"}
+BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,", "gzip_prefixes": "/svc/,"}
 
 
 @pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - FREE_TEXT - TOGETHER))
@@ -412,6 +413,24 @@ def test_a_comma_too_many_does_not_allow_everything(text: str) -> None:
     (line,) = refused(allow_prefixes=text)
 
     assert line.startswith("GATEWAY_ALLOW_PREFIXES (--allow-prefixes): an empty prefix among others")
+
+
+@pytest.mark.parametrize("name", ["pin", "gzip_prefixes"])
+def test_lists_of_prefixes_that_may_be_empty(name: str) -> None:
+    """Empty is none, not every key; else they are written as in GATEWAY_ALLOW_PREFIXES, with the same mistakes."""
+    taken = attrgetter({"pin": "pins", "gzip_prefixes": "gzipped"}[name])
+    assert taken(load({})) == taken(load({name: ""})) == ()
+    assert taken(load({name: "/a/, /b%2C/ ,%ff"})) == (b"/a/", b"/b,/", b"\xff")
+    for text in ("/a/,", ",", "/a/,,/b/", *(each for each in NOT_A_FENCE if each.strip())):
+        (line,) = refused(**{name: text})
+        assert line.startswith(f"GATEWAY_{name.upper()} (--{name.replace('_', '-')}): ")
+
+
+def test_prefixes_of_gzip_may_lie_inside_each_other() -> None:
+    """Two pins would watch the same keys twice. To compress the same keys twice is not possible."""
+    assert load({"gzip_prefixes": "/a/,/a/b/"}).gzipped == (b"/a/", b"/a/b/")
+    (line,) = refused(pin="/a/,/a/b/")
+    assert "lies inside" in line
 
 
 NOT_A_FENCE = [

@@ -435,8 +435,8 @@ class Dashboard(Values):
 ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
     "tls_cert", "tls_key", "tls_client_ca", "allow_prefixes", "token_file", "tokens_file", "policy_file",
-    "jwt_secret_file", "session_key_file", "cors_origins", "pin", "epoch", "drain_window", "drain_timeout", "instance",
-    "trusted_proxies", "upstream", "upstream_cacert", "upstream_token_file",
+    "jwt_secret_file", "session_key_file", "cors_origins", "gzip_prefixes", "pin", "epoch", "drain_window",
+    "drain_timeout", "instance", "trusted_proxies", "upstream", "upstream_cacert", "upstream_token_file",
 })  # fmt: skip
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
 
@@ -474,6 +474,7 @@ def root() -> type[Values]:
         "token": Token,
         "access": Access,
         "pin": list[Annotated[str, Field(pattern=r"^[^,\s]+$")]],
+        "gzipPrefixes": list[Annotated[str, Field(pattern=r"^[^,\s]+$")]],
         "corsOrigins": list[Annotated[str, Field(pattern=r"^(\*|https?://[^,\s/]+)$")]],
         "host": Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]*$")],
         "epoch": Annotated[str, Field(max_length=64)],

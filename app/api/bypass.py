@@ -58,7 +58,7 @@ class Bypass:
             asked = await self._watch.understand(request)
             if asked.from_gateway:  # its head has more to say
                 return None
-            head = await self._heads.of(asked.format, header_of(request, b"origin"))
+            head = await self._heads.of(asked.format, asked.coding, header_of(request, b"origin"))
             subscriber = await subscribe(self._streams, asked)
         except GatewayError:
             return None

@@ -1,4 +1,4 @@
-"""The headers of streams, prepared once for each format and each origin that ``GATEWAY_CORS_ORIGINS`` names.
+"""The headers of streams, prepared once for each format, coding and origin that ``GATEWAY_CORS_ORIGINS`` names.
 
 ``StreamResponse`` and the CORS middleware make these headers, as they do for every other answer. To let them do so for
 each stream was a tenth of what a join cost.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Message
 
+from ..core.negotiation import Coding
 from ..core.sized import Sized
 from .cors import Cors
 from .stream_response import RawHeaders, common_headers
@@ -40,23 +41,27 @@ class Heads(Sized):
         self._instance = instance
         self._tier = tier
         self._cors = cors
-        self._prepared: dict[tuple[str, int | None, str | None], Head] = {}
+        self._prepared: dict[tuple[str, Coding, int | None, str | None], Head] = {}
 
-    async def of(self, form: str, origin: str | None) -> Head:
+    async def of(self, chosen: str, coding: Coding, origin: str | None) -> Head:
         """Return the headers. *origin*: the request's ``Origin``, None if it has none."""
         named = self._cors is not None and origin in self._cors.allow_origins
-        key = (form, self._tier(), origin if named or origin is None else _OTHER)
+        key = (chosen, coding, self._tier(), origin if named or origin is None else _OTHER)
         found = self._prepared.get(key)
         if found is None:
-            found = self._prepared[key] = await self._prepare(form, origin)
+            found = self._prepared[key] = await self._prepare(chosen, coding, origin)
         return found
 
     def __len__(self) -> int:
-        """Return the number of prepared heads: at most one for each format and each named origin, and two a format."""
+        """Return the number of prepared heads.
+
+        At most, each format and coding has one for each named origin, and two more.
+        """
         return len(self._prepared)
 
-    async def _prepare(self, form: str, origin: str | None) -> Head:
-        head: Message = {"type": "http.response.start", "headers": common_headers(form, self._instance, self._tier())}
+    async def _prepare(self, chosen: str, coding: Coding, origin: str | None) -> Head:
+        common = common_headers(chosen, coding, self._instance, self._tier())
+        head: Message = {"type": "http.response.start", "headers": common}
         if self._cors is not None:
 
             async def send(message: Message) -> None:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from ..access.identity import Identity
 from ..core.errors import TransientError
 from ..core.etag import IfNoneMatch
+from ..core.negotiation import Coding
 from ..core.page_token import reader_of
 from ..core.prefer import parse_wait
 from ..gateway import Gateway
@@ -17,7 +18,7 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
 from .kv_request import Reads, parse
-from .requests import PERMITTED, caller_of, headers_of, identity_of, query_of, understood_once
+from .requests import PERMITTED, caller_of, coding_for, headers_of, identity_of, query_of, understood_once
 
 
 def _reads_of(gateway: Gateway) -> Reads:
@@ -80,6 +81,9 @@ class Kv:
             request.scope[PERMITTED] = left
         else:
             access.authorize(identity, ranges, keys_only=keys_only)
+        coding = coding_for(self._gateway, request, asked.read.selection.ranges)
+        if coding is Coding.GZIP:
+            asked = asked.with_gzip()
         reader = reader_of(identity.name) if access.guarded else ""
         asked = asked.for_reader(reader)
         permit = access.permit(identity, ranges, asked.read.selection.ranges, keys_only=keys_only, cut=asked.cut)
@@ -93,7 +97,7 @@ class Kv:
         caller = caller_of(self._gateway, request.scope, identity)
         send_timeout = self._gateway.settings.send_timeout
         held = permit if access.may_end(identity) else None
-        return KvAnswers(asked, known, wait, send_timeout, caller, held, reader)
+        return KvAnswers(asked, known, wait, send_timeout, caller, held, reader, coding)
 
     async def _from_feed(self, answers: KvAnswers) -> Response:
         asked = answers.asked

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from ..access.permit import Permit
 from ..core.errors import NotFoundError
 from ..core.etag import ETag, IfNoneMatch
+from ..core.negotiation import Coding
 from ..core.quotas import Caller
 from .kv_request import KvRequest
 from .kv_response import KvBody, KvResponse
@@ -25,6 +26,7 @@ class KvAnswers:
         caller: whose quotas a subscription for this request counts for.
         permit: checked again before each response, because a request may wait; None without access modes.
         reader: for whom the tokens of next pages are; empty without access modes.
+        coding: of the answer. An answer that gzip does not make smaller is plain all the same.
     """
 
     asked: KvRequest
@@ -34,6 +36,7 @@ class KvAnswers:
     caller: Caller | None = None
     permit: Permit | None = None
     reader: str = ""
+    coding: Coding = Coding.FIXED
 
     def has(self, tag: ETag | None) -> bool:
         """Whether the client has the state that *tag* names. No client has a part of a list."""
@@ -73,6 +76,8 @@ class KvAnswers:
 
     def _headers(self, revision: int, tag: ETag | None, state: str | None) -> dict[str, str]:
         headers = {"X-Etcd-Revision": str(revision), "Cache-Control": "no-store"}
+        if self.coding is not Coding.FIXED:
+            headers["Vary"] = "Accept-Encoding"
         if tag is not None:
             headers["ETag"] = str(tag)
         if state is not None:

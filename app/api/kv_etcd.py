@@ -112,7 +112,7 @@ class EtcdReads:
         async with aclosing(self._reads.pages(selection.ranges[0])) as pages:
             listing = await anext(pages)
         epoch, revision = self._gateway.epoch_of(listing.cluster_id, selection), listing.revision
-        return key_body(next(iter(listing.items), None), revision, epoch, selection, hold)
+        return await key_body(next(iter(listing.items), None), revision, epoch, selection, hold, gzip=read.gzip)
 
     async def _list(self, read: KvRead, hold: Hold) -> KvBody:
         """Read range by range and page by page, and encode each page before the next is read.

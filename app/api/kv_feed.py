@@ -8,6 +8,7 @@ from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..core.budget import Use
+from ..core.deflate import plain_size
 from ..core.encoding import count_body
 from ..core.errors import DeniedError, DrainingError, GatewayError, TooLargeError, UnavailableError
 from ..core.etag import ETag
@@ -168,7 +169,9 @@ class FeedReads:
             if selection.count_only:
                 return KvBody(revision, [count_body(revision, f"{epoch}-{revision}", snapshot.count)], hold)
             if read.single_key:
-                return key_body(next(iter(snapshot.items), None), revision, epoch, selection, hold)
+                return await key_body(
+                    next(iter(snapshot.items), None), revision, epoch, selection, hold, gzip=read.gzip
+                )
             return await _list(view, snapshot, epoch, KvList(read, hold), read)
         except BaseException:
             hold.release()
@@ -188,10 +191,14 @@ async def _list(view: View, snapshot: Snapshot, epoch: str, items: KvList, read:
     for block in snapshot.page(page.start if page is not None else b"", read.limit):
         if items.count and not items.fits(block.size):
             break
-        encoded = view.frame(block, LIST, selection.encoding, keys_only=selection.keys_only)
+        encoded = (
+            view.part(block, selection.encoding, keys_only=selection.keys_only)
+            if read.gzip
+            else view.frame(block, LIST, selection.encoding, keys_only=selection.keys_only)
+        )
         last = block.items[-1].key
         items.append(encoded, len(block.items), last, block.newest)
-        turn -= len(encoded)
+        turn -= plain_size(encoded)
         if turn <= 0:
             turn = TURN
             await asyncio.sleep(0)

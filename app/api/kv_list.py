@@ -6,17 +6,21 @@ import asyncio
 from collections.abc import Sequence
 
 from ..core.budget import Hold
+from ..core.deflate import Part, plain_size
 from ..core.encoding import list_head, list_items, list_tail
 from ..core.etag import ETag
 from ..core.events import KeyValue
 from ..core.page_token import PageToken
 from ..etcd.reads import PAGE_BYTES
+from .kv_gzip import deflate
 from .kv_request import KvRead
 from .kv_response import KvBody, revoked
 
 ENCODE_SLICE = 1024
-# A body that has reached this many bytes ends there, with ``next_page``.
+# A body that has reached this many bytes of JSON ends there, with ``next_page``.
 MOST_BYTES = 16 * 1024 * 1024
+# Bytes between items, at most: a stored block with a comma.
+SEPARATOR = 6
 
 
 class KvList:
@@ -24,12 +28,13 @@ class KvList:
 
     def __init__(self, read: KvRead, hold: Hold) -> None:
         self.count = 0
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | Part] = []
         self._last = b""  # the last key
         self._newest = 0  # the greatest mod_revision
         self._read = read
         self._hold = hold
-        self._size = 0
+        self._size = 0  # bytes in memory
+        self._length = 0  # bytes of JSON
 
     async def add(self, items: Sequence[KeyValue]) -> None:
         """Encode items in slices: 100,000 items at once would delay every stream by about 0.2 s."""
@@ -37,16 +42,21 @@ class KvList:
         for start in range(0, len(items), ENCODE_SLICE):
             some = items[start : start + ENCODE_SLICE]
             encoded = list_items(some, selection.encoding, keys_only=selection.keys_only).encode()
-            self.append(encoded, len(some), some[-1].key, max(item.mod_revision for item in some))
+            parts = await deflate(encoded) if self._read.gzip else [encoded]
+            self._append(parts, len(some), some[-1].key, max(item.mod_revision for item in some))
             await asyncio.sleep(0)
         self.settle()
 
-    def append(self, encoded: bytes, count: int, last: bytes, newest: int) -> None:
+    def append(self, encoded: bytes | Part, count: int, last: bytes, newest: int) -> None:
         """Add *count* items that are encoded. *last*: the last key. *newest*: the greatest ``mod_revision``."""
+        self._append([encoded], count, last, newest)
+
+    def _append(self, parts: Sequence[bytes | Part], count: int, last: bytes, newest: int) -> None:
         if self.count:
             self._parts.append(b",")
-        self._parts.append(encoded)
-        self._size += len(encoded) + 1
+        self._parts += parts
+        self._size += sum(map(len, parts)) + SEPARATOR
+        self._length += sum(map(plain_size, parts)) + 1
         self.count += count
         self._last = last
         self._newest = max(self._newest, newest)
@@ -63,7 +73,7 @@ class KvList:
     @property
     def full(self) -> bool:
         """Whether the list must end here, because it has enough items or bytes."""
-        return self.count >= self._read.limit or self._size >= MOST_BYTES
+        return self.count >= self._read.limit or self._length >= MOST_BYTES
 
     def fits(self, size: int) -> bool:
         """Whether about *size* more bytes may be added. If so, memory is reserved."""

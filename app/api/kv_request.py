@@ -35,12 +35,14 @@ class KvRead:
     Args:
         single_key: the answer is one key, and not a list. What is asked decides this: of a prefix, a single key may be
             permitted.
+        gzip: the client asks for gzip, and may get it.
     """
 
     selection: Selection
     limit: int
     page: PageToken | None
     single_key: bool
+    gzip: bool = False
 
     @property
     def ranges(self) -> Ranges:
@@ -67,6 +69,10 @@ class KvRequest:
     def within(self, ranges: Ranges) -> KvRequest:
         """Return the request for *ranges* instead of what was asked."""
         return replace(self, read=replace(self.read, selection=replace(self.read.selection, ranges=ranges)))
+
+    def with_gzip(self) -> KvRequest:
+        """Return the request for an answer with gzip."""
+        return replace(self, read=replace(self.read, gzip=True))
 
     def for_reader(self, reader: str) -> KvRequest:
         """Return the request after the check that its page, if it has one, is for *reader*. Raises PageExpiredError."""

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..core.budget import Hold
+from ..core.deflate import Checksum, Part, end_member
 from ..core.encoding import item_body, page_tail
 from ..core.errors import OverCapacityError
 from ..core.etag import ETag
@@ -23,6 +24,7 @@ from ..core.page_token import PageToken
 from ..core.selection import Selection
 from ..stream.connection import Connection, StuckError
 from ..stream.transport import ClientTransport, client_of
+from .kv_gzip import coded, deflate
 
 # Bytes handed to the server at a time.
 SLICE = 64 * 1024
@@ -35,23 +37,28 @@ class KvBody:
 
     *page*: the next page of a list. Its token is not in ``parts``, because the token differs from reader to reader.
 
+    ``gzip``: the body is sent with gzip, because some of the *parts* are deflated, and the body is smaller that way.
+
     *hold* is released after the last response has released the body, or when a feed needs the bytes. In the second
     case the clients that are still receiving the body are disconnected.
     """
 
-    __slots__ = ("__weakref__", "_page", "_senders", "parts", "revision", "revoked", "tag")
+    __slots__ = ("__weakref__", "_checksum", "_page", "_senders", "parts", "revision", "revoked", "tag")
 
     def __init__(
         self,
         revision: int,
-        parts: Sequence[bytes] | None,
+        parts: Sequence[bytes | Part] | None,
         hold: Hold,
         tag: ETag | None = None,
         page: PageToken | None = None,
     ) -> None:
         self.revision = revision
         self.tag = tag
-        self.parts = parts
+        self.parts: Sequence[bytes] | None = None
+        self._checksum: Checksum | None = None  # of a body with gzip
+        if parts is not None:
+            self.parts, self._checksum = coded(parts)
         self.revoked = False
         self._page = page
         self._senders: set[Connection] = set()
@@ -61,13 +68,19 @@ class KvBody:
         weakref.finalize(self, hold.release).atexit = False
 
     @property
+    def gzip(self) -> bool:
+        """See the class."""
+        return self._checksum is not None
+
+    @property
     def size(self) -> int:
         """The number of bytes in ``parts``."""
         return sum(map(len, self.parts or ()))
 
     def tail(self, reader: str) -> bytes:
         """Return what follows after ``parts`` in the answer to *reader*."""
-        return page_tail(self._page.token(reader)) if self._page is not None else b""
+        tail = page_tail(self._page.token(reader)) if self._page is not None else b""
+        return tail if self._checksum is None else end_member(tail, self._checksum)
 
     def slices(self) -> Iterator[bytes | memoryview]:
         """Yield the body in pieces that are small enough for the server to copy. Small parts are joined."""
@@ -103,12 +116,15 @@ class KvBody:
         self._senders.discard(connection)
 
 
-def key_body(item: KeyValue | None, revision: int, epoch: str, selection: Selection, hold: Hold) -> KvBody:
+async def key_body(
+    item: KeyValue | None, revision: int, epoch: str, selection: Selection, hold: Hold, *, gzip: bool
+) -> KvBody:
     """Return the answer for a single key. *item*: None if the key does not exist."""
     if item is None:
         return KvBody(revision, None, hold, ETag(epoch, 0, 0))
     encoded = item_body(revision, f"{epoch}-{revision}", item, selection.encoding)
-    return KvBody(revision, [encoded], hold, ETag(epoch, item.mod_revision, 1))
+    parts = await deflate(encoded) if gzip else [encoded]
+    return KvBody(revision, parts, hold, ETag(epoch, item.mod_revision, 1))
 
 
 def revoked() -> OverCapacityError:
@@ -136,7 +152,8 @@ class KvResponse(Response):
     def __init__(self, body: KvBody, headers: dict[str, str], reader: str, *, send_timeout: float) -> None:
         self._tail = body.tail(reader)
         length = {"Content-Length": str(body.size + len(self._tail))}
-        super().__init__(None, headers={**headers, **length}, media_type="application/json")
+        coding = {"Content-Encoding": "gzip"} if body.gzip else {}
+        super().__init__(None, headers={**headers, **length, **coding}, media_type="application/json")
         self._body: KvBody | None = body
         self._send_timeout = send_timeout
 

@@ -21,6 +21,7 @@ from ..gateway import Gateway
 from ..tier.client import Answer
 from ..tier.upstream import OUT_OF_REACH, GatewayUpstream
 from .kv_etcd import PATIENCE, check_epoch
+from .kv_gzip import deflate
 from .kv_request import KvRead, KvRequest
 from .kv_response import KvBody, revoked
 
@@ -62,12 +63,13 @@ class UpstreamReads:
                 return self._list_of_one(answer, read, revision, hold)
             if answer.status == 404:
                 return KvBody(revision, None, hold, tag)
-            end = _NEXT_PAGE.search(answer.body, max(0, len(answer.body) - _LONGEST_END))
-            if end is None:
-                return KvBody(revision, [answer.body], hold, tag)
-            page = parse_page_token(end[1], read.selection.ranges)
-            self._reader = page.reader
-            return KvBody(revision, [answer.body[: end.start()]], hold, tag, page)
+            encoded, page = answer.body, None
+            end = _NEXT_PAGE.search(encoded, max(0, len(encoded) - _LONGEST_END))
+            if end is not None:
+                encoded, page = encoded[: end.start()], parse_page_token(end[1], read.selection.ranges)
+                self._reader = page.reader
+            parts = await deflate(encoded) if read.gzip else [encoded]
+            return KvBody(revision, parts, hold, tag, page)
         except BaseException:
             hold.release()
             raise

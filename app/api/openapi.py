@@ -95,6 +95,10 @@ def _header(text: str, schema: Schema = TEXT) -> dict[str, Any]:
 
 
 _REVISION_OF = {"X-Etcd-Revision": _header("The revision of the answer, or the highest that is known.", NUMBER)}
+_CODING = {
+    "Content-Encoding": _header("`gzip`, if `GATEWAY_GZIP_PREFIXES` has the ranges and `Accept-Encoding` asks for it."),
+    "Vary": _header("Has `Accept-Encoding` if `GATEWAY_GZIP_PREFIXES` has the ranges."),
+}
 _RETRY = {"Retry-After": _header("After how many seconds to come back.", COUNT)}
 _CHALLENGE = {"WWW-Authenticate": _header("`Bearer`, and perhaps what is wrong with the token (RFC 6750).")}
 _PROBLEM_HEADERS = {401: _CHALLENGE, 403: _CHALLENGE, 429: _RETRY, 503: _RETRY}
@@ -168,6 +172,7 @@ KV = _operation(
             "A single `key`: `KeyAnswer`. Everything else: `ListAnswer`.",
             _json({"oneOf": [ref("KeyAnswer"), ref("ListAnswer")]}, examples.KV),
             _REVISION_OF
+            | _CODING
             | {
                 "ETag": _header("The state of a single key, or of a whole list."),
                 "X-Gateway-State": _header("With `consistency=feed`: `live` or `stale`."),
@@ -217,7 +222,8 @@ WATCH = _operation(
                 "text/event-stream": {"schema": ref("ServerSentEvent"), "examples": examples.SSE_EVENTS},
                 "application/x-ndjson": {"schema": ref("Event"), "examples": examples.EVENTS},
             },
-            {
+            _CODING
+            | {
                 "X-Gateway-Instance": _header("Which instance answers."),
                 "X-Request-Id": _header("The request's own, or a new one. It is in the gateway's log."),
             },

@@ -14,8 +14,10 @@ from ..access.cookie import COOKIE
 from ..access.identity import Identity
 from ..core.encoding import Encoding
 from ..core.errors import ForbiddenError, GatewayError, UnauthorizedError
+from ..core.negotiation import Coding, coding_of
 from ..core.query import parse_choice
 from ..core.quotas import Caller, client_address
+from ..core.selection import Ranges
 from ..gateway import Gateway
 from ..stream.transport import EXTENSION
 
@@ -182,6 +184,12 @@ def query_of(request: Request) -> bytes:
 def encoding_of(query: Mapping[str, bytes]) -> str:
     """Return the encoding of keys and values in the response. Raises BadRequestError for an unknown encoding."""
     return parse_choice(query, "encoding", ENCODINGS) or "auto"
+
+
+def coding_for(gateway: Gateway, request: Request, ranges: Ranges) -> Coding:
+    """Return how the answer to a request is coded. *ranges*: those that the answer has keys of."""
+    prefixes = gateway.gzip_prefixes
+    return coding_of(ranges, prefixes, ",".join(headers_of(request, b"accept-encoding"))) if prefixes else Coding.FIXED
 
 
 def scope_of(query: Mapping[str, bytes]) -> bool:

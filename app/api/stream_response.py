@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from ..access.permit import Permit
 from ..core.cursor import Cursor
 from ..core.errors import GatewayError, TransientError, UnavailableError
-from ..core.frames import control, greeting
+from ..core.frames import GZIP, control, greeting
+from ..core.negotiation import Coding
 from ..core.quotas import Caller
 from ..core.reasons import QUOTA_REASONS
 from ..core.selection import Selection
@@ -54,6 +55,12 @@ class WatchRequest:
     caller: Caller | None = None  # whose quotas the stream counts for
     permit: Permit | None = None  # None: nothing is checked after the stream has begun
     from_gateway: bool = False  # a gateway that follows this one sent it
+    coding: Coding = Coding.FIXED
+
+    @property
+    def form(self) -> str:
+        """The form of the stream's bytes: see ``app.core.frames``."""
+        return self.format + GZIP if self.coding is Coding.GZIP else self.format
 
     @property
     def id_header(self) -> tuple[bytes, bytes]:
@@ -68,15 +75,17 @@ class _NoContent:
         raise NotImplementedError("never iterated: StreamResponse replaces __call__")
 
 
-def common_headers(form: str, instance: str, tier: int | None) -> RawHeaders:
-    """Return the headers of every stream of a format: all but ``X-Request-Id``."""
+def common_headers(chosen: str, coding: Coding, instance: str, tier: int | None) -> RawHeaders:
+    """Return the headers of every stream of the format *chosen* and a coding: all but ``X-Request-Id``."""
     gateway = {"X-Gateway-Instance": instance} | ({} if tier is None else {"X-Gateway-Tier": str(tier)})
+    varies = "Last-Event-ID, Accept, Origin" + (", Accept-Encoding" if coding is not Coding.FIXED else "")
     response = EventSourceResponse(
         _NoContent(),
-        media_type=_MEDIA_TYPES[form],
+        media_type=_MEDIA_TYPES[chosen],
         headers={
             "Cache-Control": "no-store, no-transform",
-            "Vary": "Last-Event-ID, Accept, Origin",
+            "Vary": varies,
+            **({"Content-Encoding": "gzip"} if coding is Coding.GZIP else {}),
             **gateway,
         },
         ping=0,
@@ -92,7 +101,8 @@ class StreamResponse(EventSourceResponse):
 
     def __init__(self, streams: Streams, asked: WatchRequest, refusal: TransientError | None = None) -> None:
         super().__init__(_NoContent(), ping=0)
-        self.raw_headers = [*common_headers(asked.format, streams.instance, streams.tier()), asked.id_header]
+        common = common_headers(asked.format, asked.coding, streams.instance, streams.tier())
+        self.raw_headers = [*common, asked.id_header]
         self._streams = streams
         self._asked = asked
         self._refusal = refusal
@@ -152,7 +162,7 @@ class StreamResponse(EventSourceResponse):
             return
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
-            await connection.send(greeting(self._asked.format, streams.instance, retry_ms))
+            await connection.send(greeting(self._asked.form, streams.instance, retry_ms))
             # Whoever is above a quota, and asks again and again, must leave room for other clients that are refused.
             most = MAX_HELD // 2 if error.code in QUOTA_REASONS else MAX_HELD
             if len(streams.held) < most and streams.capacity.roomy and not streams.registry.draining:
@@ -161,7 +171,7 @@ class StreamResponse(EventSourceResponse):
                 members: dict[str, object] = {"reason": error.close_reason, "retry_ms": retry_ms}
                 if isinstance(error, UnavailableError):
                     members["detail"] = error.detail
-                close = control(self._asked.format, "close", members)
+                close = control(self._asked.form, "close", members)
                 await connection.send(close, more=False)
 
     async def _hold(self, connection: Connection, seconds: float) -> None:
@@ -230,7 +240,7 @@ async def deliver(
         reader = streams.reader(
             subscriber.channel,
             asked.selection,
-            form=asked.format,
+            form=asked.form,
             cursor=asked.cursor,
             snapshot=asked.snapshot,
             interval=asked.interval,

@@ -20,6 +20,7 @@ from ..units import seconds
 from .requests import (
     address_of,
     caller_of,
+    coding_for,
     encoding_of,
     header_of,
     identity_of,
@@ -146,6 +147,7 @@ class Watch:
             caller=caller_of(self._gateway, request.scope, identity),
             permit=permit,
             from_gateway=header_of(request, b"x-gateway-tier") is not None,
+            coding=coding_for(self._gateway, request, ranges),
         )
 
 

@@ -126,6 +126,9 @@ REQUESTS = {
     "cursor in the query": b"GET /v1/watch?prefix=/svc/&lastEventId=%ff HTTP/1.1\r\n",
     "request id": b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nX-Request-Id: req-1\r\n",
     "harmful request id": b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nX-Request-Id: a b\r\n",
+    "gzip": b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nAccept-Encoding: gzip\r\n",
+    "gzip, but no prefix for it": b"GET /v1/watch?prefix=/none/ HTTP/1.1\r\nAccept-Encoding: gzip\r\n",
+    "gzip, HEAD": b"HEAD /v1/watch?prefix=/svc/ HTTP/1.1\r\nAccept-Encoding: *\r\n",
     "HTTP/1.0": b"GET /v1/watch?prefix=/svc/ HTTP/1.0\r\n",
     "Connection: close": b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nConnection: close\r\n",
     "body": b"GET /v1/watch?prefix=/svc/ HTTP/1.1\r\nContent-Length: 0\r\n",
@@ -159,6 +162,7 @@ def settings(fake: FakeEtcd, **more: Any) -> dict[str, Any]:
         "instance": "gw-1",
         "cors_origins": PAGE,
         "allow_prefixes": "/svc/,/none/",
+        "gzip_prefixes": "/svc/",
         **more,
     }
 

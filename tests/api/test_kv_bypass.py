@@ -20,11 +20,12 @@ from tests.support.waiting import HANG
 
 PAGE = "https://page.example"
 FEED = "consistency=feed"
+GZIP = {"Accept-Encoding": "gzip"}
 
 
 @pytest.fixture(name="gateway")
 async def _gateway(fake: FakeEtcd) -> AsyncIterator[Gateway]:
-    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "cors_origins": PAGE}))
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "cors_origins": PAGE, "gzip_prefixes": "/svc/"}))
     async with gateway.running():
         yield gateway
 
@@ -52,7 +53,7 @@ async def outcome(app: FastAPI, target: str, method: str, headers: dict[str, str
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("headers", [{}, {"Origin": PAGE}, {"If-None-Match": "*"}, {"Prefer": "wait=9"}])
+@pytest.mark.parametrize("headers", [{}, {"Origin": PAGE}, {"If-None-Match": "*"}, {"Prefer": "wait=9"}, GZIP])
 @pytest.mark.parametrize(
     "query",
     [

@@ -25,10 +25,11 @@ BODY = {"revision": 120, "cursor": "81e932e5-120", "kvs": [], "count": 0}
 
 
 async def ask(
-    root: Scripted, query: str, answered: Answered, *, policy: Path | None = None, **headers: str
+    root: Scripted, query: str, answered: Answered, *, policy: Path | None = None, gzip: str = "", **headers: str
 ) -> httpx.Response:
     """The answer of an edge whose upstream answers so."""
-    gateway = Gateway(load({"upstream": root.url, **({"policy_file": policy} if policy is not None else {})}))
+    more = {"policy_file": policy} if policy is not None else {}
+    gateway = Gateway(load({"upstream": root.url, "gzip_prefixes": gzip, **more}))
     root.answer = lambda asked: answered if asked.path == "/v1/kv" else root.usual(asked)
 
     async def connected() -> bool:
@@ -144,3 +145,22 @@ async def test_a_page_of_another_request_is_refused_here() -> None:
         answer = await ask(root, "prefix=/svc/&page=ODFlOTMyZTUtMTUtL3N2Yy9hAA", Answered.of(BODY))
         assert answer.status_code == 410
         assert root.of("/v1/kv") == []
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_an_edge_compresses_what_its_root_sends_plain(*, more: bool) -> None:
+    """The edge asks its root for plain bytes, and compresses them for its own clients, also before a next page."""
+    selection = Selection((KeyRange("prefix", b"/svc/"),))
+    kvs = b",".join(b'{"key":"/svc/%d","value":"%s"}' % (number, b"text " * 20) for number in range(900))
+    encoded = list_head(120, "81e932e5-120") + kvs + list_tail(900, more=more)
+    whole = encoded + (page_tail(PageToken(epoch_of(CLUSTER, selection), 120, b"/svc/b").token("")) if more else b"")
+    async with scripted() as root:
+        plain = replace(Answered.of(BODY, X_Etcd_Revision="120"), body=whole)
+        answer = await ask(root, "prefix=/svc/", plain, gzip="/svc/", accept_encoding="gzip")
+        (passed,) = root.of("/v1/kv")
+
+    headers = {name.lower(): value for name, value in passed.headers.items()}
+    assert headers["accept-encoding"] == "identity"
+    assert answer.headers["content-encoding"] == "gzip"
+    assert int(answer.headers["content-length"]) < len(whole) / 10
+    assert answer.content == whole

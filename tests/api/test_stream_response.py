@@ -216,3 +216,58 @@ async def test_a_refused_client_that_takes_nothing(full: Gateway) -> None:
     with pytest.raises(OSError, match="gone"):
         await client.task
     assert full.streams.held == set()
+
+
+@pytest.fixture(name="compressing")
+async def _compressing(fake: FakeEtcd) -> AsyncIterator[Gateway]:
+    """A gateway that compresses the range of the tests."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "gzip_prefixes": "/svc/"}), draw=lambda: 0.5)
+    async with gateway.running():
+        yield gateway
+        await released(gateway, fake)
+
+
+@pytest.mark.parametrize("form", ["sse", "ndjson"])
+async def test_a_stream_with_gzip(compressing: Gateway, fake: FakeEtcd, form: str) -> None:
+    """The same stream in a gzip member, one event after the other; only who asks for it gets it."""
+    fake.put(b"/svc/b", b"text " * 500)
+    query = b"prefix=/svc/&format=" + form.encode()
+    asks = [(b"accept-encoding", b"br;q=1.0, gzip;q=0.8")]
+    clients = [Client(compressing, query=query, headers=headers) for headers in ([], asks)]
+    for client in clients:
+        await client.until('"type":"synced"')
+    revision = fake.put(b"/svc/b", b"more " * 500)
+    for client in clients:
+        await client.until(f'"mod_revision":{revision}')
+        await client.leave()
+    plain, deflated = clients
+
+    assert deflated.text == plain.text
+    assert len(deflated.body) < len(plain.body) / 4
+    assert deflated.headers.pop("content-encoding") == "gzip"
+    for client in clients:
+        assert client.headers["vary"] == "Last-Event-ID, Accept, Origin, Accept-Encoding"
+    assert "content-encoding" not in plain.headers
+
+
+@pytest.mark.parametrize("query", [b"prefix=/svc", b"prefix=/svc/&key=/other", b"prefix=/other/"])
+async def test_a_stream_of_what_is_not_listed(compressing: Gateway, query: bytes) -> None:
+    """One range that is not listed is enough for a plain stream, and its head does not vary."""
+    client = Client(compressing, query=query, headers=[(b"accept-encoding", b"gzip")], method="HEAD")
+    await client.task
+
+    assert client.status == 200
+    assert client.headers["vary"] == "Last-Event-ID, Accept, Origin"
+    assert "content-encoding" not in client.headers
+
+
+async def test_a_refused_event_source_with_gzip(compressing: Gateway) -> None:
+    """The short stream of a refusal is what its head says."""
+    compressing.registry.draining = True
+    client = Client(compressing, headers=[*EVENT_SOURCE, (b"accept-encoding", b"gzip")])
+    await client.task
+    compressing.registry.draining = False
+
+    assert client.headers["content-encoding"] == "gzip"
+    assert client.text.startswith("retry: ")
+    assert "event: close" in client.text

@@ -220,6 +220,9 @@ def test_readme_has_every_value() -> None:
         "pin=/svc/",
         "pin[0]=/a\\,/b",
         "pin={}",
+        "gzipPrefixes=/svc/",
+        "gzipPrefixes[0]=/a\\,/b",
+        "settings.gzipPrefixes={/svc/}",
         "settings.pin={/svc/}",
         "settings.maxChannels=0",
         "etcd.endpoints={}",
@@ -698,6 +701,7 @@ def test_environment_is_understood(tool: Path, values: Path) -> None:
         assert taken.linger == 0
         assert taken.allowed == (b"/svc/", b"/bin/\xff", b"/a&b/")
         assert taken.pins == (b"/svc/", b"/bin/\xff")
+        assert taken.gzipped == (b"/svc/", b"/bin/\xff")
         assert taken.max_channels == 5000
         assert len(taken.etcd) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -64,9 +65,15 @@ class Client:
         return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
 
     @property
-    def text(self) -> str:
+    def body(self) -> bytes:
         """The response's body so far."""
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def text(self) -> str:
+        """The response's body so far, decoded."""
+        gzip = self.sent and self.headers.get("content-encoding") == "gzip"
+        return (zlib.decompressobj(wbits=31).decompress(self.body) if gzip else self.body).decode()
 
     async def until(self, text: str) -> None:
         """Wait until the body contains *text*."""

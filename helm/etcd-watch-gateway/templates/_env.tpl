@@ -70,6 +70,10 @@
 - name: GATEWAY_PIN
   value: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.gzipPrefixes }}
+- name: GATEWAY_GZIP_PREFIXES
+  value: {{ join "," . | quote }}
+{{- end }}
 {{- if .Values.token.existingSecret }}
 - name: GATEWAY_TOKEN_FILE
   value: /etc/etcd-watch-gateway/token/token
