@@ -78,7 +78,7 @@ class Follower:
             self._query += "&mode=latest&interval=200ms"
         self.others: Sequence[Follower] = ()
         self.reading = False
-        self.streams = 0
+        self.streams = self.gzip_streams = 0
         self._back_at = 0.0  # it stays away until then
         self.violation: AssertionError | None = None
 
@@ -129,6 +129,8 @@ class Follower:
         url, headers = f"{base}/v1/watch?{self._query}", {}
         if rng.random() < 0.5:
             headers["Accept"] = "application/x-ndjson"
+        if rng.random() < 0.4:  # cursors go from one coding to the other
+            headers["Accept-Encoding"] = "gzip"
         if self.judge.cursor is not None:
             if rng.random() < 0.5:
                 headers["Last-Event-ID"] = self.judge.cursor
@@ -155,6 +157,7 @@ class Follower:
         events = rng.randrange(1, 60) if rng.random() < 0.3 and seconds < 60 else None
         judge.connect(f"{self.name} at {base}", time.monotonic())
         self.streams += 1
+        self.gzip_streams += "content-encoding" in stream.headers
         self.reading = True
         while time.monotonic() < leave and events != 0 and (self._back_at < time.monotonic() or seconds >= 60):
             event = await stream.next_event(SILENT)

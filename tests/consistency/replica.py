@@ -10,12 +10,14 @@ import signal
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
+from urllib.parse import quote
 
 from app.dev.etcd import free_ports
+from tests.consistency.writer import PREFIXES
 from tests.support.gateway import GatewayProcess, start
 from tests.support.proxy import Proxy
 
-# Small bounds, so that readers fall behind and history ends within seconds.
+# Small bounds, so that readers fall behind and history ends within seconds. Who asks for gzip gets it.
 SETTINGS = {
     "GATEWAY_HEARTBEAT": "1s",
     "GATEWAY_STALE_AFTER": "2s",
@@ -25,6 +27,7 @@ SETTINGS = {
     "GATEWAY_REACH_BACK": "2000",
     "GATEWAY_SEND_TIMEOUT": "5s",
     "GATEWAY_DRAIN_TIMEOUT": "2s",
+    "GATEWAY_GZIP_PREFIXES": ",".join(map(quote, PREFIXES)),
 }
 
 

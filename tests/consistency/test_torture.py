@@ -38,3 +38,4 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
     assert report.deliveries > 1_000
     assert report.faults.total() > 10
     assert report.renewals > 0
+    assert 0 < report.gzip_streams < report.streams

@@ -58,6 +58,7 @@ class Report:
     deliveries: int = 0
     revisions: int = 0
     streams: int = 0
+    gzip_streams: int = 0
     reads: Counter[int] = field(default_factory=Counter)  # of /v1/kv, by status
     mirrors: int = 0  # how often what a client's mirror said was checked
     renewals: int = 0  # how many streams of clients have ended with their tokens
@@ -69,8 +70,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, {self.revisions} revisions, "
-            f"longest `live` behind etcd {self.worst_lag:.1f} s, mirrors exact {self.mirrors} times, "
+            f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, of which {self.gzip_streams} "
+            f"had gzip, {self.revisions} revisions, longest `live` behind etcd {self.worst_lag:.1f} s, "
+            f"mirrors exact {self.mirrors} times, "
             f"{self.renewals} streams ended with their tokens",
             "reads: " + _table(self.reads),
             f"faults ({self.faults.total()}): " + _table(self.faults),
@@ -357,6 +359,7 @@ def _sum_up(
         judge = follower.judge
         report.deliveries += judge.deliveries
         report.streams += follower.streams
+        report.gzip_streams += follower.gzip_streams
         report.worst_lag = max(report.worst_lag, judge.lags)
         if isinstance(follower, ReadingFollower):
             report.reads.update(follower.answers)

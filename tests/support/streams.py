@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import struct
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -47,6 +48,11 @@ class Stream:
     _rest: bytes = b""  # the beginning of the next line
     _fields: dict[bytes, bytes] = field(default_factory=dict)  # the fields of the SSE block that has not ended yet
     _ended: bool = False
+    _inflater: Any = None  # of a stream with gzip
+
+    def __post_init__(self) -> None:
+        if self.headers.get("content-encoding") == "gzip":
+            self._inflater = zlib.decompressobj(wbits=31)
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,7 +73,7 @@ class Stream:
         self.writer.transport.abort()
 
     async def chunk(self) -> bytes:
-        """The next chunk of the body; empty at the body's proper end.
+        """The next chunk of the body, as it is on the wire; empty at the body's proper end.
 
         Raises:
             asyncio.IncompleteReadError: the body was cut off.
@@ -89,6 +95,7 @@ class Stream:
         if event is None:  # only then is it worth a timeout: with 500 streams, timeouts were a fifth of all CPU
             async with asyncio.timeout(timeout):
                 while event is None and (data := await self.chunk()):
+                    data = self._inflater.decompress(data) if self._inflater is not None else data
                     *lines, self._rest = (self._rest + data).split(b"\n")
                     self._lines.extend(lines)
                     event = self._take()
