@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -9,8 +10,10 @@ import pytest
 from starlette.types import Message
 
 from app.api import stream_response
+from app.core.keys import KeyRange
 from app.gateway import Gateway
 from app.settings import load
+from app.stream.delivery import WRITE_SIZE
 from tests.support.asgi_client import Client, released, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
@@ -259,6 +262,46 @@ async def test_a_stream_of_what_is_not_listed(compressing: Gateway, query: bytes
     assert client.status == 200
     assert client.headers["vary"] == "Last-Event-ID, Accept, Origin"
     assert "content-encoding" not in client.headers
+
+
+async def test_a_client_with_gzip_that_falls_behind(fake: FakeEtcd) -> None:
+    """A stalled client costs what a plain one costs: it is sent what the log has, in writes of the same size, or reset.
+
+    What it inflates in the end is the state, whatever it has missed.
+    """
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "gzip_prefixes": "/svc/", "log_bytes": 60_000}))
+    moving = asyncio.Event()
+    moving.set()
+
+    async def send(message: Message) -> None:
+        await moving.wait()
+        largest.append(len(message.get("body", b"")))
+
+    largest: list[int] = []
+    async with gateway.running():
+        client = Client(gateway, send, headers=[(b"accept-encoding", b"gzip")])
+        await synced(client)
+        for missed, resets in ((5, 0), (60, 1)):
+            moving.clear()
+            fake.put(b"/svc/a", b"first " * 300)
+            for number in range(missed):  # of the last ones, the log has 20 or so
+                revision = fake.put(b"/svc/%d" % number, b"text " * 500 + b"%d" % number)
+
+            async def caught_up(revision: int = revision) -> bool:
+                channel = gateway.registry.channel((KeyRange("prefix", b"/svc/"),))
+                return channel is not None and channel.history.log.tip >= revision
+
+            await eventually(caught_up)
+            moving.set()
+            await client.until(f'"mod_revision":{revision}')
+            await client.until(f'"revision":{revision}' if resets else f'"mod_revision":{revision}')
+            assert client.text.count('"reason":"lagged"') == resets
+        await client.leave()
+        await released(gateway, fake)
+
+    assert max(largest) < 2 * WRITE_SIZE
+    state = client.text.rpartition("event: reset")[2]
+    assert [state.count(f'"key":"/svc/{number}"') for number in range(60)] == [1] * 60
 
 
 async def test_a_refused_event_source_with_gzip(compressing: Gateway) -> None:

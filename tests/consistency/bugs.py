@@ -15,6 +15,7 @@ from typing import Any
 from app import cli
 from app.core import feed, frames, log, reader
 from app.core.cursor import Cursor
+from app.core.deflate import stored
 from app.core.encoding import event_body
 from app.core.etag import ETag
 from app.core.events import Batch, Delete
@@ -121,12 +122,12 @@ def id_on_every_event() -> None:
         parts = []
         for event in batch.events:
             body = event_body(event, encoding, keys_only=keys_only)
-            if form == "ndjson":
+            if form.startswith("ndjson"):
                 parts.append(body + b',"cursor":"' + cursor + b'"}\n')
             else:
                 kind = b"delete" if isinstance(event, Delete) else b"put"
                 parts.append(b"event: " + kind + b"\ndata: " + body + b"}\nid: " + cursor + b"\n\n")
-        return b"".join(parts)
+        return stored(b"".join(parts)) if form.endswith(frames.GZIP) else b"".join(parts)
 
     _replace(log, "batch_frame", frame)
 
