@@ -45,7 +45,7 @@ class View(Sized):
         self._frames: dict[Block, Frames] = {}
         # Of blocks that were replaced: those with gzip, as long as a reader holds the block. When 1,000 clients joined
         # a range with 80 puts a second, to deflate such blocks for each reader took four times the CPU of plain frames.
-        self._left: weakref.WeakKeyDictionary[Block, Frames] = weakref.WeakKeyDictionary()
+        self._left: dict[weakref.ref[Block], Frames] = {}
         self._bodies: dict[tuple[str, bool], dict[bytes, bytes]] = {}  # JSON objects, by encoding, then by key
         self._snapshot: Snapshot | None = snapshot
         self._replace(0, snapshot.blocks)
@@ -119,7 +119,7 @@ class View(Sized):
         """
         frames = self._frames.get(block)
         if frames is None and form.endswith(GZIP):
-            frames = self._left.get(block)
+            frames = self._left.get(weakref.ref(block))
             if frames is None:
                 frames = self._keep_left(block, {})
         return self._once(
@@ -147,16 +147,18 @@ class View(Sized):
         return frame
 
     def _keep_left(self, block: Block, frames: Frames) -> Frames:
-        """Keep *frames* until nobody holds the block, which is not the view's own."""
-        self._left[block] = frames
-        ours = weakref.ref(self)
-        weakref.finalize(block, lambda: _give_back(ours(), frames)).atexit = False
+        """Keep *frames* until nobody holds *block*, which is not the view's own."""
+        drop = weakref.WeakMethod(self._drop_left)
+
+        def end(gone: weakref.ref[Block]) -> None:
+            if (method := drop()) is not None:
+                method(gone)
+
+        self._left[weakref.ref(block, end)] = frames
         return frames
 
-    def give_back(self, frames: Frames) -> None:
-        """Drop *frames*: nobody needs them any more."""
-        self._count(-sum(map(len, frames.values())))
-        frames.clear()
+    def _drop_left(self, gone: weakref.ref[Block]) -> None:
+        self._count(-sum(map(len, self._left.pop(gone).values())))
 
     def reclaim(self) -> int:
         """Drop everything that is encoded, and encode it again when needed. Return the bytes freed."""
@@ -249,8 +251,3 @@ class View(Sized):
             before.update(part)
         del self._bounds[number], self._parts[number], self._blocks[number]
         return True
-
-
-def _give_back(view: View | None, frames: Frames) -> None:
-    if view is not None:
-        view.give_back(frames)
