@@ -192,7 +192,7 @@ async def _list(view: View, snapshot: Snapshot, epoch: str, items: KvList, read:
         if items.count and not items.fits(block.size):
             break
         encoded = (
-            view.part(block, selection.encoding, keys_only=selection.keys_only)
+            view.deflated_items(block, selection.encoding, keys_only=selection.keys_only)
             if read.gzip
             else view.frame(block, LIST, selection.encoding, keys_only=selection.keys_only)
         )

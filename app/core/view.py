@@ -128,8 +128,8 @@ class View(Sized):
             lambda: snapshot_frame(self._bodies_of(block, encoding, keys_only), form),
         )
 
-    def part(self, block: Block, encoding: str, *, keys_only: bool) -> Part:
-        """Return the items of a snapshot's *block* as a part of a list with gzip. The part is kept as frames are."""
+    def deflated_items(self, block: Block, encoding: str, *, keys_only: bool) -> Part:
+        """Return the items of a snapshot's *block* as a part of a list with gzip, which is kept as frames are."""
         return self._once(
             self._frames.get(block),
             (LIST + GZIP, encoding, keys_only),

@@ -303,14 +303,14 @@ def test_a_block_is_deflated_once_and_counted_once() -> None:
     plain, frame, part = (
         view.frame(block, "sse", "auto"),
         view.frame(block, "sse" + GZIP, "auto"),
-        view.part(block, "auto", keys_only=False),
+        view.deflated_items(block, "auto", keys_only=False),
     )
     assert zlib.decompressobj(wbits=31).decompress(HEADER + frame) == plain
     assert part.plain == view.frame(block, LIST, "auto")
     assert len(frame) < len(plain) / 6
     encoded, held = view.encoded, view.bytes
     assert view.frame(block, "sse" + GZIP, "auto") is frame
-    assert view.part(block, "auto", keys_only=False) is part
+    assert view.deflated_items(block, "auto", keys_only=False) is part
     assert (view.encoded, view.bytes) == (encoded, held)
 
     bodies = sum(len(event_body(item, "auto")) for item in block.items)
