@@ -23,6 +23,7 @@ GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "bare: uvloop, fixed bytes",
 )
 ONE_CHANNEL, CHANNELS = "one channel", "many channels"
+SINGLE, WORKERS = "a single process", "a hub and two workers"
 PLAIN, GZIP = "plain", "gzip"
 ONE_RANGE, TWO_RANGES, BUSY = "one range", "two ranges", ", busy"
 PEERS: Mapping[str, measure.Start] = {
@@ -114,6 +115,15 @@ def comparisons(size: Size) -> list[Comparison]:
             f"A burst of {size.burst:,} events, {size.burst_to:,} subscribers",
             "As fast as the publisher can; peers that would need minutes get 100 or 200 events.",
             {name: partial(measure.burst, start, size.burst_to, size.burst) for name, start in PEERS.items()},
+        ),
+        Comparison(
+            "workers",
+            f"All cores: one event at a time, {many:,} subscribers",
+            "CPU and memory are those of all processes of the gateway together.",
+            {
+                side: partial(measure.fan_out, partial(etcd.gateway_with_workers, count), many, events)
+                for count, side in enumerate((SINGLE, WORKERS), 1)
+            },
         ),
         Comparison(
             "herd",
@@ -285,6 +295,8 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
             ratio("state", GATEWAY, BARE, "last synced after (ms)"),
         ),
         Goal("a herd joins a large range: states read from etcd", 1.2, of("state", GATEWAY, "states read from etcd")),
+        Goal("two workers: CPU per delivery, relative to a process", 1.2, ratio("workers", WORKERS, SINGLE, cpu)),
+        Goal("two workers: the last served, relative to a process", 0.7, ratio("workers", WORKERS, SINGLE, last)),
         Goal("gzip: bytes of a state, relative to plain", 1 / 6, ratio("gzip", GZIP, PLAIN, "bytes of a state")),
         Goal(
             "gzip: CPU of the second and later clients that join, relative to plain",

@@ -70,6 +70,13 @@ async def gateway() -> AsyncIterator[Peer]:
 
 
 @contextlib.asynccontextmanager
+async def gateway_with_workers(count: int) -> AsyncIterator[Peer]:
+    """The gateway as a hub and so many workers; with 1, as a single process."""
+    async with EmbeddedEtcd() as etcd, gateway_at(etcd, {"GATEWAY_WORKERS": str(count)}) as peer:
+        yield peer
+
+
+@contextlib.asynccontextmanager
 async def gateway_portable() -> AsyncIterator[Peer]:
     """The gateway, through ASGI alone."""
     settings = {"GATEWAY_SINK": "portable"}
