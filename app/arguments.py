@@ -35,6 +35,19 @@ examples:
   {PROGRAM} serve --host '' --allow-prefixes /svc/,/config/ --token-file /run/secrets/token
   {PROGRAM} serve --tls-cert tls.crt --tls-key tls.key --tokens-file tokens.yaml --policy-file policy.yaml"""
 
+_CHECK = """\
+Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and report whether every watch
+was released. Exit status: 0 all back, 1 a leak, 2 cannot tell.
+
+With --through, follow streams through the URL of a proxy and without it for three heartbeats (45 s), and report what
+the proxy does to them. Exit status: 0 no fault, 1 a fault, 2 cannot tell."""
+
+_CHECKS = f"""\
+examples:
+  {PROGRAM} check --prefix /probe/
+  {PROGRAM} check --prefix /svc/ --through https://gateway.example.com --url http://10.0.0.7:8080
+  {PROGRAM} check --prefix /probe/ --through https://gateway.example.com --put 'etcdctl put /probe/a 1' --for 5m"""
+
 _CONFIG_CHECK = """\
 Check the settings as serve does at its start: the environment, the flags, and the files that they name: tokens, policy,
 keys of JWTs, TLS certificates, etcd's credentials. Print every setting and where its value is from. Nothing is started,
@@ -110,9 +123,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_check(
         commands.add_parser(
             "check",
-            help="prove that a running gateway releases its watches",
-            description="Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and\n"
-            "report whether every watch was released.\n\nExit status: 0 all back, 1 a leak, 2 cannot tell.",
+            help="prove that a running gateway releases its watches, or see what a proxy does to streams",
+            description=_CHECK,
+            epilog=_CHECKS,
         )
     )
     config = _add_config(commands.add_parser("config", help="check the settings, and start nothing"))
@@ -226,3 +239,19 @@ def _add_check(parser: Parser) -> None:
         metavar="DURATION",
         help="timeout for the streams of a round to open, and again for their release (default %(default)g s)",
     )
+    parser.add_argument("--through", default="", metavar="URL", help="URL of the proxy whose effect is measured")
+    parser.add_argument(
+        "--put",
+        default="",
+        metavar="COMMAND",
+        help="with --through: a shell command that changes a key of the prefix. It is run five times, so that the "
+        "latency of events is known also where nothing else changes",
+    )
+    parser.add_argument(
+        "--for",
+        type=_duration,
+        default=0.0,
+        metavar="DURATION",
+        help="with --through: measure for so long, in which you may restart a gateway (default: three heartbeats)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

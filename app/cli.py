@@ -98,7 +98,8 @@ def _config(flags: dict[str, Any]) -> int:
 
 
 def _check(flags: dict[str, Any]) -> int:
-    from .check.command import check, options_of
+    from .check.command import check
+    from .check.options import options_of
 
     try:
         options = options_of(flags)

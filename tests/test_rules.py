@@ -20,6 +20,7 @@ UNHEARD = {
     "ports.py": "spawn itself",
     "workers/hub.py": "the task that waits for the workers' start is awaited, and so are the waits",
     "server/run.py": "awaited in the function that creates them",
+    "check/through.py": "awaited in the function that cancels them, which raises what they have raised",
     "dev/sample.py": "awaited in the function that creates it",
     "etcd/upstream.py": "in a TaskGroup, which ends the upstream when a task fails",
     "etcd/stream.py": "their end ends the stream, and the stream notifies its watches",

@@ -46,6 +46,15 @@ class Departure(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. The names of its headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TlsFiles:
     """What the client trusts and shows, by curl's names: *cacert* in addition to the system's CAs."""
 
@@ -80,14 +89,44 @@ class Client:
 
     async def get(self, url: str, headers: Mapping[str, str]) -> bytes:
         """Return the body of a 200 response. Raises UnreachableError for everything else."""
-        connection = Connection(url, headers, self._tls_for(url), REQUEST_TIMEOUT)
+        answer = await self.answer(url, headers)
+        if answer.status != HTTPStatus.OK:
+            raise UnreachableError(f"{url}: {_refusal(answer.status, answer.body)}")
+        return answer.body
+
+    async def answer(
+        self, url: str, headers: Mapping[str, str], *, method: str = "GET", timeout: float = REQUEST_TIMEOUT
+    ) -> Answer:
+        """Return the answer, whatever its status is. Raises UnreachableError if there is none."""
+        connection = Connection(url, headers, self._tls_for(url), timeout, method)
         with explained(url):
             try:
                 await connection.send()
-                await connection.accepted()
-                return await connection.read_all()
+                status = await connection.head()
+                return Answer(status, connection.headers, await connection.read_all())
             finally:
                 await connection.close()
+
+    async def protocol(self, url: str) -> str:
+        """Return the protocol that the server of an ``https`` URL chooses: ``h2``, ``http/1.1``, or "" for none.
+
+        Call this last: the context offers ``h2`` from then on, and ``Connection`` does not speak it.
+        """
+        tls = self._tls_for(url)
+        if tls is None:
+            return ""
+        tls.set_alpn_protocols(["h2", "http/1.1"])
+        connection = Connection(url, {}, tls, REQUEST_TIMEOUT)
+        with explained(url):
+            try:
+                await connection.connect()
+                return connection.protocol
+            finally:
+                await connection.close()
+
+    def connection(self, url: str, headers: Mapping[str, str]) -> Connection:
+        """Return a connection for one GET, without a timeout."""
+        return Connection(url, headers, self._tls_for(url))
 
     def stream(self, url: str, headers: Mapping[str, str], departure: Departure) -> Stream:
         """Return a stream that is not open yet."""
@@ -102,13 +141,21 @@ class Client:
 
 
 class Connection:
-    """One GET and its response. *timeout* is the limit of each wait, in seconds; None waits for ever."""
+    """One request and its response. *timeout* is the limit of each wait, in seconds; None waits for ever."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, timeout: float | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        tls: ssl.SSLContext | None,
+        timeout: float | None = None,
+        method: str = "GET",
     ) -> None:
         self.url = url
         self.address = ""  # the client's own address
+        self.protocol = ""  # that TLS has chosen
+        self.headers: Mapping[str, str] = {}  # of the answer, by their names in lower case
+        self._method = method
         self._headers = headers
         self._tls = tls
         self._timeout = timeout
@@ -116,28 +163,46 @@ class Connection:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
 
-    async def send(self) -> None:
-        """Connect and send the request."""
+    async def connect(self) -> None:
+        """Connect, with TLS if the URL asks for it."""
         parts = split(self.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         async with asyncio.timeout(self._timeout):
             self._reader, self._writer = await asyncio.open_connection(parts.hostname, port, ssl=self._tls)
         name = self._writer.get_extra_info("sockname")
         self.address = f"{name[0]}:{name[1]}"
+        if (tls := self._writer.get_extra_info("ssl_object")) is not None:
+            self.protocol = tls.selected_alpn_protocol() or ""
+
+    async def send(self) -> None:
+        """Connect, and send the request."""
+        await self.connect()
+        self.request()
+
+    def request(self) -> None:
+        """Send the request, after ``connect``."""
+        assert self._writer is not None, "connected"
+        parts = split(self.url)
         headers = {"Host": parts.netloc, "User-Agent": AGENT, "Accept-Encoding": "identity", **self._headers}
         request = h11.Request(
-            method=b"GET",
+            method=self._method.encode(),
             target=(parts._replace(scheme="", netloc="").geturl() or "/").encode(),
             headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
         )
         self._writer.write((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
 
-    async def accepted(self) -> None:
-        """Wait for the head of a 200 response. Raises UnreachableError with the text of a refusal."""
+    async def head(self) -> int:
+        """Wait for the head of the response, keep its headers, and return its status."""
         while not isinstance(answer := await self._event(), h11.Response):
             pass  # 1xx
-        if answer.status_code != HTTPStatus.OK:
-            raise UnreachableError(f"{self.url}: {_refusal(answer.status_code, await self.read_all())}")
+        self.headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers}
+        return answer.status_code
+
+    async def accepted(self) -> None:
+        """Wait for the head of a 200 response. Raises UnreachableError with the text of a refusal."""
+        status = await self.head()
+        if status != HTTPStatus.OK:
+            raise UnreachableError(f"{self.url}: {_refusal(status, await self.read_all())}")
 
     async def read(self) -> bytes:
         """Return the next part of the body, or b"" at its end."""

@@ -5,22 +5,18 @@ etcd meanwhile, and reports whether every watch was released. ``app.check.verdic
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import secrets
-import ssl
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..access.token import read_token
 from ..core.keys import KeyRange
-from ..settings import SettingsError
-from .client import Client, Departure, Stream, TlsFiles, UnreachableError
+from .client import Client, Departure, Stream, UnreachableError
+from .options import Options
 from .samples import Sampler
+from .through import check_through
 from .verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
 
 # Seconds between two samples. A sample takes three requests.
@@ -30,21 +26,6 @@ AT_A_TIME = 100
 WORDS = {Outcome.BACK: "all back", Outcome.LEAK: "LEAK", Outcome.UNKNOWN: "cannot tell"}
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command's flags. URLs do not end with a slash."""
-
-    prefix: bytes
-    url: str
-    admin_url: str
-    etcd_metrics: tuple[str, ...]  # if empty: the endpoint that the gateway reports
-    token: str
-    streams: int
-    rounds: int
-    timeout: float
-    tls: ssl.SSLContext | None = None  # None: the system's CAs
-
-
 class Check:
     """One run of the command."""
 
@@ -52,10 +33,7 @@ class Check:
         self._options = options
         self._range = str(KeyRange("prefix", options.prefix))
         self._run = secrets.token_hex(4)
-        # Only for the gateway, not for etcd. The token is UTF-8, but the client encodes headers as Latin-1. Decoded as
-        # Latin-1 here, the token is sent as its original bytes.
-        token = options.token.encode(errors="surrogateescape").decode("latin-1")
-        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        self._authorization = options.authorization
         self._client = Client(options.tls)
         self._sampler = Sampler(
             self._client, options.admin_url, self._authorization, self._range, self._run, options.etcd_metrics
@@ -71,7 +49,7 @@ class Check:
         options = self._options
         before = (await self._settled(None))[-1]
         unread = sum(departure is Departure.UNREAD for departure in self._departures())
-        _say(
+        self._tell(
             f"{self._range} at {options.url}, etcd by {', '.join(self._sampler.etcd_metrics)}",
             f"{options.streams} streams a round, {unread} of them gone before their first byte; the gateway keeps an "
             f"unused feed for {self._sampler.linger:g} s",
@@ -106,6 +84,10 @@ class Check:
                 raise
         return verdict
 
+    def _tell(self, *lines: str) -> None:
+        if not self._options.json:
+            _say(*lines)
+
     async def _round(self, number: int, before: Sample) -> Round:
         streams = [self._stream(departure) for departure in self._departures()]
         held = sum(stream.departure is not Departure.UNREAD for stream in streams)
@@ -113,14 +95,14 @@ class Check:
             await self._open(streams)
             now_open = await self._listed(held)
             direct = self._sampler.addresses <= {stream.address for stream in streams}
-            _say(_row(f"round {number}, open", now_open))
+            self._tell(_row(f"round {number}, open", now_open))
             await asyncio.gather(*(stream.leave() for stream in streams))
         finally:
             for stream in streams:
                 stream.abort()
         self._sampler.begin_quiet()
         looks = await self._settled(before)
-        _say(_row(f"round {number}, gone", looks[-1]))
+        self._tell(_row(f"round {number}, gone", looks[-1]))
         return Round(held, now_open, looks, direct)
 
     def _departures(self) -> list[Departure]:
@@ -192,13 +174,13 @@ class Check:
 
     async def _control(self, seconds: float) -> list[Sample]:
         """Take samples for *seconds*, while the check has no open streams."""
-        _say(f"etcd's counts moved in step with the rounds: watching them without streams for {seconds:.0f} s")
+        self._tell(f"etcd's counts moved in step with the rounds: watching them without streams for {seconds:.0f} s")
         until = time.monotonic() + seconds
         samples = []
         while time.monotonic() < until:
             samples.append(await self._sampler.sample())
             await asyncio.sleep(PAUSE)
-        _say(_row("without streams", samples[-1]))
+        self._tell(_row("without streams", samples[-1]))
         return samples
 
 
@@ -229,32 +211,15 @@ async def check(options: Options) -> int:
     Raises:
         OSError: standard output has no reader.
     """
+    if options.through:
+        return await check_through(options)
     try:
         verdict = await Check(options).run()
     except UnreachableError as error:
         verdict = Verdict(Outcome.UNKNOWN, (str(error),))
-    _say("", f"{WORDS[verdict.outcome]}: {'; '.join(verdict.reasons)}")
+    if options.json:
+        report = {"status": verdict.outcome.value, "outcome": WORDS[verdict.outcome], "reasons": verdict.reasons}
+        sys.stdout.write(f"{json.dumps(report)}\n")
+    else:
+        _say("", f"{WORDS[verdict.outcome]}: {'; '.join(verdict.reasons)}")
     return verdict.outcome.value
-
-
-def options_of(flags: dict[str, Any]) -> Options:
-    """Return the options of the command line. Raises SettingsError if a file cannot be used."""
-    url = flags["url"].rstrip("/")
-    token_file: Path | None = flags["token_file"]
-    return Options(
-        prefix=os.fsencode(flags["prefix"]),
-        url=url,
-        admin_url=(flags["admin_url"] or url).rstrip("/"),
-        etcd_metrics=tuple(part.strip() for each in flags["etcd_metrics"] for part in each.split(",") if part.strip()),
-        token=read_token(token_file, "--token-file").get_secret_value() if token_file else "",
-        streams=flags["streams"],
-        rounds=flags["rounds"],
-        timeout=flags["timeout"],
-        tls=_tls(TlsFiles(flags["cacert"], flags["cert"], flags["key"])),
-    )
-
-
-def _tls(files: TlsFiles) -> ssl.SSLContext | None:
-    if files.key is not None and files.cert is None:
-        raise SettingsError("--key: needs --cert, the certificate of the key")
-    return files.context() if files != TlsFiles() else None

@@ -55,7 +55,7 @@ class Sampler:
 
     async def sample(self) -> Sample:
         """Return all counts, read now."""
-        described = _described(self._feeds_url, await self._feeds())
+        described = described_in(self._feeds_url, await self._feeds())
         metrics = await self._metrics(self._metrics_url, self._authorization)
         self.linger = float(described["linger"])
         self.etcd_metrics = self.etcd_metrics or (f"{described['etcd']['endpoint']}/metrics",)
@@ -82,8 +82,7 @@ class Sampler:
     def _checked(self, described: dict[str, Any], opened: int) -> Checked:
         feeds: Sequence[dict[str, Any]] = described["feeds"]
         channels: Sequence[dict[str, Any]] = described.get("channels", ())
-        # The feed of exactly this range is listed as a channel, too. The feed of a pin around the range has no list.
-        subscribers = [each for one in channels or feeds for each in one.get("subscriber_list", ())]
+        subscribers = subscribers_of(described)
         pins = [feed for feed in feeds if feed.get("pinned")]
         held = bool(channels) or len(feeds) > len(pins)
         ours = [each for each in subscribers if each["request_id"].startswith(f"{self._run}-")]
@@ -143,7 +142,14 @@ def _gateway_counts(instance: str, metrics: Metrics) -> GatewayCounts:
     )
 
 
-def _described(url: str, body: bytes) -> dict[str, Any]:
+def subscribers_of(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the subscribers of the range that ``/v1/feeds`` was asked for."""
+    # The feed of exactly this range is listed as a channel, too. The feed of a pin around the range has no list.
+    channels = described.get("channels") or described["feeds"]
+    return [each for one in channels for each in one.get("subscriber_list", ())]
+
+
+def described_in(url: str, body: bytes) -> dict[str, Any]:
     """Return the parsed body of ``/v1/feeds``."""
     try:
         described = json.loads(body)

@@ -225,3 +225,34 @@ def test_files_for_tls(tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
             files.context()
         assert str(caught.value) == said
+
+
+async def test_an_answer_of_any_status() -> None:
+    """The status, the headers and the body; the answer to a HEAD has no body, whatever its headers say."""
+    refusal = b"HTTP/1.1 503 Busy\r\nX-Gateway-Instance: gw-0\r\nContent-Length: 2\r\n\r\n"
+    async with serving(refusal, b"no") as (url, server):
+        whole = await Client().answer(url, {})
+        head = await Client().answer(url, {}, method="HEAD")
+
+    assert (whole.status, whole.body, whole.headers["x-gateway-instance"]) == (503, b"no", "gw-0")
+    assert (head.status, head.body) == (503, b"")
+    assert [each.split(b" ")[0] for each in server.heads] == [b"GET", b"HEAD"]
+
+
+@pytest.mark.parametrize(("offered", "chosen"), [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1"), ([], "")])
+async def test_the_protocol_that_a_server_chooses(tmp_path: Path, offered: list[str], chosen: str) -> None:
+    """By ALPN, without a request."""
+    pair = Ca(tmp_path).sign("127.0.0.1")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pair.cert, pair.key)
+    if offered:
+        tls.set_alpn_protocols(offered)
+    async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=tls) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        client = Client(TlsFiles(cacert=pair.cert).context())
+        assert await client.protocol(f"https://127.0.0.1:{port}") == chosen
+
+
+async def test_without_tls_no_protocol_is_chosen() -> None:
+    """Nothing is asked."""
+    assert await Client().protocol("http://127.0.0.1:1") == ""

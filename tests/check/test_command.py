@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -457,3 +458,12 @@ def test_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert status == 2
     assert f"--token-file: cannot read {tmp_path}" in capsys.readouterr().err
+
+
+async def test_a_verdict_as_json(server: GatewayProcess) -> None:
+    """One object instead of the table; the exit status is in it."""
+    status, output = await check("--url", server.base, "--streams", "4", "--rounds", "1", "--json")
+    report = json.loads(output)
+
+    assert (status, report["status"], report["outcome"]) == (0, 0, "all back")
+    assert report["reasons"][0].startswith("in 1 round, 3 open streams cost etcd one watcher")
