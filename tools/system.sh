@@ -13,8 +13,8 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
 # These build and run the image without a container engine.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:runc"
 
-# A proxy of docs/how-to/proxies.md; the others come from PyPI.
-DEBIAN_PACKAGES="$DEBIAN_PACKAGES haproxy:haproxy"
+# Proxies of docs/how-to/proxies.md; the others come from PyPI.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES apache2:apache2 haproxy:haproxy varnish:varnishd"
 
 # The JavaScript client's tests run in Node.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES nodejs:node"
@@ -36,7 +36,7 @@ if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
     for package in $missing; do
         case "$package" in
         # The tests start these servers themselves. Without the mask, systemd would start them on all addresses.
-        haproxy | nginx | prometheus | pushpin | zurl)
+        apache2 | haproxy | nginx | prometheus | pushpin | varnish | zurl)
             [ ! -d /run/systemd/system ] || systemctl --quiet mask "$package.service"
             ;;
         esac

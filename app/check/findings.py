@@ -231,7 +231,7 @@ def _departure(trial: Trial) -> Iterator[Finding]:
     elif left.released is None or left.released > GRACE:
         after = f"after {_ms(left.released or left.waited)}" + ("" if left.released is not None else " not yet")
         text = f"{counted(left.shown, 'stream')} were released {after}; until then each holds its place and its watch"
-        advice = f"let the proxy close its side at once (HAProxy: option abortonclose); {RECIPES}"
+        advice = f"let the proxy close its side at once (HAProxy: option abortonclose, in defaults); {RECIPES}"
         yield Finding(subject, Level.FAULT, text, advice, {**figures, "released": left.released or left.waited})
     else:
         text = f"the gateway had released {counted(left.shown, 'stream')} after {_ms(left.released)}"

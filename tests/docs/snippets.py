@@ -19,7 +19,7 @@ PAGES = sorted(
     if path.parent.name != "decisions" and path.name not in ("operations.md", "clients.md")
 )
 # Languages that a reader may copy. Others are output, and diagrams.
-COPIED = {"caddy", "haproxy", "html", "js", "json", "jsx", "nginx", "python", "sh", "vue", "yaml"}
+COPIED = {"apache", "caddy", "haproxy", "html", "js", "json", "jsx", "nginx", "python", "sh", "vcl", "vue", "yaml"}
 KINDS = {
     "run": "a shell runs the block against a gateway; TEXT is in the output",
     "guarded": "the same, against a gateway with the page's tokens.yaml and policy.yaml",
