@@ -16,8 +16,8 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:run
 # Proxies of docs/how-to/proxies.md; the others come from PyPI.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES apache2:apache2 haproxy:haproxy varnish:varnishd"
 
-# The JavaScript client's tests run in Node.
-DEBIAN_PACKAGES="$DEBIAN_PACKAGES nodejs:node"
+# The JavaScript client's tests run in Node. docs/clients.md has a program in Java.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES nodejs:node default-jdk-headless:javac"
 
 # The shells in which the completion of etcd-watch is tested; bash is always there.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES fish:fish zsh:zsh"

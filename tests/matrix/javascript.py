@@ -21,6 +21,7 @@ from playwright.async_api import ConsoleMessage, Page, Route
 
 from app import __version__
 from tests.matrix.programs import ADDRESS, PAGE, TOKEN, TOP
+from tests.support.firefox import Firefox
 from tests.support.waiting import eventually
 from tools.release import Release
 
@@ -137,6 +138,35 @@ class InChromium:
         """Wait for a line that has this text."""
 
         async def seen() -> bool:
+            return any(text in line for line in self.lines)
+
+        await eventually(seen)
+        return next(line for line in self.lines if text in line)
+
+
+class InFirefox:
+    """A program in Firefox's tab, on an origin of its own. The page keeps what the program prints."""
+
+    HEAD = """<!doctype html><script>
+    window.lines = [];
+    console.log = (...words) => lines.push(words.join(' ').slice(0, 200));
+    </script><script type=module src=matrix.js></script>"""
+
+    def __init__(self, browser: Firefox) -> None:
+        self._browser = browser
+        self.lines: list[str] = []
+
+    async def run(self, script: str, origin: str) -> None:
+        """Open a page of *origin*, which serves the folder of the packages, that has this script."""
+        (MODULES / "matrix.html").write_text(self.HEAD, encoding="utf-8")
+        (MODULES / "matrix.js").write_text(script, encoding="utf-8")
+        await self._browser.goto(f"{origin}/matrix.html")
+
+    async def shows(self, text: str) -> str:
+        """Wait for a line that has this text."""
+
+        async def seen() -> bool:
+            self.lines = await self._browser.evaluate("lines")
             return any(text in line for line in self.lines)
 
         await eventually(seen)

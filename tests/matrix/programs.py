@@ -37,6 +37,12 @@ def python_program(heading: str) -> str:
     return found[2]
 
 
+def java_program() -> str:
+    """The program of the page that is in Java."""
+    (found,) = re.findall(r"```java\n(.*?)```", PAGE, re.DOTALL)
+    return str(found)
+
+
 def shell_program(beginning: str) -> str:
     """The program of the page that begins with this text."""
     (found,) = (text for kind, text in BLOCK.findall(PAGE) if kind != "python" and text.startswith(beginning))

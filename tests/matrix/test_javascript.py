@@ -13,11 +13,23 @@ import pytest
 from playwright.async_api import BrowserContext, async_playwright
 
 from tests.clients.gateways import Gateways
-from tests.matrix.javascript import SOURCE, InChromium, bundle, install, npm, served, versions, write
+from tests.matrix.javascript import (
+    MODULES,
+    SOURCE,
+    InChromium,
+    InFirefox,
+    bundle,
+    install,
+    npm,
+    served,
+    versions,
+    write,
+)
 from tests.matrix.programs import PAGE, TOKEN, Running, loses_nothing
 from tests.support.chromium import ARGUMENTS, CHROMIUM
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
+from tests.support.firefox import FIREFOX, firefox
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually
 
@@ -144,6 +156,48 @@ async def test_it_loses_nothing_in_chromium(
     program = InChromium(await browser.new_page())
     await program.run(await bundle(write(client, url, token="wrong-token-0123456789")), url)
     await program.shows("refused")
+
+
+@pytest.fixture(name="open_gateways")
+async def _open_gateways(etcd: EmbeddedEtcd, modules: Path) -> AsyncIterator[tuple[Gateways, str]]:
+    """A gateway without a token, which an EventSource cannot send, and another origin, which it permits."""
+    assert modules == MODULES
+    with served() as origin:
+        gateways = Gateways(etcd.endpoint, {"GATEWAY_CORS_ORIGINS": origin})
+        await gateways.start(0)
+        yield gateways, origin
+        for at in list(gateways.running):
+            await gateways.kill(at)
+
+
+@pytest.mark.etcd
+@pytest.mark.one_etcd
+async def test_a_native_event_source_loses_nothing_in_chromium(
+    browser: BrowserContext, kv: EtcdClient, open_gateways: tuple[Gateways, str]
+) -> None:
+    """With the loop of the page, on the gateway's own origin."""
+    gateways, _ = open_gateways
+    await kv.put("/svc/a", "1")
+    url = gateways.urls[0]
+    program = InChromium(await browser.new_page())
+    await program.run(await bundle(write("Native EventSource", url)), url)
+    await loses_nothing(program, kv, gateways)
+
+
+@pytest.mark.etcd
+@pytest.mark.one_etcd
+async def test_a_native_event_source_loses_nothing_in_firefox(
+    kv: EtcdClient, open_gateways: tuple[Gateways, str], tmp_path: Path
+) -> None:
+    """On another origin, where Firefox gives up when one reconnect is refused: the loop opens another EventSource."""
+    if not await asyncio.to_thread(FIREFOX.exists):
+        pytest.skip(f"NOT RUN: firefox is not at {FIREFOX}")
+    gateways, origin = open_gateways
+    await kv.put("/svc/a", "1")
+    async with firefox(tmp_path) as browser:
+        program = InFirefox(browser)
+        await program.run(await bundle(write("Native EventSource", gateways.urls[0])), origin)
+        await loses_nothing(program, kv, gateways)
 
 
 def test_the_versions_are_those_that_were_run() -> None:
