@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -33,6 +34,35 @@ def test_it_reads_like_a_dict() -> None:
         config.synced()
     with pytest.raises(RuntimeError, match="once"):
         config.start()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="NOT RUN: this system does not fork")
+def test_a_forked_process_is_told() -> None:
+    """gunicorn loads the application and forks: no thread follows in the child, so its mapping is not live."""
+    gateway = Gateway(scripted(state(10, a="1")))
+    with ConfigDict(URL, "/c/", timeout=HANG, transport=gateway) as config:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                with pytest.raises(RuntimeError, match="after the fork"):
+                    config.synced(HANG)
+                config.close()
+                told = f"{config.state}: {config.reason} {config.copy()}"
+                os.write(write, told.encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            told = pipe.read()
+        os.waitpid(child, 0)
+        assert (config.state, config.reason) == ("live", "")
+        config.synced(HANG)
+
+    assert told == (
+        "closed: the process was forked, and threads do not follow: make another ConfigDict after the fork "
+        "{'/c/a': '1'}"
+    )
 
 
 def test_changes_without_asyncio() -> None:

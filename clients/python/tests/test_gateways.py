@@ -222,8 +222,8 @@ async def test_one_that_is_only_slow_to_read_is_not_left() -> None:
         body = await gateway.stream()
         body.send(state(10), line("bookmark", 11, revision=11, state="stale"))
         await mirror.until(lambda found: found.revision == 11, HANG)
-        now = 100
-        body.send(line("bookmark", 12, revision=12, state="stale"), put("/c/a", "1", 13))
-        await mirror.until(lambda found: found.revision == 13, HANG)
+        for revision, now in ((12, 40), (13, 80), (14, 120)):  # noqa: B007 - the mirror's clock reads it
+            body.send(line("bookmark", revision, revision=revision, state="stale"))
+            await mirror.until(lambda found, least=revision: found.revision == least, HANG)  # type: ignore[misc]
         await asyncio.sleep(0)
         assert len(gateway.requests) == 1

@@ -146,7 +146,7 @@ async def test_it_is_not_live_when_nobody_feeds_it() -> None:
     now = 100.0
     gateway = Gateway()
     mirror = Mirror(URL, "/c/", transport=gateway)
-    mirror._clock = lambda: now
+    mirror._clock, mirror._draw = lambda: now, lambda: 0.0
     async with mirror:
         body = await gateway.stream()
         body.send(state(10, heartbeat=1))
@@ -157,7 +157,10 @@ async def test_it_is_not_live_when_nobody_feeds_it() -> None:
         now += 0.2
         assert (str(mirror.state), mirror.reason) == ("stale", "silent")
         assert mirror.age == pytest.approx(3.1)
-        body.send(line("bookmark", 11, revision=11, state="live"))
+        body.send(line("bookmark", 11, revision=11, state="live"))  # may have waited for as long in a socket
+        body = await gateway.stream()
+        assert gateway.requests[-1].url.params["last_event_id"] == f"{EPOCH}-10"
+        body.send(synced(11))
         await mirror.synced(HANG)
         assert mirror.age == 0
         body.send(line("bookmark", 12, revision=12, state="stale"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
@@ -19,8 +21,29 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
+_FORKED = "the process was forked, and threads do not follow: make another ConfigDict after the fork"
+_started: weakref.WeakValueDictionary[int, ConfigDict[Any, Any]] = weakref.WeakValueDictionary()
+_held: list[ConfigDict[Any, Any]] = []  # while the process forks
+
+
 class _ClosedError(RuntimeError):
     """The thread has ended, or has not begun."""
+
+
+def _hold() -> None:
+    """No mapping may be between two revisions while the process forks: in the child it would stay so for ever."""
+    for each in list(_started.values()):
+        each._lock.acquire()  # noqa: SLF001 - held for a moment by whoever has it
+        _held.append(each)
+
+
+def _release() -> None:
+    while _held:
+        _held.pop()._lock.release()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release)
 
 
 class ConfigDict(Mapping[K, V]):
@@ -69,6 +92,7 @@ class ConfigDict(Mapping[K, V]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._over: Future[None] = Future()  # done when the thread has ended
+        self._process = os.getpid()
 
     # --- the mapping --------------------------------------------------------------------------------------------------
 
@@ -104,12 +128,12 @@ class ConfigDict(Mapping[K, V]):
     @property
     def state(self) -> State:
         """``connecting``, ``live``, ``stale`` or ``closed``; see `Mirror`."""
-        return self._mirror.state
+        return "closed" if self._is_forked else self._mirror.state
 
     @property
     def reason(self) -> str:
         """Why the mapping is not live; empty if it is."""
-        return self._mirror.reason
+        return _FORKED if self._is_forked else self._mirror.reason
 
     @property
     def ranges(self) -> tuple[str, ...]:
@@ -158,6 +182,8 @@ class ConfigDict(Mapping[K, V]):
             msg = "a ConfigDict starts once; make another one"
             raise RuntimeError(msg)
         ready: Future[None] = Future()
+        self._process = os.getpid()
+        _started[id(self)] = self
         self._thread = threading.Thread(target=self._live, args=[ready], name="etcd-watch", daemon=True)
         self._thread.start()
         try:
@@ -171,7 +197,7 @@ class ConfigDict(Mapping[K, V]):
 
     def close(self) -> None:
         """End the thread. Idempotent. The last state can still be read."""
-        if self._thread is None:
+        if self._thread is None or self._is_forked:
             return
         if self._loop is not None and self._stop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -185,6 +211,10 @@ class ConfigDict(Mapping[K, V]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def _is_forked(self) -> bool:
+        return self._thread is not None and self._process != os.getpid()
 
     def _live(self, ready: Future[None]) -> None:
         try:
@@ -203,9 +233,9 @@ class ConfigDict(Mapping[K, V]):
                 ready.set_exception(error)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None or self._loop.is_closed():
+        if self._is_forked or self._loop is None or self._loop.is_closed():
             coroutine.close()
-            msg = "the ConfigDict does not run; use `with`, or call start()"
+            msg = _FORKED if self._is_forked else "the ConfigDict does not run; use `with`, or call start()"
             raise _ClosedError(msg)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         # What is scheduled while the loop ends may never run: waiting for it alone was seen to hang.

@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import logging
 import random
-import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast, overloa
 
 import httpx
 
-from . import checkpoint
+from . import checkpoint, clock
 from .changes import Change, Changes, View
 from .checkpoint import Checkpoint
 from .credentials import Bearer, Token
@@ -148,7 +147,7 @@ class Mirror(Mapping[K, V]):
         self._replica = Replica()
         self._decoded: dict[bytes, tuple[Entry, V]] = {}
         self._draw = random.random
-        self._clock = time.monotonic
+        self._clock = clock.now
         self._gateways = Gateways(
             gateways,
             self._selection.query + _flushes(options.get("latest")),
@@ -354,16 +353,20 @@ class Mirror(Mapping[K, V]):
         least = self._min_revision if replica.revision < self._min_revision else 0
         stream = self._gateways.stream(replica.cursor, least, self._patience)
         fed = self._clock()  # when this stream was last not known to be cut off from etcd
+        waiting: float | None = None  # since when nothing has come
         try:
             async with contextlib.aclosing(stream):
                 async for received in stream:
+                    if waiting is not None and self._clock() - waiting > self._patience():
+                        raise StreamEnd("silent")  # what comes may be as old: the machine may have slept
                     self._heard = self._clock()
                     for message in received:
                         with self._guard:
                             commit = replica.take(message)
                         await self._apply(commit)
+                    waiting = self._clock()
                     if replica.reason != OUT_OF_REACH:
-                        fed = self._clock()
+                        fed = waiting
                     elif self._gateways.several and self._clock() - fed > self._patience():
                         raise StreamEnd(OUT_OF_REACH)  # another gateway may reach etcd
         except StreamEnd as end:
