@@ -2,7 +2,7 @@
 // a port, and gets the lines that a stream of the gateway would have: the state, then every change.
 import { Mirror } from './etcd-watch-client.js';
 
-const BEAT = 5000; // ms: each port gets something that often
+const BEAT = 5000; // ms: each port gets something that often, and when the gateway was last heard
 const HEARTBEAT = 15; // seconds, as a gateway says it: a tab leaves the worker after three without a message
 const GONE = 60_000; // ms without an answer: the tab was closed without a word, or is frozen
 const LINGER = 2000; // ms for which a mirror stays without a port: for a page that is loaded again
@@ -26,7 +26,7 @@ class Shared {
     this.mirror = new Mirror(url, ranges, { ...options, token });
     this.mirror.addEventListener('reset', ({ detail }) => { this.#reset = detail; });
     this.mirror.addEventListener('changes', ({ detail }) => this.#send(
-      detail.reset ? this.#state() + this.#synced() : this.#changes(detail),
+      detail.reset ? this.#state() + this.#synced() : this.#proof() + this.#changes(detail),
     ));
     this.mirror.addEventListener('state', () => {
       if (this.mirror.reason?.startsWith('revoked')) this.#fail({ problem: null, final: false }); // each tab asks anew
@@ -75,9 +75,16 @@ class Shared {
     return line({ type: 'reset', ...this.#reset }) + items.join('');
   }
 
+  // When the gateway was last heard, and when the state was last proven. A tab that counted what it hears from this
+  // worker would take a state for current while the gateway says nothing.
+  #proof() {
+    const { lastHeard: heard, provenAt: proven } = this.mirror;
+    return line({ type: 'proof', heard, proven });
+  }
+
   #synced() {
     const { revision, cursor } = this.mirror;
-    return line({ type: 'synced', revision, heartbeat: HEARTBEAT }, cursor);
+    return this.#proof() + line({ type: 'synced', revision, heartbeat: HEARTBEAT }, cursor);
   }
 
   #changes({ revision, changes }) {
@@ -104,13 +111,14 @@ class Shared {
     // The first state is `synced`, although nothing has changed if it has no keys.
     if (revision && !this.#revision) lines = this.#state() + this.#synced() + lines;
     else if (revision !== this.#revision)
-      lines += line({ type: 'bookmark', revision, state: state === 'live' ? state : 'stale' }, cursor);
+      lines = this.#proof() + lines + line({ type: 'bookmark', revision, state: state === 'live' ? state : 'stale' }, cursor);
+    else if (lines) lines = this.#proof() + lines;
     if (lines) this.#send(lines);
   }
 
   #beat() {
     for (const [port, heard] of this.ports) if (Date.now() - heard > GONE) this.leave(port);
-    for (const port of this.ports.keys()) port.postMessage({ lines: '\n' });
+    for (const port of this.ports.keys()) port.postMessage({ lines: this.#proof() });
   }
 }
 

@@ -2,7 +2,7 @@
 // connection to the gateway. Everything else is the mirror's: a worker that falls silent is left like a gateway.
 import { Mirror } from './etcd-watch-client.js';
 
-const PROTOCOL = 1; // of the messages: a worker that another version of this file has started is not used
+const PROTOCOL = 2; // of the messages: a worker that another version of this file has started is not used
 
 export function connectShared(workerUrl, url, ranges, options = {}) {
   if (!globalThis.SharedWorker) return new Mirror(url, ranges, options);
@@ -50,5 +50,5 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
     port.postMessage({ follow: JSON.stringify([address, ranges, plain, bearer]) }); // as text: a Proxy cannot be sent
   });
   const shared = (request, init) => (broken ? fetch(request, init) : ask(request, init));
-  return new Mirror(url, ranges, { ...plain, token, decode, fetch: shared, transport: 'fetch', format: 'ndjson' });
+  return new Mirror(url, ranges, { ...plain, token, decode, fetch: shared, transport: 'fetch', format: 'ndjson', relayed: true });
 }

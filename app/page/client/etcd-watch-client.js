@@ -77,6 +77,9 @@ export class Mirror extends EventTarget {
     // Not at once: a whole office may come back at the same moment.
     const back = () => setTimeout(() => this.#phase === 'disconnected' && this.reconnect(), 1000 * Math.random());
     globalThis.addEventListener?.('online', back, this.#closed);
+    // A page from the back/forward cache has its old state, and nobody feeds it any more.
+    const shown = ({ persisted }) => persisted && this.#phase !== 'failed' && this.reconnect();
+    globalThis.addEventListener?.('pageshow', shown, this.#closed);
     this.#open();
   }
 
@@ -251,8 +254,15 @@ export class Mirror extends EventTarget {
   #hear() {
     // After a long silence, what comes may be as old: the machine may have slept.
     if (this.#silent) throw { reason: 'silent' };
-    this.#since = [this.lastHeard = Date.now(), performance.now()];
-    if (this.#synced && !this.#doubt) this.provenAt = this.lastHeard;
+    this.#since = [Date.now(), performance.now()];
+    this.#prove(this.#since[0]);
+  }
+
+  // A shared worker speaks while its gateway is silent. What the worker itself has heard is in its lines.
+  #prove(heard) {
+    if (this.#options.relayed) return;
+    this.lastHeard = heard;
+    if (this.#synced && !this.#doubt) this.provenAt = heard;
   }
 
   // Two clocks: one may stand still while the machine sleeps, the other may be set back.
@@ -274,6 +284,7 @@ export class Mirror extends EventTarget {
       throw { reason: `not an event of the gateway: ${text.slice(0, 200)}` };
     }
     const { type, reason, revision, cursor = id } = event;
+    if (this.#options.relayed && event.heard) [this.lastHeard, this.provenAt] = [event.heard, event.proven];
     if (cursor) this.cursor = cursor; // for an event without an id, EventSource repeats the previous id
     if (type === 'close') throw { reason: event.detail ? `${reason}: ${event.detail}` : reason, wait: event.retry_ms };
     if (type === 'put' || type === 'delete') {
@@ -339,6 +350,7 @@ export class Mirror extends EventTarget {
       return { type: 'put', key, entry, previous };
     });
     this.revision = revision;
+    this.#prove(this.lastHeard); // before anybody is told
     if (changes.length) this.#say('changes', { revision, changes, ...more });
     this.#tell(this.reason);
   }
@@ -347,7 +359,7 @@ export class Mirror extends EventTarget {
     const { state } = this;
     if (state === 'closed') reason = state;
     this.reason = state === 'live' ? null : this.#doubt ?? reason;
-    if (state === 'live') this.provenAt = this.lastHeard;
+    if (state === 'live') this.#prove(this.lastHeard);
     const now = [state, this.reason, this.revision, this.retryAt].join();
     if (now !== this.#told) {
       this.#told = now;

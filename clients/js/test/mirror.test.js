@@ -252,6 +252,28 @@ test('when the machine is online again, it does not wait', LIMIT, async () => {
   }
 });
 
+test('a page from the back/forward cache is not live before it is fed again', LIMIT, async () => {
+  const page = new EventTarget();
+  globalThis.addEventListener = (...words) => page.addEventListener(...words);
+  const back = () => page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }));
+  try {
+    const mirror = follow();
+    const stream = (await gateway.stream()).open().state(1);
+    await mirror.synced();
+    page.dispatchEvent(new Event('pageshow')); // a page that is loaded
+    assert.equal(mirror.state, 'live');
+    back();
+    assert.deepEqual([mirror.state, mirror.reason], ['disconnected', 'reconnecting']);
+    await stream.closed;
+    (await gateway.stream()).problem(403, 'forbidden');
+    await turns(mirror, 'failed');
+    back(); // asks for nothing that was refused for good
+    assert.equal(mirror.state, 'failed');
+  } finally {
+    delete globalThis.addEventListener;
+  }
+});
+
 describe('what it does about a refusal', LIMIT, () => {
   test('a problem that stays ends it, until it is told to try again', async () => {
     const mirror = follow();

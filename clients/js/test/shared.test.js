@@ -183,6 +183,48 @@ describe('shared mirrors', LIMIT, () => {
     assert.equal(ports.length, 2);
   });
 
+  test('a worker that speaks while its gateway is silent proves nothing', async () => {
+    const beats = [];
+    mock.method(globalThis, 'setInterval', (work) => { beats.push(work); return 0; });
+    const mirror = follow();
+    const stream = (await gateway.stream()).open().state(10, { a: '1' });
+    await mirror.synced();
+    const { provenAt, lastHeard } = mirror;
+    assert.ok(provenAt && lastHeard >= provenAt);
+    const now = Date.now();
+    mock.method(Date, 'now', () => now + 30_000); // the gateway is silent, and not yet given up
+    let got = 0;
+    tabs[0].addEventListener('message', () => got++);
+    for (const beat of beats) beat();
+    await until(() => got && mirror.state === 'live');
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.deepEqual([mirror.provenAt, mirror.lastHeard], [provenAt, lastHeard]);
+    stream.put('/c/a', '2', 11);
+    await until(() => mirror.revision === 11);
+    assert.ok(mirror.provenAt >= now + 30_000);
+  });
+
+  test('a page from the back/forward cache is not live before it is fed again', async () => {
+    const page = new EventTarget();
+    globalThis.addEventListener = (...words) => page.addEventListener(...words);
+    try {
+      const mirror = follow();
+      const stream = (await gateway.stream()).open().state(10, { a: '1' });
+      await mirror.synced();
+      page.dispatchEvent(new Event('pageshow')); // a page that is loaded
+      assert.equal(mirror.state, 'live');
+      page.dispatchEvent(new Event('pagehide')); // the worker does not feed it any more
+      await stream.closed;
+      page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }));
+      assert.equal(mirror.state, 'disconnected');
+      (await gateway.stream()).open().state(11, { a: '2' });
+      await mirror.synced();
+      assert.deepEqual(values(mirror), { '/c/a': '2' });
+    } finally {
+      delete globalThis.addEventListener;
+    }
+  });
+
   test('a worker that cannot be loaded, or that does not answer, is replaced by an own connection', async () => {
     for (const event of ['onerror', null]) {
       globalThis.SharedWorker = class {
