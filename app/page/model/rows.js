@@ -10,7 +10,7 @@ export class Rows {
   order = []; // identities
   scope = ''; // only keys that begin with this
   #filter = ''; #matches = null;
-  sort = { by: 'key', down: false }; // by: "key", "revision", or a member of the JSON value
+  sort = { by: 'key', down: false }; // by: "key", "revision", or "field", which is a member of the JSON value
   #members;
 
   constructor(members) { this.#members = members; }
@@ -36,7 +36,7 @@ export class Rows {
   #sortBy(entries) {
     const cell = this.sort.by === 'revision'
       ? (id) => ({ kind: 'number', text: entries.get(id).modRevision })
-      : (id) => this.#members(entries.get(id))?.get(this.sort.by);
+      : (id) => this.#members(entries.get(id))?.get(this.sort.field);
     const cells = new Map(this.order.map((id) => [id, cell(id)]));
     this.order.sort((a, b) => compareCells(cells.get(a), cells.get(b)) || (a < b ? -1 : 1));
   }

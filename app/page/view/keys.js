@@ -98,7 +98,7 @@ export class Keys {
     const sample = sampleOf(this.#session.entries);
     this.#fields = fieldsOf(sample, this.#session.members.of);
     this.#sampled = started + SLOW * (performance.now() - started);
-    const before = this.#columnsNow.join();
+    const before = JSON.stringify(this.#columnsNow);
     if (before !== this.#shownColumns) this.#columns();
   }
 
@@ -107,26 +107,29 @@ export class Keys {
 
   #columns() {
     const fields = this.#columnsNow, grid = $('#keys-grid');
-    this.#shownColumns = fields.join();
+    this.#shownColumns = JSON.stringify(fields);
     const value = !fields.length && !this.#session.keysOnly;
     grid.classList.toggle('fields', !value);
     const width = (name) => Math.max(name.length, this.#fields.find(({ field }) => field === name)?.width ?? 0);
     grid.style.setProperty('--columns', ['minmax(11rem, 26fr)', ...(value ? ['minmax(10rem, 40fr)'] : []),
       ...fields.map((field) => `minmax(${CHARACTER * (Math.min(13, width(field)) + 1)}px, ${Math.min(30, width(field)) + 1}fr)`), '4.6rem', '4.2rem'].join(' '));
     grid.setAttribute('aria-colcount', 3 + (value ? 1 : fields.length));
-    const sort = this.#session.rows.sort;
-    const column = (by, text, name = '') => h('div', {
-      role: 'columnheader', class: name, 'aria-sort': sort.by === by ? (sort.down ? 'descending' : 'ascending') : by ? 'none' : null,
-    }, by ? h('button', { class: 'sort', tabindex: -1, onclick: () => this.#sortBy(by) }, text, sort.by === by ? (sort.down ? ' ↓' : ' ↑') : '') : text);
+    const { sort } = this.#session.rows;
+    const column = (by, text, name = '') => {
+      const own = sort.by === by && (by !== 'field' || sort.field === text);
+      return h('div', {
+        role: 'columnheader', class: name, 'aria-sort': own ? (sort.down ? 'descending' : 'ascending') : by ? 'none' : null,
+      }, by ? h('button', { class: 'sort', tabindex: -1, onclick: () => this.#sortBy(by, text, own) }, text, own ? (sort.down ? ' ↓' : ' ↑') : '') : text);
+    };
     this.#head.replaceChildren(column('key', 'Key'), ...(this.#session.keysOnly ? [] : [column('', 'Value', 'preview')]),
-      ...fields.map((field) => column(field, field, 'field')), column('revision', 'Revision', 'right'), column('', 'Changed', 'right'));
+      ...fields.map((field) => column('field', field, 'field')), column('revision', 'Revision', 'right'), column('', 'Changed', 'right'));
     this.#head.setAttribute('aria-rowindex', 1);
     for (const [element] of this.list.seen()) element.key = undefined;
   }
 
-  #sortBy(by) {
+  #sortBy(by, field, again) {
     const { rows } = this.#session;
-    rows.sort = { by, down: rows.sort.by === by ? !rows.sort.down : by === 'revision' };
+    rows.sort = { by, field, down: again ? !rows.sort.down : by === 'revision' };
     this.#columns();
     this.rebuild();
   }

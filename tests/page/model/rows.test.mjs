@@ -10,7 +10,7 @@ test('after any changes the rows are what a new table would show', () => {
   const draw = random(3), below = (n) => Math.floor(draw() * n), entries = new Map();
   const settings = [
     {}, { filter: 'key:1' }, { filter: '"n":5' }, { scope: '/a/' }, { sort: { by: 'key', down: true } }, { filter: 'key:1', sort: { by: 'key', down: true } },
-    { sort: { by: 'n', down: false } }, { sort: { by: 'revision', down: true } }, { scope: '/b/', filter: '-n:1', sort: { by: 'n', down: true } },
+    { sort: { by: 'field', field: 'n', down: false } }, { sort: { by: 'revision', down: true } }, { scope: '/b/', filter: '-n:1', sort: { by: 'field', field: 'n', down: true } },
   ];
   for (const chosen of settings) {
     const make = () => Object.assign(new Rows(new Members().of), chosen), rows = make();
@@ -29,6 +29,22 @@ test('after any changes the rows are what a new table would show', () => {
       assert.equal(rows.indexOf('/never'), -1);
     }
   }
+});
+
+test('a member that is called as etcd calls its own is a member', () => {
+  const entries = new Map(['b', 'c', 'a'].map((name, n) => [`/${name}`, {
+    key: `/${name}`, value: JSON.stringify({ key: `${n}`, revision: 3 - n }), modRevision: [2, 1, 3][n],
+  }]));
+  const rows = new Rows(new Members().of);
+  const ordered = (sort) => {
+    rows.sort = { down: false, ...sort };
+    rows.rebuild(entries);
+    return rows.order.join('');
+  };
+  assert.equal(ordered({ by: 'key' }), '/a/b/c');
+  assert.equal(ordered({ by: 'revision' }), '/c/b/a');
+  assert.equal(ordered({ by: 'field', field: 'key' }), '/b/c/a');
+  assert.equal(ordered({ by: 'field', field: 'revision' }), '/a/c/b');
 });
 
 test('twenty thousand keys are ordered within a few frames', () => {
