@@ -6,7 +6,7 @@ project = "etcd-watch-gateway"
 copyright = "the authors of etcd-watch-gateway, Apache-2.0"  # noqa: A001  # Sphinx's name
 extensions = ["myst_parser"]
 nitpicky = True  # `make docs` makes each warning an error
-suppress_warnings = ["misc.highlighting_failure"]  # a forge knows more languages, and draws Mermaid; here they are text
+suppress_warnings = ["misc.highlighting_failure"]  # a forge knows more languages; here they are text
 myst_heading_anchors = 4  # every heading is a target, as on a forge
 
 html_theme = "furo"

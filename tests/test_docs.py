@@ -232,6 +232,7 @@ def test_every_parameter_is_documented(module: str, heading: str) -> None:
 def test_the_state_diagram_is_drawn_from_the_table() -> None:
     text = read("architecture.md")
     assert draw_states.drawn(text) == text, "python -m tools.draw_states"
+    assert all(draw_states.is_drawn(machine) for machine in (draw_states.LIFE, draw_states.HISTORY))
 
 
 def test_the_map_is_drawn_from_the_imports() -> None:
