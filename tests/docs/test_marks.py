@@ -13,6 +13,7 @@ import yaml
 from etcd_watch_client.cli.arguments import make_parser as make_client_parser
 
 from app.arguments import parse
+from app.check.options import options_of
 from app.dev import sample
 from app.settings import load
 from tests.docs.snippets import COPIED, KINDS, PAGES, REASONS, SNIPPETS, Snippet, of_kind
@@ -83,8 +84,12 @@ def test_flags(block: Snippet) -> None:
     assert lines
     for line in lines:
         flags = parse(shlex.split(line)[1:])
-        assert flags.pop("command") == "serve"
-        load(flags)
+        command = flags.pop("command")
+        assert command in ("check", "serve")
+        if command == "check":
+            options_of(flags)
+        else:
+            load(flags)
 
 
 @pytest.mark.parametrize("block", of_kind("settings"), ids=str)

@@ -203,7 +203,7 @@ async def ends(*command: str | Path, folder: Path) -> str:
 async def test_components(kind: str, server: GatewayProcess, tmp_path: Path) -> None:
     """The component shows that it connects, then the keys; after its end no connection is left."""
     (block,) = of_kind(kind)
-    (tmp_path / f"Services.{block.language}").write_text(block.code.replace(PLACE, server.base), encoding="utf-8")
+    (tmp_path / f"App.{block.language}").write_text(block.code.replace(PLACE, server.base), encoding="utf-8")
     install_the_client(tmp_path)
     install_the_frameworks(tmp_path)
     main = {"react": "react_main.jsx", "vue": "vue_main.js"}[kind]

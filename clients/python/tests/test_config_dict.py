@@ -36,6 +36,21 @@ def test_it_reads_like_a_dict() -> None:
         config.start()
 
 
+def test_before_the_start_nothing_is_missing() -> None:
+    """Who forgets `with` is told so, and not that a key does not exist."""
+    config = ConfigDict(URL, "/c/", transport=Gateway())
+    for read in (
+        lambda: config["/c/a"],
+        lambda: config.get("/c/a"),
+        lambda: "/c/a" in config,
+        config.copy,
+        lambda: len(config),
+    ):
+        with pytest.raises(RuntimeError, match="use `with`, or call start"):
+            read()
+    assert repr(config) == "<ConfigDict: connecting, 0 keys at revision 0>"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="NOT RUN: this system does not fork")
 def test_a_forked_process_is_told() -> None:
     """gunicorn loads the application and forks: no thread follows in the child, so its mapping is not live."""

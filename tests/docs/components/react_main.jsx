@@ -2,13 +2,13 @@
 // no connection is left. (React's scheduler has a port that would keep the process alive.)
 import { createElement } from 'react';
 import { act, create } from 'react-test-renderer';
-import { Services } from './Services.jsx';
+import App from './App.jsx';
 
 globalThis.IS_REACT_ACT_ENVIRONMENT = true;
 
 async function main() {
   let root;
-  await act(async () => { root = create(createElement(Services)); });
+  await act(async () => { root = create(createElement(App)); });
   const shown = () => JSON.stringify(root.toJSON());
   console.log(shown().includes('connecting'));
   while (!shown().includes('live')) await act(() => new Promise((resolve) => setTimeout(resolve, 20)));

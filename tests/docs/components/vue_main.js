@@ -5,13 +5,13 @@ import { createSSRApp, effectScope } from 'vue';
 import { compileScript, parse } from 'vue/compiler-sfc';
 import { renderToString } from 'vue/server-renderer';
 
-const { descriptor, errors } = parse(readFileSync('Services.vue', 'utf8'));
+const { descriptor, errors } = parse(readFileSync('App.vue', 'utf8'));
 if (errors.length) throw errors[0];
-writeFileSync('Services.js', compileScript(descriptor, { id: 'services', inlineTemplate: true }).content);
-const { default: Services } = await import(`${process.cwd()}/Services.js`);
+writeFileSync('App.js', compileScript(descriptor, { id: 'app', inlineTemplate: true }).content);
+const { default: App } = await import(`${process.cwd()}/App.js`);
 
 const scope = effectScope();
-const render = scope.run(() => Services.setup({}, { expose() {} }));
+const render = scope.run(() => App.setup({}, { expose() {} }));
 const shown = () => renderToString(createSSRApp({ render: () => render({}, []) }));
 console.log((await shown()).includes('connecting'));
 while (!(await shown()).includes('live')) await new Promise((resolve) => setTimeout(resolve, 20));

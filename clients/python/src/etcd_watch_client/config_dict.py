@@ -21,6 +21,7 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
+_NOT_BEGUN = "the ConfigDict does not run; use `with`, or call start()"
 _FORKED = "the process was forked, and threads do not follow: make another ConfigDict after the fork"
 _started: weakref.WeakValueDictionary[int, ConfigDict[Any, Any]] = weakref.WeakValueDictionary()
 _held: list[ConfigDict[Any, Any]] = []  # while the process forks
@@ -98,25 +99,35 @@ class ConfigDict(Mapping[K, V]):
 
     def __getitem__(self, key: K) -> V:
         with self._lock:
-            return self._mirror[key]
+            return self._begun[key]
 
     def __iter__(self) -> Iterator[K]:
         with self._lock:
-            return iter(list(self._mirror))
+            return iter(list(self._begun))
 
     def __len__(self) -> int:
-        return len(self._mirror)
+        return len(self._begun)
 
     def __bool__(self) -> bool:
         return True  # a config without keys is a config
 
     def __contains__(self, key: object) -> bool:
-        return key in self._mirror
+        return key in self._begun
+
+    def __repr__(self) -> str:
+        return f"<ConfigDict: {self.state}, {len(self._mirror)} keys at revision {self.revision}>"
 
     def copy(self) -> dict[K, V]:
         """Return all keys and values at one revision."""
         with self._lock:
-            return dict(self._mirror)
+            return dict(self._begun)
+
+    @property
+    def _begun(self) -> Mirror[K, V]:
+        """The mirror, once the thread was started. Before that every key would be missing, without a reason."""
+        if self._thread is None:
+            raise _ClosedError(_NOT_BEGUN)
+        return self._mirror
 
     # --- what is known about it ---------------------------------------------------------------------------------------
 
@@ -235,7 +246,7 @@ class ConfigDict(Mapping[K, V]):
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._is_forked or self._loop is None or self._loop.is_closed():
             coroutine.close()
-            msg = _FORKED if self._is_forked else "the ConfigDict does not run; use `with`, or call start()"
+            msg = _FORKED if self._is_forked else _NOT_BEGUN
             raise _ClosedError(msg)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         # What is scheduled while the loop ends may never run: waiting for it alone was seen to hang.
