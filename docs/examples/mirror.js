@@ -37,8 +37,9 @@ const LONGEST_WAIT = 300_000; // ms. The gateway never asks for more, and setTim
 
 export class Mirror {
   items = new Map(); revision = 0; cursor = '';
-  state = 'connecting'; reason = ''; since = new Date(); failures = 0;
-  #url; #EventSource; #onchange; #source = null; #timer; #heard; #heartbeat = 15;
+  reason = ''; since = new Date(); failures = 0;
+  #url; #EventSource; #onchange; #source = null; #timer; #heartbeat = 15;
+  #state = 'connecting'; #heard; // when the stream last gave a sign of life, by both clocks
   #next = null; // the state after a `reset`, built aside until `synced`
   #pending = []; // the events of a revision whose last event has not come
   #synced = false; #why = ''; // #why: why the last stream ended, or the last reset
@@ -56,6 +57,13 @@ export class Mirror {
     this.#EventSource = EventSource;
     this.#onchange = onchange;
     this.#open();
+  }
+
+  get state() { return this.#state === 'live' && this.#silent ? 'stale' : this.#state; }
+
+  // Two clocks: one may stand still while the machine sleeps, the other may be set back.
+  get #silent() {
+    return Math.max(Date.now() - this.#heard[0], performance.now() - this.#heard[1]) > 3000 * this.#heartbeat;
   }
 
   close() { // onchange is not called: the caller knows
@@ -86,14 +94,10 @@ export class Mirror {
       // CLOSED (2): EventSource has given up for good. Otherwise it reconnects by itself; unfinished events come again.
       if (source.readyState === 2) this.#reopen('refused'); else this.#drop('disconnected');
     };
-    this.#heard = performance.now();
-    this.#listen();
-  }
-
-  #listen() { // nothing for 3 heartbeats: the connection is dead, whatever its readyState
+    this.#heard = [Date.now(), performance.now()];
     clearTimeout(this.#timer);
-    const left = () => this.#heard + 3000 * this.#heartbeat - performance.now();
-    this.#timer = setTimeout(() => (left() > 0 ? this.#listen() : this.#reopen('silent')), Math.min(left(), LONGEST_WAIT));
+    // Nothing for 3 heartbeats: the connection is dead, whatever its readyState.
+    this.#timer = setInterval(() => this.#silent && this.#reopen('silent'), 1000);
   }
 
   #reopen(reason, delay = 0) {
@@ -114,7 +118,8 @@ export class Mirror {
   }
 
   #take(type, { more, ...event }, id) {
-    this.#heard = performance.now();
+    if (this.#silent) return this.#reopen('silent'); // what comes may be as old: the machine may have slept
+    this.#heard = [Date.now(), performance.now()];
     if (id) this.cursor = id; // for an event without an id, EventSource repeats the previous id
     if (type === 'reset') {
       this.#drop(`reset: ${event.reason}`, new Map(), this.#doubt);
@@ -124,7 +129,6 @@ export class Mirror {
       if (!more) this.#commit(event.mod_revision);
     } else if (type === 'synced') {
       [this.revision, this.#heartbeat, this.#synced, this.failures] = [event.revision, event.heartbeat, true, 0];
-      this.#listen();
       this.#tell(this.#next ? this.#swap() : []);
     } else if (type === 'bookmark') {
       this.revision = event.revision;
@@ -159,8 +163,8 @@ export class Mirror {
 
   #setState(why) {
     const state = this.#synced && !this.#doubt ? 'live' : this.revision ? 'stale' : 'connecting';
-    if (state !== this.state) this.since = this.#doubt?.since ?? new Date();
-    this.state = state;
+    if (state !== this.#state) this.since = this.#doubt?.since ?? new Date();
+    this.#state = state;
     this.#why = state === 'live' ? '' : why;
     this.reason = state === 'live' ? '' : this.#doubt?.reason ?? why;
   }

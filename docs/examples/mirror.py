@@ -23,6 +23,7 @@ import contextlib
 import json
 import os
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 from urllib.parse import quote
@@ -50,6 +51,13 @@ class _StreamEnd(Exception):  # noqa: N818 - a stream's end is not an error: the
     def __init__(self, reason: str, wait: float = 0) -> None:
         super().__init__(reason)
         self.reason, self.wait = reason, wait
+
+
+def elapsed() -> float:
+    """Return the seconds of a clock that nobody sets, and that goes on while the machine sleeps."""
+    # Linux' monotonic clock stands still then, and so does Python's on macOS. The one of Windows goes on.
+    clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def identity(item: Item) -> tuple[str, str]:
@@ -140,8 +148,6 @@ class Mirror:
         self.items: dict[tuple[str, str], Item] = {}
         self.revision = 0
         self.cursor = ""
-        self.state: Literal["connecting", "live", "stale"] = "connecting"
-        self.reason = ""
         prefixes = [prefix] if isinstance(prefix, (str, bytes)) else prefix
         ranges = [("prefix", name) for name in prefixes] + [("key", name) for name in keys]
         asked = "".join(f"&{kind}={quote(name, safe='')}" for kind, name in ranges)
@@ -151,7 +157,24 @@ class Mirror:
         self._heartbeat = 15.0
         self._failures = 0
         self._why = ""  # why the last stream ended, or the last reset
+        self._live = False
+        self._heard = elapsed()  # when the stream last gave a sign of life
         self._forget_stream()
+
+    @property
+    def state(self) -> Literal["connecting", "live", "stale"]:
+        """What may be relied on; see the class."""
+        return "live" if self._live and not self._is_silent() else "stale" if self.revision else "connecting"
+
+    @property
+    def reason(self) -> str:
+        """Why the mirror is not live; empty if it is."""
+        if self._live:
+            return "silent" if self._is_silent() else ""
+        return self._doubt or self._why
+
+    def _is_silent(self) -> bool:
+        return elapsed() - self._heard > 3 * self._heartbeat
 
     def _forget_stream(self) -> None:
         """Discard what a stream leaves unfinished: it comes again, complete."""
@@ -202,18 +225,22 @@ class Mirror:
         url = f"{self._url}&last_event_id={quote(self.cursor)}" if self.cursor else self._url
         now = asyncio.get_running_loop().time
         rest = bytearray()
+        self._heard = elapsed()
         try:
             # Nothing for 3 heartbeats: the connection is dead, even if the system still reports it as open.
             async with asyncio.timeout(3 * self._heartbeat) as silence, client.stream("GET", url) as response:
                 if response.status_code != httpx.codes.OK or _media_type(response) != MEDIA_TYPE:
                     raise await _refusal(response)
                 async for chunk in response.aiter_bytes():
+                    if self._is_silent():
+                        raise _StreamEnd("silent")  # what comes may be as old: the machine may have slept
                     rest += chunk
                     if b"\n" in chunk:
                         # Not aiter_lines(): it also splits at U+2028 and the like, which JSON need not escape.
                         *lines, rest = rest.split(b"\n")
                         for line in filter(None, lines):
                             yield line
+                    self._heard = elapsed()
                     silence.reschedule(now() + 3 * self._heartbeat)
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
             raise  # the caller's mistake: an address or a header that cannot be sent
@@ -268,10 +295,8 @@ class Mirror:
         return gone + [item for key, item in new.items() if old.get(key) != item]
 
     def _set_state(self, why: str | None = None) -> None:
-        live = self._synced and not self._doubt
-        self.state = "live" if live else "stale" if self.revision else "connecting"
-        self._why = "" if live else self._why if why is None else why
-        self.reason = "" if live else self._doubt or self._why
+        self._live = self._synced and not self._doubt
+        self._why = "" if self._live else self._why if why is None else why
 
     def _tell(self, changes: list[Item], why: str | None = None) -> None:
         self._set_state(why)

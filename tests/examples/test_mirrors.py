@@ -1254,3 +1254,55 @@ async def test_browser_client_reopens_by_query_what_it_would_resume_by_header(pa
 
 
 # --- the page at / --------------------------------------------------------------------------------------------------
+
+
+# --- a machine that sleeps --------------------------------------------------------------------------------------------
+
+
+async def test_after_a_sleep_the_python_mirror_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has fed it, and nothing has told it so yet."""
+    module = load_mirror()
+    mirror = module.Mirror("http://gateway.test", "/svc/")
+    for event in (
+        {"type": "reset", "reason": "initial"},
+        {"type": "synced", "revision": 10, "heartbeat": 15, "cursor": cursor(10)},
+    ):
+        mirror._take(event)
+    assert (mirror.state, mirror.reason) == ("live", "")
+    awake = module.elapsed()
+    monkeypatch.setattr(module, "elapsed", lambda: awake + 46)
+    assert (mirror.state, mirror.reason) == ("stale", "silent")
+
+
+SLEEPER = """
+import { Mirror } from './mirror.js';
+class Source extends EventTarget {
+  readyState = 1;
+  constructor() { super(); globalThis.source = this; }
+  close() { this.readyState = 2; }
+}
+const say = (type, members, lastEventId) =>
+  source.dispatchEvent(Object.assign(new Event(type), { data: JSON.stringify({ type, ...members }), lastEventId }));
+const mirror = new Mirror('http://gateway.test', '/svc/', { EventSource: Source });
+say('reset', { reason: 'initial' }, 'e-0');
+say('synced', { revision: 10, heartbeat: 15 }, 'e-10');
+const states = [mirror.state], now = Date.now();
+Date.now = () => now + 46_000;
+states.push(mirror.state);
+say('bookmark', { revision: 11, state: 'live' }, 'e-11');
+states.push(mirror.state, mirror.reason, mirror.revision, mirror.cursor, source.readyState);
+console.log(JSON.stringify(states));
+mirror.close();
+"""
+
+
+async def test_after_a_sleep_the_javascript_mirror_is_not_live() -> None:
+    """What had waited in the socket does not make it live: it goes on with another stream."""
+    if NODE is None:
+        pytest.skip("NOT RUN: node is not installed")
+    program = await asyncio.create_subprocess_exec(
+        NODE, "--input-type=module", "-e", SLEEPER, cwd=EXAMPLES, stdout=PIPE
+    )
+    async with asyncio.timeout(HANG):
+        out, _ = await program.communicate()
+    assert json.loads(out) == ["live", "stale", "stale", "silent", 10, "e-10", 2]
