@@ -117,6 +117,8 @@ def _buffering(trial: Trial) -> Iterator[Finding]:
     if not served:
         yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
         return
+    # Then this machine, or the gateway, stood still for a heartbeat.
+    was_held_up = trial.direct is not None and _bunched(trial.direct, trial.heartbeat)
     late = []
     for name, each in served:
         first = each.first_event
@@ -124,7 +126,7 @@ def _buffering(trial: Trial) -> Iterator[Finding]:
             late.append(f"{name}: no event in {_ms(each.until - each.began)}")
         elif first - (direct or 0.0) > PROMPT:
             late.append(f"{name}: the first event after {_ms(first)}")
-        elif name == "quiet" and _bunched(each, trial.heartbeat):
+        elif name == "quiet" and _bunched(each, trial.heartbeat) and not was_held_up:
             late.append(f"{name}: heartbeats arrive several at a time")
     if late:
         yield Finding(subject, Level.FAULT, f"the proxy keeps what it should pass on; {'; '.join(late)}", advice)

@@ -83,7 +83,9 @@ class Through:
                 await asyncio.gather(*(each.ready.wait() for each in streams))
         if not sse.connected:
             raise UnreachableError(sse.seen().ended or f"{self._options.through}: timed out")
-        waited = HEARTBEATS * heartbeat_of(each.seen() for each in streams)
+        seen = [each.seen() for each in streams]
+        is_open = any(not each.ended for each in seen)  # otherwise there is nothing to wait for
+        waited = HEARTBEATS * heartbeat_of(seen) if is_open else 1.0
         lasting = max(waited + PAUSE, self._options.lasting)
         cursor = sse.seen().cursor
         resumed = self._follow(self._options.through, self._range, EVENTS, cursor) if cursor else None
@@ -107,7 +109,7 @@ class Through:
             requests=requests,
             puts=puts,
             secure=self._options.through.startswith("https://"),
-            protocol=await self._client.protocol(self._options.through),
+            protocol=await self._protocol(),
         )
 
     def _follow(self, url: str, range_: str, media: str, cursor: str = "") -> Follower:
@@ -135,6 +137,11 @@ class Through:
         except UnreachableError:
             return Silence(asked, self._clock() - began)
         return Silence(asked, self._clock() - began, answer.status)
+
+    async def _protocol(self) -> str:
+        with contextlib.suppress(UnreachableError):  # what was measured before counts all the same
+            return await self._client.protocol(self._options.through)
+        return ""
 
     async def _requests(self, seconds: float) -> Requests:
         """Send short requests, each on its own connection. HEAD of a stream starts no watch, and names the gateway."""

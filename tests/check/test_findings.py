@@ -291,6 +291,13 @@ def test_a_drain_is_seen_by_its_close() -> None:
     assert found["buffering"].level is Level.WELL
 
 
+def test_a_machine_that_stood_still_is_not_a_proxy_that_buffers() -> None:
+    """Without the proxy, the heartbeats arrived together as well."""
+    measured = replace(trial(Proxy(bunches=True)), direct=stream(Proxy(bunches=True)))
+
+    assert by_subject(measured)["buffering"].level is Level.WELL
+
+
 @pytest.mark.parametrize(
     ("idle", "words"),
     [(120.0, "45.0 s of silence were not cut"), (40.0, "the proxy's own limit is 40.0 s of silence")],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.check import findings as conclusions
 from app.check import through as module
 from app.check.findings import Finding, Level, findings, status_of
 from app.check.options import Options
@@ -16,6 +17,7 @@ from app.check.through import Through, check_through
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess
 from tests.support.nginx import Nginx, nginx, recipe
+from tests.support.waiting import HANG
 
 pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd]
 
@@ -84,6 +86,11 @@ async def test_what_each_configuration_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The recipe of docs/operations.md has no fault. Each other configuration has its own, and no more."""
+    # A slow machine may need longer than a proxy may.
+    for name in ("DELAY", "GRACE", "PROMPT"):
+        monkeypatch.setattr(conclusions, name, HANG)
+    for name in ("NOTICING", "OPENING"):
+        monkeypatch.setattr(module, name, HANG)
     writing = asyncio.create_task(_write(kv))
     async with nginx(tmp_path / "good", [server.base, server.base], recipe("streams")) as good:
         well, short, changing = await asyncio.gather(
