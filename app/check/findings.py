@@ -278,6 +278,9 @@ def _transform(trial: Trial) -> Iterator[Finding]:
     elif sse.served and not media.startswith("text/event-stream"):
         text = f"Content-Type is {media or 'missing'}: an EventSource gives up for good"
         yield Finding(subject, Level.FAULT, text, "let the proxy pass Content-Type")
+    elif own and not encoding:
+        text = f"the gateway's {own} does not arrive: the proxy does not pass Accept-Encoding, or unpacks"
+        yield Finding(subject, Level.NOTE, text, "let the proxy pass Accept-Encoding, to save bytes")
     elif encoding != own:
         text = f"the proxy compresses ({encoding}) although Cache-Control says no-transform"
         advice = "harmless while events are not late; to save CPU, take text/event-stream out of the proxy's types"

@@ -263,6 +263,15 @@ def test_a_gateway_that_compresses_by_itself() -> None:
     assert by_subject(measured)["transformation"].level is Level.WELL
 
 
+def test_a_compression_that_does_not_arrive() -> None:
+    """It costs bytes, and nothing else."""
+    measured = trial(Proxy())
+    packed = replace(stream(Proxy()), headers={**HEADERS, "content-encoding": "gzip"})
+    found = by_subject(replace(measured, direct=packed))["transformation"]
+
+    assert (found.level, found.text.startswith("the gateway's gzip does not arrive")) == (Level.NOTE, True)
+
+
 def test_a_body_that_is_changed() -> None:
     """The finding quotes what came."""
     measured = trial(Proxy())
