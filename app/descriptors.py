@@ -14,6 +14,8 @@ RESERVE = 64
 SPARE = 32
 # A lower limit leaves hardly any descriptor for a stream.
 LEAST = 128
+# OPEN_MAX of macOS: the highest soft limit that its setrlimit(2) promises to accept.
+OPEN_MAX = 10240
 ENDLESS = 1 << 30
 
 
@@ -29,10 +31,13 @@ def raise_limit() -> None:
     Raises:
         SettingsError: the hard limit is too low to serve clients.
     """
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # macOS reports no hard limit, but refuses values above another limit.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS reports no hard limit, and refuses a soft limit above another limit. Its default of 256 would leave room for
+    # 160 streams.
+    for wanted in (hard, max(soft, OPEN_MAX)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            break
     if limit() < LEAST:
         raise SettingsError(
             f"the limit of open files is {limit()}, but the gateway needs at least {LEAST}: "

@@ -164,3 +164,21 @@ def test_a_system_that_takes_no_such_limit(hard: int, monkeypatch: pytest.Monkey
     soft[0] = 64
     with pytest.raises(SettingsError, match="the limit of open files is 64, but the gateway needs at least 128"):
         descriptors.raise_limit()
+
+
+def test_a_system_that_takes_a_lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS starts programs with 256, and accepts 10,240: without that, a Mac had room for 160 streams."""
+    soft = [256]
+
+    def accept(_which: int, limits: tuple[int, int]) -> None:
+        if limits[0] > descriptors.OPEN_MAX:
+            raise ValueError("current limit exceeds maximum limit")
+        soft[0] = limits[0]
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft[0], 1 << 62))
+    monkeypatch.setattr(resource, "setrlimit", accept)
+    descriptors.raise_limit()
+    assert descriptors.limit() == descriptors.OPEN_MAX
+    soft[0] = 20_000  # somebody has raised it: it must not fall
+    descriptors.raise_limit()
+    assert descriptors.limit() == 20_000
