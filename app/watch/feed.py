@@ -37,6 +37,7 @@ from ..core.multiplex import Lost, Refused, WatchInput
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
+from ..core.staleness import Staleness
 from ..ports import Clock, Draw, Etcd, Watch, spawn
 from .backfill import RunningBackfill
 from .cancel import cancel_watch
@@ -125,8 +126,7 @@ class Feed:
         self._readers_ahead = 0
         self._merges_waiting = 0
         self._published = 0  # events
-        self._proof_at = clock()
-        self.stale_since: float | None = None  # wall-clock seconds of etcd's last proof; None while the feed is live
+        self.staleness = Staleness(limits.stale_after, clock(), withdraws=etcd.is_gateway)
         self._backfill = RunningBackfill(
             self.core.backfill,
             watched,
@@ -452,35 +452,34 @@ class Feed:
         self._ask_for_proof()
 
     def _note_proof(self) -> None:
-        proof = self._watch.proven_at(self.history.log.tip) if self._watch is not None else None
-        if proof is not None:
-            self._proof_at = proof if self._etcd.is_gateway else max(self._proof_at, proof)
-
-    def staleness(self) -> float:
-        """Return the seconds since etcd last proved that the feed is current."""
-        if self.core.state is State.LIVE:
-            self._note_proof()
-        return self._clock() - self._proof_at
+        if self._watch is not None:
+            self.staleness.note(self._watch.proven_at(self.history.log.tip))
 
     def check_staleness(self) -> None:
         """Become stale or live, and drop what is too old from the log. The registry calls this once a second."""
         with self._failing():
-            self._check_staleness()
-
-    def _check_staleness(self) -> None:
-        self.history.log.trim(self._clock())
-        self._account()
-        self._fresh.forget_old()
-        self._update_staleness()
+            self.history.log.trim(self._clock())
+            self._account()
+            self._fresh.forget_old()
+            self._update_staleness()
 
     def _update_staleness(self) -> None:
-        age = self.staleness()
-        stale = age > self._limits.stale_after or self.history.view_reclaimed
-        if stale != (self.stale_since is not None):
-            self.stale_since = time.time() - age if stale else None
-            state, level = ("stale", logging.WARNING) if stale else ("live", logging.INFO)
+        age = self._proof_age()
+        if self.staleness.update(self._clock(), time.time(), has_view=not self.history.view_reclaimed):
+            state, level = ("live", logging.INFO) if self.stale_since is None else ("stale", logging.WARNING)
             logger.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
             self._changed_for_all()
+
+    def _proof_age(self) -> float:
+        """Return the seconds since etcd last proved that the feed is current."""
+        if self.core.state is State.LIVE:
+            self._note_proof()
+        return self.staleness.age(self._clock())
+
+    @property
+    def stale_since(self) -> float | None:
+        """See ``app.watch.channel.Channel``."""
+        return self.staleness.since
 
     @property
     def stale_ranges(self) -> Ranges:
@@ -506,7 +505,7 @@ class Feed:
             revision=self.history.log.tip,
             keys=self.keys,
             bytes=self.core.bytes,
-            staleness=self.staleness(),
+            staleness=self._proof_age(),
             stale=self.stale_since is not None,
             backfilling=self.backfilling,
             trouble=self.trouble,

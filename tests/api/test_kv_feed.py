@@ -295,7 +295,7 @@ async def test_stale(gateway: Gateway, http: httpx.AsyncClient, monkeypatch: pyt
     """While etcd proves nothing, the answer is what the gateway has, and says so."""
     before = await read(http, "prefix=/svc/")
     (feed,) = gateway.registry.feeds
-    monkeypatch.setattr(feed, "stale_since", 1.0)
+    monkeypatch.setattr(feed.staleness, "since", 1.0)
     answer = await read(http, "prefix=/svc/")
 
     assert answer.headers["x-gateway-state"] == "stale"

@@ -145,7 +145,7 @@ async def test_the_state_of_the_feeds_is_the_state_of_the_channel() -> None:
     assert (channel.stale_ranges, channel.trouble) == ((), "")
     feed = world.registry.feeds.get(OTHER)
     assert feed is not None
-    feed.stale_since, feed.trouble = 12.0, "no answer"
+    feed.staleness.since, feed.trouble = 12.0, "no answer"
     assert (channel.stale_ranges, channel.stale_since, channel.trouble) == ((OTHER,), 12.0, "no answer")
     merged.release()
     await world.empty()
