@@ -1,5 +1,7 @@
 # Two stages: the first has pip and the build backend, the second has only what the gateway needs at run time.
 # This file names the base image twice on purpose: an ARG in FROM would hide the name from tools that look for updates.
+# The tag moves with the updates of Debian and Python. So build with --pull, or with `make release`, which writes the
+# base's digest into a label and can build on that digest again (docs/decisions/0034-base-image.md).
 FROM python:3.13-slim-trixie AS build
 
 # `make release` sets it to the commit's date. Python then writes hash-checked bytecode. Bytecode checked by date would

@@ -80,14 +80,32 @@ class Store:
         self.buildah("commit", "--quiet", container, base())
         self.buildah("rm", container)
 
+    def pull_base(self, digest: str = "") -> None:
+        """Pull the base image: what its tag names now or, with *digest*, exactly this one."""
+        if not digest:
+            self.buildah("pull", "--quiet", "--policy", "always", base())
+            return
+        exact = f"{base().rpartition(':')[0]}@{digest}"
+        self.buildah("pull", "--quiet", exact)
+        self.buildah("tag", exact, base())
+
+    def base_digest(self) -> str:
+        """Return the digest of the base image in this store."""
+        return self.buildah("images", "--format", "{{.Digest}}", base())
+
     def build(self, name: str, scratch: Path, *arguments: str) -> None:
-        """Build the Dockerfile as *name*. pip in the build gets this machine's pip settings, by a file in *scratch*."""
+        """Build the Dockerfile as *name*, on the base image in this store.
+
+        pip in the build gets this machine's pip settings, by a file in *scratch*.
+        """
         settings = scratch / "pip.conf"
         settings.write_text(_pip_settings(), encoding="utf-8")
         mounts = [f"--volume={settings}:/etc/pip.conf:ro"]
         if CERTIFICATES.exists():
             mounts.append(f"--volume={CERTIFICATES}:{CERTIFICATES}:ro")
-        self.buildah("bud", "--isolation", "chroot", "--layers", *mounts, *arguments, "--tag", name, TOP)
+        # No identity label: it has buildah's version, and the image would differ after an upgrade of buildah.
+        usual = ("--isolation", "chroot", "--layers", "--pull-never", "--identity-label=false")
+        self.buildah("bud", *usual, *mounts, *arguments, "--tag", name, TOP)
 
 
 def _pip_settings() -> str:

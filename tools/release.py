@@ -2,10 +2,14 @@
 
 Usage: ``make release``. CONTRIBUTING.md describes the steps before and after.
 
-Two builds of the same commit give the same bytes, if the image's base is the same. For each file that cannot be built,
-the command prints the reason; the exit status is then 1. Flags, in ARGS: ``--anyway`` builds although a check failed.
-``--stand-in-base`` builds the image without a registry, on a base made by mmdebstrap: use it to try the release, and
-never publish that image.
+Two builds of the same commit give the same bytes, if the image's base is the same. The Dockerfile names the base by a
+tag, which moves with each update of Debian and Python. The image's label ``org.opencontainers.image.base.digest`` says
+which base it was (docs/decisions/0034-base-image.md).
+
+For each file that cannot be built, the command prints the reason; the exit status is then 1. Flags, in ARGS:
+``--anyway`` builds although a check failed. ``--base-digest sha256:…`` builds the image again on the base of an earlier
+build. ``--stand-in-base`` builds the image without a registry, on a base made by mmdebstrap: use it to try the release,
+and never publish that image.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from typing import BinaryIO
 
 from app import __version__
 from tests.support import helm
-from tools.image import TOP, CommandError, Store, run
+from tools.image import TOP, CommandError, Store, base, run
 
 NAME = "etcd-watch-gateway"
 CURSORS = "tests/integration/earlier_cursors.json"
@@ -72,13 +76,14 @@ class Release:
     epoch: int  # the commit's date in seconds since 1970; every file gets this date
     commit: str = ""
     stand_in_base: bool = False
+    base_digest: str = ""  # of the image's base; empty: the base that the tag names now
 
     @property
     def image_archive(self) -> Path:
         """The path of the image's archive. The image is for this machine's architecture."""
         machine = platform.machine()
-        base = "-on-a-stand-in-base" if self.stand_in_base else ""
-        return self.folder / f"{NAME}-{self.version}-image-{ARCHITECTURES.get(machine, machine)}{base}.oci.tar"
+        warning = "-on-a-stand-in-base" if self.stand_in_base else ""
+        return self.folder / f"{NAME}-{self.version}-image-{ARCHITECTURES.get(machine, machine)}{warning}.oci.tar"
 
     def build_python(self) -> None:
         """Build the wheel and the sdist."""
@@ -129,13 +134,21 @@ class Release:
         name = f"{NAME}:{self.version}"
         # The stand-in base has the name of the real base, so it must not be in the store of real releases.
         store = Store(TOP / ".cache" / ("image" if self.stand_in_base else "release-image"))
-        labels = {"title": NAME, "version": self.version, "revision": self.commit, "licenses": "Apache-2.0"}
+        if self.stand_in_base:
+            store.make_stand_in()
+        else:
+            store.pull_base(self.base_digest)
+        labels = {
+            "title": NAME,
+            "version": self.version,
+            "revision": self.commit,
+            "licenses": "Apache-2.0",
+            "base.name": base(),
+            "base.digest": store.base_digest(),
+        }
         with tempfile.TemporaryDirectory() as scratch:
-            if self.stand_in_base:
-                store.make_stand_in()
             store.build(
                 name, Path(scratch),
-                "--pull-never" if self.stand_in_base else "--pull",
                 "--timestamp", str(self.epoch), "--build-arg", f"SOURCE_DATE_EPOCH={self.epoch}",
                 *(f"--label=org.opencontainers.image.{key}={value}" for key, value in labels.items()),
             )  # fmt: skip
@@ -225,7 +238,9 @@ def main() -> int:
     """Check, build, and print what was built and what was not. Return the exit status."""
     parser = argparse.ArgumentParser(prog="make release", description="Build everything that is published into dist/.")
     parser.add_argument("--anyway", action="store_true", help="build although a check failed; the status stays 1")
-    parser.add_argument("--stand-in-base", action="store_true", help="build the image on a base made by mmdebstrap")
+    bases = parser.add_mutually_exclusive_group()
+    bases.add_argument("--base-digest", metavar="sha256:…", default="", help="build the image on exactly this base")
+    bases.add_argument("--stand-in-base", action="store_true", help="build the image on a base made by mmdebstrap")
     arguments = parser.parse_args()
 
     wrong = list(faults(__version__))
@@ -238,7 +253,7 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     epoch, commit = run("git", "log", "-1", "--format=%ct %H").split()
-    release = Release(folder, __version__, int(epoch), commit, arguments.stand_in_base)
+    release = Release(folder, __version__, int(epoch), commit, arguments.stand_in_base, arguments.base_digest)
     wrong += build_all(release)
     for path in sorted(folder.iterdir()):
         sys.stdout.write(f"dist/{path.name}  {path.stat().st_size / 1000:,.0f} kB\n")

@@ -43,7 +43,7 @@ def _image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of the built image."""
     scratch = tmp_path_factory.mktemp("image")
     STORE.make_stand_in()
-    STORE.build(NAME, scratch, "--pull-never")
+    STORE.build(NAME, scratch)
     return NAME
 
 

@@ -15,6 +15,7 @@ from etcd_watch_client import __version__ as client_version
 
 from app import __version__
 from tests.support.chart import CHART, CHOICE, get_helm, run
+from tools.image import Store
 from tools.release import NAME, Release, build_all, changelog_faults
 
 EPOCH = 1_700_000_000
@@ -141,6 +142,45 @@ def test_chart_is_that_of_the_checkout(folder: Path) -> None:
     assert from_archive.stdout == run(tool, "template", "demo", CHART, *CHOICE).stdout
     with tarfile.open(packed) as archive:
         assert not [member for member in archive.getmembers() if "/ci/" in member.name or member.mtime != EPOCH]
+
+
+@pytest.mark.parametrize(
+    ("digest", "pulled"),
+    [
+        ("", [("pull", "--quiet", "--policy", "always", "docker.io/library/python:3.13-slim-trixie")]),
+        (
+            "sha256:abc",
+            [
+                ("pull", "--quiet", "docker.io/library/python@sha256:abc"),
+                ("tag", "docker.io/library/python@sha256:abc", "docker.io/library/python:3.13-slim-trixie"),
+            ],
+        ),
+    ],
+    ids=["of the tag", "of an earlier build"],
+)
+def test_the_image_says_what_its_base_is(
+    digest: str, pulled: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both stages are built on the base that was pulled, and the labels name that base."""
+    commands: list[tuple[str, ...]] = []
+
+    def buildah(_store: Store, *arguments: str | Path) -> str:
+        commands.append(tuple(map(str, arguments)))
+        if arguments[0] == "push":
+            with tarfile.open(str(arguments[-1]).removeprefix("oci-archive:").partition(".tar")[0] + ".tar", "w"):
+                pass
+        return "sha256:def" if arguments[0] == "images" else ""
+
+    monkeypatch.setattr(Store, "buildah", buildah)
+    release = Release(tmp_path, __version__, EPOCH, base_digest=digest)
+    release.build_image()
+
+    *first, _images, built, _push = commands
+    assert first == pulled
+    assert {"bud", "--pull-never"} < set(built)
+    assert "--label=org.opencontainers.image.base.name=docker.io/library/python:3.13-slim-trixie" in built
+    assert "--label=org.opencontainers.image.base.digest=sha256:def" in built
+    assert release.image_archive.exists()
 
 
 def test_what_cannot_be_built_is_named(
