@@ -7,7 +7,7 @@ outcomes as inputs.
 
 Theory of operation
     *Fresh start.* The feed first opens a watch "from now", and then takes the snapshot at a revision R. It drops the
-    watch's events up to R. Such a watch was never behind, so no compaction can remove an event before etcd sends it. (A
+    watch's events up to R. Such a watch was never slow, so no compaction can remove an event before etcd sends it. (A
     watch opened at R+1 *after* the snapshot can lose a delete exactly at a compaction revision: etcd #18089, seen on
     3.4.23, 3.5.1.)
 
@@ -25,9 +25,9 @@ Theory of operation
     does not request the same events a third time, but makes a fresh start. The other watches have proven themselves by
     then and return to a shared stream.
 
-    *A watch that may be behind* (``Batches.behind``, at versions that lose events of slow watches when a compaction
+    *A watch that may be slow* (``Batches.slow``, at versions that lose events of slow watches when a compaction
     intervenes) restarts as after a break. The feed does not publish what the watch brought while it may have been
-    behind. The anchor is recent, because the first late message is itself correct. The anchor proves what the next
+    slow. The anchor is recent, because the first late message is itself correct. The anchor proves what the next
     watch brings. If the anchor comes late too, a Range at its revision must also succeed, because before 3.5.13 a full
     channel also hides that the anchor is compacted. Each restart brings up to 1,000 revisions in one round of etcd's
     (100 ms), so a flood of events does not hold up the feed.
@@ -187,13 +187,13 @@ class FeedCore:
         return self._begin()
 
     def _hold_for_snapshot(self, given: Batches, _now: float) -> Commands:
-        return () if self._hold_unless_behind(given) else self._retry(State.START_RETRY)
+        return () if self._hold_unless_slow(given) else self._retry(State.START_RETRY)
 
     def _snapshot_taken(self, given: SnapshotTaken, now: float) -> Commands:
         proof, history = self._proving(), self.history
         history.install(given.snapshot, given.cluster_id, oversized=self._oversized is Oversized.CERTAIN)
         self._oversized = Oversized.NO
-        if proof.behind:
+        if proof.slow:
             return self._resume()
         self._become_live()
         return self._publish_all(proof.held_after(history.log.tip), now)
@@ -228,13 +228,13 @@ class FeedCore:
         proof.created = True
         proof.target = max(proof.target, given.revision)
         if proof.plan is Plan.PROBE and given.revision < proof.start:
-            # The store has no revision after the tip: this watch was never behind.
+            # The store has no revision after the tip: this watch was never slow.
             return self._confirm()
         return (AwaitProof(),)
 
     def _caught_batches(self, given: Batches, now: float) -> Commands:
         proof = self._proving()
-        proof.behind, proof.late = given.behind, given.late
+        proof.slow, proof.late = given.slow, given.late
         if not given.batches:
             return ()
         if proof.plan is Plan.OVERLAP:
@@ -259,11 +259,11 @@ class FeedCore:
             proof.floor = anchor.revision
             return self._confirm() if proof.hold(after) else self._start_anew("lagged")
         last = found[-1]
-        if proof.behind and last.revision <= history.log.tip:
+        if proof.slow and last.revision <= history.log.tip:
             # These batches bring nothing new. The next watch must not repeat them, so it starts at the last of them.
             history.anchor = Anchor(last.revision, last.events, True, anchor.snapshot_revision)
         self._become_live()
-        return self._go_on(after, now, behind=proof.behind)
+        return self._go_on(after, now, slow=proof.slow)
 
     def _caught_progress(self, given: Progress, _now: float) -> Commands:
         proof = self._proving()
@@ -271,7 +271,7 @@ class FeedCore:
             return ()
         if proof.plan is Plan.OVERLAP:
             return self._start_anew(self._why_no_anchor())
-        proof.behind = False
+        proof.slow = False
         return self._confirm()
 
     def _why_no_anchor(self) -> ResetReason:
@@ -299,17 +299,17 @@ class FeedCore:
         return (Probe(max(1, self._proving().floor)),)
 
     def _hold_for_probe(self, given: Batches, _now: float) -> Commands:
-        return () if self._hold_unless_behind(given) else self._start_anew("lagged")
+        return () if self._hold_unless_slow(given) else self._start_anew("lagged")
 
-    def _hold_unless_behind(self, given: Batches) -> bool:
+    def _hold_unless_slow(self, given: Batches) -> bool:
         """Hold the watch's batches while a Range is in progress. Return False if they are too much.
 
-        The Range was requested earlier, so it proves nothing about the batches of a watch that may be behind. The feed
+        The Range was requested earlier, so it proves nothing about the batches of a watch that may be slow. The feed
         does not hold such batches: the next watch brings them.
         """
         proof = self._proving()
-        proof.behind |= given.behind
-        return proof.behind or proof.hold(given.batches)
+        proof.slow |= given.slow
+        return proof.slow or proof.hold(given.batches)
 
     def _probed(self, given: Probed, now: float) -> Commands:
         proof = self._proving()
@@ -320,7 +320,7 @@ class FeedCore:
         if given.outcome == "failed":
             return self._retry(State.WATCH_RETRY)
         self._become_live()
-        return self._go_on(proof.held_after(self.history.log.tip), now, behind=proof.behind)
+        return self._go_on(proof.held_after(self.history.log.tip), now, slow=proof.slow)
 
     # --- live --------------------------------------------------------------------------------------------------------
 
@@ -331,12 +331,12 @@ class FeedCore:
         self._clear_at = proof.target if proof is not None else 0
 
     def _live_batches(self, given: Batches, now: float) -> Commands:
-        return self._resume() if given.behind else self._publish_all(given.batches, now)
+        return self._resume() if given.slow else self._publish_all(given.batches, now)
 
-    def _go_on(self, proven: Sequence[Batch], now: float, *, behind: bool) -> Commands:
-        """Publish the batches *proven*. If etcd may serve the watch from history (*behind*), resume at the anchor."""
+    def _go_on(self, proven: Sequence[Batch], now: float, *, slow: bool) -> Commands:
+        """Publish the batches *proven*. If etcd may serve the watch from history (*slow*), resume at the anchor."""
         commands = self._publish_all(proven, now)
-        return self._resume() if behind and self.state is State.LIVE else commands
+        return self._resume() if slow and self.state is State.LIVE else commands
 
     def _publish_all(self, found: Sequence[Batch], now: float) -> Commands:
         for batch in found:

@@ -30,7 +30,7 @@ Theory of operation
        revision just before it registers the watch, and 3.5.8 to 3.5.12 make one late answer in the send loop, which can
        fall between the two.) From then on, etcd answers no request from before the create.
 
-    Answers get lost: a member with a watch that is behind sends no answer or one answer for many requests, and a full
+    Answers get lost: a member with a slow watch sends no answer or one answer for many requests, and a full
     channel drops answers. A lost answer leaves its request in the count. So the count errs towards waiting for more
     answers, never towards accepting one too early, and rule 2 removes the lost answers from the count. As soon as one
     answer shows that the member does answer, ``ask`` makes at once all the requests whose answers a waiting watch
@@ -54,8 +54,8 @@ Theory of operation
     The first late message of a watch is itself correct: etcd made it before it served the watch from history. Later
     messages may lack events, unless the store wrote nothing in between: then etcd had nothing to serve from history.
     The next answer to a request that was made after the late message decides. If its revision is no greater than the
-    late message's, the watch was never ``behind``. If its revision is greater, or if the watch brings another message
-    first, the watch may be behind.
+    late message's, the watch was never ``slow``. If its revision is greater, or if the watch brings another message
+    first, the watch may be slow.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ class Created:
 class Batches:
     """Complete revisions, in order.
 
-    ``late``: the message came late (see the module), and later messages may lack events. ``behind``: etcd may serve
+    ``late``: the message came late (see the module), and later messages may lack events. ``slow``: etcd may serve
     these events or the next from history, at a version that then loses events; ``batches`` may be empty.
     """
 
     batches: tuple[Batch, ...]
-    behind: bool = False
+    slow: bool = False
     late: bool = False
 
 
@@ -207,7 +207,7 @@ class _Watch:
     heard: bool = False  # a message of this watch has come
     # The late message on which no answer has decided: its revision, and the last request when it came.
     late: tuple[int, int] | None = None
-    behind: bool = False  # etcd may serve the watch from history
+    slow: bool = False  # etcd may serve the watch from history
     ended: bool = False  # etcd cancelled the watch; the gateway's cancel is still missing
     pending: list[Event] = field(default_factory=list)  # events of an incomplete response
     bytes: int = 0  # of the pending fragments
@@ -431,10 +431,10 @@ class Multiplexer(Sized):
         late, number = watch.late
         if asked is None or asked.number <= number:
             return False
-        watch.late, watch.behind = None, revision > late
-        if watch.behind:
-            watch.callback(Batches((), behind=True))
-        return not watch.behind
+        watch.late, watch.slow = None, revision > late
+        if watch.slow:
+            watch.callback(Batches((), slow=True))
+        return not watch.slow
 
     def _pass_by(self, revision: int) -> None:
         """Apply rule 2 of the module: find the creates that etcd had processed when it answered with this revision."""
@@ -448,7 +448,7 @@ class Multiplexer(Sized):
         """Record that etcd has processed the watch's create: all earlier answers were received, or are lost.
 
         One answer to an earlier request may still come, or has just come: 3.5.8 to 3.5.12 answer late where a watch was
-        behind, but then the answer covers this watch too. So one place in the order stays.
+        slow, but then the answer covers this watch too. So one place in the order stays.
         """
         if self._asked and self._asked[0].number < watch.number:
             while self._asked and self._asked[0].number < watch.number:
@@ -502,17 +502,17 @@ class Multiplexer(Sized):
         late = self._loses and self._is_late(watch, message.revision, before)
         watch.revisions += len(found)
         # A live watch receives one revision per message, so a message with more of them comes from history.
-        behind = self._loses and (
-            watch.behind
+        slow = self._loses and (
+            watch.slow
             or watch.late is not None
             or watch.revisions >= ROUND_REVISIONS
             or (watch.heard and watch.revisions + message.fragment > 1)
         )
         if not message.fragment:
             watch.heard, watch.revisions = True, 0
-            if late and not watch.behind and watch.late is None:
+            if late and not watch.slow and watch.late is None:
                 watch.late, self._late = (message.revision, self._number), True
-        watch.callback(Batches(found, behind, late))
+        watch.callback(Batches(found, slow, late))
 
 
 def _take_complete(watch: _Watch, *, whole: bool) -> list[Event]:

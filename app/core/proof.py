@@ -62,7 +62,7 @@ class Proof:
     target: int = 0  # the proof is complete when everything up to this revision has come
     stream_kind: StreamKind = "live"
     created: bool = False
-    behind: bool = False  # etcd may still serve the watch from history: its batches may lack events
+    slow: bool = False  # etcd may still serve the watch from history: its batches may lack events
     late: bool = False  # the last message came late
     held: list[Batch] = field(default_factory=list)
     bytes: int = 0  # of the held batches

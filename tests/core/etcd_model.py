@@ -205,10 +205,10 @@ class SimulatedWatch:
         self._heard = True
 
     def clear(self) -> None:
-        """Answer the question after a late message: either the watch is behind, or it never was."""
+        """Answer the question after a late message: either the watch is slow, or it never was."""
         assert self.answer is not None
         if self.member > self.answer:
-            self.queue.append(Batches((), behind=True))
+            self.queue.append(Batches((), slow=True))
         else:
             self._late = False
         self.answer = None

@@ -1,4 +1,4 @@
-"""One watch stream as etcd serves it: its two queues, its watches that fall behind, its lost answers.
+"""One watch stream as etcd serves it: its two queues, its slow watches, its lost answers.
 
 Must live here: the behaviour of etcd's code, step by step, so that a test can put anything between two steps. Must not
 live here: how a client should react.

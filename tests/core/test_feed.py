@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
     "the upstream resets it before it opened": (OPENING, RESET, S.START_RETRY, (CloseWatch(), Retry(0))),
     "stopped while opening": (OPENING, Stop(), S.CLOSED, (CloseWatch(),)),
     "the snapshot is there": (SNAPSHOTTING, TAKEN, S.LIVE, ()),
-    "what came behind the snapshot does not follow from it": (
+    "what came after the snapshot does not follow from it": (
         SNAPSHOTTING.then(said(put(101, b"90"))), TAKEN, S.OPENING, ANEW
     ),
     "no snapshot": (SNAPSHOTTING, SnapshotFailed(), S.START_RETRY, (CloseWatch(), Retry(0))),
@@ -165,7 +165,7 @@ CASES: dict[str, Case] = {
     "the anchor as we know it": (OVERLAP, said(put(90)), S.LIVE, (EndProof(),)),
     "news, not yet all": (PROBE.then(Created(144)), batches(143), S.CATCHING_UP, ()),
     "news, all of them": (PROBE.then(Created(144)), batches(144), S.CONFIRMING, (EndProof(), Probe(141))),
-    "behind, and nothing of ours yet": (PROBE.then(Created(144)), Batches((), behind=True), S.CATCHING_UP, ()),
+    "slow, and nothing of ours yet": (PROBE.then(Created(144)), Batches((), slow=True), S.CATCHING_UP, ()),
     "another anchor": (OVERLAP, said(put(90, value=b"x")), S.OPENING, UNPROVEN_ANEW),
     "another revision than the anchor's": (OVERLAP, batches(91), S.OPENING, UNPROVEN_ANEW),
     "progress to the end": (
@@ -199,7 +199,7 @@ CASES: dict[str, Case] = {
     "a late anchor compacted while confirming": (
         OVERLAP.then(Created(100), late(90)), Compacted(95), S.CATCHING_UP, (EndProof(), OpenWatch(101))
     ),
-    "compacted behind a tip without anchor": (CONFIRMING_PROBE, Compacted(141), S.OPENING, ANEW),
+    "compacted after a tip without anchor": (CONFIRMING_PROBE, Compacted(141), S.OPENING, ANEW),
     "refused meanwhile": (CONFIRMING_PROBE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "lost meanwhile": (CONFIRMING_PROBE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(1))),
     "restored while confirming": (CONFIRMING_PROBE, Restored(), S.OPENING, ANEW),
@@ -208,15 +208,15 @@ CASES: dict[str, Case] = {
     # The inputs that a live feed gets, and those that may end its being live.
     "news": (LIVE, batches(101, 103), S.LIVE, ()),
     "what the snapshot holds": (LIVE, batches(95), S.LIVE, ()),
-    "what cannot be: behind the tip": (QUIET, batches(120), S.OPENING, ANEW),
+    "what cannot be: not after the tip": (QUIET, batches(120), S.OPENING, ANEW),
     "progress": (LIVE, Progress(105, trusted=True), S.LIVE, ()),
     "compaction overtook a slow watch": (LIVE, Compacted(100), S.CATCHING_UP, (EndProof(), OpenWatch(101))),
     "compaction overtook us too": (LIVE, Compacted(101), S.OPENING, ANEW),
     "history where news should be: the watch was a slow one": (
-        LIVE, Batches(batches(101, 103).batches, behind=True), S.CATCHING_UP, (EndProof(), OpenWatch(90))
+        LIVE, Batches(batches(101, 103).batches, slow=True), S.CATCHING_UP, (EndProof(), OpenWatch(90))
     ),
-    "something was written behind a late message": (
-        LIVE.then(late(101)), Batches((), behind=True), S.CATCHING_UP, (EndProof(), OpenWatch(101))
+    "something was written after a late message": (
+        LIVE.then(late(101)), Batches((), slow=True), S.CATCHING_UP, (EndProof(), OpenWatch(101))
     ),
     "late news are right": (LIVE, late(101), S.LIVE, ()),
     "a late anchor needs a probe, too": (
@@ -226,10 +226,10 @@ CASES: dict[str, Case] = {
         OVERLAP.then(Created(103), late(90, 103)), Probed("compacted"), S.OPENING, ANEW
     ),
     "slow before the snapshot": (
-        SNAPSHOTTING.then(Batches((), behind=True)), TAKEN, S.CATCHING_UP, (EndProof(), OpenWatch(90))
+        SNAPSHOTTING.then(Batches((), slow=True)), TAKEN, S.CATCHING_UP, (EndProof(), OpenWatch(90))
     ),
     "slow while confirming": (
-        CONFIRMING_PROBE.then(Batches((), behind=True)), Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(142))
+        CONFIRMING_PROBE.then(Batches((), slow=True)), Probed("ok"), S.CATCHING_UP, (EndProof(), OpenWatch(142))
     ),
     "refused while live": (LIVE, Refused("no"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
     "lost": (LIVE, Lost("gone"), S.WATCH_RETRY, (CloseWatch(), Retry(0))),
@@ -263,7 +263,7 @@ CASES: dict[str, Case] = {
         ALONE_LIVE, Progress(105, trusted=False), S.CATCHING_UP, (EndProof(), OpenWatch(90))
     ),
     "it was ours": (ALONE, TOO_LARGE, S.OPENING, UNPROVEN_ANEW),
-    "it was ours, behind others": (ALONE_LIVE, TOO_LARGE, S.OPENING, ANEW),
+    "it was ours, after others": (ALONE_LIVE, TOO_LARGE, S.OPENING, ANEW),
     "it was ours, without anchor": (ALONE_CONFIRMING, TOO_LARGE, S.OPENING, ANEW),
     "restored after a break": (WATCH_RETRY, Restored(), S.OPENING, ANEW),
     "stopped after a break": (WATCH_RETRY, Stop(), S.CLOSED, (CloseWatch(),)),
@@ -392,7 +392,7 @@ def test_one_revision_larger_than_the_bound_is_held() -> None:
 # --- OVERLAP ---------------------------------------------------------------------------------------------------------
 
 
-def test_after_a_break_it_goes_on_behind_the_anchor() -> None:
+def test_after_a_break_it_goes_on_after_the_anchor() -> None:
     """The anchor comes again and is not published again; the missed revisions are published."""
     core = LIVE.then(batches(105), Lost("gone")).walk()
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(105))
@@ -445,7 +445,7 @@ def test_an_event_where_there_was_none_is_of_another_etcd() -> None:
 @pytest.mark.parametrize(
     ("path", "before"),
     [(LIVE, ()), (OVERLAP, (said(put(90)),)), (CONFIRMING_PROBE, ())],
-    ids=["live", "after a break", "behind the tip"],
+    ids=["live", "after a break", "after the tip"],
 )
 def test_what_does_not_come_next_is_not_published(path: Path, before: Sequence[FeedInput]) -> None:
     """When a key's version jumps, something is missing, or the history is another one.
@@ -478,7 +478,7 @@ def test_an_empty_range_has_no_anchor() -> None:
     assert send(core, RetryDue()) == (EndProof(), OpenWatch(101))
 
 
-def test_behind_the_tip_news_wait_for_the_probe() -> None:
+def test_after_the_tip_news_wait_for_the_probe() -> None:
     """News after the tip are held until the revision at the tip was read: then nothing was compacted in between."""
     core = PROBE.then(Created(144)).walk()
     assert send(core, batches(143)) == ()
@@ -545,7 +545,7 @@ def test_another_cluster_is_another_history() -> None:
 
 
 @pytest.mark.parametrize(("revision", "reason"), [(99, "restored"), (100, "unproven")])
-def test_a_snapshot_behind_the_tip_is_of_another_history(revision: int, reason: ResetReason) -> None:
+def test_a_snapshot_below_the_tip_is_of_another_history(revision: int, reason: ResetReason) -> None:
     """A snapshot is linearizable, so a snapshot below the feed's tip is of another history."""
     core = OVERLAP.then(SyncTimeout(), Created(revision), taken(revision)).walk()
     assert core.history.reason == reason
@@ -643,9 +643,9 @@ def test_the_greatest_compaction_is_remembered() -> None:
 def test_what_a_slow_watch_brings_is_not_published() -> None:
     """Events of a slow watch are published neither in place of news, nor while the probe is under way."""
     core = LIVE.walk()
-    send(core, Batches(batches(101, 103).batches, behind=True))
+    send(core, Batches(batches(101, 103).batches, slow=True))
     assert (revisions(core), core.history.log.tip) == ([], 100)
-    core = CONFIRMING_PROBE.then(Batches(batches(151).batches, behind=True), Probed("ok")).walk()
+    core = CONFIRMING_PROBE.then(Batches(batches(151).batches, slow=True), Probed("ok")).walk()
     assert (revisions(core), core.history.log.tip) == ([], 141)
 
 
@@ -653,7 +653,7 @@ def test_a_full_round_of_what_is_known_does_not_come_for_ever() -> None:
     """Deletes after the snapshot's newest put are not news: the next watch starts where this watch ended."""
     core = OVERLAP.then(Created(100)).walk()
     found = (*batches(90).batches, Batch(95, [Delete(b"b", 95)]))
-    assert send(core, Batches(found, behind=True)) == (EndProof(), OpenWatch(95))
+    assert send(core, Batches(found, slow=True)) == (EndProof(), OpenWatch(95))
     assert core.history.log.tip == 100
 
 

@@ -37,7 +37,7 @@ def test_a_prefix_is_the_range_that_etcd_is_asked_for(prefix: bytes, key: bytes)
 
 
 @given(prefix=names, rest=names)
-def test_whatever_stands_behind_a_prefix_lies_in_its_range(prefix: bytes, rest: bytes) -> None:
+def test_whatever_follows_a_prefix_lies_in_its_range(prefix: bytes, rest: bytes) -> None:
     """Keys that begin with the prefix are never missed."""
     key = prefix + rest
     if key:

@@ -37,7 +37,7 @@ class Followed:
         self.answers = 0  # how many answers it received
         self.asked_for_all = 0  # how many requests for all watches were made before this watch
         self.wished = False  # it has been hastened, or has awaited proof
-        self.late = self.behind = False  # of the last message
+        self.late = self.slow = False  # of the last message
 
     def has(self, revision: int) -> bool:
         """Whether the watch has received all its revisions up to *revision*."""
@@ -79,7 +79,7 @@ class ProgressMachine(RuleBasedStateMachine):
         def hear(given: WatchInput) -> None:
             if isinstance(given, Batches):
                 followed.told += [batch.revision for batch in given.batches]
-                followed.late, followed.behind = given.late, given.behind
+                followed.late, followed.slow = given.late, given.slow
             elif isinstance(given, Progress):
                 followed.progress = given.revision
                 followed.answers += 1
@@ -142,10 +142,10 @@ class ProgressMachine(RuleBasedStateMachine):
             for followed in self.watches:
                 told = followed.watch_id == message.watch_id and len(followed.told) > before[message.watch_id]
                 if told and not self.etcd.hidden:
-                    assert followed.late or followed.behind or fate != "victim", (
+                    assert followed.late or followed.slow or fate != "victim", (
                         "the message found the channel full, so it is late"
                     )
-                    assert followed.behind or fate != "lagged", "the watch was a slow one, so it is behind"
+                    assert followed.slow or fate != "lagged", "etcd serves the watch from history"
             for request in self.mux.follow_up():
                 self.send(request)
 
@@ -277,7 +277,7 @@ def test_an_answer_decides_on_a_late_watch_that_waits_for_nothing() -> None:
             break
     assert mux.follow_up() == [ProgressRequest()]
     mux.receive(Message(-1, 99), progress_trusted=True, may_lose=True)
-    assert heard[-1] == Batches((), behind=True)
+    assert heard[-1] == Batches((), slow=True)
 
 
 def test_only_trusted_progress_is_hastened() -> None:
