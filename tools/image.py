@@ -88,6 +88,8 @@ class Store:
         exact = f"{base().rpartition(':')[0]}@{digest}"
         self.buildah("pull", "--quiet", exact)
         self.buildah("tag", exact, base())
+        # Leave the image one name. The history of what is built has the first name, so the two builds would differ.
+        self.buildah("rmi", exact)
 
     def base_digest(self) -> str:
         """Return the digest of the base image in this store."""

@@ -153,6 +153,7 @@ def test_chart_is_that_of_the_checkout(folder: Path) -> None:
             [
                 ("pull", "--quiet", "docker.io/library/python@sha256:abc"),
                 ("tag", "docker.io/library/python@sha256:abc", "docker.io/library/python:3.13-slim-trixie"),
+                ("rmi", "docker.io/library/python@sha256:abc"),
             ],
         ),
     ],
