@@ -28,7 +28,7 @@ logger = logging.getLogger("gateway.http")
 
 # Bytes of one file. A chain of four certificates has 8 KiB, a system's whole list of CAs 250 KiB.
 MAX_FILE = 1 << 20
-# Seconds that the clocks of two nodes may differ: a certificate may be this much younger than now.
+# The clocks of two nodes may differ by this many seconds: a certificate that becomes valid within them is accepted.
 SKEW = 300.0
 # Seconds between two log lines about failed handshakes for the same reason: a port scanner makes thousands.
 SAID = 60.0

@@ -34,7 +34,7 @@ class Get(Protocol):
         """Return the body at *url*. Raises FetchError."""
 
 
-# Bytes of a JWK set, and its keys.
+# The limits of a JWK set: its bytes, and the number of its keys.
 MAX_JWKS = 256 << 10
 MAX_KEYS = 100
 # RFC 7518, section 3.3: a key of 2048 bits or more must be used.

@@ -190,7 +190,7 @@ class JwtVerifier:
             raise UnknownKeyError
         key = ring.find(algorithm, kid)
         if key is None:
-            raise InvalidTokenError("no key of the issuer fits its header")
+            raise InvalidTokenError("no key of the issuer matches its header")
         return key
 
     def _identity(self, claims: Mapping[str, Any], signed_by: str) -> Identity:

@@ -190,7 +190,7 @@ def parse_item(text: str) -> Item:
             parts.append(unquote_to_bytes(part))
     if not _whole_segments(kind, parts):
         raise ValueError(
-            f"{text!r}: a placeholder must be a whole segment between '/'; a prefix must go on with '/' after it, like "
+            f"{text!r}: a placeholder must be a whole segment between '/', and a prefix needs a '/' after it, like "
             "/tenants/{sub}/"
         )
     item = Item(kind, tuple(part for part in parts if part != b""))

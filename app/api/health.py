@@ -84,7 +84,7 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the metrics, in Prometheus' text format."""
-        # The static token alone does not guard the metrics, nor does it on a port of their own.
+        # The static token alone does not guard the metrics. On the admin port nothing does.
         if self._gateway.access.guarded and self._gateway.settings.admin_port is None:
             await check_operator(self._gateway, request.scope)
         # With a session the credentials are a cookie, which does not keep shared caches away.

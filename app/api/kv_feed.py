@@ -135,7 +135,7 @@ class FeedReads:
         """Whether the channel still has the state that the page is of. Otherwise only etcd can have it.
 
         Raises:
-            PageExpiredError: the page is of another cluster or another request.
+            PageExpiredError: the page belongs to another cluster or another request.
         """
         check_epoch(self._gateway, read.page, read.selection)
         if read.page is None:

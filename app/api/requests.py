@@ -24,7 +24,7 @@ from ..stream.transport import EXTENSION
 T = TypeVar("T")
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
-# ``scope=permitted``: the parts of the ranges that the identity may read suffice.
+# ``scope=permitted`` asks only for those parts of the ranges that the identity may read.
 SCOPES = ("permitted",)
 # The key of the scope under which the audit log finds who sends a request.
 IDENTITY = "etcd_watch_gateway.identity"

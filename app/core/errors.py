@@ -154,7 +154,7 @@ class DrainingError(TransientError):
 
 
 class ScopeChangedError(TransientError):
-    """What ``scope=permitted`` leaves of the request has become less while the request waited."""
+    """With ``scope=permitted``: while the request waited, its identity lost the permission for some of the ranges."""
 
     code = "scope-changed"
     close_reason = "scope-changed"

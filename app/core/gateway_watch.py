@@ -126,7 +126,7 @@ class GatewayWatch:
             case "reset":
                 self._ended = True
                 reason = found["reason"]
-                # A cursor that is of another request means that the two derive epochs differently.
+                # A cursor with another request's epoch means that the two gateways derive epochs differently.
                 known = reason in RESET_REASONS and reason not in ("initial", "cursor-lost")
                 yield Reset(cast("ResetReason", reason) if known else "unproven")
             case "close":
@@ -189,7 +189,7 @@ class GatewayWatch:
             raise StreamError(f"{text!r} is not a cursor")
         if self._epoch and cursor.epoch != self._epoch:
             raise StreamError(
-                f"the upstream's cursor {text} is of another cluster or GATEWAY_EPOCH: this gateway derives "
+                f"the upstream's cursor {text} belongs to another cluster or GATEWAY_EPOCH: this gateway derives "
                 f"{self._epoch}; give all tiers the same GATEWAY_EPOCH"
             )
         return cursor

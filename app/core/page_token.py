@@ -50,7 +50,7 @@ class PageToken:
         upstream, _, own = self.reader.rpartition(".")
         if own != reader:
             raise PageExpiredError(
-                "the token in 'page' is of another identity; start over without 'page'", parameter="page"
+                "the token in 'page' belongs to another identity; start over without 'page'", parameter="page"
             )
         return replace(self, reader=upstream)
 
@@ -58,7 +58,7 @@ class PageToken:
         """Check that no reader is left: the page is read here, and not at another gateway. Raises PageExpiredError."""
         if self.reader:
             raise PageExpiredError(
-                "the token in 'page' is of another identity; start over without 'page'", parameter="page"
+                "the token in 'page' belongs to another identity; start over without 'page'", parameter="page"
             )
 
 

@@ -97,7 +97,7 @@ def _certificates(setting: str, path: Path) -> bytes:
         # gRPC accepts any bytes and reports an error only at the handshake.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError):
-        msg = f"{setting}: {path} holds no certificate in PEM"
+        msg = f"{setting}: {path} has no certificate in PEM form"
         raise CredentialsError(msg) from None
     return data
 

@@ -309,7 +309,7 @@ class GatewayUpstream:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
             revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
         except (KeyError, ValueError, TypeError, OverflowError):
-            raise ForeignAnswerError("/v1/progress cannot be read: the upstream is of another version") from None
+            raise ForeignAnswerError("/v1/progress cannot be read; run the same version on both tiers") from None
         if not cluster_id:
             raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: it has not reached etcd yet")
         if epoch != self._epoch_of(cluster_id, Selection(())):
@@ -418,7 +418,7 @@ def _list(answer: Answer, epoch: str) -> tuple[int, list[KeyValue], str]:
             return int(answer.headers["X-Etcd-Revision"]), [], ""
         found = json.loads(answer.body)
         if parse_cursor(found["cursor"]).epoch != epoch:
-            raise ValueError("its cursor is of another cluster, or of another GATEWAY_EPOCH")
+            raise ValueError("its cursor belongs to another cluster or another GATEWAY_EPOCH")
         some = [found["kv"]] if "kv" in found else found["kvs"]
         return int(found["revision"]), [item(one) for one in some], str(found.get("next_page", ""))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

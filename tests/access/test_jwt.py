@@ -220,7 +220,7 @@ async def test_an_algorithm_that_is_not_accepted() -> None:
 async def test_a_key_of_another_type() -> None:
     """A key is used with the algorithms of its type and curve alone."""
     for header in ({"alg": "ES256", "kid": "rsa"}, {"alg": "RS256", "kid": "ES256"}, {"alg": "ES384", "kid": "ES256"}):
-        await World().refused(unsigned(header, claims(), b"x" * 64), "no key of the issuer fits")
+        await World().refused(unsigned(header, claims(), b"x" * 64), "no key of the issuer matches")
 
 
 # --- attacks on the key -----------------------------------------------------------------------------------------------

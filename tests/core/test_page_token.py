@@ -48,10 +48,10 @@ def test_a_page_is_for_one_reader(epoch: str, revision: int, start: bytes, ident
     assert found == text.encode()
     parsed = parse_page_token(found, (EVERYTHING,))
     assert parsed.of_reader(reader) == page
-    with pytest.raises(PageExpiredError, match="of another identity; start over without 'page'"):
+    with pytest.raises(PageExpiredError, match="belongs to another identity; start over without 'page'"):
         parsed.of_reader(reader_of(identity + "x"))
     # Where all readers are equal, whoever reads the page looks whether it is for somebody.
-    with pytest.raises(PageExpiredError, match="of another identity; start over without 'page'"):
+    with pytest.raises(PageExpiredError, match="belongs to another identity; start over without 'page'"):
         parsed.of_reader("").check_read()
     page.check_read()
 

@@ -53,11 +53,11 @@ def test_missing_and_unreadable(ca: Ca, pair: Pair, tmp_path: Path) -> None:
         f"GATEWAY_ETCD_CACERT (--etcd-cacert): cannot read {gone}: No such file or directory"
     ]
     assert refused(Credentials(cacert=text)) == [
-        f"GATEWAY_ETCD_CACERT (--etcd-cacert): {text} holds no certificate in PEM"
+        f"GATEWAY_ETCD_CACERT (--etcd-cacert): {text} has no certificate in PEM form"
     ]
     for cert, key, said in (
         (gone, pair.key, f"GATEWAY_ETCD_CERT (--etcd-cert): cannot read {gone}: No such file or directory"),
-        (text, pair.key, f"GATEWAY_ETCD_CERT (--etcd-cert): {text} holds no certificate in PEM"),
+        (text, pair.key, f"GATEWAY_ETCD_CERT (--etcd-cert): {text} has no certificate in PEM form"),
         (pair.cert, gone, f"GATEWAY_ETCD_KEY (--etcd-key): cannot read {gone}: No such file or directory"),
         (pair.cert, text, f"GATEWAY_ETCD_KEY (--etcd-key): {text} holds no private key in PEM"),
         (pair.cert, tmp_path, f"GATEWAY_ETCD_KEY (--etcd-key): cannot read {tmp_path}: Is a directory"),

@@ -134,7 +134,7 @@ async def test_everything_is_renewed(strict: SecureEtcd, ca: Ca, tmp_path: Path)
         await eventually(lambda: says(server, "down"))
         # A file that is read while it is being written costs one more failed connection, and no more.
         shutil.copy(__file__, files["GATEWAY_ETCD_CACERT"])
-        await eventually(lambda: says(server, "down", "GATEWAY_ETCD_CACERT", "holds no certificate in PEM"))
+        await eventually(lambda: says(server, "down", "GATEWAY_ETCD_CACERT", "has no certificate in PEM form"))
         client_files(tmp_path / "client", renewed)
         await kv.put("/svc/a", "renewed")
         await eventually(lambda: all_hold([follower], kv))

@@ -59,7 +59,7 @@ async def condition(above: GatewayUpstream, state: str) -> str:
         (Answered(b"<html>", 200, {}), "not of a gateway"),
         (Answered(b"<html>", 200), "is not JSON"),
         (Answered(b"[]", 200), "is not JSON"),
-        (Answered.of({"hello": "world"}), "of another version"),
+        (Answered.of({"hello": "world"}), "run the same version"),
         (Answered.of(position(epoch="00000000")), "give all tiers the same GATEWAY_EPOCH"),
         (Answered.of(position(cluster_id="0")), "it has not reached etcd yet"),
         (Answered.of(position(), X_Gateway_Tier="3"), "at most 3 tiers"),
@@ -67,7 +67,7 @@ async def condition(above: GatewayUpstream, state: str) -> str:
         (Answered(b"", 500), "500"),
         (Answered.of(position(), X_Gateway_Tier="9" * 5000), "not of a gateway"),
         (Answered(b"[" * 200_000), "is not JSON"),
-        (Answered.of(position(revision=float("inf"))), "of another version"),
+        (Answered.of(position(revision=float("inf"))), "run the same version"),
     ],
 )
 async def test_who_is_not_followed(root: Scripted, answered: Answered, reason: str) -> None:
