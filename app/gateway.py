@@ -27,9 +27,8 @@ from .core.quotas import Quotas, QuotaSettings
 from .core.selection import Ranges, Selection
 from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
-from .etcd.statistics import EtcdStatistics
 from .etcd.upstream import Upstream
-from .ports import BrokenGatewayError, Clock, Draw, Hub, spawn
+from .ports import BrokenGatewayError, Clock, Draw, Hub, UpstreamStatistics, spawn
 from .settings import Settings, SettingsError, is_loopback, named
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
@@ -135,7 +134,7 @@ class GatewayStatistics:
     version: str
     watch: RegistryStatistics
     streams: StreamStatistics
-    etcd: EtcdStatistics
+    etcd: UpstreamStatistics
     connections: ConnectionStatistics
     token_unusable: bool
     access_troubles: Mapping[str, str]  # what is wrong with each file of the access control; empty if nothing is

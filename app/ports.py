@@ -167,6 +167,21 @@ class Condition:
         return UnavailableError(self.told, cause=f"{self.endpoint}: {self.reason}")
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamStatistics:
+    """The gateway's use of its upstream at one moment, and counts since the process began.
+
+    For the metrics, ``/v1/feeds`` and ``/readyz``.
+    """
+
+    condition: Condition
+    reached: bool  # whether an upstream has ever answered
+    watchers: int
+    highest_revision: int  # the highest that this process knows, in this history
+    reconnects: int
+    ranges: int  # Ranges sent to etcd, except one per connection
+
+
 class Etcd(Protocol):
     """The upstream as feeds see it."""
 

@@ -24,7 +24,7 @@ UNHEARD = {
     "dev/sample.py": "awaited in the function that creates it",
     "etcd/upstream.py": "in a TaskGroup, which ends the upstream when a task fails",
     "etcd/stream.py": "their end ends the stream, and the stream notifies its watches",
-    "etcd/shared_reads.py": "the callers that wait for it get its exception",
+    "shared_reads.py": "the callers that wait for it get its exception",
     "watch/state_reader.py": "the refresh: the callers that wait for it get its exception",
 }
 

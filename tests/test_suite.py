@@ -20,7 +20,6 @@ APP = Path(app.__file__).parent
 TESTED_ELSEWHERE = {
     "__init__.py": "it sets variables before gRPC reads them: etcd/test_endpoints.py, integration/test_addresses.py",
     "core/timestamps.py": "a single format: api/test_feeds.py",
-    "etcd/statistics.py": "values without logic",
     "ports.py": "protocols; `spawn` in test_supervision.py",
     "watch/limits.py": "values without logic",
     "watch/statistics.py": "values without logic",

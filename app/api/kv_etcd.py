@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from ..core.budget import Hold, Use
+from ..core.budget import PAGE_BYTES, Hold, Use
 from ..core.encoding import count_body
 from ..core.errors import CompactedError, FutureRevisionError, PageExpiredError
 from ..core.keys import KeyRange
 from ..core.page_token import PageToken
 from ..core.selection import Selection
-from ..etcd.memory import reserve
-from ..etcd.reads import PAGE_BYTES
 from ..gateway import Gateway
+from ..memory import reserve
 from .kv_list import KvList
 from .kv_request import KvRead, KvRequest, not_reached
 from .kv_response import KvBody, key_body, revoked

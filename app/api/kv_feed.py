@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ..core.budget import Use
+from ..core.budget import PAGE_BYTES, Use
 from ..core.deflate import plain_size
 from ..core.encoding import count_body
 from ..core.errors import DeniedError, DrainingError, GatewayError, TooLargeError, UnavailableError
@@ -16,9 +16,8 @@ from ..core.frames import LIST
 from ..core.quotas import Caller
 from ..core.snapshot import Snapshot
 from ..core.view import View
-from ..etcd.memory import reserve
-from ..etcd.reads import PAGE_BYTES
 from ..gateway import Gateway
+from ..memory import reserve
 from ..watch.channel import Channel
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter

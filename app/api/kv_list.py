@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..core.budget import Hold
+from ..core.budget import PAGE_BYTES, Hold
 from ..core.deflate import Part, plain_size
 from ..core.encoding import list_head, list_items, list_tail
 from ..core.etag import ETag
 from ..core.events import KeyValue
 from ..core.page_token import PageToken
-from ..etcd.reads import PAGE_BYTES
 from .kv_gzip import deflate
 from .kv_request import KvRead
 from .kv_response import KvBody, revoked

@@ -10,14 +10,13 @@ import json
 import re
 from urllib.parse import quote
 
-from ..core.budget import Hold, Use
+from ..core.budget import PAGE_BYTES, Hold, Use
 from ..core.encoding import compact, list_head, list_tail
 from ..core.errors import UnavailableError
 from ..core.etag import ETag, parse_etag
 from ..core.page_token import parse_page_token
-from ..etcd.memory import reserve
-from ..etcd.reads import PAGE_BYTES
 from ..gateway import Gateway
+from ..memory import reserve
 from ..tier.client import Answer
 from ..tier.upstream import OUT_OF_REACH, GatewayUpstream
 from .kv_etcd import PATIENCE, check_epoch

@@ -35,6 +35,8 @@ class Use(Enum):
     ANSWER = "answers"  # bodies of /v1/kv that are being made or sent
 
 
+# About the bytes of one page of a Range, and the step by which an answer grows.
+PAGE_BYTES = 1 << 20
 # All answers together may use a quarter of the limit, so that reads leave enough memory to the feeds.
 ANSWERS_SHARE = 4
 # Others drop their caches for pages up to an eighth of the limit. Beyond that, pages use only free memory, up to half

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from aetcd import rpc
 
-from ..core.budget import Budget, Hold, Use
+from ..core.budget import PAGE_BYTES, Budget, Hold, Use
 from ..core.errors import (
     CompactedError,
     DeniedError,
@@ -22,27 +22,26 @@ from ..core.errors import (
 from ..core.events import KeyValue
 from ..core.keys import KeyRange
 from ..core.snapshot import Snapshot
+from ..memory import reserve
 from ..ports import Clock
+from ..shared_reads import SharedReads
 from .channels import MAX_PAGE_MESSAGE
 from .cluster import ForeignClusterError
 from .convert import key_value, range_error, unavailable
 from .link import Link
 from .login import LoginError
-from .memory import reserve
-from .shared_reads import SharedReads
 
 T = TypeVar("T")
 
 # Seconds for one Range: without quorum, a linearizable Range would block for ever.
 RANGE_TIMEOUT = 5.0
-# etcd has no byte limit for a Range, so a page asks for as many keys as made this many bytes in the page before. The
-# next keys may hold larger values: 3,000 small keys followed by 700 keys of 1 MB made a page of 4,096 keys and 700 MB.
-# So a page that does not fit a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not arrive in time, is
-# requested again with fewer keys.
-PAGE_BYTES = 1024 * 1024
 # Keys of a range's first page. The sizes of values are not known yet, and etcd builds the whole answer before gRPC can
 # reject the answer.
 FIRST_PAGE = 16
+# etcd has no byte limit for a Range, so a page asks for as many keys as made ``PAGE_BYTES`` in the page before, and at
+# most this many. The next keys may hold larger values: 3,000 small keys followed by 700 keys of 1 MB made a page of
+# 4,096 keys and 700 MB. So a page that does not fit a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not
+# arrive in time, is requested again with fewer keys.
 MAX_PAGE = 10_000
 # How many ranges with large values are remembered, so that their first page is smaller the next time.
 MOST_REMEMBERED = 256

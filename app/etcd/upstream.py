@@ -23,7 +23,7 @@ from ..core.keys import KeyRange
 from ..core.multiplex import Refused, WatchCallback
 from ..core.snapshot import Snapshot
 from ..core.versions import known_to_diverge, known_to_lose_events
-from ..ports import OUT_OF_REACH, Clock, Condition, Draw
+from ..ports import OUT_OF_REACH, Clock, Condition, Draw, UpstreamStatistics
 from .channels import MAX_MESSAGE
 from .cluster import Cluster, ForeignClusterError
 from .credentials import Credentials, CredentialsError
@@ -34,7 +34,6 @@ from .permissions import PermissionChecker
 from .quorum import CUT_OFF, QuorumChecker
 from .reads import Reads
 from .refusals import RefusalChecker
-from .statistics import EtcdStatistics
 from .stream import UnmatchedError, WatchStream
 from .watches import EtcdWatch, Watches
 
@@ -178,9 +177,9 @@ class Upstream:
         """The number of watches that the gateway holds at etcd."""
         return sum(len(stream) for stream in self.streams)
 
-    def statistics(self) -> EtcdStatistics:
+    def statistics(self) -> UpstreamStatistics:
         """Return what the gateway holds at etcd now."""
-        return EtcdStatistics(
+        return UpstreamStatistics(
             condition=self._condition,
             reached=self._cluster.id != 0,
             watchers=self.watchers,

@@ -29,9 +29,8 @@ from ..core.keys import KeyRange
 from ..core.multiplex import WatchCallback
 from ..core.selection import Selection
 from ..core.snapshot import Snapshot
-from ..etcd.shared_reads import SharedReads
-from ..etcd.statistics import EtcdStatistics
-from ..ports import Clock, Condition, Draw
+from ..ports import Clock, Condition, Draw, UpstreamStatistics
+from ..shared_reads import SharedReads
 from .client import Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
 from .watch import UpstreamWatch
 
@@ -123,9 +122,9 @@ class GatewayUpstream:
         """See ``app.ports.Etcd``: that of the etcd above all gateways, as far as it is known."""
         return self._condition.version
 
-    def statistics(self) -> EtcdStatistics:
+    def statistics(self) -> UpstreamStatistics:
         """Return what the gateway holds at its upstream now."""
-        return EtcdStatistics(
+        return UpstreamStatistics(
             condition=self._condition,
             reached=self.cluster_id != 0,
             watchers=len(self._watches),
@@ -228,7 +227,7 @@ class GatewayUpstream:
     # --- reads for clients --------------------------------------------------------------------------------------------
 
     async def shared(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        """Share a read with all callers that ask for the same key. See ``app.etcd.shared_reads``."""
+        """Share a read with all callers that ask for the same key. See ``app.shared_reads``."""
         return await self._shared.run(key, read)
 
     async def read(self, query: str) -> Answer:

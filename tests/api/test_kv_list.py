@@ -9,11 +9,10 @@ import pytest
 from app.api import kv_list
 from app.api.kv_list import KvList
 from app.api.kv_request import parse
-from app.core.budget import ANSWERS_SHARE, Budget, Hold, Use
+from app.core.budget import ANSWERS_SHARE, PAGE_BYTES, Budget, Hold, Use
 from app.core.errors import OverCapacityError
 from app.core.etag import ETag
 from app.core.events import KeyValue
-from app.etcd.reads import PAGE_BYTES
 
 ITEMS = [KeyValue(f"/a/{number}".encode(), b"v", 2 + number, 9 - number, 1) for number in range(5)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.core.errors import UnavailableError
-from app.etcd.shared_reads import SharedReads
+from app.shared_reads import SharedReads
 
 
 class Store:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
-from ..core.sized import Sized
+from .core.sized import Sized
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.core.budget import Budget, Hold, Use
 from app.core.errors import OverCapacityError
-from app.etcd.memory import reserve
+from app.memory import reserve
 from tests.support.virtual_time import now, virtually
 
 LIMIT = 1000

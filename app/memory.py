@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from ..core.budget import Budget, Hold, Use
-from ..core.errors import OverCapacityError
+from .core.budget import Budget, Hold, Use
+from .core.errors import OverCapacityError
 
 
 async def reserve(budget: Budget, use: Use, size: int, *, patience: float) -> Hold:
