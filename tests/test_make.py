@@ -1,7 +1,8 @@
-"""``make`` makes the venv once, however the checkout is reached."""
+"""``make`` makes the venv once, however the checkout is reached, and also on macOS."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +19,15 @@ chmod +x .venv/bin/python
 {stamp}
 touch ".venv/.$1"
 """
+# What GNU Make 3.81, the make of macOS, does not have.
+NEWER = re.compile(
+    r"\$\((file|let|intcmp|guile) |^\.(ONESHELL|RECIPEPREFIX|SHELLFLAGS|WAIT)\b|&:|!=|::=|^(undefine|private|load) ",
+    re.MULTILINE,
+)
+# What only GNU's tools have, and the tools of macOS do not; and what only Linux has.
+GNU = re.compile(
+    r"\b(sed -i|grep -\w*P|readlink -f|nproc|stat -c|date -d|xargs -r|timeout \d|sort -V|tac|cp -\w*[al]|df --)|/proc/"
+)
 
 
 @pytest.fixture(name="checkout")
@@ -56,3 +66,24 @@ def test_a_checkout_behind_a_symlink_keeps_its_venv(checkout: Path) -> None:
     assert made(checkout, "leak") == []
     assert made(checkout, "check") == ["makes dev"]
     assert made(checkout, "check") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("X := $(file <y)", True),
+        ("a b &: c", True),
+        (".ONESHELL:", True),
+        ("PORT ?= 8080\nifneq ($(shell test -x a),b)\nendif", False),
+    ],
+)
+def test_what_is_newer_than_the_make_of_macos_is_found(source: str, found: bool) -> None:
+    assert bool(NEWER.search(source)) == found
+
+
+def test_make_works_on_macos() -> None:
+    """No target uses what macOS lacks: its make is of 2006, and its sed, grep and readlink are BSD's."""
+    makefile = (TOP / "Makefile").read_text(encoding="utf-8")
+    assert NEWER.findall(makefile) == []
+    for path in (TOP / "Makefile", *sorted((TOP / "tools").glob("*.sh"))):
+        assert [found[0] for found in GNU.finditer(path.read_text(encoding="utf-8"))] == [], path.name
