@@ -165,7 +165,7 @@ class StreamResponse(EventSourceResponse):
             await connection.send(greeting(self._asked.form, streams.instance, retry_ms))
             # Whoever is above a quota, and asks again and again, must leave room for other clients that are refused.
             most = MAX_HELD // 2 if error.code in QUOTA_REASONS else MAX_HELD
-            if len(streams.held) < most and streams.capacity.roomy and not streams.registry.draining:
+            if len(streams.held) < most and streams.capacity.has_room and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
                 members: dict[str, object] = {"reason": error.close_reason, "retry_ms": retry_ms}

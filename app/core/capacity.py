@@ -45,7 +45,7 @@ class Capacity(Generic[C]):
         return self.connections - len(self._idle) - len(self._evicting)
 
     @property
-    def roomy(self) -> bool:
+    def has_room(self) -> bool:
         """Whether a long request may be admitted. The connection of that request already counts as busy."""
         return self.busy <= self.limit - self.spare
 
@@ -66,11 +66,11 @@ class Capacity(Generic[C]):
         self.evicted += 1
         return victim
 
-    def occupy(self, connection: C) -> None:
+    def mark_busy(self, connection: C) -> None:
         """Mark *connection* busy: its request has arrived."""
         self._idle.pop(connection, None)
 
-    def rest(self, connection: C) -> None:
+    def mark_idle(self, connection: C) -> None:
         """Mark *connection* idle: its answer is sent."""
         self._idle[connection] = None
 
@@ -82,7 +82,7 @@ class Capacity(Generic[C]):
 
     def check(self) -> None:
         """Raise OverCapacityError unless there is room for a long request."""
-        if not self.roomy:
+        if not self.has_room:
             raise OverCapacityError(
                 f"{self.busy} connections are in use; the limit of open files allows {self.limit - self.spare}: "
                 "retry later",

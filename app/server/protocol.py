@@ -242,7 +242,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._answering() or self.transport.is_closing():
             return
-        self._admission.capacity.rest(self)
+        self._admission.capacity.mark_idle(self)
         if not self.cycle.more_body:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at the beginning
 
@@ -312,7 +312,7 @@ class GatewayProtocol(HttpToolsProtocol):
         app = self.config.loaded_app
         self.app = partial(unchunked, app) if self.parser.get_http_version() == HTTP_1_0 else app
         super().on_headers_complete()
-        self._admission.capacity.occupy(self)
+        self._admission.capacity.mark_busy(self)
         self._keep_alive()
 
     def _keep_alive(self) -> None:

@@ -15,9 +15,9 @@ def test_the_longest_idle_gives_way() -> None:
     """The connection that has been idle for longest is closed: neither a busy one, nor one that became idle later."""
     capacity: Capacity[str] = Capacity(3, 1)
     assert [capacity.arrive(name) for name in "abc"] == [None, None, None]
-    capacity.occupy("a")
-    capacity.rest("a")
-    capacity.occupy("b")
+    capacity.mark_busy("a")
+    capacity.mark_idle("a")
+    capacity.mark_busy("b")
 
     assert capacity.arrive("d") == "c"
     capacity.leave("c")
@@ -46,7 +46,7 @@ def test_when_all_are_busy_the_new_one_goes() -> None:
     capacity: Capacity[str] = Capacity(2, 0)
     for name in "ab":
         capacity.arrive(name)
-        capacity.occupy(name)
+        capacity.mark_busy(name)
 
     assert capacity.arrive("c") == "c"
 
@@ -56,11 +56,11 @@ def test_spare_ones_are_not_for_what_takes_long() -> None:
     capacity: Capacity[int] = Capacity(5, 2)
     for number in range(3):
         capacity.arrive(number)
-        capacity.occupy(number)
+        capacity.mark_busy(number)
         capacity.check()
     capacity.arrive(3)
     capacity.check()
-    capacity.occupy(3)
+    capacity.mark_busy(3)
     with pytest.raises(
         OverCapacityError, match="4 connections are in use; the limit of open files allows 3: retry later"
     ) as caught:
@@ -96,7 +96,7 @@ class Crowd(RuleBasedStateMachine):
     def change(self, connection: int, busy: bool) -> None:
         if connection in self.states:
             self.states[connection] = busy
-            (self.capacity.occupy if busy else self.capacity.rest)(connection)
+            (self.capacity.mark_busy if busy else self.capacity.mark_idle)(connection)
 
     @rule(connection=consumes(there))
     def leave(self, connection: int) -> None:
@@ -107,7 +107,7 @@ class Crowd(RuleBasedStateMachine):
     def counts(self) -> None:
         assert self.capacity.connections == len(self.states) <= 4
         assert self.capacity.busy == sum(self.states.values())
-        assert self.capacity.roomy == (self.capacity.busy <= 2)
+        assert self.capacity.has_room == (self.capacity.busy <= 2)
 
 
 TestCrowd = Crowd.TestCase

@@ -44,7 +44,7 @@ def test_the_one_that_is_idle_longest_gives_way(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, "gateway.http"):
         for connection in (busy, first):
             admission.let_in(connection)  # type: ignore[arg-type]
-        capacity.occupy(busy)
+        capacity.mark_busy(busy)
         assert caplog.records == []
         for connection in (second, third):
             admission.let_in(connection)  # type: ignore[arg-type]
