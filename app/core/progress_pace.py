@@ -49,7 +49,7 @@ class ProgressPace:
         self._answered = True  # since the last request
         self._urged = False
 
-    def urge(self) -> None:
+    def make_due(self) -> None:
         """Make a request for all watches due now."""
         self._urged = True
 

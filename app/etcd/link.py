@@ -208,7 +208,7 @@ class Link:
         the one that the operator vouches for. Without one, the version stays unknown, so the gateway does not trust the
         member's progress. A missing leader still shows in watches (``hasleader``) and in reads.
         """
-        self._vouch()
+        self._use_vouched_version()
         try:
             found = await self._ask(self._cluster.MemberList, rpc.MemberListRequest(), timeout)
         except rpc.AioRpcError as error:
@@ -221,7 +221,7 @@ class Link:
             return "the member is a learner, which serves no watches"
         return None
 
-    def _vouch(self) -> None:
+    def _use_vouched_version(self) -> None:
         """Use the version that the operator vouches for, unless the member has told its own. Log that once."""
         if self.version_text or self._may_not_ask:
             return

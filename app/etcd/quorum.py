@@ -64,7 +64,7 @@ class QuorumChecker:
         self._note = note
         self._clock = clock
         self._wake = asyncio.Event()
-        self._doubted = False
+        self._due_now = False
         # When reads began to be needed, or when the last read ended without a revision.
         self._since: float | None = None
         # Ranges whose watches are open, although the user may not read their keys. Cleared when no other range is left.
@@ -77,14 +77,14 @@ class QuorumChecker:
             self._since = self._clock()
             self._wake.set()
 
-    def doubt(self) -> None:
+    def check_now(self) -> None:
         """Request a read at once, after a read timed out: it was too large, or the member has lost its cluster."""
-        self._doubted = True
+        self._due_now = True
         self._wake.set()
 
     async def run(self, link: Link) -> None:
         """Make each read when it is due, until the link fails."""
-        self._doubted = False
+        self._due_now = False
         while not link.failed.done():
             self._wake.clear()
             try:
@@ -93,14 +93,14 @@ class QuorumChecker:
             except TimeoutError:
                 pass
             if self._due() == 0.0:
-                self._doubted = False
+                self._due_now = False
                 if not await self._prove(link) and self._since is not None:
                     self._since = self._clock()
-            self._leave_if_behind(link)
+            self._leave_if_stalled(link)
 
     def _due(self) -> float | None:
         """Return the seconds until the next read; None while no read is needed."""
-        if self._doubted:
+        if self._due_now:
             return 0.0
         if next(iter(self._watches), None) is None:
             self._since = None
@@ -153,7 +153,7 @@ class QuorumChecker:
             return open_ranges[0]
         return allowed
 
-    def _leave_if_behind(self, link: Link) -> None:
+    def _leave_if_stalled(self, link: Link) -> None:
         """Fail the link if its watches stay below a revision that a read has proven.
 
         Behind one name, reads and watches may go to two members, and the watches' member may be the one that is cut
@@ -163,7 +163,7 @@ class QuorumChecker:
         if reading is None:
             return
         for stream in link.pool.streams:
-            if stream.stands_still(reading.revision, reading.asked_at):
+            if stream.is_stalled(reading.revision, reading.asked_at):
                 link.fail(f"{CUT_OFF}: its watches stand at {stream.revision}, the cluster was at {reading.revision}")
                 return
 

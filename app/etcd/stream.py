@@ -135,10 +135,10 @@ class WatchStream(Sized):
 
     def ask(self) -> None:
         """Request progress for all watches now."""
-        self._pace.urge()
+        self._pace.make_due()
         self._wake_asker.set()
 
-    def stands_still(self, revision: int, since: float) -> bool:
+    def is_stalled(self, revision: int, since: float) -> bool:
         """Whether the stream still gets answers, yet has stayed below *revision* since *since* (monotonic seconds)."""
         return self.revision < revision and self._moved_at < since < self.last_response
 

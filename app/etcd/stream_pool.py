@@ -86,13 +86,13 @@ class StreamPool:
         if len(self._backfills) < BACKFILL_STREAMS:
             self._backfills.append(self._open_stream(self._forget))
             return self._backfills[-1]
-        able = [stream for stream in self._backfills if not _is_behind(stream)]
+        able = [stream for stream in self._backfills if not _answers_late(stream)]
         emptiest = min(able or self._backfills, key=len)
         return emptiest if len(emptiest) < BACKFILLS else None
 
     def _live_stream(self) -> WatchStream:
         token = self._token()
-        able = [stream for stream in self._live if not _is_behind(stream)]
+        able = [stream for stream in self._live if not _answers_late(stream)]
         fresh = min((stream for stream in able if stream.token == token), key=len, default=None)
         room = len(self._live) < LIVE_STREAMS or (not able and self._has_spare())
         if room and (fresh is None or len(fresh) >= FILL):
@@ -116,5 +116,5 @@ class StreamPool:
             self._on_room()
 
 
-def _is_behind(stream: WatchStream) -> bool:
+def _answers_late(stream: WatchStream) -> bool:
     return stream.unanswered > MOST_UNANSWERED

@@ -123,7 +123,7 @@ class Upstream:
             max_ranges=max_ranges,
             clock=clock,
             on_proof=self.currentness.note,
-            on_slow=self._quorum.doubt,
+            on_slow=self._quorum.check_now,
             budget=budget,
         )
         self._refusals = RefusalChecker(

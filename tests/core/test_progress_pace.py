@@ -94,10 +94,10 @@ def test_a_watch_that_awaits_proof_is_asked_for_often(unanswered: int, gap: floa
 def test_an_urged_request_is_for_all_and_waits_for_the_answer_that_is_under_way() -> None:
     """Otherwise the older answer would be taken for the answer to this request."""
     paced = Paced()
-    paced.pace.urge()
+    paced.pace.make_due()
     assert paced.due_in() == 0.0
     assert paced.pace.ask(paced.now)
-    paced.pace.urge()
+    paced.pace.make_due()
     assert paced.due_in() == pytest.approx(RETRY)
     paced.pace.answered()
     assert paced.due_in() == pytest.approx(SHORTEST)
@@ -128,7 +128,7 @@ def test_the_pace_has_bounds(steps: list[tuple[bool, bool, bool, int, float, flo
     for awaited, hastened, urged, unanswered, seconds, answer_after in steps:
         paced.awaited, paced.hastened, paced.unanswered = awaited, hastened, unanswered
         if urged:
-            paced.pace.urge()
+            paced.pace.make_due()
         before, before_for_all = len(paced.asked), len(paced.asked_for_all)
         paced.run(seconds, answer_after=answer_after)
         if not (awaited or hastened):

@@ -501,15 +501,15 @@ async def test_a_stream_stands_still_by_what_its_member_says(etcd: EmbeddedEtcd,
     assert reached > 0
 
     now = 10.0
-    assert not stream.stands_still(reached + 1, 5.0), "a silent stream does not stand still"
+    assert not stream.is_stalled(reached + 1, 5.0), "a silent stream does not stand still"
     heard.clear()
     link.ask_for_progress()
     await heard.wait()
-    assert stream.stands_still(reached + 1, 5.0), "the stream answers at the old revision, so it stands still"
-    assert not stream.stands_still(reached, 5.0), "the stream has reached that revision"
+    assert stream.is_stalled(reached + 1, 5.0), "the stream answers at the old revision, so it stands still"
+    assert not stream.is_stalled(reached, 5.0), "the stream has reached that revision"
     heard.clear()
     await kv.put("/svc/a", "1")
     await heard.wait()
     assert stream.revision == reached + 1
-    assert not stream.stands_still(reached + 2, 5.0), "the stream moves"
+    assert not stream.is_stalled(reached + 2, 5.0), "the stream moves"
     await link.aclose("done")
