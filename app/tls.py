@@ -31,7 +31,7 @@ MAX_FILE = 1 << 20
 # The clocks of two nodes may differ by this many seconds: a certificate that becomes valid within them is accepted.
 SKEW = 300.0
 # Seconds between two log lines about failed handshakes for the same reason: a port scanner makes thousands.
-SAID = 60.0
+LOG_INTERVAL = 60.0
 
 # The reasons why a handshake failed, and what the log says.
 FAILURES = {
@@ -90,7 +90,7 @@ class Tls:
         """Count a failed handshake, and log the first of its kind in a minute."""
         self._failures[reason] += 1
         now = self._clock()
-        if reason == "left" or now - self._said.get(reason, float("-inf")) < SAID:
+        if reason == "left" or now - self._said.get(reason, float("-inf")) < LOG_INTERVAL:
             return  # "left": a load balancer that only tests whether the port is open does that every few seconds
         self._said[reason] = now
         more = {"detail": detail} if detail else {}

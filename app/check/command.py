@@ -16,8 +16,13 @@ from ..core.keys import KeyRange
 from .client import Client, Departure, Stream, UnreachableError
 from .options import Options
 from .samples import Sampler
+<<<<<<< HEAD
 from .through import check_through
 from .verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
+=======
+from .through import check_through
+from .verdict import GRACE, Outcome, Round, Sample, Verdict, conclude, returned
+>>>>>>> e230d14 (check, tls, dev: names that say what happens: conclude, LOG_INTERVAL)
 
 # Seconds between two samples. A sample takes three requests.
 PAUSE = 0.5
@@ -65,21 +70,21 @@ class Check:
             )
         rounds: list[Round] = []
         began = time.monotonic()
-        verdict = judge(before, rounds)
+        verdict = conclude(before, rounds)
         if before.checked.feeds:
             return verdict
         try:
             while len(rounds) < options.rounds:
                 rounds.append(await self._round(len(rounds) + 1, before))
-                verdict = judge(before, rounds)
+                verdict = conclude(before, rounds)
                 if verdict.outcome is not Outcome.BACK and not verdict.suspicious:
                     return verdict
             if verdict.suspicious and len(rounds) > 1:
-                return judge(before, rounds, await self._control(time.monotonic() - began))
+                return conclude(before, rounds, await self._control(time.monotonic() - began))
         except UnreachableError:
             # The gateway may fail because it leaks: a gateway that forgets a watch stream receives nothing on it, and
             # takes etcd for dead. So report a leak that the samples already prove.
-            verdict = judge(before, rounds)
+            verdict = conclude(before, rounds)
             if verdict.outcome is not Outcome.LEAK:
                 raise
         return verdict

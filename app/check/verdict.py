@@ -175,7 +175,7 @@ def returned(before: Sample, now: Sample) -> bool:
     return now.foreign == before.foreign and not list(_not_back(before, now))
 
 
-def judge(before: Sample, rounds: Sequence[Round], control: Sequence[Sample] = ()) -> Verdict:
+def conclude(before: Sample, rounds: Sequence[Round], control: Sequence[Sample] = ()) -> Verdict:
     """Return the verdict. *control*: samples taken without streams, for as long as the rounds took."""
     seen = [sample for each in rounds for sample in (each.open, *each.looks)]
     processes = dict.fromkeys(sample.gateway.process for sample in (before, *seen, *control))

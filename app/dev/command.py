@@ -32,7 +32,7 @@ async def dev(settings: Settings) -> None:
         raise SettingsError(f"{named('upstream')}: dev has its own etcd, and follows no other gateway; use serve")
     if "etcd" in settings.model_fields_set:
         logger.warning("dev starts its own etcd", extra={"ignored": ",".join(settings.etcd)})
-    logging.getLogger("gateway.etcd").addFilter(_calm)
+    logging.getLogger("gateway.etcd").addFilter(_as_information)
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):
             await serve(
@@ -43,7 +43,7 @@ async def dev(settings: Settings) -> None:
     except EmbeddedError as error:
         raise SettingsError(str(error)) from None
     finally:
-        logging.getLogger("gateway.etcd").removeFilter(_calm)
+        logging.getLogger("gateway.etcd").removeFilter(_as_information)
 
 
 def _fitted(settings: Settings) -> Settings:
@@ -53,7 +53,7 @@ def _fitted(settings: Settings) -> Settings:
     return settings.model_copy(update={"max_subscribers": min(settings.max_subscribers, descriptors.streams())})
 
 
-def _calm(record: logging.LogRecord) -> bool:
+def _as_information(record: logging.LogRecord) -> bool:
     """Log what the gateway warns of its etcd's version as information: `dev` has chosen that etcd, not its user."""
     if record.levelno == logging.WARNING and hasattr(record, "version"):
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)

@@ -86,7 +86,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             return
         self._began = True
         self._incoming.write(data)
-        if self._shaken or self._shake():
+        if self._shaken or self._continue_handshake():
             self._read()
 
     def eof_received(self) -> bool:
@@ -111,7 +111,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     # --- the handshake ------------------------------------------------------------------------------------------------
 
-    def _shake(self) -> bool:
+    def _continue_handshake(self) -> bool:
         """Continue the handshake. Returns whether it is finished."""
         try:
             self._tls.do_handshake()

@@ -20,7 +20,7 @@ from app.check.verdict import (
     Round,
     Sample,
     Verdict,
-    judge,
+    conclude,
     returned,
 )
 
@@ -164,7 +164,7 @@ def said(verdict: Verdict) -> str:
 def test_without_a_leak_and_without_others_all_is_back(world: World, number: int, rounds: int) -> None:
     """Without a leak and without others, all counts are back, whatever etcd and the gateway held before."""
     before, done = play(world, number, still(rounds))
-    verdict = judge(before, done)
+    verdict = conclude(before, done)
 
     assert verdict.outcome is Outcome.BACK
     assert str(world.foreign + done[-1].after.gateway.held) in said(verdict)
@@ -184,7 +184,7 @@ def test_a_leak_that_the_gateway_counts(world: World, number: int, rounds: int, 
         "lingers": "for no subscriber",
         "unshared": "not shared",
     }
-    verdict = judge(before, done)
+    verdict = conclude(before, done)
 
     assert verdict.outcome is Outcome.LEAK
     assert words[leak] in said(verdict)
@@ -196,14 +196,14 @@ def test_a_leak_that_only_etcd_counts(world: World, number: int, rounds: int, le
     world.leak = leak
     before, done = play(world, number, still(rounds))
     quiet = [world.look(0), world.look(0)]
-    verdict = judge(before, done, quiet)
+    verdict = conclude(before, done, quiet)
 
-    assert judge(before, done).outcome is Outcome.UNKNOWN
-    assert judge(before, done).suspicious
+    assert conclude(before, done).outcome is Outcome.UNKNOWN
+    assert conclude(before, done).suspicious
     assert verdict.outcome is (Outcome.LEAK if rounds > 1 else Outcome.UNKNOWN)
     assert "1 watch" in said(verdict) or "not shared" in said(verdict) or rounds == 1
     assume(late.foreign != NOTHING)
-    moved = judge(before, done, [*quiet, world.look(0, Noise(foreign=late.foreign))])
+    moved = conclude(before, done, [*quiet, world.look(0, Noise(foreign=late.foreign))])
     assert moved.outcome is Outcome.UNKNOWN
     assert not moved.suspicious
 
@@ -220,7 +220,7 @@ def test_what_others_do_is_never_a_leak(
     looks = [world.look(0, noise) for noise in control or ()]
     assume(not looks or any(look.foreign != done[-1].after.foreign for look in looks))
 
-    assert judge(before, done, looks).outcome is not Outcome.LEAK
+    assert conclude(before, done, looks).outcome is not Outcome.LEAK
 
 
 @given(world=worlds, number=st.integers(2, 100), script=scripts, leak=st.sampled_from(KNOWN + UNKNOWN))
@@ -236,7 +236,7 @@ def test_nothing_that_others_do_hides_a_leak(
         # Otherwise the lost stream may stand for a stream that the gateway has closed for others.
         assume(any(each.after.gateway.held.streams != before.gateway.held.streams for each in done))
 
-    assert judge(before, done).outcome is not Outcome.BACK
+    assert conclude(before, done).outcome is not Outcome.BACK
 
 
 @given(world=worlds, script=scripts)
@@ -244,7 +244,7 @@ def test_a_restart_is_never_judged(world: World, script: list[tuple[Noise, Noise
     """A restart, or several gateways behind one address, gives no verdict."""
     before, done = play(world, 4, script)
     assume(world.restarts)
-    verdict = judge(before, done)
+    verdict = conclude(before, done)
 
     assert verdict.outcome is Outcome.UNKNOWN
     assert "restarted" in said(verdict)
@@ -275,14 +275,14 @@ def pinned(sample: Sample, **gateway: Any) -> Sample:
 def test_a_pinned_range_costs_no_watcher() -> None:
     """The verdict says so; a channel that stays is a leak all the same."""
     before, done = play(World(), 4, still(1))
-    verdict = judge(
+    verdict = conclude(
         pinned(before), [replace(done[0], open=pinned(done[0].open), looks=tuple(map(pinned, done[0].looks)))]
     )
     assert verdict.outcome is Outcome.BACK
     assert "cost etcd no watcher: the range is pinned" in said(verdict)
 
     before, done = play(World(leak="lingers"), 4, still(1))
-    verdict = judge(
+    verdict = conclude(
         pinned(before), [replace(done[0], open=pinned(done[0].open), looks=tuple(map(pinned, done[0].looks)))]
     )
     assert verdict.outcome is Outcome.LEAK
@@ -293,7 +293,7 @@ def test_a_pin_that_is_unavailable_is_named() -> None:
     """Its feed never has a watch, so the counts never add up."""
     before = pinned(World().look(0), live=0, unavailable=1)
 
-    assert "1 pin cannot be held, see /readyz" in said(judge(before, []))
+    assert "1 pin cannot be held, see /readyz" in said(conclude(before, []))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_pin_that_is_unavailable_is_named() -> None:
 def test_not_one_feed_for_ours_alone(changed: dict[str, int], reason: str) -> None:
     """While our streams are open, the range must have one feed, and no subscribers but ours."""
     before, done = plain(**changed)
-    verdict = judge(before, [done])
+    verdict = conclude(before, [done])
 
     assert verdict.outcome is Outcome.UNKNOWN
     assert reason in said(verdict)
@@ -321,10 +321,10 @@ def test_connections_that_something_between_may_keep() -> None:
     done = world.round(4, QUIET, QUIET, QUIET)
     served = [replace(look, gateway=replace(look.gateway, served=look.gateway.subscribers)) for look in done.looks]
     behind = replace(done, looks=tuple(served), direct=False)
-    verdict = judge(before, [behind])
+    verdict = conclude(before, [behind])
 
-    assert judge(before, [replace(behind, direct=True)]).outcome is Outcome.LEAK
-    assert "4 subscribers, of which it serves 0" in said(judge(before, [replace(done, direct=False)]))
+    assert conclude(before, [replace(behind, direct=True)]).outcome is Outcome.LEAK
+    assert "4 subscribers, of which it serves 0" in said(conclude(before, [replace(done, direct=False)]))
     assert verdict.outcome is Outcome.UNKNOWN
     assert "use the URL of the process itself" in said(verdict)
 
@@ -334,14 +334,14 @@ def test_a_feed_before_the_first_stream(quiet: float, outcome: Outcome) -> None:
     """A feed without subscribers may linger for the gateway's linger, not longer."""
     world = World(lingers=True)
 
-    assert judge(world.look(0, quiet=quiet), []).outcome is outcome
+    assert conclude(world.look(0, quiet=quiet), []).outcome is outcome
 
 
 def test_metrics_of_another_member() -> None:
     """Metrics that stand still while the gateway's watch comes and goes are another member's."""
     before, done = plain()
     other = replace(done, open=replace(done.open, etcd=before.etcd))
-    verdict = judge(before, [other])
+    verdict = conclude(before, [other])
 
     assert (verdict.outcome, verdict.suspicious) == (Outcome.UNKNOWN, False)
     assert "name them all with --etcd-metrics" in said(verdict)
@@ -353,14 +353,14 @@ def test_a_moment_proves_nothing() -> None:
     before = world.look(0)
     done = world.round(4, QUIET, QUIET, QUIET)
 
-    assert judge(before, [done]).outcome is Outcome.LEAK
-    assert judge(before, [replace(done, looks=done.looks[:1])]).outcome is Outcome.UNKNOWN
-    assert judge(before, [replace(done, looks=(before, *done.looks))]).outcome is Outcome.UNKNOWN
+    assert conclude(before, [done]).outcome is Outcome.LEAK
+    assert conclude(before, [replace(done, looks=done.looks[:1])]).outcome is Outcome.UNKNOWN
+    assert conclude(before, [replace(done, looks=(before, *done.looks))]).outcome is Outcome.UNKNOWN
 
 
 def test_nothing_was_done() -> None:
     """Without a round, nothing is known."""
-    assert judge(World().look(0), []).outcome is Outcome.UNKNOWN
+    assert conclude(World().look(0), []).outcome is Outcome.UNKNOWN
 
 
 def test_it_only_concludes() -> None:
