@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the import of joserfc takes 0.2 s
     from .sessions import Sessions
 
 # Identities whose grants are remembered until the files change. Finding them out takes time for each role and binding.
-MAX_REMEMBERED = 4096
+MAX_GRANTS = 4096
 
 # The settings that name something which is read again while the gateway runs.
 SOURCES = ("tokens_file", "policy_file", "jwt_jwks", "jwt_secret_file", "session_key_file")
@@ -293,7 +293,7 @@ class AccessControl:
             everything = Grants((KeyRange("prefix", b""),))
             grants = self._policy.value.grants(identity) if self._policy is not None else everything
             grants = grants.within(self._fence)
-            if len(self._grants) >= MAX_REMEMBERED:
+            if len(self._grants) >= MAX_GRANTS:
                 self._grants.clear()
             self._grants[identity] = grants
         return grants

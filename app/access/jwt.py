@@ -24,8 +24,8 @@ from ..ports import Clock
 from .bearer import InvalidTokenError
 from .identity import Identity, is_name, make_identity
 from .jwks import Jwks
+from .lru_cache import LruCache
 from .policy import ROLE_NAME
-from .remembered import Remembered
 
 # Seconds by which the issuer's clock and ours may differ.
 LEEWAY = 30
@@ -102,7 +102,7 @@ class JwtVerifier:
             exp={"essential": True},
             sub={"essential": True},
         )
-        self._remembered: Remembered[Identity] = Remembered()
+        self._remembered: LruCache[Identity] = LruCache()
 
     async def identity_of(self, token: bytes) -> Identity:
         """Return the identity that a token proves.

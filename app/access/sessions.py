@@ -24,7 +24,7 @@ from ..file_watch import FileError, WatchedFile
 from ..ports import Clock
 from .cookie import COOKIE, MAX_COOKIE
 from .identity import Identity, Session
-from .remembered import Remembered
+from .lru_cache import LruCache
 
 # Seconds of a session.
 LIFETIME = 900.0
@@ -91,7 +91,7 @@ class Sessions:
         self._keys = keys
         self._wall = wall
         self._ended: dict[str, float] = {}  # the ids of ended sessions, and when they would have expired
-        self._opened: Remembered[Identity] = Remembered()
+        self._opened: LruCache[Identity] = LruCache()
         self.started = self.ended = 0
         keys.on_change(self._opened.clear)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from app.access.bearer import InvalidTokenError
 from app.access.jwks import KeyRing, parse_jwks
 from app.access.jwt import LEEWAY, MAX_JWT, JwtSettings, JwtVerifier, parse_secret, roles_in
-from app.access.remembered import MAX_REMEMBERED
+from app.access.lru_cache import MAX_ENTRIES
 from app.access.setup import ALGORITHMS
 from app.core.errors import IssuerUnavailableError
 from app.file_watch import FileError, WatchedFile
@@ -516,11 +516,11 @@ async def test_the_memory_is_bounded() -> None:
     """The tokens that were used longest ago are forgotten first; a refused token is not remembered."""
     world = World()
     used = [await world.verifier.identity_of(GOOD)]
-    for number in range(MAX_REMEMBERED + 5):
+    for number in range(MAX_ENTRIES + 5):
         world.verifier._remember(number.to_bytes(32, "big"), used[0])
         if number % 1000 == 0:
             assert await world.verifier.identity_of(GOOD) is used[0]
     await world.refused(MINE.sign(claims()))
 
-    assert len(world.verifier._remembered) == MAX_REMEMBERED
+    assert len(world.verifier._remembered) == MAX_ENTRIES
     assert world.verifier._remembered.get(hashlib.sha256(GOOD).digest())

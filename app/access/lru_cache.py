@@ -8,11 +8,11 @@ from ..core.sized import Sized
 
 T = TypeVar("T")
 
-MAX_REMEMBERED = 4096
+MAX_ENTRIES = 4096
 
 
-class Remembered(Sized, Generic[T]):
-    """At most ``MAX_REMEMBERED`` values. The one that was asked for least recently gives way."""
+class LruCache(Sized, Generic[T]):
+    """At most ``MAX_ENTRIES`` values. The one that was asked for least recently gives way."""
 
     def __init__(self) -> None:
         self._values: dict[bytes, T] = {}
@@ -29,7 +29,7 @@ class Remembered(Sized, Generic[T]):
 
     def put(self, digest: bytes, value: T) -> None:
         """Remember a value."""
-        while len(self._values) >= MAX_REMEMBERED:
+        while len(self._values) >= MAX_ENTRIES:
             del self._values[next(iter(self._values))]
         self._values[digest] = value
 
