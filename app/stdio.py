@@ -9,7 +9,7 @@ import sys
 from typing import TextIO
 
 # Seconds that a write waits for a stalled reader before the stream is discarded.
-PATIENCE = 2
+WRITE_TIMEOUT = 2
 
 
 def mend() -> None:
@@ -46,7 +46,7 @@ def say(stream: TextIO, text: str) -> bool:
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
-        if not poll.poll(PATIENCE * 1000):
+        if not poll.poll(WRITE_TIMEOUT * 1000):
             raise BlockingIOError
         stream.write(text)
         stream.flush()

@@ -41,8 +41,8 @@ def test_nobody_reads() -> None:
 
 
 def test_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream whose reader stalls is abandoned after PATIENCE."""
-    monkeypatch.setattr(stdio, "PATIENCE", 0.01)
+    """A stream whose reader stalls is abandoned after WRITE_TIMEOUT."""
+    monkeypatch.setattr(stdio, "WRITE_TIMEOUT", 0.01)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):

@@ -46,7 +46,7 @@ PERIOD = 60.0
 COOLDOWN = 60.0
 # Seconds for one fetch, and seconds that a request waits for the fetch that its key id has caused.
 FETCH_TIMEOUT = 10.0
-PATIENCE = 5.0
+KEY_TIMEOUT = 5.0
 # Seconds between attempts while the issuer is away.
 RETRY = Backoff(first=1.0, cap=60.0)
 
@@ -190,7 +190,7 @@ class JwksUrl:
                     await self._wanted.wait()
 
     async def refresh(self) -> None:
-        """Ask for a fetch, and wait until it ends, for ``PATIENCE`` at most.
+        """Ask for a fetch, and wait until it ends, for ``KEY_TIMEOUT`` at most.
 
         At most one fetch in every ``COOLDOWN`` has this cause. Until then the caller returns at once.
         """
@@ -200,7 +200,7 @@ class JwksUrl:
             self._caused = self._clock()
             self._wanted.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(KEY_TIMEOUT):
                 await self._fetched.wait()
 
     async def _fetch(self) -> None:

@@ -31,7 +31,7 @@ RETRY = 0.25
 URGENT = 0.1
 # With this many unanswered requests, the member is slow and gets requests for watches that await proof only at this
 # interval (seconds): many more unanswered requests would keep new watches off the stream.
-PATIENCE, PATIENT = 4, 0.5
+MANY_UNANSWERED, RELAXED = 4, 0.5
 
 
 class ProgressPace:
@@ -69,7 +69,7 @@ class ProgressPace:
         next_at = self._asked_at + (SHORTEST if self._answered else RETRY)
         due = next_at if hastened or self._urged else max(next_at, self._asked_for_all_at + self._interval)
         if awaited:
-            due = min(due, self._asked_at + (URGENT if unanswered < PATIENCE else PATIENT))
+            due = min(due, self._asked_at + (URGENT if unanswered < MANY_UNANSWERED else RELAXED))
         return max(0.0, due - now)
 
     def ask(self, now: float) -> bool:

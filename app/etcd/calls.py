@@ -16,7 +16,7 @@ T = TypeVar("T")
 # this status.
 WRITE_FAILED = "Internal error from Core"
 # Seconds to wait for the true status when the failed write is reported first: the true status is already on its way.
-STATUS_PATIENCE = 1.0
+STATUS_TIMEOUT = 1.0
 
 
 def raise_unless_cancelled() -> None:
@@ -52,7 +52,7 @@ class CallStatus:
         if error.details() != WRITE_FAILED:
             return error
         try:
-            async with asyncio.timeout(STATUS_PATIENCE):
+            async with asyncio.timeout(STATUS_TIMEOUT):
                 return await self._first
         except TimeoutError:
             return error

@@ -29,11 +29,11 @@ class Cluster:
     """See the module.
 
     Args:
-        patience: seconds without an answer of our cluster after which another cluster may replace it.
+        replace_after: seconds without an answer of our cluster after which another cluster may replace it.
     """
 
-    def __init__(self, *, patience: float, clock: Clock) -> None:
-        self._patience = patience
+    def __init__(self, *, replace_after: float, clock: Clock) -> None:
+        self._replace_after = replace_after
         self._clock = clock
         self._seen_at = -math.inf
         self._restored: list[Callable[[], None]] = []
@@ -106,7 +106,7 @@ class Cluster:
         if header is None:
             return None
         if header.cluster_id not in (0, self.id) and self.id:
-            if not tried_all or self._clock() - self._seen_at < self._patience:
+            if not tried_all or self._clock() - self._seen_at < self._replace_after:
                 return self._foreign(header)
             logger.warning(
                 "another cluster has taken the place of the one that the gateway followed",

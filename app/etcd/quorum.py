@@ -108,8 +108,8 @@ class QuorumChecker:
 
     async def _prove(self, link: Link) -> bool:
         """Return whether a read gave a revision, after retries if needed. If no read is answered, the link fails."""
-        patience = self._currentness.answer_timeout
-        deadline = self._clock() + patience
+        timeout = self._currentness.answer_timeout
+        deadline = self._clock() + timeout
         while not link.failed.done():
             watched = self._choose()
             known, asked_at = self._known(), self._clock()
@@ -129,7 +129,7 @@ class QuorumChecker:
                         break
                     self._denied.add(watched)
                 elif _timed_out(error):
-                    reason = f"{CUT_OFF}: no linearizable read in {patience:g} s"
+                    reason = f"{CUT_OFF}: no linearizable read in {timeout:g} s"
                 else:
                     reason = explain(link.endpoint, error)
             else:

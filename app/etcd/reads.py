@@ -49,7 +49,7 @@ MOST_REMEMBERED = 256
 # added 541 MB.
 PAGE_COST = 3
 # Seconds that a page waits for memory, or for other reads' pages.
-PATIENCE = 10.0
+PAGE_TIMEOUT = 10.0
 # A revision that no etcd reaches: at a million writes a second it takes 146,000 years.
 FUTURE = 1 << 62
 # Seconds between two shared reads of the current revision.
@@ -214,7 +214,7 @@ class Reads:
         self.check()
         self._queued += 1
         try:
-            return await reserve(self._budget, Use.PAGE, PAGE_COST * message, patience=PATIENCE)
+            return await reserve(self._budget, Use.PAGE, PAGE_COST * message, patience=PAGE_TIMEOUT)
         finally:
             self._queued -= 1
 

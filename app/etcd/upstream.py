@@ -40,17 +40,17 @@ from .watches import EtcdWatch, Watches
 logger = logging.getLogger("gateway.etcd")
 
 # Seconds that a read waits for a connection that is being made, before the read reports that etcd is out of reach.
-CONNECT_PATIENCE = 2.0
+CONNECT_TIMEOUT = 2.0
 # The same, while etcd is known to be out of reach.
-DOWN_PATIENCE = 0.2
+DOWN_TIMEOUT = 0.2
 # Seconds that a new link has for each trial: a watch, which still has to connect, and a linearizable read. With a short
 # GATEWAY_STALE_AFTER, this is longer than the timeout of health checks.
-TRIAL_PATIENCE = 2.0
+TRIAL_TIMEOUT = 2.0
 # Seconds before a link that nobody has watched on is tried with a watch.
 TRIAL_DELAY = 1.0
 # Another cluster may replace ours after ours was unavailable for this many times GATEWAY_STALE_AFTER (a minute by
 # default). A rolling restart is over by then.
-CLUSTER_PATIENCE = 6
+REPLACE_AFTER = 6
 
 
 ANONYMOUS = Credentials()
@@ -104,7 +104,7 @@ class Upstream:
         self._unmatched: set[str] = set()  # endpoints whose answers cannot be matched to watches
         self._tried = ANYTHING  # the key watched last: a new link is tried with this key, as it is likely permitted
         self._reasons: dict[str, str] = {}  # endpoint -> why it last failed, since it was last ready
-        self._cluster = Cluster(patience=CLUSTER_PATIENCE * stale_after, clock=clock)
+        self._cluster = Cluster(replace_after=REPLACE_AFTER * stale_after, clock=clock)
         self.reconnects = 0
         self.currentness = Currentness(stale_after)
         self._watches = Watches(self.currentness, self._resolve_refusal, clock=clock)
@@ -255,7 +255,7 @@ class Upstream:
             self._say_down(endpoint, str(error))
             return False
         try:
-            reason = await link.check(self._patience())
+            reason = await link.check(self._health_timeout())
             if reason is None and endpoint in self._unmatched:
                 reason = await self._try_watch(link)
             if reason is None:
@@ -302,7 +302,7 @@ class Upstream:
             await asyncio.wait([link.failed], timeout=self._proof_interval)
             if link.failed.done():
                 break
-            reason = await link.check(self._patience())
+            reason = await link.check(self._health_timeout())
             self._cluster.note_applied(link.applied)
             if reason is not None or (reason := self._foreign(link)) is not None:
                 link.fail(reason)
@@ -315,9 +315,9 @@ class Upstream:
         An endpoint that could not be watched before must answer a watch before it is used again.
         """
         try:
-            matches = await link.matches(self._tried, TRIAL_PATIENCE)
+            matches = await link.matches(self._tried, TRIAL_TIMEOUT)
         except TimeoutError:
-            return f"no answer to a watch within {TRIAL_PATIENCE:g} s"
+            return f"no answer to a watch within {TRIAL_TIMEOUT:g} s"
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.UNAVAILABLE:
                 return explain(link.endpoint, error)
@@ -341,21 +341,21 @@ class Upstream:
         cluster = self._cluster
         known, applied, asked_at = cluster.known, cluster.applied, self.clock()
         try:
-            answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_PATIENCE)
+            answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_TIMEOUT)
             cluster.note_linearizable(known, answer.header)
             self.currentness.note(asked_at, answer.header.revision)
         except LoginError as error:
             return str(error)
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
-                return f"{CUT_OFF}: no linearizable read in {TRIAL_PATIENCE:g} s"
+                return f"{CUT_OFF}: no linearizable read in {TRIAL_TIMEOUT:g} s"
             # etcd refuses a key that the user may not read only after the same barrier as a read. Without a user, etcd
             # refuses every key.
             if error.code() is not rpc.StatusCode.PERMISSION_DENIED and cluster.applied:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
             return str(error)
-        reason = await link.check(self._patience())
+        reason = await link.check(self._health_timeout())
         if reason is None:
             cluster.compare_applied(applied, link.applied, link.header)
         return reason
@@ -369,13 +369,13 @@ class Upstream:
             return str(error)
         return None
 
-    def _patience(self) -> float:
+    def _health_timeout(self) -> float:
         return max(0.5, min(2.0, self._stale_after / 4))
 
     async def _usable_link(self) -> Link:
         if self._link is None or self._link.failed.done():
             try:
-                async with asyncio.timeout(DOWN_PATIENCE if self._condition.state == "down" else CONNECT_PATIENCE):
+                async with asyncio.timeout(DOWN_TIMEOUT if self._condition.state == "down" else CONNECT_TIMEOUT):
                     await self._ready.wait()
             except TimeoutError:
                 pass

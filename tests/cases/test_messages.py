@@ -174,7 +174,7 @@ async def test_history_that_does_not_fit(
     the gateway resets this client, and no other.
     """
     # A connection that is replaced because the machine is slow would use up one of the three tries.
-    monkeypatch.setattr(Upstream, "_patience", lambda _self: HANG)
+    monkeypatch.setattr(Upstream, "_health_timeout", lambda _self: HANG)
     await kv.transact({"/svc/a": "1", "/live/a": "1"})
     async with following(etcd.endpoint, ["/svc/", "/live/"]) as (gateway, clients):
         first = clients.pop("/svc/")

@@ -91,7 +91,7 @@ def test_when_the_next_read_is_due(now: float, since: float, due: float) -> None
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 20), max_size=200))
 def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
-    """When reads are overdue, the latest proof is older than any patience.
+    """When reads are overdue, the latest proof is older than any timeout.
 
     However many reads there are, few are remembered.
     """

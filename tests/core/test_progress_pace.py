@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.progress_pace import PATIENCE, PATIENT, RETRY, SHORTEST, URGENT, ProgressPace
+from app.core.progress_pace import MANY_UNANSWERED, RELAXED, RETRY, SHORTEST, URGENT, ProgressPace
 
 INTERVAL = 2.5
 # Times are compared with a tolerance: sums of floats differ in their last digits.
@@ -81,7 +81,9 @@ def test_a_request_without_an_answer_is_made_again() -> None:
     assert paced.due_in() == 0.0
 
 
-@pytest.mark.parametrize(("unanswered", "gap"), [(0, URGENT), (PATIENCE - 1, URGENT), (PATIENCE, PATIENT)])
+@pytest.mark.parametrize(
+    ("unanswered", "gap"), [(0, URGENT), (MANY_UNANSWERED - 1, URGENT), (MANY_UNANSWERED, RELAXED)]
+)
 def test_a_watch_that_awaits_proof_is_asked_for_often(unanswered: int, gap: float) -> None:
     """etcd catches watches up every 100 ms, so the requests do not wait for answers. A slow member gets fewer."""
     paced = Paced()

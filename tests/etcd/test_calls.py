@@ -10,7 +10,7 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.etcd.calls import STATUS_PATIENCE, WRITE_FAILED, CallStatus, unary
+from app.etcd.calls import STATUS_TIMEOUT, WRITE_FAILED, CallStatus, unary
 from tests.support.virtual_time import virtually
 
 
@@ -118,7 +118,7 @@ def test_it_is_waited_for() -> None:
     found, took = virtually(ask(0.5))
     assert (found.details(), took) == ("gone", 0.5)
     found, took = virtually(ask(3600))
-    assert (found.details(), took) == (WRITE_FAILED, STATUS_PATIENCE)
+    assert (found.details(), took) == (WRITE_FAILED, STATUS_TIMEOUT)
 
 
 async def test_another_error_is_true_in_itself() -> None:

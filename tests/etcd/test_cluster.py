@@ -37,7 +37,7 @@ def _told() -> list[int]:
 
 @pytest.fixture(name="cluster")
 def _cluster(time: Time, told: list[int]) -> Cluster:
-    cluster = Cluster(patience=60, clock=time)
+    cluster = Cluster(replace_after=60, clock=time)
     cluster.on_restored(lambda: told.append(cluster.revision))
     assert cluster.admit(header(7, 50), tried_all=False) is None
     return cluster

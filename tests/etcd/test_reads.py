@@ -17,7 +17,7 @@ from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
 from app.etcd.reads import RANGE_TIMEOUT, REVISION_INTERVAL, Listing, Reads
-from app.etcd.upstream import CONNECT_PATIENCE, DOWN_PATIENCE, Upstream
+from app.etcd.upstream import CONNECT_TIMEOUT, DOWN_TIMEOUT, Upstream
 from app.ports import OUT_OF_REACH
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, etcd_client
@@ -115,8 +115,8 @@ def test_reads_that_wait_for_a_mute_etcd_have_their_own_time() -> None:
     assert took == 20 / 4 * RANGE_TIMEOUT
 
 
-@pytest.mark.parametrize(("known", "patience"), [(False, CONNECT_PATIENCE), (True, DOWN_PATIENCE)])
-def test_without_a_link_nobody_waits_long(known: bool, patience: float) -> None:
+@pytest.mark.parametrize(("known", "timeout"), [(False, CONNECT_TIMEOUT), (True, DOWN_TIMEOUT)])
+def test_without_a_link_nobody_waits_long(known: bool, timeout: float) -> None:
     """A read waits for the first connection, and hardly at all while etcd is known to be down."""
 
     async def ask() -> UnavailableError:
@@ -127,7 +127,7 @@ def test_without_a_link_nobody_waits_long(known: bool, patience: float) -> None:
 
     error, took = virtually(ask())
     assert error.detail == OUT_OF_REACH
-    assert took == patience <= PROMISED
+    assert took == timeout <= PROMISED
 
 
 async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:

@@ -15,7 +15,7 @@ from aetcd import rpc
 
 from app.core.keys import KeyRange
 from app.core.multiplex import Created, Lost, Progress, ProgressRequest, WatchInput
-from app.etcd.calls import STATUS_PATIENCE, WRITE_FAILED
+from app.etcd.calls import STATUS_TIMEOUT, WRITE_FAILED
 from app.etcd.stream import METADATA, WatchStream
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import now, virtually
@@ -151,7 +151,7 @@ def test_a_failed_write_does_not_hide_why_the_call_ended(after: float) -> None:
     (error,) = heard.ends
     assert isinstance(error, rpc.AioRpcError)
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_LARGE)
-    assert took < STATUS_PATIENCE
+    assert took < STATUS_TIMEOUT
 
 
 def test_a_status_that_never_comes_is_not_waited_for() -> None:
@@ -165,7 +165,7 @@ def test_a_status_that_never_comes_is_not_waited_for() -> None:
     heard, took = virtually(break_one())
     assert [(type(given), getattr(given, "too_large", None)) for given in heard.watch] == [(Lost, False)]
     assert len(heard.ends) == 1
-    assert took == STATUS_PATIENCE
+    assert took == STATUS_TIMEOUT
 
 
 async def test_a_message_over_the_limit_while_much_is_written() -> None:
