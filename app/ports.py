@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from .core.errors import UnavailableError
-from .core.feed_messages import StreamKind
+from .core.feed_messages import StreamKind, WatchCallback
 from .core.keys import KeyRange
-from .core.multiplex import WatchCallback
 from .core.quotas import Caller
 from .core.reasons import CloseReason, Denial
 from .core.selection import Ranges

@@ -20,8 +20,7 @@ from app import __version__
 from app.core import errors
 from app.core.backfill import Stage
 from app.core.feed import State
-from app.core.feed_messages import BackfillInput, FeedInput
-from app.core.multiplex import WatchInput
+from app.core.feed_messages import BackfillInput, FeedInput, WatchInput
 from app.core.reasons import CLOSE_REASONS, END_REASONS, QUOTA_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.metrics import NAMESPACE
 from app.settings import ALIASES, PREFIX, Settings, load

@@ -32,13 +32,20 @@ from .events import Batch, Event
 from .feed_messages import (
     AwaitProof,
     BackfillInput,
+    Batches,
     CloseWatch,
     Commands,
+    Compacted,
+    Created,
     EndProof,
+    Lost,
     NoRoom,
     OpenWatch,
     Probe,
     Probed,
+    Progress,
+    Refused,
+    Reset,
     Stop,
     StreamKind,
     SyncTimeout,
@@ -46,7 +53,6 @@ from .feed_messages import (
 )
 from .history import History
 from .log import EVERYTHING, Bounds
-from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from .reasons import ResetReason
 from .state_table import Transition, find_action, transition
 

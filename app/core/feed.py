@@ -48,13 +48,20 @@ from .backfill import Backfill, Stage
 from .events import Batch, Delete
 from .feed_messages import (
     AwaitProof,
+    Batches,
     CloseWatch,
     Commands,
+    Compacted,
+    Created,
     EndProof,
     FeedInput,
+    Lost,
     OpenWatch,
     Probe,
     Probed,
+    Progress,
+    Refused,
+    Reset,
     Restored,
     Retry,
     RetryDue,
@@ -68,7 +75,6 @@ from .feed_messages import (
 )
 from .history import History
 from .log import Bounds
-from .multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from .proof import Anchor, Oversized, Plan, Proof
 from .reasons import ResetReason
 from .state_table import Transition, find_action, transition

@@ -6,10 +6,12 @@ its own watch, and these messages concern that watch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .multiplex import WatchInput
+from .events import Batch
+from .reasons import ResetReason
 from .snapshot import Snapshot
 
 # The kind of stream that carries a watch: one that live watches share, one for reading history, or one that this watch
@@ -17,7 +19,73 @@ from .snapshot import Snapshot
 StreamKind = Literal["live", "backfill", "dedicated"]
 
 
-# Inputs, in addition to those of the watch itself.
+# What a watch says, whoever serves it: etcd (``multiplex``) or another gateway (``gateway_watch``).
+@dataclass(frozen=True, slots=True)
+class Created:
+    """etcd holds the watch. *revision*: the store's at about that time; events up to it may still follow."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Complete revisions, in order.
+
+    ``late``: the message came late (see ``multiplex``), and later messages may lack events. ``slow``: etcd may serve
+    these events or the next from history, at a version that then loses events; ``batches`` may be empty.
+    """
+
+    batches: tuple[Batch, ...]
+    slow: bool = False
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """All events up to *revision* have come, if *trusted*. Otherwise the progress shows only that the stream is alive.
+
+    The multiplexer passes no answer to a watch that may be younger than the answer: see ``multiplex``.
+    """
+
+    revision: int
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """etcd cancelled the watch: the events that it requested are compacted up to *revision*."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """etcd refused the watch, or ended it for another reason. *denied*: etcd's roles are certainly the reason."""
+
+    reason: str
+    denied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The watch's stream is gone. *too_large*: a message over the limit, of one of its watches, broke it."""
+
+    reason: str
+    too_large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The history that the watch follows does not go on, for this reason. Only an upstream gateway says so."""
+
+    reason: ResetReason
+
+
+WatchInput = Created | Batches | Progress | Compacted | Refused | Lost | Reset
+WatchCallback = Callable[[WatchInput], None]
+
+
+# The other inputs.
 @dataclass(frozen=True, slots=True)
 class Start:
     """A subscriber wants this feed. *backfill*: a subscriber with a cursor does."""

@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 
 from .cursor import Cursor, parse_cursor
 from .events import Batch, Delete, Event, KeyValue
-from .multiplex import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
+from .feed_messages import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
 from .reasons import RESET_REASONS, ResetReason
 
 # Seconds between two signs of life until the stream states its own: the default of GATEWAY_HEARTBEAT.

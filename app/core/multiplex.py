@@ -61,12 +61,12 @@ Theory of operation
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .events import Batch, Event, batches
+from .feed_messages import Batches, Compacted, Created, Lost, Progress, Refused, WatchCallback
 from .keys import KeyRange
-from .reasons import ResetReason
 from .sized import Sized
 
 # etcd's chanBufLen: this many messages of a stream wait to be sent before a watch of the stream becomes slow.
@@ -80,6 +80,9 @@ MARK_EVERY = 32
 MOST_UNANSWERED = 8
 # The number of marks kept: at one for each 32 messages, they reach back 2,048 messages.
 MARKS = 64
+# Bytes of a divided response that may wait for its end, where no budget counts them. Above that, its complete revisions
+# are passed on: a catch-up of 1,000 revisions of 1 MB grew to 1 GB before its feed received the first.
+MOST_PENDING = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,76 +102,6 @@ class Message:
     def is_answer(self) -> bool:
         """Whether this answers a progress request."""
         return self.watch_id == -1 and not (self.created or self.canceled or self.events)
-
-
-# The messages from a watch to its feed.
-@dataclass(frozen=True, slots=True)
-class Created:
-    """etcd holds the watch. *revision*: the store's at about that time; events up to it may still follow."""
-
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Complete revisions, in order.
-
-    ``late``: the message came late (see the module), and later messages may lack events. ``slow``: etcd may serve
-    these events or the next from history, at a version that then loses events; ``batches`` may be empty.
-    """
-
-    batches: tuple[Batch, ...]
-    slow: bool = False
-    late: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """All events up to *revision* have come, if *trusted*. Otherwise the progress shows only that the stream is alive.
-
-    The multiplexer passes no answer to a watch that may be younger than the answer: see the module.
-    """
-
-    revision: int
-    trusted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """etcd cancelled the watch: the events that it requested are compacted up to *revision*."""
-
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """etcd refused the watch, or ended it for another reason. *denied*: etcd's roles are certainly the reason."""
-
-    reason: str
-    denied: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The watch's stream is gone. *too_large*: a message over the limit, of one of its watches, broke it."""
-
-    reason: str
-    too_large: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """The history that the watch follows does not go on, for this reason. Only an upstream gateway says so."""
-
-    reason: ResetReason
-
-
-# Bytes of a divided response that may wait for its end, where no budget counts them. Above that, its complete revisions
-# are passed on: a catch-up of 1,000 revisions of 1 MB grew to 1 GB before its feed received the first.
-MOST_PENDING = 4 * 1024 * 1024
-
-WatchInput = Created | Batches | Progress | Compacted | Refused | Lost | Reset
-WatchCallback = Callable[[WatchInput], None]
 
 
 # The requests to send.

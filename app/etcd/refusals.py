@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from ..core.errors import GatewayError
+from ..core.feed_messages import Lost, Refused, WatchInput
 from ..core.keys import KeyRange
-from ..core.multiplex import Lost, Refused, WatchInput
 from ..ports import spawn
 from .stream import WatchStream
 

@@ -12,8 +12,9 @@ from typing import Any
 from aetcd import rpc
 from grpc.aio import EOF
 
+from ..core.feed_messages import WatchCallback
 from ..core.keys import KeyRange
-from ..core.multiplex import Multiplexer, Request, WatchCallback
+from ..core.multiplex import Multiplexer, Request
 from ..core.progress_pace import ProgressPace
 from ..core.sized import Sized
 from ..ports import Clock

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..core.feed_messages import StreamKind
+from ..core.feed_messages import StreamKind, WatchCallback
 from ..core.keys import KeyRange
-from ..core.multiplex import MOST_UNANSWERED, WatchCallback
+from ..core.multiplex import MOST_UNANSWERED
 from .stream import WatchStream
 
 LIVE_STREAMS = 3

@@ -18,9 +18,8 @@ from aetcd import rpc
 from ..core.backoff import Backoff
 from ..core.budget import Budget
 from ..core.currentness import Currentness
-from ..core.feed_messages import StreamKind
+from ..core.feed_messages import Refused, StreamKind, WatchCallback
 from ..core.keys import KeyRange
-from ..core.multiplex import Refused, WatchCallback
 from ..core.snapshot import Snapshot
 from ..core.versions import known_to_diverge, known_to_lose_events
 from ..ports import OUT_OF_REACH, Clock, Condition, Draw, UpstreamStatistics

@@ -10,9 +10,8 @@ import logging
 from collections.abc import Callable, Iterator
 
 from ..core.currentness import Currentness
-from ..core.feed_messages import StreamKind
+from ..core.feed_messages import Created, Lost, Progress, Refused, StreamKind, WatchCallback, WatchInput
 from ..core.keys import KeyRange
-from ..core.multiplex import Created, Lost, Progress, Refused, WatchCallback, WatchInput
 from ..core.sized import Sized
 from ..ports import Clock
 from .link import Link

@@ -23,10 +23,9 @@ from ..core.backoff import Backoff
 from ..core.cursor import parse_cursor
 from ..core.errors import GatewayError, RevisionNotReachedError, UnavailableError
 from ..core.events import KeyValue
-from ..core.feed_messages import StreamKind
+from ..core.feed_messages import StreamKind, WatchCallback
 from ..core.gateway_watch import item
 from ..core.keys import KeyRange
-from ..core.multiplex import WatchCallback
 from ..core.selection import Selection
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Condition, Draw, UpstreamStatistics

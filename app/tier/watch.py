@@ -11,9 +11,9 @@ from typing import Protocol
 
 import httpx
 
+from ..core.feed_messages import Lost, Refused, Reset, WatchCallback, WatchInput
 from ..core.gateway_watch import GatewayWatch, StreamError
 from ..core.keys import KeyRange
-from ..core.multiplex import Lost, Refused, Reset, WatchCallback, WatchInput
 from ..ports import Clock, spawn
 from .client import Client, ForeignAnswerError
 

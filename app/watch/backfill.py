@@ -21,12 +21,13 @@ from ..core.feed_messages import (
     OpenWatch,
     Probe,
     Probed,
+    Refused,
     Stop,
     SyncTimeout,
     WantBackfill,
+    WatchInput,
 )
 from ..core.keys import KeyRange
-from ..core.multiplex import Refused, WatchInput
 from ..ports import Clock, Etcd, Watch, spawn
 from .cancel import cancel_watch
 

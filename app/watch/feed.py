@@ -19,9 +19,11 @@ from ..core.feed_messages import (
     Command,
     EndProof,
     FeedInput,
+    Lost,
     OpenWatch,
     Probe,
     Probed,
+    Refused,
     Restored,
     Retry,
     RetryDue,
@@ -31,9 +33,9 @@ from ..core.feed_messages import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
+    WatchInput,
 )
 from ..core.keys import KeyRange
-from ..core.multiplex import Lost, Refused, WatchInput
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot

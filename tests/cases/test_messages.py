@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from app.core.feed_messages import StreamKind
+from app.core.feed_messages import StreamKind, WatchCallback
 from app.core.keys import KeyRange
-from app.core.multiplex import WatchCallback
 from app.etcd import channels, reads
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import DEDICATED_STREAMS, MAX_STREAMS, StreamPool

@@ -20,10 +20,10 @@ from app.core.encoding import event_body
 from app.core.etag import ETag
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
-from app.core.feed_messages import CloseWatch, OpenWatch, SyncTimeout
+from app.core.feed_messages import CloseWatch, Created, OpenWatch, SyncTimeout
 from app.core.gateway_watch import GatewayWatch
 from app.core.history import History
-from app.core.multiplex import Created, Multiplexer
+from app.core.multiplex import Multiplexer
 from app.core.reader import Phase, Reader
 from app.core.selected_history import Part, SelectedHistory
 from app.core.snapshot import Snapshot

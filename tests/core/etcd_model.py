@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, WatchInput
+from app.core.feed_messages import Batches, Compacted, Created, Lost, Progress, WatchInput
 
 PREFIX = b"/a/"
 KEYS = (b"/a/1", b"/a/2", b"/a/3", b"/z")  # the last key is not in the range

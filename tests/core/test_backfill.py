@@ -19,15 +19,22 @@ from app.core.feed import FeedCore, State
 from app.core.feed_messages import (
     AwaitProof,
     BackfillInput,
+    Batches,
     CloseWatch,
     Command,
     Commands,
+    Compacted,
+    Created,
     EndProof,
     FeedInput,
+    Lost,
     NoRoom,
     OpenWatch,
     Probe,
     Probed,
+    Progress,
+    Refused,
+    Reset,
     Restored,
     Start,
     Stop,
@@ -35,7 +42,6 @@ from app.core.feed_messages import (
     WantBackfill,
 )
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from app.core.reasons import ResetReason
 from app.core.state_table import InvalidTransitionError
 from tests.core.test_feed import BOUNDS, EVERYTHING, REACH_BACK, batches, heavy, put, revisions, said, taken

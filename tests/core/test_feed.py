@@ -17,14 +17,21 @@ from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import TABLE, FeedCore, State
 from app.core.feed_messages import (
     AwaitProof,
+    Batches,
     CloseWatch,
     Command,
     Commands,
+    Compacted,
+    Created,
     EndProof,
     FeedInput,
+    Lost,
     OpenWatch,
     Probe,
     Probed,
+    Progress,
+    Refused,
+    Reset,
     Restored,
     Retry,
     RetryDue,
@@ -37,7 +44,6 @@ from app.core.feed_messages import (
     WantBackfill,
 )
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused, Reset
 from app.core.reasons import ResetReason
 from app.core.snapshot import Snapshot
 from app.core.state_table import InvalidTransitionError

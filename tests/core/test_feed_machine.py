@@ -28,14 +28,20 @@ from app.core.feed import TABLE, FeedCore, State
 from app.core.feed_messages import (
     AwaitProof,
     BackfillInput,
+    Batches,
     CloseWatch,
     Command,
+    Compacted,
+    Created,
     EndProof,
     FeedInput,
+    Lost,
     NoRoom,
     OpenWatch,
     Probe,
     Probed,
+    Progress,
+    Refused,
     Restored,
     Retry,
     RetryDue,
@@ -49,7 +55,6 @@ from app.core.feed_messages import (
     WantBackfill,
 )
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Compacted, Created, Lost, Progress, Refused
 from app.core.proof import Oversized
 from app.core.snapshot import Snapshot
 from tests.core.etcd_model import History, SimulatedWatch, Store

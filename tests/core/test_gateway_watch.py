@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
 from app.core.frames import batch_frame, comment, control
 from app.core.gateway_watch import LONGEST_LINE, GatewayWatch, StreamError, item
-from app.core.multiplex import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
 
 EPOCH = "81e932e5"
 

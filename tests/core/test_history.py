@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore, State
-from app.core.feed_messages import SnapshotFailed, SnapshotTaken, TakeSnapshot
+from app.core.feed_messages import Compacted, Created, SnapshotFailed, SnapshotTaken, TakeSnapshot
 from app.core.history import History
 from app.core.log import Bounds
-from app.core.multiplex import Compacted, Created
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot
 from tests.core.test_reader import live, put, reader, say, words

@@ -8,21 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.core.events import Delete, Event, KeyValue
+from app.core.feed_messages import Batches, Compacted, Created, Lost, Progress, Refused, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import (
-    MOST_PENDING,
-    Batches,
-    CancelRequest,
-    Compacted,
-    Created,
-    CreateRequest,
-    Lost,
-    Message,
-    Multiplexer,
-    Progress,
-    Refused,
-    WatchInput,
-)
+from app.core.multiplex import MOST_PENDING, CancelRequest, CreateRequest, Message, Multiplexer
 
 RANGE = KeyRange("prefix", b"/a/")
 SETTINGS = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -18,8 +18,9 @@ from hypothesis.stateful import (
 
 import app.core.multiplex as multiplex_module
 from app.core.events import KeyValue
+from app.core.feed_messages import Batches, Created, Progress, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Created, Message, Multiplexer, Progress, ProgressRequest, Request, WatchInput
+from app.core.multiplex import Message, Multiplexer, ProgressRequest, Request
 from tests.core.stream_model import StreamModel
 
 RANGE = KeyRange("prefix", b"/a/")

@@ -14,10 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.core.cursor import NOTHING, UNREADABLE, Cursor, parse_cursor
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore
-from app.core.feed_messages import Probed, Restored, SnapshotTaken, Start, WantBackfill
+from app.core.feed_messages import Batches, Created, Probed, Progress, Restored, SnapshotTaken, Start, WantBackfill
 from app.core.keys import KeyRange
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Created, Progress
 from app.core.reader import Phase, Reader, Wants
 from app.core.selection import Selection
 from app.core.slow_reader import MAX_LAGS

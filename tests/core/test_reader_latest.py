@@ -13,8 +13,8 @@ from hypothesis.stateful import initialize, precondition, rule
 from app.core.cursor import Cursor, parse_cursor
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
+from app.core.feed_messages import Batches, Progress
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Progress
 from app.core.reader import Phase, Reader, Wants
 from app.core.slow_reader import SlowReaderPolicy
 from app.core.snapshot import Snapshot

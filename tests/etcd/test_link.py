@@ -8,8 +8,8 @@ import grpc
 import pytest
 from aetcd import rpc
 
+from app.core.feed_messages import Lost, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Lost, WatchInput
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
 from app.etcd.login import LoginError

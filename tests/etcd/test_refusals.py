@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.core.errors import UnavailableError
+from app.core.feed_messages import Lost, Refused, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Lost, Refused, WatchInput
 from app.etcd.refusals import RefusalChecker
 from tests.support.waiting import eventually
 

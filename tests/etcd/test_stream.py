@@ -13,8 +13,9 @@ import grpc
 import pytest
 from aetcd import rpc
 
+from app.core.feed_messages import Created, Lost, Progress, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Lost, Progress, ProgressRequest, WatchInput
+from app.core.multiplex import ProgressRequest
 from app.etcd.calls import STATUS_TIMEOUT, WRITE_FAILED
 from app.etcd.stream import METADATA, WatchStream
 from tests.support.fake_etcd import FakeEtcd

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from app.core.feed_messages import StreamKind
+from app.core.feed_messages import StreamKind, WatchCallback
 from app.core.keys import KeyRange
-from app.core.multiplex import MOST_UNANSWERED, WatchCallback
+from app.core.multiplex import MOST_UNANSWERED
 from app.core.sized import Sized
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import (

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
+from app.core.feed_messages import Created, Lost, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Created, Lost, WatchInput
 from app.etcd.upstream import UNMATCHED, Upstream
 from app.ports import OUT_OF_REACH
 from tests.support.fake_etcd import FakeEtcd, WatchCall

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Created, Lost, Progress, Refused, WatchInput
 from app.core.versions import parse_version, progress_is_trusted
 from app.etcd.stream_pool import StreamPool
 from app.etcd.upstream import Upstream

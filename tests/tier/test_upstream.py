@@ -15,8 +15,8 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.core.events import KeyValue
+from app.core.feed_messages import Lost, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Lost, WatchInput
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from tests.support.waiting import eventually

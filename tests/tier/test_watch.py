@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, WatchInput
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Created, Lost, Progress, Refused, WatchInput
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from app.tier.watch import UpstreamWatch

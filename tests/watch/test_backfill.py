@@ -9,7 +9,7 @@ import pytest
 from app.core.backfill import Stage
 from app.core.errors import UnavailableError
 from app.core.feed import State
-from app.core.multiplex import Batches, Created, Lost, Progress
+from app.core.feed_messages import Batches, Created, Lost, Progress
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed

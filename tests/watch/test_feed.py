@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from app.core.budget import Hold, Use
-from app.core.feed_messages import StreamKind
+from app.core.feed_messages import StreamKind, WatchCallback
 from app.core.keys import KeyRange
-from app.core.multiplex import WatchCallback
 from app.watch.memory import Holder
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed

@@ -10,8 +10,8 @@ import pytest
 from app.core.errors import PinUnavailableError
 from app.core.events import KeyValue
 from app.core.feed import State
+from app.core.feed_messages import Refused
 from app.core.keys import KeyRange
-from app.core.multiplex import Refused
 from app.core.snapshot import Snapshot
 from app.watch import feeds as module
 from tests.support.waiting import eventually

@@ -8,8 +8,8 @@ import pytest
 
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
+from app.core.feed_messages import Batches, Progress
 from app.core.keys import KeyRange
-from app.core.multiplex import Batches, Progress
 from app.watch.channel import SelectedChannel
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber

@@ -11,10 +11,9 @@ from typing import Any, Literal
 from app.core.budget import Budget
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
-from app.core.feed_messages import StreamKind
+from app.core.feed_messages import Batches, Created, Progress, StreamKind, WatchCallback
 from app.core.keys import KeyRange
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Created, Progress, WatchCallback
 from app.core.selection import canonical
 from app.core.snapshot import Snapshot
 from app.ports import Condition, Hub
