@@ -36,7 +36,7 @@ def keep_for_good() -> None:
 
     A full collection visits the objects of all streams, too. While 10,000 clients joined, four of them stopped the loop
     for up to 100 ms. They find next to nothing: a stream, a connection or a feed that has ended is freed at once, with
-    all that it held. What could wait for a full collection was short-lived, and the other collections find that.
+    all that it held. Whatever could wait for a full collection was short-lived, and the other collections find it.
     """
     gc.collect()
     gc.freeze()

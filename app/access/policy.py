@@ -1,4 +1,4 @@
-"""The policy: identities have roles, and roles may read ranges. What no role permits is denied.
+"""The policy: identities have roles, and roles may read ranges. Everything that no role permits is denied.
 
 Must live here: the decision, as pure functions of values. Must not: files, clocks, requests.
 """

@@ -163,7 +163,7 @@ class StreamResponse(EventSourceResponse):
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
             await connection.send(greeting(self._asked.form, streams.instance, retry_ms))
-            # Whoever is above a quota, and asks again and again, must leave room for other clients that are refused.
+            # A client that is above a quota and asks again and again must leave room for other refused clients.
             most = MAX_HELD // 2 if error.code in QUOTA_REASONS else MAX_HELD
             if len(streams.held) < most and streams.capacity.has_room and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)

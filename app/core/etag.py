@@ -41,7 +41,7 @@ def parse_etag(header: str) -> ETag | None:
 
 
 class IfNoneMatch:
-    """A parsed ``If-None-Match``. What is not an entity tag in it matches nothing."""
+    """A parsed ``If-None-Match``. A part that is not an entity tag matches nothing."""
 
     __slots__ = ("_any", "_tags")
 
