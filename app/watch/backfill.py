@@ -28,8 +28,9 @@ from ..core.feed_messages import (
     WatchInput,
 )
 from ..core.keys import KeyRange
-from ..ports import Clock, Etcd, Watch, spawn
+from ..ports import Clock, Etcd, Watch
 from .cancel import cancel_watch
+from .pending import Pending
 
 logger = logging.getLogger("gateway.feed")
 
@@ -65,10 +66,9 @@ class RunningBackfill:
         self._on_denied = on_denied
         self._clock = clock
         self._watch: Watch | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._probe_task: asyncio.Task[None] | None = None
         self._now = 0.0
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.pending = Pending(f"feed history {watched}", lambda _error: self._abandon())
 
     @property
     def watching(self) -> bool:
@@ -132,34 +132,19 @@ class RunningBackfill:
             case CloseWatch():
                 self._close_watch()
             case AwaitProof():
-                self._set_timer()
+                self.pending.set_timer(SyncTimeout, self._timeout, self._timed_out)
             case EndProof():
                 self._close()
             case Probe(revision):
-                self._probe_task = spawn(
-                    self._probe(revision), name=f"feed history {self._range}", died=lambda _error: self._abandon()
-                )
-                self.tasks.add(self._probe_task)
-                self._probe_task.add_done_callback(self.tasks.discard)
+                self._probe_task = self.pending.spawn(self._probe(revision))
             case _:
                 msg = f"a read of history cannot execute {command}"
                 raise AssertionError(msg)
 
-    def _set_timer(self) -> None:
-        self._cancel_timer()
-        self._timer = asyncio.get_running_loop().call_later(self._timeout, self._timed_out)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _close(self) -> None:
         self._close_watch()
-        self._cancel_timer()
-        if self._probe_task is not None:
-            self._probe_task.cancel()
-            self._probe_task = None
+        self.pending.cancel()
+        self._probe_task = None
 
     def _close_watch(self) -> None:
         watch, self._watch = self._watch, None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from ..core.backoff import Backoff
@@ -40,12 +39,13 @@ from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..core.staleness import Staleness
-from ..ports import Clock, Draw, Etcd, Watch, spawn
+from ..ports import Clock, Draw, Etcd, Watch
 from .backfill import RunningBackfill
 from .cancel import cancel_watch
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Notifier
+from .pending import Pending
 from .snapshot_turns import SnapshotTurns
 from .state_reader import FreshSnapshots, StateReader
 from .statistics import FeedStatistics
@@ -120,8 +120,7 @@ class Feed:
         self._draw = draw
         self._backoff = Backoff()
         self._watch: Watch | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: dict[type, asyncio.TimerHandle] = {}
+        self._pending = Pending(f"feed {watched}", lambda _error: self._fail("unavailable"))
         self._state = StateReader(self.ranges, etcd, memory, turns, self)
         self._fresh = FreshSnapshots(self._state, self.history, keep=limits.sync_timeout, clock=clock)
         self._proof_pending = False
@@ -232,11 +231,7 @@ class Feed:
         for command in self.core.handle(Stop(), 0.0):
             self._execute(command)
         self._backfill.stop()
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for task in self._all_tasks():
-            task.cancel()
+        self._pending.cancel()
         self._fresh.stop()
         self._changed()
         self._hold.release()
@@ -311,10 +306,10 @@ class Feed:
 
     async def join(self) -> None:
         """Wait until the tasks of a stopped feed have ended."""
-        await asyncio.gather(*self._all_tasks(), return_exceptions=True)
-
-    def _all_tasks(self) -> list[asyncio.Task[Any]]:
-        return [*self._tasks, *self._backfill.tasks, *([self._fresh.task] if self._fresh.task is not None else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._pending.tasks, *self._backfill.pending.tasks]
+        if self._fresh.task is not None:
+            tasks.append(self._fresh.task)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _from_watch(self, given: WatchInput) -> None:
         with self._failing():
@@ -356,43 +351,27 @@ class Feed:
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():
-                self._spawn(self._take_snapshot)
+                self._pending.spawn(self._take_snapshot())
             case Probe(revision):
-                self._spawn(functools.partial(self._probe, revision))
+                self._pending.spawn(self._probe(revision))
             case Retry(attempt):
                 delay = self._backoff.delay(attempt, self._draw())
-                self._set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
+                self._pending.set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
             case AwaitProof():
                 self._proof_pending = True
                 self._ask_for_proof()
-                self._set_timer(SyncTimeout, self._limits.sync_timeout, self._sync_timed_out)
+                self._pending.set_timer(SyncTimeout, self._limits.sync_timeout, self._sync_timed_out)
             case EndProof():
                 self._proof_pending = False
                 self._ask_for_proof()
-                self._cancel_timer(SyncTimeout)
+                self._pending.cancel_timer(SyncTimeout)
 
     def _close_watch(self) -> None:
         """Cancel the watch, and the requests made for its sake: their answers do not matter any more."""
         watch, self._watch = self._watch, None
         cancel_watch(watch)
-        for task in self._tasks:
-            task.cancel()
-        self._cancel_timer(RetryDue)
-
-    def _set_timer(self, kind: type, delay: float, callback: Callable[[], None]) -> None:
-        self._cancel_timer(kind)
-        self._timers[kind] = asyncio.get_running_loop().call_later(delay, callback)
-
-    def _cancel_timer(self, kind: type) -> None:
-        timer = self._timers.pop(kind, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        # Every subscriber waits for the task's answer, and nothing else would notice that the task failed.
-        task = spawn(work(), name=f"feed {self.range}", died=lambda _error: self._fail("unavailable"))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._pending.cancel_tasks()
+        self._pending.cancel_timer(RetryDue)
 
     def _sync_timed_out(self) -> None:
         logger.warning("resume not proven in time", extra={"range": str(self.range)})

@@ -30,7 +30,7 @@ from app.core.snapshot import Snapshot
 from app.core.state_table import Transition
 from app.core.view import View
 from app.etcd import link
-from app.watch.feed import Feed
+from app.watch.pending import Pending
 
 
 def _replace(owner: object, name: str, new: object) -> None:
@@ -228,13 +228,14 @@ def cursor_advanced_by_a_time_out() -> None:
         return _live_from(self, self.history.log.tip + 1)
 
     feed.TABLE[feed.State.CATCHING_UP, SyncTimeout] = Transition(timed_out, (feed.State.LIVE,))
-    set_timer = Feed._set_timer
-    # A watch that lags by more than one response of etcd needs longer than this.
-    _replace(
-        Feed,
-        "_set_timer",
-        lambda self, kind, delay, callback: set_timer(self, kind, 0 if kind is SyncTimeout else delay, callback),
-    )
+    set_timer = Pending.set_timer
+
+    def set_earlier(self: Pending, kind: type, delay: float, callback: Callable[[], None]) -> None:
+        # A watch that lags by more than one response of etcd needs longer than this. Reads of history do not.
+        early = kind is SyncTimeout and not self._name.startswith("feed history")
+        set_timer(self, kind, 0 if early else delay, callback)
+
+    _replace(Pending, "set_timer", set_earlier)
 
 
 def revision_released_by_an_old_answer() -> None:
