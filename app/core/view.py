@@ -44,7 +44,8 @@ class View(Sized):
         self._blocks: list[Block | None] = [None]  # of each part; None after a write to the part
         self._frames: dict[Block, Frames] = {}
         # Of blocks that were replaced: those with gzip, as long as a reader holds the block. When 1,000 clients joined
-        # a range with 33 to 63 puts a second, to deflate such blocks for each reader took four times the CPU of plain frames.
+        # a range with 33 to 63 puts a second, to deflate such blocks for each reader took four times the CPU of plain
+        # frames.
         self._left: dict[weakref.ref[Block], Frames] = {}
         self._bodies: dict[tuple[str, bool], dict[bytes, bytes]] = {}  # JSON objects, by encoding, then by key
         self._snapshot: Snapshot | None = snapshot

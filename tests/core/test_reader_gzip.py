@@ -14,9 +14,9 @@ from app.core.cursor import Cursor
 from app.core.deflate import HEADER
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed import FeedCore
+from app.core.feed_messages import Batches, Progress
 from app.core.frames import GZIP
 from app.core.log import Bounds
-from app.core.multiplex import Batches, Progress
 from app.core.reader import Reader
 from app.core.selection import Selection
 from tests.core.test_reader import EPOCH, KEYS, PLENTY, SELECTION, epoch_of, live, put, put_next, restore
