@@ -16,13 +16,8 @@ from ..core.keys import KeyRange
 from .client import Client, Departure, Stream, UnreachableError
 from .options import Options
 from .samples import Sampler
-<<<<<<< HEAD
-from .through import check_through
-from .verdict import GRACE, Outcome, Round, Sample, Verdict, judge, returned
-=======
 from .through import check_through
 from .verdict import GRACE, Outcome, Round, Sample, Verdict, conclude, returned
->>>>>>> e230d14 (check, tls, dev: names that say what happens: conclude, LOG_INTERVAL)
 
 # Seconds between two samples. A sample takes three requests.
 PAUSE = 0.5
