@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
 from functools import partial
 from typing import Any, cast
 
@@ -55,7 +54,7 @@ LAST_REQUEST = 1.0
 # this list with the code below and with the installed uvicorn.
 UVICORN = {
     "HttpToolsProtocol": {
-        "app", "client", "config", "connections", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scheme",
+        "app", "client", "config", "connections", "cycle", "flow", "headers", "loop", "parser", "scheme",
         "scope", "server", "server_state",
         "timeout_keep_alive", "timeout_keep_alive_task", "transport", "url",
         "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_header",
@@ -71,8 +70,6 @@ UVICORN = {
     "ServerState": {"default_headers"},
 }  # fmt: skip
 
-# One empty deque for all connections: uvicorn keeps a deque of 624 bytes for each connection.
-_NO_PIPELINE: deque[Any] = deque(maxlen=0)
 # The path that answers a GET with a stream.
 STREAMS = "/v1/watch"
 
@@ -137,7 +134,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.transport, self.flow = transport, FlowControl(transport)
         self.server, self.client = address(transport, "sockname"), unmapped(address(transport, "peername"))
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self._client_transport = ClientTransport(transport, self._take_over, self._head_of)
+        self._client_transport = ClientTransport(transport, self)
         self._await_head()
         self._admission.let_in(self)
 
@@ -186,7 +183,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return False
         return bool(cycle.scope["path"] == STREAMS and cycle.scope["method"] == "GET")
 
-    def _head_of(self, lines: bytes) -> bytes:
+    def head_of(self, lines: bytes) -> bytes:
         """Return the head of a stream with these header lines, as uvicorn would send it."""
         cycle = self.cycle
         parts = [STATUS_LINE[200], *(b"%b: %b\r\n" % header for header in cycle.default_headers), lines]
@@ -197,25 +194,25 @@ class GatewayProtocol(HttpToolsProtocol):
         parts.append(b"\r\n")
         return b"".join(parts)
 
-    def _take_over(self) -> None:
-        """Leave the rest of this answer to the stream, and discard its request, which is 20 KiB for each subscriber.
+    def take_over(self) -> None:
+        """See ``Server``. This protocol ends with the request's task.
 
         For uvicorn the client has disconnected: only then may the application return before the response is complete.
         """
         self._taken = self._deaf = True
         self._head_ended()
         self.cycle.disconnected = True
-        self.cycle = self.scope = self.headers = self.parser = self.flow = None  # type: ignore[assignment]
-        self.pipeline = _NO_PIPELINE
+        # Each of these refers to this protocol, which refers to them.
+        self.cycle = self.parser = None  # type: ignore[assignment]
+        self.connections.discard(self)
+        self._client_transport.take_from_server(self.connections, self._admission.capacity)
 
     def shutdown(self) -> None:
         """Close the connection because the server stops. An unfinished answer ends first, and so does a request that
         is arriving.
 
-        The gateway itself ends a stream.
+        This does not concern a stream: its connection has left this protocol.
         """
-        if self._taken:
-            return
         self._stopping = True
         if self._answering() or not self._client_transport.unread:
             super().shutdown()
@@ -248,15 +245,13 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """Record that the kernel has not taken all written bytes."""
-        if not self._taken:
-            super().pause_writing()
-        self._client_transport.pause()
+        super().pause_writing()
+        self._client_transport.pause_writing()
 
     def resume_writing(self) -> None:
         """Record that the kernel has taken all written bytes."""
-        if not self._taken:
-            super().resume_writing()
-        self._client_transport.resume()
+        super().resume_writing()
+        self._client_transport.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and count the bytes of an unfinished head, which the parser keeps."""
@@ -277,7 +272,7 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle = self.cycle
         client = self._client_transport
         client.half_closed = True
-        if self._taken or cycle is None or cycle.response_complete or self._streaming() or client.held:
+        if cycle is None or cycle.response_complete or self._streaming() or client.held:
             return None
         cycle.keep_alive = False
         return True

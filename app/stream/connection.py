@@ -10,10 +10,14 @@ from starlette.types import Receive, Scope, Send
 
 from ..core.slow_reader import StallTimer
 from ..ports import spawn
-from .transport import HTTP_1_0, ClientTransport, nothing
+from .transport import HTTP_1_0, ClientTransport
 
 # The gateway checks a write that the client has not taken this many times in each GATEWAY_SEND_TIMEOUT.
 LOOKS = 4
+
+
+def nothing() -> None:
+    """Do nothing: the callback while nobody listens."""
 
 
 class StuckError(Exception):
@@ -36,16 +40,16 @@ class Connection:
 
     async def __aenter__(self) -> Connection:
         if self.client.transport is None:
-            self._listener = spawn(self._listen(), name="stream-disconnect", died=lambda _error: self._lose())
+            self._listener = spawn(self._listen(), name="stream-disconnect", died=lambda _error: self.on_lost())
         else:
-            self.client.on_lost = self._lose
+            self.client.listener = self
             if self.client.lost:
-                self._lose()
+                self.on_lost()
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
-        if self.client.on_lost == self._lose:  # otherwise a sink has taken over the connection
-            self.client.leave()
+        if self.client.listener is self:  # otherwise a sink has taken over the connection
+            self.client.listener = None
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
@@ -53,9 +57,13 @@ class Connection:
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._lose()
+        self.on_lost()
 
-    def _lose(self) -> None:
+    def on_ready(self) -> None:
+        """See ``Listener``. ASGI's ``send`` waits by itself."""
+
+    def on_lost(self) -> None:
+        """See ``Listener``."""
         self.gone = True
         self.on_gone()
 

@@ -77,7 +77,7 @@ class Sink(Protocol):
 class FastSink:
     """See the module. ``run`` takes over the connection from ASGI: only this sink and its source remain of the request.
 
-    ``ClientTransport.on_lost`` reports the end of the connection. asyncio promises this call once for each connection.
+    ``on_lost`` reports the end of the connection. asyncio promises this call once for each connection.
     """
 
     name = "fast"
@@ -111,21 +111,23 @@ class FastSink:
 
     def give_head(self, lines: bytes) -> None:
         """Take the header lines of the response, instead of ASGI. The head goes in one write with the first bytes."""
-        self._head = self._client.head_of(lines)
-        self._client.head_of = bytes  # needed once, and a bound method is 64 bytes for each subscriber
+        if self._client.server is not None:  # otherwise the client has gone
+            self._head = self._client.server.head_of(lines)
 
     async def run(self, source: Source) -> None:
         """See ``Sink``. Returns at once: from now on the transport calls back, and no task is needed."""
         self._source = source
-        self._client.take_over()
-        self._client.on_ready, self._client.on_lost = source.resume_writing, self._lost
-        if self._client.lost:
+        client = self._client
+        client.listener = self
+        if client.server is not None:
+            client.server.take_over()
+        if client.lost:
             self._end_source()
             return
-        if self._client.ready:
+        if client.ready:
             source.resume_writing()
         else:  # an earlier answer on this connection is not taken yet: its client may be stuck, too
-            self._stall = StallTimer(self._send_timeout, self._client.unacked_bytes)
+            self._stall = StallTimer(self._send_timeout, client.unacked_bytes)
         if self._head and not source.ended:
             self._send_head()  # the source has nothing to write yet
 
@@ -133,7 +135,13 @@ class FastSink:
         head, self._head = self._head, b""
         self._transport.write(head)
 
-    def _lost(self) -> None:
+    def on_ready(self) -> None:
+        """See ``Listener``."""
+        if self._source is not None:
+            self._source.resume_writing()
+
+    def on_lost(self) -> None:
+        """See ``Listener``."""
         if self._source is not None:
             self._leaves.give(self._end_source)
 
@@ -174,8 +182,7 @@ class FastSink:
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
-        self._client.leave()
-        self._source = None
+        self._client.listener = self._source = None
         if error is not None:
             logger.error("stream failed", exc_info=error)
         if error is not None or reason == STUCK:

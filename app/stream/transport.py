@@ -10,10 +10,11 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Callable
+from typing import Any, Protocol
 
 from starlette.types import Scope
 
+from ..core.capacity import Capacity
 from ..core.slow_reader import StallTimer
 
 # Seconds between checks whether the last bytes of a stream are acknowledged: first about a round trip, then longer.
@@ -27,35 +28,50 @@ EXTENSION = "etcd_watch_gateway"
 HTTP_1_0 = "1.0"
 
 
-def nothing() -> None:
-    """Do nothing: the callback while nobody listens."""
+class Server(Protocol):
+    """The server's protocol of a connection, as a stream sees it."""
+
+    def head_of(self, lines: bytes) -> bytes:
+        """Return the head that the server would send before a stream with these header lines."""
+
+    def take_over(self) -> None:
+        """Discard the request, and leave the rest of the body, and the connection, to the ``ClientTransport``."""
 
 
-class ClientTransport:
-    """The state of one connection that ASGI does not show. The protocol sets ``ready`` and ``lost``, and calls back.
+class Listener(Protocol):
+    """Who sends an answer. An object, because a bound method is 64 bytes for each subscriber."""
+
+    def on_ready(self) -> None:
+        """Take notice that the kernel has taken all written bytes."""
+
+    def on_lost(self) -> None:
+        """Take notice that the connection is closed."""
+
+
+class ClientTransport(asyncio.Protocol):
+    """The state of one connection that ASGI does not show.
+
+    The server's protocol reports to it until a stream takes over the connection. Then it is the transport's protocol
+    itself, and nothing is left of the server: uvicorn's protocol, parser and request hold 22 KiB.
 
     On a server without our extension, ``transport`` is None. Then nothing is known about the connection, and a stuck
     stream ends when its response returns.
     """
 
-    __slots__ = ("half_closed", "head_of", "held", "lost", "on_lost", "on_ready", "ready", "take_over", "transport")
+    __slots__ = (
+        "_capacity", "_connections", "half_closed", "held", "listener", "lost", "ready", "server", "transport",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        transport: asyncio.Transport | None,
-        take_over: Callable[[], None] = nothing,
-        head_of: Callable[[bytes], bytes] = bytes,
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport | None, server: Server | None = None) -> None:
         self.transport = transport
-        self.take_over = take_over  # makes the server discard the request and leave the rest of the body to us
-        # Returns the head that the server would send before a stream, from the header lines of the stream.
-        self.head_of = head_of
+        self.server = server  # None after a stream has taken over the connection
         self.ready = True  # the kernel has taken all written bytes, and the connection is open
         self.lost = False
         self.half_closed = False  # the client sends nothing more, and may still read
         self.held = False  # an answer is held for long: a half-close counts as a disconnect, as it does for a stream
-        self.on_ready: Callable[[], None] = nothing
-        self.on_lost: Callable[[], None] = nothing
+        self.listener: Listener | None = None
+        self._connections: set[Any] | None = None
+        self._capacity: Capacity[Any] | None = None
 
     @staticmethod
     def claim(scope: Scope) -> ClientTransport:
@@ -70,28 +86,64 @@ class ClientTransport:
             client.transport.set_write_buffer_limits(high=0)
         return client
 
-    def pause(self) -> None:
+    def pause_writing(self) -> None:
         """Record that the kernel has not taken all written bytes."""
         self.ready = False
 
-    def resume(self) -> None:
-        """Record that the kernel has taken all written bytes, and call ``on_ready``."""
+    def resume_writing(self) -> None:
+        """Record that the kernel has taken all written bytes, and tell the listener."""
         if not self.lost:
             self.ready = True
-            self.on_ready()
+            if self.listener is not None:
+                self.listener.on_ready()
 
     def lose(self) -> None:
-        """Record that the connection is closed, call ``on_lost``, and let go of the protocol, which holds this object.
+        """Record that the connection is closed, and tell the listener.
 
-        Otherwise each closed connection would wait for the garbage collector, with everything that it holds.
+        The server's protocol holds this object. If this object went on to hold the protocol, both would wait for the
+        garbage collector, with everything that they hold.
         """
         self.ready, self.lost = False, True
-        self.on_lost()
-        self.take_over, self.head_of = nothing, bytes
+        if self.listener is not None:
+            self.listener.on_lost()
+        self.server = None
 
-    def leave(self) -> None:
-        """Remove both callbacks."""
-        self.on_ready = self.on_lost = nothing
+    # --- the protocol of a connection that a stream has taken over ----------------------------------------------------
+
+    def take_from_server(self, connections: set[Any], capacity: Capacity[Any]) -> None:
+        """Become the transport's protocol.
+
+        Args:
+            connections: uvicorn's open connections. A server that stops waits until there are none.
+            capacity: counts the connection until it is lost.
+        """
+        assert self.transport is not None, "only a server with our extension leaves a connection to a stream"
+        self.server = None
+        self._connections, self._capacity = connections, capacity
+        connections.add(self)
+        self.transport.set_protocol(self)
+
+    def shutdown(self) -> None:
+        """Do nothing. uvicorn calls this when it stops; by then, the gateway has begun to end the streams."""
+
+    @staticmethod
+    def data_received(_data: bytes) -> None:  # static, because a transport keeps a bound method: 64 bytes
+        """Discard what the client sends: a stream is the last answer on its connection."""
+
+    def eof_received(self) -> None:
+        """Let the transport close: a client's half-close ends a stream."""
+        self.half_closed = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release everything: the client disconnected, or the gateway closed the connection."""
+        del exc
+        assert self._connections is not None, "the transport calls this after a stream has taken over"
+        assert self._capacity is not None, "set together with the connections"
+        self._connections.discard(self)
+        self._capacity.leave(self)
+        self.lose()
+
+    # --- what the kernel knows ----------------------------------------------------------------------------------------
 
     async def until_acked(self, send_timeout: float) -> None:
         """Wait until the client's kernel has all bytes, or the connection is closed. If the client takes nothing for

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,8 @@ from app.server.admission import Admission
 from app.server.protocol import UVICORN, GatewayProtocol, address
 from app.server.run import make_config
 from app.settings import load
+from app.stream.transport import ClientTransport
+from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually
 
@@ -132,8 +134,8 @@ async def test_idle_connections_do_not_hold_up_the_end() -> None:
 class Served:
     """The protocol in this process, so that the test can choose its moments."""
 
-    def __init__(self, keep_alive: str) -> None:
-        settings = load({"etcd": NOWHERE, "keep_alive": keep_alive})
+    def __init__(self, keep_alive: str, etcd: str = NOWHERE) -> None:
+        settings = load({"etcd": etcd, "keep_alive": keep_alive})
         self.admission = Admission(Capacity(100, 10))
         self.gateway = Gateway(settings)
         config = make_config(create_app(gateway=self.gateway), settings, self.admission)
@@ -292,6 +294,52 @@ def test_a_closed_connection_does_not_wait_for_the_collector(sent: bytes) -> Non
                 if sent.endswith(b"\r\n"):
                     await one.reader.readuntil(b"\r\n\r\n")
             await eventually(forgotten)
+
+    gc.disable()
+    try:
+        run(work())
+    finally:
+        gc.enable()
+
+
+STREAM = b"GET /v1/watch?prefix=/a HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("leave", ["close", "write_eof"])
+def test_a_stream_keeps_nothing_of_the_server(leave: str) -> None:
+    """While a stream lasts, uvicorn's protocol, parser and request are freed. The connection is still counted, bytes
+    that its client sends have no effect, and a half-close ends the stream.
+    """
+
+    async def work() -> None:
+        async with FakeEtcd() as fake, Served("60s", fake.endpoint) as served, served.gateway.running():
+            connections, capacity = served.state.connections, served.admission.capacity
+
+            def soon(condition: Callable[[], bool]) -> asyncio.Future[None]:
+                async def holds() -> bool:
+                    return condition()
+
+                return asyncio.ensure_future(eventually(holds))
+
+            async with connection(served.port) as one:
+                await soon(lambda: bool(connections))
+                parser = weakref.ref(served.protocol)
+                one.writer.write(STREAM)
+                await one.reader.readuntil(b"\r\n\r\n")
+                await soon(lambda: parser() is None)
+                assert [type(each) for each in connections] == [ClientTransport]
+                assert (capacity.connections, capacity.busy, len(served.gateway.registry)) == (1, 1, 1)
+                one.writer.write(REQUEST)
+                one.push(b"bytes that are not HTTP")
+                for each in connections:
+                    each.shutdown()
+                async with connection(served.port) as other:
+                    await other.ask()  # by now the server has read what the first client sent
+                assert served.gateway.registry.statistics().subscribers == 1
+                getattr(one.writer, leave)()
+                await soon(lambda: not connections)
+                assert (capacity.connections, capacity.busy) == (0, 0)
+                await soon(lambda: not served.gateway.registry.statistics().subscribers)
 
     gc.disable()
     try:

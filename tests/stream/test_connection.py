@@ -9,6 +9,7 @@ from starlette.types import Message
 
 from app.stream.connection import Connection, StuckError
 from app.stream.transport import EXTENSION, ClientTransport
+from tests.stream.test_transport import Hearing
 from tests.support.asgi_client import http_scope
 
 
@@ -113,18 +114,17 @@ async def test_the_client_leaves_by_our_extension(early: bool) -> None:
         client.lose()
         assert connection.gone
 
-    client.on_lost()  # no listener is left
+    assert client.listener is None
 
 
 async def test_a_sink_takes_the_connection_over() -> None:
     """A sink's listeners stay when the response itself has ended."""
-    heard: list[str] = []
-    client = ClientTransport(Transport())
+    client, sink = ClientTransport(Transport()), Hearing()
     async with Server().connection(client=client) as connection:
-        client.on_lost = lambda: heard.append("lost")
+        client.listener = sink
     client.lose()
 
-    assert heard == ["lost"]
+    assert sink.heard == ["lost"]
     assert not connection.gone
 
 

@@ -165,20 +165,25 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.client = ClientTransport(self, self._take_over, lambda lines: b"200 " + lines)
+        self.client = ClientTransport(self, self)
         self.full = False
         self.written = b""
         self.writes = 0
         self.taken_over = self.closed = self.aborted = False
 
-    def _take_over(self) -> None:
+    def head_of(self, lines: bytes) -> bytes:
+        """See ``Server``."""
+        return b"200 " + lines
+
+    def take_over(self) -> None:
+        """See ``Server``."""
         self.taken_over = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += bytes(data)
         self.writes += 1
         if self.full:
-            self.client.pause()
+            self.client.pause_writing()
 
     def is_closing(self) -> bool:
         return True  # it has no socket to inspect
@@ -263,10 +268,10 @@ async def test_fast_sends_the_head_to_who_does_not_read() -> None:
     """The transport keeps the head until the client has read the answer before it."""
     sink, transport, _finishing = fast()
     sink.give_head(b"a: b\r\n")
-    transport.client.pause()
+    transport.client.pause_writing()
     await sink.run(Source(sink, b"abc"))
     assert transport.written == b"200 a: b\r\n"
-    transport.client.resume()
+    transport.client.resume_writing()
 
     assert transport.written == b"200 a: b\r\n3\r\nabc\r\n"
 
@@ -289,7 +294,7 @@ async def test_fast_waits_for_the_kernel() -> None:
     assert transport.written == b"3\r\none\r\n"
     assert not sink.ready
     transport.full = False
-    transport.client.resume()
+    transport.client.resume_writing()
 
     assert transport.written == b"3\r\none\r\n3\r\ntwo\r\n"
     assert sink.ready
@@ -315,13 +320,14 @@ async def test_fast_hears_of_its_clients_end(early: bool) -> None:
     source = Source(sink, b"one")
     if early:
         transport.client.lose()
+    sink.give_head(b"a: b\r\n")
     await sink.run(source)
     transport.client.lose()
 
     assert source.reason == GONE
     assert finishing == set()
     assert not transport.closed
-    assert transport.written == (b"" if early else b"3\r\none\r\n")
+    assert transport.written == (b"" if early else b"200 a: b\r\n3\r\none\r\n")
 
 
 async def test_fast_breaks_off_after_an_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,24 @@ from tests.support.waiting import eventually
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports how much a client has acknowledged")
 
 
+class Hearing:
+    """A listener that records what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.ready, self.lost = asyncio.Event(), asyncio.Event()
+
+    def on_ready(self) -> None:
+        """See ``Listener``."""
+        self.heard.append("ready")
+        self.ready.set()
+
+    def on_lost(self) -> None:
+        """See ``Listener``."""
+        self.heard.append("lost")
+        self.lost.set()
+
+
 class Protocol(asyncio.Protocol):
     """Calls a ``ClientTransport`` as the gateway's protocol does; reads nothing."""
 
@@ -34,10 +52,10 @@ class Protocol(asyncio.Protocol):
         self.client.lose()
 
     def pause_writing(self) -> None:
-        self.client.pause()
+        self.client.pause_writing()
 
     def resume_writing(self) -> None:
-        self.client.resume()
+        self.client.resume_writing()
 
 
 @contextlib.asynccontextmanager
@@ -80,8 +98,7 @@ async def test_ready_until_the_kernel_is_full() -> None:
     """
     async with connected() as (client, peer):
         assert client.transport is not None
-        resumed = asyncio.Event()
-        client.on_ready = resumed.set
+        client.listener = hearing = Hearing()
         client.transport.write(b"x")
         assert client.ready
         assert client.buffered == 0
@@ -90,7 +107,7 @@ async def test_ready_until_the_kernel_is_full() -> None:
         assert not client.ready
         assert client.buffered > 0
         await drain(peer, 1 + size)
-        await resumed.wait()
+        await hearing.ready.wait()
         assert client.ready
 
 
@@ -127,11 +144,10 @@ async def test_a_client_that_takes_nothing_is_dropped() -> None:
     """The connection ends by RST, so that the kernel keeps no bytes for the client."""
     async with connected() as (client, peer):
         assert client.transport is not None
-        lost = asyncio.Event()
-        client.on_lost = lost.set
+        client.listener = hearing = Hearing()
         client.transport.write(b"x" * (4 << 20))
         await client.until_acked(0.1)
-        await lost.wait()
+        await hearing.lost.wait()
         assert (client.lost, client.ready) == (True, False)
         with pytest.raises(ConnectionResetError):
             await drain(peer, sys.maxsize)
@@ -152,17 +168,15 @@ async def test_what_the_client_has_sent() -> None:
 async def test_nobody_listens_after_leaving() -> None:
     """After leaving, neither the connection's end nor its readiness causes a call."""
     async with connected() as (client, _peer):
-        heard: list[str] = []
-        client.on_ready = lambda: heard.append("ready")
-        client.on_lost = lambda: heard.append("lost")
-        client.pause()
-        client.resume()
-        client.leave()
-        client.pause()
-        client.resume()
+        client.listener = hearing = Hearing()
+        client.pause_writing()
+        client.resume_writing()
+        client.listener = None
+        client.pause_writing()
+        client.resume_writing()
         client.lose()
-        client.resume()
-    assert heard == ["ready"]
+        client.resume_writing()
+    assert hearing.heard == ["ready"]
     assert not client.ready
 
 
@@ -198,6 +212,5 @@ async def test_without_our_extension() -> None:
         assert (client.ready, client.lost, client.unread) == (True, False, False)
         assert (client.buffered, client.unacked_bytes, client.seconds_unacked) == (0, 0, 0.0)
         client.abort()
-        client.take_over()
         await client.until_acked(60)
         assert ClientTransport.claim(scope).transport is None
