@@ -62,7 +62,7 @@ def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
 class Delivery:
     """See the module.
 
-    No method waits. The channel calls ``step`` when there may be something to read. The sink calls ``resume_writing``
+    No method waits. The channel calls ``wake`` when there may be something to read. The sink calls ``resume_writing``
     when it takes more. The timer wheel calls ``tick``. ``end`` is the only way out: it is synchronous and idempotent.
     """
 
@@ -108,11 +108,8 @@ class Delivery:
     def begin(self) -> None:
         """Start to follow the channel and the timers. Called after the head of the response is sent."""
         streams = self._streams
-        self._subscriber.on_close = self._close
-        self._subscriber.on_beat = self._beat
-        if self._subscriber.permit is not None:
-            self._subscriber.on_expiry = self._renew_expiry
-        self._channel.notifier.add(self.step)
+        self._subscriber.owner = self
+        self._channel.notifier.add(self)
         self._greeting = self._reader.greet(streams.instance, streams.retry_ms())
         now = streams.clock()
         self._check_revision(now)
@@ -132,8 +129,8 @@ class Delivery:
         self.ended = True
         if reason == STUCK and self._reader.pace.behind_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
-        self._subscriber.on_close = self._subscriber.on_expiry = self._subscriber.on_beat = None
-        self._channel.notifier.discard(self.step)
+        self._subscriber.owner = None
+        self._channel.notifier.discard(self)
         self._streams.timers.unset(self)
         self._streams.snapshots.discard(self)
         if self._joining is not None:
@@ -152,7 +149,7 @@ class Delivery:
 
     # --- callbacks ----------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
+    def wake(self) -> None:
         """Write what there is, as far as the sink takes it. An error of ours ends this stream, and is not raised.
 
         A stream that waits for its turn writes in its turn.
@@ -207,7 +204,7 @@ class Delivery:
             self.end(self._subscriber.closing, abort=True)
             return
         self._check_freshness(now)
-        self.step()
+        self.wake()
         self._set_timer(now)
 
     def resume_writing(self) -> None:
@@ -225,7 +222,7 @@ class Delivery:
                 # 5,000 sinks may be ready in one turn of the loop.
                 self._streams.snapshots.add(self)
                 return
-        self.step()
+        self.wake()
 
     def _set_timer(self, now: float) -> None:
         if self.ended:
@@ -249,8 +246,8 @@ class Delivery:
             when = min(when, now + WAITING_LOOK)
         self._streams.timers.set(self, when)
 
-    def _close(self) -> None:
-        """Begin to close the stream: ``Subscriber.close`` has been called."""
+    def on_close(self) -> None:
+        """See ``SubscriberOwner``."""
         reason = self._subscriber.closing
         assert reason is not None, "called only after the reason is set"
         now = self._streams.clock()
@@ -258,13 +255,13 @@ class Delivery:
             self._begin_close(reason, now)
         except Exception as error:
             self.end(FAILED, error)
-        self.step()
+        self.wake()
         self._set_timer(now)
 
-    def _beat(self) -> None:
-        """Send a bookmark now: ``Subscriber.beat`` has been called."""
+    def on_beat(self) -> None:
+        """See ``SubscriberOwner``."""
         self._heartbeat_due = True
-        self.step()
+        self.wake()
 
     def _begin_close(self, reason: CloseReason, now: float) -> None:
         subscriber = self._subscriber
@@ -275,10 +272,10 @@ class Delivery:
         if subscriber.permit is not None:
             subscriber.permit.note(reason, address=subscriber.address, request_id=subscriber.request_id)
 
-    def _renew_expiry(self) -> None:
-        """Take the expiry of the subscriber's new permit."""
+    def on_expiry(self) -> None:
+        """See ``SubscriberOwner``."""
         self._expiry = self._expiry_of_permit()
-        self.step()  # the notice may be due at once
+        self.wake()  # the notice may be due at once
         self._set_timer(self._streams.clock())
 
     def _expiry_of_permit(self) -> Expiry | None:
@@ -358,12 +355,12 @@ class Delivery:
         if due is not None and (now := self._streams.clock()) < due:
             if not self._holding:
                 self._holding = True
-                self._channel.notifier.discard(self.step)
+                self._channel.notifier.discard(self)
             self._set_timer(now)
             return b""
         if self._holding:
             self._holding = False
-            self._channel.notifier.add(self.step)
+            self._channel.notifier.add(self)
         return self._reader.read(WRITE_SIZE)
 
     def _status_and_bookmark(self) -> bytes:
@@ -475,7 +472,7 @@ class Delivery:
                 self._channel,
                 self._reader,
                 sync_timeout=self._streams.settings.sync_timeout,
-                wake=self.step,
+                wake=self.wake,
                 failed=self._fail,
             )
         return self._joining.help()

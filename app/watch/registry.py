@@ -80,6 +80,7 @@ class Registry(Sized):
         self._ended: set[SelectedChannel] = set()  # their tasks may still run
         self._total = 0
         self._admitted: Counter[Ranges] = Counter()  # at the hub: the workers' streams of each selection
+        self._on_release = self._release  # one bound method for all subscribers: each one is 64 bytes
         self.draining = False
         self._draining = Draining(limits, clock=clock, draw=draw)
         self.events = 0  # published by all feeds, ended ones included
@@ -138,8 +139,8 @@ class Registry(Sized):
         channel = self._channels.get(ranges) or self._open(ranges, reads=True)
         if isinstance(channel, SelectedChannel):
             channel.start()
-        counted = not self._serves_workers
-        subscriber = Subscriber(channel, address, user_agent, request_id, since, self._release, caller, counted=counted)
+        release, counted = self._on_release, not self._serves_workers
+        subscriber = Subscriber(channel, address, user_agent, request_id, since, release, caller, counted=counted)
         self._hold(subscriber, has_cursor=has_cursor)
         return subscriber
 
@@ -152,7 +153,7 @@ class Registry(Sized):
         self.check(ranges, caller, counts=True)
         since = self._clock()
         channel = self._channels.get(ranges) or self._open(ranges, reads=False)
-        subscriber = Subscriber(channel, "", "", "", since, self._release, caller)
+        subscriber = Subscriber(channel, "", "", "", since, self._on_release, caller)
         self._hold(subscriber, has_cursor=has_cursor)
         return subscriber
 

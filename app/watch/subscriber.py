@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..core.quotas import Caller
 from ..core.reasons import CloseReason
@@ -14,6 +14,19 @@ from .statistics import SubscriberStatistics
 if TYPE_CHECKING:
     from ..core.reader import Reader
     from .channel import Channel
+
+
+class SubscriberOwner(Protocol):
+    """A stream, or a read that waits: what follows the channel by means of a subscriber."""
+
+    def on_close(self) -> None:
+        """Take notice that ``closing`` is set. Called once."""
+
+    def on_expiry(self) -> None:
+        """Take notice that ``permit`` has another expiry than before."""
+
+    def on_beat(self) -> None:
+        """Say at once how far the stream is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,14 +43,10 @@ class Subscriber:
     reader: Reader | None = None
     # Why the subscriber's stream must end; None while it may go on.
     closing: CloseReason | None = None
-    # Called once, when ``closing`` is set.
-    on_close: Callable[[], None] | None = None
+    # None before the stream, or the read, has begun to follow the channel, and after its end.
+    owner: SubscriberOwner | None = None
     # What lets the subscriber read; None if nothing is checked after the stream has begun.
     permit: Permit | None = None
-    # Called when ``permit`` has another expiry than before.
-    on_expiry: Callable[[], None] | None = None
-    # Called when the stream must say at once how far it is.
-    on_beat: Callable[[], None] | None = None
     # Another gateway follows this one by the stream.
     from_gateway: bool = False
     # What the hub holds for the stream; None if this process is not a worker.
@@ -73,21 +82,21 @@ class Subscriber:
         """Ask the subscriber's stream to end. The stream sends *reason* to the client and ends by itself."""
         if self.closing is None:
             self.closing = reason
-            if self.on_close is not None:
-                self.on_close()
+            if self.owner is not None:
+                self.owner.on_close()
 
     def beat(self) -> None:
         """Let the subscriber's stream send a bookmark now."""
-        if self.on_beat is not None:
-            self.on_beat()
+        if self.owner is not None:
+            self.owner.on_beat()
 
     def renew(self, permit: Permit) -> None:
         """Replace the permit."""
         assert self.permit is not None, "only a permit can be renewed"
         moved = permit.expires != self.permit.expires
         self.permit = permit
-        if moved and self.on_expiry is not None:
-            self.on_expiry()
+        if moved and self.owner is not None:
+            self.owner.on_expiry()
 
     def release(self) -> None:
         """Release the channel. Synchronous and idempotent."""

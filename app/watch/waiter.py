@@ -21,6 +21,16 @@ class Waiter:
         """Look again whether the wait is over."""
         self._woken.set()
 
+    def on_close(self) -> None:
+        """See ``SubscriberOwner``."""
+        self._woken.set()
+
+    def on_expiry(self) -> None:
+        """See ``SubscriberOwner``. The end of a wait comes before the credentials are looked at again."""
+
+    def on_beat(self) -> None:
+        """See ``SubscriberOwner``. A read says nothing before its end."""
+
     async def until(self, done: Callable[[], bool], seconds: float, *, ahead: bool = False) -> bool:
         """Wait until *done*, or until the subscriber must close, at most *seconds*. Return whether *done*.
 
@@ -29,9 +39,9 @@ class Waiter:
             ahead: the channel must reach a revision. Then the gateway asks etcd for progress meanwhile.
         """
         channel, notifiers = self._subscriber.channel, list(self._notifiers(ahead=ahead))
-        self._subscriber.on_close = self.wake
+        self._subscriber.owner = self
         for notifier in notifiers:
-            notifier.add(self.wake)
+            notifier.add(self)
         if ahead:
             channel.await_catch_up(1)
         try:
@@ -44,9 +54,9 @@ class Waiter:
         except TimeoutError:
             return done()
         finally:
-            self._subscriber.on_close = None
+            self._subscriber.owner = None
             for notifier in notifiers:
-                notifier.discard(self.wake)
+                notifier.discard(self)
             if ahead:
                 channel.await_catch_up(-1)
         return True

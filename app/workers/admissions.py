@@ -20,6 +20,27 @@ from .link import Link, Message, read
 LOOK, LOOKS = 0.02, 50
 
 
+class Admitted:
+    """One stream of the worker: the owner of its subscriber at the hub."""
+
+    __slots__ = ("_link", "_number", "_subscriber")
+
+    def __init__(self, link: Link, number: int, subscriber: Subscriber) -> None:
+        self._link = link
+        self._number = number
+        self._subscriber = subscriber
+
+    def on_close(self) -> None:
+        """See ``SubscriberOwner``."""
+        self._link.send("close", id=self._number, reason=self._subscriber.closing)
+
+    def on_expiry(self) -> None:
+        """See ``SubscriberOwner``. The worker checks the permit."""
+
+    def on_beat(self) -> None:
+        """See ``SubscriberOwner``. The hub tells the worker to beat."""
+
+
 class Admissions(Sized):
     """See the module. ``release_all`` ends them, when the worker has.
 
@@ -57,7 +78,7 @@ class Admissions(Sized):
         except GatewayError as error:
             return error
         self._held[number] = subscriber
-        subscriber.on_close = partial(self._close, number, subscriber)
+        subscriber.owner = Admitted(self._link, number, subscriber)
         self._link.send("admitted", id=number)
         return None
 
@@ -80,9 +101,6 @@ class Admissions(Sized):
     def _refuse(self, asked: Message, error: GatewayError) -> None:
         self._link.send("refused", id=asked["id"], **refusal.written(error))
 
-    def _close(self, number: int, subscriber: Subscriber) -> None:
-        self._link.send("close", id=number, reason=subscriber.closing)
-
     def release(self, number: int) -> None:
         """Release a stream, or what waits for it. Idempotent."""
         waiting = self._waiting.pop(number, None)
@@ -90,6 +108,7 @@ class Admissions(Sized):
             waiting.cancel()
         subscriber = self._held.pop(number, None)
         if subscriber is not None:
+            subscriber.owner = None  # the two refer to each other
             subscriber.release()
 
     def release_all(self) -> None:

@@ -57,7 +57,7 @@ async def held(gateway: Gateway, count: int = 1) -> None:
     async def are() -> bool:
         members = gateway.registry.subscribers()
         return len(members) == count and all(
-            each.channel.history.joinable and each.on_close is not None for each in members
+            each.channel.history.joinable and each.owner is not None for each in members
         )
 
     await eventually(are)

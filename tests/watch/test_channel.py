@@ -17,6 +17,7 @@ from app.core.selection import canonical
 from app.watch.channel import OVERHEAD, SelectedChannel
 from app.watch.subscriber import Subscriber
 from tests.support.waiting import HANG, eventually
+from tests.watch.test_notifier import Calling
 from tests.watch.world import SVC, StubEtcd, World
 
 OTHER = KeyRange("prefix", b"/other/")
@@ -197,14 +198,15 @@ async def test_a_reader_ahead_is_woken_as_soon_as_the_tip_has_moved() -> None:
     await joinable(narrow)
     channel = channel_of(narrow)
     woken = asyncio.Event()
-    channel.notifier.add(woken.set)
+    listener = Calling(woken.set)
+    channel.notifier.add(listener)
     channel.await_catch_up(1)
     channel.sources[0][0].history.advance(200, 0.0)
     async with asyncio.timeout(HANG):
         await woken.wait()
     assert channel.history.log.tip == 200
     channel.await_catch_up(-1)
-    channel.notifier.discard(woken.set)
+    channel.notifier.discard(listener)
     narrow.release()
     await world.registry.aclose()
     await world.empty()

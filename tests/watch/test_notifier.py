@@ -20,9 +20,20 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def listener(calls: list[str], name: str) -> Callable[[], None]:
-    """A listener that records its calls."""
-    return lambda: calls.append(name)
+class Calling:
+    """A listener that calls a function."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def wake(self) -> None:
+        """See ``Listener``."""
+        self._function()
+
+
+def recording(calls: list[str], name: str) -> Calling:
+    """Return a listener that records its calls."""
+    return Calling(lambda: calls.append(name))
 
 
 async def test_a_pass_calls_all_once_however_often_there_is_news() -> None:
@@ -33,7 +44,7 @@ async def test_a_pass_calls_all_once_however_often_there_is_news() -> None:
     calls: list[str] = []
     notifier = Notifier()
     for name in "abc":
-        notifier.add(listener(calls, name))
+        notifier.add(recording(calls, name))
     for _ in range(5):
         notifier.notify()
     assert calls == []
@@ -46,14 +57,14 @@ async def test_nobody_is_called_who_does_not_listen() -> None:
     calls: list[str] = []
     notifier = Notifier()
     notifier.notify()
-    wake = listener(calls, "gone")
-    notifier.add(wake)
-    notifier.discard(wake)
-    notifier.discard(wake)
+    gone = recording(calls, "gone")
+    notifier.add(gone)
+    notifier.discard(gone)
+    notifier.discard(gone)
     notifier.notify()
     await turns(3)
     assert calls == []
-    notifier.add(wake)
+    notifier.add(gone)
     notifier.notify()
     await turns(2)
     assert calls == ["gone"]
@@ -100,7 +111,7 @@ def test_thousands_are_called_in_slices(monkeypatch: pytest.MonkeyPatch, took: f
 
     notifier = Notifier()
     for number in range(7):
-        notifier.add(partial(wake, number))
+        notifier.add(Calling(partial(wake, number)))
     notifier.notify()
     seen = []
     while loop.due:
@@ -125,7 +136,7 @@ def test_after_a_pass_the_loop_is_left_alone(monkeypatch: pytest.MonkeyPatch, to
             notifier.notify()  # news during the pass
             notifier.notify()
 
-    notifier.add(wake)
+    notifier.add(Calling(wake))
     notifier.notify()
     assert loop.run() == 100.0
     assert loop.due[0][0] == pytest.approx(100.0 + took + pause)
@@ -141,13 +152,14 @@ async def test_a_listener_that_raises_does_not_end_the_passes() -> None:
     def fail() -> None:
         raise RuntimeError("seeded")
 
-    notifier.add(fail)
+    failing = Calling(fail)
+    notifier.add(failing)
     notifier.notify()
     await turns(2)
     assert len(errors) == 1
-    notifier.discard(fail)
+    notifier.discard(failing)
     called = asyncio.Event()
-    notifier.add(called.set)
+    notifier.add(Calling(called.set))
     notifier.notify()
     async with asyncio.timeout(HANG):
         await called.wait()

@@ -25,12 +25,11 @@ async def test_a_subscriber_is_released_once() -> None:
 async def test_the_first_reason_to_close_is_the_one() -> None:
     """Only the first reason to close counts, and the stream is notified once."""
     world = World()
-    told: list[str | None] = []
     subscriber = world.subscribe(has_cursor=False)
-    subscriber.on_close = lambda: told.append(subscriber.closing)
+    subscriber.owner = owner = Owner()
     subscriber.close("drain")
     subscriber.close("revoked")
-    assert (subscriber.closing, told) == ("drain", ["drain"])
+    assert (subscriber.closing, owner.told) == ("drain", ["close"])
     subscriber.release()
     await world.empty()
 
@@ -48,17 +47,37 @@ async def test_a_subscriber_without_reader_lacks_nothing() -> None:
 async def test_a_permit_is_renewed() -> None:
     """A new permit takes the old one's place. The stream is told only if the expiry has moved."""
     world = World()
-    told: list[float | None] = []
     subscriber = world.subscribe(has_cursor=False)
-    subscriber.on_expiry = lambda: told.append(subscriber.permit.expires if subscriber.permit is not None else None)
+    subscriber.owner = owner = Owner()
     subscriber.permit = first = Renewed(None)
+    told = []
     for expires in (None, 5.0, 5.0, None):
         subscriber.renew(Renewed(expires))
+        told.append(len(owner.told))
 
-    assert told == [5.0, None]
+    assert (told, owner.told) == ([0, 1, 1, 2], ["expiry", "expiry"])
     assert subscriber.permit is not first
     subscriber.release()
     await world.empty()
+
+
+class Owner:
+    """Records what a subscriber tells it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def on_close(self) -> None:
+        """See ``SubscriberOwner``."""
+        self.told.append("close")
+
+    def on_expiry(self) -> None:
+        """See ``SubscriberOwner``."""
+        self.told.append("expiry")
+
+    def on_beat(self) -> None:
+        """See ``SubscriberOwner``."""
+        self.told.append("beat")
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ def clean(subscriber: Subscriber) -> bool:
     """Whether a wait has left nothing."""
     feed = feed_of(subscriber)
     listening = [*subscriber.channel.notifier._listening, *feed.notifier._listening]
-    return not listening and subscriber.on_close is None and feed._readers_ahead == 0
+    return not listening and subscriber.owner is None and feed._readers_ahead == 0
 
 
 async def started(world: World, *ranges: KeyRange) -> Subscriber:
