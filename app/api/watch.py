@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import get_args
 
@@ -15,6 +16,7 @@ from ..core.frames import Format
 from ..core.negotiation import format_of, names_event_stream
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, parse_revision, text
 from ..core.selection import Selection
+from ..core.shared import shared
 from ..gateway import Gateway
 from ..units import seconds
 from .requests import (
@@ -134,13 +136,13 @@ class Watch:
         if access.may_end(identity):
             permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=cut)
         return WatchRequest(
-            Selection(ranges, encoding=encoding, keys_only=keys_only),
+            shared(Selection(ranges, encoding=encoding, keys_only=keys_only)),
             chosen,
             cursor_of(header_of(request, b"last-event-id"), query),
             snapshot,
             holdable=names_event_stream(accept),
             address=address_of(request),
-            user_agent=(header_of(request, b"user-agent") or "")[:256],
+            user_agent=sys.intern((header_of(request, b"user-agent") or "")[:256]),  # one object for equal clients
             request_id=request_id_of(request),
             interval=interval,
             min_revision=min_revision,

@@ -25,6 +25,7 @@ from .log import Log
 from .reasons import CloseReason, ResetReason
 from .selected_history import Older
 from .selection import Ranges, Selection
+from .shared import shared
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot
 from .view import View
@@ -179,15 +180,14 @@ class Reader:
         self._generation = -1
         self.revision = 0
         self._snapshot: Snapshot | None = None  # the snapshot that is being sent
-        self._sent_blocks = 0
         self.interval = interval
         self._fold: Fold | None = None  # the flush that is being sent
-        self._sent_pieces = 0
+        self._sent_blocks = self._sent_pieces = 0
         self.min_revision = min_revision
         self._synced = False
         self._lagged = False
         self._epoch = ""
-        self._representation = (form, selection.encoding, "", selection.keys_only)
+        self._representation = shared((form, selection.encoding, "", selection.keys_only))
         # The ranges that the client was told are stale; None: it must be told.
         self.told_stale: Ranges | None = ()
         self.delivered = 0
@@ -276,7 +276,7 @@ class Reader:
 
     def give_snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot at or above the cursor. The feed could not prove in time that it had reached the cursor."""
-        self._offered = snapshot
+        self._offered = snapshot if self.phase is WAITING else None  # later nobody takes it, and it would stay
 
     def drop_snapshot(self) -> None:
         """Drop every snapshot, because the feed drops its state. A reset follows."""
@@ -372,7 +372,7 @@ class Reader:
     def _take_epoch(self) -> None:
         """Take the epoch of the cluster as it is now."""
         self._epoch = self._epoch_of(self._history.cluster_id, self._selection)
-        self._representation = (self._form, self._selection.encoding, self._epoch, self._selection.keys_only)
+        self._representation = shared((self._form, self._selection.encoding, self._epoch, self._selection.keys_only))
 
     def _join_ahead(self, revision: int) -> bytes:
         """Handle a cursor ahead of this replica.
@@ -401,6 +401,7 @@ class Reader:
 
     def _resume(self, revision: int) -> None:
         self.phase = FOLLOWING
+        self._asked = self._offered = None
         self._generation = self._history.log.generation
         self.revision = revision
 
@@ -416,6 +417,7 @@ class Reader:
         if snapshot is None:
             snapshot = history.view.snapshot(history.log.tip)
         self._take_epoch()
+        self._asked = self._offered = None
         self._generation = history.log.generation
         self._snapshot = snapshot if self._with_state else None
         self._sent_blocks = 0
@@ -468,8 +470,6 @@ class Reader:
         log_slice = log.slice(self.revision, size, self._representation)
         if log_slice is None:
             return self._reach_tip()
-        # Equal, but one object for all readers: 5,000 separate objects would miss every cache.
-        self._representation = log_slice.representation
         self.revision = log_slice.end
         if self._lagged and self.revision == log.tip:
             self._catch_up()

@@ -40,6 +40,8 @@ HOLDING_LOOK = 0.25
 # Seconds after which a client that may not read on, and does not take its ``close``, is disconnected: a client that
 # does not read must not keep its stream.
 DENIAL_TIMEOUT = 0.75
+# The deadline of a stream that has no maximum age.
+NEVER = float("inf")
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
 
@@ -80,16 +82,16 @@ class Delivery:
         self._channel = subscriber.channel
         self._sink = sink
         self._reader = subscriber.reader = reader
-        # The client of ``mode=latest`` has asked to get changes later by the interval.
-        self._freshness = Freshness(settings.stale_after + reader.interval)
+        # The client of ``mode=latest`` has asked to get changes later by the interval. The others share one number.
+        limit = settings.stale_after + reader.interval if reader.interval else settings.stale_after
+        self._freshness = Freshness(limit)
         now = streams.clock()
         self.ended = False
         self.slot = 0
         self.queued = False
         self._started = now
         self._next_heartbeat = now + settings.heartbeat
-        age = settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else float("inf")
-        self._deadline = now + age
+        self._deadline = now + settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else NEVER
         self._heartbeat_due = False
         self._bookmark_waits = False  # a bookmark is due at the end of the large write
         self._expiry: Expiry | None = None

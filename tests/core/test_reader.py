@@ -499,6 +499,18 @@ def test_a_cursor_ahead_that_cannot_be_proven() -> None:
     assert words(one.read(PLENTY)) == ["put@107"]
 
 
+def test_a_state_that_comes_too_late_is_dropped() -> None:
+    """The feed reaches the cursor while the state is read: the reader, which may live for days, keeps neither."""
+    core = live(put(90))
+    one = reader(core, Cursor(EPOCH, 105))
+    one.read(PLENTY)
+    one.give_linearizable(107)
+    say(core, 105)
+    assert words(one.read(PLENTY)) == ["synced@105"]
+    one.give_snapshot(Snapshot.of(106, [put(104, b"/a/2")]))
+    assert (one.asked, one._offered) == (None, None)
+
+
 def test_a_cursor_below_the_log_asks_for_history() -> None:
     """A reader whose history is refused gets a reset with the reason."""
     core = live()

@@ -1,0 +1,33 @@
+"""``app.core.shared``: equal values become one object, and values that are only equal in part do not."""
+
+from __future__ import annotations
+
+from app.core.keys import KeyRange
+from app.core.selection import Selection
+from app.core.shared import shared
+
+
+def selection(name: str, *, keys_only: bool = False) -> Selection:
+    """Make a selection as a request does: of new objects."""
+    return Selection((KeyRange("prefix", name.encode()),), keys_only=keys_only)
+
+
+def test_equal_values_are_one_object() -> None:
+    """The object is the first of the equal ones."""
+    first = shared(selection("/a"))
+    assert shared(selection("/a")) is first
+    assert shared(selection("/a", keys_only=True)) is not first
+    assert shared(selection("/b")) is not first
+
+
+def test_numbers_of_another_type_are_another_value() -> None:
+    """1, 1.0 and True are equal, and differ on the wire."""
+    assert [type(shared(value)) for value in (1, 1.0, True)] == [int, float, bool]
+
+
+def test_the_memory_is_bounded() -> None:
+    """The values that nobody has asked for lately are forgotten: clients choose them."""
+    first = shared(selection("/first"))
+    for number in range(1000):
+        shared(selection(f"/{number}"))
+    assert shared(selection("/first")) is not first
