@@ -16,19 +16,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 from .cursor import Cursor
 from .fold import Fold
+from .followed import Followed
 from .frames import close_event, comment, control, greeting
-from .log import Log
 from .reasons import CloseReason, ResetReason
 from .selected_history import Older
 from .selection import Ranges, Selection
 from .shared import shared
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot
-from .view import View
 
 # Seconds that a reader waits while no error is known: a large state, or thousands of ranges, take long.
 LONGEST_WAIT = 120.0
@@ -64,37 +62,6 @@ class Counts:
     resets: Counter[str] = field(default_factory=Counter)
 
 
-class Followed(Protocol):
-    """The history that a reader follows: a feed's ``History``, or a ``SelectedHistory``."""
-
-    @property
-    def log(self) -> Log:
-        """The last revisions."""
-
-    @property
-    def view(self) -> View | None:
-        """The current keys and values; None while they are not known."""
-
-    @property
-    def reason(self) -> ResetReason:
-        """Why the log's generation began."""
-
-    @property
-    def cluster_id(self) -> int:
-        """The id of the cluster that the history belongs to."""
-
-    @property
-    def restores(self) -> int:
-        """The number of histories that have ended."""
-
-    @property
-    def joinable(self) -> bool:
-        """Whether a new reader may receive the view."""
-
-    def covers(self, revision: int) -> bool:
-        """Whether the log has all events that a reader at *revision* lacks."""
-
-
 class Reader:
     """See the module.
 
@@ -105,7 +72,7 @@ class Reader:
         form: see ``app.core.frames``.
         cursor: the client's; None if the client sent none.
         snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
-        pace: how slow the reader may be. The shell reports to it how long writes take.
+        pace: makes the policy that finds whether the reader is too slow.
         counts: where the reader adds what it returns.
         interval: with ``mode=latest``, the seconds between two flushes (``app.core.fold``). 0: send every event.
         min_revision: ``synced`` is not sent at a lower revision.
@@ -124,8 +91,10 @@ class Reader:
         "_history",
         "_lagged",
         "_linearizable",
+        "_make_pace",
         "_offered",
         "_older",
+        "_pace",
         "_refused_backfill",
         "_representation",
         "_restores",
@@ -138,7 +107,6 @@ class Reader:
         "delivered",
         "interval",
         "min_revision",
-        "pace",
         "phase",
         "revision",
         "told_stale",
@@ -156,12 +124,14 @@ class Reader:
         cursor: Cursor | None,
         snapshot: bool,
         heartbeat: float,
-        pace: SlowReaderPolicy | None = None,
+        pace: Callable[[], SlowReaderPolicy] = SlowReaderPolicy,
         counts: Counts | None = None,
         interval: float = 0.0,
         min_revision: int = 0,
     ) -> None:
-        self.pace = pace if pace is not None else SlowReaderPolicy()
+        self._make_pace = pace
+        # None while nothing counts: the reader follows the log, and nothing was reset since it last had everything.
+        self._pace: SlowReaderPolicy | None = None
         self._counts = counts if counts is not None else Counts()
         self._history = history
         self._older = older
@@ -205,7 +175,14 @@ class Reader:
     @property
     def too_slow(self) -> bool:
         """Whether the stream must be closed, and ``read`` returns nothing. A flush that the log holds may be slow."""
-        return self.pace.too_slow and (self._fold is None or not self._log_holds(self._fold.start))
+        if self._pace is None or not self._pace.too_slow:
+            return False
+        return self._fold is None or not self._log_holds(self._fold.start)
+
+    @property
+    def behind_a_reset(self) -> bool:
+        """See ``SlowReaderPolicy``."""
+        return self._pace is not None and self._pace.behind_a_reset
 
     @property
     def at_tip(self) -> bool:
@@ -281,6 +258,11 @@ class Reader:
     def drop_snapshot(self) -> None:
         """Drop every snapshot, because the feed drops its state. A reset follows."""
         self._snapshot = self._offered = None
+
+    def wrote(self, size: int, seconds: float) -> None:
+        """Record that a write of *size* bytes took so many seconds."""
+        if self._pace is not None:
+            self._pace.wrote(size, seconds)
 
     def refuse_backfill(self) -> None:
         """Record that no history will be read for this reader."""
@@ -423,7 +405,7 @@ class Reader:
         self._sent_blocks = 0
         self.revision = snapshot.revision
         self.phase = SNAPSHOT
-        self.pace.begin_snapshot()
+        self._paced().begin_snapshot()
         self._synced = False
         self.wants = Wants.NOTHING
         if not self._with_state and reason == "initial":
@@ -449,7 +431,8 @@ class Reader:
                 return data
             self._snapshot = None
         self.phase = FOLLOWING
-        self.pace.end_snapshot()
+        self._paced().end_snapshot()
+        self._drop_pace()
         return data + self._say_synced()
 
     # --- following ---------------------------------------------------------------------------------------------------
@@ -461,10 +444,11 @@ class Reader:
         if self.revision < log.floor:
             if log.tip < self.min_revision:
                 return b""
-            if not self.pace.too_slow:
+            pace = self._paced()
+            if not pace.too_slow:
                 self._lagged = True
-                self.pace.lag()
-            return b"" if self.pace.too_slow else self._begin_snapshot("lagged")
+                pace.lag()
+            return b"" if pace.too_slow else self._begin_snapshot("lagged")
         if self.interval:
             return self._flush()
         log_slice = log.slice(self.revision, size, self._representation)
@@ -488,7 +472,7 @@ class Reader:
         self._fold, self._sent_pieces = self._history.log.fold(self.revision), 0
         if self._fold is None:
             return self._reach_tip()
-        self.pace.begin_flush()
+        self._paced().begin_flush()
         return self._next_piece()
 
     def _next_piece(self) -> bytes:
@@ -507,7 +491,8 @@ class Reader:
         if self._sent_pieces < len(fold.pieces):
             return data
         self._fold = None
-        self.pace.end_flush()
+        self._paced().end_flush()
+        self._drop_pace()
         self.revision = fold.end
         if not self._log_holds(fold.end):
             return data
@@ -521,7 +506,19 @@ class Reader:
 
     def _catch_up(self) -> None:
         self._lagged = False
-        self.pace.catch_up()
+        if self._pace is not None:
+            self._pace.catch_up()
+            self._drop_pace()
+
+    def _paced(self) -> SlowReaderPolicy:
+        """Return the policy, of which something begins or ends to count."""
+        if self._pace is None:
+            self._pace = self._make_pace()
+        return self._pace
+
+    def _drop_pace(self) -> None:
+        if self._pace is not None and self._pace.at_rest:
+            self._pace = None
 
     def _say_synced(self) -> bytes:
         if self.revision < self.min_revision:

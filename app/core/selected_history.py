@@ -300,7 +300,7 @@ class SelectedHistory:
         """The revision up to which every feed is complete."""
         return min(part.history.log.tip for part in self.parts)
 
-    # --- for readers (``app.core.reader.Followed``) -------------------------------------------------------------------
+    # --- for readers (``app.core.followed``) -------------------------------------------------------------------
 
     @property
     def log(self) -> Log:

@@ -70,6 +70,11 @@ class SlowReaderPolicy:
         """
         return self._in_snapshot or self._lags > 0
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether a new policy would find the same from now on."""
+        return not (self._in_snapshot or self._in_flush or self._lags)
+
     def begin_snapshot(self) -> None:
         """Record that a snapshot is about to be written."""
         self._in_snapshot, self._taken, self._waited = True, 0, 0.0

@@ -129,7 +129,7 @@ class Delivery:
         if self.ended:
             return
         self.ended = True
-        if reason == STUCK and self._reader.pace.behind_a_reset:
+        if reason == STUCK and self._reader.behind_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
         self._subscriber.owner = None
         self._channel.notifier.discard(self)
@@ -213,7 +213,7 @@ class Delivery:
         """Continue after the sink has finished the pending write."""
         if self._write_size:
             now = self._streams.clock()
-            self._reader.pace.wrote(self._write_size, now - self._write_began)
+            self._reader.wrote(self._write_size, now - self._write_began)
             self._write_size = 0
             self._check_freshness(now)
             if self._reader.flushing and self._reader.too_slow:  # no `close` may come into a flush
@@ -425,7 +425,7 @@ class Delivery:
             self._write_size, self._write_began, self._looked_at = size, now, now
             self._set_timer(now)
         elif self._reader.phase is SNAPSHOT or self._reader.flushing:
-            self._reader.pace.wrote(size, 0.0)
+            self._reader.wrote(size, 0.0)
 
     def _reason_to_end(self, now: float) -> CloseReason | None:
         if self._expiry is not None and self._expiry.over:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..core.capacity import Capacity
@@ -68,6 +69,7 @@ class Streams:
         self.wall = wall
         self.draw = draw
         self.counters = Counters()
+        self._pace = partial(SlowReaderPolicy, settings.send_timeout, settings.min_rate)
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
         self.snapshots = SnapshotQueue(clock)
@@ -100,7 +102,7 @@ class Streams:
             cursor=cursor,
             snapshot=snapshot,
             heartbeat=settings.heartbeat,
-            pace=SlowReaderPolicy(settings.send_timeout, settings.min_rate),
+            pace=self._pace,
             counts=self.counters.handed,
             interval=interval,
             min_revision=min_revision,

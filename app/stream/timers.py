@@ -25,6 +25,10 @@ class Timed(Protocol):
         """Handle the end of the wait. *now* is in seconds of the wheel's clock."""
 
 
+# The number of a slot, and what waits in it. All that wait share the one number, which is an object of 32 bytes.
+Slot = tuple[int, dict[Timed, None]]
+
+
 class TimerWheel:
     """One timer of the event loop for each slot of 50 ms, however many objects wait in that slot."""
 
@@ -32,7 +36,7 @@ class TimerWheel:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._slots: dict[int, dict[Timed, None]] = {}
+        self._slots: dict[int, Slot] = {}
         self._passed = 0  # the latest slot that has been called
 
     def set(self, timed: Timed, when: float) -> None:
@@ -45,23 +49,23 @@ class TimerWheel:
         if timed.slot == slot:
             return
         self.unset(timed)
-        waiting = self._slots.get(slot)
-        if waiting is None:
-            waiting = self._slots[slot] = {}
+        found = self._slots.get(slot)
+        if found is None:
+            found = self._slots[slot] = (slot, {})
             pause = slot * SLOT - self._clock()
             asyncio.get_running_loop().call_later(max(pause, 0.0), self._turn, slot)
+        timed.slot, waiting = found
         waiting[timed] = None
-        timed.slot = slot
 
     def unset(self, timed: Timed) -> None:
         """Cancel the call of *timed*, if one is set."""
-        waiting = self._slots.get(timed.slot)
-        if waiting is not None:
-            waiting.pop(timed, None)
+        found = self._slots.get(timed.slot)
+        if found is not None:
+            found[1].pop(timed, None)
         timed.slot = 0
 
     def _turn(self, slot: int) -> None:
-        waiting = self._slots.pop(slot)
+        _, waiting = self._slots.pop(slot)
         # uvloop counts whole milliseconds, so its timer may fire a millisecond early, when nothing would be due yet.
         now = max(self._clock(), slot * SLOT)
         self._passed = max(self._passed, slot, int(now / SLOT))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..core.errors import TooLargeError
-from ..core.reader import Followed
+from ..core.followed import Followed
 from ..core.reasons import CloseReason
 from ..core.selected_history import Older, SelectedHistory
 from ..core.selection import Ranges

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..core.budget import Hold
 from ..core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError
-from ..core.reader import Followed
+from ..core.followed import Followed
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -392,20 +393,20 @@ def test_a_flush_that_only_its_reader_holds_has_a_rate() -> None:
     """A client that trickles costs nothing while the log holds the events; when only its flush holds them, it does."""
     core = live(put(90), bounds=Bounds(batches=4))
     one = reader(core)
-    one.pace = SlowReaderPolicy(30.0, 1000)
+    one._make_pace = partial(SlowReaderPolicy, 30.0, 1000)
     everything(one)
     for revision in (101, 102, 103):
         core.handle(Batches((Batch(revision, [put(revision, b"/a/%d" % revision)]),)), 0.0)
     one.read(PLENTY)
     assert one.flushing
-    one.pace.wrote(10, 31.0)
+    one.wrote(10, 31.0)
     assert not one.too_slow
     say(core, 104, 105)
     assert core.history.log.floor > 100
     assert one.too_slow
-    one.pace.wrote(10_000, 0.0)
+    one.wrote(10_000, 0.0)
     assert not one.too_slow
-    one.pace.wrote(10, 60.0)
+    one.wrote(10, 60.0)
     assert one.too_slow
     while one.flushing:
         one.read(PLENTY)

@@ -90,6 +90,27 @@ def test_behind_a_reset_in_a_snapshot() -> None:
     assert not pace.behind_a_reset
 
 
+STEPS = ("begin_snapshot", "end_snapshot", "begin_flush", "end_flush", "lag", "catch_up", "wrote")
+steps_of_a_reader = st.lists(st.sampled_from(STEPS), max_size=30)
+
+
+def take(pace: SlowReaderPolicy, step: str) -> tuple[bool, bool]:
+    """Report one step; return what the policy then finds."""
+    getattr(pace, step)(*((10, 20.0) if step == "wrote" else ()))
+    return pace.too_slow, pace.behind_a_reset
+
+
+@given(before=steps_of_a_reader, after=steps_of_a_reader)
+def test_a_policy_at_rest_is_as_good_as_new(before: list[str], after: list[str]) -> None:
+    """A reader may drop a policy at rest, and make a new one when it needs one."""
+    pace, new = SlowReaderPolicy(), SlowReaderPolicy()
+    for step in before:
+        take(pace, step)
+    if pace.at_rest:
+        for step in after:
+            assert take(pace, step) == take(new, step)
+
+
 @given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
 def test_a_write_of_which_nothing_is_taken_ends_after_the_timeout(timeout: float, looks: int) -> None:
     """The write ends exactly at the timeout, not a check earlier or later."""

@@ -1,0 +1,40 @@
+"""The history that a reader follows, as the reader sees it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .log import Log
+from .reasons import ResetReason
+from .view import View
+
+
+class Followed(Protocol):
+    """A feed's ``History``, or a ``SelectedHistory``."""
+
+    @property
+    def log(self) -> Log:
+        """The last revisions."""
+
+    @property
+    def view(self) -> View | None:
+        """The current keys and values; None while they are not known."""
+
+    @property
+    def reason(self) -> ResetReason:
+        """Why the log's generation began."""
+
+    @property
+    def cluster_id(self) -> int:
+        """The id of the cluster that the history belongs to."""
+
+    @property
+    def restores(self) -> int:
+        """The number of histories that have ended."""
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a new reader may receive the view."""
+
+    def covers(self, revision: int) -> bool:
+        """Whether the log has all events that a reader at *revision* lacks."""
