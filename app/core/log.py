@@ -85,12 +85,12 @@ class Log(Sized):
         "_entries",
         "_fold",
         "_revisions",
-        "_slice",
         "_slice_bytes",
         "_start",
         "bytes",
         "floor",
         "generation",
+        "last_slice",
         "may_keep",
         "tip",
     )  # fmt: skip
@@ -107,7 +107,7 @@ class Log(Sized):
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
         # The last slice, while it is still valid: all readers that keep up request the same slice.
-        self._slice: LogSlice | None = None
+        self.last_slice: LogSlice | None = None
         self._slice_bytes = 0  # bytes of that slice which no entry owns
         # The last fold, while it is still valid: readers that keep up are flushed at the same positions.
         self._fold: Fold | None = None
@@ -211,12 +211,12 @@ class Log(Sized):
         The slice has about *size* bytes at most, but always whole revisions and at least one. The log must cover
         *revision*.
         """
-        last = self._slice
+        last = self.last_slice
         if last is None or last.start != revision or last.size != size or last.representation != representation:
             last = self._make_slice(revision, size, representation)
-            self._slice, self._slice_bytes = None, 0
+            self.last_slice, self._slice_bytes = None, 0
             if last is not None:
-                self._slice, self._slice_bytes = last, 0 if self._is_frame(last) else len(last.data)
+                self.last_slice, self._slice_bytes = last, 0 if self._is_frame(last) else len(last.data)
         return last
 
     def fold(self, revision: int) -> Fold | None:
@@ -240,7 +240,7 @@ class Log(Sized):
         return self._slice_bytes + (self._fold.bytes if self._fold is not None else 0)
 
     def _forget_slice(self) -> None:
-        self._slice, self._slice_bytes = None, 0
+        self.last_slice, self._slice_bytes = None, 0
         if self._fold is not None:
             self._fold.forget()
             self._fold = None

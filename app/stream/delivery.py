@@ -69,7 +69,7 @@ class Delivery:
     """
 
     __slots__ = (
-        "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
+        "_at_rest", "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
         "_heartbeat_due", "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader",
         "_rest", "_sink", "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
         "slot",
@@ -92,6 +92,8 @@ class Delivery:
         self._started = now
         self._next_heartbeat = now + settings.heartbeat
         self._deadline = now + settings.max_age * (0.8 + 0.2 * streams.draw()) if settings.max_age else NEVER
+        # The last step has left nothing to do but to follow the log, and nothing but ``wake`` was called since.
+        self._at_rest = False
         self._heartbeat_due = False
         self._bookmark_waits = False  # a bookmark is due at the end of the large write
         self._expiry: Expiry | None = None
@@ -128,7 +130,7 @@ class Delivery:
         """
         if self.ended:
             return
-        self.ended = True
+        self.ended, self._at_rest = True, False
         if reason == STUCK and self._reader.behind_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
         self._subscriber.owner = None
@@ -161,7 +163,8 @@ class Delivery:
                 return
             self._streams.snapshots.discard(self)  # a long queue must not use up DENIAL_TIMEOUT
         try:
-            self._step()
+            if not (self._at_rest and self._pass_on()):
+                self._step()
         except Exception as error:
             self.end(FAILED, error)
 
@@ -182,6 +185,7 @@ class Delivery:
     def _tick(self, now: float) -> None:
         if self.ended:
             return
+        self._at_rest = False
         if now >= self._next_heartbeat:
             self._heartbeat_due = True
             self._next_heartbeat = now + self._streams.settings.heartbeat
@@ -211,6 +215,7 @@ class Delivery:
 
     def resume_writing(self) -> None:
         """Continue after the sink has finished the pending write."""
+        self._at_rest = False
         if self._write_size:
             now = self._streams.clock()
             self._reader.wrote(self._write_size, now - self._write_began)
@@ -250,6 +255,7 @@ class Delivery:
 
     def on_close(self) -> None:
         """See ``SubscriberOwner``."""
+        self._at_rest = False
         reason = self._subscriber.closing
         assert reason is not None, "called only after the reason is set"
         now = self._streams.clock()
@@ -262,7 +268,7 @@ class Delivery:
 
     def on_beat(self) -> None:
         """See ``SubscriberOwner``."""
-        self._heartbeat_due = True
+        self._at_rest, self._heartbeat_due = False, True
         self.wake()
 
     def _begin_close(self, reason: CloseReason, now: float) -> None:
@@ -276,6 +282,7 @@ class Delivery:
 
     def on_expiry(self) -> None:
         """See ``SubscriberOwner``."""
+        self._at_rest = False
         self._expiry = self._expiry_of_permit()
         self.wake()  # the notice may be due at once
         self._set_timer(self._streams.clock())
@@ -288,6 +295,23 @@ class Delivery:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
+    def _pass_on(self) -> bool:
+        """Write the next bytes of the log to a stream at rest. Return whether the stream is at rest again.
+
+        When one event goes to 5,000 subscribers, nearly all take this way.
+        """
+        self._at_rest = False
+        sink, reader = self._sink, self._reader
+        if not sink.ready or self._channel.stale_ranges:
+            return False
+        data = reader.read(WRITE_SIZE)
+        if len(data) > STEP_SIZE:
+            self._rest = memoryview(data)  # for ``_step``, which lets others have their turns
+        elif data:
+            self._write(data)
+            self._at_rest = reader.at_tip
+        return self._at_rest
+
     def _step(self, *, in_turn: bool = False) -> None:
         sink, reader, subscriber = self._sink, self._reader, self._subscriber
         enough = subscriber.bytes + STEP_SIZE
@@ -295,7 +319,7 @@ class Delivery:
         while sink.ready and not self.ended:
             if self._rest is not None:
                 data = self._slice()
-            elif reader.flushing:
+            elif reader.interval and reader.flushing:
                 data = reader.read(WRITE_SIZE)
             elif subscriber.closing is not None:
                 if self._close_sent:
@@ -310,37 +334,24 @@ class Delivery:
                 self._streams.snapshots.add(self)
                 return
             else:
-                due = self._heartbeat_due or reader.told_stale != self._stale_ranges
-                due = due or (self._expiry is not None and self._notice_due)
-                # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
-                # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
-                # because no id may follow events that it does not fit.
-                first = due and reader.lacks_since is not None
-                said = self._status_and_bookmark() if first else self._greeting
-                said += self._read()
-                self._greeting = b""
-                if due and not first:
-                    # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the
-                    # bookmark waits until the write is finished.
-                    self._bookmark_waits = len(said) > WRITE_SIZE or reader.flushing
-                    if not self._bookmark_waits:
-                        said += self._status_and_bookmark()
-                if not said:
+                data = self._say()
+                if not data:
                     if reader.too_slow:
                         subscriber.closing = "too-slow"
                     elif not self._help():
                         return
                     continue
-                data = said
             if len(data) > WRITE_SIZE:
                 # The server copies the bytes that the kernel does not take. A large write goes out in slices, so the
                 # server copies at most one slice.
                 self._rest = memoryview(data)
                 continue
             self._write(data)
-            # When one event goes to 5,000 subscribers, nearly all return here, after one read and one write.
             waits = self._bookmark_waits or (self._expiry is not None and self._notice_due)
             if reader.at_tip and self._rest is None and subscriber.closing is None and not waits:
+                self._at_rest = (
+                    reader.told_stale == () and self._expiry is None and not (reader.interval or self._freshness.late)
+                )
                 return
             # A block of a snapshot may be small with gzip, and be encoded first: 2 ms for whoever waits.
             if subscriber.bytes >= enough or reader.phase is SNAPSHOT:
@@ -348,8 +359,28 @@ class Delivery:
         if sink.ready and not self.ended:
             self._streams.snapshots.add(self)
 
-    def _read(self) -> bytes:
-        """Return the reader's next bytes. With ``mode=latest`` there are none until a flush is due.
+    def _say(self) -> bytes:
+        """Return the next bytes of the log, and the stream's own events that are due before or after them."""
+        reader = self._reader
+        due = self._heartbeat_due or reader.told_stale != self._stale_ranges
+        due = due or (self._expiry is not None and self._notice_due)
+        # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
+        # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
+        # because no id may follow events that it does not fit.
+        first = due and reader.lacks_since is not None
+        said = self._status_and_bookmark() if first else self._greeting
+        said += self._read_when_due() if reader.interval else reader.read(WRITE_SIZE)
+        self._greeting = b""
+        if due and not first:
+            # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the
+            # bookmark waits until the write is finished.
+            self._bookmark_waits = len(said) > WRITE_SIZE or reader.flushing
+            if not self._bookmark_waits:
+                said += self._status_and_bookmark()
+        return said
+
+    def _read_when_due(self) -> bytes:
+        """Return the next bytes of a reader with ``mode=latest``: none until a flush is due.
 
         While events are held back, each change would wake the stream in vain, so the timers wake the stream instead.
         """
@@ -424,7 +455,7 @@ class Delivery:
         if not self._sink.write(data):
             self._write_size, self._write_began, self._looked_at = size, now, now
             self._set_timer(now)
-        elif self._reader.phase is SNAPSHOT or self._reader.flushing:
+        elif self._reader.phase is SNAPSHOT or (self._reader.interval and self._reader.flushing):
             self._reader.wrote(size, 0.0)
 
     def _reason_to_end(self, now: float) -> CloseReason | None:

@@ -1,0 +1,128 @@
+"""A stream at rest takes a short way for what comes next, and never past something that has become due meanwhile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from app.gateway import Gateway
+from app.stream.delivery import Delivery
+from app.watch.feed import Feed
+from tests.stream.test_delivery_latest import Streams
+from tests.stream.test_sink import Transport
+from tests.stream.test_turns import joined
+from tests.support.asgi_client import released
+from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import eventually
+
+
+class Rested:
+    """One stream on a fast sink, to which two changes were delivered, so that it is at rest."""
+
+    def __init__(self, gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gateway = gateway
+        self.fake = fake
+        self.monkeypatch = monkeypatch
+        self.streams = Streams(gateway, monkeypatch)
+        self.transport = Transport()
+
+    async def begin(self) -> None:
+        """Join, and take two changes."""
+        await joined(self.gateway, [self.transport])
+        for value in (b"first", b"second"):
+            await self.change(value)
+        self.transport.written = b""
+
+    async def change(self, value: bytes, *, unread: bool = False) -> None:
+        """Make a change, and wait until it is delivered, or with *unread* until the log has it."""
+        (feed,) = self.gateway.registry.feeds
+        if unread:
+            feed.notifier.discard(self.delivery)
+        revision = self.fake.put(b"/svc/a", value)
+
+        async def there() -> bool:
+            return feed.history.log.tip >= revision and (unread or value in self.transport.written)
+
+        await eventually(there)
+
+    def beat(self) -> None:
+        """A gateway that follows this stream asks how far it is."""
+        (subscriber,) = self.gateway.registry.subscribers()
+        subscriber.beat()
+
+    def heartbeat(self) -> None:
+        """The time of a heartbeat comes."""
+        self.streams.wait(16)
+
+    def close(self) -> None:
+        """The subscriber may not read on."""
+        (subscriber,) = self.gateway.registry.subscribers()
+        subscriber.close("revoked")
+
+    def stale(self) -> None:
+        """The channel is not proven to be current."""
+        self.monkeypatch.setattr(Feed, "stale_ranges", property(lambda feed: feed.ranges))
+
+    @property
+    def delivery(self) -> Delivery:
+        """The stream."""
+        (found,) = self.streams.deliveries
+        return found
+
+    @property
+    def events(self) -> list[str]:
+        """The names of the events that were written since the stream was at rest."""
+        return [found.decode() for found in re.findall(rb"event: (\w+)", self.transport.written)]
+
+    async def leave(self) -> None:
+        """End the stream."""
+        self.transport.client.lose()
+        self.monkeypatch.undo()
+        await released(self.gateway, self.fake)
+
+
+@pytest.mark.parametrize(
+    ("happens", "events"),
+    [
+        (lambda rested: rested.delivery.wake(), ["put"]),
+        (Rested.heartbeat, ["status", "bookmark", "put"]),  # so many seconds have passed that the client is late, too
+        (Rested.beat, ["bookmark", "put"]),
+        (Rested.close, ["bookmark", "close"]),
+        (Rested.stale, ["status", "put"]),
+        (lambda rested: rested.delivery.end("max-age"), []),
+    ],
+    ids=["nothing", "heartbeat", "beat", "close", "stale", "end"],
+)
+async def test_what_is_due_comes_before_the_next_change(
+    gateway: Gateway,
+    fake: FakeEtcd,
+    monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Rested], None],
+    events: list[str],
+) -> None:
+    """Something becomes due after a change has come, and before the notifier has woken the stream."""
+    rested = Rested(gateway, fake, monkeypatch)
+    await rested.begin()
+    await rested.change(b"third", unread=True)
+    happens(rested)
+    rested.delivery.wake()
+    assert rested.events == events
+    await rested.leave()
+
+
+async def test_a_client_that_has_become_late_is_told_before_what_it_lacks(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes a write late, and meanwhile a change has come: the client is stale before it gets the change."""
+    rested = Rested(gateway, fake, monkeypatch)
+    await rested.begin()
+    rested.transport.full = True
+    await rested.change(b"third")
+    await rested.change(b"fourth", unread=True)
+    rested.streams.ahead += gateway.settings.stale_after + 1
+    rested.transport.full = False
+    rested.transport.client.resume_writing()
+    assert rested.events[:3] == ["put", "status", "put"]
+    await rested.leave()
