@@ -316,7 +316,7 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
             )
             for how in ("", BUSY)
         ),
-        Goal("memory of an idle subscriber, KiB", 10, of("single", GATEWAY, memory)),
+        Goal("memory of an idle subscriber, KiB", 3, of("single", GATEWAY, memory)),
         Goal("memory of an idle subscriber, relative to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
         Goal("from the last put to the last delivery, ms", 1000, of("ingest", GATEWAY, "behind the last (ms)")),
         Goal(
