@@ -157,9 +157,11 @@ EVENTS = {
         {
             "revision": NUMBER,
             "heartbeat": {"type": "number", "description": "The longest time in which the stream is silent, in s."},
+            "state": said({"const": "stale"}, "The mirror is not live. A `status` follows. Absent if it is live."),
         }
         | _CURSOR,
-        "The mirror is exact at this revision, and live.",
+        "The mirror is exact at this revision and, without `state`, live.",
+        "state",
         "cursor",
     ),
     "BookmarkEvent": _event(

@@ -1,4 +1,8 @@
-"""The history that a reader follows, as the reader sees it."""
+"""What a reader follows: the present state and the last revisions of a feed, or of a selection.
+
+Must live here: what a reader needs to know of a history. Must not: how the history comes to be (``history``,
+``selected_history``).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from .view import View
 
 
 class Followed(Protocol):
-    """A feed's ``History``, or a ``SelectedHistory``."""
+    """The history that a reader follows: a feed's ``History``, or a ``SelectedHistory``."""
 
     @property
     def log(self) -> Log:
@@ -35,6 +39,10 @@ class Followed(Protocol):
     @property
     def joinable(self) -> bool:
         """Whether a new reader may receive the view."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether etcd has not proven for a while that the history is current."""
 
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks."""

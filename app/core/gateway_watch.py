@@ -10,7 +10,8 @@ Theory of operation
                   the head of the response states (``X-Etcd-Revision``). If the upstream did not have a state yet, or if
                   the watch is from now on, it is the revision of the stream's first line;
     ``Batches``   the events of one revision: up to and including the one with a cursor;
-    ``Progress``  ``synced`` or ``bookmark``: everything up to the revision has come. Always trusted;
+    ``Progress``  ``synced`` or ``bookmark``: everything up to the revision has come. Always trusted. A ``status``
+                  repeats the last one;
     ``Reset``     the history does not go on, and the upstream says why;
     ``Refused``   the upstream may not serve this range any more;
     ``Lost``      the upstream ends the stream; the next one goes on.
@@ -123,6 +124,8 @@ class GatewayWatch:
                 yield from self._take_position(found, cursor)
             case "status":
                 self._note_state(found["state"])
+                if self.synced:
+                    yield Progress(self.revision, trusted=True)  # so that the feed looks at the state at once
             case "reset":
                 self._ended = True
                 reason = found["reason"]
@@ -156,9 +159,8 @@ class GatewayWatch:
         if found["type"] == "synced":
             self.synced = True
             self.heartbeat = max(0.1, float(found["heartbeat"]))
-            self._note_state("live")
-        else:
-            self._note_state(found["state"])
+        # Without a state, `synced` means live.
+        self._note_state(found.get("state", "live") if found["type"] == "synced" else found["state"])
         self.revision = cursor.revision
         yield from self._create_at(self.revision)
         yield Progress(self.revision, trusted=True)

@@ -24,6 +24,8 @@ class History:
         # The view was dropped to free memory; the next one is not read yet.
         self.view_reclaimed = False
         self.cluster_id = 0
+        # etcd has not proven for a while that the history is current. The shell says so.
+        self.stale = False
         # Why the log's generation began: the reason that readers of an older generation receive.
         self.reason: ResetReason = "initial"
         # Why this history is not known to continue. None while it does. While a reason is set, new readers do not

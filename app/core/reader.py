@@ -520,6 +520,8 @@ class Reader:
         if self.told_stale:
             self.told_stale = None  # "synced" means live to the client: the real state must be told again
         members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
+        if self._history.stale:
+            members["state"] = "stale"  # `status` follows, but a gateway below must not be live until it comes
         return control(self._form, "synced", members, self._cursor())
 
     def _cursor(self) -> str:

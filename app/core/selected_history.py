@@ -333,6 +333,11 @@ class SelectedHistory:
         return self._started and self._continues and all(part.history.joinable for part in self.parts)
 
     @property
+    def stale(self) -> bool:
+        """Whether etcd has not proven for a while that the history of each range is current."""
+        return any(part.history.stale for part in self.parts)
+
+    @property
     def cluster_id(self) -> int:
         """The cluster's id."""
         return self.parts[0].history.cluster_id

@@ -24,6 +24,8 @@ HEAD_TIMEOUT = 10.0
 # Seconds that a silent stream stays open after its time, so that the feed, which looks once a second, becomes stale
 # before the stream is lost.
 GRACE = 2.0
+# Seconds, at least, that an upstream has been stale when it says so: a feed looks once a second.
+STALE_FOR = 1.0
 # Seconds between two requests for the upstream's proof, while a reader or a cursor waits for it.
 ASK_EVERY = 0.25
 # The same, while a merge waits for it.
@@ -129,8 +131,8 @@ class UpstreamWatch:
         if core is None or not core.synced:
             return None
         if self._stale_at is not None:
-            # As old as the upstream's own proof, at least: this gateway is never more confident than its upstream.
-            return self._stale_at - self._upstream.stale_after
+            # This gateway is never more confident than its upstream: older than this gateway's own GATEWAY_STALE_AFTER.
+            return self._stale_at - self._upstream.stale_after - STALE_FOR
         del reached  # whatever has come is what the upstream calls live
         return now if now - self._heard_at <= core.silence else self._heard_at
 

@@ -178,12 +178,14 @@ class Feed:
             self._execute(command)
         if core.state is State.LIVE:
             self._note_proof()
-            if before is not State.LIVE:
+            began = before is not State.LIVE
+            if began:
                 self.trouble, self.denied = "", False
-                self._update_staleness()
                 logger.info(
                     "feed live", extra={"range": str(self.range), "revision": self.history.log.tip, "keys": self.keys}
                 )
+            if began or self._etcd.is_gateway:  # a gateway says itself when it becomes stale
+                self._update_staleness()
         if not self.history.joinable:
             self._backfill.stop()
         elif core.owes_backfill:
@@ -447,6 +449,7 @@ class Feed:
     def _update_staleness(self) -> None:
         age = self._proof_age()
         if self.staleness.update(self._clock(), time.time(), has_view=not self.history.view_reclaimed):
+            self.history.stale = self.stale_since is not None
             state, level = ("live", logging.INFO) if self.stale_since is None else ("stale", logging.WARNING)
             logger.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
             self._changed_for_all()

@@ -102,6 +102,22 @@ def test_an_upstream_without_a_state_is_created_by_its_first_line() -> None:
     assert str(watch.state) == "live"
 
 
+def test_a_stream_that_begins_stale_is_never_live() -> None:
+    """``synced`` says so itself: the ``status`` that follows may come in another chunk."""
+    watch = GatewayWatch(12, EPOCH)
+    inputs = watch.receive(line("synced", 12, revision=12, heartbeat=7, state="stale") + put(13))
+    states = [watch.state for _ in inputs]
+    assert states == ["stale"] * 3
+
+
+def test_a_state_that_changes_is_told_at_once() -> None:
+    """A feed looks at the state only when something comes, and once a second."""
+    watch = GatewayWatch(12, EPOCH)
+    stale, live = (line("status", state=state, ranges=[]) for state in ("stale", "live"))
+    assert read(watch, stale) == []
+    assert read(watch, synced(12), stale, live)[2:] == [Progress(12, trusted=True)] * 2
+
+
 def test_the_revisions_of_a_chunk_are_one_step() -> None:
     """A chunk of many revisions is one input, so that the feed counts its memory once."""
     (batches,) = read(GatewayWatch(2, EPOCH), synced(2) + put(3) + put(4) + put(5))[2:]

@@ -706,6 +706,14 @@ def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
     assert one.tell_staleness(SELECTION.ranges if since else (), since) == b""
 
 
+def test_a_stream_that_begins_stale_says_so_at_once() -> None:
+    """The status follows "synced", but may come in another chunk: a gateway below must not be live in between."""
+    core = live()
+    core.history.stale = True
+    (synced,) = [one for one in parse(reader(core).read(PLENTY)) if one["type"] == "synced"]
+    assert synced == {"type": "synced", "revision": 100, "heartbeat": 15, "state": "stale", "cursor": "00000001-100"}
+
+
 def test_the_last_words() -> None:
     """The last messages tell the position, if there is one, the reason of the end, and when to reconnect."""
     one = reader(live())

@@ -421,6 +421,14 @@ def test_a_new_generation_of_a_feed_is_one_of_the_selection(reasons: list[ResetR
     assert (selected.log.generation, selected.reason) == (generation + 1, reason)
 
 
+def test_a_selection_is_as_stale_as_its_feeds() -> None:
+    """One feed that is stale is enough."""
+    selected, (_, other) = selection(Store(), A, B)
+    assert not selected.stale
+    other.history.stale = True
+    assert selected.stale
+
+
 def test_a_log_that_forgets_what_waits() -> None:
     """The selection starts anew, and says that it lagged."""
     store = Store()
