@@ -30,6 +30,9 @@ from app.core.snapshot import Snapshot
 from app.core.state_table import Transition
 from app.core.view import View
 from app.etcd import link
+from app.tier.client import tier_of
+from app.tier.upstream import MOST_TIERS, GatewayUpstream
+from app.watch.feed import Feed
 from app.watch.pending import Pending
 
 
@@ -310,6 +313,16 @@ def edge_survives_reset() -> None:
     _replace(GatewayWatch, "_take", deaf)
 
 
+def edge_live_while_its_root_is_stale() -> None:
+    """An edge takes an open stream for a proof, and does not hear that its root has lost etcd."""
+    _replace(GatewayWatch, "_note_state", lambda _self, _state: None)
+
+
+def edges_that_follow_each_other() -> None:
+    """An edge follows every gateway that answers. Two that fail over to each other are live for ever."""
+    _replace(GatewayUpstream, "admit", lambda _self, headers, status: min(tier_of(headers, status), MOST_TIERS - 1))
+
+
 def etag_without_the_count() -> None:
     """An ``ETag`` names a state by its newest revision alone: a delete of another key leaves it unchanged."""
     _replace(ETag, "opaque", property(lambda self: f"{self.epoch}-{self.newest}-0"))
@@ -336,6 +349,8 @@ BUGS: dict[str, Callable[[], None]] = {
         projected_tip_that_stands_still,
         merge_survives_generation,
         edge_survives_reset,
+        edge_live_while_its_root_is_stale,
+        edges_that_follow_each_other,
         etag_without_the_count,
     )
 }

@@ -155,7 +155,8 @@ class Follower:
         leave = time.monotonic() + seconds
         # Cut after a few events: inside a snapshot, or inside a transaction.
         events = rng.randrange(1, 60) if rng.random() < 0.3 and seconds < 60 else None
-        judge.connect(f"{self.name} at {base}", time.monotonic())
+        tier = int(stream.headers.get("x-gateway-tier", "0"))
+        judge.connect(f"{self.name} at {base}", time.monotonic(), tier=tier)
         self.streams += 1
         self.gzip_streams += "content-encoding" in stream.headers
         self.reading = True

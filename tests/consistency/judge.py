@@ -22,7 +22,7 @@ histories; all claims up to the next ``reset`` must be true in one of them.
 from __future__ import annotations
 
 import base64
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -39,6 +39,12 @@ SILENT = 3
 REMEMBERED = 40
 # Writers make fewer revisions than this while a gateway judges a cursor.
 FAR_AHEAD = 1000
+# Seconds that a mirror may report `live` while it lacks something: GATEWAY_STALE_AFTER (2 s in the torture), plus the
+# time that a machine with two cores needs to run three members, two gateways and everything else.
+BOUND = 8.0
+# The same for each tier of edges, because staleness adds up: a tier notices that the tier above is stale when it says
+# so, and that it is silent after three heartbeats (3 s in the torture).
+TIER_BOUND = 4.0
 # Seconds after a restore in which a reset may go back, whatever reason the gateway noticed first.
 RECENT = 30.0
 
@@ -59,6 +65,11 @@ class Claim:
     revision: int
     changes: list[Change]
     at: float = 0.0  # when the claim was made
+
+
+def bound_of(bound: float, tier: int) -> float:
+    """The bound of mirrors at gateways of *tier*; *bound*: that of tier 0."""
+    return bound + TIER_BOUND * tier
 
 
 def change_of(data: dict[str, Any], *, keys_only: bool = False) -> Change:
@@ -85,7 +96,7 @@ class Judge:
     """The judge of one subscriber.
 
     Args:
-        bound: seconds that a mirror may report ``live`` while it lacks something.
+        bound: seconds that a mirror at a gateway of tier 0 may report ``live`` while it lacks something.
         keys_only: whether the streams have no values.
         latest: whether the streams have ``mode=latest``: each flush must be the newest change of each key since the
             last id, up to its own id.
@@ -102,10 +113,11 @@ class Judge:
     cursor: str | None = None  # the cursor with which the subscriber resumes
     stand: int | None = None  # the revision at which its mirror is exact; None: the mirror is empty
     live_since: float | None = None
-    deliveries: int = 0
+    tier: int = 0  # of the gateway that serves the stream
+    delivered: Counter[int] = field(default_factory=Counter)  # changes and items of states, by tier
     resets: list[str] = field(default_factory=list)
     closes: list[str] = field(default_factory=list)
-    lags: float = 0.0  # the longest time that it reported live while it lacked something
+    lags: dict[int, float] = field(default_factory=dict)  # the longest time that it was wrongly live, by tier
     _candidates: set[int] = field(default_factory=set)
     _claims: deque[Claim] = field(default_factory=deque)
     _building: dict[bytes, Change] | None = None
@@ -120,12 +132,13 @@ class Judge:
     _heard: float = 0.0
     _seen: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def connect(self, name: str, now: float) -> None:
-        """A new stream was accepted, for a request with ``cursor``.
+    def connect(self, name: str, now: float, *, tier: int = 0) -> None:
+        """A new stream was accepted by a gateway of *tier*, for a request with ``cursor``.
 
         The unfinished part of the last stream is discarded.
         """
-        self._note(f"-- {name}, cursor {self.cursor}, stand {self.stand}")
+        self._note(f"-- {name}, tier {tier}, cursor {self.cursor}, stand {self.stand}")
+        self.tier = tier
         self._building, self._pending, self._synced, self._closed = None, [], False, False
         self.told = False
         self._asked = bool(self.cursor)
@@ -223,11 +236,11 @@ class Judge:
         change = self._change_of(event.data)
         self._require(change.key not in building, "a key twice in a snapshot")
         building[change.key] = change
-        self.deliveries += 1
+        self.delivered[self.tier] += 1
 
     def _change(self, event: Event) -> None:
         change = self._change_of(event.data)
-        self.deliveries += 1
+        self.delivered[self.tier] += 1
         self._require(self.watched.contains(change.key), "a key of another range")
         self._require(self.stand is not None, "a change before any state")
         if self._pending and self.latest:
@@ -259,7 +272,7 @@ class Judge:
             self._claims.append(Claim(None, revision, list(items.values()), now))
             self.stand = revision
             self._check_id(event, revision)
-        self._live("live", now)
+        self._live(event.data.get("state", "live"), now)
 
     def _move(self, event: Event, revision: int, changes: list[Change]) -> None:
         self._require(self._pending == [], "an id inside a revision")
@@ -368,8 +381,8 @@ class Judge:
             passed = history.known_at(self.stand)
             since = passed if passed is not None else now
         lag = now - max(since, self.live_since)
-        self.lags = max(self.lags, lag)
-        if lag > self.bound:
+        self.lags[self.tier] = max(self.lags.get(self.tier, 0.0), lag)
+        if lag > bound_of(self.bound, self.tier):
             what = f"lacks {missing}" if missing is not None else "does not move on"
             self._fail(f"reports live at {self.stand} for {lag:.1f} s, and {what} of history {history.number}")
 

