@@ -16,10 +16,10 @@ from typing import Any
 from . import descriptors
 from .access.setup import make_access_control
 from .core.timestamps import rfc3339
-from .gateway import credentials_of, quotas_of, upstream_tls_of, upstream_token_of
+from .gateway import credentials_of, quotas_of, upstream_token_of
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
 from .spelling import SECTIONS, flag_of, likely_meant, shown, variable_of
-from .tls import make_tls
+from .tls import UpstreamTls, make_tls
 
 # The parts of a URL that may be secret: a user with a password, and a query with a key.
 _SECRETS = ((re.compile("//[^/@]*@"), "//***@"), (re.compile(r"\?[^,]*"), "?***"))
@@ -80,7 +80,7 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
         tls,
         lambda: credentials_of(settings),
         lambda: quotas_of(settings),
-        lambda: upstream_tls_of(settings),
+        lambda: UpstreamTls(settings, wall=time.time),
         lambda: upstream_token_of(settings),
     )
     faults: list[str] = []

@@ -7,8 +7,9 @@ import resource
 
 from .settings import SettingsError
 
-# For etcd (two connections, and two more while the gateway moves from one member to the next), the event loop, the log,
-# listening sockets, files that are read again, and connections that are being evicted. 24 are open when idle.
+# For etcd (two connections, and two more while the gateway moves from one member to the next), idle connections to
+# an upstream gateway, the event loop, the log, listening sockets, files that are read again, and connections that are
+# being evicted. 24 are open when idle.
 RESERVE = 64
 # Connections for short requests: probes, metrics, pages, refusals.
 SPARE = 32

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import random
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from .ports import BrokenGatewayError, Clock, Draw, Hub, UpstreamStatistics, spa
 from .settings import Settings, SettingsError, is_loopback, named
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
-from .tls import TlsStatistics, make_tls
+from .tls import TlsStatistics, UpstreamTls, make_tls
 from .watch.limits import Limits
 from .watch.registry import Registry
 from .watch.statistics import RegistryStatistics
@@ -73,22 +72,6 @@ def quotas_of(settings: Settings) -> Quotas | None:
             extra={"trusted_proxies": "*"},
         )
     return None if group.off else Quotas(group)
-
-
-def upstream_tls_of(settings: Settings) -> ssl.SSLContext:
-    """Return how the upstream's certificates are checked.
-
-    Raises:
-        SettingsError: the file of CAs cannot be used.
-    """
-    path = settings.upstream_cacert
-    try:
-        return ssl.create_default_context(cafile=str(path) if path is not None else None)
-    except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
-        reason = (
-            error.strerror if isinstance(error, FileNotFoundError | PermissionError) else "it has no CA in PEM form"
-        )
-        raise SettingsError(f"{named('upstream_cacert')}: cannot use {path}: {reason}") from None
 
 
 def upstream_token_of(settings: Settings) -> Callable[[], str]:
@@ -173,9 +156,11 @@ class Gateway:
         self.gzip_prefixes = settings.gzipped
         self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
         self.tls = make_tls(settings, clock=clock, wall=wall)
-        self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE)
+        self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE, self._own_connections)
         self._credentials = credentials_of(settings)
         self.budget = Budget(settings.max_feed_bytes)
+        # A worker follows its hub, which has the upstream.
+        self._upstream_tls = UpstreamTls(settings, wall=wall) if settings.upstream and hub is None else None
         self.upstream: Upstream | GatewayUpstream = self._follow()
         self.registry = Registry(
             self.upstream,
@@ -230,14 +215,19 @@ class Gateway:
         from .tier.client import Client
         from .tier.upstream import GatewayUpstream
 
-        settings = self.settings
+        settings, tls = self.settings, self._upstream_tls
+        assert tls is not None, "called only where the gateway follows another one"
         return GatewayUpstream(
-            partial(Client, settings.upstream, upstream_tls_of(settings), upstream_token_of(settings)),
+            partial(Client, settings.upstream, lambda: tls.context, upstream_token_of(settings)),
             self.epoch_of,
             stale_after=settings.stale_after,
             clock=self.clock,
             draw=self._draw,
         )
+
+    def _own_connections(self) -> int:
+        """Return how many connections to an upstream gateway there are. etcd has a few, for which RESERVE is enough."""
+        return 0 if isinstance(self.upstream, Upstream) else self.upstream.connections
 
     @property
     def etcd(self) -> Upstream:
@@ -263,6 +253,8 @@ class Gateway:
         outcomes = {"token": "not set", **self.access.reload(), "etcd": self._look_at_credentials()}
         if self.tls is not None:
             outcomes["tls"] = self.tls.files.look()
+        if self._upstream_tls is not None and self._upstream_tls.files is not None:
+            outcomes["upstream"] = self._upstream_tls.files.look()
         logger.info("reloaded", extra=outcomes)
 
     def _look_at_credentials(self) -> str:
@@ -339,6 +331,8 @@ class Gateway:
         }
         if self.tls is not None:
             work["tls"] = self.tls.files.run
+        if self._upstream_tls is not None and self._upstream_tls.files is not None:
+            work["upstream-tls"] = self._upstream_tls.files.run
         tasks = [spawn(for_ever(run), name=name, died=self.fail) for name, run in work.items()]
         try:
             yield

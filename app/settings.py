@@ -135,6 +135,8 @@ class Settings(BaseSettings):
     upstream_cacert: File = Field(
         None, description="PEM file of the CAs of the upstream's certificates; by default the system's"
     )
+    upstream_cert: File = Field(None, description="PEM file of the gateway's client certificate for the upstream")
+    upstream_key: File = Field(None, description="PEM file of the client certificate's private key, not encrypted")
     upstream_token_file: File = Field(None, description="file with the bearer token for the upstream")
     host: Text = Field("127.0.0.1", description="address to listen on")
     port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free port")
@@ -395,7 +397,8 @@ class Settings(BaseSettings):
         needs = (
             ("etcd_cert", "etcd_key"), ("etcd_key", "etcd_cert"), ("etcd_password_file", "etcd_user"),
             ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
-            ("upstream_cacert", "upstream"), ("upstream_token_file", "upstream"),
+            ("upstream_cacert", "upstream"), ("upstream_token_file", "upstream"), ("upstream_cert", "upstream_key"),
+            ("upstream_key", "upstream_cert"), ("upstream_cert", "upstream"),
         )  # fmt: skip
         lines = [
             f"{named(name)}: needs {named(other)}"
@@ -412,6 +415,9 @@ class Settings(BaseSettings):
                 if getattr(self, name)
             ]
         if self.upstream:
+            plain = not any(url.startswith("https://") for url in self.upstream)
+            if plain and self.upstream_cert and self.upstream_key:
+                lines.append(f"{named('upstream_cert')}: needs an https:// URL in {named('upstream')}")
             lines += [
                 f"{named(name)}: must not be set together with {named('upstream')}: a gateway follows etcd or gateways"
                 for name in self.model_fields_set

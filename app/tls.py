@@ -1,5 +1,5 @@
-"""TLS on the gateway's own ports: the certificate's files, the contexts that are made of them, and the handshakes that
-failed.
+"""TLS on the gateway's own ports, and to an upstream gateway: the certificates' files, the contexts that are made of
+them, and the handshakes that failed.
 
 Each connection uses the context that is current when the connection arrives. A context is never changed: after
 ``load_verify_locations``, OpenSSL has the new CAs and the old CAs. There is no session resumption: a client could
@@ -115,7 +115,7 @@ def parse_certificate(chain: bytes, key: bytes, client_ca: bytes | None = None, 
     Raises:
         FileError: a file cannot be used, the two do not belong together, or the certificate is not valid now.
     """
-    expires = _check(chain, key, wall())
+    expires = _check(chain, key, wall(), ("tls_cert", "tls_key"))
     operators = _context(chain, key)
     if client_ca is None:
         return Certificate(operators, operators, expires)
@@ -128,8 +128,48 @@ def parse_certificate(chain: bytes, key: bytes, client_ca: bytes | None = None, 
     return Certificate(clients, operators, expires)
 
 
-def _check(chain: bytes, key: bytes, now: float) -> float:
+class UpstreamTls:
+    """TLS to an upstream gateway. ``context`` is for new connections: it changes when the files do.
+
+    The constructor reads the files, and raises SettingsError if they cannot be used.
+    """
+
+    def __init__(self, settings: Settings, *, wall: Clock) -> None:
+        given = {
+            "upstream_cacert": settings.upstream_cacert,
+            "upstream_cert": settings.upstream_cert,
+            "upstream_key": settings.upstream_key,
+        }
+        files = {name: path for name, path in given.items() if path is not None}
+
+        def parse(*data: bytes) -> ssl.SSLContext:
+            return _upstream_context(dict(zip(files, data, strict=True)), wall())
+
+        self.files = WatchedFiles(files, parse, MAX_FILE, "the TLS files for the upstream") if files else None
+        self._default = ssl.create_default_context() if self.files is None else self.files.value
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context for the next connection."""
+        return self._default if self.files is None else self.files.value
+
+
+def _upstream_context(data: Mapping[str, bytes], now: float) -> ssl.SSLContext:
+    cas = data.get("upstream_cacert")
+    try:
+        context = ssl.create_default_context(cadata=cas.decode("ascii", "replace") if cas is not None else None)
+    except (ssl.SSLError, ValueError):
+        raise FileError("has no CA in PEM form", "upstream_cacert") from None
+    if "upstream_cert" in data:
+        chain, key = data["upstream_cert"], data["upstream_key"]
+        _check(chain, key, now, ("upstream_cert", "upstream_key"))
+        _load(context, chain, key, "upstream_cert")
+    return context
+
+
+def _check(chain: bytes, key: bytes, now: float, settings: tuple[str, str]) -> float:
     """Check what OpenSSL would report in its own words, or not at all. Return when the certificate expires."""
+    cert_setting, key_setting = settings
     # Only a gateway with TLS pays for the import of cryptography, 0.1 s.
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -139,21 +179,23 @@ def _check(chain: bytes, key: bytes, now: float) -> float:
         leaf = load_pem_x509_certificates(chain)[0]
         certified = leaf.public_key()
     except (ValueError, UnsupportedAlgorithm):
-        raise FileError("has no certificate in PEM form, or a damaged one") from None
+        raise FileError("has no certificate in PEM form, or a damaged one", cert_setting) from None
     try:
         owned: Any = load_pem_private_key(key, None)
     except TypeError:
         why = "the key is encrypted; store it without a password, readable by the gateway alone"
-        raise FileError(why, "tls_key") from None
+        raise FileError(why, key_setting) from None
     except (ValueError, UnsupportedAlgorithm):
-        raise FileError("has no private key in PEM form, or a damaged one", "tls_key") from None
+        raise FileError("has no private key in PEM form, or a damaged one", key_setting) from None
     if owned.public_key() != certified:
-        raise FileError("the key does not belong to the first certificate in GATEWAY_TLS_CERT", "tls_key")
+        raise FileError(
+            f"the key does not belong to the first certificate in GATEWAY_{cert_setting.upper()}", key_setting
+        )
     begins, expires = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
     if expires <= now:
-        raise FileError(f"the certificate expired at {rfc3339(expires)}; renew it")
+        raise FileError(f"the certificate expired at {rfc3339(expires)}; renew it", cert_setting)
     if begins > now + SKEW:
-        raise FileError(f"the certificate is valid from {rfc3339(begins)} only")
+        raise FileError(f"the certificate is valid from {rfc3339(begins)} only", cert_setting)
     return expires
 
 
@@ -178,12 +220,16 @@ def _context(chain: bytes, key: bytes) -> ssl.SSLContext:
     # A client of TLS 1.2 could otherwise make the gateway pay for any number of handshakes on one connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
+    _load(context, chain, key, "tls_cert")
+    return context
+
+
+def _load(context: ssl.SSLContext, chain: bytes, key: bytes, setting: str) -> None:
     with _readable(chain) as chain_path, _readable(key) as key_path:
         try:
             context.load_cert_chain(chain_path, key_path, password=lambda: "")
         except ssl.SSLError as error:
-            raise FileError(f"OpenSSL refuses the certificate: {error.reason}") from None
-    return context
+            raise FileError(f"OpenSSL refuses the certificate: {error.reason}", setting) from None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.core.keys import KeyRange
-from app.gateway import Gateway, upstream_tls_of, upstream_token_of
+from app.gateway import Gateway, upstream_token_of
 from app.settings import SettingsError, load
 from app.watch.subscriber import Subscriber
 
@@ -147,19 +147,6 @@ async def test_quotas_by_an_address_that_clients_choose(
 async def test_no_quotas() -> None:
     """Without quotas there is nothing that counts."""
     assert Gateway(load({"etcd": NOWHERE})).registry.quotas is None
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"), [(None, "No such file"), ("", "no CA in PEM form"), ("rubbish", "no CA in PEM form")]
-)
-def test_the_cas_of_an_upstream_that_cannot_be_used(tmp_path: Path, content: str | None, reason: str) -> None:
-    """The start fails with a line that names the setting and the file."""
-    file = tmp_path / "ca.pem"
-    if content is not None:
-        file.write_text(content)
-    settings = load({"upstream": "https://root:8080", "upstream_cacert": str(file)})
-    with pytest.raises(SettingsError, match=rf"GATEWAY_UPSTREAM_CACERT \(--upstream-cacert\): cannot use .*{reason}"):
-        upstream_tls_of(settings)
 
 
 def test_the_token_for_an_upstream_is_read_each_time(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ TOGETHER = {
     "tls_key",
     "tls_client_ca",
     "upstream_cacert",
+    "upstream_cert",
+    "upstream_key",
     "upstream_token_file",
 }  # checked with each other, below
 BAD = {"instance": "two words", "allow_prefixes": "/svc/,", "pin": "/svc/,", "gzip_prefixes": "/svc/,"}
@@ -296,6 +298,10 @@ TLS = {"etcd": "https://a:1"}
         ({"tls_cert": "/a"}, ["GATEWAY_TLS_CERT"]),
         ({"tls_key": "/a"}, ["GATEWAY_TLS_KEY"]),
         ({"tls_client_ca": "/a"}, ["GATEWAY_TLS_CLIENT_CA"]),
+        ({"upstream": "https://a:1", "upstream_cert": "/a"}, ["GATEWAY_UPSTREAM_CERT"]),
+        ({"upstream": "https://a:1", "upstream_key": "/a"}, ["GATEWAY_UPSTREAM_KEY"]),
+        ({"upstream_cert": "/a", "upstream_key": "/b"}, ["GATEWAY_UPSTREAM_CERT"]),
+        ({"upstream": "http://a:1", "upstream_cert": "/a", "upstream_key": "/b"}, ["GATEWAY_UPSTREAM_CERT"]),
         ({"etcd_user": "a"}, ["GATEWAY_ETCD_USER"]),
         ({"etcd_password_file": "/a"}, ["GATEWAY_ETCD_PASSWORD_FILE"]),
         ({"etcd_user": "a", "etcd_password_file": ""}, ["GATEWAY_ETCD_USER"]),

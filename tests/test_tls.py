@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import SettingsError, load
-from app.tls import FAILURES, Tls, make_tls
+from app.tls import FAILURES, Tls, UpstreamTls, make_tls
 from tests.support.certificates import Ca, Pair, openssl
 
 DAY = 86_400.0
@@ -279,3 +279,42 @@ def test_without_memfd(ca: Ca, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delattr(os, "memfd_create", raising=False)
 
     assert name_of(make(pair), ca) == "one"
+
+
+def above(**files: Path) -> UpstreamTls:
+    """TLS to an upstream with these files."""
+    chosen = {f"upstream_{name}": str(path) for name, path in files.items()}
+    return UpstreamTls(load({"upstream": "https://root:8080", **chosen}), wall=time.time)
+
+
+def test_what_is_refused_of_the_files_for_an_upstream(ca: Ca, pair: Pair, tmp_path: Path) -> None:
+    """The start fails with a line that names the setting, the file and the fault."""
+    junk, gone, other = tmp_path / "junk", tmp_path / "gone", ca.sign("two")
+    junk.write_text("no PEM")
+    both, cas = {"cert": pair.cert, "key": pair.key}, "GATEWAY_UPSTREAM_CACERT (--upstream-cacert): {}: "
+    for files, fault in (
+        (
+            {"cacert": gone},
+            cas + "cannot be read: No such file or directory",
+        ),
+        ({"cacert": junk}, cas + "has no CA in PEM form"),
+        ({**both, "cert": junk}, "GATEWAY_UPSTREAM_CERT (--upstream-cert): {}: has no certificate in PEM form"),
+        ({**both, "key": other.key}, "GATEWAY_UPSTREAM_KEY (--upstream-key): {}: the key does not belong to the first"),
+    ):
+        (wrong,) = set(files.values()) - set(both.values())
+        with pytest.raises(SettingsError) as caught:
+            above(**files)
+        assert str(caught.value).startswith(fault.format(wrong))
+
+
+async def test_the_files_for_an_upstream_are_read_again(ca: Ca, pair: Pair, tmp_path: Path) -> None:
+    """A context that is in use is not changed: the next connection gets another one."""
+    tls = above(cacert=ca.cert, cert=pair.cert, key=pair.key)
+    first = tls.context
+    put(ca.sign("two"), tmp_path)
+    assert tls.files is not None
+    assert tls.files.look() == "changed"
+    server = make(pair, ca.cert)
+    assert tls.context is not first
+    assert [shake(server.for_clients(), context).version() for context in (first, tls.context)] == ["TLSv1.3"] * 2
+    assert above().context is not None

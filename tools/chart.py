@@ -152,6 +152,7 @@ class Etcd(Values):
 class Upstream(Values):
     urls: list[Annotated[str, Field(pattern=r"^https?://[^,\s/]+:[0-9]+$")]]
     caSecret: str  # noqa: N815
+    clientCertificateSecret: str  # noqa: N815
     tokenSecret: str  # noqa: N815
     tokenKey: Name  # noqa: N815
 
@@ -436,7 +437,8 @@ ELSEWHERE = frozenset({
     "etcd", "etcd_cacert", "etcd_cert", "etcd_key", "etcd_user", "etcd_password_file", "host", "port", "admin_port",
     "tls_cert", "tls_key", "tls_client_ca", "allow_prefixes", "token_file", "tokens_file", "policy_file",
     "jwt_secret_file", "session_key_file", "cors_origins", "gzip_prefixes", "pin", "epoch", "drain_window",
-    "drain_timeout", "instance", "trusted_proxies", "upstream", "upstream_cacert", "upstream_token_file",
+    "drain_timeout", "instance", "trusted_proxies", "upstream", "upstream_cacert",
+    "upstream_cert", "upstream_key", "upstream_token_file",
 })  # fmt: skip
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
 

@@ -3,11 +3,12 @@
 A connection is *busy* from the end of a request's head to the end of its answer, and idle otherwise. At the limit, a
 new connection evicts the connection that has been idle longest, so that clients that send nothing keep nobody out. Long
 requests (a stream, a read) are admitted only while *spare* connections are left for short ones: probes, metrics,
-refusals.
+refusals. The connections that the gateway itself has, to its upstream gateway, leave room for fewer clients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -27,13 +28,19 @@ class ConnectionStatistics:
 
 
 class Capacity(Generic[C]):
-    """Counts the connections that are reported to it. It does not know the connections of another server."""
+    """Counts the connections that are reported to it. It does not know the connections of another server.
 
-    __slots__ = ("_evicting", "_idle", "connections", "evicted", "limit", "spare")
+    Args:
+        limit: how many connections there may be, the gateway's own included.
+        own: returns how many the gateway itself has, beyond those that are reserved anyway.
+    """
 
-    def __init__(self, limit: int, spare: int) -> None:
+    __slots__ = ("_evicting", "_idle", "_own", "connections", "evicted", "limit", "spare")
+
+    def __init__(self, limit: int, spare: int, own: Callable[[], int] = lambda: 0) -> None:
         self.limit = limit
         self.spare = spare
+        self._own = own
         self.connections = 0
         self.evicted = 0
         self._idle: dict[C, None] = {}  # the connection that has been idle longest comes first
@@ -45,19 +52,24 @@ class Capacity(Generic[C]):
         return self.connections - len(self._idle) - len(self._evicting)
 
     @property
+    def room(self) -> int:
+        """How many connections clients may have."""
+        return max(0, self.limit - self._own())
+
+    @property
     def has_room(self) -> bool:
         """Whether a long request may be admitted. The connection of that request already counts as busy."""
-        return self.busy <= self.limit - self.spare
+        return self.busy <= self.room - self.spare
 
     def statistics(self) -> ConnectionStatistics:
         """Return the current counts."""
-        return ConnectionStatistics(self.connections, self.busy, self.limit, self.evicted)
+        return ConnectionStatistics(self.connections, self.busy, self.room, self.evicted)
 
     def arrive(self, connection: C) -> C | None:
         """Count a new, idle connection. Return the connection to evict: the new one itself if all others are busy."""
         self.connections += 1
         self._idle[connection] = None
-        if self.connections - len(self._evicting) <= self.limit:
+        if self.connections - len(self._evicting) <= self.room:
             return None
         victim = next(iter(self._idle))
         # Many connections may arrive before one victim is closed: each must evict another.
@@ -84,7 +96,7 @@ class Capacity(Generic[C]):
         """Raise OverCapacityError unless there is room for a long request."""
         if not self.has_room:
             raise OverCapacityError(
-                f"{self.busy} connections are in use; the limit of open files allows {self.limit - self.spare}: "
+                f"{self.busy} connections are in use; the limit of open files allows {max(0, self.room - self.spare)}: "
                 "retry later",
                 code="too-many-connections",
             )

@@ -24,6 +24,8 @@ from ..core.errors import (
 TIER_HEADER = "X-Gateway-Tier"
 # Seconds for a connection to be made.
 CONNECT_TIMEOUT = 5.0
+# Connections that are kept for the next GET: of the descriptors that are reserved anyway (`app.descriptors.RESERVE`).
+IDLE_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,13 @@ class Answer:
     body: bytes
 
 
+@dataclass(slots=True)
+class _Pool:
+    context: ssl.SSLContext | bool
+    http: httpx.AsyncClient
+    users: int = 0  # requests under way
+
+
 class ForeignAnswerError(Exception):
     """The answer is not a gateway's, or is one that this gateway may not follow. The message says why."""
 
@@ -44,7 +53,8 @@ class Client:
 
     Args:
         urls: at least one, like ``https://root:8080``.
-        tls: checks their certificates; False: they have none.
+        tls: returns how their certificates are checked, and which certificate is shown to them, on new connections.
+            False: they have none.
         token: returns the bearer token for the next request, "" if there is none. May raise.
         tier: returns this gateway's tier; None while it is not known.
         transport: carries the requests; by default TCP does.
@@ -53,7 +63,7 @@ class Client:
     def __init__(
         self,
         urls: Sequence[str],
-        tls: ssl.SSLContext | bool,
+        tls: Callable[[], ssl.SSLContext | bool],
         token: Callable[[], str],
         tier: Callable[[], int | None],
         *,
@@ -63,15 +73,10 @@ class Client:
         self._index = 0
         self._token = token
         self._tier = tier
-        # A connection for each stream, as many as there are feeds; GATEWAY_MAX_FEEDS is the bound.
-        self._http = httpx.AsyncClient(
-            verify=tls,
-            transport=transport,
-            trust_env=False,  # a proxy of the environment must not come between two tiers
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-            headers={"User-Agent": f"etcd-watch-gateway/{__version__}", "Accept-Encoding": "identity"},
-        )
+        self._transport = transport
+        self.requests = 0  # GETs that are being answered
+        self._tls = tls
+        self._pools: list[_Pool] = []  # the last one is for new requests; the others end with their last request
 
     @property
     def url(self) -> str:
@@ -94,10 +99,14 @@ class Client:
             UnavailableError: there is none.
         """
         url = url or self.url
+        self.requests += 1
         try:
-            response = await self._http.get(f"{url}{path}?{query}", headers=self._headers("application/json"))
+            async with self._pool() as http:
+                response = await http.get(f"{url}{path}?{query}", headers=self._headers("application/json"))
         except httpx.HTTPError as error:
             raise unreachable(url, error) from None
+        finally:
+            self.requests -= 1
         return Answer(response.status_code, response.headers, response.content)
 
     @contextlib.asynccontextmanager
@@ -108,8 +117,25 @@ class Client:
             httpx.HTTPError: also while the body is read.
         """
         headers = self._headers(accept)
-        async with self._http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
+        async with self._pool() as http, http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
             yield response
+
+    @contextlib.asynccontextmanager
+    async def _pool(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Use the connections that have the present TLS files."""
+        context = self._tls()
+        if not self._pools or self._pools[-1].context is not context:
+            self._pools.append(_Pool(context, _connections(context, self._transport)))
+        pool = self._pools[-1]
+        pool.users += 1
+        try:
+            yield pool.http
+        finally:
+            pool.users -= 1
+            for old in self._pools[:-1]:
+                if not old.users:
+                    self._pools.remove(old)
+                    await old.http.aclose()
 
     def _headers(self, accept: str) -> dict[bytes, bytes]:
         headers = {"Accept": accept}
@@ -123,7 +149,20 @@ class Client:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        for pool in self._pools:
+            await pool.http.aclose()
+
+
+def _connections(context: ssl.SSLContext | bool, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        verify=context,
+        transport=transport,
+        trust_env=False,  # a proxy of the environment must not come between two tiers
+        # A connection for each stream and each GET (docs/decisions/0036-a-connection-for-each-feed-of-an-edge.md).
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS),
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
+        headers={"User-Agent": f"etcd-watch-gateway/{__version__}", "Accept-Encoding": "identity"},
+    )
 
 
 def unreachable(url: str, error: Exception) -> UnavailableError:

@@ -48,7 +48,7 @@ class HubUpstream(GatewayUpstream):
         clock: Clock,
         draw: Draw,
     ) -> None:
-        client = partial(Client, ["http://hub"], False, lambda: "", transport=UnixTransport(socket))
+        client = partial(Client, ["http://hub"], lambda: False, lambda: "", transport=UnixTransport(socket))
         super().__init__(client, epoch_of, stale_after=stale_after, clock=clock, draw=draw)
         # The hub is there as long as the worker is. Only its etcd may be out of reach, and it says so.
         self._backoff = Backoff(0.02, 0.25)

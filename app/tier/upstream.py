@@ -108,6 +108,11 @@ class GatewayUpstream:
         return self._condition
 
     @property
+    def connections(self) -> int:
+        """The number of connections to the upstream, without those that are idle."""
+        return len(self._watches) + self.client.requests
+
+    @property
     def member_known(self) -> bool:
         """See ``app.ports.Etcd``."""
         return self._reachable.is_set()

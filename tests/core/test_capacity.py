@@ -71,6 +71,23 @@ def test_spare_ones_are_not_for_what_takes_long() -> None:
     capacity.check()
 
 
+def test_the_gateways_own_connections_leave_less_room() -> None:
+    """An edge has a connection for each feed: what it opens, clients cannot have any more."""
+    own = [0]
+    capacity: Capacity[int] = Capacity(5, 1, lambda: own[0])
+    for number in range(3):
+        capacity.arrive(number)
+        capacity.occupy(number)
+    capacity.check()
+    own[0] = 2
+    with pytest.raises(OverCapacityError, match="the limit of open files allows 2"):
+        capacity.check()
+    assert capacity.arrive(3) == 3
+    assert capacity.statistics().limit == 3
+    own[0] = 9
+    assert capacity.statistics().limit == 0
+
+
 class Crowd(RuleBasedStateMachine):
     """Connections that come, ask, become idle, and go in any order, and evicted connections that go at once."""
 

@@ -582,6 +582,8 @@ def test_a_gateway_behind_a_gateway(tool: Path) -> None:
     assert told["GATEWAY_UPSTREAM"] == "https://gateway.example:443,https://10.0.0.1:8443"
     assert mounted(found["Deployment"]) == {
         "GATEWAY_UPSTREAM_CACERT": ("company-ca", "ca.crt"),
+        "GATEWAY_UPSTREAM_CERT": ("edge-certificate", "tls.crt"),
+        "GATEWAY_UPSTREAM_KEY": ("edge-certificate", "tls.key"),
         "GATEWAY_UPSTREAM_TOKEN_FILE": ("upstream", "bearer"),
     }
     assert not [name for name in told if name.startswith("GATEWAY_ETCD")]

@@ -160,9 +160,9 @@ async def upstream(
     *urls: str, token: Callable[[], str] = lambda: "", stale_after: float = 60.0
 ) -> AsyncIterator[GatewayUpstream]:
     """An upstream that looks at these URLs."""
-    loop = asyncio.get_running_loop()
+    loop, context = asyncio.get_running_loop(), ssl.create_default_context()
     made = GatewayUpstream(
-        lambda tier: Client(list(urls), ssl.create_default_context(), token, tier),
+        lambda tier: Client(list(urls), lambda: context, token, tier),
         epoch_of,
         stale_after=stale_after,
         clock=loop.time,

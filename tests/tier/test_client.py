@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 
 import pytest
 
+from app.core.keys import KeyRange
 from app.tier.client import Client, ForeignAnswerError, tier_of
+from tests.support.waiting import eventually
+from tests.tier.scripted import Answered, scripted, upstream
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Gateway-Tier": ""}, {"X-Gateway-Tier": "-1"}, {"X-Gateway-Tier": "one"}])
@@ -18,7 +22,7 @@ def test_an_answer_without_a_tier(headers: dict[str, str]) -> None:
 
 async def test_urls_come_in_turn() -> None:
     """After the last one, the first one is tried again."""
-    client = Client(["http://a:1", "http://b:1"], ssl.create_default_context(), lambda: "", lambda: None)
+    client = Client(["http://a:1", "http://b:1"], ssl.create_default_context, lambda: "", lambda: None)
     found = []
     for _ in range(3):
         found.append(client.url)
@@ -26,3 +30,39 @@ async def test_urls_come_in_turn() -> None:
     await client.aclose()
     assert found == ["http://a:1", "http://b:1", "http://a:1"]
     assert client.count == 2
+
+
+async def test_new_tls_files_count_for_new_connections() -> None:
+    """A stream goes on with the connection that it has; its pool is closed with it."""
+    contexts = [ssl.create_default_context()]
+    async with scripted() as root:
+        client = Client([root.url], lambda: contexts[-1], lambda: "", lambda: None)
+        async with client.stream("/v1/watch", "prefix=/", "application/x-ndjson"):
+            await root.stream()
+            contexts.append(ssl.create_default_context())
+            await client.get("/v1/progress", "")
+            assert len(client._pools) == 2
+        await client.get("/v1/progress", "")
+        assert [pool.context for pool in client._pools] == [contexts[-1]]
+        await client.aclose()
+
+
+async def test_requests_under_way_are_counted() -> None:
+    """They take descriptors, which clients cannot have."""
+    async with scripted() as root, upstream(root.url) as above:
+
+        async def ready() -> bool:
+            return above.condition.state == "ready"
+
+        await eventually(ready)
+        root.answer = lambda asked: Answered.mute() if asked.query else root.usual(asked)
+        before = above.connections
+        reading = asyncio.create_task(above.read("prefix=/svc/"))
+        above.watch(KeyRange("prefix", b"/svc/"), 0, lambda _given: None, stream_kind="live")
+
+        async def counted() -> bool:
+            return above.connections >= before + 2
+
+        await eventually(counted)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)

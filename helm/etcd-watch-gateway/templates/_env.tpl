@@ -23,6 +23,12 @@
 - name: GATEWAY_UPSTREAM_CACERT
   value: /etc/etcd-watch-gateway/upstream-ca/ca.crt
 {{- end }}
+{{- with .Values.upstream.clientCertificateSecret }}
+- name: GATEWAY_UPSTREAM_CERT
+  value: /etc/etcd-watch-gateway/upstream-tls/tls.crt
+- name: GATEWAY_UPSTREAM_KEY
+  value: /etc/etcd-watch-gateway/upstream-tls/tls.key
+{{- end }}
 {{- with .Values.upstream.tokenSecret }}
 - name: GATEWAY_UPSTREAM_TOKEN_FILE
   value: /etc/etcd-watch-gateway/upstream-token/token

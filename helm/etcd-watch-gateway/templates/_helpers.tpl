@@ -125,8 +125,8 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if gt (len (uniq $schemes)) 1 -}}
 {{- fail "upstream.urls must not mix https:// and http://" -}}
 {{- end -}}
-{{- if and (or .Values.upstream.caSecret .Values.upstream.tokenSecret) (not .Values.upstream.urls) -}}
-{{- fail "upstream.urls is required with upstream.caSecret and upstream.tokenSecret" -}}
+{{- if and (or .Values.upstream.caSecret .Values.upstream.clientCertificateSecret .Values.upstream.tokenSecret) (not .Values.upstream.urls) -}}
+{{- fail "upstream.urls is required with upstream.caSecret, upstream.clientCertificateSecret and upstream.tokenSecret" -}}
 {{- end -}}
 {{- if and .Values.tls.clientCaSecret (not .Values.tls.existingSecret) -}}
 {{- fail "tls.clientCaSecret needs tls.existingSecret, the Secret with the gateway's own certificate" -}}

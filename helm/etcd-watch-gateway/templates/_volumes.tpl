@@ -52,6 +52,17 @@
       - key: ca.crt
         path: ca.crt
 {{- end }}
+{{- with .Values.upstream.clientCertificateSecret }}
+- name: upstream-tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
+{{- end }}
 {{- with .Values.upstream.tokenSecret }}
 - name: upstream-token
   secret:
