@@ -46,8 +46,10 @@ READ_TIMEOUT = 30.0
 PATIENCE = 2.0
 # Items of a page of a state.
 PAGE = 10_000
-# States that are read at a time: their pages, of 16 MiB each, are in memory before they are counted.
-MOST_STATES = 2
+# First pages that are read at a time: a page, of at most 16 MiB, is in memory before it is counted.
+MOST_FIRST_PAGES = 2
+# States of several pages that are read at a time, after their first pages. Small states do not wait for them.
+MOST_LARGE_STATES = 1
 # Bytes of memory for each byte of a page, with its parsed JSON.
 ITEM_COST = 3
 # The number of ranges whose revision is remembered.
@@ -92,7 +94,8 @@ class GatewayUpstream:
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
         self.progress_trusted = False
-        self._states = asyncio.Semaphore(MOST_STATES)
+        self._first_pages = asyncio.Semaphore(MOST_FIRST_PAGES)
+        self._large_states = asyncio.Semaphore(MOST_LARGE_STATES)
         self._reachable = asyncio.Event()
         self._condition = Condition(self.client.url, "", "connecting", time.time(), "not connected yet")
         self._watches: set[UpstreamWatch] = set()
@@ -161,17 +164,20 @@ class GatewayUpstream:
         query = "&".join(map(str, ranges)) + ("" if newest else FROM_MEMORY)
         if len(ranges) > 1 or ranges[0].kind == "prefix":
             query += f"&limit={PAGE}"
-        cluster_id, items = self.cluster_id, []
+        cluster_id = self.cluster_id
         epoch = self._epoch_of(cluster_id, Selection(tuple(ranges)))
-        async with self._states:
+        async with self._first_pages:
             answer = await self._first_page(query, reached)
-            while True:
-                budget(ITEM_COST * len(answer.body))
-                revision, some, page = _list(answer, epoch)
-                items += some
-                if not page:
-                    return Snapshot.of(revision, items), cluster_id
-                answer = await self._read(f"{query}&page={quote(page)}")
+            budget(ITEM_COST * len(answer.body))
+            revision, items, page = _list(answer, epoch)
+        if page:
+            async with self._large_states:
+                while page:
+                    answer = await self._read(f"{query}&page={quote(page)}")
+                    budget(ITEM_COST * len(answer.body))
+                    revision, some, page = _list(answer, epoch)
+                    items += some
+        return Snapshot.of(revision, items), cluster_id
 
     async def _first_page(self, query: str, reached: int) -> Answer:
         try:

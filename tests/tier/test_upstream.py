@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -19,7 +20,7 @@ from app.core.feed_messages import Lost, WatchInput
 from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, position, scripted, upstream
 
 SVC = KeyRange("prefix", b"/svc/")
@@ -184,6 +185,30 @@ async def test_a_state_of_several_pages(root: Scripted) -> None:
     first, second = (one.parameters for one in root.of("/v1/kv"))
     assert first == {"prefix": "/svc/", "consistency": "feed", "limit": "10000", "min_revision": "110"}
     assert second == {"prefix": "/svc/", "consistency": "feed", "limit": "10000", "page": "a+b"}
+
+
+async def test_a_large_state_does_not_block_small_ones(root: Scripted) -> None:
+    """Two large states stand still after their first pages. A small one is read meanwhile."""
+    first = {"revision": 100, "cursor": cursor(SVC, 100), "kvs": [], "count": 9, "next_page": "more"}
+
+    def answer(asked: Asked) -> Answered:
+        if asked.path != "/v1/kv" or "key" in asked.parameters:
+            return root.usual(asked)
+        return Answered.mute() if "page" in asked.parameters else Answered.of(first)
+
+    async def standing_still() -> bool:
+        return sorted(one.parameters.get("page", "") for one in root.of("/v1/kv")) == ["", "", "more"]
+
+    async with upstream(root.url) as above, asyncio.timeout(HANG):
+        await condition(above, "ready")
+        root.answer = answer
+        large = [asyncio.create_task(above.snapshot([SVC], lambda _size: None)) for _ in range(2)]
+        await eventually(standing_still)
+        snapshot, _ = await above.snapshot([KEY], lambda _size: None)
+        assert (snapshot.revision, [task.done() for task in large]) == (100, [False, False])
+        for task in large:
+            task.cancel()
+        await asyncio.gather(*large, return_exceptions=True)
 
 
 async def test_a_gateway_that_cannot_prove_how_far_it_is_reads_etcd(root: Scripted) -> None:
