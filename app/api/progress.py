@@ -49,6 +49,7 @@ class ProgressEndpoint:
             "revision": gateway.upstream.highest_revision,
             "state": gateway.upstream.condition.state,
             "progress_trusted": gateway.upstream.progress_trusted,
+            "member_known": gateway.upstream.member_known,
         }
         if query.ranges:
             ranges = parse_ranges(query)

@@ -247,6 +247,7 @@ OTHERS = {
             "revision": NUMBER,
             "state": _ETCD["state"],
             "progress_trusted": {"type": "boolean"},
+            "member_known": said({"type": "boolean"}, "Whether progress_trusted is about a member of etcd."),
         }
     ),
     "ProtectedResource": record(

@@ -93,7 +93,7 @@ class GatewayUpstream:
         self.highest_revision = 0
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
-        self.progress_trusted = False
+        self.progress_trusted = self._member_known = False
         self._first_pages = asyncio.Semaphore(MOST_FIRST_PAGES)
         self._large_states = asyncio.Semaphore(MOST_LARGE_STATES)
         self._reachable = asyncio.Event()
@@ -117,8 +117,8 @@ class GatewayUpstream:
 
     @property
     def member_known(self) -> bool:
-        """See ``app.ports.Etcd``."""
-        return self._reachable.is_set()
+        """See ``app.ports.Etcd``. An upstream that has lost etcd does not know either."""
+        return self._member_known and self._reachable.is_set()
 
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``: nine tenths for each tier, because the tip of the tier above may be ahead."""
@@ -317,6 +317,7 @@ class GatewayUpstream:
         try:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
             revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
+            member_known = bool(found.get("member_known", True))
         except (KeyError, ValueError, TypeError, OverflowError):
             raise ForeignAnswerError("/v1/progress cannot be read; run the same version on both tiers") from None
         if not cluster_id:
@@ -334,7 +335,7 @@ class GatewayUpstream:
         if self.tier is None:  # only a gateway that can be followed fixes the tier
             self.tier = self.admit(answer.headers, answer.status)
         self.cluster_id = cluster_id
-        self.progress_trusted = trusted
+        self.progress_trusted, self._member_known = trusted, member_known
         # After a restore both may be lower than before, though no watch has said so.
         self.highest_revision = max([revision, *(watch.revision for watch in self._watches)])
         self._say_ready(state)

@@ -33,6 +33,7 @@ def position(**changed: object) -> dict[str, object]:
         "revision": 100,
         "state": "ready",
         "progress_trusted": True,
+        "member_known": True,
         **changed,
     }
 

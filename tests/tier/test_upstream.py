@@ -102,6 +102,20 @@ async def test_an_upstream_without_etcd_is_followed(root: Scripted) -> None:
         assert above.statistics().reached
 
 
+async def test_an_upstream_without_etcd_says_nothing_about_progress(root: Scripted) -> None:
+    """Otherwise an edge would refuse several ranges for good, only because its root is away from etcd for a moment."""
+    says(root, Answered.of(position(state="down", progress_trusted=False, member_known=False)))
+    async with upstream(root.url, stale_after=0.4) as above:
+        await condition(above, "ready")
+        assert not above.member_known
+        says(root, Answered.of(position()))
+
+        async def known() -> bool:
+            return above.member_known and above.progress_trusted
+
+        await eventually(known)
+
+
 async def test_an_upstream_that_has_etcd_is_preferred(root: Scripted) -> None:
     """The streams move, too. Without a better upstream, the present one is kept."""
     async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
