@@ -386,6 +386,10 @@ class Judge:
             what = f"lacks {missing}" if missing is not None else "does not move on"
             self._fail(f"reports live at {self.stand} for {lag:.1f} s, and {what} of history {history.number}")
 
+    def too_late(self, revision: int, seconds: float) -> ViolationError:
+        """The verdict on a subscriber that has not reached *revision* in time, although nothing is wrong any more."""
+        return self._violation(f"stands at {self.stand} after {seconds:g} s, and not live at {revision} or later")
+
     def _explain(self, claim: Claim) -> str:
         history = self.chronicle.now
         if claim.after is None:
@@ -407,8 +411,11 @@ class Judge:
             self._fail(text)
 
     def _fail(self, text: str) -> None:
+        raise self._violation(text)
+
+    def _violation(self, text: str) -> ViolationError:
         story = "\n    ".join(self._seen)
-        raise ViolationError(f"{self.watched.query}: {text}\n  it saw last:\n    {story}")
+        return ViolationError(f"{self.watched.query}: {text}\n  it saw last:\n    {story}")
 
 
 def _names(event: Event) -> list[bytes]:

@@ -41,6 +41,8 @@ from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
 
 CHECKS = 0.5
+# Seconds that a follower may take to catch up, after the last fault has been undone.
+PATIENCE = 60.0
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
 
@@ -331,12 +333,20 @@ async def _finish(
         ends = {key: await _put(channel, metadata, key) for key in keys}
     await oracle.reach(max(ends.values()))
     log("every follower catches up")
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-        for follower in crowd:
-            if follower.violation is None:
-                contains = follower.judge.watched.contains
-                last = max(revision for key, revision in ends.items() if contains(key))
-                group.create_task(follower.finish(last))
+    lasts = {
+        follower: max(revision for key, revision in ends.items() if follower.judge.watched.contains(key))
+        for follower in crowd
+        if follower.violation is None
+    }
+    finishing = {asyncio.create_task(follower.finish(last)): follower for follower, last in lasts.items()}
+    done, late = await asyncio.wait(finishing, timeout=PATIENCE)
+    for task in late:
+        task.cancel()
+        follower = finishing[task]
+        follower.violation = follower.judge.too_late(lasts[follower], PATIENCE)
+    await asyncio.gather(*finishing, return_exceptions=True)
+    for task in done:
+        task.result()
     await oracle.reach(await access.revision(cluster.endpoints[0]))
     for follower in crowd:
         _check(follower, final=True)
