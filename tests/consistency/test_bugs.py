@@ -59,6 +59,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
         followers=40,
         tiers=OF_TIERS.get(bug, 0),
+        circular=bug == "edges-that-follow-each-other",
         javascript=(),
         log=print,
     )
