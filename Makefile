@@ -71,6 +71,7 @@ docs: $(INSTALLED)  ## build the docs site into dist/docs; a broken link is an e
 reference: $(INSTALLED)  ## write what the docs repeat: the command line, and the figures of docs/benchmarks.md
 	$(BIN)/python -m tools.command_line
 	$(BIN)/python -m tools.figures
+	$(BIN)/python -m benchmarks.scaling --write
 
 screenshots: $(INSTALLED)  ## take the pictures of the page in docs/images again
 	@sh tools/system.sh
