@@ -63,6 +63,7 @@ class JavascriptClient(Client):
         try:
             async for line in process.stdout:
                 self._hear(json.loads(line))
+            await process.wait()  # to kill a process that has just ended would lose its status: asyncio reports 255
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
