@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from benchmarks import compressed, herds, measure, selections
+from benchmarks import compressed, herds, measure, selections, tiers
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
 from benchmarks.peers.bare import bare
@@ -22,6 +22,7 @@ GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "etcd's JSON gateway",
     "bare: uvloop, fixed bytes",
 )
+TREE = "etcd"
 ONE_CHANNEL, CHANNELS = "one channel", "many channels"
 SINGLE, WORKERS = "a single process", "a hub and two workers"
 PLAIN, GZIP = "plain", "gzip"
@@ -77,6 +78,7 @@ class Size:
     pinned: int = 5000
     released: int = 100
     joiners: int = 300
+    tree: tuple[int, int, int] = (8, 100, 10_000)  # edges, ranges, subscribers
 
 
 FULL = Size()
@@ -96,6 +98,7 @@ SMALL = Size(
     pinned=100,
     released=5,
     joiners=5,
+    tree=(2, 5, 40),
 )
 
 
@@ -172,6 +175,13 @@ def comparisons(size: Size) -> list[Comparison]:
                 for how in ("", BUSY)
                 for side, query in ((ONE_RANGE, "prefix=/bench/"), (TWO_RANGES, "prefix=/bench/&prefix=/quiet/"))
             },
+        ),
+        Comparison(
+            "tiers",
+            "What etcd sees of {} edges, {} ranges and {:,} subscribers".format(*size.tree),
+            "One root, and the edges in processes of their own. The subscribers are spread evenly over edges and "
+            "ranges. The watches are those of etcd's own metric, while all follow and after all have left.",
+            {TREE: partial(tiers.watches, *size.tree)},
         ),
         Comparison(
             "ingest",
@@ -315,6 +325,11 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
                 of("merge", TWO_RANGES + how, put) / (2 * of("merge", ONE_RANGE + how, put) + 5),
             )
             for how in ("", BUSY)
+        ),
+        Goal(
+            f"{size.tree[2]:,} subscribers at {size.tree[0]} edges: watches at etcd, for each range",
+            1,
+            of("tiers", TREE, "a range"),
         ),
         Goal("memory of an idle subscriber, KiB", 3, of("single", GATEWAY, memory)),
         Goal("memory of an idle subscriber, relative to naive", 0.25, ratio("single", GATEWAY, NAIVE, memory)),
