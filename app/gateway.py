@@ -118,6 +118,7 @@ class GatewayStatistics:
     watch: RegistryStatistics
     streams: StreamStatistics
     etcd: UpstreamStatistics
+    tier: int | None  # None while an edge does not know it yet
     connections: ConnectionStatistics
     token_unusable: bool
     access_troubles: Mapping[str, str]  # what is wrong with each file of the access control; empty if nothing is
@@ -294,6 +295,7 @@ class Gateway:
             watch=self.registry.statistics(only),
             streams=self.streams.counters.statistics(),
             etcd=self.upstream.statistics(),
+            tier=self.tier,
             connections=self.capacity.statistics(),
             token_unusable=self.access.token_unusable,
             access_troubles=self.access.troubles(),

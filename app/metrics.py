@@ -143,6 +143,8 @@ def _of_etcd(now: GatewayStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_watch_streams", "Watch streams that the gateway holds at etcd.", open_streams)
     yield _gauge("etcd_watch_streams_max", "Maximum number of watch streams at etcd.", MAX_STREAMS)
     yield _gauge("etcd_up", "1 if etcd is reachable, else 0.", etcd.condition.state == "ready")
+    if now.tier is not None:
+        yield _gauge("tier", "0 if the gateway follows etcd, else one more than the tier of its upstream.", now.tier)
     yield _gauge("etcd_revision", "Highest etcd revision that the gateway knows.", etcd.highest_revision)
     yield _counter("etcd_reconnects", "Lost connections to etcd.", etcd.reconnects)
     yield _counter("etcd_ranges", "Range requests sent to etcd.", etcd.ranges)

@@ -65,6 +65,7 @@ class Feeds:
             "epoch": gateway.settings.epoch,
             "linger": gateway.settings.linger,
             "sinks": now.streams.serving,
+            **({"tier": gateway.tier} if gateway.tier is not None else {}),
             "etcd": etcd,
             "feeds": [self._feed(feed, ranges) for feed in now.watch.feeds],
             "channels": [

@@ -265,11 +265,13 @@ OTHERS = {
             "epoch": TEXT,
             "linger": {"type": "number"},
             "sinks": {"type": "object", "additionalProperties": COUNT},
+            "tier": said(COUNT, "0: it follows etcd. Absent while an edge does not know its tier yet."),
             "etcd": record({"version": TEXT, **_ETCD}, optional=["reason"]),
             "feeds": array(ref("Feed")),
             "channels": array(ref("Channel")),
             "pins": array(ref("Pin")),
-        }
+        },
+        optional=["tier"],
     ),
     "Feed": record(
         {"range": TEXT, **_FOLLOWED, "state": {"type": "string", "enum": [*(state.value for state in State), "stale"]}}

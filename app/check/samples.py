@@ -26,7 +26,8 @@ class Sampler:
         authorization: the header for the gateway, not for etcd.
         range_: the checked range, as a query.
         run: the prefix of the request ids of the check's own streams, which tells them from other subscribers.
-        etcd_metrics: URLs; if empty, the endpoint that the gateway reports.
+        etcd_metrics: URLs; if empty, the endpoint that the gateway reports. A gateway that follows other gateways is
+            checked against these: its watches are their streams.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Sampler:
         self._quiet_since = 0.0
         self.etcd_metrics = etcd_metrics
         self.linger = 0.0  # the gateway's linger, in seconds
+        self._tier = 0
         self.addresses: set[str] = set()  # of the check's streams, as the gateway sees them
 
     def begin_quiet(self) -> None:
@@ -57,7 +59,7 @@ class Sampler:
         """Return all counts, read now."""
         described = described_in(self._feeds_url, await self._feeds())
         metrics = await self._metrics(self._metrics_url, self._authorization)
-        self.linger = float(described["linger"])
+        self.linger, self._tier = float(described["linger"]), int(described.get("tier", 0))
         self.etcd_metrics = self.etcd_metrics or (f"{described['etcd']['endpoint']}/metrics",)
         gateway = _gateway_counts(described["instance"], metrics)
         return Sample(gateway, self._checked(described, gateway.opened), await self._etcd_counts())
@@ -74,10 +76,21 @@ class Sampler:
         return Metrics(url, await self._client.get(url, headers))
 
     async def _etcd_counts(self) -> EtcdCounts:
+        if self._tier:
+            return EtcdCounts(await self._streams_above(), 0)
         members = await asyncio.gather(*(self._metrics(url, {}) for url in self.etcd_metrics))
         return EtcdCounts(
             sum(member.value(WATCHERS) for member in members), sum(member.value(STREAMS) for member in members)
         )
+
+    async def _streams_above(self) -> int:
+        above = await asyncio.gather(*(self._metrics(url, self._authorization) for url in self.etcd_metrics))
+        try:
+            return sum(one.value(f"{NAMESPACE}_streams") for one in above)
+        except UnreachableError as error:
+            raise UnreachableError(
+                f"{error}; the gateway is of tier {self._tier}, so --etcd-metrics must name gateways that it follows"
+            ) from None
 
     def _checked(self, described: dict[str, Any], opened: int) -> Checked:
         feeds: Sequence[dict[str, Any]] = described["feeds"]

@@ -105,6 +105,19 @@ async def test_several_members() -> None:
     assert sample.etcd == EtcdCounts(3, 6)
 
 
+async def test_an_edge() -> None:
+    """The watches of an edge are streams of its upstream. That is a gateway, which gets the token."""
+    world = World()
+    world.feeds |= {"tier": 1, "etcd": {"endpoint": "http://root"}}
+    world.pages["http://root/metrics"] = GATEWAY.format(opened=9)
+    sample = await sampler(world).sample()
+
+    assert sample.etcd == EtcdCounts(6, 0)
+    assert "http://root/metrics" in world.told
+    with pytest.raises(UnreachableError, match="of tier 1, so --etcd-metrics must name gateways"):
+        await sampler(world, "http://etcd:2379/metrics").sample()
+
+
 async def test_where_the_start_is_not_known() -> None:
     """Without a known start time, the instance alone names the process."""
     world = World()

@@ -9,7 +9,7 @@ const sum = (list, member) => list.reduce((total, one) => total + one[member], 0
 
 /**
  * What the picture shows. `ranges`: what this page follows, or null. `connected`: whether this browser has a stream.
- * {mine: {others, me, channel, feeds} | null, totals: {streams, channels, watches}, etcd, channels}; the own channel first.
+ * {mine: {others, me, channel, feeds} | null, totals: {streams, channels, watches}, above, tier, etcd, channels}; the own channel first.
  */
 export function pictureOf(answer, ranges, connected) {
   const channel = ranges && answer.channels.find((one) => sameRanges(one.ranges, outermost(ranges)));
@@ -19,6 +19,8 @@ export function pictureOf(answer, ranges, connected) {
     mine: channel ? { me, others: Math.max(0, channel.subscribers - me), channel, feeds } : null,
     totals: { streams: sum(answer.channels, 'subscribers'), channels: answer.channels.length, watches: answer.feeds.length },
     channels: [...answer.channels].sort((a, b) => (b === channel) - (a === channel) || b.subscribers - a.subscribers),
+    // An edge has its watches at another gateway, which `etcd` describes then.
+    above: answer.tier ? `a gateway of tier ${answer.tier - 1}` : 'etcd', tier: answer.tier ?? 0,
     etcd: answer.etcd, instance: answer.instance, version: answer.version,
   };
 }

@@ -39,13 +39,13 @@ const text = (x, y, name, ...what) => svg('text', { x, y, class: name }, ...what
 
 /** The picture as an element. `ranges`: what this page follows, or null. */
 export function drawPicture(answer, ranges, connected) {
-  const { mine, totals, etcd, channels } = pictureOf(answer, ranges, connected);
+  const { mine, totals, above, tier, etcd, channels } = pictureOf(answer, ranges, connected);
   const me = mine ? mine.me : 0, streams = mine ? mine.me + mine.others : totals.streams;
   const watches = mine ? mine.feeds.length : totals.watches, middle = mine ? 1 : totals.channels;
   const all = mine ? mine.others : totals.streams, { dots, more } = dotsOf(all);
   const spots = dots + me, space = Math.min(18, 126 / Math.max(1, spots - 1)), top = MIDDLE - ((spots - 1) * space) / 2;
   const picture = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: `sharing ${etcd.state === 'ready' ? '' : 'away'}`, role: 'img',
-    'aria-label': `${plural(streams, 'stream')}, ${plural(middle, 'channel')}, ${plural(watches, 'watch', 'watches')} at etcd` });
+    'aria-label': `${plural(streams, 'stream')}, ${plural(middle, 'channel')}, ${plural(watches, 'watch', 'watches')} at ${above}` });
   for (let at = 0; at < spots; at++) {
     const own = me && at === 0, y = top + at * space;
     picture.append(curve(LEFT, y, CHANNEL - 44, MIDDLE, own ? 'line own' : 'line'), svg('circle', { cx: LEFT, cy: y, r: own ? 5.5 : 3.6, class: own ? 'own' : 'dot' }));
@@ -55,16 +55,16 @@ export function drawPicture(answer, ranges, connected) {
   for (let at = 0; at < lines && watches; at++) picture.append(curve(CHANNEL + 44, MIDDLE, ETCD - 27, MIDDLE + (at - (lines - 1) / 2) * 9, 'line watch'));
   picture.append(
     svg('rect', { x: CHANNEL - 44, y: MIDDLE - 17, width: 88, height: 34, rx: 17, class: 'node' }), text(CHANNEL, MIDDLE + 4, 'node-name', middle === 1 ? 'channel' : `${count(middle)} channels`),
-    svg('rect', { x: ETCD - 27, y: MIDDLE - 24, width: 54, height: 48, rx: 10, class: 'node etcd' }), text(ETCD, MIDDLE + 4, 'node-name', 'etcd'),
-    text(ETCD, MIDDLE + 42, 'small', etcd.state === 'ready' ? etcd.version ?? '' : 'away'));
+    svg('rect', { x: ETCD - 27, y: MIDDLE - 24, width: 54, height: 48, rx: 10, class: 'node etcd' }), text(ETCD, MIDDLE + 4, 'node-name', tier ? 'gateway' : 'etcd'),
+    text(ETCD, MIDDLE + 42, 'small', etcd.state === 'ready' ? (tier ? `tier ${tier - 1}` : etcd.version ?? '') : 'away'));
   if (more) picture.append(text(LEFT + 12, HEIGHT - 6, 'small left', `and ${count(more)} more`));
-  return h('div', {}, sentence(streams, middle, watches), picture, table(channels, mine?.channel));
+  return h('div', {}, sentence(streams, middle, watches, above), picture, table(channels, mine?.channel));
 }
 
-function sentence(streams, channels, watches) {
+function sentence(streams, channels, watches, above) {
   const number = (n, one, many) => [h('strong', {}, count(n)), ` ${n === 1 ? one : many}`];
   return h('p', { class: 'sum' }, ...number(streams, 'stream', 'streams'), ' → ', ...number(channels, 'channel', 'channels'),
-    ' → ', ...number(watches, 'watch', 'watches'), ' at etcd');
+    ' → ', ...number(watches, 'watch', 'watches'), ` at ${above}`);
 }
 
 function table(channels, mine) {

@@ -26,7 +26,9 @@ test('a stream that the gateway does not count yet makes no negative number', ()
 });
 
 test('without a channel of its own the page shows the sums', () => {
-  const { mine, totals, channels } = pictureOf(answer, [prefix('/other/')], true);
+  const { mine, totals, channels, above } = pictureOf(answer, [prefix('/other/')], true);
+  assert.equal(above, 'etcd');
+  assert.equal(pictureOf({ ...answer, tier: 2 }, null, false).above, 'a gateway of tier 1');
   assert.equal(mine, null);
   assert.deepEqual(totals, { streams: 10, channels: 3, watches: 2 });
   assert.deepEqual(channels.map(({ subscribers }) => subscribers), [9, 1, 0]);
