@@ -354,6 +354,11 @@ BUGS: dict[str, Callable[[], None]] = {
         etag_without_the_count,
     )
 }
+# test_bugs_of_tiers.py finds these with gateways in one process, in a second each. The torture finds them, too, in a
+# minute: ``python -m tests.consistency.torture --program tests.consistency.bugs BUG`` with
+# ``--tiers 1 --kinds "keep the roots from etcd"`` and, for the edges that follow each other,
+# ``--circular --kinds "kill a gateway"``.
+IN_ONE_PROCESS = {"edge-live-while-its-root-is-stale", "edges-that-follow-each-other"}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.core.versions import parse_version, progress_is_trusted
-from tests.consistency.bugs import BUGS
+from tests.consistency.bugs import BUGS, IN_ONE_PROCESS
 from tests.consistency.torture import torture
 from tests.support.versions import real_etcds
 
@@ -25,12 +25,10 @@ FAULTS = {
     "revision-released-by-an-old-answer": ["cut all", "cut", "black hole"],
     "projected-tip-that-stands-still": ["compact"],
     "edge-survives-reset": ["compact all", "kill a gateway", "cut an edge", "restore, lower"],
-    "edge-live-while-its-root-is-stale": ["keep the roots from etcd"],
-    "edges-that-follow-each-other": ["kill a gateway"],
     "merge-survives-generation": ["cut all", "compact all", "compact", "black hole"],
 }
-# Gateways that follow others have these: how many.
-OF_TIERS = {"edge-survives-reset": 1, "edge-live-while-its-root-is-stale": 1, "edges-that-follow-each-other": 2}
+# A gateway that follows another one has these.
+OF_TIERS = {"edge-survives-reset"}
 # Only where etcd's progress can be trusted, there are merges of several feeds, and quiet mirrors move on.
 NEED_TRUST = {
     "revision-released-by-an-old-answer",
@@ -42,7 +40,7 @@ NEED_TRUST = {
 
 @pytest.mark.etcd
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", sorted(BUGS))
+@pytest.mark.parametrize("bug", sorted(set(BUGS) - IN_ONE_PROCESS))
 async def test_a_known_bug_is_caught(bug: str) -> None:
     """The checker finds each known bug on etcd 3.5.1, whose on-demand progress overtakes events.
 
@@ -58,8 +56,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         program=("tests.consistency.bugs", bug),
         kinds=FAULTS.get(bug, ["cut", "delay", "compact"]),
         followers=40,
-        tiers=OF_TIERS.get(bug, 0),
-        circular=bug == "edges-that-follow-each-other",
+        tiers=1 if bug in OF_TIERS else 0,
         javascript=(),
         log=print,
     )

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.consistency.bugs import BUGS
+from tests.consistency.bugs import BUGS, IN_ONE_PROCESS
 from tests.consistency.edges import (
     RANGES,
     Edge,
@@ -27,6 +27,7 @@ from tests.consistency.judge import ViolationError
 from tests.support.waiting import eventually
 from tests.tier.scripted import Answered, Asked, Scripted, scripted
 
+STALE, CIRCLE = sorted(IN_ONE_PROCESS)
 # Longer than a follower of tier 2 may be told "live" without it being true.
 LONG = 25
 
@@ -63,7 +64,7 @@ async def lives(edge: Edge, world: World, *, bug: str, above: list[Edge], follow
         assert [follower.states[-1] for follower in followers] == ["stale"] * len(followers)
 
 
-@pytest.mark.parametrize("bug", ["", "edge-live-while-its-root-is-stale"], indirect=True)
+@pytest.mark.parametrize("bug", ["", STALE], indirect=True)
 async def test_an_edge_whose_root_is_stale(world: World, root: Scripted, bug: str) -> None:
     """What the root has still comes, and is not called live: the root itself lacks something."""
     async with AsyncExitStack() as stack:
@@ -78,7 +79,7 @@ async def test_an_edge_whose_root_is_stale(world: World, root: Scripted, bug: st
         await lives(edge, world, bug=bug, above=[], followers=[follower])
 
 
-@pytest.mark.parametrize("bug", ["", "edge-live-while-its-root-is-stale"], indirect=True)
+@pytest.mark.parametrize("bug", ["", STALE], indirect=True)
 async def test_an_edge_that_returns_to_a_stale_root(world: World, root: Scripted, bug: str) -> None:
     """``synced`` means live to a client. Between ``synced`` and ``status``, an edge's followers are not live either."""
     async with AsyncExitStack() as stack:
@@ -99,7 +100,7 @@ async def test_an_edge_that_returns_to_a_stale_root(world: World, root: Scripted
         assert ("live" in follower.states) == bool(bug)
 
 
-@pytest.mark.parametrize("bug", ["", "edges-that-follow-each-other"], indirect=True)
+@pytest.mark.parametrize("bug", ["", CIRCLE], indirect=True)
 async def test_two_edges_that_follow_each_other(world: World, root: Scripted, bug: str) -> None:
     """One fails over to the other, which follows the first: without tiers, both are live for ever."""
     async with AsyncExitStack() as stack:

@@ -418,6 +418,7 @@ def main() -> int:
     parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
     parser.add_argument("--followers", type=int, default=60)
     parser.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
+    parser.add_argument("--circular", action="store_true", help="the first edge may follow the second one, too")
     parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
     parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
     chosen = parser.parse_args()
@@ -440,6 +441,7 @@ def main() -> int:
                 auth=not chosen.no_auth,
                 followers=chosen.followers,
                 tiers=chosen.tiers,
+                circular=chosen.circular,
                 program=chosen.program,
                 kinds=chosen.kinds,
                 log=log,
