@@ -37,7 +37,7 @@ class Answer:
     body: bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pool:
     context: ssl.SSLContext | bool
     http: httpx.AsyncClient
@@ -132,10 +132,10 @@ class Client:
             yield pool.http
         finally:
             pool.users -= 1
-            for old in self._pools[:-1]:
-                if not old.users:
-                    self._pools.remove(old)
-                    await old.http.aclose()
+            unused = [one for one in self._pools[:-1] if not one.users]
+            self._pools = [one for one in self._pools if one not in unused]  # before any await: others end here, too
+            for one in unused:
+                await one.http.aclose()
 
     def _headers(self, accept: str) -> dict[bytes, bytes]:
         headers = {"Accept": accept}
