@@ -32,7 +32,6 @@ from app.core.view import View
 from app.etcd import link
 from app.tier.client import tier_of
 from app.tier.upstream import MOST_TIERS, GatewayUpstream
-from app.watch.feed import Feed
 from app.watch.pending import Pending
 
 

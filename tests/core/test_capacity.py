@@ -77,7 +77,7 @@ def test_the_gateways_own_connections_leave_less_room() -> None:
     capacity: Capacity[int] = Capacity(5, 1, lambda: own[0])
     for number in range(3):
         capacity.arrive(number)
-        capacity.occupy(number)
+        capacity.mark_busy(number)
     capacity.check()
     own[0] = 2
     with pytest.raises(OverCapacityError, match="the limit of open files allows 2"):
