@@ -298,6 +298,18 @@ def merge_survives_generation() -> None:
     _replace(SelectedHistory, "restart", go_on)
 
 
+def id_from_the_end_of_a_flush() -> None:
+    """A flush of ``mode=latest`` has the channel's revision at its end as its id: what came meanwhile is skipped."""
+    next_piece = Reader._next_piece
+
+    def end_at_the_tip(self: Reader) -> bytes:
+        if self._fold is not None:
+            self._fold.end = max(self._fold.end, self._history.log.tip)
+        return next_piece(self)
+
+    _replace(Reader, "_next_piece", end_at_the_tip)
+
+
 def edge_survives_reset() -> None:
     """An edge goes on after its root's reset: it lacks what the root could not continue with."""
     _unguarded()
@@ -347,6 +359,7 @@ BUGS: dict[str, Callable[[], None]] = {
         transaction_divided_between_ranges,
         projected_tip_that_stands_still,
         merge_survives_generation,
+        id_from_the_end_of_a_flush,
         edge_survives_reset,
         edge_live_while_its_root_is_stale,
         edges_that_follow_each_other,
