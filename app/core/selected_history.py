@@ -127,7 +127,6 @@ class SelectedHistory:
         self._lagged_at = 0
         # Readers have been able to see the present generation, and so its reason.
         self._seen = False
-        self._tip_wanted = False  # see ``tell_tip``
         self._now = 0.0
         self._may_keep: MayKeep = keep_all
 
@@ -171,8 +170,6 @@ class SelectedHistory:
             return
         if self._view is not None and self._continues:
             self._go_on()
-        if self._tip_wanted:
-            self._on_change()
 
     def restart(self) -> None:
         """Start anew from the feeds' views if a feed has begun a new generation, or has dropped its view."""
@@ -184,11 +181,6 @@ class SelectedHistory:
             self._drop()
         self._update_awaited()
         self._on_change()
-
-    def tell_tip(self, *, wanted: bool) -> None:
-        """Set whether ``on_change`` is called whenever the tip may have moved: a reader is ahead of it."""
-        self._tip_wanted = wanted
-        self._tell_feeds()
 
     @property
     def _continues(self) -> bool:
@@ -237,12 +229,9 @@ class SelectedHistory:
             awaited = frozenset(part for part in self.parts if part.history.log.tip < newest)
         if awaited != self.awaited:
             self.awaited = awaited
-            self._tell_feeds()
+            for part in self.parts:
+                part.history.followers.await_tip(part, wanted=part in awaited)
             self._on_wait()
-
-    def _tell_feeds(self) -> None:
-        for part in self.parts:
-            part.history.followers.await_tip(part, wanted=self._tip_wanted or part in self.awaited)
 
     def _take_views(self) -> None:
         known = [part for part in self.parts if part.generation not in (-1, part.history.log.generation)]

@@ -141,7 +141,7 @@ class Delivery:
             self._joining.stop()
             self._joining = None
         if self._lacks_revision_since is not None:
-            self._channel.await_catch_up(-1)
+            self._channel.ignore_tip(self)
         self._streams.counters.serving[self._sink.name] -= 1
         self._log_end(reason)
         self._subscriber.release()
@@ -437,7 +437,7 @@ class Delivery:
         lacks = self._reader.lacks_revision
         if lacks != (self._lacks_revision_since is not None):
             self._lacks_revision_since = now if lacks else None
-            self._channel.await_catch_up(1 if lacks else -1)
+            (self._channel.await_tip if lacks else self._channel.ignore_tip)(self)
 
     def _slice(self) -> memoryview:
         rest = self._rest

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..core.errors import TooLargeError
@@ -22,7 +22,7 @@ from ..ports import Clock, Etcd
 from .feed import Feed
 from .limits import Limits
 from .memory import FeedMemory
-from .notifier import Notifier
+from .notifier import Listener, Notifier
 from .snapshot_turns import SnapshotTurns
 from .state_reader import FreshSnapshots, StateReader
 
@@ -75,8 +75,14 @@ class Channel(Protocol):
     def want_older(self, revision: int) -> bool:
         """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
 
-    def await_catch_up(self, change: int) -> None:
-        """Count a reader that is ahead of the channel (+1), or no longer is (-1). While any is, ask for progress."""
+    def await_tip(self, listener: Listener) -> None:
+        """Wake *listener* when the tip has moved, until ``ignore_tip``. Meanwhile etcd is asked for progress often.
+
+        A tip that progress moves wakes nobody else.
+        """
+
+    def ignore_tip(self, listener: Listener) -> None:
+        """Stop waking *listener* for ``await_tip``."""
 
     async def linearizable_revision(self) -> int:
         """Return a linearizable revision from a read that began after this call. All waiting readers share the read."""
@@ -129,7 +135,6 @@ class SelectedChannel:
             StateReader(ranges, etcd, memory, turns, self), self.history, keep=limits.sync_timeout, clock=clock
         )
         self._hastened: set[Feed] = set()
-        self._readers_ahead = 0
         self._accounting = False
         self._started = self._stopped = False
         self._limits = limits
@@ -243,12 +248,15 @@ class SelectedChannel:
                 return False
         return self.history.promises(revision)
 
-    def await_catch_up(self, change: int) -> None:
-        """See ``Channel``."""
-        self._readers_ahead += change
-        self.history.tell_tip(wanted=self._readers_ahead > 0)
+    def await_tip(self, listener: Listener) -> None:
+        """See ``Channel``. The tip moves with those of the feeds, and is read when a reader looks."""
         for feed, _ in self.sources:
-            feed.await_catch_up(change)
+            feed.await_tip(listener)
+
+    def ignore_tip(self, listener: Listener) -> None:
+        """See ``Channel``."""
+        for feed, _ in self.sources:
+            feed.ignore_tip(listener)
 
     async def linearizable_revision(self) -> int:
         """See ``Channel``."""

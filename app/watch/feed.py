@@ -44,7 +44,7 @@ from .backfill import RunningBackfill
 from .cancel import cancel_watch
 from .limits import Limits
 from .memory import FeedMemory
-from .notifier import Notifier
+from .notifier import Listener, Notifier
 from .pending import Pending
 from .snapshot_turns import SnapshotTurns
 from .state_reader import FreshSnapshots, StateReader
@@ -102,7 +102,7 @@ class Feed:
         self.core = FeedCore(limits.log, etcd.reach(limits.reach_back), resets_told=etcd.is_gateway)
         self.history = self.core.history
         self.older = self.core.backfill
-        self.notifier = Notifier()
+        self.notifier, self.tip_notifier = Notifier(), Notifier()
         # The channels that are made from this feed: projections and merges.
         self.channels: dict[MadeChannel, None] = {}
         self.started = time.time()
@@ -124,7 +124,6 @@ class Feed:
         self._state = StateReader(self.ranges, etcd, memory, turns, self)
         self._fresh = FreshSnapshots(self._state, self.history, keep=limits.sync_timeout, clock=clock)
         self._proof_pending = False
-        self._readers_ahead = 0
         self._merges_waiting = 0
         self._published = 0  # events
         self.staleness = Staleness(limits.stale_after, clock(), withdraws=etcd.is_gateway)
@@ -190,10 +189,13 @@ class Feed:
             self._backfill.stop()
         elif core.owes_backfill:
             self._backfill.want(None)
-        if (joinable, generation) == (self.history.joinable, self.history.log.generation):
-            self._changed()
-        else:
+        if (joinable, generation) != (self.history.joinable, self.history.log.generation):
             self._changed_for_all()
+        elif before is core.state is State.LIVE and isinstance(given, Progress):
+            # Nothing has changed but the tip. To wake 5,000 readers that have nothing to read takes 25 ms.
+            self.tip_notifier.notify()
+        else:
+            self._changed()
 
     def _changed_for_all(self) -> None:
         """Wake the readers of this feed, and of all channels that are made from this feed."""
@@ -206,6 +208,7 @@ class Feed:
         self._owner.published(self.history.events - self._published)
         self._published = self.history.events
         self.notifier.notify()
+        self.tip_notifier.notify()
 
     def _has_room(self) -> bool:
         self._account()
@@ -419,14 +422,19 @@ class Feed:
 
     # --- proof and staleness -----------------------------------------------------------------------------------------
 
-    def await_catch_up(self, change: int) -> None:
-        """Count a reader that is ahead of the feed (+1), or no longer is (-1). While any is, request progress often."""
-        self._readers_ahead += change
+    def await_tip(self, listener: Listener) -> None:
+        """See ``app.watch.channel.Channel``."""
+        self.tip_notifier.add(listener)
+        self._ask_for_proof()
+
+    def ignore_tip(self, listener: Listener) -> None:
+        """See ``app.watch.channel.Channel``."""
+        self.tip_notifier.discard(listener)
         self._ask_for_proof()
 
     def _ask_for_proof(self) -> None:
         if self._watch is not None:
-            self._watch.await_proof(self._proof_pending or self._readers_ahead > 0)
+            self._watch.await_proof(self._proof_pending or len(self.tip_notifier) > 0)
             self._watch.hasten(self._merges_waiting > 0)
 
     def hasten(self, change: int) -> None:
@@ -509,8 +517,7 @@ class Feed:
 def _wanted() -> bool:
     """Whether the core still waits for this task's answer: the task has not been cancelled.
 
-    An answer can cancel its own task, because its header may reveal a restore. The task has no further await that would
-    raise CancelledError, so it must check here.
+    An answer can cancel its own task: its header may reveal a restore. No await follows that would raise.
     """
     task = asyncio.current_task()
     return task is None or not task.cancelling()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from ..core.errors import GatewayError
 from ..core.reader import Reader, Wants
@@ -15,6 +17,13 @@ logger = logging.getLogger("gateway.stream")
 
 # Seconds between a failed linearizable read and the next one.
 READ_AGAIN = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waking:
+    """Wakes a stream. The stream may await the tip for another reason too, and so may a task that has not ended."""
+
+    wake: Callable[[], None]
 
 
 class Joining:
@@ -71,8 +80,7 @@ class Joining:
         self._serves = Wants.NOTHING
 
     async def _read_linearizable(self) -> None:
-        self._channel.await_catch_up(1)  # progress may take the channel to the cursor before the read is answered
-        try:
+        with self._awaiting_tip():  # progress may take the channel to the cursor before the read is answered
             while True:
                 try:
                     revision = await self._channel.linearizable_revision()
@@ -83,15 +91,13 @@ class Joining:
                 self._reader.give_linearizable(revision)
                 self._wake()
                 return
-        finally:
-            self._channel.await_catch_up(-1)
 
     async def _await_catch_up(self) -> None:
         """Give the channel time to prove that it has reached the cursor; then read the state afresh."""
         asked = self._reader.asked
         assert asked is not None, "only a cursor can be ahead"
-        self._channel.await_catch_up(1)
-        try:
+        with self._awaiting_tip():
+            self._wake()  # the tip may have moved before this task began
             while True:
                 await asyncio.sleep(self._sync_timeout)
                 snapshot = await self._channel.fresh_snapshot(asked)
@@ -99,5 +105,13 @@ class Joining:
                     self._reader.give_snapshot(snapshot)
                     self._wake()
                     return
+
+    @contextlib.contextmanager
+    def _awaiting_tip(self) -> Iterator[None]:
+        """Wake the stream when the channel's tip moves."""
+        waking = Waking(self._wake)
+        self._channel.await_tip(waking)
+        try:
+            yield
         finally:
-            self._channel.await_catch_up(-1)
+            self._channel.ignore_tip(waking)

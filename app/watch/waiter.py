@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from .channel import SelectedChannel
-from .notifier import Notifier
 from .subscriber import Subscriber
 
 
@@ -38,12 +36,11 @@ class Waiter:
             done: called at once, and at each change.
             ahead: the channel must reach a revision. Then the gateway asks etcd for progress meanwhile.
         """
-        channel, notifiers = self._subscriber.channel, list(self._notifiers(ahead=ahead))
+        channel = self._subscriber.channel
         self._subscriber.owner = self
-        for notifier in notifiers:
-            notifier.add(self)
+        channel.notifier.add(self)
         if ahead:
-            channel.await_catch_up(1)
+            channel.await_tip(self)
         try:
             async with asyncio.timeout(seconds):
                 while not done():
@@ -55,16 +52,7 @@ class Waiter:
             return done()
         finally:
             self._subscriber.owner = None
-            for notifier in notifiers:
-                notifier.discard(self)
+            channel.notifier.discard(self)
             if ahead:
-                channel.await_catch_up(-1)
+                channel.ignore_tip(self)
         return True
-
-    def _notifiers(self, *, ahead: bool) -> Iterator[Notifier]:
-        channel = self._subscriber.channel
-        yield channel.notifier
-        # The tip of a projection or a merge moves with those of its feeds, and wakes nobody.
-        if ahead and isinstance(channel, SelectedChannel):
-            for feed, _ in channel.sources:
-                yield feed.notifier

@@ -266,7 +266,7 @@ async def test_min_revision_is_not_reached(
     assert (answer.json()["code"], answer.json()["parameter"]) == ("revision-not-reached", "min_revision")
     assert answer.headers["x-etcd-revision"] == str(fake.revision)
     (feed,) = gateway.registry.feeds
-    assert feed._readers_ahead == 0
+    assert len(feed.tip_notifier) == 0
     assert len(gateway.registry) == 0
 
 

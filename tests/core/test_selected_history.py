@@ -614,20 +614,6 @@ def test_a_merge_that_waits_wakes_nobody() -> None:
     assert (woken, selected.awaited, selected.log.tip) == ([1], frozenset(), 4)
 
 
-def test_readers_ahead_are_told_of_the_tip() -> None:
-    """They wait for nothing else; no other reader wants to know."""
-    store = Store()
-    selected, feed, woken = projection(store, A)
-    selected.tell_tip(wanted=True)
-    store.write([b"/b/1"], deletes=False)
-    feed.deliver(1, 1.0, progress=False)
-    feed.history.advance(5, 1.0)
-    assert woken == [1, 1]
-    selected.tell_tip(wanted=False)
-    feed.history.advance(6, 1.0)
-    assert woken == [1, 1]
-
-
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(

@@ -250,10 +250,10 @@ async def test_synced_waits_and_asks_for_progress(gateway: Gateway, fake: FakeEt
 
     async def waits() -> bool:
         feed = gateway.registry.feeds.get(RANGE)
-        return feed is not None and feed._readers_ahead == 1
+        return feed is not None and len(feed.tip_notifier) == 1
 
     async def no_longer() -> bool:
-        return feed_of(gateway)._readers_ahead == 0
+        return len(feed_of(gateway).tip_notifier) == 0
 
     await eventually(waits)
     assert events(client) == []
@@ -280,7 +280,7 @@ async def test_a_revision_that_is_not_reached(gateway: Gateway, fake: FakeEtcd, 
     feed = feed_of(gateway)
 
     async def both_wait() -> bool:
-        return feed._readers_ahead == 2
+        return len(feed.tip_notifier) == 2
 
     await eventually(both_wait)
     streams.wait(gateway.settings.sync_timeout - 1)
@@ -291,7 +291,7 @@ async def test_a_revision_that_is_not_reached(gateway: Gateway, fake: FakeEtcd, 
 
     assert [event.get("reason") for event in events(fresh)] == ["revision-not-reached"]
     assert short(resumed) == [f"put@{revision}#{revision}", "close@"]
-    assert feed._readers_ahead == 0
+    assert len(feed.tip_notifier) == 0
     assert gateway.streams.counters.closed["revision-not-reached"] == 2
     await first.leave()
     await released(gateway, fake)
@@ -305,10 +305,10 @@ async def test_a_stream_that_leaves_while_it_waits(gateway: Gateway, fake: FakeE
     feed = feed_of(gateway)
 
     async def waits() -> bool:
-        return feed._readers_ahead == 1
+        return len(feed.tip_notifier) == 1
 
     await eventually(waits)
     await client.leave()
-    assert feed._readers_ahead == 0
+    assert len(feed.tip_notifier) == 0
     await stays.leave()
     await released(gateway, fake)

@@ -13,12 +13,13 @@ from app.core.errors import OverCapacityError, RangesNeedPinError, TooLargeError
 from app.core.events import Batch, KeyValue
 from app.core.keys import KeyRange
 from app.core.log import Bounds, Log
+from app.core.multiplex import Progress
 from app.core.selection import canonical
 from app.watch.channel import OVERHEAD, SelectedChannel
 from app.watch.subscriber import Subscriber
 from tests.support.waiting import HANG, eventually
 from tests.watch.test_notifier import Calling
-from tests.watch.world import SVC, StubEtcd, World
+from tests.watch.world import SVC, StubEtcd, World, settled
 
 OTHER = KeyRange("prefix", b"/other/")
 KEY = KeyRange("key", b"/svc/a")
@@ -158,10 +159,12 @@ async def test_a_reader_ahead_of_a_merge() -> None:
     merged = world.subscribe(SVC, OTHER)
     await joinable(merged)
     channel = channel_of(merged)
-    channel.await_catch_up(1)
+    listener = Calling(asyncio.Event().set)
+    channel.await_tip(listener)
     feeds = list(world.registry.feeds)
-    assert [feed._readers_ahead for feed in feeds] == [1, 1]
-    channel.await_catch_up(-1)
+    assert [len(feed.tip_notifier) for feed in feeds] == [1, 1]
+    channel.ignore_tip(listener)
+    assert [len(feed.tip_notifier) for feed in feeds] == [0, 0]
     assert await channel.linearizable_revision() == 100
     snapshot = await channel.fresh_snapshot(100)
     assert snapshot is not None
@@ -197,16 +200,16 @@ async def test_a_reader_ahead_is_woken_as_soon_as_the_tip_has_moved() -> None:
     narrow = world.subscribe(KEY)
     await joinable(narrow)
     channel = channel_of(narrow)
+    feed = channel.sources[0][0]
+    await eventually(settled(feed))
     woken = asyncio.Event()
     listener = Calling(woken.set)
-    channel.notifier.add(listener)
-    channel.await_catch_up(1)
-    channel.sources[0][0].history.advance(200, 0.0)
+    channel.await_tip(listener)
+    feed.handle(Progress(200, trusted=True))
     async with asyncio.timeout(HANG):
         await woken.wait()
     assert channel.history.log.tip == 200
-    channel.await_catch_up(-1)
-    channel.notifier.discard(listener)
+    channel.ignore_tip(listener)
     narrow.release()
     await world.registry.aclose()
     await world.empty()

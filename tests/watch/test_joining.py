@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -19,10 +20,10 @@ SNAPSHOT = cast("Snapshot", object())
 
 
 class FakeFeed:
-    """A feed that answers from lists; ``ahead`` counts the readers that are ahead of the feed."""
+    """A feed that answers from lists."""
 
     def __init__(self) -> None:
-        self.ahead = 0
+        self.awaited: list[Listener] = []
         self.history = False
         self.wanted: list[int] = []
         self.revisions: list[int | Exception] = []
@@ -32,8 +33,16 @@ class FakeFeed:
         self.wanted.append(revision)
         return self.history
 
-    def await_catch_up(self, change: int) -> None:
-        self.ahead += change
+    def await_tip(self, listener: Listener) -> None:
+        self.awaited.append(listener)
+
+    def ignore_tip(self, listener: Listener) -> None:
+        self.awaited.remove(listener)
+
+    @property
+    def ahead(self) -> int:
+        """The number of readers that are ahead of the feed."""
+        return len(self.awaited)
 
     async def linearizable_revision(self) -> int:
         await asyncio.sleep(0)
@@ -143,10 +152,29 @@ async def test_catch_up(case: Case) -> None:
     """The state, at the cursor's revision or a later one, is read until the read succeeds."""
     case.feed.snapshots = [None, None, SNAPSHOT]
     await case.help(Wants.CATCH_UP)
+    assert case.reader.given == []
+    case.woken.clear()
+    async with asyncio.timeout(HANG):
+        await case.woken.wait()
 
     assert case.reader.given == [SNAPSHOT]
     assert case.feed.wanted == [7, 7, 7]
     assert case.feed.ahead == 0
+
+
+@pytest.mark.parametrize("wants", [Wants.LINEARIZABLE, Wants.CATCH_UP])
+async def test_the_tip_moves(case: Case, wants: Wants) -> None:
+    """The reader looks at once, also if the tip moves while one task ends and the next one begins."""
+    case.reader.wants = wants
+    case.joining.help()
+    await asyncio.sleep(0)
+    assert case.woken.is_set() == (wants is Wants.CATCH_UP)
+    case.woken.clear()
+    (wake,) = case.feed.awaited
+    wake()
+
+    assert case.woken.is_set()
+    case.joining.stop()
 
 
 async def test_one_task_however_often_it_is_asked(case: Case) -> None:
@@ -192,7 +220,7 @@ async def test_stop(case: Case) -> None:
         for _ in range(3):
             await asyncio.sleep(0)
         assert (case.tasks(), case.feed.ahead) == ([], 0)
-    assert not case.woken.is_set()
+    case.woken.clear()  # by the catch-up, whose tip may have moved before
     case.feed.revisions = [3]
     await case.help(Wants.LINEARIZABLE)
 

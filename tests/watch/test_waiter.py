@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from app.core.events import Batch, KeyValue
-from app.core.feed import State
 from app.core.feed_messages import Batches, Progress
 from app.core.keys import KeyRange
 from app.watch.channel import SelectedChannel
@@ -15,7 +14,7 @@ from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
 from app.watch.waiter import Waiter
 from tests.support.waiting import HANG, eventually
-from tests.watch.world import SVC, World
+from tests.watch.world import SVC, World, settled
 
 NARROW = KeyRange("prefix", b"/svc/a")
 
@@ -32,8 +31,8 @@ def feed_of(subscriber: Subscriber) -> Feed:
 def clean(subscriber: Subscriber) -> bool:
     """Whether a wait has left nothing."""
     feed = feed_of(subscriber)
-    listening = [*subscriber.channel.notifier._listening, *feed.notifier._listening]
-    return not listening and subscriber.owner is None and feed._readers_ahead == 0
+    listening = [subscriber.channel.notifier, feed.notifier, feed.tip_notifier]
+    return not any(map(len, listening)) and subscriber.owner is None
 
 
 async def started(world: World, *ranges: KeyRange) -> Subscriber:
@@ -61,13 +60,10 @@ async def test_a_revision_that_changes_nothing_in_the_selection(ranges: tuple[Ke
     with await started(world, *ranges) as subscriber:
         feed, history = feed_of(subscriber), subscriber.channel.history
 
-        async def settled() -> bool:
-            return feed.state is State.LIVE and not feed.core.backfill.promises(60)
-
-        await eventually(settled)  # what comes with the history for old cursors wakes everybody
+        await eventually(settled(feed))  # what comes with the history for old cursors wakes everybody
         waiting = asyncio.create_task(Waiter(subscriber).until(lambda: history.log.tip >= 102, HANG, ahead=True))
         await asyncio.sleep(0)
-        assert feed._readers_ahead == 1
+        assert len(feed.tip_notifier) == 1
         feed.handle(Batches((Batch(101, [KeyValue(b"/svc/b", b"", 101, 101, 1)]),)))
         feed.handle(Progress(102, trusted=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from app.core.log import Bounds
 from app.core.selection import canonical
 from app.core.snapshot import Snapshot
 from app.ports import Condition, Hub
+from app.watch.feed import Feed
 from app.watch.limits import Limits
 from app.watch.registry import Registry
 from app.watch.subscriber import Subscriber
@@ -219,3 +220,12 @@ class World:
         registry = self.registry
         assert (len(registry._counts), registry._subscribers, registry._linger_timers) == (0, {}, {})
         assert self.etcd.open == set()
+
+
+def settled(feed: Feed) -> Callable[[], Awaitable[bool]]:
+    """A condition for ``eventually``: the feed is live, and reads no older history."""
+
+    async def holds() -> bool:
+        return feed.state is State.LIVE and not feed.core.backfill.promises(60)
+
+    return holds
