@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
 from .deflate import Part
+from .encoded import keep, kept_size, whole_size
 from .encoding import event_body
 from .events import Batch, Event, KeyValue
 from .frames import GZIP, LIST, snapshot_frame
@@ -86,7 +87,9 @@ class View(Sized):
             if old is not None:
                 self.bytes -= old.size
                 for bodies in self._bodies.values():
-                    self._count(-len(bodies.pop(event.key, b"")))
+                    body = bodies.pop(event.key, None)
+                    if body is not None:
+                        self._count(-kept_size(body))
             if isinstance(event, KeyValue):
                 part[event.key] = event
                 self.bytes += event.size
@@ -142,9 +145,8 @@ class View(Sized):
         frame = cast("F | None", frames.get(what)) if frames is not None else None
         if frame is None:
             frame = make()
-            if frames is not None and self._may_keep(len(frame)):
-                frames[what] = frame
-                self._count(len(frame))
+            if frames is not None and self._may_keep(kept_size(frame)):
+                self._count(keep(frames, {what: frame}))
         return frame
 
     def _keep_left(self, block: Block, frames: Frames) -> Frames:
@@ -159,7 +161,7 @@ class View(Sized):
         return frames
 
     def _drop_left(self, gone: weakref.ref[Block]) -> None:
-        self._count(-sum(map(len, self._left.pop(gone).values())))
+        self._count(-whole_size(self._left.pop(gone)))
 
     def reclaim(self) -> int:
         """Drop everything that is encoded, and encode it again when needed. Return the bytes freed."""
@@ -188,11 +190,9 @@ class View(Sized):
                 if latest:
                     made[item.key] = body
             bodies.append(body)
-        size = sum(map(len, made.values()))
-        if made and self._may_keep(size):
+        if made and self._may_keep(sum(map(kept_size, made.values()))):
             # Look up the dict again: making room for these bodies may have reclaimed it.
-            self._bodies.setdefault((encoding, keys_only), {}).update(made)
-            self._count(size)
+            self._count(keep(self._bodies.setdefault((encoding, keys_only), {}), made))
         return bodies
 
     # --- parts -------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class View(Sized):
             deflated = {
                 what: frame for what, frame in frames.items() if what[0].endswith(GZIP) and what[0] != LIST + GZIP
             }
-            self._count(sum(map(len, deflated.values())) - sum(map(len, frames.values())))
+            self._count(whole_size(deflated) - whole_size(frames))
             if deflated:
                 self._keep_left(block, deflated)
 

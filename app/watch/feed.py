@@ -192,7 +192,7 @@ class Feed:
         if (joinable, generation) != (self.history.joinable, self.history.log.generation):
             self._changed_for_all()
         elif before is core.state is State.LIVE and isinstance(given, Progress):
-            # Nothing has changed but the tip. To wake 5,000 readers that have nothing to read takes 25 ms.
+            # Nothing has changed but the tip. To wake 5,000 readers that have nothing to read takes 13 ms.
             self.tip_notifier.notify()
         else:
             self._changed()

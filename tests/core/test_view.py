@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.deflate import HEADER
+from app.core.encoded import whole_size
 from app.core.encoding import event_body
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.frames import GZIP, LIST, snapshot_frame
@@ -223,8 +227,11 @@ def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form
             for block in snapshot.blocks:
                 assert 0 < len(block.items) <= 5
                 assert wire_size(block) <= 1000 or len(block.items) == 1
+            tables = tables_of(view)
             bodies = sum(len(event_body(item, "auto")) for item in items)
-            assert view.encoded == bodies + len(whole(items, form)), "replaced blocks are not counted"
+            kept = sum(len(data) for table in tables for data in table.values())
+            assert kept == bodies + len(whole(items, form)), "replaced blocks are not kept"
+            assert view.encoded == sum(map(whole_size, tables))
             assert view.bytes == sum(item.size for item in items) + view.encoded
             assert len(view) == len(items)
         for given, of in given_out:
@@ -296,6 +303,11 @@ def test_a_block_of_another_view_is_not_its_own() -> None:
     assert new.encoded == encoded
 
 
+def tables_of(view: View) -> list[Mapping[Any, Any]]:
+    """All that the view keeps encoded."""
+    return [*view._bodies.values(), *view._frames.values(), *view._left.values()]
+
+
 def test_a_block_is_deflated_once_and_counted_once() -> None:
     """A frame with gzip, and a part of a list, are kept like every frame: counted with their size, and given back."""
     view = View(Snapshot.of(9, [KeyValue(b"/a/%d" % n, b"text " * 99, n + 1, n + 1, 1) for n in range(9)]))
@@ -313,11 +325,14 @@ def test_a_block_is_deflated_once_and_counted_once() -> None:
     assert view.deflated_items(block, "auto", keys_only=False) is part
     assert (view.encoded, view.bytes) == (encoded, held)
 
+    assert encoded == sum(map(whole_size, tables_of(view)))
+    kept = sum(len(data) for table in tables_of(view) for data in table.values())
     bodies = sum(len(event_body(item, "auto")) for item in block.items)
-    assert encoded == bodies + len(plain) + len(frame) + len(part) + len(part.plain)
+    assert kept == bodies + len(plain) + len(frame) + len(part) + len(part.plain)
     view.apply(Batch(10, [Delete(b"/a/0", 10)]))
     del block
-    left = view.encoded
+    assert view.encoded == sum(map(whole_size, tables_of(view)))
+    left = sum(len(data) for table in tables_of(view) for data in table.values())
     assert left == bodies - len(event_body(KeyValue(b"/a/0", b"text " * 99, 1, 1, 1), "auto")), "all is given back"
     view.frame(view.snapshot(10).blocks[0], "ndjson" + GZIP, "auto")
     assert view.reclaim() > 0
@@ -330,21 +345,22 @@ def test_a_block_that_is_replaced_stays_deflated_for_those_who_hold_it() -> None
     held, other = view.snapshot(9), View(Snapshot.of(8, [KeyValue(b"/a/0", b"other" * 99, 8, 8, 1)])).snapshot(8)
     before = view.frame(held.blocks[0], "sse" + GZIP, "auto")
     view.apply(Batch(10, [Delete(b"/a/0", 10)]))
-    encoded = view.encoded
     after, foreign = (
         view.frame(held.blocks[0], "ndjson" + GZIP, "auto"),
         view.frame(other.blocks[0], "sse" + GZIP, "auto"),
     )
-    assert view.encoded == encoded + len(after) + len(foreign), "the items are not the latest, so they are not kept"
+    assert view.encoded == sum(map(whole_size, tables_of(view)))
+    assert len(view._bodies["auto", False]) == 8, "the items are not the latest, so they are not kept"
     assert view.frame(held.blocks[0], "sse" + GZIP, "auto") is before
     assert view.frame(held.blocks[0], "ndjson" + GZIP, "auto") is after
     assert view.frame(other.blocks[0], "sse" + GZIP, "auto") is foreign
     del held
-    assert view.encoded == encoded + len(foreign) - len(before)
+    assert view.encoded == sum(map(whole_size, tables_of(view)))
+    assert [list(table.values()) for table in view._left.values()] == [[foreign]]
 
     assert view.reclaim() > 0
     again = view.frame(other.blocks[0], "sse" + GZIP, "auto")
-    assert (view.encoded, again) == (len(again), foreign)
+    assert (view.encoded, again) == (sum(map(whole_size, tables_of(view))), foreign)
     del other
     assert (view.encoded, view.bytes) == (0, sum(item.size for item in view.snapshot(10).items))
 
@@ -371,3 +387,26 @@ def test_a_view_that_reclaims_while_it_asks_for_room() -> None:
         view.frame(block, "sse", "auto")
     assert view.encoded == view.reclaim() > 0
     assert view.bytes == sum(item.size for item in ROOMY_ITEMS)
+
+
+@pytest.mark.parametrize(("keys", "size"), [(1, 0), (1, 1000), (300, 30), (3000, 0), (3000, 100)])
+def test_a_view_counts_the_memory_of_what_is_encoded(keys: int, size: int) -> None:
+    """The objects and their places, too: with values of 30 bytes, a view took a quarter more than it counted."""
+    items = [KeyValue(b"/a/%06d" % n, size * b"x", 1000 + n, 2000 + n, n + 1) for n in range(keys)]
+    view = View(Snapshot.of(9000, items))
+    blocks = view.snapshot(9000).blocks
+    for block in blocks:
+        view.frame(block, "sse", "auto")  # what is made once for all views does not count
+    view.reclaim()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for encoding, keys_only in (("auto", False), ("base64", True)):
+            for block in blocks:
+                view.frame(block, "sse", encoding, keys_only=keys_only)
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert used == pytest.approx(view.encoded, rel=0.04, abs=160)
