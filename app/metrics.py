@@ -173,7 +173,7 @@ def _of_process(now: GatewayStatistics) -> Iterator[Metric]:
         unusable.add_metric([ACCESS_FILES[setting]], bool(trouble))
     yield unusable
     yield _counter("sessions_started", "Browsers' sessions started.", now.sessions_started)
-    yield _counter("sessions_ended", "Browsers' sessions ended by DELETE.", now.sessions_ended)
+    yield _counter("sessions_ended", "Browsers' sessions ended by DELETE, or by another user.", now.sessions_ended)
 
 
 def _of_tls(now: TlsStatistics) -> Iterator[Metric]:

@@ -162,8 +162,12 @@ class AccessControl:
             raise UnauthorizedError("the session has ended; begin a new session with POST /v1/session")
         return identity
 
-    def begin_session(self, identity: Identity) -> tuple[str, Identity]:
-        """Return the value of a new session's cookie, and the identity that it stands for. See ``Sessions.begin``.
+    def begin_session(self, identity: Identity, present: Identity | None = None) -> tuple[str, Identity]:
+        """Return the value of a new cookie, and the identity that it stands for. See ``Sessions.begin``.
+
+        *present*: of the session that the browser has. The new cookie continues that session, so that the session's
+        end ends everything that the browser has opened. It never continues a session of somebody else, who could end
+        it, too.
 
         Raises:
             UnauthorizedError: the identity is not that of a bearer token. A session cannot begin another session, and
@@ -176,7 +180,8 @@ class AccessControl:
             raise UnauthorizedError(
                 "a session begins with a bearer token; send the header 'Authorization: Bearer <token>'"
             )
-        return self._sessions.begin(identity)
+        same = present is not None and present.name == identity.name
+        return self._sessions.begin(identity, present.session if present is not None and same else None)
 
     def end_session(self, session: Session) -> None:
         """End a session: its cookie is refused from now on, and requests that wait are refused when they go on."""

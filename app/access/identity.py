@@ -19,7 +19,7 @@ MAX_NAME = 512
 class Session:
     """A browser's session: what a cookie stands for (``sessions``)."""
 
-    id: str
+    id: str  # of all the cookies that a browser gets one after the other
     sealed_by: str  # the thumbprint (RFC 7638) of the key that has sealed the cookie
     expires: float  # wall-clock seconds
 

@@ -26,7 +26,7 @@ from .cookie import COOKIE, MAX_COOKIE
 from .identity import Identity, Session
 from .lru_cache import LruCache
 
-# Seconds of a session.
+# Seconds for which a cookie is good.
 LIFETIME = 900.0
 # Bytes of a key in the file, the most keys, and bytes of the whole file.
 LEAST_KEY, MOST_KEYS, MAX_KEY_FILE = 32, 16, 16 << 10
@@ -90,13 +90,15 @@ class Sessions:
     def __init__(self, keys: WatchedFile[SessionKeys], *, wall: Clock) -> None:
         self._keys = keys
         self._wall = wall
-        self._ended: dict[str, float] = {}  # the ids of ended sessions, and when they would have expired
+        self._ended: dict[str, float] = {}  # the ids of ended sessions, and when all their cookies will have expired
         self._opened: LruCache[Identity] = LruCache()
         self.started = self.ended = 0
         keys.on_change(self._opened.clear)
 
-    def begin(self, identity: Identity) -> tuple[str, Identity]:
-        """Return the value of a new session's cookie, and the identity that the cookie stands for.
+    def begin(self, identity: Identity, present: Session | None = None) -> tuple[str, Identity]:
+        """Return the value of a new cookie, and the identity that the cookie stands for.
+
+        *present*: a session of this identity, which the cookie continues. Otherwise a session begins.
 
         Raises:
             BadRequestError: the identity does not fit in a cookie.
@@ -105,7 +107,7 @@ class Sessions:
         ends = identity.ends_at(now)
         expires = now + LIFETIME if ends is None else min(now + LIFETIME, ends)
         sealed_by, key = self._keys.value.newest
-        session = Session(secrets.token_urlsafe(16), sealed_by, expires)
+        session = Session(present.id if present is not None else secrets.token_urlsafe(16), sealed_by, expires)
         identity = replace(identity, expires=expires, leeway=0.0, session=session)
         header = {"alg": _ALGORITHM, "enc": _ENCRYPTION, "kid": sealed_by}
         value = jwt.encode(header, _claims(identity, session), key, registry=_REGISTRY)
@@ -115,7 +117,7 @@ class Sessions:
                 "in the Authorization header instead, by fetch() in place of EventSource",
                 code="session-too-large",
             )
-        self.started += 1
+        self.started += present is None
         return value, identity
 
     def identity_of(self, cookie: bytes) -> Identity:
@@ -160,13 +162,13 @@ class Sessions:
         return session.id not in self._ended and session.sealed_by in self._keys.value.keys
 
     def end(self, session: Session) -> None:
-        """End a session. The replica remembers that until the session would have expired."""
+        """End a session. The replica remembers that until every cookie of the session would have expired."""
         if session.id in self._ended:
             return
         now = self._wall()
         while self._ended and (len(self._ended) >= MOST_ENDED or next(iter(self._ended.values())) <= now):
             del self._ended[next(iter(self._ended))]
-        self._ended[session.id] = session.expires
+        self._ended[session.id] = now + LIFETIME  # a cookie that was made later may expire earlier
         self.ended += 1
 
 

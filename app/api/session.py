@@ -1,7 +1,7 @@
 """``/v1/session``: a page exchanges its bearer token for a cookie, because an EventSource cannot send a header.
 
-POST begins a session, DELETE ends it. Browsers keep such a cookie only if it comes by HTTPS or from loopback, and drop
-it elsewhere without a word. So elsewhere a POST is refused.
+POST begins a session, or continues the one that the browser has; DELETE ends it. Browsers keep such a cookie only if it
+comes by HTTPS or from loopback, and drop it elsewhere without a word. So elsewhere a POST is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..access.cookie import set_cookie
+from ..access.identity import Identity
 from ..core.encoding import compact
 from ..core.errors import BadRequestError, UnauthorizedError
 from ..core.query import parse_query
@@ -39,14 +40,25 @@ class BrowserSession:
                 "that GATEWAY_TRUSTED_PROXIES names speak HTTPS and send 'X-Forwarded-Proto: https'",
                 code="https-required",
             )
-        value, identity = access.begin_session(identity)
+        present = self._present(request)
+        value, identity = access.begin_session(identity, present)
         assert identity.expires is not None, "a session expires"
+        assert identity.session is not None, "a cookie stands for a session"
+        if present is not None and present.session is not None and present.session.id != identity.session.id:
+            self._gateway.end_session(present.session)  # of another user: the browser loses its cookie now
         headers = {
             "Cache-Control": "no-store",
             "Set-Cookie": set_cookie(value, max(1, int(identity.expires - access.wall()))),
         }
         body = compact(describe(access, identity)) + "\n"
         return Response(body, 201, headers, media_type="application/json")
+
+    def _present(self, request: Request) -> Identity | None:
+        """Return the identity of the session that the browser has; None if it has none, or one that is over."""
+        try:
+            return self._gateway.access.opened_session(request.scope["headers"])
+        except (UnauthorizedError, BadRequestError):  # the bearer token counts, whatever the cookie is
+            return None
 
     async def end(self, request: Request) -> Response:
         """Answer a DELETE: the session and its streams end, if the cookie is one. The browser forgets the cookie."""

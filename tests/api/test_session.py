@@ -44,8 +44,11 @@ class World:
         self.app = create_app(gateway=self.gateway)
 
     def list_tokens(self, *tokens: str) -> None:
-        """Write the tokens file."""
-        lines = [f"{{name: dash, sha256: {sha256(token.encode()).hexdigest()}, roles: [r]}}" for token in tokens]
+        """Write the tokens file. The name of ``dash-token`` is ``dash``."""
+        lines = [
+            f"{{name: {token.removesuffix('-token')}, sha256: {sha256(token.encode()).hexdigest()}, roles: [r]}}"
+            for token in tokens
+        ]
         self.tokens.write_text(f"tokens: [{', '.join(lines)}]")
 
     def http(self, base: str = HERE, client: str = "192.0.2.7") -> httpx.AsyncClient:
@@ -310,6 +313,64 @@ async def test_the_end_of_a_session_ends_its_streams(
     counts = [metrics.get_sample_value(f"{NAMESPACE}_sessions_{name}_total") for name in ("started", "ended")]
     assert counts == [2, 1]
     await streams[2].leave()
+
+
+async def test_a_session_is_all_that_the_browser_has_opened(world: World) -> None:
+    """A page gets a new cookie before the present one expires. DELETE used to end the streams of the last one alone."""
+    async with world.http() as http:
+        cookies = []
+        for ahead in (0, 600, 1200):
+            world.ahead = ahead
+            await http.post("/v1/session", headers=BEARER)
+            cookies.append(http.cookies[COOKIE])
+        streams = [world.stream(cookie) for cookie in cookies[1:]]
+        for stream in streams:
+            await synced(stream)
+        await http.delete("/v1/session")
+        for stream in streams:
+            await stream.until('"reason":"revoked"')
+            await stream.task
+        for cookie in cookies:
+            http.cookies.set(COOKIE, cookie, domain="gateway.example")
+            assert (await http.get(READ)).status_code == 401
+        world.ahead = 1200 + LIFETIME - 1
+        http.cookies.set(COOKIE, cookies[2], domain="gateway.example")
+        assert "session has ended" in (await http.get(READ)).json()["detail"]
+
+    assert world.gateway.access.session_counts() == (1, 1)
+
+
+async def test_another_user_of_the_browser(world: World) -> None:
+    """The browser forgets the first user's cookie, so what the first user has opened ends. The second user's session is
+    another one: whoever plants a cookie of their own in a browser cannot end, or share, the session that begins there.
+    """
+    world.list_tokens("dash-token", "other-token")
+    world.gateway.reload()
+    async with world.http() as http:
+        await http.post("/v1/session", headers=BEARER)
+        planted = http.cookies[COOKIE]
+        first = world.stream(planted)
+        await synced(first)
+        begun = await http.post("/v1/session", headers={"Authorization": "Bearer other-token"})
+        await first.until('"reason":"revoked"')
+        await first.task
+        second = world.stream(http.cookies[COOKIE])
+        await synced(second)
+        async with world.http() as outside:
+            await outside.delete("/v1/session", headers={"Cookie": f"{COOKIE}={planted}"})
+        me = await http.get("/v1/access")
+
+    assert begun.json()["identity"] == me.json()["identity"] == "token:other"
+    assert '"revoked"' not in second.text
+    assert world.gateway.access.session_counts() == (2, 1)
+    await second.leave()
+
+
+@pytest.mark.parametrize("cookie", [f"{COOKIE}=forged", f"{COOKIE}=a; {COOKIE}=b", f"{COOKIE}="])
+async def test_a_bad_cookie_does_not_keep_a_session_from_its_beginning(world: World, cookie: str) -> None:
+    """The bearer token counts."""
+    async with world.http() as http:
+        assert (await http.post("/v1/session", headers=BEARER | {"Cookie": cookie})).status_code == 201
 
 
 async def test_a_stream_lives_as_long_as_its_session(world: World) -> None:
