@@ -214,6 +214,9 @@ class Settings(BaseSettings):
         0, ge=0, description="maximum number of distinct ranges outside pins that one identity follows; 0 is off"
     )
     identity_joins: Number = Field(0, ge=0, description="streams that one identity may open per second; 0 is off")
+    identity_reads: Number = Field(
+        0, ge=0, description="maximum number of reads of /v1/kv at a time of one identity; 0 is off"
+    )
     address_streams: Number = Field(
         0, ge=0, description="maximum number of streams of one client address (IPv6: of one /64); 0 is off"
     )
@@ -222,6 +225,9 @@ class Settings(BaseSettings):
         ge=0,
         description="streams that one client address may open per second, and wrong credentials that it may send; "
         "0 is off",
+    )
+    address_reads: Number = Field(
+        0, ge=0, description="maximum number of reads of /v1/kv at a time of one client address; 0 is off"
     )
     min_prefix: Number = Field(
         0, ge=0, le=4096, description="minimum number of bytes of a prefix in a request; 0 is off"

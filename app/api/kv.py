@@ -6,13 +6,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..access.identity import Identity
-from ..core.errors import TransientError
+from ..core.errors import OverCapacityError, TransientError
 from ..core.etag import IfNoneMatch
 from ..core.negotiation import Coding
 from ..core.page_token import reader_of
 from ..core.prefer import parse_wait
+from ..core.quotas import Caller
 from ..gateway import Gateway
 from ..watch.channel import Channel
+from .counted_read import CountedRead
 from .kv_answer import KvAnswers
 from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
@@ -44,9 +46,15 @@ class Kv:
         self._gateway.capacity.check()
         if answers.wait:
             return HeldResponse(self._gateway, self._etcd, self._feed, answers, request)
-        if answers.asked.consistency == "feed":
-            return await self._from_feed(answers)
-        return answers.of(await self._etcd.read(answers.asked))
+        try:
+            counted = self._counted(answers.caller)
+        except OverCapacityError as error:
+            self._gateway.streams.counters.refused[error.code] += 1
+            raise
+        with counted as reading:
+            if answers.asked.consistency == "feed":
+                return reading.until_sent(await self._from_feed(answers))
+            return reading.until_sent(answers.of(await self._etcd.read(answers.asked)))
 
     async def at_once(self, request: Request) -> Response | None:
         """Answer a request from a channel that can be read now. Return None if that is not possible.
@@ -61,7 +69,16 @@ class Kv:
         if self._feed.channel(asked) is None:
             return None
         self._gateway.capacity.check()
-        return await self._from_feed(answers)
+        with self._counted(answers.caller) as reading:
+            return reading.until_sent(await self._from_feed(answers))
+
+    def _counted(self, caller: Caller | None) -> CountedRead:
+        """Count a read for its caller's quotas. Raises OverCapacityError if the caller has too many under way.
+
+        A read that waits for a change counts as a stream instead.
+        """
+        quotas = self._gateway.registry.quotas
+        return CountedRead(quotas.begin_read(caller) if quotas is not None and caller is not None else None)
 
     async def understand(self, request: Request) -> KvAnswers:
         """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""

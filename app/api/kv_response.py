@@ -8,7 +8,7 @@ read held 22 MB each, for ever.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from starlette.responses import Response
@@ -134,6 +134,10 @@ def revoked() -> OverCapacityError:
     )
 
 
+def _nothing() -> None:
+    """Do nothing: the default callback."""
+
+
 def _revoke(body: KvBody | None) -> None:
     if body is not None:
         body.revoke()
@@ -156,9 +160,17 @@ class KvResponse(Response):
         super().__init__(None, headers={**headers, **length, **coding}, media_type="application/json")
         self._body: KvBody | None = body
         self._send_timeout = send_timeout
+        # Called once the response needs nothing any more, however it has ended.
+        self.on_sent: Callable[[], None] = _nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
+        try:
+            await self._send(scope, receive, send)
+        finally:
+            self.on_sent()
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, self._body = self._body, None
         assert body is not None, "a response is sent only once"
         client = client_of(scope)

@@ -342,8 +342,8 @@ _CODES: dict[int, tuple[str, str, tuple[str, ...]]] = {
     410: ("PageExpired", PageExpiredError.title, ("page-expired",)),
     429: ("OverCapacity", OverCapacityError.title, (
         "too-many-subscribers", "too-many-feeds", "too-many-channels", "identity-streams", "identity-selections",
-        "identity-feeds", "identity-joins", "address-streams", "address-joins", "too-many-connections",
-        "too-many-reads", "too-many-ranges",
+        "identity-feeds", "identity-joins", "identity-reads", "address-streams", "address-joins", "address-reads",
+        "too-many-connections", "too-many-reads", "too-many-ranges",
     )),
     431: ("HeadTooLarge", HeadTooLargeError.title, ("head-too-large",)),
     500: ("InternalError", "Internal error", ("internal",)),

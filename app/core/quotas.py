@@ -38,8 +38,10 @@ class QuotaSettings:
     identity_selections: int = 0
     identity_feeds: int = 0
     identity_joins: int = 0
+    identity_reads: int = 0
     address_streams: int = 0
     address_joins: int = 0
+    address_reads: int = 0
 
     @property
     def off(self) -> bool:
@@ -49,7 +51,7 @@ class QuotaSettings:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who holds a stream. *address* must be a ``client_address``."""
+    """Who holds a stream, or reads. *address* must be a ``client_address``."""
 
     identity: str
     address: str
@@ -92,10 +94,15 @@ class Quota(Sized):
         selections: the maximum number of distinct selections at a time.
         feeds: the maximum number of distinct feeds that the selections need at a time.
         joins: the maximum number of streams that are opened in a second.
+        reads: the maximum number of reads at a time.
     """
 
-    def __init__(self, whose: Whose, *, streams: int = 0, selections: int = 0, feeds: int = 0, joins: int = 0) -> None:
+    def __init__(
+        self, whose: Whose, *, streams: int = 0, selections: int = 0, feeds: int = 0, joins: int = 0, reads: int = 0
+    ) -> None:
         self._whose = whose
+        self._reads = reads
+        self._reading: Counter[str] = Counter()
         self._streams = streams
         self._selections = selections
         self._feeds = feeds
@@ -107,6 +114,11 @@ class Quota(Sized):
     def __len__(self) -> int:
         """Return the number of holders that hold something."""
         return len(self._held)
+
+    @property
+    def reading(self) -> int:
+        """The number of reads that are counted now."""
+        return self._reading.total()
 
     @property
     def buckets(self) -> int:
@@ -162,6 +174,21 @@ class Quota(Sized):
         if self._feeds:
             _give_back(held.feeds, wanted.feeds)
 
+    def check_reads(self, name: str) -> None:
+        """Raise OverCapacityError unless *name* may begin one more read."""
+        if self._reads and self._reading[name] >= self._reads:
+            raise self._over("reads", f"has {self._reading[name]} reads under way", self._reads, "wait for one of them")
+
+    def begin_read(self, name: str) -> None:
+        """Count a read until ``end_read``."""
+        if self._reads:
+            self._reading[name] += 1
+
+    def end_read(self, name: str) -> None:
+        """Stop counting a read. Call this once for each ``begin_read``."""
+        if self._reads:
+            _give_back(self._reading, (name,))
+
     def _over(self, cap: str, excess: str, limit: int, then: str) -> OverCapacityError:
         setting = f"GATEWAY_{self._whose}_{cap}".upper()
         return OverCapacityError(
@@ -186,6 +213,26 @@ def _give_back(counter: Counter[T], names: Iterable[T]) -> None:
             del counter[name]
 
 
+class Reading:
+    """A read that counts for its caller until ``release``, which is synchronous and idempotent."""
+
+    __slots__ = ("_caller", "_quotas", "_released")
+
+    def __init__(self, quotas: Quotas, caller: Caller) -> None:
+        self._quotas = quotas
+        self._caller = caller
+        self._released = False
+        quotas.addresses.begin_read(caller.address)
+        quotas.identities.begin_read(caller.identity)
+
+    def release(self) -> None:
+        """Stop counting the read."""
+        if not self._released:
+            self._released = True
+            self._quotas.addresses.end_read(self._caller.address)
+            self._quotas.identities.end_read(self._caller.identity)
+
+
 class Quotas:
     """The quotas of identities and of addresses, and the failed authentications of each address."""
 
@@ -196,8 +243,11 @@ class Quotas:
             selections=settings.identity_selections,
             feeds=settings.identity_feeds,
             joins=settings.identity_joins,
+            reads=settings.identity_reads,
         )
-        self.addresses = Quota("address", streams=settings.address_streams, joins=settings.address_joins)
+        self.addresses = Quota(
+            "address", streams=settings.address_streams, joins=settings.address_joins, reads=settings.address_reads
+        )
         # Apart from the joins: an address that opens streams at its full rate may still read.
         self._failures = Quota("address", joins=settings.address_joins)
 
@@ -215,6 +265,12 @@ class Quotas:
         """Stop counting a stream. Call this once for each ``acquire``."""
         self.addresses.release(caller.address, wanted)
         self.identities.release(caller.identity, wanted)
+
+    def begin_read(self, caller: Caller) -> Reading:
+        """Count a read until the result is released. Raises OverCapacityError if *caller* has too many."""
+        self.addresses.check_reads(caller.address)
+        self.identities.check_reads(caller.identity)
+        return Reading(self, caller)
 
     def check_credentials(self, address: str, now: float) -> None:
         """Raise OverCapacityError if wrong credentials came from *address* too fast. Comes before any cryptography."""

@@ -25,7 +25,8 @@ BrokenReason = Literal["client", "send-timeout", "error", "shutdown", "cancelled
 EndReason = CloseReason | BrokenReason
 # Which quota refuses a request: the names of the settings (``app.core.quotas``).
 QuotaReason = Literal[
-    "identity-streams", "identity-selections", "identity-feeds", "identity-joins", "address-streams", "address-joins",
+    "identity-streams", "identity-selections", "identity-feeds", "identity-joins", "identity-reads", "address-streams",
+    "address-joins", "address-reads",
 ]  # fmt: skip
 # Why a request is refused: the codes of problems (docs/problems.md) whose counters exist from the start.
 RefusalReason = Literal[

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from app.core.errors import OverCapacityError
 from app.core.keys import KeyRange
-from app.core.quotas import Caller, Quotas, QuotaSettings, Wanted, client_address
+from app.core.quotas import Caller, Quotas, QuotaSettings, Reading, Wanted, client_address
 from app.core.reasons import QUOTA_REASONS, QuotaReason
 
 A, B, PINNED = (KeyRange("prefix", name) for name in (b"/a/", b"/b/", b"/c/"))
@@ -178,10 +178,35 @@ def test_each_quota_has_its_reason(reason: QuotaReason) -> None:
     """The code of a refusal is the setting's name, and one of the reasons whose counters exist from the start."""
     quotas = Quotas(QuotaSettings(**{reason.replace("-", "_"): 1}))
     quotas.acquire(CALLERS[0], SELECTIONS[0], 1.0)
+    quotas.begin_read(CALLERS[0])
+    read, join = partial(quotas.begin_read, CALLERS[0]), partial(quotas.check, CALLERS[0], SELECTIONS[1], 1.0)
     with pytest.raises(OverCapacityError, match=f"GATEWAY_{reason.replace('-', '_').upper()} is 1") as refused:
-        quotas.check(CALLERS[0], SELECTIONS[1], 1.0)
+        (read if reason.endswith("-reads") else join)()
 
     assert refused.value.code == reason
+
+
+@given(st.lists(st.tuples(callers, st.booleans())), caps, caps)
+def test_reads_at_a_time(steps: list[tuple[Caller, bool]], of_identity: int, of_address: int) -> None:
+    """A read is refused if, and only if, its identity or its address has as many under way as it may have."""
+    quotas = Quotas(QuotaSettings(identity_reads=of_identity, address_reads=of_address))
+    under_way: list[tuple[Caller, Reading]] = []
+    for caller, begins in steps:
+        if not begins:
+            if under_way:
+                _, reading = under_way.pop(0)
+                reading.release()
+                reading.release()
+            continue
+        own = sum(other.identity == caller.identity for other, _ in under_way)
+        near = sum(other.address == caller.address for other, _ in under_way)
+        if (of_identity and own >= of_identity) or (of_address and near >= of_address):
+            with pytest.raises(OverCapacityError):
+                quotas.begin_read(caller)
+        else:
+            under_way.append((caller, quotas.begin_read(caller)))
+        assert quotas.identities.reading == (len(under_way) if of_identity else 0)
+        assert quotas.addresses.reading == (len(under_way) if of_address else 0)
 
 
 def test_all_off() -> None:

@@ -24,8 +24,8 @@ def test_the_words_of_the_wire_stay() -> None:
         "too-many-subscribers", "too-many-feeds", "too-many-channels", "too-many-connections", "draining",
         "etcd-unavailable", "pin-unavailable", "too-large", "ranges-need-pin", "selection-too-wide", "unauthorized",
         "forbidden", "cross-origin", "invalid-parameter", "prefix-too-short",
-        "identity-streams", "identity-selections", "identity-feeds", "identity-joins", "address-streams",
-        "address-joins",
+        "identity-streams", "identity-selections", "identity-feeds", "identity-joins", "identity-reads",
+        "address-streams", "address-joins", "address-reads",
     }  # fmt: skip
 
 
