@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..core.errors import ForbiddenError, ScopeChangedError, UnauthorizedError
-from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from . import audit
@@ -29,7 +27,7 @@ class Rules(Protocol):
     def grants(self, identity: Identity) -> Grants:
         """Return what *identity* may read now."""
 
-    def rule(self, identity: Identity, ranges: Sequence[KeyRange], *, keys_only: bool) -> str:
+    def rule(self, identity: Identity, ranges: Ranges, *, keys_only: bool) -> str:
         """Return what permits a read, for the audit log."""
 
     def wall(self) -> float:

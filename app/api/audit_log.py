@@ -64,7 +64,7 @@ class AuditLog:
         elif refused or not ranges:
             rule = ""
         else:
-            rule = self._access.rule(identity, ranges, keys_only=_of_keys(raw))
+            rule = self._access.rule(identity, tuple(ranges), keys_only=_of_keys(raw))
         audit.write(
             decision,
             identity,
