@@ -105,6 +105,8 @@ def _new_app(lifespan: Any) -> FastAPI:
         servers=[{"url": "."}],  # relative to /openapi.json: a proxy may serve the gateway under a path
         docs_url=None,
         redoc_url=None,
+        # Off: FastAPI would look for OpenTelemetry in the environment at each request, and nothing here provides it.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,  # a redirect would name the host that a proxy sent, which clients may not reach
     )
     problems.install(app)

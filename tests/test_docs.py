@@ -208,7 +208,7 @@ def test_every_event_has_a_section() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "heading"), [("kv_request", "### `/v1/kv`"), ("watch", "### `/v1/watch`")], ids=["kv", "watch"]
+    ("module", "heading"), [("kv_request", "### `/v1/kv`"), ("watch_query", "### `/v1/watch`")], ids=["kv", "watch"]
 )
 def test_every_parameter_is_documented(module: str, heading: str) -> None:
     tree = ast.parse((APP / "api" / f"{module}.py").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from . import examples
 from .kv_request import CONSISTENCIES, DEFAULT_LIMIT, MAX_LIMIT
 from .requests import ENCODINGS, SCOPES
 from .schemas import COUNT, NUMBER, SCHEMAS, TEXT, Schema, needed, problem_schema, problem_title, ref
-from .watch import FORMATS, MODES
+from .watch_query import FORMATS, MODES
 
 DESCRIPTION = """Follow etcd keys over HTTP, on shared and released watches.
 

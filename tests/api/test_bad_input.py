@@ -12,7 +12,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.api import kv_request, watch
+from app.api import kv_request, watch_query
 from app.core.query import MAX_KEY_BYTES
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE
@@ -247,7 +247,7 @@ async def test_unknown_paths(line: Line, path: str) -> None:
     assert answer.problem()["code"] == "no-such-path"
 
 
-NAMES = st.sampled_from(sorted({*kv_request._KNOWN, *watch._KNOWN, "bogus", "%70refix", "%ff", ""}))
+NAMES = st.sampled_from(sorted({*kv_request._KNOWN, *watch_query._KNOWN, "bogus", "%70refix", "%ff", ""}))
 TEXTS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=30)
 BYTES = st.binary(max_size=20).map(lambda data: "".join(f"%{byte:02x}" for byte in data))
 VALUES = st.one_of(TEXTS, BYTES, st.sampled_from(["0", "1", "auto", "base64", "ndjson", "sse", "/a/", "YS05LS9hLw"]))

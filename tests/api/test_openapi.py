@@ -11,7 +11,7 @@ from openapi_python_client.config import Config, ConfigFile, MetaType
 from openapi_python_client.parser import GeneratorData
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.api import kv_request, openapi, watch
+from app.api import kv_request, openapi, watch_query
 from app.core.errors import BadRequestError
 from app.gateway import Gateway
 from app.main import create_app
@@ -40,7 +40,7 @@ def document(**settings: object) -> dict[str, Any]:
 def test_every_parameter_is_described() -> None:
     """Exactly the endpoint's parameters are described, ``lastEventId`` in words."""
     assert set(parameters(openapi.KV)) == kv_request._KNOWN
-    assert set(parameters(openapi.WATCH)) == watch._KNOWN - {"lastEventId"}
+    assert set(parameters(openapi.WATCH)) == watch_query._KNOWN - {"lastEventId"}
     assert "lastEventId" in str(openapi.WATCH)
     assert set(parameters(openapi.WATCH, "header")) == {"Last-Event-ID"}
     assert set(parameters(openapi.KV, "header")) == {"If-None-Match", "Prefer"}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from starlette.requests import Request
 
 from app.access.identity import ANONYMOUS
 from app.api.stream_response import WatchRequest
-from app.api.watch import LEAST_INTERVAL, MOST_INTERVAL, Watch, cursor_of, interval_of
+from app.api.watch import Watch, cursor_of
+from app.api.watch_query import newest_cursor
 from app.core.cursor import NOTHING, UNREADABLE, parse_cursor
 from app.core.errors import BadRequestError, GatewayError
 from app.core.keys import KeyRange
@@ -28,19 +27,19 @@ def test_the_newest_cursor_counts(names: tuple[str, ...]) -> None:
     query = {name: values[name].encode() for name in names if name != "header"}
     header = A if "header" in names else None
 
-    assert cursor_of(header, query) == parse_cursor(values[names[0]])
+    assert cursor_of(header, newest_cursor(query)) == parse_cursor(values[names[0]])
 
 
 def test_no_cursor() -> None:
     """An absent cursor is not an empty cursor."""
-    assert cursor_of(None, {}) is None
-    assert cursor_of("", {}) == NOTHING
+    assert cursor_of(None, newest_cursor({})) is None
+    assert cursor_of("", newest_cursor({})) == NOTHING
 
 
 @pytest.mark.parametrize("value", [b"nonsense", b"\xff\xfe", b"01234567-x"])
 def test_an_unreadable_cursor_is_one(value: bytes) -> None:
     """An unreadable cursor counts as present: a 400 would close an EventSource for good."""
-    assert cursor_of(None, {"lastEventId": value, "last_event_id": C.encode()}) == UNREADABLE
+    assert cursor_of(None, newest_cursor({"lastEventId": value, "last_event_id": C.encode()})) == UNREADABLE
 
 
 def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
@@ -178,21 +177,3 @@ async def test_what_is_permanent_is_refused_at_once(gateway: Gateway, query: byt
         understood(gateway, query, accept="text/event-stream")
 
     assert refused.value.status == 400
-
-
-@given(st.one_of(st.binary(max_size=20), st.text("0123456789.ms+-e", max_size=8).map(str.encode)))
-@example(b"nan")
-@example(b"inf")
-@example(b"1e-5")
-@example(b"9" * 10_000)
-@example("\u0661s".encode())
-def test_any_interval_is_allowed_or_refused(value: bytes) -> None:
-    """No text of an interval raises anything else, and none leads out of the bounds."""
-    found, parameter = None, None
-    try:
-        found = interval_of({"mode": b"latest", "interval": value})
-    except BadRequestError as error:
-        parameter = error.parameter
-
-    assert parameter == (None if found is not None else "interval")
-    assert found is None or LEAST_INTERVAL <= found <= MOST_INTERVAL

@@ -14,6 +14,7 @@ from app.core.snapshot import Snapshot
 from app.watch import joining
 from app.watch.channel import Channel
 from app.watch.joining import Joining
+from app.watch.notifier import Listener
 from tests.support.waiting import HANG
 
 SNAPSHOT = cast("Snapshot", object())
@@ -170,8 +171,8 @@ async def test_the_tip_moves(case: Case, wants: Wants) -> None:
     await asyncio.sleep(0)
     assert case.woken.is_set() == (wants is Wants.CATCH_UP)
     case.woken.clear()
-    (wake,) = case.feed.awaited
-    wake()
+    (waking,) = case.feed.awaited
+    waking.wake()
 
     assert case.woken.is_set()
     case.joining.stop()
