@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from benchmarks import compressed, herds, measure, selections, tiers
+from benchmarks import access, compressed, herds, measure, selections, tiers
 from benchmarks.measure import Figures
 from benchmarks.peers import etcd, hubs
 from benchmarks.peers.bare import bare
@@ -23,6 +23,7 @@ GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "bare: uvloop, fixed bytes",
 )
 TREE = "etcd"
+WITHOUT_ACCESS, WITH_ACCESS, WITH_JWT = "without access control", "with access control", "gateway, with a JWT"
 ONE_CHANNEL, CHANNELS = "one channel", "many channels"
 SINGLE, WORKERS = "a single process", "a hub and two workers"
 PLAIN, GZIP = "plain", "gzip"
@@ -79,6 +80,7 @@ class Size:
     released: int = 100
     joiners: int = 300
     tree: tuple[int, int, int] = (8, 100, 10_000)  # edges, ranges, subscribers
+    crowd: access.Crowd = access.MANY
 
 
 FULL = Size()
@@ -99,6 +101,7 @@ SMALL = Size(
     released=5,
     joiners=5,
     tree=(2, 5, 40),
+    crowd=access.FEW,
 )
 
 
@@ -135,7 +138,23 @@ def comparisons(size: Size) -> list[Comparison]:
             "server answers every client with fixed bytes, and neither parses the request nor sends events.",
             {
                 name: partial(measure.herd, start, many)
-                for name, start in ((GATEWAY, PEERS[GATEWAY]), (NCHAN, PEERS[NCHAN]), (BARE, bare))
+                for name, start in (
+                    (GATEWAY, PEERS[GATEWAY]),
+                    (WITH_JWT, access.gateway_with_jwt),
+                    (NCHAN, PEERS[NCHAN]),
+                    (BARE, bare),
+                )
+            },
+        ),
+        Comparison(
+            "access",
+            f"{size.crowd.identities * size.crowd.streams:,} streams of {size.crowd.identities} identities on "
+            f"{size.crowd.feeds} feeds",
+            "50 events a second, one feed after the other. Then, among further events, the policy is read again: it "
+            "takes the role of one identity in ten. Exactly the streams of these end.",
+            {
+                WITHOUT_ACCESS: partial(access.crowd_without, size.crowd),
+                WITH_ACCESS: partial(access.crowd_with, size.crowd),
             },
         ),
         Comparison(
@@ -294,6 +313,27 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
         Goal("burst: deliveries a second, relative to Nchan", 3, ratio("burst", GATEWAY, NCHAN, rate), most=False),
         Goal("burst: deliveries a second, relative to naive", 10, ratio("burst", GATEWAY, NAIVE, rate), most=False),
         Goal("a join and a leave: CPU, us", 250, of("herd", GATEWAY, "CPU a join and a leave (us)")),
+        Goal(
+            "a join with a known JWT: CPU, relative to one without",
+            1.2,
+            ratio("herd", WITH_JWT, GATEWAY, "CPU a join (us)"),
+        ),
+        Goal(
+            "with access control: CPU per delivery, relative to without",
+            1.1,
+            ratio("access", WITH_ACCESS, WITHOUT_ACCESS, cpu),
+        ),
+        Goal(
+            "a role is revoked: its streams are told within, ms",
+            1000,
+            of("access", WITH_ACCESS, "last revoked stream told after (ms)"),
+        ),
+        Goal(
+            "a role is revoked: p99 of the others' events, relative to before",
+            2,
+            of("access", WITH_ACCESS, "p99 while a role is revoked (ms)")
+            / of("access", WITH_ACCESS, "p99 of events (ms)"),
+        ),
         Goal(
             "a herd joins a large range: p99 of the others' events, relative to without the herd",
             2,

@@ -17,8 +17,8 @@ from ..watch.subscriber import Subscriber
 
 logger = logging.getLogger("gateway.stream")
 
-# Seconds of a turn of the event loop that one slice may take.
-SLICE = 0.004
+# Seconds of a turn of the event loop that one slice may take. An event needs about three turns until it is written.
+SLICE = 0.001
 
 
 class Recheck:

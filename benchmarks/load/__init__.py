@@ -7,7 +7,7 @@ import contextlib
 import json
 import resource
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,17 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def load(
-    peer: Peer, clients: int, *, bytes_per_second: int = 0, joins_per_second: int = 0
+    peer: Peer,
+    clients: int,
+    *,
+    requests: Sequence[bytes] = (),
+    bytes_per_second: int = 0,
+    joins_per_second: int = 0,
 ) -> AsyncIterator[Load]:
     """*clients* readers of *peer*, ready; with *bytes_per_second* they are slow, and their events are not checked.
 
-    At most 20 of them join at the same time, or with *joins_per_second* so many in each second.
+    They send the peer's request, or *requests* in turn. At most 20 of them join at the same time, or with
+    *joins_per_second* so many in each second.
     """
     process = await asyncio.create_subprocess_exec(
         *(str(build().absolute()), str(peer.port), str(clients), peer.ready, peer.mark),
@@ -100,7 +106,8 @@ async def load(
     )
     assert process.stdin is not None
     try:
-        process.stdin.write(f"{len(peer.request)}\n".encode() + peer.request)
+        sent = requests or [peer.request]
+        process.stdin.write(" ".join(str(len(one)) for one in sent).encode() + b"\n" + b"".join(sent))
         running = Load(process)
         await running.ready()
         yield running

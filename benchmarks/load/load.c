@@ -2,8 +2,8 @@
  *
  * usage: load PORT CLIENTS READY MARK [BYTES_PER_SECOND [JOINS_PER_SECOND]] <commands
  *
- * The first line on standard input is the length in bytes of the request that follows. CLIENTS connections to
- * 127.0.0.1:PORT send the request, spread over source addresses (28,000 ports each); at most 20 of them connect at the
+ * The first line on standard input has the lengths in bytes of the requests that follow. CLIENTS connections to
+ * 127.0.0.1:PORT send the requests in turn, spread over source addresses (28,000 ports each); at most 20 of them connect at the
  * same time (nginx' listen queue is 511), or with JOINS_PER_SECOND so many in each second. A client is ready once READY
  * has come. Until all clients are ready, a closed
  * client retries, 100 times in total: Pushpin closes one or two of 5,000. From then on a delivery is MARK and a decimal
@@ -41,6 +41,7 @@
 #endif
 
 enum { BUFFER = 1 << 18, CARRY = 128, ON_THE_WAY = 20, PER_ADDRESS = 2000, TICKS = 10, RETRIES = 100, MAX_HEAD = 8192 };
+enum { MAX_REQUESTS = 1000 };
 
 /* The parser's position in a response: RFC 9112, section 7.1. A chunk may end anywhere inside an event. */
 enum where { HEAD, SIZE, DATA, DATA_END, NOT_CHUNKED };
@@ -62,8 +63,8 @@ static int count_of_clients, started, ready, slow, joins_per_second, retries;
 static int poller;
 static int port;
 static const char *ready_mark, *mark;
-static char *request;
-static size_t request_length;
+static char *requests[MAX_REQUESTS];
+static size_t request_lengths[MAX_REQUESTS], count_of_requests;
 static char buffer[CARRY + BUFFER];
 
 static uint64_t first_number, numbers;
@@ -111,7 +112,8 @@ static void send_request(struct client *c, uint32_t i) {
         errno = error;
         die("connect");
     }
-    if (send(c->fd, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) die("send");
+    size_t which = i % count_of_requests, length = request_lengths[which];
+    if (send(c->fd, requests[which], length, MSG_NOSIGNAL) != (ssize_t)length) die("send");
     struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
     if (epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &e)) die("epoll_ctl");
 }
@@ -298,16 +300,23 @@ static void command(void) {
     }
 }
 
-static void read_request(void) {
-    char line[32];
+static void read_requests(void) {
+    static char line[8 * MAX_REQUESTS];
     size_t n = 0;
     while (n < sizeof line - 1 && read(0, line + n, 1) == 1 && line[n] != '\n') n++;
-    request_length = strtoul(line, NULL, 10);
-    request = malloc(request_length + 1);
-    for (size_t got = 0; got < request_length;) {
-        ssize_t more = read(0, request + got, request_length - got);
-        if (more <= 0) die("request");
-        got += (size_t)more;
+    line[n] = 0;
+    char *left = line;
+    for (size_t length; (length = strtoul(left, &left, 10)) && count_of_requests < MAX_REQUESTS;)
+        request_lengths[count_of_requests++] = length;
+    if (!count_of_requests) die("no request");
+    for (size_t i = 0; i < count_of_requests; i++) {
+        requests[i] = malloc(request_lengths[i]);
+        if (!requests[i]) die("malloc");
+        for (size_t got = 0; got < request_lengths[i];) {
+            ssize_t more = read(0, requests[i] + got, request_lengths[i] - got);
+            if (more <= 0) die("request");
+            got += (size_t)more;
+        }
     }
 }
 
@@ -325,7 +334,7 @@ int main(int argc, char **argv) {
     clients = calloc((size_t)count_of_clients, sizeof *clients);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (!clients || poller < 0) die("epoll_create1");
-    read_request();
+    read_requests();
 
     const uint32_t commands = UINT32_MAX, tick = UINT32_MAX - 1, join = UINT32_MAX - 2;
     struct epoll_event e = {.events = EPOLLIN, .data.u32 = commands};

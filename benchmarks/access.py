@@ -1,0 +1,237 @@
+"""Measure what access control costs: a delivery, a join, and a policy that takes the role of one identity in ten.
+
+All feeds are shared: the identities that keep their role follow the same ones as those that lose it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from benchmarks.cost import cpu_seconds
+from benchmarks.load import Load, load
+from benchmarks.measure import SETTLE, Figures
+from benchmarks.peers import VALUE, Peer, get
+from benchmarks.peers.etcd import gateway_at
+from tests.access.issuer import AUDIENCE, ISSUER, claims, ec_key, jwks
+from tests.support.embedded import EmbeddedEtcd
+from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.waiting import eventually
+
+# Seconds between two events.
+EVERY = 0.02
+# One identity in so many loses its role, so many seconds after the first event.
+REVOKED, REVOKE_AFTER = 10, 0.5
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Each of the *identities* has *streams* streams, each of another one of the *feeds*. Each feed gets *events*."""
+
+    identities: int
+    streams: int
+    feeds: int
+    events: int
+
+    @property
+    def leaving(self) -> range:
+        """The identities that lose their role."""
+        return range(self.identities // REVOKED)
+
+    def follow(self, identity: int) -> list[int]:
+        """The feeds that an identity follows."""
+        return [(identity + step) % self.feeds for step in range(self.streams)]
+
+
+MANY, FEW = Crowd(identities=500, streams=10, feeds=50, events=4), Crowd(identities=20, streams=2, feeds=4, events=3)
+
+
+class Files:
+    """The files of the access control, and the settings that name them."""
+
+    def __init__(self, folder: Path, crowd: Crowd) -> None:
+        self._policy = folder / "policy.yaml"
+        self.write_policy("[/bench/]")
+        entries = [
+            f"{{name: n{number}, sha256: {sha256(f'token-{number}'.encode()).hexdigest()}, "
+            f"roles: [{'leaves' if number in crowd.leaving else 'stays'}]}}"
+            for number in range(crowd.identities)
+        ]
+        (folder / "tokens.yaml").write_text(f"tokens: [{', '.join(entries)}]")
+        self.settings = {
+            "GATEWAY_TOKENS_FILE": str(folder / "tokens.yaml"),
+            "GATEWAY_POLICY_FILE": str(self._policy),
+        }
+
+    def write_policy(self, leaves: str) -> None:
+        """Write what the role may read that is taken away later."""
+        new = self._policy.with_suffix(".new")
+        new.write_text(f"roles: {{stays: {{read: [/bench/]}}, leaves: {{read: {leaves}}}}}")
+        new.replace(self._policy)
+
+
+class Leaver(asyncio.Protocol):
+    """A client whose identity loses its role. ``revoked`` is when it was told."""
+
+    def __init__(self, asked: bytes) -> None:
+        self._asked = asked
+        self._tail = b""
+        self.ready = asyncio.Event()
+        self.revoked = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self._asked)
+
+    def data_received(self, data: bytes) -> None:
+        """Look for the beginning and for the end of the stream, which may come in pieces."""
+        seen, self._tail = self._tail + data, data[-64:]
+        if b"event: synced" in seen:
+            self.ready.set()
+        if b'"reason":"revoked"' in seen:
+            self.revoked = time.monotonic()
+
+
+def request(feed: int, token: str = "") -> bytes:
+    """The request for a stream of a feed."""
+    asked = get(f"/v1/watch?prefix=/bench/{feed:03}/")
+    return with_token(asked, token) if token else asked
+
+
+def with_token(asked: bytes, token: str) -> bytes:
+    """A request with a bearer token."""
+    return asked.removesuffix(b"\r\n") + f"Authorization: Bearer {token}\r\n\r\n".encode()
+
+
+@dataclass(frozen=True)
+class World:
+    """A gateway with a crowd: those that leave, and for each feed those that stay."""
+
+    crowd: Crowd
+    peer: Peer
+    kv: EtcdClient
+    leavers: list[Leaver]
+    staying: list[Load]
+
+    async def publish(self, first: int) -> float:
+        """Send each feed its events, in turn. Return seconds: the 99th percentile of the events' own p99.
+
+        The time of an event runs from etcd's acknowledgement of its put. *first*: the version that the keys get next.
+        """
+        for readers in self.staying:
+            await readers.expect(first, self.crowd.events)
+        begun, acknowledged = time.monotonic(), []
+        for number in range(self.crowd.feeds * self.crowd.events):
+            await asyncio.sleep(max(0.0, begun + number * EVERY - time.monotonic()))
+            await self.kv.put(f"/bench/{number % self.crowd.feeds:03}/key", VALUE)
+            acknowledged.append(time.monotonic())
+        waits: list[float] = []
+        for feed, readers in enumerate(self.staying):
+            own = acknowledged[feed :: self.crowd.feeds]
+            waits += [came.p99 - at for came, at in zip(await readers.arrivals(), own, strict=True)]
+        return sorted(waits)[int(0.99 * len(waits))]
+
+
+@contextlib.asynccontextmanager
+async def world(crowd: Crowd, files: Files | None) -> AsyncIterator[World]:
+    """A gateway with access control, or with none, and its crowd."""
+
+    def token(identity: int) -> str:
+        return f"token-{identity}" if files is not None else ""
+
+    async with AsyncExitStack() as stack:
+        etcd = await stack.enter_async_context(EmbeddedEtcd())
+        kv = await stack.enter_async_context(etcd_client(etcd.endpoint))
+        peer = await stack.enter_async_context(gateway_at(etcd, files.settings if files is not None else {}))
+        loop = asyncio.get_running_loop()
+        leavers = [Leaver(request(feed, token(one))) for one in crowd.leaving for feed in crowd.follow(one)]
+        for leaver in leavers:
+            transport, _ = await loop.create_connection(lambda one=leaver: one, "127.0.0.1", peer.port)  # type: ignore[misc]
+            stack.callback(transport.abort)
+            await leaver.ready.wait()
+        staying: list[Load] = []
+        for feed in range(crowd.feeds):
+            those = [one for one in range(len(crowd.leaving), crowd.identities) if feed in crowd.follow(one)]
+            readers = load(
+                replace(peer, mark='"version":'), len(those), requests=[request(feed, token(one)) for one in those]
+            )
+            staying.append(await stack.enter_async_context(readers))
+        await asyncio.sleep(SETTLE)
+        yield World(crowd, peer, kv, leavers, staying)
+
+
+async def crowd_without(crowd: Crowd) -> Figures:
+    """Send events to a crowd without access control: CPU of a delivery, and how long they take."""
+    async with world(crowd, None) as those:
+        return await _deliver(those)
+
+
+async def crowd_with(crowd: Crowd) -> Figures:
+    """The same with access control; then, between events, a reload takes a role away.
+
+    A stream that stays and is ended, or lacks an event, is no figure.
+    """
+    with tempfile.TemporaryDirectory(prefix="access-") as folder:
+        files = Files(Path(folder), crowd)
+        async with world(crowd, files) as those:
+            found = await _deliver(those)
+            publishing = asyncio.create_task(those.publish(1 + crowd.events))
+            await asyncio.sleep(REVOKE_AFTER)
+            assert not any(leaver.revoked for leaver in those.leavers)
+            files.write_policy("[]")
+            os.kill(those.peer.pid, signal.SIGHUP)
+            reloaded = time.monotonic()
+
+            async def over() -> bool:
+                return all(leaver.revoked for leaver in those.leavers)
+
+            await eventually(over)
+            p99 = await publishing
+    last = max(leaver.revoked for leaver in those.leavers)
+    return {
+        **found,
+        "p99 while a role is revoked (ms)": 1e3 * p99,
+        "last revoked stream told after (ms)": 1e3 * (last - reloaded),
+    }
+
+
+async def _deliver(those: World) -> Figures:
+    crowd = those.crowd
+    used = cpu_seconds(those.peer.pid)
+    p99 = await those.publish(1)
+    used = cpu_seconds(those.peer.pid) - used
+    return {
+        "CPU a delivery (us)": 1e6 * used / (crowd.events * crowd.identities * crowd.streams),
+        "p99 of events (ms)": 1e3 * p99,
+    }
+
+
+@contextlib.asynccontextmanager
+async def gateway_with_jwt() -> AsyncIterator[Peer]:
+    """The gateway with its own etcd. Its subscribers send one JWT, which the gateway knows after the first request."""
+    key = ec_key()
+    with tempfile.TemporaryDirectory(prefix="access-") as name:
+        folder = Path(name)
+        (folder / "jwks.json").write_bytes(jwks(key))
+        (folder / "policy.yaml").write_text(
+            f"roles: {{r: {{read: [/bench/]}}}}\nbindings: [{{identity: 'jwt:{ISSUER}#*', roles: [r]}}]"
+        )
+        settings = {
+            "GATEWAY_JWT_ISSUER": ISSUER,
+            "GATEWAY_JWT_AUDIENCE": AUDIENCE,
+            "GATEWAY_JWT_JWKS": str(folder / "jwks.json"),
+            "GATEWAY_POLICY_FILE": str(folder / "policy.yaml"),
+        }
+        token = key.sign(claims(time.time())).decode()
+        async with EmbeddedEtcd() as etcd, gateway_at(etcd, settings) as peer:
+            yield replace(peer, request=with_token(peer.request, token))
