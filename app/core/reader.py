@@ -310,10 +310,10 @@ class Reader:
 
         *detail*: more about the reason, for people.
         """
+        if self._synced and self._log_holds(self.revision) and not self.behind:
+            self._reach_tip()  # progress has moved it, and wakes nobody; the client comes back with the newest cursor
         last = self.beat(stale=stale) if self._synced else b""
-        members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms}
-        if detail:
-            members["detail"] = detail
+        members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms} | ({"detail": detail} if detail else {})
         return last + close_event(self._form, members, retry_ms)
 
     # --- joining -----------------------------------------------------------------------------------------------------

@@ -749,3 +749,19 @@ def test_everybody_is_sent_the_same_bytes() -> None:
     found = one.read(PLENTY)
     assert other.read(PLENTY) is found
     assert parse(base64.read(PLENTY))[0]["key_encoding"] == "base64"
+
+
+def test_the_last_cursor_is_the_newest_one() -> None:
+    """Progress wakes no stream. One that ends says how far it is complete, or it would come back with an old cursor."""
+    core = live(put(90))
+    one, behind, old = reader(core), reader(core), reader(core)
+    for each in (one, behind, old):
+        while each.read(PLENTY):
+            pass
+    core.handle(Progress(150, trusted=True), 0.0)
+    assert parse(one.close("drain", 500, stale=False))[0]["cursor"] == f"{EPOCH}-150"
+    say(core, 151)
+    assert parse(behind.close("drain", 500, stale=False))[0]["cursor"] == f"{EPOCH}-100", "it lacks 151"
+    restore(core, revision=200)
+
+    assert parse(old.close("drain", 500, stale=False))[0]["cursor"] == f"{EPOCH}-100"
