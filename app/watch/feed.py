@@ -22,6 +22,7 @@ from ..core.feed_messages import (
     OpenWatch,
     Probe,
     Probed,
+    Progress,
     Refused,
     Restored,
     Retry,

@@ -11,9 +11,9 @@ import pytest
 
 from app.core.errors import OverCapacityError, RangesNeedPinError, TooLargeError
 from app.core.events import Batch, KeyValue
+from app.core.feed_messages import Progress
 from app.core.keys import KeyRange
 from app.core.log import Bounds, Log
-from app.core.multiplex import Progress
 from app.core.selection import canonical
 from app.watch.channel import OVERHEAD, SelectedChannel
 from app.watch.subscriber import Subscriber

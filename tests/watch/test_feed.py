@@ -13,8 +13,8 @@ from app.core.keys import KeyRange
 from app.watch.memory import Holder
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed
-from tests.watch.test_notifier import recording
 from tests.support.waiting import eventually
+from tests.watch.test_notifier import recording
 from tests.watch.world import A, StubWatch, Trap, World, settled
 
 CALLS = (
