@@ -7,23 +7,21 @@ each waited for the image.
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 from xdist.scheduler import LoadScopeScheduling
 
-# One worker runs all tests of each entry, one after the other: the tests share something expensive to start, or would
-# overload the machine if they ran at once.
+TOP = Path(__file__).parents[2]
+# A file with these words has fixtures, or an event loop, that all its tests share: a browser, an etcd, an installed
+# wheel. One worker runs the file, one test after the other. Otherwise each worker would start them anew.
+SHARED = 'scope="module"'
+# What else one worker runs: the tests share something expensive to start, or would overload the machine if they ran at
+# once.
 TOGETHER = (
-    "tests/deploy/test_image.py",  # builds the image
     "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
-    "tests/examples/test_mirrors.py",  # starts a browser
-    "tests/page/test_chromium.py",  # starts a browser
-    "tests/matrix/test_javascript.py",  # installs packages into a folder that all its tests use
     "tests/contract/",  # starts an etcd of each version
-    "tests/docs/test_snippets.py",  # starts an etcd and a gateway
     "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # imports models that take 3 s of CPU
-    "tests/access/test_access.py",  # starts an etcd and gateways
-    "tests/api/test_bad_input.py",
-    "tests/api/test_kv.py",
-    "tests/api/test_operations.py",
 )
 # The longest tests first, so that no worker is alone with one of them at the end of a run. In order of their measured
 # seconds.
@@ -31,6 +29,7 @@ FIRST = (
     "tests/deploy/test_image.py",
     "tests/consistency/",
     "tests/examples/test_mirrors.py",
+    "tests/page/",
     "tests/soak/",
     "tests/benchmarks/",
     "tests/cases/test_neighbours.py",
@@ -48,13 +47,19 @@ FIRST = (
     "tests/access/test_access.py",
     "tests/api/test_kv.py",
     "tests/api/test_operations.py",
-    "tests/page/test_chromium.py",
+    "tests/access/test_modes.py",
 )
 
 
 def turn(nodeid: str) -> int:
     """A test's place in the order of a run."""
     return next((place for place, prefix in enumerate(FIRST) if nodeid.startswith(prefix)), len(FIRST))
+
+
+@functools.cache
+def shares(path: str) -> bool:
+    """Whether the tests of a file share what they start."""
+    return SHARED in (TOP / path).read_text(encoding="utf-8")
 
 
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
@@ -68,4 +73,5 @@ class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has n
     def _split_scope(self, nodeid: str) -> str:
         if "[python" in nodeid:  # a reference client that needs no browser
             return nodeid
-        return next((prefix for prefix in TOGETHER if nodeid.startswith(prefix)), nodeid)
+        path, _, _ = nodeid.partition("::")
+        return path if shares(path) else next((prefix for prefix in TOGETHER if nodeid.startswith(prefix)), nodeid)
