@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.dev
 ETCD := 3.5.16
 
 .DEFAULT_GOAL := help
-.PHONY: run check test lint types helm chart map docs reference screenshots image release matrix bench leak torture soak audit lock clean help install FORCE
+.PHONY: run check test lint types helm chart map docs reference screenshots image release matrix long bench leak torture soak audit lock clean help install FORCE
 
 # A venv contains its own path and its Python's path. A copied checkout or a removed Python needs a new venv.
 ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
@@ -89,6 +89,9 @@ matrix: $(INSTALLED)  ## the long tests: others' clients, 100,000 generated requ
 	@sh tools/venv.sh matrix
 	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tools/etcds.py .cache/etcd)}" \
 		$(BIN)/python -m pytest tests/matrix -m matrix -n 2 $(ARGS)
+
+long: $(INSTALLED)  ## the long form of what `make test` runs in a short form: 2,000 examples of each property, large crowds
+	@LONG=1 $(BIN)/python -m pytest -n auto -m 'hypothesis or sized' $(ARGS)
 
 bench: $(INSTALLED)  ## compare with Nchan, Pushpin, the naive app and etcd's gateway; writes docs/benchmarks.md (30 minutes)
 	@sh tools/system.sh

@@ -23,6 +23,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.schedule import Schedule, turn
+from tests.support.size import size
 from tests.support.spawning import starts_a_process
 from tests.support.versions import is_spare
 from tests.support.waiting import HANG
@@ -45,7 +46,11 @@ gc.disable()
 # Libraries have timeouts that a slow machine exceeds: an example of Hypothesis after 0.2 s, an answer to httpx after 5
 # s, an etcd that starts after 30 s.
 hypothesis.settings.register_profile(
-    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+    "suite",
+    max_examples=size(40, long=2000),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
 )
 hypothesis.settings.load_profile("suite")
 (httpx.AsyncClient.__init__.__kwdefaults__ or {})["timeout"] = httpx.Timeout(HANG)

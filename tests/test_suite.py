@@ -121,6 +121,13 @@ def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str
     assert set(allowed) == set(named.values()), "the table has an entry that no file needs any more"
 
 
+def test_no_property_has_a_number_of_examples_of_its_own() -> None:
+    """``make test`` tries few examples of each property, and ``make long`` many (tests/support/size.py)."""
+    number = re.compile(r"max_examples=\d")
+
+    assert [path.name for path in TESTS.rglob("*.py") if number.search(path.read_text(encoding="utf-8"))] == []
+
+
 def mirror_of(source: Path) -> Path:
     """The test file of a file of ``app/``: ``app/core/log.py`` has tests/core/test_log.py."""
     return TESTS / source.parent.relative_to(APP) / f"test_{source.stem.strip('_')}.py"

@@ -254,7 +254,7 @@ VALUES = st.one_of(TEXTS, BYTES, st.sampled_from(["0", "1", "auto", "base64", "n
 QUERIES = st.one_of(TEXTS, st.lists(st.tuples(NAMES, VALUES), max_size=5).map(lambda p: "&".join(map("=".join, p))))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from([KV, FEEDS]), query=QUERIES)
 @example(path=KV, query="prefix=/a/&page=YS05LS9hLw")
 async def test_fuzzed_queries(line: Line, path: str, query: str) -> None:
@@ -270,7 +270,7 @@ async def test_fuzzed_queries(line: Line, path: str, query: str) -> None:
         assert answer.problem()["parameter"] is not None
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=QUERIES, last_event_id=st.one_of(st.none(), TEXTS))
 async def test_fuzzed_watches(server: GatewayProcess, query: str, last_event_id: str | None) -> None:
     """Any watch query gets a stream or a problem; a cursor in the header never causes a problem."""

@@ -20,6 +20,7 @@ from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
+from tests.support.size import size
 from tests.support.streams import watch
 from tests.support.waiting import HANG, eventually
 
@@ -361,6 +362,7 @@ async def test_identical_reads_share(
     assert after[1] - before[1] <= 3
 
 
+@pytest.mark.sized
 async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncClient, etcd_kv: EtcdClient) -> None:
     """A shared read is not older than its request: among many equal reads, a client reads what it wrote before."""
     running = True
@@ -371,7 +373,7 @@ async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncCli
 
     readers = [asyncio.create_task(keep_reading()) for _ in range(4)]
     try:
-        for number in range(100):
+        for number in range(size(25, long=500)):
             await etcd_kv.put("/linear", str(number))
 
             assert (await read(http, "key=/linear"))["kv"]["value"] == str(number)

@@ -128,4 +128,4 @@ class Crowd(RuleBasedStateMachine):
 
 
 TestCrowd = Crowd.TestCase
-TestCrowd.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestCrowd.settings = settings(stateful_step_count=40)

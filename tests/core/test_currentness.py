@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.currentness import GRACE, KEPT, Currentness
@@ -24,7 +24,6 @@ def committed(history: Sequence[float], at: float) -> int:
     return bisect_right(history, at)
 
 
-@settings(deadline=None)
 @given(commits, reads, st.integers(0, 40), st.floats(0, 1))
 def test_what_is_proven_is_true(
     history: list[float], asked: list[tuple[float, float]], reached: int, luck: float
@@ -39,7 +38,6 @@ def test_what_is_proven_is_true(
         assert bisect_left(history, proven) <= reached
 
 
-@settings(deadline=None)
 @given(st.floats(1, 60), st.lists(st.floats(0, 0.9), min_size=5, max_size=30), st.integers(1, 1000))
 def test_a_watch_that_keeps_up_is_never_stale(stale_after: float, latencies: list[float], writes: int) -> None:
     """Reads begin when they are due; a read that takes less than half their interval never makes a feed stale."""
@@ -88,7 +86,6 @@ def test_when_the_next_read_is_due(now: float, since: float, due: float) -> None
     assert currentness.due(now, since) == due
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 20), max_size=200))
 def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
     """When reads are overdue, the latest proof is older than any timeout.

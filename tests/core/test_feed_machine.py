@@ -6,7 +6,6 @@ etcd, and must return the same commands.
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import pytest
@@ -64,7 +63,6 @@ REACH_BACK = 8
 BATCH_REVISIONS = 4
 BOUNDS = Bounds(batches=5, bytes=5800, age=50.0)
 
-EXAMPLES = int(os.environ.get("FEED_EXAMPLES", "150"))
 STARTING = (State.IDLE, State.OPENING, State.SNAPSHOTTING, State.START_RETRY)
 HISTORY_MOVES = (
     "register", "register", "send created", "apply", "sync", "sync", "fill", "clear", "deliver", "deliver", "deliver",
@@ -948,10 +946,7 @@ def test_readers_see_what_happened_or_are_reset() -> None:
     run_state_machine_as_test(
         FeedMachine,
         settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
         ),
     )
 
@@ -1016,7 +1011,7 @@ class Moments(FeedMachine):
                 self.restore(number % 5, operations, keep_cluster=True)
 
 
-@settings(max_examples=4 * EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings().max_examples * 4)  # each is short
 @given(
     writes=st.integers(4, 24),
     trusted=st.booleans(),

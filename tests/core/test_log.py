@@ -185,7 +185,7 @@ class LogMachine(RuleBasedStateMachine):
 
 
 TestLog = LogMachine.TestCase
-TestLog.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLog.settings = settings(stateful_step_count=40)
 
 
 def test_the_newest_batch_stays_whatever_its_size() -> None:

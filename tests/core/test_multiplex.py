@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -13,7 +12,6 @@ from app.core.keys import KeyRange
 from app.core.multiplex import MOST_PENDING, CancelRequest, CreateRequest, Message, Multiplexer
 
 RANGE = KeyRange("prefix", b"/a/")
-SETTINGS = settings(max_examples=150, stateful_step_count=50, deadline=None)
 
 
 def put(key: bytes, revision: int) -> KeyValue:
@@ -282,7 +280,6 @@ class Whole(Batches):
 
 
 TestStream = StreamMachine.TestCase
-TestStream.settings = SETTINGS
 
 
 def test_a_refusal_without_id_is_the_oldest_unanswered_one_s() -> None:

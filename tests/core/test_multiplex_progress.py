@@ -236,10 +236,7 @@ def test_no_answer_is_believed_too_early_and_no_slow_watch_missed() -> None:
     run_state_machine_as_test(
         ProgressMachine,
         settings=settings(
-            max_examples=150,
-            stateful_step_count=60,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
         ),
     )
 

@@ -117,7 +117,7 @@ class QuotasMachine(RuleBasedStateMachine):
         assert self.quotas.addresses.buckets <= 2 * bool(limits.address_joins)
 
 
-QuotasMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+QuotasMachine.TestCase.settings = settings(stateful_step_count=30)
 TestQuotas = QuotasMachine.TestCase
 
 

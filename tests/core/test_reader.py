@@ -286,7 +286,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
 
 TestReader = ReaderMachine.TestCase
-TestReader.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestReader.settings = settings(stateful_step_count=40)
 
 
 @given(

@@ -178,7 +178,7 @@ class LatestMachine(ReaderMachine):
 
 
 TestLatestReader = LatestMachine.TestCase
-TestLatestReader.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLatestReader.settings = settings(stateful_step_count=40)
 
 
 # --- mode=latest -----------------------------------------------------------------------------------------------------

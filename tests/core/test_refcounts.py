@@ -87,7 +87,7 @@ class CountsMachine(RuleBasedStateMachine):
 
 
 TestCounts = CountsMachine.TestCase
-TestCounts.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestCounts.settings = settings(stateful_step_count=40)
 
 
 def test_the_life_of_a_range() -> None:

@@ -349,7 +349,7 @@ class SelectionMachine(RuleBasedStateMachine):
 
 
 TestSelection = SelectionMachine.TestCase
-TestSelection.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestSelection.settings = settings(stateful_step_count=40)
 
 
 def selection(
@@ -628,7 +628,6 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(operations=OPERATIONS, narrow=st.sampled_from(RANGES[1:]), keys_only=st.booleans(), form=st.sampled_from(FORMS))
 def test_a_projected_stream_has_the_bytes_of_a_dedicated_watch(
     operations: list[tuple[str, Any, bool]], narrow: KeyRange, keys_only: bool, form: Format

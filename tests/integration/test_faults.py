@@ -16,6 +16,7 @@ from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import STALE_SOON, gateway
 from tests.support.proxy import proxy
+from tests.support.size import size
 from tests.support.streams import Mirror, Stream, watch
 from tests.support.waiting import eventually
 
@@ -92,11 +93,12 @@ async def write(kv: EtcdClient, rng: random.Random, count: int) -> int:
 
 
 @pytest.mark.slow
-async def test_five_hundred_mirrors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """After 1,000 puts, deletes and transactions at full speed, 500 mirrors equal etcd, which sees one watcher."""
+@pytest.mark.sized
+async def test_a_crowd_of_mirrors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
+    """After 1,000 puts, deletes and transactions at full speed, all mirrors equal etcd, which sees one watcher."""
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
         await write(kv, random.Random(1), 50)
-        followers = await stack.enter_async_context(follow(server.base, 500))
+        followers = await stack.enter_async_context(follow(server.base, size(100, long=500)))
         last = await write(kv, random.Random(2), 1000)
         watchers, streams = await held_at_etcd(etcd)
         # First compare the revisions, which is cheap: comparing 500 mirrors takes a second of CPU.

@@ -22,6 +22,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
 from tests.support.metrics import etcd_metric
+from tests.support.size import size
 from tests.support.streams import Stream, watch
 from tests.support.waiting import eventually
 
@@ -435,8 +436,10 @@ async def test_two_thousand_requests_one_watch(many: GatewayProcess, etcd: Embed
 
 
 @pytest.mark.slow
-async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) -> None:
-    """5,000 distinct prefixes with one subscriber each, and all released again, use the fixed number of streams."""
+@pytest.mark.sized
+async def test_a_crowd_of_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) -> None:
+    """Distinct prefixes with one subscriber each, and all released again, use the fixed number of streams."""
+    prefixes = size(1000, long=5000)
     async with await watch(many.base, "prefix=/p/") as stream:
         await stream.until("synced")  # from here on both connections to etcd exist
     before = descriptors(many.pid)
@@ -448,10 +451,10 @@ async def test_five_thousand_prefixes(many: GatewayProcess, etcd: EmbeddedEtcd) 
             streams.push_async_callback(opened.close)
             await opened.until("synced")
 
-        for start_at in range(0, 5000, 250):
+        for start_at in range(0, prefixes, 250):
             await asyncio.gather(*(follow(number) for number in range(start_at, start_at + 250)))
         watchers, watch_streams = await held_at_etcd(etcd)
-        assert watchers == 5000
+        assert watchers == prefixes
         assert watch_streams <= 4
     await eventually(lambda: all_released(many, etcd))
     await eventually(lambda: few_descriptors(many.pid, before))

@@ -159,7 +159,7 @@ class Following(RuleBasedStateMachine):
             assert int(self.replica.cursor.rpartition("-")[2]) == self.replica.revision
 
 
-Following.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Following.TestCase.settings = settings(stateful_step_count=40, deadline=None)
 TestFollowing = Following.TestCase
 
 
