@@ -18,6 +18,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.proxy import proxy
+from tests.support.size import size
 from tests.support.streams import Mirror, Stream, watch
 from tests.support.waiting import eventually
 
@@ -145,9 +146,11 @@ async def test_answers_that_nobody_takes(etcd: EmbeddedEtcd, kv: EtcdClient) -> 
 
 
 @pytest.mark.one_etcd
+@pytest.mark.sized
 async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """Six concurrent reads of 64 values of 0.9 MB are all answered, in pages that are as large as possible."""
-    await fill(kv, "/v/", count=64, size=900_000)
+    """Six concurrent reads of values of 0.9 MB are all answered, in pages that are as large as possible."""
+    values = size(32, long=64)  # together more than the bound
+    await fill(kv, "/v/", count=values, size=900_000)
     async with bounded(etcd.endpoint) as (server, peak):
 
         async def all_pages(limit: int) -> int:
@@ -169,7 +172,7 @@ async def test_values_of_which_few_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
         counts = await asyncio.gather(*(all_pages(100 + number) for number in range(6)))
         peak.check(6)
 
-    assert counts == [64] * 6
+    assert counts == [values] * 6
 
 
 @pytest.mark.one_etcd

@@ -12,6 +12,7 @@ from tests.integration.test_release import held_at_etcd, ranges
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import UNPROVEN_SOON, gateway
+from tests.support.size import size
 from tests.support.streams import Event, watch
 
 pytestmark = pytest.mark.etcd
@@ -97,8 +98,9 @@ async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, ver
             assert events[0].data["reason"] == "lagged"
 
 
+@pytest.mark.sized
 async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
-    """1,000 cursors of various ages come to a fresh process: one Range, one watch, no reset."""
+    """Cursors of various ages come to a fresh process: one Range, one watch, no reset."""
     await kv.put("/svc/a", "0")
     async with gateway(etcd.endpoint) as first:
         epoch = (await cursor_now(first.base)).partition("-")[0]
@@ -106,7 +108,7 @@ async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv:
     # The Ranges that prove feeds current are half of this time apart.
     async with gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": "5m"}) as server:
         before = await ranges(etcd)
-        cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(1000)]
+        cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(size(300, long=1000))]
         streams = await asyncio.gather(
             *(watch(server.base, "prefix=/svc/", {"Last-Event-ID": cursor}) for cursor in cursors)
         )

@@ -17,6 +17,7 @@ from tests.support.etcd import EtcdClient
 from tests.support.gateway import gateway
 from tests.support.nginx import nginx, recipe
 from tests.support.returning import ReturningClient, returning
+from tests.support.size import size
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
@@ -50,12 +51,13 @@ class Writer:
 
 
 @pytest.mark.slow
-async def test_two_thousand_streams_move(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
+@pytest.mark.sized
+async def test_a_crowd_of_streams_moves(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
     """After SIGTERM to one gateway, with the defaults of a drain, all its streams continue on the other, no faster than
     at the drain's pace. Each stream has every change once, in order, and no new snapshot. etcd sees at most one
     additional watcher. tests/core/test_drain.py tests how evenly the streams come.
     """
-    count = 2000
+    count = size(600, long=2000)
     async with contextlib.AsyncExitStack() as stack:
         leaving, staying = [
             await stack.enter_async_context(gateway(etcd.endpoint, settings={"GATEWAY_INSTANCE": name}, quick=False))

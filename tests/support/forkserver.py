@@ -39,6 +39,8 @@ from tests.support.wallclock import WallClock, of_this_process
 MODULES = ("app.cli", "app.server.run", "app.check.command", "uvloop")
 # With this variable coverage.py measures a process. It never measures the fork server, but each fork with the variable.
 MEASURED = "COVERAGE_PROCESS_CONFIG"
+# The variables that forks get besides those of the test (tests/support/measured.py).
+OF_FORKS: dict[str, str] = {}
 MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
 
@@ -105,7 +107,7 @@ async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], me
     status, status_in = os.pipe()
     words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (module, *arguments)]
     try:
-        _server().send(json.dumps([words, dict(env), merged]).encode(), output_in, status_in)
+        _server().send(json.dumps([words, {**env, **OF_FORKS}, merged]).encode(), output_in, status_in)
     finally:
         os.close(output_in)
         os.close(status_in)
