@@ -131,7 +131,7 @@ async def torture(
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
         cluster = EmbeddedCluster(3, folder=folder, args=FLAGS)
-        disk = await _disk(stack, log)
+        disk = await _disk(stack, kinds, log)
         if disk is not None:
             cluster.members[0].keep_data(disk.folder / "data")
         await stack.enter_async_context(cluster)
@@ -279,8 +279,12 @@ def _clients(
     return clients
 
 
-async def _disk(stack: contextlib.AsyncExitStack, log: Callable[[str], None]) -> Disk | None:
-    """A disk that can hang, for the first member, where this machine can have such a disk."""
+async def _disk(
+    stack: contextlib.AsyncExitStack, kinds: Sequence[str] | None, log: Callable[[str], None]
+) -> Disk | None:
+    """A disk that can hang, for the first member, if such a fault is wanted and this machine can have such a disk."""
+    if kinds is not None and "freeze a disk" not in kinds:
+        return None
     try:
         return await stack.enter_async_context(Disk())
     except NoDiskError as error:
