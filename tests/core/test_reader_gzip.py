@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.cursor import Cursor
@@ -99,7 +99,6 @@ def publish(core: FeedCore, change: dict[bytes, bytes | None], gap: int) -> None
         core.handle(Batches((Batch(revision, events),)), 0.0)
 
 
-@settings(max_examples=150)
 @given(
     steps,
     st.sampled_from(["sse", "ndjson"]),
