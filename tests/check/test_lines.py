@@ -6,7 +6,7 @@ import itertools
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.check.lines import Line, Lines, UnreadableError
@@ -34,7 +34,6 @@ EVENTS = [
 
 @pytest.mark.parametrize("body", [SSE, NDJSON], ids=["SSE", "NDJSON"])
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
-@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(0, 600), max_size=8))
 def test_the_same_events_however_the_bytes_are_divided(body: bytes, encoding: str, cuts: list[int]) -> None:
     """An event that has not ended is no event."""
