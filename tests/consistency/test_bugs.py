@@ -89,9 +89,10 @@ def test_a_known_bug_of_flushes_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("app.core.fold.PIECE_SIZE", 1)
     monkeypatch.setattr(bugs, "_replace", monkeypatch.setattr)
     BUGS[OF_READERS]()
-    # Long walks: of those with 40 steps, only one in 700 finds the bug.
+    # Long walks: of those with 40 steps, only one in 700 finds the bug. The search ends with the walk that finds it.
+    most = 500
     walks = settings(
-        max_examples=500, stateful_step_count=200, derandomize=True, database=None, phases=[Phase.generate]
+        max_examples=most, stateful_step_count=200, derandomize=True, database=None, phases=[Phase.generate]
     )
 
     with pytest.raises(AssertionError, match=r"assert \{.*\} == \{"):
