@@ -194,7 +194,7 @@ class Gateway:
             from .tier.hub import HubUpstream
 
             settings, timing = self.settings, {"clock": self.clock, "draw": self._draw}
-            return HubUpstream(self.hub.socket, self.epoch_of, stale_after=settings.stale_after, **timing)
+            return HubUpstream(self.hub, self.epoch_of, stale_after=settings.stale_after, **timing)
         return self._follow_gateway() if self.settings.upstream else self._follow_etcd()
 
     def _follow_etcd(self) -> Upstream:

@@ -92,6 +92,10 @@ class Hub(Protocol):
     def socket(self) -> str:
         """The path of the Unix socket at which the hub serves."""
 
+    @property
+    def heard_at(self) -> float:
+        """When the hub has last given a sign of life, in monotonic seconds. It does so every second."""
+
     def tell_ended(self, session: str, sealed_by: str, expires: float) -> None:
         """Tell all other workers that a browser's session has ended: ``app.access.identity.Session``."""
 

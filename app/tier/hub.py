@@ -17,7 +17,7 @@ from ..core.errors import (
     UnavailableError,
 )
 from ..core.selection import Selection
-from ..ports import Clock, Condition, Draw
+from ..ports import Clock, Condition, Draw, Hub
 from .client import Answer, Client, refusal, tier_of
 from .unix_transport import UnixTransport
 from .upstream import GatewayUpstream
@@ -36,20 +36,21 @@ class HubUpstream(GatewayUpstream):
     """See the module.
 
     Args:
-        socket: the path of the Unix socket at which the hub serves.
+        hub: also says that it is alive. A stopped hub makes its workers stale as soon as a stopped etcd would.
     """
 
     def __init__(
         self,
-        socket: str,
+        hub: Hub,
         epoch_of: Callable[[int, Selection], str],
         *,
         stale_after: float,
         clock: Clock,
         draw: Draw,
     ) -> None:
-        client = partial(Client, ["http://hub"], lambda: False, lambda: "", transport=UnixTransport(socket))
+        client = partial(Client, ["http://hub"], lambda: False, lambda: "", transport=UnixTransport(hub.socket))
         super().__init__(client, epoch_of, stale_after=stale_after, clock=clock, draw=draw)
+        self._hub = hub
         # The hub is there as long as the worker is. Only its etcd may be out of reach, and it says so.
         self._backoff = Backoff(0.02, 0.25)
 
@@ -60,6 +61,11 @@ class HubUpstream(GatewayUpstream):
             ForeignAnswerError: the hub does not know it yet.
         """
         return tier_of(headers, status)
+
+    def alive_at(self, heard_at: float, silence: float) -> float:
+        """Return when the hub has last said that it is alive: it does so every second, and its streams say "stale"."""
+        del heard_at, silence
+        return self._hub.heard_at
 
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``: nine tenths, because the tip of the hub may be ahead."""

@@ -206,6 +206,11 @@ class GatewayUpstream:
         """Return the epoch of the cursors of a watched range."""
         return self._epoch_of(self.cluster_id, Selection((watched,)))
 
+    def alive_at(self, heard_at: float, silence: float) -> float:
+        """Return now, unless the stream has been silent for longer than *silence* seconds: then its last byte."""
+        now = self.clock()
+        return now if now - heard_at <= silence else heard_at
+
     def note_reached(self, watched: KeyRange, revision: int) -> None:
         """Take the revision up to which a stream is complete."""
         self.highest_revision = max(self.highest_revision, revision)

@@ -48,6 +48,9 @@ class Above(Protocol):
     def admit(self, headers: Mapping[str, str], status: int) -> int:
         """Return this gateway's tier below the one that has answered. Raise ForeignAnswerError if there is none."""
 
+    def alive_at(self, heard_at: float, silence: float) -> float:
+        """Return until when a stream that says "live" is believed, if its last byte came at *heard_at*."""
+
     def note_reached(self, watched: KeyRange, revision: int) -> None:
         """Take the revision up to which a stream is complete."""
 
@@ -127,14 +130,14 @@ class UpstreamWatch:
 
     def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``. The upstream is believed while it says "live", and is not silent too long."""
-        core, now = self._core, self._upstream.clock()
+        core = self._core
         if core is None or not core.synced:
             return None
         if self._stale_at is not None:
             # This gateway is never more confident than its upstream: older than this gateway's own GATEWAY_STALE_AFTER.
             return self._stale_at - self._upstream.stale_after - STALE_FOR
         del reached  # whatever has come is what the upstream calls live
-        return now if now - self._heard_at <= core.silence else self._heard_at
+        return self._upstream.alive_at(self._heard_at, core.silence)
 
     # --- the stream ---------------------------------------------------------------------------------------------------
 

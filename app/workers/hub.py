@@ -79,9 +79,11 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
         app = create_app(gateway=gateway, workers=team)
         server = GatewayServer(make_config(app, own, Admission(gateway.capacity)), gateway)
         hub = Hub(gateway, team, acceptor)
+        socket_of_hub = _listen_at(path)
+        stack.callback(socket_of_hub.close)
         with SIGNALS.heard_by(asyncio.get_running_loop(), hub.told):
             async with gateway.running():
-                serving = spawn(server.serve(sockets=[_listen_at(path)]), name="server", died=gateway.fail)
+                serving = spawn(server.serve(sockets=[socket_of_hub]), name="server", died=gateway.fail)
                 try:
                     if await listen([server], gateway):
                         numbers = [sock.getsockname()[1] for sock in listening.values()]
@@ -111,7 +113,14 @@ def _private_path() -> Iterator[Path]:
 
 def _listen_at(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(str(path))
+    try:
+        sock.bind(str(path))
+    except OSError as error:  # "AF_UNIX path too long" has no number
+        sock.close()
+        raise SettingsError(
+            f"GATEWAY_WORKERS (--workers): the socket {path} cannot be made: {error.strerror or error}; set TMPDIR "
+            "to a folder with a shorter path, or one that can hold a socket"
+        ) from None
     sock.listen(BACKLOG)
     return sock
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from ..core.quotas import Caller
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
+from ..ports import Clock
 from . import refusal
 from .link import Link, Message, written
 
@@ -40,9 +42,11 @@ class HubLink:
         socket: the path of the Unix socket at which the hub serves.
     """
 
-    def __init__(self, link: Link, socket: str) -> None:
+    def __init__(self, link: Link, socket: str, clock: Clock = time.monotonic) -> None:
         self._link = link
         self._socket = socket
+        self._clock = clock
+        self._heard_at = clock()
         self._last = 0
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._held: dict[int, Admission] = {}
@@ -51,6 +55,15 @@ class HubLink:
     def socket(self) -> str:
         """See ``app.ports.Hub``."""
         return self._socket
+
+    @property
+    def heard_at(self) -> float:
+        """See ``app.ports.Hub``."""
+        return self._heard_at
+
+    def hear(self) -> None:
+        """Take a sign of life."""
+        self._heard_at = self._clock()
 
     def tell_ended(self, session: str, sealed_by: str, expires: float) -> None:
         """See ``app.ports.Hub``."""

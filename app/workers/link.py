@@ -20,7 +20,7 @@ from the hub
     ``expire``       what lingers must end, because another stream needs the room;
     ``report``       what does it hold?
     ``reload``, ``stop``, ``hurry``, ``force``: what the signals say (``app.server.stop``);
-    ``ping``         asks for a ``load``.
+    ``ping``         says that the hub is alive, and asks for a ``load``: every second.
 """
 
 from __future__ import annotations

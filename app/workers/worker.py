@@ -161,6 +161,7 @@ class Worker:
             case "admitted" | "refused" | "close":
                 self._hub.take(message)
             case "ping":
+                self._hub.hear()
                 self._say_load(self._taker.count)
             case "report":
                 only = read(message["only"]) if message["only"] is not None else None

@@ -20,9 +20,10 @@ from app.core.encoding import event_body
 from app.core.etag import ETag
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
-from app.core.feed_messages import CloseWatch, Created, OpenWatch, SyncTimeout
+from app.core.feed_messages import CloseWatch, Created, OpenWatch, Progress, SyncTimeout
 from app.core.gateway_watch import GatewayWatch
 from app.core.history import History
+from app.core.keys import KeyRange
 from app.core.multiplex import Multiplexer
 from app.core.reader import Phase, Reader
 from app.core.selected_history import Part, SelectedHistory
@@ -331,7 +332,19 @@ def edge_live_while_its_root_is_stale() -> None:
 
 def edges_that_follow_each_other() -> None:
     """An edge follows every gateway that answers. Two that fail over to each other are live for ever."""
-    _replace(GatewayUpstream, "admit", lambda _self, headers, status: min(tier_of(headers, status), MOST_TIERS - 1))
+    _replace(GatewayUpstream, "admit", lambda _self, headers, status: min(tier_of(headers, status) + 1, MOST_TIERS))
+
+
+def cursor_ahead_of_the_hub() -> None:
+    """A worker, or an edge, takes the answer to a progress request for what has come on its stream."""
+
+    async def hasty(self: GatewayUpstream, watched: KeyRange, url: str, *, hastened: bool) -> None:
+        del hastened
+        revision = await self._progress(str(watched), url)
+        for watch in list(self._watches):
+            watch._give(Progress(revision, trusted=True))
+
+    _replace(GatewayUpstream, "ask_progress", hasty)
 
 
 def etag_without_the_count() -> None:
@@ -363,6 +376,7 @@ BUGS: dict[str, Callable[[], None]] = {
         edge_survives_reset,
         edge_live_while_its_root_is_stale,
         edges_that_follow_each_other,
+        cursor_ahead_of_the_hub,
         etag_without_the_count,
     )
 }
@@ -370,7 +384,7 @@ BUGS: dict[str, Callable[[], None]] = {
 # minute: ``python -m tests.consistency.torture --program tests.consistency.bugs BUG`` with
 # ``--tiers 1 --kinds "keep the roots from etcd"`` and, for the edges that follow each other,
 # ``--circular --kinds "kill a gateway"``.
-IN_ONE_PROCESS = {"edge-live-while-its-root-is-stale", "edges-that-follow-each-other"}
+IN_ONE_PROCESS = {"cursor-ahead-of-the-hub", "edge-live-while-its-root-is-stale", "edges-that-follow-each-other"}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -91,6 +92,7 @@ class Nemesis:
         self._cluster = cluster
         self._replicas = replicas
         self._edges = edges
+        self._with_workers = [replica for replica in (*replicas, *edges) if replica.has_workers]
         self._writers = writers
         self._oracle = oracle
         self._access = access
@@ -163,6 +165,13 @@ class Nemesis:
                 "keep the roots from etcd": self._keep_from_etcd,
             }
             if self._edges
+            else {},
+            {
+                "kill a worker": self._kill_worker,
+                "stop a worker": self._stop_worker,
+                "freeze a worker": self._freeze_worker,
+            }
+            if self._with_workers
             else {},
             {
                 "send a follower away": self._send_away,
@@ -497,6 +506,34 @@ class Nemesis:
         replica.signal(signal.SIGSTOP)
         await asyncio.sleep(_a_while(rng))
         replica.signal(signal.SIGCONT)
+
+    async def _kill_worker(self, rng: random.Random) -> bool:
+        return await self._end_worker(rng, signal.SIGKILL)
+
+    async def _stop_worker(self, rng: random.Random) -> bool:
+        return await self._end_worker(rng, signal.SIGTERM)
+
+    async def _end_worker(self, rng: random.Random, number: int) -> bool:
+        pid = self._worker(rng)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        await self._rest()
+        return pid is not None
+
+    async def _freeze_worker(self, rng: random.Random) -> bool:
+        pid = self._worker(rng)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(_a_while(rng))
+                os.kill(pid, signal.SIGCONT)
+        await self._rest()
+        return pid is not None
+
+    def _worker(self, rng: random.Random) -> int | None:
+        found = rng.choice(self._with_workers).workers
+        return rng.choice(found) if found else None
 
     async def _cut_edge(self, rng: random.Random) -> None:
         chosen = self._above(rng)

@@ -31,6 +31,12 @@ SETTINGS = {
 }
 
 
+def _is_a_fault(line: Mapping[str, Any]) -> bool:
+    """Whether the log reports what the nemesis has done: it has killed a worker, or the hub."""
+    message: str = line["message"]
+    return message.startswith("the hub has ended") or (message == "worker end" and line["status"] == -signal.SIGKILL)
+
+
 class Replica:
     """A gateway that is started, killed and started again; ``troubles`` are the errors that it logged."""
 
@@ -96,8 +102,22 @@ class Replica:
         status = await process.stop(number)
         if number == signal.SIGTERM and status != 0:
             self.troubles.append({"message": f"status {status} after SIGTERM", "said": process.other})
-        self.troubles += [line for line in process.lines if line["level"] == "error"]
+        self.troubles += [line for line in process.lines if line["level"] == "error" and not _is_a_fault(line)]
         self.words += process.other
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the gateway is a hub with workers."""
+        return self._settings.get("GATEWAY_WORKERS", "1") != "1"
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of its workers that run now; none if it is a single process, or does not run."""
+        if self._process is None:
+            return []
+        newest = {line["worker"]: line["pid"] for line in self._process.lines if line["message"] == "worker start"}
+        ended = {line["pid"] for line in self._process.lines if line["message"] == "worker end"}
+        return [pid for pid in newest.values() if pid not in ended]
 
     def signal(self, number: int) -> None:
         """Send the gateway a signal, and do not wait."""

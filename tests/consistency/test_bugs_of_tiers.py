@@ -24,10 +24,11 @@ from tests.consistency.edges import (
     url_of,
 )
 from tests.consistency.judge import ViolationError
+from tests.support.streams import watch
 from tests.support.waiting import eventually
-from tests.tier.scripted import Answered, Asked, Scripted, scripted
+from tests.tier.scripted import Answered, Asked, Scripted, position, scripted
 
-STALE, CIRCLE = sorted(IN_ONE_PROCESS)
+AHEAD, STALE, CIRCLE = sorted(IN_ONE_PROCESS)
 # Longer than a follower of tier 2 may be told "live" without it being true.
 LONG = 25
 
@@ -127,6 +128,43 @@ async def test_two_edges_that_follow_each_other(world: World, root: Scripted, bu
         else:
             await near.condition("only a lower tier may be followed", "down")
         await lives(far, world, bug=bug, above=[near], followers=followers)
+
+
+@pytest.mark.parametrize("bug", ["", AHEAD], indirect=True)
+async def test_a_cursor_ahead_of_the_hub(world: World, root: Scripted, bug: str) -> None:
+    """The upstream has reached a revision. What it has sent of it is another question: a cursor waits for that."""
+    root.answer = lambda asked: (
+        Answered.of(position(revision=101)) if asked.path == "/v1/progress" else root.usual(asked)
+    )
+    async with AsyncExitStack() as stack:
+        edge = await stack.enter_async_context(serving(world.time, listener(), root.url))
+        follower = await stack.enter_async_context(judged(world, edge))
+        stream = await root.stream()
+        stream.write(synced(100))
+        await follower.reads("synced")
+        world.write(101)
+        await stack.enter_async_context(await watch(edge.base, "prefix=/svc/&format=ndjson&min_revision=101"))
+        await eventually(lambda: asked(root, "prefix=%2Fsvc%2F", "prefix=/svc/"))
+        edge.look()
+        if bug:
+            with pytest.raises(ViolationError):
+                await bookmark(follower)
+            return
+        await follower.reads("bookmark")
+        stream.write(put(101))
+        await follower.reads("put")
+        follower.rule()
+
+
+async def bookmark(follower: Judged) -> None:
+    """Read the next bookmark, and rule on it."""
+    await follower.reads("bookmark")
+    follower.rule()
+
+
+async def asked(root: Scripted, *ranges: str) -> bool:
+    """Whether the edge has asked the root for its progress in a range, and has its answer."""
+    return sum(one.query.startswith(ranges) for one in root.of("/v1/progress")) > 1
 
 
 async def follows(edge: Edge, url: str) -> bool:

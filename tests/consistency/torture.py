@@ -108,6 +108,7 @@ async def torture(
     pause: float = 0.4,
     least: tuple[int, int, int] = (0, 0, 0),
     tiers: int = 2,
+    workers: int = 2,
     circular: bool = False,
     log: Callable[[str], None] = lambda _text: None,
 ) -> Report:
@@ -123,6 +124,7 @@ async def torture(
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
         tiers: how many edges follow the gateways, each the one before.
+        workers: of the second gateway and of the first edge, each with a hub; 1: all are single processes.
         circular: the first edge is told to follow the second one, too. A gateway without a bug that starts while its
             root is away then takes the second one's tier for the one above, and the second one refuses it for good.
         least: the least number of deliveries, of faults, and of streams that end with their tokens; a slow machine gets
@@ -155,6 +157,7 @@ async def torture(
                 {
                     **login,
                     **tokens.settings,
+                    "GATEWAY_WORKERS": str(workers),
                     "GATEWAY_LOG_BATCHES": "50",
                     "GATEWAY_MAX_AGE": "15s",
                     "GATEWAY_SINK": "portable",
@@ -165,7 +168,7 @@ async def torture(
         for replica in replicas:
             await replica.connect(cluster.endpoints)
             await stack.enter_async_context(replica)
-        edges = await _edges(stack, replicas, tiers, tokens, program, circular=circular)
+        edges = await _edges(stack, replicas, tiers, tokens, program, workers, circular=circular)
         await stack.enter_async_context(oracle.running())
         busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
         # One in six follows by reads alone.
@@ -238,11 +241,12 @@ async def _edges(
     tiers: int,
     tokens: Tokens,
     program: Sequence[str],
+    workers: int,
     *,
     circular: bool,
 ) -> list[Replica]:
     """Start edges, each below the one before."""
-    token = {"GATEWAY_UPSTREAM_TOKEN_FILE": str(tokens.present)}
+    token = {"GATEWAY_UPSTREAM_TOKEN_FILE": str(tokens.present), "GATEWAY_WORKERS": str(workers)}
     edges = [
         Replica(f"edge-{number + 1}", {} if number else token, program, "GATEWAY_UPSTREAM") for number in range(tiers)
     ]
@@ -422,6 +426,7 @@ def main() -> int:
     parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
     parser.add_argument("--followers", type=int, default=60)
     parser.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
+    parser.add_argument("--workers", type=int, default=2, help="of the second gateway, and of the first edge")
     parser.add_argument("--circular", action="store_true", help="the first edge may follow the second one, too")
     parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
     parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
@@ -445,6 +450,7 @@ def main() -> int:
                 auth=not chosen.no_auth,
                 followers=chosen.followers,
                 tiers=chosen.tiers,
+                workers=chosen.workers,
                 circular=chosen.circular,
                 program=chosen.program,
                 kinds=chosen.kinds,

@@ -20,9 +20,33 @@ from app.core.errors import (
     TransientError,
     UnavailableError,
 )
+from app.core.quotas import Caller
+from app.core.selection import Ranges
+from app.ports import Admission
 from app.tier.hub import HubUpstream
 from tests.support.waiting import soon
 from tests.tier.scripted import Answered, Scripted, epoch_of, position
+
+
+class Alive:
+    """The hub's link: it was alive at a time that a test gives."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        self.heard_at = 0.0
+
+    async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
+        """See ``app.ports.Hub``."""
+        raise NotImplementedError
+
+    def tell_ended(self, session: str, sealed_by: str, expires: float) -> None:
+        """See ``app.ports.Hub``."""
+
+    def tell_failed(self, address: str) -> None:
+        """See ``app.ports.Hub``."""
+
+    def tell_beat(self, ranges: Ranges, host: str, revision: int) -> None:
+        """See ``app.ports.Hub``."""
 
 
 @contextlib.asynccontextmanager
@@ -30,7 +54,7 @@ async def hub(path: Path, root: Scripted) -> AsyncIterator[HubUpstream]:
     """A worker's upstream, at a scripted hub."""
     loop = asyncio.get_running_loop()
     async with await asyncio.start_unix_server(root.take, path):
-        made = HubUpstream(str(path), epoch_of, stale_after=60.0, clock=loop.time, draw=lambda: 0.0)
+        made = HubUpstream(Alive(str(path)), epoch_of, stale_after=60.0, clock=loop.time, draw=lambda: 0.0)
         task = asyncio.create_task(made.run())
         try:
             yield made
@@ -100,3 +124,14 @@ async def test_history_below_a_worker_is_read_from_the_hub(tmp_path: Path) -> No
     async with hub(tmp_path / "hub", root) as above:
         await soon(lambda: above.member_known)
         assert 8000 <= above.reach(10_000) <= 9000
+
+
+async def test_a_silent_hub_is_not_believed_for_three_heartbeats(tmp_path: Path) -> None:
+    """A worker would say "live" for 45 s after its hub was stopped. The link is heard every second instead."""
+    loop = asyncio.get_running_loop()
+    alive = Alive(str(tmp_path / "hub"))
+    above = HubUpstream(alive, epoch_of, stale_after=10.0, clock=loop.time, draw=lambda: 0.0)
+    alive.heard_at = 7.0
+    assert above.alive_at(heard_at=100.0, silence=45.0) == 7.0
+    await above.aclose()
+    await above.client.aclose()

@@ -137,14 +137,19 @@ async def test_a_hang_up_reloads_all(etcd: EmbeddedEtcd, tmp_path: Path) -> None
     [
         ({"GATEWAY_WORKERS": "0"}, 2, "GATEWAY_WORKERS (--workers)"),
         ({"GATEWAY_WORKERS": "2", "GATEWAY_TOKENS_FILE": "/nowhere"}, 2, "GATEWAY_TOKENS_FILE"),
+        ({"GATEWAY_WORKERS": "2", "TMPDIR": "LONG"}, 2, "a folder with a shorter path"),
         ({"GATEWAY_WORKERS": "2", "TMPDIR": "/proc", "TMP": "/proc", "TEMP": "/proc"}, 0, ""),
     ],
-    ids=["number", "file", "temporary"],
+    ids=["number", "file", "long", "temporary"],
 )
 async def test_a_mistake_is_found_at_the_start(
-    etcd: EmbeddedEtcd, settings: dict[str, str], status: int, said: str
+    etcd: EmbeddedEtcd, tmp_path: Path, settings: dict[str, str], status: int, said: str
 ) -> None:
     """It is named as it is for a single process; a temporary folder that cannot be written is not taken."""
+    if settings.get("TMPDIR") == "LONG":  # a path of a socket has at most 107 bytes
+        folder = tmp_path / ("x" * 100)
+        folder.mkdir()
+        settings = settings | {"TMPDIR": str(folder)}
     running = await start(settings={**QUICK, "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, **settings})
     if status:
         assert await running.process.wait() == status

@@ -30,3 +30,14 @@ async def test_a_late_answer_goes_nowhere() -> None:
         hub = HubLink(link, "")
         hub.take({"do": "admitted", "id": 1})
         hub.take({"do": "close", "id": 1, "reason": "unavailable"})
+
+
+async def test_a_sign_of_life() -> None:
+    """The worker's feeds are as current as the hub was alive."""
+    now = 5.0
+    async with pair() as (link, _, _, _, _):
+        hub = HubLink(link, "", lambda: now)
+        now = 8.0
+        assert hub.heard_at == 5.0
+        hub.hear()
+        assert hub.heard_at == 8.0

@@ -14,11 +14,13 @@ from app.workers.shares import of_hub, of_worker
 @pytest.mark.usefixtures("clean_environment")
 def test_a_worker_has_what_the_operator_has_given() -> None:
     """What is not given stays not given: some settings may not be set together. The pace of a drain is shared."""
-    given = load({"port": 8081, "allow_prefixes": "/svc/", "upstream": "http://root:8080", "drain_pace": 5})
+    given = load(
+        {"port": 8081, "allow_prefixes": "/svc/", "upstream": "http://root:8080", "drain_pace": 5, "address_reads": 3}
+    )
     found = load(json.loads(json.dumps(of_worker(given, 2, "json"))))
-    assert found.model_fields_set == {*given.model_fields_set, "log_format", "drain_pace"}
+    assert found.model_fields_set == {*given.model_fields_set, "log_format", "identity_reads"}
     assert (found.upstream, found.allow_prefixes) == (given.upstream, given.allow_prefixes)
-    assert (found.log_format, found.drain_pace) == ("json", 2)
+    assert (found.log_format, found.drain_pace, found.address_reads, found.identity_reads) == ("json", 2, 2, 0)
     assert of_worker(given, 64, "json")["drain_pace"] == 1
 
 
