@@ -85,7 +85,7 @@ release: $(INSTALLED)  ## build the wheel, sdist, chart, image, SBOM and checksu
 	@$(BIN)/python -m tools.release $(ARGS)
 
 matrix: $(INSTALLED)  ## the long tests: others' clients, 100,000 generated requests, a million checked events (30 minutes)
-	@sh tools/system.sh
+	@sh tools/system.sh matrix
 	@sh tools/venv.sh matrix
 	@ETCD_BIN_DIRS="$${ETCD_BIN_DIRS:-$$($(BIN)/python tools/etcds.py .cache/etcd)}" \
 		$(BIN)/python -m pytest tests/matrix -m matrix -n 2 $(ARGS)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the system packages that the tests need, as root on Debian. Elsewhere it changes nothing: it writes the
-# missing packages to .cache/not-run, and `make test` prints them at its end.
+# Installs the system packages that the tests need, as root on Debian; with the argument `matrix`, also those of
+# `make matrix` alone. Elsewhere it changes nothing: it writes the missing packages to .cache/not-run, and `make test`
+# prints them at its end.
 set -eu
 
 # package:command, or package:file
@@ -13,14 +14,15 @@ DEBIAN_PACKAGES="$DEBIAN_PACKAGES pushpin:pushpin zurl:zurl"
 # These build and run the image without a container engine.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES buildah:buildah mmdebstrap:mmdebstrap runc:runc"
 
-# Proxies of docs/how-to/proxies.md; the others come from PyPI.
-DEBIAN_PACKAGES="$DEBIAN_PACKAGES apache2:apache2 haproxy:haproxy varnish:varnishd"
-
-# The JavaScript client's tests run in Node. docs/clients.md has a program in Java.
-DEBIAN_PACKAGES="$DEBIAN_PACKAGES nodejs:node default-jdk-headless:javac"
+# The JavaScript client's tests run in Node.
+DEBIAN_PACKAGES="$DEBIAN_PACKAGES nodejs:node"
 
 # The shells in which the completion of etcd-watch is tested; bash is always there.
 DEBIAN_PACKAGES="$DEBIAN_PACKAGES fish:fish zsh:zsh"
+
+# Proxies of docs/how-to/proxies.md (the others come from PyPI), and the program in Java of docs/clients.md.
+[ "${1:-}" != matrix ] ||
+    DEBIAN_PACKAGES="$DEBIAN_PACKAGES apache2:apache2 haproxy:haproxy varnish:varnishd default-jdk-headless:javac"
 
 mkdir -p .cache
 : > .cache/not-run
