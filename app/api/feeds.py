@@ -65,7 +65,6 @@ class Feeds:
             "epoch": gateway.settings.epoch,
             "linger": gateway.settings.linger,
             "sinks": now.streams.serving,
-            **({"tier": gateway.tier} if gateway.tier is not None else {}),
             "etcd": etcd,
             "feeds": [self._feed(feed, ranges) for feed in now.watch.feeds],
             "channels": [
@@ -73,6 +72,7 @@ class Feeds:
                 for channel in gateway.registry.channel_statistics(ranges)
             ],
             "pins": [describe_pin(pin) for pin in now.watch.pins],
+            **({"tier": gateway.tier} if gateway.tier is not None else {}),
         }
 
     def _feed(self, feed: FeedStatistics, only: Ranges | None) -> dict[str, Any]:

@@ -245,6 +245,7 @@ async def deliver(
             snapshot=asked.snapshot,
             interval=asked.interval,
             min_revision=asked.min_revision,
+            for_gateway=asked.from_gateway,
         )
         delivery = Delivery(streams, subscriber, reader, sink)
     except BaseException:

@@ -80,10 +80,11 @@ class Reader:
     """
 
     __slots__ = (
-        "_asked", "_asked_backfill", "_counts", "_epoch", "_epoch_of", "_fold", "_form", "_generation", "_heartbeat",
-        "_history", "_lagged", "_linearizable", "_make_pace", "_offered", "_older", "_pace", "_refused_backfill",
-        "_representation", "_restores", "_selection", "_sent_blocks", "_sent_pieces", "_snapshot", "_synced",
-        "_with_state", "delivered", "interval", "min_revision", "phase", "revision", "told_stale", "wants",
+        "_asked", "_asked_backfill", "_counts", "_epoch", "_epoch_of", "_fold", "_for_gateway", "_form",
+        "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_pace", "_offered", "_older",
+        "_pace", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_blocks", "_sent_pieces",
+        "_snapshot", "_synced", "_with_state", "delivered", "interval", "min_revision", "phase", "revision",
+        "told_stale", "wants",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +102,7 @@ class Reader:
         counts: Counts | None = None,
         interval: float = 0.0,
         min_revision: int = 0,
+        for_gateway: bool = False,
     ) -> None:
         self._make_pace = pace
         # None while nothing counts: the reader follows the log, and nothing was reset since it last had everything.
@@ -127,6 +129,7 @@ class Reader:
         self._fold: Fold | None = None  # the flush that is being sent
         self._sent_blocks = self._sent_pieces = 0
         self.min_revision = min_revision
+        self._for_gateway = for_gateway
         self._synced = False
         self._lagged = False
         self._epoch = ""
@@ -520,7 +523,7 @@ class Reader:
         if self.told_stale:
             self.told_stale = None  # "synced" means live to the client: the real state must be told again
         members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
-        if self._history.stale:
+        if self._for_gateway and self._history.stale:
             members["state"] = "stale"  # `status` follows, but a gateway below must not be live until it comes
         return control(self._form, "synced", members, self._cursor())
 

@@ -90,6 +90,7 @@ class Streams:
         snapshot: bool,
         interval: float = 0.0,
         min_revision: int = 0,
+        for_gateway: bool = False,
     ) -> Reader:
         """Return a reader of *channel*, with the settings that all streams use."""
         settings = self.settings
@@ -106,6 +107,7 @@ class Streams:
             counts=self.counters.handed,
             interval=interval,
             min_revision=min_revision,
+            for_gateway=for_gateway,
         )
 
     def retry_ms(self, factor: int = 1) -> int:

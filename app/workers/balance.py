@@ -21,7 +21,7 @@ class Load:
         streams: that the hub has admitted for it.
         connections: that are open there, as far as it has said.
         passed: connections that were passed to it and that it has not taken yet.
-        waiting: seconds that the oldest of these waits.
+        waiting: seconds that the oldest of these waits, or that a ping is not answered.
     """
 
     streams: int

@@ -54,6 +54,7 @@ class WorkerProcess:
         self._clock = clock
         self._open = 0
         self._heard_at = clock()
+        self._pinged_at: float | None = None  # since when a ping is not answered
         self.ready = asyncio.Event()  # or ended
         self.serving = False
         self.leaving = False  # it takes no more connections
@@ -140,6 +141,7 @@ class WorkerProcess:
             case "release":
                 self._admissions.release(message["id"])
             case "load":
+                self._pinged_at = None
                 self._open = message["open"]
                 self._giver.taken(message["taken"])
             case "ready":
@@ -173,7 +175,8 @@ class WorkerProcess:
     def load(self) -> Load:
         """What it has."""
         passed, waiting = self._giver.waiting
-        return Load(len(self._admissions), self._open, passed, waiting)
+        unanswered = self._clock() - self._pinged_at if self._pinged_at is not None else 0.0
+        return Load(len(self._admissions), self._open, passed, max(waiting, unanswered))
 
     def give(self, connection: socket.socket, port: Port) -> bool:
         """Pass a connection. Return whether that was possible."""
@@ -187,8 +190,10 @@ class WorkerProcess:
         if self.serving and silent > SILENCE:
             logger.error("a worker does not answer, and is killed", extra={"worker": self.number, "seconds": silent})
             self.signal(signal.SIGKILL)
-        else:
-            self._link.send("ping")
+            return
+        if self._pinged_at is None:
+            self._pinged_at = self._clock()
+        self._link.send("ping")
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it has not ended."""

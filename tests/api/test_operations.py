@@ -152,7 +152,18 @@ async def test_feeds(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
 
         await eventually(lingers)
 
-    assert list(empty) == ["instance", "version", "epoch", "linger", "sinks", "etcd", "feeds", "channels", "pins"]
+    assert list(empty) == [
+        "instance",
+        "version",
+        "epoch",
+        "linger",
+        "sinks",
+        "etcd",
+        "feeds",
+        "channels",
+        "pins",
+        "tier",
+    ]
     assert (empty["instance"], empty["version"], empty["epoch"]) == ("gw-7f9c", __version__, "e1")
     assert empty["linger"] == 60
     assert empty["feeds"] == []

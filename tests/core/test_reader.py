@@ -83,6 +83,7 @@ def reader(
     form: str = "ndjson",
     snapshot: bool = True,
     heartbeat: float = 15.0,
+    for_gateway: bool = False,
 ) -> Reader:
     """A reader as the stream makes it."""
     return Reader(
@@ -94,6 +95,7 @@ def reader(
         cursor=cursor,
         snapshot=snapshot,
         heartbeat=heartbeat,
+        for_gateway=for_gateway,
     )
 
 
@@ -710,8 +712,11 @@ def test_a_stream_that_begins_stale_says_so_at_once() -> None:
     """The status follows "synced", but may come in another chunk: a gateway below must not be live in between."""
     core = live()
     core.history.stale = True
-    (synced,) = [one for one in parse(reader(core).read(PLENTY)) if one["type"] == "synced"]
-    assert synced == {"type": "synced", "revision": 100, "heartbeat": 15, "state": "stale", "cursor": "00000001-100"}
+    for for_gateway, state in ((True, {"state": "stale"}), (False, {})):
+        (synced,) = [
+            one for one in parse(reader(core, for_gateway=for_gateway).read(PLENTY)) if one["type"] == "synced"
+        ]
+        assert synced == {"type": "synced", "revision": 100, "heartbeat": 15, **state, "cursor": "00000001-100"}
 
 
 def test_the_last_words() -> None:

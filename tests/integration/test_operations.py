@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from app.arguments import parse
 from tests.etcd.conftest import values
 from tests.support.chart import CHOICE, get_helm, template
 from tests.support.embedded import EmbeddedEtcd
@@ -57,6 +59,8 @@ def test_what_is_not_run_says_so() -> None:
         "nginx: path",
         "commands: check",
         "commands: tiers",
+        "commands: workers",  # tested by tests/workers/test_team.py
+        "commands: through",  # its flags: below; what it finds: tests/check/test_through.py
         "commands: hypercorn",  # tested by tests/stream/test_other_servers.py
         "commands: user",
         "commands: auth",
@@ -71,6 +75,12 @@ def test_what_is_not_run_says_so() -> None:
                 assert yaml.safe_load(block)
             seen += 1
     assert seen >= 9
+
+
+def test_the_flags_of_the_check_of_a_proxy() -> None:
+    """The command takes the flags of the page."""
+    flags = parse(shlex.split(commands("through"))[1:])
+    assert (flags["command"], flags["through"]) == ("check", "https://gateway.example.com")
 
 
 @pytest.mark.parametrize("major", [3, 4])

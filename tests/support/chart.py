@@ -122,6 +122,8 @@ def mounted(deployment: Manifest) -> dict[str, tuple[str, str]]:
     """
     files = {}
     for volume in deployment["spec"]["template"]["spec"]["volumes"]:
+        if "emptyDir" in volume:  # for the socket between the hub and its workers
+            continue
         (path,) = (m["mountPath"] for m in container(deployment)["volumeMounts"] if m["name"] == volume["name"])
         sources = volume["projected"]["sources"] if "projected" in volume else [volume]
         for source in sources:

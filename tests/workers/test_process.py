@@ -77,9 +77,13 @@ async def test_a_silent_worker_is_killed(monkeypatch: pytest.MonkeyPatch, caplog
         found.now = 10 * SILENCE
         found.worker.check()
         assert found.signals == []
+        found.now += 2.0
+        assert found.worker.load.waiting == 2.0, "a stopped worker is noticed before a connection is passed to it"
         found.far.send("ready")
         await soon(found.worker.ready.is_set)
         await soon(lambda: {"do": "ping"} in found.heard)
+        found.far.send("load", taken=0, open=0)
+        await soon(lambda: found.worker.load.waiting == 0.0)
         found.now += SILENCE
         found.worker.check()
         assert found.signals == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 from collections.abc import AsyncIterator
 
@@ -12,9 +13,10 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.test_faults import all_hold, follow
+from tests.integration.test_operations import commands
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
-from tests.support.gateway import GatewayProcess
+from tests.support.gateway import GatewayProcess, start
 from tests.support.metrics import gateway_metric
 from tests.support.streams import watch
 from tests.support.waiting import eventually
@@ -136,18 +138,34 @@ async def ready(both: GatewayProcess, http: httpx.AsyncClient) -> bool:
         return channel["subscribers"] == 4
 
 
-async def test_a_stopped_worker_keeps_nobody_waiting(both: GatewayProcess, http: httpx.AsyncClient) -> None:
-    """The other serves all further connections, and both are counted."""
+async def test_a_stopped_worker_keeps_nobody_waiting(both: GatewayProcess) -> None:
+    """The other serves all connections that come after the hub has noticed, within a second, and both are counted."""
     stopped = pids(both)[0]
     os.kill(stopped, signal.SIGSTOP)
+
+    async def served() -> bool:
+        # Not by a connection that is kept, which may be at the stopped worker.
+        async with httpx.AsyncClient(base_url=both.base, headers={"Connection": "close"}, timeout=5.0) as others:
+            try:
+                for _ in range(20):
+                    assert (await others.get("/v1/kv?prefix=/svc/")).status_code == 200
+            except httpx.TimeoutException:
+                return False
+            return await gateway_metric(others, "etcd_up") == 1
+
     try:
-        # The first connection may be one that the stopped worker has been passed.
-        async with httpx.AsyncClient(base_url=both.base, timeout=1.0) as first:
-            with contextlib.suppress(httpx.TimeoutException):
-                await first.get("/livez")
-        for _ in range(20):
-            answered = await http.get("/v1/kv?prefix=/svc/", headers={"Connection": "close"})
-            assert answered.status_code == 200
-        assert await gateway_metric(http, "etcd_up") == 1
+        await eventually(served)
     finally:
-        os.kill(stopped, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # on a very slow machine, the hub has given it up
+            os.kill(stopped, signal.SIGCONT)
+
+
+async def test_the_commands_of_the_operations_page(etcd: EmbeddedEtcd) -> None:
+    """A hub and its workers start with the flags of the page, on another port."""
+    (line,) = commands("workers").splitlines()
+    flags = shlex.split(line)[2:]
+    given = [etcd.endpoint if flag.startswith("http://") else "0" if flag == "8080" else flag for flag in flags]
+    running = await start(*given)
+    await running.listening()
+    assert len(pids(running)) == 2
+    assert await running.stop() == 0
