@@ -18,6 +18,7 @@ SOURCES = sorted(APP.rglob("*.py"))
 # Files that may create tasks directly, and why a failure there is still noticed; ``app.ports.spawn`` makes all others.
 UNHEARD = {
     "ports.py": "spawn itself",
+    "workers/team.py": "awaited in the function that creates them",
     "workers/hub.py": "the task that waits for the workers' start is awaited, and so are the waits",
     "server/run.py": "awaited in the function that creates them",
     "check/through.py": "awaited in the function that cancels them, which raises what they have raised",

@@ -88,23 +88,41 @@ class Team:
         Raises:
             BrokenGatewayError: one has ended instead.
         """
-        await asyncio.gather(*(self._start(number) for number in range(1, self._count + 1)))
-        for worker in self._members.values():
-            await worker.ready.wait()
-            if not worker.serving:
-                raise BrokenGatewayError(f"worker {worker.number} has ended at its start; the log says why")
+        starts = [asyncio.create_task(self._start_first(number)) for number in range(1, self._count + 1)]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
         self._tasks = [
             spawn(self._keep(number), name=f"keep {number}", died=self._gateway.fail) for number in self._members
         ]
         self._tasks.append(spawn(self._watch(), name="workers", died=self._gateway.fail))
 
-    async def _start(self, number: int) -> None:
+    async def _start_first(self, number: int) -> None:
+        """Start a worker, and wait until it serves. Start it again if a signal ends it before that."""
+        failures = 0
+        while True:
+            worker = await self._start(number)
+            await worker.ready.wait()
+            if worker.serving:
+                return
+            status = await worker.ended
+            self._depart(worker, status)
+            if status > 0:
+                raise BrokenGatewayError(f"worker {number} has ended at its start; the log says why")
+            await asyncio.sleep(self._backoff.delay(failures, self._draw()))
+            failures += 1
+
+    async def _start(self, number: int) -> WorkerProcess:
         worker = WorkerProcess(number, self._gateway.registry, self, self._clock)
         await worker.start(self._settings, self._path, list(self._ended_sessions.values()))
         self._members[number] = worker
         logger.info("worker start", extra={"worker": number, "pid": worker.pid})
         if self._stopping:  # meanwhile
             worker.send("stop")
+        return worker
 
     async def _keep(self, number: int) -> None:
         """Replace a worker each time it ends."""

@@ -159,6 +159,23 @@ async def test_a_mistake_is_found_at_the_start(
     assert said in "".join(running.other)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_worker_that_is_ended_at_its_start(etcd: EmbeddedEtcd, number: int) -> None:
+    """It is started again. Otherwise a signal to one process at the wrong time would end the gateway."""
+    given = {"GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, "GATEWAY_WORKERS": "2"}
+    running = await start(settings={**QUICK, **given})
+
+    async def begun() -> bool:
+        return len(pids(running)) == 2
+
+    await eventually(begun)
+    first = pids(running)
+    os.kill(first[0], number)
+    await running.listening()
+    assert pids(running)[1] == first[1]
+    assert await running.stop() == 0
+
+
 async def test_a_signal_during_the_start(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
     """The workers end before they serve."""
     given = {"GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd.endpoint, "GATEWAY_WORKERS": "2", "TMPDIR": str(tmp_path)}
