@@ -7,10 +7,13 @@ that, a reader of the gateway below that is ahead of a quiet range would wait fo
 
 from __future__ import annotations
 
+import contextlib
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..core.encoding import compact
+from ..core.errors import GatewayError
 from ..core.query import parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
 from ..gateway import Gateway
@@ -71,8 +74,9 @@ class ProgressEndpoint:
     async def tell_edge(self, ranges: Ranges, host: str, revision: int) -> None:
         """Do what an edge at *host* has asked another worker for."""
         if self._streams(ranges, host):
-            await self._reach(ranges, revision)
-            self._beat(ranges, host)
+            with contextlib.suppress(GatewayError):  # this worker drains, or has no room to wait: the edge asks again
+                await self._reach(ranges, revision)
+                self._beat(ranges, host)
 
     def _beat(self, ranges: Ranges, host: str) -> None:
         for subscriber in self._streams(ranges, host)[:MOST_TOLD]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
 
+from app.core.selection import Ranges
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -113,3 +115,16 @@ async def test_what_may_not_be_read_is_not_proven() -> None:
     """The fence holds here, too: a proof says whether a range exists in the gateway."""
     async with client(Gateway(load({"etcd": "http://127.0.0.1:1", "allow_prefixes": "/svc/"}))) as http:
         assert (await http.get("/v1/progress?prefix=/other/")).status_code == 403
+
+
+async def test_a_worker_that_drains_tells_an_edge_nothing(gateway: Gateway) -> None:
+    """Another worker was asked for it. The edge asks again, and an error would be in the log of each drain."""
+    ours = Client(gateway, headers=FOLLOWS)
+    await synced(ours)
+    (subscriber,) = gateway.registry.subscribers()
+    tell: Callable[[Ranges, str, int], Awaitable[None]] = create_app(gateway=gateway).state.tell_edge
+    host = subscriber.address.rpartition(":")[0]
+    await tell(subscriber.channel.ranges, host, 0)
+    gateway.drain()
+    await tell(subscriber.channel.ranges, host, 10**9)
+    await ours.task
