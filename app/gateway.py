@@ -147,6 +147,7 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.hub = hub
+        self._serves_workers = serves_workers
         self.stopping = False  # the hub's workers drain, and the hub is still needed
         self.clock = clock
         self._draw = draw
@@ -229,6 +230,14 @@ class Gateway:
     def _own_connections(self) -> int:
         """Return how many connections to an upstream gateway there are. etcd has a few, for which RESERVE is enough."""
         return 0 if isinstance(self.upstream, Upstream) else self.upstream.connections
+
+    @property
+    def quotas(self) -> Quotas | None:
+        """The quotas of those who send requests; None if nothing counts.
+
+        Nothing counts at the hub: its requests are its workers', and the workers ask it to admit their clients.
+        """
+        return None if self._serves_workers else self.registry.quotas
 
     @property
     def etcd(self) -> Upstream:

@@ -77,7 +77,7 @@ class Kv:
 
         A read that waits for a change counts as a stream instead.
         """
-        quotas = self._gateway.registry.quotas
+        quotas = self._gateway.quotas
         return CountedRead(quotas.begin_read(caller) if quotas is not None and caller is not None else None)
 
     async def understand(self, request: Request) -> KvAnswers:

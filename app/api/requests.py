@@ -87,7 +87,7 @@ async def identity_of(gateway: Gateway, scope: Scope, *, joins: bool = False) ->
         OverCapacityError: the address has sent wrong credentials, or has opened streams, too fast.
         UnauthorizedError, BadRequestError, IssuerUnavailableError: see ``AccessControl.authenticate``.
     """
-    quotas = gateway.registry.quotas
+    quotas = gateway.quotas
     if quotas is None:
         return await _authenticate(gateway, scope)
     address = _limited_address(scope)
@@ -123,7 +123,7 @@ def session_of(gateway: Gateway, scope: Scope) -> Identity | None:
         OverCapacityError: the address has sent wrong credentials too fast.
         UnauthorizedError, BadRequestError: see ``AccessControl.session_of``.
     """
-    quotas, address = gateway.registry.quotas, _limited_address(scope)
+    quotas, address = gateway.quotas, _limited_address(scope)
     if quotas is not None:
         quotas.check_credentials(address, gateway.clock())
     try:
@@ -156,7 +156,7 @@ def check_origin(gateway: Gateway, scope: Scope) -> None:
 
 def caller_of(gateway: Gateway, scope: Scope, identity: Identity) -> Caller | None:
     """Return whose quotas a request counts for; None if there are no quotas."""
-    return None if gateway.registry.quotas is None else Caller(identity.name, _limited_address(scope))
+    return None if gateway.quotas is None else Caller(identity.name, _limited_address(scope))
 
 
 def _limited_address(scope: Scope) -> str:

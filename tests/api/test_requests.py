@@ -20,7 +20,7 @@ from app.api.requests import (
 )
 from app.core.errors import BadRequestError, OverCapacityError, UnauthorizedError
 from app.core.query import parse_query
-from app.core.quotas import Caller
+from app.core.quotas import Caller, Wanted
 from app.gateway import Gateway
 from app.settings import load
 from tests.support.asgi_client import http_scope
@@ -167,3 +167,16 @@ async def test_whose_quotas_count(tmp_path: Path) -> None:
     assert off.gateway.registry.quotas is None
     assert caller_of(off.gateway, scope, ANONYMOUS) is None
     assert [await off.ask(b"wrong") for _ in range(50)] == ["unauthorized"] * 50
+
+
+async def test_a_hub_counts_no_worker_for_a_quota() -> None:
+    """All requests at a hub are its workers', from no address. As one client, they would be refused for each other."""
+    settings = load({"address_joins": 1, "address_streams": 1, "identity_reads": 1})
+    hub = Gateway(settings, serves_workers=True)
+    assert hub.registry.quotas is not None, "what it admits for the workers counts"
+    scope = http_scope("/v1/watch", client=None)
+    for _ in range(3):
+        identity = await identity_of(hub, scope, joins=True)
+        caller = caller_of(hub, scope, identity)
+        assert caller is None
+        hub.registry.quotas.acquire(Caller("anonymous", "unknown"), Wanted(()), hub.clock())
