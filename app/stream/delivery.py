@@ -69,7 +69,7 @@ class Delivery:
     """
 
     __slots__ = (
-        "_at_rest", "_bookmark_waits", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
+        "_at_rest", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
         "_heartbeat_due", "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader",
         "_rest", "_sink", "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
         "slot",
@@ -95,7 +95,6 @@ class Delivery:
         # The last step has left nothing to do but to follow the log, and nothing but ``wake`` was called since.
         self._at_rest = False
         self._heartbeat_due = False
-        self._bookmark_waits = False  # a bookmark is due at the end of the large write
         self._expiry: Expiry | None = None
         self._greeting = b""  # until it is written, together with what comes first
         self._holding = False  # what there is to read is held back until a flush is due
@@ -347,8 +346,7 @@ class Delivery:
                 self._rest = memoryview(data)
                 continue
             self._write(data)
-            waits = self._bookmark_waits or (self._expiry is not None and self._notice_due)
-            if reader.at_tip and self._rest is None and subscriber.closing is None and not waits:
+            if reader.at_tip and self._rest is None and subscriber.closing is None and not self._due:
                 self._at_rest = (
                     reader.told_stale == () and self._expiry is None and not (reader.interval or self._freshness.late)
                 )
@@ -362,8 +360,7 @@ class Delivery:
     def _say(self) -> bytes:
         """Return the next bytes of the log, and the stream's own events that are due before or after them."""
         reader = self._reader
-        due = self._heartbeat_due or reader.told_stale != self._stale_ranges
-        due = due or (self._expiry is not None and self._notice_due)
+        due = self._due
         # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
         # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
         # because no id may follow events that it does not fit.
@@ -371,12 +368,10 @@ class Delivery:
         said = self._status_and_bookmark() if first else self._greeting
         said += self._read_when_due() if reader.interval else reader.read(WRITE_SIZE)
         self._greeting = b""
-        if due and not first:
-            # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the
-            # bookmark waits until the write is finished.
-            self._bookmark_waits = len(said) > WRITE_SIZE or reader.flushing
-            if not self._bookmark_waits:
-                said += self._status_and_bookmark()
+        # A client takes a large write slowly, and a bookmark after it would be out of date by then. So the bookmark
+        # stays due until the write is finished.
+        if due and not first and len(said) <= WRITE_SIZE and not reader.flushing:
+            said += self._status_and_bookmark()
         return said
 
     def _read_when_due(self) -> bytes:
@@ -399,7 +394,6 @@ class Delivery:
     def _status_and_bookmark(self) -> bytes:
         """Return the stream's own events: ``status`` if the status has changed, and ``bookmark`` if one is due."""
         reader = self._reader
-        self._bookmark_waits = False
         self._check_freshness(self._streams.clock())
         said = b""
         if reader.phase is not SNAPSHOT:
@@ -409,6 +403,15 @@ class Delivery:
             self._heartbeat_due = False
             said += reader.beat(stale=bool(self._stale_ranges))
         return said
+
+    @property
+    def _due(self) -> bool:
+        """Whether an event of the stream's own is due. It may have become due during a large write."""
+        return (
+            self._heartbeat_due
+            or self._reader.told_stale != self._stale_ranges
+            or (self._expiry is not None and self._notice_due)
+        )
 
     @property
     def _notice_due(self) -> bool:

@@ -126,3 +126,42 @@ async def test_a_client_that_has_become_late_is_told_before_what_it_lacks(
     rested.transport.client.resume_writing()
     assert rested.events[:3] == ["put", "status", "put"]
     await rested.leave()
+
+
+@pytest.mark.parametrize(
+    ("happens", "events"),
+    [
+        (Rested.stale, ["status"]),
+        (Rested.beat, ["bookmark"]),
+    ],
+    ids=["stale", "beat"],
+)
+async def test_what_becomes_due_during_a_large_write_comes_after_it(
+    gateway: Gateway,
+    fake: FakeEtcd,
+    monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Rested], None],
+    events: list[str],
+) -> None:
+    """The kernel takes the last part of a revision late. Nothing wakes the stream afterwards, for a whole heartbeat."""
+    rested = Rested(gateway, fake, monkeypatch)
+    await rested.begin()
+    rested.transport.full = True
+    fake.put(b"/svc/a", 100_000 * b"x")
+
+    async def began() -> bool:
+        return bool(rested.transport.written)
+
+    await eventually(began)
+    happens(rested)
+    rested.delivery.wake()
+    gateway.streams.timers.unset(rested.delivery)
+    rested.transport.full = False
+    rested.transport.client.resume_writing()
+
+    async def written() -> bool:
+        return rested.transport.written.count(b"x") >= 100_000 and not rested.delivery.queued
+
+    await eventually(written)
+    assert rested.events == ["put", *events]
+    await rested.leave()
