@@ -66,7 +66,8 @@ def credentials_of(settings: Settings) -> Credentials:
 def quotas_of(settings: Settings) -> Quotas | None:
     """Return the quotas; None if all of them are off, so that nothing is counted."""
     group = settings.group(QuotaSettings)
-    if settings.trusted_proxies == ("*",) and (group.address_streams or group.address_joins):
+    by_address = group.address_streams or group.address_joins or group.address_reads
+    if settings.trusted_proxies == ("*",) and by_address:
         logger.warning(
             "clients choose the address that quotas count by, unless a proxy replaces X-Forwarded-For",
             extra={"trusted_proxies": "*"},

@@ -130,6 +130,7 @@ async def test_it_hears_of_its_own_failure(caplog: pytest.LogCaptureFixture) -> 
     ("settings", "warned"),
     [
         ({"trusted_proxies": "*", "address_streams": 5}, True),
+        ({"trusted_proxies": "*", "address_reads": 5}, True),
         ({"trusted_proxies": "*", "identity_streams": 5}, False),
         ({"trusted_proxies": "10.0.0.7", "address_joins": 5}, False),
     ],
