@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..access.sessions import LIFETIME, MOST_ENDED
 from ..core.backoff import Backoff
 from ..core.selection import Ranges
 from ..core.whole import Departed, Family, Report
@@ -25,8 +26,6 @@ logger = logging.getLogger("gateway.workers")
 REPORT = 1.0
 # Seconds between two looks whether each worker answers.
 TICK = 1.0
-# Ended sessions that a new worker is told of.
-MOST_ENDED = 65_536
 
 
 class Team:
@@ -196,11 +195,13 @@ class Team:
                 worker.send(message["do"], **members)
 
     def _remember(self, ended: Message) -> None:
+        """Remember a session for the workers that begin later, until every cookie of the session would have expired."""
         now = time.time()
         kept = self._ended_sessions
         while kept and (len(kept) >= MOST_ENDED or next(iter(kept.values()))["expires"] <= now):
             del kept[next(iter(kept))]
-        kept[ended["id"]] = {name: ended[name] for name in ("id", "sealed_by", "expires")}
+        # The session ends with one cookie, and may have others that were made later.
+        kept[ended["id"]] = {"id": ended["id"], "sealed_by": ended["sealed_by"], "expires": now + LIFETIME}
 
     async def until_ended(self) -> None:
         """Wait until all processes have ended."""

@@ -12,6 +12,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from app.access.sessions import LIFETIME
+from app.gateway import Gateway
+from app.settings import load
+from app.workers.process import WorkerProcess
+from app.workers.team import Team
 from tests.integration.test_faults import all_hold, follow
 from tests.integration.test_operations import commands
 from tests.support.embedded import EmbeddedEtcd
@@ -169,3 +174,20 @@ async def test_the_commands_of_the_operations_page(etcd: EmbeddedEtcd) -> None:
     await running.listening()
     assert len(pids(running)) == 2
     assert await running.stop() == 0
+
+
+async def test_a_worker_that_begins_later_refuses_every_cookie_of_an_ended_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also one that outlives the cookie with which the session was ended."""
+    now = 1000.0
+    monkeypatch.setattr("app.workers.team.time.time", lambda: now)
+    hub = Team(Gateway(load({}), serves_workers=True), 0, "", {}, clock=lambda: now, draw=lambda: 0.0)
+    sender = WorkerProcess(1, hub._gateway.registry, hub, lambda: now)
+    hub.tell_others(sender, {"do": "ended", "id": "one", "sealed_by": "key", "expires": now + 1})
+    now += LIFETIME - 1
+    hub.tell_others(sender, {"do": "ended", "id": "two", "sealed_by": "key", "expires": now + 1})
+    assert list(hub._ended_sessions) == ["one", "two"]
+    now += 2
+    hub.tell_others(sender, {"do": "ended", "id": "three", "sealed_by": "key", "expires": now + 1})
+    assert list(hub._ended_sessions) == ["two", "three"]
