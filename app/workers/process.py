@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from .. import logs
@@ -67,7 +68,7 @@ class WorkerProcess:
         self._admissions: Admissions
         self.ended: asyncio.Task[int]
 
-    async def start(self, settings: dict[str, Any], path: str, ended_sessions: list[dict[str, Any]]) -> None:
+    async def start(self, settings: dict[str, Any], path: str, ended_sessions: Mapping[str, Any]) -> None:
         """Start the process, and give it its settings."""
         link, their_link = socket.socketpair()
         passed, their_passed = socket.socketpair()
@@ -92,7 +93,8 @@ class WorkerProcess:
         self._link = await Link.open(link, self._take, self.ready.set)
         self._admissions = Admissions(self._registry, self._link, self._others.expire)
         self.ended = spawn(self._await_end(), name=f"worker {self.number}", died=lambda _error: None)
-        self._link.send("settings", settings=settings, socket=path, number=self.number, ended=ended_sessions)
+        ended = list(ended_sessions.values())  # of now: any later one is told as a message
+        self._link.send("settings", settings=settings, socket=path, number=self.number, ended=ended)
 
     @property
     def pid(self) -> int:

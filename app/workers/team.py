@@ -116,7 +116,7 @@ class Team:
 
     async def _start(self, number: int) -> WorkerProcess:
         worker = WorkerProcess(number, self._gateway.registry, self, self._clock)
-        await worker.start(self._settings, self._path, list(self._ended_sessions.values()))
+        await worker.start(self._settings, self._path, self._ended_sessions)
         self._members[number] = worker
         logger.info("worker start", extra={"worker": number, "pid": worker.pid})
         if self._stopping:  # meanwhile

@@ -61,6 +61,7 @@ class Worker:
     def __init__(self, passed: socket.socket) -> None:
         self._passed = passed
         self._settings: asyncio.Future[Message]
+        self._early: list[Message] = []  # that came before the worker could serve
         self._link: Link
         self._hub: HubLink
         self._gateway: Gateway
@@ -118,6 +119,8 @@ class Worker:
         self._taker = Taker(self._passed, lambda connection, port: self._servers[port].take(connection), self._say_load)
         loop.add_reader(self._passed, self._receive)
         self._link.take = self._take
+        for message in self._early:
+            self._take(message)
         self._link.send("ready")
         self._look()
 
@@ -150,11 +153,13 @@ class Worker:
     # --- messages of the hub ------------------------------------------------------------------------------------------
 
     def _take_first(self, message: Message) -> None:
-        """Take a message before the worker serves: its settings, or a signal."""
+        """Take a message before the worker serves: its settings, or a signal. Others wait."""
         if message["do"] == "settings":
             self._settings.set_result(message)
         elif message["do"] in ("stop", "hurry", "force"):
             os._exit(0)  # nothing is there yet to clean up
+        else:
+            self._early.append(message)
 
     def _take(self, message: Message) -> None:
         match message["do"]:

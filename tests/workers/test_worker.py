@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 
 import httpx
 import pytest
 
+from app.workers.link import Link, Message
+from app.workers.worker import Worker
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.streams import watch
 from tests.support.waiting import eventually
@@ -40,3 +43,23 @@ async def test_a_worker_is_told_to_stop(etcd: EmbeddedEtcd) -> None:
     assert await both.stop() == 0
     assert pids(both)[1] == second
     assert [line for line in both.lines if line["level"] == "error"] == []
+
+
+async def test_what_is_said_while_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts when the worker serves: otherwise a session that has ended meanwhile would go on there."""
+    mine, theirs = socket.socketpair()
+    passed, far = socket.socketpair()
+    worker = Worker(passed)
+    taken: list[Message] = []
+    monkeypatch.setattr(worker, "_take", taken.append)
+    monkeypatch.setattr(worker, "_look", lambda: None)
+    said: Message = {"do": "ended", "id": "1", "sealed_by": "k", "expires": 1.0}
+    worker._take_first(said)
+    mine.setblocking(False)
+    worker._link = await Link.open(mine, worker._take_first, lambda: None)
+    worker._begin()
+    assert taken == [said]
+    worker._stop_receiving()
+    worker._link.close()
+    for sock in (theirs, passed, far):
+        sock.close()
