@@ -27,8 +27,9 @@ MODULE = __name__.rpartition(".")[0]
 LINE = 1 << 20
 # Seconds between two looks whether a worker has ended whose log has ended.
 LOOK = 0.01
-# Seconds within which a worker answers a ping. A worker that is silent for longer is killed: it serves nobody.
-SILENCE = 30.0
+# Pings, one in a second, that a worker may leave unanswered. After that it is killed: it serves nobody. The time since
+# its last message does not count: a hub that was frozen itself (`docker pause`) has not asked meanwhile.
+SILENCE = 30
 
 
 class Others(Protocol):
@@ -54,7 +55,7 @@ class WorkerProcess:
         self._others = others
         self._clock = clock
         self._open = 0
-        self._heard_at = clock()
+        self._unanswered = 0  # pings since its last message
         self._pinged_at: float | None = None  # since when a ping is not answered
         self.ready = asyncio.Event()  # or ended
         self.serving = False
@@ -136,7 +137,7 @@ class WorkerProcess:
         self._link.send(do, **members)
 
     def _take(self, message: Message) -> None:
-        self._heard_at = self._clock()
+        self._unanswered = 0
         match message["do"]:
             case "admit":
                 self._admissions.admit(message)
@@ -188,13 +189,14 @@ class WorkerProcess:
 
     def check(self) -> None:
         """Ask for a sign of life, and kill a worker that has given none for long."""
-        silent = self._clock() - self._heard_at
-        if self.serving and silent > SILENCE:
-            logger.error("a worker does not answer, and is killed", extra={"worker": self.number, "seconds": silent})
+        if self.serving and self._unanswered >= SILENCE:
+            extra = {"worker": self.number, "pings": self._unanswered}
+            logger.error("a worker does not answer, and is killed", extra=extra)
             self.signal(signal.SIGKILL)
             return
         if self._pinged_at is None:
             self._pinged_at = self._clock()
+        self._unanswered += self.serving
         self._link.send("ping")
 
     def signal(self, number: int) -> None:

@@ -74,8 +74,8 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
 async def test_a_silent_worker_is_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """It serves nobody. One that only takes its time to start is not."""
     async with scene(monkeypatch) as found:
-        found.now = 10 * SILENCE
-        found.worker.check()
+        for _ in range(2 * SILENCE):
+            found.worker.check()
         assert found.signals == []
         found.now += 2.0
         assert found.worker.load.waiting == 2.0, "a stopped worker is noticed before a connection is passed to it"
@@ -84,14 +84,24 @@ async def test_a_silent_worker_is_killed(monkeypatch: pytest.MonkeyPatch, caplog
         await soon(lambda: {"do": "ping"} in found.heard)
         found.far.send("load", taken=0, open=0)
         await soon(lambda: found.worker.load.waiting == 0.0)
-        found.now += SILENCE
-        found.worker.check()
+        for _ in range(SILENCE):
+            found.worker.check()
         assert found.signals == []
         with caplog.at_level(logging.ERROR):
-            found.now += 0.1
             found.worker.check()
         assert found.signals == [signal.SIGKILL]
         assert "does not answer" in caplog.text
+
+
+async def test_a_hub_that_was_frozen_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docker pause` freezes hub and workers: no worker was asked meanwhile."""
+    async with scene(monkeypatch) as found:
+        found.far.send("ready")
+        await soon(found.worker.ready.is_set)
+        found.worker.check()
+        found.now += 3600.0
+        found.worker.check()
+        assert found.signals == []
 
 
 async def test_what_a_worker_says(monkeypatch: pytest.MonkeyPatch) -> None:
