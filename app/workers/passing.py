@@ -18,8 +18,9 @@ from ..ports import Clock
 Port = Literal["clients", "operators"]
 _BYTES: dict[Port, bytes] = {"clients": b"c", "operators": b"o"}
 _PORTS: dict[bytes, Port] = {byte: port for port, byte in _BYTES.items()}
-# Connections that are taken in one turn of the event loop.
-AT_ONCE = 64
+# Connections that are taken in one turn of the event loop. At the limit of open files each one evicts another, which is
+# closed some turns later: RESERVE has room for so many.
+AT_ONCE = 8
 
 
 class Giver:
@@ -79,16 +80,17 @@ class Taker:
     def receive(self) -> bool:
         """Take what the hub has passed. Return False if the hub has gone."""
         found: list[tuple[socket.socket, Port]] = []
-        there = True
+        there, before = True, self.count
         with contextlib.suppress(BlockingIOError):
-            while len(found) < AT_ONCE:
+            while self.count - before < AT_ONCE:
                 byte, descriptors, _flags, _address = socket.recv_fds(self._sock, 1, 1)
                 if not byte:
                     there = False
                     break
+                self.count += 1
+                # Without a free descriptor, the kernel gives none. The hub then closes the connection.
                 found += [(socket.socket(fileno=one), _PORTS[byte]) for one in descriptors]
-        if found:
-            self.count += len(found)
+        if self.count > before:
             self._say(self.count)
         for connection, port in found:
             self._take(connection, port)

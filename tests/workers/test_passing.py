@@ -94,6 +94,29 @@ def test_many_are_taken_in_several_turns(ends: Ends) -> None:
     assert ends.taker.receive(), "none is there, but the hub is"
 
 
+def test_a_worker_without_a_free_descriptor(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is lost. It must not count as not taken: the worker would get no other one for ever."""
+    ends.give()
+    ends.give()
+    receive = socket.recv_fds
+    lost: list[int] = []
+
+    def without(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], int, object]:
+        byte, descriptors, flags, address = receive(sock, size, most)
+        if not lost:
+            lost.extend(descriptors)
+            socket.close(descriptors[0])
+            return byte, [], socket.MSG_CTRUNC, address
+        return byte, descriptors, flags, address
+
+    monkeypatch.setattr(socket, "recv_fds", without)
+    assert ends.taker.receive()
+    assert ends.said == [2]
+    assert [sock.recv(9) for sock, _port in ends.taken] == [b"1"]
+    ends.giver.taken(2)
+    assert ends.giver.waiting == (0, 0.0)
+
+
 def test_the_end_of_the_hub_is_noticed(ends: Ends) -> None:
     """What it has passed before is still taken."""
     ends.give()
