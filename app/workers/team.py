@@ -160,16 +160,12 @@ class Team:
 
     def give(self, connection: socket.socket, port: Port) -> bool:
         """Pass a connection to the worker with the least to do. Return False if none takes one now."""
-        while (worker := self._next()) is not None:
-            if worker.give(connection, port):
-                return True
-            worker.leaving = True  # its process has ended, and will be replaced
-        return False
-
-    def _next(self) -> WorkerProcess | None:
         members = [one for one in self._members.values() if one.serving and not one.leaving]
-        index = least_loaded([one.load for one in members])
-        return members[index] if index is not None else None
+        while (index := least_loaded([one.load for one in members])) is not None:
+            if members[index].give(connection, port):
+                return True
+            del members[index]  # for this connection: its process has ended, or the kernel has no room at present
+        return False
 
     # --- for all ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 from collections.abc import AsyncIterator
+from typing import cast
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ import pytest_asyncio
 from app.access.sessions import LIFETIME
 from app.gateway import Gateway
 from app.settings import load
+from app.workers.balance import Load
 from app.workers.process import WorkerProcess
 from app.workers.team import Team
 from tests.integration.test_faults import all_hold, follow
@@ -191,3 +194,29 @@ async def test_a_worker_that_begins_later_refuses_every_cookie_of_an_ended_sessi
     now += 2
     hub.tell_others(sender, {"do": "ended", "id": "three", "sealed_by": "key", "expires": now + 1})
     assert list(hub._ended_sessions) == ["two", "three"]
+
+
+class Full:
+    """A worker whose socket has no room for a while."""
+
+    serving, leaving, load = True, False, Load(0, 0)
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def give(self, _connection: object, _port: object) -> bool:
+        """Take a connection, if there is room."""
+        self.room -= 1
+        return self.room >= 0
+
+
+async def test_a_worker_without_room_gets_the_next_connection() -> None:
+    """The kernel may refuse a descriptor for a moment. A worker that was left out for that would stay so for ever."""
+    first, second = Full(0), Full(1)
+    team = Team(cast("Gateway", None), 2, "", {}, clock=lambda: 0.0, draw=lambda: 0.0)
+    team._members = cast("dict[int, WorkerProcess]", {1: first, 2: second})
+    connection = cast("socket.socket", None)
+    assert team.give(connection, "clients"), "the second has room"
+    assert not team.give(connection, "clients")
+    first.room = 1
+    assert team.give(connection, "clients")
