@@ -72,7 +72,8 @@ class Team:
                 return worker.last_report if only is None else None
 
         found = await asyncio.gather(*(report(one) for one in members))
-        return [one for one in found if one is not None]
+        # What a worker that has ended meanwhile has counted is in ``departed``, and must not count twice.
+        return [one for one, worker in zip(found, members, strict=True) if one is not None and worker.serving]
 
     @property
     def departed(self) -> Sequence[Family]:

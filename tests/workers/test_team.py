@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shlex
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from app.access.sessions import LIFETIME
+from app.core.whole import Report
 from app.gateway import Gateway
 from app.settings import load
 from app.workers.balance import Load
@@ -220,3 +222,27 @@ async def test_a_worker_without_room_gets_the_next_connection() -> None:
     assert not team.give(connection, "clients")
     first.room = 1
     assert team.give(connection, "clients")
+
+
+class Member:
+    """A worker that answers for its reports, and may end."""
+
+    serving = True
+    last_report = Report({}, [])
+
+    async def report(self, _only: object) -> Report:
+        """Answer in the next turn."""
+        await asyncio.sleep(0)
+        return self.last_report
+
+
+async def test_a_worker_that_ends_during_a_scrape_counts_once() -> None:
+    """What it has counted is among what the ended ones have counted: together they would be twice as much."""
+    members = {1: Member(), 2: Member()}
+    members[2].last_report = Report({"of": 2}, [])
+    team = Team(cast("Gateway", None), 2, "", {}, clock=lambda: 0.0, draw=lambda: 0.0)
+    team._members = cast("dict[int, WorkerProcess]", members)
+    scrape = asyncio.create_task(team.reports())
+    await asyncio.sleep(0)
+    members[1].serving = False  # as ``_depart`` does, when it has added the last report to ``departed``
+    assert await scrape == [members[2].last_report]
