@@ -153,10 +153,9 @@ class WorkerProcess:
             case "draining":
                 self.leaving = True
             case "report":
-                self.last_report = Report.read(message)
                 asked = self._reports.get(message["id"])
                 if asked is not None and not asked.done():
-                    asked.set_result(self.last_report)
+                    asked.set_result(Report.read(message))
             case "ended" | "failed" | "beat":
                 self._others.tell_others(self, message)
 
@@ -168,9 +167,12 @@ class WorkerProcess:
         self._reports[number] = asked
         self.send("report", id=number, only=only)
         try:
-            return await asked
+            found = await asked
         finally:
             del self._reports[number]
+        if only is None:  # a report of some ranges must not stand for all
+            self.last_report = found
+        return found
 
     # --- connections --------------------------------------------------------------------------------------------------
 

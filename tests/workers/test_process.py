@@ -131,3 +131,14 @@ async def test_nobody_waits_for_the_report_of_a_dead_worker(monkeypatch: pytest.
         found.worker.release()
         with pytest.raises(asyncio.CancelledError):
             await asked
+
+
+async def test_a_report_of_some_ranges_does_not_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last report counts of a worker that does not answer."""
+    async with scene(monkeypatch) as found:
+        for number, only in ((1, None), (2, [["prefix", "/svc/"]])):
+            asked = asyncio.create_task(found.worker.report(only))
+            await soon(lambda number=number: len(found.heard) == number)  # type: ignore[misc]
+            found.far.send("report", id=number, feeds={"feeds": [number]}, metrics=[])
+            assert (await asked).feeds == {"feeds": [number]}
+        assert found.worker.last_report == Report({"feeds": [1]}, [])
