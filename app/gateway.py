@@ -278,13 +278,16 @@ class Gateway:
 
     def end_session(self, session: Session) -> None:
         """End a browser's session, and the streams that it has opened."""
-        self.session_ended(session)
+        self._end_session(session, counts=True)
         if self.hub is not None:
             self.hub.tell_ended(session.id, session.sealed_by, session.expires)
 
     def session_ended(self, session: Session) -> None:
-        """End a session in this process."""
-        self.access.end_session(session)
+        """End a session that has ended at another worker."""
+        self._end_session(session, counts=False)
+
+    def _end_session(self, session: Session, *, counts: bool) -> None:
+        self.access.end_session(session, counts=counts)
         self.streams.recheck.end_session(session.id)
 
     def credentials_failed(self, address: str) -> None:

@@ -185,10 +185,10 @@ class AccessControl:
         same = present is not None and present.name == identity.name
         return self._sessions.begin(identity, present.session if present is not None and same else None)
 
-    def end_session(self, session: Session) -> None:
+    def end_session(self, session: Session, *, counts: bool = True) -> None:
         """End a session: its cookie is refused from now on, and requests that wait are refused when they go on."""
         assert self._sessions is not None, "only then there are sessions"
-        self._sessions.end(session)
+        self._sessions.end(session, counts=counts)
         self.generation += 1
 
     def session_counts(self) -> tuple[int, int]:

@@ -161,15 +161,18 @@ class Sessions:
         """Whether a session has not ended here, and its key is still in the file."""
         return session.id not in self._ended and session.sealed_by in self._keys.value.keys
 
-    def end(self, session: Session) -> None:
-        """End a session. The replica remembers that until every cookie of the session would have expired."""
+    def end(self, session: Session, *, counts: bool = True) -> None:
+        """End a session. The replica remembers that until every cookie of the session would have expired.
+
+        *counts*: not if another worker has ended the session, and counts it.
+        """
         if session.id in self._ended:
             return
         now = self._wall()
         while self._ended and (len(self._ended) >= MOST_ENDED or next(iter(self._ended.values())) <= now):
             del self._ended[next(iter(self._ended))]
         self._ended[session.id] = now + LIFETIME  # a cookie that was made later may expire earlier
-        self.ended += 1
+        self.ended += counts
 
 
 def _claims(identity: Identity, session: Session) -> dict[str, Any]:

@@ -450,3 +450,12 @@ def test_sealed_by_us_for_something_else(world: World) -> None:
         cookie = jwe.encrypt_compact({"alg": "dir", "enc": "A256GCM", "kid": kid}, text, key)
         with pytest.raises(UnauthorizedError):
             world.sessions.identity_of(cookie.encode())
+
+
+async def test_a_session_that_another_worker_ends_counts_there(world: World) -> None:
+    """It is over here, too, and one session that ends is one in the sum of all workers."""
+    _value, identity = world.sessions.begin(make_identity("token", "a"))
+    assert identity.session is not None
+    world.sessions.end(identity.session, counts=False)
+    assert not world.sessions.holds(identity.session)
+    assert world.sessions.ended == 0
