@@ -59,12 +59,7 @@ class ProgressEndpoint:
             gateway.access.authorize(identity, ranges, keys_only=True)
             revision = min_revision or await gateway.upstream.revision(ranges[0])
             waits = (ranges, _host(address_of(request)))
-            if waits not in self._waiting and self._streams(*waits):
-                self._waiting.add(waits)
-                try:
-                    await self._reach(ranges, revision)
-                finally:
-                    self._waiting.discard(waits)
+            await self._reach_once(*waits, revision)
             self._beat(*waits)
             if gateway.hub is not None:
                 gateway.hub.tell_beat(ranges, waits[1], revision)
@@ -73,10 +68,18 @@ class ProgressEndpoint:
 
     async def tell_edge(self, ranges: Ranges, host: str, revision: int) -> None:
         """Do what an edge at *host* has asked another worker for."""
-        if self._streams(ranges, host):
-            with contextlib.suppress(GatewayError):  # this worker drains, or has no room to wait: the edge asks again
+        with contextlib.suppress(GatewayError):  # this worker drains, or has no room to wait: the edge asks again
+            await self._reach_once(ranges, host, revision)
+            self._beat(ranges, host)
+
+    async def _reach_once(self, ranges: Ranges, host: str, revision: int) -> None:
+        waits = (ranges, host)
+        if waits not in self._waiting and self._streams(ranges, host):
+            self._waiting.add(waits)
+            try:
                 await self._reach(ranges, revision)
-                self._beat(ranges, host)
+            finally:
+                self._waiting.discard(waits)
 
     def _beat(self, ranges: Ranges, host: str) -> None:
         for subscriber in self._streams(ranges, host)[:MOST_TOLD]:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.core.selection import Ranges
+from app.core.keys import KeyRange
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -16,6 +17,7 @@ from tests.support.asgi_client import Client, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
 
+SVC = (KeyRange("prefix", b"/svc/"),)
 # Another gateway follows this one by the stream.
 FOLLOWS = [(b"x-gateway-tier", b"1")]
 
@@ -101,6 +103,20 @@ async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pyte
             most = max(most, len(gateway.registry.subscribers()))
         await asyncio.gather(*asked)
     assert most == 2
+    await stream.leave()
+
+
+async def test_what_other_workers_pass_on_waits_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same host may ask each worker."""
+    monkeypatch.setattr("app.api.progress.PATIENCE", 0.3)
+    tell_edge = create_app(gateway=gateway).state.tell_edge
+    stream = Client(gateway, headers=FOLLOWS)
+    await synced(stream)
+    (host,) = {one.address.rpartition(":")[0] for one in gateway.registry.subscribers()}
+    told = [asyncio.create_task(tell_edge(SVC, host, 9**9 + number)) for number in range(5)]
+    await asyncio.sleep(0.01)
+    assert len(gateway.registry.subscribers()) == 2
+    await asyncio.gather(*told)
     await stream.leave()
 
 
