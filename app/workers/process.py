@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -75,7 +76,9 @@ class WorkerProcess:
         passed, their_passed = socket.socketpair()
         for sock in (link, passed):
             sock.setblocking(False)
-        options = [f"-W{option}" for option in sys.warnoptions]
+        # A worker imports from where the hub does. `-m` alone looks in the current directory first.
+        options = ["-P", *(f"-W{option}" for option in sys.warnoptions)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         words = [sys.executable, *options, "-m", MODULE, str(their_link.fileno()), str(their_passed.fileno())]
         try:
             # Not by the event loop, which forks. gRPC's fork handlers then run in both processes, and the hub died of a
@@ -86,7 +89,12 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 bufsize=0,
+                env=environment,
             )
+        except OSError:
+            link.close()
+            passed.close()
+            raise
         finally:
             their_link.close()
             their_passed.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -142,3 +145,20 @@ async def test_a_report_of_some_ranges_does_not_stand_for_all(monkeypatch: pytes
             found.far.send("report", id=number, feeds={"feeds": [number]}, metrics=[])
             assert (await asked).feeds == {"feeds": [number]}
         assert found.worker.last_report == Report({"feeds": [1]}, [])
+
+
+async def test_a_worker_imports_from_where_the_hub_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the current directory, whose modules may have the names of libraries."""
+    given: list[tuple[list[str], dict[str, str]]] = []
+
+    def none(words: list[str], *, env: Mapping[str, str] = os.environ, **_options: object) -> None:
+        given.append((words, dict(env)))
+        raise OSError("no process")
+
+    worker = Scene().worker
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with pytest.raises(OSError, match="no process"):
+        await worker.start({}, "/nowhere", {})
+    ((words, environment),) = given
+    assert "-P" in words[: words.index("-m")]
+    assert environment["PYTHONPATH"].split(os.pathsep) == sys.path
