@@ -15,6 +15,7 @@ from ..core.selection import Ranges
 from ..core.whole import Departed, Family, Report
 from ..gateway import Gateway
 from ..ports import BrokenGatewayError, Clock, Draw, spawn
+from ..settings import SettingsError, named
 from .balance import least_loaded
 from .link import Message, written
 from .passing import Port
@@ -87,10 +88,16 @@ class Team:
 
         Raises:
             BrokenGatewayError: one has ended instead.
+            SettingsError: the system does not give so many processes, or so many descriptors.
         """
         starts = [asyncio.create_task(self._start_first(number)) for number in range(1, self._count + 1)]
         try:
             await asyncio.gather(*starts)
+        except OSError as error:
+            raise SettingsError(
+                f"{named('workers')}: cannot start {self._count} workers: {error.strerror}; start fewer, or raise the "
+                "limits of open files and of processes"
+            ) from None
         finally:
             for start in starts:
                 start.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -19,6 +20,7 @@ from app.access.sessions import LIFETIME
 from app.core.whole import Report
 from app.gateway import Gateway
 from app.settings import load
+from app.settings import SettingsError
 from app.workers.balance import Load
 from app.workers.process import WorkerProcess
 from app.workers.team import Team
@@ -246,3 +248,15 @@ async def test_a_worker_that_ends_during_a_scrape_counts_once() -> None:
     await asyncio.sleep(0)
     members[1].serving = False  # as ``_depart`` does, when it has added the last report to ``departed``
     assert await scrape == [members[2].last_report]
+
+
+async def test_more_workers_than_the_system_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the setting."""
+
+    async def no_descriptor(_team: Team, _number: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Team, "_start", no_descriptor)
+    team = Team(cast("Gateway", None), 3, "", {}, clock=lambda: 0.0, draw=lambda: 0.0)
+    with pytest.raises(SettingsError, match="cannot start 3 workers: Too many open files; start fewer"):
+        await team.start()
