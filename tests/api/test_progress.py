@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from app.core.selection import Ranges
 from app.core.keys import KeyRange
+from app.core.selection import Ranges
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load

@@ -19,8 +19,7 @@ import pytest_asyncio
 from app.access.sessions import LIFETIME
 from app.core.whole import Report
 from app.gateway import Gateway
-from app.settings import load
-from app.settings import SettingsError
+from app.settings import SettingsError, load
 from app.workers.balance import Load
 from app.workers.process import WorkerProcess
 from app.workers.team import Team
