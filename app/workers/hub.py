@@ -23,7 +23,7 @@ from ..ports import spawn
 from ..server.admission import Admission
 from ..server.run import GatewayServer, listen, make_config, warn_of_deprecated
 from ..server.sockets import BACKLOG, bind
-from ..server.stop import HANGUP
+from ..server.stop import HANGUP, HURRY
 from ..settings import Settings, SettingsError
 from ..signals import SIGNALS
 from ..tls import make_tls
@@ -189,4 +189,6 @@ class Hub:
         self._gateway.stopping = True
         self._acceptor.stop("clients")  # operators look at it during a drain
         self._team.tell(("stop", "hurry", "force")[min(self._received, 3) - 1])
+        if self._received == 3:
+            asyncio.get_running_loop().call_later(HURRY, self._team.kill)
         self._over.set()

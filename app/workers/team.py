@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -189,6 +190,11 @@ class Team:
         for worker in self._members.values():
             worker.send(do)
 
+    def kill(self) -> None:
+        """Kill all processes: a worker that is stopped (SIGSTOP) hears nothing else."""
+        for worker in self._members.values():
+            worker.signal(signal.SIGKILL)
+
     def tell_others(self, sender: WorkerProcess, message: Message) -> None:
         """Pass on what one worker has said."""
         if message["do"] == "ended":
@@ -217,8 +223,7 @@ class Team:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in self._members.values():
-            worker.signal(9)
+        self.kill()
         await self.until_ended()
         for worker in self._members.values():
             for connection, _port in worker.release():

@@ -159,6 +159,18 @@ async def test_a_mistake_is_found_at_the_start(
     assert said in "".join(running.other)
 
 
+async def test_a_stopped_worker_does_not_keep_the_hub(etcd: EmbeddedEtcd) -> None:
+    """The third signal does not wait, as in a single process: what hears nothing is killed."""
+    running = await team(etcd)
+    os.kill(pids(running)[0], signal.SIGSTOP)
+    for _ in range(3):
+        running.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)  # signals that come together are one
+    await running.process.wait()
+    assert "does not answer" not in str(running.lines)
+    assert await running.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_worker_that_is_ended_at_its_start(etcd: EmbeddedEtcd, number: int) -> None:
     """It is started again. Otherwise a signal to one process at the wrong time would end the gateway."""
