@@ -114,8 +114,8 @@ lock:  ## write new locks; UPGRADE=1 takes the newest versions
 	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh tools/lock.sh
 
 clean:  ## remove the files that make and the tools wrote, also .cache with helm and etcd
-	@! grep -qF ' $(CURDIR)/.cache/' /proc/mounts 2>/dev/null || \
-		{ echo "a build of the image was interrupted, and /proc is still mounted in .cache: umount it first" >&2; exit 1; }
+	@! mount 2>/dev/null | grep -qF ' $(CURDIR)/.cache/' || \
+		{ echo "a build of the image was interrupted, and left mounts in .cache: umount them first" >&2; exit 1; }
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

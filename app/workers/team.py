@@ -150,8 +150,8 @@ class Team:
                     logger.error("a worker cannot be started", extra=extra)  # the reason says it all
 
     def _depart(self, worker: WorkerProcess, status: int) -> None:
-        # 0: something has told the worker to stop, by a signal.
-        say = logger.info if self._stopping or status == 0 else logger.error
+        # 0: a signal has told the worker to stop; or it has, before the interpreter could hear signals.
+        say = logger.info if self._stopping or status in (0, -signal.SIGTERM) else logger.error
         say("worker end", extra={"worker": worker.number, "pid": worker.pid, "status": status})
         if worker.last_report is not None:
             self._departed.add(worker.last_report.metrics)

@@ -28,6 +28,7 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
         auth=candidate.version == newest.version,
         followers=30,
         tiers=2 if candidate.version == newest.version else 0,
+        workers=2 if candidate.version == newest.version else 1,
         javascript=(1, 3),  # over SSE, and through a shared worker over NDJSON
         least=(1_001, 11, 1),
         bound=HANG,  # the long runs measure how late a mirror may be, on a machine without other load

@@ -15,7 +15,7 @@ from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
 from app.watch import feeds as module
 from tests.support.waiting import eventually
-from tests.watch.world import SVC, A, World
+from tests.watch.world import SVC, A, World, settled
 
 INSIDE = KeyRange("prefix", b"/svc/x/")
 
@@ -214,6 +214,7 @@ async def test_a_pin_grows_into_its_reserve() -> None:
     await live(world)
     feed = world.registry.feeds.get(SVC)
     assert feed is not None
+    await eventually(settled(feed))  # history that is not proven yet would be dropped before the reserve
     world.registry.feeds.check_all()
     memory = world.registry.memory
     needed = memory.hold()
