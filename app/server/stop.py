@@ -20,17 +20,14 @@ HURRY = 1.0
 HANGUP = 2.0
 
 
-class Stop:
-    """The handler of signals.
+class Stopping:
+    """What signals mean to ``serve``: the first SIGINT or SIGTERM stops, the next ones stop faster. SIGHUP reloads.
 
-    The first SIGINT or SIGTERM stops the first server, which ends the other servers. The second closes all streams at
-    once, and after HURRY disconnects the clients that have not taken their last bytes. The third does not wait at all.
-    SIGHUP reloads or stops.
+    Args:
+        reloads: otherwise SIGHUP stops, too; and so it does when the terminal has gone.
     """
 
-    def __init__(self, servers: Sequence[uvicorn.Server], gateway: Gateway, *, reloads: bool) -> None:
-        self._servers = servers
-        self._gateway = gateway
+    def __init__(self, *, reloads: bool) -> None:
         self._reloads = reloads
         self._received = 0
         self._loop = asyncio.get_running_loop()
@@ -46,7 +43,7 @@ class Stop:
         if not self._reloads or SIGNALS.terminal_gone:
             self._stop()
             return
-        self._gateway.reload()
+        self._reload()
         self._loop.call_later(HANGUP, self._stop_without_terminal)
 
     def _stop_without_terminal(self) -> None:
@@ -57,11 +54,38 @@ class Stop:
         self._received += 1
         if self._received <= 3:  # further signals must not fill the log
             logger.info("stopping" if self._received == 1 else "stopping at once")
+        self._step(self._received)
+
+    def _reload(self) -> None:
+        """Read the files again."""
+        raise NotImplementedError
+
+    def _step(self, received: int) -> None:
+        """Stop, as *received* signals ask for it."""
+        raise NotImplementedError
+
+
+class Stop(Stopping):
+    """The handler of signals of a single process.
+
+    The first SIGINT or SIGTERM stops the first server, which ends the other servers. The second closes all streams at
+    once, and after HURRY disconnects the clients that have not taken their last bytes. The third does not wait at all.
+    """
+
+    def __init__(self, servers: Sequence[uvicorn.Server], gateway: Gateway, *, reloads: bool) -> None:
+        super().__init__(reloads=reloads)
+        self._servers = servers
+        self._gateway = gateway
+
+    def _reload(self) -> None:
+        self._gateway.reload()
+
+    def _step(self, received: int) -> None:
         self._servers[0].should_exit = True
-        if self._received == 2:
+        if received == 2:
             self._gateway.hurry()
             self._loop.call_later(HURRY, self._force)
-        elif self._received > 2:
+        elif received > 2:
             self._force()
 
     def _force(self) -> None:

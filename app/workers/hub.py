@@ -7,7 +7,6 @@ import contextlib
 import logging
 import random
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -23,7 +22,7 @@ from ..ports import spawn
 from ..server.admission import Admission
 from ..server.run import GatewayServer, listen, make_config, warn_of_deprecated
 from ..server.sockets import BACKLOG, bind
-from ..server.stop import HANGUP, HURRY
+from ..server.stop import HURRY, Stopping
 from ..settings import Settings, SettingsError
 from ..signals import SIGNALS
 from ..tls import make_tls
@@ -125,14 +124,14 @@ def _listen_at(path: Path) -> socket.socket:
     return sock
 
 
-class Hub:
+class Hub(Stopping):
     """The life of the hub: its workers serve until a signal, and then drain."""
 
     def __init__(self, gateway: Gateway, team: Team, acceptor: Acceptor) -> None:
+        super().__init__(reloads=True)
         self._gateway = gateway
         self._team = team
         self._acceptor = acceptor
-        self._received = 0
         self._over = asyncio.Event()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -163,32 +162,14 @@ class Hub:
 
     # --- signals ------------------------------------------------------------------------------------------------------
 
-    def told(self, number: int) -> None:
-        """Handle one signal, as a single process does (``app.server.stop``)."""
-        if number != signal.SIGHUP:
-            self._stop()
-        elif not self._received:
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if SIGNALS.terminal_gone:
-            self._stop()
-            return
+    def _reload(self) -> None:
         self._gateway.reload()
         self._team.tell("reload")
-        asyncio.get_running_loop().call_later(HANGUP, self._stop_without_terminal)
 
-    def _stop_without_terminal(self) -> None:
-        if SIGNALS.terminal_gone and not self._received:
-            self._stop()
-
-    def _stop(self) -> None:
-        self._received += 1
-        if self._received <= 3:  # further signals must not fill the log
-            logger.info("stopping" if self._received == 1 else "stopping at once")
+    def _step(self, received: int) -> None:
         self._gateway.stopping = True
         self._acceptor.stop("clients")  # operators look at it during a drain
-        self._team.tell(("stop", "hurry", "force")[min(self._received, 3) - 1])
-        if self._received == 3:
-            asyncio.get_running_loop().call_later(HURRY, self._team.kill)
+        self._team.tell(("stop", "hurry", "force")[min(received, 3) - 1])
+        if received == 3:
+            self._loop.call_later(HURRY, self._team.kill)
         self._over.set()
