@@ -327,10 +327,10 @@ class Gateway:
         self.streams.drain()
         return self.registry.drain()
 
-    def hurry(self) -> None:
+    def end_streams_now(self) -> None:
         """Ask all streams to end now."""
         self.drain()
-        self.registry.send_all_away()
+        self.registry.close_all()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

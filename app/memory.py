@@ -8,8 +8,8 @@ from .core.budget import Budget, Hold, Use
 from .core.errors import OverCapacityError
 
 
-async def reserve(budget: Budget, use: Use, size: int, *, patience: float) -> Hold:
-    """Reserve *size* bytes of *budget*; wait for them up to *patience* seconds. The caller owns the hold.
+async def reserve(budget: Budget, use: Use, size: int, *, timeout: float) -> Hold:
+    """Reserve *size* bytes of *budget*; wait for them up to *timeout* seconds. The caller owns the hold.
 
     Raises:
         OverCapacityError: the bytes did not become free in time; nothing is held.
@@ -19,7 +19,7 @@ async def reserve(budget: Budget, use: Use, size: int, *, patience: float) -> Ho
     if hold.granted:
         return hold
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await turn
     except TimeoutError:
         hold.release()

@@ -19,7 +19,7 @@ from .kv_request import KvRead, KvRequest, not_reached
 from .kv_response import KvBody, key_body, revoked
 
 # Seconds that a read waits for memory before it is refused.
-PATIENCE = 0.5
+RESERVE_TIMEOUT = 0.5
 
 
 def check_epoch(gateway: Gateway, page: PageToken | None, selection: Selection) -> None:
@@ -68,7 +68,7 @@ class EtcdReads:
     async def _once(self, read: KvRead) -> KvBody:
         """Read the values. The memory for them is reserved before etcd is asked for the first byte."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
-        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
+        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, timeout=RESERVE_TIMEOUT)
         try:
             if read.selection.count_only:
                 body = await self._count(read, hold)

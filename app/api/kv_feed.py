@@ -21,7 +21,7 @@ from ..memory import reserve
 from ..watch.channel import Channel
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
-from .kv_etcd import PATIENCE, check_epoch
+from .kv_etcd import RESERVE_TIMEOUT, check_epoch
 from .kv_list import KvList
 from .kv_request import KvRead, KvRequest, not_reached
 from .kv_response import KvBody, key_body, revoked
@@ -163,7 +163,7 @@ class FeedReads:
         selection, view = read.selection, channel.history.view
         assert view is not None, "a channel that can be read has a view"
         epoch, revision = self._gateway.epoch_of(channel.history.cluster_id, selection), snapshot.revision
-        hold = await reserve(self._gateway.budget, Use.ANSWER, min(PAGE_BYTES, snapshot.size), patience=PATIENCE)
+        hold = await reserve(self._gateway.budget, Use.ANSWER, min(PAGE_BYTES, snapshot.size), timeout=RESERVE_TIMEOUT)
         try:
             if selection.count_only:
                 return KvBody(revision, [count_body(revision, f"{epoch}-{revision}", snapshot.count)], hold)

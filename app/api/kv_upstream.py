@@ -19,7 +19,7 @@ from ..gateway import Gateway
 from ..memory import reserve
 from ..tier.client import Answer
 from ..tier.upstream import OUT_OF_REACH, GatewayUpstream
-from .kv_etcd import PATIENCE, check_epoch
+from .kv_etcd import RESERVE_TIMEOUT, check_epoch
 from .kv_gzip import deflate
 from .kv_request import KvRead, KvRequest
 from .kv_response import KvBody, revoked
@@ -52,7 +52,7 @@ class UpstreamReads:
         return body
 
     async def _once(self, asked: KvRequest) -> KvBody:
-        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, patience=PATIENCE)
+        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, timeout=RESERVE_TIMEOUT)
         try:
             answer = await self._upstream.read(_query(asked, self._reader))
             if hold.released:

@@ -12,7 +12,7 @@ from ..tier.client import Answer
 from ..tier.upstream import GatewayUpstream
 
 # Seconds. The hub itself waits for a worker's report for one.
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 async def ask_hub(gateway: Gateway, path: str, query: bytes = b"") -> Answer:
@@ -23,10 +23,10 @@ async def ask_hub(gateway: Gateway, path: str, query: bytes = b"") -> Answer:
     """
     assert isinstance(gateway.upstream, GatewayUpstream), "only a worker has a hub"
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await gateway.upstream.client.get(path, query.decode("latin-1"))
     except TimeoutError:
-        raise UnavailableError("the hub of this gateway does not answer", cause=f"{path}: {PATIENCE:g} s") from None
+        raise UnavailableError("the hub of this gateway does not answer", cause=f"{path}: {TIMEOUT:g} s") from None
 
 
 def body_of(answer: Answer) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .kv_feed import readable
 from .requests import address_of, identity_of, query_of
 
 # Seconds that the proof of a tip may take, before the gateway below is answered without.
-PATIENCE = 2.0
+TIP_TIMEOUT = 2.0
 # Streams that get a bookmark for one request at most. A gateway has one stream of a range, and few have one address.
 MOST_TOLD = 64
 # Its epoch shows whether two gateways derive the same cursors.
@@ -83,7 +83,7 @@ class ProgressEndpoint:
 
     def _beat(self, ranges: Ranges, host: str) -> None:
         for subscriber in self._streams(ranges, host)[:MOST_TOLD]:
-            subscriber.beat()
+            subscriber.send_bookmark()
 
     async def _reach(self, ranges: Ranges, revision: int) -> None:
         """Wait until the channel of the ranges, if there is one, is known to be complete up to *revision*.
@@ -96,7 +96,7 @@ class ProgressEndpoint:
             return
         if not readable(channel, revision):
             with registry.subscribe(ranges, address="", user_agent="", request_id="", has_cursor=False) as waiting:
-                await Waiter(waiting).until(lambda: readable(channel, revision), PATIENCE, ahead=True)
+                await Waiter(waiting).until(lambda: readable(channel, revision), TIP_TIMEOUT, ahead=True)
 
     def _streams(self, ranges: Ranges, host: str) -> list[Subscriber]:
         """Return the gateways' streams of exactly the ranges, from the caller's host.

@@ -1,7 +1,7 @@
 """Whether the data that one subscriber has is current: the second condition of "live", beside etcd's proof.
 
-Must live here: how many seconds a subscriber is behind, and when it is too far behind for "live". Must not: clocks,
-sockets (``app.stream.delivery``); the content of the stream (``app.core.reader``).
+Must live here: the age of what a subscriber lacks, and when it is too old for "live". Must not: clocks, sockets
+(``app.stream.delivery``); the content of the stream (``app.core.reader``).
 
 Theory of operation
     There are two reasons why a subscriber lacks a revision. First, the gateway has not sent it yet. Its age is known,
@@ -25,14 +25,14 @@ STEPS = 4
 class Freshness:
     """The freshness of one subscriber.
 
-    ``late``: the subscriber lacks something older than *limit* seconds. It stays late until that age is at most half of
-    the limit.
+    ``stale``: the subscriber lacks something older than *limit* seconds. It stays stale until that age is at most half
+    of the limit.
 
     Args:
         limit: seconds, GATEWAY_STALE_AFTER.
     """
 
-    __slots__ = ("_limit", "_marks", "behind", "late", "mark_due")
+    __slots__ = ("_limit", "_marks", "age", "mark_due", "stale")
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -41,8 +41,8 @@ class Freshness:
         self._marks: tuple[float, ...] = ()
         # The shell must report the first write after this time to ``wrote``.
         self.mark_due = float("-inf")
-        self.behind = 0.0  # seconds, at the last update
-        self.late = False
+        self.age = 0.0  # seconds, at the last update
+        self.stale = False
 
     def wrote(self, before: int, now: float) -> None:
         """Record a write at *now*, after *before* bytes of the stream."""
@@ -53,7 +53,7 @@ class Freshness:
         self._marks = marks
 
     def update(self, now: float, *, lacks_since: float | None, written: int, unacked_bytes: int) -> bool:
-        """Update ``late``, and return it.
+        """Update ``stale``, and return it.
 
         Args:
             now: the log's clock.
@@ -62,14 +62,14 @@ class Freshness:
             unacked_bytes: how many of those bytes the client's system has not acknowledged.
         """
         missing = 0.0 if lacks_since is None else max(0.0, now - lacks_since)
-        self.behind = missing
+        self.age = missing
         if unacked_bytes:
-            self.behind += self._waiting(now, written - unacked_bytes)
+            self.age += self._waiting(now, written - unacked_bytes)
         else:
             self._marks = ()
             self.mark_due = float("-inf")
-        self.late = self.behind > (self._limit / 2 if self.late else self._limit)
-        return self.late
+        self.stale = self.age > (self._limit / 2 if self.stale else self._limit)
+        return self.stale
 
     def _waiting(self, now: float, taken: int) -> float:
         """Return the seconds, at most, that the oldest byte after the first *taken* bytes has been waiting."""

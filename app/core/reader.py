@@ -23,7 +23,7 @@ from .followed import Followed
 from .frames import close_event, comment, control, greeting
 from .log import LogSlice
 from .reasons import CloseReason, ResetReason
-from .selected_history import Older
+from .selected_history import OlderHistory
 from .selection import Ranges, Selection
 from .shared import shared
 from .slow_reader import SlowReaderPolicy
@@ -90,7 +90,7 @@ class Reader:
     def __init__(
         self,
         history: Followed,
-        older: Older,
+        older: OlderHistory,
         selection: Selection,
         epoch_of: Callable[[int, Selection], str],
         *,
@@ -156,9 +156,9 @@ class Reader:
         return self._fold is None or not self._log_holds(self._fold.start)
 
     @property
-    def behind_a_reset(self) -> bool:
+    def after_a_reset(self) -> bool:
         """See ``SlowReaderPolicy``."""
-        return self._pace is not None and self._pace.behind_a_reset
+        return self._pace is not None and self._pace.after_a_reset
 
     @property
     def at_tip(self) -> bool:
@@ -282,7 +282,7 @@ class Reader:
             return self._next_items()
         return self._follow(size)
 
-    def beat(self, *, stale: bool) -> bytes:
+    def heartbeat(self, *, stale: bool) -> bytes:
         """Return a sign of life: a bookmark at the reader's position, or a comment where an id is not allowed."""
         if not self._synced:
             return comment(self._form, "waiting")
@@ -315,7 +315,7 @@ class Reader:
         """
         if self._synced and self._log_holds(self.revision) and not self.behind:
             self._reach_tip()  # progress has moved it, and wakes nobody; the client comes back with the newest cursor
-        last = self.beat(stale=stale) if self._synced else b""
+        last = self.heartbeat(stale=stale) if self._synced else b""
         members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms} | ({"detail": detail} if detail else {})
         return last + close_event(self._form, members, retry_ms)
 

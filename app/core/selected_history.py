@@ -41,7 +41,7 @@ from .snapshot import Snapshot
 from .view import View
 
 
-class Older(Protocol):
+class OlderHistory(Protocol):
     """Reads older history of a feed for old cursors (``backfill``)."""
 
     def promises(self, revision: int) -> bool:
@@ -56,7 +56,7 @@ class Part:
 
     __slots__ = ("_owner", "generation", "history", "older", "ranges", "waiting")
 
-    def __init__(self, owner: SelectedHistory, history: History, older: Older, ranges: Ranges) -> None:
+    def __init__(self, owner: SelectedHistory, history: History, older: OlderHistory, ranges: Ranges) -> None:
         self._owner = owner
         self.history = history
         self.older = older
@@ -102,7 +102,7 @@ class SelectedHistory:
 
     def __init__(
         self,
-        sources: Sequence[tuple[History, Older, Ranges]],
+        sources: Sequence[tuple[History, OlderHistory, Ranges]],
         bounds: Bounds,
         on_change: Callable[[], None],
         on_wait: Callable[[], None] = lambda: None,
@@ -358,7 +358,7 @@ class SelectedHistory:
         return max(part.history.log.floor for part in self.parts)
 
     def promises(self, revision: int) -> bool:
-        """See ``Older``: each feed has the history or reads it, and at least one feed still reads.
+        """See ``OlderHistory``: each feed has the history or reads it, and at least one feed still reads.
 
         If all feeds have the history, ``covers`` has tried it, and the history exceeds the bounds of the log.
         """
@@ -366,7 +366,7 @@ class SelectedHistory:
         return bool(lacking) and all(part.older.promises(revision) for part in lacking)
 
     def why_not(self, revision: int) -> ResetReason:
-        """See ``Older``."""
+        """See ``OlderHistory``."""
         for part in self.parts:
             if not part.history.log.covers(revision) and not part.older.promises(revision):
                 return part.older.why_not(revision)

@@ -63,7 +63,7 @@ class SlowReaderPolicy:
         return self._waited > self._pause + self._taken / self._min_rate
 
     @property
-    def behind_a_reset(self) -> bool:
+    def after_a_reset(self) -> bool:
         """Whether the reader was reset and has not caught up since.
 
         If the stream ends now, everything that it has cost was in vain.

@@ -214,7 +214,7 @@ class Reads:
         self.check()
         self._queued += 1
         try:
-            return await reserve(self._budget, Use.PAGE, PAGE_COST * message, patience=PAGE_TIMEOUT)
+            return await reserve(self._budget, Use.PAGE, PAGE_COST * message, timeout=PAGE_TIMEOUT)
         finally:
             self._queued -= 1
 

@@ -1,6 +1,6 @@
 // Requests to the gateway beside the stream: they are asked once, and never wait long.
 
-const PATIENCE = 10_000; // ms
+const TIMEOUT = 10_000; // ms
 
 export class Gateway {
   token = '';
@@ -8,10 +8,10 @@ export class Gateway {
   constructor(home) { this.home = home; }
 
   /** {status, body}: the JSON of an answer, also of a problem. status 0: there is no answer, or not the gateway's. */
-  async ask(path, patience = PATIENCE) {
+  async ask(path, timeout = TIMEOUT) {
     try {
       const answer = await fetch(this.home + path, {
-        cache: 'no-store', signal: AbortSignal.timeout(patience),
+        cache: 'no-store', signal: AbortSignal.timeout(timeout),
         headers: this.token ? { Authorization: `Bearer ${this.token}` } : {},
       });
       const kind = answer.headers.get('content-type') ?? '';

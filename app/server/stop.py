@@ -83,7 +83,7 @@ class Stop(Stopping):
     def _step(self, received: int) -> None:
         self._servers[0].should_exit = True
         if received == 2:
-            self._gateway.hurry()
+            self._gateway.end_streams_now()
             self._loop.call_later(HURRY, self._force)
         elif received > 2:
             self._force()

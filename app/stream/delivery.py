@@ -130,7 +130,7 @@ class Delivery:
         if self.ended:
             return
         self.ended, self._at_rest = True, False
-        if reason == STUCK and self._reader.behind_a_reset:
+        if reason == STUCK and self._reader.after_a_reset:
             self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
         self._subscriber.owner = None
         self._channel.notifier.discard(self)
@@ -240,7 +240,7 @@ class Delivery:
             when = min(when, now + self._expiry.next_look(self._streams.wall()))
         if not self._sink.ready:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)
-        if self._freshness.late:
+        if self._freshness.stale:
             when = min(when, now + self._streams.settings.stale_after / STEPS)
         if self._reader.phase is WAITING:
             when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
@@ -265,7 +265,7 @@ class Delivery:
         self.wake()
         self._set_timer(now)
 
-    def on_beat(self) -> None:
+    def on_bookmark_due(self) -> None:
         """See ``SubscriberOwner``."""
         self._at_rest, self._heartbeat_due = False, True
         self.wake()
@@ -348,7 +348,7 @@ class Delivery:
             self._write(data)
             if reader.at_tip and self._rest is None and subscriber.closing is None and not self._due:
                 self._at_rest = (
-                    reader.told_stale == () and self._expiry is None and not (reader.interval or self._freshness.late)
+                    reader.told_stale == () and self._expiry is None and not (reader.interval or self._freshness.stale)
                 )
                 return
             # A block of a snapshot may be small with gzip, and be encoded first: 2 ms for whoever waits.
@@ -401,7 +401,7 @@ class Delivery:
             said = reader.tell_staleness(self._stale_ranges, self._stale_since(), expires=expires)
         if self._heartbeat_due:
             self._heartbeat_due = False
-            said += reader.beat(stale=bool(self._stale_ranges))
+            said += reader.heartbeat(stale=bool(self._stale_ranges))
         return said
 
     @property
@@ -424,15 +424,15 @@ class Delivery:
     @property
     def _stale_ranges(self) -> Ranges:
         """The ranges of which the subscriber may lack an old change: not proven to be current, or the client lags."""
-        return self._channel.ranges if self._freshness.late else self._channel.stale_ranges
+        return self._channel.ranges if self._freshness.stale else self._channel.stale_ranges
 
     def _check_freshness(self, now: float) -> None:
-        """Update how far the subscriber lags. While the subscriber is late, check more often."""
+        """Update how far the subscriber lags. While the subscriber is stale, check more often."""
         reader, freshness = self._reader, self._freshness
-        was_late = freshness.late
+        was_stale = freshness.stale
         unacked = self._sink.unacked_bytes if reader.synced else 0
         freshness.update(now, lacks_since=reader.lacks_since, written=self._subscriber.bytes, unacked_bytes=unacked)
-        if freshness.late and not was_late:
+        if freshness.stale and not was_stale:
             self._set_timer(now)
 
     def _check_revision(self, now: float) -> None:
@@ -476,10 +476,10 @@ class Delivery:
 
     def _stale_since(self) -> str | None:
         since = self._channel.stale_since
-        if self._freshness.late:
+        if self._freshness.stale:
             # The estimate may exceed the age of the stream, but nothing was missing when the stream began.
-            behind = min(self._freshness.behind, self._streams.clock() - self._started)
-            since = min(since or float("inf"), time.time() - behind)
+            age = min(self._freshness.age, self._streams.clock() - self._started)
+            since = min(since or float("inf"), time.time() - age)
         return None if since is None else rfc3339(since)
 
     def _close_event(self, reason: CloseReason) -> bytes:

@@ -43,7 +43,7 @@ LOOK_TIMEOUT = 3.0
 # Seconds that a read may take: the upstream waits itself, up to its GATEWAY_SYNC_TIMEOUT.
 READ_TIMEOUT = 30.0
 # Seconds that a read waits for an upstream, before the read reports that it is out of reach.
-PATIENCE = 2.0
+CONNECT_TIMEOUT = 2.0
 # Items of a page of a state.
 PAGE = 10_000
 # First pages that are read at a time: a page, of at most 16 MiB, is in memory before it is counted.
@@ -396,7 +396,7 @@ class GatewayUpstream:
     async def _usable(self) -> None:
         if not self._reachable.is_set():
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
                     await self._reachable.wait()
             except TimeoutError:
                 raise self._condition.error() from None

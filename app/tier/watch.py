@@ -32,7 +32,7 @@ ASK_EVERY = 0.25
 HASTE = 0.05
 
 
-class Above(Protocol):
+class WatchUpstream(Protocol):
     """What a watch needs of its upstream: ``app.tier.upstream``."""
 
     client: Client
@@ -70,7 +70,7 @@ class UpstreamWatch:
 
     def __init__(
         self,
-        upstream: Above,
+        upstream: WatchUpstream,
         watched: KeyRange,
         start: int,
         callback: WatchCallback,

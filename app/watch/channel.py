@@ -15,7 +15,7 @@ from typing import Protocol
 from ..core.errors import TooLargeError
 from ..core.followed import Followed
 from ..core.reasons import CloseReason
-from ..core.selected_history import Older, SelectedHistory
+from ..core.selected_history import OlderHistory, SelectedHistory
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd
@@ -49,7 +49,7 @@ class Channel(Protocol):
         """What readers see."""
 
     @property
-    def older(self) -> Older:
+    def older(self) -> OlderHistory:
         """Reads older history for old cursors."""
 
     @property
@@ -72,7 +72,7 @@ class Channel(Protocol):
     def keys(self) -> int:
         """The number of keys in the view."""
 
-    def want_older(self, revision: int) -> bool:
+    def want_backfill(self, revision: int) -> bool:
         """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
 
     def await_tip(self, listener: Listener) -> None:
@@ -142,7 +142,7 @@ class SelectedChannel:
         self._distrusted: tuple[float, float] | None = None
 
     @property
-    def older(self) -> Older:
+    def older(self) -> OlderHistory:
         """See ``Channel``."""
         return self.history
 
@@ -241,10 +241,10 @@ class SelectedChannel:
 
     # --- for readers --------------------------------------------------------------------------------------------------
 
-    def want_older(self, revision: int) -> bool:
+    def want_backfill(self, revision: int) -> bool:
         """See ``Channel``."""
         for feed, _ in self.sources:
-            if not feed.history.covers(revision) and not feed.want_older(revision):
+            if not feed.history.covers(revision) and not feed.want_backfill(revision):
                 return False
         return self.history.promises(revision)
 

@@ -215,7 +215,7 @@ class Feed:
         self._account()
         return self._memory.has_room()
 
-    def want_older(self, revision: int) -> bool:
+    def want_backfill(self, revision: int) -> bool:
         """Read history back to *revision*, a joiner's cursor below the log's floor. Return whether it can reach it."""
         core = self.core
         promised = core.backfill.promises(revision)

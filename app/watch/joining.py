@@ -60,7 +60,7 @@ class Joining:
         if wants is Wants.BACKFILL:
             asked = self._reader.asked
             assert asked is not None, "only a cursor can want history"
-            if not self._channel.want_older(asked):
+            if not self._channel.want_backfill(asked):
                 self._reader.refuse_backfill()
             return True
         if wants is not self._serves:

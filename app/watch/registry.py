@@ -389,15 +389,15 @@ class Registry(Sized):
         holders = list(self.feeds.holders(feed.range))
         self.feeds.failed(feed, reason)
         for ranges in holders:
-            self._send_channel_away(ranges, reason)
+            self._close_channel(ranges, reason)
 
     def channel_failed(self, channel: SelectedChannel, reason: CloseReason) -> None:
         """See ``app.watch.channel.ChannelOwner``."""
         if reason == TooLargeError.close_reason:
             self._too_large[channel.ranges] = self._clock() + PAUSE
-        self._send_channel_away(channel.ranges, reason)
+        self._close_channel(channel.ranges, reason)
 
-    def _send_channel_away(self, ranges: Ranges, reason: CloseReason) -> None:
+    def _close_channel(self, ranges: Ranges, reason: CloseReason) -> None:
         """End a channel, and close its subscribers for *reason*."""
         self._counts.drop(ranges)
         subscribers = list(self._subscribers[ranges])
@@ -417,7 +417,7 @@ class Registry(Sized):
             for channel in list(self._selected()):
                 channel.check()
                 if channel.must_close:
-                    self._send_channel_away(channel.ranges, "unavailable")
+                    self._close_channel(channel.ranges, "unavailable")
             await self._join_ended()
             await asyncio.sleep(TICK)
 
@@ -441,7 +441,7 @@ class Registry(Sized):
             self._draining.begin(self.subscribers())
         return self._draining.seconds
 
-    def send_all_away(self) -> None:
+    def close_all(self) -> None:
         """Close all subscribers, including those whose turn has not come."""
         for subscriber in self.subscribers():
             subscriber.close(DrainingError.close_reason)
@@ -449,7 +449,7 @@ class Registry(Sized):
     async def aclose(self) -> None:
         """End every feed, even one with subscribers."""
         self.drain()
-        self.send_all_away()
+        self.close_all()
         for ranges in list(self._channels):
             self._counts.drop(ranges)
             self._close(ranges)

@@ -25,7 +25,7 @@ class SubscriberOwner(Protocol):
     def on_expiry(self) -> None:
         """Take notice that ``permit`` has another expiry than before."""
 
-    def on_beat(self) -> None:
+    def on_bookmark_due(self) -> None:
         """Say at once how far the stream is."""
 
 
@@ -85,10 +85,10 @@ class Subscriber:
             if self.owner is not None:
                 self.owner.on_close()
 
-    def beat(self) -> None:
+    def send_bookmark(self) -> None:
         """Let the subscriber's stream send a bookmark now."""
         if self.owner is not None:
-            self.owner.on_beat()
+            self.owner.on_bookmark_due()
 
     def renew(self, permit: Permit) -> None:
         """Replace the permit."""

@@ -26,7 +26,7 @@ class Waiter:
     def on_expiry(self) -> None:
         """See ``SubscriberOwner``. The end of a wait comes before the credentials are looked at again."""
 
-    def on_beat(self) -> None:
+    def on_bookmark_due(self) -> None:
         """See ``SubscriberOwner``. A read says nothing before its end."""
 
     async def until(self, done: Callable[[], bool], seconds: float, *, ahead: bool = False) -> bool:

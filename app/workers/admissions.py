@@ -37,7 +37,7 @@ class Admitted:
     def on_expiry(self) -> None:
         """See ``SubscriberOwner``. The worker checks the permit."""
 
-    def on_beat(self) -> None:
+    def on_bookmark_due(self) -> None:
         """See ``SubscriberOwner``. The hub tells the worker to beat."""
 
 

@@ -221,7 +221,7 @@ class Worker:
         self._servers["clients"].should_exit = True
 
     def _hurry(self) -> None:
-        self._gateway.hurry()
+        self._gateway.end_streams_now()
         asyncio.get_running_loop().call_later(HURRY, self._force)
 
     def _force(self) -> None:

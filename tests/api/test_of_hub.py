@@ -38,7 +38,7 @@ async def test_the_hubs_answer_is_the_answer() -> None:
 
 async def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is about to end: the client is told to come back."""
-    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "TIMEOUT", 0.0)
 
     async def get(_path: str, _query: str) -> Answer:
         await asyncio.Event().wait()

@@ -79,7 +79,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer says which revision was asked for; the bookmark says how far the stream is."""
-    monkeypatch.setattr("app.api.progress.PATIENCE", 0.0)
+    monkeypatch.setattr("app.api.progress.TIP_TIMEOUT", 0.0)
     stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)
     async with client(gateway) as http:
@@ -92,7 +92,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
 
 async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait counts for GATEWAY_MAX_SUBSCRIBERS, and for nobody's quotas: a host must not fill that with waits."""
-    monkeypatch.setattr("app.api.progress.PATIENCE", 0.3)
+    monkeypatch.setattr("app.api.progress.TIP_TIMEOUT", 0.3)
     stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)
     most = 0
@@ -108,7 +108,7 @@ async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pyte
 
 async def test_what_other_workers_pass_on_waits_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same host may ask each worker."""
-    monkeypatch.setattr("app.api.progress.PATIENCE", 0.3)
+    monkeypatch.setattr("app.api.progress.TIP_TIMEOUT", 0.3)
     tell_edge = create_app(gateway=gateway).state.tell_edge
     stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)

@@ -23,7 +23,7 @@ OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_
 GATEWAY = "gateway"
 TIMEOUT = 2.0
 # Seconds for a request while the members are well; a member that was thawed just now may start an election.
-PATIENCE = 60.0
+HANG_TIMEOUT = 60.0
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -55,7 +55,7 @@ class Access:
     async def revision(self, endpoint: str) -> int:
         """etcd's current revision; asks until etcd answers."""
         request = rpc.RangeRequest(key=b"\0", count_only=True)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(HANG_TIMEOUT):
             while True:
                 with contextlib.suppress(rpc.AioRpcError):
                     async with self.channel(endpoint) as (channel, metadata):
@@ -91,7 +91,7 @@ class Password:
     async def change(self, access: Access, endpoints: Sequence[str], password: str) -> None:
         """Change the password at etcd; ask its members in turn until one has done it."""
         request = rpc.AuthUserChangePasswordRequest(name=GATEWAY, password=password)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(HANG_TIMEOUT):
             for endpoint in itertools.cycle(endpoints):
                 with contextlib.suppress(rpc.AioRpcError):
                     async with access.channel(endpoint) as (channel, metadata):

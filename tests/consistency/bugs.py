@@ -140,16 +140,16 @@ def id_ahead_of_its_subscriber() -> None:
 
     A subscriber that lags skips the changes in between when it reconnects.
     """
-    beat = Reader.beat
+    heartbeat = Reader.heartbeat
 
     def broadcast(self: Reader, *, stale: bool) -> bytes:
         position, self.revision = self.revision, self._history.log.tip
         try:
-            return beat(self, stale=stale)
+            return heartbeat(self, stale=stale)
         finally:
             self.revision = position
 
-    _replace(Reader, "beat", broadcast)
+    _replace(Reader, "heartbeat", broadcast)
 
 
 def untrusted_progress() -> None:

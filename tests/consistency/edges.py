@@ -101,7 +101,7 @@ class Edge:
         """What the edge does once a second, and at each heartbeat of its streams."""
         self.gateway.registry.feeds.check_all()
         for subscriber in self.gateway.registry.subscribers(RANGES):
-            subscriber.beat()
+            subscriber.send_bookmark()
 
     def follows(self, url: str) -> UpstreamWatch | None:
         """The stream that the edge has at a gateway."""

@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx
 from aetcd import rpc
 
-from tests.consistency.access import PATIENCE, Access, Password
+from tests.consistency.access import HANG_TIMEOUT, Access, Password
 from tests.consistency.disk import Disk
 from tests.consistency.follower import Follower
 from tests.consistency.history import History
@@ -333,7 +333,7 @@ class Nemesis:
         self._drop_backups()
         file = Path(self._folder.name) / f"backup {next(self._numbers)}"
         member = self._cluster.members[0]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(HANG_TIMEOUT):
             while not await self._save_to(file, member):
                 pass
         status = await _etcdctl(member, "snapshot", "status", str(file), "-w", "json")
@@ -581,7 +581,7 @@ class Nemesis:
         replica.signal(signal.SIGSTOP)
         try:
             with contextlib.suppress(rpc.AioRpcError, TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(HANG_TIMEOUT):
                     return await self._make_slow(rng)
             return False
         finally:

@@ -42,7 +42,7 @@ from tests.support.versions import Candidate, real_etcds, version_of
 
 CHECKS = 0.5
 # Seconds that a follower may take to catch up, after the last fault has been undone.
-PATIENCE = 60.0
+DEADLINE = 60.0
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
 
@@ -356,11 +356,11 @@ async def _finish(
         if follower.violation is None
     }
     finishing = {asyncio.create_task(follower.finish(last)): follower for follower, last in lasts.items()}
-    done, late = await asyncio.wait(finishing, timeout=PATIENCE)
+    done, late = await asyncio.wait(finishing, timeout=DEADLINE)
     for task in late:
         task.cancel()
         follower = finishing[task]
-        follower.violation = follower.judge.too_late(lasts[follower], PATIENCE)
+        follower.violation = follower.judge.too_late(lasts[follower], DEADLINE)
     await asyncio.gather(*finishing, return_exceptions=True)
     for task in done:
         task.result()

@@ -24,11 +24,11 @@ def test_who_has_everything_is_current() -> None:
     for now in range(100):
         fresh.wrote(1000 * now, float(now))
         assert not judged(fresh, float(now), written=1000 * (now + 1))
-        assert fresh.behind == 0
+        assert fresh.age == 0
 
 
 def test_what_was_not_sent_has_an_age() -> None:
-    """A subscriber is late when it lacks a change for longer than the limit. It is current again only below half the
+    """A subscriber is stale when it lacks a change for longer than the limit. It is current again only below half the
     limit, so that the state does not flap.
     """
     fresh = Freshness(LIMIT)
@@ -43,7 +43,7 @@ def test_what_was_not_sent_has_an_age() -> None:
 
 
 def test_what_is_gone_from_the_log_is_older_than_anything() -> None:
-    """A change that is gone from the log has not been sent, and its age is unknown: the subscriber is late."""
+    """A change that is gone from the log has not been sent, and its age is unknown: the subscriber is stale."""
     fresh = Freshness(LIMIT)
     assert judged(fresh, 0.0, lacks=float("-inf"))
     assert not judged(fresh, 0.0)
@@ -59,7 +59,7 @@ def test_what_was_not_taken_has_an_age_too() -> None:
         fresh.wrote(100 * second, float(second))
     for waiting in range(1, 10):
         judged(fresh, 60.0, written=6000, unacked_bytes=100 * waiting)
-        assert waiting <= fresh.behind <= waiting + LIMIT / STEPS
+        assert waiting <= fresh.age <= waiting + LIMIT / STEPS
     assert judged(fresh, 60.0, written=6000, unacked_bytes=1100)
     assert judged(fresh, 60.0, written=6000, unacked_bytes=6000)
     assert not judged(fresh, 60.0, written=6000, unacked_bytes=0)

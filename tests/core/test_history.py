@@ -88,7 +88,7 @@ def test_readers_wait_and_are_reset() -> None:
     for each in (behind, within, follows, joins):
         each.drop_snapshot()
         assert read_all(each) == []
-    assert words(follows.beat(stale=True)) == ["bookmark@102"]
+    assert words(follows.heartbeat(stale=True)) == ["bookmark@102"]
     assert within.phase is Phase.SNAPSHOT
     take(core)
     for each in (behind, within, follows):

@@ -264,7 +264,7 @@ class ReaderMachine(RuleBasedStateMachine):
     @rule()
     def beat(self) -> None:
         """A bookmark is never ahead of the sent events: at its id, the mirror is whole."""
-        (bookmark,) = parse(self.reader.beat(stale=False), self.form)
+        (bookmark,) = parse(self.reader.heartbeat(stale=False), self.form)
         self.mirror.take(bookmark)
         cursor = self.mirror.cursor
         assert cursor is not None
@@ -373,9 +373,9 @@ def test_a_quiet_range_moves_the_position() -> None:
     one = reader(core)
     one.read(PLENTY)
     core.handle(Progress(150, trusted=True), 0.0)
-    assert parse(one.beat(stale=False))[0]["cursor"] == "00000001-100"
+    assert parse(one.heartbeat(stale=False))[0]["cursor"] == "00000001-100"
     assert one.read(PLENTY) == b""
-    assert parse(one.beat(stale=False))[0]["cursor"] == "00000001-150"
+    assert parse(one.heartbeat(stale=False))[0]["cursor"] == "00000001-150"
 
 
 def test_it_waits_for_a_feed_that_has_nothing() -> None:
@@ -632,22 +632,22 @@ def test_a_bookmark_only_when_the_mirror_is_whole() -> None:
     """Before "synced", and again during a reset, a heartbeat has no id: it is a comment."""
     core = live(put(90), put(90, b"/a/2"), bounds=Bounds(batches=1))
     one = reader(core, form="sse")
-    assert one.beat(stale=False) == b": waiting\n"
+    assert one.heartbeat(stale=False) == b": waiting\n"
     one.read(1)
-    assert one.beat(stale=False) == b": waiting\n"
+    assert one.heartbeat(stale=False) == b": waiting\n"
     one.read(PLENTY)
     for stale, word in ((False, "live"), (True, "stale")):
-        assert one.beat(stale=stale).decode() == (
+        assert one.heartbeat(stale=stale).decode() == (
             f'event: bookmark\ndata: {{"type":"bookmark","revision":100,"state":"{word}"}}\nid: 00000001-100\n\n'
         )
     say(core, 101, 102)
-    assert parse(one.beat(stale=False), "sse")[0]["cursor"] == "00000001-100", (
+    assert parse(one.heartbeat(stale=False), "sse")[0]["cursor"] == "00000001-100", (
         "a bookmark must not be ahead of the sent events"
     )
     one.read(1)
     assert one.phase is Phase.SNAPSHOT
-    assert one.beat(stale=False) == b": waiting\n"
-    assert reader(core).beat(stale=False) == b"\n"
+    assert one.heartbeat(stale=False) == b": waiting\n"
+    assert reader(core).heartbeat(stale=False) == b"\n"
 
 
 def lacks(one: Reader) -> float | None:

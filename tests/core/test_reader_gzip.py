@@ -128,7 +128,7 @@ def test_a_client_inflates_the_plain_stream(
             twins.read_to_the_end()  # what comes next depends on how far a reader is
         match step:
             case "beat":
-                twins.say(twins.plain.beat(stale=False), twins.gzip.beat(stale=False))
+                twins.say(twins.plain.heartbeat(stale=False), twins.gzip.heartbeat(stale=False))
             case "stale":
                 told = (SELECTION.ranges, "2026-01-01T00:00:00Z")
                 twins.say(twins.plain.tell_staleness(*told), twins.gzip.tell_staleness(*told))

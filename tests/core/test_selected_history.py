@@ -145,7 +145,7 @@ class Client:
                 self.take(json.loads(line))
         if self.reader.synced:
             self.generation = self.reader._generation
-            self.take(json.loads(self.reader.beat(stale=False)))
+            self.take(json.loads(self.reader.heartbeat(stale=False)))
 
     def _ask(self) -> bytes:
         """Refuse history below the floor, as the channel does if no feed can read it."""
@@ -674,7 +674,7 @@ def test_a_projected_stream_has_the_bytes_of_a_dedicated_watch(
         feed.deliver(EVERYTHING, 1.0, progress=True)
     for one, other in pairs:
         assert everything(one) == everything(other)
-        assert one.beat(stale=False) == other.beat(stale=False)
+        assert one.heartbeat(stale=False) == other.heartbeat(stale=False)
 
 
 def everything(reader: Reader) -> bytes:

@@ -77,17 +77,17 @@ def test_lags_count_until_it_has_caught_up(steps: list[str]) -> None:
             pace.begin_snapshot()
             pace.end_snapshot()
         assert pace.too_slow == (row >= MAX_LAGS)
-        assert pace.behind_a_reset == (row > 0)
+        assert pace.after_a_reset == (row > 0)
 
 
 def test_behind_a_reset_in_a_snapshot() -> None:
     """The sent part of a snapshot is useless until the snapshot is complete."""
     pace = SlowReaderPolicy()
-    assert not pace.behind_a_reset
+    assert not pace.after_a_reset
     pace.begin_snapshot()
-    assert pace.behind_a_reset
+    assert pace.after_a_reset
     pace.end_snapshot()
-    assert not pace.behind_a_reset
+    assert not pace.after_a_reset
 
 
 STEPS = ("begin_snapshot", "end_snapshot", "begin_flush", "end_flush", "lag", "catch_up", "wrote")
@@ -97,7 +97,7 @@ steps_of_a_reader = st.lists(st.sampled_from(STEPS), max_size=30)
 def take(pace: SlowReaderPolicy, step: str) -> tuple[bool, bool]:
     """Report one step; return what the policy then finds."""
     getattr(pace, step)(*((10, 20.0) if step == "wrote" else ()))
-    return pace.too_slow, pace.behind_a_reset
+    return pace.too_slow, pace.after_a_reset
 
 
 @given(before=steps_of_a_reader, after=steps_of_a_reader)

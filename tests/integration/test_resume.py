@@ -24,7 +24,7 @@ async def cursor_now(base: str, prefix: str = "/svc/") -> str:
         return str((await client.get("/v1/kv", params={"prefix": prefix})).json()["cursor"])
 
 
-def patience(version: tuple[int, int, int]) -> dict[str, str]:
+def timeouts(version: tuple[int, int, int]) -> dict[str, str]:
     """The settings that shorten the wait for a proof, if nothing can prove a history."""
     return {} if progress_is_trusted(version) else UNPROVEN_SOON
 
@@ -36,7 +36,7 @@ async def test_fresh_process_resumes_after_a_delete(
     delete.
     """
     await kv.put("/svc/a", "1")
-    async with gateway(etcd.endpoint, settings=patience(version)) as server:
+    async with gateway(etcd.endpoint, settings=timeouts(version)) as server:
         cursor = await cursor_now(server.base)
         await kv.put("/svc/b", "2")
         deleted = await kv.delete("/svc/a")
@@ -56,7 +56,7 @@ async def test_fresh_process_resumes_after_a_delete(
 async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
     """Other ranges moved etcd on, and the feed of a quiet prefix has not noticed: the feed must catch up, or reset."""
     await kv.put("/svc/a", "1")
-    settings = patience(version)
+    settings = timeouts(version)
     async with gateway(etcd.endpoint, settings=settings) as server, await watch(server.base, "prefix=/svc/") as first:
         await first.until("synced")
         last = 0

@@ -24,8 +24,8 @@ from tests.support.nginx import nginx, recipe
 
 pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
 # Only a hang takes this long.
-PATIENCE = 60.0
-expect.set_options(timeout=PATIENCE * 1000)
+HANG_TIMEOUT = 60.0
+expect.set_options(timeout=HANG_TIMEOUT * 1000)
 
 
 @contextlib.asynccontextmanager
@@ -36,7 +36,7 @@ async def dev(*flags: str) -> AsyncIterator[str]:
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(HANG_TIMEOUT):
             async for line in process.stdout:
                 if found := re.search(rb"a page +(\S+)", line):
                     break
@@ -44,7 +44,7 @@ async def dev(*flags: str) -> AsyncIterator[str]:
         yield found[1].decode()
     finally:
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(HANG_TIMEOUT):
             await process.communicate()
 
 

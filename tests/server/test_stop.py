@@ -27,7 +27,7 @@ class Gateway:
     def __init__(self) -> None:
         self.called: list[str] = []
 
-    def hurry(self) -> None:
+    def end_streams_now(self) -> None:
         """See ``app.gateway.Gateway``."""
         self.called.append("hurry")
 

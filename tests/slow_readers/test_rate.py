@@ -38,7 +38,7 @@ async def test_who_sustains_it_is_synced(etcd: EmbeddedEtcd) -> None:
 
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("form", ["sse", "ndjson"])
-async def test_who_does_not_is_told_with_growing_patience(etcd: EmbeddedEtcd, form: str) -> None:
+async def test_who_does_not_is_told_to_come_back_later_each_time(etcd: EmbeddedEtcd, form: str) -> None:
     """A slower client gets the beginning of one snapshot, and each time twice the previous retry delay; a browser also
     gets the delay in SSE's `retry` field.
     """

@@ -39,7 +39,7 @@ PREFIXES = 500
 # Rounds before the count starts: the allocator, the interpreter and gRPC take the memory that they keep.
 WARM_UP = 3
 # Seconds in which the slowest machine closes a connection that has just ended, the scrape's own included.
-PATIENCE = 10.0
+SETTLE_TIMEOUT = 10.0
 # gRPC's pool adds a thread when it finds the others busy, and keeps it: 8 at first, 9 after 12 s of one run.
 GRPC_THREADS = 2
 # A connection to etcd opens its channels for reads when the first read comes: after a fault, a round may end without.
@@ -215,8 +215,8 @@ async def _released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
 
 
 async def _settled(server: GatewayProcess, first: Sample | None) -> Sample:
-    """Sample once the process holds no more than at first; what it still holds after *PATIENCE* has grown."""
-    end = time.monotonic() + PATIENCE
+    """Sample once the process holds no more than at first; what it still holds after *SETTLE_TIMEOUT* has grown."""
+    end = time.monotonic() + SETTLE_TIMEOUT
     while True:
         sample = await _sample(server)
         if first is None or time.monotonic() > end:

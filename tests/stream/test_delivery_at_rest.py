@@ -47,10 +47,10 @@ class Rested:
 
         await eventually(there)
 
-    def beat(self) -> None:
+    def send_bookmark(self) -> None:
         """A gateway that follows this stream asks how far it is."""
         (subscriber,) = self.gateway.registry.subscribers()
-        subscriber.beat()
+        subscriber.send_bookmark()
 
     def heartbeat(self) -> None:
         """The time of a heartbeat comes."""
@@ -88,12 +88,12 @@ class Rested:
     [
         (lambda rested: rested.delivery.wake(), ["put"]),
         (Rested.heartbeat, ["status", "bookmark", "put"]),  # so many seconds have passed that the client is late, too
-        (Rested.beat, ["bookmark", "put"]),
+        (Rested.send_bookmark, ["bookmark", "put"]),
         (Rested.close, ["bookmark", "close"]),
         (Rested.stale, ["status", "put"]),
         (lambda rested: rested.delivery.end("max-age"), []),
     ],
-    ids=["nothing", "heartbeat", "beat", "close", "stale", "end"],
+    ids=["nothing", "heartbeat", "bookmark", "close", "stale", "end"],
 )
 async def test_what_is_due_comes_before_the_next_change(
     gateway: Gateway,
@@ -132,9 +132,9 @@ async def test_a_client_that_has_become_late_is_told_before_what_it_lacks(
     ("happens", "events"),
     [
         (Rested.stale, ["status"]),
-        (Rested.beat, ["bookmark"]),
+        (Rested.send_bookmark, ["bookmark"]),
     ],
-    ids=["stale", "beat"],
+    ids=["stale", "bookmark"],
 )
 async def test_what_becomes_due_during_a_large_write_comes_after_it(
     gateway: Gateway,

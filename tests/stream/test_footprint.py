@@ -61,7 +61,7 @@ async def join(clients: list[socket.socket], port: int, gateway: Gateway) -> Non
 async def beat(gateway: Gateway) -> None:
     """Let each stream send a bookmark, as the heartbeat does."""
     for each in gateway.registry.subscribers():
-        each.beat()
+        each.send_bookmark()
     await asyncio.sleep(0)
 
 

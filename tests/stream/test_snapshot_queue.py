@@ -122,7 +122,7 @@ async def test_a_busy_queue_holds_up_nobody(gateway: Gateway, fake: FakeEtcd) ->
     after = Client(gateway)
     await synced(after)
     gateway.drain()
-    gateway.hurry()
+    gateway.end_streams_now()
     await before.until("event: close")
     await after.until("event: close")
     gateway.streams.snapshots.discard(endless)

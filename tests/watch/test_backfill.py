@@ -49,7 +49,7 @@ async def test_history_is_read_by_a_watch_of_its_own() -> None:
     subscriber = await live(world)
     feed = followed(subscriber)
     assert not feed.history.log.covers(60)
-    assert feed.want_older(60)
+    assert feed.want_backfill(60)
     assert feed.backfilling
     assert len(world.etcd.open) == 2
     await rests(feed)
@@ -62,7 +62,7 @@ async def test_a_cursor_out_of_reach_is_refused_at_once() -> None:
     """A refused cursor costs no request to etcd."""
     world = World()
     subscriber = await live(world)
-    assert not followed(subscriber).want_older(49)
+    assert not followed(subscriber).want_backfill(49)
     assert len(world.etcd.open) == 1
     await over(world, subscriber)
 
@@ -73,7 +73,7 @@ async def test_a_read_that_is_not_done_in_time_is_given_up(monkeypatch: pytest.M
     subscriber = await live(world)
     feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_older(60)
+    assert feed.want_backfill(60)
     await rests(feed)
     assert (feed.state, subscriber.closing) == (State.LIVE, None)
     assert feed.core.backfill.why_not(60) == "unproven"
@@ -90,7 +90,7 @@ async def test_a_probe_that_fails_ends_the_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(world.etcd, "probe", fail)
     subscriber = await live(world)
     feed = followed(subscriber)
-    assert feed.want_older(60)
+    assert feed.want_backfill(60)
     await rests(feed)
     assert not feed.history.log.covers(60)
     assert feed.core.backfill.why_not(60) == "unproven"
@@ -103,7 +103,7 @@ async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: p
     subscriber = await live(world)
     feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_older(60)
+    assert feed.want_backfill(60)
     feed._backfill.handle(Created(100))
     feed._backfill.handle(Batches(()))
     assert feed.core.backfill.stage is Stage.READING
@@ -120,7 +120,7 @@ async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pyte
     subscriber = await live(world)
     feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_older(60)
+    assert feed.want_backfill(60)
 
     def fail(*_args: object) -> Any:
         raise RuntimeError("seeded")
@@ -140,7 +140,7 @@ async def test_a_feed_that_ends_stops_the_read(monkeypatch: pytest.MonkeyPatch) 
     subscriber = await live(world)
     feed = followed(subscriber)
     silent(world, monkeypatch)
-    assert feed.want_older(60)
+    assert feed.want_backfill(60)
     feed._backfill.handle(Lost("broken"))
     assert feed.backfilling, "the read must have begun again"
     await over(world, subscriber)

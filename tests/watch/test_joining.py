@@ -29,7 +29,7 @@ class FakeFeed:
         self.revisions: list[int | Exception] = []
         self.snapshots: list[Snapshot | None] = []
 
-    def want_older(self, revision: int) -> bool:
+    def want_backfill(self, revision: int) -> bool:
         self.wanted.append(revision)
         return self.history
 

@@ -224,7 +224,7 @@ async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
     world = World(drain_window=1000.0, drain_pace=0.001)
     members = [world.subscribe() for _ in range(3)]
     assert world.registry.drain() > 0
-    world.registry.send_all_away()
+    world.registry.close_all()
     assert [member.closing for member in members] == ["drain"] * 3
     await world.registry.aclose()
     assert list(world.registry.feeds) == []

@@ -75,7 +75,7 @@ class Owner:
         """See ``SubscriberOwner``."""
         self.told.append("expiry")
 
-    def on_beat(self) -> None:
+    def on_bookmark_due(self) -> None:
         """See ``SubscriberOwner``."""
         self.told.append("beat")
 

@@ -17,23 +17,23 @@ _MOST_OF_A_BODY = 65_536
 
 
 async def messages(
-    client: httpx.AsyncClient, url: str, headers: dict[str, str], form: Format, patience: Callable[[], float]
+    client: httpx.AsyncClient, url: str, headers: dict[str, str], form: Format, silence_timeout: Callable[[], float]
 ) -> AsyncGenerator[list[Message], None]:
     """Yield the events of each chunk of one stream, then raise StreamEnd. An empty list is a sign of life.
 
-    ``patience()`` is how many seconds the stream may be silent. The time that the caller takes does not count.
+    ``silence_timeout()`` is how many seconds the stream may be silent. The time that the caller takes does not count.
     """
     request = client.build_request("GET", url, headers={"Accept": MEDIA_TYPES[form], **headers})
     try:
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(silence_timeout()):
             response = await client.send(request, stream=True)
         async with contextlib.aclosing(response):
             if response.status_code != httpx.codes.OK or media_type(response) != MEDIA_TYPES[form]:
-                async with asyncio.timeout(patience()):
+                async with asyncio.timeout(silence_timeout()):
                     raise await refusal(response)
             split, chunks = framer(form), response.aiter_bytes()
             while True:
-                async with asyncio.timeout(patience()):
+                async with asyncio.timeout(silence_timeout()):
                     chunk = await anext(chunks)
                 yield list(split.feed(chunk))
     except StopAsyncIteration:

@@ -77,7 +77,7 @@ class Gateways:
         await self._http.aclose()
 
     async def stream(
-        self, cursor: str, min_revision: int, patience: Callable[[], float]
+        self, cursor: str, min_revision: int, silence_timeout: Callable[[], float]
     ) -> AsyncGenerator[list[Message], None]:
         """Yield the events of each chunk of one stream until it ends, which raises StreamEnd or RefusedError."""
         url = f"{self._urls[self._backoff.index]}/v1/watch?format={self._form}&{self._query}"
@@ -86,7 +86,7 @@ class Gateways:
         client, self._expires, self._asked = await self._http.client(), False, self._clock()
         before = None
         while True:
-            stream = messages(client, url, await self._headers(), self._form, patience)
+            stream = messages(client, url, await self._headers(), self._form, silence_timeout)
             try:
                 async with contextlib.aclosing(stream):
                     async for received in stream:

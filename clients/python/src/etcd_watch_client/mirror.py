@@ -263,9 +263,9 @@ class Mirror(Mapping[K, V]):
 
     def _is_silent(self) -> bool:
         # The mirror's own task notices a silence; but the task may be kept from running by code that blocks.
-        return self._clock() - self._heard > self._patience()
+        return self._clock() - self._heard > self._silence_timeout()
 
-    def _patience(self) -> float:
+    def _silence_timeout(self) -> float:
         return _SILENT * self._replica.heartbeat
 
     # --- waiting ------------------------------------------------------------------------------------------------------
@@ -351,13 +351,13 @@ class Mirror(Mapping[K, V]):
         """Follow one stream to its end. Return the seconds to wait before the next one."""
         replica = self._replica
         least = self._min_revision if replica.revision < self._min_revision else 0
-        stream = self._gateways.stream(replica.cursor, least, self._patience)
+        stream = self._gateways.stream(replica.cursor, least, self._silence_timeout)
         fed = self._clock()  # when this stream was last not known to be cut off from etcd
         waiting: float | None = None  # since when nothing has come
         try:
             async with contextlib.aclosing(stream):
                 async for received in stream:
-                    if waiting is not None and self._clock() - waiting > self._patience():
+                    if waiting is not None and self._clock() - waiting > self._silence_timeout():
                         raise StreamEnd("silent")  # what comes may be as old: the machine may have slept
                     self._heard = self._clock()
                     for message in received:
@@ -367,7 +367,7 @@ class Mirror(Mapping[K, V]):
                     waiting = self._clock()
                     if replica.reason != OUT_OF_REACH:
                         fed = waiting
-                    elif self._gateways.several and self._clock() - fed > self._patience():
+                    elif self._gateways.several and self._clock() - fed > self._silence_timeout():
                         raise StreamEnd(OUT_OF_REACH)  # another gateway may reach etcd
         except StreamEnd as end:
             why, wait = self._gateways.leave(end)

@@ -29,15 +29,15 @@ class Reader:
     """Reads from the first gateway that answers."""
 
     def __init__(
-        self, client: httpx.AsyncClient, gateways: list[str], bearer: Bearer, patience: float, min_revision: int
+        self, client: httpx.AsyncClient, gateways: list[str], bearer: Bearer, timeout: float, min_revision: int
     ) -> None:
-        """*patience*: seconds after which a gateway that does not answer is left for the next one.
+        """*timeout*: seconds after which a gateway that does not answer is left for the next one.
 
         *min_revision*: what is read has reached this revision.
         """
         self._least = f"&min_revision={min_revision}" if min_revision else ""
         self._client = client
-        self._patience = patience
+        self._timeout = timeout
         self._gateways = gateways
         self._bearer = bearer
         self._backoff = Backoff(len(gateways), random.random())  # noqa: S311 - spreads clients, not a secret
@@ -67,7 +67,7 @@ class Reader:
         """Whether a prefix has keys, as far as one request can tell. It is only for a hint."""
         gateway = self._gateways[self._backoff.index]
         with contextlib.suppress(RefusedError, StreamEnd, TimeoutError, httpx.HTTPError):
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 return bool((await self._ask(f"{gateway}/v1/kv?prefix={quote(prefix, safe='')}&count_only=1"))["count"])
         return False
 
@@ -84,7 +84,7 @@ class Reader:
             gateway = self._gateways[self._backoff.index]
             self.why = self.why or f"{gateway}: no answer yet"
             try:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self._timeout):
                     return await self._ask(f"{gateway}/v1/kv?{query}{self._least}")
             except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
                 raise
@@ -116,8 +116,8 @@ async def run(
     alone = len(keys) == 1 and not prefixes
     http = Http(arguments.cacert, arguments.client_cert, arguments.client_key)
     async with contextlib.aclosing(http):
-        patience = arguments.timeout / len(arguments.gateways)
-        reader = Reader(await http.client(), arguments.gateways, Bearer(token), patience, arguments.min_revision)
+        timeout = arguments.timeout / len(arguments.gateways)
+        reader = Reader(await http.client(), arguments.gateways, Bearer(token), timeout, arguments.min_revision)
         try:
             async with asyncio.timeout(arguments.timeout):
                 if alone:
