@@ -102,7 +102,7 @@ class Hub(Protocol):
     def tell_failed(self, address: str) -> None:
         """Tell all other workers that wrong credentials came from *address*."""
 
-    def tell_beat(self, ranges: Ranges, host: str, revision: int) -> None:
+    def tell_bookmarks_due(self, ranges: Ranges, host: str, revision: int) -> None:
         """Tell all other workers that an edge at *host* asks for bookmarks on its streams, at *revision*."""
 
     async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:

@@ -60,9 +60,9 @@ class ProgressEndpoint:
             revision = min_revision or await gateway.upstream.revision(ranges[0])
             waits = (ranges, _host(address_of(request)))
             await self._reach_once(*waits, revision)
-            self._beat(*waits)
+            self._send_bookmarks(*waits)
             if gateway.hub is not None:
-                gateway.hub.tell_beat(ranges, waits[1], revision)
+                gateway.hub.tell_bookmarks_due(ranges, waits[1], revision)
             body["revision"] = revision
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
@@ -70,7 +70,7 @@ class ProgressEndpoint:
         """Do what an edge at *host* has asked another worker for."""
         with contextlib.suppress(GatewayError):  # this worker drains, or has no room to wait: the edge asks again
             await self._reach_once(ranges, host, revision)
-            self._beat(ranges, host)
+            self._send_bookmarks(ranges, host)
 
     async def _reach_once(self, ranges: Ranges, host: str, revision: int) -> None:
         waits = (ranges, host)
@@ -81,7 +81,7 @@ class ProgressEndpoint:
             finally:
                 self._waiting.discard(waits)
 
-    def _beat(self, ranges: Ranges, host: str) -> None:
+    def _send_bookmarks(self, ranges: Ranges, host: str) -> None:
         for subscriber in self._streams(ranges, host)[:MOST_TOLD]:
             subscriber.send_bookmark()
 

@@ -38,7 +38,7 @@ class Admitted:
         """See ``SubscriberOwner``. The worker checks the permit."""
 
     def on_bookmark_due(self) -> None:
-        """See ``SubscriberOwner``. The hub tells the worker to beat."""
+        """See ``SubscriberOwner``. The hub tells the worker when bookmarks are due."""
 
 
 class Admissions(Sized):

@@ -73,9 +73,9 @@ class HubLink:
         """See ``app.ports.Hub``."""
         self._link.send("failed", address=address)
 
-    def tell_beat(self, ranges: Ranges, host: str, revision: int) -> None:
+    def tell_bookmarks_due(self, ranges: Ranges, host: str, revision: int) -> None:
         """See ``app.ports.Hub``."""
-        self._link.send("beat", ranges=written(ranges), host=host, revision=revision)
+        self._link.send("bookmarks_due", ranges=written(ranges), host=host, revision=revision)
 
     async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
         """See ``app.ports.Hub``."""

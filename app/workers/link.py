@@ -9,14 +9,14 @@ from the worker
     ``release``      the stream with this ``id`` has ended;
     ``failed``       an address has sent wrong credentials;
     ``ended``        a browser's session has ended;
-    ``beat``         an edge asks for bookmarks on its streams;
+    ``bookmarks_due``  an edge asks for bookmarks on its streams;
     ``report``       the answer to the hub's ``report``;
     ``draining``     it has been told to stop, not by the hub;
 from the hub
     ``settings``     the first message;
     ``admitted``, ``refused``
     ``close``        the stream with this ``id`` must end;
-    ``failed``, ``ended``, ``beat``  what another worker has said;
+    ``failed``, ``ended``, ``bookmarks_due``  what another worker has said;
     ``expire``       what lingers must end, because another stream needs the room;
     ``report``       what does it hold?
     ``reload``, ``stop``, ``hurry``, ``force``: what the signals say (``app.server.stop``);

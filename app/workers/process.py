@@ -164,7 +164,7 @@ class WorkerProcess:
                 asked = self._reports.get(message["id"])
                 if asked is not None and not asked.done():
                     asked.set_result(Report.read(message))
-            case "ended" | "failed" | "beat":
+            case "ended" | "failed" | "bookmarks_due":
                 self._others.tell_others(self, message)
 
     async def report(self, only: list[list[str]] | None) -> Report:

@@ -68,7 +68,7 @@ class Worker:
         self._servers: dict[Port, PassedServer] = {}
         self._report: Callable[[Ranges | None], Report]
         self._tell_edge: Callable[[Ranges, str, int], Coroutine[Any, Any, None]]
-        self._beats: set[asyncio.Task[None]] = set()
+        self._bookmark_tasks: set[asyncio.Task[None]] = set()
         self._said: tuple[int, int] | None = None
         self._stopping = self._alone = False
 
@@ -125,7 +125,7 @@ class Worker:
         self._look()
 
     def _end(self) -> None:
-        for task in self._beats:
+        for task in self._bookmark_tasks:
             task.cancel()
         self._looks.cancel()
         self._stop_receiving()
@@ -178,8 +178,8 @@ class Worker:
                     self._gateway.registry.quotas.failed(message["address"], self._gateway.clock())
             case "expire":
                 self._gateway.registry.expire_lingering()
-            case "beat":
-                self._beat(message)
+            case "bookmarks_due":
+                self._send_bookmarks(message)
             case "reload":
                 self._gateway.reload()
             case "stop":
@@ -190,12 +190,12 @@ class Worker:
             case "force":
                 self._force()
 
-    def _beat(self, message: Message) -> None:
+    def _send_bookmarks(self, message: Message) -> None:
         """Send the bookmarks for which an edge has asked at another worker."""
         work = self._tell_edge(read(message["ranges"]), message["host"], message["revision"])
-        task = spawn(work, name="beat", died=lambda _error: None)
-        self._beats.add(task)
-        task.add_done_callback(self._beats.discard)
+        task = spawn(work, name="bookmarks_due", died=lambda _error: None)
+        self._bookmark_tasks.add(task)
+        task.add_done_callback(self._bookmark_tasks.discard)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

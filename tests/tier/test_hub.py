@@ -45,7 +45,7 @@ class Alive:
     def tell_failed(self, address: str) -> None:
         """See ``app.ports.Hub``."""
 
-    def tell_beat(self, ranges: Ranges, host: str, revision: int) -> None:
+    def tell_bookmarks_due(self, ranges: Ranges, host: str, revision: int) -> None:
         """See ``app.ports.Hub``."""
 
 

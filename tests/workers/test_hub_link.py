@@ -15,12 +15,12 @@ async def test_what_concerns_all_workers_is_told() -> None:
         assert hub.socket == "/run/hub"
         hub.tell_ended("s", "key", 5.0)
         hub.tell_failed("10.0.0.1")
-        hub.tell_beat((KeyRange("key", b"\xff"),), "10.0.0.2", 7)
+        hub.tell_bookmarks_due((KeyRange("key", b"\xff"),), "10.0.0.2", 7)
         await soon(lambda: len(taken) == 3)
         assert taken == [
             {"do": "ended", "id": "s", "sealed_by": "key", "expires": 5.0},
             {"do": "failed", "address": "10.0.0.1"},
-            {"do": "beat", "ranges": [["key", "\xff"]], "host": "10.0.0.2", "revision": 7},
+            {"do": "bookmarks_due", "ranges": [["key", "\xff"]], "host": "10.0.0.2", "revision": 7},
         ]
 
 
