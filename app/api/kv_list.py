@@ -64,8 +64,12 @@ class KvList:
             self._hold.set(self._size)
 
     def settle(self) -> None:
-        """Count what there is, and return to the budget what was reserved for more."""
-        self._hold.set(self._size)
+        """Count what there is, and return to the budget what was reserved for more.
+
+        An empty list keeps what was reserved: others would take it, and a list without an item has no next page.
+        """
+        if self.count:
+            self._hold.set(self._size)
         if self._hold.released:
             raise revoked()
 
@@ -80,12 +84,13 @@ class KvList:
 
     def may_grow(self) -> bool:
         """Whether more may be added. If so, memory for a page is reserved."""
-        return not self.full and self._hold.grow(PAGE_BYTES)
+        return self.fits(PAGE_BYTES)
 
     def body(self, epoch: str, revision: int, count: int, *, more: bool) -> KvBody:
         """Return the answer. *count*: of all keys in the selection. *more*: it has keys after these."""
         if self._hold.released:
             raise revoked()
+        assert self.count or not more, "the next page begins after the last item"
         page = PageToken(epoch, revision, self._last + b"\0") if more else None
         parts = [list_head(revision, f"{epoch}-{revision}"), *self._parts, list_tail(count, more=more)]
         whole = self._read.page is None and page is None

@@ -9,7 +9,7 @@ import pytest
 
 from app.api.kv_etcd import EtcdReads
 from app.api.kv_request import parse
-from app.core.budget import Use
+from app.core.budget import ANSWERS_SHARE, Use
 from app.core.errors import PageExpiredError, RevisionNotReachedError
 from app.gateway import Gateway
 from tests.support.fake_etcd import FakeEtcd
@@ -58,6 +58,25 @@ async def test_a_page_continues_in_its_range(gateway: Gateway, fake: FakeEtcd) -
     assert [item["key"] for item in second["kvs"]] == ["/b/1", "/c/0", "/c/1"]
     assert "next_page" not in second
     assert (first["count"], second["count"]) == (6, 6)
+
+
+async def test_an_empty_range_does_not_end_the_list(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other reads wait for memory. A list that ended after the empty range would have a next page without a start."""
+    fake.txn([(b"/b/1", b"")])
+    answer, others = fake._read, []
+
+    def answer_while_others_wait(request: Any) -> Any:
+        others.append(gateway.budget.ask(Use.ANSWER, gateway.budget.limit // ANSWERS_SHARE))
+        return answer(request)
+
+    monkeypatch.setattr(fake, "_read", answer_while_others_wait)
+    found = await read(gateway, "prefix=/a/&prefix=/b/")
+    for one in others:
+        one.release()
+    assert [item["key"] for item in found["kvs"]] == ["/b/1"]
+    assert "next_page" not in found
 
 
 async def test_a_page_of_another_cluster(gateway: Gateway, fake: FakeEtcd) -> None:

@@ -78,6 +78,20 @@ async def test_memory_is_reserved_for_what_comes(hold: Hold) -> None:
     assert hold.size == 2 * PAGE_BYTES
 
 
+async def test_an_empty_list_keeps_its_memory() -> None:
+    """Nobody who waits for memory takes it: the first item still has room, however many ranges are empty."""
+    budget = Budget(ANSWERS_SHARE * PAGE_BYTES)
+    hold = budget.ask(Use.ANSWER, PAGE_BYTES)
+    waiting = budget.ask(Use.ANSWER, PAGE_BYTES)
+    items = KvList(parse(b"prefix=/a/&prefix=/b/").read, hold)
+    for _ in range(3):
+        await items.add([])
+        assert items.may_grow()
+    assert not waiting.granted
+    await items.add(ITEMS)
+    assert 0 < hold.size < PAGE_BYTES
+
+
 async def test_a_list_whose_memory_was_needed(hold: Hold) -> None:
     """Once its memory is taken, it is no answer."""
     items = KvList(parse(b"prefix=/a/").read, hold)
