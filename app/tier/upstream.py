@@ -180,11 +180,22 @@ class GatewayUpstream:
         return Snapshot.of(revision, items), cluster_id
 
     async def _first_page(self, query: str, reached: int) -> Answer:
+        """Return the first page of a state that is not older than what the streams have reached.
+
+        Otherwise the mirrors of this gateway's clients would go back. Another gateway behind the same URL may lag, or,
+        without progress that is trusted, may not be able to prove how far it is. Then the state is read at etcd. If
+        etcd itself is below that revision, it was restored.
+        """
         try:
             return await self._read(f"{query}&min_revision={reached}")
         except RevisionNotReachedError:
-            # Another gateway behind the same URL cannot prove how far it is, without progress that is trusted.
-            return await self._read(f"{query.replace(FROM_MEMORY, '')}&min_revision={reached}")
+            query = query.replace(FROM_MEMORY, "")
+        try:
+            return await self._read(f"{query}&min_revision={reached}")
+        except RevisionNotReachedError:
+            logger.warning("etcd's history went back: etcd was restored", extra={"was": reached})
+            self.forget_revisions()
+            return await self._read(query)
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
         """See ``app.ports.Etcd``. The stream itself has said that its history goes on."""
@@ -214,8 +225,8 @@ class GatewayUpstream:
     def note_reached(self, watched: KeyRange, revision: int) -> None:
         """Take the revision up to which a stream is complete."""
         self.highest_revision = max(self.highest_revision, revision)
-        self._reached.pop(watched, None)
-        self._reached[watched] = revision  # the latest is the last
+        # A watch of old history is behind, and so is a new watch at a gateway that lags: neither takes anything back.
+        self._reached[watched] = max(revision, self._reached.pop(watched, 0))  # the latest is the last
         if len(self._reached) > MOST_REMEMBERED:
             del self._reached[next(iter(self._reached))]
 

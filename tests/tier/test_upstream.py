@@ -241,6 +241,34 @@ async def test_a_gateway_that_cannot_prove_how_far_it_is_reads_etcd(root: Script
     assert root.of("/v1/kv")[-1].parameters == {"prefix": "/svc/", "limit": "10000", "min_revision": "90"}
 
 
+async def test_a_state_never_goes_back(root: Scripted) -> None:
+    """A gateway that lags, and a watch of old history, are behind. Neither takes back what a stream has reached."""
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        for revision in (90, 20, 70):
+            above.note_reached(SVC, revision)
+        await above.snapshot([SVC], lambda _size: None)
+    assert root.of("/v1/kv")[-1].parameters["min_revision"] == "90"
+
+
+async def test_a_state_below_what_was_reached_is_of_a_restored_etcd(root: Scripted) -> None:
+    """Only a linearizable read proves that. Then the lower state is taken, and nothing holds the old revisions."""
+    too_high = Answered.of({"code": "revision-not-reached", "detail": ""}, 504)
+
+    def answer(asked: Asked) -> Answered:
+        return too_high if int(asked.parameters.get("min_revision", 0)) > 100 else root.usual(asked)
+
+    root.answer = answer
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        above.note_reached(SVC, 500)
+        snapshot, _ = await above.snapshot([SVC], lambda _size: None)
+        assert snapshot.revision == 100
+        await above.snapshot([SVC], lambda _size: None)
+    asked = [(one.parameters.get("consistency"), one.parameters.get("min_revision")) for one in root.of("/v1/kv")]
+    assert asked == [("feed", "500"), (None, "500"), (None, None), ("feed", "0")]
+
+
 async def test_the_state_of_one_key(root: Scripted) -> None:
     """A key that exists, and one that does not: the 404 has the revision. The newest state is a linearizable read."""
     kv = {"key": "/one", "value": "v", "create_revision": 1, "mod_revision": 2, "version": 1}
