@@ -20,12 +20,10 @@ from ..core.errors import (
     RevisionNotReachedError,
     UnavailableError,
 )
+from .dial import Dial, tcp
+from .transport import StreamTransport
 
 TIER_HEADER = "X-Gateway-Tier"
-# Seconds for a connection to be made.
-CONNECT_TIMEOUT = 5.0
-# Connections that are kept for the next GET: of the descriptors that are reserved anyway (`app.descriptors.RESERVE`).
-IDLE_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class _Pool:
-    context: ssl.SSLContext | bool
+    context: ssl.SSLContext | None
     http: httpx.AsyncClient
     users: int = 0  # requests under way
 
@@ -54,26 +52,26 @@ class Client:
     Args:
         urls: at least one, like ``https://root:8080``.
         tls: returns how their certificates are checked, and which certificate is shown to them, on new connections.
-            False: they have none.
+            None: they have none.
         token: returns the bearer token for the next request, "" if there is none. May raise.
         tier: returns this gateway's tier; None while it is not known.
-        transport: carries the requests; by default TCP does.
+        dial: returns what makes connections, with TLS.
     """
 
     def __init__(
         self,
         urls: Sequence[str],
-        tls: Callable[[], ssl.SSLContext | bool],
+        tls: Callable[[], ssl.SSLContext | None],
         token: Callable[[], str],
         tier: Callable[[], int | None],
         *,
-        transport: httpx.AsyncBaseTransport | None = None,
+        dial: Callable[[ssl.SSLContext | None], Dial] = tcp,
     ) -> None:
         self._urls = list(urls)
         self._index = 0
         self._token = token
         self._tier = tier
-        self._transport = transport
+        self._dial = dial
         self.requests = 0  # GETs that are being answered
         self._tls = tls
         self._pools: list[_Pool] = []  # the last one is for new requests; the others end with their last request
@@ -125,7 +123,7 @@ class Client:
         """Use the connections that have the present TLS files."""
         context = self._tls()
         if not self._pools or self._pools[-1].context is not context:
-            self._pools.append(_Pool(context, _connections(context, self._transport)))
+            self._pools.append(_Pool(context, _connections(self._dial(context))))
         pool = self._pools[-1]
         pool.users += 1
         try:
@@ -153,14 +151,12 @@ class Client:
             await pool.http.aclose()
 
 
-def _connections(context: ssl.SSLContext | bool, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+def _connections(dial: Dial) -> httpx.AsyncClient:
+    # A connection for each stream and each GET (docs/decisions/0036-a-connection-for-each-feed-of-an-edge.md).
     return httpx.AsyncClient(
-        verify=context,
-        transport=transport,
+        transport=StreamTransport(dial),
         trust_env=False,  # a proxy of the environment must not come between two tiers
-        # A connection for each stream and each GET (docs/decisions/0036-a-connection-for-each-feed-of-an-edge.md).
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS),
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
+        timeout=httpx.Timeout(None),  # the callers have their own
         headers={"User-Agent": f"etcd-watch-gateway/{__version__}", "Accept-Encoding": "identity"},
     )
 

@@ -19,7 +19,7 @@ from ..core.errors import (
 from ..core.selection import Selection
 from ..ports import Clock, Condition, Draw, Hub
 from .client import Answer, Client, refusal, tier_of
-from .unix_transport import UnixTransport
+from .dial import unix
 from .upstream import GatewayUpstream
 
 _BY_CODE: Mapping[str, type[GatewayError]] = {
@@ -48,7 +48,7 @@ class HubUpstream(GatewayUpstream):
         clock: Clock,
         draw: Draw,
     ) -> None:
-        client = partial(Client, ["http://hub"], lambda: False, lambda: "", transport=UnixTransport(hub.socket))
+        client = partial(Client, ["http://hub"], lambda: None, lambda: "", dial=lambda _tls: unix(hub.socket))
         super().__init__(client, epoch_of, stale_after=stale_after, clock=clock, draw=draw)
         self._hub = hub
         # The hub is there as long as the worker is. Only its etcd may be out of reach, and it says so.

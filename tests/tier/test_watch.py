@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, WatchInput
+from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
 from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
@@ -292,6 +292,24 @@ async def test_a_cancelled_watch_is_mute_and_closes_its_stream(root: Scripted, a
 
     await eventually(closed)
     assert heard.inputs.empty()
+
+
+async def test_a_watch_that_its_callback_cancels_closes_its_stream(root: Scripted, above: GatewayUpstream) -> None:
+    """A feed does so at a reset. The upstream would go on to serve a stream that nobody reads."""
+    watches: list[UpstreamWatch] = []
+
+    def callback(given: WatchInput) -> None:
+        if isinstance(given, Reset):
+            watches[0].cancel()
+
+    watches.append(above.watch(SVC, 42, callback, stream_kind="live"))
+    stream = await root.stream()
+    stream.write(line("reset", 0, reason="lagged", ranges=["prefix=/svc/"]))
+
+    async def closed() -> bool:
+        return stream.transport.is_closing()
+
+    await eventually(closed)
 
 
 async def test_a_defect_of_the_callback_loses_the_watch(root: Scripted, above: GatewayUpstream) -> None:

@@ -1,4 +1,4 @@
-"""``app.tier.unix_transport``: httpx over a Unix socket."""
+"""``app.tier.transport``: httpx on asyncio's streams, over a Unix socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.tier.unix_transport import UnixTransport
+from app.tier.dial import unix
+from app.tier.transport import StreamTransport
 from tests.support.waiting import soon
 
 
@@ -44,7 +45,7 @@ async def pair(path: Path) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     """A server, and a client of it."""
     server = Server()
     async with await asyncio.start_unix_server(server.take, path):
-        async with httpx.AsyncClient(transport=UnixTransport(str(path)), base_url="http://hub") as client:
+        async with httpx.AsyncClient(transport=StreamTransport(unix(str(path))), base_url="http://hub") as client:
             yield server, client
         await soon(lambda: server.open == 0)
 
@@ -106,7 +107,7 @@ async def test_what_is_not_http_is_an_error(tmp_path: Path, answer: bytes) -> No
 
 async def test_nobody_listens(tmp_path: Path) -> None:
     """That is an error of httpx, too."""
-    async with httpx.AsyncClient(transport=UnixTransport(str(tmp_path / "none"))) as client:
+    async with httpx.AsyncClient(transport=StreamTransport(unix(str(tmp_path / "none")))) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get("http://hub/")
 
@@ -117,9 +118,10 @@ async def test_a_connection_that_the_server_has_closed_is_not_used(tmp_path: Pat
         server.answers = [WHOLE, b"", WHOLE]
         await client.get("/")
         transport = client._transport
-        assert isinstance(transport, UnixTransport)
+        assert isinstance(transport, StreamTransport)
         (idle,) = transport._idle
-        idle.writer.write(b"GET / HTTP/1.1\r\n\r\n")
-        await soon(idle.reader.at_eof)
+        reader, writer = idle.streams
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await soon(reader.at_eof)
         assert (await client.get("/")).text == "ok"
         assert server.connections == 2
