@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import BadRequestError, ForbiddenError, IssuerUnavailableError, UnauthorizedError
 from ..core.keys import KeyRange
+from ..core.query import bounded
 from ..core.selection import MOST_RANGES, Ranges
 from ..file_watch import Outcome, Source, WatchedFile
 from .bearer import INSUFFICIENT_SCOPE, INVALID_TOKEN, Bearer, token_in
@@ -247,7 +248,7 @@ class AccessControl:
                 parameter=ranges[0].kind,
             )
         self.check_length(left)
-        return left
+        return bounded(left)
 
     def may_end(self, identity: Identity) -> bool:
         """Whether what lets *identity* read may end while a request of it lives. Otherwise nothing checks it again."""

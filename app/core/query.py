@@ -16,6 +16,10 @@ from .selection import MOST_RANGES, Ranges, canonical
 
 # etcd accepts keys up to its request limit (1.5 MiB), but no sensible URL holds such a key.
 MAX_KEY_BYTES = 4096
+# Bytes of all ranges of one request, percent-encoded. A gateway that follows another one asks that one for the same
+# ranges, in its own spelling, which escapes more than clients must. The upstream takes heads of 64 KiB
+# (`app.server.protocol.MAX_HEAD`), and a page's token and a JWT need room beside the ranges.
+MOST_WRITTEN = 48 * 1024
 # The parameter that clients append so that no cache answers (jQuery's name for it): any value, any number of times.
 CACHE_BUSTER = "_"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -79,7 +83,7 @@ def parse_ranges(query: Query) -> Ranges:
     """Return the canonical ranges of all ``key=`` and ``prefix=``. At least one of them is required.
 
     Raises:
-        BadRequestError: none is given, too many are, a key is empty, or a value is too long.
+        BadRequestError: none is given, too many are, a key is empty, or a value, or all together, are too long.
     """
     if not query.ranges:
         raise BadRequestError(
@@ -94,7 +98,21 @@ def parse_ranges(query: Query) -> Ranges:
             code="selection-too-wide",
             parameter=query.ranges[MOST_RANGES][0],
         )
-    return canonical(_range(kind, name) for kind, name in query.ranges)
+    return bounded(canonical(_range(kind, name) for kind, name in query.ranges))
+
+
+def bounded(ranges: Ranges) -> Ranges:
+    """Return *ranges*, which are not empty. Raises BadRequestError if all of them are too long for one request."""
+    # An escape has three bytes, and no name of a kind more than six.
+    if sum(7 + 3 * len(one.name) for one in ranges) > MOST_WRITTEN:
+        written = len("&".join(map(str, ranges)))
+        if written > MOST_WRITTEN:
+            raise BadRequestError(
+                f"the ranges have {written} bytes together, percent-encoded; use at most {MOST_WRITTEN} on one request",
+                code="selection-too-wide",
+                parameter=ranges[-1].kind,
+            )
+    return ranges
 
 
 def _range(kind: Kind, name: bytes) -> KeyRange:
@@ -102,10 +120,10 @@ def _range(kind: Kind, name: bytes) -> KeyRange:
         raise BadRequestError(
             "'key' is empty, and etcd has no empty key; for all keys use an empty 'prefix='", parameter="key"
         )
-    return KeyRange(kind, _bounded(kind, name))
+    return KeyRange(kind, _short(kind, name))
 
 
-def _bounded(name: str, value: bytes) -> bytes:
+def _short(name: str, value: bytes) -> bytes:
     if len(value) > MAX_KEY_BYTES:
         raise BadRequestError(
             f"{name!r} has {len(value)} bytes; use at most {MAX_KEY_BYTES}", code="too-long", parameter=name

@@ -9,8 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.errors import BadRequestError
+from app.core.keys import KeyRange, Kind
 from app.core.query import (
     MAX_KEY_BYTES,
+    MOST_WRITTEN,
+    bounded,
     parse_choice,
     parse_flag,
     parse_number,
@@ -19,6 +22,7 @@ from app.core.query import (
     parse_revision,
     text,
 )
+from app.core.selection import canonical
 
 KNOWN = {"key", "prefix", "limit"}
 queries = st.dictionaries(st.sampled_from(sorted(KNOWN)), st.binary(max_size=12))
@@ -144,6 +148,12 @@ def test_ranges_are_keys_and_prefixes(raw: bytes, names: list[str]) -> None:
         (b"key=" + b"k" * (MAX_KEY_BYTES + 1), "too-long", "key"),
         (b"prefix=" + b"k" * (MAX_KEY_BYTES + 1), "too-long", "prefix"),
         (b"prefix=a&" * 32 + b"key=b", "selection-too-wide", "key"),
+        (b"&".join(b"prefix=%d" % number + b"{" * 1000 for number in range(10, 30)), "selection-too-wide", "prefix"),
+        (
+            b"prefix=a&" + b"&".join(b"key=b%d" % number + b"k" * 4000 for number in range(13)),
+            "selection-too-wide",
+            "key",
+        ),
     ],
 )
 def test_no_ranges(raw: bytes, code: str, parameter: str) -> None:
@@ -151,6 +161,24 @@ def test_no_ranges(raw: bytes, code: str, parameter: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         parse_ranges(parse_query(raw, KNOWN))
     assert (caught.value.code, caught.value.parameter) == (code, parameter)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["key", "prefix"]), st.binary(min_size=1, max_size=3), st.integers(1, 1365)),
+        min_size=1,
+        max_size=32,
+    )
+)
+def test_what_is_accepted_can_be_asked_of_an_upstream(found: list[tuple[Kind, bytes, int]]) -> None:
+    """As the gateway writes the ranges itself: it escapes more than clients must."""
+    ranges = canonical(KeyRange(kind, piece * times) for kind, piece, times in found)
+    written = "&".join(map(str, ranges))
+    if len(written) > MOST_WRITTEN:
+        with pytest.raises(BadRequestError):
+            bounded(ranges)
+    else:
+        assert bounded(ranges) == parse_ranges(parse_query(written.encode(), KNOWN))
 
 
 @pytest.mark.parametrize(
