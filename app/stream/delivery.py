@@ -496,7 +496,8 @@ class Delivery:
 
     def _add_retry_penalty(self) -> int:
         host = self._subscriber.address.rpartition(":")[0]
-        who = (host, self._channel.ranges)
+        # Not the ranges themselves: they may have 48 KiB, and thousands of clients are remembered.
+        who = (host, hash(self._channel.ranges))
         return self._streams.retry_penalty.add(who, self._streams.clock(), self._streams.draw())
 
     def _help(self) -> bool:

@@ -15,7 +15,7 @@ from app.core.feed_messages import Progress
 from app.core.keys import KeyRange
 from app.core.log import Bounds, Log
 from app.core.selection import canonical
-from app.watch.channel import OVERHEAD, SelectedChannel
+from app.watch.channel import OVERHEAD, RANGE_OVERHEAD, SelectedChannel
 from app.watch.subscriber import Subscriber
 from tests.support.waiting import HANG, eventually
 from tests.watch.test_notifier import Calling
@@ -243,9 +243,11 @@ async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> N
     await world.empty()
 
 
-async def test_a_channel_counts_all_its_memory() -> None:
-    """Many narrow channels inside one pin must not take memory that no budget counts."""
+@pytest.mark.parametrize(("ranges", "length", "channels"), [(1, 4, 200), (32, 20, 50), (32, 1500, 20)])
+async def test_a_channel_counts_all_its_memory(ranges: int, length: int, channels: int) -> None:
+    """Many channels inside one pin must not take memory that no budget counts, whatever ranges clients choose."""
     world = World(pins=[SVC], max_subscribers=1000, max_channels=1000)
+    world.registry.memory.budget.limit = 1 << 30
     first = world.subscribe(KEY)  # warms up what all channels share
     await joinable(first)
 
@@ -256,14 +258,20 @@ async def test_a_channel_counts_all_its_memory() -> None:
     tracemalloc.start()
     try:
         used, counted = held()
-        subscribers = [world.subscribe(KeyRange("prefix", b"/svc/%d/" % number)) for number in range(200)]
+        subscribers = [
+            world.subscribe(
+                *(KeyRange("prefix", b"/svc/%d/%d/".ljust(length, b".") % (number, one)) for one in range(ranges))
+            )
+            for number in range(channels)
+        ]
         await joinable(*subscribers)
         await asyncio.sleep(0)
         used, counted = (now - before for now, before in zip(held(), (used, counted), strict=True))
     finally:
         tracemalloc.stop()
     assert 0 < used <= counted
-    assert counted == 200 * OVERHEAD
+    names = sum(len(one.name) for subscriber in subscribers for one in subscriber.channel.ranges)
+    assert counted == channels * (OVERHEAD + ranges * RANGE_OVERHEAD) + names
     for subscriber in (first, *subscribers):
         subscriber.release()
     await world.registry.aclose()
