@@ -69,7 +69,7 @@ class Client:
     ) -> None:
         self._urls = list(urls)
         self._index = 0
-        self._token = token
+        self.token = token
         self._tier = tier
         self._dial = dial
         self.requests = 0  # GETs that are being answered
@@ -137,7 +137,7 @@ class Client:
 
     def _headers(self, accept: str) -> dict[bytes, bytes]:
         headers = {"Accept": accept}
-        token, tier = self._token(), self._tier()
+        token, tier = self.token(), self._tier()
         if token:
             headers["Authorization"] = f"Bearer {token}"
         if tier is not None:

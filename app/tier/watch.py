@@ -85,6 +85,7 @@ class UpstreamWatch:
         self._ended = ended
         self._core: GatewayWatch | None = None  # while a stream is open
         self._url = ""  # of the stream: the upstream's present one may be another
+        self._token = ""  # of the stream: the file may have another one by now
         self._heard_at = 0.0  # monotonic seconds
         self._stale_at: float | None = None  # since when the upstream says that the range is stale
         self._wanted = self._hastened = False
@@ -148,7 +149,8 @@ class UpstreamWatch:
         query = f"{self._range}&snapshot=0&format=ndjson"
         if self._start:
             query += f"&last_event_id={epoch}-{self._start - 1}"
-        url = self._url = upstream.client.url
+        url, self._token = upstream.client.url, upstream.client.token()
+        self._url = url
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(HEAD_TIMEOUT):
@@ -184,7 +186,7 @@ class UpstreamWatch:
                 for given in core.receive(chunk):
                     upstream.note_reached(self._range, core.revision)
                     self._note_state(core)
-                    self._give(given)
+                    self._give(self._unless_replaced(given))
                 self._note_state(core)
         finally:
             self._core = None
@@ -200,6 +202,15 @@ class UpstreamWatch:
             self._give(Refused(reason, denied=status == HTTPStatus.FORBIDDEN))
         else:
             self._give(Lost(reason))
+
+    def _unless_replaced(self, given: WatchInput) -> WatchInput:
+        """A token that was replaced, and then withdrawn, says nothing about what this gateway may read.
+
+        Without this, each rotation of an edge's token told all clients of the edge `revoked`: do not come back.
+        """
+        if isinstance(given, Refused) and self._upstream.client.token() != self._token:
+            return Lost(f"{given.reason}, but the token has been replaced since the stream began")
+        return given
 
     def _note_state(self, core: GatewayWatch) -> None:
         stale = core.state == "stale"

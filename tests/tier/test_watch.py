@@ -150,6 +150,27 @@ async def test_an_answer_that_is_not_a_stream(
     assert getattr(given, "denied", False) == getattr(expected, "denied", False)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_token_that_was_replaced_is_revoked(root: Scripted, replaced: bool) -> None:
+    """The next stream has the new token. Only a token that is still in the file says that this gateway is denied.
+
+    Each rotation of an edge's token ended the streams of all clients with `revoked`, after which they do not come back.
+    """
+    tokens = {"file": "first"}
+    async with upstream(root.url, token=lambda: tokens["file"]) as above:
+        heard = Heard()
+        open_watch(above, 42, heard)
+        stream = await root.stream()
+        assert await heard.next() == Created(100)
+        if replaced:
+            tokens["file"] = "second"
+        stream.write(line("close", reason="revoked", retry_ms=1))
+        ended = await heard.next()
+        assert isinstance(ended, Lost if replaced else Refused)
+        assert "revoked" in ended.reason
+        assert getattr(ended, "denied", False) is not replaced
+
+
 async def test_a_stream_that_cannot_be_read_is_lost(root: Scripted, above: GatewayUpstream) -> None:
     """The next stream goes on where this one was exact."""
     heard = Heard()
