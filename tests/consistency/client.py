@@ -16,7 +16,7 @@ from etcd_watch_client import Change as PackageChange
 from etcd_watch_client import Entry, RefusedError
 from etcd_watch_client import Mirror as PackageMirror
 
-from tests.consistency.history import Change, Chronicle, Several, Watched
+from tests.consistency.history import Change, Chronicle, Several, Watched, kept
 from tests.consistency.judge import ViolationError, change_of
 from tests.consistency.tokens import Tokens
 from tests.examples.test_mirrors import load_mirror
@@ -177,4 +177,5 @@ class PackageClient(Client):
 
 def _change_of(entry: Entry) -> Change:
     lease = int(entry.lease or "0", 16)
-    return Change(entry.key, entry.mod_revision, entry.value, entry.create_revision, entry.version, lease)
+    value = None if entry.value is None else kept(entry.value)
+    return Change(entry.key, entry.mod_revision, value, entry.create_revision, entry.version, lease)

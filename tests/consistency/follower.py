@@ -17,7 +17,7 @@ from tests.consistency.judge import Judge, ViolationError
 from tests.consistency.writer import PREFIXES
 from tests.support.streams import Stream, request
 
-STAY = 6.0  # seconds, on average
+STAY = 6.0  # seconds of a stream, on average
 # Seconds, at most, until it tries again after it was not served: 85 attempts a second took an eighth of all CPU.
 REFUSED = 2.0
 SILENT = 4.0  # longer than three heartbeats of the torture's gateways
@@ -57,13 +57,23 @@ class Follower:
     """A follower that never stops; ``violation`` is what its judge found.
 
     *trusted*: etcd's progress can be trusted, so that every gateway serves several ranges, and quiet mirrors move on.
+    *stay*: seconds that a stream lasts on average, if no fault ends it.
     """
 
     def __init__(
-        self, number: int, seed: str, bases: Sequence[str], chronicle: Chronicle, bound: float, *, trusted: bool
+        self,
+        number: int,
+        seed: str,
+        bases: Sequence[str],
+        chronicle: Chronicle,
+        bound: float,
+        *,
+        trusted: bool,
+        stay: float = STAY,
     ) -> None:
         self._rng = random.Random(seed)
         self._bases = bases
+        self._leave_after = stay
         self.name = f"follower {number}"
         watched, keys_only = watched_of(self._rng, merges=trusted), self._rng.random() < 0.2
         latest = self._rng.random() < 0.15
@@ -81,6 +91,7 @@ class Follower:
         self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = self.gzip_streams = 0
+        self.moves = 0  # resumed streams at a gateway of another tier than the stream before
         self._back_at = 0.0  # it stays away until then
         self.violation: AssertionError | None = None
 
@@ -90,7 +101,7 @@ class Follower:
             while True:
                 before = self.streams
                 with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                    await self._stay(self._rng.expovariate(1 / STAY))
+                    await self._stay(self._rng.expovariate(1 / self._leave_after))
                 self.reading = False
                 self.judge.end()
                 pause = self._rng.random() * (0.3 if self.streams > before else REFUSED)
@@ -160,6 +171,7 @@ class Follower:
         # Cut after a few events: inside a snapshot, or inside a transaction.
         events = rng.randrange(1, 60) if rng.random() < 0.3 and seconds < 60 else None
         tier = int(stream.headers.get("x-gateway-tier", "0"))
+        self.moves += judge.stand is not None and tier != judge.tier
         judge.connect(f"{self.name} at {base}", time.monotonic(), tier=tier)
         self.streams += 1
         self.gzip_streams += "content-encoding" in stream.headers

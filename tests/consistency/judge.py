@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from tests.consistency.history import Change, Chronicle, History, Selected, Several
+from tests.consistency.history import Change, Chronicle, History, Selected, Several, kept
 from tests.support.streams import Event
 
 RESET_REASONS = {"initial", "lagged", "compacted", "cursor-lost", "restored", "unproven"}
@@ -65,6 +65,7 @@ class Claim:
     revision: int
     changes: list[Change]
     at: float = 0.0  # when the claim was made
+    tier: int | None = None  # of the gateway whose stream has made it; None: a read has
 
 
 def bound_of(bound: float, tier: int) -> float:
@@ -80,7 +81,7 @@ def change_of(data: dict[str, Any], *, keys_only: bool = False) -> Change:
     return Change(
         key,
         data["mod_revision"],
-        b"" if keys_only else _bytes(data["value"], data.get("encoding")),
+        b"" if keys_only else kept(_bytes(data["value"], data.get("encoding"))),
         data["create_revision"],
         data["version"],
         int(data.get("lease", "0"), 16),
@@ -114,7 +115,9 @@ class Judge:
     stand: int | None = None  # the revision at which its mirror is exact; None: the mirror is empty
     live_since: float | None = None
     tier: int = 0  # of the gateway that serves the stream
-    delivered: Counter[int] = field(default_factory=Counter)  # changes and items of states, by tier
+    # The events of streams that history has confirmed, by tier. Of these, the items of states.
+    delivered: Counter[int] = field(default_factory=Counter)
+    items: int = 0
     resets: list[str] = field(default_factory=list)
     closes: list[str] = field(default_factory=list)
     lags: dict[int, float] = field(default_factory=dict)  # the longest time that it was wrongly live, by tier
@@ -130,7 +133,7 @@ class Judge:
     _epoch: str | None = None
     _heartbeat: float = 1.0
     _heard: float = 0.0
-    _seen: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _seen: deque[str | Event] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def connect(self, name: str, now: float, *, tier: int = 0) -> None:
         """A new stream was accepted by a gateway of *tier*, for a request with ``cursor``.
@@ -168,7 +171,7 @@ class Judge:
 
     def receive(self, event: Event, now: float) -> None:
         """Judge one event."""
-        self._note(f"{event.type} {event.data} id={event.id}")
+        self._seen.append(event)
         self._require(not self._closed, "an event after close")
         self._heard = now
         self.told |= event.type not in ("status", "close")
@@ -236,11 +239,9 @@ class Judge:
         change = self._change_of(event.data)
         self._require(change.key not in building, "a key twice in a snapshot")
         building[change.key] = change
-        self.delivered[self.tier] += 1
 
     def _change(self, event: Event) -> None:
         change = self._change_of(event.data)
-        self.delivered[self.tier] += 1
         self._require(self.watched.contains(change.key), "a key of another range")
         self._require(self.stand is not None, "a change before any state")
         if self._pending and self.latest:
@@ -269,7 +270,7 @@ class Judge:
         else:
             items, self._building = self._building, None
             self._require(revision >= self._not_below, f"a reset to before {self._not_below}")
-            self._claims.append(Claim(None, revision, list(items.values()), now))
+            self._claims.append(Claim(None, revision, list(items.values()), now, self.tier))
             self.stand = revision
             self._check_id(event, revision)
         self._live(event.data.get("state", "live"), now)
@@ -279,7 +280,7 @@ class Judge:
         self._check_id(event, revision)
         assert self.stand is not None
         self._require(revision >= self.stand, f"back from {self.stand}")
-        self._claims.append(Claim(self.stand, revision, changes, self._heard))
+        self._claims.append(Claim(self.stand, revision, changes, self._heard, self.tier))
         self.stand = revision
 
     def _check_id(self, event: Event, revision: int) -> None:
@@ -335,6 +336,13 @@ class Judge:
                 self._fail(f"no history knows this: {claim}\n{self._explain(claim)}")
             self._candidates = true
             self._claims.popleft()
+            self._count(claim)
+
+    def _count(self, claim: Claim) -> None:
+        """Count what history has confirmed. So an event does not count whose revision, or state, was not completed."""
+        if claim.tier is not None:
+            self.delivered[claim.tier] += len(claim.changes)
+            self.items += len(claim.changes) if claim.after is None else 0
 
     def _holds(self, claim: Claim, history: History) -> bool:
         if history.tip < claim.revision:
@@ -404,7 +412,7 @@ class Judge:
         )
 
     def _note(self, text: str) -> None:
-        self._seen.append(text if len(text) < 400 else f"{text[:400]}…")
+        self._seen.append(text)
 
     def _require(self, holds: bool, text: str) -> None:
         if not holds:
@@ -414,8 +422,13 @@ class Judge:
         raise self._violation(text)
 
     def _violation(self, text: str) -> ViolationError:
-        story = "\n    ".join(self._seen)
+        story = "\n    ".join(map(_told, self._seen))
         return ViolationError(f"{self.watched.query}: {text}\n  it saw last:\n    {story}")
+
+
+def _told(seen: str | Event) -> str:
+    text = seen if isinstance(seen, str) else f"{seen.type} {seen.data} id={seen.id}"
+    return text if len(text) < 400 else f"{text[:400]}…"
 
 
 def _names(event: Event) -> list[bytes]:

@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -40,13 +41,19 @@ from tests.support.proxy import Proxy
 BULK = b"/zzz/bulk"
 BULK_SIZE = 200_000
 # The most values that filling etcd's queues takes (etcd queues 128 answers; kernels and gRPC hold some, too), and how
-# often a run can have so many: the judge keeps all history.
+# often a run can have so many: etcd's quota is 2 GB.
 MOST_BULK = 600
 MOST_SLOW = 8
-# Other faults between two of those that keep all roots from etcd: nothing is delivered meanwhile.
-RARELY = 150
+# Other faults between two of a kind, during which hardly anything is delivered.
+RARELY = {"keep the roots from etcd": 150, "slow watcher": 20}
 # Seconds that such a fault lasts beyond the time that a follower may be told "live" without it being true.
 BEYOND = 4.0
+# Seconds in which faults come, before all hands rest for a while.
+STORM = 20.0
+# The faults of the processes between etcd and a follower. Each comes often in a long run.
+PROCESSES = tuple(
+    f"{what} {whom}" for whom in ("a root", "a hub", "an edge", "a worker") for what in ("kill", "stop", "freeze")
+)
 
 # False means that there was nothing to do.
 Fault = Callable[[random.Random], Awaitable[bool | None]]
@@ -66,7 +73,7 @@ class Nemesis:
 
     *gently*: end members by SIGTERM until all are upgraded. A crash of etcd 3.5.0 to 3.5.2 can make a member apply an
     entry twice, and from then on members differ (etcd #13766; seen here on 3.5.1 within a minute, as events with a
-    revision one too high). *password* is None if etcd has no users.
+    revision one too high). *password* is None if etcd has no users. *calm*: seconds of rest after each ``STORM``.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class Nemesis:
         log: Callable[[str], None],
         kinds: Sequence[str] | None = None,
         pause: float = 0.4,
+        calm: float = 0.0,
         gently: bool = False,
         upgrade_to: Path | None = None,
     ) -> None:
@@ -92,7 +100,8 @@ class Nemesis:
         self._cluster = cluster
         self._replicas = replicas
         self._edges = edges
-        self._with_workers = [replica for replica in (*replicas, *edges) if replica.has_workers]
+        self._hubs = [replica for replica in (*replicas, *edges) if replica.has_workers]
+        self._roots = [replica for replica in replicas if not replica.has_workers] or list(replicas)
         self._writers = writers
         self._oracle = oracle
         self._access = access
@@ -101,6 +110,8 @@ class Nemesis:
         self._disk = disk
         self._log = log
         self._pause = pause
+        self._calm = calm
+        self._began = 0.0
         self._members = asyncio.Lock()  # no member is restored while it is killed
         self._proxied = asyncio.Lock()  # no gateway is let through while members are restored
         self._kinds = kinds
@@ -146,32 +157,25 @@ class Nemesis:
                 "compact all": self._compact_all,
                 "defragment": self._defragment,
             },
+            self._end_or_freeze("a root", self._roots),
+            self._end_or_freeze("a hub", self._hubs),
+            self._end_or_freeze("an edge", self._edges),
             {
-                "kill a gateway": self._kill_gateway,
-                "stop a gateway": self._stop_gateway,
-                "freeze a gateway": self._freeze_gateway,
-                "slow watcher": self._slow_watcher,
-            },
-            {
-                "kill an edge": self._kill_edge,
-                "stop an edge": self._stop_edge,
-                "freeze an edge": self._freeze_edge,
                 "cut an edge": self._cut_edge,
                 "black hole above an edge": self._black_hole_above_edge,
             }
             if self._edges
             else {},
             {
-                "keep the roots from etcd": self._keep_from_etcd,
-            }
-            if self._edges
-            else {},
+                "slow watcher": self._slow_watcher,
+                **({"keep the roots from etcd": self._keep_from_etcd} if self._edges else {}),
+            },
             {
                 "kill a worker": self._kill_worker,
                 "stop a worker": self._stop_worker,
                 "freeze a worker": self._freeze_worker,
             }
-            if self._with_workers
+            if self._hubs
             else {},
             {
                 "send a follower away": self._send_away,
@@ -184,8 +188,26 @@ class Nemesis:
             else {},
         ]
 
+    def _end_or_freeze(self, whom: str, replicas: Sequence[Replica]) -> Mapping[str, Fault]:
+        """The faults of whole gateways: a hub ends or freezes with its workers' feeds, and so does what follows it."""
+
+        async def end(rng: random.Random, number: int) -> None:
+            await self._end_gateway(rng.choice(replicas), rng, number)
+
+        async def freeze(rng: random.Random) -> None:
+            await self._freeze_gateway(rng.choice(replicas), rng)
+
+        if not replicas:
+            return {}
+        return {
+            f"kill {whom}": partial(end, number=signal.SIGKILL),
+            f"stop {whom}": partial(end, number=signal.SIGTERM),
+            f"freeze {whom}": freeze,
+        }
+
     async def run(self) -> None:
         """Run until ``stopping`` is set; then undo the fault under way."""
+        self._began = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             for number, hand in enumerate(self.hands()):
                 chosen = {kind: fault for kind, fault in hand.items() if self._kinds is None or kind in self._kinds}
@@ -195,14 +217,21 @@ class Nemesis:
     async def _play(self, rng: random.Random, hand: Mapping[str, Fault]) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(rng.expovariate(1 / self._pause)):
+                async with asyncio.timeout(rng.expovariate(1 / self._pause) + self._until_storm()):
                     await self.stopping.wait()
             if self.stopping.is_set():
                 return
+            if self._until_storm() > 0:
+                continue
             kind = min(rng.sample(list(hand), min(2, len(hand))), key=lambda name: self.counts[name])
             self._log(kind)
             if await hand[kind](rng) is not False:
                 self.counts[kind] += 1
+
+    def _until_storm(self) -> float:
+        """Seconds until faults come again; 0: they come now."""
+        passed = (asyncio.get_running_loop().time() - self._began) % (STORM + self._calm)
+        return STORM + self._calm - passed if passed > STORM else 0.0
 
     async def _rest(self) -> None:
         """Let the cluster recover, and give the other hands their turn: a system under constant faults shows little."""
@@ -478,34 +507,18 @@ class Nemesis:
 
     # --- gateways -----------------------------------------------------------------------------------------------------
 
-    async def _kill_gateway(self, rng: random.Random) -> None:
-        await self._end_gateway(rng.choice(self._replicas), rng, signal.SIGKILL)
-
-    async def _stop_gateway(self, rng: random.Random) -> None:
-        await self._end_gateway(rng.choice(self._replicas), rng, signal.SIGTERM)
-
-    async def _kill_edge(self, rng: random.Random) -> None:
-        await self._end_gateway(rng.choice(self._edges), rng, signal.SIGKILL)
-
-    async def _stop_edge(self, rng: random.Random) -> None:
-        await self._end_gateway(rng.choice(self._edges), rng, signal.SIGTERM)
-
     async def _end_gateway(self, replica: Replica, rng: random.Random, number: int) -> None:
-        await replica.stop(number)
-        await asyncio.sleep(rng.random())
-        await replica.start()
+        async with replica.lock:
+            await replica.stop(number)
+            await asyncio.sleep(rng.random())
+            await replica.start()
         await self._rest()
 
-    async def _freeze_gateway(self, rng: random.Random) -> None:
-        await self._freeze_replica(rng.choice(self._replicas), rng)
-
-    async def _freeze_edge(self, rng: random.Random) -> None:
-        await self._freeze_replica(rng.choice(self._edges), rng)
-
-    async def _freeze_replica(self, replica: Replica, rng: random.Random) -> None:
-        replica.signal(signal.SIGSTOP)
-        await asyncio.sleep(_a_while(rng))
-        replica.signal(signal.SIGCONT)
+    async def _freeze_gateway(self, replica: Replica, rng: random.Random) -> None:
+        async with replica.lock:
+            replica.signal(signal.SIGSTOP)
+            await asyncio.sleep(_a_while(rng))
+            replica.signal(signal.SIGCONT)
 
     async def _kill_worker(self, rng: random.Random) -> bool:
         return await self._end_worker(rng, signal.SIGKILL)
@@ -532,7 +545,7 @@ class Nemesis:
         return pid is not None
 
     def _worker(self, rng: random.Random) -> int | None:
-        found = rng.choice(self._with_workers).workers
+        found = rng.choice(self._hubs).workers
         return rng.choice(found) if found else None
 
     async def _cut_edge(self, rng: random.Random) -> None:
@@ -549,8 +562,7 @@ class Nemesis:
 
     async def _keep_from_etcd(self, _rng: random.Random) -> bool:
         """Cut the roots off from etcd for so long that no follower of any tier may still be live."""
-        if self._kinds is None and self.counts.total() < RARELY * (1 + self.counts["keep the roots from etcd"]):
-            await asyncio.sleep(BEYOND)
+        if not await self._is_due("keep the roots from etcd"):
             return False
         end = asyncio.get_running_loop().time() + bound_of(BOUND, len(self._edges)) + BEYOND
         while asyncio.get_running_loop().time() < end and not self.stopping.is_set():
@@ -561,6 +573,13 @@ class Nemesis:
             self._heal_proxies()
         await self._rest()
         return True
+
+    async def _is_due(self, kind: str) -> bool:
+        """Whether enough other faults have come since the last one of *kind*; if not, wait a moment."""
+        if self._kinds is not None or self.counts.total() >= RARELY[kind] * (1 + self.counts[kind]):
+            return True
+        await asyncio.sleep(1)
+        return False
 
     def _above(self, rng: random.Random) -> list[Proxy]:
         """The ways from an edge to its upstreams, or one of them."""
@@ -575,17 +594,18 @@ class Nemesis:
 
     async def _slow_watcher(self, rng: random.Random) -> bool:
         """Stall a gateway until etcd cannot send, and compact the unsent events, the last of which is a delete."""
-        if self.counts["slow watcher"] >= MOST_SLOW:
+        if self.counts["slow watcher"] >= MOST_SLOW or not await self._is_due("slow watcher"):
             return False
         replica = rng.choice(self._replicas)
-        replica.signal(signal.SIGSTOP)
-        try:
-            with contextlib.suppress(rpc.AioRpcError, TimeoutError):
-                async with asyncio.timeout(HANG_TIMEOUT):
-                    return await self._make_slow(rng)
-            return False
-        finally:
-            replica.signal(signal.SIGCONT)
+        async with replica.lock:
+            replica.signal(signal.SIGSTOP)
+            try:
+                with contextlib.suppress(rpc.AioRpcError, TimeoutError):
+                    async with asyncio.timeout(HANG_TIMEOUT):
+                        return await self._make_slow(rng)
+                return False
+            finally:
+                replica.signal(signal.SIGCONT)
 
     async def _make_slow(self, rng: random.Random) -> bool:
         key, history = rng.choice(PREFIXES) + b"slow", self._oracle.chronicle.now

@@ -17,7 +17,7 @@ import grpc
 from aetcd import rpc
 
 from tests.consistency.access import Access, Metadata
-from tests.consistency.history import Change, Chronicle, History
+from tests.consistency.history import Change, Chronicle, History, kept
 
 # Seconds; writers never pause so long: a silent member is frozen, cut off or gone.
 SILENCE = 1.0
@@ -102,4 +102,4 @@ def _change(event: Any) -> Change:
     kv = event.kv
     if event.type:  # DELETE
         return Change(kv.key, kv.mod_revision)
-    return Change(kv.key, kv.mod_revision, kv.value, kv.create_revision, kv.version, kv.lease)
+    return Change(kv.key, kv.mod_revision, kept(kv.value), kv.create_revision, kv.version, kv.lease)

@@ -25,9 +25,17 @@ class ReadingFollower(Follower):
     """Follows its ranges by reads alone."""
 
     def __init__(
-        self, number: int, seed: str, bases: Sequence[str], chronicle: Chronicle, bound: float, *, trusted: bool
+        self,
+        number: int,
+        seed: str,
+        bases: Sequence[str],
+        chronicle: Chronicle,
+        bound: float,
+        *,
+        trusted: bool,
+        stay: float = STAY,
     ) -> None:
-        super().__init__(number, seed, bases, chronicle, bound, trusted=trusted)
+        super().__init__(number, seed, bases, chronicle, bound, trusted=trusted, stay=stay)
         self.name = f"follower {number} (reads)"
         self.answers: list[int] = []  # their statuses
         self._bound = bound

@@ -5,6 +5,7 @@ A root follows the members of etcd. An edge follows other gateways.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ class Replica:
         self.proxies: list[Proxy] = []
         self.troubles: list[dict[str, Any]] = []
         self.words: list[str] = []
+        self.lock = asyncio.Lock()  # whoever signals, ends or starts it holds this
         self._program = program
         self._follows = follows
         self._port = free_ports(1)[0]

@@ -23,12 +23,12 @@ FAULTS = {
     "restart-at-compact-revision": ["cut all", "compact all", "compact", "black hole"],
     "deletes-lost-after-reconnect": ["cut", "cut all"],
     "cursor-advanced-by-a-time-out": ["cut", "cut all", "black hole"],
-    "untrusted-progress": ["cut", "kill a gateway"],
+    "untrusted-progress": ["cut", "kill a root"],
     "restore-not-noticed": ["restore, lower", "restore, passed"],
     "reader-survives-generation": ["restore, lower", "restore, passed"],
     "revision-released-by-an-old-answer": ["cut all", "cut", "black hole"],
     "projected-tip-that-stands-still": ["compact"],
-    "edge-survives-reset": ["compact all", "kill a gateway", "cut an edge", "restore, lower"],
+    "edge-survives-reset": ["compact all", "kill a root", "cut an edge", "restore, lower"],
     "merge-survives-generation": ["cut all", "compact all", "compact", "black hole"],
 }
 # A gateway that follows another one has these.

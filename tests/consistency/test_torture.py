@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.core.versions import parse_version
-from tests.consistency.torture import torture
+from tests.consistency.torture import Least, torture
 from tests.support.versions import Candidate, real_etcds
 from tests.support.waiting import HANG
 
@@ -30,7 +30,7 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
         tiers=2 if candidate.version == newest.version else 0,
         workers=2 if candidate.version == newest.version else 1,
         javascript=(1, 3),  # over SSE, and through a shared worker over NDJSON
-        least=(1_001, 11, 1),
+        least=Least(deliveries=1_001, faults=11, renewals=1),
         bound=HANG,  # the long runs measure how late a mirror may be, on a machine without other load
         log=print,
     )

@@ -3,6 +3,9 @@
 Usage: ``python -m tests.consistency.torture --minutes 10 --seed 7 --etcd FOLDER``. When a subscriber sees what cannot
 be, the exit status is 1 and the run prints a minimal history of what the subscriber saw. The same seed brings the same
 faults in the same order, though not at the same microsecond.
+
+A *delivery* is an event of a stream (a change, or an item of a state) that was compared with etcd's own history, and is
+right. What a follower reads by ``/v1/kv`` is judged too, and so are the clients' mirrors, but both are counted apart.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import operator
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -27,15 +30,15 @@ from app.core.versions import parse_version, progress_is_trusted
 from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client, PackageClient
 from tests.consistency.disk import Disk, NoDiskError
-from tests.consistency.follower import PIN, QUIET, Follower
+from tests.consistency.follower import PIN, QUIET, STAY, Follower
 from tests.consistency.javascript import NODE, JavascriptClient
 from tests.consistency.judge import BOUND, bound_of
-from tests.consistency.nemesis import Nemesis
+from tests.consistency.nemesis import PROCESSES, STORM, Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.reads import ReadingFollower
 from tests.consistency.replica import Replica
 from tests.consistency.tokens import Tokens
-from tests.consistency.writer import PREFIXES, Writer
+from tests.consistency.writer import PREFIXES, RATE, Writer
 from tests.support.embedded import EmbeddedCluster
 from tests.support.secure import CHEAP
 from tests.support.versions import Candidate, real_etcds, version_of
@@ -43,8 +46,44 @@ from tests.support.versions import Candidate, real_etcds, version_of
 CHECKS = 0.5
 # Seconds that a follower may take to catch up, after the last fault has been undone.
 DEADLINE = 60.0
+# Seconds in which the faults under way are undone. Each alone takes up to 60 s, and some wait for one another.
+UNDONE = 180.0
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
+
+
+# Followers of a run that is not told another number. Of more followers, the streams last longer: to open one costs a
+# gateway as much as a hundred deliveries. One in six of these follows by reads alone, and none of the others does.
+FOLLOWERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What a run must have had, so that it shows something."""
+
+    deliveries: int = 0
+    through_tiers: int = 0  # deliveries by edges
+    faults: int = 0
+    of_each: int = 0  # faults of each kind to roots, hubs, edges and workers
+    moves: int = 0
+    renewals: int = 0
+
+    def lacking(self, report: Report) -> list[str]:
+        """What the run has not had."""
+        had = {
+            "deliveries": report.deliveries,
+            "deliveries by edges": report.through_tiers,
+            "faults": report.faults.total(),
+            **{f"times '{kind}'": report.faults[kind] for kind in PROCESSES},
+            "moves to another tier": report.moves,
+            "streams that end with their tokens": report.renewals,
+        }
+        each = [self.of_each] * len(PROCESSES)
+        wanted = [self.deliveries, self.through_tiers, self.faults, *each, self.moves, self.renewals]
+        return [
+            f"only {found} of {least} {what}" for (what, found), least in zip(had.items(), wanted, strict=True)
+            if found < least
+        ]  # fmt: skip
 
 
 @dataclass
@@ -53,6 +92,8 @@ class Report:
 
     seed: str
     delivered: Counter[int] = field(default_factory=Counter)  # by the tier of the gateway
+    items: int = 0  # of states, among the deliveries
+    moves: int = 0  # how often a follower resumed at a gateway of another tier
     revisions: int = 0
     streams: int = 0
     gzip_streams: int = 0
@@ -70,18 +111,27 @@ class Report:
         """Of all tiers."""
         return self.delivered.total()
 
+    @property
+    def through_tiers(self) -> int:
+        """The deliveries that came through a root and at least one edge."""
+        return self.deliveries - self.delivered[0]
+
     def __str__(self) -> str:
         lags = ", ".join(f"{lag:.1f} s" for _tier, lag in sorted(self.worst_lags.items())) or "none"
         lines = [
             f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, of which {self.gzip_streams} "
             f"had gzip, {self.revisions} revisions, mirrors exact {self.mirrors} times, "
             f"{self.renewals} streams ended with their tokens",
-            "deliveries by tier: " + _table(self.delivered),
+            f"deliveries by tier: {_table(self.delivered)}; by edges {self.through_tiers}; "
+            f"{self.items} of all are items of states",
+            f"moves to another tier with the cursor: {self.moves}",
             f"longest `live` behind etcd, by tier: {lags}",
             "reads: " + _table(self.reads),
-            f"faults ({self.faults.total()}): " + _table(self.faults),
+            f"faults ({self.faults.total()}, of which to roots, hubs, edges and workers "
+            f"{sum(self.faults[kind] for kind in PROCESSES)}): " + _table(self.faults),
             "resets: " + _table(self.resets),
             "closes: " + _table(self.closes),
+            f"memory of the checker: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB at most",
             *self.violations,
             f"{len(self.violations)} violations",
         ]
@@ -100,13 +150,16 @@ async def torture(
     upgrade_to: Path | None = None,
     auth: bool = False,
     bound: float = BOUND,
-    followers: int = 60,
+    followers: int = FOLLOWERS,
     writers: int = 4,
+    rate: float = RATE,
     javascript: Sequence[int] = range(4),
     program: Sequence[str] = ("app",),
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
-    least: tuple[int, int, int] = (0, 0, 0),
+    calm: float = 0.0,
+    least: Least = Least(),
+    rounds: int = 10,
     tiers: int = 2,
     workers: int = 2,
     circular: bool = False,
@@ -119,16 +172,17 @@ async def torture(
         upgrade_to: the folder of the etcd to which the members are upgraded during the run, one by one.
         auth: whether etcd has users, and the gateways' password changes during the run.
         bound: seconds that a mirror at tier 0 may report ``live`` while it lacks something.
+        rate: writes a second of all writers, on average, if etcd takes no time.
         javascript: the JavaScript mirrors to run, each a process of Node: see `javascript.OPTIONS`.
         program: the gateway's module, or a module with a seeded bug.
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
+        calm: seconds without faults after each storm of them. Most deliveries come then.
         tiers: how many edges follow the gateways, each the one before.
         workers: of the second gateway and of the first edge, each with a hub; 1: all are single processes.
         circular: the first edge is told to follow the second one, too. A gateway without a bug that starts while its
             root is away then takes the second one's tier for the one above, and the second one refuses it for good.
-        least: the least number of deliveries, of faults, and of streams that end with their tokens; a slow machine gets
-            up to ten times the time for them.
+        least: what the run must have had; a slow machine gets up to *rounds* times the time for it.
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
@@ -170,16 +224,19 @@ async def torture(
             await stack.enter_async_context(replica)
         edges = await _edges(stack, replicas, tiers, tokens, program, workers, circular=circular)
         await stack.enter_async_context(oracle.running())
-        busy = [Writer(cluster.endpoints, f"{seed} writer {number}", access) for number in range(writers)]
-        # One in six follows by reads alone.
+        busy = [
+            Writer(cluster.endpoints, f"{seed} writer {number}", access, rate / writers) for number in range(writers)
+        ]
         crowd = [
-            (ReadingFollower if number % 6 == 5 else Follower)(
+            (ReadingFollower if number % 6 == 5 and number < FOLLOWERS else Follower)(
                 number,
                 f"{seed} follower {number}",
-                [replica.base for replica in (*replicas, *edges)],
+                # Most follow edges: what comes to them, a root has carried, too.
+                [replica.base for replica in (*replicas, *edges, *edges)],
                 oracle.chronicle,
                 bound,
                 trusted=trusted,
+                stay=STAY * max(1.0, followers / FOLLOWERS),
             )
             for number in range(followers)
         ]
@@ -203,6 +260,7 @@ async def torture(
             log=log,
             kinds=kinds,
             pause=pause,
+            calm=calm,
             gently=gently,
             upgrade_to=upgrade_to,
         )
@@ -211,18 +269,15 @@ async def torture(
             async with _tasks([*runs, *(follower.run() for follower in crowd)]) as tasks:
                 necessary = tasks[: len(runs)]
                 async with _tasks([nemesis.run()]) as (playing,):
-                    for _ in range(10):
+                    for _ in range(rounds):
                         await _watch_over(seconds, crowd, clients, [*necessary, playing])
-                        done = (
-                            sum(follower.judge.delivered.total() for follower in crowd),
-                            nemesis.counts.total(),
-                            sum(client.renewals for client in clients),
-                        )
-                        if _violated(crowd, clients) or all(map(operator.ge, done, least)):
+                        so_far = Report(seed)
+                        _sum_up(so_far, nemesis, oracle, crowd, clients)
+                        if so_far.violations or not least.lacking(so_far):
                             break
                     log("healing")
                     nemesis.stopping.set()
-                    async with asyncio.timeout(60):
+                    async with asyncio.timeout(UNDONE):
                         await playing
                 await nemesis.heal()
                 await _watch_over(5, crowd, clients, necessary)
@@ -319,6 +374,7 @@ async def _watch_over(
                 task.result()  # neither the writers nor the nemesis end on their own
         for follower in crowd:
             _check(follower)
+            await asyncio.sleep(0)  # a second in which nobody reads would count as the gateways'
         for client in clients:
             client.settle()
         if _violated(crowd, clients):
@@ -399,6 +455,8 @@ def _sum_up(
     for follower in crowd:
         judge = follower.judge
         report.delivered.update(judge.delivered)
+        report.items += judge.items
+        report.moves += follower.moves
         report.streams += follower.streams
         report.gzip_streams += follower.gzip_streams
         for tier, lag in judge.lags.items():
@@ -424,7 +482,12 @@ def main() -> int:
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
     parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
-    parser.add_argument("--followers", type=int, default=60)
+    parser.add_argument("--followers", type=int, default=FOLLOWERS)
+    parser.add_argument("--rate", type=float, default=RATE, help="writes a second, if etcd takes no time")
+    parser.add_argument("--pause", type=float, default=0.4, help="seconds between the faults of one hand")
+    parser.add_argument("--calm", type=float, default=0, help=f"seconds without faults after {STORM:g} s of them")
+    parser.add_argument("--least", type=int, default=0, help="fail with fewer deliveries by edges (without: by roots)")
+    parser.add_argument("--least-of-each", type=int, default=0, help="fail with fewer faults of a kind to processes")
     parser.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
     parser.add_argument("--workers", type=int, default=2, help="of the second gateway, and of the first edge")
     parser.add_argument("--circular", action="store_true", help="the first edge may follow the second one, too")
@@ -436,6 +499,11 @@ def main() -> int:
     def log(text: str) -> None:
         print(f"{time.monotonic() - began:8.3f} {text}", flush=True)
 
+    least = Least(
+        **{"through_tiers" if chosen.tiers else "deliveries": chosen.least},
+        of_each=chosen.least_of_each,
+        moves=chosen.least_of_each if chosen.tiers else 0,
+    )
     newest = max(real_etcds(), key=lambda candidate: parse_version(candidate.version))
     failed = False
     named = [Candidate(chosen.etcd, version_of(chosen.etcd))] if chosen.etcd is not None else real_etcds()
@@ -449,6 +517,10 @@ def main() -> int:
                 upgrade_to=newest.folder if candidate.version != newest.version else None,
                 auth=not chosen.no_auth,
                 followers=chosen.followers,
+                rate=chosen.rate,
+                pause=chosen.pause,
+                calm=chosen.calm,
+                rounds=1,
                 tiers=chosen.tiers,
                 workers=chosen.workers,
                 circular=chosen.circular,
@@ -458,7 +530,9 @@ def main() -> int:
             )
         )
         print(f"etcd {candidate.version}, {report}", flush=True)
-        failed |= bool(report.violations)
+        lacking = least.lacking(report)
+        print(*(f"TOO LITTLE: {what}" for what in lacking), sep="\n", flush=True)
+        failed |= bool(report.violations or lacking)
     return 1 if failed else 0
 
 

@@ -15,7 +15,10 @@ from tests.consistency.access import TIMEOUT, Access, Metadata
 # Prefixes that contain one another, are not text, or end in the byte that carries.
 PREFIXES = (b"/a/", b"/a/b/", b"/bin/\xff", b"/nl/\n\x00/", b"/z")
 KEYS = 24
-PAUSE = 0.01  # seconds, on average
+# Writes a second of all writers, if etcd takes no time.
+RATE = 200.0
+# How many writes a writer sends at once: etcd commits such a burst in one step, and a gateway gets it in one piece.
+BURSTS = (1, 1, 1, 1, 1, 2, 3, 10)
 
 
 def key_of(rng: random.Random) -> bytes:
@@ -34,15 +37,15 @@ def value_of(rng: random.Random) -> bytes:
 
 
 class Writer:
-    """A client of etcd that never stops writing."""
+    """A client of etcd that never stops writing. *rate*: its writes a second, on average, if etcd takes no time."""
 
-    def __init__(self, endpoints: Sequence[str], seed: str, access: Access) -> None:
+    def __init__(self, endpoints: Sequence[str], seed: str, access: Access, rate: float) -> None:
         self._endpoints = endpoints
+        self._rate = rate
         self._access = access
         self._rng = random.Random(seed)
         self.running = asyncio.Event()
         self.running.set()
-        self.written = 0
 
     async def run(self) -> None:
         """Run until cancelled; after an error, try again at another member."""
@@ -53,9 +56,12 @@ class Writer:
                     kv, lease = rpc.KVStub(channel), rpc.LeaseStub(channel)
                     while True:
                         await self.running.wait()
-                        await self._write(kv, lease, metadata)
-                        self.written += 1
-                        await asyncio.sleep(self._rng.expovariate(1 / PAUSE))
+                        burst = self._rng.choice(BURSTS)
+                        writes = (self._write(kv, lease, metadata) for _ in range(burst))
+                        for failure in await asyncio.gather(*writes, return_exceptions=True):
+                            if isinstance(failure, BaseException):
+                                raise failure
+                        await asyncio.sleep(self._rng.expovariate(self._rate / burst))
             await asyncio.sleep(0.1)
 
     async def _write(self, kv: Any, lease: Any, metadata: Metadata) -> None:
