@@ -229,9 +229,7 @@ class Nemesis:
                 self.counts[kind] += 1
 
     def _until_storm(self) -> float:
-        """Seconds until faults come again; 0: they come now."""
-        passed = (asyncio.get_running_loop().time() - self._began) % (STORM + self._calm)
-        return STORM + self._calm - passed if passed > STORM else 0.0
+        return until_storm(asyncio.get_running_loop().time() - self._began, self._calm)
 
     async def _rest(self) -> None:
         """Let the cluster recover, and give the other hands their turn: a system under constant faults shows little."""
@@ -671,6 +669,12 @@ class Nemesis:
             await asyncio.sleep(rng.expovariate(2))
         password.write(password.now)  # a restore may have brought back another password meanwhile
         await self._rest()
+
+
+def until_storm(passed: float, calm: float) -> float:
+    """Seconds until faults come again, *passed* seconds after the first storm began; 0: they come now."""
+    within = passed % (STORM + calm)
+    return STORM + calm - within if within > STORM else 0.0
 
 
 class EtcdctlError(Exception):

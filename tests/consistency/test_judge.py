@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.consistency.history import Change, Chronicle, Several, Watched
+from tests.consistency.history import SHORT, Change, Chronicle, Several, Watched, kept
 from tests.consistency.judge import Judge, ViolationError
 from tests.support.streams import Event
 
@@ -93,6 +93,36 @@ def test_the_truth_passes(judge: Judge) -> None:
 
     assert judge.stand == 6
     assert judge.cursor == f"{E}-6"
+
+
+def test_what_history_has_confirmed_is_a_delivery(judge: Judge) -> None:
+    """Neither half a revision nor what nobody has compared yet counts; an item of a state counts, a read does not."""
+    see(judge, *AT_2, *FOUR, FOUR[0])
+    assert judge.delivered == {}
+    judge.settle()
+    assert (judge.delivered, judge.items) == ({0: 3}, 1)
+    judge.connect("an edge", 10.0, tier=2)
+    judge.receive(FIVE, 10.0)
+    judge.adopt(f"{E}-6", 6, [a_put("/a/k", 6, 2, 3)], 10.0)
+    judge.settle(final=True)
+    assert (judge.delivered, judge.items) == ({0: 3, 2: 1}, 1)
+
+
+@pytest.mark.parametrize("size", [SHORT, SHORT + 1, 30_000])
+def test_a_long_value_is_compared(size: int) -> None:
+    """History keeps a digest of a long value: the same value passes, and one with another byte does not."""
+    chronicle = Chronicle()
+    chronicle.now.add(2, [Change(K, 2, kept(b"v" * size), 2, 1)], 2.0)
+
+    def judged(value: str) -> None:
+        judge = Judge(RANGE, chronicle, bound=5.0)
+        see(judge, reset(), event({**a_put("/a/k", 2, 2, 1), "value": value}), synced(2))
+        judge.settle(final=True)
+
+    judged("v" * size)
+    with pytest.raises(ViolationError, match="no history knows this"):
+        judged("v" * (size - 1) + "w")
+    assert len(kept(b"v" * size)) <= SHORT
 
 
 def test_a_cut_revision_comes_again(judge: Judge) -> None:

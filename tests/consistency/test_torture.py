@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.core.versions import parse_version
-from tests.consistency.torture import Least, torture
+from tests.consistency.nemesis import PROCESSES, STORM, until_storm
+from tests.consistency.report import Least, Report
+from tests.consistency.torture import torture
 from tests.support.versions import Candidate, real_etcds
 from tests.support.waiting import HANG
 
@@ -40,3 +46,27 @@ async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
     assert report.faults.total() > 10
     assert report.renewals > 0
     assert 0 < report.gzip_streams < report.streams
+
+
+@given(st.integers(0, 10_000), st.integers(0, 100))
+def test_after_a_storm_comes_a_calm(passed: int, calm: int) -> None:
+    """A hand that waits for the next storm finds one, and without a calm a storm never ends."""
+    wait = until_storm(passed, calm)
+    assert 0 <= wait <= calm
+    assert wait == 0 or until_storm(passed + wait + STORM / 2, calm) == 0
+
+
+def test_a_run_that_had_too_little_shows_nothing() -> None:
+    """Each bound is compared with what the run had, and each kind of fault by itself."""
+    had = Report("seed", delivered=Counter({0: 70, 1: 20, 2: 10}), moves=2, renewals=1)
+    had.faults.update(dict.fromkeys(PROCESSES, 2) | {"kill a hub": 1, "cut": 5})
+
+    assert Least(100, 30, 28, 1, 2, 1).lacking(had) == []
+    assert Least(of_each=2).lacking(had) == ["only 1 of 2 times 'kill a hub'"]
+    assert Least(101, 31, 29, 0, 3, 2).lacking(had) == [
+        "only 100 of 101 deliveries",
+        "only 30 of 31 deliveries by edges",
+        "only 28 of 29 faults",
+        "only 2 of 3 moves to another tier",
+        "only 1 of 2 streams that end with their tokens",
+    ]

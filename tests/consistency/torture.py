@@ -3,9 +3,6 @@
 Usage: ``python -m tests.consistency.torture --minutes 10 --seed 7 --etcd FOLDER``. When a subscriber sees what cannot
 be, the exit status is 1 and the run prints a minimal history of what the subscriber saw. The same seed brings the same
 faults in the same order, though not at the same microsecond.
-
-A *delivery* is an event of a stream (a change, or an item of a state) that was compared with etcd's own history, and is
-right. What a follower reads by ``/v1/kv`` is judged too, and so are the clients' mirrors, but both are counted apart.
 """
 
 from __future__ import annotations
@@ -14,13 +11,10 @@ import argparse
 import asyncio
 import contextlib
 import random
-import resource
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +27,11 @@ from tests.consistency.disk import Disk, NoDiskError
 from tests.consistency.follower import PIN, QUIET, STAY, Follower
 from tests.consistency.javascript import NODE, JavascriptClient
 from tests.consistency.judge import BOUND, bound_of
-from tests.consistency.nemesis import PROCESSES, STORM, Nemesis
+from tests.consistency.nemesis import STORM, Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.reads import ReadingFollower
 from tests.consistency.replica import Replica
+from tests.consistency.report import ANYTHING, Least, Report
 from tests.consistency.tokens import Tokens
 from tests.consistency.writer import PREFIXES, RATE, Writer
 from tests.support.embedded import EmbeddedCluster
@@ -50,96 +45,14 @@ DEADLINE = 60.0
 UNDONE = 180.0
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
-
-
 # Followers of a run that is not told another number. Of more followers, the streams last longer: to open one costs a
 # gateway as much as a hundred deliveries. One in six of these follows by reads alone, and none of the others does.
 FOLLOWERS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Least:
-    """What a run must have had, so that it shows something."""
-
-    deliveries: int = 0
-    through_tiers: int = 0  # deliveries by edges
-    faults: int = 0
-    of_each: int = 0  # faults of each kind to roots, hubs, edges and workers
-    moves: int = 0
-    renewals: int = 0
-
-    def lacking(self, report: Report) -> list[str]:
-        """What the run has not had."""
-        had = {
-            "deliveries": report.deliveries,
-            "deliveries by edges": report.through_tiers,
-            "faults": report.faults.total(),
-            **{f"times '{kind}'": report.faults[kind] for kind in PROCESSES},
-            "moves to another tier": report.moves,
-            "streams that end with their tokens": report.renewals,
-        }
-        each = [self.of_each] * len(PROCESSES)
-        wanted = [self.deliveries, self.through_tiers, self.faults, *each, self.moves, self.renewals]
-        return [
-            f"only {found} of {least} {what}" for (what, found), least in zip(had.items(), wanted, strict=True)
-            if found < least
-        ]  # fmt: skip
-
-
-@dataclass
-class Report:
-    """The result of a run."""
-
-    seed: str
-    delivered: Counter[int] = field(default_factory=Counter)  # by the tier of the gateway
-    items: int = 0  # of states, among the deliveries
-    moves: int = 0  # how often a follower resumed at a gateway of another tier
-    revisions: int = 0
-    streams: int = 0
-    gzip_streams: int = 0
-    reads: Counter[int] = field(default_factory=Counter)  # of /v1/kv, by status
-    mirrors: int = 0  # how often what a client's mirror said was checked
-    renewals: int = 0  # how many streams of clients have ended with their tokens
-    worst_lags: dict[int, float] = field(default_factory=dict)  # by tier
-    faults: Counter[str] = field(default_factory=Counter)
-    resets: Counter[str] = field(default_factory=Counter)
-    closes: Counter[str] = field(default_factory=Counter)
-    violations: list[str] = field(default_factory=list)
-
-    @property
-    def deliveries(self) -> int:
-        """Of all tiers."""
-        return self.delivered.total()
-
-    @property
-    def through_tiers(self) -> int:
-        """The deliveries that came through a root and at least one edge."""
-        return self.deliveries - self.delivered[0]
-
-    def __str__(self) -> str:
-        lags = ", ".join(f"{lag:.1f} s" for _tier, lag in sorted(self.worst_lags.items())) or "none"
-        lines = [
-            f"seed {self.seed}: {self.deliveries} deliveries over {self.streams} streams, of which {self.gzip_streams} "
-            f"had gzip, {self.revisions} revisions, mirrors exact {self.mirrors} times, "
-            f"{self.renewals} streams ended with their tokens",
-            f"deliveries by tier: {_table(self.delivered)}; by edges {self.through_tiers}; "
-            f"{self.items} of all are items of states",
-            f"moves to another tier with the cursor: {self.moves}",
-            f"longest `live` behind etcd, by tier: {lags}",
-            "reads: " + _table(self.reads),
-            f"faults ({self.faults.total()}, of which to roots, hubs, edges and workers "
-            f"{sum(self.faults[kind] for kind in PROCESSES)}): " + _table(self.faults),
-            "resets: " + _table(self.resets),
-            "closes: " + _table(self.closes),
-            f"memory of the checker: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB at most",
-            *self.violations,
-            f"{len(self.violations)} violations",
-        ]
-        return "\n".join(lines)
-
-
-def _table(counts: Counter[str] | Counter[int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+# What the command runs, unless it is told otherwise: as many deliveries as two cores can make, and as many faults.
+MANY = 250
+SLOWLY = 60.0  # writes a second: each is delivered to many
+PAUSE = 1.2
+CALM = 15.0
 
 
 async def torture(
@@ -158,7 +71,7 @@ async def torture(
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
     calm: float = 0.0,
-    least: Least = Least(),
+    least: Least = ANYTHING,
     rounds: int = 10,
     tiers: int = 2,
     workers: int = 2,
@@ -482,10 +395,10 @@ def main() -> int:
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
     parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
-    parser.add_argument("--followers", type=int, default=FOLLOWERS)
-    parser.add_argument("--rate", type=float, default=RATE, help="writes a second, if etcd takes no time")
-    parser.add_argument("--pause", type=float, default=0.4, help="seconds between the faults of one hand")
-    parser.add_argument("--calm", type=float, default=0, help=f"seconds without faults after {STORM:g} s of them")
+    parser.add_argument("--followers", type=int, default=MANY)
+    parser.add_argument("--rate", type=float, default=SLOWLY, help="writes a second, if etcd takes no time")
+    parser.add_argument("--pause", type=float, default=PAUSE, help="seconds between the faults of one hand")
+    parser.add_argument("--calm", type=float, default=CALM, help=f"seconds without faults after {STORM:g} s of them")
     parser.add_argument("--least", type=int, default=0, help="fail with fewer deliveries by edges (without: by roots)")
     parser.add_argument("--least-of-each", type=int, default=0, help="fail with fewer faults of a kind to processes")
     parser.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
