@@ -238,6 +238,7 @@ class Mirror:
                     if b"\n" in chunk:
                         # Not aiter_lines(): it also splits at U+2028 and the like, which JSON need not escape.
                         *lines, rest = rest.split(b"\n")
+                        silence.reschedule(None)  # not while the caller has the lines, or closes the stream
                         for line in filter(None, lines):
                             yield line
                     self._heard = elapsed()

@@ -1277,6 +1277,32 @@ async def test_after_a_sleep_the_python_mirror_is_not_live(monkeypatch: pytest.M
     assert (mirror.state, mirror.reason) == ("stale", "silent")
 
 
+class SlowToClose(httpx.AsyncByteStream):
+    """A stream that ends itself, on a connection whose close takes longer than a stream may be silent."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b'{"type":"close","reason":"drain","retry_ms":70000}\n'
+        await asyncio.Event().wait()
+
+    async def aclose(self) -> None:
+        """Take a while."""
+        await asyncio.sleep(1)
+
+
+async def test_a_slow_close_does_not_end_the_python_mirror() -> None:
+    """The time for a silence ran while the connection was closed, and ended `run` with an error that is not for users.
+
+    The torture found that: on a machine without time, a turn of the loop took as long as a stream may be silent.
+    """
+    mirror = load_mirror().Mirror("http://gateway.test", "/svc/")
+    mirror._heartbeat = 0.1
+    head = {"content-type": "application/x-ndjson"}
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, headers=head, stream=SlowToClose()))
+    async with httpx.AsyncClient(transport=transport) as client:
+        await mirror._follow(client)
+    assert mirror.state == "connecting"
+
+
 SLEEPER = """
 import { Mirror } from './mirror.js';
 class Source extends EventTarget {
