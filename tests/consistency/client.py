@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Client:
         self.mirror: Any = None
 
     async def run(self) -> None:
-        """Run until cancelled."""
+        """Run until cancelled, or until the mirror ends by itself, which is a violation."""
         while True:
             self._history = self._chronicle.now
             self._begin()
@@ -66,6 +67,10 @@ class Client:
                     await asyncio.sleep(0.05)
                 if following.done():
                     following.result()
+            except Exception as error:  # whatever it is, it ends the mirror of a user, too
+                told = "".join(traceback.format_exception(error))
+                self.violation = ViolationError(f"the mirror has ended by itself: {told}")
+                return
             finally:
                 following.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
