@@ -135,11 +135,8 @@ class Follower:
             self.judge.forget()
             if rng.random() < 0.5:
                 await self._read_state(base)
-        # Only followers with a mirror: a follower that has just brought another's cursor may hold our own.
-        standing = [follower for follower in self.others if follower.judge.stand is not None]
-        others = [follower for follower in standing if follower.request != self.request]
-        if rng.random() < 0.03 and others:
-            self.judge.bring(str(rng.choice(others).judge.cursor))
+        if rng.random() < 0.03:
+            self._bring_another()
         history = self.judge.chronicle.now
         url, headers = f"{base}/v1/watch?{self._query}", {}
         if rng.random() < 0.5:
@@ -195,6 +192,13 @@ class Follower:
                 self.reading = True
                 judge.heard(time.monotonic())
         return enough()
+
+    def _bring_another(self) -> None:
+        # Only of followers with a mirror: a follower that has just brought another's cursor may hold our own.
+        standing = [follower for follower in self.others if follower.judge.stand is not None]
+        others = [follower for follower in standing if follower.request != self.request]
+        if others:
+            self.judge.bring(str(self._rng.choice(others).judge.cursor))
 
     async def _read_state(self, base: str) -> None:
         history = self.judge.chronicle.now

@@ -105,7 +105,8 @@ class Replica:
         if number == signal.SIGTERM and status != 0:
             self.troubles.append({"message": f"status {status} after SIGTERM", "said": process.other})
         self.troubles += [line for line in process.lines if line["level"] == "error" and not _is_a_fault(line)]
-        self.words += process.other
+        # Half a line of the log: of a process that the nemesis has killed.
+        self.words += [text for text in process.other if not text.startswith("{")]
 
     @property
     def has_workers(self) -> bool:

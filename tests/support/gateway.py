@@ -86,15 +86,23 @@ class GatewayProcess:
         assert self.process.stderr is not None
         async for raw in self.process.stderr:
             text = raw.decode()
-            if not text.startswith("{"):
+            line = _logged(text)
+            if line is None:
                 self.other.append(text)
                 continue
-            line = json.loads(text)
             self.lines.append(line)
             self._scheme = line.get("scheme", self._scheme)
             if line["message"] == "listening":
                 self.port, self.admin_port = line["port"], line.get("admin_port", 0)
                 self._listening.set()
+
+
+def _logged(text: str) -> dict[str, Any] | None:
+    """A line of the log; None: it is something else, or half a line of a process that was killed."""
+    with contextlib.suppress(ValueError):
+        line = json.loads(text)
+        return line if isinstance(line, dict) else None
+    return None
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
