@@ -8,7 +8,8 @@
   connection ends with the stream.
 - A client may half-close its connection and still gets its answer. A half-close ends a stream, though: for a stream it
   counts as a disconnect.
-- Bytes that are not HTTP are answered with a problem, as every other error is, but never inside an unfinished answer.
+- Bytes that are not HTTP are answered with a problem, as every other error is. If they come after a whole request, that
+  request gets its answer, and then the connection ends. uvicorn would close it without any answer.
 - An HTTP/1.0 client gets no chunks, because it does not know them (RFC 9112, section 6.1). uvicorn sends chunks to all
   clients.
 - The head of a request is bounded, in bytes and in time. uvicorn never times out an unfinished head, nor stray bytes
@@ -54,7 +55,7 @@ LAST_REQUEST = 1.0
 # this list with the code below and with the installed uvicorn.
 UVICORN = {
     "HttpToolsProtocol": {
-        "app", "client", "config", "connections", "cycle", "flow", "headers", "loop", "parser", "scheme",
+        "app", "client", "config", "connections", "cycle", "flow", "headers", "loop", "parser", "pipeline", "scheme",
         "scope", "server", "server_state",
         "timeout_keep_alive", "timeout_keep_alive_task", "transport", "url",
         "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_header",
@@ -63,13 +64,15 @@ UVICORN = {
         "send_400_response", "shutdown", "timeout_keep_alive_handler",
     },
     "RequestResponseCycle": {
-        "chunked_encoding", "default_headers", "disconnected", "expected_content_length", "keep_alive", "more_body",
-        "response_complete", "scope",
+        "chunked_encoding", "default_headers", "disconnected", "expected_content_length", "keep_alive",
+        "message_event", "more_body", "response_complete", "response_started", "scope",
     },
     "Config": {"loaded_app"},
     "ServerState": {"default_headers"},
 }  # fmt: skip
 
+# The versions of HTTP that are served. The parser takes a request without a version for one of HTTP/0.9.
+VERSIONS = ("1.1", HTTP_1_0)
 # The path that answers a GET with a stream.
 STREAMS = "/v1/watch"
 
@@ -288,7 +291,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header. A trailer is none (RFC 9110, section 6.5.1): it would name users behind a proxy's back."""
         if not self._head_complete:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))  # the parser strips the beginning alone
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is too large; otherwise call the app, unless the connection has a stream."""
@@ -300,12 +303,17 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
             self._refuse_head()
             return
+        version = self.parser.get_http_version()
+        if version not in VERSIONS or [name for name, _ in self.headers].count(b"host") > 1:
+            self._deaf = True
+            self.send_400_response("it has two Host headers" if version in VERSIONS else f"its version is {version}")
+            return
         if self._streaming():
             self.cycle.keep_alive = False
             self._deaf = True
             return
         app = self.config.loaded_app
-        self.app = partial(unchunked, app) if self.parser.get_http_version() == HTTP_1_0 else app
+        self.app = partial(unchunked, app) if version == HTTP_1_0 else app
         super().on_headers_complete()
         self._admission.capacity.mark_busy(self)
         self._keep_alive()
@@ -344,6 +352,15 @@ class GatewayProtocol(HttpToolsProtocol):
     def _refuse(self, error: BadRequestError) -> None:
         if self.transport.is_closing():
             return
-        if not self._answering():
-            self.transport.write(closing_answer(error, self.server_state.default_headers))
+        if self._answering():
+            cycle = self.cycle
+            if not cycle.more_body or cycle.response_started or self.pipeline:
+                # What is wrong comes after a whole request, or after the head of its answer: that answer is the last.
+                self._deaf = True
+                cycle.keep_alive = False
+                return
+            # The body is wrong, and with it the request. The application learns that the client has gone.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.write(closing_answer(error, self.server_state.default_headers))
         self.transport.close()

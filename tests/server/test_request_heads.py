@@ -37,6 +37,12 @@ async def _server() -> AsyncIterator[GatewayProcess]:
         b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET /v1/kv?prefix= HTTP/9.9\r\n\r\n",
+        b"GET /livez HTTP/2.0\r\nHost: x\r\n\r\n",
+        b"GET /livez\r\n\r\n",  # HTTP/0.9
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/watch?prefix=/a/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
 async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
@@ -78,6 +84,29 @@ async def test_a_client_that_is_done_speaking_is_still_answered(server: GatewayP
 
     assert answer.startswith(b"HTTP/1.1 ")
     assert b"\r\n\r\n" in answer
+
+
+@pytest.mark.parametrize("after", [b"RUBBISH\r\n\r\n", b"GET /" + b"a" * 70_000, b"GET /livez HTTP/2.0\r\n\r\n"])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_is_wrong_after_whole_requests(server: GatewayProcess, after: bytes, count: int) -> None:
+    """Whole requests are answered, and then the connection ends: none of them was lost."""
+    line = Line(server.port)
+    await line.send(b"GET /v1/kv?prefix=/a/ HTTP/1.1\r\nHost: x\r\n\r\n" * count + after)
+    answers = await line.rest()
+
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == answers.count(b"HTTP/1.1 ") == answers.count(b'"kvs":[]') == count
+
+
+async def test_white_space_around_a_header(server: GatewayProcess) -> None:
+    """White space around a header's value is no part of the value (RFC 9110, section 5.5)."""
+    line = Line(server.port)
+    etag = (await line.ask("/v1/kv?prefix=/a/")).headers["etag"]
+    stream = f"Last-Event-ID: {etag.split(chr(34))[1].split('-')[0]}-1 \t\r\n"
+    await line.send(f"GET /v1/watch?prefix=/a/ HTTP/1.1\r\nHost: x\r\n{stream}\r\n".encode())
+    found = await line.until(b"event: synced")
+    await line.close()
+
+    assert b"event: reset" not in found
 
 
 async def test_rubbish_behind_a_request_does_not_get_into_its_stream(server: GatewayProcess) -> None:
