@@ -58,6 +58,16 @@ def test_a_human_line() -> None:
     )
 
 
+def test_a_field_is_bounded() -> None:
+    """Clients choose what some fields hold: no client may fill the log, or what waits to be written."""
+    long = record("refused", range="é" * 60_000, code="too-long")
+    for form in (JsonFormatter(), HumanFormatter()):
+        text = form.format(long)
+        assert len(text) < logs.MOST_OF_FIELD + 300
+        assert "é… (60000 characters)" in text
+        assert "too-long" in text
+
+
 def outlet(descriptor: int) -> tuple[logs._Outlet, logs._Writer]:
     """An outlet that is not started, so nothing takes its lines."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

@@ -14,6 +14,9 @@ from .identity import Identity
 
 logger = logging.getLogger("gateway.audit")
 
+# Characters of one range. A long range must not push the others out of a line.
+MOST_OF_RANGE = 256
+
 Decision = Literal["joined", "permitted", "refused", "failed", "expired", "revoked", "scope-changed"]
 
 
@@ -45,8 +48,13 @@ def write(
             "decision": decision,
             "identity": identity.name if identity is not None else "unknown",
             "address": address,
-            "selection": " ".join(map(str, ranges)),
+            "selection": " ".join(map(_shown, ranges)),
             "rule": rule,
             **more,
         },
     )
+
+
+def _shown(one: KeyRange) -> str:
+    text = str(one)
+    return text if len(text) <= MOST_OF_RANGE else text[:MOST_OF_RANGE] + "…"

@@ -97,5 +97,5 @@ def ranges_in(raw: bytes) -> list[KeyRange]:
         name, _, value = part.partition(b"=")
         kind = _KINDS.get(unquote_to_bytes(name) if b"%" in name else name)
         if kind is not None and len(found) < MOST_RANGES:
-            found.append(KeyRange(kind, unquote_to_bytes(value.replace(b"+", b" "))[:256]))
+            found.append(KeyRange(kind, unquote_to_bytes(value.replace(b"+", b" "))))
     return found

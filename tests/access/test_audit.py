@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.access import audit
+from app.access.control import MAX_REMEMBERED
 from app.access.identity import make_identity
+from app.core.keys import KeyRange
 from tests.access.test_control import BEARER, PEER, POLICY, SVC, World, encoded
 
 
@@ -39,6 +41,16 @@ def test_a_line(lines: pytest.LogCaptureFixture) -> None:
     assert "a@b" not in str(first)
 
 
+def test_a_long_range_hides_no_other(lines: pytest.LogCaptureFixture) -> None:
+    """Of a long range the line has the beginning, so all ranges of a request are in a line of bounded length."""
+    audit.write("joined", None, [KeyRange("key", b"\xff" * 4000)] * 31 + [SVC], rule="reader", address="10.0.0.1:2")
+    ((_, _, selection, _),) = said(lines)
+
+    assert selection.startswith("key=%FF%FF")
+    assert selection.endswith("… prefix=/svc/")
+    assert len(selection) < 32 * (audit.MOST_OF_RANGE + 2)
+
+
 async def test_a_stream_from_its_join_to_its_end(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     """The rule of a join is the roles; of an end, the credentials, the policy, or etcd if both still permit."""
     world = World(tmp_path, policy=POLICY)
@@ -62,6 +74,22 @@ async def test_a_stream_from_its_join_to_its_end(tmp_path: Path, lines: pytest.L
         ("expired", "token:dash", "prefix=/svc/", "credentials"),
     ]
     assert World(tmp_path).control.rule(identity, (SVC,)) == "fence"
+
+
+def test_rules_are_remembered_within_bounds(tmp_path: Path) -> None:
+    """Clients choose selections, so what is remembered of them is bounded in number and in bytes."""
+    control, identity = (
+        World(tmp_path, policy=POLICY).control,
+        make_identity("token", "dash", roles=frozenset({"reader"})),
+    )
+    for number in range(MAX_REMEMBERED + 10):
+        assert control.rule(identity, (KeyRange("key", b"/svc/%d" % number),)) == "reader"
+    for number in range(10):
+        assert control.rule(identity, (KeyRange("key", b"/svc/%d" % number + b"a" * 4000),)) == "reader"
+    remembered = [ranges for _, ranges, _ in control._deciding]
+
+    assert 0 < len(remembered) <= MAX_REMEMBERED
+    assert all(len(one.name) < 1000 for ranges in remembered for one in ranges)
 
 
 async def test_nothing_is_worked_out_for_a_log_that_is_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -132,7 +132,6 @@ def test_ranges_in_a_query() -> None:
         KeyRange("prefix", b"/a\xff"), KeyRange("key", b"b c"), KeyRange("prefix", b""),
     ]  # fmt: skip
     assert len(ranges_in(b"&".join([b"key=" + b"k" * 5000] * 500))) == 32
-    assert all(len(one.name) == 256 for one in ranges_in(b"key=" + b"k" * 5000))
 
 
 parts = st.one_of(
@@ -146,4 +145,4 @@ def test_any_query_can_be_logged(raw: bytes) -> None:
     found = ranges_in(raw)
 
     assert len(found) <= MOST_RANGES
-    assert all(len(one.name) <= 256 and str(one).isprintable() for one in found)
+    assert all(str(one).isprintable() for one in found)
