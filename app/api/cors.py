@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Send
+
+from ..core.errors import BadRequestError
+from .problems import problem
 
 
 class Cors(CORSMiddleware):
@@ -32,9 +37,25 @@ class Cors(CORSMiddleware):
                 "X-Etcd-Revision",
                 "X-Gateway-Instance",
                 "X-Gateway-State",
+                "X-Gateway-Tier",
                 "X-Request-Id",
             ],
         )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the answer to a preflight. A refusal is a problem, and says nothing of other pages' rights."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == HTTPStatus.OK:
+            return answer
+        refused = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
+        error = BadRequestError(
+            f"a page of another origin may not send this request, because of its {refused}; GATEWAY_CORS_ORIGINS lists "
+            "the origins",
+            code="preflight-refused",
+        )
+        refusal = problem(error)
+        refusal.headers["Vary"] = answer.headers["Vary"]
+        return refusal
 
     async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
         """Send one message of a response, with each name in ``Vary`` once."""

@@ -333,7 +333,7 @@ _CODES: dict[int, tuple[str, str, tuple[str, ...]]] = {
     400: ("BadRequest", BadRequestError.title, (
         "invalid-parameter", "missing-parameter", "conflicting-parameters", "repeated-parameter", "selection-too-wide",
         "unknown-parameter", "too-long", "prefix-too-short", "malformed-request", "https-required",
-        "conflicting-credentials", "session-too-large",
+        "conflicting-credentials", "session-too-large", "preflight-refused",
     )),
     401: ("Unauthorized", UnauthorizedError.title, ("unauthorized",)),
     403: ("Forbidden", ForbiddenError.title, ("forbidden", "cross-origin")),

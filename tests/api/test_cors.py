@@ -35,7 +35,8 @@ async def test_a_named_origin_may_read() -> None:
 
     assert named.headers["access-control-allow-origin"] == PAGE
     exposed = named.headers["access-control-expose-headers"].split(", ")
-    assert {"ETag", "Preference-Applied", "X-Etcd-Revision", "X-Gateway-State"} <= set(exposed)
+    gateways = {"X-Gateway-Instance", "X-Gateway-State", "X-Gateway-Tier"}
+    assert {"ETag", "Preference-Applied", "X-Etcd-Revision", *gateways} <= set(exposed)
     assert "access-control-allow-origin" not in other.headers
 
 
@@ -48,3 +49,17 @@ async def test_the_headers_that_a_page_may_send(header: str, status: int) -> Non
     asked = {"Access_Control_Request_Method": "GET", "Access_Control_Request_Headers": header}
 
     assert (await answer(None, PAGE, "OPTIONS", **asked)).status_code == status
+
+
+@pytest.mark.parametrize("about", [{"Origin": "https://other.example"}, {"Access-Control-Request-Method": "PUT"}])
+async def test_a_preflight_that_is_refused(about: dict[str, str]) -> None:
+    """The refusal is a problem, and names no origin, method or header that other pages may use."""
+    headers = {"Origin": PAGE, "Access-Control-Request-Method": "GET", **about}
+    transport = httpx.ASGITransport(Cors(Response(), [PAGE]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        refused = await http.options("/v1/kv", headers=headers)
+
+    assert (refused.status_code, refused.json()["code"]) == (400, "preflight-refused")
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["vary"].startswith("Origin")
+    assert not [name for name in refused.headers if name.startswith("access-control-")]
