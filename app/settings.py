@@ -24,8 +24,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .prefixes import NOTHINGS, wrong_with_prefix
-from .units import processes, seconds, size
-from .urls import endpoint, is_origin
+from .units import number, processes, seconds, size, version
+from .urls import endpoint, is_host, is_origin
 
 PREFIX = "GATEWAY_"
 # Further variables that mean a setting.
@@ -38,29 +38,11 @@ G = TypeVar("G")
 
 # The longest duration, ten years. A longer one is a typing error, and so is infinity.
 MAX_SECONDS = 10 * 365 * 24 * 3600
-_NUMBER = re.compile(r"\s*[0-9]+\s*")
-_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _PASSWORD = re.compile(r"//[^/]*@")
 # Control characters, and surrogates: Python decodes bytes of the environment that are not UTF-8 to surrogates.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # A header's name (RFC 9110, section 5.1), or nothing.
 _HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
-
-
-def _number(value: Any) -> Any:
-    """Refuse numbers that are not plain digits: pydantic also accepts ``8080.0``, ``8_080`` and ``+8080``."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
-        msg = f"{value!r} is not a number; use digits only"
-        raise ValueError(msg)
-    return value
-
-
-def _version(value: Any) -> Any:
-    """Refuse text that is not a whole version: ``3.5`` does not say whether a fix of 3.5.8 is in it."""
-    if isinstance(value, str) and value and _VERSION.fullmatch(value) is None:
-        msg = f"{value!r} is not a version of etcd; use three numbers, like 3.5.16"
-        raise ValueError(msg)
-    return value
 
 
 def _items(value: Any) -> Any:
@@ -99,7 +81,7 @@ def _text(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(le=MAX_SECONDS)]
 Size = Annotated[int, BeforeValidator(size)]
-Number = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[int, BeforeValidator(number)]
 Text = Annotated[str, BeforeValidator(_text)]
 File = Annotated[Path | None, BeforeValidator(_nothing)]
 Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
@@ -124,7 +106,7 @@ class Settings(BaseSettings):
     etcd_key: File = Field(None, description="PEM file of the client certificate's private key, not encrypted")
     etcd_user: Text = Field("", description="etcd user to log in as")
     etcd_password_file: File = Field(None, description="file with the etcd user's password")
-    etcd_version: Annotated[str, BeforeValidator(_version)] = Field(
+    etcd_version: Annotated[str, BeforeValidator(version)] = Field(
         "",
         pattern=r"^([0-9]+\.[0-9]+\.[0-9]+)?$",
         description="the oldest version among etcd's members, for members that tell their version to root only",
@@ -140,7 +122,7 @@ class Settings(BaseSettings):
     upstream_token_file: File = Field(None, description="file with the bearer token for the upstream")
     host: Text = Field("127.0.0.1", description="address to listen on")
     port: Number = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free port")
-    admin_port: Annotated[int | None, BeforeValidator(_number), BeforeValidator(_nothing)] = Field(
+    admin_port: Annotated[int | None, BeforeValidator(number), BeforeValidator(_nothing)] = Field(
         None, ge=0, le=65535, description="separate port for /metrics, /v1/feeds and the probes"
     )
     tls_cert: File = Field(None, description="PEM file of the certificate and its chain; the ports then speak HTTPS")
@@ -386,7 +368,23 @@ class Settings(BaseSettings):
         if not all(value):
             msg = "must not have an empty item among others; remove a comma"
             raise ValueError(msg)
+        for item in map(_text, value):
+            if item.startswith(("[", "{")):
+                raise ValueError(f"{item!r} is JSON; separate items by commas, without brackets and quotation marks")
         return value
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        if value and not is_host(value):
+            raise ValueError(f"{value!r} is not an address; use one like 0.0.0.0 or ::, without a port or a scheme")
+        return value
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Settings:
+        if self.port and self.port == self.admin_port:
+            raise ValueError(f"{named('admin_port')}: must not be the port of {named('port')}, {self.port}")
+        return self
 
     @model_validator(mode="after")
     def _check_fence(self) -> Settings:

@@ -1,4 +1,4 @@
-"""Durations and sizes: how settings and parameters write them, and how the gateway shows them.
+"""Durations, sizes and other numbers: how settings and parameters write them, and how the gateway shows them.
 
 Durations are in seconds, or with a unit: ``30``, ``30s``, ``500ms``, ``5m``, ``1h``. Sizes are in bytes, or with a
 unit: ``65536``, ``64KiB``, ``16MiB``.
@@ -15,6 +15,7 @@ from typing import Any
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _NUMBER = re.compile(r"\s*[0-9]+\s*")
 # A worker needs a processor to be of use: more than this many is a typing error.
 MOST_WORKERS = 256
@@ -41,6 +42,22 @@ def size(value: Any) -> Any:
         msg = f"{value!r} is not a size; use bytes, or 64KiB, 16MiB, 1GiB"
         raise ValueError(msg)
     return int(match[1]) * _SCALES[match[2]]
+
+
+def number(value: Any) -> Any:
+    """Refuse numbers that are not plain digits: pydantic also accepts ``8080.0``, ``8_080`` and ``+8080``."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
+        msg = f"{value!r} is not a number; use digits only"
+        raise ValueError(msg)
+    return value
+
+
+def version(value: Any) -> Any:
+    """Refuse text that is not a whole version: ``3.5`` does not say whether a fix of 3.5.8 is in it."""
+    if isinstance(value, str) and value and _VERSION.fullmatch(value) is None:
+        msg = f"{value!r} is not a version of etcd; use three numbers, like 3.5.16"
+        raise ValueError(msg)
+    return value
 
 
 def show_seconds(value: float) -> str:

@@ -1,12 +1,24 @@
-"""The URLs that settings contain: endpoints of etcd, and origins of pages."""
+"""The URLs and hosts that settings contain: endpoints of etcd, origins of pages, the address to listen on."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
 _PORTS = {"http": 80, "https": 443}
+
+
+def is_host(text: str) -> bool:
+    """Whether *text* can be an address or a host's name, perhaps in brackets: nothing else stands beside it."""
+    bare = text.removeprefix("[").removesuffix("]")
+    if ":" not in bare:
+        return re.search(r"[\s/@\[\]?#,]", bare) is None
+    try:
+        return bool(ipaddress.IPv6Address(bare))
+    except ValueError:
+        return False
 
 
 def is_origin(text: str) -> bool:

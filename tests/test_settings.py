@@ -368,6 +368,39 @@ def test_access_lists() -> None:
     assert load({"jwt_algorithms": "", "jwt_audience": "", "auth_proxies": ""}).jwt_algorithms == ()
 
 
+@pytest.mark.parametrize("text", ["[]", '["a"]', "{}", "null", "a,None", "'a'", '"a"', "a,~", "<no value>", "\u00a0"])
+@pytest.mark.parametrize("name", ["jwt_audience", "jwt_algorithms", "auth_proxies", "trusted_proxies"])
+def test_no_access_lists(name: str, text: str) -> None:
+    """What a template renders for a list, or for nothing, is not an audience, an algorithm or a proxy."""
+    (line,) = refused(**{name: text})
+
+    assert line.startswith(f"{PREFIX}{name.upper()} ")
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        *((one, True) for one in ("", "127.0.0.1", "::", "[::1]", "fe80::1%eth0", "localhost", "gateway.example")),
+        *((one, False) for one in ("0.0.0.0:8080", "http://0.0.0.0", "a b", "0.0.0.0,::", "[::1]:80", "a/b", ":80")),
+    ],
+)
+def test_the_address_to_listen_on(text: str, good: bool) -> None:
+    """A host alone: a port beside it would be found only when the gateway binds."""
+    if good:
+        assert load({"host": text, "allow_prefixes": "/a/"}).host == text
+    else:
+        (line,) = refused(host=text, allow_prefixes="/a/")
+        assert line.startswith("GATEWAY_HOST (--host): ")
+
+
+def test_both_ports_are_one() -> None:
+    """The admin port must be another one, unless the system chooses both."""
+    assert load({"port": "0", "admin_port": "0"}).admin_port == 0
+    (line,) = refused(port="8080", admin_port="8080")
+
+    assert line == "GATEWAY_ADMIN_PORT (--admin-port): must not be the port of GATEWAY_PORT (--port), 8080"
+
+
 def test_another_name_of_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The roles header has two variables and one flag; a mistake names the setting, and neither variable is unknown."""
     monkeypatch.setenv("GATEWAY_AUTH_ROLES_HEADER", "X-Old")
@@ -544,7 +577,7 @@ def test_a_variable_means_what_its_flag_means(text: str, monkeypatch: pytest.Mon
     refusing = {line.removeprefix(PREFIX).partition(" ")[0].lower() for line in lines}
     accepting = set(Settings.model_fields) - refusing
     assert refusing < set(Settings.model_fields)
-    apart = TOGETHER | {"upstream"}  # an upstream stands for etcd
+    apart = TOGETHER | {"upstream", "admin_port"}  # an upstream stands for etcd; the two ports must differ
     assert isinstance(alike(accepting - apart), Settings)
     for name in accepting & apart:
         alike([name])
@@ -585,7 +618,7 @@ def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
     """An odd value has its plain meaning, or is refused by name."""
     for name in names:
         for text in ODD:
-            found = loaded({name: text})
+            found = loaded({"port": "0"} | {name: text})  # 8080 is the port by default
             if text in taken:
                 assert getattr(found, name) == taken[text], (name, text)
             else:
