@@ -20,6 +20,8 @@ from .gateway import credentials_of, quotas_of, upstream_token_of
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
 from .spelling import SECTIONS, flag_of, likely_meant, shown, variable_of
 from .tls import UpstreamTls, make_tls
+from .workers.count import workers_of
+from .workers.hub_socket import check_place
 
 # The parts of a URL that may be secret: a user with a password, and a query with a key.
 _SECRETS = ((re.compile("//[^/@]*@"), "//***@"), (re.compile(r"\?[^,]*"), "?***"))
@@ -82,6 +84,7 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
         lambda: quotas_of(settings),
         lambda: UpstreamTls(settings, wall=time.time),
         lambda: upstream_token_of(settings),
+        lambda: check_place() if workers_of(settings.workers) > 1 else None,
     )
     faults: list[str] = []
     for step in steps:

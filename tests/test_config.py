@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,18 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         assert named in text
     (tmp_path / "long").write_text("x" * 40)
     assert "GATEWAY_POLICY_FILE" in "\n".join(report_of({name: str(value) for name, value in files.items()}).notes)
+
+
+def test_the_place_of_the_hubs_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With workers, serve needs a folder for a socket. The check looks for it, and leaves nothing there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert report_of({"workers": "2"}).status == 0
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    report = report_of({"workers": "2"})
+
+    assert (report.status, report_of({"workers": "1"}).status) == (2, 0)
+    assert "GATEWAY_WORKERS (--workers)" in "\n".join(report.notes)
 
 
 def test_the_files_of_an_edge(tmp_path: Path) -> None:

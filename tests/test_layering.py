@@ -48,7 +48,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stream": {"core", "ports", "watch"},
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "tier", "tls", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "tls", "watch"},
-    "config": {"access", "core", "descriptors", "gateway", "settings", "spelling", "tls"},
     "api": {
         "access",
         "core",
@@ -93,6 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tls",
         "watch",
     },
+    "config": {"access", "core", "descriptors", "gateway", "settings", "spelling", "tls", "workers"},
     "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio"},
     "cli": {
         "access",

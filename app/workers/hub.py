@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
-import shutil
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 from .. import logs
 from ..access.setup import make_access_control
@@ -21,12 +18,13 @@ from ..main import create_app
 from ..ports import spawn
 from ..server.admission import Admission
 from ..server.run import GatewayServer, listen, make_config, warn_of_deprecated
-from ..server.sockets import BACKLOG, bind
+from ..server.sockets import bind
 from ..server.stop import HURRY, Stopping
-from ..settings import Settings, SettingsError
+from ..settings import Settings
 from ..signals import SIGNALS
 from ..tls import make_tls
 from .acceptor import Acceptor
+from .hub_socket import listen_at, private_path
 from .passing import Port
 from .shares import of_hub, of_worker
 from .team import Team
@@ -52,7 +50,7 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
     make_access_control(settings, clock=time.monotonic, wall=time.time, draw=random.random)
     make_tls(settings, clock=time.monotonic, wall=time.time)
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_private_path())
+        path = stack.enter_context(private_path())
         listening: dict[Port, socket.socket] = {}
         ports: list[tuple[Port, int | None, str]] = [
             ("clients", settings.port, "GATEWAY_PORT (--port)"),
@@ -78,7 +76,7 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
         app = create_app(gateway=gateway, workers=team)
         server = GatewayServer(make_config(app, own, Admission(gateway.capacity)), gateway)
         hub = Hub(gateway, team, acceptor)
-        socket_of_hub = _listen_at(path)
+        socket_of_hub = listen_at(path)
         stack.callback(socket_of_hub.close)
         with SIGNALS.heard_by(asyncio.get_running_loop(), hub.told):
             async with gateway.running():
@@ -92,36 +90,6 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
                     server.should_exit = True
                     await asyncio.gather(serving, return_exceptions=True)
                     server.cut_off()
-
-
-@contextlib.contextmanager
-def _private_path() -> Iterator[Path]:
-    """Make a path for the hub's socket, which no other user can reach."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="etcd-watch-gateway-"))
-    except OSError as error:
-        raise SettingsError(
-            "GATEWAY_WORKERS (--workers): more than one worker needs a folder for a socket, and no temporary folder "
-            f"can be written: {error.strerror}; set TMPDIR to one that can, or mount one at /tmp"
-        ) from None
-    try:
-        yield folder / "hub"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _listen_at(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(str(path))
-    except OSError as error:  # "AF_UNIX path too long" has no number
-        sock.close()
-        raise SettingsError(
-            f"GATEWAY_WORKERS (--workers): the socket {path} cannot be made: {error.strerror or error}; set TMPDIR "
-            "to a folder with a shorter path, or one that can hold a socket"
-        ) from None
-    sock.listen(BACKLOG)
-    return sock
 
 
 class Hub(Stopping):

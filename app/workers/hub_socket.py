@@ -1,0 +1,50 @@
+"""The Unix socket at which the hub serves its workers: in a folder that only the gateway's user can reach."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..server.sockets import BACKLOG
+from ..settings import SettingsError
+
+
+@contextlib.contextmanager
+def private_path() -> Iterator[Path]:
+    """Make a path for the hub's socket, which no other user can reach. Raises SettingsError if that cannot be."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="etcd-watch-gateway-"))
+    except OSError as error:
+        raise SettingsError(
+            "GATEWAY_WORKERS (--workers): more than one worker needs a folder for a socket, and no temporary folder "
+            f"can be written: {error.strerror}; set TMPDIR to one that can, or mount one at /tmp"
+        ) from None
+    try:
+        yield folder / "hub"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def listen_at(path: Path) -> socket.socket:
+    """Return a socket that listens at *path*. Raises SettingsError if that cannot be."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+    except OSError as error:  # "AF_UNIX path too long" has no number
+        sock.close()
+        raise SettingsError(
+            f"GATEWAY_WORKERS (--workers): the socket {path} cannot be made: {error.strerror or error}; set TMPDIR "
+            "to a folder with a shorter path, or one that can hold a socket"
+        ) from None
+    sock.listen(BACKLOG)
+    return sock
+
+
+def check_place() -> None:
+    """Make the socket, and remove it. Raises SettingsError if that cannot be."""
+    with private_path() as path:
+        listen_at(path).close()
