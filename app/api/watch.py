@@ -20,6 +20,7 @@ from .requests import (
     caller_of,
     coding_for,
     header_of,
+    headers_of,
     identity_of,
     query_of,
     request_id_of,
@@ -71,7 +72,7 @@ class Watch:
         selection, cut = query.selection, query.cut
         asked = ranges = selection.ranges
         keys_only = selection.keys_only
-        accept = header_of(request, b"accept") or ""
+        accept = ",".join(headers_of(request, b"accept"))
         chosen = format_of(accept, query.format)
         access = self._gateway.access
         if cut:
@@ -101,7 +102,7 @@ class Watch:
 
 def _early(request: Request) -> WatchRequest:
     """Return what the refusal of a request needs whose credentials and parameters nobody has looked at."""
-    accept = header_of(request, b"accept") or ""
+    accept = ",".join(headers_of(request, b"accept"))
     return WatchRequest(
         Selection(()),
         format_of(accept, None),

@@ -23,7 +23,13 @@ class Coding(Enum):
 
 
 def _media_types(accept: str) -> list[str]:
-    return [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    """Return the types that the header names, without those of weight 0, which the client does not accept."""
+    found = []
+    for member in accept.lower().split(","):
+        name, *parameters = member.split(";")
+        if not parameters or _weight(parameters) > 0:
+            found.append(name.strip())
+    return found
 
 
 def names_event_stream(accept: str) -> bool:
@@ -70,7 +76,7 @@ def asks_for_gzip(accept_encoding: str) -> bool:
 
 
 def _weight(parameters: list[str]) -> float:
-    """Return the weight; 0 if it is not one, because plain bytes are never wrong."""
+    """Return the weight; 0 if it is not one: then what the header names is not sent."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":

@@ -18,6 +18,8 @@ def parse_wait(header: str) -> int:
     for name, value in _PREFERENCE.findall(header):
         if name.lower() == "wait":
             seconds = value.strip('"')
-            # Nine digits: int() of a longer text takes ever longer.
-            return min(int(seconds), MOST_WAIT) if re.fullmatch(r"[0-9]{1,9}", seconds) else 0
+            if re.fullmatch(r"[0-9]+", seconds) is None:
+                return 0
+            # int() of a longer text takes ever longer.
+            return min(int(seconds), MOST_WAIT) if len(seconds) < 10 else MOST_WAIT
     return 0

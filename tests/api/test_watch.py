@@ -48,6 +48,14 @@ def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
     return Watch(gateway)._understand(Request(http_scope("/v1/watch", query, headers=raw)), ANONYMOUS)
 
 
+def test_accept_in_several_lines(gateway: Gateway) -> None:
+    """Several lines of a header are one list (RFC 9110, section 5.3): a proxy may divide it."""
+    raw = [(b"accept", b"text/html"), (b"accept", b"application/x-ndjson")]
+    asked = Watch(gateway)._understand(Request(http_scope("/v1/watch", b"prefix=/a", headers=raw)), ANONYMOUS)
+
+    assert asked.format == "ndjson"
+
+
 @pytest.mark.parametrize(
     ("query", "accept", "format_", "holdable"),
     [

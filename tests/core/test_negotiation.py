@@ -19,6 +19,7 @@ from app.core.negotiation import Coding, asks_for_gzip, coding_of, format_of, na
         ("*/*", False),
         ("text/*", False),
         ("text/event-streams", False),
+        ("text/event-stream;q=0", False),
         ("", False),
     ],
 )
@@ -38,6 +39,8 @@ def test_only_the_name_itself_makes_an_event_source(accept: str, names: bool) ->
         ("application/jsonl; q=1", None, "ndjson"),
         ("text/event-stream, application/x-ndjson", None, "sse"),
         ("application/x-ndjson, text/event-stream", None, "ndjson"),
+        ("text/event-stream; q=0.0, application/x-ndjson", None, "ndjson"),
+        ("application/x-ndjson;q=0", None, "sse"),
         ("text/event-stream", "ndjson", "ndjson"),
         ("application/x-ndjson", "sse", "sse"),
     ],
