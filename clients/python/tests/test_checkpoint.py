@@ -32,7 +32,13 @@ def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format":2}', '{"format":1,"query":""}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "null", '{"format":2}', '{"format":1,"query":""}', "[" * 100_000),
+        '{"format":1,"query":"","revision":Infinity,"cursor":"","entries":[]}',
+    ],
+)
 def test_a_file_that_cannot_be_used_is_ignored(tmp_path: Path, content: str) -> None:
     """Then the gateway sends the state."""
     (tmp_path / "mirror").write_text(content)

@@ -64,7 +64,7 @@ def load(path: Path, query: str) -> Checkpoint | None:
         return Checkpoint(entries, int(content["revision"]), str(content["cursor"]))
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # written by another program, or cut: the gateway sends the state
 
 

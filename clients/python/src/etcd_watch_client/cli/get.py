@@ -8,7 +8,7 @@ import contextlib
 import json
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -23,6 +23,8 @@ from ..tls import Http
 from . import statuses
 from .statuses import CommandError
 from .text import item, printable
+
+T = TypeVar("T")
 
 
 class Reader:
@@ -46,7 +48,7 @@ class Reader:
     async def key(self, name: bytes) -> Entry | None:
         """Return one key; None if it does not exist."""
         try:
-            return parse_entry((await self._get(f"key={quote(name, safe='')}"))["kv"])
+            return await self._get(f"key={quote(name, safe='')}", lambda answer: parse_entry(answer["kv"]))
         except RefusedError as error:
             if error.code == "key-not-found":
                 return None
@@ -68,24 +70,24 @@ class Reader:
         gateway = self._gateways[self._backoff.index]
         with contextlib.suppress(RefusedError, StreamEnd, TimeoutError, httpx.HTTPError):
             async with asyncio.timeout(self._timeout):
-                return bool((await self._ask(f"{gateway}/v1/kv?prefix={quote(prefix, safe='')}&count_only=1"))["count"])
+                url = f"{gateway}/v1/kv?prefix={quote(prefix, safe='')}&count_only=1"
+                return await self._ask(url, lambda answer: bool(answer["count"]))
         return False
 
     async def _pages(self, query: str) -> list[Entry]:
-        page = await self._get(query)
-        entries = [parse_entry(one) for one in page["kvs"]]
-        while "next_page" in page:
-            page = await self._get(f"{query}&page={quote(page['next_page'], safe='')}")
-            entries += [parse_entry(one) for one in page["kvs"]]
+        entries, next_page = await self._get(query, _page)
+        while next_page:
+            more, next_page = await self._get(f"{query}&page={quote(next_page, safe='')}", _page)
+            entries += more
         return entries
 
-    async def _get(self, query: str) -> dict[str, Any]:
+    async def _get(self, query: str, take: Callable[[Any], T]) -> T:
         while True:
             gateway = self._gateways[self._backoff.index]
             self.why = self.why or f"{gateway}: no answer yet"
             try:
                 async with asyncio.timeout(self._timeout):
-                    return await self._ask(f"{gateway}/v1/kv?{query}{self._least}")
+                    return await self._ask(f"{gateway}/v1/kv?{query}{self._least}", take)
             except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
                 raise
             except (StreamEnd, TimeoutError, httpx.HTTPError) as end:
@@ -93,16 +95,24 @@ class Reader:
                 wait = end.wait if isinstance(end, StreamEnd) else 0
             await asyncio.sleep(self._backoff.delay(wait, random.random()))  # noqa: S311 - jitter, not a secret
 
-    async def _ask(self, url: str) -> dict[str, Any]:
+    async def _ask(self, url: str, take: Callable[[Any], T]) -> T:
+        """Return what *take* makes of the answer. Raises StreamEnd if the answer is not one of the gateway."""
         async with self._client.stream("GET", url, headers=await self._bearer.headers()) as response:
             if response.status_code != httpx.codes.OK or media_type(response) != "application/json":
                 raise await refusal(response)
             try:
-                answer: dict[str, Any] = json.loads(await response.aread())
-            except ValueError:
+                taken = take(json.loads(await response.aread()))
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 raise StreamEnd("not an answer of the gateway") from None
             self._backoff.succeed()
-            return answer
+            return taken
+
+
+def _page(answer: Any) -> tuple[list[Entry], str]:
+    next_page = answer.get("next_page", "")
+    if not isinstance(next_page, str):
+        raise TypeError(next_page)
+    return [parse_entry(one) for one in answer["kvs"]], next_page
 
 
 async def run(
