@@ -35,7 +35,7 @@ class TrustedProxy:
             peer: the IP address of the connection; None if it is not known.
 
         Raises:
-            BadRequestError: a header stands twice: the proxy has appended its own to the client's.
+            BadRequestError: a header appears twice: the proxy has appended its own to the client's.
             UnauthorizedError: the user's name is empty, or cannot be a name.
         """
         if not self.trusts(peer):
@@ -46,7 +46,7 @@ class TrustedProxy:
         roles = [value for name, value in headers if name == self._roles_header]
         if len(names) > 1 or len(roles) > 1:
             raise BadRequestError(
-                "the header with the user's name or roles stands twice; the proxy must replace what the client sent",
+                "the header with the user's name or roles appears twice; the proxy must replace what the client sent",
                 code="conflicting-credentials",
             )
         try:

@@ -85,7 +85,7 @@ def parse_tokens(data: bytes) -> Tokens:
     for index, entry in enumerate(load_yaml(data, TokensDocument).tokens or []):
         digest = bytes.fromhex(entry.sha256)
         if digest in found:
-            raise FileError(f"tokens[{index}].sha256: stands twice; each token belongs to one entry")
+            raise FileError(f"tokens[{index}].sha256: appears twice; each token belongs to one entry")
         found[digest] = make_identity(
             "token",
             entry.name,

@@ -29,7 +29,7 @@ class Entry(BaseModel):
 
 
 class _Loader(_Base):  # type: ignore[misc]  # its type depends on the platform
-    """Reads every plain word but ``null`` as text, and refuses a name that stands twice.
+    """Reads every plain word but ``null`` as text, and refuses a name that appears twice.
 
     YAML 1.1 reads the role ``no`` as false, and a hash of digits as a number. PyYAML takes the last of two equal names,
     so a second ``roles:`` would silently replace the first.
@@ -47,7 +47,7 @@ class _Loader(_Base):  # type: ignore[misc]  # its type depends on the platform
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: a name must be a text")
             if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the same name stands twice in one mapping")
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the same name appears twice in one mapping")
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 

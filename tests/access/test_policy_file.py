@@ -54,7 +54,7 @@ def test_empty_parts(text: str) -> None:
         ("roles: {r: {read: ['/a/{b}']}}", "whole segment"),
         ("roles: {r: {read: ['', '/a/']}}", "would permit every key"),
         ("roles: {r: {read: ['/a/', 'prefix=']}}", "would permit every key"),
-        ("roles: {r: {read: ['/a/', ]}}\nroles: {}", "stands twice"),
+        ("roles: {r: {read: ['/a/', ]}}\nroles: {}", "appears twice"),
         ("roles: {r: {write: ['/a/']}}", "is not a name that this file knows"),
         ("roles: {'r*': {}}", "roles"),
         ("roles: {}\nbindings: [{identity: 'token:a', roles: [r]}]", r"bindings\[0\].roles: r is not a role"),

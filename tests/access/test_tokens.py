@@ -76,7 +76,7 @@ GOOD = digest(b"x")
         (f"name: a, sha256: {GOOD}, expires: tomorrow", "is not a time"),
         (f"name: a, sha256: {GOOD}, expires: 2027-01-01", "has no time zone"),
         (f"name: a, sha256: {GOOD}, token: secret", "is not a name that this file knows"),
-        (f"name: a, sha256: {GOOD}}}, {{name: b, sha256: {GOOD.upper()}", "stands twice"),
+        (f"name: a, sha256: {GOOD}}}, {{name: b, sha256: {GOOD.upper()}", "appears twice"),
     ],
 )
 def test_what_is_not_an_entry(entry: str, why: str) -> None:
