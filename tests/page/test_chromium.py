@@ -189,7 +189,7 @@ async def test_bytes_that_are_no_text(page: Page, gateway: FakeGateway) -> None:
     )
     await stream.item("/w==", "text", 3)
     await stream.synced(4)
-    await shows(page, ROWS, [["/w==", "text", "3"], ["\\xff", "3 bytes that are no text", "3"]])
+    await shows(page, ROWS, [["/w==", "text", "3"], ["\\xff", "3 bytes that are not text", "3"]])
     await page.locator("#keys-grid [role=row]", has_text="xff").click()
     await expect(page.locator("#value-content")).to_have_text(re.compile(r"^00000000  00 01 ff +\.\.\.\s*$"))
     await expect(page.locator(".command")).to_contain_text("v1/kv?key=%ff'")

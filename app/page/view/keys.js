@@ -147,7 +147,7 @@ export class Keys {
       this.rebuild();
     };
     $('#columns').replaceChildren(
-      this.#fields.length ? h('p', {}, 'Members of the JSON values') : h('p', {}, 'These values are no JSON objects, so there are no columns to choose.'),
+      this.#fields.length ? h('p', {}, 'Members of the JSON values') : h('p', {}, 'These values are not JSON objects, so there are no columns to choose.'),
       ...this.#fields.slice(0, 60).map(({ field, share }) => h('label', {},
         h('input', { type: 'checkbox', checked: chosen.has(field), onchange: ({ target }) => {
           if (target.checked) chosen.add(field); else chosen.delete(field);
@@ -185,7 +185,7 @@ export class Keys {
 
   #preview(entry, cell) {
     const bytes = byteLength(entry);
-    if (entry.valueBase64 !== undefined) return cell('preview dim', `${plural(bytes, 'byte')} that are no text`);
+    if (entry.valueBase64 !== undefined) return cell('preview dim', `${plural(bytes, 'byte')} that are not text`);
     const { text, more } = preview(entry.value ?? '', LONGEST);
     return cell('preview mono', text, more ? h('span', { class: 'more' }, ` … ${size(bytes)}`) : null);
   }
