@@ -147,7 +147,8 @@ def parse_choice(query: Mapping[str, bytes], name: str, choices: tuple[str, ...]
     if value is None:
         return None
     if text(value) not in choices:
-        raise BadRequestError(f"{name!r} must be one of {', '.join(choices)}, not {text(value)!r}", parameter=name)
+        allowed = f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+        raise BadRequestError(f"{name!r} must be {allowed}, not {text(value)!r}", parameter=name)
     return text(value)
 
 
