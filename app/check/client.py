@@ -303,7 +303,7 @@ def _reason(error: Exception) -> str:
         return "timed out"
     if isinstance(error, ConnectionError) and error.errno:
         # asyncio's message names the address, but not the reason.
-        return f"[Errno {error.errno}] {os.strerror(error.errno)}"
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
 

@@ -220,7 +220,7 @@ class Through:
             await asyncio.sleep(LOOK)
             now, clients = await self._listed()
             if now != instance:
-                text = f"{self._options.admin_url} is several gateways ({instance}, {now}), or was restarted"
+                text = f"several gateways answer at {self._options.admin_url} ({instance}, {now}), or one was restarted"
                 return replace(shown, trouble=text)
         waited = self._clock() - left
         return replace(shown, waited=waited, released=None if clients else waited)
