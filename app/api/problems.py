@@ -56,7 +56,8 @@ def install(app: FastAPI) -> None:
             answer = problem(MethodNotAllowedError(f"{request.method} is not allowed here; use {use}"))
             answer.headers["Allow"] = ", ".join(allowed)
             return answer
-        return problem(NotFoundError(f"there is no endpoint at {request.url.path[:128]!r}", code="no-such-path"))
+        text = f"there is no endpoint at {request.url.path[:128]!r}; /docs lists the endpoints"
+        return problem(NotFoundError(text, code="no-such-path"))
 
     async def validation_error(_request: Request, _error: Exception) -> Response:
         # No endpoint declares its parameters to FastAPI (they are bytes), so this is never the client's fault.
