@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,16 +20,16 @@ PROGRAM = "etcd-watch-gateway"
 
 _EXAMPLES = f"""\
 examples:
-  {PROGRAM} dev                                          try it: an embedded etcd and sample data
-  {PROGRAM} serve --etcd http://127.0.0.1:2379           run it
-  {PROGRAM} config check                                 are the settings right? starts nothing
-  {PROGRAM} check --prefix /probe/                       does the running gateway release its watches?
+  {PROGRAM} dev                                 try it: an embedded etcd and sample data
+  {PROGRAM} serve --etcd http://127.0.0.1:2379  run it in front of your etcd
+  {PROGRAM} config check                        are the settings right? starts nothing
+  {PROGRAM} check --prefix /probe/              does the running gateway release its watches?
 
 {PROGRAM} COMMAND --help explains a command."""
 
 _SETTINGS = """\
-Every flag is also a variable: --max-feeds 500 is GATEWAY_MAX_FEEDS=500. A flag overrides the variable. Durations are
-30, 30s, 500ms, 5m or 1h, sizes are 65536, 64KiB, 16MiB or 1GiB, and lists are separated by commas."""
+Every flag is also an environment variable: --max-feeds 500 is GATEWAY_MAX_FEEDS=500. A flag overrides the variable.
+Write a duration as 30, 30s, 500ms, 5m or 1h, a size as 65536, 64KiB, 16MiB or 1GiB, and a list with commas."""
 
 _SERVE = f"""\
 examples:
@@ -35,12 +37,16 @@ examples:
   {PROGRAM} serve --host '' --allow-prefixes /svc/,/config/ --token-file /run/secrets/token
   {PROGRAM} serve --tls-cert tls.crt --tls-key tls.key --tokens-file tokens.yaml --policy-file policy.yaml"""
 
+_DEV = """\
+Run the gateway with an embedded etcd and sample data. dev follows no other gateway (--upstream is refused), and is
+always one process (--workers has no effect)."""
+
 _CHECK = """\
 Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and report whether every watch
-was released. Exit status: 0 all back, 1 a leak, 2 cannot tell.
+was released. Exit status: 0 all released, 1 a leak, 2 cannot tell.
 
-With --through, follow streams through the URL of a proxy and without it for three heartbeats (45 s), and report what
-the proxy does to them. Exit status: 0 no fault, 1 a fault, 2 cannot tell."""
+With --through, follow streams through a proxy and without it for three heartbeats (45 s), and report what the proxy
+does to them. Exit status: 0 no fault, 1 a fault, 2 cannot tell."""
 
 _CHECKS = f"""\
 examples:
@@ -49,9 +55,9 @@ examples:
   {PROGRAM} check --prefix /probe/ --through https://gateway.example.com --put 'etcdctl put /probe/a 1' --for 5m"""
 
 _CONFIG_CHECK = """\
-Check the settings as serve does at its start: the environment, the flags, and the files that they name: tokens, policy,
-keys of JWTs, TLS certificates, etcd's credentials. Print every setting and where its value is from. Nothing is started,
-and nothing is sent.
+Check the settings as serve does at its start: the environment, the flags, and the files that they name (tokens, policy,
+keys of JWTs, TLS certificates, etcd's credentials). Print every setting, its value, and where the value comes from.
+Start nothing, and send nothing.
 
 Exit status: 0 serve would start with these settings, 2 a setting or a file is wrong."""
 
@@ -67,6 +73,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Keep the words for the hints: argparse reports a missing flag before a misspelt one."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, what was probably meant, and where help is."""
@@ -74,25 +86,41 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if message.endswith("required: command"):
+            return f" ({', '.join(self._commands())})"
         if choice is not None:
             words, known = [choice[1]], re.findall(r"[\w-]+", choice[2])
         else:
-            words = re.findall(r"--[\w-]+", message) if "unrecognized" in message else []
             known = [name for action in self._actions for name in action.option_strings]
+            said = message if "unrecognized" in message else " ".join(self._given) if "required" in message else ""
+            words = [word for word in re.findall(r"(?<!\S)--[\w-]+", said) if word not in known]
         near = [match for word in words for match in difflib.get_close_matches(word, known, 1)]
         return f"; did you mean {near[0]}?" if near else ""
 
+    def _commands(self) -> list[str]:
+        return [
+            name for action in self._actions if action.dest in ("command", "action") for name in action.choices or ()
+        ]
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+
+class _Help(argparse.HelpFormatter):
+    """argparse's own, but for texts: paragraphs are filled one by one, and indented lines stay as they are."""
+
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            part if "\n " in part else textwrap.fill(" ".join(part.split()), width, initial_indent=indent)
+            for part in text.split("\n\n")
+        )
 
 
 def parse(words: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the command and its flags. A wrong command line ends the program with status 2."""
     parser, commands = make_parser()
     arguments, unknown = parser.parse_known_args(words)
-    flags = vars(arguments)
+    flags: dict[str, Any] = vars(arguments)
     # `config` and `policy` have commands of their own.
     chosen = commands.get(f"{flags['command']} {flags.get('action')}", commands[flags["command"]])
     if unknown:
@@ -117,7 +145,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         "dev",
         help="run the gateway with an embedded etcd and sample data",
         usage=f"{PROGRAM} dev [--SETTING VALUE ...]",
-        description=f"Run the gateway with an embedded etcd and sample data.\n\n{_SETTINGS}",
+        description=f"{_DEV}\n\n{_SETTINGS}",
     )
     _add_settings(dev, without=[name for name in Settings.model_fields if name.startswith("etcd")])
     _add_check(
@@ -134,7 +162,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         help="make a bearer token",
         description="Print a new random token for a client, and its SHA-256 for the tokens file.",
     )
-    policy = _add_policy(commands.add_parser("policy", help="check a policy file"))
+    policy = _add_policy(commands.add_parser("policy", help="check a policy file, or print its schema"))
     commands.add_parser("version", help="print the version", description="Print the version.")
     return parser, {**commands.choices, **config, **policy}
 
@@ -174,11 +202,12 @@ def _add_policy(parser: Parser) -> dict[str, Parser]:
     check = actions.add_parser(
         "check",
         help="check the file and, with --as, what an identity may read",
-        description="Check a policy file. With --as, list what an identity may read. With --prefix or --key, too, say\n"
-        "whether the identity may read that.\n\nExit status: 0 permitted, 1 denied, 2 the file or a flag is wrong.",
+        description="Check a policy file. With --as, list what an identity may read. With --as and --prefix or --key, "
+        "report\nwhether the identity may read that range.\n\n"
+        "Exit status: 0 permitted, 1 denied, 2 the file or a flag is wrong.",
     )
     check.add_argument("file", type=Path, metavar="FILE", help="the policy file")
-    check.add_argument("--as", dest="identity", metavar="IDENTITY", help="token:N, jwt:ISSUER#SUBJECT or proxy:N")
+    check.add_argument("--as", dest="identity", metavar="IDENTITY", help="token:NAME, jwt:ISSUER#SUBJECT or proxy:NAME")
     for name, text in (("prefix", "prefix"), ("key", "key")):
         check.add_argument(
             f"--{name}", action="append", default=[], metavar="P", help=f"{text} to read, percent-encoded; repeatable"
@@ -186,11 +215,13 @@ def _add_policy(parser: Parser) -> dict[str, Parser]:
     check.add_argument("--keys-only", action="store_true", help="ask for the keys alone")
     check.add_argument("--role", action="append", default=[], metavar="ROLE", help="role from the token or the proxy")
     check.add_argument("--claim", action="append", default=[], metavar="NAME=VALUE", help="claim of the JWT")
-    check.add_argument("--tokens-file", type=Path, metavar="FILE", help="tokens file with the roles of token:N")
+    check.add_argument("--tokens-file", type=Path, metavar="FILE", help="tokens file with the roles of token:NAME")
     schema = actions.add_parser(
-        "schema", help="print the JSON Schema of the file", description="Print the JSON Schema of a policy file."
+        "schema",
+        help="print the JSON Schema of the file",
+        description="Print the JSON Schema of a policy file, or of a tokens file.",
     )
-    schema.add_argument("--tokens", action="store_true", help="of the tokens file instead")
+    schema.add_argument("--tokens", action="store_true", help="print the schema of the tokens file")
     return {"policy check": check, "policy schema": schema}
 
 
@@ -205,7 +236,7 @@ def _duration(text: str) -> float:
     try:
         return float(seconds(text))
     except ValueError:
-        msg = f"invalid seconds value: {text!r}; use seconds, or 500ms, 30s, 5m, 1h"
+        msg = f"invalid duration: {text!r}; use seconds, or 500ms, 30s, 5m, 1h"
         raise argparse.ArgumentTypeError(msg) from None
 
 
@@ -245,13 +276,13 @@ def _add_check(parser: Parser) -> None:
         default="",
         metavar="COMMAND",
         help="with --through: a shell command that changes a key of the prefix. It is run five times, so that the "
-        "latency of events is known also where nothing else changes",
+        "latency of events is measured even if nothing else changes",
     )
     parser.add_argument(
         "--for",
         type=_duration,
         default=0.0,
         metavar="DURATION",
-        help="with --through: measure for so long, in which you may restart a gateway (default: three heartbeats)",
+        help="with --through: how long to measure, for example while you restart a gateway (default: three heartbeats)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

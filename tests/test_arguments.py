@@ -62,7 +62,13 @@ def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture[
         (["serve", "--colour", "red"], "unrecognized arguments: --colour red\nTry:"),
         (["serve", "extra"], "unrecognized arguments: extra\nTry:"),
         (["check", "--prefix", "/", "--rounds", "0"], "argument --rounds: invalid number: '0'; use digits only, at"),
-        (["check", "--prefix", "/", "--timeout", "x"], "argument --timeout: invalid seconds value: 'x'; use seconds"),
+        (["check", "--prefix", "/", "--timeout", "x"], "argument --timeout: invalid duration: 'x'; use seconds"),
+        (["check", "--prefx", "/"], "arguments are required: --prefix; did you mean --prefix?\nTry:"),
+        (
+            [],
+            "are required: command (serve, dev, check, config, token, policy, version)\nTry: etcd-watch-gateway --help",
+        ),
+        (["config"], "are required: command (check)\nTry: etcd-watch-gateway config --help"),
     ],
 )
 def test_hints(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +78,16 @@ def test_hints(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) 
 
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paragraphs are filled to its width, and examples stay as they are."""
+    monkeypatch.setenv("COLUMNS", "60")
+    text = help_of(["config", "check"], capsys)
+
+    head, _, examples = text.partition("examples:")
+    assert max(map(len, head.splitlines())) <= 60
+    assert "  etcd-watch-gateway config check --max-feeds 500         and a flag, as serve would get it\n" in examples
 
 
 def test_values() -> None:

@@ -32,6 +32,8 @@ async def dev(settings: Settings) -> None:
         raise SettingsError(f"{named('upstream')}: dev has its own etcd, and follows no other gateway; use serve")
     if "etcd" in settings.model_fields_set:
         logger.warning("dev starts its own etcd", extra={"ignored": ",".join(settings.etcd)})
+    if settings.workers not in (1, "1"):
+        logger.warning("dev has no workers; use serve", extra={"ignored": named("workers")})
     logging.getLogger("gateway.etcd").addFilter(_as_information)
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):
