@@ -1,6 +1,6 @@
 """The audit log: who has read what, who was refused, and why. No line holds a value or a token.
 
-Its logger is ``gateway.audit``. Lines are written while any access mode is on but the static token alone.
+Its logger is ``gateway.audit``. Lines are written if any access mode other than the static token is on.
 """
 
 from __future__ import annotations

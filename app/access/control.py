@@ -46,7 +46,7 @@ class AccessControl:
         proxy: the proxies that may name users.
         policy: what identities may read. Without a policy, every identity may read what the fence allows.
         sessions: browsers' sessions; None: no cookie is accepted.
-        guarded: whether any mode is on but the static token alone. Then only operators may see metrics and feeds.
+        guarded: whether any mode other than the static token is on. Then only operators may see metrics and feeds.
         sources: everything that is read again while the gateway runs, but the static token.
     """
 
@@ -254,7 +254,7 @@ class AccessControl:
         return bounded(left)
 
     def may_end(self, identity: Identity) -> bool:
-        """Whether what lets *identity* read may end while a request of it lives. Otherwise nothing checks it again."""
+        """Whether the permission of *identity* may end during a request. If not, nothing checks it again."""
         return self.guarded or identity.session is not None
 
     def permit(

@@ -39,8 +39,8 @@ MAX_JWKS = 256 << 10
 MAX_KEYS = 100
 # RFC 7518, section 3.3: a key of 2048 bits or more must be used.
 LEAST_RSA_BITS = 2048
-# Seconds between two fetches without a reason. A key that the issuer withdraws is accepted for at most this long, and
-# so long a new key may be unknown, if somebody has used up the fetch that an unknown key id may cause.
+# Seconds between two regular fetches. A key that the issuer withdraws is accepted for at most this long. A new key may
+# be unknown for as long, if somebody has used up the fetch that an unknown key id may cause.
 PERIOD = 60.0
 # Seconds between two fetches that unknown key ids cause.
 COOLDOWN = 60.0
@@ -131,7 +131,7 @@ class Jwks(Protocol):
         """Why the keys cannot be read now; empty if they can."""
 
     async def refresh(self) -> None:
-        """Read the keys again, if that may be: a token names a key that is not known."""
+        """Read the keys again, if a fetch is allowed now: a token names an unknown key."""
 
 
 class JwksFile(WatchedFile[KeyRing]):

@@ -1,6 +1,6 @@
 """JWTs as bearer tokens: signed by the issuer's keys, for this gateway's audience, not expired (RFC 9068, RFC 8725).
 
-joserfc verifies signatures and claims (docs/decisions/0016). This file decides which key and which algorithm a token
+joserfc verifies signatures and claims (docs/decisions/0017). This file decides which key and which algorithm a token
 may use: never what the token itself brings (``jwk``, ``jku``, ``x5u``, ``x5c`` are ignored).
 """
 

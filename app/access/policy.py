@@ -200,7 +200,7 @@ def parse_item(text: str) -> Item:
 
 
 def _whole_segments(kind: Kind, parts: Sequence[bytes | Placeholder]) -> bool:
-    """Whether each placeholder stands alone between slashes. ``{sub}`` at the end would give ``ab`` to ``a``."""
+    """Whether each placeholder is alone between slashes. ``{sub}`` at the end would give ``ab`` to ``a``."""
     last = len(parts) - 1
     for index in range(1, last, 2):
         before, after = parts[index - 1], parts[index + 1]
@@ -216,7 +216,7 @@ def _whole_segments(kind: Kind, parts: Sequence[bytes | Placeholder]) -> bool:
 def check_pattern(text: str) -> str:
     """Return *text* if it can name identities in a binding. Raises ValueError if it cannot.
 
-    ``*`` may stand only at the end, and not in a JWT's issuer: ``jwt:https://id.example*`` would also match the issuer
+    ``*`` may be only at the end, and not in a JWT's issuer: ``jwt:https://id.example*`` would also match the issuer
     ``https://id.example.evil``.
     """
     if _PATTERN.fullmatch(text) is None or not text.isprintable():

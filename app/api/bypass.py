@@ -3,7 +3,7 @@
 The layers (routing, dependencies, exception handlers, CORS, metrics) cost more than all the rest of a join, and a
 stream leaves them anyway (docs/decisions/0016-bypass.md). So the bypass understands the request, subscribes and
 delivers, as the route does. Requests that come together take turns. Everything else goes to the route: a HEAD, another
-path, a request that must be refused. The route answers as if there was no bypass, because the bypass holds nothing by
+path, a request that must be refused. The route answers as if there were no bypass, because the bypass holds nothing by
 then.
 """
 

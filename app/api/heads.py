@@ -1,7 +1,7 @@
 """The headers of streams, prepared once for each format, coding and origin that ``GATEWAY_CORS_ORIGINS`` names.
 
-``StreamResponse`` and the CORS middleware make these headers, as they do for every other answer. To let them do so for
-each stream was a tenth of what a join cost.
+``StreamResponse`` and the CORS middleware make these headers, as they do for every other answer. Doing so for each
+stream was a tenth of the cost of a join.
 """
 
 from __future__ import annotations

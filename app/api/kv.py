@@ -105,10 +105,10 @@ class Kv:
         asked = asked.for_reader(reader)
         permit = access.permit(identity, ranges, asked.read.selection.ranges, keys_only=keys_only, cut=asked.cut)
         tags = headers_of(request, b"if-none-match")
-        # A HEAD is answered at once: it asks what there is, and not for what comes.
+        # A HEAD is answered at once: it asks about the present state, and not about a change.
         waits = tags and request.method == "GET"
         wait = parse_wait(", ".join(headers_of(request, b"prefer"))) if waits else 0
-        if wait and permit.expires is not None:  # the credentials must not outlive their expiry by the wait
+        if wait and permit.expires is not None:  # the wait must not outlast the credentials
             wait = min(wait, max(0, int(permit.expires - access.wall())))
         known = IfNoneMatch(", ".join(tags)) if tags else None
         caller = caller_of(self._gateway, request.scope, identity)

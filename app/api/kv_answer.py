@@ -21,7 +21,7 @@ class KvAnswers:
 
     Args:
         known: what the client has; None if it does not say.
-        wait: the seconds for which the client likes to wait for another state than ``known``; 0: it does not.
+        wait: the seconds for which the client is willing to wait for another state than ``known``; 0: it does not.
         send_timeout: ``GATEWAY_SEND_TIMEOUT``.
         caller: whose quotas a subscription for this request counts for.
         permit: checked again before each response, because a request may wait; None without access modes.

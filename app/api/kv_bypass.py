@@ -1,7 +1,7 @@
 """The second bypass: ``GET /v1/kv?consistency=feed`` around the layers of FastAPI, if a channel can answer at once.
 
 Routing, dependencies, exception handlers and the metrics' middleware cost more than the answer itself. Everything else
-goes to the route, as if there was no bypass: a HEAD, a read at etcd, a request that waits or must be refused.
+goes to the route, as if there were no bypass: a HEAD, a read at etcd, a request that waits or must be refused.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class HeldResponse(Response):
         )
         subscriber.permit = self._answers.permit  # from here on, a change of the rules ends the wait
         try:
-            self._answers.check_permit()  # again: in a worker, the hub was asked meanwhile
+            self._answers.check_permit()  # check again: a worker has asked the hub in between
         except BaseException:
             subscriber.release()
             raise

@@ -1,4 +1,4 @@
-"""``GET /v1/progress``: for gateways that follow this one. Without ranges: what it follows, and how it is.
+"""``GET /v1/progress``: for gateways that follow this one. Without ranges: what it follows, and its state.
 
 With ranges, ``revision`` is a linearizable revision, or ``min_revision``. The gateway proves, if it can, that it has
 reached this revision in these ranges. Then it sends a bookmark on the caller's streams of exactly these ranges. Without

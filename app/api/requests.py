@@ -140,7 +140,7 @@ def check_origin(gateway: Gateway, scope: Scope) -> None:
     domain, or on another port. That page could not read the answer, but it could open streams, and end the session.
 
     Raises:
-        ForbiddenError: a page of an origin has sent it that is neither the gateway's own nor named.
+        ForbiddenError: the page's origin is neither the gateway's own nor a named one.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")

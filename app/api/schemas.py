@@ -89,7 +89,7 @@ _ITEM: dict[str, Schema] = _KEY | {
 _SELDOM = ("key_encoding", "value", "encoding", "lease")
 
 KEYS = {
-    "Item": record(_ITEM, optional=_SELDOM, description="A key, its value, and where it stands in etcd's history."),
+    "Item": record(_ITEM, optional=_SELDOM, description="A key, its value, and its place in etcd's history."),
     "KeyAnswer": record({"revision": NUMBER, "cursor": CURSOR, "kv": ref("Item")}, description="A single key."),
     "ListAnswer": record(
         {
@@ -119,7 +119,7 @@ def one_of(schemas: dict[str, Schema], tag: str, description: str) -> Schema:
 
 # No ``const``: openapi-python-client 0.29 writes Python for a true constant that does not parse.
 _MORE = {"more": {"type": "boolean", "enum": [True], "description": "Further events of the same revision follow."}}
-_CURSOR = {"cursor": said(TEXT, "In NDJSON: where the stream stands. In SSE, this is the `id` of the event.")}
+_CURSOR = {"cursor": said(TEXT, "In NDJSON: the position of the stream. In SSE, this is the `id` of the event.")}
 
 
 def _event(kind: str, members: dict[str, Schema], description: str, *optional: str) -> Schema:

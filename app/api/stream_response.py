@@ -210,7 +210,7 @@ async def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
     if asked.permit is not None:
         subscriber.permit = asked.permit  # from here on, a change of the rules ends the stream
         try:
-            asked.permit.check()  # again: in a worker, the hub was asked meanwhile
+            asked.permit.check()  # check again: a worker has asked the hub in between
             asked.permit.note("joined", address=asked.address, request_id=asked.request_id)
         except BaseException:
             subscriber.release()

@@ -101,7 +101,7 @@ class Watch:
 
 
 def _early(request: Request) -> WatchRequest:
-    """Return what the refusal of a request needs whose credentials and parameters nobody has looked at."""
+    """Return what a refusal needs that comes before the credentials and the parameters are checked."""
     accept = ",".join(headers_of(request, b"accept"))
     return WatchRequest(
         Selection(()),

@@ -117,7 +117,7 @@ def _buffering(trial: Trial) -> Iterator[Finding]:
     if not served:
         yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
         return
-    # Then this machine, or the gateway, stood still for a heartbeat.
+    # Then this machine, or the gateway, was stopped for a heartbeat.
     was_held_up = trial.direct is not None and _bunched(trial.direct, trial.heartbeat)
     late = []
     for name, each in served:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .lines import Line
 
-# Seconds: the gateway's default, until a stream says it.
+# Seconds: the gateway's default, until a stream states its own.
 DEFAULT_HEARTBEAT = 15.0
 
 
@@ -83,8 +83,8 @@ class Departed:
 
     asked: int
     opened: int = 0
-    shown: int = 0  # how many of them the gateway whose /v1/feeds was read had
-    released: float | None = None  # after how long it had none of them; None: it still had some
+    shown: int = 0  # how many of them the gateway held, by its /v1/feeds
+    released: float | None = None  # after how long it held none of them; None: it still held some
     waited: float = 0.0
     trouble: str = ""  # why it is not known
     refusal: str = ""  # of the first stream that was not opened
@@ -125,7 +125,7 @@ class Trial:
 
 
 def heartbeat_of(streams: Iterable[Followed]) -> float:
-    """Return the heartbeat that the first of the streams that knows it has said; the default if none has."""
+    """Return the heartbeat that the first of these streams has stated; the default if none has."""
     return next((each.heartbeat for each in streams if each.heartbeat), DEFAULT_HEARTBEAT)
 
 

@@ -12,8 +12,8 @@ from typing import Final
 # 3.11: 232 bytes an item without values; rounded up.
 ITEM_OVERHEAD: Final = 256
 # Memory of a further reference to an item or an event: a place in a dict, in a block, or in a batch, which are at most
-# 120 bytes on CPython 3.11 (a dict that has just grown). A further batch of known events counts as one more: the batch,
-# its tuple and its entry in a log are 248 bytes with one event.
+# 120 bytes on CPython 3.11 (a dict that has just grown). A further batch of known events counts as one more reference:
+# the batch, its tuple and its entry in a log are 248 bytes with one event.
 REFERENCE: Final = 128
 # Memory of a batch in a log, beside its events: the batch, its tuple, its entry, and their numbers. Measured with
 # tracemalloc on CPython 3.11: 305 bytes.

@@ -152,7 +152,7 @@ BackfillInput = WantBackfill | NoRoom | Probed | SyncTimeout | Stop | WatchInput
 # Commands.
 @dataclass(frozen=True, slots=True)
 class OpenWatch:
-    """Open a watch at *start* (0: from now). Close this machine's other watch first."""
+    """Open a watch at *start* (0: from now). Close the other watch of this state machine first."""
 
     start: int
     stream_kind: StreamKind = "live"

@@ -6,7 +6,7 @@ Must live here: which events of a passage a client needs. Must not: when a flush
 Theory of operation
     A flush takes a mirror from its *start*, the position of the reader, to its *end*, the log's tip when the flush was
     made. The flush carries the newest event of each key that changed in between, in the order of revisions. A mirror
-    with a part of them is the mirror of no revision. So they are sent like the events of one revision: all but the last
+    that has only a part of them matches no revision. So they are sent like the events of one revision: all but the last
     have ``more``, and only the last has an id, which is *end*.
 
     A flush may be as large as the log. It is encoded piece by piece, as the subscriber takes it. A slow subscriber

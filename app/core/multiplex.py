@@ -138,7 +138,7 @@ class _Watch:
     revision: int = 0  # the revision of ``created``
     newer: bool = False  # an answer with a greater revision has come
     heard: bool = False  # a message of this watch has come
-    # The late message on which no answer has decided: its revision, and the last request when it came.
+    # The late message that awaits a deciding answer: its revision, and the newest request when the message came.
     late: tuple[int, int] | None = None
     slow: bool = False  # etcd may serve the watch from history
     ended: bool = False  # etcd cancelled the watch; the gateway's cancel is still missing
@@ -175,7 +175,7 @@ class Multiplexer(Sized):
         self._messages = 0  # messages that came through etcd's watch channel, as far as the gateway can tell
         self._marked_at = 0  # ``_messages`` at the last progress request
         self._deciding = 0  # the request whose answer decides on late messages; 0: none
-        self._late = False  # a watch has a late message on which no answer has decided
+        self._late = False  # a watch has a late message that awaits a deciding answer
         # Each mark: the revision of an answer, and the messages received when the answer was requested.
         self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=MARKS)
         self._trusted = self._loses = False

@@ -1,4 +1,4 @@
-"""The preference ``wait`` of the header ``Prefer`` (RFC 7240): how long a client likes to wait for an answer."""
+"""The preference ``wait`` of the header ``Prefer`` (RFC 7240): how long a client is willing to wait for an answer."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Oversized(Enum):
 
     NO = "no"
     MAYBE = "maybe"  # it broke a shared stream: the watch gets a dedicated stream until the case is clear
-    CERTAIN = "certain"  # it broke the watch's dedicated stream: the next snapshot stands in for what is too large
+    CERTAIN = "certain"  # it broke the watch's dedicated stream: the next snapshot replaces what is too large
 
 
 @dataclass(slots=True)

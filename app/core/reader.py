@@ -507,7 +507,7 @@ class Reader:
             self._drop_pace()
 
     def _paced(self) -> SlowReaderPolicy:
-        """Return the policy, of which something begins or ends to count."""
+        """Return the policy, made now if there was none: something that it counts begins or ends."""
         if self._pace is None:
             self._pace = self._make_pace()
         return self._pace

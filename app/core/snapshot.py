@@ -83,7 +83,7 @@ class Snapshot:
         return self._newest
 
     def page(self, start: bytes, limit: int) -> Iterator[Block]:
-        """Yield the items from key *start* on, at most *limit*, in blocks. A block is shared if all of it is wanted."""
+        """Yield the items from key *start* on, at most *limit*, in blocks. A wholly wanted block is shared."""
         number = max(0, bisect_right(self.blocks, start, key=_first_key) - 1)
         for block in islice(self.blocks, number, None):
             items = block.items if block.items[0].key >= start else [each for each in block.items if each.key >= start]
@@ -96,7 +96,7 @@ class Snapshot:
                 return
 
     def within(self, ranges: Ranges) -> list[Block]:
-        """Return the items of *ranges* in blocks, in the order of their keys. A block is shared if all of it is."""
+        """Return the items of *ranges* in blocks, by key. A block that lies wholly inside them is shared."""
         found: list[Block] = []
         for one in ranges:
             number = max(0, bisect_right(self.blocks, one.name, key=_first_key) - 1)

@@ -141,7 +141,7 @@ class View(Sized):
         )
 
     def _once(self, frames: Frames | None, what: tuple[str, str, bool], make: Callable[[], F]) -> F:
-        """Return what *frames* has, or else make it, and keep it there if there is room. None: it cannot be kept."""
+        """Return the frame in *frames*. Make it if it is missing, and keep it if there is room (None: keep nothing)."""
         frame = cast("F | None", frames.get(what)) if frames is not None else None
         if frame is None:
             frame = make()

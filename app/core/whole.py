@@ -12,7 +12,7 @@ from typing import Any
 
 Body = dict[str, Any]
 
-# A channel is as bad as the worst worker shows it.
+# From best to worst. A channel has the worst of the states that its workers report.
 _STATES = ("live", "waiting", "stale")
 
 
@@ -21,7 +21,7 @@ def merge_feeds(hub: Body, workers: Sequence[Body]) -> Body:
     sinks: dict[str, int] = {name: sum(worker["sinks"][name] for worker in workers) for name in hub["sinks"]}
     channels = _channels(workers)
     return hub | {
-        # The workers keep what lingers, and not the hub.
+        # Feeds linger at the workers, and not at the hub.
         "linger": workers[0]["linger"] if workers else hub["linger"],
         "sinks": sinks,
         "feeds": [_feed(feed, workers) for feed in hub["feeds"]],

@@ -13,7 +13,7 @@ MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-# What stands in index.html for the version of the files, in their addresses.
+# The placeholder in index.html for the version in the addresses of the files.
 VERSION = "@VERSION@"
 
 

@@ -289,7 +289,7 @@ class GatewayProtocol(HttpToolsProtocol):
         cast("dict[str, Any]", self.scope)["extensions"] = extensions
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header. A trailer is none (RFC 9110, section 6.5.1): it would name users behind a proxy's back."""
+        """Keep a header, and drop a trailer (RFC 9110, section 6.5.1): it could name a user behind the proxy's back."""
         if not self._head_complete:
             super().on_header(name, value.rstrip(b" \t"))  # the parser strips the beginning alone
 

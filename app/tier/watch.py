@@ -46,7 +46,7 @@ class WatchUpstream(Protocol):
         """Return the epoch of the cursors of a watched range."""
 
     def admit(self, headers: Mapping[str, str], status: int) -> int:
-        """Return this gateway's tier below the one that has answered. Raise ForeignAnswerError if there is none."""
+        """Return this gateway's tier. Raise ForeignAnswerError if the gateway that answers may not be followed."""
 
     def alive_at(self, heard_at: float, silence: float) -> float:
         """Return until when a stream that says "live" is believed, if its last byte came at *heard_at*."""

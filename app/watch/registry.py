@@ -261,7 +261,7 @@ class Registry(Sized):
         while not self._serves_workers and len(self._counts) >= self.limits.max_channels:
             self._expire_first()
         try:
-            # Hold the feeds that exist before lingering channels end, which may be the only ones to hold them.
+            # Hold the existing feeds first: a lingering channel that ends below may be the only holder of one.
             for one in sorted(watched, key=lambda each: each not in self.feeds):
                 while one not in self.feeds and len(self.feeds) >= self.limits.max_feeds:
                     self._expire_first()

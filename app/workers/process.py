@@ -178,7 +178,7 @@ class WorkerProcess:
             found = await asked
         finally:
             del self._reports[number]
-        if only is None:  # a report of some ranges must not stand for all
+        if only is None:  # a report about some ranges must not replace that about all
             self.last_report = found
         return found
 

@@ -150,7 +150,7 @@ class Team:
                     logger.error("a worker cannot be started", extra=extra)  # the reason says it all
 
     def _depart(self, worker: WorkerProcess, status: int) -> None:
-        # 0: a signal has told the worker to stop; or it has, before the interpreter could hear signals.
+        # 0, or SIGTERM before Python has installed its handlers: a signal has told the worker to stop.
         say = logger.info if self._stopping or status in (0, -signal.SIGTERM) else logger.error
         say("worker end", extra={"worker": worker.number, "pid": worker.pid, "status": status})
         if worker.last_report is not None:
