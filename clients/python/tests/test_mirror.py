@@ -293,7 +293,7 @@ async def test_a_timeout_says_why() -> None:
     """The reason is that of the mirror; a condition's own error is its own."""
     gateway = Gateway(*[httpx.ConnectError("All connection attempts failed")] * 99)
     async with Mirror(URL, "/c/", transport=gateway) as mirror:
-        with pytest.raises(TimeoutError, match=r"not after 0.05 s: the mirror is connecting \(All connection"):
+        with pytest.raises(TimeoutError, match=r"gave up after 0.05 s: the mirror is connecting \(All connection"):
             await mirror.synced(timeout=0.05)  # nothing comes, however long one waits
     gateway = Gateway()
     async with Mirror(URL, "/c/", transport=gateway) as mirror:

@@ -287,7 +287,9 @@ class Mirror(Mapping[K, V]):
         except TimeoutError:
             if waiter.done() and not waiter.cancelled():
                 raise  # the condition itself raised it
-            msg = f"not after {timeout:g} s: the mirror is {self.state}" + (f" ({self.reason})" if self.reason else "")
+            msg = f"gave up after {timeout:g} s: the mirror is {self.state}" + (
+                f" ({self.reason})" if self.reason else ""
+            )
             raise TimeoutError(msg) from None
         finally:
             self._waiters = [one for one in self._waiters if one[1] is not waiter]

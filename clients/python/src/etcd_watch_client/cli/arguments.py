@@ -139,7 +139,9 @@ def make_parser(environment: Mapping[str, str]) -> tuple[Parser, dict[str, Parse
     parser = Parser(
         prog=PROGRAM, description=_DESCRIPTION, epilog=f"{_ENVIRONMENT}\n\n{STATUSES}", usage=f"{PROGRAM} COMMAND …"
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"{PROGRAM} {__version__}", help="print the version and exit"
+    )
     common = _common(environment)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands", prog=PROGRAM)
 
@@ -158,7 +160,13 @@ def make_parser(environment: Mapping[str, str]) -> tuple[Parser, dict[str, Parse
     get.add_argument("--json", action="store_true", help="a JSON object per key, with its revisions")
     get.add_argument("--keys", action="store_true", help="only the names")
     _least(get)
-    get.add_argument("--timeout", type=seconds, default=10.0, metavar="TIME", help="for all gateways (10s)")
+    get.add_argument(
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        metavar="TIME",
+        help="for all gateways together (10s)",
+    )
 
     follow = command("follow", "follow keys: a live table, lines, or a command for each change", common)
     _paths(follow)

@@ -67,7 +67,8 @@ class Follower:
             return
         self._said = said
         if mirror.state == "live":
-            self.report(f"live: {len(mirror):,} keys at revision {mirror.revision}")
+            keys = "1 key" if len(mirror) == 1 else f"{len(mirror):,} keys"
+            self.report(f"live: {keys} at revision {mirror.revision}")
         elif mirror.state == "connecting" and len(self.arguments.gateways) == 1:
             self.report(f"connecting to {self.arguments.gateways[0]}: {mirror.reason}")
         else:
@@ -178,7 +179,8 @@ async def wait(follower: Follower) -> int:
         try:
             await mirror.until(check, arguments.timeout)
         except TimeoutError as error:
-            said = str(error) if mirror.state != "live" else f"not after {arguments.timeout:g} s: {unmet(arguments)}"
+            gave_up = f"gave up after {arguments.timeout:g} s: {unmet(arguments)}"
+            said = gave_up if mirror.state == "live" else str(error)
             raise CommandError(said, statuses.TIMED_OUT) from None
     if value is None and arguments.revision is None and len(found) == 1:
         follower.write(found[0] + b"\n")
@@ -191,7 +193,7 @@ def unmet(arguments: argparse.Namespace) -> str:
         return f"etcd has not reached revision {arguments.revision}"
     if arguments.absent:
         return "a key still exists"
-    return "no such key exists" if arguments.value is None else f"no key has the value {arguments.value!r}"
+    return "there is no such key" if arguments.value is None else f"no key has the value {arguments.value!r}"
 
 
 async def keep_files(follower: Follower) -> int:

@@ -137,19 +137,23 @@ async def run(
                     found = await reader.all_of(selection_of(arguments, prefixes, keys))
                 names = {one.key for one in found}
                 absent = [name for name in keys if to_bytes(name) not in names]
-                folders = [name for name in absent if await reader.has_keys_under(to_bytes(f"{name}/"))]
+                absent += [name for name in prefixes if not any(one.startswith(to_bytes(name)) for one in names)]
+                hints = [await hint(reader, name, key=name in keys) for name in absent]
         except TimeoutError:
             msg = f"no answer within {arguments.timeout:g} s: {reader.why}"
             raise CommandError(msg, statuses.UNREACHED) from None
     show(arguments, sorted(found, key=lambda one: one.key), write, alone=alone)
-    absent += [name for name in prefixes if not any(one.startswith(to_bytes(name)) for one in names)]
     if absent:
-        said = [
-            f"there is no {name!r}" + (f", but there are keys under '{name}/'" if name in folders else "")
-            for name in absent
-        ]
+        kinds = ["no key" if name in keys else "no key under" for name in absent]
+        said = [f"there is {kind} {name!r}{more}" for kind, name, more in zip(kinds, absent, hints, strict=True)]
         raise CommandError("; ".join(said), statuses.NOT_FOUND)
     return statuses.DONE
+
+
+async def hint(reader: Reader, name: str, *, key: bool) -> str:
+    """Return what was probably meant by a name that is absent: its folder, or the same prefix with a slash before."""
+    near = f"{name}/" if key else f"/{name}" if not name.startswith("/") else ""
+    return f", but there are keys under {near!r}" if near and await reader.has_keys_under(to_bytes(near)) else ""
 
 
 def selection_of(arguments: argparse.Namespace, prefixes: list[str], keys: list[str]) -> Selection:

@@ -76,7 +76,7 @@ def main(words: list[str]) -> int:
         report(f"the request cannot be sent: {error}")
         return statuses.USAGE
     except OSError as error:
-        report(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+        report(str(error) if error.filename is None else f"cannot use {error.filename}: {error.strerror}")
         return statuses.LOCAL
 
 
