@@ -25,7 +25,7 @@ class Measured:
     # One event at a time to 5,000 subscribers, and in a burst to 1,000 (docs/benchmarks.md).
     delivery: tuple[float, float] = (9.5e-6, 0.3e-6)
     event_bytes: int = 200  # of a delivery on the wire: 130 of JSON, the rest is framing of HTTP, TCP and IP
-    subscriber: int = 10 * KIB  # memory (docs/sizing.md)
+    subscriber: int = 10 * KIB  # memory: the bound, three times what was measured (docs/sizing.md)
     idle: int = 105 * MIB  # memory of a process without feeds, with the pages under way (docs/sizing.md)
     state_factor: float = 1.25  # memory for each byte of a state that is counted (docs/sizing.md)
     key: int = 256  # bytes that count for a key, beside its own (docs/sizing.md)
@@ -346,7 +346,7 @@ def figures() -> str:
             "[benchmarks](benchmarks.md)",
         ],
         ["a delivery on the wire", f"{known.event_bytes} bytes", "130 of JSON, and framing"],
-        ["a subscriber", f"{known.subscriber // KIB} KiB", "[sizing](sizing.md#a-subscriber)"],
+        ["a subscriber", f"{known.subscriber // KIB} KiB, the bound", "[sizing](sizing.md#a-subscriber)"],
         ["a join and a leave", f"{known.join * 1e6:.0f} us of CPU", "[sizing](sizing.md#deliveries)"],
         [
             "a key in a state",
@@ -365,7 +365,7 @@ def figures() -> str:
             f"{' or '.join(f'{cost * 1e6:.0f}' for cost in known.event_at_edge)} us at an edge",
             "4,000 puts in one pin, one after the other or 20 at a time",
         ],
-        ["a process without ranges", size(known.idle), "[sizing](sizing.md#the-process)"],
+        ["a process without ranges, with pages under way", size(known.idle), "[sizing](sizing.md#the-process)"],
         [
             "from a put to the first subscriber",
             f"{known.put_to_first * 1e3:.1f} ms, and {known.tier * 1e3:.1f} ms for each tier",
