@@ -27,7 +27,7 @@ from .api.page import Page
 from .api.progress import ProgressEndpoint
 from .api.session import BrowserSession
 from .api.watch import Watch
-from .core.whole import Report
+from .core.aggregate import Report
 from .gateway import Gateway
 from .metrics import families_of, make_instrumentator, make_measure, make_registry
 from .ports import Workers

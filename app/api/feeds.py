@@ -10,11 +10,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..core.aggregate import merge_feeds
 from ..core.encoding import compact
 from ..core.query import parse_query, parse_ranges
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
-from ..core.whole import merge_feeds
 from ..gateway import Gateway
 from ..ports import Workers
 from ..watch.statistics import ChannelStatistics, FeedStatistics, PinStatistics, SubscriberStatistics

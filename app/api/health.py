@@ -8,9 +8,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..core.aggregate import merge_feeds, merge_metrics
 from ..core.encoding import compact
 from ..core.timestamps import rfc3339
-from ..core.whole import merge_feeds, merge_metrics
 from ..gateway import Gateway
 from ..metrics import families_of, registry_of
 from ..ports import OUT_OF_REACH, Workers

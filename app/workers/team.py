@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..access.sessions import LIFETIME, MOST_ENDED
+from ..core.aggregate import Departed, Family, Report
 from ..core.backoff import Backoff
 from ..core.selection import Ranges
-from ..core.whole import Departed, Family, Report
 from ..gateway import Gateway
 from ..ports import BrokenGatewayError, Clock, Draw, spawn
 from ..settings import SettingsError, named

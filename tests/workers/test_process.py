@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.core.whole import Report
+from app.core.aggregate import Report
 from app.workers.admissions import Admissions
 from app.workers.link import Link, Message
 from app.workers.passing import Giver

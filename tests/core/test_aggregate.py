@@ -1,4 +1,4 @@
-"""``app.core.whole``: the hub and its workers as one gateway."""
+"""``app.core.aggregate``: the hub and its workers as one gateway."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.whole import NAMESPACE, Body, Departed, Family, Report, Sample, merge_feeds, merge_metrics
+from app.core.aggregate import NAMESPACE, Body, Departed, Family, Report, Sample, merge_feeds, merge_metrics
 
 
 def feed(name: str, subscribers: int, *, lag: int = 0, held_by: tuple[str, ...] = (), **more: Any) -> Body:
