@@ -50,7 +50,7 @@ class IfNoneMatch:
         self._tags = frozenset(_ENTITY_TAG.findall(header))
 
     def matches(self, tag: ETag, *, exists: bool = True) -> bool:
-        """Whether the client has the state that *tag* names. *exists*: it is not the absence of a single key."""
+        """Whether the client has the state that *tag* names. *exists*: False for the state "this key is absent"."""
         return (self._any and exists) or tag.opaque in self._tags
 
     def newest(self, epoch: str) -> int:
