@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     tls_key: File = Field(None, description="PEM file of the certificate's private key, not encrypted")
     tls_client_ca: File = Field(None, description="PEM file of the CAs that must have signed clients' certificates")
     workers: Annotated[int | Literal["auto"], BeforeValidator(processes)] = Field(
-        1, description="processes that serve clients; auto: as many as the container may use processors"
+        1, description="processes that serve clients; auto: one for each processor of the container's quota"
     )
     allow_prefixes: Items | None = Field(
         None, description="prefixes that clients may read, comma-separated, percent-encoded; '' allows every key"
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         description="prefixes that are followed as long as the gateway runs, comma-separated, percent-encoded; a "
         "range inside one costs etcd no further watch",
     )
-    max_feed_bytes: Size = Field(256 << 20, ge=1, description="maximum memory of all feeds' views and logs together")
+    max_feed_bytes: Size = Field(256 << 20, ge=1, description="memory for all feeds, and for answers of /v1/kv")
     max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
     identity_streams: Number = Field(0, ge=0, description="maximum number of streams of one identity; 0 is off")
     identity_selections: Number = Field(
@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     )
     identity_joins: Number = Field(0, ge=0, description="streams that one identity may open per second; 0 is off")
     identity_reads: Number = Field(
-        0, ge=0, description="maximum number of reads of /v1/kv at a time of one identity; 0 is off"
+        0, ge=0, description="maximum number of concurrent reads of /v1/kv by one identity; 0 is off"
     )
     address_streams: Number = Field(
         0, ge=0, description="maximum number of streams of one client address (IPv6: of one /64); 0 is off"
@@ -209,14 +209,14 @@ class Settings(BaseSettings):
         "0 is off",
     )
     address_reads: Number = Field(
-        0, ge=0, description="maximum number of reads of /v1/kv at a time of one client address; 0 is off"
+        0, ge=0, description="maximum number of concurrent reads of /v1/kv by one client address; 0 is off"
     )
     min_prefix: Number = Field(
         0, ge=0, le=4096, description="minimum number of bytes of a prefix in a request; 0 is off"
     )
-    send_timeout: Seconds = Field(30.0, gt=0, description="time for one write before a stuck client is disconnected")
+    send_timeout: Seconds = Field(30.0, gt=0, description="a client that takes nothing for this long is disconnected")
     min_rate: Size = Field(
-        16 << 10, ge=0, description="minimum bytes a second at which a client must read a state; 0 is off"
+        16 << 10, ge=0, description="bytes a second at which a client must at least read a state; 0 is off"
     )
     send_buffer: Size = Field(64 << 10, ge=4096, le=1 << 30, description="kernel send buffer per connection")
     sink: Literal["auto", "portable", "fast"] = Field(
