@@ -19,7 +19,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import etcd_client
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
 STREAMS = "etcd_debugging_mvcc_watch_stream_total"
@@ -39,7 +39,7 @@ async def come_and_go(port: int, path: str) -> None:
     """Run one client: send the request, read the first bytes, leave."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG):
         await reader.readuntil(b"data: ")
     writer.close()
     with contextlib.suppress(ConnectionError):
@@ -64,7 +64,7 @@ async def naive(etcd: EmbeddedEtcd) -> AsyncIterator[int]:
         sys.executable, "-W", "ignore", "-m", "benchmarks.naive", etcd_port, str(port)
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG):
             while True:
                 with contextlib.suppress(OSError):
                     _reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -107,8 +107,13 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200, help="to the naive app (each leaks a thread there)")
     parser.add_argument("--gateway-requests", type=int, default=2000)
     chosen = parser.parse_args()
+    print(f"{chosen.requests} clients come and go at the naive app, which opens a watch for each", flush=True)
     leaking = asyncio.run(measure_naive(chosen.requests))
     show("naive: FastAPI + etcd3, a watch per request, clients gone", leaking)
+    print(
+        f"\n{chosen.gateway_requests} clients come and go at the gateway, and then nobody follows",
+        flush=True,
+    )
     sharing = asyncio.run(measure_gateway(chosen.gateway_requests))
     show("etcd-watch-gateway, clients gone; the last row is after the linger", sharing)
     leaks = leaking[-1][1] >= chosen.requests * 0.9
