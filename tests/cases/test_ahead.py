@@ -17,7 +17,7 @@ from tests.support.proxy import proxy
 from tests.support.streams import watch
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.etcd
+pytestmark = [pytest.mark.etcd, pytest.mark.trust]
 
 # A slow replica has this long to catch up before it may abort the wait.
 PATIENT = {"GATEWAY_SYNC_TIMEOUT": "60s", "GATEWAY_HEARTBEAT": "300ms"}

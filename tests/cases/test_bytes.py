@@ -48,6 +48,7 @@ PREFIXES = [b"", b"\x00", b"\n", b"/b/", b"/b/\xff", b"/b/\xff\xff", TWIN, b"\xf
 VALUES = [b"", b"\x00", b"text\r\n\ndata: \xe2\x80\xa9", b"\xff\xfe", TWIN]
 
 
+@pytest.mark.one_etcd
 async def test_every_key_in_every_range(server: GatewayProcess, kv: EtcdClient) -> None:
     """A naive gateway decodes with replacement, splits lines at a key's newline, and ends a range of ff wrongly."""
     values = itertools.cycle(VALUES)
@@ -90,6 +91,7 @@ def fields_of(item: dict[str, Any]) -> tuple[bytes, bytes | None, int, int, int]
     return change.key, change.value, change.create_revision, change.mod_revision, change.version
 
 
+@pytest.mark.one_etcd
 async def test_a_text_key_beside_the_key_whose_base64_it_is(server: GatewayProcess, kv: EtcdClient) -> None:
     """A naive mirror that stores only the text takes both keys for one: the delete of one removes the other."""
     binary = b"/b/\xff\x00"

@@ -29,6 +29,7 @@ SVC = KeyRange("prefix", b"/svc/")
 
 
 @pytest.mark.etcd
+@pytest.mark.one_etcd
 async def test_the_last_leaves_while_the_snapshot_is_paged(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive feed reads the remaining pages for nobody, and then opens a watch that nobody will ever release."""
     for start in range(0, 12_000, 100):
@@ -110,6 +111,7 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
 
 
 @pytest.mark.etcd
+@pytest.mark.one_etcd
 async def test_a_lingering_feed_that_turned_stale_is_joined(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive cache serves a stale view as if it were live, or never recovers after a subscriber joins."""
     await kv.put("/svc/a", "1")

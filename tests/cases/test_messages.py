@@ -200,6 +200,7 @@ async def test_history_that_does_not_fit(
 
 
 @pytest.mark.etcd
+@pytest.mark.one_etcd
 async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watched) -> None:
     """More neighbours than may have a dedicated stream at a time: each gets its turn, and the bound holds."""
     neighbours = [f"/live/{n:02}/" for n in range(5 * DEDICATED_STREAMS)]
@@ -223,6 +224,7 @@ async def test_many_neighbours(etcd: EmbeddedEtcd, kv: EtcdClient, watched: Watc
 
 
 @pytest.mark.etcd
+@pytest.mark.one_etcd
 async def test_pages_that_do_not_fit(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Pages have grown over small keys when the large keys come: a naive reader fails there at every attempt."""
     for start in range(0, 3000, 100):
@@ -247,6 +249,7 @@ class Narrow(Proxy):
 
 
 @pytest.mark.etcd
+@pytest.mark.one_etcd
 async def test_pages_that_do_not_come_in_time(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

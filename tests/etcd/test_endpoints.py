@@ -133,6 +133,7 @@ async def two_clusters(candidate: Candidate) -> AsyncIterator[tuple[SecureEtcd, 
         yield ours, foreign
 
 
+@pytest.mark.one_etcd
 async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
     """Another cluster in the list is skipped, with the reason.
 
@@ -161,6 +162,7 @@ async def test_another_cluster_in_the_list(candidate: Candidate) -> None:
         assert len(said) <= 3  # once for each time, and not for each attempt
 
 
+@pytest.mark.one_etcd
 async def test_another_cluster_for_good(candidate: Candidate) -> None:
     """Our cluster is gone: after a while the other cluster replaces it, and every subscriber gets a reset."""
     async with (
@@ -184,6 +186,7 @@ async def test_another_cluster_for_good(candidate: Candidate) -> None:
         assert follower.mirror.resets == ["initial", "restored"]
 
 
+@pytest.mark.one_etcd
 async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> None:
     """A new cluster at the old address: subscribers become stale first, then get the new cluster's state."""
     async with (

@@ -94,6 +94,7 @@ async def test_one_of_two_ranges_is_revoked(
     await eventually(lambda: holds_nothing(etcd))
 
 
+@pytest.mark.one_etcd
 async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """A lingering feed without subscribers is revoked too: a new subscriber must not get its data."""
     async with gateway(etcd.endpoint, settings={**login, "GATEWAY_LINGER": "60s"}) as server:
@@ -105,6 +106,7 @@ async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, lo
         await eventually(lambda: holds_nothing(etcd))
 
 
+@pytest.mark.one_etcd
 async def test_a_user_is_locked_out_while_etcd_is_away(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """A refusal when the watch resumes also ends the stream."""
     async with gateway(etcd.endpoint, settings=login) as server:

@@ -120,6 +120,7 @@ async def test_client_certificate(strict: SecureEtcd, ca: Ca, tmp_path: Path) ->
             await eventually(lambda server=server: says(server, "down", "GATEWAY_ETCD_CERT"))  # type: ignore[misc]
 
 
+@pytest.mark.one_etcd
 async def test_everything_is_renewed(strict: SecureEtcd, ca: Ca, tmp_path: Path) -> None:
     """Another CA, server certificate and client certificate need no restart of the gateway, and cause no reset."""
     files = client_files(tmp_path / "client", ca)

@@ -42,6 +42,7 @@ async def test_a_grpc_proxy_is_refused_by_name(etcd: SecureEtcd, candidate: Cand
 
 
 @pytest.mark.etcd
+@pytest.mark.one_etcd
 async def test_another_endpoint_is_used(etcd: SecureEtcd, candidate: Candidate) -> None:
     """Another endpoint is used, and the attempt at the proxy leaves neither a watcher nor a stream at etcd."""
     async with (

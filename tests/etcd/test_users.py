@@ -173,6 +173,7 @@ async def _jwt(candidate: Candidate, tmp_path: Path) -> AsyncIterator[SecureEtcd
         yield etcd
 
 
+@pytest.mark.one_etcd
 async def test_a_jwt_is_renewed_in_time(jwt: SecureEtcd, login: Settings) -> None:
     """Long after the first token expired, streams and reads work.
 

@@ -1,5 +1,6 @@
 """Every test here runs on each etcd of this machine; tests marked `slow` or `one_etcd`, which are about the gateway
-itself, run on the first etcd only (tests/conftest.py).
+itself, run on the first etcd only, and tests marked `trust` on two (tests/conftest.py). What differs between the
+versions is proven by tests/contract, and by the torture on each version.
 """
 
 from __future__ import annotations

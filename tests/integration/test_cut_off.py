@@ -105,6 +105,7 @@ async def until_live_with(stream: Stream, value: str, *, got: bool = False) -> l
     return states
 
 
+@pytest.mark.trust
 @every_etcd
 async def test_its_streams_are_stale_and_then_of_another_member(tmp_path: Path, candidate: Candidate) -> None:
     """The member goes on answering progress on its streams. The streams are stale nevertheless, and the gateway changes
@@ -201,6 +202,7 @@ async def test_reads_answer_and_watches_stand_still(tmp_path: Path) -> None:
     assert any("its watches stand at" in reason for reason in said), said
 
 
+@pytest.mark.trust
 @every_etcd
 async def test_a_quiet_range_is_live_while_others_are_written(candidate: Candidate) -> None:
     """A quiet range is live while others are written, even without trusted progress: it must not stay stale."""

@@ -110,6 +110,7 @@ async def test_a_crowd_of_mirrors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
         assert len({follower.mirror.changes for follower in followers}) == 1
 
 
+@pytest.mark.one_etcd
 async def test_etcd_killed_and_restarted_under_load(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """The feed resumes at its anchor: the mirrors equal etcd again, without a reset, with one watcher."""
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
@@ -151,6 +152,7 @@ async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
         assert await held_at_etcd(etcd) == (1, 1)
 
 
+@pytest.mark.one_etcd
 async def test_cut_off_is_said(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """On a frozen connection (nothing comes, nothing closes) the stream is stale within the bound, and live
     afterwards.
@@ -187,6 +189,7 @@ async def test_fail_over_to_another_member() -> None:
             assert {tuple(follower.mirror.resets) for follower in followers} == {("initial",)}
 
 
+@pytest.mark.trust
 async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A feed without any event resumes from its snapshot's newest key, while other ranges' keys change."""
     await kv.put("/quiet/a", "1")

@@ -83,6 +83,7 @@ async def state_at(kv: EtcdClient, query: str, revision: int) -> dict[str, int]:
     }
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(
     ("query", "pin"),
     [("prefix=/svc/", ""), ("prefix=/svc/2", "/svc/"), (MORE_THAN_ONE, "/svc/"), (MORE_THAN_ONE, "")],
@@ -132,6 +133,7 @@ async def test_a_hot_key_is_sent_once_an_interval(server: GatewayProcess, kv: Et
     assert flushed.data["mod_revision"] == revision
 
 
+@pytest.mark.one_etcd
 async def test_read_your_own_write(server: GatewayProcess, kv: EtcdClient) -> None:
     """A stream that begins right after a write has the write in its state, on a feed that lives already."""
     async with await watch(server.base, "prefix=/svc/") as other:

@@ -12,6 +12,7 @@ from tests.support.streams import watch
 pytestmark = pytest.mark.etcd
 
 
+@pytest.mark.one_etcd
 async def test_max_age_moves_on_without_loss(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A stream that reaches its maximum age gets its position and a close; with that cursor the next stream continues
     without a reset.
@@ -74,6 +75,7 @@ async def test_epoch_setting_loses_all_cursors(etcd: EmbeddedEtcd, kv: EtcdClien
     assert events[-1].id.partition("-")[0] != cursor.partition("-")[0]
 
 
+@pytest.mark.one_etcd
 async def test_two_replicas_share_cursors(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A cursor from one replica continues on the other."""
     async with (

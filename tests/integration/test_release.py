@@ -79,6 +79,7 @@ async def test_reset_releases(server: GatewayProcess, etcd: EmbeddedEtcd) -> Non
     await eventually(lambda: all_released(server, etcd))
 
 
+@pytest.mark.one_etcd
 async def test_gone_before_the_first_byte(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
     """Clients that send a request and vanish are released, in every phase of the answer."""
     for delay in [0.0, 0.0, 0.0005, 0.001, 0.002, 0.004] * 20:
@@ -327,6 +328,7 @@ async def test_killed_gateway_leaves_nothing(etcd: EmbeddedEtcd) -> None:
     await stream.close()
 
 
+@pytest.mark.one_etcd
 async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A join during the linger gets the same feed: one feed start in total, and no further Range at etcd."""
     await kv.put("/svc/a", "1")
@@ -343,6 +345,7 @@ async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None
         assert await ranges(etcd) - before == 1
 
 
+@pytest.mark.one_etcd
 async def test_after_the_linger_a_feed_starts_anew(server: GatewayProcess, etcd: EmbeddedEtcd) -> None:
     """After the linger nothing is held, so a join must ask etcd again."""
     for count in (1, 2):

@@ -29,6 +29,7 @@ def timeouts(version: tuple[int, int, int]) -> dict[str, str]:
     return {} if progress_is_trusted(version) else UNPROVEN_SOON
 
 
+@pytest.mark.trust
 async def test_fresh_process_resumes_after_a_delete(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
@@ -53,6 +54,7 @@ async def test_fresh_process_resumes_after_a_delete(
         assert [event.data["key"] for event in events if event.type == "put"] == ["/svc/b"]
 
 
+@pytest.mark.trust
 async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
     """Other ranges moved etcd on, and the feed of a quiet prefix has not noticed: the feed must catch up, or reset."""
     await kv.put("/svc/a", "1")
@@ -75,6 +77,7 @@ async def test_cursor_ahead_of_a_quiet_feed(etcd: EmbeddedEtcd, kv: EtcdClient, 
         assert await held_at_etcd(etcd) == (1, 1)
 
 
+@pytest.mark.trust
 async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]) -> None:
     """For a cursor below the log's floor, the one watch reaches back if progress is trusted; otherwise it is a
     reset.
@@ -98,6 +101,7 @@ async def test_old_cursor_on_a_live_feed(etcd: EmbeddedEtcd, kv: EtcdClient, ver
             assert events[0].data["reason"] == "lagged"
 
 
+@pytest.mark.one_etcd
 @pytest.mark.sized
 async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Cursors of various ages come to a fresh process: one Range, one watch, no reset."""
@@ -139,6 +143,7 @@ async def test_compacted_cursor(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     assert events[-1].data["revision"] >= last
 
 
+@pytest.mark.one_etcd
 async def test_slow_reader_lags(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A reader behind the log gets a `lagged` reset and the snapshot in the same stream; others are not affected."""
     settings = {"GATEWAY_LOG_BATCHES": "5", "GATEWAY_SEND_TIMEOUT": "600s"}

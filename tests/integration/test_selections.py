@@ -27,7 +27,7 @@ from tests.support.proxy import proxy
 from tests.support.streams import Event, Stream, request, watch
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.etcd
+pytestmark = [pytest.mark.etcd, pytest.mark.trust]
 
 THREE = "prefix=/svc/&key=/one&prefix=/config/"
 RANGES = ["prefix=/config/", "key=/one", "prefix=/svc/"]

@@ -84,6 +84,7 @@ async def agree(follower: Follower, kv: EtcdClient, prefix: str = "/svc/") -> No
     await eventually(equal)
 
 
+@pytest.mark.one_etcd
 async def test_two_tiers_hold_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """What is written is read through two tiers; etcd sees one watch, and none after the clients have left."""
     async with AsyncExitStack() as stack:
@@ -110,6 +111,7 @@ async def test_two_tiers_hold_one_watch(etcd: EmbeddedEtcd, kv: EtcdClient) -> N
         await eventually(none)
 
 
+@pytest.mark.one_etcd
 async def test_a_cursor_is_valid_on_every_tier(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A client goes from one tier to the other, and back, without a reset; so it does when an edge is a new one."""
     await kv.put("/svc/a", "1")
@@ -130,6 +132,7 @@ async def test_a_cursor_is_valid_on_every_tier(etcd: EmbeddedEtcd, kv: EtcdClien
     assert [(event.type, event.data.get("value")) for event in events] == [("put", "missed"), ("synced", None)]
 
 
+@pytest.mark.one_etcd
 async def test_an_edge_goes_on_after_its_root(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """Whether the root ends, is killed or is another one: what was written meanwhile comes, and nothing is reset."""
     await kv.put("/svc/a", "1")
@@ -150,6 +153,7 @@ async def test_an_edge_goes_on_after_its_root(etcd: EmbeddedEtcd, kv: EtcdClient
         assert follower.mirror.resets == ["initial"]
 
 
+@pytest.mark.one_etcd
 async def test_the_reason_of_a_reset_passes_down(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """What the root cannot continue, the edge does not continue either, and says the root's reason."""
     await kv.put("/svc/a", "1")
@@ -226,6 +230,7 @@ async def has_said(follower: Follower, state: str) -> bool:
     return state in follower.states
 
 
+@pytest.mark.trust
 async def test_read_and_then_watch_on_a_quiet_range(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
@@ -308,6 +313,7 @@ async def test_a_token_for_the_upstream(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_
         await eventually(lambda: ready(refused))
 
 
+@pytest.mark.one_etcd
 async def test_reads_are_passed_up(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A read at an edge has the bytes of the root's answer: lists, pages, keys, absent keys, tags, refusals."""
     for name in "abc":

@@ -82,6 +82,7 @@ async def test_resume_is_exact(server: GatewayProcess, kv: EtcdClient) -> None:
     assert events[-1].data["revision"] >= revisions[-1]
 
 
+@pytest.mark.trust
 async def test_resume_in_a_new_process_needs_proof(server: GatewayProcess, kv: EtcdClient) -> None:
     """A feed that starts with a cursor reaches back; a later event of the range proves that the history is complete."""
     await kv.put("/svc/a", "0")
@@ -153,6 +154,7 @@ async def test_the_newest_cursor_counts(server: GatewayProcess, kv: EtcdClient) 
             assert [event.id for event in events[:-1]] == missing, query
 
 
+@pytest.mark.one_etcd
 async def test_cursor_ahead_is_judged(server: GatewayProcess, kv: EtcdClient) -> None:
     """A forged cursor far ahead is above a linearizable read: the client gets a reset with `restored`."""
     await kv.put("/svc/a", "1")
@@ -165,6 +167,7 @@ async def test_cursor_ahead_is_judged(server: GatewayProcess, kv: EtcdClient) ->
     assert [event.data["key"] for event in events[1:-1]] == ["/svc/a"]
 
 
+@pytest.mark.one_etcd
 async def test_without_snapshot(server: GatewayProcess, kv: EtcdClient) -> None:
     """With snapshot=0 the stream is synced at once, and then has only the changes."""
     await kv.put("/svc/a", "1")
@@ -216,6 +219,7 @@ async def test_bytes_survive(server: GatewayProcess, kv: EtcdClient) -> None:
     assert (first.data["key"], first.data["key_encoding"]) == ("L2IvTDJJdkFBPT0=", "base64")
 
 
+@pytest.mark.trust
 async def test_bookmarks_are_the_heartbeat(server: GatewayProcess) -> None:
     """A quiet stream still shows that it is alive, and its revision."""
     async with await watch(server.base, "prefix=/quiet/") as stream:
@@ -226,6 +230,7 @@ async def test_bookmarks_are_the_heartbeat(server: GatewayProcess) -> None:
     assert bookmark.id == synced.id
 
 
+@pytest.mark.one_etcd
 async def test_single_key(server: GatewayProcess, kv: EtcdClient) -> None:
     """key= follows that key and no other."""
     await kv.put("/svc/a", "1")

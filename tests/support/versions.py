@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from app.core.versions import parse_version, progress_is_trusted
 from app.dev.etcd import EtcdMissingError
 from tests.support.embedded import find_etcd
 
@@ -44,15 +45,27 @@ def _find() -> Iterator[Candidate]:
 
 def is_repetition(item: pytest.Item, parameter: str | None = None) -> bool:
     """Whether a test is a variant with another etcd than the first: as *parameter*, or as any of its parameters."""
+    return _runs_with(item, real_etcds()[1:], parameter)
+
+
+def _runs_with(item: pytest.Item, candidates: Collection[Candidate], parameter: str | None = None) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
     found = given.values() if parameter is None else [given.get(parameter)]
-    return any(isinstance(candidate, Candidate) and candidate != real_etcds()[0] for candidate in found)
+    return any(isinstance(value, Candidate) and value in candidates for value in found)
+
+
+def _one_of_each_kind() -> list[Candidate]:
+    """The first etcd whose progress can be trusted, and the first whose progress cannot."""
+    kinds = {progress_is_trusted(parse_version(candidate.version)): candidate for candidate in reversed(real_etcds())}
+    return list(kinds.values())
 
 
 def is_spare(item: pytest.Item) -> bool:
     """Whether a test is a variant with another etcd, and needs only one, because the test is about the gateway."""
     if item.get_closest_marker("one_etcd"):
         return is_repetition(item)
+    if item.get_closest_marker("trust"):
+        return _runs_with(item, real_etcds()) and not _runs_with(item, _one_of_each_kind())
     return item.get_closest_marker("slow") is not None and is_repetition(item, "etcd")
 
 
