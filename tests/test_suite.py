@@ -67,6 +67,7 @@ TIMEOUTS_ALLOWED = {
     "examples/test_mirrors.py": "no request may come within this time",
     "workers/test_team.py": "a stopped process never answers, however long a client waits",
     "integration/test_rollout.py": "the pace of a loop",
+    "test_memory.py": "seconds of a virtual clock",
     "support/embedded.py": "one try of several",
     "support/secure.py": "one try of several",
     "dev/test_embedded.py": "a frozen etcd never answers, however long a client waits",

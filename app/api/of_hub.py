@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnavailableError
 from ..gateway import Gateway
-from ..tier.client import Answer
-from ..tier.upstream import GatewayUpstream
+
+if TYPE_CHECKING:
+    from ..tier.client import Answer
 
 # Seconds. The hub itself waits for a worker's report for one.
 TIMEOUT = 10.0
@@ -21,6 +22,8 @@ async def ask_hub(gateway: Gateway, path: str, query: bytes = b"") -> Answer:
     Raises:
         UnavailableError: the hub does not answer: it is about to end, and this worker with it.
     """
+    from ..tier.upstream import GatewayUpstream  # see ``Gateway``: not every gateway needs httpx
+
     assert isinstance(gateway.upstream, GatewayUpstream), "only a worker has a hub"
     try:
         async with asyncio.timeout(TIMEOUT):

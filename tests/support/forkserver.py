@@ -35,8 +35,17 @@ import coverage
 
 from tests.support.wallclock import WallClock, of_this_process
 
-# The modules that `serve` and `check` import in the end, some of them late.
-MODULES = ("app.cli", "app.server.run", "app.check.command", "uvloop")
+# The modules that `serve` and `check` import in the end, some of them late: the last three are of an edge, of a hub and
+# of access control.
+MODULES = (
+    "app.cli",
+    "app.server.run",
+    "app.check.command",
+    "uvloop",
+    "app.api.kv_upstream",
+    "app.workers.hub",
+    "app.access.sessions",
+)
 # With this variable coverage.py measures a process. It never measures the fork server, but each fork with the variable.
 MEASURED = "COVERAGE_PROCESS_CONFIG"
 # The variables that forks get besides those of the test (tests/support/measured.py).
