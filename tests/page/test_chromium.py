@@ -549,6 +549,8 @@ async def test_the_picture_of_the_sharing(page: Page, gateway: FakeGateway) -> N
     gateway.answers["/v1/feeds"] = FEEDS
     await opened(page, gateway)
     await expect(page.locator("#sharing .sum")).to_have_text("42 streams → 1 channel → 1 watch at etcd")
+    await page.set_viewport_size({"width": 1200, "height": 800})
+    assert await page.evaluate("document.querySelector('#sharing .sum').getBoundingClientRect().right <= innerWidth")
     await expect(page.locator("#sharing svg text.own")).to_have_text("this browser")
     await expect(page.locator("#sharing svg")).to_contain_text("and 30 more")
     await expect(page.locator("#sharing tbody tr")).to_have_text(["/svc/422live", "/svc/a/02lingers"])

@@ -58,7 +58,7 @@ export function drawPicture(answer, ranges, connected) {
     svg('rect', { x: ETCD - 27, y: MIDDLE - 24, width: 54, height: 48, rx: 10, class: 'node etcd' }), text(ETCD, MIDDLE + 4, 'node-name', tier ? 'gateway' : 'etcd'),
     text(ETCD, MIDDLE + 42, 'small', etcd.state === 'ready' ? (tier ? `tier ${tier - 1}` : etcd.version ?? '') : 'away'));
   if (more) picture.append(text(LEFT + 12, HEIGHT - 6, 'small left', `and ${count(more)} more`));
-  return h('div', {}, sentence(streams, middle, watches, above), picture, table(channels, mine?.channel));
+  return h('div', {}, sentence(streams, middle, watches, above), picture, table(channels, mine?.channel, watches));
 }
 
 function sentence(streams, channels, watches, above) {
@@ -67,12 +67,12 @@ function sentence(streams, channels, watches, above) {
     ' → ', ...number(watches, 'watch', 'watches'), ` at ${above}`);
 }
 
-function table(channels, mine) {
+function table(channels, mine, watches) {
   const most = 50, row = (channel) => h('tr', { class: channel === mine ? 'mine' : '' },
     h('td', {}, h('a', { class: 'mono', href: `#${query(channel.ranges.map(parse))}` }, channel.ranges.map((one) => label(parse(one))).join(', '))),
     h('td', { class: 'number' }, count(channel.subscribers)), h('td', { class: 'number' }, count(channel.keys)),
     h('td', { class: `state ${channel.state}` }, channel.lingering ? 'lingers' : channel.state));
-  if (!channels.length) return h('p', { class: 'dim' }, 'No channel at the moment.');
+  if (!channels.length) return h('p', { class: 'dim' }, `Nobody follows now.${watches ? ' The watch of a pinned prefix stays.' : ''}`);
   return h('div', { class: 'channels', tabindex: 0, role: 'region', 'aria-label': 'Channels of this instance' }, h('table', {},
     h('thead', {}, h('tr', {}, ...['Channel', 'Streams', 'Keys', 'State'].map((name, at) => h('th', { scope: 'col', class: at === 1 || at === 2 ? 'number' : '' }, name)))),
     h('tbody', {}, ...channels.slice(0, most).map(row))),
