@@ -43,7 +43,7 @@ always one process (--workers has no effect)."""
 
 _CHECK = """\
 Open and abort streams at a running gateway, read the counts of the gateway and of etcd, and report whether every watch
-was released. Exit status: 0 all released, 1 a leak, 2 cannot tell.
+was released. Exit status: 0 all back (every watch was released), 1 a leak, 2 cannot tell.
 
 With --through, follow streams through a proxy and without it for three heartbeats (45 s), and report what the proxy
 does to them. Exit status: 0 no fault, 1 a fault, 2 cannot tell."""

@@ -171,9 +171,9 @@ class AccessControl:
     def begin_session(self, identity: Identity, present: Identity | None = None) -> tuple[str, Identity]:
         """Return the value of a new cookie, and the identity that it stands for. See ``Sessions.begin``.
 
-        *present*: of the session that the browser has. The new cookie continues that session, so that the session's
-        end ends everything that the browser has opened. It never continues a session of somebody else, who could end
-        it, too.
+        *present*: the identity of the browser's present session. The new cookie continues that session: when the
+        session ends, everything that the browser has opened ends. The cookie never continues somebody else's session,
+        because that user could end it, too.
 
         Raises:
             UnauthorizedError: the identity is not that of a bearer token. A session cannot begin another session, and

@@ -164,7 +164,7 @@ class Sessions:
     def end(self, session: Session, *, counts: bool = True) -> None:
         """End a session. The replica remembers that until every cookie of the session would have expired.
 
-        *counts*: not if another worker has ended the session, and counts it.
+        *counts*: False if another worker has ended the session: that worker counts it.
         """
         if session.id in self._ended:
             return

@@ -47,7 +47,7 @@ class Feeds:
         return Response(text, headers={"Cache-Control": "no-store"}, media_type="application/json")
 
     def describe(self, ranges: Ranges | None) -> dict[str, Any]:
-        """Return the body. *ranges*: only the channel of these, and its subscribers."""
+        """Return the body. *ranges*: report only their channel, and its subscribers."""
         gateway = self._gateway
         now = gateway.statistics(ranges)
         condition = now.etcd.condition

@@ -47,7 +47,7 @@ class KvAnswers:
         return self.known.newest(epoch) if self.known is not None else 0
 
     def of(self, body: KvBody, state: str | None = None) -> Response:
-        """Return the response with *body*, or 304 if the client has it. *state*: of the channel that it is from."""
+        """Return the response with *body*, or 304 if the client has it. *state*: the answering channel's."""
         self.check_permit()
         if body.parts is None or self.has(body.tag):
             return self.without_body(body.revision, body.tag, state)

@@ -87,7 +87,7 @@ class KvList:
         return self.fits(PAGE_BYTES)
 
     def body(self, epoch: str, revision: int, count: int, *, more: bool) -> KvBody:
-        """Return the answer. *count*: of all keys in the selection. *more*: it has keys after these."""
+        """Return the answer. *count*: the keys of the selection. *more*: whether there are keys after these."""
         if self._hold.released:
             raise revoked()
         assert self.count or not more, "the next page begins after the last item"

@@ -122,7 +122,7 @@ def begin_member(parts: Iterable[bytes | Part]) -> tuple[Sequence[bytes], Checks
 
 
 def end_member(data: bytes, checksum: Checksum) -> bytes:
-    """Return the end of a member: *data*, and the trailer. *checksum*: of everything before."""
+    """Return the end of a member: *data*, and the trailer. *checksum*: that of everything before."""
     whole = checksum.with_data(data)
     return stored(data) + _END + _TRAILER.pack(whole.crc, whole.size & 0xFFFFFFFF)
 

@@ -415,7 +415,7 @@ class GatewayUpstream:
     # --- reporting ----------------------------------------------------------------------------------------------------
 
     def _say_ready(self, state: str) -> None:
-        """Record that the upstream is in reach. *state*: of its etcd. The upstream serves what it has without etcd."""
+        """Record that the upstream is in reach. *state*: its etcd's. The upstream serves what it has without etcd."""
         self._reachable.set()
         reason = "" if state == "ready" else "etcd is out of the upstream's reach"
         before = self._condition
@@ -437,7 +437,7 @@ class GatewayUpstream:
 def _list(answer: Answer, epoch: str) -> tuple[int, list[KeyValue], str]:
     """Return the revision, the items and the next page ("": none) of an answer of ``/v1/kv``.
 
-    *epoch*: of its cursor. Another gateway behind the same URL may follow another cluster.
+    *epoch*: that of its cursor. Another gateway behind the same URL may follow another cluster.
     """
     try:
         if answer.status == HTTPStatus.NOT_FOUND:

@@ -478,7 +478,7 @@ class Registry(Sized):
         return [subscriber for members in self._subscribers.values() for subscriber in members]
 
     def statistics(self, only: Ranges | None = None) -> RegistryStatistics:
-        """Return what the registry holds now. *only*: of the feeds, those of the channel of these ranges alone."""
+        """Return what the registry holds now. *only*: of the feeds, just those of this channel."""
         watched = None if only is None else self._watched(only)
         feeds = [feed for feed in self.feeds if watched is None or feed.range in watched]
         # A channel may have thousands of subscribers, and hold several feeds: look at each subscriber once.

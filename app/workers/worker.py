@@ -73,7 +73,7 @@ class Worker:
         self._stopping = self._alone = False
 
     async def run(self, sock: socket.socket) -> None:
-        """Serve to the end. *sock*: of the link to the hub.
+        """Serve to the end. *sock*: the link to the hub.
 
         Raises:
             SettingsError: a file cannot be used any more.
