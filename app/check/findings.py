@@ -1,5 +1,5 @@
 """Says what the measurements of ``check --through`` mean: what is well, what is wrong and what to do, what is not known
-and what is needed to know it. Pure functions: a ``Trial`` in, ``Finding`` values out.
+and what is needed to know it. Pure functions: ``Measurements`` in, ``Finding`` values out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .trial import Followed, Trial
+from .measurements import Followed, Measurements
 from .verdict import GRACE, counted
 
 # Seconds that a proxy may add to the first event, beside the network.
@@ -40,25 +40,25 @@ class Finding:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-def findings(trial: Trial) -> list[Finding]:
+def findings(measured: Measurements) -> list[Finding]:
     """Return a finding for each subject, always in the same order."""
     return [
-        *_first_byte(trial),
-        *_buffering(trial),
-        *_latency(trial),
-        *_idle(trial),
-        *_departure(trial),
-        *_refusals(trial),
-        *_transform(trial),
-        *_resume(trial),
-        *_version(trial),
-        *_address(trial),
+        *_first_byte(measured),
+        *_buffering(measured),
+        *_latency(measured),
+        *_idle(measured),
+        *_departure(measured),
+        *_refusals(measured),
+        *_transform(measured),
+        *_resume(measured),
+        *_version(measured),
+        *_address(measured),
     ]
 
 
-def status_of(found: Sequence[Finding], trial: Trial) -> int:
+def status_of(found: Sequence[Finding], measured: Measurements) -> int:
     """Return the exit status: 0 no fault, 1 a fault, 2 nothing came through the proxy and nothing without it."""
-    if trial.direct is None and not trial.sse.served and not trial.ndjson.served:
+    if measured.direct is None and not measured.sse.served and not measured.ndjson.served:
         return 2
     return 1 if any(each.level is Level.FAULT for each in found) else 0
 
@@ -77,8 +77,8 @@ def _ms(seconds: float) -> str:
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
-def _first_byte(trial: Trial) -> Iterator[Finding]:
-    subject, sse, direct = "first byte", trial.sse, trial.direct
+def _first_byte(measured: Measurements) -> Iterator[Finding]:
+    subject, sse, direct = "first byte", measured.sse, measured.direct
     if sse.answered is None:
         why = sse.ended or f"not a byte in {_ms(sse.until - sse.began)}"
         yield Finding(subject, Level.FAULT, f"the proxy sends no answer: {why}", f"switch buffering off; {RECIPES}")
@@ -102,23 +102,23 @@ def _first_byte(trial: Trial) -> Iterator[Finding]:
         yield Finding(subject, Level.WELL, text, figures=figures)
 
 
-def _buffering(trial: Trial) -> Iterator[Finding]:
+def _buffering(measured: Measurements) -> Iterator[Finding]:
     subject = "buffering"
     advice = f"switch off the buffering of answers, and do not hide X-Accel-Buffering from nginx; {RECIPES}"
     served = [
         (name, each)
-        for name, each in (("SSE", trial.sse), ("NDJSON", trial.ndjson), ("quiet", trial.quiet))
+        for name, each in (("SSE", measured.sse), ("NDJSON", measured.ndjson), ("quiet", measured.quiet))
         if each.served or each.answered is None
     ]
-    direct = trial.direct.first_event if trial.direct is not None else None
-    if direct is None and trial.direct is not None:
+    direct = measured.direct.first_event if measured.direct is not None else None
+    if direct is None and measured.direct is not None:
         yield Finding(subject, Level.UNKNOWN, "without the proxy no event came either: see the gateway's /readyz")
         return
     if not served:
         yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
         return
     # Then this machine, or the gateway, was stopped for a heartbeat.
-    was_held_up = trial.direct is not None and _bunched(trial.direct, trial.heartbeat)
+    was_held_up = measured.direct is not None and _bunched(measured.direct, measured.heartbeat)
     late = []
     for name, each in served:
         first = each.first_event
@@ -126,12 +126,12 @@ def _buffering(trial: Trial) -> Iterator[Finding]:
             late.append(f"{name}: no event in {_ms(each.until - each.began)}")
         elif first - (direct or 0.0) > PROMPT:
             late.append(f"{name}: the first event after {_ms(first)}")
-        elif name == "quiet" and _bunched(each, trial.heartbeat) and not was_held_up:
+        elif name == "quiet" and _bunched(each, measured.heartbeat) and not was_held_up:
             late.append(f"{name}: heartbeats arrive several at a time")
     if late:
         yield Finding(subject, Level.FAULT, f"the proxy keeps what it should pass on; {'; '.join(late)}", advice)
     else:
-        text = f"none: the first event after {_ms(trial.sse.first_event or 0.0)}, each heartbeat at its time"
+        text = f"none: the first event after {_ms(measured.sse.first_event or 0.0)}, each heartbeat at its time"
         yield Finding(subject, Level.WELL, text)
 
 
@@ -143,17 +143,16 @@ def _bunched(stream: Followed, heartbeat: float) -> bool:
     return any(later - earlier < heartbeat / 50 for earlier, later in itertools.pairwise(beats))
 
 
-def _latency(trial: Trial) -> Iterator[Finding]:
+def _latency(measured: Measurements) -> Iterator[Finding]:
     subject = "event latency"
-    if trial.direct is None:
-        yield Finding(
-            subject, Level.UNKNOWN, f"needs a stream without the proxy: {trial.no_direct}", "name the gateway by --url"
-        )
+    if measured.direct is None:
+        text = f"needs a stream without the proxy: {measured.no_direct}"
+        yield Finding(subject, Level.UNKNOWN, text, "name the gateway by --url")
         return
-    direct = trial.direct.times("put", "delete")
-    extra = [at - direct[cursor] for cursor, at in trial.sse.times("put", "delete").items() if cursor in direct]
+    direct = measured.direct.times("put", "delete")
+    extra = [at - direct[cursor] for cursor, at in measured.sse.times("put", "delete").items() if cursor in direct]
     if not extra:
-        if trial.puts == "done" and direct:
+        if measured.puts == "done" and direct:
             text = "the changes of --put arrived without the proxy, and not through it"
             yield Finding(subject, Level.FAULT, text, f"switch buffering off; {RECIPES}")
             return
@@ -161,7 +160,7 @@ def _latency(trial: Trial) -> Iterator[Finding]:
         yield Finding(
             subject,
             Level.UNKNOWN,
-            why.get(trial.puts, f"--put failed: {trial.puts}"),
+            why.get(measured.puts, f"--put failed: {measured.puts}"),
             "name a busy prefix, or give a command that changes a key of the prefix: "
             "--put 'etcdctl put /svc/nobody/probe 1'",
         )
@@ -170,7 +169,7 @@ def _latency(trial: Trial) -> Iterator[Finding]:
     figures = {"median": middle, "most": max(extra), "events": float(len(extra))}
     text = f"{counted(len(extra), 'event')} took {_ms(max(0.0, middle))} longer than without the proxy, at most "
     text += _ms(max(0.0, figures["most"]))
-    if middle > DELAY + trial.sse.connecting:
+    if middle > DELAY + measured.sse.connecting:
         advice = f"HAProxy: option http-no-delay; nginx: no gzip of streams; {RECIPES}"
         yield Finding(subject, Level.FAULT, text, advice, figures)
     else:
@@ -180,8 +179,8 @@ def _latency(trial: Trial) -> Iterator[Finding]:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _idle(trial: Trial) -> Iterator[Finding]:
-    subject, quiet, silence, beat = "idle time", trial.quiet, trial.silence, trial.heartbeat
+def _idle(measured: Measurements) -> Iterator[Finding]:
+    subject, quiet, silence, beat = "idle time", measured.quiet, measured.silence, measured.heartbeat
     advice = (
         f"set the proxy's read and idle timeouts above the heartbeat of {beat:g} s ({4 * beat:g} s are four "
         "heartbeats), and switch off its limit of the whole answer (Envoy: timeout: 0s)"
@@ -214,10 +213,10 @@ def _idle(trial: Trial) -> Iterator[Finding]:
         yield Finding(subject, Level.WELL, text, figures=figures)
 
 
-def _departure(trial: Trial) -> Iterator[Finding]:
-    subject, left = "a client that left", trial.departed
+def _departure(measured: Measurements) -> Iterator[Finding]:
+    subject, left = "a client that left", measured.departed
     figures = {"streams": float(left.shown)}
-    if not trial.sse.served:
+    if not measured.sse.served:
         yield Finding("streams at once", Level.UNKNOWN, "there is no stream through the proxy")
     elif left.opened < left.asked:
         text = f"of {left.asked} streams at once, {left.opened} were open: {left.refusal}"
@@ -240,9 +239,9 @@ def _departure(trial: Trial) -> Iterator[Finding]:
         yield Finding(subject, Level.WELL, text, figures={**figures, "released": left.released})
 
 
-def _refusals(trial: Trial) -> Iterator[Finding]:
-    subject, requests = "while one drains", trial.requests
-    streams = (trial.sse, trial.ndjson, trial.quiet)
+def _refusals(measured: Measurements) -> Iterator[Finding]:
+    subject, requests = "while one drains", measured.requests
+    streams = (measured.sse, measured.ndjson, measured.quiet)
     drained = any(each.closed == "drain" for each in streams)
     figures = {"requests": float(requests.total), "failed": float(sum(requests.failed.values()))}
     asked = f"{counted(requests.total, 'request')} at {counted(len(requests.instances), 'gateway')}"
@@ -261,9 +260,9 @@ def _refusals(trial: Trial) -> Iterator[Finding]:
 # --- what the proxy changes -------------------------------------------------------------------------------------------
 
 
-def _transform(trial: Trial) -> Iterator[Finding]:
-    subject, sse, direct = "transformation", trial.sse, trial.direct
-    streams = [each for each in (sse, trial.ndjson, trial.quiet) if each.served]
+def _transform(measured: Measurements) -> Iterator[Finding]:
+    subject, sse, direct = "transformation", measured.sse, measured.direct
+    streams = [each for each in (sse, measured.ndjson, measured.quiet) if each.served]
     if not streams:
         yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
         return
@@ -294,8 +293,8 @@ def _transform(trial: Trial) -> Iterator[Finding]:
         yield Finding(subject, Level.WELL, "none: encoding, type and lines are the gateway's")
 
 
-def _resume(trial: Trial) -> Iterator[Finding]:
-    subject, resumed = "Last-Event-ID", trial.resumed
+def _resume(measured: Measurements) -> Iterator[Finding]:
+    subject, resumed = "Last-Event-ID", measured.resumed
     if resumed is None or not resumed.arrivals:
         yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy with a cursor")
         return
@@ -309,19 +308,19 @@ def _resume(trial: Trial) -> Iterator[Finding]:
         yield Finding(subject, Level.UNKNOWN, f"the gateway could not resume ({first.reason}); run it again")
 
 
-def _version(trial: Trial) -> Iterator[Finding]:
+def _version(measured: Measurements) -> Iterator[Finding]:
     subject = "HTTP version"
     six = "HTTP/1.1: a browser opens six connections to an origin, for all its tabs, and the seventh stream waits"
-    if trial.protocol == "h2":
+    if measured.protocol == "h2":
         yield Finding(subject, Level.WELL, "HTTP/2")
-    elif trial.secure:
+    elif measured.secure:
         yield Finding(subject, Level.NOTE, six, "switch HTTP/2 on in the proxy")
     else:
         yield Finding(subject, Level.NOTE, six, "browsers use HTTP/2 with TLS only: give the proxy a certificate")
 
 
-def _address(trial: Trial) -> Iterator[Finding]:
-    seen, own = trial.departed.addresses, trial.departed.own_address
+def _address(measured: Measurements) -> Iterator[Finding]:
+    seen, own = measured.departed.addresses, measured.departed.own_address
     if seen and own not in seen:
         text = f"the gateway takes this client ({own}) for {', '.join(sorted(seen)[:3])}"
         advice = (

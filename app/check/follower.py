@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .client import Connection, UnreachableError, explained
 from .lines import Lines, UnreadableError
-from .trial import Arrival, Followed
+from .measurements import Arrival, Followed
 
 
 class Follower:

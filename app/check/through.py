@@ -21,9 +21,9 @@ from ..core.keys import KeyRange
 from .client import Client, Departure, Stream, UnreachableError
 from .findings import Finding, findings, status_of, summary_of
 from .follower import Follower
+from .measurements import Departed, Measurements, Requests, Silence, heartbeat_of, host_of
 from .options import Options
 from .samples import described_in, subscribers_of
-from .trial import Departed, Requests, Silence, Trial, heartbeat_of, host_of
 
 # Heartbeats for which streams are followed: a client takes a connection that is silent for so long for dead.
 HEARTBEATS = 3
@@ -57,7 +57,7 @@ class Through:
     def _clock(self) -> float:
         return time.monotonic() - self._began
 
-    async def run(self) -> Trial:
+    async def run(self) -> Measurements:
         """Measure everything.
 
         Raises:
@@ -72,7 +72,7 @@ class Through:
                 if isinstance(outcome, Exception):  # a fault of the check itself: cancelled tasks have none
                     raise outcome
 
-    async def _measured(self) -> Trial:
+    async def _measured(self) -> Measurements:
         direct = self._follow(self._options.url, self._range, EVENTS)
         sse = self._follow(self._options.through, self._range, EVENTS)
         ndjson = self._follow(self._options.through, self._range, NDJSON)
@@ -97,7 +97,7 @@ class Through:
             asyncio.sleep(lasting),
         )
         without = direct.seen()
-        return Trial(
+        return Measurements(
             direct=without if without.status == HTTPStatus.OK else None,
             no_direct=without.ended or f"{self._options.url} answers {without.status}",
             sse=sse.seen(),
@@ -247,12 +247,12 @@ async def check_through(options: Options) -> int:
         OSError: standard output has no reader.
     """
     try:
-        trial = await Through(options).run()
+        measured = await Through(options).run()
     except UnreachableError as error:
         _print({"status": 2, "error": str(error)} if options.json else f"cannot tell: {error}")
         return 2
-    found = findings(trial)
-    status = status_of(found, trial)
+    found = findings(measured)
+    status = status_of(found, measured)
     if options.json:
         _print({"status": status, "through": options.through, "findings": [_plain(each) for each in found]})
     else:

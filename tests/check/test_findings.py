@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.check.findings import DELAY, PROMPT, Finding, Level, findings, status_of, summary_of
 from app.check.lines import Line
-from app.check.trial import Arrival, Departed, Followed, Requests, Silence, Trial
+from app.check.measurements import Arrival, Departed, Followed, Measurements, Requests, Silence
 from app.check.verdict import GRACE
 
 BEAT = 15.0
@@ -74,7 +74,7 @@ def stream(proxy: Proxy, *, quiet: bool = False) -> Followed:
     )
 
 
-def trial(proxy: Proxy, *, writes: bool = True) -> Trial:
+def measure(proxy: Proxy, *, writes: bool = True) -> Measurements:
     """All measurements through the proxy."""
     sse, asked = stream(proxy, quiet=not writes), 45.0
     cut = proxy.idle < asked
@@ -82,7 +82,7 @@ def trial(proxy: Proxy, *, writes: bool = True) -> Trial:
         1.0, Line("reset", "e-0", reason="initial") if proxy.drops_cursor else Line("synced", "e-1", heartbeat=BEAT)
     )
     released = proxy.notice if proxy.notice is not None and proxy.notice < 60 else None
-    return Trial(
+    return Measurements(
         direct=stream(Proxy(), quiet=not writes),
         sse=sse,
         ndjson=sse,
@@ -96,14 +96,14 @@ def trial(proxy: Proxy, *, writes: bool = True) -> Trial:
     )
 
 
-def by_subject(given: Trial) -> dict[str, Finding]:
+def by_subject(given: Measurements) -> dict[str, Finding]:
     """The findings; each subject has one."""
     found = findings(given)
     assert len({each.subject for each in found}) == len(found)
     return {each.subject: each for each in found}
 
 
-def faults(given: Trial) -> set[str]:
+def faults(given: Measurements) -> set[str]:
     """The subjects of the faults."""
     return {each.subject for each in findings(given) if each.level is Level.FAULT}
 
@@ -143,7 +143,7 @@ proxies = st.builds(
 @given(proxies)
 def test_the_faults_are_those_of_the_proxy(proxy: Proxy) -> None:
     """No more and no less, in every combination. A fault says what to do about it."""
-    measured = trial(proxy)
+    measured = measure(proxy)
     if proxy.hold:  # a stream that was not seen says nothing of its events
         measured = replace(measured, direct=stream(Proxy(), quiet=True))
     found = by_subject(measured)
@@ -156,7 +156,7 @@ def test_the_faults_are_those_of_the_proxy(proxy: Proxy) -> None:
 
 def test_a_proxy_that_does_nothing() -> None:
     """All is well but what nobody has tried: a drain."""
-    found = by_subject(trial(Proxy()))
+    found = by_subject(measure(Proxy()))
 
     assert {each.subject for each in found.values() if each.level is not Level.WELL} == {"while one drains"}
     assert summary_of(list(found.values())) == "no fault was found, 1 not known"
@@ -167,7 +167,7 @@ def test_a_proxy_that_does_nothing() -> None:
 @given(st.floats(0, 3), st.floats(0, 3))
 def test_the_distance_of_a_proxy_is_not_its_delay(distance: float, delay: float) -> None:
     """An event may take as much longer as the connection itself."""
-    late = by_subject(trial(Proxy(distance=distance, delay=delay)))["event latency"]
+    late = by_subject(measure(Proxy(distance=distance, delay=delay)))["event latency"]
 
     assert (late.level is Level.FAULT) == (late.figures["median"] > DELAY + distance)
     assert late.figures["median"] == pytest.approx(distance + delay)
@@ -183,7 +183,7 @@ def test_the_distance_of_a_proxy_is_not_its_delay(distance: float, delay: float)
 )
 def test_without_events_their_latency_is_not_known(puts: str, text: str) -> None:
     """The finding says what is needed."""
-    found = by_subject(replace(trial(Proxy(), writes=False), puts=puts))["event latency"]
+    found = by_subject(replace(measure(Proxy(), writes=False), puts=puts))["event latency"]
 
     assert (found.level, found.text) == (Level.UNKNOWN, text)
     assert "--put" in found.advice
@@ -191,14 +191,14 @@ def test_without_events_their_latency_is_not_known(puts: str, text: str) -> None
 
 def test_events_that_only_arrive_without_the_proxy() -> None:
     """They were made for the check, so they must arrive."""
-    measured = replace(trial(Proxy(hold=True)), puts="done")
+    measured = replace(measure(Proxy(hold=True)), puts="done")
 
     assert faults(measured) == {"first byte", "buffering", "event latency"}
 
 
 def test_without_a_direct_url() -> None:
     """What needs it is not known. The rest is."""
-    measured = replace(trial(Proxy()), direct=None, no_direct="http://x: refused")
+    measured = replace(measure(Proxy()), direct=None, no_direct="http://x: refused")
     found = by_subject(measured)
 
     assert found["event latency"].text == "needs a stream without the proxy: http://x: refused"
@@ -210,7 +210,7 @@ def test_without_a_direct_url() -> None:
 
 def test_nothing_through_and_nothing_without() -> None:
     """Then the proxy cannot be told from a gateway that is away."""
-    measured = replace(trial(Proxy(hold=True)), direct=None, no_direct="refused")
+    measured = replace(measure(Proxy(hold=True)), direct=None, no_direct="refused")
 
     assert status_of(findings(measured), measured) == 2
 
@@ -227,7 +227,7 @@ def test_an_answer_that_is_not_a_stream(status: int, direct: int, level: Level, 
     """Whose refusal it is decides."""
     refused = Followed(began=0.0, until=0.1, answered=0.1, status=status)
     straight = stream(Proxy()) if direct == 200 else replace(refused, status=direct)
-    measured = replace(trial(Proxy()), sse=refused, ndjson=refused, quiet=refused, resumed=None, direct=straight)
+    measured = replace(measure(Proxy()), sse=refused, ndjson=refused, quiet=refused, resumed=None, direct=straight)
     found = by_subject(measured)
 
     assert (found["first byte"].level, word in found["first byte"].text) == (level, True)
@@ -248,7 +248,7 @@ def test_an_answer_that_is_not_a_stream(status: int, direct: int, level: Level, 
 )
 def test_what_a_proxy_changes(headers: dict[str, str], level: Level, word: str) -> None:
     """Each change is compared with the gateway's own answer."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     found = by_subject(replace(measured, sse=replace(measured.sse, headers={**HEADERS, **headers})))["transformation"]
 
     assert (found.level, word in found.text) == (level, True)
@@ -256,7 +256,7 @@ def test_what_a_proxy_changes(headers: dict[str, str], level: Level, word: str) 
 
 def test_a_gateway_that_compresses_by_itself() -> None:
     """That is not the proxy's doing."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     both = {**HEADERS, "content-encoding": "gzip"}
     measured = replace(measured, sse=replace(measured.sse, headers=both), direct=replace(stream(Proxy()), headers=both))
 
@@ -265,7 +265,7 @@ def test_a_gateway_that_compresses_by_itself() -> None:
 
 def test_a_compression_that_does_not_arrive() -> None:
     """It costs bytes, and nothing else."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     packed = replace(stream(Proxy()), headers={**HEADERS, "content-encoding": "gzip"})
     found = by_subject(replace(measured, direct=packed))["transformation"]
 
@@ -274,7 +274,7 @@ def test_a_compression_that_does_not_arrive() -> None:
 
 def test_a_body_that_is_changed() -> None:
     """The finding quotes what came."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     found = by_subject(replace(measured, ndjson=replace(measured.ndjson, unreadable="a line is neither: b'<html>'")))
 
     assert found["transformation"].level is Level.FAULT
@@ -283,7 +283,7 @@ def test_a_body_that_is_changed() -> None:
 
 def test_a_drain_is_seen_by_its_close() -> None:
     """Then no failed request proves something. The stream that was closed proves nothing about the idle time."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     closed = replace(
         measured.quiet,
         ended="the connection was closed",
@@ -302,7 +302,7 @@ def test_a_drain_is_seen_by_its_close() -> None:
 
 def test_a_machine_that_stood_still_is_not_a_proxy_that_buffers() -> None:
     """Without the proxy, the heartbeats arrived together as well."""
-    measured = replace(trial(Proxy(bunches=True)), direct=stream(Proxy(bunches=True)))
+    measured = replace(measure(Proxy(bunches=True)), direct=stream(Proxy(bunches=True)))
 
     assert by_subject(measured)["buffering"].level is Level.WELL
 
@@ -313,7 +313,7 @@ def test_a_machine_that_stood_still_is_not_a_proxy_that_buffers() -> None:
 )
 def test_the_limit_of_silence(idle: float, words: str) -> None:
     """A limit between two and three heartbeats is well, and named."""
-    found = by_subject(trial(Proxy(idle=idle)))["idle time"]
+    found = by_subject(measure(Proxy(idle=idle)))["idle time"]
 
     assert found.level is Level.WELL
     assert words in found.text
@@ -321,14 +321,14 @@ def test_the_limit_of_silence(idle: float, words: str) -> None:
 
 def test_a_silence_that_was_not_measured() -> None:
     """The stream itself was; the limit is not known."""
-    measured = replace(trial(Proxy()), silence=Silence(45.0, trouble="no ETag"))
+    measured = replace(measure(Proxy()), silence=Silence(45.0, trouble="no ETag"))
 
     assert by_subject(measured)["idle time"].text.endswith("the proxy's own limit is not known: no ETag")
 
 
 def test_without_the_right_to_read_the_feeds() -> None:
     """The finding says which right is needed."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     found = by_subject(replace(measured, departed=replace(measured.departed, trouble="403 forbidden")))
 
     assert found["a client that left"].level is Level.UNKNOWN
@@ -341,7 +341,7 @@ def test_without_the_right_to_read_the_feeds() -> None:
 )
 def test_the_version_of_http(secure: bool, protocol: str, level: Level) -> None:
     """HTTP/1.1 works, with six streams to a browser."""
-    found = by_subject(replace(trial(Proxy()), secure=secure, protocol=protocol))["HTTP version"]
+    found = by_subject(replace(measure(Proxy()), secure=secure, protocol=protocol))["HTTP version"]
 
     assert found.level is level
 
@@ -349,7 +349,7 @@ def test_the_version_of_http(secure: bool, protocol: str, level: Level) -> None:
 @pytest.mark.parametrize("seen", ["10.0.0.9", "10.0.0.5"])
 def test_the_address_that_the_gateway_sees(seen: str) -> None:
     """The proxy's address instead of the client's is worth a word, and may be right."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     departed = replace(measured.departed, own_address="10.0.0.5", addresses=frozenset({seen}))
     found = by_subject(replace(measured, departed=departed))
 
@@ -358,7 +358,7 @@ def test_the_address_that_the_gateway_sees(seen: str) -> None:
 
 def test_a_cursor_that_the_gateway_cannot_resume() -> None:
     """The header arrived: the reason is another one."""
-    measured = trial(Proxy())
+    measured = measure(Proxy())
     lagged = replace(measured.sse, arrivals=(Arrival(1.0, Line("reset", "e-0", reason="lagged")),))
 
     assert by_subject(replace(measured, resumed=lagged))["Last-Event-ID"].level is Level.UNKNOWN

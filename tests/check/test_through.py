@@ -63,8 +63,8 @@ def options(server: str, through: str, **changed: object) -> Options:
 
 async def found(given: Options) -> dict[str, Finding]:
     """The findings of a run, by their subjects."""
-    trial = await Through(given).run()
-    return {each.subject: each for each in findings(trial)}
+    measured = await Through(given).run()
+    return {each.subject: each for each in findings(measured)}
 
 
 def faults(found: dict[str, Finding]) -> set[str]:

@@ -1,11 +1,11 @@
-"""``app.check.trial``: what the measurements of a stream say about it."""
+"""``app.check.measurements``: what the measurements of a stream say about it."""
 
 from __future__ import annotations
 
 import pytest
 
 from app.check.lines import Line
-from app.check.trial import DEFAULT_HEARTBEAT, Arrival, Followed, heartbeat_of, host_of
+from app.check.measurements import DEFAULT_HEARTBEAT, Arrival, Followed, heartbeat_of, host_of
 
 STREAM = Followed(
     began=1.0,

@@ -1,6 +1,6 @@
 """What ``check --through`` measures, as values. ``app.check.findings`` says what they mean.
 
-Times are seconds on the trial's clock, which starts at 0; durations are in seconds.
+Times are seconds on the check's clock, which starts at 0; durations are in seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """One stream, from its request until it ended or until the trial stopped following it."""
+    """One stream, from its request until it ended or until the check stopped following it."""
 
     began: float  # when the request was sent
     until: float
@@ -102,7 +102,7 @@ class Requests:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Measurements:
     """Everything that was measured. *direct* is None if no gateway answers without the proxy."""
 
     direct: Followed | None
