@@ -140,14 +140,15 @@ class GatewayWatch:
 
     def _take_event(self, event: Event, cursor: Cursor | None, *, more: bool) -> Iterator[WatchInput]:
         if self._events and self._events[0].mod_revision != event.mod_revision:
-            raise StreamError(f"revision {self._events[0].mod_revision} was not complete")
+            raise StreamError(f"revision {self._events[0].mod_revision} did not end before the next")
         if more == (cursor is not None):
             raise StreamError("an event has neither 'more' nor a cursor, or both")
         self._events.append(event)
         if cursor is None:
             return
         if cursor.revision != event.mod_revision or cursor.revision <= self.revision:
-            raise StreamError(f"revision {event.mod_revision} has the cursor {cursor}, after {self.revision}")
+            text = f"revision {event.mod_revision} has the cursor {cursor}; the last cursor was {self.revision}"
+            raise StreamError(text)
         events, self._events = self._events, []
         self.revision = cursor.revision
         yield from self._create_at(self.revision)
@@ -155,7 +156,8 @@ class GatewayWatch:
 
     def _take_position(self, found: Mapping[str, Any], cursor: Cursor | None) -> Iterator[WatchInput]:
         if self._events or cursor is None or cursor.revision < self.revision:
-            raise StreamError(f"{found['type']} {cursor} comes within a revision, or after {self.revision}")
+            text = f"{found['type']} {cursor} comes in the middle of a revision, or is below {self.revision}"
+            raise StreamError(text)
         if found["type"] == "synced":
             self.synced = True
             self.heartbeat = max(0.1, float(found["heartbeat"]))

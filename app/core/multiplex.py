@@ -141,7 +141,7 @@ class _Watch:
     # The late message that awaits a deciding answer: its revision, and the newest request when the message came.
     late: tuple[int, int] | None = None
     slow: bool = False  # etcd may serve the watch from history
-    ended: bool = False  # etcd cancelled the watch; the gateway's cancel is still missing
+    ended: bool = False  # etcd cancelled the watch; the gateway has not sent its own cancel yet
     pending: list[Event] = field(default_factory=list)  # events of an incomplete response
     bytes: int = 0  # of the pending fragments
     revisions: int = 0  # revisions already passed on of the incomplete response

@@ -439,7 +439,7 @@ async def test_less_time_than_the_gateway_takes(etcd: EmbeddedEtcd) -> None:
     [
         ([], "the following arguments are required: --prefix"),
         (["--prefix", "/", "--streams", "0"], "argument --streams: invalid"),
-        (["--prefix", "/", "--timeout", "soon"], "argument --timeout: invalid seconds value: 'soon'"),
+        (["--prefix", "/", "--timeout", "soon"], "argument --timeout: invalid duration: 'soon'"),
         (["--prefix", "/", "--linger", "1"], "unrecognized arguments: --linger 1"),
     ],
 )
