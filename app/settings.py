@@ -383,7 +383,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_ports(self) -> Settings:
         if self.port and self.port == self.admin_port:
-            raise ValueError(f"{named('admin_port')}: must not be the port of {named('port')}, {self.port}")
+            raise ValueError(f"{named('admin_port')}: cannot listen on {self.port}, the port of {named('port')}")
         return self
 
     @model_validator(mode="after")

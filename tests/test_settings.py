@@ -398,7 +398,7 @@ def test_both_ports_are_one() -> None:
     assert load({"port": "0", "admin_port": "0"}).admin_port == 0
     (line,) = refused(port="8080", admin_port="8080")
 
-    assert line == "GATEWAY_ADMIN_PORT (--admin-port): must not be the port of GATEWAY_PORT (--port), 8080"
+    assert line == "GATEWAY_ADMIN_PORT (--admin-port): cannot listen on 8080, the port of GATEWAY_PORT (--port)"
 
 
 def test_another_name_of_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
