@@ -76,7 +76,7 @@ class Registry(Sized):
         self._channels: dict[Ranges, Channel] = {}
         self._subscribers: dict[Ranges, dict[Subscriber, None]] = {}
         self._linger_timers: dict[Ranges, asyncio.TimerHandle] = {}
-        self._too_large: dict[Ranges, float] = {}  # channels, and the monotonic time until which they are not opened
+        self._too_large: dict[int, float] = {}  # channels, by the hash of their ranges, and until when none is opened
         self._ended: set[SelectedChannel] = set()  # their tasks may still run
         self._total = 0
         self._admitted: Counter[Ranges] = Counter()  # at the hub: the workers' streams of each selection
@@ -197,7 +197,7 @@ class Registry(Sized):
             self._check_room(watched, counts=counts)
         for one in watched:
             self.feeds.check(one)
-        if self._clock() < self._too_large.get(ranges, 0.0):
+        if self._clock() < self._too_large.get(hash(ranges), 0.0):
             raise TooLargeError(
                 f"{', '.join(map(str, ranges))} did not fit in the memory that all feeds share "
                 "(GATEWAY_MAX_FEED_BYTES): follow smaller ranges"
@@ -394,7 +394,7 @@ class Registry(Sized):
     def channel_failed(self, channel: SelectedChannel, reason: CloseReason) -> None:
         """See ``app.watch.channel.ChannelOwner``."""
         if reason == TooLargeError.close_reason:
-            self._too_large[channel.ranges] = self._clock() + PAUSE
+            self._too_large[hash(channel.ranges)] = self._clock() + PAUSE
         self._close_channel(channel.ranges, reason)
 
     def _close_channel(self, ranges: Ranges, reason: CloseReason) -> None:
@@ -413,7 +413,7 @@ class Registry(Sized):
             if not self.draining:
                 self.feeds.check_all()
             now = self._clock()
-            self._too_large = {ranges: until for ranges, until in self._too_large.items() if until > now}
+            self._too_large = {what: until for what, until in self._too_large.items() if until > now}
             for channel in list(self._selected()):
                 channel.check()
                 if channel.must_close:

@@ -233,7 +233,7 @@ async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> N
     assert world.registry.channel((KEY,)) is None
     with pytest.raises(TooLargeError, match="key=/svc/a did not fit"):
         world.subscribe(KEY)
-    world.registry._too_large[(KEY,)] = 0.0
+    world.registry._too_large[hash((KEY,))] = 0.0
     memory.budget.limit = 1 << 20
     again = world.subscribe(KEY)
     await joinable(again)
