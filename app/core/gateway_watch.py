@@ -12,7 +12,7 @@ Theory of operation
     ``Batches``   the events of one revision: up to and including the one with a cursor;
     ``Progress``  ``synced`` or ``bookmark``: everything up to the revision has come. Always trusted. A ``status``
                   repeats the last one;
-    ``Reset``     the history does not go on, and the upstream says why;
+    ``Reset``     the history does not go on, and the upstream says why; or a line is too long to be read;
     ``Refused``   the upstream may not serve this range any more;
     ``Lost``      the upstream ends the stream; the next one goes on.
 """
@@ -33,7 +33,8 @@ from .reasons import RESET_REASONS, ResetReason
 HEARTBEAT = 15.0
 # Heartbeats without a sign of life after which the stream counts as dead (docs/wire-contract.md, rule 5).
 SILENT_HEARTBEATS = 3
-# Bytes of a line at most. An event of etcd's largest request is 9.0 MiB as JSON (docs/wire-contract.md).
+# Bytes of a line at most. An event of etcd's largest request is 9.0 MiB as JSON (docs/wire-contract.md), unless etcd
+# permits larger ones (--max-request-bytes).
 LONGEST_LINE = 64 * 1024 * 1024
 
 
@@ -88,8 +89,6 @@ class GatewayWatch:
             self._rest, self._rest_size = [], 0
         self._rest.append(rest)
         self._rest_size += len(rest)
-        if self._rest_size > LONGEST_LINE:
-            raise StreamError(f"a line of the upstream has more than {LONGEST_LINE} bytes")
         found: list[Batch] = []
         for given in self._read_all(lines):
             if isinstance(given, Batches):  # one step of the feed for all revisions of a chunk
@@ -106,6 +105,10 @@ class GatewayWatch:
         for line in lines:
             if line and not self._ended:
                 yield from self._read(line)
+        if self._rest_size > LONGEST_LINE and not self._ended:
+            # The next stream would bring the same line. The state stands in for it.
+            self._ended, self._rest, self._rest_size = True, [], 0
+            yield Reset("lagged")
 
     def _read(self, line: bytes) -> Iterator[WatchInput]:
         try:
