@@ -15,6 +15,7 @@ from .. import __version__
 from ..core.errors import (
     DeniedError,
     GatewayError,
+    HeadTooLargeError,
     OverCapacityError,
     PageExpiredError,
     RevisionNotReachedError,
@@ -95,6 +96,7 @@ class Client:
 
         Raises:
             UnavailableError: there is none.
+            HeadTooLargeError: the URL is too long. Only a token of a page that no gateway has made is so long.
         """
         url = url or self.url
         self.requests += 1
@@ -103,6 +105,8 @@ class Client:
                 response = await http.get(f"{url}{path}?{query}", headers=self._headers("application/json"))
         except httpx.HTTPError as error:
             raise unreachable(url, error) from None
+        except httpx.InvalidURL:
+            raise HeadTooLargeError("the request is too long for the upstream gateway") from None
         finally:
             self.requests -= 1
         return Answer(response.status_code, response.headers, response.content)

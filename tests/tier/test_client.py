@@ -7,6 +7,7 @@ import ssl
 
 import pytest
 
+from app.core.errors import HeadTooLargeError
 from app.core.keys import KeyRange
 from app.tier.client import Client, ForeignAnswerError, tier_of
 from tests.support.waiting import eventually
@@ -45,6 +46,15 @@ async def test_new_tls_files_count_for_new_connections() -> None:
         await client.get("/v1/progress", "")
         assert [pool.context for pool in client._pools] == [contexts[-1]]
         await client.aclose()
+
+
+async def test_a_request_that_no_gateway_takes() -> None:
+    """A client can forge a token of a page that is too long for the next request, though not for its own."""
+    client = Client(["http://a:1"], lambda: None, lambda: "", lambda: None)
+    with pytest.raises(HeadTooLargeError):
+        await client.get("/v1/kv", "prefix=/a/&page=" + "A" * 65_536)
+    assert client.requests == 0
+    await client.aclose()
 
 
 async def test_requests_under_way_are_counted() -> None:
