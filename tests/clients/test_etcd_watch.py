@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -153,17 +154,29 @@ async def test_follow_in_a_pipe(server: GatewayProcess, kv: EtcdClient) -> None:
     assert re.fullmatch(r"etcd-watch: live: 1 key at revision \d+\n", err)
 
 
-async def test_a_reader_that_leaves(server: GatewayProcess, kv: EtcdClient) -> None:
-    """`| head -1` ends the command at its next line, without a traceback."""
+@pytest.mark.parametrize("quiet", [True, False])
+async def test_a_reader_that_leaves(server: GatewayProcess, kv: EtcdClient, quiet: bool) -> None:
+    """`| head -1` ends the command, without a traceback, also if nothing more is to be written."""
     await kv.put("/svc/a", "1")
     process = await start(server.base, "follow", "/svc/", "-q")
     await line_of(process)
     process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
-    await kv.put("/svc/a", "2")
+    if not quiet:
+        await kv.put("/svc/a", "2")
     assert process.stderr is not None
     async with asyncio.timeout(HANG):
         assert await process.stderr.read() == b""
         assert await process.wait() == statuses.BROKEN_PIPE
+
+
+async def test_streams_that_are_closed(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
+    """What is closed leads nowhere, and is not the next file or connection."""
+    await kv.put("/svc/a", "1")
+    script = f"{shlex.join(COMMAND)} get /svc/a <&- >&- 2>&-; echo $? >{tmp_path}/status"
+    process = await asyncio.create_subprocess_exec("sh", "-c", script, env=environment(server.base))
+    async with asyncio.timeout(HANG):
+        await process.wait()
+    assert (tmp_path / "status").read_text() == "0\n"
 
 
 async def test_exec_loses_no_change(kv: EtcdClient, gateways: Gateways, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from etcd_watch_client.connection import raw
 from etcd_watch_client.credentials import Bearer
 
 
@@ -14,6 +16,14 @@ async def test_a_fixed_token(token: str | None, headers: dict[str, str]) -> None
     bearer = Bearer(token)
     assert await bearer.headers() == headers
     assert (bearer.renewable, await bearer.is_replaced()) == (False, False)
+
+
+@pytest.mark.parametrize("token", [b"caf\xc3\xa9", b"\xff\xfe", b"t\xc2\xa0"])
+async def test_a_token_is_bytes(token: bytes, tmp_path: Path) -> None:
+    """The gateway compares bytes, whether or not they are UTF-8. httpx raised for all that is not ASCII."""
+    (tmp_path / "token").write_bytes(token + b"\n")
+    for source in (tmp_path / "token", os.fsdecode(token)):
+        assert raw(await Bearer(source).headers()) == {b"Authorization": b"Bearer " + token}
 
 
 async def test_a_source_is_asked_each_time(tmp_path: Path) -> None:

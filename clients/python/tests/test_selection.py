@@ -40,7 +40,11 @@ def test_a_selection_of_nothing_is_refused(prefixes: list[str], keys: list[str],
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8080", "localhost:8080", "", "ftp://x", "http://", "http://x/?a=1", "http://x/#a"]
+    "url",
+    [
+        *("127.0.0.1:8080", "localhost:8080", "", "ftp://x", "http://", "http://x/?a=1", "http://x/#a"),
+        *("http://x:99999", "http://x:0", "http://x:port", "http://[::1", "http://a b", "http://:80", "http://x/\n"),
+    ],
 )
 def test_what_is_no_url_is_refused(url: str) -> None:
     """The error says how a URL is written."""

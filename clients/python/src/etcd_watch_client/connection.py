@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import httpx
 
 from .errors import RefusedError, StreamEnd
 from .events import Message
 from .framing import MEDIA_TYPES, Format, framer
+from .selection import to_bytes
 
 _MOST_OF_A_BODY = 65_536
 
@@ -23,7 +24,7 @@ async def messages(
 
     ``silence_timeout()`` is how many seconds the stream may be silent. The time that the caller takes does not count.
     """
-    request = client.build_request("GET", url, headers={"Accept": MEDIA_TYPES[form], **headers})
+    request = client.build_request("GET", url, headers=raw({"Accept": MEDIA_TYPES[form], **headers}))
     try:
         async with asyncio.timeout(silence_timeout()):
             response = await client.send(request, stream=True)
@@ -44,6 +45,11 @@ async def messages(
         raise StreamEnd("silent") from None
     except httpx.HTTPError as error:
         raise StreamEnd(str(error) or type(error).__name__) from None
+
+
+def raw(headers: Mapping[str, str]) -> Mapping[bytes, bytes]:
+    """Return headers as they are sent: a token is any bytes, and httpx takes text only if it is ASCII."""
+    return {name.encode("ascii"): to_bytes(value) for name, value in headers.items()}
 
 
 def media_type(response: httpx.Response) -> str:

@@ -33,8 +33,8 @@ class Bearer:
     async def _present(self) -> str:
         token = self._token
         if isinstance(token, Path):
-            token = token.read_text(encoding="utf-8")
+            token = token.read_text(encoding="utf-8", errors="surrogateescape")
         elif callable(token):
             given = token()
             token = await given if inspect.isawaitable(given) else given
-        return (token or "").strip()
+        return (token or "").strip(" \t\r\n\v\f")  # as the gateway does: other spaces are parts of the token

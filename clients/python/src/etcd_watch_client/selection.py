@@ -21,11 +21,15 @@ def to_text(name: bytes) -> str:
 
 def base_url(url: str) -> str:
     """Return a gateway's URL without a slash at its end, or raise ValueError with what is wrong."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        msg = f"{url!r} is not the URL of a gateway; write http://HOST:PORT or https://HOST, with a path if it has one"
-        raise ValueError(msg)
-    return url.rstrip("/")
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+        if whole and " " not in url and not parts.query and not parts.fragment:
+            return url.rstrip("/")
+    except ValueError:  # brackets that are not around an address, or a port that is none
+        pass
+    msg = f"{url!r} is not the URL of a gateway; write http://HOST:PORT or https://HOST, with a path if it has one"
+    raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)

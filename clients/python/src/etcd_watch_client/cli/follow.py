@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import select
 import shutil
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from .text import change_json, change_lines, paint, printable, table
 Bytes = Mirror[bytes, bytes]
 _ALTERNATE_SCREEN, _NORMAL_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-_TICK = 1.0  # seconds between two drawings when nothing changes: the age moves
+# Seconds between two drawings when nothing changes, because the age moves; and between two looks at the pipe.
+_TICK = 1.0
 _FRAME = 0.1  # seconds that a drawing stays: a thousand changes per second are not a thousand drawings
 
 
@@ -107,8 +110,23 @@ async def follow(follower: Follower, *, table_wanted: bool) -> int:
         async with follower.mirror(on_change=handle, on_state=on_state, **more) as mirror:
             if table_wanted:
                 await draw(mirror, changed, follower)
+            if arguments.json or runner is None:
+                await until_reader_leaves(mirror)
             await mirror.until(lambda _: False)
     raise AssertionError
+
+
+async def until_reader_leaves(mirror: Bytes) -> None:
+    """Raise BrokenPipeError when nobody reads standard output any more, or what ends the mirror.
+
+    A write would raise it, but on a quiet prefix none comes: `follow | head -1` would not end.
+    """
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)
+    while not any(happened & (select.POLLERR | select.POLLHUP) for _, happened in stdout.poll(0)):
+        with contextlib.suppress(TimeoutError):
+            await mirror.until(lambda _: False, _TICK)
+    raise BrokenPipeError
 
 
 def held(resume: str | None) -> contextlib.AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from ..backoff import Backoff
-from ..connection import media_type, refusal
+from ..connection import media_type, raw, refusal
 from ..credentials import Bearer, Token
 from ..errors import RefusedError, StreamEnd
 from ..events import Entry, parse_entry
@@ -97,7 +97,7 @@ class Reader:
 
     async def _ask(self, url: str, take: Callable[[Any], T]) -> T:
         """Return what *take* makes of the answer. Raises StreamEnd if the answer is not one of the gateway."""
-        async with self._client.stream("GET", url, headers=await self._bearer.headers()) as response:
+        async with self._client.stream("GET", url, headers=raw(await self._bearer.headers())) as response:
             if response.status_code != httpx.codes.OK or media_type(response) != "application/json":
                 raise await refusal(response)
             try:

@@ -40,7 +40,15 @@ def write(data: bytes) -> None:
 
 def entry() -> None:
     """Run as the console script does."""
+    open_closed_streams()
     sys.exit(main(sys.argv[1:]))
+
+
+def open_closed_streams() -> None:
+    """Let a standard stream that is closed lead nowhere. The next file or connection would get its number otherwise."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
 
 
 def main(words: list[str]) -> int:
