@@ -400,6 +400,7 @@ class Settings(BaseSettings):
     def _check_credentials(self) -> Settings:
         needs = (
             ("etcd_cert", "etcd_key"), ("etcd_key", "etcd_cert"), ("etcd_password_file", "etcd_user"),
+            ("etcd_user", "etcd_password_file"),
             ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
             ("upstream_cacert", "upstream"), ("upstream_token_file", "upstream"), ("upstream_cert", "upstream_key"),
             ("upstream_key", "upstream_cert"), ("upstream_cert", "upstream"),
@@ -409,8 +410,10 @@ class Settings(BaseSettings):
             for name, other in needs
             if getattr(self, name) and not getattr(self, other)
         ]
-        if self.etcd_user and (why := _wrong_with_user(self.etcd_user, self.etcd_password_file)):
-            lines.append(f"{named('etcd_user')}: {why}")
+        if ":" in self.etcd_user:
+            # etcdctl accepts user:password. The message does not repeat the value, which holds a password.
+            way = "must be the name only; put the password into the file of GATEWAY_ETCD_PASSWORD_FILE"
+            lines.append(f"{named('etcd_user')}: {way}")
         if not self.etcd_is_tls:
             # Otherwise the user would believe that the connection is encrypted, or that etcd checks the certificate.
             lines += [
@@ -484,13 +487,6 @@ def named(name: str) -> str:
     return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
-def _wrong_with_user(user: str, password_file: Path | None) -> str:
-    if ":" in user:
-        # etcdctl accepts user:password. The message does not repeat the value, which holds a password.
-        return "must be the name only; put the password into the file of GATEWAY_ETCD_PASSWORD_FILE"
-    return "" if password_file else "needs GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"
-
-
 def is_loopback(host: str) -> bool:
     """Whether *host* can only be reached from this machine."""
     if host == "localhost":
@@ -507,6 +503,11 @@ def load(flags: Mapping[str, Any]) -> Settings:
     Raises:
         SettingsError: with a line for each wrong setting.
     """
+    given = [name.upper() for name in os.environ if name.upper().startswith(PREFIX)]
+    if repeated := sorted({name for name in given if given.count(name) > 1}):  # pydantic would take the last one
+        raise SettingsError(
+            "\n".join(f"{name}: is set twice, in upper and lower case; remove one" for name in repeated)
+        )
     try:
         return Settings(**flags)
     except ValidationError as error:

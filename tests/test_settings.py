@@ -207,6 +207,16 @@ def test_kubernetes_service_link(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "enableServiceLinks: false" in line
 
 
+def test_a_variable_in_two_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upper and lower case mean the same, so one of the two would open the fence that the other one closes."""
+    monkeypatch.setenv("gateway_allow_prefixes", "/a/")
+    assert load({}).allowed == (b"/a/",)
+    monkeypatch.setenv("GATEWAY_ALLOW_PREFIXES", "")
+    (line,) = refused()
+
+    assert line.startswith("GATEWAY_ALLOW_PREFIXES: is set twice")
+
+
 def test_unknown_variables() -> None:
     """Misspelt variables and service links are reported; known variables and those of other programs are not."""
     names = [

@@ -216,6 +216,8 @@ def test_further_environment_says_nothing_twice() -> None:
     tool, values = get_helm(4), CHART / "ci" / "full-values.yaml"
     for name in environment(manifests(template(tool, "-f", str(values)))["Deployment"]):
         assert f"extraEnv must not set {name}" in refusal(tool, "-f", str(values), "--set", f"extraEnv[0].name={name}")
+    lower = "extraEnv[0].name=gateway_allow_prefixes"  # the gateway reads it as the chart's own
+    assert "extraEnv must not set gateway_allow_prefixes" in refusal(tool, "-f", str(values), "--set", lower)
     twice = "extraEnv[0].name=TZ,extraEnv[1].name=TZ"
     assert "extraEnv must not set TZ" in refusal(tool, "-f", str(values), "--set", twice)
 
