@@ -22,7 +22,7 @@ from .core.budget import Budget
 from .core.capacity import Capacity, ConnectionStatistics
 from .core.cursor import derive_epoch
 from .core.keys import KeyRange
-from .core.quotas import Quotas, QuotaSettings
+from .core.quotas import Caller, Counted, Quotas, QuotaSettings
 from .core.selection import Ranges, Selection
 from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
@@ -289,6 +289,17 @@ class Gateway:
     def _end_session(self, session: Session, *, counts: bool) -> None:
         self.access.end_session(session, counts=counts)
         self.streams.recheck.end_session(session.id)
+
+    async def begin_read(self, caller: Caller | None) -> Counted | None:
+        """Count a read for its caller's quotas, in all workers together. Return None if nothing counts.
+
+        Raises:
+            OverCapacityError: *caller* has too many under way.
+        """
+        quotas = self.quotas
+        if caller is None or quotas is None or not quotas.counts_reads:
+            return None
+        return quotas.begin_read(caller) if self.hub is None else await self.hub.begin_read(caller)
 
     def credentials_failed(self, address: str) -> None:
         """Count wrong credentials that came from *address*, if there are quotas."""

@@ -112,6 +112,9 @@ class Hub(Protocol):
             GatewayError: as ``Registry.subscribe`` of a single process raises it.
         """
 
+    async def begin_read(self, caller: Caller) -> Admission:
+        """Count a read for its caller's quotas in all workers together. Raises OverCapacityError."""
+
 
 class Workers(Protocol):
     """The workers, as the hub's endpoints see them."""

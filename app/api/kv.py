@@ -47,7 +47,7 @@ class Kv:
         if answers.wait:
             return HeldResponse(self._gateway, self._etcd, self._feed, answers, request)
         try:
-            counted = self._counted(answers.caller)
+            counted = await self._counted(answers.caller)
         except OverCapacityError as error:
             self._gateway.streams.counters.refused[error.code] += 1
             raise
@@ -69,16 +69,15 @@ class Kv:
         if self._feed.channel(asked) is None:
             return None
         self._gateway.capacity.check()
-        with self._counted(answers.caller) as reading:
+        with await self._counted(answers.caller) as reading:
             return reading.until_sent(await self._from_feed(answers))
 
-    def _counted(self, caller: Caller | None) -> CountedRead:
+    async def _counted(self, caller: Caller | None) -> CountedRead:
         """Count a read for its caller's quotas. Raises OverCapacityError if the caller has too many under way.
 
         A read that waits for a change counts as a stream instead.
         """
-        quotas = self._gateway.quotas
-        return CountedRead(quotas.begin_read(caller) if quotas is not None and caller is not None else None)
+        return CountedRead(await self._gateway.begin_read(caller))
 
     async def understand(self, request: Request) -> KvAnswers:
         """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""

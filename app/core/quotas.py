@@ -15,7 +15,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from .errors import OverCapacityError
 from .keys import KeyRange
@@ -213,6 +213,13 @@ def _give_back(counter: Counter[T], names: Iterable[T]) -> None:
             del counter[name]
 
 
+class Counted(Protocol):
+    """Something that counts until it is released."""
+
+    def release(self) -> None:
+        """Stop counting it. Synchronous and idempotent."""
+
+
 class Reading:
     """A read that counts for its caller until ``release``, which is synchronous and idempotent."""
 
@@ -248,6 +255,7 @@ class Quotas:
         self.addresses = Quota(
             "address", streams=settings.address_streams, joins=settings.address_joins, reads=settings.address_reads
         )
+        self.counts_reads = bool(settings.identity_reads or settings.address_reads)
         # Apart from the joins: an address that opens streams at its full rate may still read.
         self._failures = Quota("address", joins=settings.address_joins)
 

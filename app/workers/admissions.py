@@ -1,4 +1,4 @@
-"""The streams of one worker, as the hub counts them: the limits are those of all workers together."""
+"""The streams and the reads of one worker, as the hub counts them: the limits are those of all workers together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..core.errors import GatewayError, OverCapacityError
-from ..core.quotas import Caller
+from ..core.quotas import Caller, Reading
 from ..core.sized import Sized
 from ..ports import spawn
 from ..watch.registry import Registry
@@ -53,6 +53,7 @@ class Admissions(Sized):
         self._link = link
         self._expire = expire
         self._held: dict[int, Subscriber] = {}
+        self._reading: dict[int, Reading] = {}
         self._waiting: dict[int, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -101,8 +102,23 @@ class Admissions(Sized):
     def _refuse(self, asked: Message, error: GatewayError) -> None:
         self._link.send("refused", id=asked["id"], **refusal.written(error))
 
+    def begin_read(self, asked: Message) -> None:
+        """Answer a ``read`` of the worker."""
+        number: int = asked["id"]
+        quotas = self._registry.quotas
+        assert quotas is not None, "the worker has the settings of the hub"
+        try:
+            self._reading[number] = quotas.begin_read(Caller(*asked["caller"]))
+        except OverCapacityError as error:
+            self._refuse(asked, error)
+        else:
+            self._link.send("admitted", id=number)
+
     def release(self, number: int) -> None:
-        """Release a stream, or what waits for it. Idempotent."""
+        """Release a stream, or what waits for it, or a read. Idempotent."""
+        reading = self._reading.pop(number, None)
+        if reading is not None:
+            reading.release()
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             waiting.cancel()
@@ -113,5 +129,5 @@ class Admissions(Sized):
 
     def release_all(self) -> None:
         """Release everything: the worker has ended."""
-        for number in [*self._held, *self._waiting]:
+        for number in [*self._held, *self._waiting, *self._reading]:
             self.release(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ..core.quotas import Caller
 from ..core.reasons import CloseReason
@@ -15,7 +16,7 @@ from .link import Link, Message, written
 
 
 class Admission:
-    """What the hub holds for one stream. Implements ``app.ports.Admission``."""
+    """What the hub holds for one stream, or for one read. Implements ``app.ports.Admission``."""
 
     __slots__ = ("_released", "closed", "on_close")
 
@@ -79,14 +80,21 @@ class HubLink:
 
     async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
         """See ``app.ports.Hub``."""
+        whose = [caller.identity, caller.address] if caller is not None else None
+        return await self._ask("admit", ranges=written(ranges), caller=whose, has_cursor=has_cursor)
+
+    async def begin_read(self, caller: Caller) -> Admission:
+        """See ``app.ports.Hub``."""
+        return await self._ask("read", caller=[caller.identity, caller.address])
+
+    async def _ask(self, do: str, **members: Any) -> Admission:
         self._last += 1
         number = self._last
         asked: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[number] = asked
         # The hub may close what it has admitted before this task goes on.
         admission = self._held[number] = Admission(lambda: self._release(number))
-        whose = [caller.identity, caller.address] if caller is not None else None
-        self._link.send("admit", id=number, ranges=written(ranges), caller=whose, has_cursor=has_cursor)
+        self._link.send(do, id=number, **members)
         try:
             answer = await asked
         except asyncio.CancelledError:

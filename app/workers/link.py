@@ -6,7 +6,8 @@ from the worker
     ``ready``        it can serve;
     ``load``         how many connections it has ``taken``, and how many are ``open``;
     ``admit``        a stream asks to be counted; answered by ``admitted`` or ``refused``, with the same ``id``;
-    ``release``      the stream with this ``id`` has ended;
+    ``read``         a read asks to be counted for its caller's quotas; answered in the same way;
+    ``release``      the stream or the read with this ``id`` has ended;
     ``failed``       an address has sent wrong credentials;
     ``ended``        a browser's session has ended;
     ``bookmarks_due``  an edge asks for bookmarks on its streams;

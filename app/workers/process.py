@@ -149,6 +149,8 @@ class WorkerProcess:
         match message["do"]:
             case "admit":
                 self._admissions.admit(message)
+            case "read":
+                self._admissions.begin_read(message)
             case "release":
                 self._admissions.release(message["id"])
             case "load":

@@ -45,10 +45,8 @@ def of_hub(settings: Settings) -> Settings:
 def of_worker(settings: Settings, workers: int, log_format: str) -> dict[str, Any]:
     """Return what the settings of one of *workers* differ from the defaults in, as JSON.
 
-    Together the workers close as many streams a second as one process would, and have as many reads under way. A read
-    is too short to ask the hub for it, so each worker has its part of the quotas of reads, rounded up.
+    Together the workers close as many streams a second as one process would.
     """
     update: dict[str, Any] = {"log_format": log_format, "drain_pace": max(1, settings.drain_pace // workers)}
-    update |= {name: -(-getattr(settings, name) // workers) for name in ("identity_reads", "address_reads")}
     shared = settings.model_copy(update=update)
     return shared.model_dump(mode="json", include=settings.model_fields_set | set(update))

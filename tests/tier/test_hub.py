@@ -39,6 +39,10 @@ class Alive:
         """See ``app.ports.Hub``."""
         raise NotImplementedError
 
+    async def begin_read(self, caller: Caller) -> Admission:
+        """See ``app.ports.Hub``."""
+        raise NotImplementedError
+
     def tell_ended(self, session: str, sealed_by: str, expires: float) -> None:
         """See ``app.ports.Hub``."""
 

@@ -39,6 +39,8 @@ class Hub:
         admissions = self.admissions[number]
         if message["do"] == "admit":
             admissions.admit(message)
+        elif message["do"] == "read":
+            admissions.begin_read(message)
         else:
             admissions.release(message["id"])
 
@@ -105,6 +107,27 @@ async def test_a_quota_is_that_of_all_workers() -> None:
         with pytest.raises(OverCapacityError, match="GATEWAY_IDENTITY_STREAMS is 1"):
             await admit(second, caller=Caller("token:a", "10.0.0.2"))
         await admit(second, caller=Caller("token:b", "10.0.0.2"))
+
+
+async def test_a_quota_of_reads_is_that_of_all_workers() -> None:
+    """An identity has all of its reads at one worker, or some at each, and not more together."""
+    caller, other = Caller("token:a", "10.0.0.1"), Caller("token:b", "10.0.0.1")
+    async with hub() as held:
+        held.world.registry.quotas = quotas = Quotas(QuotaSettings(identity_reads=2))
+        first, second = await held.add(), await held.add()
+        one, _two = await first.begin_read(caller), await first.begin_read(caller)
+        for worker in (first, second):
+            with pytest.raises(OverCapacityError, match="GATEWAY_IDENTITY_READS is 2") as refused:
+                await worker.begin_read(caller)
+            assert refused.value.code == "identity-reads"
+        await second.begin_read(other)
+        one.release()
+        one.release()
+        await second.begin_read(caller)
+        assert quotas.identities.reading == 3
+        held.admissions[1].release_all()
+        await soon(lambda: quotas.identities.reading == 1)
+        await second.begin_read(caller)
 
 
 async def test_a_dead_worker_holds_nothing() -> None:

@@ -18,9 +18,9 @@ def test_a_worker_has_what_the_operator_has_given() -> None:
         {"port": 8081, "allow_prefixes": "/svc/", "upstream": "http://root:8080", "drain_pace": 5, "address_reads": 3}
     )
     found = load(json.loads(json.dumps(of_worker(given, 2, "json"))))
-    assert found.model_fields_set == {*given.model_fields_set, "log_format", "identity_reads"}
+    assert found.model_fields_set == {*given.model_fields_set, "log_format"}
     assert (found.upstream, found.allow_prefixes) == (given.upstream, given.allow_prefixes)
-    assert (found.log_format, found.drain_pace, found.address_reads, found.identity_reads) == ("json", 2, 2, 0)
+    assert (found.log_format, found.drain_pace, found.address_reads) == ("json", 2, 3)
     assert of_worker(given, 64, "json")["drain_pace"] == 1
 
 
