@@ -62,7 +62,14 @@ async def _guarded(fake: FakeEtcd, policy: Path) -> AsyncIterator[Gateway]:
     files = {"tokens_file": policy.parent / "tokens.yaml", "policy_file": policy}
     gateway = Gateway(load({"etcd": fake.endpoint, "pin": "/", "linger": "0s", **files}))
     async with gateway.running():
+        # A read waits 2 s for the first connection, and a busy machine may take longer.
+        await eventually(lambda: ready(gateway))
         yield gateway
+
+
+async def ready(gateway: Gateway) -> bool:
+    """Whether the gateway has reached etcd."""
+    return gateway.upstream.condition.state == "ready"
 
 
 @pytest.fixture(name="http")

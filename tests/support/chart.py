@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,9 @@ def get_helm(major: int) -> Path:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command at the top of the checkout."""
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG, cwd=TOP)
+    # Helm lives for 0.1 s. Collecting Go's garbage is a fifth of its CPU.
+    env = {**os.environ, "GOGC": "off"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG, cwd=TOP, env=env)
 
 
 def template(tool: Path, *arguments: str) -> str:
