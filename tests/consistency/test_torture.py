@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from app.core.versions import parse_version
 from tests.consistency.nemesis import PROCESSES, STORM, until_storm
 from tests.consistency.report import Least, Report
-from tests.consistency.torture import torture
+from tests.consistency.torture import parser, torture
 from tests.support.versions import Candidate, real_etcds
 from tests.support.waiting import HANG
 
@@ -70,3 +73,10 @@ def test_a_run_that_had_too_little_shows_nothing() -> None:
         "only 2 of 3 moves to another tier",
         "only 1 of 2 streams that end with their tokens",
     ]
+
+
+def test_the_documented_runs_have_these_options() -> None:
+    """The commands in docs/guarantees.md can be copied."""
+    page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    found = [parser().parse_args(shlex.split(options)) for options in re.findall(r"ARGS='([^']+)'", page)]
+    assert [one.least for one in found if one.least] == [1_000_000]

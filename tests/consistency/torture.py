@@ -388,25 +388,30 @@ def _note_troubles(report: Report, replicas: Sequence[Replica]) -> None:
         report.violations += [f"gateway {replica.name} said {line!r}" for line in replica.words]
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--minutes", type=float, default=10, help="on each etcd")
+    made.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
+    made.add_argument("--etcd", type=Path, help="folder of the etcd to use")
+    made.add_argument("--no-auth", action="store_true", help="run etcd without users")
+    made.add_argument("--followers", type=int, default=MANY)
+    made.add_argument("--rate", type=float, default=SLOWLY, help="writes a second, if etcd takes no time")
+    made.add_argument("--pause", type=float, default=PAUSE, help="seconds between the faults of one hand")
+    made.add_argument("--calm", type=float, default=CALM, help=f"seconds without faults after {STORM:g} s of them")
+    made.add_argument("--least", type=int, default=0, help="fail with fewer deliveries by edges (without: by roots)")
+    made.add_argument("--least-of-each", type=int, default=0, help="fail with fewer faults of a kind to processes")
+    made.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
+    made.add_argument("--workers", type=int, default=2, help="of the second gateway, and of the first edge")
+    made.add_argument("--circular", action="store_true", help="the first edge may follow the second one, too")
+    made.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
+    made.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
+    return made
+
+
 def main() -> int:
     """The command: one run on each etcd of this machine, or on the named etcd."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="on each etcd")
-    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
-    parser.add_argument("--etcd", type=Path, help="folder of the etcd to use")
-    parser.add_argument("--no-auth", action="store_true", help="run etcd without users")
-    parser.add_argument("--followers", type=int, default=MANY)
-    parser.add_argument("--rate", type=float, default=SLOWLY, help="writes a second, if etcd takes no time")
-    parser.add_argument("--pause", type=float, default=PAUSE, help="seconds between the faults of one hand")
-    parser.add_argument("--calm", type=float, default=CALM, help=f"seconds without faults after {STORM:g} s of them")
-    parser.add_argument("--least", type=int, default=0, help="fail with fewer deliveries by edges (without: by roots)")
-    parser.add_argument("--least-of-each", type=int, default=0, help="fail with fewer faults of a kind to processes")
-    parser.add_argument("--tiers", type=int, default=2, help="edges, each following the one before")
-    parser.add_argument("--workers", type=int, default=2, help="of the second gateway, and of the first edge")
-    parser.add_argument("--circular", action="store_true", help="the first edge may follow the second one, too")
-    parser.add_argument("--program", nargs="+", default=["app"], help="the gateway's module")
-    parser.add_argument("--kinds", nargs="+", help="faults to draw from; by default all")
-    chosen = parser.parse_args()
+    chosen = parser().parse_args()
     began = time.monotonic()
 
     def log(text: str) -> None:
