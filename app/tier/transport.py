@@ -28,6 +28,9 @@ MOST_IDLE = 16
 # Seconds for which a connection waits. Servers and proxies close theirs later.
 IDLE_TIMEOUT = 5.0
 
+# Bytes of a head: as many as a gateway takes (`app.server.protocol.MAX_HEAD`).
+MOST_HEAD = 64 * 1024
+
 # Where a connection leads: scheme, host, port.
 Origin = tuple[str, str, int | None]
 
@@ -107,7 +110,7 @@ class StreamTransport(httpx.AsyncBaseTransport):
             if connection.origin == origin:
                 self._idle.remove(connection)
                 return connection
-        return _Connection(origin, await self._dial(url), h11.Connection(h11.CLIENT))
+        return _Connection(origin, await self._dial(url), h11.Connection(h11.CLIENT, MOST_HEAD))
 
     def _close_old(self) -> None:
         now = self._clock()
