@@ -271,7 +271,8 @@ async def test_a_channel_counts_all_its_memory(ranges: int, length: int, channel
         tracemalloc.stop()
     assert 0 < used <= counted
     names = sum(len(one.name) for subscriber in subscribers for one in subscriber.channel.ranges)
-    assert counted == channels * (OVERHEAD + ranges * RANGE_OVERHEAD) + names
+    least = channels * (OVERHEAD + ranges * RANGE_OVERHEAD) + names
+    assert least <= counted < least + 1024  # the pin may have reserved room for its next state meanwhile
     for subscriber in (first, *subscribers):
         subscriber.release()
     await world.registry.aclose()
