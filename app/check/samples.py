@@ -108,31 +108,52 @@ class Sampler:
 
 
 class Metrics:
-    """The samples of one ``/metrics``. Raises UnreachableError if the text cannot be parsed."""
+    """The samples of one ``/metrics``. Raises UnreachableError if the text cannot be parsed.
+
+    Only what is asked for is parsed: all 1,550 lines of an etcd take 27 ms of CPU, two of them 0.1 ms.
+    """
 
     def __init__(self, url: str, body: bytes) -> None:
         self._url = url
-        self._values: dict[str, float] = {}
         try:
-            for family in text_string_to_metric_families(body.decode()):
-                for sample in family.samples:
-                    for name in {sample.name, " ".join((sample.name, *sample.labels.values()))}:
-                        self._values[name] = self._values.get(name, 0.0) + sample.value
+            self._lines = body.decode().splitlines(keepends=True)
         except ValueError as error:
-            raise UnreachableError(f"{url}: this is not a page of metrics: {error}") from None
+            raise self._no_metrics(error) from None
+        self._values: dict[str, dict[str, float]] = {}  # by the metric's name
 
     def find(self, name: str) -> float | None:
         """Return a value by its name, summed over all labels; or by its name and label values: ``feeds live``."""
-        return self._values.get(name)
+        metric = name.partition(" ")[0]
+        if metric not in self._values:
+            lines = [line for line in self._lines if line.startswith((f"{metric} ", f"{metric}{{"))]
+            self._values[metric] = self._parse(lines)
+            if not lines:
+                self._parse(self._lines)  # what lacks the metric may not be a page of metrics at all
+        return self._values[metric].get(name)
 
     def value(self, name: str) -> int:
         """Return a value as an integer. Raises UnreachableError if the value is missing or not finite."""
+        found = self.find(name)
+        if found is None:
+            raise UnreachableError(f"{self._url}: there is no metric {name}")
         try:
-            return int(self._values[name])
-        except KeyError:
-            raise UnreachableError(f"{self._url}: there is no metric {name}") from None
+            return int(found)
         except (ValueError, OverflowError):
-            raise UnreachableError(f"{self._url}: {name} is not a finite number: {self._values[name]}") from None
+            raise UnreachableError(f"{self._url}: {name} is not a finite number: {found}") from None
+
+    def _parse(self, lines: Sequence[str]) -> dict[str, float]:
+        values: dict[str, float] = {}
+        try:
+            for family in text_string_to_metric_families("".join(lines)):
+                for sample in family.samples:
+                    for name in {sample.name, " ".join((sample.name, *sample.labels.values()))}:
+                        values[name] = values.get(name, 0.0) + sample.value
+        except ValueError as error:
+            raise self._no_metrics(error) from None
+        return values
+
+    def _no_metrics(self, error: ValueError) -> UnreachableError:
+        return UnreachableError(f"{self._url}: this is not a page of metrics: {error}")
 
 
 def _gateway_counts(instance: str, metrics: Metrics) -> GatewayCounts:

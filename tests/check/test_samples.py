@@ -168,6 +168,7 @@ async def test_the_other_port() -> None:
         (b"name NaN\n", "name is not a finite number: nan"),
         (b"name +Inf\n", "name is not a finite number: inf"),
         (b"name one\n", "this is not a page of metrics: "),
+        (b"<html>\n", "this is not a page of metrics: "),
         (b"\xff", "this is not a page of metrics: "),
     ],
 )
@@ -179,7 +180,7 @@ def test_metrics_that_are_none(body: bytes, said: str) -> None:
 
 def test_metrics() -> None:
     """Metrics are summed over labels, or given by the labels' values."""
-    metrics = Metrics("", b'name{a="x",b="y z"} 1\nname{a="x",b="w"} 2\nother 3.9\n')
+    metrics = Metrics("", b'name{a="x",b="y z"} 1\nname{a="x",b="w"} 2\nname_total 7\nother 3.9\n')
 
     assert (metrics.value("name"), metrics.value("name x y z"), metrics.value("other")) == (3, 1, 3)
     assert metrics.find("absent") is None
