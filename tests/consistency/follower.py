@@ -75,7 +75,8 @@ class Follower:
         self._bases = bases
         self._leave_after = stay
         self.name = f"follower {number}"
-        watched, keys_only = watched_of(self._rng, merges=trusted), self._rng.random() < 0.2
+        watched = watched_of(self._rng, merges=trusted)
+        keys_only = self._rng.random() < 0.2 and self.may_be_of_keys(watched)
         latest = self._rng.random() < 0.15
         self.judge = Judge(watched, chronicle, bound, keys_only=keys_only, latest=latest, moves=trusted)
         self._query = watched.query
@@ -94,6 +95,11 @@ class Follower:
         self.moves = 0  # resumed streams at a gateway of another tier than the stream before
         self._back_at = 0.0  # it stays away until then
         self.violation: AssertionError | None = None
+
+    def may_be_of_keys(self, watched: Selected) -> bool:
+        """Whether the contract has requests for these ranges without values. Every stream may be one."""
+        del watched
+        return True
 
     async def run(self) -> None:
         """Run until cancelled, or until the judge finds a violation."""

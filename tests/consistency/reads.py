@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.consistency.follower import STAY, Follower
-from tests.consistency.history import Chronicle, History
+from tests.consistency.history import Chronicle, History, Selected, Watched
 from tests.consistency.judge import RECENT, ViolationError, bound_of
 from tests.support.streams import request
 
@@ -42,6 +42,10 @@ class ReadingFollower(Follower):
         self._trusted = trusted
         self._history: History | None = None  # that of the state below
         self._tag, self._items, self._cursor = "", list[dict[str, Any]](), ""
+
+    def may_be_of_keys(self, watched: Selected) -> bool:
+        """See ``Follower``. A list has ``keys_only``, and the read of one key has not."""
+        return not (isinstance(watched, Watched) and watched.kind == "key")
 
     async def _stay(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
         leave = time.monotonic() + min(seconds, STAY)
@@ -78,6 +82,7 @@ class ReadingFollower(Follower):
         answer = await request(url, headers)
         with contextlib.suppress(OSError):
             await answer.close()
+        self._require(answer.status != 400, f"{url} is refused: {answer.body!r}")
         if history is not judge.chronicle.now or answer.status not in (200, 304):
             return  # etcd was restored meanwhile, or the gateway refuses
         self.answers.append(answer.status)

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.versions import parse_version
+from tests.consistency.history import Chronicle, Watched
 from tests.consistency.nemesis import PROCESSES, STORM, until_storm
+from tests.consistency.reads import ReadingFollower
 from tests.consistency.report import Least, Report
 from tests.consistency.torture import parser, torture
 from tests.support.versions import Candidate, real_etcds
@@ -73,6 +75,15 @@ def test_a_run_that_had_too_little_shows_nothing() -> None:
         "only 2 of 3 moves to another tier",
         "only 1 of 2 streams that end with their tokens",
     ]
+
+
+def test_no_reader_asks_for_what_the_contract_has_not() -> None:
+    """A read of one key has no `keys_only`. A reader that asked for it had no answer in a whole run, and was late."""
+    readers = [ReadingFollower(0, f"seed {number}", [""], Chronicle(), 1.0, trusted=True) for number in range(300)]
+    of_one_key = [one for one in readers if isinstance(one.judge.watched, Watched) and one.judge.watched.kind == "key"]
+
+    assert [one.request for one in of_one_key if "keys_only" in one.request] == []
+    assert any("keys_only" in one.request for one in readers)
 
 
 def test_the_documented_runs_have_these_options() -> None:

@@ -45,14 +45,14 @@ DEADLINE = 60.0
 UNDONE = 180.0
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
-# Followers of a run that is not told another number. Of more followers, the streams last longer: to open one costs a
-# gateway as much as a hundred deliveries. One in six of these follows by reads alone, and none of the others does.
+# Followers of a run that is not told another number. Of more followers, the streams last longer: the streams that are
+# opened in a second are as many. One in six of these follows by reads alone, and none of the others does.
 FOLLOWERS = 60
 # What the command runs, unless it is told otherwise: as many deliveries as two cores can make, and as many faults.
 MANY = 250
 SLOWLY = 60.0  # writes a second: each is delivered to many
 PAUSE = 1.2
-CALM = 15.0
+CALM = 25.0
 
 
 async def torture(
