@@ -65,7 +65,8 @@ export interface Options<T = unknown> {
   token?: Token;
   /**
    * How to follow. `auto` and `fetch`: by `fetch()`, which can send a token, and names what went wrong. `eventsource`:
-   * by `EventSource`, for proxies and browsers in which streams by `fetch()` do not work; it has no token.
+   * by `EventSource`, for proxies and browsers in which streams by `fetch()` do not work. An `EventSource` has no
+   * token, and Node has no `EventSource`: the mirror is then `failed`.
    */
   transport?: "auto" | "fetch" | "eventsource";
   /** The format of streams by `fetch()`. `sse` is for proxies that buffer everything else. By default `ndjson`. */
@@ -89,7 +90,7 @@ export interface MirrorEvents<T = unknown> {
   changes: Changes<T>;
   /** The gateway sends the whole state. The differences come as `changes`, with the same reason. */
   reset: { readonly reason: string; readonly ranges: readonly string[] | null };
-  /** `state`, `reason`, `revision` or `retryAt` has changed. */
+  /** `state`, `reason`, `revision`, `retryAt` or `expires` has changed. */
   state: { readonly state: State; readonly reason: string | null };
   /** The gateway refuses for good. */
   failed: Problem | null;
@@ -115,7 +116,7 @@ export interface MirrorLike<T = unknown> extends EventTarget {
   readonly lastHeard: number | null;
   /** When `entries` was last known to be current, in ms since 1970: `Date.now() - provenAt` is the age of what you show. */
   readonly provenAt: number | null;
-  /** When the credentials of the stream expire (RFC 3339). */
+  /** When the credentials of the present stream expire (RFC 3339), once the gateway has said so. */
   readonly expires: string | null;
   /** Which instance of the gateway answers. */
   readonly instance: string | null;

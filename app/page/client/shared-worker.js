@@ -78,8 +78,8 @@ class Shared {
   // When the gateway was last heard, and when the state was last proven. A tab that counted what it hears from this
   // worker would take a state for current while the gateway says nothing.
   #proof() {
-    const { lastHeard: heard, provenAt: proven } = this.mirror;
-    return line({ type: 'proof', heard, proven });
+    const { lastHeard, provenAt } = this.mirror;
+    return line({ type: 'proof', lastHeard, provenAt });
   }
 
   #synced() {

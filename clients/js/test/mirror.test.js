@@ -1,37 +1,9 @@
 // The mirror, with a gateway that the test plays. The cases that all clients share are in tests/examples.
 import assert from 'node:assert/strict';
-import { afterEach, before, beforeEach, after, describe, mock, test } from 'node:test';
+import { describe, mock, test } from 'node:test';
 import { Mirror } from '../etcd-watch-client.js';
+import { LIMIT, follow, gateway, hear, kept, turns } from './following.js';
 import { Gateway, cursor, until } from './playing.js';
-
-const LIMIT = { timeout: 60_000 };
-let gateway;
-let mirrors;
-
-before(async () => { gateway = await Gateway.start(); });
-after(() => gateway.stop());
-beforeEach(() => {
-  mirrors = [];
-  mock.method(Math, 'random', () => 0); // the shortest delays
-});
-afterEach(() => {
-  for (const mirror of mirrors) mirror.close();
-  mock.restoreAll();
-});
-
-function follow(options, ranges = '/c/') {
-  const mirror = new Mirror(gateway.url, ranges, options);
-  mirrors.push(mirror);
-  return mirror;
-}
-
-function hear(mirror, type) {
-  const heard = [];
-  mirror.addEventListener(type, ({ detail }) => heard.push(detail));
-  return heard;
-}
-
-const turns = (mirror, state) => until(() => mirror.state === state);
 
 describe('what it asks for', LIMIT, () => {
   test('ranges of all kinds, options and the format', async () => {
@@ -45,7 +17,7 @@ describe('what it asks for', LIMIT, () => {
   });
 
   test('the path under which a proxy serves the gateway', async () => {
-    mirrors.push(new Mirror(`${gateway.url}/etcd//?x=1#top`, ''));
+    kept(new Mirror(`${gateway.url}/etcd//?x=1#top`, ''));
     assert.equal((await gateway.stream()).request.url, '/etcd/v1/watch?prefix=&format=ndjson');
   });
 
@@ -68,8 +40,6 @@ describe('what it asks for', LIMIT, () => {
 
   test('an address that is none is refused at once', () => {
     for (const url of ['127.0.0.1:8080', 'localhost:8080', 'ftp://127.0.0.1', '']) assert.throws(() => new Mirror(url, '/'), TypeError);
-    assert.throws(() => new Mirror(gateway.url, '/', { transport: 'eventsource' }), /Node has no EventSource/);
-    assert.throws(() => new Mirror(gateway.url, '/', { transport: 'eventsource', EventSource: class {}, token: 'x' }), /no token/);
   });
 });
 
@@ -148,13 +118,24 @@ describe('what it tells', LIMIT, () => {
     assert.ok(mirror.provenAt >= proven);
   });
 
+  test('an event that it does not know, with its cursor, between the events of a transaction', async () => {
+    const mirror = follow();
+    const stream = (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    const news = hear(mirror, 'news');
+    stream.put('/c/a', '1', 11, { more: true }).send('news', { about: 'weather' }).put('/c/b', '2', 11);
+    stream.send('news', {}, 12);
+    await until(() => news.length === 2);
+    assert.deepEqual(news, [{ type: 'news', about: 'weather' }, { type: 'news', cursor: cursor(12) }]);
+    assert.deepEqual([mirror.revision, mirror.entries.size, mirror.cursor, mirror.state], [11, 2, cursor(12), 'live']);
+  });
+
   test('the time of the next try, and the reason, while nothing answers', async () => {
     const dead = await Gateway.start();
     const { url } = dead;
     dead.stop();
     mock.restoreAll();
-    const mirror = new Mirror(url, '/c/');
-    mirrors.push(mirror);
+    const mirror = kept(new Mirror(url, '/c/'));
     await turns(mirror, 'disconnected');
     const wait = mirror.retryAt - Date.now();
     assert.ok(wait > -1000 && wait <= 1000, `${wait}`);
@@ -333,84 +314,6 @@ describe('what it does about a refusal', LIMIT, () => {
   });
 });
 
-describe('tokens', LIMIT, () => {
-  const bearer = (stream) => stream.request.headers.authorization;
-
-  test('a function is asked for each connection, and once more when the token is refused', async () => {
-    let number = 0;
-    const mirror = follow({ token: async () => ` token-${++number}\n` });
-    let stream = await gateway.stream();
-    assert.equal(bearer(stream), 'Bearer token-1');
-    stream.problem(401, 'unauthorized');
-    stream = await gateway.stream();
-    assert.equal(bearer(stream), 'Bearer token-2');
-    stream.open().state(10).send('close', { reason: 'expired', retry_ms: 1 });
-    stream = await gateway.stream();
-    assert.deepEqual([bearer(stream), stream.query.get('last_event_id')], ['Bearer token-3', cursor(10)]);
-    stream.problem(401, 'unauthorized');
-    (await gateway.stream()).problem(401, 'unauthorized');
-    // It was valid before, so another one may come.
-    stream = await gateway.stream();
-    assert.deepEqual([mirror.state, mirror.problem.code, number], ['disconnected', 'unauthorized', 5]);
-    const now = Date.now();
-    mock.method(Date, 'now', () => now + 151_000);
-    stream.problem(401, 'unauthorized');
-    (await gateway.stream()).problem(401, 'unauthorized');
-    await turns(mirror, 'failed');
-  });
-
-  test('before a token ends, the mirror continues with the next one', async () => {
-    let [token, asked] = ['old', 0];
-    const mirror = follow({ token: () => { asked++; if (asked === 2) throw new Error('away'); return token; } });
-    const reasons = [];
-    mirror.addEventListener('state', () => reasons.push(mirror.reason));
-    const stream = (await gateway.stream()).open().state(10);
-    await mirror.synced();
-    const expires = new Date(Date.now() + 30_000).toISOString();
-    for (let time = 0; time < 2; time++) stream.send('status', { state: 'live', expires, ranges: [] });
-    await until(() => asked === 3); // the issuer was away, then it gave the same token
-    assert.equal(mirror.state, 'live');
-    token = 'new';
-    const next = await gateway.stream();
-    assert.deepEqual([bearer(next), next.query.get('last_event_id')], ['Bearer new', cursor(10)]);
-    assert.equal(reasons.at(-1), 'the token is renewed');
-    next.open().synced(10);
-    await mirror.synced();
-    assert.deepEqual([mirror.expires, gateway.waiting], [null, 0]);
-  });
-
-  test('at the start, two refusals are a mistake', async () => {
-    const mirror = follow({ token: () => 'wrong' });
-    (await gateway.stream()).problem(401, 'unauthorized');
-    (await gateway.stream()).problem(401, 'unauthorized');
-    await turns(mirror, 'failed');
-  });
-
-  test('a token that is text is refused once', async () => {
-    const mirror = follow({ token: 'wrong' });
-    (await gateway.stream()).problem(401, 'unauthorized');
-    await turns(mirror, 'failed');
-    assert.equal(gateway.waiting, 0);
-  });
-
-  test('no token: no header; an issuer that is away: the reason', async () => {
-    follow({ token: () => null });
-    assert.equal(bearer(await gateway.stream()), undefined);
-    let away = true;
-    const mirror = follow({ token: () => { if (away) throw new Error('the issuer is away'); return 'good'; } });
-    await turns(mirror, 'disconnected');
-    assert.equal(mirror.reason, 'no answer: the issuer is away');
-    away = false;
-    assert.equal(bearer(await gateway.stream()), 'Bearer good');
-  });
-
-  test('a token that no header can have is named without showing it', async () => {
-    const mirror = follow({ token: 'sec\nret' });
-    await turns(mirror, 'failed');
-    assert.equal(mirror.reason, 'the token is not one that a header can have');
-  });
-});
-
 describe('silence', LIMIT, () => {
   test('three heartbeats, whatever the clock of the system says', async () => {
     const mirror = follow();
@@ -482,80 +385,3 @@ for (const format of ['sse', 'ndjson'])
     });
   });
 
-test('carriage returns that a proxy adds to SSE', LIMIT, async () => {
-  const mirror = follow({ format: 'sse' });
-  const stream = await gateway.stream();
-  const { raw } = stream;
-  stream.raw = (text) => raw.call(stream, text.replaceAll('\n', '\r\n'));
-  stream.open().state(10, { a: '1' });
-  await mirror.synced();
-  assert.deepEqual([mirror.cursor, mirror.entries.get('/c/a').value], [cursor(10), '1']);
-});
-
-// As browsers do it, for one stream: what matters here is what the mirror makes of it.
-class EventSource extends EventTarget {
-  readyState = 0;
-  #abort = new AbortController();
-
-  constructor(url) {
-    super();
-    this.#read(url).catch(() => this.onerror());
-  }
-
-  async #read(url) {
-    const answer = await fetch(url, { headers: { Accept: 'text/event-stream' }, signal: this.#abort.signal });
-    if (answer.status !== 200) {
-      this.readyState = 2;
-      throw answer;
-    }
-    this.onopen();
-    let [text, lastEventId] = ['', ''];
-    for await (const chunk of answer.body) {
-      text += Buffer.from(chunk);
-      for (let end; (end = text.indexOf('\n\n')) >= 0; text = text.slice(end + 2)) {
-        const fields = Object.fromEntries(text.slice(0, end).split('\n').map((line) => line.split(/: (.*)/s)));
-        lastEventId = fields.id ?? lastEventId;
-        this.dispatchEvent(Object.assign(new Event(fields.event), { data: fields.data, lastEventId }));
-      }
-    }
-    throw answer;
-  }
-
-  close() {
-    this.#abort.abort();
-  }
-}
-
-describe('an EventSource', LIMIT, () => {
-  const options = { transport: 'eventsource', EventSource };
-
-  test('follows, and continues with the cursor', async () => {
-    const mirror = follow(options);
-    const stream = (await gateway.stream()).open().state(10, { a: '1' }).put('/c/b', '2', 11, { more: true });
-    assert.deepEqual([stream.request.headers.accept, stream.request.url], ['text/event-stream', '/v1/watch?prefix=%2Fc%2F']);
-    stream.delete('/c/a', 11);
-    await until(() => mirror.revision === 11);
-    assert.deepEqual([[...mirror.entries.keys()], mirror.cursor, mirror.state], [['/c/b'], cursor(11), 'live']);
-    stream.send('put', { key: 'x' });
-    await stream.closed;
-    assert.match(mirror.reason, /^not an event of the gateway: /);
-    assert.equal((await gateway.stream()).query.get('last_event_id'), cursor(11));
-  });
-
-  test('a refusal has its name, because fetch() asks again', async () => {
-    const mirror = follow(options);
-    (await gateway.stream()).problem(403, 'forbidden');
-    (await gateway.stream()).problem(403, 'forbidden');
-    await turns(mirror, 'failed');
-    assert.equal(mirror.problem.code, 'forbidden');
-  });
-
-  test('goes on by fetch() if that is answered', async () => {
-    const mirror = follow(options);
-    (await gateway.stream()).answer(502);
-    (await gateway.stream()).open().state(10);
-    await mirror.synced();
-    mirror.close();
-    assert.equal(mirror.state, 'closed');
-  });
-});

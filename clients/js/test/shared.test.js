@@ -235,8 +235,10 @@ describe('shared mirrors', LIMIT, () => {
       await until(() => mirror.state === 'disconnected' || !event);
       if (event) assert.equal(mirror.reason, 'the worker does not load');
       else mirror.reconnect();
+      assert.deepEqual([mirror.lastHeard, mirror.provenAt], [null, null]);
       (await gateway.stream()).open().state(10);
       await mirror.synced();
+      assert.ok(mirror.provenAt && mirror.lastHeard >= mirror.provenAt); // there is no worker that says it
     }
     delete globalThis.SharedWorker;
     const mirror = follow();

@@ -1,0 +1,42 @@
+// Tokens: a function like fetch() that sends the present one, and a mirror that continues with the next one in time.
+
+const NEXT_TOKEN = 150_000; // ms after which no other token is hoped for: a Secret reaches a pod's files late
+
+export function withToken(fetch, token, mirror) {
+  const isFunction = typeof token === 'function';
+  let sent; // the token of the present stream
+  let expires = null; // when it ends
+  let timer;
+
+  const present = async () => (isFunction ? await token() : token)?.trim();
+
+  // A token that ends soon is replaced before that, and not with all others at once.
+  const renewLater = () => {
+    const ending = expires;
+    timer = setTimeout(async () => {
+      const next = await present().catch(() => null);
+      if (expires !== ending) return;
+      if (!next || next === sent) return renewLater();
+      mirror.reason = 'the token is renewed';
+      mirror.reconnect();
+    }, 1000 + 19_000 * Math.random());
+  };
+  mirror.addEventListener('state', () => {
+    if (mirror.expires === expires) return;
+    expires = mirror.expires;
+    clearTimeout(timer);
+    if (expires && isFunction) renewLater();
+  });
+
+  return async function ask(url, init, isSecond) {
+    sent = await present();
+    // The browser's own error would show the token.
+    if (/[^!-~]/.test(sent ?? '')) throw { reason: 'the token is not one that a header can have', final: true };
+    const headers = { ...init.headers, ...(sent && { Authorization: `Bearer ${sent}` }) };
+    const answer = await fetch(url, { ...init, headers });
+    if (answer.status !== 401 || !isFunction) return answer;
+    // The token may have ended a moment ago: the function is asked for the present one.
+    if (isSecond !== true) return ask(url, init, true);
+    return Object.assign(answer, { temporary: Date.now() - mirror.provenAt < NEXT_TOKEN });
+  };
+}
