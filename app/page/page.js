@@ -1,6 +1,7 @@
 // The page at /: puts its parts together. The address says what is followed: #prefix=/svc/&key=/leader, or the same as a
 // query. Everything that changes is drawn once a frame; ages and countdowns once a second.
 
+import './client/tokens.js'; // before a token is given: Firefox never asks again for a file that was refused once
 import { Gateway, Probe } from './gateway.js';
 import { mustDrop } from './model/condition.js';
 import { contains, curlWatch, label, parse, query, read } from './model/ranges.js';
@@ -100,7 +101,7 @@ function draw() {
   if (session?.synced && mustDrop(session.mirror)) follow(session.ranges, session.keysOnly);
   if (session) {
     const dirty = session.takeDirty();
-    if (dirty.all) feeds.soon(); // this browser is a stream more
+    if (dirty.all) feeds.soon(); // this browser has one more stream
     if (dirty.all || dirty.keys.size) {
       folders.draw(dirty.keys);
       keys.draw(dirty.keys);

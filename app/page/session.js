@@ -1,5 +1,5 @@
-// What the page follows now: one mirror, and everything that is made of its changes. A session never ends to begin
-// again: another address or another token is another session.
+// What the page follows now: one mirror, and everything that is made of its changes. Another address or another token
+// makes another session.
 
 import { connectShared } from './client/shared.js';
 import { Members } from './model/columns.js';

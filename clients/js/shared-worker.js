@@ -1,6 +1,7 @@
 // The SharedWorker of shared.js: one mirror for all tabs that follow the same ranges with the same token. Each tab has
 // a port, and gets the lines that a stream of the gateway would have: the state, then every change.
 import { Mirror } from './etcd-watch-client.js';
+import './tokens.js'; // a worker lives long, and Firefox never asks again for a file that was refused once
 
 const BEAT = 5000; // ms: each port gets something that often, and when the gateway was last heard
 const HEARTBEAT = 15; // seconds, as a gateway says it: a tab leaves the worker after three without a message
@@ -26,7 +27,7 @@ class Shared {
     this.mirror = new Mirror(url, ranges, { ...options, token });
     this.mirror.addEventListener('reset', ({ detail }) => { this.#reset = detail; });
     this.mirror.addEventListener('changes', ({ detail }) => this.#send(
-      detail.reset ? this.#state() + this.#synced() : this.#proof() + this.#changes(detail),
+      'reset' in detail ? this.#state() + this.#synced() : this.#proof() + this.#changes(detail),
     ));
     this.mirror.addEventListener('state', () => {
       if (this.mirror.reason?.startsWith('revoked')) this.#fail({ problem: null, final: false }); // each tab asks anew

@@ -12,6 +12,7 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
   let broken = false; // the worker cannot be loaded, or does not answer: this mirror has its own connection
 
   const ask = (request, { headers, signal }) => new Promise((resolve, reject) => {
+    signal.throwIfAborted();
     const worker = new SharedWorker(workerUrl, { type: 'module', name: `etcd-watch-client ${PROTOCOL}` });
     const { port } = worker;
     const { response, write, fail } = written();

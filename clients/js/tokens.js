@@ -28,15 +28,18 @@ export function withToken(fetch, token, mirror) {
     if (expires && isFunction) renewLater();
   });
 
-  return async function ask(url, init, isSecond) {
-    sent = await present();
+  return async function ask(url, init, isSecond = false) {
+    init.signal.throwIfAborted();
+    const bearer = await present();
+    init.signal.throwIfAborted(); // another try has begun, which asks for itself
+    sent = bearer;
     // The browser's own error would show the token.
     if (/[^!-~]/.test(sent ?? '')) throw { reason: 'the token is not one that a header can have', final: true };
     const headers = { ...init.headers, ...(sent && { Authorization: `Bearer ${sent}` }) };
     const answer = await fetch(url, { ...init, headers });
     if (answer.status !== 401 || !isFunction) return answer;
     // The token may have ended a moment ago: the function is asked for the present one.
-    if (isSecond !== true) return ask(url, init, true);
+    if (!isSecond) return ask(url, init, true);
     return Object.assign(answer, { temporary: Date.now() - mirror.provenAt < NEXT_TOKEN });
   };
 }

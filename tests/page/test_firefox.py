@@ -21,7 +21,7 @@ VIOLATIONS = """(() => { window.violations = [];
 
 
 async def test_the_page(tmp_path: Path) -> None:
-    """Modules, the worker, the policy, the table, values, the filter, two tabs on one connection, and a new cursor."""
+    """Modules, the worker, the policy, the table, values, the filter, two tabs on one connection, a new cursor, a token."""
     if not await asyncio.to_thread(FIREFOX.exists):
         message = f"NOT RUN: firefox is not at {FIREFOX} (apt-get install -y --no-install-recommends firefox-esr)"
         if os.environ.get("CI") == "true":
@@ -63,3 +63,10 @@ async def test_the_page(tmp_path: Path) -> None:
         await stream.synced(12)
         await browser.until("document.querySelector('#banner').hidden")
         assert await browser.evaluate("violations.join()") == ""
+
+        await browser.evaluate("sessionStorage.setItem('etcd-watch-gateway.token', 's3cret')")
+        await browser.evaluate("location.reload()")
+        stream = await gateway.stream()
+        assert stream.headers["authorization"] == "Bearer s3cret"
+        await stream.snapshot(13, 15, c="3")
+        await browser.until(TEXT.format("#count"), "1 key")

@@ -51,8 +51,12 @@ function parse(line) {
 
 // Reads a body piece by piece, until `take` has enough.
 async function read(body, fatal, take) {
-  const [reader, decoder] = [body?.getReader(), new TextDecoder('utf-8', { fatal })];
-  for (let piece; (piece = (await reader?.read())?.value) && !take(decoder.decode(piece, { stream: true })););
+  if (!body) return;
+  const [reader, decoder] = [body.getReader(), new TextDecoder('utf-8', { fatal })];
+  for (;;) {
+    const { value } = await reader.read();
+    if (!value || take(decoder.decode(value, { stream: true }))) return;
+  }
 }
 
 // Why an answer is not a stream.
@@ -105,7 +109,7 @@ export class Mirror extends EventTarget {
 
 function follow(mirror, address, options) {
   const closed = new AbortController();
-  let ask; // fetch(), with what the options add to it
+  let chosen = null; // what asks the gateway: a promise of a function like fetch()
   let phase = 'connecting'; // the state while no stream is open
   let isOpen;
   let attempt; // the AbortController of the present stream or try
@@ -114,7 +118,7 @@ function follow(mirror, address, options) {
   let heartbeat = 15;
   let failures = 0;
   let aside; // the state after a `reset`, or the events of a revision whose last event has not come: key to entry
-  let reset; // the reason of that reset
+  let reset = null; // the reason of that reset
   let synced;
   let doubt; // why the gateway itself reports this stream as stale
   let told;
@@ -208,10 +212,16 @@ function follow(mirror, address, options) {
 
   // --- one stream ---------------------------------------------------------------------------------------------------
 
-  const extended = async ({ fetch = globalThis.fetch, transport, format, token }) => {
+  const withOptions = async ({ fetch = globalThis.fetch, transport, format, token }) => {
     if (transport === 'eventsource' || format === 'sse') fetch = (await import('./event-source.js')).byEvents(fetch, options);
     return token ? (await import('./tokens.js')).withToken(fetch, token, mirror) : fetch;
   };
+
+  // A file that could not be loaded is asked for again at the next try. (Firefox does so only in another page.)
+  const choose = () => (chosen ??= withOptions(options).catch((why) => {
+    chosen = null;
+    throw why;
+  }));
 
   const hear = () => {
     // After a long silence, what comes may be as old: the machine may have slept.
@@ -223,10 +233,11 @@ function follow(mirror, address, options) {
 
   const stream = async (signal) => {
     const cursor = mirror.cursor ? `&last_event_id=${percentEncode(mirror.cursor)}` : '';
-    ask ??= await extended(options);
+    const ask = await choose();
     // Without `no-store`, Firefox lets a second stream of the same URL wait 20 s for the first one. A redirect is not
     // followed: mostly it leads to a page to log in, and a token is for the gateway.
     const answer = await ask(address + cursor, { headers: { Accept: NDJSON }, signal, cache: 'no-store', redirect: 'manual' });
+    signal.throwIfAborted();
     const kind = answer.headers.get('content-type') ?? 'without a content type';
     if (answer.status !== 200 || !kind.startsWith(NDJSON)) throw await refusal(answer, kind, mirror.provenAt);
     hear();
@@ -259,7 +270,7 @@ function follow(mirror, address, options) {
 
   const change = (event, key) => {
     aside.set(key, event.type === 'put' ? toEntry(key, event) : undefined);
-    if (!reset && !event.more) commit(event.mod_revision);
+    if (reset === null && !event.more) commit(event.mod_revision);
   };
 
   const on = {
@@ -286,10 +297,10 @@ function follow(mirror, address, options) {
       tell();
     },
     // `detail` and `retry_at` are those of a shared worker, which has the connection.
-    status({ state, since, expires, detail = 'etcd is out of reach, or this client is behind', retry_at = null }) {
+    status({ state, since, expires, detail, retry_at = null }) {
       mirror.expires = expires ?? mirror.expires;
       mirror.retryAt = retry_at;
-      doubt = state === 'stale' ? detail : null;
+      doubt = state === 'stale' ? detail || 'etcd is out of reach, or this client is behind' : null;
       const proven = Date.parse(since);
       if (doubt && proven && (mirror.provenAt || synced)) mirror.provenAt = Math.min(mirror.provenAt ?? proven, proven);
       tell();
@@ -303,21 +314,21 @@ function follow(mirror, address, options) {
   const commit = (revision) => {
     const { entries } = mirror;
     const { decode } = options;
-    const gone = reset ? [...entries.keys()].filter((key) => !aside.has(key)) : [];
+    const gone = reset === null ? [] : [...entries.keys()].filter((key) => !aside.has(key)).map((key) => [key]);
     const changes = [];
-    for (const [key, entry] of [...gone.map((key) => [key]), ...aside]) {
+    for (const [key, entry] of [...gone, ...aside]) {
       const previous = entries.get(key);
-      if (!entry) entries.delete(key);
-      else if (previous && Object.keys(entry).every((name) => entry[name] === previous[name])) continue;
-      else {
-        if (decode) try { entry.decoded = decode(entry.value, entry); } catch (error) { entry.decodeError = error; }
-        entries.set(key, entry);
+      if (entry && previous && Object.keys(entry).every((name) => entry[name] === previous[name])) continue;
+      if (entry && decode) {
+        try { entry.decoded = decode(entry.value, entry); } catch (error) { entry.decodeError = error; }
       }
+      if (entry) entries.set(key, entry);
+      else entries.delete(key);
       changes.push({ type: entry ? 'put' : 'delete', key, entry, previous });
     }
     mirror.revision = revision;
     prove(); // before anybody is told
-    if (changes.length) say('changes', { revision, changes, ...(reset && { reset }) });
+    if (changes.length) say('changes', { revision, changes, ...(reset !== null && { reset }) });
     aside = new Map();
     reset = null;
     tell();

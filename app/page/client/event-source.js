@@ -68,6 +68,7 @@ const byFetch = (fetch) => async (url, { headers, ...init }) => {
 // EventSource reconnects by itself, with a header that overrides the mirror's cursor. So it is closed after each error:
 // one way back for all transports.
 const byEventSource = (fetch, EventSource) => (url, init) => new Promise((resolve, reject) => {
+  init.signal.throwIfAborted();
   const source = new EventSource(inSse(url));
   const { response, write, fail } = written();
   init.signal.addEventListener('abort', () => source.close());

@@ -15,7 +15,7 @@ const REASONS = { // the words of the gateway's stream, of etcd and of the clien
   expired: 'The token has ended. Enter a new one.',
   disconnected: 'The connection to the gateway is broken.',
   'no answer': 'The gateway does not answer.',
-  silent: 'Nothing has come from the gateway for three heartbeats.',
+  silent: 'The gateway has sent nothing for too long.',
 };
 
 const IDLE = { state: 'live', reason: '', problem: null };
@@ -61,7 +61,7 @@ function cause(client, etcd, etcdAway, silentFor) {
     return { level: 'error', title: 'The gateway does not answer', detail: '' };
   if (etcdAway)
     return { level: 'stale', title: 'etcd is out of reach', detail: etcd.reason ? `${etcd.reason}.` : '' };
-  // A mirror that shares the connection of all tabs says `stale` for a connection that is broken.
+  // A mirror that shares one connection with other tabs is `stale` while that connection is broken.
   const broken = state === 'disconnected' || /^(disconnected|no answer|silent|HTTP )/.test(reason);
   if (reason.startsWith('expired')) return { level: 'error', title: 'Not connected', detail: REASONS.expired };
   if (state === 'stale' && !broken)

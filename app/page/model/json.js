@@ -56,7 +56,7 @@ export const layOut = (text) => linesOf(text)?.map(lineText).join('\n') ?? text;
  * entered down to `depth` names; what lies deeper, and arrays, are one compact text. null if the text is no object.
  */
 export function membersOf(text, depth = 2) {
-  if (text.length > LARGEST || !/^\s*\{/.test(text)) return null; // most texts that are no objects end here
+  if (text.length > LARGEST || !/^\s*\{/.test(text)) return null; // most texts that are not objects end here
   const tokens = tokensOf(text);
   if (!tokens) return null;
   const members = new Map();

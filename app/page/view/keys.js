@@ -8,7 +8,7 @@ import { List } from './list.js';
 
 const LONGEST = 300; // characters of a value in a cell; its length stands beside it
 const CHARACTER = 7.6; // px, of the font of the cells
-const SLOW = 40; // times its own duration passes before the table is sorted again by what changes all the time
+const SLOW = 40; // times as long as the last look at the values took, until the values are looked at again for columns
 
 export class Keys {
   selected = null; // a key

@@ -1,6 +1,6 @@
 // A list that has elements only for the rows in sight. It is our own because the page has no build step, and its policy
-// allows no inline styles in markup: the libraries that do this are built for a bundler. Hundred thousand rows cost as
-// much as thirty.
+// allows no inline styles in markup: the libraries that do this are built for a bundler. A hundred thousand rows cost
+// as much as thirty.
 
 const SPARE = 6; // rows above and below what is in sight
 const TALLEST = 8_000_000; // px. Firefox cannot lay out more than 17,895,697 px; above this, scrolling covers more rows

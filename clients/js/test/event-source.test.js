@@ -83,6 +83,14 @@ describe('an EventSource', LIMIT, () => {
     assert.equal(mirror.problem.code, 'forbidden');
   });
 
+  test('is not opened for a mirror that was closed meanwhile', async () => {
+    follow(options).close();
+    const mirror = follow(options);
+    (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    assert.equal(gateway.waiting, 0);
+  });
+
   test('has no token, and Node has none', async () => {
     for (const words of [{ transport: 'eventsource' }, { ...options, token: 'x' }]) {
       const mirror = follow(words);

@@ -118,6 +118,17 @@ describe('what it tells', LIMIT, () => {
     assert.ok(mirror.provenAt >= proven);
   });
 
+  test('a state without words is one, too', async () => {
+    const mirror = follow();
+    const shown = hear(mirror, 'changes');
+    const stream = (await gateway.stream()).open().state(10, { a: '1', b: '2' }, { reason: '' });
+    await mirror.synced();
+    assert.deepEqual(shown.map(({ reset, changes }) => [reset, changes.length]), [['', 2]]);
+    stream.send('status', { state: 'stale', detail: '', ranges: [] });
+    await turns(mirror, 'stale');
+    assert.equal(mirror.reason, 'etcd is out of reach, or this client is behind');
+  });
+
   test('an event that it does not know, with its cursor, between the events of a transaction', async () => {
     const mirror = follow();
     const stream = (await gateway.stream()).open().state(10);

@@ -50,6 +50,23 @@ describe('tokens', LIMIT, () => {
     assert.deepEqual([mirror.expires, gateway.waiting], [null, 0]);
   });
 
+  test('a mirror that is opened again while the file for tokens is loaded asks once', async () => {
+    let asked = 0;
+    const mirror = follow({ token: () => `token-${++asked}` });
+    for (let time = 0; time < 3; time++) mirror.reconnect();
+    const stream = (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    assert.deepEqual([bearer(stream), asked, gateway.waiting], ['Bearer token-1', 1, 0]);
+    const reasons = new Set();
+    mirror.addEventListener('state', () => reasons.add(mirror.reason));
+    stream.send('status', { state: 'live', expires: new Date(Date.now() + 30_000).toISOString(), ranges: [] });
+    const next = await gateway.stream();
+    assert.deepEqual([bearer(next), asked], ['Bearer token-3', 3]); // the second one told that there is another
+    next.open().synced(10);
+    await mirror.synced();
+    assert.deepEqual([...reasons], [null, 'the token is renewed']);
+  });
+
   test('at the start, two refusals are a mistake', async () => {
     const mirror = follow({ token: () => 'wrong' });
     (await gateway.stream()).problem(401, 'unauthorized');

@@ -1,5 +1,6 @@
 // Compiled by `make matrix`, and never run: what users write has the types that they expect.
 import { Mirror, type Change, type Entry, type MirrorLike } from "etcd-watch-client";
+import { anyOf } from "etcd-watch-client/gateways";
 import { connectShared } from "etcd-watch-client/shared";
 import { useMirror as useReact } from "etcd-watch-client/react";
 import { useMirror as useVue } from "etcd-watch-client/vue";
@@ -29,6 +30,7 @@ mirror.addEventListener("failed", ({ detail }) => detail?.code satisfies string 
 mirror.addEventListener("anything", (event: Event) => event);
 await mirror.synced();
 mirror satisfies EventTarget;
+void new Mirror("/", "/", { fetch: anyOf(["http://a", "http://b"]) });
 const shared: MirrorLike<Flag> = connectShared<Flag>(new URL("x", "http://a"), "/", "/config/");
 const entry: Entry<Flag> | undefined = shared.entries.get("/config/a");
 const changes: Change[] = [];
