@@ -51,6 +51,10 @@ class OlderHistory(Protocol):
         """Return why a cursor at *revision*, below the log's floor, cannot be served."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Part:
     """The part of a selection that lies in one feed. Receives the feed's events in its ranges (``Follower``)."""
 
@@ -63,6 +67,10 @@ class Part:
         self.ranges = ranges
         self.generation = -1  # of the feed's log, when the selection last started from it
         self.waiting: deque[Batch] = deque()  # revisions that not every feed has reached
+
+    def leave(self) -> None:
+        """Refer to the selection no more. The feed has forgotten this follower. Idempotent."""
+        self._owner = None  # type: ignore[assignment]  # nothing is called any more
 
     def publish(self, batch: Batch, now: float) -> None:
         """See ``Follower``."""
@@ -144,8 +152,12 @@ class SelectedHistory:
         for part in self.parts:
             part.history.followers.discard(part)
             part.waiting.clear()
+            part.leave()
         self._drop()
         self._update_awaited()
+        # These refer to the channel, which refers to this history: the two would wait for the garbage collector.
+        self._on_change = self._on_wait = _nothing
+        self.ask_before_keeping(keep_all)
 
     def take(self, part: Part, batch: Batch, now: float) -> None:
         """Take the next revision of one part."""

@@ -24,7 +24,11 @@ class StateReader:
         self._etcd = etcd
         self._memory = memory
         self._turns = turns
-        self._holder = holder
+        self._holder: Holder | None = holder
+
+    def stop(self) -> None:
+        """Read no more. The holder refers to this reader, and the two would wait for the garbage collector."""
+        self._holder = None
 
     async def read(self, *, newest: bool = False) -> tuple[Snapshot, int, Hold]:
         """Return the state, the cluster's id, and a hold that the caller must release. Raises as ``Etcd.snapshot``."""
@@ -34,7 +38,7 @@ class StateReader:
         hold = self._memory.hold()
 
         def take(size: int) -> None:
-            if not self._memory.grow(self._holder, hold, size):
+            if self._holder is None or not self._memory.grow(self._holder, hold, size):
                 names = ", ".join(map(str, self.ranges))
                 msg = f"{hold.size + size} bytes or more of {names} do not fit in the memory that is left"
                 raise NoRoomError(msg)
@@ -107,6 +111,7 @@ class FreshSnapshots:
     def stop(self) -> None:
         """Cancel the read, and drop the snapshot. Idempotent."""
         self._stopped = True
+        self._state.stop()
         self._latest = None
         if self.task is not None:
             self.task.cancel()
