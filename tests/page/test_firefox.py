@@ -21,7 +21,7 @@ VIOLATIONS = """(() => { window.violations = [];
 
 
 async def test_the_page(tmp_path: Path) -> None:
-    """Modules, the worker, the policy, the table, values, the filter, two tabs on one connection, a new cursor, a token."""
+    """Modules, the worker, the policy, the table, values, the filter, two tabs on one connection, a cursor, a token."""
     if not await asyncio.to_thread(FIREFOX.exists):
         message = f"NOT RUN: firefox is not at {FIREFOX} (apt-get install -y --no-install-recommends firefox-esr)"
         if os.environ.get("CI") == "true":
