@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar, get_args
 
@@ -65,7 +65,7 @@ def address_of(request: Request) -> str:
 def request_id_of(request: Request) -> str:
     """Return the ``X-Request-Id`` that a proxy has set, if it is harmless; otherwise a new id."""
     given = header_of(request, b"x-request-id")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else os.urandom(8).hex()
 
 
 def peer_of(scope: Scope) -> str | None:

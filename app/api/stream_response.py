@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
 
 from sse_starlette import EventSourceResponse
@@ -22,9 +22,9 @@ from ..core.negotiation import Coding
 from ..core.quotas import Caller
 from ..core.reasons import QUOTA_REASONS
 from ..core.selection import Selection
-from ..stream.connection import Connection
-from ..stream.delivery import Delivery, ending
-from ..stream.sink import FastSink, make_sink
+from ..stream.connection import Connection, StuckError
+from ..stream.delivery import FAILED, Delivery
+from ..stream.sink import GONE, STUCK, FastSink, make_sink
 from ..stream.streams import Streams
 from ..watch.subscriber import Subscriber
 from .problems import problem
@@ -168,7 +168,7 @@ class StreamResponse(EventSourceResponse):
             if len(streams.held) < most and streams.capacity.has_room and not streams.registry.draining:
                 await self._hold(connection, retry_ms / 1000)
             if not connection.gone:
-                members: dict[str, object] = {"reason": error.close_reason, "retry_ms": retry_ms}
+                members: dict[str, Hashable] = {"reason": error.close_reason, "retry_ms": retry_ms}
                 if isinstance(error, UnavailableError):
                     members["detail"] = error.detail
                 close = control(self._asked.form, "close", members)
@@ -251,7 +251,7 @@ async def deliver(
     except BaseException:
         subscriber.release()  # no delivery owns the subscriber yet
         raise
-    with ending(delivery, connection):
+    try:
         async with connection:
             if lines and isinstance(sink, FastSink):
                 sink.give_head(lines)
@@ -259,3 +259,11 @@ async def deliver(
                 await connection.start(200, headers)
             delivery.begin()
             await sink.run(delivery)
+    except StuckError:
+        delivery.end(STUCK)
+    except asyncio.CancelledError:
+        delivery.cancelled()
+        raise
+    except BaseException:
+        delivery.end(GONE if connection.gone or connection.client.lost else FAILED)
+        raise

@@ -14,7 +14,7 @@ the greeting end with one line feed, and belong to the block of the next event.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
 from .deflate import HEADER, deflated, stored
@@ -37,24 +37,21 @@ def _gzipped(form: str) -> str | None:
     return form[: -len(GZIP)] if form.endswith(GZIP) else None
 
 
-def control(form: str, kind: str, members: dict[str, object], cursor: str | None = None) -> bytes:
+def control(form: str, kind: str, members: Mapping[str, Hashable], cursor: str | None = None) -> bytes:
     """Return one event that is not part of etcd's history: reset, synced, bookmark, status, close.
 
     Equal events are one object: those who join together, and those who get a bookmark at one revision, get the same.
     """
-    # With its type: 15 and 15.0 are equal, and not the same JSON.
-    fixed = tuple(
-        (name, type(value), tuple(value) if isinstance(value, list) else value) for name, value in members.items()
-    )
-    return _control(form, kind, fixed, cursor)
+    return _control(form, kind, cursor, tuple(members), *members.values())
 
 
-# An event may name ranges, which clients choose: 64 events of the longest heads take 8 MiB.
-@functools.lru_cache(maxsize=64)
-def _control(form: str, kind: str, members: tuple[tuple[str, type, object], ...], cursor: str | None) -> bytes:
+# Typed: 15 and 15.0 are equal, and not the same JSON. An event may name ranges, which clients choose: 64 events of the
+# longest heads take 8 MiB.
+@functools.lru_cache(maxsize=64, typed=True)
+def _control(form: str, kind: str, cursor: str | None, names: tuple[str, ...], *values: Hashable) -> bytes:
     if (plain := _gzipped(form)) is not None:
-        return stored(_control(plain, kind, members, cursor))
-    data = {"type": kind, **{name: value for name, _type, value in members}}
+        return stored(_control(plain, kind, cursor, names, *values))
+    data: dict[str, object] = {"type": kind, **dict(zip(names, values, strict=True))}
     if form == "ndjson":
         if cursor is not None:
             data["cursor"] = cursor
@@ -63,7 +60,7 @@ def _control(form: str, kind: str, members: tuple[tuple[str, type, object], ...]
     return f"event: {kind}\ndata: {compact(data)}\n{tail}".encode()
 
 
-def close_event(form: str, members: dict[str, object], retry_ms: int) -> bytes:
+def close_event(form: str, members: Mapping[str, Hashable], retry_ms: int) -> bytes:
     """Return ``close``, the last event of a stream, with the milliseconds after which an EventSource reconnects.
 
     A browser that reconnects by itself waits as long as the last ``retry:`` stated; it does not look into the data.

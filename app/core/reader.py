@@ -13,7 +13,7 @@ Theory of operation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -286,7 +286,7 @@ class Reader:
         """Return a sign of life: a bookmark at the reader's position, or a comment where an id is not allowed."""
         if not self._synced:
             return comment(self._form, "waiting")
-        members: dict[str, object] = {"revision": self.revision, "state": "stale" if stale else "live"}
+        members: dict[str, Hashable] = {"revision": self.revision, "state": "stale" if stale else "live"}
         return control(self._form, "bookmark", members, self._cursor())
 
     def tell_staleness(self, stale: Ranges, since: str | None, *, expires: str | None = None) -> bytes:
@@ -300,12 +300,12 @@ class Reader:
         if stale == self.told_stale and expires is None:
             return b""
         self.told_stale = stale
-        members: dict[str, object] = {"state": "stale" if stale else "live"}
+        members: dict[str, Hashable] = {"state": "stale" if stale else "live"}
         if since is not None:
             members["since"] = since
         if expires is not None:
             members["expires"] = expires
-        members["ranges"] = [str(one) for one in stale] if stale else self._selection.names
+        members["ranges"] = tuple(map(str, stale)) if stale else self._selection.names
         return control(self._form, "status", members)
 
     def close(self, reason: CloseReason, retry_ms: int, *, stale: bool, detail: str = "") -> bytes:
@@ -316,7 +316,7 @@ class Reader:
         if self._synced and self._log_holds(self.revision) and not self.behind:
             self._reach_tip()  # progress has moved it, and wakes nobody; the client comes back with the newest cursor
         last = self.heartbeat(stale=stale) if self._synced else b""
-        members: dict[str, object] = {"reason": reason, "retry_ms": retry_ms} | ({"detail": detail} if detail else {})
+        members: dict[str, Hashable] = {"reason": reason, "retry_ms": retry_ms} | ({"detail": detail} if detail else {})
         return last + close_event(self._form, members, retry_ms)
 
     # --- joining -----------------------------------------------------------------------------------------------------
@@ -326,9 +326,9 @@ class Reader:
         self.wants = Wants.NOTHING
         if not history.joinable:
             return b""
-        self._take_epoch()
         if asked is None or asked.empty:
             return self._begin_snapshot("initial")
+        self._take_epoch()
         if asked.epoch != self._epoch:
             return self._begin_snapshot("cursor-lost")
         if history.restores != self._restores:
@@ -403,7 +403,7 @@ class Reader:
             return self._next_items()
         self._counts.resets[reason] += 1
         cluster = f"{history.cluster_id:x}"
-        members: dict[str, object] = {"reason": reason, "ranges": self._selection.names, "cluster_id": cluster}
+        members: dict[str, Hashable] = {"reason": reason, "ranges": self._selection.names, "cluster_id": cluster}
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
     def _next_items(self) -> bytes:
@@ -522,7 +522,7 @@ class Reader:
         self._synced = True
         if self.told_stale:
             self.told_stale = None  # "synced" means live to the client: the real state must be told again
-        members: dict[str, object] = {"revision": self.revision, "heartbeat": self._heartbeat}
+        members: dict[str, Hashable] = {"revision": self.revision, "heartbeat": self._heartbeat}
         if self._for_gateway and self._history.stale:
             members["state"] = "stale"  # `status` follows, but a gateway below must not be live until it comes
         return control(self._form, "synced", members, self._cursor())

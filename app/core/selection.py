@@ -40,9 +40,9 @@ class Selection:
     count_only: bool = False
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> tuple[str, ...]:
         """The ranges as written in a query: ``prefix=/svc/``."""
-        return [str(one) for one in self.ranges]
+        return tuple(map(str, self.ranges))
 
 
 def divide(ranges: Ranges, pins: Iterable[KeyRange]) -> dict[KeyRange, Ranges]:

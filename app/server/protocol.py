@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -300,7 +301,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_ended()
         if self._deaf:
             return
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
+        if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) + 4 * len(self.headers) > MAX_HEAD:
             self._refuse_head()
             return
         version = self.parser.get_http_version()

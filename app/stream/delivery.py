@@ -6,11 +6,8 @@ disconnects before the first byte, a stuck send, an error of ours, a shutdown.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 
 from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
@@ -20,9 +17,9 @@ from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
 from ..watch.joining import Joining
 from ..watch.subscriber import Subscriber
-from .connection import LOOKS, Connection, StuckError
+from .connection import LOOKS
 from .expiry import Expiry
-from .sink import GONE, STUCK, Sink
+from .sink import STUCK, Sink
 from .streams import Streams
 
 logger = logging.getLogger("gateway.stream")
@@ -44,21 +41,6 @@ DENIAL_TIMEOUT = 0.75
 NEVER = float("inf")
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
-
-
-@contextlib.contextmanager
-def ending(delivery: Delivery, connection: Connection) -> Iterator[None]:
-    """End *delivery* if the code inside raises. If the client has disconnected, the disconnect counts as the reason."""
-    try:
-        yield
-    except StuckError:
-        delivery.end(STUCK)
-    except asyncio.CancelledError:
-        delivery.cancelled()
-        raise
-    except BaseException:
-        delivery.end(GONE if connection.gone or connection.client.lost else FAILED)
-        raise
 
 
 class Delivery:

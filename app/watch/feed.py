@@ -477,7 +477,7 @@ class Feed:
     @property
     def stale_ranges(self) -> Ranges:
         """See ``app.watch.channel.Channel``."""
-        return () if self.stale_since is None else self.ranges
+        return () if self.staleness.since is None else self.ranges
 
     # --- for readers ahead of the feed -------------------------------------------------------------------------------
 

@@ -202,10 +202,10 @@ def test_a_control_event_does_not_change_what_it_is_given() -> None:
 
 def test_equal_control_events_are_one_object() -> None:
     """5,000 subscribers at one revision get one bookmark, which is framed once."""
-    one, other = (control("sse", "reset", {"revision": 5, "ranges": ["prefix=/a/"]}, f"{EPOCH}-5") for _ in range(2))
+    one, other = (control("sse", "reset", {"revision": 5, "ranges": ("prefix=/a/",)}, f"{EPOCH}-5") for _ in range(2))
 
     assert one is other
-    assert one is not control("sse", "reset", {"revision": 5, "ranges": ["prefix=/b/"]}, f"{EPOCH}-5")
+    assert one is not control("sse", "reset", {"revision": 5, "ranges": ("prefix=/b/",)}, f"{EPOCH}-5")
 
 
 def test_equal_numbers_are_not_the_same_json() -> None:
@@ -280,7 +280,7 @@ def test_with_gzip_each_frame_is_the_same_bytes_in_a_block(
         return [
             greeting(form, "gw-1", 3000),
             snapshot_frame(bodies, form),
-            control(form, "synced", {"revision": 5, "ranges": [name]}, cursor),
+            control(form, "synced", {"revision": 5, "ranges": (name,)}, cursor),
             comment(form, "waiting"),
             batch_frame(batch, form, encoding, EPOCH),
             events_frame(batch.events, form, encoding, cursor, keys_only=True),

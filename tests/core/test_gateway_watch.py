@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from app.core.gateway_watch import LONGEST_LINE, GatewayWatch, StreamError, item
 EPOCH = "81e932e5"
 
 
-def line(kind: str, cursor: int | None = None, **members: object) -> bytes:
+def line(kind: str, cursor: int | None = None, **members: Hashable) -> bytes:
     """One control event."""
     return control("ndjson", kind, members, None if cursor is None else f"{EPOCH}-{cursor}")
 
@@ -96,7 +96,7 @@ def test_an_upstream_without_a_state_is_created_by_its_first_line() -> None:
     """Nothing is created before the upstream knows where it is."""
     watch = GatewayWatch(0, EPOCH)
     assert list(watch.accepted(0)) == []
-    assert read(watch, b"\n\n", line("status", state="stale", ranges=[])) == []
+    assert read(watch, b"\n\n", line("status", state="stale", ranges=())) == []
     assert watch.state == "stale"
     assert read(watch, synced(12)) == [Created(12), Progress(12, trusted=True)]
     assert str(watch.state) == "live"
@@ -113,7 +113,7 @@ def test_a_stream_that_begins_stale_is_never_live() -> None:
 def test_a_state_that_changes_is_told_at_once() -> None:
     """A feed looks at the state only when something comes, and once a second."""
     watch = GatewayWatch(12, EPOCH)
-    stale, live = (line("status", state=state, ranges=[]) for state in ("stale", "live"))
+    stale, live = (line("status", state=state, ranges=()) for state in ("stale", "live"))
     assert read(watch, stale) == []
     assert read(watch, synced(12), stale, live)[2:] == [Progress(12, trusted=True)] * 2
 
@@ -147,7 +147,7 @@ def test_a_revision_is_whole() -> None:
 def test_a_reset_is_the_end_and_says_why(reason: str, told: str) -> None:
     """After a reset, nothing of the stream counts: the state that follows is not asked for here."""
     watch = GatewayWatch(5, EPOCH)
-    assert read(watch, line("reset", 0, reason=reason, ranges=[]) + synced(9) + put(10), put(11)) == [Reset(told)]  # type: ignore[arg-type]
+    assert read(watch, line("reset", 0, reason=reason, ranges=()) + synced(9) + put(10), put(11)) == [Reset(told)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reason", ["drain", "max-age", "expired", "too-slow", "of-a-later-version"])

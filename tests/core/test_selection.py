@@ -54,4 +54,4 @@ def test_a_wider_range_is_not_served_from_a_pin() -> None:
 
 def test_what_a_selection_is() -> None:
     """Its names, and whether it is one key."""
-    assert Selection((KeyRange("key", b"/a"), KeyRange("prefix", b"/b/"))).names == ["key=/a", "prefix=/b/"]
+    assert Selection((KeyRange("key", b"/a"), KeyRange("prefix", b"/b/"))).names == ("key=/a", "prefix=/b/")
