@@ -25,8 +25,8 @@ from .proxy import Headers, TrustedProxy
 if TYPE_CHECKING:  # the import of joserfc takes 0.2 s
     from .sessions import Sessions
 
-# Identities whose grants, and reads whose rules, are remembered until the files change. Finding them out takes time for
-# each role and binding: 12 us of a join with a single role.
+# Identities whose grants, and reads whose rules and permits, are remembered until the files change. Finding them out
+# takes time for each role and binding: 12 us of a join with a single role, and as much again for the permit.
 MAX_REMEMBERED = 4096
 # Bytes of the longest selection whose rule is remembered, a range counting as RANGE more than its name. Clients choose
 # selections, and 60 kB fit in a request: 3,000 of these took 200 MB.
@@ -73,6 +73,7 @@ class AccessControl:
         self._listeners: list[Callable[[], None]] = []
         self._grants: dict[Identity, Grants] = {}
         self._deciding: dict[tuple[Identity, Ranges, bool], str] = {}
+        self._permits: dict[tuple[Identity, Ranges, bool], Permit] = {}
         self.generation = 0  # grows with each change of a file or of the issuer's keys
         for source in self._sources:
             source.on_change(self._changed)
@@ -257,6 +258,24 @@ class AccessControl:
         """Whether the permission of *identity* may end during a request. If not, nothing checks it again."""
         return self.guarded or identity.session is not None
 
+    def admit(self, identity: Identity, ranges: Ranges, *, keys_only: bool = False) -> Permit:
+        """Return the permit of *identity* for all of *ranges*. Equal requests share one permit.
+
+        Raises:
+            as ``authorize``.
+        """
+        asked = (identity, ranges, keys_only)
+        permit = self._permits.get(asked)
+        # A JWT that has expired is accepted for a while, and then its permit ends later.
+        over = permit is not None and permit.expires is not None and permit.expires <= self.wall()
+        if permit is None or over or permit.generation != self.generation:
+            self.authorize(identity, ranges, keys_only=keys_only)
+            permit = self.permit(identity, ranges, ranges, keys_only=keys_only)
+            if len(self._permits) >= MAX_REMEMBERED:
+                self._permits.clear()
+            self._permits[asked] = permit
+        return permit
+
     def permit(
         self, identity: Identity, asked: Ranges, ranges: Ranges, *, keys_only: bool = False, cut: bool = False
     ) -> Permit:
@@ -267,7 +286,7 @@ class AccessControl:
     def check_fence(self, ranges: Sequence[KeyRange]) -> None:
         """Check that the gateway serves all of *ranges*, whoever asks. Raises ForbiddenError if it does not."""
         for asked in ranges:
-            if not any(asked.within(prefix) for prefix in self._fence):
+            if not asked.within(self._fence):
                 raise self._forbidden(f"{asked} is outside the prefixes that this gateway serves", asked.kind)
 
     @property
@@ -350,6 +369,7 @@ class AccessControl:
         self.generation += 1
         self._grants.clear()
         self._deciding.clear()
+        self._permits.clear()
         for listener in self._listeners:
             listener()
 

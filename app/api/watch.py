@@ -75,13 +75,14 @@ class Watch:
         accept = ",".join(headers_of(request, b"accept"))
         chosen = format_of(accept, query.format)
         access = self._gateway.access
+        permit = None
         if cut:
             ranges = access.permitted(identity, asked, keys_only=keys_only)
+            permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=True)
+        elif access.may_end(identity):
+            permit = access.admit(identity, ranges, keys_only=keys_only)
         else:
             access.authorize(identity, ranges, keys_only=keys_only)
-        permit = None
-        if access.may_end(identity):
-            permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=cut)
         return WatchRequest(
             shared(replace(selection, ranges=ranges)) if cut else selection,
             chosen,
@@ -94,7 +95,7 @@ class Watch:
             interval=query.interval,
             min_revision=query.min_revision,
             caller=caller_of(self._gateway, request.scope, identity),
-            permit=permit,
+            permit=permit if access.may_end(identity) else None,
             from_gateway=header_of(request, b"x-gateway-tier") is not None,
             coding=coding_for(self._gateway, request, ranges),
         )

@@ -329,9 +329,7 @@ class Delivery:
                 continue
             self._write(data)
             if reader.at_tip and self._rest is None and subscriber.closing is None and not self._due:
-                self._at_rest = (
-                    reader.told_stale == () and self._expiry is None and not (reader.interval or self._freshness.stale)
-                )
+                self._at_rest = reader.told_stale == () and not (reader.interval or self._freshness.stale)
                 return
             # A block of a snapshot may be small with gzip, and be encoded first: 2 ms for whoever waits.
             if subscriber.bytes >= enough or reader.phase is SNAPSHOT:

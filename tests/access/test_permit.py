@@ -106,6 +106,32 @@ async def test_the_leeway(tmp_path: Path, now: float, ends: float) -> None:
     assert world.control.permit(identity, (SVC,), (SVC,)).expires == ends
 
 
+async def test_equal_requests_share_a_permit(tmp_path: Path) -> None:
+    """A client that comes back costs no decision, until the rules change. Keys alone are another request."""
+    world = World(tmp_path, policy=POLICY)
+    identity = await dash(world)
+    permit = world.control.admit(identity, (SVC,))
+    assert world.control.admit(await dash(world), (SVC,)) is permit
+    assert world.control.admit(identity, (SVC,), keys_only=True) != permit
+    world.policy_path.write_text(NARROWER)
+    world.control.reload()
+
+    with pytest.raises(ForbiddenError):
+        world.control.admit(identity, (SVC,))
+
+
+async def test_a_shared_permit_ends_when_a_new_one_would(tmp_path: Path) -> None:
+    """A permit that was made before the expiry of a JWT is not for a request in the leeway after the expiry."""
+    world = World(tmp_path)
+    world.now = 99.0
+    identity = make_identity("jwt", "alice", issuer="i", expires=100.0, leeway=30)
+    assert [world.control.admit(identity, (SVC,)).expires for world.now in (99.0, 100.0, 129.0)] == [
+        100.0,
+        130.0,
+        130.0,
+    ]
+
+
 async def test_a_request_that_has_waited(tmp_path: Path) -> None:
     """A request that was authorized by the old rules, and joins by the new ones, is refused."""
     world = World(tmp_path, policy=POLICY)

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from app.access.identity import ANONYMOUS
+from app.access.permit import Permit
 from app.gateway import Gateway
 from app.stream.delivery import Delivery
 from app.watch.feed import Feed
+from app.watch.subscriber import Subscriber
 from tests.stream.test_delivery_latest import Streams
 from tests.stream.test_sink import Transport
 from tests.stream.test_turns import joined
@@ -49,8 +52,7 @@ class Rested:
 
     def send_bookmark(self) -> None:
         """A gateway that follows this stream asks how far it is."""
-        (subscriber,) = self.gateway.registry.subscribers()
-        subscriber.send_bookmark()
+        self.subscriber.send_bookmark()
 
     def heartbeat(self) -> None:
         """The time of a heartbeat comes."""
@@ -58,12 +60,17 @@ class Rested:
 
     def close(self) -> None:
         """The subscriber may not read on."""
-        (subscriber,) = self.gateway.registry.subscribers()
-        subscriber.close("revoked")
+        self.subscriber.close("revoked")
 
     def stale(self) -> None:
         """The channel is not proven to be current."""
         self.monkeypatch.setattr(Feed, "stale_ranges", property(lambda feed: feed.ranges))
+
+    @property
+    def subscriber(self) -> Subscriber:
+        """Its hold on the channel."""
+        (found,) = self.gateway.registry.subscribers()
+        return found
 
     @property
     def delivery(self) -> Delivery:
@@ -109,6 +116,25 @@ async def test_what_is_due_comes_before_the_next_change(
     happens(rested)
     rested.delivery.wake()
     assert rested.events == events
+    await rested.leave()
+
+
+async def test_a_stream_whose_credentials_expire_rests_until_the_notice(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer ends the rest when the client must be told, so the notice comes before the next change."""
+    rested, wall = Rested(gateway, fake, monkeypatch), 1_800_000_000.0
+    monkeypatch.setattr(gateway.streams, "wall", lambda: wall + rested.streams.ahead)
+    await rested.begin()
+    permit = Permit(ANONYMOUS, (), (), False, False, gateway.access, wall + 40, 0)
+    rested.subscriber.permit = permit
+    rested.delivery.on_expiry()
+    await rested.change(b"third")
+    assert rested.delivery._at_rest
+    await rested.change(b"fourth", unread=True)
+    rested.streams.wait(11)
+    rested.delivery.wake()
+    assert rested.events == ["put", "status", "put"]
     await rested.leave()
 
 
