@@ -150,8 +150,9 @@ def comparisons(size: Size) -> list[Comparison]:
             "access",
             f"{size.crowd.identities * size.crowd.streams:,} streams of {size.crowd.identities} identities on "
             f"{size.crowd.feeds} feeds",
-            "50 events a second, one feed after the other. Then, among further events, the policy is read again: it "
-            "takes the role of one identity in ten. Exactly the streams of these end.",
+            "100 events a second, one feed after the other. Then, among further events, the policy is read again: it "
+            "takes the role of one identity in ten. Exactly the streams of these end. The events that come meanwhile "
+            "are compared with as many before.",
             {
                 WITHOUT_ACCESS: partial(access.crowd_without, size.crowd),
                 WITH_ACCESS: partial(access.crowd_with, size.crowd),
@@ -329,7 +330,7 @@ def goals(rounds: Rounds, size: Size) -> list[Goal]:
             of("access", WITH_ACCESS, "last revoked stream told after (ms)"),
         ),
         Goal(
-            "a role is revoked: p99 of the others' events, relative to before",
+            "a role is revoked: p99 of the others' events meanwhile, relative to before",
             2,
             of("access", WITH_ACCESS, "p99 while a role is revoked (ms)")
             / of("access", WITH_ACCESS, "p99 of events (ms)"),
