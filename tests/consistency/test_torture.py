@@ -23,6 +23,8 @@ from tests.support.waiting import HANG
 # Fixed, so that a failure comes again; the long runs draw their own seed and print it.
 SEED = "7"
 SECONDS = 12
+# On an etcd whose run has neither tiers nor workers, more faults come in a second.
+FEWER_SECONDS = 8
 
 
 @pytest.mark.etcd
@@ -31,16 +33,18 @@ SECONDS = 12
 async def test_every_stream_tells_the_truth(candidate: Candidate) -> None:
     """Every subscriber sees etcd's history, and nothing else, under every fault that the nemesis can cause."""
     newest = max(real_etcds(), key=lambda other: parse_version(other.version))
+    # Tiers, workers, users and the JavaScript client do not depend on etcd's version: they take part once.
+    whole = candidate.version == newest.version
     report = await torture(
         SEED,
-        SECONDS,
+        SECONDS if whole else FEWER_SECONDS,
         folder=candidate.folder,
-        upgrade_to=newest.folder if candidate.version != newest.version else None,
-        auth=candidate.version == newest.version,
-        followers=30,
-        tiers=2 if candidate.version == newest.version else 0,
-        workers=2 if candidate.version == newest.version else 1,
-        javascript=(1, 3),  # over SSE, and through a shared worker over NDJSON
+        upgrade_to=None if whole else newest.folder,
+        auth=whole,
+        followers=30 if whole else 20,
+        tiers=2 if whole else 0,
+        workers=2 if whole else 1,
+        javascript=(1, 3) if whole else (),  # over SSE, and through a shared worker over NDJSON
         least=Least(deliveries=1_001, faults=11, renewals=1),
         bound=HANG,  # the long runs measure how late a mirror may be, on a machine without other load
         log=print,
