@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..core.errors import BadRequestError, ForbiddenError, IssuerUnavailableError, UnauthorizedError
 from ..core.keys import KeyRange
@@ -25,11 +25,16 @@ from .proxy import Headers, TrustedProxy
 if TYPE_CHECKING:  # the import of joserfc takes 0.2 s
     from .sessions import Sessions
 
+T = TypeVar("T")
+
+# Who asks, for what, and whether for keys alone.
+Asked = tuple[Identity, Ranges, bool]
+
 # Identities whose grants, and reads whose rules and permits, are remembered until the files change. Finding them out
 # takes time for each role and binding: 12 us of a join with a single role, and as much again for the permit.
 MAX_REMEMBERED = 4096
-# Bytes of the longest selection whose rule is remembered, a range counting as RANGE more than its name. Clients choose
-# selections, and 60 kB fit in a request: 3,000 of these took 200 MB.
+# Bytes of the longest selection whose rule and permit are remembered, a range counting as RANGE more than its name.
+# Clients choose selections, and 60 kB fit in a request: 3,000 of these took 200 MB.
 LONGEST_REMEMBERED, RANGE = 1000, 100
 
 # The settings that name something which is read again while the gateway runs.
@@ -72,8 +77,8 @@ class AccessControl:
         self._sources = tuple(sources)
         self._listeners: list[Callable[[], None]] = []
         self._grants: dict[Identity, Grants] = {}
-        self._deciding: dict[tuple[Identity, Ranges, bool], str] = {}
-        self._permits: dict[tuple[Identity, Ranges, bool], Permit] = {}
+        self._deciding: dict[Asked, str] = {}
+        self._permits: dict[Asked, Permit] = {}
         self.generation = 0  # grows with each change of a file or of the issuer's keys
         for source in self._sources:
             source.on_change(self._changed)
@@ -271,9 +276,7 @@ class AccessControl:
         if permit is None or over or permit.generation != self.generation:
             self.authorize(identity, ranges, keys_only=keys_only)
             permit = self.permit(identity, ranges, ranges, keys_only=keys_only)
-            if len(self._permits) >= MAX_REMEMBERED:
-                self._permits.clear()
-            self._permits[asked] = permit
+            _remember(self._permits, asked, permit)
         return permit
 
     def permit(
@@ -336,10 +339,7 @@ class AccessControl:
         rule = self._deciding.get(asked)
         if rule is None:
             rule = ",".join(self._policy.value.deciding(identity, ranges, keys_only=keys_only))
-            if sum(len(one.name) + RANGE for one in ranges) <= LONGEST_REMEMBERED:
-                if len(self._deciding) >= MAX_REMEMBERED:
-                    self._deciding.clear()
-                self._deciding[asked] = rule
+            _remember(self._deciding, asked, rule)
         return rule
 
     def current(self, identity: Identity) -> Identity | None:
@@ -401,6 +401,16 @@ class AccessControl:
         """Read the files again when they change, and fetch the issuer's keys. Runs for ever."""
         await asyncio.gather(*(source.run() for source in self._sources))
         await asyncio.Event().wait()  # without sources
+
+
+def _remember(known: dict[Asked, T], asked: Asked, value: T) -> None:
+    """Keep *value*, unless the selection is long. Clients choose both the number and the length of selections."""
+    _, ranges, _ = asked
+    if sum(len(one.name) + RANGE for one in ranges) > LONGEST_REMEMBERED:
+        return
+    if len(known) >= MAX_REMEMBERED:
+        known.clear()
+    known[asked] = value
 
 
 def _denied(identity: Identity, *ranges: KeyRange) -> str:

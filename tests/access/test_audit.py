@@ -76,20 +76,21 @@ async def test_a_stream_from_its_join_to_its_end(tmp_path: Path, lines: pytest.L
     assert World(tmp_path).control.rule(identity, (SVC,)) == "fence"
 
 
-def test_rules_are_remembered_within_bounds(tmp_path: Path) -> None:
+def test_rules_and_permits_are_remembered_within_bounds(tmp_path: Path) -> None:
     """Clients choose selections, so what is remembered of them is bounded in number and in bytes."""
     control, identity = (
         World(tmp_path, policy=POLICY).control,
         make_identity("token", "dash", roles=frozenset({"reader"})),
     )
-    for number in range(MAX_REMEMBERED + 10):
-        assert control.rule(identity, (KeyRange("key", b"/svc/%d" % number),)) == "reader"
-    for number in range(10):
-        assert control.rule(identity, (KeyRange("key", b"/svc/%d" % number + b"a" * 4000),)) == "reader"
-    remembered = [ranges for _, ranges, _ in control._deciding]
+    names = [*(b"/svc/%d" % number for number in range(MAX_REMEMBERED + 10)), b"/svc/" + b"a" * 4000]
+    for name in names:
+        ranges = (KeyRange("key", name),)
+        assert control.rule(identity, ranges) == "reader"
+        assert control.admit(identity, ranges).ranges == ranges
 
-    assert 0 < len(remembered) <= MAX_REMEMBERED
-    assert all(len(one.name) < 1000 for ranges in remembered for one in ranges)
+    for known in (control._deciding, control._permits):
+        assert 0 < len(known) <= MAX_REMEMBERED
+        assert all(len(one.name) < 1000 for _, ranges, _ in known for one in ranges)
 
 
 async def test_nothing_is_worked_out_for_a_log_that_is_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
