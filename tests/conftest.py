@@ -21,6 +21,7 @@ from app.dev import etcd as embedded
 from app.settings import PREFIX
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
+from tests.support.forkserver import keep_time
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.schedule import Schedule, turn
 from tests.support.size import size
@@ -113,6 +114,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Guard each test."""
     GUARD.quiet = None if item.get_closest_marker("process") else item.nodeid
+    keep_time(kept=item.get_closest_marker("wall_clock") is not None)
     try:
         return (yield)
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.consistency.history import Change
+from tests.consistency.history import Change, kept
 from tests.consistency.judge import change_of
 from tests.integration.test_release import held_at_etcd
 from tests.support.embedded import EmbeddedEtcd
@@ -78,7 +78,7 @@ class Client:
         if self._reading is not None and self._reading.done():
             self._reading.result()
         expected = sorted(
-            (Change(kv.key, kv.mod_revision, kv.value, kv.create_revision, kv.version, kv.lease) for kv in items),
+            (Change(kv.key, kv.mod_revision, kept(kv.value), kv.create_revision, kv.version, kv.lease) for kv in items),
             key=lambda change: change.key,
         )
         return self.mirror.synced and contents(self.mirror) == expected

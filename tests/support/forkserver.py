@@ -7,6 +7,7 @@ arguments and standard streams. The fork server's interpreter decides what an in
 ``tests/support/gateway.py`` does. So do the processes of tests/test_cli.py, which test the start itself.
 
 With ``STEP_CLOCK=1`` in the environment of the tests, the wall clock of all forks steps by an hour, again and again.
+It does not in a test with the marker ``wall_clock``, which compares its own clock with that of a process.
 """
 
 from __future__ import annotations
@@ -115,8 +116,9 @@ async def spawn(module: str, *arguments: str | bytes, env: Mapping[str, str], me
     output, output_in = os.pipe()
     status, status_in = os.pipe()
     words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (module, *arguments)]
+    stepped = bool(os.environ.get("STEP_CLOCK")) and not _keeps_time
     try:
-        _server().send(json.dumps([words, {**env, **OF_FORKS}, merged]).encode(), output_in, status_in)
+        _server(stepped).send(json.dumps([words, {**env, **OF_FORKS}, merged]).encode(), output_in, status_in)
     finally:
         os.close(output_in)
         os.close(status_in)
@@ -129,13 +131,22 @@ async def _pipe(descriptor: int) -> Pipe:
     return pipe
 
 
-class _Server:
-    """The connection to this process's fork server."""
+_keeps_time = False
 
-    def __init__(self) -> None:
+
+def keep_time(*, kept: bool) -> None:
+    """Say whether the processes that start from now on have the machine's own wall clock even with ``STEP_CLOCK``."""
+    global _keeps_time  # of the test that runs; there is only one
+    _keeps_time = kept
+
+
+class _Server:
+    """The connection to one of this process's fork servers. *stepped*: the wall clock of its forks steps."""
+
+    def __init__(self, stepped: bool) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != MEASURED}
-        if environment.get("STEP_CLOCK"):
+        if stepped:
             folder = tempfile.mkdtemp(prefix="wall-clock-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             clock = WallClock(Path(folder) / "offset")
