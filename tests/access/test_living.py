@@ -23,7 +23,9 @@ from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import Event, Stream, request, watch
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.wall_clock, pytest.mark.asyncio(loop_scope="module"),
+]  # fmt: skip
 
 TOKENS = {name: f"{name}-token-0123456789" for name in ("dash", "new", "brief", "slim")}
 KEYS = (ec_key("first"), ec_key("second"))

@@ -36,7 +36,9 @@ from tests.support.nginx import Nginx, nginx
 from tests.support.streams import Stream, request, watch
 from tests.support.waiting import HANG, eventually
 
-pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.wall_clock, pytest.mark.asyncio(loop_scope="module"),
+]  # fmt: skip
 
 DASH, OPS, OLD = "dash-token-0123456789", "ops-token-0123456789", "old-token-0123456789"
 KEY = ec_key("first")

@@ -18,7 +18,7 @@ from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.waiting import HANG
 
-pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd]
+pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.wall_clock]
 
 POLICY = """
 roles:

@@ -94,6 +94,7 @@ async def test_beyond_the_log_the_state_comes_again_in_the_same_stream(etcd: Emb
     }
 
 
+@pytest.mark.wall_clock
 @pytest.mark.parametrize("sink", ["fast", "portable"])
 @pytest.mark.parametrize("form", ["sse", "ndjson"])
 async def test_who_lacks_what_is_old_is_told_so(etcd: EmbeddedEtcd, kv: EtcdClient, sink: str, form: str) -> None:
