@@ -95,14 +95,14 @@ class Kv:
             left = access.permitted(identity, ranges, keys_only=keys_only)
             asked = asked.within(left)
             request.scope[PERMITTED] = left
+            permit = access.permit(identity, ranges, asked.read.selection.ranges, keys_only=keys_only, cut=True)
         else:
-            access.authorize(identity, ranges, keys_only=keys_only)
+            permit = access.admit(identity, ranges, keys_only=keys_only)
         coding = coding_for(self._gateway, request, asked.read.selection.ranges)
         if coding is Coding.GZIP:
             asked = asked.with_gzip()
         reader = reader_of(identity.name) if access.guarded else ""
         asked = asked.for_reader(reader)
-        permit = access.permit(identity, ranges, asked.read.selection.ranges, keys_only=keys_only, cut=asked.cut)
         tags = headers_of(request, b"if-none-match")
         # A HEAD is answered at once: it asks about the present state, and not about a change.
         waits = tags and request.method == "GET"

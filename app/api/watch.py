@@ -78,7 +78,8 @@ class Watch:
         permit = None
         if cut:
             ranges = access.permitted(identity, asked, keys_only=keys_only)
-            permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=True)
+            if access.may_end(identity):
+                permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=True)
         elif access.may_end(identity):
             permit = access.admit(identity, ranges, keys_only=keys_only)
         else:
@@ -95,7 +96,7 @@ class Watch:
             interval=query.interval,
             min_revision=query.min_revision,
             caller=caller_of(self._gateway, request.scope, identity),
-            permit=permit if access.may_end(identity) else None,
+            permit=permit,
             from_gateway=header_of(request, b"x-gateway-tier") is not None,
             coding=coding_for(self._gateway, request, ranges),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import uvicorn
@@ -20,7 +21,7 @@ HURRY = 1.0
 HANGUP = 2.0
 
 
-class Stopping:
+class Stopping(ABC):
     """What signals mean to ``serve``: the first SIGINT or SIGTERM stops, the next ones stop faster. SIGHUP reloads.
 
     Args:
@@ -56,13 +57,13 @@ class Stopping:
             logger.info("stopping" if self._received == 1 else "stopping at once")
         self._step(self._received)
 
+    @abstractmethod
     def _reload(self) -> None:
         """Read the files again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _step(self, received: int) -> None:
         """Stop, as *received* signals ask for it."""
-        raise NotImplementedError
 
 
 class Stop(Stopping):
