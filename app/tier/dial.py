@@ -1,7 +1,8 @@
 """Connections to the tier above: over TCP, with or without TLS, or over a Unix socket.
 
 A name may have several addresses, and the first may be dead. So the next address is tried beside the one that has not
-answered for a moment, and the first connection counts (RFC 8305).
+answered for a moment, and the first connection counts (RFC 8305). asyncio's own loop can do that
+(``happy_eyeballs_delay``), and uvloop's cannot.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ async def first(addresses: Iterable[str], connect: Callable[[str], Awaitable[Str
                 task = asyncio.create_task(attempt(waiting.popleft()), name="dial")
                 tasks.append(task)
                 pending.add(task)
-            patience = STAGGER if waiting else None
-            done, pending = await asyncio.wait(pending, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            stagger = STAGGER if waiting else None
+            done, pending = await asyncio.wait(pending, timeout=stagger, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 error = task.exception() or error
                 if task.exception() is None:
