@@ -11,9 +11,9 @@ from starlette.responses import Response
 from ..access.identity import Identity
 from ..core.cursor import Cursor, parse_cursor
 from ..core.errors import GatewayError, OverCapacityError
+from ..core.interned import interned
 from ..core.negotiation import format_of, names_event_stream
 from ..core.selection import Selection
-from ..core.shared import shared
 from ..gateway import Gateway
 from .requests import (
     address_of,
@@ -85,7 +85,7 @@ class Watch:
         else:
             access.authorize(identity, ranges, keys_only=keys_only)
         return WatchRequest(
-            shared(replace(selection, ranges=ranges)) if cut else selection,
+            interned(replace(selection, ranges=ranges)) if cut else selection,
             chosen,
             cursor_of(header_of(request, b"last-event-id"), query.cursor),
             query.snapshot,

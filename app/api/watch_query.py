@@ -9,9 +9,9 @@ from typing import get_args
 
 from ..core.errors import BadRequestError
 from ..core.frames import Format
+from ..core.interned import interned
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, parse_revision, text
 from ..core.selection import Selection
-from ..core.shared import shared
 from ..units import seconds
 from .requests import encoding_of, scope_of
 
@@ -56,7 +56,7 @@ def _parse(raw: bytes) -> WatchQuery:
     encoding = encoding_of(query)
     keys_only = parse_flag(query, "keys_only", default=False)
     return WatchQuery(
-        shared(Selection(ranges, encoding=encoding, keys_only=keys_only)),
+        interned(Selection(ranges, encoding=encoding, keys_only=keys_only)),
         snapshot=parse_flag(query, "snapshot", default=True),
         interval=interval_of(query),
         min_revision=parse_revision(query, "min_revision"),

@@ -21,11 +21,11 @@ from .cursor import Cursor
 from .fold import Fold
 from .followed import Followed
 from .frames import close_event, comment, control, greeting
+from .interned import interned
 from .log import LogSlice
 from .reasons import CloseReason, ResetReason
 from .selected_history import OlderHistory
 from .selection import Ranges, Selection
-from .shared import shared
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot
 
@@ -133,7 +133,7 @@ class Reader:
         self._synced = False
         self._lagged = False
         self._epoch = ""
-        self._representation = shared((form, selection.encoding, "", selection.keys_only))
+        self._representation = interned((form, selection.encoding, "", selection.keys_only))
         # The ranges that the client was told are stale; None: it must be told.
         self.told_stale: Ranges | None = ()
         self.delivered = 0
@@ -344,7 +344,7 @@ class Reader:
     def _take_epoch(self) -> None:
         """Take the epoch of the cluster as it is now."""
         self._epoch = self._epoch_of(self._history.cluster_id, self._selection)
-        self._representation = shared((self._form, self._selection.encoding, self._epoch, self._selection.keys_only))
+        self._representation = interned((self._form, self._selection.encoding, self._epoch, self._selection.keys_only))
 
     def _join_ahead(self, revision: int) -> bytes:
         """Handle a cursor ahead of this replica.

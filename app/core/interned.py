@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=Hashable)
 
 
-def shared(value: T) -> T:
+def interned(value: T) -> T:
     """Return *value*, or the equal object that this function has returned before. The value must not change."""
-    found: T = _shared(value)
+    found: T = _interned(value)
     return found
 
 
 # Clients choose the values: 256 selections as long as a request may be take 16 MiB, and the epochs hold the same ones
 # (``app.core.cursor``).
 @functools.lru_cache(maxsize=256, typed=True)
-def _shared(value: Any) -> Any:
+def _interned(value: Any) -> Any:
     return value
