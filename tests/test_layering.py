@@ -248,7 +248,7 @@ def test_only_who_follows_a_gateway_imports_httpx() -> None:
         seen |= new
         ahead |= new
 
-    assert {"app.gateway", "app.api.of_hub"} <= seen
+    assert {"app.gateway", "app.api.from_hub"} <= seen
     assert "httpx" not in found
 
 

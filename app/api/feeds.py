@@ -18,7 +18,7 @@ from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..ports import Workers
 from ..watch.statistics import ChannelStatistics, FeedStatistics, PinStatistics, SubscriberStatistics
-from .of_hub import ask_hub
+from .from_hub import ask_hub
 from .requests import check_operator, query_of
 
 

@@ -15,7 +15,7 @@ from ..gateway import Gateway
 from ..metrics import families_of, registry_of
 from ..ports import OUT_OF_REACH, Workers
 from .feeds import Feeds, describe_pin
-from .of_hub import ask_hub, body_of
+from .from_hub import ask_hub, body_of
 from .requests import check_operator
 
 

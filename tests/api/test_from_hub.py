@@ -1,4 +1,4 @@
-"""``app.api.of_hub``: what a worker answers from the hub. With real workers: tests/workers/test_team.py."""
+"""``app.api.from_hub``: what a worker answers from the hub. With real workers: tests/workers/test_team.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from app.api import of_hub as module
-from app.api.of_hub import ask_hub, body_of
+from app.api import from_hub as module
+from app.api.from_hub import ask_hub, body_of
 from app.core.errors import UnavailableError
 from app.gateway import Gateway
 from app.tier.client import Answer
