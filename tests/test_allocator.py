@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.allocator import keep_for_good, return_large_blocks
+from app.allocator import freeze_objects, return_large_blocks
 
 PROGRAM = "import sys; from app.allocator import return_large_blocks; sys.exit(not return_large_blocks())"
 
@@ -39,7 +39,7 @@ def test_without_glibc(error: type[Exception], monkeypatch: pytest.MonkeyPatch) 
 def _kept() -> Iterator[None]:
     """A process that is ready to serve."""
     before = gc.get_threshold()
-    keep_for_good()
+    freeze_objects()
     yield
     gc.unfreeze()
     gc.set_threshold(*before)

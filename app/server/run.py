@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
 from .. import descriptors
-from ..allocator import keep_for_good, return_large_blocks
+from ..allocator import freeze_objects, return_large_blocks
 from ..gateway import Gateway
 from ..main import create_app
 from ..ports import spawn
@@ -149,7 +149,7 @@ async def serve(
                     if on_ready is not None:
                         on_ready([sock.getsockname()[1] for _app, sock, _tls in listening])
                     _compare_limits(settings)
-                    keep_for_good()
+                    freeze_objects()
                 await until_the_first_ends(tasks, servers, gateway)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from .. import logs
 from ..access.setup import make_access_control
-from ..allocator import keep_for_good, return_large_blocks
+from ..allocator import freeze_objects, return_large_blocks
 from ..gateway import Gateway
 from ..main import create_app
 from ..ports import spawn
@@ -109,7 +109,7 @@ class Hub(Stopping):
             return
         self._acceptor.start()
         on_ready()
-        keep_for_good()
+        freeze_objects()
         broken = asyncio.create_task(self._gateway.broken.wait(), name="broken")
         await self._unless_over(broken)
         if self._gateway.broken.is_set():

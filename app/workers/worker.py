@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import logs
 from ..access.identity import Session
-from ..allocator import keep_for_good, return_large_blocks
+from ..allocator import freeze_objects, return_large_blocks
 from ..core.aggregate import Report
 from ..core.selection import Ranges
 from ..event_loop import run
@@ -106,7 +106,7 @@ class Worker:
                 tasks = [spawn(server.serve(), name="server", died=gateway.fail) for server in servers]
                 if await listen(servers, gateway):
                     self._begin()
-                    keep_for_good()
+                    freeze_objects()
                 await until_the_first_ends(tasks, servers, gateway)
         self._end()
         if self._alone:
