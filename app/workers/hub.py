@@ -26,7 +26,7 @@ from ..tls import make_tls
 from .acceptor import Acceptor
 from .hub_socket import listen_at, private_path
 from .passing import Port
-from .shares import of_hub, of_worker
+from .split_settings import hub_settings, worker_settings
 from .team import Team
 
 logger = logging.getLogger("gateway")
@@ -60,13 +60,13 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
             if number is not None:
                 listening[port] = bind(settings.host, number, settings.send_buffer, setting)
                 stack.callback(listening[port].close)
-        own = of_hub(settings)
+        own = hub_settings(settings)
         gateway = Gateway(own, serves_workers=True)
         team = Team(
             gateway,
             count,
             str(path),
-            of_worker(settings, count, logs.form_of(settings.log_format)),
+            worker_settings(settings, count, logs.form_of(settings.log_format)),
             clock=time.monotonic,
             draw=random.random,
         )

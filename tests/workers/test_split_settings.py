@@ -1,4 +1,4 @@
-"""``app.workers.shares``: which settings the hub has, and which a worker."""
+"""``app.workers.split_settings``: which settings the hub has, and which a worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import load
-from app.workers.shares import of_hub, of_worker
+from app.workers.split_settings import hub_settings, worker_settings
 
 
 @pytest.mark.usefixtures("clean_environment")
@@ -17,11 +17,11 @@ def test_a_worker_has_what_the_operator_has_given() -> None:
     given = load(
         {"port": 8081, "allow_prefixes": "/svc/", "upstream": "http://root:8080", "drain_pace": 5, "address_reads": 3}
     )
-    found = load(json.loads(json.dumps(of_worker(given, 2, "json"))))
+    found = load(json.loads(json.dumps(worker_settings(given, 2, "json"))))
     assert found.model_fields_set == {*given.model_fields_set, "log_format"}
     assert (found.upstream, found.allow_prefixes) == (given.upstream, given.allow_prefixes)
     assert (found.log_format, found.drain_pace, found.address_reads) == ("json", 2, 3)
-    assert of_worker(given, 64, "json")["drain_pace"] == 1
+    assert worker_settings(given, 64, "json")["drain_pace"] == 1
 
 
 @pytest.mark.usefixtures("clean_environment")
@@ -31,6 +31,6 @@ def test_the_hub_checks_no_client(tmp_path: Path) -> None:
         "host": "0.0.0.0", "allow_prefixes": "/svc/", "token_file": tmp_path / "t", "admin_port": 1, "max_feeds": 7,
         "linger": 9.0, "pin": "/svc/",
     })  # fmt: skip
-    hub = of_hub(given)
+    hub = hub_settings(given)
     assert (hub.allow_prefixes, hub.token_file, hub.admin_port, hub.linger) == (None, None, None, 0.0)
     assert (hub.max_feeds, hub.pins, hub.etcd) == (7, given.pins, given.etcd)

@@ -1,4 +1,4 @@
-"""Which settings the hub and each worker have of those that the operator has given."""
+"""The operator's settings, split: those of the hub, and those of each worker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ..settings import Settings
 
 # The workers check the clients, end streams and keep what lingers. The hub has no clients but the workers.
-_OF_WORKERS: dict[str, Any] = {
+_WORKERS_ONLY: dict[str, Any] = {
     "host": "127.0.0.1",
     "admin_port": None,
     "tls_cert": None,
@@ -37,12 +37,12 @@ _OF_WORKERS: dict[str, Any] = {
 }
 
 
-def of_hub(settings: Settings) -> Settings:
+def hub_settings(settings: Settings) -> Settings:
     """Return the settings of the hub."""
-    return settings.model_copy(update=_OF_WORKERS)
+    return settings.model_copy(update=_WORKERS_ONLY)
 
 
-def of_worker(settings: Settings, workers: int, log_format: str) -> dict[str, Any]:
+def worker_settings(settings: Settings, workers: int, log_format: str) -> dict[str, Any]:
     """Return what the settings of one of *workers* differ from the defaults in, as JSON.
 
     Together the workers close as many streams a second as one process would.
