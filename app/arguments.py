@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .settings import Settings
-from .spelling import SECTIONS, flag_of, shown, variable_of
+from .settings_text import SECTIONS, flag_of, text_of, variable_of
 from .units import seconds
 
 PROGRAM = "etcd-watch-gateway"
@@ -174,7 +174,7 @@ def _add_settings(parser: Parser, *, without: Sequence[str] = ()) -> None:
             group = parser.add_argument_group(SECTIONS[name])
         if name in without:
             continue
-        default = shown(name, field.default)
+        default = text_of(name, field.default)
         group.add_argument(
             flag_of(name),
             dest=name,

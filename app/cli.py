@@ -16,8 +16,8 @@ from .arguments import parse
 from .event_loop import run
 from .ports import BrokenGatewayError
 from .settings import Settings, SettingsError, load, named, unknown_variables
+from .settings_text import likely_meant
 from .signals import SIGNALS, STOP
-from .spelling import likely_meant
 from .stdio import complain, say
 
 logger = logging.getLogger("gateway")

@@ -18,7 +18,7 @@ from .access.setup import make_access_control
 from .core.timestamps import rfc3339
 from .gateway import credentials_of, quotas_of, upstream_token_of
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
-from .spelling import SECTIONS, flag_of, likely_meant, shown, variable_of
+from .settings_text import SECTIONS, flag_of, likely_meant, text_of, variable_of
 from .tls import UpstreamTls, make_tls
 from .workers.count import workers_of
 from .workers.hub_socket import check_place
@@ -98,7 +98,7 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
 
 
 def _listing(settings: Settings, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
-    values = {name: _hidden(shown(name, getattr(settings, name))) or "''" for name in Settings.model_fields}
+    values = {name: _hidden(text_of(name, getattr(settings, name))) or "''" for name in Settings.model_fields}
     values |= {name: "none" for name in values if getattr(settings, name) in (None, ())}
     # A long list must not push every source out of sight.
     width = max(len(value) for value in values.values() if len(value) <= 40)

@@ -8,7 +8,7 @@ import pytest
 
 from app.arguments import parse
 from app.settings import Settings
-from app.spelling import SECTIONS
+from app.settings_text import SECTIONS
 
 
 def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

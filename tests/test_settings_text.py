@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from app.settings import Settings, load
-from app.spelling import SECTIONS, flag_of, likely_meant, shown, variable_of
+from app.settings_text import SECTIONS, flag_of, likely_meant, text_of, variable_of
 from tests.test_docs import rows, section
 
 
@@ -15,7 +15,7 @@ from tests.test_docs import rows, section
 def test_what_is_shown_means_the_default(name: str) -> None:
     """The help shows a text that the flag takes, and that changes nothing."""
     default = Settings.model_fields[name].default
-    text = shown(name, default)
+    text = text_of(name, default)
 
     if text:
         assert getattr(load({name: text, "tls_key": None}), name) == default
@@ -33,7 +33,7 @@ def test_what_is_shown_means_the_default(name: str) -> None:
 )
 def test_values(name: str, value: object, text: str) -> None:
     """Sizes and durations have their units, lists their commas."""
-    assert shown(name, value) == text
+    assert text_of(name, value) == text
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ SECTIONS = {
 _SERVICE_LINK = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP|SCTP)")
 
 
-def shown(name: str, value: Any) -> str:
+def text_of(name: str, value: Any) -> str:
     """Return a setting's value as its flag takes it, with a unit: ``256MiB``, and not 268435456. Empty for no value."""
     parsers = [getattr(item, "func", None) for item in Settings.model_fields[name].metadata]
     if value is None:
