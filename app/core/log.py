@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .events import Batch
-from .fold import Fold
+from .flush import Flush
 from .frames import Representation, batch_frame
 from .sized import Sized
 
@@ -83,7 +83,7 @@ class Log(Sized):
         "_bounds",
         "_edge",
         "_entries",
-        "_fold",
+        "_last_flush",
         "_revisions",
         "_slice_bytes",
         "_start",
@@ -109,8 +109,8 @@ class Log(Sized):
         # The last slice, while it is still valid: all readers that keep up request the same slice.
         self.last_slice: LogSlice | None = None
         self._slice_bytes = 0  # bytes of that slice which no entry owns
-        # The last fold, while it is still valid: readers that keep up are flushed at the same positions.
-        self._fold: Fold | None = None
+        # The last flush, while it is still valid: readers that keep up are flushed at the same positions.
+        self._last_flush: Flush | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -219,31 +219,31 @@ class Log(Sized):
                 self.last_slice, self._slice_bytes = last, 0 if self._is_frame(last) else len(last.data)
         return last
 
-    def fold(self, revision: int) -> Fold | None:
-        """Return all that a reader at *revision* lacks, folded by key; None if there is nothing.
+    def flush_from(self, revision: int) -> Flush | None:
+        """Return all that a reader at *revision* lacks, coalesced by key; None if there is nothing.
 
         The log must cover *revision*.
         """
-        last = self._fold
+        last = self._last_flush
         if last is None or last.start != revision:
             batches = self.after(revision, EVERYTHING)
             if not batches:
                 return None
             if last is not None:
                 last.forget()
-            self._fold = last = Fold(batches, revision, self.tip, self.may_keep)
+            self._last_flush = last = Flush(batches, revision, self.tip, self.may_keep)
         return last
 
     @property
     def passing(self) -> int:
         """Bytes that the log keeps for its readers, and that no entry owns."""
-        return self._slice_bytes + (self._fold.bytes if self._fold is not None else 0)
+        return self._slice_bytes + (self._last_flush.bytes if self._last_flush is not None else 0)
 
     def _forget_slice(self) -> None:
         self.last_slice, self._slice_bytes = None, 0
-        if self._fold is not None:
-            self._fold.forget()
-            self._fold = None
+        if self._last_flush is not None:
+            self._last_flush.forget()
+            self._last_flush = None
 
     def _is_frame(self, log_slice: LogSlice) -> bool:
         """Whether the bytes of the slice are the bytes that its only entry keeps."""

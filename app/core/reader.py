@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .cursor import Cursor
-from .fold import Fold
+from .flush import Flush
 from .followed import Followed
 from .frames import close_event, comment, control, greeting
 from .interned import interned
@@ -75,12 +75,12 @@ class Reader:
         snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
         pace: makes the policy that finds whether the reader is too slow.
         counts: where the reader adds what it returns.
-        interval: with ``mode=latest``, the seconds between two flushes (``app.core.fold``). 0: send every event.
+        interval: with ``mode=latest``, the seconds between two flushes (``app.core.flush``). 0: send every event.
         min_revision: ``synced`` is not sent at a lower revision.
     """
 
     __slots__ = (
-        "_asked", "_asked_backfill", "_counts", "_epoch", "_epoch_of", "_fold", "_for_gateway", "_form",
+        "_asked", "_asked_backfill", "_counts", "_epoch", "_epoch_of", "_flush", "_for_gateway", "_form",
         "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_pace", "_offered", "_older",
         "_pace", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_blocks", "_sent_pieces",
         "_snapshot", "_synced", "_with_state", "delivered", "interval", "min_revision", "phase", "revision",
@@ -126,7 +126,7 @@ class Reader:
         self.revision = 0
         self._snapshot: Snapshot | None = None  # the snapshot that is being sent
         self.interval = interval
-        self._fold: Fold | None = None  # the flush that is being sent
+        self._flush: Flush | None = None  # the flush that is being sent
         self._sent_blocks = self._sent_pieces = 0
         self.min_revision = min_revision
         self._for_gateway = for_gateway
@@ -153,7 +153,7 @@ class Reader:
         """Whether the stream must be closed, and ``read`` returns nothing. A flush that the log holds may be slow."""
         if self._pace is None or not self._pace.too_slow:
             return False
-        return self._fold is None or not self._log_holds(self._fold.start)
+        return self._flush is None or not self._log_holds(self._flush.start)
 
     @property
     def after_a_reset(self) -> bool:
@@ -183,7 +183,7 @@ class Reader:
     @property
     def flushing(self) -> bool:
         """Whether a flush has begun that has not ended. Nothing else may be written before its end."""
-        return self._fold is not None
+        return self._flush is not None
 
     @property
     def flush_due(self) -> float | None:
@@ -191,7 +191,7 @@ class Reader:
 
         None if ``read`` may be called at any time: there is nothing to flush, or something else comes first.
         """
-        if not self.interval or self.phase is not FOLLOWING or self._fold is not None:
+        if not self.interval or self.phase is not FOLLOWING or self._flush is not None:
             return None
         log = self._history.log
         if self._generation != log.generation or self.revision < log.floor:
@@ -269,7 +269,7 @@ class Reader:
             and not (self._lagged or self.interval)
         ):
             return self._take(last)
-        if self._fold is not None:
+        if self._flush is not None:
             return self._next_piece()
         phase = self.phase
         if phase is WAITING:
@@ -440,7 +440,7 @@ class Reader:
                 pace.lag()
             return b"" if pace.too_slow else self._begin_snapshot("lagged")
         if self.interval:
-            return self._flush()
+            return self._begin_flush()
         log_slice = log.slice(self.revision, size, self._representation)
         if log_slice is None:
             return self._reach_tip()
@@ -463,10 +463,10 @@ class Reader:
         self._catch_up()
         return b"" if self._synced else self._say_synced()
 
-    def _flush(self) -> bytes:
-        """Begin to send all that the client lacks, folded by key."""
-        self._fold, self._sent_pieces = self._history.log.fold(self.revision), 0
-        if self._fold is None:
+    def _begin_flush(self) -> bytes:
+        """Begin to send all that the client lacks: the newest event of each key."""
+        self._flush, self._sent_pieces = self._history.log.flush_from(self.revision), 0
+        if self._flush is None:
             return self._reach_tip()
         self._paced().begin_flush()
         return self._next_piece()
@@ -477,20 +477,20 @@ class Reader:
         A flush that has begun is sent to its end, also if the log forgets its events, or begins a new generation
         meanwhile: a ``reset`` must not come between events that belong together.
         """
-        fold = self._fold
-        assert fold is not None, "called only while a flush is being sent"
-        data = fold.frame(self._sent_pieces, self._representation)
-        events = len(fold.pieces[self._sent_pieces])
+        flush = self._flush
+        assert flush is not None, "called only while a flush is being sent"
+        data = flush.frame(self._sent_pieces, self._representation)
+        events = len(flush.pieces[self._sent_pieces])
         self.delivered += events
         self._counts.items += events
         self._sent_pieces += 1
-        if self._sent_pieces < len(fold.pieces):
+        if self._sent_pieces < len(flush.pieces):
             return data
-        self._fold = None
+        self._flush = None
         self._paced().end_flush()
         self._drop_pace()
-        self.revision = fold.end
-        if not self._log_holds(fold.end):
+        self.revision = flush.end
+        if not self._log_holds(flush.end):
             return data
         self._catch_up()
         return data if self._synced else data + self._say_synced()

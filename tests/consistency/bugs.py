@@ -304,8 +304,8 @@ def id_from_the_end_of_a_flush() -> None:
     next_piece = Reader._next_piece
 
     def end_at_the_tip(self: Reader) -> bytes:
-        if self._fold is not None:
-            self._fold.end = max(self._fold.end, self._history.log.tip)
+        if self._flush is not None:
+            self._flush.end = max(self._flush.end, self._history.log.tip)
         return next_piece(self)
 
     _replace(Reader, "_next_piece", end_at_the_tip)

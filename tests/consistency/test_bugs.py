@@ -87,7 +87,7 @@ class Flushed(LatestMachine):
 def test_a_known_bug_of_flushes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The walks of ``tests.core.test_reader_latest`` find a mirror that its cursor does not describe."""
     monkeypatch.setattr("app.core.view.MAX_BYTES", 1)
-    monkeypatch.setattr("app.core.fold.PIECE_SIZE", 1)
+    monkeypatch.setattr("app.core.flush.PIECE_SIZE", 1)
     monkeypatch.setattr(bugs, "_replace", monkeypatch.setattr)
     BUGS[OF_READERS]()
     # Long walks: of those with 40 steps, only one in 700 finds the bug. The search ends with the walk that finds it.

@@ -377,20 +377,20 @@ def test_a_flush_of_a_quiet_selection_waits_for_its_interval() -> None:
 
 
 def test_readers_at_one_position_share_a_fold() -> None:
-    """A fold and its bytes are there once, and counted, until the log moves on."""
+    """A flush and its bytes are there once, and counted, until the log moves on."""
     log = log_of(2, 3, 4)
-    assert log.fold(4) is None
-    first = log.fold(2)
+    assert log.flush_from(4) is None
+    first = log.flush_from(2)
     assert first is not None
     assert (first.start, first.end) == (2, 4)
     held = len(first.frame(0, REPRESENTATION))
     log.advance(9)
-    assert log.fold(2) is first, "what it has is complete up to its own end"
+    assert log.flush_from(2) is first, "what it has is complete up to its own end"
     assert log.passing == held
     assert log.slice(1, 1, REPRESENTATION) is not None
-    assert (log.fold(2) is first, log.passing) == (True, held)
+    assert (log.flush_from(2) is first, log.passing) == (True, held)
 
-    other = log.fold(1)
+    other = log.flush_from(1)
     assert other is not None
     assert (other.end, first.bytes, log.passing) == (9, 0, 0)
     other.frame(0, REPRESENTATION)

@@ -109,7 +109,7 @@ def publish(core: FeedCore, change: dict[bytes, bytes | None], gap: int) -> None
 def test_a_client_inflates_the_plain_stream(
     history: Sequence[tuple[str, object]], form: str, cursor: Cursor | None, keys_only: bool, latest: bool
 ) -> None:
-    """Whatever happens to a feed, gzip changes no byte: snapshots, events, folds, resets, bookmarks, ``close``."""
+    """Whatever happens to a feed, gzip changes no byte: snapshots, events, flushes, resets, bookmarks, ``close``."""
     core = live(put(90), put(91, KEYS[1], VALUES[1]), bounds=Bounds(batches=6, bytes=9000))
     selection = Selection(SELECTION.ranges, keys_only=keys_only)
     twins = Twins(core, form, cursor, selection=selection, latest=latest)

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_item_blocks", "one_event_pieces")
 def one_event_pieces() -> Iterator[None]:
     """Let a flush have pieces of one event each, so that a few events are enough to be cut between pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.core.fold.PIECE_SIZE", 1)
+        patch.setattr("app.core.flush.PIECE_SIZE", 1)
         yield
 
 
@@ -232,7 +232,7 @@ def test_every_event_is_sent_at_once_without_the_mode() -> None:
 
 
 def test_a_resume_is_one_flush_and_synced() -> None:
-    """What the cursor lacks comes at once, folded; the client is synced at the id of that flush."""
+    """What the cursor lacks comes at once, as a flush; the client is synced at the id of that flush."""
     core = live(put(90))
     say(core, 101, 102, 103)
     one = reader(core, Cursor(EPOCH, 101))

@@ -171,7 +171,7 @@ async def test_nothing_comes_into_a_flush(
     gateway: Gateway, fake: FakeEtcd, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bookmark or a close that is due in the middle of a flush comes after its end."""
-    monkeypatch.setattr("app.core.fold.PIECE_SIZE", 1)
+    monkeypatch.setattr("app.core.flush.PIECE_SIZE", 1)
     client = Client(gateway, swallow, LATEST)
     await synced(client)
     before = len(short(client))
@@ -197,7 +197,7 @@ async def test_a_client_that_trickles_does_not_keep_what_the_log_has_dropped(
     gateway: Gateway, fake: FakeEtcd, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only its flush holds the events, and no budget counts them. It is disconnected: no close comes into a flush."""
-    monkeypatch.setattr("app.core.fold.PIECE_SIZE", 1)
+    monkeypatch.setattr("app.core.flush.PIECE_SIZE", 1)
     take = asyncio.Event()
     take.set()
 

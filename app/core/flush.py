@@ -1,4 +1,4 @@
-"""A passage of the log, folded by key: what one flush of ``mode=latest`` carries.
+"""A flush: the newest event of each key that has changed in a passage of the log (``mode=latest``).
 
 Must live here: which events of a passage a client needs. Must not: when a flush is due (``log``), a reader's position
 (``reader``).
@@ -24,7 +24,7 @@ from .frames import Representation, events_frame
 PIECE_SIZE = 64 * 1024
 
 
-def fold(batches: Sequence[Batch]) -> list[Event]:
+def coalesce(batches: Sequence[Batch]) -> list[Event]:
     """Return the newest event of each key in *batches*, in the order of revisions."""
     newest: dict[bytes, Event] = {}
     for batch in reversed(batches):
@@ -33,8 +33,8 @@ def fold(batches: Sequence[Batch]) -> list[Event]:
     return list(reversed(newest.values()))
 
 
-class Fold:
-    """A folded passage of a log. All readers that are flushed at the same position share it, and its bytes.
+class Flush:
+    """One flush, encoded. All readers at the same position share it, and its bytes.
 
     Args:
         batches: all of the log in (*start*, *end*]; at least one.
@@ -46,28 +46,28 @@ class Fold:
     def __init__(self, batches: Sequence[Batch], start: int, end: int, may_keep: Callable[[int], bool]) -> None:
         self.start = start
         self.end = end
-        self.pieces = _pieces(fold(batches))
+        self.pieces = _pieces(coalesce(batches))
         self.bytes = 0  # encoded bytes that are kept
         self._may_keep = may_keep
         self._frames: dict[tuple[int, Representation], bytes] = {}
         self._shared = True
 
     def frame(self, number: int, representation: Representation) -> bytes:
-        """Return a piece as bytes on the wire. While the log holds the fold, the bytes are encoded once."""
+        """Return a piece as bytes on the wire. While the log holds the flush, the bytes are encoded once."""
         frame = self._frames.get((number, representation))
         if frame is None:
             form, encoding, epoch, keys_only = representation
             last = number == len(self.pieces) - 1
             cursor = f"{epoch}-{self.end}" if last else None
             frame = events_frame(self.pieces[number], form, encoding, cursor, keys_only=keys_only)
-            # Making room may make the log forget this fold.
+            # Making room may make the log forget this flush.
             if self._shared and self._may_keep(len(frame)) and self._shared:
                 self._frames[number, representation] = frame
                 self.bytes += len(frame)
         return frame
 
     def forget(self) -> None:
-        """Keep no bytes from now on: the log has moved on, and only slow readers need the rest of this fold."""
+        """Keep no bytes from now on: the log has moved on, and only slow readers need the rest of this flush."""
         self._shared, self.bytes = False, 0
         self._frames.clear()
 

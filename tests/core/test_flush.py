@@ -1,4 +1,4 @@
-"""``app.core.fold``: a flush makes the same mirror as all the events that it replaces."""
+"""``app.core.flush``: a flush makes the same mirror as all the events that it replaces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.events import Batch, Delete, Event, KeyValue
-from app.core.fold import Fold, fold
+from app.core.flush import Flush, coalesce
 
 EPOCH = "0000000a"
 REPRESENTATION = ("ndjson", "auto", EPOCH, False)
@@ -50,26 +50,26 @@ def test_a_flush_makes_the_mirror_that_all_events_make(
     state = applied([event for batch in history(before) for event in batch.events])
     batches = history(passage)
     every = [event for batch in batches for event in batch.events]
-    folded = fold(batches)
+    coalesced = coalesce(batches)
 
-    assert applied(folded, state) == applied(every, state)
-    assert {event.key for event in folded} == {event.key for event in every}
-    assert len({event.key for event in folded}) == len(folded)
-    assert [event.mod_revision for event in folded] == sorted(event.mod_revision for event in folded)
+    assert applied(coalesced, state) == applied(every, state)
+    assert {event.key for event in coalesced} == {event.key for event in every}
+    assert len({event.key for event in coalesced}) == len(coalesced)
+    assert [event.mod_revision for event in coalesced] == sorted(event.mod_revision for event in coalesced)
 
 
 def test_a_key_that_came_and_went_is_deleted() -> None:
     """The client may have the key from an earlier flush that was cut off, so the delete is sent."""
-    assert fold([Batch(5, [put(5)]), Batch(6, [Delete(b"/a", 6)])]) == [Delete(b"/a", 6)]
+    assert coalesce([Batch(5, [put(5)]), Batch(6, [Delete(b"/a", 6)])]) == [Delete(b"/a", 6)]
 
 
 @pytest.mark.parametrize("form", ["sse", "ndjson"])
 @pytest.mark.parametrize("piece_size", [1, 600, 1 << 20])
 def test_one_id_at_the_end(monkeypatch: pytest.MonkeyPatch, form: str, piece_size: int) -> None:
     """In however many pieces a flush is sent: ``more`` on all events but the last, and there the only id."""
-    monkeypatch.setattr("app.core.fold.PIECE_SIZE", piece_size)
+    monkeypatch.setattr("app.core.flush.PIECE_SIZE", piece_size)
     batches = [Batch(revision, [put(revision, b"/%d" % revision)]) for revision in range(11, 16)]
-    flush = Fold(batches, 10, 17, lambda _size: True)
+    flush = Flush(batches, 10, 17, lambda _size: True)
     representation = (form, "auto", EPOCH, False)
     data = b"".join(flush.frame(number, representation) for number in range(len(flush.pieces))).decode()
 
@@ -87,7 +87,7 @@ def test_one_id_at_the_end(monkeypatch: pytest.MonkeyPatch, form: str, piece_siz
 
 def test_without_values() -> None:
     """``keys_only`` leaves the values out."""
-    flush = Fold([Batch(11, [put(11, value=b"secret")])], 10, 11, lambda _size: True)
+    flush = Flush([Batch(11, [put(11, value=b"secret")])], 10, 11, lambda _size: True)
 
     assert b"secret" in flush.frame(0, REPRESENTATION)
     assert b"secret" not in flush.frame(0, ("ndjson", "auto", EPOCH, True))
@@ -95,7 +95,7 @@ def test_without_values() -> None:
 
 def test_bytes_are_kept_while_the_log_has_the_fold() -> None:
     """Readers that are flushed together share the bytes. Later only references are kept, however slow a reader is."""
-    flush = Fold([Batch(11, [put(11)])], 10, 11, lambda _size: True)
+    flush = Flush([Batch(11, [put(11)])], 10, 11, lambda _size: True)
     first = flush.frame(0, REPRESENTATION)
 
     assert flush.frame(0, REPRESENTATION) is first
@@ -106,8 +106,8 @@ def test_bytes_are_kept_while_the_log_has_the_fold() -> None:
 
 
 def test_what_finds_no_room_is_not_kept() -> None:
-    """Nothing is kept if there is no room, or if making room ended the fold."""
-    refused = Fold([Batch(11, [put(11)])], 10, 11, lambda _size: False)
+    """Nothing is kept if there is no room, or if making room ended the flush."""
+    refused = Flush([Batch(11, [put(11)])], 10, 11, lambda _size: False)
     assert refused.frame(0, REPRESENTATION)
     assert refused.bytes == 0
 
@@ -115,6 +115,6 @@ def test_what_finds_no_room_is_not_kept() -> None:
         ended.forget()
         return True
 
-    ended = Fold([Batch(11, [put(11)])], 10, 11, make_room)
+    ended = Flush([Batch(11, [put(11)])], 10, 11, make_room)
     assert ended.frame(0, REPRESENTATION)
     assert ended.bytes == 0
