@@ -1,10 +1,10 @@
 """The bypass: ``GET /v1/watch`` around the layers of FastAPI, if the answer is a stream.
 
 The layers (routing, dependencies, exception handlers, CORS, metrics) cost more than all the rest of a join, and a
-stream leaves them anyway (docs/decisions/0016-bypass.md). So the bypass understands the request, subscribes and
-delivers, as the route does. Requests that come together take turns. Everything else goes to the route: a HEAD, another
-path, a request that must be refused. The route answers as if there were no bypass, because the bypass holds nothing by
-then.
+stream leaves them anyway (docs/decisions/0016-bypass.md). So the bypass parses and authorizes the request, subscribes
+and delivers, as the route does. Requests that come together take turns. Everything else goes to the route: a HEAD,
+another path, a request that must be refused. The route answers as if there were no bypass, because the bypass holds
+nothing by then.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Bypass:
 
     async def _stream(self, request: Request) -> ASGIApp | None:
         try:
-            asked = await self._watch.understand(request)
+            asked = await self._watch.parse_and_authorize(request)
             if asked.from_gateway:  # its head has more to say
                 return None
             head = await self._heads.of(asked.format, asked.coding, header_of(request, b"origin"))

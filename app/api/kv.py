@@ -20,7 +20,7 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_hold import HeldResponse
 from .kv_request import Reads, parse
-from .requests import PERMITTED, caller_of, coding_for, headers_of, identity_of, query_of, understood_once
+from .requests import PERMITTED, caller_of, coding_for, headers_of, identity_of, once_per_request, query_of
 
 
 def _reads_of(gateway: Gateway) -> Reads:
@@ -42,7 +42,7 @@ class Kv:
 
     async def get(self, request: Request) -> Response:
         """Answer one request."""
-        answers = await self.understand(request)
+        answers = await self.parse_and_authorize(request)
         self._gateway.capacity.check()
         if answers.wait:
             return HeldResponse(self._gateway, self._etcd, self._feed, answers, request)
@@ -62,7 +62,7 @@ class Kv:
         Raises:
             GatewayError: the request is wrong, not allowed, or must be refused; nothing is held.
         """
-        answers = await self.understand(request)
+        answers = await self.parse_and_authorize(request)
         asked = answers.asked
         if asked.consistency != "feed" or answers.wait or asked.read.page is not None:
             return None
@@ -79,15 +79,15 @@ class Kv:
         """
         return CountedRead(await self._gateway.begin_read(caller))
 
-    async def understand(self, request: Request) -> KvAnswers:
+    async def parse_and_authorize(self, request: Request) -> KvAnswers:
         """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""
 
-        async def understand() -> KvAnswers:
-            return self._understand(request, await identity_of(self._gateway, request.scope))
+        async def work() -> KvAnswers:
+            return self._parse_and_authorize(request, await identity_of(self._gateway, request.scope))
 
-        return await understood_once(request, understand)
+        return await once_per_request(request, work)
 
-    def _understand(self, request: Request, identity: Identity) -> KvAnswers:
+    def _parse_and_authorize(self, request: Request, identity: Identity) -> KvAnswers:
         asked = parse(query_of(request))
         access, selection = self._gateway.access, asked.read.selection
         ranges, keys_only = selection.ranges, selection.keys_only or selection.count_only

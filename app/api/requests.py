@@ -30,8 +30,8 @@ SCOPES = ("permitted",)
 IDENTITY = "etcd_watch_gateway.identity"
 # The key under which it finds the ranges that are left of a request with ``scope=permitted``.
 PERMITTED = "etcd_watch_gateway.permitted"
-# The key of the scope under which the outcome of ``understood_once`` is kept.
-_UNDERSTOOD = "etcd_watch_gateway.understood"
+# The key of the scope under which the outcome of ``once_per_request`` is kept.
+_OUTCOME = "etcd_watch_gateway.outcome"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -197,8 +197,8 @@ def scope_of(query: Mapping[str, bytes]) -> bool:
     return parse_choice(query, "scope", SCOPES) is not None
 
 
-async def understood_once(request: Request, understand: Callable[[], Awaitable[T]]) -> T:
-    """Return what *understand* makes of a request.
+async def once_per_request(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """Return the outcome of *work* on a request, which is done once.
 
     A bypass and the route both call this. The second call has the outcome of the first, also if that is an error:
     credentials are checked once for each request.
@@ -206,13 +206,13 @@ async def understood_once(request: Request, understand: Callable[[], Awaitable[T
     Raises:
         GatewayError: the request is wrong, or not allowed.
     """
-    outcome: T | GatewayError | None = request.scope.get(_UNDERSTOOD)
+    outcome: T | GatewayError | None = request.scope.get(_OUTCOME)
     if outcome is None:
         try:
-            outcome = await understand()
+            outcome = await work()
         except GatewayError as error:
             outcome = error
-        request.scope[_UNDERSTOOD] = outcome
+        request.scope[_OUTCOME] = outcome
     if isinstance(outcome, GatewayError):
         raise outcome
     return outcome

@@ -193,7 +193,7 @@ async def subscribe(streams: Streams, asked: WatchRequest) -> Subscriber:
 
     Raises:
         TransientError: there is no room, or nothing to join; nothing is held.
-        UnauthorizedError, ForbiddenError: the access rules have changed since the request was understood.
+        UnauthorizedError, ForbiddenError: the access rules have changed since the request was authorized.
     """
     if asked.permit is not None:
         asked.permit.check()

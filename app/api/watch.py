@@ -22,9 +22,9 @@ from .requests import (
     header_of,
     headers_of,
     identity_of,
+    once_per_request,
     query_of,
     request_id_of,
-    understood_once,
 )
 from .stream_response import StreamResponse, WatchRequest
 from .watch_query import parse
@@ -49,7 +49,7 @@ class Watch:
     async def get(self, request: Request) -> Response:
         """Answer one request. This method refuses permanent errors; the stream itself refuses transient ones."""
         try:
-            return StreamResponse(self._gateway.streams, await self.understand(request))
+            return StreamResponse(self._gateway.streams, await self.parse_and_authorize(request))
         except OverCapacityError as error:
             return StreamResponse(self._gateway.streams, _early(request), error)
         except GatewayError as error:
@@ -57,17 +57,17 @@ class Watch:
                 self._gateway.streams.counters.refused[error.code] += 1
             raise
 
-    async def understand(self, request: Request) -> WatchRequest:
+    async def parse_and_authorize(self, request: Request) -> WatchRequest:
         """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""
 
-        async def understand() -> WatchRequest:
-            return self._understand(
+        async def work() -> WatchRequest:
+            return self._parse_and_authorize(
                 request, await identity_of(self._gateway, request.scope, joins=request.method == "GET")
             )
 
-        return await understood_once(request, understand)
+        return await once_per_request(request, work)
 
-    def _understand(self, request: Request, identity: Identity) -> WatchRequest:
+    def _parse_and_authorize(self, request: Request, identity: Identity) -> WatchRequest:
         query = parse(query_of(request))
         selection, cut = query.selection, query.cut
         asked = ranges = selection.ranges

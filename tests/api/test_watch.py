@@ -1,4 +1,4 @@
-"""``GET /v1/watch``: how the gateway understands a request."""
+"""``GET /v1/watch``: how the gateway parses a request."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_an_unreadable_cursor_is_one(value: bytes) -> None:
     assert cursor_of(None, newest_cursor({"lastEventId": value, "last_event_id": C.encode()})) == UNREADABLE
 
 
-def understood(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
+def parsed(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
     """The watch that a request with this query and these headers asks for."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return Watch(gateway)._understand(Request(http_scope("/v1/watch", query, headers=raw)), ANONYMOUS)
+    return Watch(gateway)._parse_and_authorize(Request(http_scope("/v1/watch", query, headers=raw)), ANONYMOUS)
 
 
 def test_accept_in_several_lines(gateway: Gateway) -> None:
     """Several lines of a header are one list (RFC 9110, section 5.3): a proxy may divide it."""
     raw = [(b"accept", b"text/html"), (b"accept", b"application/x-ndjson")]
-    asked = Watch(gateway)._understand(Request(http_scope("/v1/watch", b"prefix=/a", headers=raw)), ANONYMOUS)
+    asked = Watch(gateway)._parse_and_authorize(Request(http_scope("/v1/watch", b"prefix=/a", headers=raw)), ANONYMOUS)
 
     assert asked.format == "ndjson"
 
@@ -70,14 +70,14 @@ def test_accept_in_several_lines(gateway: Gateway) -> None:
 )
 async def test_format(gateway: Gateway, query: bytes, accept: str, format_: str, holdable: bool) -> None:
     """The parameter beats the header; only its header identifies an EventSource."""
-    asked = understood(gateway, b"prefix=/svc/" + query, accept=accept)
+    asked = parsed(gateway, b"prefix=/svc/" + query, accept=accept)
 
     assert (asked.format, asked.holdable) == (format_, holdable)
 
 
 async def test_all_of_a_request(gateway: Gateway) -> None:
     """Each part of a request arrives in its field."""
-    asked = understood(
+    asked = parsed(
         gateway,
         b"key=%ff&encoding=base64&snapshot=0",
         last_event_id=A,
@@ -93,7 +93,7 @@ async def test_all_of_a_request(gateway: Gateway) -> None:
 
 async def test_defaults(gateway: Gateway) -> None:
     """A request with nothing but a prefix has the defaults."""
-    asked = understood(gateway, b"prefix=")
+    asked = parsed(gateway, b"prefix=")
 
     assert asked.selection.ranges == (KeyRange("prefix", b""),)
     assert (asked.selection.encoding, asked.snapshot, asked.cursor, asked.user_agent) == ("auto", True, None, "")
@@ -115,10 +115,10 @@ async def test_defaults(gateway: Gateway) -> None:
 )
 async def test_mode_and_interval(gateway: Gateway, query: bytes, interval: float) -> None:
     """Durations are written as in settings. The mode is not part of the selection, so a cursor is valid in both."""
-    asked = understood(gateway, b"prefix=/svc/" + query)
+    asked = parsed(gateway, b"prefix=/svc/" + query)
 
     assert asked.interval == interval
-    assert asked.selection == understood(gateway, b"prefix=/svc/").selection
+    assert asked.selection == parsed(gateway, b"prefix=/svc/").selection
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_mode_and_interval(gateway: Gateway, query: bytes, interval: float
 async def test_what_is_wrong_is_named(gateway: Gateway, query: bytes, code: str, parameter: str) -> None:
     """The problem names the parameter."""
     with pytest.raises(BadRequestError) as refused:
-        understood(gateway, b"prefix=/svc/&" + query)
+        parsed(gateway, b"prefix=/svc/&" + query)
 
     assert (refused.value.status, refused.value.code, refused.value.parameter) == (400, code, parameter)
 
@@ -156,8 +156,8 @@ async def test_what_is_wrong_is_named(gateway: Gateway, query: bytes, code: str,
 @pytest.mark.parametrize("revision", [0, 1, (1 << 63) - 1])
 async def test_min_revision(gateway: Gateway, revision: int) -> None:
     """Every revision that etcd can have is accepted."""
-    assert understood(gateway, b"prefix=&min_revision=%d" % revision).min_revision == revision
-    assert understood(gateway, b"prefix=").min_revision == 0
+    assert parsed(gateway, b"prefix=&min_revision=%d" % revision).min_revision == revision
+    assert parsed(gateway, b"prefix=").min_revision == 0
 
 
 @pytest.mark.parametrize(("method", "refused"), [("GET", 1), ("HEAD", 0)])
@@ -182,6 +182,6 @@ async def test_nothing_is_held_by_asking(gateway: Gateway) -> None:
 async def test_what_is_permanent_is_refused_at_once(gateway: Gateway, query: bytes) -> None:
     """A permanent refusal is sent at once, also to an EventSource: it would only ask the same again."""
     with pytest.raises(GatewayError) as refused:
-        understood(gateway, query, accept="text/event-stream")
+        parsed(gateway, query, accept="text/event-stream")
 
     assert refused.value.status == 400

@@ -1,4 +1,4 @@
-"""The query of ``/v1/watch``: every text is understood or refused, and a query that comes again is parsed once."""
+"""The query of ``/v1/watch``: every text is parsed or refused, and a query that comes again is parsed once."""
 
 from __future__ import annotations
 
