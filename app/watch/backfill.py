@@ -30,7 +30,7 @@ from ..core.feed_messages import (
 from ..core.keys import KeyRange
 from ..ports import Clock, Etcd, Watch
 from .cancel import cancel_watch
-from .pending import Pending
+from .task_scope import TaskScope
 
 logger = logging.getLogger("gateway.feed")
 
@@ -68,7 +68,7 @@ class RunningBackfill:
         self._watch: Watch | None = None
         self._probe_task: asyncio.Task[None] | None = None
         self._now = 0.0
-        self.pending = Pending(f"feed history {watched}", lambda _error: self._abandon())
+        self.scope = TaskScope(f"feed history {watched}", lambda _error: self._abandon())
 
     @property
     def watching(self) -> bool:
@@ -132,18 +132,18 @@ class RunningBackfill:
             case CloseWatch():
                 self._close_watch()
             case AwaitProof():
-                self.pending.set_timer(SyncTimeout, self._timeout, self._timed_out)
+                self.scope.set_timer(SyncTimeout, self._timeout, self._timed_out)
             case EndProof():
                 self._close()
             case Probe(revision):
-                self._probe_task = self.pending.spawn(self._probe(revision))
+                self._probe_task = self.scope.spawn(self._probe(revision))
             case _:
                 msg = f"a read of history cannot execute {command}"
                 raise AssertionError(msg)
 
     def _close(self) -> None:
         self._close_watch()
-        self.pending.cancel()
+        self.scope.cancel()
         self._probe_task = None
 
     def _close_watch(self) -> None:

@@ -46,10 +46,10 @@ from .cancel import cancel_watch
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
-from .pending import Pending
 from .snapshot_turns import SnapshotTurns
 from .state_reader import FreshSnapshots, StateReader
 from .statistics import FeedStatistics
+from .task_scope import TaskScope
 
 logger = logging.getLogger("gateway.feed")
 
@@ -121,7 +121,7 @@ class Feed:
         self._draw = draw
         self._backoff = Backoff()
         self._watch: Watch | None = None
-        self._pending = Pending(f"feed {watched}", lambda _error: self._fail("unavailable"))
+        self._scope = TaskScope(f"feed {watched}", lambda _error: self._fail("unavailable"))
         self._state = StateReader(self.ranges, etcd, memory, turns, self)
         self._fresh = FreshSnapshots(self._state, self.history, keep=limits.sync_timeout, clock=clock)
         self._proof_pending = False
@@ -237,7 +237,7 @@ class Feed:
         for command in self.core.handle(Stop(), 0.0):
             self._execute(command)
         self._backfill.stop()
-        self._pending.cancel()
+        self._scope.cancel()
         self._fresh.stop()
         self._changed()
         self._hold.release()
@@ -312,7 +312,7 @@ class Feed:
 
     async def join(self) -> None:
         """Wait until the tasks of a stopped feed have ended."""
-        tasks: list[asyncio.Task[Any]] = [*self._pending.tasks, *self._backfill.pending.tasks]
+        tasks: list[asyncio.Task[Any]] = [*self._scope.tasks, *self._backfill.scope.tasks]
         if self._fresh.task is not None:
             tasks.append(self._fresh.task)
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -357,27 +357,27 @@ class Feed:
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():
-                self._pending.spawn(self._take_snapshot())
+                self._scope.spawn(self._take_snapshot())
             case Probe(revision):
-                self._pending.spawn(self._probe(revision))
+                self._scope.spawn(self._probe(revision))
             case Retry(attempt):
                 delay = self._backoff.delay(attempt, self._draw())
-                self._pending.set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
+                self._scope.set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
             case AwaitProof():
                 self._proof_pending = True
                 self._ask_for_proof()
-                self._pending.set_timer(SyncTimeout, self._limits.sync_timeout, self._sync_timed_out)
+                self._scope.set_timer(SyncTimeout, self._limits.sync_timeout, self._sync_timed_out)
             case EndProof():
                 self._proof_pending = False
                 self._ask_for_proof()
-                self._pending.cancel_timer(SyncTimeout)
+                self._scope.cancel_timer(SyncTimeout)
 
     def _close_watch(self) -> None:
         """Cancel the watch, and the requests made for its sake: their answers do not matter any more."""
         watch, self._watch = self._watch, None
         cancel_watch(watch)
-        self._pending.cancel_tasks()
-        self._pending.cancel_timer(RetryDue)
+        self._scope.cancel_tasks()
+        self._scope.cancel_timer(RetryDue)
 
     def _sync_timed_out(self) -> None:
         logger.warning("resume not proven in time", extra={"range": str(self.range)})

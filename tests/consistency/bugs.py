@@ -33,7 +33,7 @@ from app.core.view import View
 from app.etcd import link
 from app.tier.client import tier_of
 from app.tier.upstream import MOST_TIERS, GatewayUpstream
-from app.watch.pending import Pending
+from app.watch.task_scope import TaskScope
 
 
 def _replace(owner: object, name: str, new: object) -> None:
@@ -231,14 +231,14 @@ def cursor_advanced_by_a_time_out() -> None:
         return _live_from(self, self.history.log.tip + 1)
 
     feed.TABLE[feed.State.CATCHING_UP, SyncTimeout] = Transition(timed_out, (feed.State.LIVE,))
-    set_timer = Pending.set_timer
+    set_timer = TaskScope.set_timer
 
-    def set_earlier(self: Pending, kind: type, delay: float, callback: Callable[[], None]) -> None:
+    def set_earlier(self: TaskScope, kind: type, delay: float, callback: Callable[[], None]) -> None:
         # A watch that lags by more than one response of etcd needs longer than this. Reads of history do not.
         early = kind is SyncTimeout and not self._name.startswith("feed history")
         set_timer(self, kind, 0 if early else delay, callback)
 
-    _replace(Pending, "set_timer", set_earlier)
+    _replace(TaskScope, "set_timer", set_earlier)
 
 
 def revision_released_by_an_old_answer() -> None:

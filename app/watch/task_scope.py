@@ -1,4 +1,4 @@
-"""What a feed waits for: tasks that ask etcd, and timers. All of them end with the feed."""
+"""The scope of a feed's tasks and timers: tasks that ask etcd, and timers. All of them end with the feed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..ports import spawn
 
 
-class Pending:
+class TaskScope:
     """The tasks and timers of one state machine. Of each kind of timer there is at most one.
 
     Args:
