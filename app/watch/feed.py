@@ -67,8 +67,8 @@ class FeedOwner(Protocol):
         """*feed* has freed its view: its readers must not hold any part of that view."""
 
 
-class MadeChannel(Protocol):
-    """A channel that is made from feeds: a projection or a merge."""
+class DerivedChannel(Protocol):
+    """A channel that is derived from feeds: a projection or a merge."""
 
     @property
     def notifier(self) -> Notifier:
@@ -105,7 +105,7 @@ class Feed:
         self.older = self.core.backfill
         self.notifier, self.tip_notifier = Notifier(), Notifier()
         # The channels that are made from this feed: projections and merges.
-        self.channels: dict[MadeChannel, None] = {}
+        self.channels: dict[DerivedChannel, None] = {}
         self.started = time.time()
         # Why the feed is not live, for /v1/feeds and for subscribers that wait.
         self.trouble = ""
