@@ -14,7 +14,7 @@ def entry() -> int:
     The signal handlers are installed before the other imports, which take half a second: without a handler, SIGTERM
     would not even kill pid 1 of a container.
     """
-    stdio.mend()
+    stdio.make_usable()
     serves = sys.argv[1:2] in (["serve"], ["dev"])
     if serves:
         SIGNALS.install()

@@ -18,7 +18,7 @@ from .ports import BrokenGatewayError
 from .settings import Settings, SettingsError, load, named, unknown_variables
 from .settings_text import likely_meant
 from .signals import SIGNALS, STOP
-from .stdio import complain, say
+from .stdio import print_error, write_now
 
 logger = logging.getLogger("gateway")
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     command = flags.pop("command")
     if command == "version":
-        return 0 if say(sys.stdout, f"{__version__}\n") else 2
+        return 0 if write_now(sys.stdout, f"{__version__}\n") else 2
     if command == "check":
         return _check(flags)
     if command == "config":
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(error: SettingsError) -> int:
     for line in str(error).splitlines():
-        complain(line)
+        print_error(line)
     return 2
 
 
@@ -79,7 +79,7 @@ def _access(command: str, flags: dict[str, Any]) -> int:
             text, status = check_policy(flags)
     except SettingsError as error:
         return _refuse(error)
-    return status if say(sys.stdout, text) else 2
+    return status if write_now(sys.stdout, text) else 2
 
 
 def _config(flags: dict[str, Any]) -> int:
@@ -91,9 +91,9 @@ def _config(flags: dict[str, Any]) -> int:
     except SettingsError as error:
         return _refuse(error)
     report = check_config(settings, flags, os.environ)
-    written = say(sys.stdout, report.text)
+    written = write_now(sys.stdout, report.text)
     for line in report.notes:
-        complain(line)
+        print_error(line)
     return report.status if written else 2
 
 

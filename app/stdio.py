@@ -12,7 +12,7 @@ from typing import TextIO
 WRITE_TIMEOUT = 2
 
 
-def mend() -> None:
+def make_usable() -> None:
     """Open closed standard streams on the null device, and make unencodable characters harmless.
 
     Otherwise the next socket gets the closed descriptor's number, and a client receives what a library writes to
@@ -32,7 +32,7 @@ def mend() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(stream: TextIO, text: str) -> bool:
+def write_now(stream: TextIO, text: str) -> bool:
     """Write *text* at once. Return whether the write succeeded.
 
     Text that cannot be written stays in Python's buffer. The interpreter would try it again at its end, fail, and exit
@@ -56,9 +56,9 @@ def say(stream: TextIO, text: str) -> bool:
     return True
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Write a line to standard error, for the user who started the program."""
-    say(sys.stderr, f"etcd-watch-gateway: {text}\n")
+    write_now(sys.stderr, f"etcd-watch-gateway: {text}\n")
 
 
 def _open_null(descriptor: int) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from app import stdio
-from app.stdio import complain, say
+from app.stdio import print_error, write_now
 
 
 def test_what_is_said_is_written_at_once() -> None:
     """A line is written at once, not when the buffer is full."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
-        assert say(stream, "a line\n")
+        assert write_now(stream, "a line\n")
         assert os.read(reading, 100) == b"a line\n"
     os.close(reading)
 
@@ -26,7 +26,7 @@ def test_a_stream_that_is_not_a_file() -> None:
     """A stream without a descriptor, such as a test's, works, too."""
     stream = io.StringIO()
 
-    assert say(stream, "a line\n")
+    assert write_now(stream, "a line\n")
     assert stream.getvalue() == "a line\n"
 
 
@@ -35,9 +35,9 @@ def test_nobody_reads() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
-        assert not say(stream, "a line\n")
+        assert not write_now(stream, "a line\n")
         assert os.fstat(stream.fileno()).st_rdev == Path(os.devnull).stat().st_rdev
-        assert say(stream, "another\n")
+        assert write_now(stream, "another\n")
 
 
 def test_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +49,12 @@ def test_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
         while os.write(writing, b"x" * 65536):
             pass  # until the pipe is full
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
-        assert not say(stream, "a line\n")
+        assert not write_now(stream, "a line\n")
     os.close(reading)
 
 
 def test_complaints_name_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     """A complaint goes to standard error, with the name of the program."""
-    complain("this is wrong")
+    print_error("this is wrong")
 
     assert capsys.readouterr() == ("", "etcd-watch-gateway: this is wrong\n")

@@ -15,7 +15,7 @@ from .. import descriptors
 from ..core.versions import progress_is_trusted
 from ..server.run import serve
 from ..settings import Settings, SettingsError, named
-from ..stdio import say
+from ..stdio import write_now
 from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
 from .sample import PREFIX, SERVICES, sample
 
@@ -98,7 +98,7 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
         if settings.token_file is None
         else f"""-H "Authorization: Bearer $(cat {shlex.quote(str(settings.token_file))})" """
     )
-    said = say(
+    said = write_now(
         sys.stdout,
         f"""
   etcd-watch-gateway is up, in front of an embedded etcd at {endpoint}

@@ -11,7 +11,7 @@ from ..signals import SIGNALS
 
 def entry() -> int:
     """Run the worker and return the exit status. Signals are handled before the imports, which take half a second."""
-    stdio.mend()
+    stdio.make_usable()
     SIGNALS.install()
     link, passed = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
     try:

@@ -27,7 +27,7 @@ from ..server.run import listen, make_config, secured, until_the_first_ends
 from ..server.stop import HURRY
 from ..settings import Settings, SettingsError
 from ..signals import SIGNALS
-from ..stdio import complain
+from ..stdio import print_error
 from .hub_link import HubLink
 from .link import Link, Message, read
 from .passing import Port, Taker
@@ -44,7 +44,7 @@ def main(link: socket.socket, passed: socket.socket) -> int:
     try:
         run(lambda: worker.run(link))
     except SettingsError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except BrokenGatewayError as error:
         logger.critical("ended: %s", error)
