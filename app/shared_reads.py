@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
-from .core.sized import Sized
+from .core.always_true import AlwaysTrue
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class _Flight:
         self.waiting = 0
 
 
-class SharedReads(Sized):
+class SharedReads(AlwaysTrue):
     """``run(key, read)`` returns the result of a *read* that began after the call.
 
     Cancelling one caller does not cancel the read for the others. If no caller is left, the next read does not start.

@@ -19,7 +19,7 @@ APP = Path(app.__file__).parent
 # shorter.
 TESTED_ELSEWHERE = {
     "__init__.py": "it sets variables before gRPC reads them: etcd/test_endpoints.py, integration/test_addresses.py",
-    "core/followed.py": "a protocol",
+    "core/readable_history.py": "a protocol",
     "core/timestamps.py": "a single format: api/test_feeds.py",
     "ports.py": "protocols; `spawn` in test_supervision.py",
     "watch/limits.py": "values without logic",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from ..core.sized import Sized
+from ..core.always_true import AlwaysTrue
 
 T = TypeVar("T")
 
 MAX_ENTRIES = 4096
 
 
-class LruCache(Sized, Generic[T]):
+class LruCache(AlwaysTrue, Generic[T]):
     """At most ``MAX_ENTRIES`` values. The one that was asked for least recently gives way."""
 
     def __init__(self) -> None:

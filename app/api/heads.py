@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Message
 
+from ..core.always_true import AlwaysTrue
 from ..core.negotiation import Coding
-from ..core.sized import Sized
 from .cors import Cors
 from .stream_response import RawHeaders, common_headers
 
@@ -29,7 +29,7 @@ class Head:
     lines: bytes
 
 
-class Heads(Sized):
+class Heads(AlwaysTrue):
     """The headers of the streams of one app, without ``X-Request-Id``, which differs each time.
 
     Args:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from .always_true import AlwaysTrue
 from .events import Batch, Event
 from .keys import KeyRange
 from .selection import Ranges
-from .sized import Sized
 
 
 class Follower(Protocol):
@@ -35,7 +35,7 @@ class Follower(Protocol):
         """The history has begun a new generation, or has dropped its view."""
 
 
-class Followers(Sized):
+class Followers(AlwaysTrue):
     """The followers of one history."""
 
     __slots__ = ("_all", "_awaiting", "_by_key", "_by_prefix", "_lengths")

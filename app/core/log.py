@@ -16,10 +16,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .always_true import AlwaysTrue
 from .events import Batch
 from .flush import Flush
 from .frames import Representation, batch_frame
-from .sized import Sized
 
 # Asked before this many bytes are kept that could be encoded again. True: the bytes are counted, and may be kept.
 MayKeep = Callable[[int], bool]
@@ -76,7 +76,7 @@ class LogEntry:
         return len(frame) if frame is not None else sum(event.wire_size for event in self.batch.events)
 
 
-class Log(Sized):
+class Log(AlwaysTrue):
     """See the module. All methods are synchronous and cost O(log n) or less, except ``restart`` and ``prepend``."""
 
     __slots__ = (

@@ -64,10 +64,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .always_true import AlwaysTrue
 from .events import Batch, Event, batches
 from .feed_messages import Batches, Compacted, Created, Lost, Progress, Refused, WatchCallback
 from .keys import KeyRange
-from .sized import Sized
 
 # etcd's chanBufLen: this many messages of a stream wait to be sent before a watch of the stream becomes slow.
 CHANNEL = 128
@@ -155,7 +155,7 @@ class _Asked:
     at: int  # messages received by then
 
 
-class Multiplexer(Sized):
+class Multiplexer(AlwaysTrue):
     """See the module. ``receive`` passes the messages of each watch to its callback, in order."""
 
     def __init__(self) -> None:

@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypeVar
 
+from .always_true import AlwaysTrue
 from .errors import OverCapacityError
 from .keys import KeyRange
 from .selection import Ranges
-from .sized import Sized
 from .token_bucket import TokenBuckets
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def client_address(host: str) -> str:
     return f"{address.packed[:IPV6_BYTES].hex(':', 2)}::/64"
 
 
-class Quota(Sized):
+class Quota(AlwaysTrue):
     """The quota of each identity, or of each address.
 
     Args:

@@ -19,10 +19,10 @@ from enum import Enum
 
 from .cursor import Cursor
 from .flush import Flush
-from .followed import Followed
 from .frames import close_event, comment, control, greeting
 from .interned import interned
 from .log import LogSlice
+from .readable_history import ReadableHistory
 from .reasons import CloseReason, ResetReason
 from .selected_history import OlderHistory
 from .selection import Ranges, Selection
@@ -89,7 +89,7 @@ class Reader:
 
     def __init__(
         self,
-        history: Followed,
+        history: ReadableHistory,
         older: OlderHistory,
         selection: Selection,
         epoch_of: Callable[[int, Selection], str],

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from enum import Enum
 from typing import Generic, TypeVar
 
-from .sized import Sized
+from .always_true import AlwaysTrue
 
 K = TypeVar("K", bound=Hashable)
 
@@ -22,7 +22,7 @@ class Acquired(Enum):
     REVIVED = "revived"  # the key lingered: stop its timer
 
 
-class RefCounts(Sized, Generic[K]):
+class RefCounts(AlwaysTrue, Generic[K]):
     """The number of holders of each key. A key without holders lingers; the first to linger comes first."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from .sized import Sized
+from .always_true import AlwaysTrue
 
 # The part of a turn of the loop that members may take.
 SHARE = 0.3
@@ -36,7 +36,7 @@ class Member(Protocol):
         """Do a small part of the work. A member that wants more adds itself again."""
 
 
-class RoundRobin(Sized):
+class RoundRobin(AlwaysTrue):
     """See the module.
 
     Args:

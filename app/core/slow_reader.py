@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from .sized import Sized
+from .always_true import AlwaysTrue
 
 # Bytes a second at which a reader must take a snapshot. A 56 kbit/s modem took 7 KiB/s; the slowest mobile networks
 # take 16.
@@ -138,7 +138,7 @@ class Offence:
     until: float
 
 
-class RetryPenalty(Sized):
+class RetryPenalty(AlwaysTrue):
     """The clients that were too slow lately, and how often. The memory is bounded, and forgets.
 
     The penalty only sets the ``retry_ms`` of a stream that is closed. The gateway refuses no client for it: behind a

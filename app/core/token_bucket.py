@@ -8,14 +8,14 @@ the time that one token needs to come back (the generic cell rate algorithm of A
 
 from __future__ import annotations
 
-from .sized import Sized
+from .always_true import AlwaysTrue
 
 # The maximum number of buckets. At this number the bucket that was used longest ago is forgotten. A client that has
 # more addresses than this is not limited by address anyway. One bucket needs about 200 bytes.
 MOST_BUCKETS = 65_536
 
 
-class TokenBuckets(Sized):
+class TokenBuckets(AlwaysTrue):
     """Buckets of *rate* tokens, to which *rate* tokens a second come back.
 
     A bucket exists while it is not full. A full bucket is forgotten at the latest one second after its last token was

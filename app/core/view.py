@@ -7,13 +7,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
+from .always_true import AlwaysTrue
 from .deflate import Part
 from .encoded import keep, kept_size, whole_size
 from .encoding import event_body
 from .events import Batch, Event, KeyValue
 from .frames import GZIP, LIST, snapshot_frame
 from .log import MayKeep, keep_all
-from .sized import Sized
 from .snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 
 # A part that has shrunk below a quarter (1 / SMALL) of the limits is merged into the part before it.
@@ -24,7 +24,7 @@ F = TypeVar("F", bytes, Part)
 Frames = dict[tuple[str, str, bool], bytes | Part]
 
 
-class View(Sized):
+class View(AlwaysTrue):
     """The latest value of each key at ``revision``.
 
     ``bytes`` is all memory that the view holds. ``encoded`` is the share of it that can be dropped and encoded again.

@@ -12,11 +12,11 @@ from typing import Any
 from aetcd import rpc
 from grpc.aio import EOF
 
+from ..core.always_true import AlwaysTrue
 from ..core.feed_messages import WatchCallback
 from ..core.keys import KeyRange
 from ..core.multiplex import Multiplexer, Request
 from ..core.progress_pace import ProgressPace
-from ..core.sized import Sized
 from ..ports import Clock
 from .calls import CallStatus
 from .convert import is_too_large, message, watch_request
@@ -48,7 +48,7 @@ class RetiredError(Exception):
     """A stream was closed because of what it was opened with; the connection is as good as before."""
 
 
-class WatchStream(Sized):
+class WatchStream(AlwaysTrue):
     """See the module. Lives until its last watch is cancelled or the call breaks; then ``on_end`` is called once.
 
     Args:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
+from ..core.always_true import AlwaysTrue
 from ..core.currentness import Currentness
 from ..core.feed_messages import Created, Lost, Progress, Refused, StreamKind, WatchCallback, WatchInput
 from ..core.keys import KeyRange
-from ..core.sized import Sized
 from ..ports import Clock
 from .link import Link
 from .stream import WatchStream
@@ -121,7 +121,7 @@ class EtcdWatch:
         return self._watches.currentness.proven_at(max(reached, self._said))
 
 
-class Watches(Sized):
+class Watches(AlwaysTrue):
     """See the module. Iterates over the watches that somebody wants.
 
     Args:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
+from ..core.always_true import AlwaysTrue
 from ..core.round_robin import Member, RoundRobin
-from ..core.sized import Sized
 from ..ports import Clock
 
 # With this many streams in the queue, clients stay away twice as long before they reconnect; with twice as many, three
@@ -18,7 +18,7 @@ STREAMS_A_FACTOR = 1000
 MOST_FACTOR = 6
 
 
-class SnapshotQueue(Sized):
+class SnapshotQueue(AlwaysTrue):
     """Gives turns to the streams that wait, in each turn of the event loop, as long as any waits."""
 
     __slots__ = ("_members", "_scheduled")

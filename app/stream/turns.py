@@ -11,13 +11,13 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
-from ..core.sized import Sized
+from ..core.always_true import AlwaysTrue
 
 # Joins and leaves in a turn of the loop: about 2 ms of its time each.
 JOINS, LEAVES = 10, 50
 
 
-class Turns(Sized):
+class Turns(AlwaysTrue):
     """Lets *most* pieces of work go in each turn of the event loop. The others wait, in order.
 
     A piece of work that comes alone goes at once.

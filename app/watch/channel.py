@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..core.errors import TooLargeError
-from ..core.followed import Followed
+from ..core.readable_history import ReadableHistory
 from ..core.reasons import CloseReason
 from ..core.selected_history import OlderHistory, SelectedHistory
 from ..core.selection import Ranges
@@ -48,7 +48,7 @@ class Channel(Protocol):
         """The ranges of the feeds that the channel is made from."""
 
     @property
-    def history(self) -> Followed:
+    def history(self) -> ReadableHistory:
         """What readers see."""
 
     @property

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..core.always_true import AlwaysTrue
 from ..core.errors import PinUnavailableError, TooLargeError
 from ..core.feed import State
 from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
-from ..core.sized import Sized
 from ..ports import Clock, Draw, Etcd
 from .feed import Feed, FeedOwner
 from .limits import Limits
@@ -49,7 +49,7 @@ class Pin:
         self.settled, self.trouble = True, ""
 
 
-class Feeds(Sized):
+class Feeds(AlwaysTrue):
     """See the module. *pins*: the ranges that are followed as long as the process lives."""
 
     def __init__(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Protocol
 
-from ..core.sized import Sized
+from ..core.always_true import AlwaysTrue
 
 # Seconds that a pass takes of one turn of the loop, in which the loop serves nothing else. A listener takes about 8 us,
 # and five times as long if all readers are reset at once and each begins a snapshot.
@@ -32,7 +32,7 @@ class Listener(Protocol):
         """Look what there is to read."""
 
 
-class Notifier(Sized):
+class Notifier(AlwaysTrue):
     """All listeners; each pass wakes all of them. Adding, discarding and notifying are O(1)."""
 
     __slots__ = ("_listening", "_next", "_pending", "_rest", "_spent")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..core.always_true import AlwaysTrue
 from ..core.budget import Budget
 from ..core.errors import DrainingError, OverCapacityError, RangesNeedPinError, TooLargeError
 from ..core.keys import KeyRange
@@ -19,7 +20,6 @@ from ..core.quotas import Caller, Quotas, Wanted
 from ..core.reasons import CloseReason
 from ..core.refcounts import Acquired, RefCounts
 from ..core.selection import Ranges, divide
-from ..core.sized import Sized
 from ..core.versions import TRUSTED_PROGRESS
 from ..ports import Clock, Draw, Etcd, Hub
 from .channel import Channel, SelectedChannel
@@ -38,7 +38,7 @@ logger = logging.getLogger("gateway.feed")
 TICK = 1.0
 
 
-class Registry(Sized):
+class Registry(AlwaysTrue):
     """See the module.
 
     Args:

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..core.budget import Hold
 from ..core.errors import CompactedError, FutureRevisionError, GatewayError, NoRoomError
-from ..core.followed import Followed
+from ..core.readable_history import ReadableHistory
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd
@@ -59,7 +59,7 @@ class FreshSnapshots:
         keep: seconds for which a snapshot is kept for further readers.
     """
 
-    def __init__(self, state: StateReader, history: Followed, *, keep: float, clock: Clock) -> None:
+    def __init__(self, state: StateReader, history: ReadableHistory, *, keep: float, clock: Clock) -> None:
         self._state = state
         self._history = history
         self._keep = keep

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+from ..core.always_true import AlwaysTrue
 from ..core.errors import GatewayError, OverCapacityError
 from ..core.quotas import Caller, Reading
-from ..core.sized import Sized
 from ..ports import spawn
 from ..watch.registry import Registry
 from ..watch.subscriber import Subscriber
@@ -41,7 +41,7 @@ class Admitted:
         """See ``SubscriberOwner``. The hub tells the worker when bookmarks are due."""
 
 
-class Admissions(Sized):
+class Admissions(AlwaysTrue):
     """See the module. ``release_all`` ends them, when the worker has.
 
     Args:

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from app.core.always_true import AlwaysTrue
 from app.core.feed_messages import StreamKind, WatchCallback
 from app.core.keys import KeyRange
 from app.core.multiplex import MOST_UNANSWERED
-from app.core.sized import Sized
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import (
     BACKFILL_STREAMS,
@@ -26,7 +26,7 @@ from app.etcd.stream_pool import (
 RANGE = KeyRange("prefix", b"/svc/")
 
 
-class Stream(Sized):
+class Stream(AlwaysTrue):
     """A stream, as far as the pool uses it."""
 
     def __init__(self, token: str, forget: Callable[[Any], None]) -> None:

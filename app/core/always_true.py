@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Sized:
+class AlwaysTrue:
     """Base of every class with a ``__len__``: the object is true even when it is empty.
 
     Python treats an object of length 0 as false. So a watch stream without watches was taken for no stream at all:

@@ -13,7 +13,7 @@ from .reasons import ResetReason
 from .view import View
 
 
-class Followed(Protocol):
+class ReadableHistory(Protocol):
     """The history that a reader follows: a feed's ``History``, or a ``SelectedHistory``."""
 
     @property
