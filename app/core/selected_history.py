@@ -301,7 +301,7 @@ class SelectedHistory:
         """The revision up to which every feed is complete."""
         return min(part.history.log.tip for part in self.parts)
 
-    # --- for readers (``app.core.readable_history``) ----------------------------------------------------------
+    # --- for readers (``app.core.readable_history``) ------------------------------------------------------------------
 
     @property
     def log(self) -> Log:
@@ -390,7 +390,7 @@ class SelectedHistory:
         self._look()
         self._log.trim(self._now)
 
-    # --- memory ------------------------------------------------------------------------------------------------------
+    # --- memory -------------------------------------------------------------------------------------------------------
 
     @property
     def bytes(self) -> int:

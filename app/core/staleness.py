@@ -1,7 +1,8 @@
 """Whether a feed is current: the first condition of "live".
 
 Must live here: when etcd last proved that the feed lacks nothing, and from when on the feed is stale. Must not: clocks,
-what proves it (``app.core.currentness``), what the gateway has not sent to one subscriber (``app.core.freshness``).
+what proves it (``app.core.linearizable_reads``), what the gateway has not sent to one subscriber
+(``app.core.freshness``).
 """
 
 from __future__ import annotations

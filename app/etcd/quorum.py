@@ -1,9 +1,9 @@
 """Proof that the present member is in touch with its cluster: linearizable reads, while anybody watches.
 
 Every linearizable read of the process counts. If there was none for a while, the ``QuorumChecker`` makes one, so that
-there is at least one in every half of GATEWAY_STALE_AFTER. ``app.core.currentness`` decides what a read proves, and
-when the next read is due. If a member does not answer a read, or its watches stay below the read's revision, the link
-fails, and the upstream goes to the next endpoint.
+there is at least one in every half of GATEWAY_STALE_AFTER. ``app.core.linearizable_reads`` decides what a read proves,
+and when the next read is due. If a member does not answer a read, or its watches stay below the read's revision, the
+link fails, and the upstream goes to the next endpoint.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from aetcd import rpc
 
-from ..core.currentness import Currentness
 from ..core.keys import KeyRange
+from ..core.linearizable_reads import LinearizableReads
 from ..ports import Clock
 from .cluster import ForeignClusterError
 from .hints import explain
@@ -51,14 +51,14 @@ class QuorumChecker:
 
     def __init__(
         self,
-        currentness: Currentness,
+        linearizable_reads: LinearizableReads,
         watches: Iterable[QuorumWatch],
         known: Callable[[], tuple[int, int]],
         note: Callable[[tuple[int, int], Any], None],
         *,
         clock: Clock,
     ) -> None:
-        self._currentness = currentness
+        self._linearizable_reads = linearizable_reads
         self._watches = watches
         self._known = known
         self._note = note
@@ -104,11 +104,11 @@ class QuorumChecker:
             return 0.0
         if next(iter(self._watches), None) is None:
             self._since = None
-        return None if self._since is None else self._currentness.due(self._clock(), self._since)
+        return None if self._since is None else self._linearizable_reads.due(self._clock(), self._since)
 
     async def _prove(self, link: Link) -> bool:
         """Return whether a read gave a revision, after retries if needed. If no read is answered, the link fails."""
-        timeout = self._currentness.answer_timeout
+        timeout = self._linearizable_reads.answer_timeout
         deadline = self._clock() + timeout
         while not link.failed.done():
             watched = self._choose()
@@ -133,7 +133,7 @@ class QuorumChecker:
                 else:
                     reason = explain(link.endpoint, error)
             else:
-                self._currentness.note(asked_at, response.header.revision)
+                self._linearizable_reads.note(asked_at, response.header.revision)
                 link.ask_for_progress()
                 return True
             if self._clock() + PAUSE >= deadline:
@@ -159,7 +159,7 @@ class QuorumChecker:
         Behind one name, reads and watches may go to two members, and the watches' member may be the one that is cut
         off.
         """
-        reading = self._currentness.overdue(self._clock())
+        reading = self._linearizable_reads.overdue(self._clock())
         if reading is None:
             return
         for stream in link.pool.streams:

@@ -17,9 +17,9 @@ from aetcd import rpc
 
 from ..core.backoff import Backoff
 from ..core.budget import Budget
-from ..core.currentness import Currentness
 from ..core.feed_messages import Refused, StreamKind, WatchCallback
 from ..core.keys import KeyRange
+from ..core.linearizable_reads import LinearizableReads
 from ..core.snapshot import Snapshot
 from ..core.versions import known_to_diverge, known_to_lose_events
 from ..ports import OUT_OF_REACH, Clock, Condition, Draw, UpstreamStatistics
@@ -105,11 +105,11 @@ class Upstream:
         self._reasons: dict[str, str] = {}  # endpoint -> why it last failed, since it was last ready
         self._cluster = Cluster(replace_after=REPLACE_AFTER * stale_after, clock=clock)
         self.reconnects = 0
-        self.currentness = Currentness(stale_after)
-        self._watches = Watches(self.currentness, self._resolve_refusal, clock=clock)
-        self._cluster.on_restored(self.currentness.forget)
+        self.linearizable_reads = LinearizableReads(stale_after)
+        self._watches = Watches(self.linearizable_reads, self._resolve_refusal, clock=clock)
+        self._cluster.on_restored(self.linearizable_reads.forget)
         self._quorum = QuorumChecker(
-            self.currentness,
+            self.linearizable_reads,
             self._watches,
             lambda: self._cluster.known,
             self._cluster.note_linearizable,
@@ -121,7 +121,7 @@ class Upstream:
             self._cluster.note_linearizable,
             max_ranges=max_ranges,
             clock=clock,
-            on_proof=self.currentness.note,
+            on_proof=self.linearizable_reads.note,
             on_slow=self._quorum.check_now,
             budget=budget,
         )
@@ -342,7 +342,7 @@ class Upstream:
         try:
             answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_TIMEOUT)
             cluster.note_linearizable(known, answer.header)
-            self.currentness.note(asked_at, answer.header.revision)
+            self.linearizable_reads.note(asked_at, answer.header.revision)
         except LoginError as error:
             return str(error)
         except rpc.AioRpcError as error:

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Iterator
 
 from ..core.always_true import AlwaysTrue
-from ..core.currentness import Currentness
 from ..core.feed_messages import Created, Lost, Progress, Refused, StreamKind, WatchCallback, WatchInput
 from ..core.keys import KeyRange
+from ..core.linearizable_reads import LinearizableReads
 from ..ports import Clock
 from .link import Link
 from .stream import WatchStream
@@ -118,22 +118,22 @@ class EtcdWatch:
 
         Progress counts here even if it is not trusted: otherwise quiet ranges would stay stale for ever.
         """
-        return self._watches.currentness.proven_at(max(reached, self._said))
+        return self._watches.linearizable_reads.proven_at(max(reached, self._said))
 
 
 class Watches(AlwaysTrue):
     """See the module. Iterates over the watches that somebody wants.
 
     Args:
-        currentness: what linearizable reads have proven.
+        linearizable_reads: what linearizable reads have proven.
         resolve: starts to find out why a create was refused, to notify the watch; False if there is nothing to find
             out.
     """
 
     def __init__(
-        self, currentness: Currentness, resolve: Callable[[EtcdWatch, Refused], bool], *, clock: Clock
+        self, linearizable_reads: LinearizableReads, resolve: Callable[[EtcdWatch, Refused], bool], *, clock: Clock
     ) -> None:
-        self.currentness = currentness
+        self.linearizable_reads = linearizable_reads
         self.resolve = resolve
         self.clock = clock
         self.matched = False  # on this link, a watch was answered under its own id

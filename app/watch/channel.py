@@ -23,7 +23,7 @@ from .feed import Feed
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
-from .snapshot_turns import SnapshotTurns
+from .snapshot_scheduler import SnapshotScheduler
 from .state_reader import FreshSnapshots, StateReader
 
 logger = logging.getLogger("gateway.feed")
@@ -117,7 +117,7 @@ class SelectedChannel:
         limits: Limits,
         *,
         memory: FeedMemory,
-        turns: SnapshotTurns,
+        turns: SnapshotScheduler,
         owner: ChannelOwner,
         clock: Clock,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from ..core.drain import Drain
+from ..core.drain_schedule import DrainSchedule
 from ..core.errors import DrainingError
 from ..ports import Clock, Draw
 from .limits import Limits
@@ -35,15 +35,15 @@ class Draining:
         Random order, so that one range's clients reconnect to other instances spread over the whole window.
         """
         leaving = sorted(subscribers, key=lambda _: self._draw())
-        drain = Drain(len(leaving), window=self._limits.drain_window, pace=self._limits.drain_pace)
-        self._over_at = self._clock() + drain.seconds
-        self._send_away(leaving, drain, self._clock())
+        schedule = DrainSchedule(len(leaving), window=self._limits.drain_window, pace=self._limits.drain_pace)
+        self._over_at = self._clock() + schedule.seconds
+        self._send_away(leaving, schedule, self._clock())
 
-    def _send_away(self, leaving: list[Subscriber], drain: Drain, since: float) -> None:
-        stay = drain.count - drain.due(self._clock() - since)
+    def _send_away(self, leaving: list[Subscriber], schedule: DrainSchedule, since: float) -> None:
+        stay = schedule.count - schedule.due(self._clock() - since)
         going = leaving[stay:]
         del leaving[stay:]
         for subscriber in going:
             subscriber.close(DrainingError.close_reason)
         if leaving:
-            asyncio.get_running_loop().call_later(TICK, self._send_away, leaving, drain, since)
+            asyncio.get_running_loop().call_later(TICK, self._send_away, leaving, schedule, since)

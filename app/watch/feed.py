@@ -46,7 +46,7 @@ from .cancel import cancel_watch
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
-from .snapshot_turns import SnapshotTurns
+from .snapshot_scheduler import SnapshotScheduler
 from .state_reader import FreshSnapshots, StateReader
 from .statistics import FeedStatistics
 from .task_scope import TaskScope
@@ -89,7 +89,7 @@ class Feed:
         *,
         pinned: bool = False,
         memory: FeedMemory,
-        turns: SnapshotTurns,
+        turns: SnapshotScheduler,
         owner: FeedOwner,
         clock: Clock,
         draw: Draw,

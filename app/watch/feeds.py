@@ -17,7 +17,7 @@ from ..ports import Clock, Draw, Etcd
 from .feed import Feed, FeedOwner
 from .limits import Limits
 from .memory import FeedMemory
-from .snapshot_turns import SnapshotTurns
+from .snapshot_scheduler import SnapshotScheduler
 from .statistics import PinStatistics
 
 logger = logging.getLogger("gateway.feed")
@@ -59,7 +59,7 @@ class Feeds(AlwaysTrue):
         pins: Iterable[KeyRange],
         *,
         memory: FeedMemory,
-        turns: SnapshotTurns,
+        turns: SnapshotScheduler,
         owner: FeedOwner,
         clock: Clock,
         draw: Draw,

@@ -28,7 +28,7 @@ from .feed import Feed
 from .feeds import PAUSE, Feeds
 from .limits import Limits
 from .memory import FeedMemory, Holder
-from .snapshot_turns import SnapshotTurns
+from .snapshot_scheduler import SnapshotScheduler
 from .statistics import ChannelStatistics, RegistryStatistics, SubscriberStatistics
 from .subscriber import Subscriber
 
@@ -68,7 +68,7 @@ class Registry(AlwaysTrue):
         self.quotas = quotas
         self._clock = clock
         self.memory = FeedMemory(budget, self._holders_of_memory, self._expire_oldest)
-        self._turns = SnapshotTurns()
+        self._turns = SnapshotScheduler()
         self.feeds = Feeds(
             etcd, limits, pins, memory=self.memory, turns=self._turns, owner=self, clock=clock, draw=draw
         )

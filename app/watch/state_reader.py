@@ -13,13 +13,15 @@ from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd
 from .memory import FeedMemory, Holder
-from .snapshot_turns import SnapshotTurns
+from .snapshot_scheduler import SnapshotScheduler
 
 
 class StateReader:
     """Reads all of *ranges* at one linearizable revision, for *holder*, which must make room first."""
 
-    def __init__(self, ranges: Ranges, etcd: Etcd, memory: FeedMemory, turns: SnapshotTurns, holder: Holder) -> None:
+    def __init__(
+        self, ranges: Ranges, etcd: Etcd, memory: FeedMemory, turns: SnapshotScheduler, holder: Holder
+    ) -> None:
         self.ranges = ranges
         self._etcd = etcd
         self._memory = memory

@@ -17,8 +17,8 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.core.currentness import Currentness
 from app.core.keys import KeyRange
+from app.core.linearizable_reads import LinearizableReads
 from app.etcd.link import Link
 from app.etcd.quorum import ANY_KEY, CUT_OFF, QuorumChecker
 from tests.support.waiting import eventually
@@ -64,15 +64,17 @@ def refuse(code: grpc.StatusCode, details: str = "etcdserver: no") -> Any:
 
 
 @contextlib.asynccontextmanager
-async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[QuorumChecker, Currentness]]:
+async def proving(member: Member, watches: list[Watch]) -> AsyncIterator[tuple[QuorumChecker, LinearizableReads]]:
     """A running checker, with reads due every 10 ms."""
-    currentness = Currentness(0.02)
-    checker = QuorumChecker(currentness, watches, lambda: (0, 0), lambda _known, _header: None, clock=time.monotonic)
+    linearizable_reads = LinearizableReads(0.02)
+    checker = QuorumChecker(
+        linearizable_reads, watches, lambda: (0, 0), lambda _known, _header: None, clock=time.monotonic
+    )
     if watches:
         checker.watching()
     task = asyncio.create_task(checker.run(cast("Link", member)))
     try:
-        yield checker, currentness
+        yield checker, linearizable_reads
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -113,24 +115,26 @@ async def test_nobody_watches_nothing_is_asked() -> None:
 async def test_one_read_is_for_all() -> None:
     """One read proves every watch, and asks every watch for progress."""
     member, watches = Member(lambda _key: 5), [watch(f"/{n}/") for n in range(100)]
-    async with proving(member, watches) as (_, currentness):
+    async with proving(member, watches) as (_, linearizable_reads):
         await asked_often(member)
         assert set(member.asked) == {b"/0/"}
-        assert currentness.proven_at(5) is not None
-        assert currentness.proven_at(4) is None
+        assert linearizable_reads.proven_at(5) is not None
+        assert linearizable_reads.proven_at(4) is None
         assert member.asked_streams >= 2
 
 
 async def test_reads_of_others_count() -> None:
     """Clients' reads count, so that no read is made for the proof alone."""
     member = Member(lambda _key: 5)
-    currentness = Currentness(1000)
+    linearizable_reads = LinearizableReads(1000)
     watches = [watch("/a/")]
-    checker = QuorumChecker(currentness, watches, lambda: (0, 0), lambda _known, _header: None, clock=lambda: now)
+    checker = QuorumChecker(
+        linearizable_reads, watches, lambda: (0, 0), lambda _known, _header: None, clock=lambda: now
+    )
     now = 0.0
     checker.watching()
     now = 700.0
-    currentness.note(650.0, 5)
+    linearizable_reads.note(650.0, 5)
     task = asyncio.create_task(checker.run(cast("Link", member)))
     await asyncio.sleep(0.05)
     task.cancel()
@@ -141,10 +145,10 @@ async def test_reads_of_others_count() -> None:
 async def test_another_key_is_asked_for_when_one_is_denied() -> None:
     """When one key is denied, another is read: a role may have lost the key while its watch lives on."""
     member = Member(lambda key: 5 if key == b"/b/" else refuse(grpc.StatusCode.PERMISSION_DENIED))
-    async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):
+    async with proving(member, [watch("/a/"), watch("/b/")]) as (_, linearizable_reads):
         await asked_often(member)
         assert member.asked[:3] == [b"/a/", b"/b/", b"/b/"]
-        assert currentness.proven_at(5) is not None
+        assert linearizable_reads.proven_at(5) is not None
         assert not member.failed.done()
 
 
@@ -154,9 +158,9 @@ async def test_a_member_that_denies_everything_is_not_cut_off() -> None:
     But nothing is proven.
     """
     member = Member(lambda _key: refuse(grpc.StatusCode.PERMISSION_DENIED))
-    async with proving(member, [watch("/a/"), watch("/b/")]) as (_, currentness):
+    async with proving(member, [watch("/a/"), watch("/b/")]) as (_, linearizable_reads):
         await asked_often(member, 5)
-        assert currentness.proven_at(1 << 60) is None
+        assert linearizable_reads.proven_at(1 << 60) is None
         assert not member.failed.done()
 
 

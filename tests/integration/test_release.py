@@ -253,7 +253,7 @@ async def test_streams_are_closed_one_after_the_other(etcd: EmbeddedEtcd, kv: Et
             await stream.close()
         assert await server.process.wait() == 0
 
-    # At least the first stream was closed earlier; tests/core/test_drain.py tests the pace.
+    # At least the first stream was closed earlier; tests/core/test_drain_schedule.py tests the pace.
     assert 1 <= told < len(streams)
 
 

@@ -55,7 +55,7 @@ class Writer:
 async def test_a_crowd_of_streams_moves(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path) -> None:
     """After SIGTERM to one gateway, with the defaults of a drain, all its streams continue on the other, no faster than
     at the drain's pace. Each stream has every change once, in order, and no new snapshot. etcd sees at most one
-    additional watcher. tests/core/test_drain.py tests how evenly the streams come.
+    additional watcher. tests/core/test_drain_schedule.py tests how evenly the streams come.
     """
     count = size(600, long=2000)
     async with contextlib.AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""``app.watch.draining``: streams end one after the other. The pace itself: tests/core/test_drain.py."""
+"""``app.watch.draining``: streams end one after the other. The pace itself: tests/core/test_drain_schedule.py."""
 
 from __future__ import annotations
 

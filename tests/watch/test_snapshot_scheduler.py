@@ -1,4 +1,4 @@
-"""``app.watch.snapshot_turns``: snapshots are read concurrently while they fit, and otherwise one by one."""
+"""``app.watch.snapshot_scheduler``: snapshots are read concurrently while they fit, and otherwise one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.core.errors import NoRoomError
-from app.watch.snapshot_turns import SnapshotTurns
+from app.watch.snapshot_scheduler import SnapshotScheduler
 
 
 class Memory:
@@ -36,14 +36,14 @@ class Memory:
 
 async def test_what_fits_is_read_at_once() -> None:
     """Snapshots that fit do not wait for each other."""
-    turns, memory = SnapshotTurns(), Memory(room=6)
+    turns, memory = SnapshotScheduler(), Memory(room=6)
     found = await asyncio.gather(*[turns.read(memory.read) for _ in range(3)])
     assert (sorted(found), memory.attempts) == ([1, 2, 3], 3)
 
 
 async def test_what_does_not_fit_beside_others_is_read_after_them() -> None:
     """Each read releases its pages, and none fails: one after the other they fit."""
-    turns, memory = SnapshotTurns(), Memory(room=2)
+    turns, memory = SnapshotScheduler(), Memory(room=2)
     found = await asyncio.gather(*[turns.read(memory.read) for _ in range(4)])
     assert len(set(found)) == 4
     assert memory.held == 0
@@ -51,7 +51,7 @@ async def test_what_does_not_fit_beside_others_is_read_after_them() -> None:
 
 async def test_what_does_not_fit_alone_fails_at_once() -> None:
     """It would not fit the next time either, and every attempt costs etcd a Range of the whole prefix."""
-    turns, memory = SnapshotTurns(), Memory(room=1)
+    turns, memory = SnapshotScheduler(), Memory(room=1)
     with pytest.raises(NoRoomError):
         await turns.read(memory.read)
     assert memory.attempts == 1
@@ -59,7 +59,7 @@ async def test_what_does_not_fit_alone_fails_at_once() -> None:
 
 async def test_who_is_cancelled_in_its_turn_holds_nobody_up() -> None:
     """A read that is cancelled in its turn passes the turn to the next."""
-    turns, memory = SnapshotTurns(), Memory(room=2)
+    turns, memory = SnapshotScheduler(), Memory(room=2)
     first, second, third = (asyncio.create_task(turns.read(memory.read)) for _ in range(3))
     await asyncio.sleep(0)
     second.cancel()

@@ -1,4 +1,4 @@
-"""``app.core.drain``: every stream is closed in time, without a storm."""
+"""``app.core.drain_schedule``: every stream is closed in time, without a storm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.drain import Drain
+from app.core.drain_schedule import DrainSchedule
 from app.settings import Settings
 from app.stream.streams import RETRY_MS
 
@@ -20,7 +20,7 @@ paces = st.floats(1, 1000)
 @given(counts, windows, paces)
 def test_all_are_gone_at_the_end_and_the_end_is_within_the_window(count: int, window: float, pace: float) -> None:
     """All streams are closed at the end of the window, however many there are."""
-    drain = Drain(count, window=window, pace=pace)
+    drain = DrainSchedule(count, window=window, pace=pace)
     assert drain.seconds <= window
     assert drain.due(drain.seconds) == count
 
@@ -28,7 +28,7 @@ def test_all_are_gone_at_the_end_and_the_end_is_within_the_window(count: int, wi
 @given(counts, windows, paces, st.lists(st.floats(0, 1), min_size=2).map(sorted))
 def test_they_go_evenly(count: int, window: float, pace: float, moments: list[float]) -> None:
     """Between two moments no more streams are closed than their share, and the number of closed streams never falls."""
-    drain = Drain(count, window=window, pace=pace)
+    drain = DrainSchedule(count, window=window, pace=pace)
     at = [moment * drain.seconds for moment in moments]
     due = [drain.due(moment) for moment in at]
     assert due == sorted(due)
@@ -39,15 +39,15 @@ def test_they_go_evenly(count: int, window: float, pace: float, moments: list[fl
 
 def test_a_few_go_at_once() -> None:
     """A few streams are closed at once: one stream does not wait 30 seconds."""
-    assert Drain(1, window=30, pace=100).seconds == 0.01
-    assert Drain(0, window=30, pace=100).due(0) == 0
-    assert Drain(6000, window=30, pace=100).seconds == 30
+    assert DrainSchedule(1, window=30, pace=100).seconds == 0.01
+    assert DrainSchedule(0, window=30, pace=100).due(0) == 0
+    assert DrainSchedule(6000, window=30, pace=100).seconds == 30
 
 
 def test_they_come_back_evenly() -> None:
     """With the defaults, 1,000 streams close one by one and reconnect after a random time, without a storm."""
     window, pace = (Settings.model_fields[name].default for name in ("drain_window", "drain_pace"))
-    drain, rng = Drain(1000, window=window, pace=pace), random.Random(1)
+    drain, rng = DrainSchedule(1000, window=window, pace=pace), random.Random(1)
 
     def busiest_second(goes: list[float]) -> int:
         arrivals = sorted(at + rng.uniform(*RETRY_MS) / 1000 for at in goes)

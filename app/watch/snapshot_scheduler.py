@@ -14,7 +14,7 @@ T = TypeVar("T")
 READING_TIMEOUT = 10.0
 
 
-class SnapshotTurns:
+class SnapshotScheduler:
     """Schedules the snapshots of all feeds of a process."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How current a watch provably is, by linearizable reads and by the revision that the watch has reached.
+"""Linearizable reads, and how current a watch provably is by the revision that it has reached.
 
 An answer on a watch stream proves that the stream is alive. It does not prove that the member learns what the cluster
 commits: a follower whose disk hangs keeps answering progress requests at the revision where it stopped (seen for 45 s).
@@ -19,14 +19,14 @@ KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class LinearizableRead:
     """A linearizable read: the cluster had reached *revision* at some time after *asked_at*."""
 
     asked_at: float
     revision: int
 
 
-class Currentness:
+class LinearizableReads:
     """The latest linearizable reads of the process, and what they prove. The caller passes all times, in seconds.
 
     Args:
@@ -39,13 +39,13 @@ class Currentness:
         # hangs is overdue once feeds have turned stale.
         self.answer_timeout = stale_after - self.interval + GRACE
         self._horizon = stale_after + GRACE
-        self.readings: deque[Reading] = deque()
+        self.readings: deque[LinearizableRead] = deque()
 
     def note(self, asked_at: float, revision: int) -> None:
         """Record that a linearizable read, requested at *asked_at*, returned *revision*."""
         if self.readings and asked_at < self.readings[-1].asked_at + self._horizon / KEPT:
             return
-        self.readings.append(Reading(asked_at, revision))
+        self.readings.append(LinearizableRead(asked_at, revision))
         # Keep one reading older than the horizon: ``overdue`` returns the latest of those.
         while len(self.readings) > 1 and self.readings[1].asked_at <= asked_at - self._horizon:
             self.readings.popleft()
@@ -66,7 +66,7 @@ class Currentness:
                 return reading.asked_at
         return None
 
-    def overdue(self, now: float) -> Reading | None:
+    def overdue(self, now: float) -> LinearizableRead | None:
         """Return the latest reading so old that a member in contact with its cluster must have passed its revision."""
         for reading in reversed(self.readings):
             if reading.asked_at <= now - self._horizon:

@@ -6,7 +6,7 @@ The gateway closes one stream after the other, so that the clients do not all re
 from __future__ import annotations
 
 
-class Drain:
+class DrainSchedule:
     """Closes *count* streams at *pace* a second, or faster if that would take longer than *window* seconds."""
 
     def __init__(self, count: int, *, window: float, pace: float) -> None:
