@@ -14,19 +14,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import __version__
 from .api import docs, openapi, problems
-from .api.access import Access
+from .api.access import AccessEndpoint
 from .api.audit_log import AuditLog
 from .api.bypass import Bypass
 from .api.client_gone import ClientGone
 from .api.cors import Cors
-from .api.feeds import Feeds
-from .api.health import Health
-from .api.kv import Kv
+from .api.feeds import FeedsEndpoint
+from .api.health import HealthEndpoints
+from .api.kv import KvEndpoint
 from .api.kv_bypass import KvBypass
-from .api.page import Page
+from .api.page import PageEndpoint
 from .api.progress import ProgressEndpoint
-from .api.session import BrowserSession
-from .api.watch import Watch
+from .api.session import SessionEndpoint
+from .api.watch import WatchEndpoint
 from .core.aggregate import Report
 from .gateway import Gateway
 from .metrics import families_of, make_instrumentator, make_measure, make_registry
@@ -63,10 +63,10 @@ def create_app(
     registry = make_registry(holder)
     instrumentator = make_instrumentator(registry)
     instrumentator.instrument(app)
-    watch, kv, progress = Watch(holder), Kv(holder), ProgressEndpoint(holder)
+    watch, kv, progress = WatchEndpoint(holder), KvEndpoint(holder), ProgressEndpoint(holder)
     app.include_router(_client_routes(holder, watch, kv, progress))
-    feeds = Feeds(holder, workers)
-    health = Health(holder, registry, feeds, workers)
+    feeds = FeedsEndpoint(holder, workers)
+    health = HealthEndpoints(holder, registry, feeds, workers)
     if holder.settings.admin_port is None:
         app.include_router(_admin_routes(holder, feeds, health))
     else:
@@ -86,7 +86,7 @@ def create_app(
     return app
 
 
-def create_admin_app(gateway: Gateway, feeds: Feeds, health: Health) -> FastAPI:
+def create_admin_app(gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpoints) -> FastAPI:
     """Return the app for operators, served on ``GATEWAY_ADMIN_PORT``."""
     app = _new_app(None)
     app.include_router(_admin_routes(gateway, feeds, health))
@@ -125,9 +125,9 @@ def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable
     router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
 
 
-def _client_routes(gateway: Gateway, watch: Watch, kv: Kv, progress: ProgressEndpoint) -> APIRouter:
+def _client_routes(gateway: Gateway, watch: WatchEndpoint, kv: KvEndpoint, progress: ProgressEndpoint) -> APIRouter:
     router = APIRouter()
-    access, rules = Access(gateway), gateway.access
+    access, rules = AccessEndpoint(gateway), gateway.access
     _serve(router, "/v1/kv", kv.get, **openapi.for_clients(openapi.KV, rules))
     _serve(router, "/v1/watch", watch.get, **openapi.for_clients(openapi.WATCH, rules))
     _serve(router, "/v1/progress", progress.get, **openapi.for_clients(openapi.PROGRESS, rules))
@@ -135,17 +135,17 @@ def _client_routes(gateway: Gateway, watch: Watch, kv: Kv, progress: ProgressEnd
     if gateway.settings.jwt_issuer:
         _serve(router, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
     if gateway.settings.session_key_file is not None:
-        session = BrowserSession(gateway)
+        session = SessionEndpoint(gateway)
         described = (("POST", session.begin, openapi.BEGIN_SESSION), ("DELETE", session.end, openapi.END_SESSION))
         for method, endpoint, of_method in described:
             router.add_api_route("/v1/session", endpoint, response_model=None, methods=[method], **of_method)
-    page = Page(admin=gateway.settings.admin_port is None)
+    page = PageEndpoint(admin=gateway.settings.admin_port is None)
     _serve(router, "/", page.get, include_in_schema=False)
     _serve(router, "/page/{version}/{name:path}", page.file, include_in_schema=False)
     return router
 
 
-def _admin_routes(gateway: Gateway, feeds: Feeds, health: Health) -> APIRouter:
+def _admin_routes(gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpoints) -> APIRouter:
     router = APIRouter()
     of_feeds, of_metrics, access = openapi.FEEDS, openapi.METRICS, gateway.access
     open_port = gateway.settings.admin_port is not None

@@ -19,7 +19,7 @@ from ..gateway import Gateway
 from .requests import identity_of, query_of
 
 
-class Access:
+class AccessEndpoint:
     """The endpoints."""
 
     def __init__(self, gateway: Gateway) -> None:

@@ -22,7 +22,7 @@ from .cors import Cors
 from .heads import Heads
 from .requests import header_of
 from .stream_response import deliver, subscribe
-from .watch import Watch
+from .watch import WatchEndpoint
 
 PATH = "/v1/watch"
 
@@ -37,7 +37,7 @@ class Bypass:
     """
 
     def __init__(
-        self, app: ASGIApp, streams: Streams, watch: Watch, origins: Sequence[str], *, credentials: bool = False
+        self, app: ASGIApp, streams: Streams, watch: WatchEndpoint, origins: Sequence[str], *, credentials: bool = False
     ) -> None:
         self.app = app
         self._streams = streams

@@ -22,7 +22,7 @@ from .from_hub import ask_hub
 from .requests import check_operator, query_of
 
 
-class Feeds:
+class FeedsEndpoint:
     """The endpoint."""
 
     def __init__(self, gateway: Gateway, workers: Workers | None = None) -> None:

@@ -14,16 +14,16 @@ from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..metrics import families_of, registry_of
 from ..ports import OUT_OF_REACH, Workers
-from .feeds import Feeds, describe_pin
+from .feeds import FeedsEndpoint, describe_pin
 from .from_hub import ask_hub, body_of
 from .requests import check_operator
 
 
-class Health:
+class HealthEndpoints:
     """The endpoints."""
 
     def __init__(
-        self, gateway: Gateway, registry: CollectorRegistry, feeds: Feeds, workers: Workers | None = None
+        self, gateway: Gateway, registry: CollectorRegistry, feeds: FeedsEndpoint, workers: Workers | None = None
     ) -> None:
         self._gateway = gateway
         self._registry = registry

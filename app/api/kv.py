@@ -32,7 +32,7 @@ def _reads_of(gateway: Gateway) -> Reads:
     return EtcdReads(gateway)
 
 
-class Kv:
+class KvEndpoint:
     """The endpoint."""
 
     def __init__(self, gateway: Gateway) -> None:

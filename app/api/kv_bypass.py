@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import GatewayError
 from .client_gone import ClientGone
-from .kv import Kv
+from .kv import KvEndpoint
 
 PATH = "/v1/kv"
 _FROM_FEED = b"consistency=feed"
@@ -31,7 +31,7 @@ class KvBypass:
         kv: the route's endpoint.
     """
 
-    def __init__(self, app: ASGIApp, kv: Kv, measure: Measure) -> None:
+    def __init__(self, app: ASGIApp, kv: KvEndpoint, measure: Measure) -> None:
         self.app = app
         self._kv = kv
         self._measure = measure

@@ -26,7 +26,7 @@ COMMON = {
 FOR_EVER = "public, max-age=31536000, immutable"
 
 
-class Page:
+class PageEndpoint:
     """The endpoints. Without *admin*, the page omits its links to the endpoints on ``GATEWAY_ADMIN_PORT``."""
 
     def __init__(self, *, admin: bool) -> None:

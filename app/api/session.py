@@ -22,7 +22,7 @@ from .access import describe
 from .requests import IDENTITY, check_origin, header_of, identity_of, query_of, session_of
 
 
-class BrowserSession:
+class SessionEndpoint:
     """The endpoints."""
 
     def __init__(self, gateway: Gateway) -> None:

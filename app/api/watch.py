@@ -40,7 +40,7 @@ def cursor_of(header: str | None, query: bytes | None) -> Cursor | None:
     return parse_cursor(query.decode("utf-8", "replace")) if query is not None else None
 
 
-class Watch:
+class WatchEndpoint:
     """The endpoint."""
 
     def __init__(self, gateway: Gateway) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from app.access.identity import ANONYMOUS
 from app.api.stream_response import WatchRequest
-from app.api.watch import Watch, cursor_of
+from app.api.watch import WatchEndpoint, cursor_of
 from app.api.watch_query import newest_cursor
 from app.core.cursor import NOTHING, UNREADABLE, parse_cursor
 from app.core.errors import BadRequestError, GatewayError
@@ -45,13 +45,15 @@ def test_an_unreadable_cursor_is_one(value: bytes) -> None:
 def parsed(gateway: Gateway, query: bytes, **headers: str) -> WatchRequest:
     """The watch that a request with this query and these headers asks for."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return Watch(gateway)._parse_and_authorize(Request(http_scope("/v1/watch", query, headers=raw)), ANONYMOUS)
+    return WatchEndpoint(gateway)._parse_and_authorize(Request(http_scope("/v1/watch", query, headers=raw)), ANONYMOUS)
 
 
 def test_accept_in_several_lines(gateway: Gateway) -> None:
     """Several lines of a header are one list (RFC 9110, section 5.3): a proxy may divide it."""
     raw = [(b"accept", b"text/html"), (b"accept", b"application/x-ndjson")]
-    asked = Watch(gateway)._parse_and_authorize(Request(http_scope("/v1/watch", b"prefix=/a", headers=raw)), ANONYMOUS)
+    asked = WatchEndpoint(gateway)._parse_and_authorize(
+        Request(http_scope("/v1/watch", b"prefix=/a", headers=raw)), ANONYMOUS
+    )
 
     assert asked.format == "ndjson"
 
@@ -165,14 +167,14 @@ async def test_refusals_are_counted(gateway: Gateway, method: str, refused: int)
     """Refused streams are counted; a HEAD asks for none."""
     request = Request(http_scope("/v1/watch", b"prefix=&bogus=1", method=method))
     with pytest.raises(BadRequestError):
-        await Watch(gateway).get(request)
+        await WatchEndpoint(gateway).get(request)
 
     assert gateway.streams.counters.refused["unknown-parameter"] == refused
 
 
 async def test_nothing_is_held_by_asking(gateway: Gateway) -> None:
     """A response that is never sent has joined no feed."""
-    await Watch(gateway).get(Request(http_scope("/v1/watch", b"prefix=/svc/")))
+    await WatchEndpoint(gateway).get(Request(http_scope("/v1/watch", b"prefix=/svc/")))
 
     assert len(gateway.registry) == 0
     assert list(gateway.registry.feeds) == []

@@ -15,8 +15,8 @@ import pytest
 from starlette.types import Message
 
 from app.access.permit import Permit
-from app.api.kv import Kv
-from app.api.watch import Watch
+from app.api.kv import KvEndpoint
+from app.api.watch import WatchEndpoint
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -264,14 +264,14 @@ async def test_a_client_that_does_not_read_does_not_stay(world: World, fake: Fak
 
 async def test_the_rules_change_between_the_check_and_the_join(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that was authorized by the old rules starts nothing after the change."""
-    original = Watch._parse_and_authorize
+    original = WatchEndpoint._parse_and_authorize
 
-    def slow(self: Watch, *args: Any) -> Any:
+    def slow(self: WatchEndpoint, *args: Any) -> Any:
         found = original(self, *args)
         world.list_tokens(other="roles: [reader]")
         return found
 
-    monkeypatch.setattr(Watch, "_parse_and_authorize", slow)
+    monkeypatch.setattr(WatchEndpoint, "_parse_and_authorize", slow)
     client = world.client()
     await client.task
 
@@ -299,14 +299,14 @@ async def test_mode_latest_ends_too(world: World, fake: FakeEtcd) -> None:
 @pytest.mark.parametrize("known", ["", "*"], ids=["body", "304"])
 async def test_a_read_that_waits_is_checked_again(world: World, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that was authorized by the old rules shows nothing after the change: neither a body nor a 304."""
-    original = Kv._parse_and_authorize
+    original = KvEndpoint._parse_and_authorize
 
-    def slow(self: Kv, *args: Any) -> Any:
+    def slow(self: KvEndpoint, *args: Any) -> Any:
         found = original(self, *args)
         world.list_tokens(other="roles: [reader]")
         return found
 
-    monkeypatch.setattr(Kv, "_parse_and_authorize", slow)
+    monkeypatch.setattr(KvEndpoint, "_parse_and_authorize", slow)
     headers = {"Authorization": "Bearer dash", **({"If-None-Match": known} if known else {})}
     transport = httpx.ASGITransport(create_app(gateway=world.gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
