@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 import grpc
 from aetcd import rpc
 
-from ..etcd.channels import OPTIONS
+from ..etcd.grpc_channels import OPTIONS
 
 # Seconds between two changes.
 PACE = 1.0

@@ -25,9 +25,9 @@ from ..core.multiplex import CreateRequest
 from ..core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
 from ..ports import Clock
 from .calls import raise_unless_cancelled, unary
-from .channels import MAX_MESSAGE, open_channels
 from .convert import watch_request
 from .credentials import Credentials
+from .grpc_channels import MAX_MESSAGE, open_channels
 from .hints import explain
 from .login import Login, LoginError
 from .stream import METADATA, RetiredError, UnmatchedError, WatchStream
@@ -127,7 +127,7 @@ class Link:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
-        """Make KV's Range call. Without *large*, an answer over ``app.etcd.channels.MAX_PAGE_MESSAGE`` is rejected.
+        """Make KV's Range call. Without *large*, an answer over ``MAX_PAGE_MESSAGE`` is rejected.
 
         Raises rpc.AioRpcError, and LoginError if etcd rejects the token and the login for another one fails.
         """

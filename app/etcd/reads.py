@@ -25,9 +25,9 @@ from ..core.snapshot import Snapshot
 from ..memory import reserve
 from ..ports import Clock
 from ..shared_reads import SharedReads
-from .channels import MAX_PAGE_MESSAGE
 from .cluster import ForeignClusterError
 from .convert import key_value, range_error, unavailable
+from .grpc_channels import MAX_PAGE_MESSAGE
 from .link import Link
 from .login import LoginError
 
@@ -40,8 +40,8 @@ RANGE_TIMEOUT = 5.0
 FIRST_PAGE = 16
 # etcd has no byte limit for a Range, so a page asks for as many keys as made ``PAGE_BYTES`` in the page before, and at
 # most this many. The next keys may hold larger values: 3,000 small keys followed by 700 keys of 1 MB made a page of
-# 4,096 keys and 700 MB. So a page that does not fit a message (``app.etcd.channels.MAX_PAGE_MESSAGE``), or does not
-# arrive in time, is requested again with fewer keys.
+# 4,096 keys and 700 MB. So a page that does not fit a message (``app.etcd.grpc_channels.MAX_PAGE_MESSAGE``), or does
+# not arrive in time, is requested again with fewer keys.
 MAX_PAGE = 10_000
 # How many ranges with large values are remembered, so that their first page is smaller the next time.
 MOST_REMEMBERED = 256

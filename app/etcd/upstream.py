@@ -23,9 +23,9 @@ from ..core.linearizable_reads import LinearizableReads
 from ..core.snapshot import Snapshot
 from ..core.versions import known_to_diverge, known_to_lose_events
 from ..ports import OUT_OF_REACH, Clock, Condition, Draw, UpstreamStatistics
-from .channels import MAX_MESSAGE
 from .cluster import Cluster, ForeignClusterError
 from .credentials import Credentials, CredentialsError
+from .grpc_channels import MAX_MESSAGE
 from .hints import explain
 from .link import Link
 from .login import LoginError

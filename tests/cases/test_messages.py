@@ -14,7 +14,7 @@ import pytest
 
 from app.core.feed_messages import StreamKind, WatchCallback
 from app.core.keys import KeyRange
-from app.etcd import channels, reads
+from app.etcd import grpc_channels, reads
 from app.etcd.stream import WatchStream
 from app.etcd.stream_pool import DEDICATED_STREAMS, MAX_STREAMS, StreamPool
 from app.etcd.upstream import Upstream
@@ -87,8 +87,8 @@ async def gone(client: Client) -> None:
 
 @pytest.fixture(name="_small_messages", autouse=True)
 def _small_messages_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = [(name, value) for name, value in channels.OPTIONS if name != "grpc.max_receive_message_length"]
-    monkeypatch.setattr(channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", LIMIT)))
+    kept = [(name, value) for name, value in grpc_channels.OPTIONS if name != "grpc.max_receive_message_length"]
+    monkeypatch.setattr(grpc_channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", LIMIT)))
 
 
 @dataclass
@@ -254,8 +254,9 @@ async def test_pages_that_do_not_come_in_time(
     etcd: EmbeddedEtcd, kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gateway must not ask again for the same page after a timeout: the page would take as long as before."""
-    kept = [(name, value) for name, value in channels.OPTIONS if name != "grpc.max_receive_message_length"]
-    monkeypatch.setattr(channels, "OPTIONS", (*kept, ("grpc.max_receive_message_length", channels.MAX_MESSAGE)))
+    kept = [(name, value) for name, value in grpc_channels.OPTIONS if name != "grpc.max_receive_message_length"]
+    options = (*kept, ("grpc.max_receive_message_length", grpc_channels.MAX_MESSAGE))
+    monkeypatch.setattr(grpc_channels, "OPTIONS", options)
     monkeypatch.setattr(reads, "RANGE_TIMEOUT", 2.0)
     for start in range(0, 256, 64):
         await kv.transact({f"/svc/{n:04}": LARGE * 12 for n in range(start, start + 64)})

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from app.etcd.channels import MAX_MESSAGE, MAX_PAGE_MESSAGE, open_channels
 from app.etcd.credentials import Credentials
+from app.etcd.grpc_channels import MAX_MESSAGE, MAX_PAGE_MESSAGE, open_channels
 
 Opened = list[tuple[str, str, dict[str, int]]]
 
