@@ -18,7 +18,7 @@ from .counted_read import CountedRead
 from .kv_answer import KvAnswers
 from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
-from .kv_hold import HeldResponse
+from .kv_long_poll import LongPoll
 from .kv_request import Reads, parse
 from .requests import PERMITTED, caller_of, coding_for, headers_of, identity_of, once_per_request, query_of
 
@@ -45,7 +45,7 @@ class KvEndpoint:
         answers = await self.parse_and_authorize(request)
         self._gateway.capacity.check()
         if answers.wait:
-            return HeldResponse(self._gateway, self._etcd, self._feed, answers, request)
+            return LongPoll(self._gateway, self._etcd, self._feed, answers, request)
         try:
             counted = await self._counted(answers.caller)
         except OverCapacityError as error:

@@ -1,4 +1,4 @@
-"""Long-poll: an answer of ``/v1/kv`` that is held until the state differs from what the client has.
+"""A long poll: an answer of ``/v1/kv`` that is held until the state differs from what the client has.
 
 The client sends ``If-None-Match`` and ``Prefer: wait=30``. While the answer is held, the request counts as a stream: it
 is a subscriber of the channel, and a drain answers it.
@@ -23,7 +23,7 @@ from .kv_request import Reads
 from .requests import address_of, request_id_of
 
 
-class HeldResponse(Response):
+class LongPoll(Response):
     """See the module."""
 
     def __init__(self, gateway: Gateway, etcd: Reads, feed: FeedReads, answers: KvAnswers, request: Request) -> None:
