@@ -9,7 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from .passing import Port
+from .descriptor_passing import Port
 
 logger = logging.getLogger("gateway.workers")
 

@@ -24,8 +24,8 @@ from ..settings import Settings
 from ..signals import SIGNALS
 from ..tls import make_tls
 from .acceptor import Acceptor
+from .descriptor_passing import Port
 from .hub_socket import listen_at, private_path
-from .passing import Port
 from .split_settings import hub_settings, worker_settings
 from .team import Team
 

@@ -18,8 +18,8 @@ from ..ports import Clock, spawn
 from ..watch.registry import Registry
 from .admissions import Admissions
 from .balance import Load
+from .descriptor_passing import ConnectionSender, Port
 from .link import Link, Message
-from .passing import Giver, Port
 
 logger = logging.getLogger("gateway.workers")
 
@@ -66,7 +66,7 @@ class WorkerProcess:
         self._asked = 0
         self._process: subprocess.Popen[bytes]
         self._link: Link
-        self._giver: Giver
+        self._sender: ConnectionSender
         self._admissions: Admissions
         self.ended: asyncio.Task[int]
 
@@ -98,7 +98,7 @@ class WorkerProcess:
         finally:
             their_link.close()
             their_passed.close()
-        self._giver = Giver(passed, self._clock)
+        self._sender = ConnectionSender(passed, self._clock)
         self._link = await Link.open(link, self._take, self.ready.set)
         self._admissions = Admissions(self._registry, self._link, self._others.expire)
         self.ended = spawn(self._await_end(), name=f"worker {self.number}", died=lambda _error: None)
@@ -136,7 +136,7 @@ class WorkerProcess:
         self._admissions.release_all()
         for asked in self._reports.values():
             asked.cancel()
-        return self._giver.close()
+        return self._sender.close()
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class WorkerProcess:
             case "load":
                 self._pinged_at = None
                 self._open = message["open"]
-                self._giver.taken(message["taken"])
+                self._sender.taken(message["taken"])
             case "ready":
                 self.serving = True
                 self.ready.set()
@@ -189,13 +189,13 @@ class WorkerProcess:
     @property
     def load(self) -> Load:
         """What it has."""
-        passed, waiting = self._giver.waiting
+        passed, waiting = self._sender.waiting
         unanswered = self._clock() - self._pinged_at if self._pinged_at is not None else 0.0
         return Load(len(self._admissions), self._open, passed, max(waiting, unanswered))
 
     def give(self, connection: socket.socket, port: Port) -> bool:
         """Pass a connection. Return whether that was possible."""
-        return self._giver.give(connection, port)
+        return self._sender.give(connection, port)
 
     # --- its life -----------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from ..gateway import Gateway
 from ..ports import BrokenGatewayError, Clock, Draw, spawn
 from ..settings import SettingsError, named
 from .balance import least_loaded
+from .descriptor_passing import Port
 from .link import Message, written
-from .passing import Port
 from .process import WorkerProcess
 
 logger = logging.getLogger("gateway.workers")

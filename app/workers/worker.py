@@ -28,9 +28,9 @@ from ..server.stop import HURRY
 from ..settings import Settings, SettingsError
 from ..signals import SIGNALS
 from ..stdio import print_error
+from .descriptor_passing import ConnectionReceiver, Port
 from .hub_link import HubLink
 from .link import Link, Message, read
-from .passing import Port, Taker
 
 logger = logging.getLogger("gateway")
 
@@ -116,7 +116,7 @@ class Worker:
         """Take messages and connections."""
         loop = asyncio.get_running_loop()
         self._passed.setblocking(False)
-        self._taker = Taker(self._passed, lambda connection, port: self._servers[port].take(connection), self._say_load)
+        self._receiver = ConnectionReceiver(self._passed, lambda connection, port: self._servers[port].take(connection), self._say_load)
         loop.add_reader(self._passed, self._receive)
         self._link.take = self._take
         for message in self._early:
@@ -134,7 +134,7 @@ class Worker:
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        if not self._taker.receive():
+        if not self._receiver.receive():
             self._stop_receiving()
 
     def _stop_receiving(self) -> None:
@@ -143,8 +143,8 @@ class Worker:
     def _look(self) -> None:
         """Say how many connections are open, if that has changed."""
         self._looks = asyncio.get_running_loop().call_later(LOAD, self._look)
-        if self._said != (self._taker.count, self._gateway.capacity.connections):
-            self._say_load(self._taker.count)
+        if self._said != (self._receiver.count, self._gateway.capacity.connections):
+            self._say_load(self._receiver.count)
 
     def _say_load(self, taken: int) -> None:
         self._said = (taken, self._gateway.capacity.connections)
@@ -167,7 +167,7 @@ class Worker:
                 self._hub.take(message)
             case "ping":
                 self._hub.hear()
-                self._say_load(self._taker.count)
+                self._say_load(self._receiver.count)
             case "report":
                 only = read(message["only"]) if message["only"] is not None else None
                 self._link.send("report", id=message["id"], **self._report(only).written())

@@ -12,7 +12,7 @@ import pytest
 from app.server.sockets import bind
 from app.workers import acceptor as module
 from app.workers.acceptor import Acceptor
-from app.workers.passing import Port
+from app.workers.descriptor_passing import Port
 from tests.support.waiting import soon
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from app.core.aggregate import Report
 from app.workers.admissions import Admissions
+from app.workers.descriptor_passing import ConnectionSender
 from app.workers.link import Link, Message
-from app.workers.passing import Giver
 from app.workers.process import SILENCE, WorkerProcess
 from tests.support.waiting import soon
 from tests.watch.world import World
@@ -63,7 +63,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     passed, far = socket.socketpair()
     worker = found.worker
     monkeypatch.setattr(worker, "signal", found.signals.append)
-    worker._giver = Giver(passed, lambda: found.now)
+    worker._sender = ConnectionSender(passed, lambda: found.now)
     worker._link = await Link.open(mine, worker._take, worker.ready.set)
     worker._admissions = Admissions(found.world.registry, worker._link, found.others.expire)
     found.far = await Link.open(theirs, found.heard.append, lambda: None)

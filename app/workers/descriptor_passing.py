@@ -23,7 +23,7 @@ _PORTS: dict[bytes, Port] = {byte: port for port, byte in _BYTES.items()}
 AT_ONCE = 8
 
 
-class Giver:
+class ConnectionSender:
     """The hub's end."""
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
@@ -61,7 +61,7 @@ class Giver:
         return left
 
 
-class Taker:
+class ConnectionReceiver:
     """The worker's end.
 
     Args:

@@ -1,4 +1,4 @@
-"""``app.workers.passing``: open connections go from the hub to a worker."""
+"""``app.workers.descriptor_passing``: open connections go from the hub to a worker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.workers.passing import AT_ONCE, Giver, Port, Taker
+from app.workers.descriptor_passing import AT_ONCE, ConnectionReceiver, ConnectionSender, Port
 
 
 class Ends:
@@ -18,10 +18,10 @@ class Ends:
         for sock in (mine, theirs):
             sock.setblocking(False)
         self.now = 0.0
-        self.giver = Giver(mine, lambda: self.now)
+        self.sender = ConnectionSender(mine, lambda: self.now)
         self.taken: list[tuple[socket.socket, Port]] = []
         self.said: list[int] = []
-        self.taker = Taker(theirs, lambda *given: self.taken.append(given), self.said.append)
+        self.receiver = ConnectionReceiver(theirs, lambda *given: self.taken.append(given), self.said.append)
         self.clients: list[socket.socket] = []
 
     def give(self, port: Port = "clients") -> None:
@@ -29,15 +29,15 @@ class Ends:
         client, server = socket.socketpair()
         client.sendall(b"%d" % len(self.clients))
         self.clients.append(client)
-        assert self.giver.give(server, port)
+        assert self.sender.give(server, port)
 
     def close(self) -> None:
         """Close everything."""
-        for sock, _port in [*self.taken, *self.giver.close()]:
+        for sock, _port in [*self.taken, *self.sender.close()]:
             sock.close()
         for sock in self.clients:
             sock.close()
-        self.taker.close()
+        self.receiver.close()
 
 
 @pytest.fixture(name="ends")
@@ -52,12 +52,12 @@ def test_connections_arrive_with_their_port(ends: Ends) -> None:
     ends.give()
     ends.give("operators")
     ends.now = 2.0
-    assert ends.giver.waiting == (2, 2.0)
-    assert ends.taker.receive()
+    assert ends.sender.waiting == (2, 2.0)
+    assert ends.receiver.receive()
     assert [(sock.recv(9), port) for sock, port in ends.taken] == [(b"0", "clients"), (b"1", "operators")]
     assert ends.said == [2]
-    ends.giver.taken(2)
-    assert ends.giver.waiting == (0, 0.0)
+    ends.sender.taken(2)
+    assert ends.sender.waiting == (0, 0.0)
     ends.taken.pop()[0].close()
     assert ends.clients[1].recv(1) == b"", "nobody else holds the connection"
 
@@ -66,9 +66,9 @@ def test_what_a_dead_worker_has_not_taken_comes_back(ends: Ends) -> None:
     """Nobody has read from it: another worker can serve it."""
     for _ in range(3):
         ends.give()
-    ends.giver.taken(1)
-    ends.taker.close()
-    left = ends.giver.close()
+    ends.sender.taken(1)
+    ends.receiver.close()
+    left = ends.sender.close()
     assert [sock.recv(9) for sock, _port in left] == [b"1", b"2"]
     for sock, _port in left:
         sock.close()
@@ -76,9 +76,9 @@ def test_what_a_dead_worker_has_not_taken_comes_back(ends: Ends) -> None:
 
 def test_a_worker_that_has_gone_takes_nothing(ends: Ends) -> None:
     """The caller still owns the connection."""
-    ends.taker.close()
+    ends.receiver.close()
     client, server = socket.socketpair()
-    assert not ends.giver.give(server, "clients")
+    assert not ends.sender.give(server, "clients")
     assert server.send(b"x") == 1
     client.close()
     server.close()
@@ -88,10 +88,10 @@ def test_many_are_taken_in_several_turns(ends: Ends) -> None:
     """A herd leaves room for the other work of the loop."""
     for _ in range(AT_ONCE + 1):
         ends.give()
-    assert ends.taker.receive()
-    assert ends.taker.receive()
+    assert ends.receiver.receive()
+    assert ends.receiver.receive()
     assert ends.said == [AT_ONCE, AT_ONCE + 1]
-    assert ends.taker.receive(), "none is there, but the hub is"
+    assert ends.receiver.receive(), "none is there, but the hub is"
 
 
 def test_a_worker_without_a_free_descriptor(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,17 +110,17 @@ def test_a_worker_without_a_free_descriptor(ends: Ends, monkeypatch: pytest.Monk
         return byte, descriptors, flags, address
 
     monkeypatch.setattr(socket, "recv_fds", without)
-    assert ends.taker.receive()
+    assert ends.receiver.receive()
     assert ends.said == [2]
     assert [sock.recv(9) for sock, _port in ends.taken] == [b"1"]
-    ends.giver.taken(2)
-    assert ends.giver.waiting == (0, 0.0)
+    ends.sender.taken(2)
+    assert ends.sender.waiting == (0, 0.0)
 
 
 def test_the_end_of_the_hub_is_noticed(ends: Ends) -> None:
     """What it has passed before is still taken."""
     ends.give()
-    for sock, _port in ends.giver.close():
+    for sock, _port in ends.sender.close():
         sock.close()
-    assert not ends.taker.receive()
+    assert not ends.receiver.receive()
     assert len(ends.taken) == 1
