@@ -202,7 +202,7 @@ class Report:
     feeds: Body
     metrics: Sequence[Family]
 
-    def written(self) -> Body:
+    def encode(self) -> Body:
         """Return the report as a message has it."""
         families = [
             [one.name, one.kind, one.text, [[each.name, each.labels, each.value] for each in one.samples]]
@@ -211,7 +211,7 @@ class Report:
         return {"feeds": self.feeds, "metrics": families}
 
     @staticmethod
-    def read(found: Body) -> Report:
+    def decode(found: Body) -> Report:
         """Return the report of a message."""
         return Report(found["feeds"], [_family(*one) for one in found["metrics"]])
 

@@ -12,8 +12,8 @@ from ..core.quotas import Caller, Reading
 from ..ports import spawn
 from ..watch.registry import Registry
 from ..watch.subscriber import Subscriber
-from . import refusal
-from .link import Link, Message, read
+from .link import Link, Message, decode_ranges
+from .refusal import encode_error
 
 # A feed that lingers at a worker gives way to a new one. Seconds between two looks whether it has, and the number of
 # looks.
@@ -75,7 +75,9 @@ class Admissions(AlwaysTrue):
         number: int = asked["id"]
         caller = Caller(*asked["caller"]) if asked["caller"] is not None else None
         try:
-            subscriber = self._registry.admit(read(asked["ranges"]), caller=caller, has_cursor=asked["has_cursor"])
+            subscriber = self._registry.admit(
+                decode_ranges(asked["ranges"]), caller=caller, has_cursor=asked["has_cursor"]
+            )
         except GatewayError as error:
             return error
         self._held[number] = subscriber
@@ -97,10 +99,10 @@ class Admissions(AlwaysTrue):
 
     def _died(self, number: int, error: Exception) -> None:
         self._waiting.pop(number, None)
-        self._link.send("refused", id=number, **refusal.written(GatewayError(repr(error))))
+        self._link.send("refused", id=number, **encode_error(GatewayError(repr(error))))
 
     def _refuse(self, asked: Message, error: GatewayError) -> None:
-        self._link.send("refused", id=asked["id"], **refusal.written(error))
+        self._link.send("refused", id=asked["id"], **encode_error(error))
 
     def begin_read(self, asked: Message) -> None:
         """Answer a ``read`` of the worker."""

@@ -11,8 +11,8 @@ from ..core.quotas import Caller
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..ports import Clock
-from . import refusal
-from .link import Link, Message, written
+from .link import Link, Message, encode_ranges
+from .refusal import decode_error
 
 
 class Admission:
@@ -76,12 +76,12 @@ class HubLink:
 
     def tell_bookmarks_due(self, ranges: Ranges, host: str, revision: int) -> None:
         """See ``app.ports.Hub``."""
-        self._link.send("bookmarks_due", ranges=written(ranges), host=host, revision=revision)
+        self._link.send("bookmarks_due", ranges=encode_ranges(ranges), host=host, revision=revision)
 
     async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
         """See ``app.ports.Hub``."""
         whose = [caller.identity, caller.address] if caller is not None else None
-        return await self._ask("admit", ranges=written(ranges), caller=whose, has_cursor=has_cursor)
+        return await self._ask("admit", ranges=encode_ranges(ranges), caller=whose, has_cursor=has_cursor)
 
     async def begin_read(self, caller: Caller) -> Admission:
         """See ``app.ports.Hub``."""
@@ -104,7 +104,7 @@ class HubLink:
             del self._asked[number]
         if answer["do"] == "refused":
             del self._held[number]
-            raise refusal.read(answer)
+            raise decode_error(answer)
         return admission
 
     def _release(self, number: int) -> None:

@@ -86,11 +86,11 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
 
-def written(ranges: Ranges) -> list[list[str]]:
+def encode_ranges(ranges: Ranges) -> list[list[str]]:
     """Return ranges as a message has them."""
     return [[one.kind, one.name.decode("latin-1")] for one in ranges]
 
 
-def read(found: list[list[str]]) -> Ranges:
+def decode_ranges(found: list[list[str]]) -> Ranges:
     """Return the ranges of a message."""
     return tuple(KeyRange(cast("Kind", kind), name.encode("latin-1")) for kind, name in found)

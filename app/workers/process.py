@@ -165,7 +165,7 @@ class WorkerProcess:
             case "report":
                 asked = self._reports.get(message["id"])
                 if asked is not None and not asked.done():
-                    asked.set_result(Report.read(message))
+                    asked.set_result(Report.decode(message))
             case "ended" | "failed" | "bookmarks_due":
                 self._others.tell_others(self, message)
 

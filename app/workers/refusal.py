@@ -12,7 +12,7 @@ _CLASSES: dict[str, type[GatewayError]] = {
 }
 
 
-def written(error: GatewayError) -> dict[str, Any]:
+def encode_error(error: GatewayError) -> dict[str, Any]:
     """Return the error as a member of a message."""
     return {
         "error": type(error).__name__,
@@ -23,7 +23,7 @@ def written(error: GatewayError) -> dict[str, Any]:
     }
 
 
-def read(found: dict[str, Any]) -> GatewayError:
+def decode_error(found: dict[str, Any]) -> GatewayError:
     """Return the error of a message."""
     kind = _CLASSES[found["error"]]
     error = kind.__new__(kind)  # a class may have arguments of its own

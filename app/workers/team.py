@@ -19,7 +19,7 @@ from ..ports import BrokenGatewayError, Clock, Draw, spawn
 from ..settings import SettingsError, named
 from .balance import least_loaded
 from .descriptor_passing import Port
-from .link import Message, written
+from .link import Message, encode_ranges
 from .process import WorkerProcess
 
 logger = logging.getLogger("gateway.workers")
@@ -61,7 +61,7 @@ class Team:
     async def reports(self, only: Ranges | None = None) -> Sequence[Report]:
         """See ``app.ports.Workers``. The last report counts of a worker that does not answer now."""
         members = [one for one in self._members.values() if one.serving]
-        asked = written(only) if only is not None else None
+        asked = encode_ranges(only) if only is not None else None
 
         async def report(worker: WorkerProcess) -> Report | None:
             try:

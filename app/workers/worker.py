@@ -30,7 +30,7 @@ from ..signals import SIGNALS
 from ..stdio import print_error
 from .descriptor_passing import ConnectionReceiver, Port
 from .hub_link import HubLink
-from .link import Link, Message, read
+from .link import Link, Message, decode_ranges
 
 logger = logging.getLogger("gateway")
 
@@ -116,7 +116,9 @@ class Worker:
         """Take messages and connections."""
         loop = asyncio.get_running_loop()
         self._passed.setblocking(False)
-        self._receiver = ConnectionReceiver(self._passed, lambda connection, port: self._servers[port].take(connection), self._say_load)
+        self._receiver = ConnectionReceiver(
+            self._passed, lambda connection, port: self._servers[port].take(connection), self._say_load
+        )
         loop.add_reader(self._passed, self._receive)
         self._link.take = self._take
         for message in self._early:
@@ -169,8 +171,8 @@ class Worker:
                 self._hub.hear()
                 self._say_load(self._receiver.count)
             case "report":
-                only = read(message["only"]) if message["only"] is not None else None
-                self._link.send("report", id=message["id"], **self._report(only).written())
+                only = decode_ranges(message["only"]) if message["only"] is not None else None
+                self._link.send("report", id=message["id"], **self._report(only).encode())
             case "ended":
                 self._gateway.session_ended(Session(message["id"], message["sealed_by"], message["expires"]))
             case "failed":
@@ -192,7 +194,7 @@ class Worker:
 
     def _send_bookmarks(self, message: Message) -> None:
         """Send the bookmarks for which an edge has asked at another worker."""
-        work = self._tell_edge(read(message["ranges"]), message["host"], message["revision"])
+        work = self._tell_edge(decode_ranges(message["ranges"]), message["host"], message["revision"])
         task = spawn(work, name="bookmarks_due", died=lambda _error: None)
         self._bookmark_tasks.add(task)
         task.add_done_callback(self._bookmark_tasks.discard)

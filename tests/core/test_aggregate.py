@@ -134,4 +134,4 @@ def test_no_counter_becomes_smaller_when_a_worker_ends(counts: list[list[int]], 
 def test_a_report_is_a_message() -> None:
     """It comes out of JSON as it went in."""
     report = Report(body(feed("prefix=/a/", 1)), [family("a", 1, 2)])
-    assert Report.read(json.loads(json.dumps(report.written()))) == report
+    assert Report.decode(json.loads(json.dumps(report.encode()))) == report

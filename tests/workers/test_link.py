@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.core.keys import KeyRange
-from app.workers.link import Link, Message, read, written
+from app.workers.link import Link, Message, decode_ranges, encode_ranges
 from tests.support.waiting import soon
 
 
@@ -52,4 +52,4 @@ async def test_the_end_of_one_is_noticed_by_the_other() -> None:
 def test_ranges_keep_every_byte() -> None:
     """A key is bytes, and a message is text."""
     ranges = (KeyRange("key", bytes(range(256))), KeyRange("prefix", b""), KeyRange("prefix", "/ä/".encode()))
-    assert read(written(ranges)) == ranges
+    assert decode_ranges(encode_ranges(ranges)) == ranges

@@ -120,7 +120,7 @@ async def test_what_a_worker_says(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.others.told == [{"do": "failed", "address": "10.0.0.1"}]
         asked = asyncio.create_task(worker.report(None))
         await soon(lambda: any(one["do"] == "report" for one in found.heard))
-        found.far.send("report", id=1, **REPORT.written())
+        found.far.send("report", id=1, **REPORT.encode())
         assert await asked == worker.last_report == REPORT
         found.far.send("release", id=1)
         await soon(lambda: worker.load.streams == 0)
