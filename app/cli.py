@@ -133,7 +133,7 @@ async def _work(command: str, settings: Settings) -> None:
             task.cancel()
 
     try:
-        with SIGNALS.heard_by(asyncio.get_running_loop(), told):
+        with SIGNALS.deliver_to(asyncio.get_running_loop(), told):
             await (_serve(settings) if command == "serve" else _dev(settings))
     except asyncio.CancelledError:
         if not stopped:

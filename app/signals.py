@@ -61,7 +61,7 @@ class Signals:
         return self._had_terminal and not has_terminal()
 
     @contextlib.contextmanager
-    def heard_by(self, loop: Loop, callback: Callable[[int], None]) -> Iterator[None]:
+    def deliver_to(self, loop: Loop, callback: Callable[[int], None]) -> Iterator[None]:
         """Call *callback* in *loop* with the number of each signal, until another listener takes over.
 
         After this context ends, signals are discarded: they must not disturb the cleanup that follows.

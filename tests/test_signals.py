@@ -34,7 +34,7 @@ class NowLoop:
 def test_a_signal_is_heard_by_whoever_listens(number: int) -> None:
     """A listener gets a signal while it listens; afterwards the same signal does nothing."""
     signals, heard = Signals(), list[int]()
-    with signals.heard_by(NowLoop(), heard.append):
+    with signals.deliver_to(NowLoop(), heard.append):
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)
 
@@ -44,9 +44,9 @@ def test_a_signal_is_heard_by_whoever_listens(number: int) -> None:
 def test_the_last_listener_hears() -> None:
     """``serve`` takes over from the command line, whose listener gets nothing more, even after ``serve``."""
     signals, first, second = Signals(), list[int](), list[int]()
-    with signals.heard_by(NowLoop(), first.append):
+    with signals.deliver_to(NowLoop(), first.append):
         os.kill(os.getpid(), signal.SIGTERM)
-        with signals.heard_by(NowLoop(), second.append):
+        with signals.deliver_to(NowLoop(), second.append):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -24,8 +24,8 @@ from ..signals import SIGNALS
 from ..tls import Tls
 from .admission import Admission
 from .protocol import GatewayProtocol
+from .signal_handler import ServerSignals
 from .sockets import BACKLOG, bind
-from .stop import Stop
 from .tls_connection import TlsConnection
 
 logger = logging.getLogger("gateway")
@@ -138,8 +138,8 @@ async def serve(
             GatewayServer(make_config(served, settings, admission, below), gateway)
             for served, _sock, below in listening
         ]
-        stop = Stop(servers, gateway, reloads=reloads)
-        with SIGNALS.heard_by(asyncio.get_running_loop(), stop.told):
+        handler = ServerSignals(servers, gateway, reloads=reloads)
+        with SIGNALS.deliver_to(asyncio.get_running_loop(), handler.handle):
             async with gateway.running():
                 tasks = [
                     spawn(server.serve(sockets=[sock]), name="server", died=gateway.fail)

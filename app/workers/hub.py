@@ -18,8 +18,8 @@ from ..main import create_app
 from ..ports import spawn
 from ..server.admission import Admission
 from ..server.run import GatewayServer, listen, make_config, warn_of_deprecated
+from ..server.signal_handler import HURRY, SignalHandler
 from ..server.sockets import bind
-from ..server.stop import HURRY, Stopping
 from ..settings import Settings
 from ..signals import SIGNALS
 from ..tls import make_tls
@@ -78,7 +78,7 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
         hub = Hub(gateway, team, acceptor)
         socket_of_hub = listen_at(path)
         stack.callback(socket_of_hub.close)
-        with SIGNALS.heard_by(asyncio.get_running_loop(), hub.told):
+        with SIGNALS.deliver_to(asyncio.get_running_loop(), hub.handle):
             async with gateway.running():
                 serving = spawn(server.serve(sockets=[socket_of_hub]), name="server", died=gateway.fail)
                 try:
@@ -92,7 +92,7 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
                     server.cut_off()
 
 
-class Hub(Stopping):
+class Hub(SignalHandler):
     """The life of the hub: its workers serve until a signal, and then drain."""
 
     def __init__(self, gateway: Gateway, team: Team, acceptor: Acceptor) -> None:

@@ -20,7 +20,7 @@ from the hub
     ``failed``, ``ended``, ``bookmarks_due``  what another worker has said;
     ``expire``       what lingers must end, because another stream needs the room;
     ``report``       what does it hold?
-    ``reload``, ``stop``, ``hurry``, ``force``: what the signals say (``app.server.stop``);
+    ``reload``, ``stop``, ``hurry``, ``force``: what the signals say (``app.server.signal_handler``);
     ``ping``         says that the hub is alive, and asks for a ``load``: every second.
 """
 

@@ -24,7 +24,7 @@ from ..ports import BrokenGatewayError, spawn
 from ..server.admission import Admission
 from ..server.passed import PassedServer
 from ..server.run import listen, make_config, secured, until_the_first_ends
-from ..server.stop import HURRY
+from ..server.signal_handler import HURRY
 from ..settings import Settings, SettingsError
 from ..signals import SIGNALS
 from ..stdio import print_error
@@ -101,7 +101,7 @@ class Worker:
         for ended in first["ended"]:
             gateway.session_ended(Session(**ended))
         servers = list(self._servers.values())
-        with SIGNALS.heard_by(asyncio.get_running_loop(), self._told):
+        with SIGNALS.deliver_to(asyncio.get_running_loop(), self._told):
             async with gateway.running():
                 tasks = [spawn(server.serve(), name="server", died=gateway.fail) for server in servers]
                 if await listen(servers, gateway):

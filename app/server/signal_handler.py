@@ -21,7 +21,7 @@ HURRY = 1.0
 HANGUP = 2.0
 
 
-class Stopping(ABC):
+class SignalHandler(ABC):
     """What signals mean to ``serve``: the first SIGINT or SIGTERM stops, the next ones stop faster. SIGHUP reloads.
 
     Args:
@@ -33,7 +33,7 @@ class Stopping(ABC):
         self._received = 0
         self._loop = asyncio.get_running_loop()
 
-    def told(self, number: int) -> None:
+    def handle(self, number: int) -> None:
         """Handle one signal."""
         if number != signal.SIGHUP:
             self._stop()
@@ -66,7 +66,7 @@ class Stopping(ABC):
         """Stop, as *received* signals ask for it."""
 
 
-class Stop(Stopping):
+class ServerSignals(SignalHandler):
     """The handler of signals of a single process.
 
     The first SIGINT or SIGTERM stops the first server, which ends the other servers. The second closes all streams at

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.server import stop
-from app.server.stop import Stop
+from app.server import signal_handler
+from app.server.signal_handler import ServerSignals
 from app.signals import Signals
 from tests.support.waiting import eventually
 
@@ -43,7 +43,7 @@ class Running:
         self.servers, self.gateway = [Server(), Server()], Gateway()
         servers: Any = self.servers
         gateway: Any = self.gateway
-        self.stop = Stop(servers, gateway, reloads=reloads)
+        self.handler = ServerSignals(servers, gateway, reloads=reloads)
 
     @property
     def exits(self) -> list[bool]:
@@ -58,15 +58,15 @@ class Running:
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the delays of about a second."""
-    monkeypatch.setattr(stop, "HURRY", 0.01)
-    monkeypatch.setattr(stop, "HANGUP", 0.01)
+    monkeypatch.setattr(signal_handler, "HURRY", 0.01)
+    monkeypatch.setattr(signal_handler, "HANGUP", 0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_first_stops_in_order(number: int) -> None:
     """The first signal stops only the first server in order: the admin port goes last."""
     running = Running()
-    running.stop.told(number)
+    running.handler.handle(number)
 
     assert (running.exits, running.gateway.called, await running.forced()) == ([True, False], [], False)
 
@@ -74,8 +74,8 @@ async def test_the_first_stops_in_order(number: int) -> None:
 async def test_the_second_closes_all_streams_and_soon_cuts_off() -> None:
     """The second signal closes all streams, and soon cuts off the clients that have not taken the last bytes."""
     running = Running()
-    running.stop.told(signal.SIGTERM)
-    running.stop.told(signal.SIGTERM)
+    running.handler.handle(signal.SIGTERM)
+    running.handler.handle(signal.SIGTERM)
     assert (running.gateway.called, await running.forced()) == (["hurry"], False)
 
     await eventually(running.forced)
@@ -85,7 +85,7 @@ async def test_the_third_does_not_wait() -> None:
     """The third signal ends all servers without a delay."""
     running = Running()
     for _ in range(3):
-        running.stop.told(signal.SIGINT)
+        running.handler.handle(signal.SIGINT)
 
     assert await running.forced()
 
@@ -93,8 +93,8 @@ async def test_the_third_does_not_wait() -> None:
 async def test_sighup_reloads() -> None:
     """SIGHUP reloads and stops nothing; where there is nothing to reload, it stops."""
     running, guest = Running(), Running(reloads=False)
-    running.stop.told(signal.SIGHUP)
-    guest.stop.told(signal.SIGHUP)
+    running.handler.handle(signal.SIGHUP)
+    guest.handler.handle(signal.SIGHUP)
 
     assert (running.gateway.called, running.exits) == (["reload"], [False, False])
     assert (guest.gateway.called, guest.exits) == ([], [True, False])
@@ -103,8 +103,8 @@ async def test_sighup_reloads() -> None:
 async def test_sighup_after_a_stop_changes_nothing() -> None:
     """SIGHUP after a stop is neither a reload nor a second stop."""
     running = Running()
-    running.stop.told(signal.SIGTERM)
-    running.stop.told(signal.SIGHUP)
+    running.handler.handle(signal.SIGTERM)
+    running.handler.handle(signal.SIGHUP)
 
     assert (running.gateway.called, running.exits) == ([], [True, False])
 
@@ -115,7 +115,7 @@ async def test_a_terminal_that_goes_away(gone: str, monkeypatch: pytest.MonkeyPa
     terminal = [gone == "after"]
     monkeypatch.setattr(Signals, "terminal_gone", property(lambda _self: not terminal[0]))
     running = Running()
-    running.stop.told(signal.SIGHUP)
+    running.handler.handle(signal.SIGHUP)
     assert running.exits[0] is (gone == "before")
     terminal[0] = False
 
