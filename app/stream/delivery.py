@@ -15,7 +15,7 @@ from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
 from ..core.reasons import DENIALS, CloseReason
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
-from ..watch.joining import Joining
+from ..watch.cursor_resolver import CursorResolver
 from ..watch.subscriber import Subscriber
 from .connection import LOOKS
 from .expiry import Expiry
@@ -52,7 +52,7 @@ class Delivery:
 
     __slots__ = (
         "_at_rest", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
-        "_heartbeat_due", "_holding", "_joining", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader",
+        "_heartbeat_due", "_holding", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader", "_resolver",
         "_rest", "_sink", "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
         "slot",
     )  # fmt: skip
@@ -86,7 +86,7 @@ class Delivery:
         self._write_began = 0.0
         self._looked_at = now  # when the sink was last asked whether this write is stuck
         self._close_sent = False
-        self._joining: Joining | None = None  # made when the reader first wants something
+        self._resolver: CursorResolver | None = None  # made when the reader first wants something
         streams.counters.opened += 1
         streams.counters.serving[sink.name] += 1
 
@@ -118,9 +118,9 @@ class Delivery:
         self._channel.notifier.discard(self)
         self._streams.timers.unset(self)
         self._streams.snapshots.discard(self)
-        if self._joining is not None:
-            self._joining.stop()
-            self._joining = None
+        if self._resolver is not None:
+            self._resolver.stop()
+            self._resolver = None
         if self._lacks_revision_since is not None:
             self._channel.ignore_tip(self)
         self._streams.counters.serving[self._sink.name] -= 1
@@ -319,7 +319,7 @@ class Delivery:
                 if not data:
                     if reader.too_slow:
                         subscriber.closing = "too-slow"
-                    elif not self._help():
+                    elif not self._resolve_cursor():
                         return
                     continue
             if len(data) > WRITE_SIZE:
@@ -480,19 +480,19 @@ class Delivery:
         who = (host, hash(self._channel.ranges))
         return self._streams.retry_penalty.add(who, self._streams.clock(), self._streams.draw())
 
-    def _help(self) -> bool:
-        """See ``Joining.help``."""
-        if self._joining is None:
+    def _resolve_cursor(self) -> bool:
+        """See ``CursorResolver.advance``."""
+        if self._resolver is None:
             if self._reader.wants is Wants.NOTHING:
                 return False
-            self._joining = Joining(
+            self._resolver = CursorResolver(
                 self._channel,
                 self._reader,
                 sync_timeout=self._streams.settings.sync_timeout,
                 wake=self.wake,
                 failed=self._fail,
             )
-        return self._joining.help()
+        return self._resolver.advance()
 
     # --- ending -------------------------------------------------------------------------------------------------------
 

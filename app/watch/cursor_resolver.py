@@ -1,4 +1,4 @@
-"""What a waiting reader needs from its channel: history below the log, or proof of a cursor that is ahead."""
+"""Resolves a reader's cursor: reads history below the log, or proves a cursor that is ahead of the channel."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ READ_AGAIN = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Waking:
+class TipListener:
     """Wakes a stream. The stream may await the tip for another reason too, and so may a task that has not ended."""
 
     wake: Callable[[], None]
 
 
-class Joining:
+class CursorResolver:
     """Serves one reader until its cursor is resolved, with at most one task, for what the reader wants now.
 
     Args:
@@ -54,7 +54,7 @@ class Joining:
         self._task: asyncio.Task[None] | None = None
         self._serves = Wants.NOTHING  # what the task is for
 
-    def help(self) -> bool:
+    def advance(self) -> bool:
         """Start to fetch what the reader wants. Return True if the reader should be read again at once."""
         wants = self._reader.wants
         if wants is Wants.BACKFILL:
@@ -109,9 +109,9 @@ class Joining:
     @contextlib.contextmanager
     def _awaiting_tip(self) -> Iterator[None]:
         """Wake the stream when the channel's tip moves."""
-        waking = Waking(self._wake)
-        self._channel.await_tip(waking)
+        listener = TipListener(self._wake)
+        self._channel.await_tip(listener)
         try:
             yield
         finally:
-            self._channel.ignore_tip(waking)
+            self._channel.ignore_tip(listener)

@@ -1,4 +1,4 @@
-"""The help that the feed gives a waiting reader, with a feed and a reader that only record their calls."""
+"""``app.watch.cursor_resolver``: what a reader with a cursor gets, from a feed that only records the calls."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from app.core.errors import UnavailableError
 from app.core.reader import Reader, Wants
 from app.core.snapshot import Snapshot
-from app.watch import joining
+from app.watch import cursor_resolver
 from app.watch.channel import Channel
-from app.watch.joining import Joining
+from app.watch.cursor_resolver import CursorResolver
 from app.watch.notifier import Listener
 from tests.support.waiting import HANG
 
@@ -86,7 +86,7 @@ class Case:
         self.feed, self.reader = FakeFeed(), FakeReader()
         self.woken = asyncio.Event()
         self.failed: list[Exception] = []
-        self.joining = Joining(
+        self.resolver = CursorResolver(
             cast("Channel", self.feed),
             cast("Reader", self.reader),
             sync_timeout=0.0,
@@ -101,7 +101,7 @@ class Case:
     async def help(self, wants: Wants) -> None:
         """Let the reader want *wants*, and wait until it is woken."""
         self.reader.wants = wants
-        assert not self.joining.help()
+        assert not self.resolver.advance()
         async with asyncio.timeout(HANG):
             await self.woken.wait()
         await asyncio.sleep(0)
@@ -125,7 +125,7 @@ async def test_history(case: Case, history: bool, given: list[str]) -> None:
     case.feed.history = history
     case.reader.wants = Wants.BACKFILL
 
-    assert case.joining.help()
+    assert case.resolver.advance()
     assert case.feed.wanted == [7]
     assert case.reader.given == given
     assert case.tasks() == []
@@ -133,13 +133,13 @@ async def test_history(case: Case, history: bool, given: list[str]) -> None:
 
 async def test_nothing(case: Case) -> None:
     """A reader that wants nothing costs nothing."""
-    assert not case.joining.help()
+    assert not case.resolver.advance()
     assert case.tasks() == []
 
 
 async def test_linearizable_revision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The revision is read again until etcd answers; meanwhile the feed counts a reader ahead of it."""
-    monkeypatch.setattr(joining, "READ_AGAIN", 0.0)
+    monkeypatch.setattr(cursor_resolver, "READ_AGAIN", 0.0)
     case.feed.revisions = [UnavailableError("away"), UnavailableError("still away"), 12]
     await case.help(Wants.LINEARIZABLE)
 
@@ -166,43 +166,43 @@ async def test_catch_up(case: Case) -> None:
 async def test_the_tip_moves(case: Case, wants: Wants) -> None:
     """The reader looks at once, also if the tip moves while one task ends and the next one begins."""
     case.reader.wants = wants
-    case.joining.help()
+    case.resolver.advance()
     await asyncio.sleep(0)
     assert case.woken.is_set() == (wants is Wants.CATCH_UP)
     case.woken.clear()
-    (waking,) = case.feed.awaited
-    waking.wake()
+    (listener,) = case.feed.awaited
+    listener.wake()
 
     assert case.woken.is_set()
-    case.joining.stop()
+    case.resolver.stop()
 
 
 async def test_one_task_however_often_it_is_asked(case: Case) -> None:
     """Repeated calls make one task, and the feed counts the reader once."""
     case.reader.wants = Wants.LINEARIZABLE
     for _ in range(5):
-        assert not case.joining.help()
+        assert not case.resolver.advance()
         await asyncio.sleep(0)
 
     assert case.tasks() == ["stream-linearizable"]
     assert case.feed.ahead == 1
-    case.joining.stop()
+    case.resolver.stop()
 
 
 async def test_what_it_wants_changes(case: Case) -> None:
     """When the reader's want changes, the fetch under way is cancelled."""
     case.reader.wants = Wants.LINEARIZABLE
-    case.joining.help()
+    case.resolver.advance()
     await asyncio.sleep(0)
     case.reader.wants = Wants.CATCH_UP
-    case.joining.help()
+    case.resolver.advance()
     for _ in range(3):
         await asyncio.sleep(0)
     assert case.tasks() == ["stream-catch-up"]
     assert case.feed.ahead == 1
 
     case.reader.wants = Wants.NOTHING
-    case.joining.help()
+    case.resolver.advance()
     for _ in range(3):
         await asyncio.sleep(0)
     assert case.tasks() == []
@@ -210,13 +210,13 @@ async def test_what_it_wants_changes(case: Case) -> None:
 
 
 async def test_stop(case: Case) -> None:
-    """After a stop, no task is left, and the reader is not woken; stopping is idempotent. Joining may begin again."""
+    """After a stop, no task is left, and the reader is not woken; stopping is idempotent. Resolving may begin again."""
     for wants in (Wants.LINEARIZABLE, Wants.CATCH_UP):
         case.reader.wants = wants
-        case.joining.help()
+        case.resolver.advance()
         await asyncio.sleep(0)
-        case.joining.stop()
-        case.joining.stop()
+        case.resolver.stop()
+        case.resolver.stop()
         for _ in range(3):
             await asyncio.sleep(0)
         assert (case.tasks(), case.feed.ahead) == ([], 0)
