@@ -123,7 +123,7 @@ class Workers(Protocol):
         """Return what each worker holds: all channels, or the one of these ranges with its subscribers."""
 
     @property
-    def departed(self) -> Sequence[Family]:
+    def ended(self) -> Sequence[Family]:
         """What ended workers have counted."""
 
 

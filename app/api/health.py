@@ -99,7 +99,7 @@ class HealthEndpoints:
         reports = await self._workers.reports()
         own = self._feeds.describe(None)
         channels = merge_feeds(own, [one.feeds for one in reports])["channels"]
-        counted = [*(one.metrics for one in reports), self._workers.departed]
+        counted = [*(one.metrics for one in reports), self._workers.ended]
         return generate_latest(registry_of(merge_metrics(families_of(self._registry), counted, channels)))
 
 

@@ -1,7 +1,7 @@
 """What the hub and its workers hold, as the one gateway that they are: the bodies of ``/v1/feeds``, and the metrics.
 
 The hub knows etcd, the feeds and the limits. The workers know the streams. A number that only ever grows must not
-become smaller when a worker ends: what an ended worker has counted stays (``Departed``).
+become smaller when a worker ends: what an ended worker has counted stays (``EndedWorkers``).
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _combined(families: Sequence[Family], combine: Callable[[list[float]], float
     return Family(first.name, first.kind, first.text, tuple(samples))
 
 
-class Departed:
+class EndedWorkers:
     """What ended workers have counted."""
 
     def __init__(self) -> None:

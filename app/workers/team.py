@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..access.sessions import LIFETIME, MOST_ENDED
-from ..core.aggregate import Departed, Family, Report
+from ..core.aggregate import EndedWorkers, Family, Report
 from ..core.backoff import Backoff
 from ..core.selection import Ranges
 from ..gateway import Gateway
@@ -49,7 +49,7 @@ class Team:
         self._draw = draw
         self._backoff = Backoff(0.1, 5.0)
         self._members: dict[int, WorkerProcess] = {}
-        self._departed = Departed()
+        self._ended = EndedWorkers()
         self._ended_sessions: dict[str, dict[str, Any]] = {}
         self._stopping = False
         # Called with each connection that a worker has not taken before it ended.
@@ -74,13 +74,13 @@ class Team:
                 return worker.last_report if only is None else None
 
         found = await asyncio.gather(*(report(one) for one in members))
-        # What a worker that has ended meanwhile has counted is in ``departed``, and must not count twice.
+        # What a worker that has ended meanwhile has counted is in ``ended``, and must not count twice.
         return [one for one, worker in zip(found, members, strict=True) if one is not None and worker.serving]
 
     @property
-    def departed(self) -> Sequence[Family]:
+    def ended(self) -> Sequence[Family]:
         """See ``app.ports.Workers``."""
-        return self._departed.families
+        return self._ended.families
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Team:
         say = logger.info if self._stopping or status in (0, -signal.SIGTERM) else logger.error
         say("worker end", extra={"worker": worker.number, "pid": worker.pid, "status": status})
         if worker.last_report is not None:
-            self._departed.add(worker.last_report.metrics)
+            self._ended.add(worker.last_report.metrics)
         worker.serving = False
         for connection, port in worker.release():
             self.take_back(connection, port)

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.aggregate import NAMESPACE, Body, Departed, Family, Report, Sample, merge_feeds, merge_metrics
+from app.core.aggregate import NAMESPACE, Body, EndedWorkers, Family, Report, Sample, merge_feeds, merge_metrics
 
 
 def feed(name: str, subscribers: int, *, lag: int = 0, held_by: tuple[str, ...] = (), **more: Any) -> Body:
@@ -121,10 +121,10 @@ def test_no_counter_becomes_smaller_when_a_worker_ends(counts: list[list[int]], 
                for each in counts]  # fmt: skip
     hub = [family(NAMESPACE + "resets", 0, 0)]
     before = merge_metrics(hub, reports, [])
-    departed = Departed()
+    ended = EndedWorkers()
     for report in reports[:ending]:
-        departed.add(report)
-    after = merge_metrics(hub, [*reports[ending:], departed.families], [])
+        ended.add(report)
+    after = merge_metrics(hub, [*reports[ending:], ended.families], [])
     assert value(before, "resets") == value(after, "resets") == [sum(each) for each in zip(*counts, strict=True)] or [
         0, 0]  # fmt: skip
     left = [one for one in after if one.name == NAMESPACE + "connections"]

@@ -245,7 +245,7 @@ async def test_a_worker_that_ends_during_a_scrape_counts_once() -> None:
     team._members = cast("dict[int, WorkerProcess]", members)
     scrape = asyncio.create_task(team.reports())
     await asyncio.sleep(0)
-    members[1].serving = False  # as ``_depart`` does, when it has added the last report to ``departed``
+    members[1].serving = False  # as ``_depart`` does, when it has added the last report to ``ended``
     assert await scrape == [members[2].last_report]
 
 
