@@ -69,7 +69,7 @@ class History:
     @property
     def bytes(self) -> int:
         """Memory that counts for the history."""
-        return self.log.bytes + self.log.passing + (self.view.bytes if self.view is not None else 0)
+        return self.log.bytes + self.log.cached_bytes + (self.view.bytes if self.view is not None else 0)
 
     @property
     def encoded(self) -> int:

@@ -235,7 +235,7 @@ class Log(AlwaysTrue):
         return last
 
     @property
-    def passing(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes that the log keeps for its readers, and that no entry owns."""
         return self._slice_bytes + (self._last_flush.bytes if self._last_flush is not None else 0)
 

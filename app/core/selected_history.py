@@ -397,7 +397,7 @@ class SelectedHistory:
         """Memory that counts for the selection, beside what its feeds count: references, and what is encoded."""
         waiting = sum(len(part.waiting) for part in self.parts)
         references = len(self._view) + 2 * waiting if self._view is not None else 0
-        return self._log.bytes + self._log.passing + self.encoded + REFERENCE * references
+        return self._log.bytes + self._log.cached_bytes + self.encoded + REFERENCE * references
 
     @property
     def encoded(self) -> int:

@@ -256,10 +256,10 @@ def test_a_log_without_room(size: int) -> None:
     assert expected is not None
     assert found is not None
     assert (found.data, found.end) == (expected.data, expected.end)
-    assert (full.bytes, full.passing) == (held, len(found.data))
+    assert (full.bytes, full.cached_bytes) == (held, len(found.data))
     assert full.slice(1, size, REPRESENTATION) is found
     full.append(Batch(5, [KeyValue(b"/a/k", b"", 2, 5, 5)]), 0.0)
-    assert full.passing == 0
+    assert full.cached_bytes == 0
 
 
 def test_a_slice_does_not_grow_because_others_get_gzip() -> None:
@@ -323,7 +323,7 @@ def test_a_log_that_is_cleared() -> None:
     log = log_of(2, 3, 4)
     held = log.bytes
     assert log.clear() == held
-    assert (log.bytes, log.passing, len(log), log.tip, log.floor) == (0, 0, 0, 4, 4)
+    assert (log.bytes, log.cached_bytes, len(log), log.tip, log.floor) == (0, 0, 0, 4, 4)
 
 
 # --- flushes ---------------------------------------------------------------------------------------------------------
@@ -386,16 +386,16 @@ def test_readers_at_one_position_share_a_fold() -> None:
     held = len(first.frame(0, REPRESENTATION))
     log.advance(9)
     assert log.flush_from(2) is first, "what it has is complete up to its own end"
-    assert log.passing == held
+    assert log.cached_bytes == held
     assert log.slice(1, 1, REPRESENTATION) is not None
-    assert (log.flush_from(2) is first, log.passing) == (True, held)
+    assert (log.flush_from(2) is first, log.cached_bytes) == (True, held)
 
     other = log.flush_from(1)
     assert other is not None
-    assert (other.end, first.bytes, log.passing) == (9, 0, 0)
+    assert (other.end, first.bytes, log.cached_bytes) == (9, 0, 0)
     other.frame(0, REPRESENTATION)
     log.append(batch(10), 0.0)
-    assert (other.bytes, log.passing) == (0, 0)
+    assert (other.bytes, log.cached_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize(("events", "size"), [(1, 0), (1, 100), (3, 0), (3, 1000)])
