@@ -142,9 +142,9 @@ async def _work(command: str, settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from .workers.count import workers_of
+    from .workers.count import worker_count
 
-    count = workers_of(settings.workers)
+    count = worker_count(settings.workers)
     logger.info(
         "gateway %s",
         __version__,

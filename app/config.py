@@ -20,7 +20,7 @@ from .gateway import credentials_of, quotas_of, upstream_token_of
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
 from .settings_text import SECTIONS, flag_of, likely_meant, text_of, variable_of
 from .tls import UpstreamTls, make_tls
-from .workers.count import workers_of
+from .workers.count import worker_count
 from .workers.hub_socket import check_place
 
 # The parts of a URL that may be secret: a user with a password, and a query with a key.
@@ -84,7 +84,7 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
         lambda: quotas_of(settings),
         lambda: UpstreamTls(settings, wall=time.time),
         lambda: upstream_token_of(settings),
-        lambda: check_place() if workers_of(settings.workers) > 1 else None,
+        lambda: check_place() if worker_count(settings.workers) > 1 else None,
     )
     faults: list[str] = []
     for step in steps:

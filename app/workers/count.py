@@ -11,17 +11,17 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 QUOTA_V1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
-def workers_of(setting: int | str) -> int:
+def worker_count(setting: int | str) -> int:
     """Return the number of workers that GATEWAY_WORKERS asks for."""
-    return available() if setting == AUTO else int(setting)
+    return available_processors() if setting == AUTO else int(setting)
 
 
-def available() -> int:
+def available_processors() -> int:
     """Return how many processors this process may use, rounded down, but at least 1."""
-    return max(1, min(_processors(), int(quota() or ENDLESS)))
+    return max(1, min(_processors(), int(cpu_quota() or ENDLESS)))
 
 
-def quota() -> float | None:
+def cpu_quota() -> float | None:
     """Return the processors that the control group allows; None without a limit, or without control groups."""
     try:
         words = QUOTA.read_text().split()
@@ -30,13 +30,13 @@ def quota() -> float | None:
             words = [path.read_text().strip() for path in QUOTA_V1]
         except OSError:
             return None
-    return parse_quota(words)
+    return parse_cpu_quota(words)
 
 
-def parse_quota(words: list[str]) -> float | None:
+def parse_cpu_quota(words: list[str]) -> float | None:
     """Return the processors that a quota and its period, in microseconds, allow. ``max`` and -1 are no limit.
 
-    >>> parse_quota(["150000", "100000"])
+    >>> parse_cpu_quota(["150000", "100000"])
     1.5
     """
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.workers import count as module
-from app.workers.count import available, parse_quota, quota, workers_of
+from app.workers.count import available_processors, cpu_quota, parse_cpu_quota, worker_count
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from app.workers.count import available, parse_quota, quota, workers_of
 )
 def test_a_quota_and_its_period(words: list[str], processors: float | None) -> None:
     """Both versions of control groups state microseconds of a period; ``max`` and -1 are no limit."""
-    assert parse_quota(words) == processors
+    assert parse_cpu_quota(words) == processors
 
 
 @pytest.mark.parametrize(("text", "workers"), [("150000 100000", 1), ("250000 100000", 2), ("10000 100000", 1)])
@@ -35,8 +35,8 @@ def test_auto_is_the_quota_rounded_down(
     monkeypatch.setattr(module, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(module, "_processors", lambda: 64)
     (tmp_path / "cpu.max").write_text(f"{text}\n")
-    assert workers_of("auto") == workers
-    assert workers_of(3) == 3
+    assert worker_count("auto") == workers
+    assert worker_count(3) == 3
 
 
 def test_the_older_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +44,8 @@ def test_the_older_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files = (tmp_path / "quota", tmp_path / "period")
     monkeypatch.setattr(module, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(module, "QUOTA_V1", files)
-    assert quota() is None
-    assert available() == len(os.sched_getaffinity(0))
+    assert cpu_quota() is None
+    assert available_processors() == len(os.sched_getaffinity(0))
     for path, text in zip(files, ("300000\n", "100000\n"), strict=True):
         path.write_text(text)
-    assert quota() == 3.0
+    assert cpu_quota() == 3.0
