@@ -22,7 +22,7 @@ from .core.budget import Budget
 from .core.capacity import Capacity, ConnectionStatistics
 from .core.cursor import derive_epoch
 from .core.keys import KeyRange
-from .core.quotas import Caller, Counted, Quotas, QuotaSettings
+from .core.quotas import Caller, Quotas, QuotaSettings, Releasable
 from .core.selection import Ranges, Selection
 from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
@@ -290,7 +290,7 @@ class Gateway:
         self.access.end_session(session, counts=counts)
         self.streams.recheck.end_session(session.id)
 
-    async def begin_read(self, caller: Caller | None) -> Counted | None:
+    async def begin_read(self, caller: Caller | None) -> Releasable | None:
         """Count a read for its caller's quotas, in all workers together. Return None if nothing counts.
 
         Raises:

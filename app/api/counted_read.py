@@ -9,7 +9,7 @@ import weakref
 
 from starlette.responses import Response
 
-from ..core.quotas import Counted
+from ..core.quotas import Releasable
 from .kv_response import KvResponse
 
 
@@ -18,7 +18,7 @@ class CountedRead:
 
     __slots__ = ("_reading",)
 
-    def __init__(self, reading: Counted | None) -> None:
+    def __init__(self, reading: Releasable | None) -> None:
         self._reading = reading
 
     def __enter__(self) -> CountedRead:

@@ -213,14 +213,14 @@ def _give_back(counter: Counter[T], names: Iterable[T]) -> None:
             del counter[name]
 
 
-class Counted(Protocol):
+class Releasable(Protocol):
     """Something that counts until it is released."""
 
     def release(self) -> None:
         """Stop counting it. Synchronous and idempotent."""
 
 
-class Reading:
+class ActiveRead:
     """A read that counts for its caller until ``release``, which is synchronous and idempotent."""
 
     __slots__ = ("_caller", "_quotas", "_released")
@@ -274,11 +274,11 @@ class Quotas:
         self.addresses.release(caller.address, wanted)
         self.identities.release(caller.identity, wanted)
 
-    def begin_read(self, caller: Caller) -> Reading:
+    def begin_read(self, caller: Caller) -> ActiveRead:
         """Count a read until the result is released. Raises OverCapacityError if *caller* has too many."""
         self.addresses.check_reads(caller.address)
         self.identities.check_reads(caller.identity)
-        return Reading(self, caller)
+        return ActiveRead(self, caller)
 
     def check_credentials(self, address: str, now: float) -> None:
         """Raise OverCapacityError if wrong credentials came from *address* too fast. Comes before any cryptography."""

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..core.always_true import AlwaysTrue
 from ..core.errors import GatewayError, OverCapacityError
-from ..core.quotas import Caller, Reading
+from ..core.quotas import ActiveRead, Caller
 from ..ports import spawn
 from ..watch.registry import Registry
 from ..watch.subscriber import Subscriber
@@ -53,7 +53,7 @@ class Admissions(AlwaysTrue):
         self._link = link
         self._expire = expire
         self._held: dict[int, Subscriber] = {}
-        self._reading: dict[int, Reading] = {}
+        self._reading: dict[int, ActiveRead] = {}
         self._waiting: dict[int, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from app.core.errors import OverCapacityError
 from app.core.keys import KeyRange
-from app.core.quotas import Caller, Quotas, QuotaSettings, Reading, Wanted, client_address
+from app.core.quotas import ActiveRead, Caller, Quotas, QuotaSettings, Wanted, client_address
 from app.core.reasons import QUOTA_REASONS, QuotaReason
 
 A, B, PINNED = (KeyRange("prefix", name) for name in (b"/a/", b"/b/", b"/c/"))
@@ -190,7 +190,7 @@ def test_each_quota_has_its_reason(reason: QuotaReason) -> None:
 def test_reads_at_a_time(steps: list[tuple[Caller, bool]], of_identity: int, of_address: int) -> None:
     """A read is refused if, and only if, its identity or its address has as many under way as it may have."""
     quotas = Quotas(QuotaSettings(identity_reads=of_identity, address_reads=of_address))
-    under_way: list[tuple[Caller, Reading]] = []
+    under_way: list[tuple[Caller, ActiveRead]] = []
     for caller, begins in steps:
         if not begins:
             if under_way:
