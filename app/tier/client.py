@@ -48,7 +48,7 @@ class ForeignAnswerError(Exception):
 
 
 class Client:
-    """See the module. ``url`` is the present upstream; ``turn`` goes on to the next one.
+    """See the module. ``url`` is the present upstream; ``use_next`` goes on to the next one.
 
     Args:
         urls: at least one, like ``https://root:8080``.
@@ -87,7 +87,7 @@ class Client:
         """The number of URLs."""
         return len(self._urls)
 
-    def turn(self) -> None:
+    def use_next(self) -> None:
         """Send new requests to the next URL."""
         self._index += 1
 

@@ -292,7 +292,7 @@ class GatewayUpstream:
             except (GatewayError, ForeignAnswerError) as error:
                 failures += 1
                 self._say_down(str(error))
-                self.client.turn()
+                self.client.use_next()
                 if failures >= self.client.count:
                     await asyncio.sleep(self._backoff.delay(failures // self.client.count - 1, self._draw()))
             else:
@@ -302,14 +302,14 @@ class GatewayUpstream:
     async def _look_around(self) -> None:
         """Move to another upstream that has etcd in reach, if there is one. Otherwise stay at this one."""
         for _ in range(self.client.count - 1):
-            self.client.turn()
+            self.client.use_next()
             try:
                 if await self._look() == "ready":
                     break
             except (GatewayError, ForeignAnswerError) as error:
                 logger.debug("no better upstream", extra={"upstream": self.client.url, "reason": str(error)})
         else:
-            self.client.turn()  # to where it began
+            self.client.use_next()  # to where it began
             await self._look()
             return
         logger.info("leaving the upstreams that cannot reach etcd", extra={"upstream": self.client.url})

@@ -27,7 +27,7 @@ async def test_urls_come_in_turn() -> None:
     found = []
     for _ in range(3):
         found.append(client.url)
-        client.turn()
+        client.use_next()
     await client.aclose()
     assert found == ["http://a:1", "http://b:1", "http://a:1"]
     assert client.count == 2
