@@ -41,7 +41,7 @@ CURSOR: Schema = {"type": "string", "description": "Opaque. A watch with this cu
 STREAM_STATE: Schema = {"type": "string", "enum": ["live", "stale"]}
 
 
-def said(schema: Schema, description: str) -> Schema:
+def described(schema: Schema, description: str) -> Schema:
     """Return a schema with a description."""
     return schema | {"description": description}
 
@@ -71,12 +71,12 @@ def array(of: Schema) -> Schema:
 
 BASE64: Schema = {"const": "base64"}
 _KEY: dict[str, Schema] = {
-    "key": said(TEXT, "Text, or base64. `key` and `key_encoding` together identify the key."),
-    "key_encoding": said(BASE64, "Present if `key` is base64."),
+    "key": described(TEXT, "Text, or base64. `key` and `key_encoding` together identify the key."),
+    "key_encoding": described(BASE64, "Present if `key` is base64."),
 }
 _ITEM: dict[str, Schema] = _KEY | {
-    "value": said(TEXT, "Text, or base64. Absent with `keys_only`."),
-    "encoding": said(BASE64, "Present if `value` is base64."),
+    "value": described(TEXT, "Text, or base64. Absent with `keys_only`."),
+    "encoding": described(BASE64, "Present if `value` is base64."),
     "create_revision": NUMBER,
     "mod_revision": NUMBER,
     "version": NUMBER,
@@ -95,9 +95,9 @@ KEYS = {
         {
             "revision": NUMBER,
             "cursor": CURSOR,
-            "kvs": said(array(ref("Item")), "The order is not promised. Empty with `count_only`."),
-            "count": said(COUNT, "The number of keys in all ranges, at this revision."),
-            "next_page": said(TEXT, "The token of the next page. Absent if there is none."),
+            "kvs": described(array(ref("Item")), "The order is not promised. Empty with `count_only`."),
+            "count": described(COUNT, "The number of keys in all ranges, at this revision."),
+            "next_page": described(TEXT, "The token of the next page. Absent if there is none."),
         },
         optional=["next_page"],
         description="The keys of the ranges, all at one revision.",
@@ -119,7 +119,7 @@ def one_of(schemas: dict[str, Schema], tag: str, description: str) -> Schema:
 
 # No ``const``: openapi-python-client 0.29 writes Python for a true constant that does not parse.
 _MORE = {"more": {"type": "boolean", "enum": [True], "description": "Further events of the same revision follow."}}
-_CURSOR = {"cursor": said(TEXT, "In NDJSON: the position of the stream. In SSE, this is the `id` of the event.")}
+_CURSOR = {"cursor": described(TEXT, "In NDJSON: the position of the stream. In SSE, this is the `id` of the event.")}
 
 
 def _event(kind: str, members: dict[str, Schema], description: str, *optional: str) -> Schema:
@@ -131,7 +131,7 @@ EVENTS = {
     "ResetEvent": _event(
         "reset",
         {"reason": {"type": "string", "enum": [*RESET_REASONS]}, "ranges": RANGES}
-        | {"cluster_id": said(TEXT, "Of etcd, in hex: for gateways that follow this one.")}
+        | {"cluster_id": described(TEXT, "Of etcd, in hex: for gateways that follow this one.")}
         | _CURSOR,
         "Begin a new mirror. The state follows, up to `synced`.",
         "cursor",
@@ -157,7 +157,7 @@ EVENTS = {
         {
             "revision": NUMBER,
             "heartbeat": {"type": "number", "description": "The longest time in which the stream is silent, in s."},
-            "state": said({"const": "stale"}, "The mirror is not live. A `status` follows. Absent if it is live."),
+            "state": described({"const": "stale"}, "The mirror is not live. A `status` follows. Absent if it is live."),
         }
         | _CURSOR,
         "The mirror is exact at this revision and, without `state`, live.",
@@ -174,8 +174,8 @@ EVENTS = {
         "status",
         {
             "state": STREAM_STATE,
-            "since": said(TIME, "Since when the stream is stale. Absent if it is live."),
-            "expires": said(TIME, "When the stream will end, because its credentials expire then."),
+            "since": described(TIME, "Since when the stream is stale. Absent if it is live."),
+            "expires": described(TIME, "When the stream will end, because its credentials expire then."),
             "ranges": RANGES,
         },
         "The state of the stream has changed, or its credentials expire soon.",
@@ -186,8 +186,8 @@ EVENTS = {
         "close",
         {
             "reason": {"type": "string", "enum": [*CLOSE_REASONS]},
-            "retry_ms": said(COUNT, "After how long to come back, in ms."),
-            "detail": said(TEXT, "For people: what is wrong with etcd."),
+            "retry_ms": described(COUNT, "After how long to come back, in ms."),
+            "detail": described(TEXT, "For people: what is wrong with etcd."),
         },
         "The last event of a stream that the gateway ends.",
         "detail",
@@ -198,7 +198,7 @@ EVENTS = {
 def _framed(name: str, schema: Schema) -> Schema:
     """Return an event as SSE carries it: OpenAPI describes the fields of an SSE event as the members of an object."""
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(name)}
-    fields = {"event": schema["properties"]["type"], "data": data, "id": said(TEXT, "The cursor."), "retry": COUNT}
+    fields = {"event": schema["properties"]["type"], "data": data, "id": described(TEXT, "The cursor."), "retry": COUNT}
     return record(fields, optional=["id", "retry"], description=schema["description"])
 
 
@@ -214,19 +214,19 @@ _ETCD: dict[str, Schema] = {
     "endpoint": TEXT,
     "state": {"type": "string", "enum": ["connecting", "ready", "down"]},
     "since": TIME,
-    "reason": said(TEXT, "Absent if the state is `ready`."),
+    "reason": described(TEXT, "Absent if the state is `ready`."),
 }
-_TROUBLE = {"trouble": said(TEXT, "Why it is not so, if that is known.")}
+_TROUBLE = {"trouble": described(TEXT, "Why it is not so, if that is known.")}
 _FOLLOWED: dict[str, Schema] = {
     "subscribers": COUNT,
     "revision": NUMBER,
     "state": TEXT,
-    "lag": said(COUNT, "Revisions that the slowest subscriber has not been sent yet."),
+    "lag": described(COUNT, "Revisions that the slowest subscriber has not been sent yet."),
     "lingering": {"type": "boolean"},
     "keys": COUNT,
     "bytes": COUNT,
     **_TROUBLE,
-    "subscriber_list": said(array(ref("Subscriber")), "Only if the request names the ranges."),
+    "subscriber_list": described(array(ref("Subscriber")), "Only if the request names the ranges."),
 }
 
 OTHERS = {
@@ -236,18 +236,18 @@ OTHERS = {
             "roles": array(TEXT),
             "read": RANGES,
             "keys_only": RANGES,
-            "expires": said(TIME, "When the credentials expire. Absent if they do not."),
+            "expires": described(TIME, "When the credentials expire. Absent if they do not."),
         },
         optional=["expires"],
     ),
     "Progress": record(
         {
-            "cluster_id": said(TEXT, "In hex."),
-            "epoch": said(TEXT, "Of cursors without ranges: two gateways with equal ones derive equal cursors."),
+            "cluster_id": described(TEXT, "In hex."),
+            "epoch": described(TEXT, "Of cursors without ranges: two gateways with equal ones derive equal cursors."),
             "revision": NUMBER,
             "state": _ETCD["state"],
             "progress_trusted": {"type": "boolean"},
-            "member_known": said({"type": "boolean"}, "Whether progress_trusted is about a member of etcd."),
+            "member_known": described({"type": "boolean"}, "Whether progress_trusted is about a member of etcd."),
         }
     ),
     "ProtectedResource": record(
@@ -265,7 +265,7 @@ OTHERS = {
             "epoch": TEXT,
             "linger": {"type": "number"},
             "sinks": {"type": "object", "additionalProperties": COUNT},
-            "tier": said(COUNT, "0: it follows etcd. Absent while an edge does not know its tier yet."),
+            "tier": described(COUNT, "0: it follows etcd. Absent while an edge does not know its tier yet."),
             "etcd": record({"version": TEXT, **_ETCD}, optional=["reason"]),
             "feeds": array(ref("Feed")),
             "channels": array(ref("Channel")),
@@ -280,7 +280,7 @@ OTHERS = {
             "channels": COUNT,
             "held_by": array(RANGES),
             "started": TIME,
-            "reserved": said(COUNT, "Of a pin: the bytes that are kept free for its next state."),
+            "reserved": described(COUNT, "Of a pin: the bytes that are kept free for its next state."),
         },
         optional=["trouble", "reserved", "subscriber_list"],
         description="One watch at etcd, and what is known through it.",
@@ -313,13 +313,13 @@ OTHERS = {
                 "enum": ["ok", "waiting for etcd", "waiting for the issuer's keys", "waiting for pins", "draining"],
             },
             "etcd": record(_ETCD, optional=["reason"]),
-            "pins": said(array(ref("Pin")), "The pins that are not held. Absent if there are none."),
+            "pins": described(array(ref("Pin")), "The pins that are not held. Absent if there are none."),
             "access": {
                 "type": "object",
                 "additionalProperties": TEXT,
                 "description": "What is wrong with each file of the access control. Absent if nothing is.",
             },
-            "tls": said(TEXT, "What is wrong with the certificate's files. Absent if nothing is."),
+            "tls": described(TEXT, "What is wrong with the certificate's files. Absent if nothing is."),
         },
         optional=["pins", "access", "tls"],
     ),
@@ -359,12 +359,12 @@ _CODES: dict[int, tuple[str, str, tuple[str, ...]]] = {
 def _problem(status: int, codes: tuple[str, ...]) -> Schema:
     return record(
         {
-            "type": said(TEXT, "`urn:etcd-watch-gateway:problem:` and the code."),
+            "type": described(TEXT, "`urn:etcd-watch-gateway:problem:` and the code."),
             "title": TEXT,
             "status": {"const": status},
             "code": {"type": "string", "enum": [*codes], "description": "Names the problem for programs."},
-            "detail": said(TEXT, "For people: what was wrong, and what to do."),
-            "parameter": said(TEXT, "The parameter at fault. Absent if none is."),
+            "detail": described(TEXT, "For people: what was wrong, and what to do."),
+            "parameter": described(TEXT, "The parameter at fault. Absent if none is."),
         },
         optional=["parameter"],
         description="A problem (RFC 9457).",
