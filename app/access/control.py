@@ -280,11 +280,17 @@ class AccessControl:
         return permit
 
     def permit(
-        self, identity: Identity, asked: Ranges, ranges: Ranges, *, keys_only: bool = False, cut: bool = False
+        self,
+        identity: Identity,
+        asked: Ranges,
+        ranges: Ranges,
+        *,
+        keys_only: bool = False,
+        permitted_only: bool = False,
     ) -> Permit:
-        """Return the permit for *ranges*, which have just been authorized. *cut*: with ``scope=permitted``."""
+        """Return the permit for *ranges*, which have just been authorized. *permitted_only*: ``scope=permitted``."""
         expires = identity.ends_at(self.wall())
-        return Permit(identity, asked, ranges, keys_only, cut, self, expires, self.generation)
+        return Permit(identity, asked, ranges, keys_only, permitted_only, self, expires, self.generation)
 
     def check_fence(self, ranges: Sequence[KeyRange]) -> None:
         """Check that the gateway serves all of *ranges*, whoever asks. Raises ForbiddenError if it does not."""

@@ -45,7 +45,7 @@ class Permit:
     asked: Ranges  # what the client has asked for
     ranges: Ranges  # what is left of ``asked``, with ``scope=permitted``
     keys_only: bool
-    cut: bool  # ``scope=permitted``: the permitted parts of ``asked`` suffice
+    permitted_only: bool  # ``scope=permitted``: the permitted parts of ``asked`` suffice
     rules: Rules = field(compare=False, repr=False)
     # Wall-clock seconds at which the stream must end; None: never.
     expires: float | None = field(compare=False)
@@ -67,7 +67,7 @@ class Permit:
         if identity.expired(now):
             return "expired"
         grants = rules.grants(identity)
-        if self.cut:
+        if self.permitted_only:
             left = grants.permitted(self.asked, keys_only=self.keys_only)
             if not left:
                 return "revoked"

@@ -91,11 +91,13 @@ class KvEndpoint:
         asked = parse(query_of(request))
         access, selection = self._gateway.access, asked.read.selection
         ranges, keys_only = selection.ranges, selection.keys_only or selection.count_only
-        if asked.cut:
+        if asked.permitted_only:
             left = access.permitted(identity, ranges, keys_only=keys_only)
             asked = asked.within(left)
             request.scope[PERMITTED] = left
-            permit = access.permit(identity, ranges, asked.read.selection.ranges, keys_only=keys_only, cut=True)
+            permit = access.permit(
+                identity, ranges, asked.read.selection.ranges, keys_only=keys_only, permitted_only=True
+            )
         else:
             permit = access.admit(identity, ranges, keys_only=keys_only)
         coding = coding_for(self._gateway, request, asked.read.selection.ranges)

@@ -58,13 +58,13 @@ class KvRequest:
     """A read, where its answer comes from, and the revision that the answer must have reached.
 
     Args:
-        cut: with ``scope=permitted``. Then ``read`` has all ranges until ``within`` cuts them.
+        permitted_only: ``scope=permitted``. Then ``read`` has all ranges until ``within`` cuts them.
     """
 
     read: KvRead
     consistency: Consistency
     min_revision: int
-    cut: bool = False
+    permitted_only: bool = False
 
     def within(self, ranges: Ranges) -> KvRequest:
         """Return the request for *ranges* instead of what was asked."""

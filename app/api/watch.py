@@ -69,23 +69,23 @@ class WatchEndpoint:
 
     def _parse_and_authorize(self, request: Request, identity: Identity) -> WatchRequest:
         query = parse(query_of(request))
-        selection, cut = query.selection, query.cut
+        selection, permitted_only = query.selection, query.permitted_only
         asked = ranges = selection.ranges
         keys_only = selection.keys_only
         accept = ",".join(headers_of(request, b"accept"))
         chosen = format_of(accept, query.format)
         access = self._gateway.access
         permit = None
-        if cut:
+        if permitted_only:
             ranges = access.permitted(identity, asked, keys_only=keys_only)
             if access.may_end(identity):
-                permit = access.permit(identity, asked, ranges, keys_only=keys_only, cut=True)
+                permit = access.permit(identity, asked, ranges, keys_only=keys_only, permitted_only=True)
         elif access.may_end(identity):
             permit = access.admit(identity, ranges, keys_only=keys_only)
         else:
             access.authorize(identity, ranges, keys_only=keys_only)
         return WatchRequest(
-            interned(replace(selection, ranges=ranges)) if cut else selection,
+            interned(replace(selection, ranges=ranges)) if permitted_only else selection,
             chosen,
             cursor_of(header_of(request, b"last-event-id"), query.cursor),
             query.snapshot,

@@ -41,7 +41,7 @@ class WatchQuery:
     snapshot: bool
     interval: float  # of ``mode=latest``, in seconds; 0: every event is sent
     min_revision: int
-    cut: bool  # ``scope=permitted``
+    permitted_only: bool  # ``scope=permitted``
     cursor: bytes | None  # the newest one
 
 
@@ -61,7 +61,7 @@ def _parse(raw: bytes) -> WatchQuery:
         interval=interval_of(query),
         min_revision=parse_revision(query, "min_revision"),
         format=parse_choice(query, "format", FORMATS),
-        cut=scope_of(query),
+        permitted_only=scope_of(query),
         cursor=newest_cursor(query),
     )
 

@@ -66,7 +66,7 @@ async def test_permitted_parts(tmp_path: Path) -> None:
     world = World(tmp_path, policy=POLICY)
     identity = await dash(world)
     left = world.control.permitted(identity, ALL)
-    permit = world.control.permit(identity, ALL, left, cut=True)
+    permit = world.control.permit(identity, ALL, left, permitted_only=True)
     assert left == (SVC,)
     for policy, outcome in (
         (POLICY.replace("read: [/svc/]", "read: [/svc/, /more/]"), permit),
@@ -166,7 +166,7 @@ async def test_credentials_that_end_while_a_request_waits(tmp_path: Path, change
 async def test_a_request_for_the_permitted_parts_that_has_waited(tmp_path: Path) -> None:
     """Of a part that is left, the client is told to come back; without a rest it is refused."""
     world = World(tmp_path, policy=POLICY)
-    permit = world.control.permit(await dash(world), ALL, (SVC,), cut=True)
+    permit = world.control.permit(await dash(world), ALL, (SVC,), permitted_only=True)
     world.policy_path.write_text(NARROWER)
     world.control.reload()
     with pytest.raises(ScopeChangedError, match="send the request again"):

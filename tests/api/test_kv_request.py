@@ -34,7 +34,7 @@ def test_what_is_asked_decides_whether_it_is_a_single_key() -> None:
     assert parse(b"key=/b&key=%2fb").read.single_key
     for query in (b"prefix=/b", b"key=/b&key=/c", b"key=/b&prefix=/b"):
         asked = parse(query + b"&scope=permitted")
-        assert asked.cut
+        assert asked.permitted_only
         assert not asked.within((B,)).read.single_key
         assert asked.within((B,)).read.selection.ranges == (B,)
 
