@@ -9,12 +9,12 @@ from typing import TypeVar, cast
 
 from .always_true import AlwaysTrue
 from .deflate import Part
-from .encoded import keep, kept_size, whole_size
 from .encoding import event_body
 from .events import Batch, Event, KeyValue
 from .frames import GZIP, LIST, snapshot_frame
 from .log import MayKeep, keep_all
 from .snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
+from .table_memory import keep, kept_size, whole_size
 
 # A part that has shrunk below a quarter (1 / SMALL) of the limits is merged into the part before it.
 SMALL = 4

@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core.deflate import HEADER
-from app.core.encoded import whole_size
 from app.core.encoding import event_body
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.frames import GZIP, LIST, snapshot_frame
 from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
+from app.core.table_memory import whole_size
 from app.core.view import View
 from tests.core.etcd_model import History
 

@@ -1,11 +1,11 @@
-"""``app.core.encoded``: what a table of encoded bytes takes, whatever is added and removed."""
+"""``app.core.table_memory``: what a table of encoded bytes takes, whatever is added and removed."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.encoded import EMPTY, OBJECT, TABLE, keep, kept_size, table_size, whole_size
+from app.core.table_memory import EMPTY, OBJECT, TABLE, keep, kept_size, table_size, whole_size
 
 CHANGES = st.lists(st.dictionaries(st.integers(0, 40), st.one_of(st.none(), st.binary(max_size=9))), max_size=20)
 
