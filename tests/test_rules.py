@@ -49,7 +49,7 @@ def falsy_classes(source: str) -> Iterator[str]:
         if isinstance(node, ast.ClassDef):
             methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
             bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-            if "__len__" in methods and "__bool__" not in methods and "Sized" not in bases:
+            if "__len__" in methods and "__bool__" not in methods and "AlwaysTrue" not in bases:
                 yield node.name
 
 
@@ -64,7 +64,7 @@ def test_an_empty_object_is_an_object() -> None:
     [
         ("class A:\n    def __len__(self): return 0", ["A"]),
         ("class A(Base):\n    def __len__(self): return 0", ["A"]),
-        ("class A(Sized):\n    def __len__(self): return 0", []),
+        ("class A(AlwaysTrue):\n    def __len__(self): return 0", []),
         ("class A:\n    def __len__(self): return 0\n    def __bool__(self): return True", []),
         ("class A:\n    pass", []),
     ],
