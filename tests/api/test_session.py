@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.access.sessions import LIFETIME
 from app.gateway import Gateway
 from app.main import create_app
 from app.metrics import NAMESPACE, make_registry
+from app.ports import Clock
 from app.settings import load
 from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
@@ -32,15 +34,19 @@ READ = "/v1/kv?prefix=/svc/"
 
 
 class World:
-    """A gateway with sessions, whose wall clock stands still until a test moves it."""
+    """A gateway with sessions, whose wall clock stands still until a test moves it.
 
-    def __init__(self, folder: Path, etcd: str, **settings: Any) -> None:
+    *clock*: the gateway's other clock.
+    """
+
+    def __init__(self, folder: Path, etcd: str, *, clock: Clock = time.monotonic, **settings: Any) -> None:
         self.tokens, self.keys = folder / "tokens.yaml", folder / "keys"
         self.list_tokens("dash-token")
         self.keys.write_text("k" * 32)
         files = {"tokens_file": self.tokens, "session_key_file": self.keys}
         self.ahead = 0.0
-        self.gateway = Gateway(load({"etcd": etcd, "linger": 0, **files, **settings}), wall=lambda: NOW + self.ahead)
+        loaded = load({"etcd": etcd, "linger": 0, **files, **settings})
+        self.gateway = Gateway(loaded, clock=clock, wall=lambda: NOW + self.ahead)
         self.app = create_app(gateway=self.gateway)
 
     def list_tokens(self, *tokens: str) -> None:
@@ -451,7 +457,8 @@ async def test_a_held_read_ends_with_its_session(tmp_path: Path, fake: FakeEtcd,
 
 async def test_wrong_cookies_are_limited_by_address(tmp_path: Path) -> None:
     """As wrong tokens are: 429 before a cookie is looked at. Cookies of other programs are not wrong ones."""
-    world = World(tmp_path, "http://127.0.0.1:1", address_joins="3")
+    # The clock stands still: a slow machine would earn new attempts between two requests.
+    world = World(tmp_path, "http://127.0.0.1:1", address_joins="3", clock=lambda: 100.0)
     async with world.http() as http:
         for _ in range(5):
             assert (await http.get("/v1/access", headers={"Cookie": "other=1"})).status_code == 401
