@@ -46,3 +46,13 @@ class ReadableHistory(Protocol):
 
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks."""
+
+
+class OlderHistory(Protocol):
+    """Reads older history of a feed for old cursors (``backfill``)."""
+
+    def promises(self, revision: int) -> bool:
+        """Whether a reader at *revision*, below the log's floor, may be served when the read is complete."""
+
+    def why_not(self, revision: int) -> ResetReason:
+        """Return why a cursor at *revision*, below the log's floor, cannot be served."""

@@ -22,9 +22,8 @@ from .flush import Flush
 from .frames import close_event, comment, control, greeting
 from .interned import interned
 from .log import LogSlice
-from .readable_history import ReadableHistory
+from .readable_history import OlderHistory, ReadableHistory
 from .reasons import CloseReason, ResetReason
-from .selected_history import OlderHistory
 from .selection import Ranges, Selection
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot

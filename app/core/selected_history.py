@@ -30,25 +30,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from .events import REFERENCE, Batch, Event
 from .history import History
 from .log import EVERYTHING, Bounds, Log, MayKeep, keep_all
+from .readable_history import OlderHistory
 from .reasons import ResetReason
 from .selection import Ranges
 from .snapshot import Snapshot
 from .view import View
-
-
-class OlderHistory(Protocol):
-    """Reads older history of a feed for old cursors (``backfill``)."""
-
-    def promises(self, revision: int) -> bool:
-        """Whether a reader at *revision*, below the log's floor, may be served when the read is complete."""
-
-    def why_not(self, revision: int) -> ResetReason:
-        """Return why a cursor at *revision*, below the log's floor, cannot be served."""
 
 
 def _nothing() -> None:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..core.errors import TooLargeError
-from ..core.readable_history import ReadableHistory
+from ..core.readable_history import OlderHistory, ReadableHistory
 from ..core.reasons import CloseReason
-from ..core.selected_history import OlderHistory, SelectedHistory
+from ..core.selected_history import SelectedHistory
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd
