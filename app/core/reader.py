@@ -72,7 +72,7 @@ class Reader:
         form: see ``app.core.frames``.
         cursor: the client's; None if the client sent none.
         snapshot: False for ``snapshot=0``: the client wants only changes, and a reset brings no state.
-        pace: makes the policy that finds whether the reader is too slow.
+        make_policy: makes the policy that finds whether the reader is too slow.
         counts: where the reader adds what it returns.
         interval: with ``mode=latest``, the seconds between two flushes (``app.core.flush``). 0: send every event.
         min_revision: ``synced`` is not sent at a lower revision.
@@ -80,8 +80,8 @@ class Reader:
 
     __slots__ = (
         "_asked", "_asked_backfill", "_counts", "_epoch", "_epoch_of", "_flush", "_for_gateway", "_form",
-        "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_pace", "_offered", "_older",
-        "_pace", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_blocks", "_sent_pieces",
+        "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_policy", "_offered", "_older",
+        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_blocks", "_sent_pieces",
         "_snapshot", "_synced", "_with_state", "delivered", "interval", "min_revision", "phase", "revision",
         "told_stale", "wants",
     )  # fmt: skip
@@ -97,15 +97,15 @@ class Reader:
         cursor: Cursor | None,
         snapshot: bool,
         heartbeat: float,
-        pace: Callable[[], SlowReaderPolicy] = SlowReaderPolicy,
+        make_policy: Callable[[], SlowReaderPolicy] = SlowReaderPolicy,
         counts: Counts | None = None,
         interval: float = 0.0,
         min_revision: int = 0,
         for_gateway: bool = False,
     ) -> None:
-        self._make_pace = pace
+        self._make_policy = make_policy
         # None while nothing counts: the reader follows the log, and nothing was reset since it last had everything.
-        self._pace: SlowReaderPolicy | None = None
+        self._policy: SlowReaderPolicy | None = None
         self._counts = counts if counts is not None else Counts()
         self._history = history
         self._older = older
@@ -150,14 +150,14 @@ class Reader:
     @property
     def too_slow(self) -> bool:
         """Whether the stream must be closed, and ``read`` returns nothing. A flush that the log holds may be slow."""
-        if self._pace is None or not self._pace.too_slow:
+        if self._policy is None or not self._policy.too_slow:
             return False
         return self._flush is None or not self._log_holds(self._flush.start)
 
     @property
     def after_a_reset(self) -> bool:
         """See ``SlowReaderPolicy``."""
-        return self._pace is not None and self._pace.after_a_reset
+        return self._policy is not None and self._policy.after_a_reset
 
     @property
     def at_tip(self) -> bool:
@@ -236,8 +236,8 @@ class Reader:
 
     def wrote(self, size: int, seconds: float) -> None:
         """Record that a write of *size* bytes took so many seconds."""
-        if self._pace is not None:
-            self._pace.wrote(size, seconds)
+        if self._policy is not None:
+            self._policy.wrote(size, seconds)
 
     def refuse_backfill(self) -> None:
         """Record that no history will be read for this reader."""
@@ -394,7 +394,7 @@ class Reader:
         self._sent_blocks = 0
         self.revision = snapshot.revision
         self.phase = SNAPSHOT
-        self._paced().begin_snapshot()
+        self._counting_policy().begin_snapshot()
         self._synced = False
         self.wants = Wants.NOTHING
         if not self._with_state and reason == "initial":
@@ -420,8 +420,8 @@ class Reader:
                 return data
             self._snapshot = None
         self.phase = FOLLOWING
-        self._paced().end_snapshot()
-        self._drop_pace()
+        self._counting_policy().end_snapshot()
+        self._drop_policy()
         return data + self._say_synced()
 
     # --- following ---------------------------------------------------------------------------------------------------
@@ -433,11 +433,11 @@ class Reader:
         if self.revision < log.floor:
             if log.tip < self.min_revision:
                 return b""
-            pace = self._paced()
-            if not pace.too_slow:
+            policy = self._counting_policy()
+            if not policy.too_slow:
                 self._lagged = True
-                pace.lag()
-            return b"" if pace.too_slow else self._begin_snapshot("lagged")
+                policy.lag()
+            return b"" if policy.too_slow else self._begin_snapshot("lagged")
         if self.interval:
             return self._begin_flush()
         log_slice = log.slice(self.revision, size, self._representation)
@@ -467,7 +467,7 @@ class Reader:
         self._flush, self._sent_pieces = self._history.log.flush_from(self.revision), 0
         if self._flush is None:
             return self._reach_tip()
-        self._paced().begin_flush()
+        self._counting_policy().begin_flush()
         return self._next_piece()
 
     def _next_piece(self) -> bytes:
@@ -486,8 +486,8 @@ class Reader:
         if self._sent_pieces < len(flush.pieces):
             return data
         self._flush = None
-        self._paced().end_flush()
-        self._drop_pace()
+        self._counting_policy().end_flush()
+        self._drop_policy()
         self.revision = flush.end
         if not self._log_holds(flush.end):
             return data
@@ -501,19 +501,19 @@ class Reader:
 
     def _catch_up(self) -> None:
         self._lagged = False
-        if self._pace is not None:
-            self._pace.catch_up()
-            self._drop_pace()
+        if self._policy is not None:
+            self._policy.catch_up()
+            self._drop_policy()
 
-    def _paced(self) -> SlowReaderPolicy:
+    def _counting_policy(self) -> SlowReaderPolicy:
         """Return the policy, made now if there was none: something that it counts begins or ends."""
-        if self._pace is None:
-            self._pace = self._make_pace()
-        return self._pace
+        if self._policy is None:
+            self._policy = self._make_policy()
+        return self._policy
 
-    def _drop_pace(self) -> None:
-        if self._pace is not None and self._pace.at_rest:
-            self._pace = None
+    def _drop_policy(self) -> None:
+        if self._policy is not None and self._policy.at_rest:
+            self._policy = None
 
     def _say_synced(self) -> bytes:
         if self.revision < self.min_revision:

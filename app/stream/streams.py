@@ -69,7 +69,7 @@ class Streams:
         self.wall = wall
         self.draw = draw
         self.counters = Counters()
-        self._pace = partial(SlowReaderPolicy, settings.send_timeout, settings.min_rate)
+        self._make_policy = partial(SlowReaderPolicy, settings.send_timeout, settings.min_rate)
         self.chunks = Chunks()
         self.timers = TimerWheel(clock)
         self.snapshots = SnapshotQueue(clock)
@@ -103,7 +103,7 @@ class Streams:
             cursor=cursor,
             snapshot=snapshot,
             heartbeat=settings.heartbeat,
-            pace=self._pace,
+            make_policy=self._make_policy,
             counts=self.counters.handed,
             interval=interval,
             min_revision=min_revision,

@@ -393,7 +393,7 @@ def test_a_flush_that_only_its_reader_holds_has_a_rate() -> None:
     """A client that trickles costs nothing while the log holds the events; when only its flush holds them, it does."""
     core = live(put(90), bounds=Bounds(batches=4))
     one = reader(core)
-    one._make_pace = partial(SlowReaderPolicy, 30.0, 1000)
+    one._make_policy = partial(SlowReaderPolicy, 30.0, 1000)
     everything(one)
     for revision in (101, 102, 103):
         core.handle(Batches((Batch(revision, [put(revision, b"/a/%d" % revision)]),)), 0.0)

@@ -17,22 +17,22 @@ writes = st.lists(st.tuples(st.integers(1, 100_000), st.floats(0, 60)), max_size
 )
 def test_who_sustains_the_rate_is_never_too_slow(rate: int, pause: float, sizes: list[int], faster: float) -> None:
     """A client that sustains the rate is never too slow, however large the state, with one pause anywhere."""
-    pace = SlowReaderPolicy(pause, rate)
-    pace.begin_snapshot()
+    policy = SlowReaderPolicy(pause, rate)
+    policy.begin_snapshot()
     for number, size in enumerate(sizes):
-        pace.wrote(size, size / (rate * faster) + (0.9 * pause if number == len(sizes) // 2 else 0))
-        assert not pace.too_slow
+        policy.wrote(size, size / (rate * faster) + (0.9 * pause if number == len(sizes) // 2 else 0))
+        assert not policy.too_slow
 
 
 @given(rate=rates, pause=st.floats(0.1, 60), seconds=st.floats(0.1, 60), slower=st.floats(0.01, 0.5))
 def test_who_stays_below_it_is_too_slow_in_the_end(rate: int, pause: float, seconds: float, slower: float) -> None:
     """A client at half the rate or less, in a snapshot without end, is too slow after twice the pause and one write."""
-    pace = SlowReaderPolicy(pause, rate)
-    pace.begin_snapshot()
+    policy = SlowReaderPolicy(pause, rate)
+    policy.begin_snapshot()
     waited = 0.0
-    while not pace.too_slow:
+    while not policy.too_slow:
         assert waited <= 2.001 * pause
-        pace.wrote(int(rate * slower * seconds), seconds)
+        policy.wrote(int(rate * slower * seconds), seconds)
         waited += seconds
 
 
@@ -52,63 +52,63 @@ def test_only_snapshots_have_a_rate(found: list[tuple[int, float]]) -> None:
 
 def test_each_snapshot_is_measured_by_itself() -> None:
     """The rate of each snapshot counts from its own start, not from earlier snapshots or the time between."""
-    pace = SlowReaderPolicy(1.0, 1000)
-    pace.begin_snapshot()
-    pace.wrote(1000, 2.5)
-    assert pace.too_slow
-    pace.begin_snapshot()
-    assert not pace.too_slow
-    pace.wrote(1000, 1.5)
-    assert not pace.too_slow
+    policy = SlowReaderPolicy(1.0, 1000)
+    policy.begin_snapshot()
+    policy.wrote(1000, 2.5)
+    assert policy.too_slow
+    policy.begin_snapshot()
+    assert not policy.too_slow
+    policy.wrote(1000, 1.5)
+    assert not policy.too_slow
 
 
 @given(st.lists(st.sampled_from(["lag", "catch up", "snapshot"]), max_size=30))
 def test_lags_count_until_it_has_caught_up(steps: list[str]) -> None:
     """Only lags in a row count, up to the permitted number."""
-    pace, row = SlowReaderPolicy(), 0
+    policy, row = SlowReaderPolicy(), 0
     for step in steps:
         if step == "lag":
-            pace.lag()
+            policy.lag()
             row += 1
         elif step == "catch up":
-            pace.catch_up()
+            policy.catch_up()
             row = 0
         else:
-            pace.begin_snapshot()
-            pace.end_snapshot()
-        assert pace.too_slow == (row >= MAX_LAGS)
-        assert pace.after_a_reset == (row > 0)
+            policy.begin_snapshot()
+            policy.end_snapshot()
+        assert policy.too_slow == (row >= MAX_LAGS)
+        assert policy.after_a_reset == (row > 0)
 
 
 def test_behind_a_reset_in_a_snapshot() -> None:
     """The sent part of a snapshot is useless until the snapshot is complete."""
-    pace = SlowReaderPolicy()
-    assert not pace.after_a_reset
-    pace.begin_snapshot()
-    assert pace.after_a_reset
-    pace.end_snapshot()
-    assert not pace.after_a_reset
+    policy = SlowReaderPolicy()
+    assert not policy.after_a_reset
+    policy.begin_snapshot()
+    assert policy.after_a_reset
+    policy.end_snapshot()
+    assert not policy.after_a_reset
 
 
 STEPS = ("begin_snapshot", "end_snapshot", "begin_flush", "end_flush", "lag", "catch_up", "wrote")
 steps_of_a_reader = st.lists(st.sampled_from(STEPS), max_size=30)
 
 
-def take(pace: SlowReaderPolicy, step: str) -> tuple[bool, bool]:
+def take(policy: SlowReaderPolicy, step: str) -> tuple[bool, bool]:
     """Report one step; return what the policy then finds."""
-    getattr(pace, step)(*((10, 20.0) if step == "wrote" else ()))
-    return pace.too_slow, pace.after_a_reset
+    getattr(policy, step)(*((10, 20.0) if step == "wrote" else ()))
+    return policy.too_slow, policy.after_a_reset
 
 
 @given(before=steps_of_a_reader, after=steps_of_a_reader)
 def test_a_policy_at_rest_is_as_good_as_new(before: list[str], after: list[str]) -> None:
     """A reader may drop a policy at rest, and make a new one when it needs one."""
-    pace, new = SlowReaderPolicy(), SlowReaderPolicy()
+    policy, new = SlowReaderPolicy(), SlowReaderPolicy()
     for step in before:
-        take(pace, step)
-    if pace.at_rest:
+        take(policy, step)
+    if policy.at_rest:
         for step in after:
-            assert take(pace, step) == take(new, step)
+            assert take(policy, step) == take(new, step)
 
 
 @given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
