@@ -117,7 +117,7 @@ class SelectedChannel:
         limits: Limits,
         *,
         memory: FeedMemory,
-        turns: SnapshotScheduler,
+        scheduler: SnapshotScheduler,
         owner: ChannelOwner,
         clock: Clock,
     ) -> None:
@@ -135,7 +135,7 @@ class SelectedChannel:
         self._hold = memory.hold()
         self.history.ask_before_keeping(self._keep)
         self._fresh = FreshSnapshots(
-            StateReader(ranges, etcd, memory, turns, self), self.history, keep=limits.sync_timeout, clock=clock
+            StateReader(ranges, etcd, memory, scheduler, self), self.history, keep=limits.sync_timeout, clock=clock
         )
         self._hastened: set[Feed] = set()
         self._accounting = False

@@ -89,7 +89,7 @@ class Feed:
         *,
         pinned: bool = False,
         memory: FeedMemory,
-        turns: SnapshotScheduler,
+        scheduler: SnapshotScheduler,
         owner: FeedOwner,
         clock: Clock,
         draw: Draw,
@@ -122,7 +122,7 @@ class Feed:
         self._backoff = Backoff()
         self._watch: Watch | None = None
         self._scope = TaskScope(f"feed {watched}", lambda _error: self._fail("unavailable"))
-        self._state = StateReader(self.ranges, etcd, memory, turns, self)
+        self._state = StateReader(self.ranges, etcd, memory, scheduler, self)
         self._fresh = FreshSnapshots(self._state, self.history, keep=limits.sync_timeout, clock=clock)
         self._proof_pending = False
         self._merges_waiting = 0

@@ -59,7 +59,7 @@ class Feeds(AlwaysTrue):
         pins: Iterable[KeyRange],
         *,
         memory: FeedMemory,
-        turns: SnapshotScheduler,
+        scheduler: SnapshotScheduler,
         owner: FeedOwner,
         clock: Clock,
         draw: Draw,
@@ -67,7 +67,7 @@ class Feeds(AlwaysTrue):
         self._etcd = etcd
         self._limits = limits
         self._memory = memory
-        self._turns = turns
+        self._scheduler = scheduler
         self._owner = owner
         self._clock = clock
         self._draw = draw
@@ -164,7 +164,7 @@ class Feeds(AlwaysTrue):
             self._limits,
             pinned=watched in self.pins,
             memory=self._memory,
-            turns=self._turns,
+            scheduler=self._scheduler,
             owner=self._owner,
             clock=self._clock,
             draw=self._draw,

@@ -68,9 +68,9 @@ class Registry(AlwaysTrue):
         self.quotas = quotas
         self._clock = clock
         self.memory = FeedMemory(budget, self._holders_of_memory, self._expire_oldest)
-        self._turns = SnapshotScheduler()
+        self._scheduler = SnapshotScheduler()
         self.feeds = Feeds(
-            etcd, limits, pins, memory=self.memory, turns=self._turns, owner=self, clock=clock, draw=draw
+            etcd, limits, pins, memory=self.memory, scheduler=self._scheduler, owner=self, clock=clock, draw=draw
         )
         self._counts: RefCounts[Ranges] = RefCounts()
         self._channels: dict[Ranges, Channel] = {}
@@ -289,7 +289,7 @@ class Registry(AlwaysTrue):
             self._etcd,
             self.limits,
             memory=self.memory,
-            turns=self._turns,
+            scheduler=self._scheduler,
             owner=self,
             clock=self._clock,
         )

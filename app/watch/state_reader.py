@@ -20,12 +20,12 @@ class StateReader:
     """Reads all of *ranges* at one linearizable revision, for *holder*, which must make room first."""
 
     def __init__(
-        self, ranges: Ranges, etcd: Etcd, memory: FeedMemory, turns: SnapshotScheduler, holder: Holder
+        self, ranges: Ranges, etcd: Etcd, memory: FeedMemory, scheduler: SnapshotScheduler, holder: Holder
     ) -> None:
         self.ranges = ranges
         self._etcd = etcd
         self._memory = memory
-        self._turns = turns
+        self._scheduler = scheduler
         self._holder: Holder | None = holder
 
     def stop(self) -> None:
@@ -34,7 +34,7 @@ class StateReader:
 
     async def read(self, *, newest: bool = False) -> tuple[Snapshot, int, Hold]:
         """Return the state, the cluster's id, and a hold that the caller must release. Raises as ``Etcd.snapshot``."""
-        return await self._turns.read(partial(self._attempt, newest=newest))
+        return await self._scheduler.read(partial(self._attempt, newest=newest))
 
     async def _attempt(self, *, newest: bool) -> tuple[Snapshot, int, Hold]:
         hold = self._memory.hold()

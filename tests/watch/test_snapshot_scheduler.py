@@ -36,31 +36,31 @@ class Memory:
 
 async def test_what_fits_is_read_at_once() -> None:
     """Snapshots that fit do not wait for each other."""
-    turns, memory = SnapshotScheduler(), Memory(room=6)
-    found = await asyncio.gather(*[turns.read(memory.read) for _ in range(3)])
+    scheduler, memory = SnapshotScheduler(), Memory(room=6)
+    found = await asyncio.gather(*[scheduler.read(memory.read) for _ in range(3)])
     assert (sorted(found), memory.attempts) == ([1, 2, 3], 3)
 
 
 async def test_what_does_not_fit_beside_others_is_read_after_them() -> None:
     """Each read releases its pages, and none fails: one after the other they fit."""
-    turns, memory = SnapshotScheduler(), Memory(room=2)
-    found = await asyncio.gather(*[turns.read(memory.read) for _ in range(4)])
+    scheduler, memory = SnapshotScheduler(), Memory(room=2)
+    found = await asyncio.gather(*[scheduler.read(memory.read) for _ in range(4)])
     assert len(set(found)) == 4
     assert memory.held == 0
 
 
 async def test_what_does_not_fit_alone_fails_at_once() -> None:
     """It would not fit the next time either, and every attempt costs etcd a Range of the whole prefix."""
-    turns, memory = SnapshotScheduler(), Memory(room=1)
+    scheduler, memory = SnapshotScheduler(), Memory(room=1)
     with pytest.raises(NoRoomError):
-        await turns.read(memory.read)
+        await scheduler.read(memory.read)
     assert memory.attempts == 1
 
 
 async def test_who_is_cancelled_in_its_turn_holds_nobody_up() -> None:
     """A read that is cancelled in its turn passes the turn to the next."""
-    turns, memory = SnapshotScheduler(), Memory(room=2)
-    first, second, third = (asyncio.create_task(turns.read(memory.read)) for _ in range(3))
+    scheduler, memory = SnapshotScheduler(), Memory(room=2)
+    first, second, third = (asyncio.create_task(scheduler.read(memory.read)) for _ in range(3))
     await asyncio.sleep(0)
     second.cancel()
     assert await first
