@@ -91,11 +91,11 @@ class Hold:
 
     def revoke(self) -> int:
         """Release the hold and notify its owner. Return the number of bytes released."""
-        given, told = self.size, self.on_revoked
+        freed, told = self.size, self.on_revoked
         self.release()
         if told is not None:
             told()
-        return given
+        return freed
 
     def tell_granted(self) -> None:
         """Call *on_granted*. Only the budget calls this."""

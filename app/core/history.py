@@ -92,10 +92,10 @@ class History:
         """
         if self.view is None or self.unproven is None:
             return 0
-        given = self.view.bytes + self.log.clear()
+        freed = self.view.bytes + self.log.clear()
         self.view, self.view_reclaimed = None, True
         self.followers.restart()
-        return given
+        return freed
 
     def drop(self) -> None:
         """Drop all keys, values and events, because the feed has ended. Its readers send what they have begun."""

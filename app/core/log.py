@@ -177,19 +177,19 @@ class Log(AlwaysTrue):
 
     def reclaim(self, size: int) -> int:
         """Evict the oldest batches until *size* bytes are free, but keep the newest. Return the bytes freed."""
-        drop, given = 0, 0
-        while given < size and drop < len(self._entries) - 1:
-            given += self._entries[drop].size
+        drop, freed = 0, 0
+        while freed < size and drop < len(self._entries) - 1:
+            freed += self._entries[drop].size
             drop += 1
         self._evict(drop)
-        return given
+        return freed
 
     def clear(self) -> int:
         """Drop all batches, and keep the position. Return the bytes freed."""
-        given = self.bytes
+        freed = self.bytes
         self._evict(len(self._entries))
         self.floor = self.tip
-        return given
+        return freed
 
     def forget(self, revision: int) -> None:
         """Evict all batches up to *revision*. The floor moves only as far as the batches that are evicted."""

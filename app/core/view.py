@@ -165,12 +165,12 @@ class View(AlwaysTrue):
 
     def reclaim(self) -> int:
         """Drop everything that is encoded, and encode it again when needed. Return the bytes freed."""
-        given = self.encoded
+        freed = self.encoded
         self._bodies = {}
         for frames in (*self._frames.values(), *self._left.values()):
             frames.clear()
-        self._count(-given)
-        return given
+        self._count(-freed)
+        return freed
 
     def _count(self, size: int) -> None:
         self.encoded += size

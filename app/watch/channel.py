@@ -299,9 +299,9 @@ class SelectedChannel:
 
     def reclaim_encoded(self) -> int:
         """See ``app.watch.memory.Holder``."""
-        given = self.history.reclaim_encoded()
+        freed = self.history.reclaim_encoded()
         self._account()
-        return given
+        return freed
 
     def reclaim_view(self) -> int:
         """See ``app.watch.memory.Holder``: the view is replaced only together with a feed's."""
@@ -309,9 +309,9 @@ class SelectedChannel:
 
     def reclaim_log(self, size: int) -> int:
         """See ``app.watch.memory.Holder``."""
-        given = self.history.log.reclaim(size)
+        freed = self.history.log.reclaim(size)
         self._account()
-        return given
+        return freed
 
     def _account(self) -> None:
         if not self._stopped:

@@ -269,16 +269,16 @@ class Feed:
 
     def reclaim_encoded(self) -> int:
         """See ``app.watch.memory.Holder``."""
-        given = self.history.reclaim_encoded()
+        freed = self.history.reclaim_encoded()
         self._account()
-        return given
+        return freed
 
     def reclaim_log(self, size: int) -> int:
         """See ``app.watch.memory.Holder``."""
-        given = self.history.log.reclaim(size)
+        freed = self.history.log.reclaim(size)
         self.history.followers.forget()
         self._account()
-        return given
+        return freed
 
     def reserve(self, *, wanted: bool) -> None:
         """Keep as many bytes free for the next state as the present state has, or none."""
@@ -291,16 +291,16 @@ class Feed:
     def reclaim_view(self) -> int:
         """See ``app.watch.memory.Holder``. Without the view, readers get the status ``stale``."""
         self._reserve.set(0)
-        given = self.history.reclaim_view()
-        if given:
+        freed = self.history.reclaim_view()
+        if freed:
             logger.warning(
-                "feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": given}
+                "feed gives up its old state for the new one", extra={"range": str(self.range), "bytes": freed}
             )
             self._fresh.forget()
             self._account()
             self._update_staleness()
             self._owner.view_reclaimed(self)
-        return given
+        return freed
 
     def _account(self) -> None:
         self._hold.set(self.core.bytes)

@@ -13,7 +13,7 @@ ENCODED_SHARE = 8
 
 
 class Holder(Protocol):
-    """A feed, as the memory sees it. Each ``reclaim`` method returns the number of bytes that it freed."""
+    """A feed or a channel, as the memory sees it. Each ``reclaim`` method returns the number of bytes that it freed."""
 
     @property
     def unproven_bytes(self) -> int:
@@ -45,8 +45,8 @@ class FeedMemory:
 
     Args:
         budget: the budget of the whole process; it also counts pages and REST answers.
-        feeds: returns all feeds.
-        expire_oldest: ends the feed that has lingered longest, unless that is the given one; returns whether it did.
+        feeds: returns all holders: the feeds, and the channels that are made from feeds.
+        expire_oldest: ends the channel that has lingered longest, but not the given holder; returns whether one ended.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class FeedMemory:
     def _make_room_for(self, feed: Holder, size: int) -> None:
         """Free *size* bytes for *feed*, from what can be spared most to what can be spared least.
 
-        Lingering feeds end first; then unproven history, encoded data, the view that *feed* will replace (or the room
-        that it reserves for the next view), logs, and REST answers are dropped.
+        Lingering channels end first; then unproven history, encoded data, the view that *feed* will replace (or the
+        room that it reserves for the next view), logs, and REST answers are dropped.
         """
         while self.budget.lacks(size) > 0 and self._expire_oldest(feed):
             pass
