@@ -1,7 +1,7 @@
 """The history of a selection that is not exactly one feed: a projection of one feed, or a merge of several.
 
 Must live here: which revisions of the feeds the selection's readers may see, and as what. Must not: whether a feed's
-own history is complete (``feed``); tasks, and asking etcd for progress (``app.watch.channel``).
+own history is complete (``feed``); tasks, and asking etcd for progress (``app.watch.selected_channel``).
 
 Theory of operation
     *A projection* is made of one feed. Each revision of the feed becomes the events that lie in the selection, at once.

@@ -43,6 +43,7 @@ from ..core.staleness import Staleness
 from ..ports import Clock, Draw, Etcd, Watch
 from .backfill import RunningBackfill
 from .cancel import cancel_watch
+from .channel import Channel
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
@@ -65,14 +66,6 @@ class FeedOwner(Protocol):
 
     def view_reclaimed(self, feed: Feed) -> None:
         """*feed* has freed its view: its readers must not hold any part of that view."""
-
-
-class DerivedChannel(Protocol):
-    """A channel that is derived from feeds: a projection or a merge."""
-
-    @property
-    def notifier(self) -> Notifier:
-        """Wakes the channel's readers."""
 
 
 class Feed:
@@ -105,7 +98,7 @@ class Feed:
         self.older = self.core.backfill
         self.notifier, self.tip_notifier = Notifier(), Notifier()
         # The channels that are made from this feed: projections and merges.
-        self.channels: dict[DerivedChannel, None] = {}
+        self.channels: dict[Channel, None] = {}
         self.started = time.time()
         # Why the feed is not live, for /v1/feeds and for subscribers that wait.
         self.trouble = ""

@@ -94,6 +94,11 @@ class Feeds(AlwaysTrue):
         """Return the feed of a range, or None."""
         return self._feeds.get(watched)
 
+    def joinable(self, watched: KeyRange) -> bool:
+        """Whether a range has a feed that new readers may join."""
+        feed = self._feeds.get(watched)
+        return feed is not None and feed.history.joinable
+
     def holders(self, watched: KeyRange) -> Collection[Ranges]:
         """Return the channels that hold the feed of a range."""
         return self._holders.get(watched, {})

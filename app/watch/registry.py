@@ -22,12 +22,13 @@ from ..core.refcounts import Acquired, RefCounts
 from ..core.selection import Ranges, divide
 from ..core.versions import TRUSTED_PROGRESS
 from ..ports import Clock, Draw, Etcd, Hub
-from .channel import Channel, SelectedChannel
+from .channel import Channel
 from .draining import Draining
 from .feed import Feed
 from .feeds import PAUSE, Feeds
 from .limits import Limits
 from .memory import FeedMemory, Holder
+from .selected_channel import SelectedChannel
 from .snapshot_scheduler import SnapshotScheduler
 from .statistics import ChannelStatistics, RegistryStatistics, SubscriberStatistics
 from .subscriber import Subscriber
@@ -203,7 +204,7 @@ class Registry(AlwaysTrue):
                 "(GATEWAY_MAX_FEED_BYTES): follow smaller ranges"
             )
         condition = self._etcd.condition
-        if condition.state == "down" and not all(self._joinable(one) for one in watched):
+        if condition.state == "down" and not all(self.feeds.joinable(one) for one in watched):
             raise condition.error()
         # While the member is not known, a merge waits, as a single range does.
         if len(watched) > 1 and self._etcd.member_known and not self._etcd.progress_trusted:
@@ -221,10 +222,6 @@ class Registry(AlwaysTrue):
 
     def _wanted(self, ranges: Ranges, watched: Ranges) -> Wanted:
         return Wanted(ranges, tuple(one for one in watched if one not in self.feeds.pins))
-
-    def _joinable(self, watched: KeyRange) -> bool:
-        feed = self.feeds.get(watched)
-        return feed is not None and feed.history.joinable
 
     def _check_room(self, watched: Iterable[KeyRange], *, counts: bool) -> None:
         """Raise OverCapacityError unless a new channel, and its feeds, fit when lingering channels have ended."""
@@ -392,7 +389,7 @@ class Registry(AlwaysTrue):
             self._close_channel(ranges, reason)
 
     def channel_failed(self, channel: SelectedChannel, reason: CloseReason) -> None:
-        """See ``app.watch.channel.ChannelOwner``."""
+        """See ``app.watch.selected_channel.ChannelOwner``."""
         if reason == TooLargeError.close_reason:
             self._too_large[hash(channel.ranges)] = self._clock() + PAUSE
         self._close_channel(channel.ranges, reason)

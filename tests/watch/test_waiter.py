@@ -9,8 +9,8 @@ import pytest
 from app.core.events import Batch, KeyValue
 from app.core.feed_messages import Batches, Progress
 from app.core.keys import KeyRange
-from app.watch.channel import SelectedChannel
 from app.watch.feed import Feed
+from app.watch.selected_channel import SelectedChannel
 from app.watch.subscriber import Subscriber
 from app.watch.waiter import Waiter
 from tests.support.waiting import HANG, eventually
