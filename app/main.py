@@ -27,7 +27,7 @@ from .api.page import PageEndpoint
 from .api.progress import ProgressEndpoint
 from .api.session import SessionEndpoint
 from .api.watch import WatchEndpoint
-from .core.aggregate import Report
+from .core.worker_report import Report
 from .gateway import Gateway
 from .metrics import families_of, make_instrumentator, make_measure, make_registry
 from .ports import Workers

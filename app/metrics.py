@@ -24,8 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import logs
-from .core.aggregate import Family, Sample
 from .core.feed import State
+from .core.merged_metrics import Family, Sample
 from .core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from .etcd.stream import READER
 from .etcd.stream_pool import MAX_STREAMS

@@ -11,14 +11,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from .core.aggregate import Family, Report
 from .core.errors import UnavailableError
 from .core.feed_messages import StreamKind, WatchCallback
 from .core.keys import KeyRange
+from .core.merged_metrics import Family
 from .core.quotas import Caller
 from .core.reasons import CloseReason, Denial
 from .core.selection import Ranges
 from .core.snapshot import Snapshot
+from .core.worker_report import Report
 
 logger = logging.getLogger("gateway")
 

@@ -10,8 +10,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.aggregate import merge_feeds
 from ..core.encoding import compact
+from ..core.merged_feeds import merge_feeds
 from ..core.query import parse_query, parse_ranges
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339

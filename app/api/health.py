@@ -8,8 +8,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.aggregate import merge_feeds, merge_metrics
 from ..core.encoding import compact
+from ..core.merged_feeds import merge_feeds
+from ..core.merged_metrics import merge_metrics
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..metrics import families_of, registry_of

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from .. import logs
-from ..core.aggregate import Report
+from ..core.worker_report import Report
 from ..ports import Clock, spawn
 from ..watch.registry import Registry
 from .admissions import Admissions

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..access.sessions import LIFETIME, MOST_ENDED
-from ..core.aggregate import EndedWorkers, Family, Report
 from ..core.backoff import Backoff
+from ..core.merged_metrics import EndedWorkers, Family
 from ..core.selection import Ranges
+from ..core.worker_report import Report
 from ..gateway import Gateway
 from ..ports import BrokenGatewayError, Clock, Draw, spawn
 from ..settings import SettingsError, named

@@ -15,8 +15,8 @@ from typing import Any
 from .. import logs
 from ..access.identity import Session
 from ..allocator import freeze_objects, return_large_blocks
-from ..core.aggregate import Report
 from ..core.selection import Ranges
+from ..core.worker_report import Report
 from ..event_loop import run
 from ..gateway import Gateway
 from ..main import create_app

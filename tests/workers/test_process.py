@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.core.aggregate import Report
+from app.core.worker_report import Report
 from app.workers.admissions import Admissions
 from app.workers.descriptor_passing import ConnectionSender
 from app.workers.link import Link, Message

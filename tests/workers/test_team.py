@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from app.access.sessions import LIFETIME
-from app.core.aggregate import Report
+from app.core.worker_report import Report
 from app.gateway import Gateway
 from app.settings import SettingsError, load
 from app.workers.balance import Load

@@ -1,4 +1,4 @@
-"""What the hub and its workers hold, as the one gateway that they are: the bodies of ``/v1/feeds``, and the metrics.
+"""The metrics of the hub and its workers, as those of the one gateway that they are.
 
 The hub knows etcd, the feeds and the limits. The workers know the streams. A number that only ever grows must not
 become smaller when a worker ends: what an ended worker has counted stays (``EndedWorkers``).
@@ -8,67 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-Body = dict[str, Any]
-
-# From best to worst. A channel has the worst of the states that its workers report.
-_STATES = ("live", "waiting", "stale")
-
-
-def merge_feeds(hub: Body, workers: Sequence[Body]) -> Body:
-    """Return the body of ``/v1/feeds``, from the hub's and those of its workers."""
-    sinks: dict[str, int] = {name: sum(worker["sinks"][name] for worker in workers) for name in hub["sinks"]}
-    channels = _channels(workers)
-    return hub | {
-        # Feeds linger at the workers, and not at the hub.
-        "linger": workers[0]["linger"] if workers else hub["linger"],
-        "sinks": sinks,
-        "feeds": [_feed(feed, workers) for feed in hub["feeds"]],
-        "channels": channels,
-    }
-
-
-def _feed(feed: Body, workers: Sequence[Body]) -> Body:
-    same = [one for worker in workers for one in worker["feeds"] if one["range"] == feed["range"]]
-    subscribers = sum(one["subscribers"] for one in same)
-    held_by = list({tuple(ranges): None for one in same for ranges in one["held_by"]})
-    merged = feed | {
-        "subscribers": subscribers,
-        "lag": max((one["lag"] for one in same), default=0),
-        "lingering": subscribers == 0 and not feed["pinned"],
-        "channels": len(held_by),
-        "held_by": [list(ranges) for ranges in held_by],
-    }
-    if "subscriber_list" in feed:
-        merged["subscriber_list"] = [each for one in same for each in one.get("subscriber_list", ())]
-    return merged
-
-
-def _channels(workers: Sequence[Body]) -> list[Body]:
-    found: dict[tuple[str, ...], Body] = {}
-    for worker in workers:
-        for one in worker["channels"]:
-            ranges = tuple(one["ranges"])
-            found[ranges] = _both(found[ranges], one) if ranges in found else one
-    return list(found.values())
-
-
-def _both(first: Body, second: Body) -> Body:
-    merged = first | {
-        "subscribers": first["subscribers"] + second["subscribers"],
-        "revision": max(first["revision"], second["revision"]),
-        "state": max(first["state"], second["state"], key=_STATES.index),
-        "lag": max(first["lag"], second["lag"]),
-        "lingering": first["lingering"] and second["lingering"],
-        "keys": max(first["keys"], second["keys"]),
-        "bytes": first["bytes"] + second["bytes"],
-    }
-    if "trouble" in second:
-        merged.setdefault("trouble", second["trouble"])
-    if "subscriber_list" in first:
-        merged["subscriber_list"] = [*first["subscriber_list"], *second["subscriber_list"]]
-    return merged
+from .merged_feeds import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +92,7 @@ def _merged(hub: Family | None, workers: Sequence[Family]) -> Family:
     own = [hub] if hub is not None else []
     if name in _LEAST:
         return _combined([*own, *workers], min)
-    if name in _WORST:
-        return _combined([*own, *workers], max)
-    if name in _WORST_OF_ALL:
+    if name in _WORST | _WORST_OF_ALL:
         return _combined([*own, *workers], max)
     if name in _OF_WORKERS:
         return _combined(workers or own, sum)
@@ -193,29 +132,3 @@ class EndedWorkers:
     def families(self) -> Sequence[Family]:
         """The sums."""
         return list(self._families.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What one worker holds: the body of its own ``/v1/feeds``, and its metrics."""
-
-    feeds: Body
-    metrics: Sequence[Family]
-
-    def encode(self) -> Body:
-        """Return the report as a message has it."""
-        families = [
-            [one.name, one.kind, one.text, [[each.name, each.labels, each.value] for each in one.samples]]
-            for one in self.metrics
-        ]
-        return {"feeds": self.feeds, "metrics": families}
-
-    @staticmethod
-    def decode(found: Body) -> Report:
-        """Return the report of a message."""
-        return Report(found["feeds"], [_family(*one) for one in found["metrics"]])
-
-
-def _family(name: str, kind: str, text: str, samples: Sequence[Any]) -> Family:
-    read = (Sample(one, tuple((label, value) for label, value in labels), value) for one, labels, value in samples)
-    return Family(name, kind, text, tuple(read))
