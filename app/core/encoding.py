@@ -84,7 +84,7 @@ def count_body(revision: int, cursor: str, count: int) -> bytes:
 
 def item_body(revision: int, cursor: str, item: KeyValue, encoding: str) -> bytes:
     """Return the REST answer for a single key as JSON."""
-    return f'{{"revision":{revision},"cursor":"{cursor}","kv":{{{item_fields(item, encoding)}}}}}\n'.encode()
+    return f'{{"revision":{revision},"cursor":"{cursor}","kv":{{{item_fields(item, encoding)}}}{END}'.encode()
 
 
 # ``json.dumps`` with these options makes an encoder for each call: a third of its time, for the events of a stream.

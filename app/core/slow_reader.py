@@ -1,10 +1,8 @@
-"""How slow a reader may be.
+"""How slow a reader may be: one policy for each stream.
 
-There is a ``SlowReaderPolicy`` for each stream, a ``StallTimer`` for each write, and one ``RetryPenalty`` in the
-process for the clients that were too slow.
-
-Must live here: when a reader is too slow, when it is stuck, and how long it must stay away. Must not: sockets, tasks,
-clocks (``app.stream.delivery``); the content of the stream (``app.core.reader``).
+Must live here: when a reader is too slow. Must not: when one write is stuck (``stall_timer``), how long the client must
+stay away (``retry_penalty``); sockets, tasks, clocks (``app.stream.delivery``); the content of the stream
+(``app.core.reader``).
 
 Theory of operation
     A reader may be slower than its feed for any length of time while the log covers its position: that costs the others
@@ -19,20 +17,11 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass
-
-from .always_true import AlwaysTrue
-
 # Bytes a second at which a reader must take a snapshot. A 56 kbit/s modem took 7 KiB/s; the slowest mobile networks
 # take 16.
 MIN_RATE = 16 * 1024
 # A reader that the log has outrun this often, without catching up in between, will not catch up.
 MAX_LAGS = 3
-# A write is aborted when the client takes nothing for GATEWAY_SEND_TIMEOUT, and in any case after this many timeouts,
-# so that a client which takes a byte now and then does not hold buffers for longer.
-MAX_SEND_TIMEOUTS = 10
 
 
 class SlowReaderPolicy:
@@ -103,78 +92,3 @@ class SlowReaderPolicy:
     def catch_up(self) -> None:
         """Record that the reader has been handed everything."""
         self._lags = 0
-
-
-class StallTimer:
-    """Decides whether one write that the client does not take at once is aborted.
-
-    Args:
-        send_timeout: seconds in which the client must take something.
-        unacked_bytes: bytes that the client has not acknowledged.
-    """
-
-    __slots__ = ("_idle", "_send_timeout", "_unacked_bytes", "_waited")
-
-    def __init__(self, send_timeout: float, unacked_bytes: int) -> None:
-        self._send_timeout = send_timeout
-        self._unacked_bytes = unacked_bytes
-        self._idle = 0.0
-        self._waited = 0.0
-
-    def ends(self, unacked_bytes: int, seconds: float) -> bool:
-        """Whether the write must be aborted, *seconds* after the last call."""
-        self._waited += seconds
-        self._idle = 0.0 if unacked_bytes < self._unacked_bytes else self._idle + seconds
-        self._unacked_bytes = unacked_bytes
-        # A thousandth less than the timeout: seconds that add up to the timeout reach it, however they were rounded.
-        return max(self._idle, self._waited / MAX_SEND_TIMEOUTS) > 0.999 * self._send_timeout
-
-
-@dataclass(frozen=True, slots=True)
-class Offence:
-    """How often a client was too slow lately, and until when it must stay away."""
-
-    count: int
-    until: float
-
-
-class RetryPenalty(AlwaysTrue):
-    """The clients that were too slow lately, and how often. The memory is bounded, and forgets.
-
-    The penalty only sets the ``retry_ms`` of a stream that is closed. The gateway refuses no client for it: behind a
-    proxy or a NAT, one address stands for many clients.
-
-    Args:
-        first, cap: the wait after the first time, and the longest (milliseconds).
-        forget: seconds after a wait in which one time is forgotten.
-        size: how many clients are remembered; the least recent are dropped first.
-    """
-
-    def __init__(self, *, first: int = 5_000, cap: int = 300_000, forget: float = 300.0, size: int = 4096) -> None:
-        self._first = first
-        self._cap = cap
-        self._forget = forget
-        self._size = size
-        self._offences: OrderedDict[Hashable, Offence] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._offences)
-
-    def add(self, who: Hashable, now: float, draw: float) -> int:
-        """Record that *who* was too slow. Return the milliseconds to stay away: twice as many each time.
-
-        A quarter of the wait is random (*draw* is uniform in [0, 1)), so that clients that were cut off together spread
-        out. Each wait is still longer than the one before, up to the cap.
-        """
-        old = self._offences.pop(who, None)
-        count = 1
-        if old is not None:
-            forgotten = int(max(0.0, now - old.until) / self._forget)
-            count += max(0, old.count - forgotten)
-        # Count no further than the cap needs, so that a client that was slow all day is not penalised for ever.
-        count = min(count, 1 + max(0, (self._cap // self._first).bit_length()))
-        wait = int(min(self._cap, self._first << (count - 1)) * (0.75 + 0.25 * draw))
-        self._offences[who] = Offence(count, now + wait / 1000)
-        while len(self._offences) > self._size:
-            self._offences.popitem(last=False)
-        return wait

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from ..core.slow_reader import StallTimer
+from ..core.stall_timer import StallTimer
 from ..ports import spawn
 from .transport import HTTP_1_0, ClientTransport
 

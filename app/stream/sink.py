@@ -15,7 +15,7 @@ import asyncio
 import logging
 from typing import Literal, Protocol
 
-from ..core.slow_reader import StallTimer
+from ..core.stall_timer import StallTimer
 from ..ports import spawn
 from .connection import Connection
 from .framing import Chunks, Unframed

@@ -11,8 +11,9 @@ from typing import Any
 from ..core.capacity import Capacity
 from ..core.cursor import Cursor
 from ..core.reader import Reader
+from ..core.retry_penalty import RetryPenalty
 from ..core.selection import Selection
-from ..core.slow_reader import RetryPenalty, SlowReaderPolicy
+from ..core.slow_reader import SlowReaderPolicy
 from ..ports import Clock, Draw, Etcd
 from ..watch.channel import Channel
 from ..watch.registry import Registry

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from starlette.types import Scope
 
 from ..core.capacity import Capacity
-from ..core.slow_reader import StallTimer
+from ..core.stall_timer import StallTimer
 
 # Seconds between checks whether the last bytes of a stream are acknowledged: first about a round trip, then longer.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25

@@ -6,7 +6,7 @@ from app.core.log import Bounds, Log
 from app.core.multiplex import Multiplexer
 from app.core.quotas import Quota
 from app.core.refcounts import RefCounts
-from app.core.slow_reader import RetryPenalty
+from app.core.retry_penalty import RetryPenalty
 from app.core.token_bucket import TokenBuckets
 
 

@@ -1,12 +1,11 @@
-"""The rules for slow readers, by properties."""
+"""``app.core.slow_reader``: when a reader is too slow, by properties."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.slow_reader import MAX_LAGS, MAX_SEND_TIMEOUTS, RetryPenalty, SlowReaderPolicy, StallTimer
+from app.core.slow_reader import MAX_LAGS, SlowReaderPolicy
 
 rates = st.integers(1, 1 << 20)
 writes = st.lists(st.tuples(st.integers(1, 100_000), st.floats(0, 60)), max_size=40)
@@ -109,77 +108,3 @@ def test_a_policy_at_rest_is_as_good_as_new(before: list[str], after: list[str])
     if policy.at_rest:
         for step in after:
             assert take(policy, step) == take(new, step)
-
-
-@given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
-def test_a_write_of_which_nothing_is_taken_ends_after_the_timeout(timeout: float, looks: int) -> None:
-    """The write ends exactly at the timeout, not a check earlier or later."""
-    stall = StallTimer(timeout, 1000)
-    assert [stall.ends(1000, timeout / looks) for _ in range(looks)] == [False] * (looks - 1) + [True]
-
-
-@given(timeout=st.floats(0.1, 60), looks=st.integers(1, 10))
-def test_a_write_that_moves_goes_on_but_not_for_ever(timeout: float, looks: int) -> None:
-    """A byte now and then is not enough to keep a write alive for ever."""
-    unacked_bytes = 10**6
-    stall = StallTimer(timeout, unacked_bytes)
-    count = 0
-    while not stall.ends(unacked_bytes := unacked_bytes - 1, timeout / looks):
-        count += 1
-    assert count == MAX_SEND_TIMEOUTS * looks - 1
-
-
-def test_what_moves_gets_its_time_anew() -> None:
-    """The idle time counts from the last byte that the client read."""
-    stall = StallTimer(1.0, 100)
-    assert [stall.ends(left, 0.5) for left in (100, 99, 99, 50, 50, 50)] == [False] * 5 + [True]
-
-
-draws = st.floats(0, 1, exclude_max=True)
-
-
-@given(st.lists(draws, min_size=2, max_size=20))
-def test_waits_double_up_to_the_cap(found: list[float]) -> None:
-    """Each wait is longer than the last, for a client that obeys the wait and is too slow again."""
-    retry_penalty, now, waits = RetryPenalty(first=5_000, cap=300_000), 0.0, []
-    for draw in found:
-        waits.append(retry_penalty.add("a", now, draw))
-        now += waits[-1] / 1000 + 60
-    for number, wait in enumerate(waits):
-        ceiling = min(300_000, 5_000 * 2**number)
-        assert 0.75 * ceiling - 1 <= wait <= ceiling
-        if number and ceiling < 300_000:
-            assert wait > waits[number - 1]
-
-
-@pytest.mark.parametrize(
-    ("pause", "count"), [(0, 4), (299, 4), (300, 3), (600, 2), (900, 1), (10**6, 1)], ids=lambda value: str(value)
-)
-def test_it_forgets(pause: int, count: int) -> None:
-    """One penalty is forgotten for each five minutes after the end of the wait."""
-    retry_penalty, now = RetryPenalty(forget=300.0), 0.0
-    for _ in range(3):
-        now += retry_penalty.add("a", now, 0.5) / 1000
-    assert retry_penalty.add("a", now + pause, 0.0) == 3750 * 2 ** (count - 1)
-
-
-def test_a_day_of_it_is_forgiven_in_an_hour() -> None:
-    """Penalties are counted only up to the cap, so that an hour is enough to forget a day of them."""
-    retry_penalty, now = RetryPenalty(), 0.0
-    for _ in range(1000):
-        now += retry_penalty.add("a", now, 0.5) / 1000
-    assert retry_penalty.add("a", now + 3600, 0.0) == 3750
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1000), draws), max_size=200))
-def test_it_is_bounded_and_keeps_the_latest(found: list[tuple[int, float, float]]) -> None:
-    """The list has a bound and keeps the most recent clients; a clock that goes back does no harm."""
-    retry_penalty = RetryPenalty(size=8, forget=1e9)
-    recent: list[int] = []
-    for who, now, draw in found:
-        known = who in recent
-        wait = retry_penalty.add(who, now, draw)
-        assert known or wait <= 5_000
-        assert not known or wait >= 7_500
-        recent = [*(other for other in recent if other != who), who][-8:]
-        assert len(retry_penalty) == len(recent)
