@@ -235,9 +235,9 @@ class GatewayUpstream:
         self.highest_revision = 0
         self._reached.clear()
 
-    async def ask_progress(self, watched: KeyRange, url: str, *, hastened: bool) -> None:
-        """Ask the upstream of a stream to prove its tip of a range, and to say it there. Ignore failures."""
-        query = str(watched) + (f"&min_revision={self.highest_revision}" if hastened else "")
+    async def ask_progress(self, watched: KeyRange, url: str, revision: int) -> None:
+        """See ``app.tier.watch.WatchUpstream``. Ignore failures."""
+        query = f"{watched}&min_revision={revision}"
         try:
             await self._shared.run(("progress", url, query), lambda: self._progress(query, url))
         except GatewayError as error:

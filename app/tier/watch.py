@@ -28,7 +28,7 @@ GRACE = 2.0
 STALE_FOR = 1.0
 # Seconds between two requests for the upstream's proof, while a reader or a cursor waits for it.
 ASK_EVERY = 0.25
-# The same, while a merge waits for it.
+# The same, while a merge waits for it, and at least.
 HASTE = 0.05
 
 
@@ -38,6 +38,7 @@ class WatchUpstream(Protocol):
     client: Client
     clock: Clock
     stale_after: float
+    highest_revision: int
 
     async def reachable(self) -> None:
         """Wait until an upstream is in reach."""
@@ -57,8 +58,8 @@ class WatchUpstream(Protocol):
     def forget_revisions(self) -> None:
         """The cluster has another history: its revisions may be lower."""
 
-    async def ask_progress(self, watched: KeyRange, url: str, *, hastened: bool) -> None:
-        """Ask the upstream of a stream to prove its tip of a range, and to say it there."""
+    async def ask_progress(self, watched: KeyRange, url: str, revision: int) -> None:
+        """Ask the upstream of a stream to prove that a range is complete up to *revision*, and to say so there."""
 
 
 class UpstreamWatch:
@@ -89,6 +90,7 @@ class UpstreamWatch:
         self._heard_at = 0.0  # monotonic seconds
         self._stale_at: float | None = None  # since when the upstream says that the range is stale
         self._wanted = self._hastened = False
+        self._newly_wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
 
@@ -121,13 +123,13 @@ class UpstreamWatch:
 
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
-        self._wanted = wanted
-        self._ask()
+        begins, self._wanted = wanted and not self._wanted, wanted
+        self._ask(begins)
 
     def hasten(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
-        self._hastened = wanted
-        self._ask()
+        begins, self._hastened = wanted and not self._hastened, wanted
+        self._ask(begins)
 
     def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``. The upstream is believed while it says "live", and is not silent too long."""
@@ -228,16 +230,36 @@ class UpstreamWatch:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
+    def _ask(self, begins: bool) -> None:
+        if begins:
+            self._newly_wanted.set()
         if (self._wanted or self._hastened) and self._asking is None and self._callback is not None:
             self._asking = spawn(self._ask_often(), name=f"upstream progress {self._range}", died=lambda _error: None)
 
     async def _ask_often(self) -> None:
-        """Let the upstream prove its tip, and say so on the stream, for as long as somebody waits for it."""
+        """Let the upstream prove its tip, and say so on the stream, for as long as somebody waits for it.
+
+        Who begins to wait while this task rests is not kept waiting: a merge under constant writes begins anew for each
+        revision, and would otherwise have each of them ``ASK_EVERY`` late.
+        """
         try:
             while self._wanted or self._hastened:
+                self._newly_wanted.clear()
                 if self._core is not None:
-                    await self._upstream.ask_progress(self._range, self._url, hastened=self._hastened)
-                await asyncio.sleep(HASTE if self._hastened else ASK_EVERY)
+                    await self._upstream.ask_progress(self._range, self._url, self._needed)
+                await asyncio.sleep(HASTE)
+                if self._wanted and not self._hastened:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(ASK_EVERY - HASTE):
+                            await self._newly_wanted.wait()
         finally:
             self._asking = None
+
+    @property
+    def _needed(self) -> int:
+        """The revision that the upstream has to prove.
+
+        A merge needs all that has come in other ranges. A reader waits for something above the tip, whatever it is:
+        that is found out without a linearizable read, of which a gateway makes one a second.
+        """
+        return self._upstream.highest_revision if self._hastened else self.revision + 1

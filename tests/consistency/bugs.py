@@ -338,8 +338,7 @@ def edges_that_follow_each_other() -> None:
 def cursor_ahead_of_the_hub() -> None:
     """A worker, or an edge, takes the answer to a progress request for what has come on its stream."""
 
-    async def hasty(self: GatewayUpstream, watched: KeyRange, url: str, *, hastened: bool) -> None:
-        del hastened
+    async def hasty(self: GatewayUpstream, watched: KeyRange, url: str, _revision: int) -> None:
         revision = await self._progress(str(watched), url)
         for watch in list(self._watches):
             watch._give(Progress(revision, trusted=True))

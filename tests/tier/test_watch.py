@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 
 from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
+from app.core.gateway_watch import GatewayWatch
 from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from app.tier.watch import UpstreamWatch
+from tests.support.virtual_time import now, virtually
 from tests.support.waiting import HANG, eventually
 from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, scripted, upstream
 
@@ -262,7 +265,7 @@ async def test_who_waits_lets_the_upstream_prove_its_tip(root: Scripted, above: 
     async def asked(parameters: dict[str, str]) -> bool:
         return any(one.parameters == parameters for one in root.of("/v1/progress"))
 
-    await eventually(lambda: asked({"prefix": "/svc/"}))
+    await eventually(lambda: asked({"prefix": "/svc/", "min_revision": "42"}))  # whatever is above the tip
     watch.await_proof(False)
     watch.hasten(True)
     await eventually(lambda: asked({"prefix": "/svc/", "min_revision": "100"}))
@@ -272,6 +275,72 @@ async def test_who_waits_lets_the_upstream_prove_its_tip(root: Scripted, above: 
         return watch._asking is None
 
     await eventually(silent)
+
+
+class ProgressAsked:
+    """An upstream that takes 5 ms for its proof. ``requests`` has their times and revisions."""
+
+    highest_revision = 100
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[float, int]] = []
+
+    async def ask_progress(self, _watched: KeyRange, _url: str, revision: int) -> None:
+        """See ``GatewayUpstream``."""
+        self.requests.append((round(now(), 3), revision))
+        await asyncio.sleep(0.005)
+
+    def watch(self) -> UpstreamWatch:
+        """A watch whose stream is open."""
+        watch = UpstreamWatch(cast("Any", self), SVC, 42, lambda _given: None, ended=lambda _watch: None)
+        watch._core = GatewayWatch(42, EPOCH)
+        return watch
+
+
+def test_a_merge_that_begins_to_wait_is_not_kept_waiting() -> None:
+    """Under constant writes a merge waits anew for each revision, and has it before the answer to the request comes.
+
+    The watch rested for 0.25 s then, and each revision came 0.2 s late: at each worker, too.
+    """
+    above = ProgressAsked()
+
+    async def write() -> None:
+        watch = above.watch()
+        for begins, ends in ((0.0, 0.003), (0.06, 0.063), (0.09, 0.118), (0.13, 0.173)):
+            await asyncio.sleep(begins - now())
+            watch.hasten(True)
+            await asyncio.sleep(ends - now())
+            watch.hasten(False)
+
+    virtually(write())
+    assert above.requests == [(at, 100) for at in (0.0, 0.06, 0.115, 0.17)]
+
+
+def test_a_reader_that_begins_to_wait_is_not_kept_waiting() -> None:
+    """Neither by a wait that has ended, nor by a linearizable read, of which a gateway makes one a second."""
+    above = ProgressAsked()
+
+    async def read() -> None:
+        watch = above.watch()
+        for _ in range(3):
+            watch.await_proof(True)
+            await asyncio.sleep(0.003)
+            watch.await_proof(False)
+            await asyncio.sleep(0.097)
+        watch.await_proof(True)
+        await asyncio.sleep(0.5)
+        watch.hasten(True)
+        watch.await_proof(False)
+        await asyncio.sleep(0.001)
+        watch.hasten(False)
+        await asyncio.sleep(1)
+        assert watch._asking is None
+
+    virtually(read())
+    assert above.requests == [
+        *((at, 42) for at in (0.0, 0.1, 0.2, 0.3, 0.555)),
+        (0.8, 100),
+    ]
 
 
 async def test_the_upstream_of_the_stream_is_asked(root: Scripted) -> None:
