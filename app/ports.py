@@ -113,6 +113,9 @@ class Hub(Protocol):
             GatewayError: as ``Registry.subscribe`` of a single process raises it.
         """
 
+    async def check_join(self, ranges: Ranges, *, caller: Caller | None) -> None:
+        """Raise what ``admit`` would raise now. Nothing is counted or held."""
+
     async def begin_read(self, caller: Caller) -> Admission:
         """Count a read for its caller's quotas in all workers together. Raises OverCapacityError."""
 

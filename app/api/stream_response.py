@@ -135,7 +135,7 @@ class StreamResponse(EventSourceResponse):
             if self._refusal is not None:
                 raise self._refusal
             self._streams.capacity.check()
-            self._streams.registry.check(self._asked.selection.ranges, self._asked.caller)
+            await self._streams.registry.check_join(self._asked.selection.ranges, self._asked.caller)
         except TransientError as error:
             if not self._asked.holdable:
                 retry_after = self._streams.retry_ms(error.retry_factor) / 1000

@@ -98,11 +98,7 @@ class Registry(AlwaysTrue):
         has_cursor: bool,
         caller: Caller | None = None,
     ) -> Subscriber:
-        """Subscribe, in a worker after the hub has admitted the stream.
-
-        Raises:
-            GatewayError: as ``subscribe``, before anything is held.
-        """
+        """Subscribe, in a worker after the hub has admitted the stream. Raises as ``subscribe``."""
         about: dict[str, Any] = {"address": address, "user_agent": user_agent, "request_id": request_id}
         if self._hub is None:
             return self.subscribe(ranges, **about, has_cursor=has_cursor, caller=caller)
@@ -146,11 +142,7 @@ class Registry(AlwaysTrue):
         return subscriber
 
     def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Subscriber:
-        """Hold the channel of *ranges* for a stream of a worker, which reads it there.
-
-        Raises:
-            as ``subscribe``.
-        """
+        """Hold the channel of *ranges* for a stream of a worker, which reads it there. Raises as ``subscribe``."""
         self.check(ranges, caller, counts=True)
         since = self._clock()
         channel = self._channels.get(ranges) or self._open(ranges, reads=False)
@@ -171,6 +163,13 @@ class Registry(AlwaysTrue):
             if self._serves_workers:
                 self._admitted[channel.ranges] += 1
         self.feeds.start(has_cursor=has_cursor)
+
+    async def check_join(self, ranges: Ranges, caller: Caller | None) -> None:
+        """Raise what ``join`` would raise now. Holds, starts and ends nothing."""
+        if self._hub is not None:  # the hub counts for all workers
+            await self._hub.check_join(ranges, caller=caller)
+            caller = None
+        self.check(ranges, caller)
 
     def check(self, ranges: Ranges, caller: Caller | None = None, *, counts: bool | None = None) -> None:
         """Raise what ``subscribe`` would raise now. Holds, starts and ends nothing.

@@ -73,10 +73,9 @@ class Admissions(AlwaysTrue):
 
     def _try(self, asked: Message) -> GatewayError | None:
         number: int = asked["id"]
-        caller = Caller(*asked["caller"]) if asked["caller"] is not None else None
         try:
             subscriber = self._registry.admit(
-                decode_ranges(asked["ranges"]), caller=caller, has_cursor=asked["has_cursor"]
+                decode_ranges(asked["ranges"]), caller=_caller(asked), has_cursor=asked["has_cursor"]
             )
         except GatewayError as error:
             return error
@@ -84,6 +83,17 @@ class Admissions(AlwaysTrue):
         subscriber.owner = Admitted(self._link, number, subscriber)
         self._link.send("admitted", id=number)
         return None
+
+    def check(self, asked: Message) -> None:
+        """Answer a ``check`` of the worker: what ``admit`` would answer. Nothing is held, and nothing gives way."""
+        try:
+            self._registry.check(decode_ranges(asked["ranges"]), _caller(asked), counts=True)
+        except GatewayError as error:
+            # What lingers at a worker would give way, and only a stream that begins may ask for that.
+            if error.code != "too-many-feeds":
+                self._refuse(asked, error)
+                return
+        self._link.send("admitted", id=asked["id"])
 
     async def _make_room(self, asked: Message) -> None:
         self._expire()
@@ -133,3 +143,7 @@ class Admissions(AlwaysTrue):
         """Release everything: the worker has ended."""
         for number in [*self._held, *self._waiting, *self._reading]:
             self.release(number)
+
+
+def _caller(asked: Message) -> Caller | None:
+    return Caller(*asked["caller"]) if asked["caller"] is not None else None

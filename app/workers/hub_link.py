@@ -80,12 +80,15 @@ class HubLink:
 
     async def admit(self, ranges: Ranges, *, caller: Caller | None, has_cursor: bool) -> Admission:
         """See ``app.ports.Hub``."""
-        whose = [caller.identity, caller.address] if caller is not None else None
-        return await self._ask("admit", ranges=encode_ranges(ranges), caller=whose, has_cursor=has_cursor)
+        return await self._ask("admit", ranges=encode_ranges(ranges), caller=_sent(caller), has_cursor=has_cursor)
+
+    async def check_join(self, ranges: Ranges, *, caller: Caller | None) -> None:
+        """See ``app.ports.Hub``."""
+        (await self._ask("check", ranges=encode_ranges(ranges), caller=_sent(caller))).release()
 
     async def begin_read(self, caller: Caller) -> Admission:
         """See ``app.ports.Hub``."""
-        return await self._ask("read", caller=[caller.identity, caller.address])
+        return await self._ask("read", caller=_sent(caller))
 
     async def _ask(self, do: str, **members: Any) -> Admission:
         self._last += 1
@@ -119,3 +122,7 @@ class HubLink:
                 self._held[number].on_close(message["reason"])
         elif number in self._asked and not self._asked[number].done():
             self._asked[number].set_result(message)
+
+
+def _sent(caller: Caller | None) -> list[str] | None:
+    return None if caller is None else [caller.identity, caller.address]

@@ -149,6 +149,8 @@ class WorkerProcess:
         match message["do"]:
             case "admit":
                 self._admissions.admit(message)
+            case "check":
+                self._admissions.check(message)
             case "read":
                 self._admissions.begin_read(message)
             case "release":

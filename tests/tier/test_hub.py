@@ -39,6 +39,9 @@ class Alive:
         """See ``app.ports.Hub``."""
         raise NotImplementedError
 
+    async def check_join(self, ranges: Ranges, *, caller: Caller | None) -> None:
+        """See ``app.ports.Hub``."""
+
     async def begin_read(self, caller: Caller) -> Admission:
         """See ``app.ports.Hub``."""
         raise NotImplementedError

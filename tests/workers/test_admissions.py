@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import OverCapacityError, TooLargeError
+from app.core.errors import DrainingError, OverCapacityError, TooLargeError
 from app.core.keys import KeyRange
 from app.core.quotas import Caller, Quotas, QuotaSettings
 from app.watch.subscriber import Subscriber
@@ -39,6 +39,8 @@ class Hub:
         admissions = self.admissions[number]
         if message["do"] == "admit":
             admissions.admit(message)
+        elif message["do"] == "check":
+            admissions.check(message)
         elif message["do"] == "read":
             admissions.begin_read(message)
         else:
@@ -219,3 +221,30 @@ async def test_a_worker_joins_by_the_hub() -> None:
             await join()
         await soon(lambda: not len(held.admissions[0]))
         await world.empty()
+
+
+async def test_a_head_asks_the_hub() -> None:
+    """A ``HEAD`` at one worker hears what a ``GET`` would hear, which all workers count. Nothing is held by it.
+
+    A worker answered 200 where the limits of all workers, or a quota, were reached.
+    """
+    caller, other = Caller("token:a", "10.0.0.1"), Caller("token:b", "10.0.0.2")
+    async with hub(max_subscribers=2, max_feeds=1) as held:
+        held.world.registry.quotas = Quotas(QuotaSettings(identity_streams=1))
+        first, registry = await held.add(), World(linger=0.0, hub=await held.add()).registry
+        await registry.check_join((SVC,), caller)
+        assert not held.world.registry.subscribers()
+        await admit(first, caller=caller)
+        with pytest.raises(OverCapacityError, match="GATEWAY_IDENTITY_STREAMS is 1"):
+            await registry.check_join((SVC,), caller)
+        # What lingers at a worker may give way to another range, so only a stream that begins is refused.
+        await registry.check_join((OTHER,), other)
+        assert not held.expired
+        await admit(first, caller=other)
+        with pytest.raises(OverCapacityError, match="2 streams are open; GATEWAY_MAX_SUBSCRIBERS is 2"):
+            await registry.check_join((SVC,), None)
+        registry.drain()
+        held.admissions[0].release_all()
+        with pytest.raises(DrainingError):
+            await registry.check_join((SVC,), None)
+        assert [len(each) for each in held.admissions] == [0, 0]
