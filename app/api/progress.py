@@ -53,6 +53,7 @@ class ProgressEndpoint:
             "state": gateway.upstream.condition.state,
             "progress_trusted": gateway.upstream.progress_trusted,
             "member_known": gateway.upstream.member_known,
+            "etcd_version": gateway.upstream.watch_version,
         }
         if query.ranges:
             ranges = parse_ranges(query)

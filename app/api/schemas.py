@@ -248,6 +248,7 @@ OTHERS = {
             "state": _ETCD["state"],
             "progress_trusted": {"type": "boolean"},
             "member_known": described({"type": "boolean"}, "Whether progress_trusted is about a member of etcd."),
+            "etcd_version": described(TEXT, "Of that member. Empty if it is not known."),
         }
     ),
     "ProtectedResource": record(

@@ -94,6 +94,7 @@ class GatewayUpstream:
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
         self.progress_trusted = self._member_known = False
+        self.watch_version = ""  # of the etcd above all gateways, as far as it is known: see ``app.ports.Etcd``
         self._first_pages = asyncio.Semaphore(MOST_FIRST_PAGES)
         self._large_states = asyncio.Semaphore(MOST_LARGE_STATES)
         self._reachable = asyncio.Event()
@@ -123,11 +124,6 @@ class GatewayUpstream:
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``: nine tenths for each tier, because the tip of the tier above may be ahead."""
         return int(most * 0.9 ** (self.tier or 1))
-
-    @property
-    def watch_version(self) -> str:
-        """See ``app.ports.Etcd``: that of the etcd above all gateways, as far as it is known."""
-        return self._condition.version
 
     def statistics(self) -> UpstreamStatistics:
         """Return what the gateway holds at its upstream now."""
@@ -333,7 +329,7 @@ class GatewayUpstream:
         try:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
             revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
-            member_known = bool(found.get("member_known", True))
+            member_known, version = bool(found.get("member_known", True)), str(found.get("etcd_version", ""))
         except (KeyError, ValueError, TypeError, OverflowError):
             raise ForeignAnswerError("/v1/progress cannot be read; run the same version on both tiers") from None
         if not cluster_id:
@@ -351,7 +347,7 @@ class GatewayUpstream:
         if self.tier is None:  # only a gateway that can be followed fixes the tier
             self.tier = self.admit(answer.headers, answer.status)
         self.cluster_id = cluster_id
-        self.progress_trusted, self._member_known = trusted, member_known
+        self.progress_trusted, self._member_known, self.watch_version = trusted, member_known, version
         # After a restore both may be lower than before, though no watch has said so.
         self.highest_revision = max([revision, *(watch.revision for watch in self._watches)])
         self._say_ready(state)

@@ -45,6 +45,7 @@ async def test_what_a_gateway_follows(gateway: Gateway, fake: FakeEtcd) -> None:
     assert found["revision"] == fake.revision
     assert (found["state"], found["progress_trusted"], found["member_known"]) == ("ready", True, True)
     assert len(found["epoch"]) == 8
+    assert found["etcd_version"] == gateway.upstream.watch_version != ""
 
 
 async def test_two_gateways_with_the_same_epoch_make_the_same_cursors() -> None:

@@ -34,6 +34,7 @@ def position(**changed: object) -> dict[str, object]:
         "state": "ready",
         "progress_trusted": True,
         "member_known": True,
+        "etcd_version": "3.5.16",
         **changed,
     }
 

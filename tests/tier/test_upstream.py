@@ -116,6 +116,16 @@ async def test_an_upstream_without_etcd_says_nothing_about_progress(root: Script
         await eventually(known)
 
 
+async def test_an_older_etcd_is_named(root: Scripted) -> None:
+    """A refusal of several ranges names etcd's version at an edge, too, if the upstream tells it."""
+    for told in ({"etcd_version": "3.4.23"}, {}):
+        known = {name: value for name, value in position().items() if name != "etcd_version"}
+        says(root, Answered.of({**known, **told}))
+        async with upstream(root.url) as above:
+            await condition(above, "ready")
+            assert above.watch_version == told.get("etcd_version", "")
+
+
 async def test_an_upstream_that_has_etcd_is_preferred(root: Scripted) -> None:
     """The streams move, too. Without a better upstream, the present one is kept."""
     async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
