@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from .core.ended import EndedHistories
 from .core.errors import UnavailableError
 from .core.feed_messages import StreamKind, WatchCallback
 from .core.keys import KeyRange
@@ -206,6 +207,10 @@ class Etcd(Protocol):
         Its watches say ``Reset`` if their history does not go on, and withdraw what they have proven when the upstream
         becomes stale.
         """
+
+    @property
+    def ended(self) -> EndedHistories:
+        """The histories that the process knows to have ended. Its feeds add to them."""
 
     def reach(self, most: int) -> int:
         """Return how many revisions back the upstream can be asked for history, if this gateway asks for *most*."""

@@ -186,8 +186,10 @@ class Backfill:
 
     def _begin(self, given: WantBackfill, now: float) -> Commands:
         self.owed = False
-        log = self._history.log
+        log, ended = self._history.log, self._history.ended_revision
         start = max(1, log.tip - self._reach_back, self._history.oversized_revision + 1)
+        # Nobody resumes a cursor of an ended history, and a gateway above would answer it with a reset.
+        start = max(start, min(ended, log.floor) + 1)
         newest = log.floor if given.revision is None else given.revision
         if given.revision is not None and now < self._not_before:
             start = max(start, given.revision + 1)  # no older than the cursor needs: a longer read failed

@@ -45,6 +45,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from .backfill import Backfill, Stage
+from .ended import EndedHistories
 from .events import Batch, Delete
 from .feed_messages import (
     AwaitProof,
@@ -103,6 +104,7 @@ class FeedCore:
     Args:
         resets_told: the watch comes from another gateway, which says ``Reset`` if its history does not go on. A watch
             that restarts need not overlap then.
+        ended: see ``History``.
 
     Three values describe the feed's watch:
 
@@ -111,12 +113,14 @@ class FeedCore:
     ``_clear_at``   while LIVE with ``_oversized`` MAYBE: the doubt ends when the watch reaches this revision.
     """
 
-    def __init__(self, bounds: Bounds, reach_back: int, *, resets_told: bool = False) -> None:
+    def __init__(
+        self, bounds: Bounds, reach_back: int, *, resets_told: bool = False, ended: EndedHistories | None = None
+    ) -> None:
         self._bounds = bounds
         # After a break, the distance of an anchor that the watch may start at.
         self._overlap = -1 if resets_told else reach_back
         self.state = State.IDLE
-        self.history = History(bounds)
+        self.history = History(bounds, ended)
         self.backfill = Backfill(self.history, bounds, reach_back)
         self._proof: Proof | None = None
         self._oversized = Oversized.NO
@@ -146,7 +150,7 @@ class FeedCore:
         before = self.state
         action = find_action(TABLE, before, given)
         if isinstance(given, Restored):
-            self.history.restores += 1
+            self.history.note_restored()
         commands = action(self, given, now)
         if before is State.CATCHING_UP and self.state is not State.CATCHING_UP:
             commands = (EndProof(), *commands)
@@ -168,7 +172,7 @@ class FeedCore:
 
     def _start_anew(self, reason: ResetReason) -> Commands:
         if reason == "restored":
-            self.history.restores += 1
+            self.history.note_restored()
         self.history.unproven = reason
         self._attempt = 0
         return (CloseWatch(), *self._begin())

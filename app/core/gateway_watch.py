@@ -11,7 +11,7 @@ Theory of operation
                   the watch is from now on, it is the revision of the stream's first line;
     ``Batches``   the events of one revision: up to and including the one with a cursor;
     ``Progress``  ``synced`` or ``bookmark``: everything up to the revision has come. Always trusted. A ``status``
-                  repeats the last one;
+                  repeats the last one. ``synced`` also says which cursors may be of an ended history;
     ``Reset``     the history does not go on, and the upstream says why; or a line is too long to be read;
     ``Refused``   the upstream may not serve this range any more;
     ``Lost``      the upstream ends the stream; the next one goes on.
@@ -60,6 +60,7 @@ class GatewayWatch:
         self._events: list[Event] = []  # of a revision that is not complete
         self.state: Literal["live", "stale"] = "live"  # as the upstream says
         self.synced = False
+        self.ended_revision = 0  # as the upstream says: see ``Followed``
         self.heartbeat = HEARTBEAT
         self.revision = start - 1 if start else 0  # everything up to here has come
 
@@ -164,6 +165,7 @@ class GatewayWatch:
         if found["type"] == "synced":
             self.synced = True
             self.heartbeat = max(0.1, float(found["heartbeat"]))
+            self.ended_revision = int(found.get("ended_revision", 0))
         # Without a state, `synced` means live.
         self._note_state(found.get("state", "live") if found["type"] == "synced" else found["state"])
         self.revision = cursor.revision

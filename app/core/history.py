@@ -6,6 +6,7 @@ older history is read for old cursors (``backfill``).
 
 from __future__ import annotations
 
+from .ended import EndedHistories
 from .events import Batch
 from .followers import Followers
 from .log import Bounds, Log, MayKeep, keep_all
@@ -16,10 +17,15 @@ from .view import View
 
 
 class History:
-    """See the module. Readers look at it; the feed and the backfill change it."""
+    """See the module. Readers look at it; the feed and the backfill change it.
 
-    def __init__(self, bounds: Bounds) -> None:
+    Args:
+        ended: the histories that the process knows to have ended. The default is for a process of one feed.
+    """
+
+    def __init__(self, bounds: Bounds, ended: EndedHistories | None = None) -> None:
         self.log = Log(bounds)
+        self._ended = ended if ended is not None else EndedHistories()
         self.view: View | None = None
         # The view was dropped to free memory; the next one is not read yet.
         self.view_reclaimed = False
@@ -50,6 +56,11 @@ class History:
     def joinable(self) -> bool:
         """Whether a new reader may receive the view."""
         return self.view is not None and self.unproven is None
+
+    @property
+    def ended_revision(self) -> int:
+        """See ``Followed``."""
+        return self._ended.revision(self.cluster_id)
 
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks."""
@@ -108,6 +119,11 @@ class History:
         """Record that etcd has compacted up to *revision*. A member that lags reports a lower revision."""
         self.compacted = max(self.compacted, revision)
 
+    def note_restored(self) -> None:
+        """Record that the history has ended: its readers have cursors up to the log's tip."""
+        self.restores += 1
+        self._ended.note(self.cluster_id, self.log.tip)
+
     def install(self, snapshot: Snapshot, cluster_id: int, *, oversized: bool) -> None:
         """Begin a new generation with *snapshot*. *oversized*: the snapshot replaces a message over the limit."""
         tip = self.log.tip
@@ -115,9 +131,13 @@ class History:
         if self.cluster_id not in (0, cluster_id) or snapshot.revision < tip:
             # A snapshot is linearizable. So etcd was restored, whatever the reason for this snapshot.
             self.reason = "restored"
-        # Count the restore again: a client that came while the new history was being read brought a cursor of the old
-        # one.
-        self.restores += self.reason == "restored"
+        if self.reason == "restored":
+            # Count the restore again: a client that came while the new history was being read brought a cursor of the
+            # old one.
+            self.note_restored()
+            if self.cluster_id == cluster_id:
+                # Other gateways may have followed the old history for longer than this one.
+                self._ended.note(cluster_id, snapshot.revision - 1)
         self.unproven = None
         self.cluster_id = cluster_id
         self.view, self.view_reclaimed = View(snapshot, self._may_keep), False

@@ -37,6 +37,10 @@ class ReadableHistory(Protocol):
         """The number of histories that have ended."""
 
     @property
+    def ended_revision(self) -> int:
+        """The highest revision that an ended history may have reached: a cursor up to it may belong to that history."""
+
+    @property
     def joinable(self) -> bool:
         """Whether a new reader may receive the view."""
 

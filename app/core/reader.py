@@ -330,8 +330,8 @@ class Reader:
         self._take_epoch()
         if asked.epoch != self._epoch:
             return self._begin_snapshot("cursor-lost")
-        if history.restores != self._restores:
-            # The cursor came before the restore was noticed, and its revision may mean other events in this history.
+        if history.restores != self._restores or asked.revision <= history.ended_revision:
+            # The cursor came, or was given out, before a restore was noticed: its revision may mean other events now.
             return self._begin_snapshot("restored")
         if asked.revision > history.log.tip:
             return self._join_ahead(asked.revision)
@@ -524,6 +524,8 @@ class Reader:
         members: dict[str, Hashable] = {"revision": self.revision, "heartbeat": self._heartbeat}
         if self._for_gateway and self._history.stale:
             members["state"] = "stale"  # `status` follows, but a gateway below must not be live until it comes
+        if self._for_gateway and self._history.ended_revision:
+            members["ended_revision"] = self._history.ended_revision  # the gateway below may have missed the restore
         return control(self._form, "synced", members, self._cursor())
 
     def _cursor(self) -> str:

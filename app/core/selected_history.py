@@ -338,6 +338,11 @@ class SelectedHistory:
         """The number of histories that have ended."""
         return sum(part.history.restores for part in self.parts)
 
+    @property
+    def ended_revision(self) -> int:
+        """See ``Followed``. All feeds of a process know the same."""
+        return self.parts[0].history.ended_revision
+
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks.
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..core.ended import EndedHistories
 from ..ports import Clock
 
 logger = logging.getLogger("gateway.etcd")
@@ -37,6 +38,7 @@ class Cluster:
         self._clock = clock
         self._seen_at = -math.inf
         self._restored: list[Callable[[], None]] = []
+        self.ended = EndedHistories()
         self.id = 0
         # The highest values known in this history.
         self.revision = 0
@@ -73,29 +75,30 @@ class Cluster:
         *before*: the highest (revision, term) that was known when the read began. Neither can have fallen since, unless
         etcd was restored. Raises as ``note``.
         """
+        highest = self.revision
         self.note(header)
         if header.revision < before[0] or header.raft_term < before[1]:
             logger.warning(
                 "etcd's history went back: etcd was restored", extra={"revision": header.revision, "was": before[0]}
             )
-            self._start_anew(header)
+            self._end_history(highest, header)
         self.term = max(self.term, header.raft_term)
 
     def note_applied(self, index: int) -> None:
         """Take note of the raft index that a member has applied; 0 if the member does not report one."""
         self.applied = max(self.applied, index)
 
-    def compare_applied(self, before: int, index: int, header: Any) -> None:
+    def compare_applied(self, known: tuple[int, int], before: int, index: int, header: Any) -> None:
         """Detect a restore by the raft index that a member has applied.
 
-        *index*: what the member had applied *after* a linearizable read there. *before*: the highest index known before
-        that read. The read made the member apply everything that any member had applied. A restore begins a new raft
-        log, so the index also reveals a restore whose revision has already passed ours. A feed that knows no event of
-        its range has no other sign of such a restore.
+        *index*: what the member had applied *after* a linearizable read there. *known* and *before*: ``known`` and the
+        highest index before that read. The read made the member apply everything that any member had applied. A restore
+        begins a new raft log, so the index also reveals a restore whose revision has already passed ours. A feed that
+        knows no event of its range has no other sign of such a restore.
         """
         if 0 < index < before:
             logger.warning("etcd's raft log began anew: etcd was restored", extra={"applied": index, "was": before})
-            self._start_anew(header)
+            self._end_history(known[0], header)
         self.note_applied(index)
 
     def admit(self, header: Any, *, tried_all: bool) -> str | None:
@@ -119,6 +122,11 @@ class Cluster:
 
     def _foreign(self, header: Any) -> str:
         return f"the endpoint is a member of another cluster, {header.cluster_id:x}; this gateway follows {self.id:x}"
+
+    def _end_history(self, highest: int, header: Any) -> None:
+        """Begin the history of *header*. *highest*: the highest revision that was known of the one before."""
+        self.ended.note(self.id, max(highest, header.revision - 1))
+        self._start_anew(header)
 
     def _start_anew(self, header: Any) -> None:
         self.revision, self.term, self.applied = header.revision, header.raft_term, 0

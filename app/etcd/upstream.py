@@ -17,6 +17,7 @@ from aetcd import rpc
 
 from ..core.backoff import Backoff
 from ..core.budget import Budget
+from ..core.ended import EndedHistories
 from ..core.feed_messages import Refused, StreamKind, WatchCallback
 from ..core.keys import KeyRange
 from ..core.linearizable_reads import LinearizableReads
@@ -141,6 +142,11 @@ class Upstream:
     def cluster_id(self) -> int:
         """See ``app.ports.Etcd``."""
         return self._cluster.id
+
+    @property
+    def ended(self) -> EndedHistories:
+        """See ``app.ports.Etcd``."""
+        return self._cluster.ended
 
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``."""
@@ -356,7 +362,7 @@ class Upstream:
             return str(error)
         reason = await link.check(self._health_timeout())
         if reason is None:
-            cluster.compare_applied(applied, link.applied, link.header)
+            cluster.compare_applied(known, applied, link.applied, link.header)
         return reason
 
     def _foreign(self, link: Link) -> str | None:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from ..core.backoff import Backoff
 from ..core.cursor import parse_cursor
+from ..core.ended import EndedHistories
 from ..core.errors import GatewayError, RevisionNotReachedError, UnavailableError
 from ..core.events import KeyValue
 from ..core.feed_messages import StreamKind, WatchCallback
@@ -90,6 +91,7 @@ class GatewayUpstream:
         self._backoff = Backoff()
         self.tier: int | None = None
         self.cluster_id = 0
+        self.ended = EndedHistories()
         self.highest_revision = 0
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
@@ -225,6 +227,10 @@ class GatewayUpstream:
         self._reached[watched] = max(revision, self._reached.pop(watched, 0))  # the latest is the last
         if len(self._reached) > MOST_REMEMBERED:
             del self._reached[next(iter(self._reached))]
+
+    def note_ended(self, revision: int) -> None:
+        """Take what the upstream says of the histories that have ended: ``EndedHistories``."""
+        self.ended.note(self.cluster_id, revision)
 
     def forget_revisions(self) -> None:
         """The cluster has another history: its revisions may be lower."""

@@ -55,6 +55,9 @@ class WatchUpstream(Protocol):
     def note_reached(self, watched: KeyRange, revision: int) -> None:
         """Take the revision up to which a stream is complete."""
 
+    def note_ended(self, revision: int) -> None:
+        """Take the highest revision that an ended history may have reached, as the upstream says."""
+
     def forget_revisions(self) -> None:
         """The cluster has another history: its revisions may be lower."""
 
@@ -186,6 +189,7 @@ class UpstreamWatch:
                     return
                 self._heard_at = upstream.clock()
                 for given in core.receive(chunk):
+                    upstream.note_ended(core.ended_revision)  # before a client can resume in what follows
                     upstream.note_reached(self._range, core.revision)
                     self._note_state(core)
                     self._give(self._unless_replaced(given))

@@ -93,7 +93,7 @@ class Feed:
         self.pinned = pinned
         # etcd's roles do not let the gateway watch the range, as far as it was last told.
         self.denied = False
-        self.core = FeedCore(limits.log, etcd.reach(limits.reach_back), resets_told=etcd.is_gateway)
+        self.core = FeedCore(limits.log, etcd.reach(limits.reach_back), resets_told=etcd.is_gateway, ended=etcd.ended)
         self.history = self.core.history
         self.older = self.core.backfill
         self.notifier, self.tip_notifier = Notifier(), Notifier()

@@ -18,7 +18,7 @@ from app.gateway import Gateway
 from app.main import create_app
 from app.server.admission import Admission
 from app.server.run import make_config
-from app.settings import load
+from app.settings import Settings, load
 from app.tier.upstream import GatewayUpstream
 from app.tier.watch import UpstreamWatch
 from tests.consistency.history import Change, Chronicle, Watched
@@ -124,6 +124,13 @@ async def serving(time: Time, listening: socket.socket, *upstreams: str) -> Asyn
     """Run an edge."""
     settings = load({"upstream": ",".join(upstreams), "heartbeat": "3600s", "linger": 0})
     gateway = Gateway(settings, clock=time, draw=lambda: 0.0)
+    async with served(gateway, settings, listening):
+        yield Edge(gateway, url_of(listening))
+
+
+@contextlib.asynccontextmanager
+async def served(gateway: Gateway, settings: Settings, listening: socket.socket) -> AsyncIterator[None]:
+    """Run a gateway in this process."""
     config = make_config(create_app(gateway=gateway), settings, Admission(gateway.capacity))
     config.load()
     state = ServerState()
@@ -132,7 +139,7 @@ async def serving(time: Time, listening: socket.socket, *upstreams: str) -> Asyn
     server = await asyncio.get_running_loop().create_server(protocol, sock=listening)
     try:
         async with gateway.running():
-            yield Edge(gateway, url_of(listening))
+            yield
     finally:
         server.close()
         for one in list(state.connections):

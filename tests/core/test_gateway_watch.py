@@ -102,6 +102,16 @@ def test_an_upstream_without_a_state_is_created_by_its_first_line() -> None:
     assert str(watch.state) == "live"
 
 
+def test_which_cursors_may_be_of_an_ended_history() -> None:
+    """The upstream says so before anything that a client could resume in. An older version does not say it."""
+    watch = GatewayWatch(0, EPOCH)
+    chunk = line("synced", 12, revision=12, heartbeat=7, ended_revision=9) + put(13)
+    assert [watch.ended_revision for _ in watch.receive(chunk)] == [9, 9, 9]
+    older = GatewayWatch(0, EPOCH)
+    read(older, synced(12))
+    assert older.ended_revision == 0
+
+
 def test_a_stream_that_begins_stale_is_never_live() -> None:
     """``synced`` says so itself: the ``status`` that follows may come in another chunk."""
     watch = GatewayWatch(12, EPOCH)

@@ -304,7 +304,8 @@ class SelectionMachine(RuleBasedStateMachine):
         if self.selected.covers(revision):
             client = Client(self.store, self.ranges, self.selected, revision)
             client.read()
-            assert client.resets == []
+            ended = self.selected.ended_revision
+            assert client.resets == (["restored"] if revision <= ended else [])
             assert client.revision == self.selected.log.tip
         else:
             assert revision < self.selected.log.floor

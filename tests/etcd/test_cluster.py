@@ -100,3 +100,32 @@ def test_a_restore(cluster: Cluster, told: list[int], answer: Any) -> None:
     cluster.note_linearizable((50, 2), answer)
 
     assert told == [answer.revision]
+    # The old history had reached 50, and what is known of the new one begins at the answer.
+    assert cluster.ended.revision(7) == max(50, answer.revision - 1)
+
+
+@pytest.mark.parametrize(("revision", "ended"), [(49, 50), (50, 50), (60, 59)])
+def test_a_raft_log_that_began_anew(cluster: Cluster, told: list[int], revision: int, ended: int) -> None:
+    """An applied index that falls means a restore, also if revision and term have passed the old ones."""
+    known = cluster.known
+    cluster.note(header(7, revision))
+    for before, index in [(0, 0), (0, 9), (9, 9)]:
+        cluster.compare_applied(known, before, index, header(7, revision))
+    assert (told, cluster.ended.revision(7)) == ([], 0)
+    cluster.compare_applied(known, 9, 8, header(7, revision))
+    assert (told, cluster.revision, cluster.ended.revision(7)) == ([revision], revision, ended)
+
+
+def test_what_was_heard_during_the_read_counts(cluster: Cluster) -> None:
+    """Another answer of the old history came between a read's request and its answer: a client may hold its cursor."""
+    known = cluster.known
+    cluster.note(header(7, 55))
+    cluster.note_linearizable(known, header(7, 40))
+    assert cluster.ended.revision(7) == 55
+
+
+def test_another_cluster_ends_no_history(cluster: Cluster, time: Time) -> None:
+    """Its cursors have another epoch, and are good from the first revision on."""
+    time.now += 60
+    cluster.admit(header(8, 3), tried_all=True)
+    assert [cluster.ended.revision(cluster_id) for cluster_id in (7, 8)] == [0, 0]

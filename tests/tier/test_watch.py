@@ -112,6 +112,20 @@ async def test_a_state_is_as_new_as_the_watch_from_now(root: Scripted, above: Ga
     assert root.of("/v1/kv")[-1].parameters["min_revision"] == "103"
 
 
+async def test_what_the_upstream_knows_of_ended_histories(root: Scripted, above: GatewayUpstream) -> None:
+    """This gateway may have started after the restore. It knows the same before its feed hears anything."""
+    known: list[int] = []
+    above.watch(SVC, 0, lambda _given: known.append(above.ended.revision(CLUSTER)), stream_kind="live")
+    stream = await root.stream()
+    stream.write(line("synced", 50, revision=50, heartbeat=15, ended_revision=70))
+
+    async def heard() -> bool:
+        return len(known) == 2
+
+    await eventually(heard)
+    assert known == [70, 70]
+
+
 async def test_history_from_the_first_revision_is_asked_for_from_the_second(
     root: Scripted, above: GatewayUpstream
 ) -> None:

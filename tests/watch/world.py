@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from app.core.budget import Budget
+from app.core.ended import EndedHistories
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
 from app.core.feed_messages import Batches, Created, Progress, StreamKind, WatchCallback
@@ -107,6 +108,7 @@ class StubEtcd:
 
     def __init__(self, trap: Trap) -> None:
         self.trap = trap
+        self.ended = EndedHistories()
         self.open: set[StubWatch] = set()
         self.snapshots = 0  # how many snapshots were read
 
