@@ -176,6 +176,11 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class TellRestored:
+    """Send ``Restored`` to all feeds of the process: etcd has another history, and this feed alone can prove it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Wait for the backoff of *attempt*, then send ``RetryDue``."""
 
@@ -192,5 +197,5 @@ class EndProof:
     """The proof has come, or is no longer needed."""
 
 
-Command = OpenWatch | CloseWatch | TakeSnapshot | Probe | Retry | AwaitProof | EndProof
+Command = OpenWatch | CloseWatch | TakeSnapshot | Probe | TellRestored | Retry | AwaitProof | EndProof
 Commands = tuple[Command, ...]

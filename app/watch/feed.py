@@ -33,6 +33,7 @@ from ..core.feed_messages import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
+    TellRestored,
     WatchInput,
 )
 from ..core.keys import KeyRange
@@ -66,6 +67,9 @@ class FeedOwner(Protocol):
 
     def view_reclaimed(self, feed: Feed) -> None:
         """*feed* has freed its view: its readers must not hold any part of that view."""
+
+    def restored(self) -> None:
+        """A feed has proven that etcd has another history."""
 
 
 class Feed:
@@ -353,6 +357,8 @@ class Feed:
                 self._scope.spawn(self._take_snapshot())
             case Probe(revision):
                 self._scope.spawn(self._probe(revision))
+            case TellRestored():
+                self._owner.restored()
             case Retry(attempt):
                 delay = self._backoff.delay(attempt, self._draw())
                 self._scope.set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))

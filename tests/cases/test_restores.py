@@ -128,3 +128,30 @@ async def test_an_edge_that_was_started_later(fake: FakeEtcd) -> None:
             await client.join(edge)
             await reach(last, client)
             assert (client.resets, keys(client)) == (RESTORED, ["/svc/b", "/svc/f"])
+
+
+async def test_a_restore_that_only_one_range_can_prove(fake: FakeEtcd) -> None:
+    """The second of two restores: revision, raft term and raft index have passed what the gateway knows, and the last
+    event of a quiet range is compacted. The other range finds another event at its last revision.
+    """
+    fake.put(b"/quiet/a", b"1")
+    fake.put(b"/quiet/b", b"1")
+    async with (
+        proxy(fake.endpoint) as to_etcd,
+        serving(etcd=to_etcd.endpoint) as root,
+        joined(root) as (busy,),
+        joined(root, "prefix=/quiet/") as (quiet,),
+    ):
+        last = write(fake)
+        await reach(last, busy)
+        to_etcd.cut()
+        fake.restore(last - 3)
+        fake.raft_term = 2
+        fake.delete(b"/quiet/a")
+        advance(fake, last - 1)
+        fake.put(b"/svc/other", b"1")
+        advance(fake, last + 5)
+        fake.compact(last - 1)
+        to_etcd.heal()
+        await soon(lambda: quiet.resets == RESTORED and quiet.mirror.synced)
+        assert (keys(quiet), busy.resets) == (["/quiet/b"], RESTORED)

@@ -41,6 +41,7 @@ from app.core.feed_messages import (
     Stop,
     SyncTimeout,
     TakeSnapshot,
+    TellRestored,
     WantBackfill,
 )
 from app.core.log import Bounds
@@ -172,7 +173,7 @@ CASES: dict[str, Case] = {
     "news, not yet all": (PROBE.then(Created(144)), batches(143), S.CATCHING_UP, ()),
     "news, all of them": (PROBE.then(Created(144)), batches(144), S.CONFIRMING, (EndProof(), Probe(141))),
     "slow, and nothing of ours yet": (PROBE.then(Created(144)), Batches((), slow=True), S.CATCHING_UP, ()),
-    "another anchor": (OVERLAP, said(put(90, value=b"x")), S.OPENING, UNPROVEN_ANEW),
+    "another anchor": (OVERLAP, said(put(90, value=b"x")), S.OPENING, (*UNPROVEN_ANEW, TellRestored())),
     "another revision than the anchor's": (OVERLAP, batches(91), S.OPENING, UNPROVEN_ANEW),
     "progress to the end": (
         PROBE.then(Created(144)), Progress(144, trusted=True), S.CONFIRMING, (EndProof(), Probe(141))

@@ -51,6 +51,7 @@ from app.core.feed_messages import (
     StreamKind,
     SyncTimeout,
     TakeSnapshot,
+    TellRestored,
     WantBackfill,
 )
 from app.core.log import Bounds
@@ -165,6 +166,9 @@ class FeedMachine(RuleBasedStateMachine):
             went_on = core.state is State.LIVE and before is not State.LIVE
             if self.lineage is not None and (went_on or (tip, floor) != (core.history.log.tip, core.history.log.floor)):
                 self.judge_continuation(watch.history, tip)
+        if TellRestored() in commands:
+            assert watch is not None
+            assert self.excused or watch.history is not self.lineage, "no other feed may be reset in vain"
         for command in commands:
             self.execute(command)
         if not core.history.joinable or core.state is State.CLOSED:
@@ -249,6 +253,8 @@ class FeedMachine(RuleBasedStateMachine):
                 assert self.probed is None
                 assert revision >= 1
                 self.probe = revision
+            case TellRestored():
+                self.say_restored()  # to all feeds of the process, and so to this one
             case Retry(attempt):
                 assert attempt >= 0
                 self.retry = True

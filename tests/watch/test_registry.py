@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
+from app.core.events import Batch, KeyValue
 from app.core.feed import State
+from app.core.feed_messages import Batches, Lost, RetryDue
 from app.core.keys import KeyRange
 from app.core.quotas import Caller, Quotas, QuotaSettings
 from app.core.selection import canonical
@@ -19,7 +21,7 @@ from app.watch import registry as module
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed
 from tests.support.waiting import eventually
-from tests.watch.world import SVC, StubEtcd, World
+from tests.watch.world import SVC, A, StubEtcd, World
 
 OTHER, PINNED = KeyRange("prefix", b"/other/"), KeyRange("prefix", b"/pinned/")
 THIRD = KeyRange("prefix", b"/third/")
@@ -232,6 +234,24 @@ async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
     for member in members:
         member.release()  # its feed is gone: the release does nothing
     assert len(world.registry) == 0
+
+
+async def test_a_feed_that_proves_a_restore_tells_every_feed() -> None:
+    """One feed finds another event at a revision that it knows. Another one has no event that it could compare."""
+    world = World()
+    finds, quiet = (world.subscribe(watched) for watched in (SVC, OTHER))
+    for member in (finds, quiet):
+        await world.told(member)
+    feed = followed(finds)
+    feed.handle(Lost("broken"))
+    feed.handle(RetryDue())
+    feed.handle(Batches((Batch(A.mod_revision, [KeyValue(b"/svc/z", b"", 90, A.mod_revision, 1)]),)))
+    assert [followed(member).history.joinable for member in (finds, quiet)] == [False, False]
+    for member in (finds, quiet):
+        await world.told(member)
+        assert (followed(member).history.reason, member.closing) == ("restored", None)
+        member.release()
+    await world.empty()
 
 
 async def test_a_restore_is_told_to_every_feed() -> None:
