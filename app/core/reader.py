@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .block_reader import BlockReader
 from .cursor import Cursor
 from .flush import Flush
 from .frames import close_event, comment, control, greeting
@@ -79,10 +80,10 @@ class Reader:
     """
 
     __slots__ = (
-        "_asked", "_asked_backfill", "_counts", "_epoch", "_epoch_of", "_flush", "_for_gateway", "_form",
+        "_asked", "_asked_backfill", "_blocks", "_counts", "_epoch", "_epoch_of", "_flush", "_for_gateway", "_form",
         "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_policy", "_offered", "_older",
-        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_blocks", "_sent_pieces",
-        "_snapshot", "_synced", "_with_state", "delivered", "interval", "min_revision", "phase", "revision",
+        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_pieces",
+        "_synced", "_with_state", "delivered", "interval", "min_revision", "phase", "revision",
         "told_stale", "wants",
     )  # fmt: skip
 
@@ -123,10 +124,10 @@ class Reader:
         self._offered: Snapshot | None = None
         self._generation = -1
         self.revision = 0
-        self._snapshot: Snapshot | None = None  # the snapshot that is being sent
+        self._blocks: BlockReader | None = None  # of the snapshot that is being sent
         self.interval = interval
         self._flush: Flush | None = None  # the flush that is being sent
-        self._sent_blocks = self._sent_pieces = 0
+        self._sent_pieces = 0
         self.min_revision = min_revision
         self._for_gateway = for_gateway
         self._synced = False
@@ -232,7 +233,7 @@ class Reader:
 
     def drop_snapshot(self) -> None:
         """Drop every snapshot, because the feed drops its state. A reset follows."""
-        self._snapshot = self._offered = None
+        self._blocks = self._offered = None
 
     def wrote(self, size: int, seconds: float) -> None:
         """Record that a write of *size* bytes took so many seconds."""
@@ -280,6 +281,15 @@ class Reader:
         if phase is SNAPSHOT:
             return self._next_items()
         return self._follow(size)
+
+    def read_blocks(self, size: int) -> list[bytes]:
+        """Return the next blocks of the state, at most *size* bytes. If there are none, ``read`` has what comes."""
+        blocks, view = self._blocks, self._history.view
+        if blocks is None or view is None or self._generation != self._history.log.generation:
+            return []
+        frames, items = blocks.read_encoded(view, size)
+        self._count(items)
+        return frames
 
     def heartbeat(self, *, stale: bool) -> bytes:
         """Return a sign of life: a bookmark at the reader's position, or a comment where an id is not allowed."""
@@ -390,8 +400,7 @@ class Reader:
         self._take_epoch()
         self._asked = self._offered = None
         self._generation = history.log.generation
-        self._snapshot = snapshot if self._with_state else None
-        self._sent_blocks = 0
+        self._blocks = BlockReader(snapshot, self._selection, self._form) if self._with_state else None
         self.revision = snapshot.revision
         self.phase = SNAPSHOT
         self._counting_policy().begin_snapshot()
@@ -406,23 +415,22 @@ class Reader:
         return control(self._form, "reset", members, f"{self._epoch}-0") + self._next_items()
 
     def _next_items(self) -> bytes:
-        data, snapshot, view = b"", self._snapshot, self._history.view
-        if snapshot is not None:
+        data, blocks, view = b"", self._blocks, self._history.view
+        if blocks is not None:
             assert view is not None, "only a feed with a view sends a snapshot"
-            if snapshot.blocks:
-                block = snapshot.blocks[self._sent_blocks]
-                selection = self._selection
-                data = view.frame(block, self._form, selection.encoding, keys_only=selection.keys_only)
-                self._sent_blocks += 1
-                self.delivered += len(block.items)
-                self._counts.items += len(block.items)
-            if self._sent_blocks < len(snapshot.blocks):
+            data, items = blocks.read(view)
+            self._count(items)
+            if not blocks.over:
                 return data
-            self._snapshot = None
+            self._blocks = None
         self.phase = FOLLOWING
         self._counting_policy().end_snapshot()
         self._drop_policy()
         return data + self._say_synced()
+
+    def _count(self, items: int) -> None:
+        self.delivered += items
+        self._counts.items += items
 
     # --- following ---------------------------------------------------------------------------------------------------
 
@@ -480,8 +488,7 @@ class Reader:
         assert flush is not None, "called only while a flush is being sent"
         data = flush.frame(self._sent_pieces, self._representation)
         events = len(flush.pieces[self._sent_pieces])
-        self.delivered += events
-        self._counts.items += events
+        self._count(events)
         self._sent_pieces += 1
         if self._sent_pieces < len(flush.pieces):
             return data

@@ -132,6 +132,11 @@ class View(AlwaysTrue):
             lambda: snapshot_frame(self._bodies_of(block, encoding, keys_only), form),
         )
 
+    def kept_frame(self, block: Block, form: str, encoding: str, *, keys_only: bool) -> bytes | None:
+        """Return what ``frame`` returns if that is kept already; None if it must be made first."""
+        frames = self._frames.get(block)
+        return cast("bytes | None", frames.get((form, encoding, keys_only))) if frames is not None else None
+
     def deflated_items(self, block: Block, encoding: str, *, keys_only: bool) -> Part:
         """Return the items of a snapshot's *block* as a part of a list with gzip, which is kept as frames are."""
         return self._once(

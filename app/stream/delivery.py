@@ -30,6 +30,9 @@ WRITE_SIZE = 64 * 1024
 # Bytes written to one subscriber at once, about. What is more waits for a turn in the queue of snapshots: a block of a
 # snapshot has up to WRITE_SIZE.
 STEP_SIZE = WRITE_SIZE // 2
+# Bytes of a state that are written to one subscriber at once: two blocks, which the kernel mostly takes as a whole
+# (twice GATEWAY_SEND_BUFFER). With one block, each client of a herd took a quarter more CPU.
+STATE_SIZE = 2 * WRITE_SIZE
 # Seconds between checks of a waiting reader. The stream of a reader that waits in vain is closed.
 WAITING_LOOK = 0.25
 # Seconds between looks at a channel whose changes are held back (``mode=latest``): a reset comes at most so much later.
@@ -152,7 +155,8 @@ class Delivery:
     def take_turn(self) -> None:
         """See ``Member``."""
         try:
-            self._step(in_turn=True)
+            if not self._write_blocks():
+                self._step(in_turn=True)
         except Exception as error:
             self.end(FAILED, error)
 
@@ -293,6 +297,23 @@ class Delivery:
             self._at_rest = reader.at_tip
         return self._at_rest
 
+    def _write_blocks(self) -> bool:
+        """Write the next blocks of a state to a stream that has nothing else to say. Return whether there were any.
+
+        When many clients join a large range together, nearly all bytes take this way.
+        """
+        sink, reader = self._sink, self._reader
+        if reader.phase is not SNAPSHOT or not sink.ready or self._rest is not None:
+            return False
+        if self._subscriber.closing is not None or reader.too_slow or self._due:
+            return False
+        blocks = reader.read_blocks(STATE_SIZE)
+        if blocks:
+            self._write(*blocks)
+            if sink.ready and not self.ended:
+                self._streams.snapshots.add(self)
+        return bool(blocks)
+
     def _step(self, *, in_turn: bool = False) -> None:
         sink, reader, subscriber = self._sink, self._reader, self._subscriber
         enough = subscriber.bytes + STEP_SIZE
@@ -428,14 +449,14 @@ class Delivery:
         self._rest = rest[WRITE_SIZE:] if len(rest) > WRITE_SIZE else None
         return rest[:WRITE_SIZE]
 
-    def _write(self, data: bytes | memoryview) -> None:
-        size = len(data)
+    def _write(self, data: bytes | memoryview, *more: bytes) -> None:
+        size = len(data) + sum(map(len, more)) if more else len(data)
         now = self._streams.clock()
         if now >= self._freshness.mark_due:
             self._freshness.wrote(self._subscriber.bytes, now)
         self._subscriber.bytes += size
         self._streams.counters.bytes += size
-        if not self._sink.write(data):
+        if not self._sink.write(data, *more):
             self._write_size, self._write_began, self._looked_at = size, now, now
             self._set_timer(now)
         elif self._reader.phase is SNAPSHOT or (self._reader.interval and self._reader.flushing):

@@ -20,9 +20,9 @@ class Chunks:
             self._data = data
         return self._framed
 
-    def parts(self, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-        """Return the chunk in parts, of which one is *data* itself."""
-        return (b"%x\r\n" % len(data), data, b"\r\n")
+    def parts(self, *data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+        """Return all of *data* as one chunk, in parts, of which some are *data* itself."""
+        return (b"%x\r\n" % sum(map(len, data)), *data, b"\r\n")
 
 
 class Unframed:
@@ -35,6 +35,6 @@ class Unframed:
         """Return *data* unchanged."""
         return data
 
-    def parts(self, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-        """Return *data* unchanged, as the only part."""
-        return (data,)
+    def parts(self, *data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+        """Return *data* unchanged."""
+        return data

@@ -56,8 +56,11 @@ class Sink(Protocol):
     def ready(self) -> bool:
         """Whether the sink takes a write now. If not, the sink calls ``Source.resume_writing`` as soon as it does."""
 
-    def write(self, data: bytes | memoryview) -> bool:
-        """Take bytes of the body. Call this only when ready. Returns whether the sink is still ready."""
+    def write(self, data: bytes | memoryview, *more: bytes) -> bool:
+        """Take bytes of the body, all of them in one write. Call this only when ready.
+
+        Returns whether the sink is still ready.
+        """
 
     def stuck(self, seconds: float) -> bool:
         """Whether the client is stuck, *seconds* after the previous call. Called now and then while not ready."""
@@ -149,13 +152,13 @@ class FastSink:
         if self._source is not None:
             self._source.end(GONE)
 
-    def write(self, data: bytes | memoryview) -> bool:
+    def write(self, data: bytes | memoryview, *more: bytes) -> bool:
         """See ``Sink``. The transport buffers the bytes that the kernel does not take at once."""
-        if len(data) > LARGE:
+        if more or len(data) > LARGE:
             # One block of a snapshot goes to thousands of clients, but seldom to two in a row. A framed copy for each
             # client took a quarter of the process' own CPU in a herd, and 64 KiB of memory while the client took it.
             head, self._head = self._head, b""
-            self._transport.writelines([head, *self._framing.parts(data)])
+            self._transport.writelines([head, *self._framing.parts(data, *more)])
         else:
             framed = self._framing.of(data)
             if self._head:
@@ -216,9 +219,9 @@ class PortableSink:
         """See ``Sink``."""
         return self._pending is None
 
-    def write(self, data: bytes | memoryview) -> bool:
+    def write(self, data: bytes | memoryview, *more: bytes) -> bool:
         """See ``Sink``."""
-        self._pending = data
+        self._pending = b"".join((data, *more)) if more else data
         self._wake.set()
         return False
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from app import cli
 from app.core import feed, frames, log, reader
+from app.core.block_reader import BlockReader
 from app.core.cursor import Cursor
 from app.core.deflate import stored
 from app.core.encoding import event_body
@@ -110,8 +111,10 @@ def synced_too_early() -> None:
     begin = Reader._next_items
 
     def first_only(self: Reader) -> bytes:
-        if self._snapshot is not None:
-            self._snapshot = Snapshot.of(self._snapshot.revision, self._snapshot.items[:10])
+        if self._blocks is not None:
+            items = [item for block in self._blocks._blocks for item in block.items]
+            first = Snapshot.of(self.revision, items[:10])
+            self._blocks = BlockReader(first, self._selection, self._form)
         return begin(self)
 
     _replace(Reader, "_next_items", first_only)

@@ -599,6 +599,29 @@ def test_another_history_resets_who_follows_and_who_is_being_sent_the_state() ->
         assert (one.revision, one.synced, resets(one)) == (50, True, ["initial", "restored"])
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+def test_no_block_of_a_history_that_has_ended(dropped: bool) -> None:
+    """All blocks are encoded already, but the state is no longer true: ``read`` says ``reset`` first."""
+    core = live(put(90), put(90, b"/a/2"), put(90, b"/a/3"))
+    for _ in range(4):
+        reader(core).read(PLENTY)
+    first, one = reader(core), reader(core)
+    while not first.synced:
+        first.read(PLENTY)
+    assert words(one.read(1)) == ["reset:initial", "put@90"]
+    assert words(b"".join(one.read_blocks(PLENTY))) == ["put@90"]
+    assert one.read_blocks(PLENTY) == [], "the last block comes with `synced`"
+    other = reader(core)
+    other.read(1)
+    if dropped:
+        core.history.view = None
+    else:
+        restore(core, put(40, b"/a/3"))
+    assert other.read_blocks(PLENTY) == []
+    assert words(other.read(1)) == ([] if dropped else ["reset:restored", "put@40", "synced@50"])
+    assert (one.delivered, other.delivered) == (2, 1 if dropped else 2)
+
+
 def test_what_happens_during_a_snapshot_comes_after_it() -> None:
     """The state is of one revision, whatever the feed does while the state is sent."""
     core = live(put(90), put(90, b"/a/2"))

@@ -59,6 +59,9 @@ def test_parts_are_not_a_copy(framing: Chunks | Unframed) -> None:
 
     assert b"".join(parts) == framing.of(data)
     assert any(part is data for part in parts)
+    several = framing.parts(data, b"more", data)
+    assert b"".join(several) == framing.of(data + b"more" + data)
+    assert sum(part is data for part in several) == 2
 
 
 def test_unframed() -> None:

@@ -264,6 +264,19 @@ async def test_fast_sends_the_head_with_the_first_bytes(parts: tuple[bytes, ...]
     assert transport.writes == max(1, len(parts))
 
 
+async def test_several_blocks_are_one_write() -> None:
+    """With both sinks: in one chunk, or in one message."""
+    sink, transport, _finishing = fast()
+    portable = Portable()
+    sink.give_head(b"a: b\r\n")
+    assert sink.write(b"first", b"second", b"third")
+    assert not portable.sink.write(b"first", b"second", b"third")
+    await portable.run(Source(portable.sink, ends=True))
+
+    assert (transport.written, transport.writes) == (b"200 a: b\r\n10\r\nfirstsecondthird\r\n", 1)
+    assert portable.written == [b"firstsecondthird", b""]
+
+
 async def test_fast_sends_the_head_to_who_does_not_read() -> None:
     """The transport keeps the head until the client has read the answer before it."""
     sink, transport, _finishing = fast()

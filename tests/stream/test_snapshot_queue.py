@@ -10,9 +10,11 @@ from starlette.types import Message
 
 from app.gateway import Gateway
 from app.stream.snapshot_queue import MOST_FACTOR, STREAMS_A_FACTOR, SnapshotQueue
+from tests.stream.test_sink import Transport
+from tests.stream.test_turns import begun, joined
 from tests.support.asgi_client import Client, released, synced
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, eventually
 
 # With values of 1 KB, about 16 blocks.
 KEYS = 1000
@@ -184,3 +186,36 @@ async def test_streams_take_turns(gateway: Gateway, fake: FakeEtcd) -> None:
     for number in pieces:
         counts[number] += 1
         assert max(counts) - min(counts) <= 2
+
+
+async def test_encoded_blocks_go_two_at_a_time(gateway: Gateway, fake: FakeEtcd) -> None:
+    """Nearly all bytes of a herd take this way, so each write costs. A stream that has more to say leaves it."""
+    fill(fake)
+    first, second, spoken, closed = (Transport() for _ in range(4))
+    await joined(gateway, [first], b"prefix=/herd/")
+    blocks = first.writes
+    await joined(gateway, [second], b"prefix=/herd/")
+    assert second.writes <= blocks // 2 + 2
+    assert state_of(second.written.decode()) == state_of(first.written.decode())
+
+    for each in (spoken, closed):
+        each.full = True  # it takes one write, and then what the test lets it take
+    await begun(gateway, [spoken, closed], b"prefix=/herd/")
+    _, _, speaks, closes = gateway.registry.subscribers()
+    speaks.send_bookmark()
+    closes.close("revoked")
+    for each in (spoken, closed):
+        each.full = False
+        each.client.resume_writing()
+
+    async def over() -> bool:
+        return b"event: synced" in spoken.written and b"event: close" in closed.written
+
+    await eventually(over)
+    text = spoken.written.decode()
+    assert len(state_of(text.partition(": waiting")[2])) > KEYS // 2
+    assert state_of(text) == state_of(first.written.decode())
+    assert len(state_of(closed.written.decode())) < KEYS
+    for each in (first, second, spoken):
+        each.client.lose()
+    await released(gateway, fake)

@@ -119,11 +119,16 @@ async def _live(gateway: Gateway) -> AsyncIterator[Client]:
     await client.leave()
 
 
-async def joined(gateway: Gateway, transports: Sequence[Transport]) -> None:
-    """Join by fast sinks, and wait until all have the state."""
+async def begun(gateway: Gateway, transports: Sequence[Transport], query: bytes) -> None:
+    """Join by fast sinks, which keep the streams when the requests' tasks have ended."""
     app = create_app(gateway=gateway)
     for each in transports:
-        await Client(gateway, app=app, extensions={EXTENSION: {"client": each.client}}).task
+        await Client(gateway, app=app, query=query, extensions={EXTENSION: {"client": each.client}}).task
+
+
+async def joined(gateway: Gateway, transports: Sequence[Transport], query: bytes = b"prefix=/svc/") -> None:
+    """Join by fast sinks, and wait until all have the state."""
+    await begun(gateway, transports, query)
 
     async def have() -> bool:
         return all(b"event: synced" in each.written for each in transports)
