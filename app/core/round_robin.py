@@ -23,8 +23,9 @@ SHARE = 0.3
 # Seconds that members may take of any turn, however short it is. A turn costs 20 us by itself, and a message from etcd
 # needs about three turns until its events are written.
 LEAST = 0.0005
-# Seconds that members may take of one turn at most, however long the loop was busy with others.
-MOST = 0.005
+# Seconds that members may take of one turn at most, however long the loop was busy with others. With 5 ms, an event's
+# three turns took 8 to 13 ms of CPU at the 99th percentile while 5,000 clients joined, and with 1 ms they take 5.
+MOST = 0.001
 
 
 class Member(Protocol):
