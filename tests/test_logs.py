@@ -10,6 +10,8 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app import logs
 from app.logs import HumanFormatter, JsonFormatter
@@ -35,6 +37,20 @@ def test_a_json_line() -> None:
         "range": "/svc/",
         "odd": "{1}",
     }
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1).filter(lambda name: name not in vars(record(""))),
+        st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text()), st.just({1})),
+    )
+)
+def test_a_json_line_is_what_the_standard_library_writes(extra: dict[str, Any]) -> None:
+    """Whatever a field holds: clients choose some of them."""
+    text = JsonFormatter().format(record("m", **extra))
+    line = {"time": "1970-01-01T00:00:01.500Z", "level": "warning", "logger": "gateway.test", "message": "m", **extra}
+
+    assert text == json.dumps(line, ensure_ascii=False, default=str)
 
 
 def test_a_json_line_with_an_exception() -> None:

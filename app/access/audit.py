@@ -42,17 +42,19 @@ def write(
         rule: the roles that permit the read, or what has decided instead.
         more: further fields.
     """
-    logger.info(
-        "audit",
-        extra={
-            "decision": decision,
-            "identity": identity.name if identity is not None else "unknown",
-            "address": address,
-            "selection": " ".join(map(_shown, ranges)),
-            "rule": rule,
-            **more,
-        },
+    if not enabled():
+        return
+    # ``logger.info`` looks for each field among the record's own attributes: as long as the rest of the record takes.
+    record = logging.LogRecord(logger.name, logging.INFO, "", 0, "audit", None, None)
+    vars(record).update(
+        decision=decision,
+        identity=identity.name if identity is not None else "unknown",
+        address=address,
+        selection=" ".join(map(_shown, ranges)),
+        rule=rule,
+        **more,
     )
+    logger.handle(record)
 
 
 def _shown(one: KeyRange) -> str:
