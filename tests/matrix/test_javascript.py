@@ -33,7 +33,7 @@ from tests.support.firefox import FIREFOX, firefox
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually
 
-IN_NODE = ("eventsource", "eventsource-client")
+IN_NODE = ("eventsource", "eventsource-client", "launchdarkly-eventsource")
 IN_BROWSER = ("event-source-polyfill", "reconnecting-eventsource", "@microsoft/fetch-event-source")
 
 

@@ -1,10 +1,14 @@
 // What clients that others wrote do without the lines that docs/clients.md adds. With a release that needs a line no
 // more, the test of the line fails.
 import assert from 'node:assert/strict';
+import { EventEmitter } from 'node:events';
+import http from 'node:http';
+import https from 'node:https';
 import { after, before, test } from 'node:test';
 import { fetchEventSource } from '@microsoft/fetch-event-source';
 import { EventSource } from 'eventsource';
 import { createEventSource } from 'eventsource-client';
+import launchdarkly from 'launchdarkly-eventsource';
 import reconnecting from 'reconnecting-eventsource';
 import { Gateway, cursor, until } from './playing.js'; // that of clients/js/test
 
@@ -80,4 +84,36 @@ test('fetch-event-source leaves while the tab is hidden', LIMIT, async () => {
   for (const listener of listeners) listener();
   await stream.closed;
   leaving.abort();
+});
+
+test('launchdarkly-eventsource leaves after the silence of Node’s agent', LIMIT, async (context) => {
+  const agent = new http.Agent({ ...http.globalAgent.options, timeout: 100 }); // Node's own has 5 s
+  assert.equal(http.globalAgent.options.timeout, 5000);
+  const source = new launchdarkly.EventSource(url, { agent, initialRetryDelayMillis: 1 });
+  context.after(() => source.close());
+  const errors = [];
+  source.onerror = ({ message }) => errors.push(message);
+  await (await gateway.stream()).open({ retry: 1 }).state(10).closed;
+  assert.match(errors[0], /^Read timeout/);
+});
+
+test('launchdarkly-eventsource ends at a 429, and reconnects after a 503', LIMIT, async () => {
+  const source = new launchdarkly.EventSource(url, { initialRetryDelayMillis: 1 });
+  assert.throws(() => source.emit('error', { type: 'error' })); // without a listener, it ends the program
+  source.onerror = () => {};
+  (await gateway.stream()).problem(503, 'unavailable');
+  (await gateway.stream()).problem(429, 'too-many-streams');
+  await until(() => source.readyState === 2);
+});
+
+test('launchdarkly-eventsource accepts every certificate', LIMIT, (context) => {
+  let asked;
+  context.mock.method(https, 'request', (_, options) => {
+    asked = options;
+    return Object.assign(new EventEmitter(), { end() {}, destroy() {} });
+  });
+  for (const [options, verified] of [[{}, false], [{ rejectUnauthorized: true }, true]]) {
+    new launchdarkly.EventSource('https://127.0.0.1/', options).close();
+    assert.equal(asked.rejectUnauthorized, verified);
+  }
 });
