@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .settings import Settings
-from .settings_text import SECTIONS, flag_of, text_of, variable_of
+from .settings_text import SECTIONS, flag_of, form_of, text_of, variable_of
 from .units import seconds
 
 PROGRAM = "etcd-watch-gateway"
@@ -29,7 +29,7 @@ examples:
 
 _SETTINGS = """\
 Every flag is also an environment variable: --max-feeds 500 is GATEWAY_MAX_FEEDS=500. A flag overrides the variable.
-Write a duration as 30, 30s, 500ms, 5m or 1h, a size as 65536, 64KiB, 16MiB or 1GiB, and a list with commas."""
+Write a DURATION as 30, 30s, 500ms, 5m or 1h, a SIZE as 65536, 64KiB, 16MiB or 1GiB, and a LIST with commas."""
 
 _SERVE = f"""\
 examples:
@@ -179,7 +179,7 @@ def _add_settings(parser: Parser, *, without: Sequence[str] = ()) -> None:
             flag_of(name),
             dest=name,
             default=argparse.SUPPRESS,
-            metavar="VALUE",
+            metavar=form_of(name),
             help=f"{field.description}{f' (default {default})' if default else ''}; {variable_of(name)}",
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from .settings import PREFIX, Settings
-from .units import seconds, show_seconds, show_size, size
+from .units import number, processes, seconds, show_seconds, show_size, size
 
 # The sections of the settings, here, in the help and in docs/configuration.md, by the first setting of each.
 SECTIONS = {
@@ -18,13 +18,15 @@ SECTIONS = {
     "heartbeat": "time",
     "epoch": "identity and log",
 }
+# How the help writes a value, by what parses it.
+_FORMS: dict[Any, str] = {seconds: "DURATION", size: "SIZE", number: "N", processes: "{N,auto}"}
 # Variables that Kubernetes sets for a Service named 'gateway': GATEWAY_SERVICE_HOST, GATEWAY_PORT_80_TCP_ADDR.
 _SERVICE_LINK = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP|SCTP)")
 
 
 def text_of(name: str, value: Any) -> str:
     """Return a setting's value as its flag takes it, with a unit: ``256MiB``, and not 268435456. Empty for no value."""
-    parsers = [getattr(item, "func", None) for item in Settings.model_fields[name].metadata]
+    parsers = _parsers(name)
     if value is None:
         return ""
     if seconds in parsers:
@@ -32,6 +34,22 @@ def text_of(name: str, value: Any) -> str:
     if size in parsers:
         return show_size(value)
     return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def form_of(name: str) -> str:
+    """Return how the help writes the value of a setting's flag: its words, or a noun for it."""
+    annotation = Settings.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(get_args(annotation))}}}"
+    for parser, form in _FORMS.items():
+        if parser in _parsers(name):
+            return form
+    written = str(annotation)
+    return "FILE" if "Path" in written else "LIST" if "tuple" in written else "VALUE"
+
+
+def _parsers(name: str) -> list[Any]:
+    return [getattr(item, "func", None) for item in Settings.model_fields[name].metadata]
 
 
 def variable_of(name: str) -> str:

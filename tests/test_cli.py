@@ -15,6 +15,7 @@ from app import __version__
 from app.cli import main
 from app.dev.etcd import free_ports
 from app.settings import PREFIX, Settings
+from app.spelling import flag_of, form_of
 from tests.support.gateway import environment, gateway, start
 from tests.support.processes import processes
 from tests.support.streams import watch
@@ -58,7 +59,7 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert caught.value.code == 0
     for name in Settings.model_fields:
         shown = command == "serve" or not name.startswith("etcd")
-        assert (f"--{name.replace('_', '-')} VALUE" in text) == shown
+        assert (f"{flag_of(name)} {form_of(name)}" in text) == shown
         assert bool(re.search(rf"{PREFIX}{name.upper()}\b", text)) == shown
 
 

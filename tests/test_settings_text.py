@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from app.settings import Settings, load
-from app.settings_text import SECTIONS, flag_of, likely_meant, text_of, variable_of
+from app.settings_text import SECTIONS, flag_of, form_of, likely_meant, text_of, variable_of
 from tests.test_docs import rows, section
 
 
@@ -34,6 +34,25 @@ def test_what_is_shown_means_the_default(name: str) -> None:
 def test_values(name: str, value: object, text: str) -> None:
     """Sizes and durations have their units, lists their commas."""
     assert text_of(name, value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("etcd", "LIST"),
+        ("allow_prefixes", "LIST"),
+        ("tls_cert", "FILE"),
+        ("admin_port", "N"),
+        ("workers", "{N,auto}"),
+        ("send_buffer", "SIZE"),
+        ("linger", "DURATION"),
+        ("log_level", "{debug,info,warning,error}"),
+        ("epoch", "VALUE"),
+    ],
+)
+def test_forms(name: str, form: str) -> None:
+    """The help says what a flag takes: its words, or a noun that the head of the help explains."""
+    assert form_of(name) == form
 
 
 @pytest.mark.parametrize(
