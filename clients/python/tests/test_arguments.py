@@ -52,7 +52,7 @@ def test_what_is_no_duration(text: str) -> None:
         (["get", "/a", "--gateway", "localhost:8080"], "write http://HOST:PORT"),
         (["wait", "/a", "--absent", "--value", "x"], "not allowed with"),
         (["completion", "fihs"], "did you mean fish?"),
-        ([], "COMMAND"),
+        ([], "are required: COMMAND (get, follow, wait, mirror, completion)\nTry: etcd-watch --help"),
     ],
 )
 def test_a_wrong_command_line_says_what_is_meant(
@@ -80,6 +80,20 @@ def test_help_teaches(words: list[str], capsys: pytest.CaptureFixture[str]) -> N
         command = example.partition("  ")[0].partition(" |")[0].partition(" >")[0].split()
         if command[1] in COMMANDS and "'" not in example:
             PARSER.parse_args(command[1:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_prose_fills_the_terminal(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the examples, which are copied, may be longer than a line of a narrow terminal."""
+    monkeypatch.setenv("COLUMNS", "70")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 70 and "  etcd-watch " not in line and "completion" not in line] == []
+    if command == "follow":
+        assert "        The commands run one at a time, in order. A command that" in lines
 
 
 def test_settings_of_the_environment() -> None:

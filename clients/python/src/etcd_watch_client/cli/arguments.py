@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -81,15 +82,39 @@ examples:
 }
 
 
+_PROSE = re.compile(r"^( {8}|)\S.*(?:\n\1\S.*)*", re.MULTILINE)
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse's own, but for texts: prose is filled to the terminal's width, and examples stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        def fill(found: re.Match[str]) -> str:
+            margin = indent + found[1]
+            return textwrap.fill(
+                " ".join(found[0].split()), width, initial_indent=margin, subsequent_indent=margin,
+                break_on_hyphens=False, break_long_words=False,
+            )  # fmt: skip
+
+        return _PROSE.sub(fill, text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with hints for words that are almost right."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
     def options(self) -> list[str]:
         """Return the names of all options."""
         return sorted(name for action in self._actions for name in action.option_strings)
+
+    def commands(self) -> list[str]:
+        """Return the names of all commands."""
+        return [name for action in self._actions if action.dest == "command" for name in action.choices or ()]
 
     def choices_of(self, option: str) -> list[str] | None:
         """Return what may follow an option: None if nothing does."""
@@ -103,6 +128,8 @@ class Parser(argparse.ArgumentParser):
         unknown = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         known = re.findall(r"[\w-]+", unknown[2]) if unknown else self.options()
         wrong = [unknown[1]] if unknown else re.findall(r"--?[\w-]+", message) if "unrecognized" in message else []
+        if message.endswith("required: COMMAND"):
+            message += f" ({', '.join(self.commands())})"
         near = [match for word in wrong for match in difflib.get_close_matches(word, known, 1)]
         hint = f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: {message.partition(' (choose from')[0]}{hint}\nTry: {self.prog} --help\n")
