@@ -39,6 +39,9 @@ export class Probe {
   /** ms for which no probe was answered. */
   silentFor(now) { return this.#failedSince && now - this.#failedSince; }
 
+  /** When the gateway is probed next, unless the stream says that all is well. */
+  get next() { return this.#last + PAUSE; }
+
   /** Probe if it is time; true if something was learned. */
   async tick(now, { live, lastHeard }) {
     if (document.hidden || this.#running || now - this.#last < PAUSE) return false;

@@ -154,7 +154,8 @@ def _marked(key_encoding: str | None) -> dict[str, Any]:
 class FakeGateway:
     """Serves the page, the examples, and the watches that a test plays.
 
-    ``problem``: the problem that every request to ``/v1`` gets, if set. ``answers``: what other paths answer, as JSON.
+    ``problem``: the problem that every request to ``/v1`` gets, if set. ``answers``: what other paths answer, as JSON; a
+    path with its query comes first, and a problem has its status.
     ``path``: the path that a proxy would add in front.
     """
 
@@ -216,10 +217,11 @@ class FakeGateway:
             self._answer(writer, int(self.problem["status"]), "application/problem+json", json.dumps(self.problem))
         elif address.path == "/v1/watch":
             return Stream(query, ranges, headers, asyncio.get_running_loop().time(), writer)
-        elif address.path in self.answers:
+        elif (known := self.answers.get(address.geturl(), self.answers.get(address.path))) is not None:
             if address.path == "/v1/access":
                 self.tokens.append(headers.get("authorization", "").removeprefix("Bearer "))
-            self._answer(writer, 200, "application/json", json.dumps(self.answers[address.path]))
+            status = known.get("status") if "code" in known else 200
+            self._answer(writer, status, "application/json", json.dumps(known))
         elif address.path == "/":
             page = read_files()[1][INDEX].content.decode().replace(VERSION, "v")
             self._answer(writer, 200, "text/html; charset=utf-8", page, CONTENT_SECURITY_POLICY)

@@ -362,6 +362,21 @@ async def test_the_address(page: Page, gateway: FakeGateway) -> None:
     await expect(page.locator("#browse")).to_be_visible()
 
 
+async def test_what_there_is_to_follow(page: Page, gateway: FakeGateway) -> None:
+    """Folders with counts, also in an etcd with more keys than the page reads. What failed is asked for again."""
+    unavailable = {"status": 503, "code": "unavailable", "title": "Unavailable", "detail": "etcd is out of reach"}
+    gateway.answers["/v1/kv?prefix=&count_only=1"] = unavailable
+    await page.goto(gateway.url)
+    await expect(page.locator("#cards a")).to_have_text(["every keyUnavailable"])
+    keys = [{"key": key} for key in ("/a/1", "/a/2", "/jobs/1", "/jobs/2", "/jobs/3")]
+    gateway.answers["/v1/kv?prefix=&keys_only=1&limit=10000"] = {"kvs": keys, "next_page": "x"}
+    gateway.answers["/v1/kv?prefix=/jobs/&count_only=1"] = {"count": 20_000}
+    gateway.answers["/v1/kv?prefix=&count_only=1"] = {"count": 20_027}
+    await expect(page.locator("#cards a")).to_have_text(["every key20,027 keys", "/jobs/20,000 keys", "/a/2 keys"])
+    await expect(page.locator("#cards p")).to_have_text("and 25 keys elsewhere: type a prefix above")
+    assert await findings(page) == []
+
+
 async def test_takes_its_ranges_from_a_query(page: Page, gateway: FakeGateway) -> None:
     """?prefix= is a link too, for users who cannot write a fragment."""
     assert (await open_page(page, gateway, "?prefix=%2Fsvc%2F")).query["prefix"] == "/svc/"
@@ -444,7 +459,7 @@ async def test_a_new_tab_while_etcd_is_away(page: Page, gateway: FakeGateway) ->
     }
     await open_page(page, gateway)
     await expect(page.locator("#banner")).to_contain_text(
-        re.compile("etcd is out of reach. no answer within 2 s. For .* There is nothing to show yet")
+        re.compile("etcd is out of reach. no answer within 2 s. .* nothing to show yet. The page asks again in [12] s")
     )
 
 

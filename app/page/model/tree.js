@@ -2,6 +2,16 @@
 
 const folderIn = /^\/?[^/]*\//; // the first folder in what is left of a key; a leading slash is part of its name
 
+/** The folders at the top of a list of keys, in its order: a Map of their paths and numbers of keys. */
+export function topFolders(kvs) {
+  const folders = new Map();
+  for (const { key, key_encoding } of kvs) {
+    const found = !key_encoding && folderIn.exec(key);
+    if (found) folders.set(found[0], (folders.get(found[0]) ?? 0) + 1);
+  }
+  return folders;
+}
+
 class Folder {
   count = 0; // keys in this folder and below
   folders = new Map(); // by name

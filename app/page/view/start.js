@@ -2,12 +2,15 @@
 
 import { count, plural } from '../model/format.js';
 import { label, parse, query, read } from '../model/ranges.js';
+import { topFolders } from '../model/tree.js';
 import { $, h } from './dom.js';
 
 const MOST_CARDS = 24; // a card costs a request for its number of keys
-const MOST_KEYS = 10_000; // keys of which the folders at the top are read, if everything may be read
+const MOST_KEYS = 10_000; // keys of which the folders at the top are read, if every key may be read
 const AT_ONCE = 4;
 const AGAIN = 3000; // ms
+
+const mayPass = (status) => status === 0 || status === 429 || status >= 500; // asked again
 
 export class Start {
   #turn = 0;
@@ -18,8 +21,8 @@ export class Start {
   async show() {
     const turn = ++this.#turn, { status, body } = await this.gateway.ask('v1/access');
     if (turn !== this.#turn) return null;
-    // What may pass is asked again; a token that is missing will not come by itself.
-    if (status === 0 || status >= 500) setTimeout(() => turn === this.#turn && this.show(), AGAIN);
+    // A token that is missing will not come by itself.
+    if (mayPass(status)) setTimeout(() => turn === this.#turn && this.show(), AGAIN);
     const ok = status === 200;
     $('#problem').hidden = ok;
     $('#problem').replaceChildren(...(ok ? [] : [h('b', {}, status === 401 ? 'This gateway asks for a token.' : body.title), ` ${body.detail ?? ''} `,
@@ -52,29 +55,34 @@ export class Start {
   }
 
   async #counts(cards, turn, list) {
-    const queue = [...cards];
+    const queue = [...cards], failed = [];
     const work = async () => {
       for (let next; (next = queue.shift()) && turn === this.#turn;) {
-        const { status, body } = await this.gateway.ask(`v1/kv?${next.one}&count_only=1`);
-        const note = next.card.querySelector('.note');
-        note.textContent = status === 200 ? plural(body.count, 'key') : status === 404 ? 'no key' : body.title ?? 'no answer';
-        if (next.one === 'prefix=' && status === 200 && body.count <= MOST_KEYS && turn === this.#turn) await this.#folders(list, turn);
+        const { status, body } = await this.#count(next.one);
+        next.card.querySelector('.note').textContent = status === 200 ? plural(body.count, 'key') : status === 404 ? 'no key' : body.title ?? 'no answer';
+        if (mayPass(status)) failed.push(next);
+        if (next.one === 'prefix=' && status === 200) await this.#folders(list, body.count, turn);
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, work));
+    if (failed.length) setTimeout(() => turn === this.#turn && this.#counts(failed, turn, list), AGAIN);
   }
 
-  /** If every key may be read, its folders at the top say more than one card. */
-  async #folders(list, turn) {
+  #count(range) { return this.gateway.ask(`v1/kv?${range}&count_only=1`); }
+
+  /** If every key may be read, the folders at the top say more than one card. */
+  async #folders(list, total, turn) {
     const { status, body } = await this.gateway.ask(`v1/kv?prefix=&keys_only=1&limit=${MOST_KEYS}`);
-    if (status !== 200 || body.next_page || turn !== this.#turn) return;
-    const folders = new Map();
-    for (const { key, key_encoding } of body.kvs) {
-      const found = !key_encoding && /^\/?[^/]*\//.exec(key);
-      if (found) folders.set(found[0], (folders.get(found[0]) ?? 0) + 1);
-    }
+    if (status !== 200) return;
+    const folders = topFolders(body.kvs), last = [...folders.keys()].at(-1);
+    // The keys come in their order, so only the last folder can have keys beyond those that were read.
+    const whole = body.next_page && last ? await this.#count(query([{ kind: 'prefix', name: last }])) : null;
+    if (turn !== this.#turn) return;
+    if (whole?.status === 200) folders.set(last, whole.body.count);
     const most = [...folders].sort((a, b) => b[1] - a[1]).slice(0, MOST_CARDS);
     list.append(...most.map(([name, n]) => this.#card(query([{ kind: 'prefix', name }]), label({ kind: 'prefix', name }), plural(n, 'key'))));
+    const rest = total - most.reduce((sum, [, n]) => sum + n, 0);
+    if (most.length && rest > 0) list.after(h('p', { class: 'dim' }, `and ${plural(rest, 'key')} elsewhere: type a prefix above`));
   }
 }
 

@@ -16,7 +16,7 @@ export class Status {
 
   /** `session` is null at the start page. */
   draw(session, probe, now) {
-    const around = { etcd: probe.etcd, silentFor: probe.silentFor(now), now };
+    const around = { etcd: probe.etcd, silentFor: probe.silentFor(now), nextProbe: probe.next, now };
     $('#state').hidden = !session;
     if (!session) return this.#banner(bannerOf({ client: null, ...around }));
     const { mirror, synced, currentAt, startedAt } = session, { state, reason, problem, retryAt } = mirror;

@@ -31,6 +31,16 @@ test('etcd away is the cause, for a live stream and for a new tab', () => {
   assert.equal(banner(client('live'), { etcd: { state: 'ready' } }), null);
 });
 
+test('while the gateway or etcd is away, the countdown is that of the stream or of the next probe', () => {
+  const etcd = { state: 'down', since: new Date(NOW - 2000).toISOString(), reason: '' };
+  const nextOf = (one, more) => banner(one, { nextProbe: NOW + 1400, ...more }).next;
+  assert.equal(nextOf(client('stale'), { etcd }), 'The page asks again in 2 s.');
+  assert.equal(nextOf(client('live'), { silentFor: 2500 }), 'The page asks again in 2 s.');
+  assert.equal(nextOf(client('stale'), { etcd, nextProbe: NOW - 1 }), 'The page asks again now.');
+  assert.equal(nextOf(client('disconnected', { retryAt: NOW + 3200 }), { etcd }), 'Next try in 4 s.');
+  assert.equal(nextOf(client('stale', { reason: 'this client is behind' }), {}), '');
+});
+
 test('a gateway that answers nothing is the cause', () => {
   const { title, age } = banner(client('live'), { silentFor: 4000 });
   assert.deepEqual([title, age], ['The gateway does not answer', 'For 4 s. What you see is 7 s old.']);
@@ -55,7 +65,7 @@ test('while nothing is followed, only what concerns everybody is said', () => {
   const etcd = { state: 'down', since: new Date(NOW - 2000).toISOString(), reason: 'refused' };
   assert.equal(bannerOf({ client: null, etcd: { state: 'ready' }, now: NOW }), null);
   assert.equal(bannerOf({ client: null, now: NOW }), null);
-  assert.deepEqual(bannerOf({ client: null, etcd, now: NOW }), { level: 'stale', title: 'etcd is out of reach', detail: 'refused.', age: 'For 2 s.', next: '' });
+  assert.deepEqual(bannerOf({ client: null, etcd, now: NOW }), { level: 'stale', title: 'etcd is out of reach', detail: 'refused.', age: 'For 2 s.', next: 'The page asks again now.' });
   assert.equal(explain('etcd is out of reach, or this client is behind'), 'etcd is out of reach, or this client is behind');
 });
 

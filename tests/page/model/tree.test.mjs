@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { Tree } from '../../../app/page/model/tree.js';
+import { Tree, topFolders } from '../../../app/page/model/tree.js';
 
 const prefix = (name) => ({ kind: 'prefix', name });
 const grown = (roots, ...keys) => { const tree = new Tree(roots); keys.forEach((key) => tree.add(key)); return tree; };
@@ -32,4 +32,9 @@ test('several ranges, and a range that is a part of a name', () => {
   assert.deepEqual(drawn(tree, '/sv'), ['v /sv 2', '  c/ 1', '/leader 1']);
   assert.deepEqual(tree.paths('/svc/a'), ['/sv', '/svc/']);
   assert.deepEqual(tree.paths('elsewhere'), []);
+});
+
+test('the folders at the top of a list of keys, in its order', () => {
+  const list = ['/jobs/1/a', '/jobs/2', '/svc/a', 'plain', 'z/1', 'z/2'].map((key) => ({ key }));
+  assert.deepEqual([...topFolders([...list, { key: 'YS8=', key_encoding: 'base64' }])], [['/jobs/', 2], ['/svc/', 1], ['z/', 2]]);
 });
