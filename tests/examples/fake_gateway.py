@@ -154,9 +154,9 @@ def _marked(key_encoding: str | None) -> dict[str, Any]:
 class FakeGateway:
     """Serves the page, the examples, and the watches that a test plays.
 
-    ``problem``: the problem that every request to ``/v1`` gets, if set. ``answers``: what other paths answer, as JSON; a
-    path with its query comes first, and a problem has its status.
-    ``path``: the path that a proxy would add in front.
+    ``problem``: the problem that every request to ``/v1`` gets, if set. ``answers``: what other paths answer, as JSON.
+    A path with its query comes first, and a problem has its own status. ``path``: the path that a proxy would add in
+    front.
     """
 
     def __init__(self, path: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from .events import Entry
@@ -33,7 +33,7 @@ class Event(Generic[K, V]):
     key: K
     entry: Entry | None
     previous: Entry | None
-    _view: View[K, V]
+    _view: View[K, V] = field(repr=False)
 
     @property
     def type(self) -> Literal["put", "delete"]:

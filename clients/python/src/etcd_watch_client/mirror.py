@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import inspect
 import logging
 import random
@@ -133,6 +134,12 @@ class Mirror(Mapping[K, V]):
         decode: Callable[[bytes], Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
+        unknown = sorted(options.keys() - Options.__annotations__.keys())
+        if unknown:  # Python accepts every name here, and a token that is misspelt would not be sent
+            known = ["binary", "keys_only", "decode", *Options.__annotations__]
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            msg = f"there is no option {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+            raise TypeError(msg)
         self._selection = Selection.of(
             prefixes, options.get("keys", ()), keys_only=keys_only, permitted=options.get("permitted", False)
         )
