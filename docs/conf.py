@@ -7,6 +7,7 @@ copyright = "the authors of etcd-watch-gateway, Apache-2.0"  # noqa: A001  # Sph
 extensions = ["myst_parser"]
 nitpicky = True  # `make docs` makes each warning an error
 suppress_warnings = ["misc.highlighting_failure"]  # a forge knows more languages; here they are text
+smartquotes = False  # it makes a dash of the two hyphens of a flag
 myst_heading_anchors = 4  # every heading is a target, as on a forge
 
 html_theme = "furo"

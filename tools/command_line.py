@@ -7,6 +7,7 @@ does not list their flags.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +25,14 @@ command prints what this page says. Clients have a command of their own,
 [etcd-watch](../clients/python/README.md#in-a-shell)."""
 
 
+def prose(text: str) -> str:
+    """A text of the parser, with its flags and variables as code."""
+    return re.sub(r"(?<!\w)(--[a-z][a-z-]*(?: \d+)?|GATEWAY_\w+(?:=\w+)?)", r"`\1`", text)
+
+
 def cell(text: str) -> str:
     """A text as the cell of a table."""
-    return text.replace("|", r"\|").replace("<", "&lt;")
+    return prose(text.replace("|", r"\|").replace("<", "&lt;"))
 
 
 def is_listed(action: argparse.Action, left_out: set[str]) -> bool:
@@ -52,7 +58,7 @@ def section(name: str, parser: argparse.ArgumentParser) -> str:
     """The section of a command: what it does, its arguments, its examples."""
     # Others than these commands have flags of the settings' names, such as `check --token-file`.
     takes_settings = "heartbeat" in {action.dest for action in parser._actions}
-    parts = [f"## {name}", parser.description or ""]
+    parts = [f"## {name}", prose(parser.description or "")]
     table = "\n".join(rows(parser, set(Settings.model_fields) if takes_settings else set()))
     if table:
         parts.append(f"| argument | |\n|---|---|\n{table}")

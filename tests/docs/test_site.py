@@ -64,6 +64,11 @@ def test_the_site_is_built_strictly_and_needs_no_network(tmp_path: Path) -> None
         loaded.feed(page.read_text(encoding="utf-8"))
         assert loaded.addresses
         assert [address for address in loaded.addresses if "//" in address] == [], page
+    text = {page.stem: page.read_text(encoding="utf-8") for page in (tmp_path / "site").glob("*.html")}
+    assert re.findall(r"[–—]\w+", text["command-line"]) == [], "two hyphens stay two hyphens"  # noqa: RUF001
+    titles = re.findall(r"toctree-l1\"><a class=\"reference internal\" href=\"[^\"]*\">(.*?)</a>", text["faq"])
+    assert len(titles) > 40
+    assert len(titles) == len(set(titles)), "the sidebar tells pages apart"
     for style in (tmp_path / "site").rglob("*.css"):
         assert re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")) == []
 
