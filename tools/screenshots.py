@@ -165,7 +165,7 @@ async def take(browser: Browser, base: str, picture: Picture, folder: Path, etcd
 async def ready(page: Page, picture: Picture) -> None:
     """Wait until the page shows what the picture is about."""
     if not picture.address:
-        await expect(page.locator("#cards .note").last).to_contain_text("key")
+        await expect(page.locator("#cards a", has_text="/jobs/")).to_contain_text("20,000 keys", timeout=60_000)
         await expect(page.locator("#start-sharing svg")).to_be_visible()
         return
     await expect(page.locator("#state b")).to_have_text("live", timeout=60_000)

@@ -5,7 +5,8 @@ import { dotsOf, pictureOf } from '../model/sharing.js';
 import { label, parse, query } from '../model/ranges.js';
 import { h, svg } from './dom.js';
 
-const WIDTH = 400, HEIGHT = 160, LEFT = 12, CHANNEL = 205, ETCD = 368, MIDDLE = 80;
+const WIDTH = 400, LEFT = 12, CHANNEL = 205, ETCD = 368;
+const FEWEST = 52, MOST = 104, SPACE = 18, MARGIN = 22; // heights of the column of streams, with few and with many
 const PAUSE = 5000; // ms between two answers of /v1/feeds: with an audit log, each is a line there
 const SLOW = 20; // and at least so many times as long as the last answer took
 
@@ -43,21 +44,22 @@ export function drawPicture(answer, ranges, connected) {
   const me = mine ? mine.me : 0, streams = mine ? mine.me + mine.others : totals.streams;
   const watches = mine ? mine.feeds.length : totals.watches, middle = mine ? 1 : totals.channels;
   const all = mine ? mine.others : totals.streams, { dots, more } = dotsOf(all);
-  const spots = dots + me, space = Math.min(18, 126 / Math.max(1, spots - 1)), top = MIDDLE - ((spots - 1) * space) / 2;
-  const picture = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: `sharing ${etcd.state === 'ready' ? '' : 'away'}`, role: 'img',
+  const spots = dots + me, space = Math.min(SPACE, MOST / Math.max(1, spots - 1)), column = Math.max(0, spots - 1) * space;
+  const height = Math.max(FEWEST, column) + 2 * MARGIN, middleY = height / 2, top = middleY - column / 2;
+  const picture = svg('svg', { viewBox: `0 0 ${WIDTH} ${height}`, class: `sharing ${etcd.state === 'ready' ? '' : 'away'}`, role: 'img',
     'aria-label': `${plural(streams, 'stream')}, ${plural(middle, 'channel')}, ${plural(watches, 'watch', 'watches')} at ${above}` });
   for (let at = 0; at < spots; at++) {
     const own = me && at === 0, y = top + at * space;
-    picture.append(curve(LEFT, y, CHANNEL - 44, MIDDLE, own ? 'line own' : 'line'), svg('circle', { cx: LEFT, cy: y, r: own ? 5.5 : 3.6, class: own ? 'own' : 'dot' }));
+    picture.append(curve(LEFT, y, CHANNEL - 44, middleY, own ? 'line own' : 'line'), svg('circle', { cx: LEFT, cy: y, r: own ? 5.5 : 3.6, class: own ? 'own' : 'dot' }));
     if (own) picture.append(text(LEFT + 12, y - 7, 'name own', 'this browser'));
   }
   const lines = Math.max(1, Math.min(5, watches));
-  for (let at = 0; at < lines && watches; at++) picture.append(curve(CHANNEL + 44, MIDDLE, ETCD - 27, MIDDLE + (at - (lines - 1) / 2) * 9, 'line watch'));
+  for (let at = 0; at < lines && watches; at++) picture.append(curve(CHANNEL + 44, middleY, ETCD - 27, middleY + (at - (lines - 1) / 2) * 9, 'line watch'));
   picture.append(
-    svg('rect', { x: CHANNEL - 44, y: MIDDLE - 17, width: 88, height: 34, rx: 17, class: 'node' }), text(CHANNEL, MIDDLE + 4, 'node-name', middle === 1 ? 'channel' : `${count(middle)} channels`),
-    svg('rect', { x: ETCD - 27, y: MIDDLE - 24, width: 54, height: 48, rx: 10, class: 'node etcd' }), text(ETCD, MIDDLE + 4, 'node-name', tier ? 'gateway' : 'etcd'),
-    text(ETCD, MIDDLE + 42, 'small', etcd.state === 'ready' ? (tier ? `tier ${tier - 1}` : etcd.version ?? '') : 'away'));
-  if (more) picture.append(text(LEFT + 12, HEIGHT - 6, 'small left', `and ${count(more)} more`));
+    svg('rect', { x: CHANNEL - 44, y: middleY - 17, width: 88, height: 34, rx: 17, class: 'node' }), text(CHANNEL, middleY + 4, 'node-name', middle === 1 ? 'channel' : `${count(middle)} channels`),
+    svg('rect', { x: ETCD - 27, y: middleY - 24, width: 54, height: 48, rx: 10, class: 'node etcd' }), text(ETCD, middleY + 4, 'node-name', tier ? 'gateway' : 'etcd'),
+    text(ETCD, middleY + 42, 'small', etcd.state === 'ready' ? (tier ? `tier ${tier - 1}` : etcd.version ?? '') : 'away'));
+  if (more) picture.append(text(LEFT + 12, height - 6, 'small left', `and ${count(more)} more`));
   return h('div', {}, sentence(streams, middle, watches, above), picture, table(channels, mine?.channel, watches));
 }
 
