@@ -277,8 +277,10 @@ async def test_columns(page: Page, gateway: FakeGateway) -> None:
 async def test_the_event_log(page: Page, gateway: FakeGateway) -> None:
     """Pause, filter, export, clear; a click shows the key."""
     stream = await opened(page, gateway)
+    await expect(page.locator("#events-empty")).to_have_text("The next change is shown here.")
     await stream.put("/svc/a", "x", 11)
     await shows(page, EVENTS, ["put /svc/a 11"])
+    await expect(page.locator("#events-empty")).to_be_hidden()
     await page.keyboard.press("p")
     await stream.delete("/svc/b", 12)
     await expect(page.locator("#pause")).to_have_text("Resume (1 new)")
@@ -297,6 +299,8 @@ async def test_the_event_log(page: Page, gateway: FakeGateway) -> None:
     await page.fill("#events-filter", "delete")
     await shows(page, EVENTS, ["delete /svc/b 12"])
     await expect(page.locator("#events-count")).to_have_text("1 of 2 events")
+    await page.fill("#events-filter", "nowhere")
+    await expect(page.locator("#events-empty")).to_have_text("No event matches the filter.")
     await page.click("#clear")
     await expect(page.locator("#events-count")).to_have_text("0 events")
 

@@ -50,6 +50,9 @@ export class EventLog {
     setText($('#pause'), events.paused ? `Resume (${count(events.waiting)} new)` : 'Pause');
     $('#pause').setAttribute('aria-pressed', events.paused);
     $('#export').disabled = $('#clear').disabled = !events.list.length;
+    const nothing = list.length || !this.#session.synced ? '' : events.list.length ? 'No event matches the filter.' : 'The next change is shown here.';
+    setText($('#events-empty'), nothing);
+    $('#events-empty').hidden = !nothing;
     setText($('#events-count'), [
       list.length === events.list.length || events.paused ? plural(list.length, 'event') : `${count(list.length)} of ${plural(events.list.length, 'event')}`,
       events.dropped ? `${count(events.dropped)} older ones dropped` : '',
