@@ -360,6 +360,13 @@ async def test_the_address(page: Page, gateway: FakeGateway) -> None:
     await expect(page.locator("#ranges li span")).to_have_text(["/a b+c/", "key /leader"])
     await page.evaluate("location.hash = 'prefix=/typed/'")
     assert (await gateway.stream()).ranges == [("prefix", "/typed/")]
+    await page.evaluate("location.hash = 'prefix=typed/'")
+    await (await gateway.stream()).snapshot(4)
+    await expect(page.locator("#empty")).to_contain_text("No keys here now.")
+    await expect(page.locator("#empty")).to_contain_text("Did you mean /typed/?")
+    await page.evaluate("location.hash = 'prefix=/typed/'")
+    await (await gateway.stream()).snapshot(4)
+    await expect(page.locator("#empty")).to_have_text(re.compile("somebody writes them.$"))
     await page.click(".brand")
     await expect(page.locator("#cards h2")).to_have_text(["You may follow", "Recently followed"])
     await page.locator("#cards a", has_text="/typed/").click()

@@ -74,7 +74,8 @@ export class Keys {
     this.list.draw();
     const all = rows.order.length === entries.size;
     setText($('#count'), this.#session.synced ? (all ? plural(entries.size, 'key') : `${count(rows.order.length)} of ${plural(entries.size, 'key')}`) : '');
-    const nothing = !this.#session.synced ? '' : !entries.size ? 'No keys here now. They appear as soon as somebody writes them.'
+    const bare = this.#session.ranges.find(({ name }) => name && !name.startsWith('/'));
+    const nothing = !this.#session.synced ? '' : !entries.size ? `No keys here now. They appear as soon as somebody writes them.${bare ? ` Did you mean /${shown(bare.name)}?` : ''}`
       : rows.order.length ? '' : 'No key matches the filter.';
     setText($('#empty'), nothing);
     $('#empty').hidden = !nothing;
