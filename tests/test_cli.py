@@ -15,7 +15,7 @@ from app import __version__
 from app.cli import main
 from app.dev.etcd import free_ports
 from app.settings import PREFIX, Settings
-from app.spelling import flag_of, form_of
+from app.settings_text import flag_of, form_of
 from tests.support.gateway import environment, gateway, start
 from tests.support.processes import processes
 from tests.support.streams import watch
