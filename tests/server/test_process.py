@@ -25,6 +25,7 @@ from app.dev.etcd import free_ports
 from app.server.sockets import bind
 from app.settings import SettingsError
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.forkserver import OF_FORKS, WHOLE_END
 from tests.support.gateway import GatewayProcess, environment, gateway, start
 from tests.support.metrics import gateway_metric
 from tests.support.streams import watch
@@ -69,8 +70,9 @@ async def gone(running: GatewayProcess) -> int:
 @linux
 @pytest.mark.parametrize("period", [0.001, 0.01, 0.1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_signals_come_until_the_end(number: int, period: float) -> None:
+async def test_signals_come_until_the_end(number: int, period: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """An orderly end has status 0 however late a signal comes: the handler must stay until the process has gone."""
+    monkeypatch.setitem(OF_FORKS, WHOLE_END, "1")
     running = await start("--port=0", f"--etcd={NOWHERE}")
     await running.listening()
     with repeated(running.pid, number, period):
@@ -84,10 +86,11 @@ async def test_signals_come_until_the_end(number: int, period: float) -> None:
 
 @linux
 @pytest.mark.etcd
-async def test_signals_come_until_the_end_of_streams(etcd: EmbeddedEtcd) -> None:
+async def test_signals_come_until_the_end_of_streams(etcd: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
     """With subscribers, who get the reason for the close, late signals also end in status 0; a SIGHUP changes
     nothing.
     """
+    monkeypatch.setitem(OF_FORKS, WHOLE_END, "1")
     running = await start("--port=0", f"--etcd={etcd.endpoint}")
     await running.listening()
     async with contextlib.AsyncExitStack() as stack:
