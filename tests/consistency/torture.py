@@ -46,8 +46,9 @@ UNDONE = 180.0
 # etcd's flags. An election takes half the default time: more faults, and less waiting for their end.
 FLAGS = (CHEAP, "--heartbeat-interval=50", "--election-timeout=500")
 # Followers of a run that is not told another number. Of more followers, the streams last longer: the streams that are
-# opened in a second are as many. One in six of these follows by reads alone, and none of the others does.
+# opened in a second are as many. One in READERS of these follows by reads alone, and none of the others does.
 FOLLOWERS = 60
+READERS = 6
 # What the command runs, unless it is told otherwise: as many deliveries as two cores can make, and as many faults.
 MANY = 250
 SLOWLY = 60.0  # writes a second: each is delivered to many
@@ -63,7 +64,9 @@ async def torture(
     upgrade_to: Path | None = None,
     auth: bool = False,
     bound: float = BOUND,
+    members: int = 3,
     followers: int = FOLLOWERS,
+    readers: int = READERS,
     writers: int = 4,
     rate: float = RATE,
     javascript: Sequence[int] = range(4),
@@ -85,6 +88,8 @@ async def torture(
         upgrade_to: the folder of the etcd to which the members are upgraded during the run, one by one.
         auth: whether etcd has users, and the gateways' password changes during the run.
         bound: seconds that a mirror at tier 0 may report ``live`` while it lacks something.
+        members: of etcd's cluster.
+        readers: one in so many followers follows by reads alone.
         rate: writes a second of all writers, on average, if etcd takes no time.
         javascript: the JavaScript mirrors to run, each a process of Node: see `javascript.OPTIONS`.
         program: the gateway's module, or a module with a seeded bug.
@@ -99,7 +104,7 @@ async def torture(
     """
     report = Report(seed)
     async with contextlib.AsyncExitStack() as stack:
-        cluster = EmbeddedCluster(3, folder=folder, args=FLAGS)
+        cluster = EmbeddedCluster(members, folder=folder, args=FLAGS)
         disk = await _disk(stack, kinds, log)
         if disk is not None:
             cluster.members[0].keep_data(disk.folder / "data")
@@ -141,7 +146,7 @@ async def torture(
             Writer(cluster.endpoints, f"{seed} writer {number}", access, rate / writers) for number in range(writers)
         ]
         crowd = [
-            (ReadingFollower if number % 6 == 5 and number < FOLLOWERS else Follower)(
+            (ReadingFollower if number % readers == readers - 1 and number < FOLLOWERS else Follower)(
                 number,
                 f"{seed} follower {number}",
                 # Most follow edges: what comes to them, a root has carried, too.

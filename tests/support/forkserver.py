@@ -32,21 +32,24 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import coverage
 
 from tests.support.wallclock import WallClock, of_this_process
 
-# The modules that `serve` and `check` import in the end, some of them late: the last three are of an edge, of a hub and
-# of access control.
+# The modules that `serve` and `check` import in the end, some of them late: the last four are of an edge, of a hub, of
+# its workers and of access control.
 MODULES = (
     "app.cli",
     "app.check.command",
     "uvloop",
     "app.api.kv_upstream",
     "app.workers.hub",
+    "app.workers.worker",
     "app.access.sessions",
 )
 # With this variable a fork's interpreter ends as each interpreter does, object by object.
@@ -57,6 +60,8 @@ MEASURED = "COVERAGE_PROCESS_CONFIG"
 OF_FORKS: dict[str, str] = {}
 MOST_BYTES = 1 << 18
 LIMIT = 1 << 20
+# An order's: standard error, the exit status, and the two sockets of a worker.
+MOST_DESCRIPTORS = 4
 
 
 class Pipe(asyncio.StreamReaderProtocol):
@@ -144,6 +149,49 @@ def keep_time(*, kept: bool) -> None:
     _keeps_time = kept
 
 
+class ForkedWorker:
+    """A worker that a forked hub starts, also as a fork. It has the part of ``subprocess.Popen`` that a hub uses.
+
+    ``test_the_commands_of_the_operations_page`` in tests/workers/test_team.py starts a hub that is not a fork.
+    """
+
+    def __init__(
+        self, command: list[str], *, pass_fds: Sequence[int], env: Mapping[str, str], **_standard: object
+    ) -> None:
+        module = command[command.index("-m") + 1]
+        output, output_in = os.pipe()
+        self._status, status_in = os.pipe()
+        try:
+            order = json.dumps([[module], dict(env), False]).encode()
+            socket.send_fds(_ASKS[0], [order], [output_in, status_in, *pass_fds])
+        finally:
+            os.close(output_in)
+            os.close(status_in)
+        self.stderr = os.fdopen(output, "rb", 0)
+        self._said = b""
+        while b"\n" not in self._said:
+            self._said += os.read(self._status, 64)
+        self.pid = int(self._said.split(b"\n")[0])
+        os.set_blocking(self._status, False)
+
+    def poll(self) -> int | None:
+        """Return the exit status; None if the process runs."""
+        with contextlib.suppress(BlockingIOError):
+            self._said += os.read(self._status, 64)
+        _pid, status, *rest = self._said.split(b"\n")
+        return int(status) if rest else None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; do nothing if the process has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+# In a forked hub: the socket on which the hub asks the fork server for workers.
+_ASKS: list[socket.socket] = []
+
+
 class _Server:
     """The connection to one of this process's fork servers. *stepped*: the wall clock of its forks steps."""
 
@@ -179,6 +227,9 @@ _server = functools.cache(_Server)
 def serve(orders: socket.socket) -> list[str]:
     """Fork for each order until the tests have ended. In each child, return the words of the child's command."""
     children: dict[int, int] = {}
+    of_hubs, asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MOST_BYTES)
+    sources: list[Any] = [orders, of_hubs]
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(wake, False)
@@ -186,42 +237,56 @@ def serve(orders: socket.socket) -> list[str]:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        ready = select.select([orders.fileno(), woken], [], [])[0]
+        ready = select.select([*sources, woken], [], [])[0]
         if woken in ready:
             os.read(woken, 512)
             _reap(children)
-        if orders.fileno() not in ready:
-            continue
-        order, descriptors, _flags, _from = socket.recv_fds(orders, MOST_BYTES, 2)
-        if not order:
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
-            while children:
-                _reap(children, 0)
-            sys.exit()
-        output, status = descriptors
-        words, env, merged = json.loads(order)
-        child = os.fork()
-        if child == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.dup2(output, 2)
-            if merged:
-                os.dup2(output, 1)
-            # Python remembers for each stream whether it can seek: a file that became a pipe would raise.
-            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as Python's, here and below
-            sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-            orders.close()
-            os.closerange(3, max(output, status, woken, wake, *children.values(), 3) + 1)
-            env |= of_this_process()
-            os.environ.clear()
-            os.environ.update(env)
-            coverage.process_startup()
-            return list(words)
-        os.close(output)
-        os.write(status, b"%d\n" % child)
-        children[child] = status
+        for source in sources:
+            if source not in ready:
+                continue
+            order, descriptors, _flags, _from = socket.recv_fds(source, MOST_BYTES, MOST_DESCRIPTORS)
+            if not order:
+                for pid in children:
+                    os.kill(pid, signal.SIGKILL)
+                while children:
+                    _reap(children, 0)
+                sys.exit()
+            output, status, *passed = descriptors
+            words, env, merged = json.loads(order)
+            child = os.fork()
+            if child == 0:
+                if "GATEWAY_WORKERS" in env or any(word.startswith("--workers") for word in words):
+                    _ASKS.append(asks.dup())
+                for sock in (orders, of_hubs, asks):
+                    sock.close()
+                _become(env, output, {*passed, *(one.fileno() for one in _ASKS)}, merged=merged)
+                return [*words, *map(str, passed)]
+            for descriptor in (output, *passed):
+                os.close(descriptor)
+            os.write(status, b"%d\n" % child)
+            children[child] = status
+
+
+def _become(env: dict[str, str], output: int, kept: set[int], *, merged: bool) -> None:
+    """In a child: take on its environment and its standard streams, and close every other descriptor but *kept*."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(output, 2)
+    if merged:
+        os.dup2(output, 1)
+    # Python remembers for each stream whether it can seek: a file that became a pipe would raise.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as Python's, here and below
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if descriptor > 2 and descriptor not in kept:
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(descriptor)
+    env |= of_this_process()
+    os.environ.clear()
+    os.environ.update(env)
+    tempfile.tempdir = None  # that of the environment, if a library has asked for it before
+    coverage.process_startup()
 
 
 def _reap(children: dict[int, int], options: int = os.WNOHANG) -> None:
@@ -281,6 +346,10 @@ def _main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as orders:
         module, *arguments = serve(orders)
     sys.argv = [module, *arguments]
+    if _ASKS:
+        of_workers = importlib.import_module("app.workers.process")
+        standard = {"PIPE": subprocess.PIPE, "DEVNULL": subprocess.DEVNULL}
+        of_workers.subprocess = SimpleNamespace(Popen=ForkedWorker, **standard)  # type: ignore[attr-defined]
     _run(module)
 
 

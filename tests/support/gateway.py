@@ -17,6 +17,8 @@ from tests.support.waiting import HANG
 
 # Outside Linux, a process that has loaded the system's frameworks cannot be forked safely.
 FORKS = sys.platform == "linux"
+# Variables besides the gateway's that an interpreter reads when it needs them, and not at its start.
+READ_LATE = {"TMPDIR", "TMP", "TEMP"}
 # Timings that tests wait for are short. Timeouts that make a feed stale, or history unproven, are not: on a slow
 # machine they would hit tests about something else. A test about such a timeout sets it.
 QUICK = {
@@ -117,7 +119,7 @@ async def run(
     """Run ``python -W error -m module`` with stderr piped; with *merged*, stdout and stderr share one pipe."""
     env = environment(settings or {})
     changed = {name for name in env.keys() | os.environ.keys() if env.get(name) != os.environ.get(name)}
-    if FORKS and all(name.startswith("GATEWAY_") for name in changed):
+    if FORKS and all(name.startswith("GATEWAY_") or name in READ_LATE for name in changed):
         return await forkserver.spawn(module, *arguments, env=env, merged=merged)
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-m", module, *arguments),

@@ -172,11 +172,11 @@ async def test_a_stopped_worker_keeps_nobody_waiting(both: GatewayProcess) -> No
 
 
 async def test_the_commands_of_the_operations_page(etcd: EmbeddedEtcd) -> None:
-    """A hub and its workers start with the flags of the page, on another port."""
+    """A hub and its workers start with the flags of the page, on another port, and without our fork server."""
     (line,) = commands("workers").splitlines()
     flags = shlex.split(line)[2:]
     given = [etcd.endpoint if flag.startswith("http://") else "0" if flag == "8080" else flag for flag in flags]
-    running = await start(*given)
+    running = await start(*given, before=("env",))
     await running.listening()
     assert len(pids(running)) == 2
     assert await running.stop() == 0
