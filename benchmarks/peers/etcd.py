@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from app.dev.etcd import free_ports
@@ -46,11 +46,13 @@ def _described(kv: EtcdClient, **rest: Any) -> Peer:
 
 
 @contextlib.asynccontextmanager
-async def gateway_at(etcd: EmbeddedEtcd, settings: Mapping[str, str] | None = None) -> AsyncIterator[Peer]:
-    """The gateway, in front of *etcd*."""
+async def gateway_at(
+    etcd: EmbeddedEtcd, settings: Mapping[str, str] | None = None, before: Sequence[str] = ()
+) -> AsyncIterator[Peer]:
+    """The gateway, in front of *etcd*; *before*: see ``tests.support.gateway.start``."""
     async with (
         etcd_client(etcd.endpoint) as kv,
-        gateway_process(etcd.endpoint, settings=settings, quick=False) as server,
+        gateway_process(etcd.endpoint, settings=settings, quick=False, before=before) as server,
     ):
         yield _described(
             kv,
@@ -71,8 +73,11 @@ async def gateway() -> AsyncIterator[Peer]:
 
 @contextlib.asynccontextmanager
 async def gateway_with_workers(count: int) -> AsyncIterator[Peer]:
-    """The gateway as a hub and so many workers; with 1, as a single process."""
-    async with EmbeddedEtcd() as etcd, gateway_at(etcd, {"GATEWAY_WORKERS": str(count)}) as peer:
+    """The gateway as a hub and so many workers; with 1, as a single process.
+
+    Neither is a fork of the tests' fork server: a hub's workers then are its children, whose costs count as the hub's.
+    """
+    async with EmbeddedEtcd() as etcd, gateway_at(etcd, {"GATEWAY_WORKERS": str(count)}, before=("env",)) as peer:
         yield peer
 
 

@@ -138,7 +138,8 @@ async def start(
 ) -> GatewayProcess:
     """Start a gateway; it may not be listening yet.
 
-    *program* is the module to run and its arguments before ``serve``; *before* is the command that runs Python.
+    *program* is the module to run and its arguments before ``serve``; *before* is the command that runs Python. With
+    it the gateway is not a fork, and its workers are its own children (tests/support/forkserver.py).
     """
     if not before:
         return GatewayProcess(await run(*program, "serve", "--log-format=json", *flags, settings=settings))
@@ -166,13 +167,14 @@ async def gateway(
     settings: Mapping[str, str] | None = None,
     quick: bool = True,
     program: Sequence[str] = ("app",),
+    before: Sequence[str] = (),
 ) -> AsyncIterator[GatewayProcess]:
-    """A listening gateway in front of *etcd*.
+    """A listening gateway in front of *etcd*; *program* and *before*: see ``start``.
 
     At the end it is stopped, and must exit cleanly and without logged errors.
     """
     chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
-    running = await start(settings=chosen, program=program)
+    running = await start(settings=chosen, program=program, before=before)
     try:
         await running.listening()
         yield running
