@@ -18,7 +18,7 @@ from app.dev.etcd import free_ports
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import etcd_client
 from tests.support.gateway import gateway
-from tests.support.metrics import etcd_metric
+from tests.support.metrics import etcd_metrics
 from tests.support.waiting import HANG, eventually
 
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
@@ -27,7 +27,8 @@ STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
 async def held(etcd: EmbeddedEtcd) -> tuple[int, int]:
     """Watch streams and watchers at etcd."""
-    return int(await etcd_metric(etcd.endpoint, STREAMS)), int(await etcd_metric(etcd.endpoint, WATCHERS))
+    streams, watchers = await etcd_metrics(etcd.endpoint, STREAMS, WATCHERS)
+    return int(streams), int(watchers)
 
 
 async def released(etcd: EmbeddedEtcd) -> bool:

@@ -21,7 +21,7 @@ from tests.slow_readers.kernel import sockets
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
-from tests.support.metrics import etcd_metric
+from tests.support.metrics import etcd_metric, etcd_metrics
 from tests.support.size import size
 from tests.support.streams import Stream, watch
 from tests.support.waiting import eventually
@@ -34,14 +34,15 @@ STREAMS = "etcd_debugging_mvcc_watch_stream_total"
 
 async def subscribers(server: GatewayProcess) -> int:
     """The subscribers that /v1/feeds counts."""
-    async with httpx.AsyncClient(base_url=server.base) as client:
+    async with httpx.AsyncClient(base_url=server.base, trust_env=False) as client:
         feeds = (await client.get("/v1/feeds")).json()["feeds"]
     return sum(feed["subscribers"] for feed in feeds)
 
 
 async def held_at_etcd(etcd: EmbeddedEtcd) -> tuple[float, float]:
     """Watchers and watch streams, as etcd counts them."""
-    return await etcd_metric(etcd.endpoint, WATCHERS), await etcd_metric(etcd.endpoint, STREAMS)
+    watchers, streams = await etcd_metrics(etcd.endpoint, WATCHERS, STREAMS)
+    return watchers, streams
 
 
 async def ranges(etcd: EmbeddedEtcd) -> float:

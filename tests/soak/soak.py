@@ -28,7 +28,7 @@ import httpx
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
-from tests.support.metrics import etcd_metric
+from tests.support.metrics import etcd_metrics
 from tests.support.proxy import Proxy, proxy
 from tests.support.streams import request
 from tests.support.waiting import eventually
@@ -208,10 +208,9 @@ async def _released(server: GatewayProcess, etcd: EmbeddedEtcd) -> bool:
     async with httpx.AsyncClient(base_url=server.base, trust_env=False) as client:
         feeds = (await client.get("/v1/feeds")).json()["feeds"]
         ready = (await client.get("/readyz")).status_code == httpx.codes.OK
-    held = [
-        await etcd_metric(etcd.endpoint, f"etcd_debugging_mvcc_{name}_total") for name in ("watcher", "watch_stream")
-    ]
-    return ready and not feeds and held == [0, 0]
+    counts = (f"etcd_debugging_mvcc_{name}_total" for name in ("watcher", "watch_stream"))
+    held = await etcd_metrics(etcd.endpoint, *counts)
+    return ready and not feeds and held == (0, 0)
 
 
 async def _settled(server: GatewayProcess, first: Sample | None) -> Sample:
