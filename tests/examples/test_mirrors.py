@@ -33,7 +33,7 @@ from playwright.async_api import Page, expect
 
 from tests.examples.fake_gateway import EXAMPLES, FakeGateway, Stream, cursor, fake_gateway
 from tests.examples.node_client import NODE, Node
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, eventually
 
 if TYPE_CHECKING:
     from mirror import Item, Mirror
@@ -335,9 +335,7 @@ async def _client(idle: Client, gateway: FakeGateway) -> AsyncIterator[Client]:
 async def until(condition: Callable[[], Awaitable[bool]], what: Callable[[], Awaitable[object]]) -> None:
     """Wait for the condition; at the deadline raise *what*, which describes the actual state."""
     try:
-        async with asyncio.timeout(HANG):
-            while not await condition():  # noqa: ASYNC110 - the state changes in another process
-                await asyncio.sleep(0.01)
+        await eventually(condition)
     except TimeoutError:
         raise AssertionError(await what()) from None
 
