@@ -6,8 +6,9 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jwt
@@ -23,11 +24,19 @@ Private = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Privat
 
 @dataclass
 class SigningKey:
-    """A private key of the issuer, its id, and the algorithm that it signs with."""
+    """A private key of the issuer, its id, and the algorithm that it signs with.
+
+    The first use makes the key: an RSA key takes 0.1 s or more, and every worker imports every test file.
+    """
 
     kid: str | None
     algorithm: str
-    private: Private
+    make: Callable[[], Private]  # always the same one
+
+    @property
+    def private(self) -> Private:
+        """The private key."""
+        return self.make()
 
     def public(self, **more: Any) -> dict[str, Any]:
         """The public key as a JWK."""
@@ -50,7 +59,7 @@ class SigningKey:
 
 def rsa_key(kid: str | None = "rsa", bits: int = 2048, algorithm: str = "RS256") -> SigningKey:
     """A new RSA key."""
-    return SigningKey(kid, algorithm, rsa.generate_private_key(65537, bits))
+    return SigningKey(kid, algorithm, cache(lambda: rsa.generate_private_key(65537, bits)))
 
 
 CURVES: dict[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
@@ -58,12 +67,12 @@ CURVES: dict[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP
 
 def ec_key(kid: str | None = "ec", algorithm: str = "ES256") -> SigningKey:
     """A new EC key on the algorithm's curve."""
-    return SigningKey(kid, algorithm, ec.generate_private_key(CURVES[algorithm]))
+    return SigningKey(kid, algorithm, cache(lambda: ec.generate_private_key(CURVES[algorithm])))
 
 
 def ed_key(kid: str | None = "ed") -> SigningKey:
     """A new Ed25519 key."""
-    return SigningKey(kid, "EdDSA", ed25519.Ed25519PrivateKey.generate())
+    return SigningKey(kid, "EdDSA", cache(ed25519.Ed25519PrivateKey.generate))
 
 
 def claims(now: float = NOW, **changed: Any) -> dict[str, Any]:
