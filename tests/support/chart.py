@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG, cwd=TOP, env=env)
 
 
+@cache
 def template(tool: Path, *arguments: str) -> str:
     """The output of `helm template` for a release named demo."""
     done = run(tool, "template", "demo", CHART, *arguments)
@@ -60,6 +65,26 @@ def refusal(tool: Path, *arguments: str) -> str:
     done = run(tool, "template", "demo", CHART, *arguments)
     assert done.returncode != 0, done.stdout
     return done.stderr
+
+
+def refusals(tool: Path, settings: Sequence[str]) -> dict[str, str]:
+    """What the schema of the values says to each of *settings*, alone beside ``CHOICE``; one that it accepts is absent.
+
+    One Helm is asked for all: a chart that has this chart once per setting, under an alias. 200 runs took 14 s of CPU.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(CHART, Path(folder) / "charts" / CHART.name)
+        one = {"name": CHART.name, "version": "*", "repository": ""}
+        many = [{**one, "alias": f"v{at}"} for at in range(len(settings))]
+        whole = {"apiVersion": "v2", "name": "many", "version": "0.0.0", "dependencies": many}
+        (Path(folder) / "Chart.yaml").write_text(yaml.safe_dump(whole))
+        given = [
+            word for at, one in enumerate(settings) for each in (CHOICE[1], one) for word in ("--set", f"v{at}.{each}")
+        ]
+        done = run(tool, "template", "demo", folder, *given)
+    assert done.returncode != 0, done.stdout
+    parts = re.split(r"^v(\d+):$", done.stderr, flags=re.MULTILINE)
+    return {settings[int(at)]: text for at, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def container(deployment: Manifest) -> Manifest:

@@ -21,7 +21,7 @@ SHARED = 'scope="module"'
 TOGETHER = (
     "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
     "tests/contract/",  # starts an etcd of each version
-    "tests/deploy/test_chart.py::test_kinds_of_the_operator",  # imports models that take 3 s of CPU
+    "tests/deploy/test_chart",  # keeps what Helm has rendered, and imports models that take 3 s of CPU
 )
 # The longest tests first, so that no worker is alone with one of them at the end of a run. In order of their measured
 # seconds.
@@ -40,6 +40,7 @@ FIRST = (
     "tests/api/test_bad_input.py",
     "tests/integration/test_memory.py",
     "tests/server/test_process.py",
+    "tests/deploy/test_chart",
     "tests/docs/test_snippets.py",
     "tests/integration/test_release.py",
     "tests/integration/test_rollout.py",

@@ -150,14 +150,18 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 {{- $named := list -}}
+{{- $twice := list -}}
 {{- range fromYamlArray (include "gateway.env" .) -}}{{- $named = append $named .name -}}{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- /* The gateway reads GATEWAY_PORT and gateway_port as one variable; for all others the case matters. */ -}}
 {{- $name := ternary (upper .name) .name (hasPrefix "GATEWAY_" (upper .name)) -}}
 {{- if has $name $named -}}
-{{- fail (printf "extraEnv must not set %s: the chart already sets it (use the chart's value), or extraEnv has it twice; a pod must not have two variables with one name" .name) -}}
+{{- $twice = append $twice .name -}}
 {{- end -}}
 {{- $named = append $named $name -}}
+{{- end -}}
+{{- if $twice -}}
+{{- fail (printf "extraEnv must not set %s: the chart already sets it (use the chart's value), or extraEnv has it twice; a pod must not have two variables with one name" (join ", " $twice)) -}}
 {{- end -}}
 {{- include "gateway.checkExtras" . -}}
 {{- $needed := add .Values.preStopSeconds .Values.drainWindowSeconds .Values.drainTimeoutSeconds -}}
