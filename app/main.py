@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,11 +64,11 @@ def create_app(
     instrumentator = make_instrumentator(registry)
     instrumentator.instrument(app)
     watch, kv, progress = WatchEndpoint(holder), KvEndpoint(holder), ProgressEndpoint(holder)
-    app.include_router(_client_routes(holder, watch, kv, progress))
+    _add_client_routes(app, holder, watch, kv, progress)
     feeds = FeedsEndpoint(holder, workers)
     health = HealthEndpoints(holder, registry, feeds, workers)
     if holder.settings.admin_port is None:
-        app.include_router(_admin_routes(holder, feeds, health))
+        _add_admin_routes(app, holder, feeds, health)
     else:
         app.state.admin = create_admin_app(holder, feeds, health)
     app.state.gateway = holder
@@ -89,7 +89,7 @@ def create_app(
 def create_admin_app(gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpoints) -> FastAPI:
     """Return the app for operators, served on ``GATEWAY_ADMIN_PORT``."""
     app = _new_app(None)
-    app.include_router(_admin_routes(gateway, feeds, health))
+    _add_admin_routes(app, gateway, feeds, health)
     app.add_middleware(GatewayHeaders, gateway=gateway)
     if gateway.access.guarded:
         app.add_middleware(AuditLog, access=gateway.access)
@@ -115,49 +115,48 @@ def _new_app(lifespan: Any) -> FastAPI:
     return app
 
 
-def _serve(router: APIRouter, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any) -> None:
+def _serve(app: FastAPI, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any) -> None:
     """Serve *path* by GET and by HEAD. For HEAD the server omits the body; haproxy's default check is a HEAD.
 
     GET and HEAD need separate routes: one route for both would appear twice in the OpenAPI document under the same
     operation id.
     """
-    router.add_api_route(path, endpoint, response_model=None, **described)
-    router.add_api_route(path, endpoint, response_model=None, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route(path, endpoint, response_model=None, **described)
+    app.add_route(path, endpoint, methods=["HEAD"], include_in_schema=False)  # nothing that FastAPI must inspect
 
 
-def _client_routes(gateway: Gateway, watch: WatchEndpoint, kv: KvEndpoint, progress: ProgressEndpoint) -> APIRouter:
-    router = APIRouter()
+def _add_client_routes(
+    app: FastAPI, gateway: Gateway, watch: WatchEndpoint, kv: KvEndpoint, progress: ProgressEndpoint
+) -> None:
+    # Not to a router that the app includes: FastAPI would inspect each endpoint again at the first request.
     access, rules = AccessEndpoint(gateway), gateway.access
-    _serve(router, "/v1/kv", kv.get, **openapi.for_clients(openapi.KV, rules))
-    _serve(router, "/v1/watch", watch.get, **openapi.for_clients(openapi.WATCH, rules))
-    _serve(router, "/v1/progress", progress.get, **openapi.for_clients(openapi.PROGRESS, rules))
-    _serve(router, "/v1/access", access.get, **openapi.for_clients(openapi.ACCESS, rules))
+    _serve(app, "/v1/kv", kv.get, **openapi.for_clients(openapi.KV, rules))
+    _serve(app, "/v1/watch", watch.get, **openapi.for_clients(openapi.WATCH, rules))
+    _serve(app, "/v1/progress", progress.get, **openapi.for_clients(openapi.PROGRESS, rules))
+    _serve(app, "/v1/access", access.get, **openapi.for_clients(openapi.ACCESS, rules))
     if gateway.settings.jwt_issuer:
-        _serve(router, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
+        _serve(app, "/.well-known/oauth-protected-resource", access.protected_resource, **openapi.RESOURCE)
     if gateway.settings.session_key_file is not None:
         session = SessionEndpoint(gateway)
         described = (("POST", session.begin, openapi.BEGIN_SESSION), ("DELETE", session.end, openapi.END_SESSION))
         for method, endpoint, of_method in described:
-            router.add_api_route("/v1/session", endpoint, response_model=None, methods=[method], **of_method)
+            app.add_api_route("/v1/session", endpoint, response_model=None, methods=[method], **of_method)
     page = PageEndpoint(admin=gateway.settings.admin_port is None)
-    _serve(router, "/", page.get, include_in_schema=False)
-    _serve(router, "/page/{version}/{name:path}", page.file, include_in_schema=False)
-    return router
+    _serve(app, "/", page.get, include_in_schema=False)
+    _serve(app, "/page/{version}/{name:path}", page.file, include_in_schema=False)
 
 
-def _admin_routes(gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpoints) -> APIRouter:
-    router = APIRouter()
+def _add_admin_routes(app: FastAPI, gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpoints) -> None:
     of_feeds, of_metrics, access = openapi.FEEDS, openapi.METRICS, gateway.access
     open_port = gateway.settings.admin_port is not None
     if access.has_static_token or (access.guarded and not open_port):
         of_feeds = openapi.for_operators(of_feeds, access)
     if access.guarded and not open_port:
         of_metrics = openapi.for_operators(of_metrics, access)
-    _serve(router, "/v1/feeds", feeds.get, **of_feeds)
-    _serve(router, "/livez", health.livez, **openapi.LIVEZ)
-    _serve(router, "/readyz", health.readyz, **openapi.READYZ)
-    _serve(router, "/metrics", health.metrics, **of_metrics)
-    return router
+    _serve(app, "/v1/feeds", feeds.get, **of_feeds)
+    _serve(app, "/livez", health.livez, **openapi.LIVEZ)
+    _serve(app, "/readyz", health.readyz, **openapi.READYZ)
+    _serve(app, "/metrics", health.metrics, **of_metrics)
 
 
 class GatewayHeaders:
