@@ -28,6 +28,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.forkserver import OF_FORKS, WHOLE_END
 from tests.support.gateway import GatewayProcess, environment, gateway, start
 from tests.support.metrics import gateway_metric
+from tests.support.raw_http import Line
 from tests.support.streams import watch
 from tests.support.waiting import eventually
 
@@ -267,8 +268,10 @@ async def log_much(http: httpx.AsyncClient, lines: int) -> None:
         return bool((await http.get("/readyz")).json()["etcd"]["state"] == "down")
 
     await eventually(down)
+    line = Line(http.base_url.port or 0)
     for _ in range(lines):
-        assert (await http.get(f"/v1/watch?prefix={LONG}")).status_code == 503
+        assert (await line.ask(f"/v1/watch?prefix={LONG}")).status == 503
+    await line.close()
 
 
 def all_of(descriptor: int) -> list[dict[str, object]]:
