@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -572,15 +573,15 @@ def test_a_variable_means_what_its_flag_means(text: str, monkeypatch: pytest.Mon
     """For every setting and every odd value, variable and flag give the same value, or the same refusal.
 
     One load has the value for every setting, and gives every refusal. A second load has it for the settings that accept
-    it. Settings that are checked with each other have a load each.
+    it. Settings that are checked with each other have loads with what they need.
     """
 
-    def alike(names: Iterable[str]) -> Settings | str:
-        flags = loaded(dict.fromkeys(names, text))
+    def alike(names: Iterable[str], **needed: str) -> Settings | str:
+        flags = loaded({**needed, **dict.fromkeys(names, text)})
         with monkeypatch.context() as environment:
             for name in names:
                 environment.setenv(f"{PREFIX}{name.upper()}", text)
-            assert loaded({}) == flags, names
+            assert loaded(needed) == flags, names
         return flags
 
     lines = str(alike(Settings.model_fields)).splitlines()
@@ -589,7 +590,11 @@ def test_a_variable_means_what_its_flag_means(text: str, monkeypatch: pytest.Mon
     assert refusing < set(Settings.model_fields)
     apart = TOGETHER | {"upstream", "admin_port"}  # an upstream stands for etcd; the two ports must differ
     assert isinstance(alike(accepting - apart), Settings)
-    for name in accepting & apart:
+    of_upstream = {name for name in TOGETHER if name.startswith("upstream_")}
+    login = {"etcd_user", "etcd_password_file"}  # a user's name must not be all that a file's name may be
+    assert isinstance(alike(accepting & of_upstream, upstream="https://a:1"), Settings)
+    assert isinstance(alike(accepting & (TOGETHER - of_upstream - login), etcd="https://a:1"), Settings)
+    for name in accepting & {"upstream", "admin_port", *login}:
         alike([name])
 
 
@@ -600,40 +605,38 @@ DURATIONS = NUMBERS | {"1.0": 1, "30s": 30, " 30 s ": 30}
 SIZES = NUMBERS | {"64KiB": 65536, "1" * 400: int("1" * 400)}
 
 
-@pytest.mark.parametrize(
-    ("names", "taken"),
-    [
-        (["reach_back"], NUMBERS | {"1" * 400: int("1" * 400)}),
-        (["port"], NUMBERS),
-        (["admin_port"], NUMBERS | {"": None}),
-        (["linger", "max_age", "drain_window", "drain_timeout"], DURATIONS),
-        (["min_rate"], SIZES),
-        (["cors_origins"], {"": (), "*": ("*",), "http://a:1": ("http://a:1",)}),
-        (
-            ["etcd"],
-            {
-                "a:1": ("http://a:1",),
-                "a:1,b:2": ("http://a:1", "http://b:2"),
-                "http://a:1": ("http://a:1",),
-                "http://A:1": ("http://A:1",),
-                "https://a.b:443": ("https://a.b:443",),
-            },
-        ),
-        (["log_level"], {"info": "info"}),
-        (["log_format"], {"auto": "auto", "json": "json"}),
-        (["sink"], {"auto": "auto", "fast": "fast"}),
-    ],
-)
-def test_odd_values(names: list[str], taken: dict[str, Any]) -> None:
+TAKEN: dict[str, dict[str, Any]] = {
+    "reach_back": NUMBERS | {"1" * 400: int("1" * 400)},
+    "port": NUMBERS,
+    "admin_port": NUMBERS | {"": None},
+    **dict.fromkeys(["linger", "max_age", "drain_window", "drain_timeout"], DURATIONS),
+    "min_rate": SIZES,
+    "cors_origins": {"": (), "*": ("*",), "http://a:1": ("http://a:1",)},
+    "etcd": {
+        "a:1": ("http://a:1",),
+        "a:1,b:2": ("http://a:1", "http://b:2"),
+        "http://a:1": ("http://a:1",),
+        "http://A:1": ("http://A:1",),
+        "https://a.b:443": ("https://a.b:443",),
+    },
+    "log_level": {"info": "info"},
+    "log_format": {"auto": "auto", "json": "json"},
+    "sink": {"auto": "auto", "fast": "fast"},
+}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_values(text: str) -> None:
     """An odd value has its plain meaning, or is refused by name."""
-    for name in names:
-        for text in ODD:
-            found = loaded({"port": "0"} | {name: text})  # 8080 is the port by default
-            if text in taken:
-                assert getattr(found, name) == taken[text], (name, text)
-            else:
-                assert isinstance(found, str), (name, text)
-                assert found.startswith(f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): "), (name, text)
+    taking = {name for name, taken in TAKEN.items() if text in taken}
+    lines = str(loaded(dict.fromkeys(set(TAKEN) - taking, text))).splitlines()
+    for names in (taking - {"admin_port"}, taking & {"admin_port"}):  # the two ports must differ
+        found = loaded({"port": "0"} | dict.fromkeys(names, text))  # 8080 is the port by default
+        assert {name: getattr(found, name) for name in names} == {name: TAKEN[name][text] for name in names}
+
+    assert sorted(line.partition(": ")[0] for line in lines) == sorted(
+        f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})" for name in set(TAKEN) - taking
+    )
 
 
 @pytest.mark.parametrize("name", ["host", "epoch", "instance", "etcd_user"])
@@ -739,14 +742,18 @@ def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None
     }
 
 
+@cache
+def attributes_in(path: Path) -> set[str]:
+    """The attributes that a module reads from anything."""
+    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Attribute}
+
+
 @pytest.mark.parametrize(("kind", "prefix"), GROUPS)
 def test_every_field_of_a_group_is_read(kind: type, prefix: str) -> None:
     """Every field is read in the room that the group belongs to, or in the core."""
     room = APP / kind.__module__.split(".")[1]
     files = [*room.rglob("*.py"), *(APP / "core").rglob("*.py")]
-    read = {
-        node.attr for path in files for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Attribute
-    }
+    read = set().union(*map(attributes_in, files))
 
     assert (
         sorted({field.strip("_") for _name, field, _hint in fields_of(kind, prefix)} - {a.strip("_") for a in read})
