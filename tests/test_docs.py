@@ -7,6 +7,7 @@ import re
 import ssl
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -75,6 +76,7 @@ def nodes(*, but: str = "") -> Iterator[ast.AST]:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
+@cache
 def emitted() -> dict[str, tuple[int, bool]]:
     """Every problem code that app/ creates an error with: its status, and whether it is transient."""
     found: dict[str, tuple[int, bool]] = {}

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 
 
-def imports_of(source: str | ast.AST, package: str) -> Iterator[str]:
-    """Yield every name that *source*, a module in *package*, imports, also in functions and under ``TYPE_CHECKING``.
+@cache
+def imports_of(source: str | ast.AST, package: str) -> tuple[str, ...]:
+    """Return every name that *source*, a module in *package*, imports, also in functions and under ``TYPE_CHECKING``.
 
     Raises:
         ImportError: a relative import goes above the top of *package*.
     """
+    return tuple(_imports_of(source, package))
+
+
+def _imports_of(source: str | ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -21,6 +21,8 @@ SHARED = 'scope="module"'
 TOGETHER = (
     "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
     "tests/contract/",  # starts an etcd of each version
+    "tests/test_docs.py",  # keeps what all files of app/ say
+    "tests/test_layering.py",  # keeps what they import
     "tests/deploy/test_chart",  # keeps what Helm has rendered, and imports models that take 3 s of CPU
 )
 # The longest tests first, so that no worker is alone with one of them at the end of a run. In order of their measured
