@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -36,17 +35,18 @@ READ = "/v1/kv?prefix=/svc/"
 class World:
     """A gateway with sessions, whose wall clock stands still until a test moves it.
 
-    *clock*: the gateway's other clock.
+    *clock*: the gateway's other clock, if not the machine's.
     """
 
-    def __init__(self, folder: Path, etcd: str, *, clock: Clock = time.monotonic, **settings: Any) -> None:
+    def __init__(self, folder: Path, etcd: str, *, clock: Clock | None = None, **settings: Any) -> None:
         self.tokens, self.keys = folder / "tokens.yaml", folder / "keys"
         self.list_tokens("dash-token")
         self.keys.write_text("k" * 32)
         files = {"tokens_file": self.tokens, "session_key_file": self.keys}
         self.ahead = 0.0
         loaded = load({"etcd": etcd, "linger": 0, **files, **settings})
-        self.gateway = Gateway(loaded, clock=clock, wall=lambda: NOW + self.ahead)
+        given: dict[str, Any] = {} if clock is None else {"clock": clock}
+        self.gateway = Gateway(loaded, **given, wall=lambda: NOW + self.ahead)
         self.app = create_app(gateway=self.gateway)
 
     def list_tokens(self, *tokens: str) -> None:
