@@ -45,15 +45,15 @@ class FeedMemory:
 
     Args:
         budget: the budget of the whole process; it also counts pages and REST answers.
-        feeds: returns all holders: the feeds, and the channels that are made from feeds.
+        holders: returns the feeds, and the channels that are made from feeds.
         expire_oldest: ends the channel that has lingered longest, but not the given holder; returns whether one ended.
     """
 
     def __init__(
-        self, budget: Budget, feeds: Callable[[], Collection[Holder]], expire_oldest: Callable[[Holder], bool]
+        self, budget: Budget, holders: Callable[[], Collection[Holder]], expire_oldest: Callable[[Holder], bool]
     ) -> None:
         self.budget = budget
-        self._feeds = feeds
+        self._holders = holders
         self._expire_oldest = expire_oldest
         budget.make_room = self._make_room_for_requests
 
@@ -92,7 +92,7 @@ class FeedMemory:
         """
         if hold.grow(size, _make_no_room):
             return True
-        if size + sum(other.encoded_bytes for other in self._feeds()) > self.budget.limit // ENCODED_SHARE:
+        if size + sum(other.encoded_bytes for other in self._holders()) > self.budget.limit // ENCODED_SHARE:
             return False
         return hold.grow(size, lambda more: self._reclaim_logs(more, but=feed))
 
@@ -120,17 +120,17 @@ class FeedMemory:
         self._reclaim_logs(size)
 
     def _reclaim_unproven(self, size: int) -> None:
-        for feed in sorted(self._feeds(), key=lambda held: -held.unproven_bytes):
+        for feed in sorted(self._holders(), key=lambda held: -held.unproven_bytes):
             if self.budget.lacks(size) <= 0 or feed.reclaim_unproven() == 0:
                 break
 
     def _reclaim_encoded(self, size: int) -> None:
-        for feed in sorted(self._feeds(), key=lambda held: -held.encoded_bytes):
+        for feed in sorted(self._holders(), key=lambda held: -held.encoded_bytes):
             if self.budget.lacks(size) <= 0 or feed.reclaim_encoded() == 0:
                 break
 
     def _reclaim_logs(self, size: int, *, but: Holder | None = None) -> None:
-        for feed in sorted(self._feeds(), key=lambda held: -held.log_bytes):
+        for feed in sorted(self._holders(), key=lambda held: -held.log_bytes):
             lacks = self.budget.lacks(size)
             if lacks <= 0:
                 break
