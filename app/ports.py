@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from .core.ended import EndedHistories
+from .core.ended_histories import EndedHistories
 from .core.errors import UnavailableError
 from .core.feed_messages import StreamKind, WatchCallback
 from .core.keys import KeyRange

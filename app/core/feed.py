@@ -45,7 +45,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from .backfill import Backfill, Stage
-from .ended import EndedHistories
+from .ended_histories import EndedHistories
 from .events import Batch, Delete
 from .feed_messages import (
     AwaitProof,

@@ -6,7 +6,7 @@ older history is read for old cursors (``backfill``).
 
 from __future__ import annotations
 
-from .ended import EndedHistories
+from .ended_histories import EndedHistories
 from .events import Batch
 from .followers import Followers
 from .log import Bounds, Log, MayKeep, keep_all

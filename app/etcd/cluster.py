@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..core.ended import EndedHistories
+from ..core.ended_histories import EndedHistories
 from ..ports import Clock
 
 logger = logging.getLogger("gateway.etcd")

@@ -17,7 +17,7 @@ from aetcd import rpc
 
 from ..core.backoff import Backoff
 from ..core.budget import Budget
-from ..core.ended import EndedHistories
+from ..core.ended_histories import EndedHistories
 from ..core.feed_messages import Refused, StreamKind, WatchCallback
 from ..core.keys import KeyRange
 from ..core.linearizable_reads import LinearizableReads

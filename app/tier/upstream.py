@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from ..core.backoff import Backoff
 from ..core.cursor import parse_cursor
-from ..core.ended import EndedHistories
+from ..core.ended_histories import EndedHistories
 from ..core.errors import GatewayError, RevisionNotReachedError, UnavailableError
 from ..core.events import KeyValue
 from ..core.feed_messages import StreamKind, WatchCallback

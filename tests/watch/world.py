@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from app.core.budget import Budget
-from app.core.ended import EndedHistories
+from app.core.ended_histories import EndedHistories
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
 from app.core.feed_messages import Batches, Created, Progress, StreamKind, WatchCallback

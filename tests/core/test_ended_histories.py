@@ -1,4 +1,4 @@
-"""``app.core.ended``: no cursor of a history that a restore has ended is resumed in the next one."""
+"""``app.core.ended_histories``: no cursor of a history that a restore has ended is resumed in the next one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from app.core.cursor import Cursor
-from app.core.ended import EndedHistories
+from app.core.ended_histories import EndedHistories
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
 from app.core.feed_messages import Batches, Created, OpenWatch, Progress, SnapshotTaken, Start, WantBackfill
