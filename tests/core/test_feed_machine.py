@@ -994,8 +994,8 @@ class Moments(FeedMachine):
                     self.step_of_history()
             case "live":
                 for _ in range(number):
-                    if self.watch is None or self.core.state is not State.LIVE:
-                        self.step()
+                    if self.watch is None or self.watch.lost or self.core.state is not State.LIVE:
+                        self.step()  # nothing comes on a broken stream
                     elif not self.step_of(self.watch):
                         break
             case "write":
