@@ -18,6 +18,7 @@ from app.core.block_reader import BlockReader
 from app.core.cursor import Cursor
 from app.core.deflate import stored
 from app.core.encoding import event_body
+from app.core.ended import EndedHistories
 from app.core.etag import ETag
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
@@ -349,6 +350,11 @@ def cursor_ahead_of_the_hub() -> None:
     _replace(GatewayUpstream, "ask_progress", hasty)
 
 
+def cursor_of_an_ended_history() -> None:
+    """A gateway that has noticed a restore resets its open streams, and resumes whoever was away."""
+    _replace(EndedHistories, "revision", lambda _self, _cluster_id: 0)
+
+
 def etag_without_the_count() -> None:
     """An ``ETag`` names a state by its newest revision alone: a delete of another key leaves it unchanged."""
     _replace(ETag, "opaque", property(lambda self: f"{self.epoch}-{self.newest}-0"))
@@ -379,6 +385,7 @@ BUGS: dict[str, Callable[[], None]] = {
         edge_live_while_its_root_is_stale,
         edges_that_follow_each_other,
         cursor_ahead_of_the_hub,
+        cursor_of_an_ended_history,
         etag_without_the_count,
     )
 }
@@ -386,7 +393,10 @@ BUGS: dict[str, Callable[[], None]] = {
 # minute: ``python -m tests.consistency.torture --program tests.consistency.bugs BUG`` with
 # ``--calm 0 --tiers 1 --kinds "keep the roots from etcd"`` and, for the edges that follow each other,
 # ``--calm 0 --circular --kinds "kill a root"``.
-IN_ONE_PROCESS = {"cursor-ahead-of-the-hub", "edge-live-while-its-root-is-stale", "edges-that-follow-each-other"}
+IN_ONE_PROCESS = {
+    "cursor-ahead-of-the-hub", "cursor-of-an-ended-history", "edge-live-while-its-root-is-stale",
+    "edges-that-follow-each-other",
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -74,6 +74,14 @@ class World:
             change = Change(b"/svc/%d" % revision, revision, b"v", revision, 1)
             self.chronicle.now.add(revision, [change], self.time.now)
 
+    def delete(self, revision: int, key: bytes) -> None:
+        """Somebody deletes a key now."""
+        self.chronicle.now.add(revision, [Change(key, revision)], self.time.now)
+
+    def restore(self, revision: int) -> None:
+        """etcd is restored to its state at *revision* now."""
+        self.chronicle.restore(self.chronicle.now, revision, self.time.now)
+
 
 class Edge:
     """A gateway that follows others, served at ``base``."""
@@ -156,6 +164,12 @@ class Judged:
         self._time = world.time
         self.judge = Judge(SVC, world.chronicle, BOUND)
         self.judge.connect("follower", world.time.now, tier=int(stream.headers["x-gateway-tier"]))
+
+    async def reopen(self, edge: Edge) -> Stream:
+        """Open another stream, with the cursor."""
+        self.stream = await watch(edge.base, f"prefix=/svc/&format=ndjson&last_event_id={self.judge.cursor}")
+        self.judge.connect("follower", self._time.now, tier=int(self.stream.headers["x-gateway-tier"]))
+        return self.stream
 
     async def reads(self, kind: str) -> None:
         """Read up to the next event of this type."""

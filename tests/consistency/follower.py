@@ -58,6 +58,7 @@ class Follower:
 
     *trusted*: etcd's progress can be trusted, so that every gateway serves several ranges, and quiet mirrors move on.
     *stay*: seconds that a stream lasts on average, if no fault ends it.
+    *process_of*: returns which process of several serves a URL now.
     """
 
     def __init__(
@@ -70,8 +71,11 @@ class Follower:
         *,
         trusted: bool,
         stay: float = STAY,
+        process_of: Callable[[str], int] = lambda _base: 0,
     ) -> None:
         self._rng = random.Random(seed)
+        self._process_of = process_of
+        self._given_by: tuple[str, int] | None = None  # the URL and the process of the root that gave the cursor
         self._bases = bases
         self._leave_after = stay
         self.name = f"follower {number}"
@@ -92,6 +96,7 @@ class Follower:
         self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = self.gzip_streams = 0
+        self.returns = 0  # to a root, with a cursor of a history that was ended by a restore meanwhile
         self.moves = 0  # resumed streams at a gateway of another tier than the stream before
         self._back_at = 0.0  # it stays away until then
         self.violation: AssertionError | None = None
@@ -137,12 +142,18 @@ class Follower:
     async def _stay(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
         rng = self._rng
         base = rng.choice(self._bases)
-        if rng.random() < 0.05 or self.judge.beyond_promises():
+        returns = self.judge.beyond_promises() and self._may_return()
+        if returns and self._given_by is not None:
+            base = self._given_by[0]
+            self.returns += 1
+        elif rng.random() < 0.05 or self.judge.beyond_promises():
             self.judge.forget()
+            self._given_by = None
             if rng.random() < 0.5:
                 await self._read_state(base)
         if rng.random() < 0.03:
             self._bring_another()
+            self._given_by = None
         history = self.judge.chronicle.now
         url, headers = f"{base}/v1/watch?{self._query}", {}
         if rng.random() < 0.5:
@@ -179,6 +190,7 @@ class Follower:
         self.streams += 1
         self.gzip_streams += "content-encoding" in stream.headers
         self.reading = True
+        given_by = (base, self._process_of(base))
         while time.monotonic() < leave and events != 0 and (self._back_at < time.monotonic() or seconds >= 60):
             event = await stream.next_event(SILENT)
             if event is None:
@@ -189,6 +201,8 @@ class Follower:
                 # history.
                 return False
             judge.receive(event, time.monotonic())
+            if event.id is not None:
+                self._given_by = given_by if tier == 0 else None
             if enough():
                 return True
             events = events - 1 if events is not None else None
@@ -198,6 +212,16 @@ class Follower:
                 self.reading = True
                 judge.heard(time.monotonic())
         return enough()
+
+    def _may_return(self) -> bool:
+        """Whether the root that gave the cursor has run since then. It notices the restore, and must not resume it.
+
+        An edge knows of a restore only if its root does, which may have been started later.
+        """
+        if self._given_by is None or not self.judge.restored_once():
+            return False
+        base, process = self._given_by
+        return self._process_of(base) == process and self._rng.random() < 0.5
 
     def _bring_another(self) -> None:
         # Only of followers with a mirror: a follower that has just brought another's cursor may hold our own.

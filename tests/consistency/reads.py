@@ -34,8 +34,9 @@ class ReadingFollower(Follower):
         *,
         trusted: bool,
         stay: float = STAY,
+        process_of: Callable[[str], int] = lambda _base: 0,
     ) -> None:
-        super().__init__(number, seed, bases, chronicle, bound, trusted=trusted, stay=stay)
+        super().__init__(number, seed, bases, chronicle, bound, trusted=trusted, stay=stay, process_of=process_of)
         self.name = f"follower {number} (reads)"
         self.answers: list[int] = []  # their statuses
         self._bound = bound

@@ -58,6 +58,7 @@ class Replica:
         self._port = free_ports(1)[0]
         self._settings = {**SETTINGS, **settings, "GATEWAY_PORT": str(self._port), "GATEWAY_INSTANCE": name}
         self._process: GatewayProcess | None = None
+        self.starts = 0
 
     async def connect(self, endpoints: Sequence[str]) -> None:
         """Set up the proxies; call this before the first start."""
@@ -90,6 +91,7 @@ class Replica:
 
     async def start(self) -> None:
         """Start the gateway, and return when it listens."""
+        self.starts += 1
         endpoints = ",".join(proxy.endpoint for proxy in self.proxies)
         self._process = await start(settings={**self._settings, self._follows: endpoints}, program=self._program)
         await self._process.listening()

@@ -53,6 +53,7 @@ class Report:
     delivered: Counter[int] = field(default_factory=Counter)  # by the tier of the gateway
     items: int = 0  # of states, among the deliveries
     moves: int = 0  # how often a follower resumed at a gateway of another tier
+    returns: int = 0  # how often a follower brought a cursor of an ended history to the root that gave it
     revisions: int = 0
     streams: int = 0
     gzip_streams: int = 0
@@ -84,6 +85,7 @@ class Report:
             f"deliveries by tier: {_table(self.delivered)}; by edges {self.through_tiers}; "
             f"{self.items} of all are items of states",
             f"moves to another tier with the cursor: {self.moves}",
+            f"returns after a restore with a cursor from before: {self.returns}",
             f"longest `live` behind etcd, by tier: {lags}",
             "reads: " + _table(self.reads),
             f"faults ({self.faults.total()}, of which to roots, hubs, edges and workers "

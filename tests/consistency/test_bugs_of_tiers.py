@@ -9,6 +9,7 @@ import pytest
 
 from tests.consistency.bugs import BUGS, IN_ONE_PROCESS
 from tests.consistency.edges import (
+    EPOCH,
     RANGES,
     Edge,
     Judged,
@@ -26,9 +27,9 @@ from tests.consistency.edges import (
 from tests.consistency.judge import ViolationError
 from tests.support.streams import watch
 from tests.support.waiting import eventually
-from tests.tier.scripted import Answered, Asked, Scripted, position, scripted
+from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, position, scripted
 
-AHEAD, STALE, CIRCLE = sorted(IN_ONE_PROCESS)
+AHEAD, ENDED, STALE, CIRCLE = sorted(IN_ONE_PROCESS)
 # Longer than a follower of tier 2 may be told "live" without it being true.
 LONG = 25
 
@@ -154,6 +155,43 @@ async def test_a_cursor_ahead_of_the_hub(world: World, root: Scripted, bug: str)
         stream.write(put(101))
         await follower.reads("put")
         follower.rule()
+
+
+@pytest.mark.parametrize("bug", ["", ENDED], indirect=True)
+async def test_who_is_away_at_a_restore(world: World, root: Scripted, bug: str) -> None:
+    """The first event after the cursor is a delete, which looks the same in both histories."""
+    async with AsyncExitStack() as stack:
+        edge = await stack.enter_async_context(serving(world.time, listener(), root.url))
+        resident = await stack.enter_async_context(judged(world, edge))
+        first = await root.stream()
+        first.write(synced(100))
+        await resident.reads("synced")
+        async with judged(world, edge) as follower:
+            await follower.reads("synced")
+            world.write(101, 102)
+            first.write(put(101) + put(102))
+            for _ in range(2):
+                await follower.reads("put")
+                await resident.reads("put")
+        world.restore(101)
+        kv = {"key": "/svc/101", "value": "v", "create_revision": 101, "mod_revision": 101, "version": 1}
+        state = Answered.of({"revision": 101, "cursor": f"{EPOCH}-101", "kvs": [kv], "count": 1})
+        root.answer = lambda asked: state if asked.path == "/v1/kv" else root.usual(asked)
+        first.write(line("reset", 0, reason="restored", ranges=["prefix=/svc/"], cluster_id=f"{CLUSTER:x}"))
+        second = await root.stream()
+        second.write(synced(101))
+        await resident.reads("synced")
+        world.delete(103, b"/svc/101")
+        second.write(line("delete", 103, key="/svc/101", mod_revision=103))
+        await resident.reads("delete")
+        await stack.enter_async_context(await follower.reopen(edge))
+        await follower.reads("synced")
+        if bug:
+            with pytest.raises(ViolationError, match="no history knows this"):
+                follower.rule()
+            return
+        follower.rule()
+        assert follower.judge.resets == ["initial", "restored"]
 
 
 async def bookmark(follower: Judged) -> None:

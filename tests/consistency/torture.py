@@ -145,6 +145,7 @@ async def torture(
         busy = [
             Writer(cluster.endpoints, f"{seed} writer {number}", access, rate / writers) for number in range(writers)
         ]
+        starts = {replica.base: replica for replica in (*replicas, *edges)}
         crowd = [
             (ReadingFollower if number % readers == readers - 1 and number < FOLLOWERS else Follower)(
                 number,
@@ -155,6 +156,7 @@ async def torture(
                 bound,
                 trusted=trusted,
                 stay=STAY * max(1.0, followers / FOLLOWERS),
+                process_of=lambda base: starts[base].starts,
             )
             for number in range(followers)
         ]
@@ -375,6 +377,7 @@ def _sum_up(
         report.delivered.update(judge.delivered)
         report.items += judge.items
         report.moves += follower.moves
+        report.returns += follower.returns
         report.streams += follower.streams
         report.gzip_streams += follower.gzip_streams
         for tier, lag in judge.lags.items():
