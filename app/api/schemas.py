@@ -158,10 +158,14 @@ EVENTS = {
             "revision": NUMBER,
             "heartbeat": {"type": "number", "description": "The longest time in which the stream is silent, in s."},
             "state": described({"const": "stale"}, "The mirror is not live. A `status` follows. Absent if it is live."),
+            "ended_revision": described(
+                NUMBER, "For gateways below: cursors up to it may be of a history that has ended."
+            ),
         }
         | _CURSOR,
         "The mirror is exact at this revision and, without `state`, live.",
         "state",
+        "ended_revision",
         "cursor",
     ),
     "BookmarkEvent": _event(
