@@ -18,7 +18,7 @@ from ..watch.subscriber import Subscriber
 logger = logging.getLogger("gateway.stream")
 
 # Seconds of a turn of the event loop that one slice may take. An event needs about three turns until it is written.
-SLICE = 0.001
+SLICE = 0.0005
 
 
 class Recheck:
