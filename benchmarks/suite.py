@@ -150,9 +150,9 @@ def comparisons(size: Size) -> list[Comparison]:
             "access",
             f"{size.crowd.identities * size.crowd.streams:,} streams of {size.crowd.identities} identities on "
             f"{size.crowd.feeds} feeds",
-            "100 events a second, one feed after the other. Then, among further events, the policy is read again: it "
-            "takes the role of one identity in ten. Exactly the streams of these end. The events that come meanwhile "
-            "are compared with as many before.",
+            "100 events a second, one feed after the other. Then, among further events, the policy is read again and "
+            "again: it takes the role of one identity in ten, whose streams end, and gives the role back. The events "
+            "that come while streams are checked and end are compared with those before.",
             {
                 WITHOUT_ACCESS: partial(access.crowd_without, size.crowd),
                 WITH_ACCESS: partial(access.crowd_with, size.crowd),
