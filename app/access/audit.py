@@ -34,7 +34,7 @@ def write(
     address: str,
     **more: object,
 ) -> None:
-    """Write one line.
+    """Write one line. Call this only if lines are ``enabled``.
 
     Args:
         identity: None if the credentials were not accepted.
@@ -42,8 +42,6 @@ def write(
         rule: the roles that permit the read, or what has decided instead.
         more: further fields.
     """
-    if not enabled():
-        return
     # ``logger.info`` looks for each field among the record's own attributes: as long as the rest of the record takes.
     record = logging.LogRecord(logger.name, logging.INFO, "", 0, "audit", None, None)
     vars(record).update(
