@@ -327,6 +327,8 @@ class Feed:
                 # Neither present nor new subscribers may see this range any more.
                 self._fail("revoked")
                 return
+        elif isinstance(given, Lost) and self.history.view is None:
+            self.trouble = given.reason  # a gateway above that has no state either ends its streams
         self.handle(given)
         if isinstance(given, Lost) and given.too_large and self.core.state is State.OPENING:
             logger.warning("the missed events are too large for a watch", extra={"range": str(self.range)})

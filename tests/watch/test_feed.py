@@ -8,7 +8,7 @@ import pytest
 
 from app.core.budget import Hold, Use
 from app.core.events import Batch, KeyValue
-from app.core.feed_messages import Batches, Progress, StreamKind, WatchCallback
+from app.core.feed_messages import Batches, Lost, Progress, StreamKind, WatchCallback
 from app.core.keys import KeyRange
 from app.watch.memory import Holder
 from app.watch.subscriber import Subscriber
@@ -88,6 +88,28 @@ async def test_nothing_is_asked_of_etcd_before_it_is_registered() -> None:
     world.etcd.watch = watch  # type: ignore[assignment,method-assign]
     subscriber = world.subscribe()
     assert found == [True]
+    subscriber.release()
+    await world.empty()
+
+
+async def test_a_watch_that_is_lost_before_there_is_a_state_is_a_trouble() -> None:
+    """Then readers wait for GATEWAY_STALE_AFTER, and not for two minutes.
+
+    So did those at a worker, whose hub may not read a range: the hub ended the worker's stream again and again.
+    """
+    world = World()
+    world.etcd.mute = True
+    subscriber = world.subscribe()
+    feed = followed(subscriber)
+    (watch,) = world.etcd.open
+    watch.say(Lost("the upstream gateway: unavailable"))
+    assert feed.trouble == "the upstream gateway: unavailable"
+    world.etcd.mute = False
+    await eventually(settled(feed))
+    assert feed.trouble == ""
+    (watch,) = world.etcd.open
+    watch.say(Lost("the upstream gateway: drain"))
+    assert feed.trouble == ""  # there is a state, and nobody waits
     subscriber.release()
     await world.empty()
 

@@ -12,7 +12,7 @@ from app.core.budget import Budget
 from app.core.ended_histories import EndedHistories
 from app.core.events import Batch, KeyValue
 from app.core.feed import State
-from app.core.feed_messages import Batches, Created, Progress, StreamKind, WatchCallback
+from app.core.feed_messages import Batches, Created, Progress, StreamKind, WatchCallback, WatchInput
 from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.selection import canonical
@@ -61,19 +61,22 @@ class Trap:
 
 
 class StubWatch:
-    """A watch that sends everything at once."""
+    """A watch that sends everything at once, unless etcd is mute."""
 
     def __init__(self, etcd: StubEtcd, start: int, sink: WatchCallback) -> None:
         self._etcd = etcd
         self._sink: WatchCallback | None = sink
         etcd.open.add(self)
+        if etcd.mute:
+            return
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._say, Created(100))
+        loop.call_soon(self.say, Created(100))
         if start:
-            loop.call_soon(self._say, Batches((Batch(90, [A]),)))
-        loop.call_soon(self._say, Progress(100, trusted=True))
+            loop.call_soon(self.say, Batches((Batch(90, [A]),)))
+        loop.call_soon(self.say, Progress(100, trusted=True))
 
-    def _say(self, given: Created | Batches | Progress) -> None:
+    def say(self, given: WatchInput) -> None:
+        """Pass something on to the feed."""
         if self._sink is not None:
             self._sink(given)
 
@@ -110,6 +113,7 @@ class StubEtcd:
         self.trap = trap
         self.ended = EndedHistories()
         self.open: set[StubWatch] = set()
+        self.mute = False  # a watch says nothing by itself
         self.snapshots = 0  # how many snapshots were read
 
     def reach(self, most: int) -> int:
