@@ -95,6 +95,7 @@ async def test_a_watch_that_etcd_cancels_beside_others(fake: FakeEtcd, truth: Et
 
 
 @pytest.mark.etcd
+@pytest.mark.trust
 async def test_a_watch_that_compaction_cancels_beside_others(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive client forgets a watch that compaction cancelled: etcd keeps counting its watcher, one more each time."""
     await kv.transact({f"/svc/{n}/a": "1" for n in range(5)} | {"/live/a": "1"})

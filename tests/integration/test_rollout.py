@@ -57,7 +57,7 @@ async def test_a_crowd_of_streams_moves(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_
     at the drain's pace. Each stream has every change once, in order, and no new snapshot. etcd sees at most one
     additional watcher. tests/core/test_drain_schedule.py tests how evenly the streams come.
     """
-    count = size(600, long=2000)
+    count = size(300, long=2000)
     async with contextlib.AsyncExitStack() as stack:
         leaving, staying = [
             await stack.enter_async_context(gateway(etcd.endpoint, settings={"GATEWAY_INSTANCE": name}, quick=False))

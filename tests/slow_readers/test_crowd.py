@@ -16,13 +16,14 @@ from tests.slow_readers.kernel import cpu_seconds, resident, socket_memory, sock
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
+from tests.support.size import size
 from tests.support.streams import Stream, watch
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 
-STUCK = 300
-HEALTHY = 20
+STUCK = size(100, long=300)
+HEALTHY = size(10, long=20)
 KIB = 1024
 SEND_BUFFER = 64 * KIB
 SIZING = Path(app.__file__).parent.parent / "docs" / "sizing.md"
@@ -35,12 +36,12 @@ def documented(what: str) -> int:
     return int(found[1]) * KIB
 
 
-async def round_of_puts(server: GatewayProcess, kv: EtcdClient, healthy: Sequence[Stream], size: int) -> float:
+async def round_of_puts(server: GatewayProcess, kv: EtcdClient, healthy: Sequence[Stream], length: int) -> float:
     """The gateway's seconds of CPU until 40 puts have reached all readers: these do not depend on what else runs."""
     start = cpu_seconds(server.pid)
     reading = [asyncio.create_task(stream.changes(40)) for stream in healthy]
     for _ in range(40):
-        await kv.put("/svc/a", "y" * size)
+        await kv.put("/svc/a", "y" * length)
     await asyncio.gather(*reading)
     return cpu_seconds(server.pid) - start
 
@@ -60,6 +61,7 @@ async def subscribers(server: GatewayProcess) -> int:
         return sum(feed["subscribers"] for feed in (await client.get("/v1/feeds")).json()["feeds"])
 
 
+@pytest.mark.sized
 @pytest.mark.parametrize("state", [False, True], ids=["in changes", "in the state"])
 async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
     etcd: EmbeddedEtcd, kv: EtcdClient, state: bool
@@ -102,7 +104,7 @@ async def test_the_stuck_cost_the_others_nothing_and_a_known_memory(
             await eventually(gone)
 
     print(f"alone {sum(alone):.2f} s, crowded {sum(crowded):.2f} s of CPU")  # noqa: T201
-    print(f"each: process {[round(size / KIB) for size in grown]} KiB, kernel {held_by_kernel / KIB:.0f} KiB")  # noqa: T201
+    print(f"each: process {[round(grew / KIB) for grew in grown]} KiB, kernel {held_by_kernel / KIB:.0f} KiB")  # noqa: T201
     assert sum(crowded) < 2 * sum(alone) + 0.2
     # Of both crowds: their memory differs (45 KiB and 76 were seen in one run) with the number of clients that are
     # stuck at the same write. tests/soak looks for memory that is never released.

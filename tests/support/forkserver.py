@@ -250,6 +250,8 @@ def serve(orders: socket.socket) -> list[str]:
                     os.kill(pid, signal.SIGKILL)
                 while children:
                     _reap(children, 0)
+                of_hubs.close()
+                asks.close()
                 sys.exit()
             output, status, *passed = descriptors
             words, env, merged = json.loads(order)
