@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -111,14 +112,21 @@ def validated(text: str, kubernetes: str) -> set[str]:
     Raises:
         ValidationError: an object has a field that Kubernetes does not know, or a value of the wrong type.
     """
-    found = set()
-    for kind, manifest in manifests(text).items():
-        try:
-            kubernetes_validate.validate(manifest, kubernetes, strict=True)
-        except kubernetes_validate.SchemaNotFoundError:
-            continue
-        found.add(kind)
-    return found
+    return {
+        kind
+        for kind, manifest in manifests(text).items()
+        if _is_known(json.dumps(manifest, sort_keys=True), kubernetes)
+    }
+
+
+@cache
+def _is_known(manifest: str, kubernetes: str) -> bool:
+    """Whether Kubernetes has a schema for an object, which then accepts the object. Both Helms make equal objects."""
+    try:
+        kubernetes_validate.validate(json.loads(manifest), kubernetes, strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        return False
+    return True
 
 
 def vanished(given: object, kept: object, path: str = "") -> Iterator[str]:
