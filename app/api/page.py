@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,13 +26,16 @@ COMMON = {
 # A file's address has the version of all files, so the file at an address never changes.
 FOR_EVER = "public, max-age=31536000, immutable"
 
+read_once = cache(read_files)  # the files stay the same as long as this process runs
+
 
 class PageEndpoint:
     """The endpoints. Without *admin*, the page omits its links to the endpoints on ``GATEWAY_ADMIN_PORT``."""
 
     def __init__(self, *, admin: bool) -> None:
-        self._version, self._files = read_files()
-        text = self._files.pop(INDEX).content.decode()
+        self._version, files = read_once()
+        self._files = {name: file for name, file in files.items() if name != INDEX}
+        text = files[INDEX].content.decode()
         if not admin:
             text = re.sub("<!-- admin -->.*?<!-- /admin -->", "", text, flags=re.DOTALL)
         self._index = make_file(text.replace(VERSION, self._version).encode(), ".html")
