@@ -18,7 +18,7 @@ from app.core.block_reader import BlockReader
 from app.core.cursor import Cursor
 from app.core.deflate import stored
 from app.core.encoding import event_body
-from app.core.ended import EndedHistories
+from app.core.ended_histories import EndedHistories
 from app.core.etag import ETag
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
