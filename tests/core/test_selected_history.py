@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.core.cursor import Cursor
+from app.core.ended_histories import EndedHistories
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.frames import Format
 from app.core.history import History
@@ -637,8 +638,9 @@ def test_a_projected_stream_has_the_bytes_of_a_dedicated_watch(
     store = Store()
     store.write(KEYS[:4], deletes=False)
     pin, alone = Feed(store, KeyRange("prefix", b"")), Feed(store, narrow)
+    ended = EndedHistories()  # as in a process: the pin's tip is the higher one when both begin a new generation
     for feed in (pin, alone):
-        feed.history = History(Bounds())
+        feed.history = History(Bounds(), ended)
         feed.start(None)
     projected = SelectedHistory([(pin.history, NoOlder(), (narrow,))], Bounds(), lambda: None)
     projected.follow(0.0)
