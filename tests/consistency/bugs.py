@@ -392,7 +392,8 @@ BUGS: dict[str, Callable[[], None]] = {
 # test_bugs_of_tiers.py finds these with gateways in one process, in a second each. The torture finds them, too, in a
 # minute: ``python -m tests.consistency.torture --program tests.consistency.bugs BUG`` with
 # ``--calm 0 --tiers 1 --kinds "keep the roots from etcd"`` and, for the edges that follow each other,
-# ``--calm 0 --circular --kinds "kill a root"``.
+# ``--calm 0 --circular --kinds "kill a root"``; for the cursor of an ended history, in three minutes, with
+# ``--calm 15 --tiers 0 --workers 1 --kinds "restore, lower" "restore, passed" "cut"``.
 IN_ONE_PROCESS = {
     "cursor-ahead-of-the-hub", "cursor-of-an-ended-history", "edge-live-while-its-root-is-stale",
     "edges-that-follow-each-other",

@@ -16,10 +16,12 @@ from tests.consistency.history import Chronicle, History, Selected, Several, Wat
 from tests.consistency.judge import Judge, ViolationError
 from tests.consistency.writer import PREFIXES
 from tests.support.streams import Stream, request
+from tests.support.waiting import eventually
 
 STAY = 6.0  # seconds of a stream, on average
 # Seconds, at most, until it tries again after it was not served: 85 attempts a second took an eighth of all CPU.
 REFUSED = 2.0
+PASSES = 10.0  # seconds in which a new history may pass a cursor of the old one
 SILENT = 4.0  # longer than three heartbeats of the torture's gateways
 
 
@@ -142,9 +144,8 @@ class Follower:
     async def _stay(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
         rng = self._rng
         base = rng.choice(self._bases)
-        returns = self.judge.beyond_promises() and self._may_return()
-        if returns and self._given_by is not None:
-            base = self._given_by[0]
+        if self.judge.beyond_promises() and rng.random() < 0.5 and (root := await self._root_to_return_to()):
+            base = root
             self.returns += 1
         elif rng.random() < 0.05 or self.judge.beyond_promises():
             self.judge.forget()
@@ -213,15 +214,24 @@ class Follower:
                 judge.heard(time.monotonic())
         return enough()
 
-    def _may_return(self) -> bool:
-        """Whether the root that gave the cursor has run since then. It notices the restore, and must not resume it.
+    async def _root_to_return_to(self) -> str | None:
+        """The root that gave the cursor, if it has run since then. It notices the restore, and must not resume it.
 
-        An edge knows of a restore only if its root does, which may have been started later.
+        An edge knows of a restore only if its root does, which may have been started later. Wait until the new history
+        has passed the cursor: until then, every gateway sees that the cursor is of another history.
         """
-        if self._given_by is None or not self.judge.restored_once():
-            return False
+        if self._given_by is None or self.judge.stand is None:
+            return None
         base, process = self._given_by
-        return self._process_of(base) == process and self._rng.random() < 0.5
+        history, stand = self.judge.chronicle.now, self.judge.stand
+
+        async def over() -> bool:
+            return history.ended or history.tip > stand
+
+        with contextlib.suppress(TimeoutError):
+            await eventually(over, PASSES)
+        runs = self._process_of(base) == process and self.judge.restored_once()
+        return base if runs and not history.ended and history.tip > stand else None
 
     def _bring_another(self) -> None:
         # Only of followers with a mirror: a follower that has just brought another's cursor may hold our own.
