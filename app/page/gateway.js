@@ -24,7 +24,7 @@ export class Gateway {
 }
 
 const PAUSE = 2000; // ms between two probes
-const QUIET = 3000; // ms without a byte on the stream, after which the gateway is probed although the stream is live
+const QUIET = 1000; // ms without a byte on the stream, after which the gateway is probed although the stream is live
 
 /**
  * Finds out what the stream cannot say: that the gateway does not answer at all (a stream is silent for three heartbeats

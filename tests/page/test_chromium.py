@@ -470,7 +470,7 @@ async def test_a_new_tab_while_etcd_is_away(page: Page, gateway: FakeGateway) ->
     }
     await open_page(page, gateway)
     await expect(page.locator("#banner")).to_contain_text(
-        re.compile("etcd is out of reach. no answer within 2 s. .* nothing to show yet. The page asks again in [12] s")
+        re.compile("etcd is out of reach. No answer within 2 s. .* nothing to show yet. The page asks again in [12] s")
     )
 
 

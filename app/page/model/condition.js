@@ -27,6 +27,9 @@ const sentence = (text) => text.replace(/^(?!etcd )[a-z]+ /, (word) => word[0].t
 /** A reason as a sentence; what stands after the colon of a known one is for programmers. */
 export const explain = (reason) => REASONS[reason.split(':')[0]] ?? sentence(reason);
 
+// gRPC's code, and the way to its cause: "unavailable: failed to connect to all addresses; last error: UNKNOWN: ipv4:…: Connection refused".
+const GRPC = /^[a-z_]+: (failed to connect to all addresses; last error: .*: )?/;
+
 /** Whether what is shown must be dropped: its reader may no longer read it. A token that has ended may be followed by another. */
 export const mustDrop = ({ state, reason, problem }) =>
   reason?.startsWith('revoked') || (state === 'failed' && problem?.status === 403);
@@ -34,9 +37,10 @@ export const mustDrop = ({ state, reason, problem }) =>
 /**
  * The banner, or null if everything shown is current: {level: "wait" | "stale" | "error", title, detail, age, next}.
  *
- * `client`: {state, reason, problem, retryAt, synced}, or null while nothing is followed; `etcd`: what /readyz says of etcd, if it is known; `silentFor`:
- * ms for which the gateway has answered no probe; `nextProbe`: when the page asks the gateway again; `currentAt`: when what is shown was last known to be current;
- * `startedAt`: when the page began to follow; `now`: all times in ms.
+ * `client`: {state, reason, problem, retryAt, synced}, or null while nothing is followed; `etcd`: what /readyz says of
+ * etcd, if it is known; `silentFor`: ms for which the gateway has answered no probe; `nextProbe`: when the page asks the
+ * gateway again; `currentAt`: when what is shown was last known to be current; `startedAt`: when the page began to
+ * follow; `now`: all times in ms.
  */
 export function bannerOf({ client, etcd = null, silentFor = 0, nextProbe = 0, currentAt = 0, startedAt = 0, now }) {
   const etcdAway = etcd !== null && etcd.state !== 'ready';
@@ -61,7 +65,7 @@ function cause(client, etcd, etcdAway, silentFor) {
   if (silentFor)
     return { level: 'error', title: 'The gateway does not answer', detail: '' };
   if (etcdAway)
-    return { level: 'stale', title: 'etcd is out of reach', detail: etcd.reason ? `${etcd.reason}.` : '' };
+    return { level: 'stale', title: 'etcd is out of reach', detail: etcd.reason ? `${sentence(etcd.reason.replace(GRPC, ''))}.` : '' };
   // A mirror that shares one connection with other tabs is `stale` while that connection is broken.
   const broken = state === 'disconnected' || /^(disconnected|no answer|silent|HTTP )/.test(reason);
   if (reason.startsWith('expired')) return { level: 'error', title: 'Not connected', detail: REASONS.expired };

@@ -26,7 +26,7 @@ test('etcd away is the cause, for a live stream and for a new tab', () => {
   const etcd = { state: 'down', since: new Date(NOW - 16_000).toISOString(), reason: 'no answer within 2 s' };
   for (const state of ['live', 'stale', 'syncing', 'connecting']) {
     const { level, title, detail, age } = banner(client(state), { etcd, startedAt: NOW });
-    assert.deepEqual([level, title, detail, age], ['stale', 'etcd is out of reach', 'no answer within 2 s.', 'For 16 s. What you see is 16 s old.']);
+    assert.deepEqual([level, title, detail, age], ['stale', 'etcd is out of reach', 'No answer within 2 s.', 'For 16 s. What you see is 16 s old.']);
   }
   assert.equal(banner(client('live'), { etcd: { state: 'ready' } }), null);
 });
@@ -39,6 +39,15 @@ test('while the gateway or etcd is away, the countdown is that of the stream or 
   assert.equal(nextOf(client('stale'), { etcd, nextProbe: NOW - 1 }), 'The page asks again now.');
   assert.equal(nextOf(client('disconnected', { retryAt: NOW + 3200 }), { etcd }), 'Next try in 4 s.');
   assert.equal(nextOf(client('stale', { reason: 'this client is behind' }), {}), '');
+});
+
+test('of the reason why etcd is away, what people understand is shown', () => {
+  const detailOf = (reason) => banner(client('stale'), { etcd: { state: 'down', since: new Date(NOW).toISOString(), reason } }).detail;
+  const connect = 'Failed to connect to remote host: Connection refused';
+  assert.equal(detailOf(`unavailable: failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.7:2379: ${connect}`), 'Connection refused.');
+  assert.equal(detailOf('deadline_exceeded: no answer within 2 s'), 'No answer within 2 s.');
+  assert.equal(detailOf('unauthenticated: etcdserver: invalid auth token'), 'etcdserver: invalid auth token.');
+  assert.equal(detailOf(''), '');
 });
 
 test('a gateway that answers nothing is the cause', () => {
