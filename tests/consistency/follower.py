@@ -61,6 +61,7 @@ class Follower:
     *trusted*: etcd's progress can be trusted, so that every gateway serves several ranges, and quiet mirrors move on.
     *stay*: seconds that a stream lasts on average, if no fault ends it.
     *process_of*: returns which process of several serves a URL now.
+    *watched*: what it follows; None: at random.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Follower:
         trusted: bool,
         stay: float = STAY,
         process_of: Callable[[str], int] = lambda _base: 0,
+        watched: Selected | None = None,
     ) -> None:
         self._rng = random.Random(seed)
         self._process_of = process_of
@@ -81,7 +83,7 @@ class Follower:
         self._bases = bases
         self._leave_after = stay
         self.name = f"follower {number}"
-        watched = watched_of(self._rng, merges=trusted)
+        watched = watched or watched_of(self._rng, merges=trusted)
         keys_only = self._rng.random() < 0.2 and self.may_be_of_keys(watched)
         latest = self._rng.random() < 0.15
         self.judge = Judge(watched, chronicle, bound, keys_only=keys_only, latest=latest, moves=trusted)

@@ -35,8 +35,12 @@ class ReadingFollower(Follower):
         trusted: bool,
         stay: float = STAY,
         process_of: Callable[[str], int] = lambda _base: 0,
+        watched: Selected | None = None,
     ) -> None:
-        super().__init__(number, seed, bases, chronicle, bound, trusted=trusted, stay=stay, process_of=process_of)
+        super().__init__(
+            number, seed, bases, chronicle, bound,
+            trusted=trusted, stay=stay, process_of=process_of, watched=watched,
+        )  # fmt: skip
         self.name = f"follower {number} (reads)"
         self.answers: list[int] = []  # their statuses
         self._bound = bound

@@ -25,6 +25,7 @@ from tests.consistency.access import Access, Metadata, Password, enable_auth
 from tests.consistency.client import Client, PackageClient
 from tests.consistency.disk import Disk, NoDiskError
 from tests.consistency.follower import PIN, QUIET, STAY, Follower
+from tests.consistency.history import Selected
 from tests.consistency.javascript import NODE, JavascriptClient
 from tests.consistency.judge import BOUND, bound_of
 from tests.consistency.nemesis import STORM, Nemesis
@@ -67,6 +68,8 @@ async def torture(
     members: int = 3,
     followers: int = FOLLOWERS,
     readers: int = READERS,
+    selections: Sequence[Selected] = (),
+    stay: float = STAY,
     writers: int = 4,
     rate: float = RATE,
     javascript: Sequence[int] = range(4),
@@ -90,6 +93,8 @@ async def torture(
         bound: seconds that a mirror at tier 0 may report ``live`` while it lacks something.
         members: of etcd's cluster.
         readers: one in so many followers follows by reads alone.
+        selections: what the followers follow, each one of these; without any, each draws its own.
+        stay: seconds of a stream, on average, if no fault ends it.
         rate: writes a second of all writers, on average, if etcd takes no time.
         javascript: the JavaScript mirrors to run, each a process of Node: see `javascript.OPTIONS`.
         program: the gateway's module, or a module with a seeded bug.
@@ -155,8 +160,9 @@ async def torture(
                 oracle.chronicle,
                 bound,
                 trusted=trusted,
-                stay=STAY * max(1.0, followers / FOLLOWERS),
                 process_of=lambda base: starts[base].starts,
+                stay=stay * max(1.0, followers / FOLLOWERS),
+                watched=selections[number % len(selections)] if selections else None,
             )
             for number in range(followers)
         ]
