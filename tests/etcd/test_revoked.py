@@ -68,6 +68,7 @@ async def test_a_permission_is_revoked_and_given_again(etcd: SecureEtcd, root: A
     await eventually(lambda: holds_nothing(etcd))
 
 
+@pytest.mark.trust
 async def test_one_of_two_ranges_is_revoked(
     etcd: SecureEtcd, root: Admin, login: Settings, candidate: Candidate
 ) -> None:
@@ -141,6 +142,7 @@ async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, 
     await eventually(lambda: holds_nothing(etcd))
 
 
+@pytest.mark.one_etcd
 async def test_only_denied(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """A refused watch that is alone on its stream leaves no stream open."""
     del root
