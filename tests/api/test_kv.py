@@ -373,7 +373,7 @@ async def test_a_shared_read_is_not_older_than_its_question(http: httpx.AsyncCli
 
     readers = [asyncio.create_task(keep_reading()) for _ in range(4)]
     try:
-        for number in range(size(25, long=500)):
+        for number in range(size(12, long=500)):
             await etcd_kv.put("/linear", str(number))
 
             assert (await read(http, "key=/linear"))["kv"]["value"] == str(number)
