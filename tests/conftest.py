@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.util
 import os
 import signal
 import socket
@@ -62,10 +61,6 @@ hypothesis.settings.load_profile("suite")
 embedded.START_TIMEOUT = HANG
 # Each of httpx's clients would read the certificates that it trusts, for 19 ms of CPU.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
-# httpcore asks eight times a request whether sniffio is there. Where it is not, each time every folder of sys.path was
-# searched: 1 ms of 3 a request.
-if importlib.util.find_spec("sniffio") is None:
-    sys.modules["sniffio"] = None  # type: ignore[assignment]  # its import then fails at once
 
 
 SPAWNING = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
