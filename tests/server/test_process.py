@@ -30,7 +30,7 @@ from tests.support.gateway import GatewayProcess, environment, gateway, start
 from tests.support.metrics import gateway_metric
 from tests.support.raw_http import Line
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 NOWHERE = "http://127.0.0.1:1"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or sizes a pipe as Linux does")
@@ -274,10 +274,11 @@ async def log_much(http: httpx.AsyncClient, lines: int) -> None:
     await line.close()
 
 
-def all_of(descriptor: int) -> list[dict[str, object]]:
-    """Read the log to its end."""
+def read_log(descriptor: int, lines: list[dict[str, object]]) -> None:
+    """Read the log to its end into *lines*."""
     with open(descriptor, "rb") as file:
-        return [json.loads(line) for line in file.read().splitlines()]
+        for line in file:
+            lines.append(json.loads(line))  # noqa: PERF401  # the test looks at them meanwhile
 
 
 async def test_a_stalled_reader_stops_nothing() -> None:
@@ -289,9 +290,12 @@ async def test_a_stalled_reader_stops_nothing() -> None:
         assert (await http.get("/livez")).status_code == 200
         dropped = await gateway_metric(http, "log_lines_dropped_total")
         assert 50 < dropped < 400
-        reader = asyncio.create_task(asyncio.to_thread(all_of, reading))
+        lines: list[dict[str, object]] = []
+        reader = asyncio.create_task(asyncio.to_thread(read_log, reading, lines))
+        # The report comes once all pending lines are written, which on a slow machine could be after the end has begun.
+        await soon(lambda: any(line["logger"] == "gateway.log" for line in lines))
         status = await end(process)
-        lines = await reader
+        await reader
 
     assert status == 0
     (notice,) = [line for line in lines if line["logger"] == "gateway.log"]
@@ -337,9 +341,10 @@ async def test_a_log_that_does_not_block() -> None:
     async with quiet_gateway(writing) as (process, http):
         os.close(writing)
         await log_much(http, 30)
-        reader = asyncio.create_task(asyncio.to_thread(all_of, reading))
+        lines: list[dict[str, object]] = []
+        reader = asyncio.create_task(asyncio.to_thread(read_log, reading, lines))
         status = await end(process)
-        lines = await reader
+        await reader
 
     assert status == 0
     assert [line["message"] for line in lines].count("refused") == 30
