@@ -136,11 +136,16 @@ class Backfill:
         return (
             self.stage is Stage.RESTING
             and (trusted or len(log) > 0)
-            and revision >= max(log.tip - self._reach_back, self._history.oversized_revision)
+            and revision >= max(log.tip - self._reach_back, self._history.oversized_revision, self._ended_revision)
             and len(log) < self._bounds.batches
             and log.bytes < self._bounds.bytes
             and (now >= self._not_before or self._is_much_less(log.floor - revision))
         )
+
+    @property
+    def _ended_revision(self) -> int:
+        """Up to here a read is useless: nobody resumes a cursor of an ended history, and a gateway above resets it."""
+        return min(self._history.ended_revision, self._history.log.floor)
 
     def _is_much_less(self, distance: int) -> bool:
         return self._failure is not None and distance <= self._failure.distance // 2
@@ -186,10 +191,9 @@ class Backfill:
 
     def _begin(self, given: WantBackfill, now: float) -> Commands:
         self.owed = False
-        log, ended = self._history.log, self._history.ended_revision
-        start = max(1, log.tip - self._reach_back, self._history.oversized_revision + 1)
-        # Nobody resumes a cursor of an ended history, and a gateway above would answer it with a reset.
-        start = max(start, min(ended, log.floor) + 1)
+        log = self._history.log
+        oldest = max(self._history.oversized_revision, self._ended_revision) + 1
+        start = max(1, log.tip - self._reach_back, oldest)
         newest = log.floor if given.revision is None else given.revision
         if given.revision is not None and now < self._not_before:
             start = max(start, given.revision + 1)  # no older than the cursor needs: a longer read failed

@@ -97,6 +97,8 @@ def test_no_history_is_read_for_cursors_that_are_not_resumed(at: int, start: int
     """A gateway above would answer such a read with a reset. A read never begins beyond the log's floor."""
     core = restored(at)
     core.handle(Progress(at + 20, trusted=True), 0.0)
+    assert not core.may_backfill(start - 2, 0.0, trusted=True)
+    assert core.may_backfill(start - 1, 0.0, trusted=True)
     assert OpenWatch(start, "backfill") in core.backfill.handle(WantBackfill(), 0.0)
 
 

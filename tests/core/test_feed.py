@@ -582,7 +582,7 @@ def test_another_history_may_fit() -> None:
     """After a restore, the large message is in the old history, and the new history may fit."""
     core = AFTER_IT.then(Restored(), Created(150), taken(150, put(149))).walk()
     assert core.history.reason == "restored"
-    assert core.may_backfill(100, 60.0, trusted=True)
+    assert core.history.oversized_revision == 0
     assert send(core, Lost("gone"), RetryDue()) == (EndProof(), OpenWatch(149))
 
 
