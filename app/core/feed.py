@@ -262,9 +262,8 @@ class FeedCore:
         assert anchor is not None, "an overlap has an anchor"
         if not anchor.matches(found[0]):
             anew = self._start_anew("restored")
-            # Other events at the same revision are of another history. A feed that knows no event within reach, or
-            # whose anchor is compacted, cannot notice. (A later revision may mean that etcd lost a delete.)
-            return (*anew, TellRestored()) if found[0].revision == anchor.revision else anew
+            # A feed that knows no event within reach, or whose anchor is compacted, cannot notice.
+            return (*anew, TellRestored()) if anchor.contradicts(found[0]) else anew
         after = [batch for batch in found[1:] if batch.revision > anchor.snapshot_revision]
         if after and after[0].revision <= history.log.tip:
             # Trusted progress ruled out any event up to the tip: this is another history.

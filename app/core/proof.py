@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .events import Batch, Event
+from .events import Batch, Event, KeyValue
 from .feed_messages import StreamKind
 
 
@@ -33,6 +33,20 @@ class Anchor:
         if self.exact:
             return batch.events == self.events
         return all(event in batch.events for event in self.events)
+
+    def contradicts(self, batch: Batch) -> bool:
+        """Whether *batch* is this revision in another history. It has events of its own then.
+
+        A batch that only lacks events is no proof: a compaction removes deletes, and some versions of etcd lose events.
+        """
+        if batch.revision != self.revision:
+            return False
+        puts = {event.key for event in self.events if isinstance(event, KeyValue)}
+        return any(
+            self.exact or (isinstance(event, KeyValue) and event.key in puts)
+            for event in batch.events
+            if event not in self.events
+        )
 
 
 class Plan(Enum):

@@ -29,9 +29,31 @@ def test_an_anchor_knows_itself_again(events: Sequence[Event], exact: bool, of_s
     assert Anchor(7, [A, B], False, 9).matches(found) is of_snapshot
 
 
+@pytest.mark.parametrize(
+    ("events", "exact", "of_snapshot"),
+    [
+        ((A, B), False, False),
+        ((B, A), False, False),  # in another order: not the anchor, and no proof either
+        ((B,), False, False),
+        ((), False, False),
+        ((A, Delete(b"c", 7)), True, False),  # the snapshot may have been taken after "c" was written again
+        ((A, KeyValue(b"c", b"1", 7, 7, 1)), True, False),
+        ((A, Delete(b"b", 7)), True, False),  # deleted, and then written: the put is missing
+        ((A, KeyValue(b"b", b"2", 7, 7, 1)), True, True),
+    ],
+)
+def test_only_events_of_its_own_prove_another_history(events: Sequence[Event], exact: bool, of_snapshot: bool) -> None:
+    """etcd may have compacted or lost events of a revision, but adds none."""
+    found = Batch(7, events)
+    assert Anchor(7, (A, B), True, 7).contradicts(found) is exact
+    assert Anchor(7, [A, B], False, 9).contradicts(found) is of_snapshot
+
+
 def test_another_revision_is_no_anchor() -> None:
-    """A different revision is not the anchor, whatever its events."""
-    assert not Anchor(8, (A, B), True, 8).matches(Batch(7, [A, B]))
+    """A different revision is not the anchor, and proves nothing: etcd may have lost the anchor."""
+    anchor = Anchor(8, (A, B), True, 8)
+    assert not anchor.matches(Batch(7, [A, B]))
+    assert not anchor.contradicts(Batch(7, [B]))
 
 
 def test_what_is_held_back_is_bounded() -> None:
