@@ -8,12 +8,13 @@ import httpx
 import pytest
 
 from app.core.versions import progress_is_trusted
-from tests.integration.test_release import held_at_etcd, ranges
+from tests.integration.test_release import held_at_etcd, is_ready, ranges
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import UNPROVEN_SOON, gateway
 from tests.support.size import size
 from tests.support.streams import Event, watch
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -111,6 +112,7 @@ async def test_a_herd_resumes_on_one_range_and_one_watch(etcd: EmbeddedEtcd, kv:
     revisions = [await kv.put("/svc/a", str(n)) for n in range(50)]
     # The Ranges that prove feeds current are half of this time apart.
     async with gateway(etcd.endpoint, settings={"GATEWAY_STALE_AFTER": "5m"}) as server:
+        await eventually(lambda: is_ready(server))  # the Ranges of the gateway's own start have been answered
         before = await ranges(etcd)
         cursors = [f"{epoch}-{revisions[n % 50]}" for n in range(size(300, long=1000))]
         streams = await asyncio.gather(

@@ -160,9 +160,9 @@ async def test_a_stopped_worker_keeps_nobody_waiting(both: GatewayProcess) -> No
             try:
                 for _ in range(20):
                     assert (await others.get("/v1/kv?prefix=/svc/")).status_code == 200
+                return await gateway_metric(others, "etcd_up") == 1
             except httpx.TimeoutException:
                 return False
-            return await gateway_metric(others, "etcd_up") == 1
 
     try:
         await eventually(served)
