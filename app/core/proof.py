@@ -35,18 +35,17 @@ class Anchor:
         return all(event in batch.events for event in self.events)
 
     def contradicts(self, batch: Batch) -> bool:
-        """Whether *batch* is this revision in another history. It has events of its own then.
+        """Whether *batch* is this revision in another history.
 
-        A batch that only lacks events is no proof: a compaction removes deletes, and some versions of etcd lose events.
+        A compaction at the revision removes its deletes and what they deleted, and some versions of etcd lose a delete.
+        But the put that a key was left with stays, and no event is added.
         """
         if batch.revision != self.revision:
             return False
-        puts = {event.key for event in self.events if isinstance(event, KeyValue)}
-        return any(
-            self.exact or (isinstance(event, KeyValue) and event.key in puts)
-            for event in batch.events
-            if event not in self.events
-        )
+        last = {event.key: event for event in self.events}
+        left = [event for event in last.values() if isinstance(event, KeyValue)]
+        lacks = any(event not in batch.events for event in left)
+        return lacks or (self.exact and any(event not in self.events for event in batch.events))
 
 
 class Plan(Enum):

@@ -29,24 +29,30 @@ def test_an_anchor_knows_itself_again(events: Sequence[Event], exact: bool, of_s
     assert Anchor(7, [A, B], False, 9).matches(found) is of_snapshot
 
 
+DELETED = Delete(b"c", 7)
+
+
 @pytest.mark.parametrize(
-    ("events", "exact", "of_snapshot"),
+    ("known", "found", "exact", "of_snapshot"),
     [
-        ((A, B), False, False),
-        ((B, A), False, False),  # in another order: not the anchor, and no proof either
-        ((B,), False, False),
-        ((), False, False),
-        ((A, Delete(b"c", 7)), True, False),  # the snapshot may have been taken after "c" was written again
-        ((A, KeyValue(b"c", b"1", 7, 7, 1)), True, False),
-        ((A, Delete(b"b", 7)), True, False),  # deleted, and then written: the put is missing
-        ((A, KeyValue(b"b", b"2", 7, 7, 1)), True, True),
+        ((A, B), (A, B), False, False),
+        ((A, B), (B, A), False, False),  # in another order: not the anchor, and no proof either
+        ((A, DELETED), (A,), False, False),  # as after a compaction
+        ((A, B, Delete(b"b", 7)), (A,), False, False),  # a put and a delete of one key, as after a compaction
+        ((Delete(b"b", 7), B), (B,), False, False),
+        ((A, B), (A, B, DELETED), True, False),  # the snapshot does not have what is deleted
+        ((A, B), (B,), True, True),
+        ((A, B), (A, KeyValue(b"b", b"2", 7, 7, 1)), True, True),
+        ((A,), (B,), True, True),
+        ((DELETED,), (A,), True, False),
     ],
 )
-def test_only_events_of_its_own_prove_another_history(events: Sequence[Event], exact: bool, of_snapshot: bool) -> None:
-    """etcd may have compacted or lost events of a revision, but adds none."""
-    found = Batch(7, events)
-    assert Anchor(7, (A, B), True, 7).contradicts(found) is exact
-    assert Anchor(7, [A, B], False, 9).contradicts(found) is of_snapshot
+def test_what_proves_another_history(
+    known: Sequence[Event], found: Sequence[Event], exact: bool, of_snapshot: bool
+) -> None:
+    """etcd may have compacted or lost deletes of a revision, but no put that is left, and it adds no event."""
+    assert Anchor(7, known, True, 7).contradicts(Batch(7, found)) is exact
+    assert Anchor(7, known, False, 9).contradicts(Batch(7, found)) is of_snapshot
 
 
 def test_another_revision_is_no_anchor() -> None:
