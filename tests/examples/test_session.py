@@ -23,7 +23,8 @@ from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.etcd, pytest.mark.asyncio(loop_scope="module")]
+# A step of the gateway's clock by an hour ends every session, because a cookie is good for a quarter of an hour.
+pytestmark = [pytest.mark.etcd, pytest.mark.wall_clock, pytest.mark.asyncio(loop_scope="module")]
 
 TOKEN = "dash-token-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
