@@ -215,6 +215,8 @@ async def request(
 async def watch(base: str, query: str, headers: dict[str, str] | None = None, **options: Any) -> Stream:
     """Open a stream; assert that the gateway accepts it."""
     stream = await request(f"{base}/v1/watch?{query}", headers, **options)
+    if stream.status != 200:
+        await stream.close()  # otherwise the next test on this worker fails, too: "unclosed transport"
     assert stream.status == 200, (stream.status, stream.body)
     return stream
 
