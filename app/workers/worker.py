@@ -50,6 +50,7 @@ def main(link: socket.socket, passed: socket.socket) -> int:
         logger.critical("ended: %s", error)
         return 1
     finally:
+        passed.close()
         SIGNALS.ignore()
         logs.finish()
     return 0
@@ -81,7 +82,16 @@ class Worker:
         """
         self._settings = asyncio.get_running_loop().create_future()
         self._link = await Link.open(sock, self._take_first, self._hub_lost)
-        first = await self._settings
+        try:
+            await self._serve(await self._settings)
+        finally:
+            # Also when a file cannot be used: with an open link, uvloop may not end. And it is not the hub that ends.
+            self._stopping = True
+            self._link.close()
+        if self._alone:
+            raise BrokenGatewayError("the hub has ended")
+
+    async def _serve(self, first: Message) -> None:
         settings = Settings(**first["settings"])
         logs.install(settings.log_format, settings.log_level, worker=first["number"])
         if settings.log_level != "debug":
@@ -109,8 +119,6 @@ class Worker:
                     freeze_objects()
                 await until_the_first_ends(tasks, servers, gateway)
         self._end()
-        if self._alone:
-            raise BrokenGatewayError("the hub has ended")
 
     def _begin(self) -> None:
         """Take messages and connections."""
@@ -131,7 +139,6 @@ class Worker:
             task.cancel()
         self._looks.cancel()
         self._stop_receiving()
-        self._link.close()
 
     # --- connections --------------------------------------------------------------------------------------------------
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
 
+from app.settings import SettingsError, load
 from app.workers.link import Link, Message
 from app.workers.worker import Worker
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 from tests.workers.test_hub import pids, team
 
 pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd]
@@ -62,4 +65,30 @@ async def test_what_is_said_while_a_worker_starts(monkeypatch: pytest.MonkeyPatc
     worker._stop_receiving()
     worker._link.close()
     for sock in (theirs, passed, far):
+        sock.close()
+
+
+async def test_a_file_that_cannot_be_used_when_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker lets the hub go, and its process ends, so that the hub tries again: the file may be mended.
+
+    With warnings as errors, uvloop waited for the open link for ever. When each worker had died, nobody served.
+    """
+    for name in ("logs.install", "return_large_blocks"):
+        monkeypatch.setattr(f"app.workers.worker.{name}", lambda *_args, **_named: None)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("roles: [")
+    mine, theirs = socket.socketpair()
+    passed, far = socket.socketpair()
+    ended = asyncio.Event()
+    for sock in (mine, theirs):
+        sock.setblocking(False)
+    hub = await Link.open(theirs, lambda _message: None, ended.set)
+    settings = load({"policy_file": str(policy), "log_level": "debug"}).model_dump(mode="json")
+    hub.send("settings", settings=settings, number=1, socket="/nowhere", ended=[])
+    with pytest.raises(SettingsError, match="is not YAML"):
+        await Worker(passed).run(mine)
+    async with asyncio.timeout(HANG):
+        await ended.wait()
+    hub.close()
+    for sock in (passed, far):
         sock.close()
