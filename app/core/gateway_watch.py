@@ -60,7 +60,7 @@ class GatewayWatch:
         self._events: list[Event] = []  # of a revision that is not complete
         self.state: Literal["live", "stale"] = "live"  # as the upstream says
         self.synced = False
-        self.ended_revision = 0  # as the upstream says: see ``Followed``
+        self.ended_revision = 0  # as the upstream says: see ``ReadableHistory``
         self.heartbeat = HEARTBEAT
         self.revision = start - 1 if start else 0  # everything up to here has come
 

@@ -59,7 +59,7 @@ class History:
 
     @property
     def ended_revision(self) -> int:
-        """See ``Followed``."""
+        """See ``ReadableHistory``."""
         return self._ended.revision(self.cluster_id)
 
     def covers(self, revision: int) -> bool:

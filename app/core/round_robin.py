@@ -24,7 +24,8 @@ SHARE = 0.3
 # needs about three turns until its events are written.
 LEAST = 0.0005
 # Seconds that members may take of one turn at most, however long the loop was busy with others. With 5 ms, an event's
-# three turns took 8 to 13 ms of CPU at the 99th percentile while 5,000 clients joined, and with 1 ms they take 5.
+# three turns took 9 to 13 ms of CPU at the 99th percentile on a loaded machine, while 5,000 clients joined. With 1 ms
+# they took 5 to 9 (docs/decisions/0042).
 MOST = 0.001
 
 

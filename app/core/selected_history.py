@@ -340,7 +340,7 @@ class SelectedHistory:
 
     @property
     def ended_revision(self) -> int:
-        """See ``Followed``. All feeds of a process know the same."""
+        """See ``ReadableHistory``. All feeds of a process know the same."""
         return self.parts[0].history.ended_revision
 
     def covers(self, revision: int) -> bool:

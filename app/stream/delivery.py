@@ -31,7 +31,7 @@ WRITE_SIZE = 64 * 1024
 # snapshot has up to WRITE_SIZE.
 STEP_SIZE = WRITE_SIZE // 2
 # Bytes of a state that are written to one subscriber at once: two blocks, which the kernel mostly takes as a whole
-# (twice GATEWAY_SEND_BUFFER). With one block, each client of a herd took a quarter more CPU.
+# (twice GATEWAY_SEND_BUFFER). With one block, a herd had its states later (docs/decisions/0042).
 STATE_SIZE = 2 * WRITE_SIZE
 # Seconds between checks of a waiting reader. The stream of a reader that waits in vain is closed.
 WAITING_LOOK = 0.25

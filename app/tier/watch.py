@@ -189,7 +189,8 @@ class UpstreamWatch:
                     return
                 self._heard_at = upstream.clock()
                 for given in core.receive(chunk):
-                    upstream.note_ended(core.ended_revision)  # before a client can resume in what follows
+                    if core.ended_revision:
+                        upstream.note_ended(core.ended_revision)  # before a client can resume in what follows
                     upstream.note_reached(self._range, core.revision)
                     self._note_state(core)
                     self._give(self._unless_replaced(given))
