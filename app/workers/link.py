@@ -6,6 +6,7 @@ from the worker
     ``ready``        it can serve;
     ``load``         how many connections it has ``taken``, and how many are ``open``;
     ``admit``        a stream asks to be counted; answered by ``admitted`` or ``refused``, with the same ``id``;
+    ``check``        what would ``admit`` answer? Answered in the same way, and nothing is counted;
     ``read``         a read asks to be counted for its caller's quotas; answered in the same way;
     ``release``      the stream or the read with this ``id`` has ended;
     ``failed``       an address has sent wrong credentials;
