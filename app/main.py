@@ -27,6 +27,7 @@ from .api.page import PageEndpoint
 from .api.progress import ProgressEndpoint
 from .api.session import SessionEndpoint
 from .api.watch import WatchEndpoint
+from .core.witnessed_history import HEADER
 from .core.worker_report import Report
 from .gateway import Gateway
 from .metrics import families_of, make_instrumentator, make_measure, make_registry
@@ -37,6 +38,7 @@ logger = logging.getLogger("gateway")
 
 REVISION_HEADER = b"x-etcd-revision"
 TIER_HEADER = b"x-gateway-tier"
+HISTORY_HEADER = HEADER.lower().encode()
 
 
 def create_app(
@@ -162,7 +164,8 @@ def _add_admin_routes(app: FastAPI, gateway: Gateway, feeds: FeedsEndpoint, heal
 class GatewayHeaders:
     """Adds ``X-Etcd-Revision`` and ``X-Gateway-Tier`` to every response except streams, which have their own.
 
-    A response that already has a revision keeps it. Others get the highest revision that the gateway knows.
+    A response that already has a revision keeps it. Others get the highest revision that the gateway knows. Every
+    response to another gateway, streams too, tells how far etcd's history has come (``WitnessedHistory``).
     """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
@@ -176,6 +179,8 @@ class GatewayHeaders:
             await self._app(scope, receive, send)
             return
 
+        to_gateway = any(name == TIER_HEADER for name, _value in scope["headers"])
+
         async def send_with_revision(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
@@ -185,7 +190,9 @@ class GatewayHeaders:
                         headers.append((REVISION_HEADER, str(self._upstream.highest_revision).encode()))
                     if self._gateway.tier is not None:
                         headers.append((TIER_HEADER, str(self._gateway.tier).encode()))
-                    message = {**message, "headers": headers}
+                if to_gateway and (witnessed := self._upstream.witnessed) is not None:
+                    headers.append((HISTORY_HEADER, witnessed.header(self._gateway.clock()).encode()))
+                message = {**message, "headers": headers}
             await send(message)
 
         await self._app(scope, receive, send_with_revision)

@@ -20,6 +20,7 @@ from .core.quotas import Caller
 from .core.reasons import CloseReason, Denial
 from .core.selection import Ranges
 from .core.snapshot import Snapshot
+from .core.witnessed_history import WitnessedHistory
 from .core.worker_report import Report
 
 logger = logging.getLogger("gateway")
@@ -211,6 +212,10 @@ class Etcd(Protocol):
     @property
     def ended(self) -> EndedHistories:
         """The histories that the process knows to have ended. Its feeds add to them."""
+
+    @property
+    def witnessed(self) -> WitnessedHistory | None:
+        """What is known of the present history, for gateways below; None before etcd's first answer."""
 
     def reach(self, most: int) -> int:
         """Return how many revisions back the upstream can be asked for history, if this gateway asks for *most*."""

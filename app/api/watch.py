@@ -48,13 +48,17 @@ class WatchEndpoint:
 
     async def get(self, request: Request) -> Response:
         """Answer one request. This method refuses permanent errors; the stream itself refuses transient ones."""
+        gateway = self._gateway
         try:
-            return StreamResponse(self._gateway.streams, await self.parse_and_authorize(request))
+            asked = await self.parse_and_authorize(request)
+            # The gateway below must know of which history the stream is, before it believes an event.
+            refused = asked.from_gateway and gateway.upstream.witnessed is None
+            return StreamResponse(gateway.streams, asked, gateway.upstream.condition.error() if refused else None)
         except OverCapacityError as error:
-            return StreamResponse(self._gateway.streams, _early(request), error)
+            return StreamResponse(gateway.streams, _early(request), error)
         except GatewayError as error:
             if request.method == "GET":  # a HEAD does not ask for a stream
-                self._gateway.streams.counters.refused[error.code] += 1
+                gateway.streams.counters.refused[error.code] += 1
             raise
 
     async def parse_and_authorize(self, request: Request) -> WatchRequest:

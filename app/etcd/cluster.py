@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.ended_histories import EndedHistories
+from ..core.witnessed_history import HistoryProgress, WitnessedHistory
 from ..ports import Clock
 
 logger = logging.getLogger("gateway.etcd")
@@ -45,11 +46,20 @@ class Cluster:
         self.term = 0
         # The highest raft index that any member has reported as applied.
         self.applied = 0
+        # What the first read of the present connection found, and when that read began; None before the first answer.
+        self._first: tuple[HistoryProgress, float] | None = None
 
     @property
     def known(self) -> tuple[int, int]:
         """The highest known (revision, raft term)."""
         return self.revision, self.term
+
+    @property
+    def witnessed(self) -> WitnessedHistory | None:
+        """What the gateway has seen of the present history; None while it knows no connection or no cluster."""
+        if self._first is None or not self.id:
+            return None
+        return WitnessedHistory(self.id, *self._first, HistoryProgress(self.revision, self.term, self.applied))
 
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Call *callback* whenever etcd's history turns out to have been replaced."""
@@ -100,6 +110,14 @@ class Cluster:
             logger.warning("etcd's raft log began anew: etcd was restored", extra={"applied": index, "was": before})
             self._end_history(known[0], header)
         self.note_applied(index)
+
+    def note_first(self, header: Any, index: int, asked_at: float) -> None:
+        """Take what a new connection has found first, by a linearizable read that began at *asked_at*.
+
+        *header*: None if the gateway's user may make no call that tells how far the history has come.
+        """
+        revision, term = (header.revision, header.raft_term) if header is not None else (0, 0)
+        self._first = HistoryProgress(revision, term, index), asked_at
 
     def admit(self, header: Any, *, tried_all: bool) -> str | None:
         """Return why a new link's member may not be used; None if it may.

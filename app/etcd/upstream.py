@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from aetcd import rpc
 
@@ -23,6 +23,7 @@ from ..core.keys import KeyRange
 from ..core.linearizable_reads import LinearizableReads
 from ..core.snapshot import Snapshot
 from ..core.versions import known_to_diverge, known_to_lose_events
+from ..core.witnessed_history import WitnessedHistory
 from ..ports import OUT_OF_REACH, Clock, Condition, Draw, UpstreamStatistics
 from .cluster import Cluster, ForeignClusterError
 from .credentials import Credentials, CredentialsError
@@ -147,6 +148,11 @@ class Upstream:
     def ended(self) -> EndedHistories:
         """See ``app.ports.Etcd``."""
         return self._cluster.ended
+
+    @property
+    def witnessed(self) -> WitnessedHistory | None:
+        """See ``app.ports.Etcd``."""
+        return self._cluster.witnessed
 
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``."""
@@ -345,6 +351,7 @@ class Upstream:
         """
         cluster = self._cluster
         known, applied, asked_at = cluster.known, cluster.applied, self.clock()
+        answer: Any = None
         try:
             answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_TIMEOUT)
             cluster.note_linearizable(known, answer.header)
@@ -363,6 +370,8 @@ class Upstream:
         reason = await link.check(self._health_timeout())
         if reason is None:
             cluster.compare_applied(known, applied, link.applied, link.header)
+            status = link.header if link.applied else None  # another answer's header may have no revision
+            cluster.note_first(answer.header if answer is not None else status, link.applied, asked_at)
         return reason
 
     def _foreign(self, link: Link) -> str | None:

@@ -27,8 +27,10 @@ from ..core.events import KeyValue
 from ..core.feed_messages import StreamKind, WatchCallback
 from ..core.gateway_watch import item
 from ..core.keys import KeyRange
+from ..core.known_history import KnownHistory
 from ..core.selection import Selection
 from ..core.snapshot import Snapshot
+from ..core.witnessed_history import HEADER, WitnessedHistory
 from ..ports import Clock, Condition, Draw, UpstreamStatistics
 from ..shared_reads import SharedReads
 from .client import Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
@@ -92,6 +94,7 @@ class GatewayUpstream:
         self.tier: int | None = None
         self.cluster_id = 0
         self.ended = EndedHistories()
+        self._known_history = KnownHistory()
         self.highest_revision = 0
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
@@ -123,6 +126,11 @@ class GatewayUpstream:
         """See ``app.ports.Etcd``. An upstream that has lost etcd does not know either."""
         return self._member_known and self._reachable.is_set()
 
+    @property
+    def witnessed(self) -> WitnessedHistory | None:
+        """See ``app.ports.Etcd``: as the upstream has reported it."""
+        return self._known_history.witnessed()
+
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``: nine tenths for each tier, because the tip of the tier above may be ahead."""
         return int(most * 0.9 ** (self.tier or 1))
@@ -139,7 +147,7 @@ class GatewayUpstream:
         )
 
     def on_restored(self, callback: Callable[[], None]) -> None:
-        """Call *callback* when the upstream follows another cluster."""
+        """Call *callback* when the upstream follows another cluster, or proves that etcd was restored."""
         self._restored.append(callback)
 
     def watch(
@@ -191,8 +199,7 @@ class GatewayUpstream:
         try:
             return await self._read(f"{query}&min_revision={reached}")
         except RevisionNotReachedError:
-            logger.warning("etcd's history went back: etcd was restored", extra={"was": reached})
-            self.forget_revisions()
+            self._end_history(reached)
             return await self._read(query)
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
@@ -231,6 +238,28 @@ class GatewayUpstream:
     def note_ended(self, revision: int) -> None:
         """Take what the upstream says of the histories that have ended: ``EndedHistories``."""
         self.ended.note(self.cluster_id, revision)
+
+    def compare_history(self, headers: Mapping[str, str], asked_at: float) -> None:
+        """Compare what an upstream reports of etcd's history with what is known. *asked_at*: before the request.
+
+        An upstream that was started after a restore cannot notice the restore, and resumes cursors of the old history.
+        """
+        report = WitnessedHistory.parse(headers.get(HEADER, ""), asked_at)
+        ended = self._known_history.take(report, self.clock()) if report is not None else None
+        if ended is not None:
+            self._end_history(ended)
+
+    def _end_history(self, reached: int) -> None:
+        """Let every feed begin anew: etcd was restored. *reached*: a revision of the old history."""
+        reached = max(reached, self.highest_revision)
+        logger.warning("etcd's history went back: etcd was restored", extra={"was": reached})
+        self.note_ended(reached)
+        self._begin_history()
+
+    def _begin_history(self) -> None:
+        self.forget_revisions()
+        for callback in self._restored:
+            callback()
 
     def forget_revisions(self) -> None:
         """The cluster has another history: its revisions may be lower."""
@@ -346,10 +375,8 @@ class GatewayUpstream:
             )
         if self.cluster_id not in (0, cluster_id):
             logger.warning("the upstream follows another cluster", extra={"upstream": self.client.url})
-            self.forget_revisions()
             self.cluster_id = cluster_id
-            for callback in self._restored:
-                callback()
+            self._begin_history()
         if self.tier is None:  # only a gateway that can be followed fixes the tier
             self.tier = self.admit(answer.headers, answer.status)
         self.cluster_id = cluster_id
@@ -394,7 +421,7 @@ class GatewayUpstream:
 
     async def _get(self, path: str, query: str, seconds: float, url: str = "") -> Answer:
         self._requests += 1
-        url = url or self.client.url
+        url, asked_at = url or self.client.url, self.clock()
         try:
             async with asyncio.timeout(seconds):
                 answer = await self.client.get(path, query, url)
@@ -404,6 +431,7 @@ class GatewayUpstream:
             self.admit(answer.headers, answer.status)
         except ForeignAnswerError as error:
             raise unreachable(url, error) from None
+        self.compare_history(answer.headers, asked_at)
         return answer
 
     async def _usable(self) -> None:

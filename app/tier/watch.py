@@ -49,6 +49,9 @@ class WatchUpstream(Protocol):
     def admit(self, headers: Mapping[str, str], status: int) -> int:
         """Return this gateway's tier. Raise ForeignAnswerError if the gateway that answers may not be followed."""
 
+    def compare_history(self, headers: Mapping[str, str], asked_at: float) -> None:
+        """Compare what an upstream reports of etcd's history with what is known. *asked_at*: before the request."""
+
     def alive_at(self, heard_at: float, silence: float) -> float:
         """Return until when a stream that says "live" is believed, if its last byte came at *heard_at*."""
 
@@ -154,7 +157,7 @@ class UpstreamWatch:
         query = f"{self._range}&snapshot=0&format=ndjson"
         if self._start:
             query += f"&last_event_id={epoch}-{self._start - 1}"
-        url, self._token = upstream.client.url, upstream.client.token()
+        url, self._token, asked_at = upstream.client.url, upstream.client.token(), upstream.clock()
         self._url = url
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -165,6 +168,8 @@ class UpstreamWatch:
                     if response.status_code != HTTPStatus.OK:
                         self._refused(response.status_code, await response.aread())
                         return
+                    # Before an event is believed. If etcd was restored, the feed cancels this watch.
+                    upstream.compare_history(response.headers, asked_at)
                 await self._follow(response, GatewayWatch(self._start, epoch))
             reason = "the upstream gateway has ended the stream"
         except (httpx.HTTPError, StreamError, ForeignAnswerError) as error:

@@ -15,7 +15,7 @@ from app.main import create_app
 from app.settings import load
 from tests.support.asgi_client import Client, synced
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.waiting import eventually
+from tests.support.waiting import soon
 
 SVC = (KeyRange("prefix", b"/svc/"),)
 # Another gateway follows this one by the stream.
@@ -29,13 +29,15 @@ def client(gateway: Gateway) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://x")
 
 
+async def reached(gateway: Gateway) -> None:
+    """Wait until the gateway has reached etcd."""
+    await soon(lambda: gateway.upstream.member_known)
+
+
 async def test_what_a_gateway_follows(gateway: Gateway, fake: FakeEtcd) -> None:
     """Without ranges: the cluster, how far it is, and whether several ranges can be followed."""
 
-    async def connected() -> bool:
-        return gateway.upstream.member_known
-
-    await eventually(connected)
+    await reached(gateway)
     async with client(gateway) as http:
         answer = await http.get("/v1/progress")
     assert answer.headers["x-gateway-tier"] == "0"
@@ -59,7 +61,7 @@ async def test_two_gateways_with_the_same_epoch_make_the_same_cursors() -> None:
 
 async def test_a_proof_comes_with_a_bookmark(gateway: Gateway, fake: FakeEtcd) -> None:
     """The tip of a quiet range is proven, and the caller's streams of the range are told, and no others."""
-
+    await reached(gateway)
     ours, elsewhere = Client(gateway, headers=FOLLOWS), Client(gateway, headers=FOLLOWS, client=("192.0.2.7", 5))
     neighbour = Client(gateway)  # of no gateway: behind a proxy, all clients may have the caller's address
     await synced(neighbour)
@@ -80,6 +82,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer says which revision was asked for; the bookmark says how far the stream is."""
+    await reached(gateway)
     monkeypatch.setattr("app.api.progress.TIP_TIMEOUT", 0.0)
     stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)
@@ -93,6 +96,7 @@ async def test_a_revision_that_does_not_come_is_not_waited_for(
 
 async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait counts for GATEWAY_MAX_SUBSCRIBERS, and for nobody's quotas: a host must not fill that with waits."""
+    await reached(gateway)
     monkeypatch.setattr("app.api.progress.TIP_TIMEOUT", 0.3)
     stream = Client(gateway, headers=FOLLOWS)
     await synced(stream)
@@ -109,6 +113,7 @@ async def test_a_host_waits_once_for_a_range(gateway: Gateway, monkeypatch: pyte
 
 async def test_what_other_workers_pass_on_waits_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same host may ask each worker."""
+    await reached(gateway)
     monkeypatch.setattr("app.api.progress.TIP_TIMEOUT", 0.3)
     tell_edge = create_app(gateway=gateway).state.tell_edge
     stream = Client(gateway, headers=FOLLOWS)
@@ -136,6 +141,7 @@ async def test_what_may_not_be_read_is_not_proven() -> None:
 
 async def test_a_worker_that_drains_tells_an_edge_nothing(gateway: Gateway) -> None:
     """Another worker was asked for it. The edge asks again, and an error would be in the log of each drain."""
+    await reached(gateway)
     ours = Client(gateway, headers=FOLLOWS)
     await synced(ours)
     (subscriber,) = gateway.registry.subscribers()

@@ -11,15 +11,18 @@ from starlette.types import Message
 
 from app.api import stream_response
 from app.core.keys import KeyRange
+from app.core.witnessed_history import WitnessedHistory
 from app.gateway import Gateway
 from app.settings import load
 from app.stream.delivery import WRITE_SIZE
 from tests.support.asgi_client import Client, released, synced
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 EVENT_SOURCE = [(b"accept", b"text/event-stream")]
 NDJSON = [(b"accept", b"application/x-ndjson")]
+# Another gateway follows this one by the stream.
+FOLLOWS = [(b"x-gateway-tier", b"1")]
 
 
 async def held(gateway: Gateway, count: int = 1) -> None:
@@ -62,6 +65,22 @@ async def test_head_of_a_stream(gateway: Gateway, fake: FakeEtcd) -> None:
         "x-request-id": "req-1",
         "x-accel-buffering": "no",
     }
+
+
+async def test_head_of_a_stream_of_a_gateway_below(gateway: Gateway, fake: FakeEtcd) -> None:
+    """The head also says how far etcd's history has come. Before that is known, there is no stream."""
+    refused = Client(gateway, headers=FOLLOWS)
+    await refused.task
+    assert (refused.status, json.loads(refused.text)["code"]) == (503, "etcd-unavailable")
+    await soon(lambda: gateway.upstream.member_known)
+    client = Client(gateway, headers=FOLLOWS)
+    await synced(client)
+    await client.leave()
+    await released(gateway, fake)
+
+    report = WitnessedHistory.parse(client.headers["x-gateway-history"], 0.0)
+    assert report is not None
+    assert (report.cluster_id, report.highest.revision) == (fake.cluster_id, fake.revision)
 
 
 async def test_ndjson(gateway: Gateway, fake: FakeEtcd) -> None:

@@ -130,6 +130,33 @@ async def test_an_edge_that_was_started_later(fake: FakeEtcd) -> None:
             assert (client.resets, keys(client)) == (RESTORED, ["/svc/b", "/svc/f"])
 
 
+@pytest.mark.parametrize("tiers", [1, 2])
+async def test_a_root_that_was_started_later(fake: FakeEtcd, tiers: int) -> None:
+    """The only one that knows the old history is an edge. Its root was replaced, or its root's root was."""
+    async with contextlib.AsyncExitStack() as stack:
+        old_root = await stack.enter_async_context(serving(etcd=fake.endpoint))
+        to_root = await stack.enter_async_context(proxy(old_root))
+        edge = await stack.enter_async_context(serving(upstream=to_root.endpoint))
+        if tiers == 2:
+            edge = await stack.enter_async_context(serving(upstream=edge))
+        (client, quiet) = await stack.enter_async_context(joined(edge, count=2))
+        last = write(fake)
+        await reach(last, client, quiet)
+        await quiet.leave()
+        to_root.cut()
+        restore(fake, 3, up_to=last + 5)
+        last = fake.delete(b"/svc/a")
+        new_root = await stack.enter_async_context(serving(etcd=fake.endpoint))
+        to_root.lead_to(new_root)
+        to_root.heal()
+        await reach(last, client)
+        assert (client.resets, keys(client)) == (RESTORED, ["/svc/b"])
+        assert deletes(client) == []
+        await quiet.join(edge)
+        await reach(last, quiet)
+        assert (quiet.resets, keys(quiet)) == (RESTORED, ["/svc/b"])
+
+
 async def test_a_restore_that_only_one_range_can_prove(fake: FakeEtcd) -> None:
     """The second of two restores: revision, raft term and raft index have passed what the gateway knows, and the last
     event of a quiet range is compacted. The other range finds another event at its last revision.

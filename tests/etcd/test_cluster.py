@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.core.witnessed_history import HistoryProgress, WitnessedHistory
 from app.etcd.cluster import Cluster, ForeignClusterError
 
 
@@ -129,3 +130,21 @@ def test_another_cluster_ends_no_history(cluster: Cluster, time: Time) -> None:
     time.now += 60
     cluster.admit(header(8, 3), tried_all=True)
     assert [cluster.ended.revision(cluster_id) for cluster_id in (7, 8)] == [0, 0]
+
+
+def test_what_gateways_below_are_told(cluster: Cluster, time: Time) -> None:
+    """What the connection found first, and the highest that is known. A connection may find nothing."""
+    assert cluster.witnessed is None
+    cluster.note_first(header(7, 50, 2), 9, time())
+    cluster.note_linearizable(cluster.known, header(7, 60, 3))
+    cluster.note_applied(12)
+    assert cluster.witnessed == WitnessedHistory(7, HistoryProgress(50, 2, 9), time(), HistoryProgress(60, 3, 12))
+    cluster.note_first(None, 0, time())
+    assert cluster.witnessed == WitnessedHistory(7, HistoryProgress(0, 0, 0), time(), HistoryProgress(60, 3, 12))
+
+
+def test_no_cluster_is_known(time: Time) -> None:
+    """A user who may make no call that names the cluster: gateways below cannot compare anything."""
+    cluster = Cluster(replace_after=60, clock=time)
+    cluster.note_first(None, 0, time())
+    assert cluster.witnessed is None

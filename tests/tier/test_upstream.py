@@ -16,11 +16,11 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.core.events import KeyValue
-from app.core.feed_messages import Lost, WatchInput
+from app.core.feed_messages import Created, Lost, WatchInput
 from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG, eventually, soon
 from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, position, scripted, upstream
 
 SVC = KeyRange("prefix", b"/svc/")
@@ -262,7 +262,11 @@ async def test_a_state_never_goes_back(root: Scripted) -> None:
 
 
 async def test_a_state_below_what_was_reached_is_of_a_restored_etcd(root: Scripted) -> None:
-    """Only a linearizable read proves that. Then the lower state is taken, and nothing holds the old revisions."""
+    """Only a linearizable read proves that. Then the lower state is taken, and nothing holds the old revisions.
+
+    All feeds are told: their ranges have another history, too.
+    """
+    told: list[int] = []
     too_high = Answered.of({"code": "revision-not-reached", "detail": ""}, 504)
 
     def answer(asked: Asked) -> Answered:
@@ -271,12 +275,46 @@ async def test_a_state_below_what_was_reached_is_of_a_restored_etcd(root: Script
     root.answer = answer
     async with upstream(root.url) as above:
         await condition(above, "ready")
+        above.on_restored(lambda: told.append(above.ended.revision(CLUSTER)))
         above.note_reached(SVC, 500)
         snapshot, _ = await above.snapshot([SVC], lambda _size: None)
         assert snapshot.revision == 100
         await above.snapshot([SVC], lambda _size: None)
     asked = [(one.parameters.get("consistency"), one.parameters.get("min_revision")) for one in root.of("/v1/kv")]
     assert asked == [("feed", "500"), (None, "500"), (None, None), ("feed", "0")]
+    assert told == [500]
+
+
+async def test_an_upstream_that_was_started_after_a_restore(root: Scripted) -> None:
+    """The head of its first stream proves the restore, before an event of that stream is believed."""
+    told: list[int] = []
+    given: list[WatchInput] = []
+    async with upstream(root.url) as above:
+        above.on_restored(lambda: told.append(above.ended.revision(CLUSTER)))
+        await condition(above, "ready")
+
+        async def open_stream(history: str) -> None:
+            head = Answered.stream(X_Etcd_Revision="80", X_Gateway_History=history)
+            root.answer = lambda asked: head if asked.path == "/v1/watch" else root.usual(asked)
+            above.watch(SVC, 51, given.append, stream_kind="live")
+            await root.stream()
+
+        await open_stream(f"{CLUSTER:x}; first=13-2-10; highest=80-4-300; age=1000")
+        await soon(lambda: Created(80) in given)
+        witnessed = above.witnessed
+        assert witnessed is not None
+        assert (witnessed.first, witnessed.highest, told) == ((13, 2, 10), (80, 4, 300), [])
+        await open_stream(f"{CLUSTER:x}; first=60-2-12; highest=95-5-40; age=0")
+        await soon(lambda: told == [100])  # which the upstream said, too
+
+
+async def test_an_upstream_that_reports_no_history(root: Scripted) -> None:
+    """One of an older version, or a report that something between has changed, proves nothing."""
+    async with upstream(root.url, stale_after=0.4) as above:
+        await condition(above, "ready")
+        says(root, Answered.of(position(revision=7), X_Gateway_History="7"))
+        await soon(lambda: above.highest_revision == 7)
+        assert above.witnessed is None
 
 
 async def test_the_state_of_one_key(root: Scripted) -> None:
