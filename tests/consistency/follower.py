@@ -232,7 +232,7 @@ class Follower:
 
         with contextlib.suppress(TimeoutError):
             await eventually(over, PASSES)
-        runs = self._process_of(base) == process and self.judge.restored_once()
+        runs = self._process_of(base) == process
         return base if runs and not history.ended and history.tip > stand else None
 
     def _bring_another(self) -> None:

@@ -180,7 +180,6 @@ class Chronicle:
     def __init__(self) -> None:
         self.histories = [History(0)]
         self.restored_at = float("-inf")
-        self.restored_before = float("-inf")  # when the restore before the last one was
 
     @property
     def now(self) -> History:
@@ -191,4 +190,4 @@ class Chronicle:
         """etcd was restored from the snapshot of history *of* at *revision*."""
         self.now.ended = True
         self.histories.append(of.fork(len(self.histories), revision))
-        self.restored_before, self.restored_at = self.restored_at, at
+        self.restored_at = at

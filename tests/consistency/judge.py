@@ -47,8 +47,6 @@ BOUND = 8.0
 TIER_BOUND = 4.0
 # Seconds after a restore in which a reset may go back, whatever reason the gateway noticed first.
 RECENT = 30.0
-# Seconds between two restores after which a gateway notices the second one, too: the raft log has grown by then.
-APART = 15.0
 
 
 class ViolationError(AssertionError):
@@ -300,7 +298,7 @@ class Judge:
 
         A gateway that did not run at the restore cannot tell the difference (docs/guarantees.md): the operator changes
         GATEWAY_EPOCH, which has the same effect as forgetting the cursor. A gateway detects a cursor that is far ahead
-        of the new history. The process that gave the cursor knows: see ``restored_once``.
+        of the new history. The process that gave the cursor knows.
         """
         now = self.chronicle.now
         if self.stand is None or now.parent is None:
@@ -310,10 +308,6 @@ class Judge:
             return now.tip + FAR_AHEAD > self.stand
         self._add_forks(self.stand)
         return now.number not in self._candidates and now.tip + FAR_AHEAD > self.stand
-
-    def restored_once(self) -> bool:
-        """Whether the last restore was not the second one within a short time, which a gateway may not notice."""
-        return self.chronicle.restored_at - self.chronicle.restored_before > APART
 
     # --- claims, which only history can confirm -----------------------------------------------------------------------
 

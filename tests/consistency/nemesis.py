@@ -48,6 +48,10 @@ MOST_SLOW = 8
 RARELY = {"keep the roots from etcd": 150, "slow watcher": 20}
 # Seconds that such a fault lasts beyond the time that a follower may be told "live" without it being true.
 BEYOND = 4.0
+# Seconds between two restores. A gateway that was cut off may not notice the second of two within a short time: the
+# raft log of the history between must be longer than that of the last one is when the gateway is back, which is after
+# 20 s at most.
+APART = 30.0
 # Seconds in which faults come, before all hands rest for a while.
 STORM = 20.0
 # The faults of the processes between etcd and a follower. Each comes often in a long run.
@@ -93,6 +97,7 @@ class Nemesis:
         kinds: Sequence[str] | None = None,
         pause: float = 0.4,
         calm: float = 0.0,
+        apart: float = APART,
         gently: bool = False,
         upgrade_to: Path | None = None,
     ) -> None:
@@ -111,6 +116,7 @@ class Nemesis:
         self._log = log
         self._pause = pause
         self._calm = calm
+        self._apart = apart
         self._began = 0.0
         self._members = asyncio.Lock()  # no member is restored while it is killed
         self._proxied = asyncio.Lock()  # no gateway is let through while members are restored
@@ -225,7 +231,9 @@ class Nemesis:
                 continue
             kind = min(rng.sample(list(hand), min(2, len(hand))), key=lambda name: self.counts[name])
             self._log(kind)
-            if await hand[kind](rng) is not False:
+            if await hand[kind](rng) is False:
+                self._log(f"{kind}: not now")
+            else:
                 self.counts[kind] += 1
 
     def _until_storm(self) -> float:
@@ -329,6 +337,8 @@ class Nemesis:
 
     async def _restore_lower(self, _rng: random.Random) -> bool:
         """Restore a snapshot that is some seconds old: the revision falls, and the gateways see that."""
+        if not await self._is_time_to_restore():
+            return False
         async with self._members:
             upgraded = all(member.binary != self._oldest for member in self._cluster.members)
             backup = self._old_backup if upgraded else self._backup
@@ -342,8 +352,10 @@ class Nemesis:
         await self._rest()
         return True
 
-    async def _restore_passed(self, rng: random.Random) -> None:
+    async def _restore_passed(self, rng: random.Random) -> bool:
         """Restore likewise, but cut the gateways off until the new history has passed all cursors again."""
+        if not await self._is_time_to_restore():
+            return False
         async with self._members:
             backup = await self._save()
             await asyncio.sleep(rng.random())
@@ -355,6 +367,14 @@ class Nemesis:
                 finally:
                     self._heal_proxies()
         await self._rest()
+        return True
+
+    async def _is_time_to_restore(self) -> bool:
+        """Whether the last restore is long ago; if not, wait a moment."""
+        if asyncio.get_running_loop().time() - self._oracle.chronicle.restored_at >= self._apart:
+            return True
+        await asyncio.sleep(1)
+        return False
 
     async def _save(self) -> _Backup:
         self._drop_backups()

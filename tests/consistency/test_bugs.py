@@ -88,6 +88,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         stay=STAY if bug in FAULTS else 2.0,
         # Some bugs take twice the time to show with faults as rare as in the long runs.
         pause=0.15 if bug in FAULTS else 0.4,
+        apart=0.0,
         tiers=1 if bug in OF_TIERS else 0,
         workers=1,  # a worker is a program of its own, without the bug
         javascript=(),

@@ -28,7 +28,7 @@ from tests.consistency.follower import PIN, QUIET, STAY, Follower
 from tests.consistency.history import Selected
 from tests.consistency.javascript import NODE, JavascriptClient
 from tests.consistency.judge import BOUND, bound_of
-from tests.consistency.nemesis import STORM, Nemesis
+from tests.consistency.nemesis import APART, STORM, Nemesis
 from tests.consistency.oracle import Oracle
 from tests.consistency.reads import ReadingFollower
 from tests.consistency.replica import Replica
@@ -77,6 +77,7 @@ async def torture(
     kinds: Sequence[str] | None = None,
     pause: float = 0.4,
     calm: float = 0.0,
+    apart: float = APART,
     least: Least = ANYTHING,
     rounds: int = 10,
     tiers: int = 2,
@@ -101,6 +102,7 @@ async def torture(
         kinds: the faults to draw from; None is all.
         pause: seconds between the faults of one hand, on average.
         calm: seconds without faults after each storm of them. Most deliveries come then.
+        apart: seconds between two restores, at least.
         tiers: how many edges follow the gateways, each the one before.
         workers: of the second gateway and of the first edge, each with a hub; 1: all are single processes.
         circular: the first edge is told to follow the second one, too. A gateway without a bug that starts while its
@@ -187,6 +189,7 @@ async def torture(
             kinds=kinds,
             pause=pause,
             calm=calm,
+            apart=apart,
             gently=gently,
             upgrade_to=upgrade_to,
         )
