@@ -215,7 +215,11 @@ class Etcd(Protocol):
 
     @property
     def witnessed(self) -> WitnessedHistory | None:
-        """What is known of the present history, for gateways below; None before etcd's first answer."""
+        """What is known of the present history, for gateways below; None if nothing is."""
+
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether gateways below may have streams: they must know of which history a stream is, before its events."""
 
     def reach(self, most: int) -> int:
         """Return how many revisions back the upstream can be asked for history, if this gateway asks for *most*."""

@@ -51,8 +51,7 @@ class WatchEndpoint:
         gateway = self._gateway
         try:
             asked = await self.parse_and_authorize(request)
-            # The gateway below must know of which history the stream is, before it believes an event.
-            refused = asked.from_gateway and gateway.upstream.witnessed is None
+            refused = asked.from_gateway and not gateway.upstream.can_be_followed
             return StreamResponse(gateway.streams, asked, gateway.upstream.condition.error() if refused else None)
         except OverCapacityError as error:
             return StreamResponse(gateway.streams, _early(request), error)

@@ -154,6 +154,11 @@ class Upstream:
         """See ``app.ports.Etcd``."""
         return self._cluster.witnessed
 
+    @property
+    def can_be_followed(self) -> bool:
+        """See ``app.ports.Etcd``. The first connection has been compared, and the cluster is known."""
+        return self._cluster.witnessed is not None
+
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``."""
         return most
@@ -351,11 +356,13 @@ class Upstream:
         """
         cluster = self._cluster
         known, applied, asked_at = cluster.known, cluster.applied, self.clock()
-        answer: Any = None
+        header: Any = None  # of an answer that shows at least all that was committed before the read
+        denied = False
         try:
             answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_TIMEOUT)
-            cluster.note_linearizable(known, answer.header)
-            self.linearizable_reads.note(asked_at, answer.header.revision)
+            header = answer.header
+            cluster.note_linearizable(known, header)
+            self.linearizable_reads.note(asked_at, header.revision)
         except LoginError as error:
             return str(error)
         except rpc.AioRpcError as error:
@@ -363,15 +370,17 @@ class Upstream:
                 return f"{CUT_OFF}: no linearizable read in {TRIAL_TIMEOUT:g} s"
             # etcd refuses a key that the user may not read only after the same barrier as a read. Without a user, etcd
             # refuses every key.
-            if error.code() is not rpc.StatusCode.PERMISSION_DENIED and cluster.applied:
+            denied = error.code() is rpc.StatusCode.PERMISSION_DENIED
+            if not denied and cluster.applied:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
             return str(error)
         reason = await link.check(self._health_timeout())
         if reason is None:
             cluster.compare_applied(known, applied, link.applied, link.header)
-            status = link.header if link.applied else None  # another answer's header may have no revision
-            cluster.note_first(answer.header if answer is not None else status, link.applied, asked_at)
+            if denied and link.applied:
+                header = link.header  # of the member's status: the header of another answer may have no revision
+            cluster.note_first(header, link.applied if header is not None else 0, asked_at)
         return reason
 
     def _foreign(self, link: Link) -> str | None:

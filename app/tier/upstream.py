@@ -131,6 +131,11 @@ class GatewayUpstream:
         """See ``app.ports.Etcd``: as the upstream has reported it."""
         return self._known_history.witnessed()
 
+    @property
+    def can_be_followed(self) -> bool:
+        """See ``app.ports.Etcd``. An upstream of an older version reports nothing."""
+        return self.cluster_id != 0
+
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``: nine tenths for each tier, because the tip of the tier above may be ahead."""
         return int(most * 0.9 ** (self.tier or 1))

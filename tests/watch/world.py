@@ -112,7 +112,7 @@ class StubEtcd:
     def __init__(self, trap: Trap) -> None:
         self.trap = trap
         self.ended = EndedHistories()
-        self.witnessed = None
+        self.witnessed, self.can_be_followed = None, True
         self.open: set[StubWatch] = set()
         self.mute = False  # a watch says nothing by itself
         self.snapshots = 0  # how many snapshots were read
