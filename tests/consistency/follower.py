@@ -100,7 +100,7 @@ class Follower:
         self.others: Sequence[Follower] = ()
         self.reading = False
         self.streams = self.gzip_streams = 0
-        self.returns = 0  # to a root, with a cursor of a history that was ended by a restore meanwhile
+        self.returns = 0  # to the gateway that gave the cursor, whose history a restore has ended meanwhile
         self.moves = 0  # resumed streams at a gateway of another tier than the stream before
         self._back_at = 0.0  # it stays away until then
         self.violation: AssertionError | None = None
@@ -146,8 +146,8 @@ class Follower:
     async def _stay(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
         rng = self._rng
         base = rng.choice(self._bases)
-        if self.judge.beyond_promises() and rng.random() < 0.5 and (root := await self._root_to_return_to()):
-            base = root
+        if self.judge.beyond_promises() and rng.random() < 0.5 and (giver := await self._gateway_to_return_to()):
+            base = giver
             self.returns += 1
         elif rng.random() < 0.05 or self.judge.beyond_promises():
             self.judge.forget()
@@ -205,7 +205,7 @@ class Follower:
                 return False
             judge.receive(event, time.monotonic())
             if event.id is not None:
-                self._given_by = given_by if tier == 0 else None
+                self._given_by = given_by
             if enough():
                 return True
             events = events - 1 if events is not None else None
@@ -216,11 +216,11 @@ class Follower:
                 judge.heard(time.monotonic())
         return enough()
 
-    async def _root_to_return_to(self) -> str | None:
-        """The root that gave the cursor, if it has run since then. It notices the restore, and must not resume it.
+    async def _gateway_to_return_to(self) -> str | None:
+        """The gateway that gave the cursor, if it has run since then. It notices the restore, and must not resume it.
 
-        An edge knows of a restore only if its root does, which may have been started later. Wait until the new history
-        has passed the cursor: until then, every gateway sees that the cursor is of another history.
+        Wait until the new history has passed the cursor: until then, every gateway sees that the cursor is of another
+        history.
         """
         if self._given_by is None or self.judge.stand is None:
             return None
