@@ -20,7 +20,7 @@ from .identity import Identity, make_identity
 from .policy import ROLE_NAME
 from .yaml_file import Entry, load_yaml
 
-# Bytes of the file: about 25,000 tokens.
+# Bytes of the file: about 35,000 tokens.
 MAX_TOKENS_FILE = 4 << 20
 # Random bytes of a new token.
 TOKEN_BYTES = 32

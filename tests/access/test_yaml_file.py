@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.access.yaml_file import Entry, load_yaml
 from app.file_watch import FileError
@@ -37,6 +42,31 @@ def test_null_is_nothing() -> None:
         assert load_yaml(b"children: []\nmore: " + empty + b"\n", Document).more is None
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8)
+CONTENTS = st.recursive(TEXTS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4))
+
+
+class Anything(Entry):
+    """A file with any content."""
+
+    content: Any
+
+
+@given(CONTENTS, st.sampled_from([None, '"', "'", "|"]), st.sampled_from([True, False, None]))
+def test_what_pyyaml_writes(content: object, style: str | None, flow: bool | None) -> None:
+    """Every text comes back as it was, however it is written, and so do lists and mappings."""
+    data = yaml.safe_dump({"content": content}, default_style=style, default_flow_style=flow, allow_unicode=True)
+
+    assert load_yaml(data.encode(), Anything).content == content
+
+
+def test_an_alias_is_the_same_again() -> None:
+    """A list can be written once and used twice. An explicit ``!!str`` changes nothing."""
+    document = load_yaml(b"children: [{text: !!str a, words: &w [x, &y z]}, {text: *y, words: *w}]", Document)
+
+    assert document.children[1] == Child(text="z", words=["x", "z"])
+
+
 def test_json_is_yaml() -> None:
     """A file may be JSON, whatever program has made it."""
     assert load_yaml(b'{"children": [{"text": "a", "words": ["b"]}]}', Document).children[0].words == ["b"]
@@ -55,7 +85,12 @@ def test_json_is_yaml() -> None:
         (b"? [a]\n: b", "a name must be a text"),
         (b"children: []\n---\nchildren: []", "is not YAML"),
         (b"children: !!python/object/apply:os.system [id]", "is not YAML"),
-        (b"children: *missing", "is not YAML"),
+        (b"children: *missing", "is not YAML: line 1: an alias has no anchor before it"),
+        (b"children: &all [*all]", "an alias has no anchor before it"),
+        (b"children: [{text: !!int 5}]", "is not YAML: line 1: a tag is not supported"),
+        (b"children: []\n...\n---\nchildren: []", "line 3: a second document begins; write one"),
+        (b"children: " + b"[" * 9000, "is not YAML"),
+        (b"# nothing", "must be a mapping"),
         (b"children: \x00", "is not YAML"),
         (b"more: {}", "children: Field required"),
         (b"children: [{text: a, wrods: []}]", r"children\[0\].wrods: is not a name that this file knows"),
