@@ -63,8 +63,8 @@ class Source(Protocol):
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call *listener* after each change."""
 
-    def look(self) -> Outcome:
-        """Read it now, or soon. For SIGHUP."""
+    async def look(self) -> Outcome:
+        """Read it now, and use it if it has changed, or read it soon. For SIGHUP."""
 
     async def run(self) -> None:
         """Read it again whenever that may be needed. Runs for ever."""
@@ -111,32 +111,30 @@ class WatchedFiles(Generic[T]):
             await asyncio.sleep(LOOK)
             await self.poll()
 
-    def look(self) -> Outcome:
-        """Read the files now, and use them at once if they have changed. For SIGHUP."""
-        try:
-            data = self._read()
-            if data == self._data:
-                return self._recovered()
-            value = self._made(data)
-        except FileError as error:
-            return self._unusable(error)
-        return self._adopt(data, value)
+    async def look(self) -> Outcome:
+        """Read the files now, and use them as soon as they are parsed. For SIGHUP."""
+        return await self.poll(at_once=True)
 
-    async def poll(self) -> Outcome:
-        """Look at the files, and use them if two looks in a row have seen the same change."""
+    async def poll(self, *, at_once: bool = False) -> Outcome:
+        """Look at the files, and use them if two looks in a row have seen the same change.
+
+        *at_once*: use them anyway. Parse also what could not be used before: a certificate may be valid meanwhile.
+        """
         try:
             data = self._read()
             seen, self._seen = self._seen, data
             if data == self._data:
                 return self._recovered()
-            if data != seen:
-                return "unchanged"
-            if self._refused is not None and self._refused[0] == data:
-                return self._unusable(self._refused[1])
+            if not at_once:
+                if data != seen:
+                    return "unchanged"
+                if self._refused is not None and self._refused[0] == data:
+                    return self._unusable(self._refused[1])
+            # In another thread: 25,000 tokens take 0.4 s, and all streams would wait.
             value = await asyncio.to_thread(self._made, data)
         except FileError as error:
             return self._unusable(error)
-        # A look may have used a newer content while this one was parsed.
+        # A look may have seen a newer content while this one was parsed.
         return self._adopt(data, value) if data == self._seen else "unchanged"
 
     def _read(self) -> tuple[bytes, ...]:

@@ -155,6 +155,7 @@ class Gateway:
         self.version = __version__
         # Set when the gateway cannot go on. The process must then end, and its supervisor starts a new process.
         self.broken = asyncio.Event()
+        self._reloads: set[asyncio.Task[None]] = set()
         self.instance = settings.instance or socket.gethostname()
         self.gzip_prefixes = settings.gzipped
         self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
@@ -255,17 +256,23 @@ class Gateway:
         """Return the epoch of cursors for *selection*."""
         return derive_epoch(cluster_id, self.settings.epoch, selection)
 
-    def reload(self) -> None:
-        """Read the files again that may change while the process runs, and log the result.
+    def reload(self) -> asyncio.Task[None]:
+        """Begin to read the files again that may change while the process runs. Return the task, which logs the result.
 
         The files of the access control and of TLS are reloaded. The files for etcd are only checked here: the gateway
         reads them for each new connection, and the existing connections do not need them.
         """
-        outcomes = {"token": "not set", **self.access.reload(), "etcd": self._look_at_credentials()}
+        task = spawn(self._reload(), name="reload", died=lambda _error: None)
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return task
+
+    async def _reload(self) -> None:
+        outcomes = {"token": "not set", **await self.access.reload(), "etcd": self._look_at_credentials()}
         if self.tls is not None:
-            outcomes["tls"] = self.tls.files.look()
+            outcomes["tls"] = await self.tls.files.look()
         if self._upstream_tls is not None and self._upstream_tls.files is not None:
-            outcomes["upstream"] = self._upstream_tls.files.look()
+            outcomes["upstream"] = await self._upstream_tls.files.look()
         logger.info("reloaded", extra=outcomes)
 
     def _look_at_credentials(self) -> str:
@@ -367,6 +374,7 @@ class Gateway:
             await self.streams.aclose()
             await self.registry.aclose()
             await self.upstream.aclose()
+            tasks += self._reloads
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

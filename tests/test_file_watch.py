@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from app.file_watch import FileError, WatchedFile
 from app.settings import SettingsError
+from tests.support.waiting import HANG
 
 
 def parse(data: bytes) -> str:
@@ -83,14 +86,14 @@ async def test_a_link_that_is_swapped(tmp_path: Path) -> None:
     assert file.value == "two"
 
 
-def test_sighup_reads_at_once(path: Path) -> None:
+async def test_sighup_reads_at_once(path: Path) -> None:
     """``look`` does not wait for a second look."""
     file = watched(path)
     write(path, "two")
 
-    assert file.look() == "changed"
+    assert await file.look() == "changed"
     assert file.value == "two"
-    assert file.look() == "unchanged"
+    assert await file.look() == "unchanged"
 
 
 BAD = [b"bad", b"defect", b"\xff", b"x" * 65, None]
@@ -107,7 +110,7 @@ async def test_what_cannot_be_used_changes_nothing(
     with caplog.at_level(logging.INFO, "gateway"):
         for _ in range(4):
             await file.poll()
-        assert file.look() == "unusable"
+        assert await file.look() == "unusable"
         assert (file.value, changes) == ("one", [])
         assert "GATEWAY_POLICY_FILE (--policy-file): " in file.trouble
         write(path, b"one")
@@ -148,21 +151,36 @@ async def test_a_bad_file_is_parsed_once(path: Path) -> None:
 
 
 async def test_a_newer_content_wins(path: Path) -> None:
-    """A content that was being parsed while SIGHUP used a newer one does not come back."""
-    file = watched(path)
+    """While a content is parsed the event loop goes on, and a newer content that was used meanwhile stays."""
+    file, begun, may_end = watched(path), threading.Event(), threading.Event()
 
     def parse_late(data: bytes) -> str:
         if data == b"two":
-            write(path, "three")
-            file.look()
+            begun.set()
+            assert may_end.wait(HANG)
         return parse(data)
 
     file._parse = parse_late
     write(path, "two")
-    await file.poll()
+    late = asyncio.create_task(file.look())
+    assert await asyncio.to_thread(begun.wait, HANG)
+    write(path, "three")
+    assert await file.look() == "changed"
+    may_end.set()
 
-    assert await file.poll() == "unchanged"
+    assert await late == "unchanged"
     assert file.value == "three"
+
+
+async def test_a_signal_tries_again(path: Path) -> None:
+    """What could not be used may be usable later with the same content: a certificate becomes valid."""
+    file = watched(path)
+    write(path, "bad")
+    assert [await file.poll() for _ in range(3)] == ["unchanged", "unusable", "unusable"]
+    file._parse = lambda data: data.decode()
+
+    assert await file.poll() == "unusable"
+    assert await file.look() == "changed"
 
 
 @pytest.mark.parametrize("content", BAD)

@@ -79,8 +79,8 @@ async def test_a_reload_says_what_came_of_each_part(tmp_path: Path, caplog: pyte
     with_token, without = Gateway(load({"etcd": NOWHERE, "token_file": str(file)})), Gateway(load({"etcd": NOWHERE}))
     file.write_text("two")
     with caplog.at_level(logging.INFO, "gateway"):
-        with_token.reload()
-        without.reload()
+        await with_token.reload()
+        await without.reload()
 
     reloaded = [vars(record) for record in caplog.records if record.getMessage() == "reloaded"]
     assert [(line["token"], line["etcd"]) for line in reloaded] == [

@@ -198,7 +198,7 @@ async def test_a_bad_file_changes_nothing(bad: str, ca: Ca, pair: Pair, caplog: 
         pair.cert.write_bytes(b"" if bad == "empty" else good[:200])
 
     with caplog.at_level(logging.WARNING, "gateway"):
-        assert tls.files.look() == "unusable"
+        assert await tls.files.look() == "unusable"
         assert await tls.files.poll() in ("unchanged", "unusable")
         assert await tls.files.poll() == "unusable"
 
@@ -226,7 +226,7 @@ async def test_a_removed_ca_permits_nobody(tmp_path: Path, pair: Pair) -> None:
         shake(tls.for_clients(), clients[1])
 
     file.write_text(second.cert.read_text())
-    assert tls.files.look() == "changed"
+    assert await tls.files.look() == "changed"
 
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(tls.for_clients(), clients[0], session)
@@ -314,7 +314,7 @@ async def test_the_files_for_an_upstream_are_read_again(ca: Ca, pair: Pair, tmp_
     first = tls.context
     put(ca.sign("two"), tmp_path)
     assert tls.files is not None
-    assert tls.files.look() == "changed"
+    assert await tls.files.look() == "changed"
     server = make(pair, ca.cert)
     assert tls.context is not first
     assert [shake(server.for_clients(), context).version() for context in (first, tls.context)] == ["TLSv1.3"] * 2

@@ -379,9 +379,10 @@ class AccessControl:
         for listener in self._listeners:
             listener()
 
-    def reload(self) -> dict[str, Outcome]:
+    async def reload(self) -> dict[str, Outcome]:
         """Read everything now. Return the outcomes, by the names of the settings."""
-        outcomes: dict[str, Outcome] = {source.setting: source.look() for source in self._sources}
+        found = await asyncio.gather(*(source.look() for source in self._sources))
+        outcomes = {source.setting: outcome for source, outcome in zip(self._sources, found, strict=True)}
         if self._bearer.token is not None:
             outcomes["token"] = self._bearer.token.look()
         return outcomes

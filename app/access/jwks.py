@@ -172,7 +172,7 @@ class JwksUrl:
         """Call *listener* after each change of the keys."""
         self._listeners.append(listener)
 
-    def look(self) -> Outcome:
+    async def look(self) -> Outcome:
         """Fetch the keys soon."""
         self._wanted.set()
         return "unchanged"

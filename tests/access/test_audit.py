@@ -59,10 +59,10 @@ async def test_a_stream_from_its_join_to_its_end(tmp_path: Path, lines: pytest.L
     permit.note("joined", address="a:1", request_id="r")
     permit.note("revoked", address="a:1", request_id="r")
     world.policy_path.write_text("roles: {}")
-    world.control.reload()
+    await world.control.reload()
     permit.note("revoked", address="a:1", request_id="r")
     world.write(token="another", more="roles: [reader]")
-    world.control.reload()
+    await world.control.reload()
     permit.note("revoked", address="a:1", request_id="r")
     permit.note("expired", address="a:1", request_id="r")
 

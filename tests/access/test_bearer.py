@@ -112,13 +112,13 @@ async def test_an_identity_is_found_again(bearer: Bearer, tokens_path: Path) -> 
     tokens = bearer.tokens
     assert tokens is not None
 
-    def rewrite(token: str) -> None:
-        tokens_path.write_text(f"tokens: [{entry('dash', token, ', roles: [r]')}]")
-        tokens.look()
+    async def rewrite(token: str) -> None:
+        tokens_path.write_text(f"tokens: [{entry('dash', token, ', roles: [r]')}]")  # noqa: ASYNC240  # a small file
+        await tokens.look()
 
-    rewrite("dash-token")
+    await rewrite("dash-token")
     changed = bearer.current(dash)
-    rewrite("another-token")
+    await rewrite("another-token")
 
     assert changed is not None
     assert changed.roles == {"r"}

@@ -188,7 +188,7 @@ async def test_an_expired_token(tmp_path: Path) -> None:
     """A token is refused from the second at which it expires."""
     world = World(tmp_path)
     world.write(token="dash-token", more="expires: 1970-01-01T00:01:41Z")
-    world.control.reload()
+    await world.control.reload()
     assert (await world.control.authenticate(encoded(BEARER), None)).expires == 101
     world.now = 101
 
@@ -277,17 +277,17 @@ async def test_a_reload_changes_what_open_streams_may_read(tmp_path: Path) -> No
 
     assert reading() == [True, True]
     world.policy_path.write_text(POLICY.replace("roles: [reader, operator]", "roles: [operator]"))
-    assert world.control.reload() == {"tokens_file": "unchanged", "policy_file": "changed"}
+    assert await world.control.reload() == {"tokens_file": "unchanged", "policy_file": "changed"}
     assert reading() == [True, "revoked"]
     world.policy_path.write_text(POLICY)
     world.write(token="dash-token", more="roles: []")
-    world.control.reload()
+    await world.control.reload()
     assert reading() == ["revoked", True]
     world.write(token="another", more="roles: [reader]")
-    world.control.reload()
+    await world.control.reload()
     assert reading() == ["revoked", True]
     world.write(token="dash-token", more="roles: [reader], expires: 1970-01-01T00:01:39Z")
-    world.control.reload()
+    await world.control.reload()
     assert reading() == ["expired", True]
     assert len(changes) == world.control.generation == 5
 
@@ -296,7 +296,7 @@ async def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
     """A policy that does not parse leaves everything as it was, and is a trouble of its setting."""
     world = World(tmp_path, policy=POLICY)
     world.policy_path.write_text("roles: [")
-    assert world.control.reload() == {"tokens_file": "unchanged", "policy_file": "unusable"}
+    assert await world.control.reload() == {"tokens_file": "unchanged", "policy_file": "unusable"}
     identity = await world.control.authenticate(encoded(BEARER), PEER)
     world.control.authorize(identity, [SVC])
 

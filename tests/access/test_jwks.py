@@ -240,7 +240,7 @@ async def test_the_same_answer_changes_nothing(world: World) -> None:
 
 async def test_a_signal_fetches(world: World) -> None:
     """SIGHUP fetches, at any time."""
-    world.source.look()
+    await world.source.look()
 
     async def fetched() -> bool:
         return world.fetches == 2

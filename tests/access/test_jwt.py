@@ -191,7 +191,7 @@ async def test_a_secret(tmp_path: Path) -> None:
     token = mac(SECRET, {"alg": "HS256", "kid": "any"}, claims())
     assert await world.verifier.identity_of(token)
     path.write_bytes(SECRET[::-1])
-    secret.look()
+    await secret.look()
     world.verifier.forget()
 
     await world.refused(token)
@@ -530,7 +530,7 @@ async def test_the_key_of_an_open_stream(tmp_path: Path) -> None:
     world.keys.value = parse_jwks(jwks(EC["ES256"]))
     assert trusted() == [False, True]
     path.write_bytes(SECRET[::-1])
-    secret.look()
+    await secret.look()
     assert trusted() == [False, False]
     assert not any(SECRET.decode() in repr(one) or one.signed_by in repr(one) for one in (alice, bob))
 

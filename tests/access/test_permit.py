@@ -28,7 +28,7 @@ async def test_a_permit_holds_while_nothing_is_taken_away(tmp_path: Path) -> Non
     permit = world.control.permit(await dash(world), (SVC,), (SVC,))
     world.policy_path.write_text(POLICY.replace("read: [/svc/]", "read: [/]"))
     world.write(token="dash-token", more="roles: [reader, operator]")
-    world.control.reload()
+    await world.control.reload()
     renewed = permit.renewed()
 
     assert isinstance(renewed, Permit)
@@ -43,7 +43,7 @@ async def test_a_narrower_policy(tmp_path: Path) -> None:
     inside = (KeyRange("prefix", b"/svc/a/b"),)
     wide, narrow = world.control.permit(identity, (SVC,), (SVC,)), world.control.permit(identity, inside, inside)
     world.policy_path.write_text(NARROWER)
-    world.control.reload()
+    await world.control.reload()
 
     assert wide.renewed() == "revoked"
     assert narrow.renewed() == narrow
@@ -56,7 +56,7 @@ async def test_values_that_are_denied_while_keys_are_not(tmp_path: Path) -> None
     values = world.control.permit(identity, (SVC,), (SVC,))
     keys = world.control.permit(identity, (SVC,), (SVC,), keys_only=True)
     world.policy_path.write_text(POLICY.replace("read: [/svc/], keys_only: [/audit/]", "keys_only: [/svc/]"))
-    world.control.reload()
+    await world.control.reload()
 
     assert (values.renewed(), keys.renewed()) == ("revoked", keys)
 
@@ -75,7 +75,7 @@ async def test_permitted_parts(tmp_path: Path) -> None:
         (POLICY.replace("read: [/svc/], ", ""), "revoked"),
     ):
         world.policy_path.write_text(policy)
-        world.control.reload()
+        await world.control.reload()
         assert permit.renewed() == outcome
 
 
@@ -86,12 +86,12 @@ async def test_another_expiry(tmp_path: Path) -> None:
     assert permit.expires is None
     for second, expires in (("03:00", 180.0), ("01:41", 101.0)):
         world.write(token="dash-token", more=f"expires: 1970-01-01T00:{second}Z")
-        world.control.reload()
+        await world.control.reload()
         renewed = permit.renewed()
         assert isinstance(renewed, Permit)
         assert renewed.expires == expires
     world.write(token="dash-token", more="expires: 1970-01-01T00:01:40Z")
-    world.control.reload()
+    await world.control.reload()
 
     assert permit.renewed() == "expired"
 
@@ -114,7 +114,7 @@ async def test_equal_requests_share_a_permit(tmp_path: Path) -> None:
     assert world.control.admit(await dash(world), (SVC,)) is permit
     assert world.control.admit(identity, (SVC,), keys_only=True) != permit
     world.policy_path.write_text(NARROWER)
-    world.control.reload()
+    await world.control.reload()
 
     with pytest.raises(ForbiddenError):
         world.control.admit(identity, (SVC,))
@@ -137,10 +137,10 @@ async def test_a_request_that_has_waited(tmp_path: Path) -> None:
     world = World(tmp_path, policy=POLICY)
     permit = world.control.permit(await dash(world), (SVC,), (SVC,))
     world.write(token="dash-token", more="roles: [reader, operator]")
-    world.control.reload()
+    await world.control.reload()
     permit.check()
     world.policy_path.write_text(NARROWER)
-    world.control.reload()
+    await world.control.reload()
 
     with pytest.raises(ForbiddenError, match="token:dash may read has changed while the request waited") as caught:
         permit.check()
@@ -156,7 +156,7 @@ async def test_credentials_that_end_while_a_request_waits(tmp_path: Path, change
         world.write(token="another", more="roles: [reader]")
     else:
         world.write(token="dash-token", more="expires: 1970-01-01T00:01:40Z")
-    world.control.reload()
+    await world.control.reload()
 
     with pytest.raises(UnauthorizedError, match="have ended while the request waited") as caught:
         permit.check()
@@ -168,11 +168,11 @@ async def test_a_request_for_the_permitted_parts_that_has_waited(tmp_path: Path)
     world = World(tmp_path, policy=POLICY)
     permit = world.control.permit(await dash(world), ALL, (SVC,), permitted_only=True)
     world.policy_path.write_text(NARROWER)
-    world.control.reload()
+    await world.control.reload()
     with pytest.raises(ScopeChangedError, match="send the request again"):
         permit.check()
     world.policy_path.write_text(POLICY.replace("read: [/svc/], ", ""))
-    world.control.reload()
+    await world.control.reload()
 
     with pytest.raises(ForbiddenError, match="has changed while the request waited"):
         permit.check()
@@ -183,9 +183,9 @@ async def test_without_a_policy(tmp_path: Path) -> None:
     world = World(tmp_path)
     permit = world.control.permit(await dash(world), (OTHER, SVC), (OTHER, SVC))
     world.write(token="dash-token", more="roles: []")
-    world.control.reload()
+    await world.control.reload()
     assert isinstance(permit.renewed(), Permit)
     world.write(token="another", more="roles: []")
-    world.control.reload()
+    await world.control.reload()
 
     assert permit.renewed() == "revoked"

@@ -251,13 +251,13 @@ async def test_a_token_is_taken_away(world: World) -> None:
     cookie, _ = await world.begin()
     permit = opened(world, await world.who(cookie))
     world.list_tokens("dash-token", ", expires: 1970-01-01T00:20:00Z")
-    world.control.reload()
+    await world.control.reload()
     renewed = permit.renewed()
     assert isinstance(renewed, Permit)
     assert (renewed.expires, (await world.who(cookie)).expires) == (1200.0, 1200.0)
     assert renewed.session == permit.session
     world.list_tokens("another")
-    world.control.reload()
+    await world.control.reload()
 
     assert permit.renewed() == "revoked"
     assert "has ended" in await world.refused(cookie)
@@ -278,14 +278,14 @@ async def test_a_session_can_be_ended_while_its_token_is_away(world: World) -> N
     """Otherwise the cookie would be good again as soon as the token is listed again."""
     cookie, _ = await world.begin()
     world.list_tokens("another")
-    world.control.reload()
+    await world.control.reload()
     sent = [(b"cookie", COOKIE.encode() + b"=" + cookie.encode())]
     found = world.control.opened_session(sent)
     assert found is not None
     assert found.session is not None
     world.control.end_session(found.session)
     world.list_tokens("dash-token")
-    world.control.reload()
+    await world.control.reload()
 
     assert "has ended" in await world.refused(cookie)
     assert world.control.opened_session(sent) is None
@@ -313,20 +313,20 @@ def test_a_claim_that_is_not_text(world: World) -> None:
 async def test_the_keys_are_rotated(world: World) -> None:
     """The first key seals; every key opens; a session ends with its key, and a stream with the session."""
     world.write(OLD)
-    world.control.reload()
+    await world.control.reload()
     first, _ = await world.begin()
     permit = opened(world, await world.who(first))
     world.write(OLD, NEW)  # the new key opens everywhere before it seals anywhere
-    world.control.reload()
+    await world.control.reload()
     assert (await world.begin())[1].session.sealed_by == permit.identity.session.sealed_by  # type: ignore[union-attr]  # both have one
     world.write(NEW, OLD)
-    world.control.reload()
+    await world.control.reload()
     second, sealed = await world.begin()
     assert sealed.session.sealed_by != permit.identity.session.sealed_by  # type: ignore[union-attr]  # as above
     await world.who(first)
     assert isinstance(permit.renewed(), Permit)
     world.write(NEW)
-    world.control.reload()
+    await world.control.reload()
 
     assert permit.renewed() == "revoked"
     assert "not accepted" in await world.refused(first)

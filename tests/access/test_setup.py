@@ -133,7 +133,7 @@ def test_ready_with_the_issuers_keys(keys: str) -> None:
     assert {name: text for name, text in fetched.troubles().items() if text} == {"jwt_jwks": "not fetched yet"}
 
 
-def test_every_source_has_a_metric(tmp_path: Path, keys: str, secret: str) -> None:
+async def test_every_source_has_a_metric(tmp_path: Path, keys: str, secret: str) -> None:
     """The names of the sources are known before they are set: a metric is present from the start."""
     (tmp_path / "tokens").write_text("tokens: []")
     (tmp_path / "policy").write_text("roles: {}")
@@ -143,7 +143,7 @@ def test_every_source_has_a_metric(tmp_path: Path, keys: str, secret: str) -> No
     everything = make(**files, **JWT, jwt_jwks=keys, jwt_secret_file=secret, session_key_file=sessions)
 
     assert make().troubles() == everything.troubles() == dict.fromkeys(SOURCES, "")
-    assert set(everything.reload()) == set(SOURCES)
+    assert set(await everything.reload()) == set(SOURCES)
 
 
 @pytest.mark.parametrize(

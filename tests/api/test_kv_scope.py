@@ -85,10 +85,10 @@ async def get(http: httpx.AsyncClient, name: str, query: str, **headers: str) ->
     return await http.get(f"/v1/kv?{query}", headers=[(b"Authorization", f"Bearer {name}".encode()), *sent])
 
 
-def change(gateway: Gateway, policy: Path, text: str) -> None:
+async def change(gateway: Gateway, policy: Path, text: str) -> None:
     """Put another policy in force."""
-    policy.write_text(text)
-    assert gateway.access.reload()["policy_file"] == "changed", gateway.access.troubles()
+    policy.write_text(text)  # noqa: ASYNC240  # a small file
+    assert (await gateway.access.reload())["policy_file"] == "changed", gateway.access.troubles()
 
 
 async def pages(http: httpx.AsyncClient, name: str, query: str) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ async def test_a_page_is_for_one_identity(http: httpx.AsyncClient, policy: Path,
             assert (answer.status_code, answer.json()["code"]) == (410, "page-expired")
         # Who may not read the range learns nothing of the token.
         assert (await get(http, "eve", f"{query}&page={token}")).status_code == 403
-    change(
+    await change(
         guarded, policy, POLICY.replace('ann: {read: ["/t/a/", "key=/t/b/1"]', 'ann: {read: ["/t/a/1", "key=/t/b/1"]')
     )
     answer = await get(http, "ann", f"prefix=/t/&limit=1&scope=permitted&page={token}")
@@ -249,7 +249,7 @@ async def test_a_held_read_while_the_policy_changes(
     tag = (await get(http, "ann", query)).headers["etag"]
     held = asyncio.create_task(get(http, "ann", query, If_None_Match=tag, Prefer=wait))
     await eventually(lambda: _holds(guarded))
-    change(guarded, policy, POLICY.replace('ann: {read: ["/t/a/", "key=/t/b/1"]', f"ann: {{read: [{left}]"))
+    await change(guarded, policy, POLICY.replace('ann: {read: ["/t/a/", "key=/t/b/1"]', f"ann: {{read: [{left}]"))
     answer = await held
 
     assert answer.status_code == status, answer.text
@@ -275,7 +275,7 @@ async def test_what_is_wrong(http: httpx.AsyncClient) -> None:
 async def test_too_many_parts(http: httpx.AsyncClient, guarded: Gateway, policy: Path) -> None:
     """More parts than a request may have are refused, and not cut off."""
     items = json.dumps([f"/t/{number}/" for number in range(33)])
-    change(guarded, policy, f"roles:\n  ann: {{read: {items}}}\n")
+    await change(guarded, policy, f"roles:\n  ann: {{read: {items}}}\n")
     answer = await get(http, "ann", "prefix=&scope=permitted")
 
     assert (answer.status_code, answer.json()["code"]) == (400, "selection-too-wide")

@@ -103,7 +103,7 @@ class Walk:
             roles.append(f"  {name}: {{read: {json.dumps(read)}, keys_only: {json.dumps(keys)}}}\n")
             grants[name] = Grants(tuple(map(range_of, read)), tuple(map(range_of, keys)))
         self.policy.write_text("roles:\n" + "".join(roles) + f"# {len(self.grants)}\n")
-        assert self.gateway.access.reload()["policy_file"] == "changed", self.gateway.access.troubles()
+        assert (await self.gateway.access.reload())["policy_file"] == "changed", self.gateway.access.troubles()
 
         async def checked() -> bool:
             return not self.gateway.streams.recheck.running

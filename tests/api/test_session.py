@@ -351,7 +351,7 @@ async def test_another_user_of_the_browser(world: World) -> None:
     another one: whoever plants a cookie of their own in a browser cannot end, or share, the session that begins there.
     """
     world.list_tokens("dash-token", "other-token")
-    world.gateway.reload()
+    await world.gateway.reload()
     async with world.http() as http:
         await http.post("/v1/session", headers=BEARER)
         planted = http.cookies[COOKIE]
@@ -384,7 +384,7 @@ async def test_a_stream_lives_as_long_as_its_session(world: World) -> None:
     stream = world.stream(await world.cookie())
     await synced(stream)
     world.ahead = LIFETIME - 29
-    world.gateway.reload()
+    await world.gateway.reload()
     later = world.stream(await world.cookie())
     await synced(later)
     assert '"expires"' not in later.text
@@ -411,13 +411,13 @@ async def test_a_reload_ends_what_the_keys_no_longer_open(world: World) -> None:
     by_key = world.stream(await world.cookie())
     await synced(by_key)
     world.keys.write_text("n" * 32)
-    world.gateway.reload()
+    await world.gateway.reload()
     await by_key.until('"reason":"revoked"')
     await by_key.task
     by_token = world.stream(await world.cookie())
     await synced(by_token)
     world.list_tokens("another")
-    world.gateway.reload()
+    await world.gateway.reload()
     await by_token.until('"reason":"revoked"')
     await by_token.task
 
@@ -445,7 +445,7 @@ async def test_a_held_read_ends_with_its_session(tmp_path: Path, fake: FakeEtcd,
                 await other.delete("/v1/session", headers={"Cookie": f"{COOKIE}={cookie}"})
         else:
             world.list_tokens("another")
-            world.gateway.reload()
+            await world.gateway.reload()
         answer = await held
 
     assert problem(answer) == (401, "unauthorized")

@@ -64,15 +64,25 @@ class World:
         ]
         self.tokens.write_text("tokens:\n" + "".join(lines))
 
-    def list_tokens(self, **entries: str) -> None:
+    async def list_tokens(self, **entries: str) -> None:
         """Change the tokens file, and reload."""
         self.entries = {name.replace("_", "."): more for name, more in entries.items()}
         self._write()
-        self.gateway.reload()
+        await self.gateway.reload()
 
-    def expire(self, seconds: float) -> None:
+    def list_tokens_at_once(self, **entries: str) -> None:
+        """Change the tokens file and use it, while the event loop does nothing else."""
+        self.entries = entries
+        self._write()
+        file = self.gateway.access._bearer.tokens
+        assert file is not None
+        data = file._read()
+        file._adopt(data, file._made(data))
+
+    async def expire(self, seconds: float) -> None:
         """Let the token of dash expire so many seconds after NOW."""
-        self.list_tokens(dash=f'roles: [reader], expires: "2027-01-15T08:{int(seconds) // 60:02}:{seconds % 60:02}Z"')
+        moment = f"2027-01-15T08:{int(seconds) // 60:02}:{seconds % 60:02}Z"
+        await self.list_tokens(dash=f'roles: [reader], expires: "{moment}"')
 
     def wait(self, seconds: float) -> None:
         """Let *seconds* pass for all streams at once."""
@@ -110,7 +120,7 @@ async def ended(client: Client) -> str:
 
 async def test_a_token_that_expires(world: World) -> None:
     """30 s ahead the client is told when, in an ordinary status, once; then the stream is closed as expired."""
-    world.expire(120)
+    await world.expire(120)
     client = world.client()
     await synced(client)
     world.wait(89)
@@ -132,7 +142,7 @@ async def test_a_token_that_expires(world: World) -> None:
 
 async def test_a_token_that_soon_expires(world: World) -> None:
     """A stream that begins less than 30 s ahead is told right after its state."""
-    world.expire(10)
+    await world.expire(10)
     first, second = world.client(), world.client()  # who waits for the feed, and who finds it live
     for client in (first, second):
         await client.until("expires")
@@ -144,7 +154,7 @@ async def test_a_token_that_soon_expires(world: World) -> None:
 
 async def test_the_timer_is_set_for_the_expiry(world: World) -> None:
     """The timer of a stream that expires is set for the notice, then for the end, and not for the next heartbeat."""
-    world.expire(120)
+    await world.expire(120)
     client = world.client()
     await synced(client)
     (delivery,) = world.deliveries
@@ -164,7 +174,7 @@ async def test_the_timer_is_set_for_the_expiry(world: World) -> None:
 
 async def test_the_wall_clock_is_stepped(world: World) -> None:
     """The wall clock decides: a step forward expires a token at the next look, although no time has passed."""
-    world.expire(1800)
+    await world.expire(1800)
     client = world.client()
     await synced(client)
     world.gateway.streams.wall = lambda: NOW + 4000
@@ -175,18 +185,18 @@ async def test_the_wall_clock_is_stepped(world: World) -> None:
 
 async def test_the_expiry_is_moved(world: World) -> None:
     """An expiry that the tokens file moves counts for living streams: later, and earlier, and at once."""
-    world.expire(60)
+    await world.expire(60)
     client, other = world.client(), world.client()
     await synced(client)
     await synced(other)
-    world.expire(600)
+    await world.expire(600)
     world.wait(60)
     assert [event["type"] for event in told(client)] == ["reset", "synced"]
-    world.expire(61)
+    await world.expire(61)
     world.wait(0.1)
     await client.until("expires")
     await other.leave()
-    world.expire(59)
+    await world.expire(59)
 
     assert await ended(client) == "expired"
 
@@ -195,29 +205,29 @@ async def test_a_rotated_token_loses_no_stream(world: World) -> None:
     """Old and new hash beside each other: nothing ends. When the old one is removed, only its streams end."""
     old = world.client("dash")
     await synced(old)
-    world.list_tokens(dash="roles: [reader]", dash_new="roles: [reader]")
+    await world.list_tokens(dash="roles: [reader]", dash_new="roles: [reader]")
     new = world.client("dash.new")
     await synced(new)
     assert not old.task.done()
-    world.list_tokens(dash_new="roles: [reader]")
+    await world.list_tokens(dash_new="roles: [reader]")
 
     assert await ended(old) == "revoked"
     assert not new.task.done()
-    world.list_tokens(other="roles: [reader]")
+    await world.list_tokens(other="roles: [reader]")
     assert await ended(new) == "revoked"
 
 
 async def test_exactly_the_denied_end(world: World, fake: FakeEtcd) -> None:
     """On one feed and on its channels, those whose role lost a range end; the others get every event, and no reset."""
     fake.put(b"/svc/b", b"1")
-    world.list_tokens(dash="roles: [reader]", slim="roles: [narrow]", both="roles: [reader, narrow]")
+    await world.list_tokens(dash="roles: [reader]", slim="roles: [narrow]", both="roles: [reader, narrow]")
     wide, narrow, both = world.client(), world.client("slim", b"prefix=/svc/a"), world.client("both")
     inside = world.client(query=b"prefix=/svc/a")
     clients = [wide, narrow, both, inside]
     for client in clients:
         await synced(client)
     world.policy.write_text("roles: {reader: {read: [/other/]}, narrow: {read: [/svc/a]}}")
-    world.gateway.reload()
+    await world.gateway.reload()
 
     assert [await ended(client) for client in (wide, both, inside)] == ["revoked"] * 3
     revision = fake.put(b"/svc/a", b"2")
@@ -232,7 +242,7 @@ async def test_nothing_changes_for_a_bad_file(world: World) -> None:
     client = world.client()
     await synced(client)
     world.policy.write_text("roles: [")
-    world.gateway.reload()
+    await world.gateway.reload()
     await asyncio.sleep(0)
 
     assert not client.task.done()
@@ -251,7 +261,7 @@ async def test_a_client_that_does_not_read_does_not_stay(world: World, fake: Fak
     client = world.client(send=stuck)
     await client.until("mod_revision")
     fake.put(b"/svc/a", b"after")
-    world.list_tokens(other="roles: [reader]")
+    await world.list_tokens(other="roles: [reader]")
     assert len(world.gateway.registry) == 1
     world.wait(DENIAL_TIMEOUT)
 
@@ -268,7 +278,7 @@ async def test_the_rules_change_between_the_check_and_the_join(world: World, mon
 
     def slow(self: WatchEndpoint, *args: Any) -> Any:
         found = original(self, *args)
-        world.list_tokens(other="roles: [reader]")
+        world.list_tokens_at_once(other="roles: [reader]")
         return found
 
     monkeypatch.setattr(WatchEndpoint, "_parse_and_authorize", slow)
@@ -290,7 +300,7 @@ async def test_mode_latest_ends_too(world: World, fake: FakeEtcd) -> None:
         return any(feed.history.log.tip >= revision for feed in world.gateway.registry.feeds)
 
     await eventually(arrived)
-    world.list_tokens(other="roles: [reader]")
+    await world.list_tokens(other="roles: [reader]")
 
     assert await ended(client) == "revoked"
     assert f'"mod_revision":{revision}' not in client.text
@@ -303,7 +313,7 @@ async def test_a_read_that_waits_is_checked_again(world: World, known: str, monk
 
     def slow(self: KvEndpoint, *args: Any) -> Any:
         found = original(self, *args)
-        world.list_tokens(other="roles: [reader]")
+        world.list_tokens_at_once(other="roles: [reader]")
         return found
 
     monkeypatch.setattr(KvEndpoint, "_parse_and_authorize", slow)
@@ -319,10 +329,10 @@ async def test_a_read_that_waits_is_checked_again(world: World, known: str, monk
 
 async def test_an_expiry_moved_to_soon_is_told_at_once(world: World) -> None:
     """The client learns 30 s ahead or at once, and not with the next event or heartbeat."""
-    world.expire(1800)
+    await world.expire(1800)
     client = world.client()
     await synced(client)
-    world.expire(10)
+    await world.expire(10)
     await client.until("expires")
 
     assert [event["type"] for event in told(client)] == ["reset", "synced", "status"]
@@ -340,7 +350,7 @@ async def test_an_audit_log_that_fails_stops_no_recheck(world: World, monkeypatc
         raise RuntimeError("the audit log is broken")
 
     monkeypatch.setattr(Permit, "note", broken)
-    world.list_tokens(other="roles: [reader]")
+    await world.list_tokens(other="roles: [reader]")
 
     async def over() -> bool:
         return all(client.task.done() for client in clients) and not world.gateway.streams.recheck.running
